@@ -1,0 +1,30 @@
+"""The one error that a person can cause, and how it is worded.
+
+Every message says what was given and what would fit. An entry point prints it as a single line
+and leaves with exit code 2; anything else that is raised is a defect of Duet and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DuetError", "one_of"]
+
+
+class DuetError(ValueError):
+    """Something given to Duet does not fit; the message names it and what would."""
+
+
+def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:
+    """The error for a name that is not among the `allowed` ones, with the nearest of them.
+
+    Args:
+        what: what the name stands for, as in "schedule".
+        given: what arrived.
+        allowed: what would fit.
+    """
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return DuetError(f"{what}: {given!r} was given; it must be one of {', '.join(names)}.{hint}")
