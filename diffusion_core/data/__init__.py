@@ -1,0 +1,40 @@
+"""Data sets as arrays, and the order in which a run sees them.
+
+`load_dataset` makes one by name; `Loader` shows it; `to_uint8` and `from_uint8` go between stored
+pixels and network values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from diffusion_core.data import digits
+from diffusion_core.data.dataset import Dataset
+from diffusion_core.data.loader import Images, Loader
+from diffusion_core.data.pixels import from_uint8, to_uint8
+from diffusion_core.errors import DuetError, one_of
+
+__all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "to_uint8"]
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits.digits,
+}
+
+
+def load_dataset(name: str, **options: object) -> Dataset:
+    """The data set called `name`, made with the options of its function in `DATASETS`.
+
+    Raises:
+        DuetError: the name is unknown, an option is unknown or missing, or the function refuses its value.
+    """
+    if name not in DATASETS:
+        raise one_of("data set", name, DATASETS)
+    parameters = inspect.signature(DATASETS[name]).parameters
+    for option in options:
+        if option not in parameters:
+            raise one_of(f"option of data set {name!r}", option, parameters)
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise DuetError(f"data set {name!r}: no {missing[0]} was given; it takes {', '.join(parameters)}")
+    return DATASETS[name](**options)

@@ -1,0 +1,135 @@
+"""A data set: pictures, their classes and a hash of both.
+
+Pictures are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green,
+blue). Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names.
+The pictures may be a memory map: nothing here reads them all at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+
+__all__ = ["Dataset"]
+
+_HASH_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled pictures, checked when made.
+
+    Args:
+        images: uint8 with shape (N, S, S, C), C being 1 or 3; an array or a memory map.
+        labels: class ids with shape (N,); kept as int32.
+        class_names: the name of each class id.
+        name: what to call the data set in reports.
+
+    Raises:
+        DuetError: a shape, a type or a label does not fit.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    class_names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, np.asarray(self.labels)
+        names = tuple(str(name) for name in self.class_names)
+        what = f"data set {self.name!r}"
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            given = getattr(images, "dtype", type(images).__name__)
+            raise DuetError(f"{what}: images of {given} were given; they must be a uint8 array")
+        shape = images.shape
+        if images.ndim != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or 0 in shape:
+            raise DuetError(
+                f"{what}: images with shape {shape} were given; "
+                f"they must be (N, size, size, channels) with N at least 1 and 1 or 3 channels"
+            )
+        if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise DuetError(
+                f"{what}: labels of {labels.dtype} with shape {labels.shape} were given; "
+                f"they must be whole numbers with shape ({shape[0]},)"
+            )
+        if not names or len(set(names)) != len(names):
+            raise DuetError(f"{what}: the class names {names} were given; there must be at least one and no two alike")
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise DuetError(
+                f"{what}: labels from {labels.min()} to {labels.max()} were given; "
+                f"with {len(names)} class names they must lie in 0..{len(names) - 1}"
+            )
+        object.__setattr__(self, "labels", labels.astype(np.int32))
+        object.__setattr__(self, "class_names", names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self.images.shape[3]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, whether or not each has a picture here."""
+        return len(self.class_names)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of shape, class names, labels and pixels, but not of the name; memory stays bounded."""
+        header = json.dumps({"shape": self.images.shape, "class_names": self.class_names})
+        digest = hashlib.sha256(header.encode())
+        digest.update(self.labels.astype("<i4").tobytes())
+        step = max(1, _HASH_BYTES // self.images[0].size)
+        for start in range(0, len(self), step):
+            digest.update(np.ascontiguousarray(self.images[start : start + step]))
+        return digest.hexdigest()
+
+    def select(self, indices: ArrayLike | Sequence[int]) -> Dataset:
+        """The items at `indices`, in that order, in memory.
+
+        Raises:
+            DuetError: there are no indices, or one lies outside 0..N-1.
+        """
+        indices = np.asarray(indices)
+        whole = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
+        if not whole or indices.min() < 0 or indices.max() >= len(self):
+            raise DuetError(
+                f"data set {self.name!r}: the selection {indices} was given; "
+                f"it must be a list of whole numbers in 0..{len(self) - 1}, at least one"
+            )
+        return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices])
+
+    def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+        """The data set in two disjoint parts, drawn from stream ``"data/split"``, each in its old order.
+
+        Args:
+            fraction: the share of the first part, rounded to whole items.
+            seed: the seed of the stream.
+
+        Raises:
+            DuetError: a part would be empty.
+        """
+        first = round(fraction * len(self)) if 0 < fraction < 1 else 0
+        if not 0 < first < len(self):
+            raise DuetError(
+                f"data set {self.name!r}: a split at {fraction} of {len(self)} items was given; "
+                f"the fraction must lie between 0 and 1 and leave an item on each side"
+            )
+        order = Stream(seed, "data/split").permutation(len(self))
+        return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))

@@ -1,0 +1,93 @@
+"""The order of the data, without state: position p of a run always shows the same picture.
+
+With n items and p = images seen so far::
+
+    epoch e = p // n
+    item    = permutation_e[p mod n]        from Stream(seed, "data/order") at row e
+    flip    = word(p) even                  from Stream(seed, "data/flip") at counter p
+
+A batch is a slice of this one infinite sequence. So neither the batch size, nor the number of
+processes, nor a restart changes what is seen; batches run over the border of an epoch and nothing
+is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from diffusion_core.data.dataset import Dataset
+from diffusion_core.data.pixels import from_uint8
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+
+__all__ = ["Images", "Loader"]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A slice of the data order.
+
+    Args:
+        pixels: network values in [-1, 1] with shape (B, H, W, C).
+        labels: class ids, int32 with shape (B,).
+        indices: the items shown, int64 with shape (B,).
+        epochs: the epoch of each, int64 with shape (B,).
+        counters: the position of each in the run, int64 with shape (B,); random streams take them.
+    """
+
+    pixels: NDArray
+    labels: NDArray[np.int32]
+    indices: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    counters: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Shows a data set in an order that is a function of the seed alone.
+
+    Args:
+        dataset: what to show.
+        seed: the seed of the run.
+        flip: mirror half of the pictures left to right, drawn anew at each position.
+        dtype: the type of the pixels.
+    """
+
+    dataset: Dataset
+    seed: int
+    flip: bool = False
+    dtype: DTypeLike = np.float32
+
+    def batch(self, images_seen: int, size: int) -> Images:
+        """The `size` pictures that follow the first `images_seen` of the run.
+
+        Raises:
+            DuetError: `images_seen` is negative or `size` is not positive.
+        """
+        if images_seen < 0 or size < 1:
+            raise DuetError(
+                f"batch: {size} images from position {images_seen} were asked for; "
+                f"the size must be at least 1 and the position at least 0"
+            )
+        counters = np.arange(images_seen, images_seen + size, dtype=np.int64)
+        epochs, places = np.divmod(counters, len(self.dataset))
+        indices = np.empty(size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = _permutation(self.seed, len(self.dataset), int(epoch))[places[here]]
+        images = np.asarray(self.dataset.images[indices])
+        if self.flip:
+            mirrored = Stream(self.seed, "data/flip").bits(counters, 1)[:, 0] % 2 == 0
+            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        return Images(from_uint8(images, self.dtype), self.dataset.labels[indices], indices, epochs, counters)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, n: int, epoch: int) -> NDArray[np.int64]:
+    order = Stream(seed, "data/order").permutation(n, row=epoch)
+    order.setflags(write=False)  # it is shared by every later batch of the epoch
+    return order

@@ -1,0 +1,224 @@
+"""Pixels, data sets and the order of the data."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset, to_uint8
+from diffusion_core.errors import DuetError
+
+
+def toy(n: int = 13, size: int = 4, channels: int = 3) -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size, channels), np.uint8)
+    return Dataset(images, np.arange(n) % 3, ("a", "b", "c"), "toy")
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_every_pixel_survives_the_round_trip(dtype):
+    u8 = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    x = from_uint8(u8, dtype)
+    assert x.dtype == dtype and x.shape == u8.shape
+    np.testing.assert_array_equal(to_uint8(x), u8)
+
+
+def test_ends_of_the_range_are_exact():
+    np.testing.assert_array_equal(from_uint8(np.array([0, 255], np.uint8)), [-1.0, 1.0])
+
+
+@given(st.floats(-3, 3))
+def test_to_uint8_is_the_nearest_pixel(x):
+    pixel = int(to_uint8(np.array(x)))
+    distance = np.abs((min(max(x, -1.0), 1.0) + 1) * 127.5 - np.arange(256))
+    assert distance[pixel] <= distance.min() + 1e-12
+
+
+def test_a_half_is_rounded_up_and_the_rest_is_clipped():
+    # The one value in [-1, 1] that lies exactly between two pixels is 0, at 127.5.
+    x = np.array([0.0, -(2.0**-50), -np.inf, np.inf, -1.01, 1.01])
+    np.testing.assert_array_equal(to_uint8(x), [128, 127, 0, 255, 0, 255])
+
+
+def test_what_is_no_pixel_is_refused():
+    with pytest.raises(DuetError, match="1 of 2 values are not a number"):
+        to_uint8(np.array([0.0, np.nan]))
+    with pytest.raises(DuetError, match="float64"):
+        from_uint8(np.zeros(3))
+
+
+# Data sets
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((13, 4, 4, 3))}, "uint8"),
+        ({"images": np.zeros((13, 4, 5, 3), np.uint8)}, r"\(13, 4, 5, 3\)"),
+        ({"images": np.zeros((13, 4, 4, 2), np.uint8)}, "1 or 3 channels"),
+        ({"images": np.zeros((0, 4, 4, 1), np.uint8), "labels": np.zeros(0, int)}, "at least 1"),
+        ({"labels": np.zeros(12, int)}, r"\(13,\)"),
+        ({"labels": np.zeros(13)}, "whole numbers"),
+        ({"labels": np.full(13, 3)}, r"0\.\.2"),
+        ({"labels": np.full(13, -1)}, r"0\.\.2"),
+        ({"class_names": ("a", "b", "a")}, "no two alike"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_refused(change, message):
+    good = {"images": toy().images, "labels": toy().labels, "class_names": ("a", "b", "c"), "name": "toy"}
+    Dataset(**good)
+    with pytest.raises(DuetError, match=message):
+        Dataset(**{**good, **change})
+
+
+def test_the_hash_is_of_the_content():
+    data = toy()
+    same = Dataset(np.asfortranarray(data.images), data.labels.astype(np.int64), ["a", "b", "c"], "other name")
+    assert data.sha256 == same.sha256
+    pixels, labels = data.images.copy(), data.labels.copy()
+    pixels[-1, -1, -1, -1] ^= 1
+    labels[-1] = (labels[-1] + 1) % 3
+    others = [
+        Dataset(pixels, data.labels, data.class_names, "toy"),
+        Dataset(data.images, labels, data.class_names, "toy"),
+        Dataset(data.images, data.labels, ("a", "b", "d"), "toy"),
+        Dataset(data.images.reshape(52, 2, 2, 3)[:13], data.labels, data.class_names, "toy"),
+    ]
+    assert len({data.sha256, *(other.sha256 for other in others)}) == 5
+
+
+def test_the_hash_does_not_depend_on_how_it_is_read(monkeypatch):
+    whole = toy().sha256
+    monkeypatch.setattr("diffusion_core.data.dataset._HASH_BYTES", 100)
+    assert toy().sha256 == whole
+
+
+@given(st.floats(0.05, 0.95), st.integers(0, 1000))
+def test_a_split_is_a_partition(fraction, seed):
+    data = Dataset(np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1), np.arange(40) % 4, tuple("abcd"), "count")
+    first, second = data.split(fraction, seed)
+    assert len(first) == round(40 * fraction)
+    values = np.concatenate([first.images.ravel(), second.images.ravel()])
+    np.testing.assert_array_equal(np.sort(values), np.arange(40))
+    for part in (first, second):
+        np.testing.assert_array_equal(part.labels, part.images.ravel() % 4)
+
+
+def test_a_split_follows_its_seed():
+    splits = [toy(40).split(0.5, seed)[0].sha256 for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, 0.01, float("nan")])
+def test_a_split_with_an_empty_part_is_refused(fraction):
+    with pytest.raises(DuetError, match="fraction"):
+        toy().split(fraction, 0)
+
+
+@pytest.mark.parametrize("indices", [[], [13], [-1], [0.5], [[0]]])
+def test_a_selection_outside_is_refused(indices):
+    with pytest.raises(DuetError, match=r"0\.\.12"):
+        toy().select(indices)
+
+
+# The order
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@given(start=st.integers(0, 60), size=st.integers(1, 40))
+def test_any_batch_is_a_slice_of_the_long_run(flip, start, size):
+    loader = Loader(toy(), seed=3, flip=flip)
+    run, part = loader.batch(0, 100), loader.batch(start, size)
+    for field in ("pixels", "labels", "indices", "epochs", "counters"):
+        np.testing.assert_array_equal(getattr(part, field), getattr(run, field)[start : start + size])
+
+
+@pytest.mark.parametrize("size", [7, 20])
+def test_the_batch_size_does_not_change_the_sequence(size):
+    loader = Loader(toy(), seed=5, flip=True)
+    batches = [loader.batch(seen, size) for seen in range(0, 140, size)]
+    run = loader.batch(0, 140)
+    np.testing.assert_array_equal(np.concatenate([b.pixels for b in batches]), run.pixels)
+    np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), run.indices)
+
+
+def test_each_epoch_shows_each_item_once_in_its_own_order():
+    run = Loader(toy(), seed=1).batch(0, 13 * 5)
+    epochs = run.indices.reshape(5, 13)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(13), (5, 1)))
+    np.testing.assert_array_equal(run.epochs, np.repeat(np.arange(5), 13))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert not np.array_equal(run.indices, Loader(toy(), seed=2).batch(0, 13 * 5).indices)
+
+
+def test_a_batch_shows_the_items_it_names():
+    data = toy()
+    run = Loader(data, seed=1, dtype=np.float64).batch(4, 30)
+    assert run.pixels.dtype == np.float64 and run.labels.dtype == np.int32
+    np.testing.assert_array_equal(to_uint8(run.pixels), data.images[run.indices])
+    np.testing.assert_array_equal(run.labels, data.labels[run.indices])
+
+
+def test_flips_mirror_about_half_of_the_pictures_anew_each_epoch():
+    plain = Loader(toy(), seed=1).batch(0, 1300).pixels
+    flipped = Loader(toy(), seed=1, flip=True).batch(0, 1300)
+    same = (flipped.pixels == plain).all(axis=(1, 2, 3))
+    mirrored = (flipped.pixels == plain[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert 560 < mirrored.sum() < 740  # five standard deviations of 1300 fair coins
+    for item in range(13):
+        assert 0 < mirrored[flipped.indices == item].sum() < 100
+
+
+@pytest.mark.parametrize(("seen", "size"), [(-1, 4), (0, 0)])
+def test_a_batch_that_cannot_be_is_refused(seen, size):
+    with pytest.raises(DuetError, match="at least"):
+        Loader(toy(), seed=0).batch(seen, size)
+
+
+# The digits and the registry
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data = load_dataset("digits")
+    assert data.images.shape == (1797, 8, 8, 1) and data.class_names == tuple("0123456789")
+    np.testing.assert_array_equal(np.round(data.images[..., 0] / 255 * 16), load_digits().images)
+    np.testing.assert_array_equal(data.labels, load_digits().target)
+    assert data.images.min() == 0 and data.images.max() == 255
+
+
+def test_larger_digits_average_back_to_the_small_ones():
+    small, large = load_dataset("digits"), load_dataset("digits", size=24)
+    blocks = large.images.reshape(1797, 8, 3, 8, 3, 1)
+    np.testing.assert_array_equal(blocks.mean(axis=(2, 4)), small.images)
+
+
+def test_the_parts_of_the_digits_do_not_meet():
+    parts = [load_dataset("digits", part=part) for part in ("train", "held_out", "all")]
+    assert [len(part) for part in parts] == [1437, 360, 1797]
+    rows = [sorted(map(bytes, part.images.reshape(len(part), 64))) for part in parts]
+    assert sorted(rows[0] + rows[1]) == rows[2]
+    assert all((np.bincount(part.labels) > 20).all() for part in parts)
+    large = load_dataset("digits", size=16, part="held_out")
+    np.testing.assert_array_equal(large.images[:, ::2, ::2], parts[1].images)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("digit", {}, "Did you mean 'digits'"),
+        ("digits", {"sise": 8}, "Did you mean 'size'"),
+        ("digits", {"size": 12}, "multiple of 8"),
+        ("digits", {"part": "test"}, "held_out"),
+    ],
+)
+def test_an_unknown_data_set_or_option_is_refused(name, options, message):
+    with pytest.raises(DuetError, match=message):
+        load_dataset(name, **options)
