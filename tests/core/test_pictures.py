@@ -1,0 +1,148 @@
+"""Grids, captions, differences and the files that hold them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from diffusion_core.errors import DuetError
+from diffusion_core.pictures import (
+    BACKGROUND,
+    difference,
+    grid,
+    labelled_rows,
+    png_bytes,
+    save_gif,
+    save_png,
+    strip,
+)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("n", "columns", "scale", "pad"), [(7, 3, 1, 0), (7, 3, 4, 3), (2, 5, 2, 1), (6, 6, 1, 2)])
+def test_a_grid_holds_each_picture_and_else_background(n, columns, scale, pad, channels):
+    images = noise(n, 5, 4, channels)
+    sheet = grid(images, columns, scale, pad)
+    rows = -(-n // columns)
+    height, width = 5 * scale, 4 * scale
+    assert sheet.shape == (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
+    rest = np.ones(sheet.shape, bool)
+    for k, image in enumerate(images):
+        top = pad + k // columns * (height + pad)
+        left = pad + k % columns * (width + pad)
+        here = (slice(top, top + height), slice(left, left + width))
+        np.testing.assert_array_equal(sheet[here], np.kron(image, np.ones((scale, scale, 1), np.uint8)))
+        rest[here] = False
+    assert (sheet[rest] == BACKGROUND).all()
+
+
+def test_a_strip_is_a_grid_of_one_row():
+    images = noise(5, 4, 4, 3)
+    np.testing.assert_array_equal(strip(images, 2, 3), grid(images, 5, 2, 3))
+
+
+def test_rows_show_their_pictures_beside_a_caption():
+    first, second = noise(4, 16, 16, 1), noise(2, 16, 16, 3, seed=1)
+    sheet = labelled_rows([("first", first), ("second", second)], scale=2, pad=4)
+    plain = labelled_rows([("", first), ("", second)], scale=2, pad=4)
+    wide, narrow = strip(first, 2, 4), strip(second, 2, 4)
+    assert sheet.shape[2] == 3
+    assert sheet.shape[0] == plain.shape[0] == 2 * wide.shape[0] - 4
+    left = sheet.shape[1] - wide.shape[1]
+    np.testing.assert_array_equal(sheet[:40, left:], wide.repeat(3, axis=2))
+    np.testing.assert_array_equal(sheet[36:, left : left + narrow.shape[1]], narrow)
+    # Each caption leaves ink in its own row, to the left of the pictures; without one there is none.
+    for half in (sheet[:38, :left], sheet[38:, :left]):
+        assert (half < 128).any()
+    assert (plain[:, : plain.shape[1] - wide.shape[1]] == BACKGROUND).all()
+
+
+def test_a_tall_caption_makes_room_for_itself():
+    sheet = labelled_rows([("one\ntwo\nthree\nfour", noise(2, 4, 4, 1))], scale=1, pad=2, text_size=14)
+    ink = np.flatnonzero((sheet[:, :-14, 0] < 128).any(axis=1))
+    assert ink[0] >= 2 and ink[-1] < sheet.shape[0] - 2
+    assert ink[-1] - ink[0] > 3 * 14
+
+
+def test_difference_is_black_only_where_two_pictures_agree():
+    a, b = noise(2, 6, 6, 3), noise(2, 6, 6, 3, seed=1)
+    np.testing.assert_array_equal(difference(a, a, 1000), np.zeros_like(a))
+    np.testing.assert_array_equal(difference(a, b), np.abs(a.astype(int) - b))
+    np.testing.assert_array_equal(difference(a, b, 8), difference(b, a, 8))
+    np.testing.assert_array_equal(difference(a, b, 8), np.minimum(8 * np.abs(a.astype(int) - b), 255))
+    np.testing.assert_array_equal(difference(a, b, 0.001) > 0, a != b)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_file_holds_the_pixels(tmp_path, channels):
+    picture = noise(9, 7, channels)
+    save_png(tmp_path / "new" / "picture.png", picture)
+    save_png(tmp_path / "new" / "picture.png", picture)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
+    assert (tmp_path / "new" / "picture.png").read_bytes() == png_bytes(picture)
+    read = np.asarray(Image.open(io.BytesIO(png_bytes(picture))))
+    np.testing.assert_array_equal(read.reshape(picture.shape), picture)
+
+
+def few_colours(t: int) -> np.ndarray:
+    # Neighbouring colours differ by one level, which a palette found by quantisation would merge.
+    return (100 + noise(t, 8, 8, 3) % 6).astype(np.uint8)
+
+
+@pytest.mark.parametrize("frames", [noise(5, 8, 8, 1), few_colours(5)], ids=["grey", "few colours"])
+def test_an_animation_keeps_its_frames_and_their_times(tmp_path, frames):
+    save_gif(tmp_path / "a.gif", frames, fps=10, hold_last=2)
+    with Image.open(tmp_path / "a.gif") as file:
+        assert file.info["loop"] == 0
+        read, times = [], []
+        for frame in ImageSequence.Iterator(file):
+            times.append(frame.info["duration"])
+            read.append(np.asarray(frame.convert("RGB")))
+    assert times == [100] * 4 + [2000]
+    np.testing.assert_array_equal(np.stack(read), np.broadcast_to(frames, (5, 8, 8, 3)))
+
+
+def test_many_colours_come_close_and_do_not_flicker(tmp_path):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    frames = np.empty((3, 64, 64, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = ramp[:, None], ramp[None, :]
+    frames[..., 2] = np.array([0, 128, 255], np.uint8)[:, None, None]
+    frames[:, :8] = frames[0, :8]
+    save_gif(tmp_path / "a.gif", frames)
+    with Image.open(tmp_path / "a.gif") as file:
+        read = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)]).astype(int)
+    assert np.abs(read - frames).mean() < 16
+    np.testing.assert_array_equal(read[1:, :8], np.broadcast_to(read[0, :8], (2, 8, 64, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grid(noise(2, 4, 4, 2), 2), r"\(2, 4, 4, 2\)"),
+        (lambda: grid(np.zeros((2, 4, 4, 1)), 2), "float64"),
+        (lambda: grid(noise(2, 4, 4, 1), 0), "columns"),
+        (lambda: grid(noise(2, 4, 4, 1), 2, scale=0), "scale"),
+        (lambda: grid(noise(2, 4, 4, 1), 2, pad=-1), "pad"),
+        (lambda: strip(noise(4, 4, 1)), r"\(4, 4, 1\)"),
+        (lambda: labelled_rows([]), "at least one"),
+        (lambda: difference(noise(4, 4, 1), noise(4, 4, 3)), "one shape"),
+        (lambda: difference(noise(4, 4, 1), noise(4, 4, 1), 0), "positive"),
+        (lambda: png_bytes(noise(4, 4)), r"\(4, 4\)"),
+        (lambda: save_gif("unused.gif", []), "at least one"),
+        (lambda: save_gif("unused.gif", [noise(4, 4, 1), noise(4, 5, 1)]), "one shape"),
+        (lambda: save_gif("unused.gif", noise(2, 4, 4, 1), fps=0), "frames per second"),
+        (lambda: save_gif("unused.gif", [noise(4, 4)]), r"\(4, 4\)"),
+    ],
+)
+def test_what_is_no_picture_is_refused(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DuetError, match=message):
+        call()
+    assert not list(tmp_path.iterdir())
