@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from diffusion_core.data import digits
+from diffusion_core.data import digits, folder, shapes, store
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
@@ -19,6 +19,9 @@ __all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_datase
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits.digits,
+    "shapes": shapes.shapes,
+    "image_folder": folder.image_folder,
+    "store": store.open_store,
 }
 
 

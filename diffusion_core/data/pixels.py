@@ -18,6 +18,9 @@ from diffusion_core.errors import DuetError
 
 __all__ = ["from_uint8", "to_uint8"]
 
+# A table of all 256 levels: the float64 rule applied once, then looked up.
+_LEVELS = np.arange(256) / 127.5 - 1.0
+
 
 def from_uint8(u8: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray:
     """Network values in [-1, 1] of stored pixels, with the shape of `u8`.
@@ -43,7 +46,3 @@ def to_uint8(x: ArrayLike) -> NDArray[np.uint8]:
             f"pixels: {np.isnan(x).sum()} of {x.size} values are not a number; a pixel needs one in [-1, 1]"
         )
     return np.clip(np.floor((x + 1.0) * 127.5 + 0.5), 0, 255).astype(np.uint8)
-
-
-# A table of all 256 levels: the float64 rule applied once, then looked up.
-_LEVELS = np.arange(256) / 127.5 - 1.0

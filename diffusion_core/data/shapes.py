@@ -1,0 +1,155 @@
+"""Synthetic pictures of one shape each, from a distribution that is known exactly.
+
+In units of the picture's side, with u the uniform numbers of item i in stream ``"data/shapes"``::
+
+    kind        uniform among circle, square, triangle, cross, ring, diamond; this is the class
+    radius      uniform in [0.20, 0.38]
+    centre      uniform where the shape's circle of that radius keeps 0.04 from the border, x and y alone
+    colour      hue uniform, saturation in [0.55, 1], value in [0.75, 1]; grey: value alone
+    background  grey, uniform in [0.02, 0.22]
+
+A shape is drawn by its signed distance d, in pixels, to the edge: a pixel is covered by
+``clip(1/2 - d, 0, 1)``, which is antialiasing one pixel wide, and mixes colour and background by
+that share. Item i depends on (seed, i) alone, and its scene not on the size or the channels, so a
+longer set begins with the shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.data.dataset import Dataset
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+
+__all__ = ["KINDS", "Scenes", "draw", "scenes", "shapes"]
+
+Array = NDArray[np.float64]
+
+_CHUNK = 256
+
+
+def _circle(x: Array, y: Array, r: Array) -> Array:
+    return np.hypot(x, y) - r
+
+
+def _square(x: Array, y: Array, r: Array) -> Array:
+    return np.maximum(np.abs(x), np.abs(y)) - r / math.sqrt(2)
+
+
+def _triangle(x: Array, y: Array, r: Array) -> Array:
+    # Three sides at r / 2 from the centre; y points down and one corner up.
+    return np.maximum(y, math.sqrt(0.75) * np.abs(x) - y / 2) - r / 2
+
+
+def _cross(x: Array, y: Array, r: Array) -> Array:
+    # Two bars of half width r / 4 whose ends lie on the circle.
+    x, y = np.abs(x), np.abs(y)
+    end, side = math.sqrt(15 / 16) * r, r / 4
+    return np.minimum(np.maximum(x - end, y - side), np.maximum(y - end, x - side))
+
+
+def _ring(x: Array, y: Array, r: Array) -> Array:
+    return np.abs(np.hypot(x, y) - 0.75 * r) - 0.25 * r
+
+
+def _diamond(x: Array, y: Array, r: Array) -> Array:
+    # Twice as high as wide, so that it is no turned square.
+    return (2 * np.abs(x) + np.abs(y) - r) / math.sqrt(5)
+
+
+# Signed distance to the edge, negative inside, of a shape about the origin that fits in radius r.
+KINDS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+    "diamond": _diamond,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """What the pictures show, in units of the picture's side.
+
+    Args:
+        kinds: places in `KINDS`, with shape (N,).
+        centres: x to the right and y down, with shape (N, 2).
+        radii: with shape (N,).
+        colours: in [0, 1] with shape (N, 3): hue, saturation and value.
+        backgrounds: grey levels in [0, 1] with shape (N,).
+    """
+
+    kinds: NDArray[np.int64]
+    centres: Array
+    radii: Array
+    colours: Array
+    backgrounds: Array
+
+
+def scenes(count: int, seed: int) -> Scenes:
+    """The first `count` scenes of the distribution above."""
+    u = Stream(seed, "data/shapes").uniform(np.arange(count), 8)
+    radii = 0.20 + 0.18 * u[:, 1]
+    reach = radii[:, None] + 0.04
+    return Scenes(
+        kinds=(u[:, 0] * len(KINDS)).astype(np.int64),
+        centres=reach + (1 - 2 * reach) * u[:, 2:4],
+        radii=radii,
+        colours=np.array([0.0, 0.55, 0.75]) + np.array([1.0, 0.45, 0.25]) * u[:, 4:7],
+        backgrounds=0.02 + 0.20 * u[:, 7],
+    )
+
+
+def draw(what: Scenes, size: int, channels: int) -> NDArray[np.uint8]:
+    """Pictures of scenes, with shape (N, size, size, channels)."""
+    images = np.empty((len(what.kinds), size, size, channels), np.uint8)
+    axis = (np.arange(size) + 0.5) / size
+    for start in range(0, len(images), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        x = axis[None, None, :] - what.centres[part, 0, None, None]
+        y = axis[None, :, None] - what.centres[part, 1, None, None]
+        r = what.radii[part, None, None]
+        distances = np.empty((*np.broadcast_shapes(x.shape, y.shape),))
+        for k, edge in enumerate(KINDS.values()):
+            here = what.kinds[part] == k
+            distances[here] = edge(x[here], y[here], r[here])
+        cover = np.clip(0.5 - size * distances, 0.0, 1.0)[..., None]
+        ink = _rgb(what.colours[part]) if channels == 3 else what.colours[part, 2:]
+        ground = what.backgrounds[part, None, None, None]
+        images[part] = np.floor(255 * (ground + cover * (ink[:, None, None, :] - ground)) + 0.5)
+    return images
+
+
+def shapes(count: int = 4096, size: int = 32, channels: int = 3, seed: int = 0) -> Dataset:
+    """The first `count` pictures of the distribution above, with the kind of shape as class.
+
+    Args:
+        count: how many pictures.
+        size: height and width in pixels, at least 8, below which the kinds cannot be told apart.
+        channels: 3 for colour, 1 for grey.
+        seed: the seed of the stream.
+
+    Raises:
+        DuetError: a number does not fit.
+    """
+    if count < 1 or size < 8 or channels not in (1, 3):
+        raise DuetError(
+            f"shapes: {count} pictures of size {size} with {channels} channels were asked for; "
+            f"the count must be at least 1, the size at least 8 and the channels 1 or 3"
+        )
+    what = scenes(count, seed)
+    return Dataset(draw(what, size, channels), what.kinds, tuple(KINDS), "shapes")
+
+
+def _rgb(colours: Array) -> Array:
+    """Red, green and blue of hue, saturation and value, all in [0, 1] with shape (N, 3)."""
+    hue, saturation, value = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
+    k = (np.array([5.0, 3.0, 1.0]) + 6.0 * hue) % 6.0
+    return value * (1.0 - saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))
