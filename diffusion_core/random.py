@@ -98,9 +98,7 @@ class Stream:
         """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
         return (self.bits(index, n, row) + 0.5) * 2.0**-32
 
-    def normal(
-        self, index: ArrayLike, shape: tuple[int, ...], row: int = 0, dtype: DTypeLike = np.float64
-    ) -> NDArray:
+    def normal(self, index: ArrayLike, shape: tuple[int, ...], row: int = 0, dtype: DTypeLike = np.float64) -> NDArray:
         """Standard normal numbers with shape (B, *shape), made in float64 and cast once."""
         n = math.prod(shape)
         pairs = self.uniform(index, n + n % 2, row).reshape(-1, (n + 1) // 2, 2)

@@ -1,0 +1,100 @@
+"""Where TensorFlow computes and in which numbers.
+
+TF32 is always off: it rounds the inputs of every product to ten bits. Reproducible kernels are a setting.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from diffusion_core.backend import Description, Settings
+from diffusion_core.errors import DuetError
+
+__all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and the types used on it.
+
+    Args:
+        device: the device.
+        dtype: of weights, images and sums.
+        compute: of the inputs of products; bfloat16 under mixed precision.
+        compile: whether functions are compiled with XLA.
+    """
+
+    device: str
+    dtype: tf.DType
+    compute: tf.DType
+    compile: bool
+
+    def mixed(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+        """The inputs of a product, in `compute`."""
+        return [tf.cast(tensor, self.compute) for tensor in tensors]
+
+    def tensor(self, array: NDArray, dtype: tf.DType | None = None) -> tf.Tensor:
+        """An array on the device, in `dtype` of the place unless given."""
+        with tf.device(self.device):
+            return tf.constant(np.asarray(array, (dtype or self.dtype).as_numpy_dtype))
+
+    def images(self, array: NDArray) -> tf.Tensor:
+        """Images b h w c."""
+        return self.tensor(array)
+
+    def function(self, function):
+        """The function as one graph, compiled with XLA if the place compiles."""
+        return tf.function(function, jit_compile=self.compile or None, autograph=False)
+
+
+def prepare(settings: Settings) -> Place:
+    """Choose the device and set what TensorFlow keeps globally.
+
+    Raises:
+        DuetError: if CUDA is asked for and not there, or threads are set after TensorFlow has started.
+    """
+    cards = tf.config.list_physical_devices("GPU")
+    if settings.device == "cuda" and not cards:
+        raise DuetError("backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto")
+    use_cuda = bool(cards) and settings.device != "cpu"
+    if settings.threads is not None:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
+        except RuntimeError as error:
+            raise DuetError(
+                f"backend.threads: {settings.threads} was given, but TensorFlow has started: {error}"
+            ) from error
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    for card in cards if use_cuda else ():
+        tf.config.experimental.set_memory_growth(card, True)
+    dtype = tf.float64 if settings.precision == "float64" else tf.float32
+    compute = tf.bfloat16 if settings.precision == "bf16" else dtype
+    return Place("/GPU:0" if use_cuda else "/CPU:0", dtype, compute, settings.compile)
+
+
+def describe(place: Place, settings: Settings) -> Description:
+    """Device, precision and versions."""
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    name = f"cpu, {threads} threads"
+    if place.device.startswith("/GPU"):
+        card = tf.config.list_physical_devices("GPU")[0]
+        name = tf.config.experimental.get_device_details(card).get("device_name", place.device)
+    mode = "XLA" if place.compile else "tf.function"
+    versions = {"tensorflow": tf.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return Description("tf", name, settings.precision, threads, mode, versions)
+
+
+def peak_memory_mib(place: Place) -> float:
+    """The most memory used so far: of the device where it has its own, else of the process."""
+    if place.device.startswith("/GPU"):
+        return tf.config.experimental.get_memory_info(place.device.strip("/"))["peak"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,68 @@
+"""The executor of sampler plans in TensorFlow."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.network import Network, to_host
+from diffusion_core.backend import NoiseSource, Watch
+from diffusion_core.sampling.plan import SamplerPlan
+
+__all__ = ["sample"]
+
+
+def _estimate(
+    network: Network, plan: SamplerPlan, i: int, x: tf.Tensor, label: tf.Tensor, null: tf.Tensor
+) -> tf.Tensor:
+    """D_i, the estimate of x_0 at row i."""
+    c_in, guidance = float(plan.c_in[i]), float(plan.guidance[i])
+    c_noise = tf.fill([len(x)], tf.constant(plan.c_noise[i], tf.float64))
+    if plan.is_guided[i]:
+        twice = tf.concat([x, x], axis=0)
+        both = network.call(c_in * twice, tf.concat([c_noise, c_noise], axis=0), tf.concat([label, null], axis=0))
+        conditional, unconditional = tf.split(both, 2)
+        output = unconditional + guidance * (conditional - unconditional)
+    else:
+        output = network.call(c_in * x, c_noise, label)
+    estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output
+    return estimate if plan.clip is None else tf.clip_by_value(estimate, -plan.clip, plan.clip)
+
+
+def _advance(
+    plan: SamplerPlan, i: int, registers: list[tf.Tensor], history: list[tf.Tensor], z: tf.Tensor | None
+) -> list[tf.Tensor]:
+    """state[i] X + denoised[i] D + noise[i] z, register by register."""
+    advanced = []
+    for r in range(plan.registers):
+        terms = [float(plan.state[i, r, q]) * x for q, x in enumerate(registers)]
+        terms += [float(plan.denoised[i, r, h]) * d for h, d in enumerate(history)]
+        if z is not None:
+            terms.append(float(plan.noise[i, r]) * z)
+        advanced.append(sum(terms[1:], start=terms[0]))
+    return advanced
+
+
+def sample(
+    network: Network,
+    plan: SamplerPlan,
+    start: NDArray,
+    label: NDArray,
+    noise: NoiseSource,
+    watch: Watch | None = None,
+) -> NDArray:
+    """Run a plan; see `diffusion_core.backend.Backend.sample`."""
+    place = network.place
+    label = place.tensor(label, tf.int32)
+    null = tf.fill([len(label)], network.program.null_label or 0)
+    x = place.images(start)
+    registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
+    history = [tf.zeros_like(x) for _ in range(plan.history)]
+    for i in range(plan.rows):
+        history = [_estimate(network, plan, i, registers[0], label, null), *history[:-1]]
+        z = place.images(noise(i)) if plan.is_noisy[i] else None
+        registers = _advance(plan, i, registers, history, z)
+        if watch is not None:
+            watch(i, to_host(registers[0]), to_host(history[0]))
+    return np.ascontiguousarray(to_host(registers[0]))

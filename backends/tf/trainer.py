@@ -1,0 +1,146 @@
+"""The training step in TensorFlow: noise, forward, backward, clip, AdamW, moving average, in one graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.device import Place
+from backends.tf.network import Network, from_canonical, read_parameters, to_host
+from diffusion_core.backend import StepResult, TrainBatch, TrainerState
+from diffusion_core.optimiser import Adam
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import Weights
+
+__all__ = ["Trainer", "noised"]
+
+
+def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    size = tf.abs(a - b)
+    return tf.where(size <= 1, 0.5 * tf.square(a - b), size - 0.5)
+
+
+_DISTANCES = {
+    "mse": tf.math.squared_difference,
+    "l1": lambda a, b: tf.abs(a - b),
+    "huber": _huber,
+}
+
+
+def _tensors(batch: TrainBatch, place: Place) -> tuple[tf.Tensor, ...]:
+    """The fields of a batch on the device, columns ready to multiply images."""
+    columns = (batch.alpha, batch.sigma, batch.c_in, batch.target_x0, batch.target_eps)
+    return (
+        place.images(batch.images),
+        place.images(batch.noise),
+        place.tensor(batch.label, tf.int32),
+        place.tensor(batch.c_noise, tf.float64),
+        place.tensor(batch.weight),
+        *(place.tensor(column[:, None, None, None]) for column in columns),
+    )
+
+
+def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[tf.Tensor, tf.Tensor]:
+    return alpha * x0 + sigma * eps, target_x0 * x0 + target_eps * eps
+
+
+def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
+    """(x_t, target) of a batch, as the training step computes them."""
+    x0, eps, _, _, _, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
+    x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+    return to_host(x), to_host(target)
+
+
+class Trainer:
+    """See `diffusion_core.backend.Trainer`."""
+
+    def __init__(self, program: Program, state: TrainerState, adam: Adam, distance: str, place: Place) -> None:
+        self.program, self.adam, self.place = program, adam, place
+        self.distance = _DISTANCES[distance]
+        self.network = Network(program, state.weights, place)
+        self.parameters = self.network.parameters_by_name()
+        self.average = self._like(state.ema)
+        self.updates = state.updates
+        self.decays = frozenset(p.name for p in program.parameters if p.decay and adam.weight_decay)
+        self.moment1, self.moment2 = self._like(state.moment1), self._like(state.moment2)
+        self.loss_and_gradients = place.function(self._loss_and_gradients)
+        self.apply = place.function(self._apply)
+        self.whole_step = place.function(self._whole_step)
+
+    def _like(self, arrays: Weights) -> dict[str, tf.Variable]:
+        """Arrays as variables with the layout of the parameters."""
+        with tf.device(self.place.device):
+            return {
+                p.name: tf.Variable(self.place.tensor(from_canonical(arrays[p.name], p.axes)))
+                for p in self.program.parameters
+            }
+
+    def _loss(self, x0, eps, label, c_noise, weight, alpha, sigma, c_in, target_x0, target_eps) -> tf.Tensor:
+        x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+        output = self.network.apply_program(c_in * x, c_noise, label)
+        return tf.reduce_mean(weight * tf.reduce_mean(self.distance(output, target), axis=[1, 2, 3]))
+
+    def _loss_and_gradients(self, *batch: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        parameters = list(self.parameters.values())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parameters)
+            loss = self._loss(*batch)
+        return loss, [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
+
+    def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
+        """Clip, optimiser and average; `numbers` are those of `_numbers`."""
+        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, mix = tf.unstack(numbers)
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+        factor = tf.minimum(tf.constant(1, norm.dtype), clip / (norm + tf.constant(1e-6, norm.dtype)))
+        for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True):
+            g = gradient * factor
+            m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
+            v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
+            kept = p * shrink if name in self.decays else p
+            p = p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
+            self.average[name].assign_add(mix * (p - self.average[name]))
+        return norm
+
+    def _whole_step(self, batch: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, gradients = self._loss_and_gradients(*batch)
+        return loss, self._apply(gradients, numbers)
+
+    def _numbers(self, lr: float, ema_decay: float) -> tf.Tensor:
+        """The scalars of this update, computed in float64 on the host and cast once."""
+        adam = self.adam
+        self.updates += 1
+        correction1, correction2 = adam.corrections(self.updates)
+        clip = np.inf if adam.clip is None else adam.clip
+        shrink = 1.0 - lr * adam.weight_decay
+        fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)
+        return self.place.tensor(
+            np.array(
+                [clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, 1.0 - ema_decay]
+            )
+        )
+
+    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
+        """Forward, backward, clip, optimiser, average."""
+        loss, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, ema_decay))
+        return StepResult(loss, norm)
+
+    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+        """The first half of a step: (loss, gradient by name), unclipped."""
+        loss, gradients = self.loss_and_gradients(*_tensors(batch, self.place))
+        return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
+
+    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+        """The second half of a step, with given gradients; returns their global norm."""
+        tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.parameters]
+        return float(self.apply(tensors, self._numbers(lr, ema_decay)))
+
+    def state(self) -> TrainerState:
+        """Everything that must be kept to go on exactly."""
+        return TrainerState(
+            weights=self.network.weights(),
+            ema=read_parameters(self.program, self.average),
+            moment1=read_parameters(self.program, self.moment1),
+            moment2=read_parameters(self.program, self.moment2),
+            updates=self.updates,
+        )

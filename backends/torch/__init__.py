@@ -1,0 +1,57 @@
+"""The PyTorch backend: the seam of `diffusion_core.backend`, file by file the twin of `backends.tf`."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from backends.torch import device
+from backends.torch.network import Network
+from backends.torch.sampler import sample
+from backends.torch.trainer import Trainer, noised
+from diffusion_core.backend import Description, NoiseSource, Settings, TrainBatch, TrainerState, Watch
+from diffusion_core.optimiser import Adam
+from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import Weights
+
+__all__ = ["Backend"]
+
+
+class Backend:
+    """See `diffusion_core.backend.Backend`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.place = device.prepare(settings)
+
+    def describe(self) -> Description:
+        """Device, precision and versions."""
+        return device.describe(self.place, self.settings)
+
+    def network(self, program: Program, weights: Weights) -> Network:
+        """Build a network for inference."""
+        return Network(program, weights, self.place)
+
+    def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
+        """Build a network for training, going on from `state`."""
+        return Trainer(program, state, adam, distance, self.place)
+
+    def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
+        """(x_t, target) of a batch, as the training step computes them."""
+        return noised(batch, self.place)
+
+    def sample(
+        self,
+        network: Network,
+        plan: SamplerPlan,
+        start: NDArray,
+        label: NDArray,
+        noise: NoiseSource,
+        watch: Watch | None = None,
+    ) -> NDArray:
+        """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
+        return sample(network, plan, start, label, noise, watch)
+
+    def peak_memory_mib(self) -> float:
+        """The most memory used so far: of the device where it has its own, else of the process."""
+        return device.peak_memory_mib(self.place)

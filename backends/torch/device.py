@@ -1,0 +1,98 @@
+"""Where PyTorch computes and in which numbers.
+
+TF32 is always off: it rounds the inputs of every product to ten bits. Reproducible kernels are a setting.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion_core.backend import Description, Settings
+from diffusion_core.errors import DuetError
+
+__all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and the types used on it.
+
+    Args:
+        device: the device.
+        dtype: of weights, images and sums.
+        compute: of the inputs of products; bfloat16 under mixed precision.
+        compile: whether functions are compiled.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compute: torch.dtype
+    compile: bool
+
+    def mixed(self) -> AbstractContextManager:
+        """The context in which a network computes its products in `compute`."""
+        if self.compute == self.dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+    def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """An array on the device, in `dtype` of the place unless given."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype or self.dtype, non_blocking=True)
+
+    def images(self, array: NDArray) -> torch.Tensor:
+        """Images b h w c as b c h w in channels_last: a view, not a copy."""
+        return self.tensor(array).permute(0, 3, 1, 2)
+
+    def function(self, function):
+        """The function, compiled if the place compiles."""
+        return torch.compile(function) if self.compile else function
+
+
+def prepare(settings: Settings) -> Place:
+    """Choose the device and set what PyTorch keeps globally.
+
+    Raises:
+        DuetError: if CUDA is asked for and not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise DuetError("backend.device: cuda was given, but PyTorch finds no CUDA device; use cpu or auto")
+    use_cuda = has_cuda and settings.device != "cpu"
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = use_cuda and not settings.deterministic
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic and use_cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32
+    compute = torch.bfloat16 if settings.precision == "bf16" else dtype
+    return Place(torch.device("cuda" if use_cuda else "cpu"), dtype, compute, settings.compile)
+
+
+def describe(place: Place, settings: Settings) -> Description:
+    """Device, precision and versions."""
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name() if place.device.type == "cuda" else f"cpu, {threads} threads"
+    mode = "torch.compile" if place.compile else "eager"
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return Description("torch", name, settings.precision, threads, mode, versions)
+
+
+def peak_memory_mib(place: Place) -> float:
+    """The most memory used so far: of the device where it has its own, else of the process."""
+    if place.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,132 @@
+"""The training step in PyTorch: noise, forward, backward, clip, AdamW, moving average."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.torch.device import Place
+from backends.torch.network import Network, read_parameters, to_host
+from diffusion_core.backend import StepResult, TrainBatch, TrainerState
+from diffusion_core.optimiser import Adam
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import Weights
+
+__all__ = ["Trainer", "noised"]
+
+_DISTANCES = {
+    "mse": lambda a, b: F.mse_loss(a, b, reduction="none"),
+    "l1": lambda a, b: F.l1_loss(a, b, reduction="none"),
+    "huber": lambda a, b: F.huber_loss(a, b, reduction="none"),
+}
+
+
+def _tensors(batch: TrainBatch, place: Place) -> tuple[Tensor, ...]:
+    """The fields of a batch on the device, columns ready to multiply images."""
+    columns = (batch.alpha, batch.sigma, batch.c_in, batch.target_x0, batch.target_eps)
+    return (
+        place.images(batch.images),
+        place.images(batch.noise),
+        place.tensor(batch.label, torch.int64),
+        place.tensor(batch.c_noise, torch.float64),
+        place.tensor(batch.weight),
+        *(place.tensor(column)[:, None, None, None] for column in columns),
+    )
+
+
+def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[Tensor, Tensor]:
+    return alpha * x0 + sigma * eps, target_x0 * x0 + target_eps * eps
+
+
+def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
+    """(x_t, target) of a batch, as the training step computes them."""
+    x0, eps, _, _, _, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
+    x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+    return to_host(x), to_host(target)
+
+
+class Trainer:
+    """See `diffusion_core.backend.Trainer`."""
+
+    def __init__(self, program: Program, state: TrainerState, adam: Adam, distance: str, place: Place) -> None:
+        self.program, self.adam, self.place = program, adam, place
+        self.distance = _DISTANCES[distance]
+        self.network = Network(program, state.weights, place)
+        self.parameters = self.network.parameters_by_name()
+        self.average = self._like(state.ema)
+        self.updates = state.updates
+        decays = [self.parameters[p.name] for p in program.parameters if p.decay]
+        others = [self.parameters[p.name] for p in program.parameters if not p.decay]
+        groups = [
+            {"params": decays, "weight_decay": adam.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
+        )
+        moment1, moment2 = self._like(state.moment1), self._like(state.moment2)
+        for name, parameter in self.parameters.items():
+            self.optimiser.state[parameter] = {
+                "step": torch.tensor(float(state.updates), device=place.device),
+                "exp_avg": moment1[name],
+                "exp_avg_sq": moment2[name],
+            }
+        self.loss = place.function(self._loss)
+
+    def _like(self, arrays: Weights) -> dict[str, Tensor]:
+        """Arrays as tensors with the layout of the parameters."""
+        return {
+            name: torch.empty_like(parameter, requires_grad=False).copy_(self.place.tensor(arrays[name]))
+            for name, parameter in self.parameters.items()
+        }
+
+    def _loss(self, x0, eps, label, c_noise, weight, alpha, sigma, c_in, target_x0, target_eps) -> Tensor:
+        x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+        output = self.network.apply_program(c_in * x, c_noise, label)
+        return (weight * self.distance(output, target).mean(dim=(1, 2, 3))).mean()
+
+    def _apply(self, lr: float, ema_decay: float) -> Tensor:
+        """Clip, optimiser and average, with the gradients that the parameters hold."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(
+            list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - ema_decay
+        )
+        self.updates += 1
+        return norm
+
+    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
+        """Forward, backward, clip, optimiser, average."""
+        loss = self.loss(*_tensors(batch, self.place))
+        loss.backward()
+        return StepResult(loss.detach(), self._apply(lr, ema_decay))
+
+    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+        """The first half of a step: (loss, gradient by name), unclipped."""
+        loss = self.loss(*_tensors(batch, self.place))
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        return loss.item(), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
+
+    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+        """The second half of a step, with given gradients; returns their global norm."""
+        for name, tensor in self._like(gradients).items():
+            self.parameters[name].grad = tensor
+        return float(self._apply(lr, ema_decay))
+
+    def state(self) -> TrainerState:
+        """Everything that must be kept to go on exactly."""
+        moments = {name: self.optimiser.state[parameter] for name, parameter in self.parameters.items()}
+        return TrainerState(
+            weights=self.network.weights(),
+            ema=read_parameters(self.average),
+            moment1=read_parameters({name: state["exp_avg"] for name, state in moments.items()}),
+            moment2=read_parameters({name: state["exp_avg_sq"] for name, state in moments.items()}),
+            updates=self.updates,
+        )

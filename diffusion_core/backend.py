@@ -1,0 +1,237 @@
+"""The seam: what crosses from the core to a backend, and what a backend must offer.
+
+Only NumPy arrays cross it. Images are ``b h w c``; weights have the canonical axes of the manifest;
+every column of numbers was computed in float64 and is cast at most once. A backend holds no formula of
+diffusion theory: it multiplies what it is given.
+
+A backend is found by its entry point in the group ``duet.backends``, so that a third party can add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Protocol, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.optimiser import Adam
+from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import Weights
+
+__all__ = [
+    "DISTANCES",
+    "PRECISIONS",
+    "Backend",
+    "Network",
+    "NoiseSource",
+    "Settings",
+    "StepResult",
+    "TrainBatch",
+    "Trainer",
+    "TrainerState",
+    "Watch",
+    "load_backend",
+]
+
+PRECISIONS = ("float64", "float32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+DISTANCES = ("mse", "l1", "huber")
+
+# z_i for row i of a plan, with the shape of the images.
+NoiseSource = Callable[[int], NDArray]
+# Called after each row of a plan with (row, register 0, estimate of x_0) as host arrays.
+Watch = Callable[[int, NDArray, NDArray], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a backend computes; none of it changes what is computed.
+
+    Args:
+        device: ``"auto"`` takes CUDA where there is one.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"`` (weights and sums stay float32).
+        compile: `torch.compile`, or XLA for TensorFlow.
+        threads: CPU threads; None leaves the framework's choice.
+        deterministic: only reproducible kernels, and TF32 off in any case.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    compile: bool = False
+    threads: int | None = None
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise one_of("backend.device", self.device, DEVICES)
+        if self.precision not in PRECISIONS:
+            raise one_of("precision", self.precision, PRECISIONS)
+        if self.threads is not None and self.threads < 1:
+            raise DuetError(f"backend.threads: {self.threads} was given; it must be at least 1, or null")
+
+    @property
+    def host_dtype(self) -> type[np.floating]:
+        """The NumPy type in which images and columns are handed over."""
+        return np.float64 if self.precision == "float64" else np.float32
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """One step of training, whole: nothing is drawn or looked up after this.
+
+    ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise``,
+    ``loss = mean_b weight_b mean_pixels distance(F(c_in x_t, c_noise, label) - target)``.
+
+    Args:
+        images: x_0 in [-1, 1], with shape (B, H, W, C).
+        noise: eps, with the same shape.
+        label: int32 with shape (B,); the null label where the class is dropped.
+        alpha: with shape (B,), as are all the columns.
+        c_noise: float64, whatever the precision.
+    """
+
+    images: NDArray
+    noise: NDArray
+    label: NDArray[np.int32]
+    alpha: NDArray
+    sigma: NDArray
+    c_in: NDArray
+    c_noise: NDArray[np.float64]
+    target_x0: NDArray
+    target_eps: NDArray
+    weight: NDArray
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerState:
+    """All that training must remember, by parameter name; `updates` counts optimiser steps."""
+
+    weights: Weights
+    ema: Weights
+    moment1: Weights
+    moment2: Weights
+    updates: int = 0
+
+    @staticmethod
+    def fresh(weights: Weights) -> TrainerState:
+        """The state before the first step: the average starts at the weights, the moments at zero."""
+        zeros = {name: np.zeros_like(value) for name, value in weights.items()}
+        return TrainerState(weights, weights, zeros, zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What a step reports; the numbers may still be on the device and are read by ``float()``."""
+
+    loss: SupportsFloat
+    grad_norm: SupportsFloat
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a backend runs on, for people and for the run directory."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int
+    mode: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line that says which device and precision are used."""
+        framework = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{self.backend}: {self.device}, {self.precision}, {self.mode} ({framework})"
+
+
+class Network(Protocol):
+    """A program built in a framework."""
+
+    program: Program
+
+    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray) -> NDArray:
+        """The raw output F for images (B, H, W, C), numbers (B,) and labels (B,)."""
+
+    def weights(self) -> Weights:
+        """The weights by name, in the canonical axes."""
+
+
+class Trainer(Protocol):
+    """A network with its optimiser and its moving average."""
+
+    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
+        """Forward, backward, clip, optimiser, average."""
+
+    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+        """The first half of a step: (loss, gradient by name), unclipped."""
+
+    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+        """The second half of a step, with given gradients; returns their global norm."""
+
+    def state(self) -> TrainerState:
+        """Everything that must be kept to go on exactly."""
+
+
+class Backend(Protocol):
+    """A framework that can execute programs and plans."""
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None: ...
+
+    def describe(self) -> Description:
+        """Device, precision and versions."""
+
+    def network(self, program: Program, weights: Weights) -> Network:
+        """Build a network for inference."""
+
+    def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
+        """Build a network for training, going on from `state`."""
+
+    def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
+        """(x_t, target) of a batch, as the training step computes them."""
+
+    def sample(
+        self,
+        network: Network,
+        plan: SamplerPlan,
+        start: NDArray,
+        label: NDArray,
+        noise: NoiseSource,
+        watch: Watch | None = None,
+    ) -> NDArray:
+        """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
+
+    def peak_memory_mib(self) -> float:
+        """The most memory used so far: of the device where it has its own, else of the process."""
+
+
+def load_backend(name: str, settings: Settings) -> Any:
+    """The backend of that name; the only place where one is chosen, and nothing is imported before.
+
+    Raises:
+        DuetError: if no installed package offers it, or it cannot be imported here.
+    """
+    found = {entry.name: entry for entry in entry_points(group="duet.backends")}
+    if not found:
+        raise DuetError("no backend is installed in this Python; run: python3 duet.py setup")
+    if name not in found:
+        raise one_of("backend", name, sorted(found))
+    try:
+        factory = found[name].load()
+    except ImportError as error:
+        raise DuetError(
+            f"backend {name}: it cannot be imported in this Python ({error}); "
+            f"start it with: python3 duet.py run {name} -- -m experiments..."
+        ) from error
+    return factory(settings)

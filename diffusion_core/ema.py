@@ -1,0 +1,43 @@
+r"""The moving average of the weights that samples are drawn with.
+
+    e <- e + (1 - d_k) (p - e),      e_0 = p_0
+
+with update k = 1, 2, ... Without warm-up d_k is the given decay. With it, ``d_k = min(decay, (1+k)/(10+k))``,
+so that the average forgets the initial weights early and samples are worth looking at from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError
+
+__all__ = ["Ema", "ema_update"]
+
+
+@dataclass(frozen=True)
+class Ema:
+    """The decay of each update.
+
+    Args:
+        decay: the final decay, 0 to 1.
+        warmup: whether it is ramped up.
+    """
+
+    decay: float = 0.9999
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise DuetError(f"ema.decay: {self.decay} was given; it must be in [0, 1)")
+
+    def __call__(self, update: int) -> float:
+        """d_k of update k = 1, 2, ..."""
+        return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
+
+
+def ema_update(ema: dict[str, NDArray], weights: dict[str, NDArray], decay: float) -> dict[str, NDArray]:
+    """The reference: the average after one update, by name."""
+    return {name: e + (1.0 - decay) * (weights[name] - e) for name, e in ema.items()}

@@ -1,0 +1,166 @@
+r"""Processes: what the network is asked for, as columns of numbers.
+
+With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every parameterisation is
+
+    D(x_t) = c_skip x_t + c_out F(c_in x_t, c_noise)       the estimate of x_0
+    target = target_x0 x_0 + target_eps eps                what F is trained to match
+
+    prediction   target                     c_skip                c_out
+    eps          eps                        1/alpha               -sigma/alpha
+    x0           x_0                        0                     1
+    v            alpha eps - sigma x_0      alpha/(alpha^2+sigma^2)   -sigma/(alpha^2+sigma^2)
+
+Here c_in = 1 and c_noise = t, the level's index. v is stated for any schedule; with
+alpha^2 + sigma^2 = 1 it is the usual one. All columns are float64; t = 0 means one noise step.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+    Progressive Distillation for Fast Sampling (Salimans & Ho, 2022), appendix D, https://arxiv.org/abs/2202.00512
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 7,
+    https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.schedule import Schedule
+
+__all__ = [
+    "PREDICTIONS",
+    "Columns",
+    "Process",
+    "add_noise",
+    "eps_from_x0",
+    "posterior",
+    "score_from_x0",
+    "v_from_x0_eps",
+    "x0_from_eps",
+    "x0_from_score",
+    "x0_from_v",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The numbers of a process at some levels; each has the shape of the levels asked for."""
+
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
+    target_x0: Array
+    target_eps: Array
+
+
+def _eps(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+    if np.any(alpha == 0):
+        raise DuetError("process eps: x_0 cannot be recovered from eps where alpha is 0; use prediction v or x0")
+    return 1.0 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
+
+
+def _x0(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+    return np.zeros_like(alpha), np.ones_like(alpha), np.ones_like(alpha), np.zeros_like(alpha)
+
+
+def _v(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+    power = alpha**2 + sigma**2
+    return alpha / power, -sigma / power, -sigma, alpha
+
+
+# Each law gives (c_skip, c_out, target_x0, target_eps).
+PREDICTIONS: dict[str, Callable[[Array, Array], tuple[Array, ...]]] = {"eps": _eps, "x0": _x0, "v": _v}
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """A schedule with a parameterisation.
+
+    Args:
+        schedule: the noise levels.
+        prediction: ``"eps"``, ``"x0"`` or ``"v"``.
+    """
+
+    schedule: Schedule
+    prediction: str = "eps"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise one_of("process.prediction", self.prediction, PREDICTIONS)
+        self.columns(np.arange(self.schedule.steps))
+
+    def columns(self, t: ArrayLike) -> Columns:
+        """The columns at the levels t, whole numbers in [0, T)."""
+        t = np.asarray(t)
+        alpha, sigma = self.schedule(t)
+        c_skip, c_out, target_x0, target_eps = PREDICTIONS[self.prediction](alpha, sigma)
+        return Columns(c_skip, c_out, np.ones_like(alpha), t.astype(np.float64), target_x0, target_eps)
+
+
+def _per_image(column: ArrayLike, like: NDArray) -> Array:
+    """A column with shape (B,), or a number, made to multiply images with shape (B, ...)."""
+    column = np.asarray(column, dtype=np.float64)
+    return column.reshape(column.shape + (1,) * (like.ndim - column.ndim)) if column.ndim else column
+
+
+def add_noise(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """Forward noising, x_t = alpha x_0 + sigma eps (Ho et al., eq. 4); levels broadcast over (B, ...)."""
+    return _per_image(alpha, x0) * x0 + _per_image(sigma, eps) * eps
+
+
+def x0_from_eps(x: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (x_t - sigma eps) / alpha."""
+    return (x - _per_image(sigma, x) * eps) / _per_image(alpha, x)
+
+
+def eps_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """Eps = (x_t - alpha x_0) / sigma."""
+    return (x - _per_image(alpha, x) * x0) / _per_image(sigma, x)
+
+
+def v_from_x0_eps(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """v = alpha eps - sigma x_0 (Salimans & Ho, appendix D)."""
+    return _per_image(alpha, x0) * eps - _per_image(sigma, x0) * x0
+
+
+def x0_from_v(x: NDArray, v: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)."""
+    a, s = _per_image(alpha, x), _per_image(sigma, x)
+    return (a * x - s * v) / (a**2 + s**2)
+
+
+def score_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """The score grad log p(x_t | x_0) = -(x_t - alpha x_0) / sigma^2 = -eps / sigma."""
+    return -eps_from_x0(x, x0, alpha, sigma) / _per_image(sigma, x)
+
+
+def x0_from_score(x: NDArray, score: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (x_t + sigma^2 score) / alpha (Tweedie)."""
+    return (x + _per_image(sigma, x) ** 2 * score) / _per_image(alpha, x)
+
+
+def posterior(
+    alpha_t: ArrayLike, sigma_t: ArrayLike, alpha_s: ArrayLike, sigma_s: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    r"""q(x_s | x_t, x_0) for a less noisy level s < t, of any schedule (Ho et al., eqs. 6 and 7).
+
+    With ``a = alpha_t/alpha_s`` and ``b = sigma_t^2 - a^2 sigma_s^2`` (beta_t when s = t - 1)::
+
+        mean     = (a sigma_s^2 / sigma_t^2) x_t + (alpha_s b / sigma_t^2) x_0
+        variance = b sigma_s^2 / sigma_t^2
+
+    Returns:
+        (coefficient of x_t, coefficient of x_0, variance, b). At s = clean data, (1, 0), the variance is 0.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = (np.asarray(v, dtype=np.float64) for v in (alpha_t, sigma_t, alpha_s, sigma_s))
+    ratio = alpha_t / alpha_s
+    # sigma_t^2 - a^2 sigma_s^2 as a product of sum and difference: fewer digits cancel at close levels.
+    step = (sigma_t - ratio * sigma_s) * (sigma_t + ratio * sigma_s)
+    return ratio * (sigma_s / sigma_t) ** 2, alpha_s * step / sigma_t**2, step * (sigma_s / sigma_t) ** 2, step

@@ -1,0 +1,31 @@
+"""Samplers: plans made by `ddpm` and `ddim`, and `draw`, which runs one over any number of images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from diffusion_core.errors import one_of
+from diffusion_core.process import Process
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.plan import SamplerPlan
+
+__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "make_plan"]
+
+SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {"ddpm": ddpm, "ddim": ddim}
+
+
+def make_plan(process: Process, name: str, *, guidance: float = 1.0, **options: object) -> SamplerPlan:
+    """The plan of the sampler of that name, with one guidance weight for all rows.
+
+    Raises:
+        DuetError: for a name or an option that does not exist, or a value that does not fit.
+    """
+    if name not in SAMPLERS:
+        raise one_of("sampler.name", name, SAMPLERS)
+    allowed = [option for option in inspect.signature(SAMPLERS[name]).parameters if option != "process"]
+    for option in options:
+        if option not in allowed:
+            raise one_of(f"option of sampler {name}", option, allowed)
+    return SAMPLERS[name](process, **options).with_guidance(guidance)

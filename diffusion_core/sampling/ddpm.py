@@ -1,0 +1,61 @@
+r"""Ancestral sampling: each row draws from the posterior q(x_s | x_t, x_0 = D).
+
+    x_s = mean(x_t, D) + sqrt(variance) z           see `process.posterior`
+
+    fixed_small    variance = b sigma_s^2 / sigma_t^2     the posterior's own, which keeps the marginals
+    fixed_large    variance = b                           beta_t when every level is visited
+
+The last row leads to clean data and draws no noise for either. Any subset of the levels is again a
+diffusion with its own betas, so fewer steps need no other formula.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 2 and section 3.2,
+    https://arxiv.org/abs/2006.11239
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_core.errors import one_of
+from diffusion_core.process import Process, posterior
+from diffusion_core.sampling.plan import SamplerPlan, plan_levels
+from diffusion_core.sampling.spacing import spaced
+
+__all__ = ["VARIANCES", "ddpm"]
+
+VARIANCES = ("fixed_small", "fixed_large")
+
+
+def ddpm(
+    process: Process,
+    steps: int | None = None,
+    variance: str = "fixed_small",
+    spacing: str = "leading",
+    clip: float | None = 1.0,
+) -> SamplerPlan:
+    """The ancestral sampler of DDPM.
+
+    Args:
+        process: what the network was trained for.
+        steps: rows, 1 to T; None visits every level.
+        variance: ``"fixed_small"`` or ``"fixed_large"``.
+        spacing: see `spacing`.
+        clip: see `SamplerPlan`.
+    """
+    if variance not in VARIANCES:
+        raise one_of("sampler.variance", variance, VARIANCES)
+    T = process.schedule.steps
+    levels = plan_levels(process, spaced(T, T if steps is None else steps, spacing))
+    alpha, sigma = levels["alpha"], levels["sigma"]
+    from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+    chosen = small if variance == "fixed_small" else np.where(sigma[1:] == 0, 0.0, large)
+    return SamplerPlan(
+        name=f"ddpm-{len(levels['t'])}",
+        **levels,
+        state=from_x[:, None, None],
+        denoised=from_x0[:, None, None],
+        noise=np.sqrt(chosen)[:, None],
+        clip=clip,
+        keeps_marginals=variance == "fixed_small",
+    )

@@ -1,0 +1,80 @@
+"""Drawing samples: sample k is the same picture in any batch, on any machine, in either framework.
+
+Its starting noise is Stream(seed, "sample/start") at index k, the noise of row i is
+Stream(seed, "sample/noise") at (index k, row i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.backend import Backend, Network, NoiseSource, Watch
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+from diffusion_core.sampling.plan import SamplerPlan
+
+__all__ = ["check_labels", "draw", "noise_source", "start_noise"]
+
+
+def start_noise(plan: SamplerPlan, seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NDArray:
+    """The images that samples start from, with shape (B, *shape)."""
+    return (plan.start_scale * Stream(seed, "sample/start").normal(index, shape)).astype(dtype)
+
+
+def noise_source(seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NoiseSource:
+    """The fresh noise of each row for the samples of these indices."""
+    stream = Stream(seed, "sample/noise")
+    return lambda row: stream.normal(index, shape, row, dtype)
+
+
+def check_labels(labels: ArrayLike, null_label: int | None, plan: SamplerPlan) -> NDArray[np.int32]:
+    """Labels as int32, or an error that says which classes there are."""
+    labels = np.asarray(labels)
+    if null_label is None:
+        if np.any(plan.is_guided):
+            raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
+        return np.zeros(labels.shape, np.int32)
+    if labels.size and (labels.min() < 0 or labels.max() > null_label):
+        wrong = labels[(labels < 0) | (labels > null_label)][0]
+        raise DuetError(f"label {wrong}: the network has classes 0..{null_label - 1}, and {null_label} for no class")
+    return labels.astype(np.int32)
+
+
+def draw(
+    backend: Backend,
+    network: Network,
+    plan: SamplerPlan,
+    shape: tuple[int, int, int],
+    labels: ArrayLike,
+    seed: int,
+    first: int = 0,
+    batch: int = 64,
+    watch: Watch | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray:
+    """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near [-1, 1].
+
+    Args:
+        shape: of one image, (h, w, c).
+        labels: one class per sample, with shape (N,).
+        seed: of the sampling streams.
+        first: index of the first sample.
+        batch: how many are computed at once; changes no picture.
+        watch: see `backend.Watch`; called for the first batch alone.
+        progress: called with the number of samples done after each batch.
+    """
+    labels = check_labels(labels, network.program.null_label, plan)
+    dtype = backend.settings.host_dtype
+    done = []
+    for at in range(0, len(labels), batch):
+        part = labels[at : at + batch]
+        index = first + np.arange(at, at + len(part))
+        start = start_noise(plan, seed, index, shape, dtype)
+        noise = noise_source(seed, index, shape, dtype)
+        done.append(backend.sample(network, plan, start, part, noise, watch if at == 0 else None))
+        if progress is not None:
+            progress(at + len(part))
+    return np.concatenate(done) if done else np.zeros((0, *shape), dtype)

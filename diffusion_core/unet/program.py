@@ -1,0 +1,100 @@
+"""The program: a network as data, the same for every backend.
+
+A program is a list of named blocks in the order of computation. Each reads earlier values by name and
+gives one value under its own. The inputs are ``x`` (b h w c), ``c_noise`` (b,) and ``label`` (b,).
+Parameter names are ``<block>.<parameter>``, which is what a PyTorch `state_dict` prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from diffusion_core.errors import DuetError
+from diffusion_core.unet.blocks import KINDS, Block, Parameter
+
+__all__ = ["INPUTS", "Node", "Program"]
+
+INPUTS = ("x", "c_noise", "label")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A block with its name and the names of the values that it reads."""
+
+    name: str
+    block: Block
+    inputs: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The name of the block's kind."""
+        return type(self.block).__name__
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network.
+
+    Args:
+        nodes: the blocks in order; the last one gives the output.
+        null_label: the label that means "no class"; None for a network without classes.
+
+    Raises:
+        DuetError: if a name is used twice or a value is read before it exists.
+    """
+
+    nodes: tuple[Node, ...]
+    null_label: int | None = None
+
+    def __post_init__(self) -> None:
+        known = set(INPUTS)
+        for node in self.nodes:
+            if node.kind not in KINDS:
+                raise DuetError(f"program: {node.name} is of the unknown kind {node.kind}")
+            if node.name in known:
+                raise DuetError(f"program: the name {node.name} is used twice")
+            if missing := [name for name in node.inputs if name not in known]:
+                raise DuetError(f"program: {node.name} reads {missing[0]}, which no earlier block gives")
+            known.add(node.name)
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The manifest: every parameter under its full name, in order."""
+        return tuple(
+            replace(parameter, name=f"{node.name}.{parameter.name}")
+            for node in self.nodes
+            for parameter in node.block.parameters()
+        )
+
+    @cached_property
+    def last_use(self) -> tuple[tuple[str, ...], ...]:
+        """For each node, the values that nobody reads after it, so that an executor can let them go."""
+        last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+        return tuple(tuple(name for name, at in last.items() if at == i) for i in range(len(self.nodes)))
+
+    def run(self, modules: Mapping[str, Callable[..., Any]], x: Any, c_noise: Any, label: Any) -> Any:
+        """Compute the output with one callable per node; this loop is all that an executor needs."""
+        values = {"x": x, "c_noise": c_noise, "label": label}
+        for node, done in zip(self.nodes, self.last_use, strict=True):
+            values[node.name] = modules[node.name](*[values[name] for name in node.inputs])
+            for name in done:
+                del values[name]
+        return values[self.nodes[-1].name]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The program as plain data, to print or to hash."""
+        return [
+            {"name": node.name, "kind": node.kind, "inputs": list(node.inputs), "options": asdict(node.block)}
+            for node in self.nodes
+        ]
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the program; two programs with the same hash compute the same function of their weights."""
+        text = json.dumps([self.describe(), self.null_label], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""Weights: where they start, and whether some given ones fit a program.
+
+A weight is a function of (seed, parameter name) alone: two networks that share a name and a shape
+share the bits, in every framework. They are drawn in float64 and cast once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+from diffusion_core.unet.blocks import Parameter
+from diffusion_core.unet.program import Program
+
+__all__ = ["Weights", "check_weights", "count", "initial_weights"]
+
+Weights = dict[str, NDArray]
+
+
+def initial_weights(program: Program, seed: int, dtype: DTypeLike = np.float64) -> Weights:
+    """The weights that training starts from, by full name."""
+    return {p.name: _draw(p, seed).astype(dtype) for p in program.parameters}
+
+
+def _draw(parameter: Parameter, seed: int) -> NDArray[np.float64]:
+    law, size = parameter.init
+    stream = Stream(seed, f"weights/{parameter.name}")
+    if law == "constant":
+        return np.full(parameter.shape, size)
+    if law == "uniform":
+        values = stream.uniform([0], int(np.prod(parameter.shape)))
+        return (size * (2.0 * values - 1.0)).reshape(parameter.shape)
+    if law == "normal":
+        return size * stream.normal([0], parameter.shape)[0]
+    raise DuetError(f"{parameter.name}: unknown initialiser {law!r}")
+
+
+def count(program: Program) -> int:
+    """The number of trained numbers."""
+    return sum(int(np.prod(p.shape)) for p in program.parameters)
+
+
+def check_weights(program: Program, weights: Mapping[str, NDArray], source: str = "weights") -> None:
+    """Refuse weights that do not fit the program exactly.
+
+    Raises:
+        DuetError: names the first misfit (a missing name, a name that is not used, or a shape) and counts the rest.
+    """
+    wanted = {p.name: p.shape for p in program.parameters}
+    misfits = [
+        f"{name}: the network needs shape {shape}, but it is missing"
+        for name, shape in wanted.items()
+        if name not in weights
+    ]
+    misfits += [
+        f"{name}: the network needs shape {shape}, but {tuple(weights[name].shape)} was given"
+        for name, shape in wanted.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    misfits += [f"{name}: no parameter of the network has this name" for name in weights if name not in wanted]
+    if misfits:
+        more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
+        raise DuetError(f"{source}: {misfits[0]}{more}")
