@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""Duet's two Python environments: build them, run in them, test them, see them at work.
+
+    python3 duet.py setup [torch|tf]            build .venvs/torch, .venvs/tf or both
+    python3 duet.py run torch|tf -- ARGS...     run that environment's Python with ARGS
+    python3 duet.py test [PYTEST ARGS...]       test both backends, then one against the other
+    python3 duet.py demo [--out DIR]            train, trace and compare both (DIR is outputs/demo)
+
+PyTorch and TensorFlow never share an environment. What is missing is built first; what is there is
+left alone until pyproject.toml, its constraints file or its Python changes. Packages come with pip
+and your own pip settings: about 3 GB for torch (its CUDA libraries included), 0.7 GB for tf.
+
+    DUET_TORCH_PYTHON, DUET_TF_PYTHON           an interpreter of your own (conda) to use instead
+
+Exit code: 0 when all went well, 2 when something given does not fit, else that of what failed.
+"""
+# Only the standard library, and nothing that Python 3.7 cannot read: an old one must get a clear line.
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: two set-ups at once are then not kept apart
+    fcntl = None
+
+ROOT = Path(__file__).resolve().parent
+DOWNLOAD = {"torch": "about 3 GB, CUDA libraries included", "tf": "about 0.7 GB"}  # the backends, and what they weigh
+SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
+FORMAT = "1"  # of an environment; a change makes every older one outdated
+UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
+DEMO_MARKER = ".duet-demo"
+
+# What the tests run in order: title, backend, arguments of its Python. {x} is a fresh folder, DUET_EXCHANGE.
+TESTS = (
+    ("all tests, with torch", "torch", "-m pytest -m 'not exchange and not slow and not gpu'"),
+    ("backend tests, with tf", "tf", "-m pytest -m 'backend and not exchange and not slow and not gpu'"),
+    ("trace of torch", "torch", "-m experiments.trace backend=torch out={x}/torch"),
+    ("trace of tf", "tf", "-m experiments.trace backend=tf out={x}/tf"),
+    ("torch goes on from tf", "torch", "-m experiments.trace backend=torch out={x}/torch handover={x}/tf"),
+    ("tf goes on from torch", "tf", "-m experiments.trace backend=tf out={x}/tf handover={x}/torch"),
+    ("one against the other", "torch", "-m pytest -m exchange"),
+)
+# What the demo runs in order: backend, arguments of its Python. {x} is DIR.
+DEMO = (
+    ("torch", "-m experiments.train experiment=digits backend=torch hydra.run.dir={x}/torch"),
+    ("tf", "-m experiments.train experiment=digits backend=tf hydra.run.dir={x}/tf"),
+    ("torch", "-m experiments.trace backend=torch out={x}/trace/torch"),
+    ("tf", "-m experiments.trace backend=tf out={x}/trace/tf"),
+    ("torch", "-m experiments.trace backend=torch out={x}/trace/torch handover={x}/trace/tf"),
+    ("tf", "-m experiments.trace backend=tf out={x}/trace/tf handover={x}/trace/torch"),
+    ("torch", "-m experiments.compare a={x}/torch b={x}/tf traces=[{x}/trace/torch,{x}/trace/tf] out={x}"),
+)
+OFFLINE = r"connection broken|Failed to establish|Max retries|name resolution|timed out|CERTIFICATE|from versions: none"
+NO_MATCH = "No matching distribution|ResolutionImpossible"
+# Why a set-up failed: what the output shows, the cause, what to do. The first that matches counts.
+CAUSES = (
+    ("No space left on device", "the disk is full", "free some space (pip unpacks in TMPDIR)"),
+    (OFFLINE, "no network, or pip cannot reach its package index", "check network, proxy and `pip config list`"),
+    (NO_MATCH, "the package index has no matching version", "check `pip config list` and the constraints file"),
+)
+
+
+class Stop(Exception):
+    """The command cannot go on: one line for a person, and the exit code."""
+
+    def __init__(self, line: str, code: int = 2):
+        super().__init__(line)
+        self.code = code
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print one line at once, in order with the output of child processes."""
+    print("duet: " + line, file=file, flush=True)
+
+
+def probe(path: str) -> tuple[int, ...]:
+    """(major, minor, micro, 1 if it has venv and ensurepip) of the Python at `path`; () if it does not start."""
+    code = "import sys, importlib.util as u; print(*sys.version_info[:3], int(all(map(u.find_spec, sys.argv[1:]))))"
+    try:
+        answer = subprocess.run([path, "-c", code, "venv", "ensurepip"], stdout=PIPE, stderr=DEVNULL, check=True).stdout
+        return tuple(map(int, answer.split()))
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return ()
+
+
+def base_python() -> str:
+    """The Python to build with: the running one where supported, else the newest supported one on PATH."""
+    names = ["python{}.{}".format(*version) for version in reversed(SUPPORTED)]
+    bare = []
+    for path in filter(None, [sys.executable, *map(shutil.which, names)]):
+        found = probe(path)
+        if found[:2] in SUPPORTED:
+            if found[3]:
+                return path
+            bare.append((path, "{}.{}".format(*found)))
+    for path, version in bare:
+        package = f"python{version}-venv (or python3-venv)"
+        raise Stop(f"Python {version} ({path}) lacks venv or ensurepip; on Debian or Ubuntu install {package}")
+    running = ".".join(map(str, probe(sys.executable)[:3]))
+    raise Stop(f"Python {running} ({sys.executable}) does not fit, and PATH has none of {', '.join(names)}")
+
+
+def own_python(backend: str) -> str | None:
+    """The interpreter that DUET_<BACKEND>_PYTHON names, or None where it is not set."""
+    variable = f"DUET_{backend.upper()}_PYTHON"
+    given = os.environ.get(variable)
+    path = given and shutil.which(os.path.abspath(os.path.expanduser(given)))
+    if given and not (path and probe(path)[:2] in SUPPORTED):
+        raise Stop(f"{variable}: {given!r} was given; it must be the path of a Python 3.11 to 3.13 that starts")
+    return path or None
+
+
+def stamp_of(backend: str, python: str) -> str:
+    """What an environment with this Python would be made of now, as one hash; empty if that does not start."""
+    version = probe(python)[:3]
+    digest = hashlib.sha256(repr((FORMAT, version, str(ROOT))).encode())  # its editable install names ROOT
+    for name in ("pyproject.toml", f"constraints-{backend}.txt"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest() if version[:2] in SUPPORTED else ""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file, after whoever holds it now."""
+    with open(path, "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say(f"waiting for another set-up that holds {path}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def setup(backend: str) -> str:
+    """The path of the backend's Python, in an environment that is whole and up to date."""
+    venv, own = ROOT / ".venvs" / backend, own_python(backend)
+    python = own or str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    stamp = venv / "duet-stamp"
+
+    def ready() -> bool:
+        return stamp.is_file() and stamp.read_text() == stamp_of(backend, python)
+
+    if own or ready():
+        return python
+    venv.parent.mkdir(exist_ok=True)
+    with locked(venv.parent / f"{backend}.lock"):
+        if not ready():  # it is, where the holder of the lock before us has built it
+            with open(venv.parent / f"{backend}.log", "w+", errors="replace") as log:
+                build(backend, venv, python, stamp, log)
+    return python
+
+
+def build(backend: str, venv: Path, python: str, stamp: Path, log: TextIO) -> None:
+    """Make the environment, or update it in place where it is whole and only outdated.
+
+    The stamp reads "unfinished" from before the first change until after the last, which tells one that was
+    cut short; made anew, it takes its packages from pip's cache.
+    """
+
+    def logged(*command: str) -> bool:
+        log.flush()
+        return subprocess.run(command, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=log, check=False).returncode == 0
+
+    started, former = time.monotonic(), stamp.read_text() if stamp.is_file() else ""
+    whole = former != UNFINISHED and stamp_of(backend, python) != "" and logged(python, "-m", "pip", "--version")
+    if not whole:
+        base = base_python()
+        if venv.exists():
+            say(f"{backend}: removing {venv}, which is not whole")
+            shutil.rmtree(venv)
+        say(f"{backend}: making {venv} with {base}")
+        venv.mkdir()
+        stamp.write_text(UNFINISHED)
+        if not logged(base, "-m", "venv", str(venv)):
+            raise failure(f"{backend}: making {venv} failed", log)
+    stamp.write_text(UNFINISHED)
+    say(f"{backend}: installing with pip (to download: {DOWNLOAD[backend]}; output in {log.name})")
+    packages = ("-e", f".[{backend},dev]", "-c", f"constraints-{backend}.txt")
+    if not logged(python, "-m", "pip", "install", "--no-input", *packages):
+        error = failure(f"{backend}: installing failed", log)
+        if whole and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):
+            stamp.write_text(former)  # pip gave up before it touched anything
+        raise error
+    stamp.write_text(stamp_of(backend, python))
+    say(f"{backend}: ready after {time.monotonic() - started:.0f} s")
+
+
+def failure(what: str, log: TextIO) -> Stop:
+    """Show the lines of the log that matter, and name the cause in one."""
+    log.flush()
+    lines = [line.strip() for line in Path(log.name).read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"error\b", line, re.IGNORECASE)]
+    for line in list(dict.fromkeys(errors or lines))[-5:]:
+        say("    " + line[:300])
+    for pattern, cause, advice in CAUSES:
+        if any(re.search(pattern, line) for line in lines):
+            return Stop(f"{what}: {cause}; {advice}, then try again. All output: {log.name}", 1)
+    return Stop(f"{what}; all output: {log.name}", 1)
+
+
+def call(command: list[str], **options: object) -> int:
+    """Run a command in the foreground; its exit code as a shell gives it."""
+    code = subprocess.run(command, check=False, **options).returncode
+    return code if code >= 0 else 128 - code
+
+
+def words(template: str, folder: str) -> list[str]:
+    """A command of a table as a list; {x} becomes the folder, spelled as Hydra reads an unquoted value."""
+    escaped = re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", folder)
+    return [word.replace("{x}", escaped) for word in shlex.split(template)]
+
+
+def shown(backend: str, command: list[str]) -> str:
+    """A command as a person would type it."""
+    return f"python3 duet.py run {backend} -- {' '.join(map(shlex.quote, command))}"
+
+
+def one_of(what: str, given: str, allowed: Iterable[str]) -> str:
+    """`given`, which must be one of the `allowed` names."""
+    if given not in allowed:
+        near = [f" Did you mean {name!r}?" for name in difflib.get_close_matches(given, allowed, n=1)]
+        raise Stop(f"{what}: {given!r} was given; it must be one of {', '.join(allowed)}.{''.join(near)}")
+    return given
+
+
+def setup_command(args: list[str]) -> int:
+    """duet.py setup [torch|tf]"""
+    for backend in [one_of("backend", arg, DOWNLOAD) for arg in args] or DOWNLOAD:
+        say(f"{backend}: {setup(backend)}")
+    return 0
+
+
+def run_command(args: list[str]) -> int:
+    """duet.py run torch|tf -- ARGS..."""
+    if not args:
+        raise Stop("run: no backend was given; as in `python3 duet.py run torch -- -m experiments.train`")
+    rest = args[2:] if args[1:2] == ["--"] else args[1:]
+    return call([setup(one_of("backend", args[0], DOWNLOAD)), *rest])
+
+
+def test_command(args: list[str]) -> int:
+    """duet.py test [PYTEST ARGS...]"""
+    pythons = {backend: setup(backend) for backend in DOWNLOAD}
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="duet-exchange-") as exchange:
+        for title, backend, template in TESTS:
+            is_pytest = "-m pytest" in template
+            command = words(template, exchange) + (args if is_pytest else [])
+            say(f"{title}: {shown(backend, command)}")
+            started = time.monotonic()
+            env = dict(os.environ, DUET_BACKEND=backend, DUET_EXCHANGE=exchange)
+            code = call([pythons[backend], *command], cwd=ROOT, env=env)
+            # pytest leaves with 5 where it selects no test, as a person's own selection may well do in one stage
+            passed = code == 0 or (code == 5 and is_pytest and bool(args))
+            rows.append((title, passed, code, time.monotonic() - started))
+    for title, passed, code, seconds in rows:
+        say(f"{title:<24} {'passed' if passed else f'FAILED (exit code {code})':<22} {seconds:8.1f} s")
+    return 0 if all(passed for _, passed, _, _ in rows) else 1
+
+
+def demo_command(args: list[str]) -> int:
+    """duet.py demo [--out DIR]"""
+    if args and not (len(args) == 2 and args[0] == "--out"):
+        raise Stop(f"demo: {' '.join(args)!r} was given; it takes nothing or --out DIR")
+    folder = Path(args[1]).expanduser().resolve() if args else ROOT / "outputs" / "demo"
+    marker, report = folder / DEMO_MARKER, folder / "report.html"
+    if folder.exists() and not marker.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Stop(f"--out: {folder} was given and holds something else; name a new or an empty folder")
+    pythons = {backend: setup(backend) for backend in DOWNLOAD}
+    if marker.exists():
+        aside = folder.with_name(folder.name + time.strftime("-%Y%m%d-%H%M%S"))
+        folder.rename(aside)
+        say(f"the demo of before is now {aside}")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text("Made by `duet.py demo`.\n")
+    out, started = str(folder.relative_to(ROOT) if ROOT in folder.parents else folder), time.monotonic()
+    for backend, template in DEMO:
+        command = words(template, out)
+        say(shown(backend, command))
+        code = call([pythons[backend], *command], cwd=ROOT)
+        if code:
+            raise Stop(f"the demo stopped: exit code {code} from `{shown(backend, command)}`", 1)
+    if not report.is_file():
+        raise Stop(f"the demo ran to its end but left no {report}", 1)
+    say(f"done in {time.monotonic() - started:.0f} s, set-up not counted; see {report}")
+    return 0
+
+
+COMMANDS = {"setup": setup_command, "run": run_command, "test": test_command, "demo": demo_command}
+
+
+def main(args: list[str]) -> int:
+    """Run one command; its exit code."""
+    try:
+        if not args or args[0] in ("-h", "--help") or (args[0] in COMMANDS and args[1:2] in (["-h"], ["--help"])):
+            print(__doc__.strip())
+            return 0 if args else 2
+        return COMMANDS[one_of("command", args[0], COMMANDS)](args[1:])
+    except (Stop, OSError, KeyboardInterrupt) as error:
+        say(str(error) or "interrupted", sys.stderr)
+        return getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
