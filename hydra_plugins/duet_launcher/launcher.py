@@ -1,0 +1,240 @@
+"""The launcher `hydra/launcher: duet`: each job of a sweep is an ordinary single run, in its backend's environment.
+
+Hydra's own launchers run every job of ``-m backend=torch,tf seed=0,1`` in the Python that reads the sweep. Here
+job n is the command ::
+
+    <Python of its backend> -m <the same entry module> <its overrides> hydra.run.dir=<hydra.sweep.dir>/<n>
+
+one after another, with output passed through. Which Python, first that is set (``backend`` is the job's config)::
+
+    backend.python                  a path
+    DUET_<backend.name>_PYTHON      an environment variable, as DUET_TORCH_PYTHON
+    backend.environment             a virtual environment, as .venvs/torch
+
+with relative paths taken from the root of the repository. A job may leave its result for the sweeper, a number, as
+``objective`` in ``result.json`` of its run directory. A job that fails does not stop the others of its batch; the
+sweeper raises its error when the batch is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffusion_core.errors import DuetError
+
+__all__ = [
+    "DuetLauncher",
+    "LaunchError",
+    "backend_python",
+    "entry_command",
+    "inherited_overrides",
+    "read_objective",
+    "run_dir_override",
+    "source_flags",
+]
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What belongs to the sweep itself and would turn a job back into one, or move its output.
+_SWEEP_ONLY = re.compile(r"[+~]*hydra(\.(mode|run|sweep|sweeper|launcher)\b|/(sweeper|launcher)\b)")
+
+
+class LaunchError(DuetError, CompactHydraException):
+    """A job that cannot start or that failed; Hydra prints it as one line."""
+
+
+def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root: Path = ROOT) -> Path:
+    """The Python that owns a backend.
+
+    Args:
+        backend: the job's `backend` group; `name` and one of `python` and `environment` are read.
+        environ: environment variables.
+        root: where relative paths start.
+
+    Raises:
+        LaunchError: there is no such interpreter, or the config does not say which.
+    """
+    name = backend.get("name")
+    if not name:
+        raise LaunchError(f"backend.name: {name!r} was given; it must name a backend, as in backend=torch")
+    variable = f"DUET_{re.sub(r'[^A-Z0-9]', '_', str(name).upper())}_PYTHON"
+    environment = backend.get("environment")
+    if backend.get("python"):
+        source, given = "backend.python", str(backend["python"])
+    elif environ.get(variable):
+        source, given = variable, environ[variable]
+    elif environment:
+        source, given = (
+            "backend.environment",
+            f"{environment}/{'Scripts/python.exe' if os.name == 'nt' else 'bin/python'}",
+        )
+    else:
+        raise LaunchError(f"backend {name}: no Python is named; set backend.environment, backend.python or {variable}")
+    # Not resolved: a virtual environment is known by the path of its Python, which is a link.
+    python = root / Path(given).expanduser()
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise LaunchError(
+            f"{source}: there is no Python at {python}; run `python3 duet.py setup {name}` or name another"
+        )
+    return python
+
+
+def entry_command(main: ModuleType, task_function: Callable[..., Any]) -> list[str]:
+    """The arguments with which a Python enters the program that runs now.
+
+    Args:
+        main: the module `__main__`.
+        task_function: what `hydra.main` decorates; its module counts where a console script was started.
+    """
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return ["-m", spec.name.removesuffix(".__main__")]
+    if getattr(task_function, "__module__", "__main__") != "__main__":
+        return ["-m", task_function.__module__]
+    file = getattr(main, "__file__", None)
+    if file is None:
+        raise LaunchError(
+            "a sweep was started without a module or a file; start it as `python -m experiments.train -m`"
+        )
+    return [os.path.abspath(file)]
+
+
+def inherited_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of the sweep's `hydra` overrides that also hold for each of its jobs."""
+    return [override for override in overrides if not _SWEEP_ONLY.match(override)]
+
+
+def source_flags(config_name: str | None, sources: Sequence[Mapping[str, str]]) -> list[str]:
+    """Flags that make a job read the config files of the sweep, wherever they were named.
+
+    Args:
+        config_name: `hydra.job.config_name`.
+        sources: `hydra.runtime.config_sources`, each with `provider`, `schema` and `path`.
+    """
+    flags = ["--config-name", config_name] if config_name else []
+    for source in sources:
+        path = source["path"]
+        if source["provider"] == "main" and path:
+            flags += ["--config-path", path if source["schema"] == "file" else f"{source['schema']}://{path}"]
+        elif source["provider"] == "command-line":
+            flags += ["--config-dir", path]
+    return flags
+
+
+def run_dir_override(directory: Path) -> str:
+    """The override that makes `directory` the run directory, quoted as Hydra's grammar asks."""
+    path = directory.as_posix().replace("'", r"\'")
+    return f"hydra.run.dir='{path}'"
+
+
+def read_objective(run_dir: Path) -> float | None:
+    """The number that a finished job left for the sweeper, or None where it left none.
+
+    Raises:
+        LaunchError: `result.json` holds something else.
+    """
+    file = run_dir / "result.json"
+    if not file.exists():
+        return None
+    try:
+        objective = json.loads(file.read_text(encoding="utf-8")).get("objective")
+        return None if objective is None else float(objective)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LaunchError(f"{file}: 'objective' must be a number in a JSON object ({error})") from error
+
+
+class DuetLauncher(Launcher):
+    """Runs each job as a process of its backend's environment, one after another."""
+
+    def __init__(self) -> None:
+        self.config: DictConfig | None = None
+        self.task_function: TaskFunction | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives before the first batch."""
+        self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run one batch of jobs.
+
+        Args:
+            job_overrides: the overrides of each job.
+            initial_job_idx: the number of the first.
+
+        Raises:
+            LaunchError: the Python of some job is missing; then none has run.
+        """
+        assert self.config is not None and self.task_function is not None and self.hydra_context is not None
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        shared = [
+            *source_flags(self.config.hydra.job.config_name, self.config.hydra.runtime.config_sources),
+            *inherited_overrides(self.config.hydra.overrides.hydra),
+        ]
+        entry = entry_command(sys.modules["__main__"], self.task_function)
+        jobs = []
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+            backend = OmegaConf.select(config, "backend")
+            if not isinstance(backend, DictConfig):
+                raise LaunchError(f"job {number}: its config has no group 'backend', which hydra/launcher=duet needs")
+            run_dir = Path(str(self.config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+            command = [str(backend_python(backend, os.environ)), *entry, *shared, *overrides, run_dir_override(run_dir)]
+            jobs.append((number, config, run_dir, command))
+        log.info(f"Launching {len(jobs)} jobs, each with the Python of its backend")
+        return [_run(*job) for job in jobs]
+
+
+def _run(number: int, config: DictConfig, run_dir: Path, command: list[str]) -> JobReturn:
+    """Run one job to its end."""
+    overrides = OmegaConf.to_container(config.hydra.overrides.task)
+    log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))} [{command[0]}]")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    code = subprocess.run(command, check=False).returncode
+    result = JobReturn(
+        overrides=overrides,
+        cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),
+        hydra_cfg=OmegaConf.masked_copy(config, ["hydra"]),
+        working_dir=os.getcwd(),
+        task_name=config.hydra.job.name,
+    )
+    try:
+        if code:
+            raise LaunchError(
+                f"job {number} ({' '.join(overrides)}) failed with exit code {code}; it wrote to {run_dir}"
+            )
+        result.return_value, result.status = read_objective(run_dir), JobStatus.COMPLETED
+    except LaunchError as error:
+        result.return_value, result.status = error, JobStatus.FAILED
+    return result
+
+
+# A plain node: Hydra loads plugins in a way in which a dataclass cannot find its own module.
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="duet",
+    node={"_target_": f"{DuetLauncher.__module__}.{DuetLauncher.__name__}"},
+    provider="duet_launcher",
+)
