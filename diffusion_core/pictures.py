@@ -163,18 +163,12 @@ def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float =
 
 
 def _indexed(frames: Picture) -> list[Image.Image]:
-    """Colour frames with shape (T, H, W, 3) on one palette: their own colours if few enough, else a median cut."""
-    packed = frames.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
-    colours, places = np.unique(packed, return_inverse=True)
-    if len(colours) <= 256:
-        palette = (colours[:, None] >> np.array([16, 8, 0]) & 255).ravel().tolist()
-    else:
-        tall = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
-        tall = tall.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        places, palette = np.asarray(tall), tall.getpalette()
-    images = [Image.fromarray(frame) for frame in places.reshape(packed.shape).astype(np.uint8)]
+    """Colour frames with shape (T, H, W, 3) on one palette, by a median cut; up to 256 colours are kept exactly."""
+    tall = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
+    tall = tall.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    images = [Image.fromarray(places) for places in np.asarray(tall).reshape(frames.shape[:3])]
     for image in images:
-        image.putpalette(palette)
+        image.putpalette(tall.getpalette())
     return images
 
 

@@ -92,7 +92,7 @@ def test_a_png_file_holds_the_pixels(tmp_path, channels):
 
 
 def few_colours(t: int) -> np.ndarray:
-    # Neighbouring colours differ by one level, which a palette found by quantisation would merge.
+    # At most 216 colours, neighbours one level apart, which a palette shared carelessly would merge.
     return (100 + noise(t, 8, 8, 3) % 6).astype(np.uint8)
 
 
