@@ -162,7 +162,7 @@ def clear_palette(path):
 
 
 def sixteen_bit(path):
-    Image.fromarray(np.repeat([[0, 0, 257 * 77, 257 * 77]], 4, axis=0).astype(np.uint16)).save(path)
+    Image.fromarray(np.repeat([[0, 0, 257 * 250, 257 * 250]], 4, axis=0).astype(np.uint16)).save(path)
 
 
 def two_tone(path):
@@ -188,9 +188,9 @@ def turned(path):
         (palette, "png", (10, 20, 30), (250, 240, 230)),
         (palette, "gif", (10, 20, 30), (250, 240, 230)),
         (clear_palette, "png", (255, 255, 255), (250, 240, 230)),
-        (sixteen_bit, "png", (0, 0, 0), (77, 77, 77)),
-        (sixteen_bit, "tiff", (0, 0, 0), (77, 77, 77)),
-        (sixteen_bit, "pgm", (0, 0, 0), (77, 77, 77)),
+        (sixteen_bit, "png", (0, 0, 0), (250, 250, 250)),
+        (sixteen_bit, "tiff", (0, 0, 0), (250, 250, 250)),
+        (sixteen_bit, "pgm", (0, 0, 0), (250, 250, 250)),
         (two_tone, "png", (0, 0, 0), (255, 255, 255)),
         (inks, "tiff", (0, 255, 255), (0, 255, 255)),
         (turned, "png", (9, 9, 9), (200, 200, 200)),
