@@ -218,7 +218,8 @@ def _difference_plot(
         said = "no finite value"
     if zero.any():
         said += f"; exactly zero at {int(zero.sum()):,} of {count(len(seen), 'step')}, marked on the floor"
-    label = f"relative difference, log scale; {said}"
+    width = -(-len(seen) // 60)
+    label = f"relative difference, log scale; every step, and the largest of each {count(width, 'step')}: {said}"
     return _plot("low", "Relative difference of the two losses", said, label, ticks, x_ticks, body)
 
 

@@ -16,7 +16,7 @@ from .text import DASH, brief, count, escape, number, real
 
 __all__ = ["Check", "failures", "ladder", "read_checks", "verdict"]
 
-_MARKS = {"torch": "torch", "tf": "tf"}  # every other backend is a pair of them
+_MARKS = ("torch", "tf")  # a backend that names both, or neither, is drawn as a pair
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Check:
     @property
     def mark(self) -> str:
         """The class that gives a backend its colour and shape."""
-        return _MARKS.get(str(self.backend), "pair")
+        named = [mark for mark in _MARKS if mark in str(self.backend)]
+        return named[0] if len(named) == 1 else "pair"
 
     @property
     def headroom(self) -> str:
@@ -110,17 +111,19 @@ def _table(checks: Iterable[Check], caption: str, with_rung: bool = False) -> st
     head += "".join(f'<th scope="col" class="num">{h}</th>' for h in ("error", "tolerance", "distance"))
     rows = []
     for check in checks:
-        rung = f'<td class="num">{escape(check.rung)}</td>' if with_rung else ""
+        rung = f'<td class="num at-rung">{escape(check.rung)}</td>' if with_rung else ""
         unit = f' <span class="unit">{escape(check.unit)}</span>' if check.unit else ""
         rows.append(
-            f"<tr{'' if check.passed else ' class=failed'}>{rung}<td>{_result(check.passed)}</td>"
+            f"<tr{'' if check.passed else ' class=failed'}>{rung}"
+            f'<td class="result">{_result(check.passed)}</td>'
             f'<th scope="row">{escape(check.name)}</th><td>{escape(check.precision)}</td>'
             f'<td><i class="dot {check.mark}"></i>{escape(check.backend)}</td>'
-            f'<td class="num">{brief(check.error)}</td><td class="num">{brief(check.tolerance)}{unit}</td>'
-            f'<td class="num">{check.headroom}</td></tr>'
+            f'<td class="num">{brief(check.error)}</td><td class="num limit">{brief(check.tolerance)}{unit}</td>'
+            f'<td class="num distance">{check.headroom}</td></tr>'
         )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table><caption class="hidden">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        '<table class="checks"><caption class="hidden">'
         f"{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -134,7 +137,8 @@ def failures(checks: list[Check], most: int = 10) -> str:
     rest = f'<p>and {count(len(failed) - most, "more check")} <a href="#ladder">in the ladder</a></p>'
     return (
         '<div class="failures"><h2>What fails</h2><p>Each rung rests on those below it, '
-        f"so start at the first failure: <strong>rung {escape(first.rung)}, {escape(first.name)}</strong>.</p>"
+        f"so start at the first failure: <strong>rung {escape(first.rung)}, {escape(first.name)}</strong> "
+        f"({escape(first.precision)}, {escape(first.backend)}).</p>"
         f"{_table(failed[:most], 'checks that fail', with_rung=True)}{rest if len(failed) > most else ''}</div>"
     )
 
@@ -164,6 +168,12 @@ def _grid(scale: _Scale) -> list[int]:
     return [d for d in range(-step * (-scale.low // step), 0, step) if d > scale.low]
 
 
+def _worst(check: Check) -> str:
+    if real(check.error) == 0 and real(check.tolerance) == 0:
+        return "<b>bit-equal</b>"
+    return f"<b>{brief(check.error)}</b> of {brief(check.tolerance)}"
+
+
 def _lane(precision: str, checks: list[Check], scale: _Scale) -> str:
     worst = max(checks, key=lambda check: check.ratio)
     dots, parts = "", []
@@ -181,7 +191,7 @@ def _lane(precision: str, checks: list[Check], scale: _Scale) -> str:
         f'<span class="track" role="img" aria-label="{escape(said)}">{lines}'
         f'<i class="beyond" style="left:{one:.2f}%"></i>'
         f'<i class="span{over}" style="left:{min(at, one):.2f}%;width:{abs(one - at):.2f}%"></i>{dots}</span>'
-        f'<span class="lane-value{over}"><b>{brief(worst.error)}</b> of {brief(worst.tolerance)}</span></div>'
+        f'<span class="lane-value{over}">{_worst(worst)}</span></div>'
     )
 
 
@@ -200,7 +210,9 @@ def ladder(report: Mapping) -> str:
     if not rungs:
         return ""
     scale = _scale(read_checks(report))
-    labels = "".join(f'<span style="left:{scale.place(10.0**d):.2f}%">1e{d}</span>' for d in _grid(scale))
+    labels = "".join(
+        f'<span class="between" style="left:{scale.place(10.0**d):.2f}%">1e{d}</span>' for d in _grid(scale) if d < -1
+    )
     labels += f'<span class="limit" style="left:{scale.place(1.0):.2f}%">tolerance</span>'
     if any(check.ratio == 0 for check in read_checks(report)):
         labels += '<span class="first" style="left:0">exact</span>'

@@ -22,7 +22,7 @@ from diffusion_core.errors import DuetError
 
 from .figures import bars, loss_figure
 from .ladder import failures, ladder, read_checks, verdict
-from .text import DASH, element, escape, moment, number, percent, plain, real
+from .text import DASH, count, element, escape, moment, number, percent, plain, real
 
 __all__ = ["render", "write"]
 
@@ -58,7 +58,12 @@ def render(report: Mapping, pictures: Mapping[str, bytes]) -> str:
     title = report.get("title") or "Report"
     sections = [
         ("ladder", "Parity ladder", _LADDER, ladder(report)),
-        ("loss", "Training loss", _LOSS, loss_figure(report.get("loss") or {}, names, styles)),
+        (
+            "loss",
+            "Training loss",
+            _LOSS if {"torch", "tf"} <= names.keys() else "",
+            loss_figure(report.get("loss") or {}, names, styles),
+        ),
         ("samples", "Samples side by side", "", _samples(report, pictures)),
         ("pictures", "Pictures", "", _pictures(report, pictures)),
         ("quality", "Quality", "", _quality(report)),
@@ -78,7 +83,10 @@ def render(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
         f"script-src 'sha256-{digest}'"
     )
-    tally = f'<p class="tally">{passed:,} of {total:,} checks pass</p>' if total else ""
+    failed = f"{total - passed:,} of {count(total, 'check')} FAIL"
+    tally = element(
+        "p", "tally", (failed if passed < total else f"{passed:,} of {count(total, 'check')} pass") if total else ""
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -188,7 +196,8 @@ def _headlines(report: Mapping) -> str:
         f"{element('span', 'tile-note', tile.get('note'))}</dd></div>"
         for tile in report.get("headlines") or []
     )
-    return f'<dl class="tiles" aria-label="Headlines">{tiles}</dl>' if tiles else ""
+    columns = 4 if len(report.get("headlines") or []) in (4, 7, 8) else 3
+    return f'<dl class="tiles" style="--columns:{columns}" aria-label="Headlines">{tiles}</dl>' if tiles else ""
 
 
 def _text(value: object) -> str:

@@ -314,7 +314,7 @@ def test_failures_come_before_everything_else_lowest_rung_first(pictures: dict[s
     listed = page[page.index('class="failures"') : page.index('class="tiles"')]
     rows = re.findall(r"<tr class=failed>.*?</tr>", listed)
     assert len(rows) == 3
-    assert [re.search(r'<td class="num">(\d)</td>', row).group(1) for row in rows] == ["3", "4", "6"]
+    assert [re.search(r'at-rung">(\d)</td>', row).group(1) for row in rows] == ["3", "4", "6"]
     assert "unet forward" in rows[0] and "4.1e-5" in rows[0] and "over" in rows[0]
     assert "NaN" in rows[2]
 
