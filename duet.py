@@ -18,7 +18,6 @@ Exit code: 0 when all went well, 2 when something given does not fit, else that 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import os
@@ -29,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import TextIO
@@ -135,17 +134,14 @@ def stamp_of(backend: str, python: str) -> str:
     return digest.hexdigest() if version[:2] in SUPPORTED else ""
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file, after whoever holds it now."""
-    with open(path, "w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                say(f"waiting for another set-up that holds {path}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def hold(lock: TextIO) -> None:
+    """Hold the lock file until it is closed, after whoever holds it now."""
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another set-up that holds {lock.name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def setup(backend: str) -> str:
@@ -160,7 +156,8 @@ def setup(backend: str) -> str:
     if own or ready():
         return python
     venv.parent.mkdir(exist_ok=True)
-    with locked(venv.parent / f"{backend}.lock"):
+    with open(venv.parent / f"{backend}.lock", "w") as lock:
+        hold(lock)
         if not ready():  # it is, where the holder of the lock before us has built it
             with open(venv.parent / f"{backend}.log", "w+", errors="replace") as log:
                 build(backend, venv, python, stamp, log)
@@ -191,7 +188,7 @@ def build(backend: str, venv: Path, python: str, stamp: Path, log: TextIO) -> No
         if not logged(base, "-m", "venv", str(venv)):
             raise failure(f"{backend}: making {venv} failed", log)
     stamp.write_text(UNFINISHED)
-    say(f"{backend}: installing with pip (to download: {DOWNLOAD[backend]}; output in {log.name})")
+    say(f"{backend}: installing with pip (to download, if not cached: {DOWNLOAD[backend]}; output in {log.name})")
     packages = ("-e", f".[{backend},dev]", "-c", f"constraints-{backend}.txt")
     if not logged(python, "-m", "pip", "install", "--no-input", *packages):
         error = failure(f"{backend}: installing failed", log)

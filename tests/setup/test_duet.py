@@ -22,7 +22,8 @@ case "$*" in
   "-c "*) echo "${FAKE_VERSION:-3 12 1} ${FAKE_VENV:-1}"; exit 0 ;;
   "-m venv "*) echo "venv" >> "$FAKE_LOG"; mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit 0 ;;
   "-m pip --version") [ ! -e "$here/no-pip" ]; exit ;;
-  "-m pip install "*) [ -n "$FAKE_REAL" ] && exec "$FAKE_REAL" "$@"; echo "pip" >> "$FAKE_LOG"; printf '%b' "$FAKE_PIP"; exit "${FAKE_PIP_CODE:-0}" ;;
+  "-m pip install "*) [ -n "$FAKE_REAL" ] && exec "$FAKE_REAL" "$@"
+    echo "pip" >> "$FAKE_LOG"; printf '%b' "$FAKE_PIP"; exit "${FAKE_PIP_CODE:-0}" ;;
 esac
 echo "$DUET_BACKEND|$*" >> "$FAKE_LOG"
 case "$*" in *"$FAKE_BREAKS"*) [ -n "$FAKE_BREAKS" ] && exit "${FAKE_CODE:-9}" ;; esac
