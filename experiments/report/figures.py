@@ -8,6 +8,7 @@ left to right and bottom to top.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _plot(
         f'<div class="y-ticks" aria-hidden="true">{numbers}</div>'
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" preserveAspectRatio="none" role="img" '
         f'aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{escape(title)}</title>'
-        f'<desc id="{key}-d">{escape(description)}</desc>{grid}{body}</svg></div></div>'
+        f'<desc id="{key}-d">{escape(description)}</desc>{grid}{body}</svg><i class="cursor" hidden></i></div></div>'
     )
 
 
@@ -161,6 +162,10 @@ def loss_figure(loss: Mapping, names: Mapping[str, str], styles: Mapping[str, st
     runs = {key: _series(values, f"runs.{key}", len(seen)) for key, values in (loss.get("runs") or {}).items()}
     if not len(seen) or not runs:
         return ""
+    if not np.isfinite(seen).all():
+        raise DuetError(
+            f"loss.images_seen: step {int(np.argmin(np.isfinite(seen)))} has no count; every step needs one"
+        )
     x_axis = Axis(min(0.0, float(seen.min())), max(float(seen.max()), 1.0))
     x = x_axis.position(seen)
     x_ticks = [(float(x_axis.position(t)), _compact(t)) for t in x_axis.ticks(5)]
@@ -186,10 +191,25 @@ def loss_figure(loss: Mapping, names: Mapping[str, str], styles: Mapping[str, st
     numbers = "".join(
         f'<span style="left:{100 * p:.2f}%"{" class=last" if p > 0.96 else ""}>{escape(t)}</span>' for p, t in x_ticks
     )
+    points = escape(json.dumps(_readout(loss, seen, x, runs, names), separators=(",", ":")))
     return (
-        f'<div class="figure loss"><ul class="legend">{legend}</ul>{plots}'
+        f'<div class="figure loss" data-points="{points}"><ul class="legend">{legend}'
+        f'<li class="readout" hidden></li></ul>{plots}'
         f'<div class="x-ticks" aria-hidden="true">{numbers}</div><p class="axis-label x-label">images seen</p></div>'
     )
+
+
+def _readout(
+    loss: Mapping, seen: NDArray[np.float64], x: NDArray[np.float64], runs: Mapping, names: Mapping[str, str]
+) -> list[list]:
+    """What the page says under the pointer: rows of a position and a text."""
+    rows = []
+    for i in np.unique(np.linspace(0, len(seen) - 1, _COLUMNS).astype(int)):
+        said = [f"{seen[i]:,.0f} images", *(f"{names[key]} {number(series[i])}" for key, series in runs.items())]
+        if loss.get("relative_difference") is not None:
+            said.append(f"difference {brief(loss['relative_difference'][i])}")
+        rows.append([round(float(x[i]), 4), " · ".join(said)])
+    return rows
 
 
 def _difference_plot(

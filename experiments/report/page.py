@@ -49,7 +49,7 @@ def render(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         pictures: PNG, GIF or JPEG files by the names that the report uses.
 
     Raises:
-        DuetError: a picture has another format, or the series of the loss differ in length.
+        DuetError: a picture has another format, or the series of the loss differ in length or lack a count of images.
     """
     checks = read_checks(report)
     agree, passed, total, sentence = verdict(report, checks)
@@ -254,7 +254,7 @@ def _pictures(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         name = str(entry.get("picture"))
         _, width, height = _shape(name, bytes(pictures[name])) if name in pictures else ("", 0, 0)
         wide = " wide" if width > 2 * height else ""
-        image = _picture(name, str(entry.get("title") or "picture"), pictures, 1040 if wide else 500)
+        image = _picture(name, str(entry.get("title") or "picture"), pictures, 1040 if wide else 420)
         blocks.append(
             f'<figure class="picture{wide}"><figcaption><h3>{escape(entry.get("title"))}</h3>'
             f"{element('p', 'caption', entry.get('caption'))}</figcaption>"

@@ -43,3 +43,21 @@ if (expand) {
 let before = [];
 addEventListener("beforeprint", () => { before = rungs.map((rung) => rung.open); for (const rung of rungs) rung.open = true; });
 addEventListener("afterprint", () => rungs.forEach((rung, i) => { rung.open = before[i]; }));
+
+// The values of the step under the pointer, in both plots of the loss at once.
+for (const figure of document.querySelectorAll(".figure.loss")) {
+  const points = JSON.parse(figure.dataset.points);
+  const readout = figure.querySelector(".readout");
+  const cursors = [...figure.querySelectorAll(".cursor")];
+  const show = (on) => { for (const part of [readout, ...cursors]) part.hidden = !on; };
+  figure.addEventListener("pointermove", (event) => {
+    const box = figure.querySelector("svg").getBoundingClientRect();
+    const at = (event.clientX - box.left) / box.width;
+    if (at < -0.02 || at > 1.02) { show(false); return; }
+    const [x, text] = points.reduce((a, b) => (Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
+    readout.textContent = text;
+    for (const cursor of cursors) cursor.style.left = `calc(var(--gutter) + (100% - var(--gutter)) * ${x})`;
+    show(true);
+  });
+  figure.addEventListener("pointerleave", () => show(false));
+}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import html
 import io
+import itertools
 import json
 import math
 import re
@@ -114,7 +117,7 @@ def fake_report(fails: bool = False) -> dict:
             "agree": not fails,
             "passed": total - 3 * fails,
             "total": total,
-            "sentence": "The float32 forward pass of TensorFlow departs from the reference." if fails else sentence,
+            "sentence": "The forward pass of TensorFlow departs from the reference." if fails else sentence,
         },
         "headlines": [
             {"label": "largest relative loss difference", "value": "3.1e-06", "note": "over 1,200 lock-step steps"},
@@ -293,8 +296,6 @@ def test_every_number_of_quality_cost_and_runs_appears(page: str) -> None:
 
 
 def test_pictures_arrive_whole(page: str, pictures: dict[str, bytes]) -> None:
-    import base64
-
     held = {base64.b64decode(data) for data in re.findall(r"data:image/\w+;base64,([^\"]+)", page)}
     assert held == set(pictures.values())
     assert 'width="300" height="300"' in page  # 100 pixels, magnified by a whole factor
@@ -434,6 +435,9 @@ def test_bad_input_is_named_before_anything_is_written(pictures: dict[str, bytes
     short["loss"]["runs"]["tf"].pop()
     with pytest.raises(DuetError, match=r"loss\.runs\.tf: 1199 values"):
         write(short, pictures, tmp_path)
+    short["loss"]["images_seen"][7] = None
+    with pytest.raises(DuetError, match=r"images_seen: step 7 has no count"):
+        write(short, pictures, tmp_path)
     with pytest.raises(DuetError, match=r"noising.*PNG, GIF or JPEG"):
         write(fake_report(), pictures | {"noising": b"text"}, tmp_path)
     with pytest.raises(DuetError, match=r"report\.environment\.cpu: a set was given"):
@@ -476,6 +480,16 @@ def test_ticks_lie_on_the_axis_in_order(axis: Axis) -> None:
     places = axis.position(np.array(axis.ticks(5)))
     assert 1 <= len(places) <= 6 and np.all(np.diff(places) > 0)
     assert axis.position(axis.low) == 0 and axis.position(axis.high) == 1
+
+
+def test_pointer_reads_the_values_of_the_step_it_is_on() -> None:
+    loss = _loss(300)
+    figure = loss_figure(loss, {"torch": "PyTorch", "tf": "TensorFlow"}, {"torch": "torch", "tf": "tf"})
+    points = json.loads(html.unescape(re.search(r'data-points="([^"]+)"', figure)[1]))
+    assert len(points) == 300 and points[-1][0] == 1.0
+    said = points[-1][1]
+    assert said.startswith("38,400 images · PyTorch 0.0") and f"{loss['runs']['torch'][-1]:.5f}" in said
+    assert all(a[0] < b[0] for a, b in itertools.pairwise(points))
 
 
 def test_exact_zeros_lie_on_the_floor_below_every_other_difference() -> None:
