@@ -159,13 +159,13 @@ def loss_figure(loss: Mapping, names: Mapping[str, str], styles: Mapping[str, st
         styles: the class that gives each run its colour and stroke.
     """
     seen = np.array(loss.get("images_seen") or [], dtype=np.float64)
-    runs = {key: _series(values, f"runs.{key}", len(seen)) for key, values in (loss.get("runs") or {}).items()}
-    if not len(seen) or not runs:
-        return ""
     if not np.isfinite(seen).all():
         raise DuetError(
             f"loss.images_seen: step {int(np.argmin(np.isfinite(seen)))} has no count; every step needs one"
         )
+    runs = {key: _series(values, f"runs.{key}", len(seen)) for key, values in (loss.get("runs") or {}).items()}
+    if not len(seen) or not runs:
+        return ""
     x_axis = Axis(min(0.0, float(seen.min())), max(float(seen.max()), 1.0))
     x = x_axis.position(seen)
     x_ticks = [(float(x_axis.position(t)), _compact(t)) for t in x_axis.ticks(5)]
