@@ -58,7 +58,8 @@ class Adam:
             raise DuetError(f"optimiser: betas ({self.beta1}, {self.beta2}) were given; both must be in [0, 1)")
         if self.eps <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise DuetError(
-                f"optimiser: eps {self.eps} and clip {self.clip} must be positive, weight_decay {self.weight_decay} >= 0"
+                f"optimiser: eps {self.eps} and clip {self.clip} must be positive, "
+                f"weight_decay {self.weight_decay} at least 0"
             )
 
     def corrections(self, update: int) -> tuple[float, float]:

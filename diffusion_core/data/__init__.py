@@ -6,14 +6,13 @@ pixels and network values.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 from diffusion_core.data import digits, folder, shapes, store
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.registry import build
 
 __all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "to_uint8"]
 
@@ -31,13 +30,4 @@ def load_dataset(name: str, **options: object) -> Dataset:
     Raises:
         DuetError: the name is unknown, an option is unknown or missing, or the function refuses its value.
     """
-    if name not in DATASETS:
-        raise one_of("data set", name, DATASETS)
-    parameters = inspect.signature(DATASETS[name]).parameters
-    for option in options:
-        if option not in parameters:
-            raise one_of(f"option of data set {name!r}", option, parameters)
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
-    if missing:
-        raise DuetError(f"data set {name!r}: no {missing[0]} was given; it takes {', '.join(parameters)}")
-    return DATASETS[name](**options)
+    return build("data", DATASETS, name, options)

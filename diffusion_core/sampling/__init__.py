@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
-from diffusion_core.errors import one_of
 from diffusion_core.process import Process
+from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.plan import SamplerPlan
@@ -22,10 +21,4 @@ def make_plan(process: Process, name: str, *, guidance: float = 1.0, **options: 
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    if name not in SAMPLERS:
-        raise one_of("sampler.name", name, SAMPLERS)
-    allowed = [option for option in inspect.signature(SAMPLERS[name]).parameters if option != "process"]
-    for option in options:
-        if option not in allowed:
-            raise one_of(f"option of sampler {name}", option, allowed)
-    return SAMPLERS[name](process, **options).with_guidance(guidance)
+    return build("sampler", SAMPLERS, name, options, process).with_guidance(guidance)

@@ -107,7 +107,8 @@ class SamplerPlan:
             row = int(np.argmax(wrong))
             raise DuetError(
                 f"plan {self.name}: row {row} (t = {self.t[row]}) does not lead from level "
-                f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to ({self.alpha[row + 1]:.6g}, {self.sigma[row + 1]:.6g})"
+                f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to "
+                f"({self.alpha[row + 1]:.6g}, {self.sigma[row + 1]:.6g})"
             )
 
     @property

@@ -1,0 +1,219 @@
+"""Checkpoints: a directory that is there whole or not at all, and that either framework can read.
+
+    checkpoints/000000012800/         named by images seen
+        weights.safetensors           the network
+        ema.safetensors               its moving average
+        moment1.safetensors           Adam
+        moment2.safetensors
+        state.json                    images seen, updates, problem, seed, hash of every file
+
+Names and axes are the canonical ones. A checkpoint is written beside its final name, flushed to the disk
+and renamed; every file is checked against its hash when it is read. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as tensors
+
+from diffusion_core.backend import TrainerState
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import check_weights
+
+__all__ = ["Checkpoint", "find_checkpoint", "list_checkpoints", "load_checkpoint", "save_checkpoint", "write_atomically"]
+
+FORMAT = 1
+_PARTS = ("weights", "ema", "moment1", "moment2")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A moment of a run.
+
+    Args:
+        images_seen: the clock.
+        problem: network and process.
+        seed: of the run's streams.
+        state: weights, average, moments and updates.
+        notes: anything else worth keeping, as plain data: backend, precision, versions.
+    """
+
+    images_seen: int
+    problem: Problem
+    seed: int
+    state: TrainerState
+    notes: Mapping[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        DuetError: if it cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_flushed(beside, content)
+        os.replace(beside, path)
+        _flush_directory(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        raise DuetError(f"{path}: it cannot be written ({error.strerror or error})") from error
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+    # safetensors stores the bytes of an array as they lie, whatever its strides: they must be in C order.
+    return tensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = None) -> Path:
+    """Write a checkpoint under `parent` and drop all but the last `keep`.
+
+    Raises:
+        DuetError: if it cannot be written; what was there before is left as it was.
+    """
+    parent = Path(parent)
+    final = parent / f"{checkpoint.images_seen:012d}"
+    beside = parent / f".{final.name}.{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        hashes = {}
+        for part in _PARTS:
+            content = _pack(getattr(checkpoint.state, part))
+            hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
+            _write_flushed(beside / f"{part}.safetensors", content)
+        state = {
+            "format": FORMAT,
+            "images_seen": checkpoint.images_seen,
+            "updates": checkpoint.state.updates,
+            "seed": checkpoint.seed,
+            "problem": checkpoint.problem.to_dict(),
+            "program_sha256": checkpoint.problem.program.sha256,
+            "notes": dict(checkpoint.notes),
+            "files": hashes,
+        }
+        _write_flushed(beside / "state.json", json.dumps(state, indent=2).encode())
+        _flush_directory(beside)
+        if final.exists():
+            old = parent / f".old.{final.name}.{os.getpid()}"
+            os.rename(final, old)
+            os.rename(beside, final)
+            shutil.rmtree(old)
+        else:
+            os.rename(beside, final)
+        _flush_directory(parent)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise DuetError(f"{final}: the checkpoint cannot be written ({error.strerror or error})") from error
+    for old in list_checkpoints(parent)[: -keep if keep else 0]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """The whole checkpoints under a directory, oldest first."""
+    parent = Path(parent)
+    return sorted(p for p in parent.iterdir() if p.name.isdigit() and p.is_dir()) if parent.is_dir() else []
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint from the path of one, of a `checkpoints` directory or of a run; the latest of several.
+
+    Raises:
+        DuetError: if there is none.
+    """
+    path = Path(path)
+    if (path / "state.json").is_file():
+        return path
+    found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    if not found:
+        what = "holds no checkpoint" if path.exists() else "does not exist"
+        raise DuetError(f"checkpoint: {path} {what}; give a run directory or one of its checkpoints/<images seen>")
+    return found[-1]
+
+
+def load_checkpoint(path: str | Path, program: Program | None = None) -> Checkpoint:
+    """Read a checkpoint; see `find_checkpoint` for the path.
+
+    Args:
+        program: the network that it must be of, if that is known.
+
+    Raises:
+        DuetError: if it is missing, corrupt, of another network, or written by a later version.
+    """
+    path = find_checkpoint(path)
+    try:
+        state = json.loads((path / "state.json").read_text())
+        version, hashes = state["format"], state["files"]
+        if version != FORMAT:
+            raise DuetError(f"{path}: it has format {version}; this version of Duet reads format {FORMAT}")
+        problem = Problem.from_dict(state["problem"])
+        arrays = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in _PARTS}
+        checkpoint = Checkpoint(
+            images_seen=int(state["images_seen"]),
+            problem=problem,
+            seed=int(state["seed"]),
+            state=TrainerState(**arrays, updates=int(state["updates"])),
+            notes=state["notes"],
+        )
+    except OSError as error:
+        raise DuetError(f"{error.filename or path}: it cannot be read ({error.strerror or error})") from error
+    except DuetError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DuetError(f"{path / 'state.json'}: it is corrupt ({type(error).__name__}: {error})") from error
+    if program is not None and program.sha256 != problem.program.sha256:
+        _explain_other_network(path, program, checkpoint)
+    for part in _PARTS:
+        check_weights(problem.program, getattr(checkpoint.state, part), str(path / f"{part}.safetensors"))
+    return checkpoint
+
+
+def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one in state.json)")
+    try:
+        return tensors.load(content)
+    except SafetensorError as error:
+        raise DuetError(f"{path}: it is not a safetensors file ({error})") from error
+
+
+def _explain_other_network(path: Path, program: Program, checkpoint: Checkpoint) -> None:
+    check_weights(program, checkpoint.state.weights, f"{path}: it is of another network")
+    raise DuetError(
+        f"{path}: it is of another network, which has the same weights but computes with other numbers "
+        f"(program {checkpoint.problem.program.sha256[:12]}, wanted {program.sha256[:12]})"
+    )

@@ -1,0 +1,174 @@
+"""The training loop: the same for every backend, counted in images seen.
+
+A step at n images seen takes images n .. n+B-1 of the data order, and everything random in it is a function
+of their positions. So a run is cut and resumed at any step without a trace, in either framework.
+The next batch is made on a thread while the device computes; a loss is read only when it is logged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffusion_core.backend import StepResult, TrainBatch, Trainer
+from diffusion_core.data import Loader
+from diffusion_core.ema import Ema
+from diffusion_core.errors import DuetError
+from diffusion_core.objectives import Objective
+from diffusion_core.optimiser import LearningRate
+
+__all__ = ["Course", "Hooks", "Record", "train"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a run is, and when it does what; all counts are images seen.
+
+    Args:
+        images: total length.
+        batch: images per step.
+        log_images: metrics are read and written at least this often.
+        checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
+        sample_images: sample pictures are made this often; 0 is at the end alone.
+    """
+
+    images: int
+    batch: int = 128
+    log_images: int = 6400
+    checkpoint_images: int = 0
+    sample_images: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "log_images"):
+            if getattr(self, name) < 1:
+                raise DuetError(f"trainer.{name}: {getattr(self, name)} was given; it must be at least 1")
+        if self.images % self.batch:
+            fit = max(1, self.images // self.batch) * self.batch
+            raise DuetError(
+                f"trainer.images: {self.images} is not a multiple of the batch {self.batch}; {fit} would fit"
+            )
+
+    def due(self, every: int, images_seen: int) -> bool:
+        """Whether something that happens every so many images falls into the step that ends at `images_seen`."""
+        if images_seen >= self.images:
+            return True
+        return every > 0 and images_seen // every > (images_seen - self.batch) // every
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step, as it is logged."""
+
+    images_seen: int
+    loss: float
+    grad_norm: float
+    lr: float
+    ema_decay: float
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; none of it can change the numbers.
+
+    Args:
+        log: with the records since the last call and the images per second of late.
+        checkpoint: with images seen.
+        sample: with images seen.
+    """
+
+    log: Callable[[list[Record], float], None] = lambda records, speed: None
+    checkpoint: Callable[[int], None] = lambda images_seen: None
+    sample: Callable[[int], None] = lambda images_seen: None
+
+
+@dataclass
+class _Clock:
+    """Time spent in steps alone: hooks and the first step (which traces or compiles) are left out of the speed."""
+
+    seconds: float = 0.0
+    images: int = 0
+    first_step: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def speed(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def make_batch(loader: Loader, objective: Objective, images_seen: int, size: int) -> TrainBatch:
+    """The batch of the step that starts at `images_seen`."""
+    images = loader.batch(images_seen, size)
+    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype)
+
+
+def train(
+    trainer: Trainer,
+    loader: Loader,
+    objective: Objective,
+    learning_rate: LearningRate,
+    ema: Ema,
+    course: Course,
+    hooks: Hooks | None = None,
+    images_seen: int = 0,
+    updates: int = 0,
+) -> dict[str, float]:
+    """Train from `images_seen`, after so many `updates`, to the end of the course.
+
+    Returns:
+        images_per_second, first_step_seconds and seconds of the steps.
+
+    Raises:
+        DuetError: if the loss is not finite when it is read; no checkpoint is written after that.
+    """
+    hooks = hooks or Hooks()
+    waiting: list[tuple[int, StepResult, float, float]] = []
+    clock, interval = _Clock(), _Clock()
+    with ThreadPoolExecutor(1, "duet-batches") as pool:
+        ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
+        while images_seen < course.images:
+            began = time.perf_counter()
+            batch = ahead.result()
+            images_seen += course.batch
+            if images_seen < course.images:
+                ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
+            updates += 1
+            lr, decay = learning_rate(images_seen), ema(updates)
+            result = trainer.step(batch, lr, decay)
+            waiting.append((images_seen, result, lr, decay))
+            logs = course.due(course.log_images, images_seen)
+            saves = course.due(course.checkpoint_images, images_seen)
+            samples = course.due(course.sample_images, images_seen)
+            records = []
+            if logs or saves or samples or not clock.first_step:
+                records = [Record(n, float(r.loss), float(r.grad_norm), a, d) for n, r, a, d in waiting]
+                waiting = []
+            took = time.perf_counter() - began
+            if not clock.first_step:
+                clock.first_step = took
+            else:
+                for one in (clock, interval):
+                    one.seconds += took
+                    one.images += course.batch
+            if records:
+                _refuse_non_finite(records)
+                hooks.log(records, interval.speed or clock.speed)
+                interval = _Clock()
+            if saves:
+                hooks.checkpoint(images_seen)
+            if samples:
+                hooks.sample(images_seen)
+    return {"images_per_second": clock.speed, "first_step_seconds": clock.first_step, "seconds": clock.seconds}
+
+
+def _refuse_non_finite(records: list[Record]) -> None:
+    for record in records:
+        if not math.isfinite(record.loss) or not np.isfinite(record.grad_norm):
+            raise DuetError(
+                f"training: the loss is {record.loss} and the gradient norm {record.grad_norm} at "
+                f"{record.images_seen} images seen; a lower learning rate or a gradient clip may help"
+            )

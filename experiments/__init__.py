@@ -1,0 +1,1 @@
+"""Entry points, each started as ``python -m experiments.<name>`` and configured by Hydra."""

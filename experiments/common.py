@@ -1,0 +1,142 @@
+"""What several entry points share: from a configuration to the objects of the core, and samples to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from diffusion_core import pictures
+from diffusion_core.backend import Backend, Network, Settings, load_backend
+from diffusion_core.data import Dataset, to_uint8
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.process import add_noise
+from diffusion_core.random import Stream
+from diffusion_core.run import write_samples
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.draw import check_labels, draw
+from diffusion_core.unet import UNetSpec
+from experiments.entry import plain
+from experiments.progress import Counter
+
+__all__ = ["check_data", "noising_strip", "open_backend", "plan_of", "problem_of", "sample_labels", "save_samples"]
+
+
+def open_backend(cfg: DictConfig) -> Backend:
+    """The backend that the configuration names; prints which device and precision it uses."""
+    settings = {key: value for key, value in plain(cfg.backend).items() if key not in ("name", "environment", "python")}
+    backend = load_backend(cfg.backend.name, Settings(precision=cfg.precision, **settings))
+    print(backend.describe().line(), flush=True)
+    return backend
+
+
+def problem_of(cfg: DictConfig) -> Problem:
+    """The network and the process of a training configuration."""
+    spec = {name: tuple(value) if isinstance(value, list) else value for name, value in plain(cfg.model).items()}
+    schedule = plain(cfg.process.schedule)
+    if "name" not in schedule:
+        raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
+    return Problem(UNetSpec(**spec), schedule, cfg.process.prediction)
+
+
+def plan_of(problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
+    """The plan of a sampler's configuration."""
+    options = dict(sampler)
+    if "name" not in options:
+        raise DuetError("sampler: no name was given; choose one with sampler=ddim or sampler=ddpm")
+    plan = make_plan(problem.process, options.pop("name"), **options)
+    check_labels(np.zeros(0, np.int32), problem.program.null_label, plan)
+    return plan
+
+
+def check_data(dataset: Dataset, spec: UNetSpec) -> None:
+    """Refuse a data set that the network cannot take."""
+    given = (dataset.image_size, dataset.image_size, dataset.channels)
+    if given != spec.image_shape:
+        raise DuetError(
+            f"data {dataset.name}: its images are {given}, but the network takes {spec.image_shape} (h, w, c); "
+            f"set model.image_size={given[0]} and model.in_channels={given[2]}, or choose other data"
+        )
+    if spec.num_classes and spec.num_classes != dataset.num_classes:
+        raise DuetError(
+            f"data {dataset.name}: it has {dataset.num_classes} classes, but the network has {spec.num_classes}; "
+            f"set model.num_classes={dataset.num_classes}"
+        )
+
+
+def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:
+    """The class of each sample: one for all, a list that repeats, or every class in turn."""
+    classes = problem.spec.num_classes
+    if count < 1:
+        raise DuetError(f"sample.count: {count} was given; it must be at least 1")
+    chosen = range(max(classes, 1)) if labels is None else labels
+    try:
+        chosen = np.atleast_1d(np.asarray(chosen))
+        whole = chosen.size > 0 and np.issubdtype(chosen.dtype, np.integer)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
+    if classes and (chosen.min() < 0 or chosen.max() > classes):
+        raise DuetError(
+            f"sample.labels: {labels!r} was given; the classes are 0..{classes - 1}, and {classes} means no class"
+        )
+    return np.resize(chosen, count).astype(np.int32)
+
+
+def save_samples(
+    backend: Backend,
+    network: Network,
+    problem: Problem,
+    plan: SamplerPlan,
+    directory: Path,
+    sample: DictConfig,
+    name: str = "samples",
+    strips: bool = True,
+    **facts: Any,
+) -> NDArray[np.uint8]:
+    """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation."""
+    labels = sample_labels(plain(sample.labels) if isinstance(sample.labels, DictConfig) else sample.labels,
+                           sample.count, problem)  # fmt: skip
+    frames: list[tuple[int, NDArray, NDArray]] = []
+    shown = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
+
+    def watch(row: int, x: NDArray, estimate: NDArray) -> None:
+        if row in shown:
+            frames.append((row, to_uint8(x[:100]), to_uint8(estimate[:10])))
+
+    with Counter(f"{name}: {plan.name}", sample.count) as progress:
+        images = draw(
+            backend, network, plan, problem.spec.image_shape, labels, sample.seed,
+            batch=sample.batch, watch=watch if strips else None, progress=progress,
+        )  # fmt: skip
+    finished = to_uint8(images)
+    facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
+    write_samples(directory / f"{name}.npz", finished, labels, **facts)
+    scale = max(1, 64 // problem.spec.image_size)
+    columns = problem.spec.num_classes or 10
+    pictures.save_png(directory / f"{name}.png", pictures.grid(finished[:100], columns, scale=scale))
+    if strips:
+        chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(len(frames), 10)).astype(int)]
+        rows = [("x_t", np.stack([x[0] for _, x, _ in chosen])), ("estimate", np.stack([d[0] for _, _, d in chosen]))]
+        pictures.save_png(directory / "denoising.png", pictures.labelled_rows(rows, scale=scale))
+        grids = [pictures.grid(x, columns, scale=max(1, scale // 2)) for _, x, _ in frames]
+        pictures.save_gif(directory / "generation.gif", grids)
+    return finished
+
+
+def noising_strip(problem: Problem, images: NDArray, seed: int) -> NDArray[np.uint8]:
+    """The first images at ten levels from clean to noise."""
+    schedule = problem.process.schedule
+    rows = []
+    for k, image in enumerate(images[:3]):
+        eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
+        levels = np.linspace(0, schedule.steps - 1, 9).astype(int)
+        noisy = [add_noise(image, eps, *schedule(t)) for t in levels]
+        rows.append(("" if k else "x_0 ... x_T", to_uint8(np.stack([image, *noisy]))))
+    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size))

@@ -1,0 +1,87 @@
+"""How every entry point starts: Hydra composes the configuration, and a mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_core.errors import DuetError
+from experiments.schema import register
+
+__all__ = ["entry", "plain"]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a task into a `main` that reads ``configs/<name>.yaml``."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            register()
+            # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
+            except DuetError as error:
+                _leave(str(error), 2)
+            except (HydraException, OmegaConfBaseException) as error:
+                _leave(_one_line(error), 2)
+            except KeyboardInterrupt:
+                _leave("interrupted", 130)
+
+        return main
+
+    return decorate
+
+
+def plain(config: Any) -> Any:
+    """A resolved part of the configuration as plain data."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    """What Hydra and OmegaConf say, in one line, with the nearest key for one that does not exist."""
+    texts, cause = [], error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("object_type=", "reference_type=", "To append to your"))]
+    message = "; ".join(dict.fromkeys(kept))
+    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in)", message)
+    full = re.search(r"full_key: ([\w.\[\]]+)", message)
+    if unknown:
+        near = difflib.get_close_matches(full.group(1) if full else unknown.group(1), _known_keys(), n=1, cutoff=0.5)
+        message += f". Did you mean {near[0]}?" if near else ""
+    return message
+
+
+def _known_keys() -> list[str]:
+    """Every key of every schema, with its path."""
+    from experiments.schema import _SCHEMAS
+
+    def walk(node: Any, path: str) -> list[str]:
+        if not OmegaConf.is_dict(node):
+            return [path]
+        below = [key for name in node for key in walk(node._get_node(name), f"{path}.{name}" if path else name)]
+        return [path, *below]
+
+    return sorted({key for schema in _SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key})

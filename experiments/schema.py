@@ -1,0 +1,164 @@
+"""The schema of the configuration: unknown keys and wrong types are refused before anything runs.
+
+Where the core has a dataclass for a group, the schema is made from it, so a new field of the core is a new
+key of the configuration and nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from diffusion_core.backend import Settings
+from diffusion_core.ema import Ema
+from diffusion_core.optimiser import Adam, LearningRate
+from diffusion_core.training import Course
+from diffusion_core.unet import UNetSpec
+
+__all__ = ["register"]
+
+
+@functools.cache
+def _schema_of(cls: type, *without: str) -> type:
+    """A mutable dataclass with the fields of a core dataclass; fields without a default must be given."""
+    hints = typing.get_type_hints(cls)
+    made = []
+    for f in dataclasses.fields(cls):
+        if f.name in without:
+            continue
+        hint, default = hints[f.name], f.default
+        if typing.get_origin(hint) is tuple:
+            default = field(default_factory=lambda value=default: list(value))
+            hint = list[typing.get_args(hint)[0]]
+        made.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
+    return dataclasses.make_dataclass(f"{cls.__name__}Schema", made)
+
+
+@dataclass
+class BackendSchema(_schema_of(Settings, "precision")):
+    """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep."""
+
+    name: str = MISSING
+    environment: str = MISSING
+    python: str | None = None
+
+
+@dataclass
+class DataSchema:
+    """A data set by name with its own options; `flip` mirrors half of the images."""
+
+    name: str = MISSING
+    flip: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProcessSchema:
+    """Schedule (name and options), prediction, distance and label dropping."""
+
+    schedule: dict[str, Any] = field(default_factory=dict)
+    prediction: str = "eps"
+    distance: str = "mse"
+    drop_label: float = 0.0
+
+
+@dataclass
+class SampleSchema:
+    """What is sampled at the end of training, or by `experiments.sample`."""
+
+    count: int = 64
+    labels: Any = None
+    seed: int = 0
+    batch: int = 128
+    weights: str = "ema"
+
+
+@dataclass
+class TrainSchema:
+    """Everything of `experiments.train`."""
+
+    seed: int = 0
+    precision: str = "float32"
+    resume: str | None = None
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    data: DataSchema = field(default_factory=DataSchema)
+    model: _schema_of(UNetSpec) = field(default_factory=_schema_of(UNetSpec))
+    process: ProcessSchema = field(default_factory=ProcessSchema)
+    optimiser: _schema_of(Adam) = field(default_factory=_schema_of(Adam))
+    lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
+    ema: _schema_of(Ema) = field(default_factory=_schema_of(Ema))
+    trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
+    keep_checkpoints: int | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
+    sample: SampleSchema = field(default_factory=SampleSchema)
+
+
+@dataclass
+class SampleRunSchema:
+    """Everything of `experiments.sample`."""
+
+    checkpoint: str = MISSING
+    out: str = MISSING
+    precision: str = "float32"
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    sample: SampleSchema = field(default_factory=SampleSchema)
+    gif: bool = False
+
+
+@dataclass
+class TraceSchema:
+    """Everything of `experiments.trace`."""
+
+    out: str = MISSING
+    handover: str | None = None
+    backend: BackendSchema = field(default_factory=BackendSchema)
+
+
+@dataclass
+class CompareSchema:
+    """Everything of `experiments.compare`."""
+
+    a: str | None = None
+    b: str | None = None
+    traces: list[str] = field(default_factory=list)
+    out: str = MISSING
+    title: str = "One diffusion model, two frameworks"
+    command: str | None = None
+
+
+@dataclass
+class BenchSchema:
+    """Everything of `experiments.bench`."""
+
+    out: str = MISSING
+    precision: str = "float32"
+    work: list[str] = field(default_factory=lambda: ["train", "sample"])
+    batch: int = 64
+    repeats: int = 5
+    backends: list[str] = field(default_factory=list)
+    model: _schema_of(UNetSpec) = field(default_factory=_schema_of(UNetSpec))
+    device: str = "auto"
+    compile: bool = False
+
+
+_SCHEMAS = {
+    "train": TrainSchema,
+    "sample": SampleRunSchema,
+    "trace": TraceSchema,
+    "compare": CompareSchema,
+    "bench": BenchSchema,
+}
+
+
+def register() -> None:
+    """Give Hydra the schemas, under the names that the files in `configs` refer to."""
+    store = ConfigStore.instance()
+    for name, schema in _SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
