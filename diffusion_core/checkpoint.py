@@ -33,7 +33,14 @@ from diffusion_core.problem import Problem
 from diffusion_core.unet.program import Program
 from diffusion_core.weights import check_weights
 
-__all__ = ["Checkpoint", "find_checkpoint", "list_checkpoints", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = [
+    "Checkpoint",
+    "find_checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_atomically",
+]
 
 FORMAT = 1
 _PARTS = ("weights", "ema", "moment1", "moment2")

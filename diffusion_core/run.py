@@ -1,12 +1,12 @@
 """The run directory: everything that one run leaves behind.
 
-    config.yaml          the resolved configuration
-    environment.json     command, commit, versions, device, data and its hash
-    metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay
-    events.out.tfevents  the same for TensorBoard
-    checkpoints/         see `checkpoint`
-    samples/             uint8 `.npz` and a PNG grid
-    result.json          what the run ended with
+config.yaml          the resolved configuration
+environment.json     command, commit, versions, device, data and its hash
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay
+events.out.tfevents  the same for TensorBoard
+checkpoints/         see `checkpoint`
+samples/             uint8 `.npz` and a PNG grid
+result.json          what the run ended with
 """
 
 from __future__ import annotations

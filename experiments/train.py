@@ -1,8 +1,8 @@
 """Train a diffusion model.
 
-    python -m experiments.train backend=tf experiment=digits
-    python -m experiments.train -m backend=torch,tf seed=0,1
-    python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
+python -m experiments.train backend=tf experiment=digits
+python -m experiments.train -m backend=torch,tf seed=0,1
+python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def main(cfg: DictConfig) -> float:
         "resumed_from": cfg.resume and {"images_seen": start.images_seen, "notes": dict(start.notes)},
     }
     run.start(OmegaConf.to_yaml(cfg, resolve=True), facts)
-    print(f"run: {directory}\nnetwork: {facts['parameters']:,} parameters; data: {dataset.name}, {len(dataset):,} images")
+    print(
+        f"run: {directory}\nnetwork: {facts['parameters']:,} parameters; data: {dataset.name}, {len(dataset):,} images"
+    )
 
     strip = noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
     pictures.save_png(directory / "samples" / "noising.png", strip)
@@ -98,9 +100,7 @@ def main(cfg: DictConfig) -> float:
     state = trainer.state()
     network = backend.network(problem.program, state.ema if cfg.sample.weights == "ema" else state.weights)
     began = perf_counter()
-    images = save_samples(
-        backend, network, problem, plan, directory / "samples", cfg.sample, images_seen=course.images
-    )
+    images = save_samples(backend, network, problem, plan, directory / "samples", cfg.sample, images_seen=course.images)
     sampled = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), course.images)
     run.close()

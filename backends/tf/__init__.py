@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-# Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 from numpy.typing import NDArray
 
-from backends.tf import device
+from backends.tf import device  # first: it imports TensorFlow
 from backends.tf.network import Network
 from backends.tf.sampler import sample
 from backends.tf.trainer import Trainer, noised

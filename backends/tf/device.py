@@ -8,14 +8,52 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from diffusion_core.backend import Description, Settings
 from diffusion_core.errors import DuetError
+
+# Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold back what is written to descriptor 2, and show it if an exception leaves.
+
+    TensorFlow logs there before its logger knows the level that was asked for, whether or not anything is wrong.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+with _without_chatter():
+    import tensorflow as tf
+
+    CARDS = tf.config.list_physical_devices("GPU")
+
+# A new network is a new function: TensorFlow takes that for a mistake after the fifth.
+tf.get_logger().setLevel("ERROR")
 
 __all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
 
@@ -60,10 +98,9 @@ def prepare(settings: Settings) -> Place:
     Raises:
         DuetError: if CUDA is asked for and not there, or threads are set after TensorFlow has started.
     """
-    cards = tf.config.list_physical_devices("GPU")
-    if settings.device == "cuda" and not cards:
+    if settings.device == "cuda" and not CARDS:
         raise DuetError("backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto")
-    use_cuda = bool(cards) and settings.device != "cpu"
+    use_cuda = bool(CARDS) and settings.device != "cpu"
     if settings.threads is not None:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
@@ -74,7 +111,7 @@ def prepare(settings: Settings) -> Place:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    for card in cards if use_cuda else ():
+    for card in CARDS if use_cuda else ():
         tf.config.experimental.set_memory_growth(card, True)
     dtype = tf.float64 if settings.precision == "float64" else tf.float32
     compute = tf.bfloat16 if settings.precision == "bf16" else dtype
@@ -86,8 +123,7 @@ def describe(place: Place, settings: Settings) -> Description:
     threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
     name = f"cpu, {threads} threads"
     if place.device.startswith("/GPU"):
-        card = tf.config.list_physical_devices("GPU")[0]
-        name = tf.config.experimental.get_device_details(card).get("device_name", place.device)
+        name = tf.config.experimental.get_device_details(CARDS[0]).get("device_name", place.device)
     mode = "XLA" if place.compile else "tf.function"
     versions = {"tensorflow": tf.__version__, "numpy": np.__version__, "python": platform.python_version()}
     return Description("tf", name, settings.precision, threads, mode, versions)

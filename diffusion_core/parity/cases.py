@@ -1,0 +1,221 @@
+"""What the ladder is measured on: small networks that together hold every block kind with every option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from diffusion_core.backend import TrainBatch
+from diffusion_core.data import Dataset, Loader, load_dataset
+from diffusion_core.objectives import Objective
+from diffusion_core.problem import Problem
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.schedule import linear
+from diffusion_core.training import make_batch
+from diffusion_core.unet import Node, Program, UNetSpec
+from diffusion_core.unet.blocks import (
+    Add,
+    Attention,
+    AvgPool,
+    Block,
+    Concat,
+    Conv,
+    Embedding,
+    GroupNorm,
+    Linear,
+    Modulate,
+    SiLU,
+    Sinusoid,
+    Upsample,
+)
+from diffusion_core.weights import Weights, initial_weights
+
+__all__ = [
+    "BLOCKS",
+    "NETWORKS",
+    "PARITY",
+    "PLANS",
+    "SEED",
+    "BlockCase",
+    "cast",
+    "digits_batch",
+    "noise_batch",
+    "scattered_weights",
+]
+
+SEED = 20
+CHANNELS = 8
+_PROCESS = Process(linear(), "eps")
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """A block in the smallest program that gives gradients to its weights and to its inputs.
+
+    Args:
+        name: kind and option.
+        nodes: blocks; a 1 x 1 convolution in front turns the gradient of the input into one of a weight, and
+            the last ones bring the value back to the shape of the input, so that a training step can take it.
+        size: height and width of the input.
+        gain: scale of the weights, to reach large numbers.
+        classes: labels that the program understands.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    size: int = 8
+    gain: float = 1.0
+    classes: int = 0
+
+    @property
+    def program(self) -> Program:
+        """The program of the case."""
+        return Program(self.nodes, self.classes or None)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an input image, (h, w, c)."""
+        return self.size, self.size, CHANNELS
+
+    @property
+    def kind(self) -> str:
+        """The suffix of the tolerance that applies."""
+        return ", large logits" if self.gain > 1 else ""
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, padding: tuple[int, ...], bias: bool = True) -> Conv:
+    return Conv(inputs, outputs, kernel, stride, padding, bias, 1.0)
+
+
+def _point(inputs: int, outputs: int) -> Conv:
+    return _conv(inputs, outputs, 1, 1, (0, 0, 0, 0))
+
+
+def _image(
+    name: str, block: Block, *back: Block, size: int = 8, width: int = CHANNELS, gain: float = 1.0, inputs: int = 1
+) -> BlockCase:
+    """A block of images of `width` channels that reads the same one `inputs` times, and the way back."""
+    nodes = [Node("pre", _point(CHANNELS, width), ("x",)), Node("block", block, ("pre",) * inputs)]
+    for i, step in enumerate(back):
+        nodes.append(Node(f"back{i}", step, (nodes[-1].name,)))
+    return BlockCase(name, tuple(nodes), size, gain)
+
+
+def _vector(name: str, *blocks: Block, reads: str, join: Block | None = None, classes: int = 0) -> BlockCase:
+    """Blocks that make a vector, joined to an image."""
+    nodes = [Node("pre", _point(CHANNELS, CHANNELS), ("x",))]
+    for i, block in enumerate(blocks):
+        nodes.append(Node(f"block{i}", block, (nodes[-1].name if i else reads,)))
+    nodes.append(Node("join", join or Add(1.0), ("pre", nodes[-1].name)))
+    return BlockCase(name, tuple(nodes), classes=classes)
+
+
+_SINUSOIDS = (Sinusoid(16, 10000.0, 7.0, True), Sinusoid(16, 10000.0, 8.0, False))
+
+BLOCKS: tuple[BlockCase, ...] = (
+    _image("Conv 3x3", _conv(8, 12, 3, 1, (1, 1, 1, 1)), _point(12, 8)),
+    _image("Conv 3x3 without bias", _conv(8, 12, 3, 1, (1, 1, 1, 1), bias=False), _point(12, 8)),
+    _image("Conv 1x1", _point(8, 12), _point(12, 8)),
+    _image("Conv 3x3 stride 2, padding (1, 1)", _conv(8, 8, 3, 2, (1, 1, 1, 1)), Upsample()),
+    _image("Conv 3x3 stride 2, padding (0, 1)", _conv(8, 8, 3, 2, (0, 1, 0, 1)), Upsample()),
+    _image("Conv 3x3 stride 2, padding (1, 0)", _conv(8, 8, 3, 2, (1, 0, 1, 0)), Upsample()),
+    _image("Conv 3x3 stride 2, odd size", _conv(8, 8, 3, 2, (1, 1, 1, 1)), Upsample(), _conv(8, 8, 2, 1, (0, 0, 0, 0)),
+           size=7),
+    _image("Conv 4x4 stride 2, padding (1, 1)", _conv(8, 8, 4, 2, (1, 1, 1, 1)), Upsample()),
+    _image("GroupNorm of 8 groups", GroupNorm(16, 8, 1e-5), _point(16, 8), width=16),
+    _image("GroupNorm of 1 group", GroupNorm(16, 1, 1e-6), _point(16, 8), width=16),
+    _image("GroupNorm of 4 groups, large eps", GroupNorm(16, 4, 1e-1), _point(16, 8), width=16),
+    _image("SiLU", SiLU()),
+    _image("Attention of 1 head", Attention(8, 1), size=4, width=24),
+    _image("Attention of 4 heads", Attention(8, 4), size=4, width=24),
+    _image("Attention, large logits", Attention(8, 2), size=4, width=24, gain=3.0),
+    _image("Add of images", Add(1.0), inputs=2),
+    _image("Add of images, scaled", Add(2.0**-0.5), inputs=2),
+    _image("Concat", Concat(), _point(16, 8), inputs=2),
+    _image("Upsample", Upsample(), _conv(8, 8, 3, 2, (1, 1, 1, 1))),
+    _image("AvgPool", AvgPool(), Upsample()),
+    _vector("Sinusoid sin first, half - 1; Linear", _SINUSOIDS[0], Linear(16, 8, True, 1.0), reads="c_noise"),
+    _vector("Sinusoid cos first, half; Linear without bias", _SINUSOIDS[1], Linear(16, 8, False, 1.0), reads="c_noise"),
+    _vector("Embedding", Embedding(5, 8), reads="label", classes=4),
+    _vector("Modulate", _SINUSOIDS[0], Linear(16, 16, True, 1.0), reads="c_noise", join=Modulate(8)),
+)  # fmt: skip
+
+_SMALL = UNetSpec(
+    image_size=8, in_channels=1, out_channels=1, channels=16, multipliers=(1, 2), blocks_per_level=1,
+    attention_sizes=(4,), heads=2, qkv_bias=False, norm_groups=4, norm_eps=1e-5, num_classes=10,
+)  # fmt: skip
+
+
+def _with(**changes: object) -> UNetSpec:
+    return replace(_SMALL, zero_init=False, **changes)
+
+
+NETWORKS: dict[str, UNetSpec] = {
+    "time added, strided": _with(),
+    "scale and shift, residual resampling": _with(time="scale_shift", down="block", up="block", skip_scale=2.0**-0.5),
+    "pooled, head channels, cos first, no classes": _with(
+        down="pool", up="nearest", head_channels=8, embedding_divisor="half", embedding_sin_first=False, num_classes=0,
+        in_channels=3, out_channels=3,
+    ),
+    "three levels, padding (0, 1), eps 1e-6": _with(
+        image_size=16, multipliers=(1, 2, 2), down_padding=(0, 1), norm_eps=1e-6, attention_sizes=(8, 4)
+    ),
+}  # fmt: skip
+
+# The network that is trained and sampled: rungs 6, 7 and 8.
+PARITY = Problem(_SMALL, {"name": "linear", "T": 1000}, "eps")
+
+PLANS: dict[str, SamplerPlan] = {
+    "DDPM-1000": make_plan(PARITY.process, "ddpm"),
+    "DDIM-50": make_plan(PARITY.process, "ddim", steps=50),
+    "DDIM-20, eta 0.5, guidance 2": make_plan(
+        PARITY.process, "ddim", steps=20, eta=0.5, spacing="trailing", guidance=2.0
+    ),
+    "DDPM-20, large variance": make_plan(PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"),
+}
+
+
+def scattered_weights(program: Program, gain: float = 1.0) -> Weights:
+    """Initial weights with every constant (zero biases, unit norms) replaced by something of its own."""
+    weights = initial_weights(program, SEED)
+    for p in program.parameters:
+        if p.init[0] == "constant":
+            weights[p.name] = p.init[1] + 0.2 * Stream(SEED, f"parity/{p.name}").normal([0], p.shape)[0]
+    return {name: gain * value for name, value in weights.items()}
+
+
+def noise_batch(shape: tuple[int, int, int], classes: int, size: int = 4) -> TrainBatch:
+    """A training batch of smooth noise for any network, float64.
+
+    Args:
+        shape: of one image.
+        classes: labels 0..classes, the null label among them; 0 for a network without.
+        size: images.
+    """
+    index = np.arange(size)
+    images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
+    labels = Stream(SEED, "parity/label").integers(index, max(classes, 1))
+    objective = Objective(_PROCESS, SEED, null_label=classes or None, drop_label=0.3 if classes else 0.0)
+    return objective.batch(images, labels, index, np.float64)
+
+
+def digits_batch(images_seen: int, size: int) -> TrainBatch:
+    """The batch of a step of the parity training, float64."""
+    loader = Loader(_digits(), SEED, dtype=np.float64)
+    objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, drop_label=0.1)
+    return make_batch(loader, objective, images_seen, size)
+
+
+def cast(batch: TrainBatch, dtype: type) -> TrainBatch:
+    """A float64 batch in the type of a precision; c_noise stays float64."""
+    fields = {name: value for name, value in vars(batch).items() if name not in ("c_noise", "label")}
+    return replace(batch, **{name: value.astype(dtype) for name, value in fields.items()})
+
+
+@cache
+def _digits() -> Dataset:
+    return load_dataset("digits", part="train")

@@ -1,0 +1,141 @@
+"""Comparing the records of two frameworks, which need not be installed where this runs.
+
+A record lies in a directory::
+
+    checks.json                     checks against the reference
+    float64.npz, float32.npz        arrays, see `trace`
+    float64/checkpoints/, ...       the state at the hand-over
+    handover/float64.npz, ...       what it did with the other framework's state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.parity import cases
+from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
+from diffusion_core.parity.trace import STEPS
+from diffusion_core.run import read_json
+
+__all__ = ["PRECISIONS", "compare_records", "load_arrays", "own_checks"]
+
+PRECISIONS = ("float64", "float32")
+Arrays = Mapping[str, NDArray]
+
+
+def load_arrays(path: Path) -> dict[str, NDArray]:
+    """The arrays of one file of a record.
+
+    Raises:
+        DuetError: if it is missing or corrupt.
+    """
+    if not Path(path).is_file():
+        raise DuetError(
+            f"{path}: there is no such record; write it with experiments.trace (handover/ with handover=...)"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        raise DuetError(f"{path}: it is not a record of experiments.trace ({error})") from error
+
+
+def own_checks(directory: Path) -> list[Check]:
+    """The checks that one framework did against the reference."""
+    names = ("rung", "name", "precision", "backend", "error", "tolerance", "unit")
+    loaded = read_json(Path(directory) / "checks.json")["checks"]
+    # JSON has no infinity: an error that was not a finite number comes back as null, and must still fail.
+    return [Check(**{n: float("inf") if c[n] is None else c[n] for n in names}) for c in loaded]
+
+
+def under(arrays: Arrays, prefix: str) -> dict[str, NDArray]:
+    """The arrays below a name, by the rest of their names."""
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def differing(a: Arrays, b: Arrays) -> float:
+    """How many values are not equal bits; infinite where names, shapes or types differ."""
+    if a.keys() != b.keys() or not a:
+        return float("inf")
+    total = 0
+    for name in a:
+        x, y = np.ascontiguousarray(a[name]), np.ascontiguousarray(b[name])
+        if x.shape != y.shape or x.dtype != y.dtype:
+            return float("inf")
+        bits = f"u{x.dtype.itemsize}"
+        total += int(np.count_nonzero(x.reshape(-1).view(bits) != y.reshape(-1).view(bits)))
+    return total
+
+
+def compare_records(a: Path, b: Path, names: tuple[str, str]) -> list[Check]:
+    """All checks of one framework's record against the other's, both ways where the hand-over has two."""
+    checks: list[Check] = []
+    for precision in PRECISIONS:
+        one, two = load_arrays(Path(a) / f"{precision}.npz"), load_arrays(Path(b) / f"{precision}.npz")
+        checks += compare_arrays(one, two, precision, "–".join(names))
+        for source, taker, first, second in ((a, b, *names), (b, a, *reversed(names))):
+            whole = load_arrays(Path(source) / f"{precision}.npz")
+            taken = load_arrays(Path(taker) / "handover" / f"{precision}.npz")
+            checks += compare_handover(whole, taken, precision, f"{first}–{second}")
+    return checks
+
+
+def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Check]:
+    """Rungs 0, 2, 4 and 7 of two records."""
+    checks: list[Check] = []
+
+    def judge(rung: int, name: str, kind: str, error: float) -> None:
+        checks.append(check(rung, name, precision, pair, kind, error))
+
+    for group in ("schedule", "process", "plan", "batch", "weights", "data order"):
+        judge(0, group, "bits", differing(under(a, f"0/{group}"), under(b, f"0/{group}")))
+    for case in cases.BLOCKS:
+        error = _both(a, b, f"2/{case.name}/", l2_of_all)
+        judge(2, f"{case.name}, gradient", f"block gradient{case.kind}", error)
+    for title in cases.NETWORKS:
+        judge(4, f"{title}, loss", "loss", _both(a, b, f"4/{title}/loss", worst))
+        judge(4, title, "gradient", _both(a, b, f"4/{title}/", l2_of_all))
+        judge(4, f"{title}, worst tensor", "gradient, worst tensor", _both(a, b, f"4/{title}/", worst))
+    for count in (10, STEPS):
+        losses = [under(record, "7/losses").get("", np.full(STEPS, np.nan))[:count] for record in (a, b)]
+        error = max((relative(x, y) for x, y in zip(*losses, strict=True)), default=float("inf"))
+        judge(7, f"loss of every step up to {count}", f"training loss, {count} steps", error)
+    for step in (1, 10, STEPS):
+        kind = f"training weights, {max(step, 10)} steps"
+        judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
+        judge(7, f"moving average after {step} steps", kind, _both(a, b, f"7/average {step}/", l2_of_all))
+    return checks
+
+
+def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) -> list[Check]:
+    """Rungs 6 and 8: what one framework did alone, and what the other did with its weights and its state."""
+    checks: list[Check] = []
+
+    def judge(rung: int, name: str, kind: str, error: float) -> None:
+        checks.append(check(rung, name, precision, pair, kind, error))
+
+    for plan in cases.PLANS:
+        images = [under(record, f"6/{plan}/").get("images", np.full(1, np.nan)) for record in (whole, taken)]
+        pixels = [under(record, f"6/{plan}/").get("pixels", np.zeros(0)) for record in (whole, taken)]
+        same = images[0].shape == images[1].shape and pixels[0].shape == pixels[1].shape and pixels[0].size
+        judge(6, f"{plan}, images", "sampling", np.abs(images[0] - images[1]).max() if same else float("inf"))
+        judge(6, f"{plan}, uint8", "pixels", np.mean(pixels[0] != pixels[1]) if same else float("inf"))
+    judge(6, "DDIM-50, every state", "sampling", _both(whole, taken, "6/DDIM-50/trajectory", worst))
+    judge(8, "state taken over", "bits", differing(under(whole, "8/handed over/"), under(taken, "8/taken over/")))
+    error = l2_of_all(under(taken, "8/next step/"), under(whole, "8/uninterrupted/"))
+    judge(8, "weights one step later", "next step", error)
+    for part in ("weights", "average"):
+        error = l2_of_all(under(taken, f"8/final {part}/"), under(whole, f"7/{part} {STEPS}/"))
+        judge(8, f"{part} after {STEPS} steps", f"training weights, {STEPS} steps", error)
+    return checks
+
+
+def _both(a: Arrays, b: Arrays, prefix: str, measure: Callable[[Arrays, Arrays], float]) -> float:
+    """A measure of what lies under a name in both records; infinite where there is nothing."""
+    one, two = under(a, prefix), under(b, prefix)
+    return measure(one, two) if one else float("inf")

@@ -1,0 +1,170 @@
+r"""The rungs of the ladder, their tolerances, and a check.
+
+A tolerance is about five times what rounding was measured to do when every recipe is followed; the smallest
+mistake that was ever met shows as 5e-11 in float64, so a float64 tolerance of 1e-12 tells one from the other.
+Errors are relative to the largest number of the reference,
+
+    relative(a, b) = max|a - b| / max|b|,      l2(a, b) = |a - b| / |b|
+
+never element by element, because a small element carries the rounding of its large neighbours. A weight after
+an optimiser step is compared in units of the learning rate: the first steps of Adam turn rounding noise of a
+gradient near eps into a share of lr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "RUNGS",
+    "TOLERANCES",
+    "Check",
+    "Rung",
+    "Tolerance",
+    "check",
+    "l2",
+    "l2_of_all",
+    "ladder",
+    "relative",
+    "worst",
+]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder."""
+
+    number: int
+    title: str
+    against: str
+    reason: str
+
+
+RUNGS = (
+    Rung(0, "Tables and streams", "other framework", "The core computes them once, in NumPy float64: they are equal bits."),
+    Rung(1, "Forward noising, target and loss", "NumPy reference", "Three products and a mean: rounding alone."),
+    Rung(2, "Every block kind, every option", "NumPy reference; gradients: other framework",
+         "One layer rounds once per sum; a wrong padding, axis or epsilon shows as 1e-4 or more."),
+    Rung(3, "Whole network, forward", "NumPy reference", "Rounding grows slowly with depth; normalisation keeps it in check."),
+    Rung(4, "Gradient of every parameter", "other framework", "NumPy has no gradients, so the frameworks check each other."),
+    Rung(5, "Optimiser step, clip and moving average", "NumPy reference",
+         "One formula with host float64 scalars; in units of the learning rate."),
+    Rung(6, "Sampler update, trajectory and final images", "NumPy reference and other framework",
+         "Sampling contracts errors: a thousand steps are no worse than twenty."),
+    Rung(7, "Training in lock step", "other framework",
+         "At a stable learning rate the runs never part; rounding grows like the root of the steps."),
+    Rung(8, "Hand-over to the other framework", "uninterrupted run",
+         "The state crosses bit for bit; the steps after it differ as lock-step ones do."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is allowed in each precision, and the unit of the error."""
+
+    float64: float
+    float32: float
+    unit: str = "relative"
+
+    def of(self, precision: str) -> float:
+        """The tolerance in a precision."""
+        return {"float64": self.float64, "float32": self.float32}[precision]
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "bits": Tolerance(0, 0, "differing values"),
+    "noised": Tolerance(1e-13, 5e-6),
+    "loss": Tolerance(1e-12, 1e-6),
+    "block": Tolerance(1e-13, 5e-6),
+    "block, large logits": Tolerance(3e-13, 1.5e-5),
+    "block gradient": Tolerance(1e-13, 1e-5, "L2 relative"),
+    "block gradient, large logits": Tolerance(3e-13, 3e-5, "L2 relative"),
+    "network": Tolerance(1e-12, 1e-5),
+    "gradient": Tolerance(1e-12, 1e-5, "L2 relative"),
+    "gradient, worst tensor": Tolerance(1e-12, 5e-5, "L2 relative"),
+    "optimiser, 1 step": Tolerance(1e-11, 1e-4, "learning rates"),
+    "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, "learning rates"),
+    "sampler update": Tolerance(1e-12, 1e-5),
+    "sampling": Tolerance(1e-10, 1e-4, "absolute, images in [-1, 1]"),
+    "pixels": Tolerance(0, 1e-3, "share of uint8 values"),
+    "training loss, 10 steps": Tolerance(1e-12, 1e-6),
+    "training loss, 100 steps": Tolerance(1e-10, 1e-4),
+    "training weights, 10 steps": Tolerance(1e-12, 1e-6, "L2 relative"),
+    "training weights, 100 steps": Tolerance(1e-10, 1e-5, "L2 relative"),
+    "next step": Tolerance(1e-12, 1e-6, "L2 relative"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and its outcome; `backend` is one name, or two joined by a dash."""
+
+    rung: int
+    name: str
+    precision: str
+    backend: str
+    error: float
+    tolerance: float
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the tolerance."""
+        return bool(self.error <= self.tolerance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def check(rung: int, name: str, precision: str, backend: str, kind: str, error: float) -> Check:
+    """A check with the tolerance of its kind."""
+    tolerance = TOLERANCES[kind]
+    return Check(rung, name, precision, backend, float(error), tolerance.of(precision), tolerance.unit)
+
+
+def relative(a: ArrayLike, b: ArrayLike) -> float:
+    """max|a - b| / max|b|; infinite where the shapes differ or a number is not finite."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+        return float("inf")
+    error = float(np.max(np.abs(a - b), initial=0.0))
+    return error / float(np.max(np.abs(b), initial=0.0)) if error else 0.0
+
+
+def l2(a: ArrayLike, b: ArrayLike) -> float:
+    """|a - b| / |b|; infinite where the shapes differ or a number is not finite."""
+    return l2_of_all({"": np.asarray(a)}, {"": np.asarray(b)})
+
+
+def l2_of_all(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
+    """`l2` of all arrays of the same names as one vector."""
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return float("inf")
+    error = sum(float(np.sum((np.float64(a[name]) - np.float64(b[name])) ** 2)) for name in a)
+    size = sum(float(np.sum(np.float64(b[name]) ** 2)) for name in b)
+    if not (np.isfinite(error) and np.isfinite(size)):
+        return float("inf")
+    return float(np.sqrt(error / size)) if error else 0.0
+
+
+def worst(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
+    """The largest `l2` of a single array."""
+    if a.keys() != b.keys():
+        return float("inf")
+    return max((l2(a[name], b[name]) for name in a), default=0.0)
+
+
+def ladder(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    """The rungs with their checks, as plain data for a report."""
+    checks = list(checks)
+    return [
+        {"rung": r.number, "title": r.title, "against": r.against, "reason": r.reason,
+         "checks": [c.to_dict() for c in checks if c.rung == r.number]}
+        for r in RUNGS
+    ]  # fmt: skip

@@ -1,0 +1,304 @@
+"""Measuring one backend: checks against the reference, and a record of what the other framework must match.
+
+A record is a dictionary of arrays whose names start with their rung, as in ``"4/time added, strided/conv_in.weight"``.
+It is written as `.npz` files without pickle, one per precision, so the two frameworks never share a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core import reference
+from diffusion_core.backend import DISTANCES, Backend, TrainBatch, Trainer, TrainerState
+from diffusion_core.data import to_uint8
+from diffusion_core.ema import Ema, ema_update
+from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
+from diffusion_core.parity import cases
+from diffusion_core.parity.ladder import Check, check, relative
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.draw import noise_source, start_noise
+from diffusion_core.schedule import SCHEDULES, make_schedule
+from diffusion_core.unet import Node, Program, lower
+from diffusion_core.unet.blocks import Conv
+from diffusion_core.weights import Weights, initial_weights
+
+__all__ = ["BATCH", "HANDOVER_STEP", "STEPS", "Trace", "continue_training", "images_of", "record", "sample_images"]
+
+Arrays = dict[str, NDArray]
+
+STEPS, HANDOVER_STEP, BATCH = 100, 50, 16
+SAMPLES = 8
+_MARKS = (1, 10, STEPS)
+_EMA = Ema(0.99)
+_LR = LearningRate(1e-3)
+
+
+@dataclass
+class Trace:
+    """What was measured in one precision.
+
+    Args:
+        backend: its name.
+        precision: ``"float64"`` or ``"float32"``.
+        checks: against the reference, done.
+        arrays: to be compared with the other framework.
+        states: trainer states by step, for the hand-over.
+    """
+
+    backend: str
+    precision: str
+    checks: list[Check] = field(default_factory=list)
+    arrays: Arrays = field(default_factory=dict)
+    states: dict[int, TrainerState] = field(default_factory=dict)
+
+    def judge(self, rung: int, name: str, kind: str, error: float) -> None:
+        """Add a check against the reference."""
+        self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
+
+
+def record(backend: Backend) -> Trace:
+    """Climb the ladder with one backend, whose settings say the precision."""
+    trace = Trace(backend.describe().backend, backend.settings.precision)
+    for rung in (tables, forward_noising, blocks, networks, optimiser, sampler_update, training):
+        rung(backend, trace)
+    sampling(backend, trace, trace.states[STEPS].ema)
+    return trace
+
+
+def tables(backend: Backend, trace: Trace) -> None:
+    """Rung 0: every table and stream, as this environment's NumPy makes them."""
+    for name in SCHEDULES:
+        schedule = make_schedule(name)
+        trace.arrays[f"0/schedule {name}"] = np.stack([schedule.alpha, schedule.sigma])
+        for prediction in ("eps", "x0", "v") if name != "flow" else ("x0", "v"):
+            columns = Process(schedule, prediction).columns(np.arange(schedule.steps))
+            trace.arrays[f"0/process {prediction}, {name}"] = np.stack(list(vars(columns).values()))
+    for name, plan in cases.PLANS.items():
+        for table, values in plan.tables().items():
+            trace.arrays[f"0/plan {name}, {table}"] = values
+    batch = cases.cast(cases.digits_batch(1000, BATCH), backend.settings.host_dtype)
+    for name, values in vars(batch).items():
+        trace.arrays[f"0/batch {name}"] = values
+    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
+    for name, values in weights.items():
+        trace.arrays[f"0/weights {name}"] = values
+    trace.arrays["0/data order"] = Stream(cases.SEED, "data/order").permutation(1437)
+
+
+def forward_noising(backend: Backend, trace: Trace) -> None:
+    """Rung 1: x_t, target and loss, for every distance."""
+    case = cases.BLOCKS[0]
+    weights = cases.scattered_weights(case.program)
+    batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+    for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
+        trace.judge(1, name, "noised", relative(got, wanted))
+    for distance in DISTANCES:
+        loss, _ = gradients_of(backend, case.program, weights, batch, distance)
+        trace.judge(
+            1, f"loss {distance}", "loss", relative(loss, reference.loss(case.program, weights, batch, distance))
+        )
+
+
+def forward_error(
+    backend: Backend, program: Program, weights: Weights, batch: TrainBatch, expected: Program | None = None
+) -> float:
+    """Relative difference of a forward pass from the reference's, of the same program unless `expected` is given."""
+    got = backend.network(program, weights).forward(batch.images, batch.c_noise, batch.label)
+    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    return relative(got, reference.forward(expected or program, rounded, batch.images, batch.c_noise, batch.label))
+
+
+def gradients_of(
+    backend: Backend, program: Program, weights: Weights, batch: TrainBatch, distance: str = "mse"
+) -> tuple[float, Weights]:
+    """Loss and gradients of a program."""
+    return backend.trainer(program, TrainerState.fresh(weights), Adam(), distance).gradients(batch)
+
+
+def blocks(backend: Backend, trace: Trace) -> None:
+    """Rung 2: the forward pass of every block against the reference; its gradients are recorded."""
+    for case in cases.BLOCKS:
+        weights = cases.scattered_weights(case.program, case.gain)
+        batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+        trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
+        _, gradients = gradients_of(backend, case.program, weights, batch)
+        for name, gradient in gradients.items():
+            trace.arrays[f"2/{case.name}/{name}"] = gradient
+
+
+def networks(backend: Backend, trace: Trace) -> None:
+    """Rungs 3 and 4: the forward pass of whole networks against the reference; their gradients are recorded."""
+    for title, spec in cases.NETWORKS.items():
+        program = lower(spec)
+        weights = cases.scattered_weights(program)
+        batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
+        trace.judge(3, title, "network", forward_error(backend, program, weights, batch))
+        loss, gradients = gradients_of(backend, program, weights, batch)
+        trace.arrays[f"4/{title}/loss"] = np.float64(loss)
+        for name, gradient in gradients.items():
+            trace.arrays[f"4/{title}/{name}"] = gradient
+
+
+def prescribed_gradients(program: Program) -> Iterator[Weights]:
+    """Gradients of every size from 1e-7 to 1, the same in both frameworks, a set per step."""
+    sizes = {
+        p.name: 10.0 ** (-7.0 * Stream(cases.SEED, f"parity/size/{p.name}").uniform([0], 1)[0, 0])
+        for p in program.parameters
+    }
+    step = 0
+    while True:
+        yield {
+            p.name: sizes[p.name] * Stream(cases.SEED, f"parity/gradient/{p.name}").normal([0], p.shape, row=step)[0]
+            for p in program.parameters
+        }
+        step += 1
+
+
+_OPTIMISER = Program(
+    (
+        Node("a", Conv(4, 4, 3, 1, (1, 1, 1, 1), True, 1.0), ("x",)),
+        Node("b", Conv(4, 4, 3, 1, (1, 1, 1, 1), True, 1.0), ("a",)),
+    )
+)
+
+
+def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callable = adam_update) -> None:
+    """Rung 5: prescribed gradients through clip, AdamW and average, against `formula` in NumPy float64."""
+    adam, lr, decay = Adam(weight_decay=0.01, clip=1.0), 1e-3, 0.9
+    weights = {name: 0.1 * value for name, value in cases.scattered_weights(_OPTIMISER).items()}
+    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    trainer = backend.trainer(_OPTIMISER, TrainerState.fresh(rounded), adam, "mse")
+    state = TrainerState.fresh({name: value.astype(np.float64) for name, value in rounded.items()})
+    expected, average = (state.weights, state.moment1, state.moment2), state.ema
+    decays = frozenset(p.name for p in _OPTIMISER.parameters if p.decay)
+    for step, exact in zip(range(1, steps + 1), prescribed_gradients(_OPTIMISER), strict=False):
+        gradients = {name: value.astype(backend.settings.host_dtype) for name, value in exact.items()}
+        norm = trainer.update(gradients, lr, decay)
+        wide = {name: value.astype(np.float64) for name, value in gradients.items()}
+        expected = formula(adam, *expected, wide, step, lr, decays)
+        average = ema_update(average, expected[0], decay)
+        if step in (1, steps):
+            got, kind = trainer.state(), "optimiser, 1 step" if step == 1 else "optimiser, 1000 steps"
+            plural = "" if step == 1 else "s"
+            trace.judge(5, f"weights after {step} step{plural}", kind, _apart(got.weights, expected[0]) / lr)
+            trace.judge(5, f"moving average after {step} step{plural}", kind, _apart(got.ema, average) / lr)
+            if step == 1:
+                wanted = global_norm(wide)
+                trace.judge(5, "global norm", "loss", relative(norm, wanted))
+                clipped = clip_factor(wanted, adam.clip)
+                moment = {name: (1 - adam.beta1) * clipped * value for name, value in wide.items()}
+                error = max(relative(got.moment1[name], moment[name]) for name in moment)
+                trace.judge(5, "clipped first moment", "loss", error)
+
+
+def _apart(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
+    return max(float(np.max(np.abs(a[name] - b[name]))) for name in b)
+
+
+def images_of(
+    backend: Backend, plan: SamplerPlan, weights: Weights, count: int = SAMPLES, watch: Callable | None = None
+) -> NDArray:
+    """Samples of the parity network, as floats."""
+    problem, index, dtype = cases.PARITY, np.arange(count), backend.settings.host_dtype
+    shape = problem.spec.image_shape
+    start = start_noise(plan, cases.SEED, index, shape, dtype)
+    noise = noise_source(cases.SEED, index, shape, dtype)
+    network = backend.network(problem.program, weights)
+    return backend.sample(network, plan, start, (index % 10).astype(np.int32), noise, watch)
+
+
+def _reference_images(plan: SamplerPlan, weights: Weights, dtype: type, count: int) -> NDArray:
+    problem, index = cases.PARITY, np.arange(count)
+    shape = problem.spec.image_shape
+    start = start_noise(plan, cases.SEED, index, shape, dtype)
+    noise = noise_source(cases.SEED, index, shape, dtype)
+    return reference.sample(problem.program, weights, plan, start, (index % 10).astype(np.int32), noise)
+
+
+def sampler_update(
+    backend: Backend, trace: Trace, plans: Mapping[str, SamplerPlan] = cases.PLANS, count: int = 2
+) -> None:
+    """Rung 6, first half: short plans with untrained weights against the reference."""
+    weights = cases.scattered_weights(cases.PARITY.program)
+    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    for name, plan in plans.items():
+        if plan.rows <= 20:
+            wanted = _reference_images(cases.PLANS[name], rounded, backend.settings.host_dtype, count)
+            got = images_of(backend, plan, weights, count)
+            trace.judge(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
+
+
+def training(backend: Backend, trace: Trace) -> None:
+    """Rung 7: lock-step training of the parity network; losses and weights are recorded, states kept for rung 8."""
+    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
+    trainer = backend.trainer(cases.PARITY.program, TrainerState.fresh(weights), Adam(), "mse")
+    losses = []
+    for step in range(1, STEPS + 1):
+        losses.append(training_step(backend, trainer, step))
+        if step in (*_MARKS, HANDOVER_STEP, HANDOVER_STEP + 1):
+            trace.states[step] = trainer.state()
+    trace.arrays["7/losses"] = np.array(losses)
+    for step in _MARKS:
+        for name, value in trace.states[step].weights.items():
+            trace.arrays[f"7/weights {step}/{name}"] = value
+        for name, value in trace.states[step].ema.items():
+            trace.arrays[f"7/average {step}/{name}"] = value
+    for name, value in trace.states[HANDOVER_STEP + 1].weights.items():
+        trace.arrays[f"8/uninterrupted/{name}"] = value
+    trace.arrays |= _state_arrays("8/handed over", trace.states[HANDOVER_STEP])
+
+
+def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
+    """Step 1, 2, ... of the parity training."""
+    batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.settings.host_dtype)
+    return float(trainer.step(batch, _LR(step * BATCH), _EMA(step)).loss)
+
+
+def sampling(backend: Backend, trace: Trace, weights: Weights) -> None:
+    """Rung 6, second half: whole trajectories of trained weights, with their final uint8 images, are recorded."""
+    trace.arrays |= sample_images(backend, weights)
+
+
+def sample_images(backend: Backend, weights: Weights) -> Arrays:
+    """Final images of every plan, as floats and as uint8, and the states along DDIM-50."""
+    arrays = {}
+    for name, plan in cases.PLANS.items():
+        images = images_of(backend, plan, weights)
+        arrays[f"6/{name}/images"] = images
+        arrays[f"6/{name}/pixels"] = to_uint8(images)
+    path: list[NDArray] = []
+    images_of(backend, cases.PLANS["DDIM-50"], weights, 2, lambda row, x, estimate: path.append(x))
+    return arrays | {"6/DDIM-50/trajectory": np.stack(path)}
+
+
+def continue_training(backend: Backend, state: TrainerState) -> Arrays:
+    """Rung 8: go on from the other framework's state at the hand-over to the end.
+
+    Returns:
+        what is recorded: the state as it was taken over, the weights after one step, and the final ones.
+    """
+    trainer = backend.trainer(cases.PARITY.program, state, Adam(), "mse")
+    arrays = _state_arrays("8/taken over", trainer.state())
+    losses = []
+    for step in range(HANDOVER_STEP + 1, STEPS + 1):
+        losses.append(training_step(backend, trainer, step))
+        if step == HANDOVER_STEP + 1:
+            arrays |= {f"8/next step/{name}": value for name, value in trainer.state().weights.items()}
+    arrays["8/losses"] = np.array(losses)
+    final = trainer.state()
+    arrays |= {f"8/final weights/{name}": value for name, value in final.weights.items()}
+    arrays |= {f"8/final average/{name}": value for name, value in final.ema.items()}
+    return arrays
+
+
+def _state_arrays(prefix: str, state: TrainerState) -> Arrays:
+    arrays = {f"{prefix}/updates": np.int64(state.updates)}
+    for part in ("weights", "ema", "moment1", "moment2"):
+        arrays |= {f"{prefix}/{part}/{name}": value for name, value in getattr(state, part).items()}
+    return arrays
