@@ -39,6 +39,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
+    "weights_hash",
     "write_atomically",
 ]
 
@@ -206,6 +207,14 @@ def load_checkpoint(path: str | Path, program: Program | None = None) -> Checkpo
     for part in _PARTS:
         check_weights(problem.program, getattr(checkpoint.state, part), str(path / f"{part}.safetensors"))
     return checkpoint
+
+
+def weights_hash(path: str | Path, part: str = "ema") -> str:
+    """The hash of one file of a checkpoint: two samplers with the same one drew from the same weights."""
+    try:
+        return json.loads((find_checkpoint(path) / "state.json").read_text())["files"][f"{part}.safetensors"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DuetError(f"{path}: its state.json cannot be read ({error})") from error
 
 
 def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:

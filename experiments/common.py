@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from diffusion_core import pictures
-from diffusion_core.backend import Backend, Network, Settings, load_backend
+from diffusion_core.backend import Backend, Network, Settings, TrainerState, load_backend
 from diffusion_core.data import Dataset, to_uint8
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
@@ -21,18 +22,37 @@ from diffusion_core.run import write_samples
 from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.sampling.draw import check_labels, draw
 from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import Weights
 from experiments.entry import plain
 from experiments.progress import Counter
 
-__all__ = ["check_data", "noising_strip", "open_backend", "plan_of", "problem_of", "sample_labels", "save_samples"]
+__all__ = [
+    "check_data",
+    "noising_strip",
+    "open_backend",
+    "plan_of",
+    "problem_of",
+    "sample_labels",
+    "save_samples",
+    "settings_of",
+    "weights_of",
+]
+
+
+WEIGHTS = ("ema", "weights")
 
 
 def open_backend(cfg: DictConfig) -> Backend:
     """The backend that the configuration names; prints which device and precision it uses."""
-    settings = {key: value for key, value in plain(cfg.backend).items() if key not in ("name", "environment", "python")}
-    backend = load_backend(cfg.backend.name, Settings(precision=cfg.precision, **settings))
+    backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision))
     print(backend.describe().line(), flush=True)
     return backend
+
+
+def settings_of(cfg: DictConfig, precision: str) -> Settings:
+    """The settings of a backend's configuration: what is there beside who it is and whose Python runs it."""
+    names = {field.name for field in fields(Settings)}
+    return Settings(precision=precision, **{key: value for key, value in plain(cfg.backend).items() if key in names})
 
 
 def problem_of(cfg: DictConfig) -> Problem:
@@ -67,6 +87,13 @@ def check_data(dataset: Dataset, spec: UNetSpec) -> None:
             f"data {dataset.name}: it has {dataset.num_classes} classes, but the network has {spec.num_classes}; "
             f"set model.num_classes={dataset.num_classes}"
         )
+
+
+def weights_of(state: TrainerState, which: str) -> Weights:
+    """The weights that samples are drawn with: the moving average, or the last ones."""
+    if which not in WEIGHTS:
+        raise one_of("sample.weights", which, WEIGHTS)
+    return getattr(state, which)
 
 
 def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:

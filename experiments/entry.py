@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import os
 import re
 import sys
@@ -16,8 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_core.data import DATASETS
 from diffusion_core.errors import DuetError
-from experiments.schema import register
+from diffusion_core.sampling import SAMPLERS
+from diffusion_core.schedule import SCHEDULES
+from experiments.schema import SCHEMAS, register
 
 __all__ = ["entry", "plain"]
 
@@ -29,12 +33,19 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            try:
+                return task(cfg)
+            except DuetError as error:  # caught here, Hydra adds no lines of its own
+                _leave(str(error), 2)
+
+        @functools.wraps(task)
         def main() -> None:
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
+                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
             except DuetError as error:
                 _leave(str(error), 2)
             except (HydraException, OmegaConfBaseException) as error:
@@ -66,6 +77,9 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("object_type=", "reference_type=", "To append to your"))]
     message = "; ".join(dict.fromkeys(kept))
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
+    if missing:
+        return f"{missing.group(1)}: no value was given; add {missing.group(1)}=VALUE to the command"
     unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in)", message)
     full = re.search(r"full_key: ([\w.\[\]]+)", message)
     if unknown:
@@ -75,8 +89,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key of every schema, with its path."""
-    from experiments.schema import _SCHEMAS
+    """Every key of every schema, with its path, and every option of what is made by name."""
 
     def walk(node: Any, path: str) -> list[str]:
         if not OmegaConf.is_dict(node):
@@ -84,4 +97,7 @@ def _known_keys() -> list[str]:
         below = [key for name in node for key in walk(node._get_node(name), f"{path}.{name}" if path else name)]
         return [path, *below]
 
-    return sorted({key for schema in _SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key})
+    keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
+    for group, functions in (("sampler", SAMPLERS), ("process.schedule", SCHEDULES), ("data.options", DATASETS)):
+        keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
+    return sorted(keys)

@@ -21,7 +21,7 @@ from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.training import Course
 from diffusion_core.unet import UNetSpec
 
-__all__ = ["register"]
+__all__ = ["SCHEMAS", "register"]
 
 
 @functools.cache
@@ -45,6 +45,7 @@ class BackendSchema(_schema_of(Settings, "precision")):
     """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep."""
 
     name: str = MISSING
+    title: str = MISSING
     environment: str = MISSING
     python: str | None = None
 
@@ -109,7 +110,7 @@ class SampleRunSchema:
     backend: BackendSchema = field(default_factory=BackendSchema)
     sampler: dict[str, Any] = field(default_factory=dict)
     sample: SampleSchema = field(default_factory=SampleSchema)
-    gif: bool = False
+    pictures: bool = True
 
 
 @dataclass
@@ -127,6 +128,7 @@ class CompareSchema:
 
     a: str | None = None
     b: str | None = None
+    crossed: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     out: str = MISSING
     title: str = "One diffusion model, two frameworks"
@@ -148,7 +150,7 @@ class BenchSchema:
     compile: bool = False
 
 
-_SCHEMAS = {
+SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
     "trace": TraceSchema,
@@ -160,5 +162,5 @@ _SCHEMAS = {
 def register() -> None:
     """Give Hydra the schemas, under the names that the files in `configs` refer to."""
     store = ConfigStore.instance()
-    for name, schema in _SCHEMAS.items():
+    for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)

@@ -19,25 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Backend, Settings, load_backend
+from diffusion_core.backend import Backend, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
 from diffusion_core.parity.ladder import Check
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
 from diffusion_core.run import environment, write_json
-from experiments.entry import entry, plain
+from experiments.common import settings_of
+from experiments.entry import entry
 
 
 @entry("trace")
 def main(cfg: DictConfig) -> None:
     """Record both precisions, or take over what another framework recorded."""
     out = Path(cfg.out)
-    settings = {key: value for key, value in plain(cfg.backend).items() if key not in ("name", "environment", "python")}
     checks: list[Check] = []
     backend = None
     for precision in PRECISIONS:
-        backend = load_backend(cfg.backend.name, Settings(precision=precision, **settings))
+        backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
         began = perf_counter()
         if cfg.handover is None:
             checks += _write_record(backend, out, precision)

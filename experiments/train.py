@@ -15,16 +15,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures
 from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import Loader, load_dataset
 from diffusion_core.ema import Ema
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.run import RunDirectory, environment, write_json
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
-from experiments.common import check_data, noising_strip, open_backend, plan_of, problem_of, sample_labels, save_samples
+from experiments.common import (
+    WEIGHTS,
+    check_data,
+    noising_strip,
+    open_backend,
+    plan_of,
+    problem_of,
+    sample_labels,
+    save_samples,
+    weights_of,
+)
 from experiments.entry import entry, plain
 from experiments.progress import Counter
 
@@ -35,6 +45,8 @@ def main(cfg: DictConfig) -> float:
     problem = problem_of(cfg)
     plan = plan_of(problem, plain(cfg.sampler))
     sample_labels(cfg.sample.labels, cfg.sample.count, problem)
+    if cfg.sample.weights not in WEIGHTS:
+        raise one_of("sample.weights", cfg.sample.weights, WEIGHTS)
     course, ema = Course(**plain(cfg.trainer)), Ema(**plain(cfg.ema))
     adam, learning_rate = Adam(**plain(cfg.optimiser)), LearningRate(**plain(cfg.lr))
     objective = Objective(
@@ -57,6 +69,7 @@ def main(cfg: DictConfig) -> float:
         "resumed_from": cfg.resume and {"images_seen": start.images_seen, "notes": dict(start.notes)},
     }
     run.start(OmegaConf.to_yaml(cfg, resolve=True), facts)
+    _save_hydra(directory)
     print(
         f"run: {directory}\nnetwork: {facts['parameters']:,} parameters; data: {dataset.name}, {len(dataset):,} images"
     )
@@ -98,9 +111,12 @@ def main(cfg: DictConfig) -> float:
 
     trained = perf_counter() - began
     state = trainer.state()
-    network = backend.network(problem.program, state.ema if cfg.sample.weights == "ema" else state.weights)
+    network = backend.network(problem.program, weights_of(state, cfg.sample.weights))
     began = perf_counter()
-    images = save_samples(backend, network, problem, plan, directory / "samples", cfg.sample, images_seen=course.images)
+    images = save_samples(
+        backend, network, problem, plan, directory / "samples", cfg.sample,
+        images_seen=course.images, weights_sha256=weights_hash(directory, cfg.sample.weights),
+    )  # fmt: skip
     sampled = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), course.images)
     run.close()
@@ -127,7 +143,7 @@ def _start(cfg: DictConfig, problem, directory: Path, dtype: type) -> Checkpoint
     found = load_checkpoint(directory if cfg.resume == "latest" else cfg.resume, problem.program)
     if found.seed != cfg.seed:
         raise DuetError(
-            f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal to go on"
+            f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
     if found.images_seen >= cfg.trainer.images:
         raise DuetError(
@@ -135,6 +151,13 @@ def _start(cfg: DictConfig, problem, directory: Path, dtype: type) -> Checkpoint
             f"give a larger trainer.images to go on"
         )
     return found
+
+
+def _save_hydra(directory: Path) -> None:
+    """The `.hydra` folder that Hydra's users expect; Hydra itself would write it over that of an older run."""
+    settings = HydraConfig.get()
+    for name, part in (("hydra", settings), ("overrides", settings.overrides.task)):
+        write_atomically(directory / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part).encode())
 
 
 def _mean(records: list[Record]) -> float:

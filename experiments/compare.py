@@ -1,0 +1,344 @@
+"""Compare two runs, or two traces, or both: one page that says whether two frameworks agree.
+
+    python -m experiments.compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
+    python -m experiments.compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
+
+It reads files and loads no framework. `crossed` names samples that one framework drew from the other's checkpoint
+(`experiments.sample`); which checkpoint that was is told by the hash of its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_core import pictures
+from diffusion_core.data import load_dataset
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.digits import DigitsJudge, fit_judge
+from diffusion_core.metrics.nearest import nearest
+from diffusion_core.parity.compare import compare_records, own_checks
+from diffusion_core.parity.ladder import Check, check, ladder
+from diffusion_core.run import environment, read_json, read_metrics, read_samples
+from experiments.entry import entry
+from experiments.report import write
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run, read from its directory."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """Its resolved configuration."""
+        try:
+            return OmegaConf.load(self.path / "config.yaml")
+        except Exception as error:
+            raise DuetError(f"{self.path}: it is not a run of experiments.train ({error})") from error
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Where it ran."""
+        return read_json(self.path / "environment.json")
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """What it ended with."""
+        return read_json(self.path / "result.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, NDArray]:
+        """Its metrics by name, one number per step."""
+        lines = list(read_metrics(self.path / "metrics.jsonl"))
+        if not lines:
+            raise DuetError(f"{self.path}: its metrics are empty; nothing was trained")
+        return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+    @cached_property
+    def samples(self) -> tuple[NDArray, NDArray, dict[str, Any]]:
+        """Images, labels and facts of its final samples."""
+        return read_samples(self.path / "samples" / "samples.npz")
+
+    @property
+    def backend(self) -> str:
+        """Its backend's name."""
+        return self.config.backend.name
+
+    @property
+    def label(self) -> str:
+        """Its backend's title, for people."""
+        return self.config.backend.title
+
+
+@entry("compare")
+def main(cfg: DictConfig) -> None:
+    """Read, compare, and write report.html and report.json."""
+    if (cfg.a is None) != (cfg.b is None):
+        raise DuetError("compare: one of a and b was given; give two run directories, or traces=[..,..] alone")
+    if cfg.traces and len(cfg.traces) != 2:
+        raise DuetError(f"compare: {len(cfg.traces)} traces were given; give two, one of each backend")
+    if cfg.a is None and not cfg.traces:
+        raise DuetError("compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or both")
+    here = environment()
+    report: Report = {
+        "title": cfg.title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": here["commit"],
+        "command": cfg.command or here["command"],
+        "environment": {key: here[key] for key in ("platform", "processor", "cores", "python")},
+    }
+    images: dict[str, bytes] = {}
+    checks = _trace_checks([Path(path) for path in cfg.traces]) if cfg.traces else []
+    headlines: list[dict[str, str]] = []
+    if cfg.a is not None:
+        runs = Run(Path(cfg.a)), Run(Path(cfg.b))
+        crossed = [read_samples(Path(path) / "samples.npz") for path in cfg.crossed]
+        checks += _run_sections(runs, crossed, report, images, headlines)
+    passed = sum(c.passed for c in checks)
+    report["rungs"] = ladder(checks)
+    report["headlines"] = [
+        {"label": "checks of the parity ladder passed", "value": f"{passed} of {len(checks)}", "note": "rungs 0 to 8"},
+        *headlines,
+    ]
+    agree = passed == len(checks)
+    report["verdict"] = {"agree": agree, "passed": passed, "total": len(checks), "sentence": _sentence(checks, agree)}
+    page = write(report, images, cfg.out)
+    print(f"{passed} of {len(checks)} checks passed; the frameworks {'agree' if agree else 'DO NOT agree'}: {page}")
+
+
+def _trace_checks(paths: list[Path]) -> list[Check]:
+    own = [own_checks(path) for path in paths]
+    names = tuple(checks[0].backend for checks in own)
+    return [*own[0], *own[1], *compare_records(*paths, names)]
+
+
+def _sentence(checks: list[Check], agree: bool) -> str:
+    failed = [c for c in checks if not c.passed]
+    if agree:
+        return "Every comparison lies within its published tolerance, in float64 and in float32."
+    return f"{len(failed)} comparisons lie outside their tolerance, first on rung {min(c.rung for c in failed)}."
+
+
+# What two runs must share to be the same experiment; how and where it is computed is what is compared.
+_SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
+
+
+def _differences(a: Run, b: Run) -> list[str]:
+    """What makes two runs different experiments, in words; empty where they run in lock step."""
+    found = [part for part in _SAME if a.config.get(part) != b.config.get(part)]
+    if a.environment["data"]["sha256"] != b.environment["data"]["sha256"]:
+        found.append("pixels of the data")
+    return found
+
+
+def _run_sections(
+    runs: tuple[Run, Run],
+    crossed: list[tuple[NDArray, NDArray, dict[str, Any]]],
+    report: Report,
+    images: dict[str, bytes],
+    headlines: list[dict[str, str]],
+) -> list[Check]:
+    """Fill in everything that comes from runs; gives the checks of lock-step training and equal samples."""
+    a, b = runs
+    pair, checks = f"{a.backend}–{b.backend}", []
+    report["runs"] = [_run_facts(run) for run in runs]
+    different = _differences(a, b)
+    if different:
+        print(f"the runs are not the same experiment; they differ in: {', '.join(different)}")
+        headlines.append({"label": "not the same experiment", "value": "differs", "note": ", ".join(different)})
+    else:
+        loss, steps = _loss(a, b), len(a.metrics["loss"])
+        report["loss"] = loss
+        largest = max(loss["relative_difference"], default=float("inf"))
+        kind = next(k for k in (10, 100, 1000) if steps <= k or k == 1000)
+        if a.config.precision in ("float64", "float32"):
+            name = f"{a.config.data.name}, {steps} steps"
+            checks.append(check(7, name, a.config.precision, pair, f"training loss, {kind} steps", largest))
+        headlines.append(
+            {
+                "label": "largest relative difference of the loss",
+                "value": f"{largest:.1e}",
+                "note": f"over {steps:,} lock-step steps",
+            }
+        )
+    report["samples"] = []
+    for left, right, title in _pairs(runs, crossed):
+        same = left[0].shape == right[0].shape and np.array_equal(left[1], right[1])
+        if not same:
+            continue
+        apart = int(np.count_nonzero(left[0] != right[0]))
+        weights_equal = left[2]["weights_sha256"] == right[2]["weights_sha256"]
+        if weights_equal and a.config.precision in ("float64", "float32"):
+            checks.append(check(6, title, a.config.precision, pair, "pixels", apart / left[0].size))
+        key = f"samples{len(report['samples'])}"
+        names = {run.backend: run.label for run in runs}
+        images |= _sample_pictures(key, left[0], right[0], left[1])
+        by = [names.get(samples[2]["backend"], samples[2]["backend"]) for samples in (left, right)]
+        report["samples"].append(
+            {
+                "title": title,
+                "left": f"{key}-left",
+                "right": f"{key}-right",
+                "difference": f"{key}-difference",
+                "left_label": by[0],
+                "right_label": by[1],
+                "caption": f"{apart:,} of {left[0].size:,} uint8 values differ, by at most "
+                f"{int(np.abs(left[0].astype(int) - right[0]).max())} of 255",
+            }
+        )
+        headlines.append({"label": "differing sample pixels", "value": f"{apart:,} of {left[0].size:,}", "note": title})
+    report["cost"] = _cost(runs)
+    report["pictures"] = _pictures(a, images)
+    _digits(runs, report, images, headlines)
+    return checks
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    env, result = run.environment, run.result
+    return {
+        "label": run.label,
+        "backend": run.backend,
+        "device": env["device"],
+        "precision": env["precision"],
+        "seed": env["seed"],
+        "command": env["command"],
+        "commit": env["commit"],
+        "versions": env["versions"],
+        "images_per_second": result["images_per_second"],
+        "peak_memory_mib": result["peak_memory_mib"],
+        "wall_seconds": result["train_seconds"],
+        "parameters": env["parameters"],
+        "images_seen": result["images_seen"],
+        "quality": {},
+    }
+
+
+def _loss(a: Run, b: Run) -> dict[str, Any]:
+    steps = min(len(run.metrics["loss"]) for run in (a, b))
+    one, two = (run.metrics["loss"][:steps] for run in (a, b))
+    return {
+        "images_seen": a.metrics["images_seen"][:steps].tolist(),
+        "runs": {a.label: one.tolist(), b.label: two.tolist()},
+        "relative_difference": (np.abs(one - two) / np.abs(one)).tolist(),
+    }
+
+
+def _pairs(runs: tuple[Run, Run], crossed: list[Any]) -> list[tuple[Any, Any, str]]:
+    """Samples to set side by side: each framework's own, and those drawn from one and the same checkpoint."""
+    a, b = runs
+    found = []
+    for samples in crossed:
+        for owner in runs:
+            same = samples[2]["weights_sha256"] == owner.samples[2]["weights_sha256"]
+            if same and samples[2]["backend"] != owner.backend:
+                title = f"the same checkpoint, trained in {owner.label}, and the same noise"
+                both = (samples, owner.samples) if owner is b else (owner.samples, samples)
+                found.append((*both, title))
+    return [*found, (a.samples, b.samples, "each framework's own checkpoint, and the same noise")]
+
+
+def _sample_pictures(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
+    count, columns = min(100, len(left)), max(len(np.unique(labels)), 5)
+    scale = max(1, 32 // left.shape[1])
+    shown = {"left": left, "right": right, "difference": pictures.difference(left, right, gain=64)}
+    return {
+        f"{key}-{name}": pictures.png_bytes(pictures.grid(image[:count], columns, scale))
+        for name, image in shown.items()
+    }
+
+
+def _cost(runs: tuple[Run, Run]) -> dict[str, Any]:
+    def row(name: str, better: str, value: Any) -> dict[str, Any]:
+        return {"name": name, "values": {run.backend: value(run.result) for run in runs}, "better": better}
+
+    return {
+        "rows": [
+            row("training, images per second", "higher", lambda r: r["images_per_second"]),
+            row("sampling, images per second", "higher", lambda r: r["sampled"] / r["sample_seconds"]),
+            row("first step, seconds (tracing and compiling)", "lower", lambda r: r["first_step_seconds"]),
+            row("peak memory, MiB", "lower", lambda r: r["peak_memory_mib"]),
+        ]
+    }
+
+
+def _pictures(run: Run, images: dict[str, bytes]) -> list[dict[str, str]]:
+    shown = [
+        ("noising", "noising.png", "Forward noising", "three images from clean (left) to noise (right)"),
+        ("denoising", "denoising.png", "Denoising", "the state and the estimate of x_0 along one trajectory"),
+        ("generation", "generation.gif", "Generation", "samples as they are drawn"),
+    ]
+    found = []
+    for key, name, title, caption in shown:
+        path = run.path / "samples" / name
+        if path.is_file():
+            images[key] = path.read_bytes()
+            found.append({"title": title, "picture": key, "caption": f"{caption} ({run.label})"})
+    return found
+
+
+def _digits(runs: tuple[Run, Run], report: Report, images: dict[str, bytes], headlines: list[dict[str, str]]) -> None:
+    """Quality of class-conditional digits, where that is what was trained."""
+    if any(run.config.data.name != "digits" or not run.config.model.num_classes for run in runs):
+        return
+    judge: DigitsJudge = fit_judge()
+    rates, distances = [], []
+    for run, facts in zip(runs, report["runs"], strict=True):
+        samples, labels, _ = run.samples
+        rates.append(judge.agreement(samples, labels).rate)
+        distances.append(judge.frechet(samples))
+        facts["quality"] = {"class agreement": rates[-1], "digits Fréchet": distances[-1]}
+    count = len(runs[0].samples[0])
+    report["quality"] = {
+        "columns": [run.label for run in runs] + ["real digits"],
+        "rows": [
+            {
+                "name": f"recognised as the class asked for, of {count} samples",
+                "values": [*rates, judge.accuracy],
+                "format": "percent",
+                "better": "higher",
+            },
+            {
+                "name": "digits Fréchet distance",
+                "values": [*distances, judge.floor(count)],
+                "format": "number",
+                "better": "lower",
+            },
+        ],
+        "note": "The judge is a support vector machine fitted on real digits; for real digits its accuracy on held-out "
+        f"ones is shown, and the distance between two random halves of {min(count, 898)} real digits as the floor.",
+    }
+    headlines.append(
+        {
+            "label": "samples recognised as the class asked for",
+            "value": " / ".join(f"{rate:.1%}" for rate in rates),
+            "note": " / ".join(run.label for run in runs),
+        }
+    )
+    samples, labels, _ = runs[0].samples
+    train = load_dataset("digits", size=samples.shape[1], part="train").images
+    first = np.array([np.flatnonzero(labels == label)[0] for label in np.unique(labels)])
+    index, _ = nearest(samples[first], train)
+    rows = [("sample", samples[first]), ("nearest", train[index])]
+    images["nearest"] = pictures.png_bytes(pictures.labelled_rows(rows, scale=max(1, 64 // samples.shape[1])))
+    report["pictures"].append(
+        {
+            "title": "Nearest training images",
+            "picture": "nearest",
+            "caption": f"a sample of each class, and the training image most like it ({runs[0].label})",
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Sample from a checkpoint, whichever framework wrote it.
+
+python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
+python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
+from diffusion_core.errors import DuetError
+from diffusion_core.run import environment, write_json
+from experiments.common import open_backend, plan_of, sample_labels, save_samples, weights_of
+from experiments.entry import entry, plain
+
+
+@entry("sample")
+def main(cfg: DictConfig) -> None:
+    """Draw samples, and write them with their pictures."""
+    found = load_checkpoint(cfg.checkpoint)
+    weights = weights_of(found.state, cfg.sample.weights)
+    plan = plan_of(found.problem, plain(cfg.sampler))
+    sample_labels(cfg.sample.labels, cfg.sample.count, found.problem)
+    out = Path(cfg.out)
+    if (out / "samples.npz").exists():
+        raise DuetError(f"out: {out} holds samples already; give another directory")
+    backend = open_backend(cfg)
+    network = backend.network(found.problem.program, weights)
+    write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+    write_json(out / "environment.json", environment(backend.describe()))
+    began = perf_counter()
+    images = save_samples(
+        backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
+        images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
+    )  # fmt: skip
+    took = perf_counter() - began
+    print(f"{len(images)} samples in {took:.1f} s from {found.images_seen:,} images seen: {out / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    main()
