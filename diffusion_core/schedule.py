@@ -68,8 +68,8 @@ class Schedule:
         alpha, sigma = self.alpha, self.sigma
         if alpha.ndim != 1 or alpha.shape != sigma.shape or not len(alpha):
             raise DuetError(f"schedule {self.name}: alpha {alpha.shape} and sigma {sigma.shape} must be equal, (T,)")
-        if not (np.all(np.isfinite(alpha)) and np.all(alpha >= 0) and np.all(sigma > 0)):
-            raise DuetError(f"schedule {self.name}: alpha must be finite and >= 0, sigma > 0 at every level")
+        if not (np.all(np.isfinite([alpha, sigma])) and np.all(alpha >= 0) and np.all(sigma > 0)):
+            raise DuetError(f"schedule {self.name}: both must be finite, alpha >= 0 and sigma > 0 at every level")
         if np.any(np.diff(alpha / sigma) >= 0):
             raise DuetError(f"schedule {self.name}: alpha/sigma must fall at every step")
         for table in (alpha, sigma):
@@ -102,6 +102,8 @@ class Schedule:
 def from_betas(betas: ArrayLike, name: str = "betas") -> Schedule:
     """The variance-preserving schedule with the given betas, shape (T,), each in (0, 1)."""
     betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1:
+        raise DuetError(f"schedule {name}: betas with shape {betas.shape} were given; they must be (T,)")
     if np.any(betas <= 0) or np.any(betas >= 1):
         raise DuetError(f"schedule {name}: every beta must be in (0, 1); given {betas.min():g} .. {betas.max():g}")
     log_alphas_cumprod = np.cumsum(np.log1p(-betas))
@@ -121,12 +123,18 @@ def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> S
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
     """Square roots of the betas on a line, with the defaults of latent diffusion."""
-    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, "scaled_linear")
+    return _from_roots(T, beta_start, beta_end, "scaled_linear")
 
 
 def quadratic(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """Square roots of the betas on a line, with the range of DDPM."""
-    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, "quadratic")
+    return _from_roots(T, beta_start, beta_end, "quadratic")
+
+
+def _from_roots(T: int, beta_start: float, beta_end: float, name: str) -> Schedule:
+    if min(beta_start, beta_end) <= 0:
+        raise DuetError(f"schedule {name}: every beta must be in (0, 1); given {beta_start:g} .. {beta_end:g}")
+    return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, name)
 
 
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
