@@ -56,7 +56,7 @@ class Adam:
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise DuetError(f"optimiser: betas ({self.beta1}, {self.beta2}) were given; both must be in [0, 1)")
-        if self.eps <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+        if not (self.eps > 0 and self.weight_decay >= 0 and (self.clip is None or self.clip > 0)):
             raise DuetError(
                 f"optimiser: eps {self.eps} and clip {self.clip} must be positive, "
                 f"weight_decay {self.weight_decay} at least 0"
@@ -135,7 +135,7 @@ class LearningRate:
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
             raise one_of("lr.decay", self.decay, DECAYS)
-        if self.peak <= 0 or self.warmup_images < 0 or not 0 <= self.floor <= self.peak:
+        if not (0 < self.peak < math.inf and self.warmup_images >= 0 and 0 <= self.floor <= self.peak):
             raise DuetError(
                 f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} >= 0 "
                 f"and floor {self.floor} between 0 and the peak"
