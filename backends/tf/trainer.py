@@ -11,7 +11,7 @@ from backends.tf.network import Network, from_canonical, read_parameters, to_hos
 from diffusion_core.backend import StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program
-from diffusion_core.weights import Weights
+from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Trainer", "noised"]
 
@@ -60,16 +60,18 @@ class Trainer:
         self.distance = _DISTANCES[distance]
         self.network = Network(program, state.weights, place)
         self.parameters = self.network.parameters_by_name()
-        self.average = self._like(state.ema)
+        self.average = self._like(state.ema, "moving average")
         self.updates = state.updates
         self.decays = frozenset(p.name for p in program.parameters if p.decay and adam.weight_decay)
-        self.moment1, self.moment2 = self._like(state.moment1), self._like(state.moment2)
+        self.moment1 = self._like(state.moment1, "first moment")
+        self.moment2 = self._like(state.moment2, "second moment")
         self.loss_and_gradients = place.function(self._loss_and_gradients)
         self.apply = place.function(self._apply)
         self.whole_step = place.function(self._whole_step)
 
-    def _like(self, arrays: Weights) -> dict[str, tf.Variable]:
+    def _like(self, arrays: Weights, what: str) -> dict[str, tf.Variable]:
         """Arrays as variables with the layout of the parameters."""
+        check_weights(self.program, arrays, what)
         with tf.device(self.place.device):
             return {
                 p.name: tf.Variable(self.place.tensor(from_canonical(arrays[p.name], p.axes)))
@@ -132,6 +134,7 @@ class Trainer:
 
     def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
+        check_weights(self.program, gradients, "gradients")
         tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.parameters]
         return float(self.apply(tensors, self._numbers(lr, ema_decay)))
 

@@ -14,7 +14,7 @@ from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend import StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program
-from diffusion_core.weights import Weights
+from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Trainer", "noised"]
 
@@ -57,7 +57,7 @@ class Trainer:
         self.distance = _DISTANCES[distance]
         self.network = Network(program, state.weights, place)
         self.parameters = self.network.parameters_by_name()
-        self.average = self._like(state.ema)
+        self.average = self._like(state.ema, "moving average")
         self.updates = state.updates
         decays = [self.parameters[p.name] for p in program.parameters if p.decay]
         others = [self.parameters[p.name] for p in program.parameters if not p.decay]
@@ -68,7 +68,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]], betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
         )
-        moment1, moment2 = self._like(state.moment1), self._like(state.moment2)
+        moment1, moment2 = self._like(state.moment1, "first moment"), self._like(state.moment2, "second moment")
         for name, parameter in self.parameters.items():
             self.optimiser.state[parameter] = {
                 "step": torch.tensor(float(state.updates), device=place.device),
@@ -77,8 +77,9 @@ class Trainer:
             }
         self.loss = place.function(self._loss)
 
-    def _like(self, arrays: Weights) -> dict[str, Tensor]:
+    def _like(self, arrays: Weights, what: str) -> dict[str, Tensor]:
         """Arrays as tensors with the layout of the parameters."""
+        check_weights(self.program, arrays, what)
         return {
             name: torch.empty_like(parameter, requires_grad=False).copy_(self.place.tensor(arrays[name]))
             for name, parameter in self.parameters.items()
@@ -116,7 +117,7 @@ class Trainer:
 
     def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
-        for name, tensor in self._like(gradients).items():
+        for name, tensor in self._like(gradients, "gradients").items():
             self.parameters[name].grad = tensor
         return float(self._apply(lr, ema_decay))
 
