@@ -182,5 +182,5 @@ def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weigh
 
 
 def to_host(images: tf.Tensor) -> NDArray:
-    """Images as an array b h w c."""
+    """Images as an array b h w c, copied."""
     return images.numpy()

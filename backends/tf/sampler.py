@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -65,4 +64,4 @@ def sample(
         registers = _advance(plan, i, registers, history, z)
         if watch is not None:
             watch(i, to_host(registers[0]), to_host(history[0]))
-    return np.ascontiguousarray(to_host(registers[0]))
+    return to_host(registers[0])

@@ -167,5 +167,5 @@ def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:
 
 
 def to_host(images: Tensor) -> NDArray:
-    """Images b c h w as an array b h w c."""
-    return images.permute(0, 2, 3, 1).cpu().numpy()
+    """Images b c h w as an array b h w c, copied: on the CPU the tensor's own memory would be handed out."""
+    return np.array(images.permute(0, 2, 3, 1).cpu().numpy(), order="C")
