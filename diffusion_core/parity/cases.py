@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_core.backend import TrainBatch
 from diffusion_core.data import Dataset, Loader, load_dataset
@@ -169,6 +170,35 @@ NETWORKS: dict[str, UNetSpec] = {
 # The network that is trained and sampled: rungs 6, 7 and 8.
 PARITY = Problem(_SMALL, {"name": "linear", "T": 1000}, "eps")
 
+
+def _recurrence(rows: int = 8) -> SamplerPlan:
+    """Two registers, three estimates and no column at rest: all that an executor must do, which no solver needs."""
+    t = np.linspace(900, 20, rows).astype(np.int64)
+    alpha, sigma = PARITY.process.schedule(t)
+
+    def scattered(name: str, *shape: int) -> NDArray[np.float64]:
+        return Stream(SEED, f"parity/plan/{name}").normal(np.arange(rows), shape)
+
+    noise, guidance = 0.2 * scattered("noise", 2), 1.0 + 0.5 * scattered("guidance")
+    noise[3], guidance[5] = 0.0, 1.0  # a row without noise, and one without guidance
+    return SamplerPlan(
+        name=f"recurrence-{rows}",
+        t=t,
+        alpha=np.append(alpha, 1.0),
+        sigma=np.append(sigma, 0.0),
+        c_skip=0.5 + 0.1 * scattered("c_skip"),
+        c_out=0.3 + 0.1 * scattered("c_out"),
+        c_in=1.0 + 0.1 * scattered("c_in"),
+        c_noise=t + 0.5,
+        state=0.4 * scattered("state", 2, 2),
+        denoised=0.3 * scattered("denoised", 2, 3),
+        noise=noise,
+        guidance=guidance,
+        start_scale=1.2,
+        keeps_marginals=False,
+    )
+
+
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),
     "DDIM-50": make_plan(PARITY.process, "ddim", steps=50),
@@ -176,6 +206,7 @@ PLANS: dict[str, SamplerPlan] = {
         PARITY.process, "ddim", steps=20, eta=0.5, spacing="trailing", guidance=2.0
     ),
     "DDPM-20, large variance": make_plan(PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"),
+    "two registers, three estimates": _recurrence(),
 }
 
 
@@ -191,6 +222,8 @@ def scattered_weights(program: Program, gain: float = 1.0) -> Weights:
 def noise_batch(shape: tuple[int, int, int], classes: int, size: int = 4) -> TrainBatch:
     """A training batch of smooth noise for any network, float64.
 
+    Every process here has c_in = 1 and weight = 1; the batch has others, so that a backend cannot leave them out.
+
     Args:
         shape: of one image.
         classes: labels 0..classes, the null label among them; 0 for a network without.
@@ -200,7 +233,8 @@ def noise_batch(shape: tuple[int, int, int], classes: int, size: int = 4) -> Tra
     images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
     labels = Stream(SEED, "parity/label").integers(index, max(classes, 1))
     objective = Objective(_PROCESS, SEED, null_label=classes or None, drop_label=0.3 if classes else 0.0)
-    return objective.batch(images, labels, index, np.float64)
+    c_in, weight = Stream(SEED, "parity/columns").uniform(index, 2).T + 0.5
+    return replace(objective.batch(images, labels, index, np.float64), c_in=c_in, weight=weight)
 
 
 def digits_batch(images_seen: int, size: int) -> TrainBatch:
