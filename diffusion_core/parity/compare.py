@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
-from diffusion_core.parity.trace import STEPS
+from diffusion_core.parity.trace import HANDOVER_STEP, STEPS
 from diffusion_core.run import read_json
 
 __all__ = ["PRECISIONS", "compare_records", "load_arrays", "own_checks"]
@@ -98,13 +98,12 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         error = _both(a, b, f"2/{case.name}/", l2_of_all)
         judge(2, f"{case.name}, gradient", f"block gradient{case.kind}", error)
     for title in cases.NETWORKS:
-        judge(4, f"{title}, loss", "loss", _both(a, b, f"4/{title}/loss", worst))
+        judge(4, f"{title}, loss", "loss", _both(a, b, f"4/{title}, loss", worst))
         judge(4, title, "gradient", _both(a, b, f"4/{title}/", l2_of_all))
         judge(4, f"{title}, worst tensor", "gradient, worst tensor", _both(a, b, f"4/{title}/", worst))
     for count in (10, STEPS):
         losses = [under(record, "7/losses").get("", np.full(STEPS, np.nan))[:count] for record in (a, b)]
-        error = max((relative(x, y) for x, y in zip(*losses, strict=True)), default=float("inf"))
-        judge(7, f"loss of every step up to {count}", f"training loss, {count} steps", error)
+        judge(7, f"loss of every step up to {count}", f"training loss, {count} steps", _worst_step(*losses))
     for step in (1, 10, STEPS):
         kind = f"training weights, {max(step, 10)} steps"
         judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
@@ -122,17 +121,31 @@ def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) ->
     for plan in cases.PLANS:
         images = [under(record, f"6/{plan}/").get("images", np.full(1, np.nan)) for record in (whole, taken)]
         pixels = [under(record, f"6/{plan}/").get("pixels", np.zeros(0)) for record in (whole, taken)]
-        same = images[0].shape == images[1].shape and pixels[0].shape == pixels[1].shape and pixels[0].size
-        judge(6, f"{plan}, images", "sampling", np.abs(images[0] - images[1]).max() if same else float("inf"))
+        same = pixels[0].shape == pixels[1].shape and pixels[0].size
+        judge(6, f"{plan}, images", "sampling", _apart(*images))
         judge(6, f"{plan}, uint8", "pixels", np.mean(pixels[0] != pixels[1]) if same else float("inf"))
-    judge(6, "DDIM-50, every state", "sampling", _both(whole, taken, "6/DDIM-50/trajectory", worst))
+    paths = [under(record, "6/DDIM-50/trajectory").get("", np.full(1, np.nan)) for record in (whole, taken)]
+    judge(6, "DDIM-50, every state", "sampling", _apart(*paths))
     judge(8, "state taken over", "bits", differing(under(whole, "8/handed over/"), under(taken, "8/taken over/")))
     error = l2_of_all(under(taken, "8/next step/"), under(whole, "8/uninterrupted/"))
     judge(8, "weights one step later", "next step", error)
+    alone = under(whole, "7/losses").get("", np.full(STEPS, np.nan))[HANDOVER_STEP:]
+    after = under(taken, "8/losses").get("", np.full(STEPS - HANDOVER_STEP, np.nan))
+    judge(8, f"loss of every step up to {STEPS}", f"training loss, {STEPS} steps", _worst_step(after, alone))
     for part in ("weights", "average"):
         error = l2_of_all(under(taken, f"8/final {part}/"), under(whole, f"7/{part} {STEPS}/"))
         judge(8, f"{part} after {STEPS} steps", f"training weights, {STEPS} steps", error)
     return checks
+
+
+def _worst_step(a: NDArray, b: NDArray) -> float:
+    """The largest relative difference of a number per step; infinite where the steps are not as many."""
+    return max(map(relative, a, b)) if a.shape == b.shape and a.size else float("inf")
+
+
+def _apart(a: NDArray, b: NDArray) -> float:
+    """The largest difference; infinite where the shapes differ."""
+    return float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
 
 
 def _both(a: Arrays, b: Arrays, prefix: str, measure: Callable[[Arrays, Arrays], float]) -> float:

@@ -89,7 +89,6 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "gradient, worst tensor": Tolerance(1e-12, 5e-5, "L2 relative"),
     "optimiser, 1 step": Tolerance(1e-11, 1e-4, "learning rates"),
     "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, "learning rates"),
-    "sampler update": Tolerance(1e-12, 1e-5),
     "sampling": Tolerance(1e-10, 1e-4, "absolute, images in [-1, 1]"),
     "pixels": Tolerance(0, 1e-3, "share of uint8 values"),
     "training loss, 10 steps": Tolerance(1e-12, 1e-6),

@@ -140,7 +140,7 @@ def networks(backend: Backend, trace: Trace) -> None:
         batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
         trace.judge(3, title, "network", forward_error(backend, program, weights, batch))
         loss, gradients = gradients_of(backend, program, weights, batch)
-        trace.arrays[f"4/{title}/loss"] = np.float64(loss)
+        trace.arrays[f"4/{title}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
             trace.arrays[f"4/{title}/{name}"] = gradient
 
