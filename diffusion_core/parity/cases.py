@@ -99,8 +99,8 @@ def _point(inputs: int, outputs: int) -> Conv:
 def _image(
     name: str, block: Block, *back: Block, size: int = 8, width: int = CHANNELS, gain: float = 1.0, inputs: int = 1
 ) -> BlockCase:
-    """A block of images of `width` channels that reads the same one `inputs` times, and the way back."""
-    nodes = [Node("pre", _point(CHANNELS, width), ("x",)), Node("block", block, ("pre",) * inputs)]
+    """A block of images of `width` channels, the second of them the input itself, and the way back."""
+    nodes = [Node("pre", _point(CHANNELS, width), ("x",)), Node("block", block, ("pre", "x")[:inputs])]
     for i, step in enumerate(back):
         nodes.append(Node(f"back{i}", step, (nodes[-1].name,)))
     return BlockCase(name, tuple(nodes), size, gain)
