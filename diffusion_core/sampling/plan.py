@@ -137,8 +137,18 @@ class SamplerPlan:
         return self.guidance != 1
 
     def with_guidance(self, weight: ArrayLike) -> SamplerPlan:
-        """The same plan with another guidance weight, one number or one per row."""
-        return replace(self, guidance=np.broadcast_to(np.asarray(weight, np.float64), (self.rows,)).copy())
+        """The same plan with another guidance weight, one number or one per row.
+
+        Raises:
+            DuetError: if it is neither.
+        """
+        try:
+            guidance = np.broadcast_to(np.asarray(weight, np.float64), (self.rows,)).copy()
+        except (TypeError, ValueError) as error:
+            raise DuetError(
+                f"sampler.guidance: {weight!r} was given; it must be a number, or one for each of {self.rows} rows"
+            ) from error
+        return replace(self, guidance=guidance)
 
     def tables(self) -> dict[str, NDArray]:
         """Every array of the plan by name, to print, save or compare."""
