@@ -1,0 +1,76 @@
+"""Drawing: sample k is the same picture in any batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import Settings
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import ddim
+from diffusion_core.sampling.draw import check_labels, draw, noise_source, start_noise
+from diffusion_core.schedule import flow, linear
+from diffusion_core.unet import UNetSpec, lower
+from diffusion_core.weights import initial_weights
+
+PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
+WEIGHTS = initial_weights(PROGRAM, 0)
+PLAN = ddim(Process(linear(), "eps"), 3, eta=1.0).with_guidance([1.0, 2.0, 1.0])
+SHAPE = (4, 4, 1)
+
+
+class Reference:
+    """The reference in the shape of a backend."""
+
+    settings = Settings(precision="float64")
+
+    def sample(self, network, plan, start, label, noise, watch=None):
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch)
+
+
+def pictures(labels, **options):
+    return draw(Reference(), SimpleNamespace(program=PROGRAM), PLAN, SHAPE, labels, seed=5, **options)
+
+
+def test_a_sample_is_the_same_in_any_batch():
+    labels = np.array([0, 1, 2, 3, 0])
+    together = pictures(labels)
+    assert together.shape == (5, *SHAPE)
+    for batch in (1, 2, 4):
+        np.testing.assert_allclose(pictures(labels, batch=batch), together, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(pictures(labels[3:], first=3), together[3:], rtol=0, atol=1e-13)
+    assert np.abs(together[0] - together[4]).max() > 0.01
+
+
+def test_progress_and_watch():
+    seen, rows = [], []
+    pictures(np.zeros(5, int), batch=2, progress=seen.append, watch=lambda row, x, estimate: rows.append(len(x)))
+    assert seen == [2, 4, 5] and rows == [2, 2, 2]
+
+
+def test_no_labels_give_no_pictures():
+    assert pictures(np.zeros(0, int)).shape == (0, *SHAPE)
+
+
+def test_streams_are_the_documented_ones():
+    plan = ddim(Process(flow(), "v"), 4)
+    start = start_noise(plan, 5, np.array([7, 8]), SHAPE, np.float64)
+    np.testing.assert_array_equal(start, plan.start_scale * Stream(5, "sample/start").normal([7, 8], SHAPE))
+    noise = noise_source(5, np.array([7]), SHAPE, np.float32)
+    np.testing.assert_array_equal(noise(2), Stream(5, "sample/noise").normal([7], SHAPE, 2).astype(np.float32))
+    assert noise(2).dtype == np.float32 and not np.array_equal(noise(1), noise(2))
+
+
+def test_labels_are_checked_against_the_network():
+    assert check_labels([0, 3], 3, PLAN).dtype == np.int32
+    for labels, wrong in (([0, 4], 4), ([-1], -1)):
+        with pytest.raises(DuetError, match=f"label {wrong}: the network has classes 0..2, and 3 for no class"):
+            check_labels(labels, 3, PLAN)
+    with pytest.raises(DuetError, match=r"sampler.guidance: 2 needs classes, but the network has none; use 1"):
+        check_labels([0], None, PLAN)
+    np.testing.assert_array_equal(check_labels([5, 6], None, PLAN.with_guidance(1.0)), [0, 0])

@@ -1,0 +1,152 @@
+"""Plans: what they refuse, and that they notice one wrong coefficient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.sampling import SamplerPlan, ddim, ddpm, make_plan
+from diffusion_core.sampling.plan import plan_levels
+from diffusion_core.schedule import flow, linear
+
+PROCESS = Process(linear(), "eps")
+
+
+def plan() -> SamplerPlan:
+    return ddim(PROCESS, 5, eta=0.5)
+
+
+def changed(table: str, row: int, by: float) -> dict[str, np.ndarray]:
+    values = getattr(plan(), table).copy()
+    values[row] += by
+    return {table: values}
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+@pytest.mark.parametrize("table", ["state", "denoised", "noise"])
+def test_one_wrong_coefficient_is_noticed(table, row):
+    with pytest.raises(DuetError, match=rf"plan ddim-5: row {row} \(t = {plan().t[row]}\) does not lead from level"):
+        replace(plan(), **changed(table, row, 1e-6))
+
+
+@pytest.mark.parametrize("table", ["alpha", "sigma"])
+@pytest.mark.parametrize("level", range(6))
+def test_one_wrong_level_is_noticed(table, level):
+    with pytest.raises(DuetError, match=f"row {max(level - 1, 0)} "):
+        replace(plan(), **changed(table, level, 1e-6))
+
+
+def test_a_larger_variance_needs_to_be_said():
+    large = ddpm(PROCESS, 5, variance="fixed_large")
+    with pytest.raises(DuetError, match="does not lead from level"):
+        replace(large, keeps_marginals=True)
+
+
+def test_a_missing_row_is_noticed():
+    tables = plan().tables()
+    shorter = {name: np.delete(table, 1, axis=0) for name, table in tables.items()}
+    with pytest.raises(DuetError, match="row 0"):
+        SamplerPlan(name="cut", **shorter)
+
+
+@pytest.mark.parametrize("table", [n for n in plan().tables() if n != "t"])
+def test_numbers_that_are_not_finite_are_refused(table):
+    for bad in (np.nan, np.inf):
+        with pytest.raises(DuetError, match=rf"plan ddim-5: {table} is not finite at row \[3"):
+            replace(plan(), **changed(table, 3, bad))
+
+
+@pytest.mark.parametrize("table", plan().tables())
+def test_shapes_that_disagree_are_refused(table):
+    shorter = getattr(plan(), table)[:-1]
+    with pytest.raises(DuetError, match=r"plan ddim-5: .* has shape .*; it must be"):
+        replace(plan(), **{table: shorter})
+
+
+def test_a_plan_without_rows_is_refused():
+    with pytest.raises(DuetError, match="no rows"):
+        replace(plan(), denoised=np.zeros((0, 1, 1)))
+
+
+def test_a_plan_cannot_be_written():
+    for table in plan().tables().values():
+        with pytest.raises(ValueError, match="read-only"):
+            table[...] = 0
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_clip_that_is_no_bound_is_refused(clip):
+    with pytest.raises(DuetError, match="clip must be positive or null"):
+        ddim(PROCESS, 5, clip=clip)
+
+
+def test_guidance_is_one_number_or_one_per_row():
+    assert not plan().is_guided.any()
+    everywhere = plan().with_guidance(2.5)
+    np.testing.assert_array_equal(everywhere.guidance, np.full(5, 2.5))
+    assert everywhere.is_guided.all() and everywhere.guidance.flags.writeable is False
+    some = plan().with_guidance([1, 1, 3, 0, 1])
+    np.testing.assert_array_equal(some.is_guided, [False, False, True, True, False])
+    np.testing.assert_array_equal(some.with_guidance(1).guidance, plan().guidance)
+    for name, table in plan().tables().items():
+        if name != "guidance":
+            np.testing.assert_array_equal(getattr(some, name), table)
+
+
+@pytest.mark.parametrize("weight", [[1.0, 2.0], [[1.0] * 5] * 2, "strong", None])
+def test_guidance_of_another_shape_is_refused(weight):
+    with pytest.raises(DuetError, match="guidance"):
+        plan().with_guidance(weight)
+
+
+def test_guidance_that_is_not_finite_is_refused():
+    with pytest.raises(DuetError, match="guidance is not finite"):
+        plan().with_guidance(float("nan"))
+
+
+def test_levels_end_in_clean_data_and_carry_the_columns():
+    t = np.array([900, 10])
+    levels = plan_levels(PROCESS, t)
+    columns = PROCESS.columns(t)
+    for name in ("c_skip", "c_out", "c_in", "c_noise"):
+        np.testing.assert_array_equal(levels[name], getattr(columns, name))
+    np.testing.assert_array_equal(levels["alpha"], [*linear().alpha[t], 1])
+    np.testing.assert_array_equal(levels["sigma"], [*linear().sigma[t], 0])
+    assert levels["start_scale"] == 1.0
+
+
+def test_sampling_starts_at_the_scale_of_its_first_level():
+    # The noisiest level of a variance-preserving schedule is close to N(0, 1); another one says its own scale.
+    assert ddim(Process(linear(), "v"), 10).start_scale == 1.0
+    assert ddim(Process(flow(), "v"), 10, spacing="trailing").start_scale == 1.0
+    assert ddim(Process(flow(), "v"), 10, spacing="leading").start_scale == pytest.approx(0.901)
+
+
+def test_sampler_by_name():
+    by_name = make_plan(PROCESS, "ddim", guidance=2.0, steps=5, eta=0.5)
+    for name, table in plan().with_guidance(2.0).tables().items():
+        np.testing.assert_array_equal(getattr(by_name, name), table)
+    assert make_plan(PROCESS, "ddpm").rows == 1000
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("dimm", {}, "sampler.name: 'dimm' was given; .* Did you mean 'ddim'"),
+    ("ddim", {"step": 5}, "Did you mean 'steps'"),
+    ("ddim", {"steps": 5.0}, "sampler.steps: 5.0 was given; it must be a whole number"),
+    ("ddim", {"steps": None}, "sampler.steps: None was given"),
+    ("ddim", {"eta": 1.5}, "sampler.eta: 1.5 was given"),
+    ("ddim", {"eta": -0.1}, "sampler.eta: -0.1 was given"),
+    ("ddim", {"eta": float("nan")}, "sampler.eta: nan was given"),
+    ("ddim", {"eta": "all"}, "sampler.eta: 'all' was given; it must be a number"),
+    ("ddpm", {"variance": "fixedlarge"}, "sampler.variance: .* Did you mean 'fixed_large'"),
+    ("ddpm", {"steps": 0}, "sampler.steps: 0 was given"),
+    ("ddpm", {"steps": 1001}, "1 to 1000 steps"),
+    ("ddpm", {"guidance": [1.0, 2.0, 3.0], "steps": 2}, "guidance"),
+])  # fmt: skip
+def test_a_sampler_that_does_not_fit_is_refused(name, options, words):
+    with pytest.raises(DuetError, match=words):
+        make_plan(PROCESS, name, **options)

@@ -1,0 +1,191 @@
+r"""DDPM and DDIM on data whose exact denoiser is known.
+
+For x_0 ~ N(m, s^2) the estimate of x_0 is D(x) = m + alpha s^2 (x - alpha m) / (alpha^2 s^2 + sigma^2), and the
+deterministic flow keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2) constant from one level to another.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.process import PREDICTIONS, Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import SamplerPlan, ddim, ddpm
+from diffusion_core.sampling.spacing import SPACINGS
+from diffusion_core.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.unet import Node, Program
+from diffusion_core.unet.blocks import Conv
+
+M, S = 0.3, 0.5
+PAIRS = [
+    (name, prediction) for name in SCHEDULES for prediction in PREDICTIONS if (name, prediction) != ("flow", "eps")
+]
+
+
+def spread(alpha: float, sigma: float) -> float:
+    return math.hypot(alpha * S, sigma)
+
+
+def denoised(x, alpha: float, sigma: float):
+    return M + alpha * S**2 / spread(alpha, sigma) ** 2 * (x - alpha * M)
+
+
+def run(plan: SamplerPlan, x: np.ndarray, noise=lambda row: 0.0) -> np.ndarray:
+    """The executor: the network's output is what makes the plan's own columns give the exact estimate."""
+    for i in range(plan.rows):
+        exact = denoised(x, plan.alpha[i], plan.sigma[i])
+        output = (exact - plan.c_skip[i] * x) / plan.c_out[i]
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * output
+        x = plan.state[i, 0, 0] * x + plan.denoised[i, 0, 0] * estimate + plan.noise[i, 0] * noise(i)
+    return x
+
+
+def moments(plan: SamplerPlan) -> tuple[float, float]:
+    """Mean and variance after the plan, carried exactly, from the exact ones at its first level."""
+    mean, variance = plan.alpha[0] * M, spread(plan.alpha[0], plan.sigma[0]) ** 2
+    for i in range(plan.rows):
+        alpha, sigma = plan.alpha[i], plan.sigma[i]
+        slope = alpha * S**2 / spread(alpha, sigma) ** 2
+        from_x, from_x0 = plan.state[i, 0, 0], plan.denoised[i, 0, 0]
+        mean = from_x * mean + from_x0 * denoised(mean, alpha, sigma)
+        variance = (from_x + from_x0 * slope) ** 2 * variance + plan.noise[i, 0] ** 2
+    return mean, variance
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("schedule", [cosine(4096), flow(4096)], ids=lambda s: s.name)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_converges_to_the_exact_flow_at_first_order(schedule, spacing, prediction):
+    counts, errors = [64, 128, 256, 512], []
+    start = np.array([-2.0, 0.1, 1.5])
+    for steps in counts:
+        plan = ddim(Process(schedule, prediction), steps, spacing=spacing, clip=None)
+        exact = M + S / spread(plan.alpha[0], plan.sigma[0]) * (start - plan.alpha[0] * M)
+        errors.append(np.max(np.abs(run(plan, start) - exact)))
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order == pytest.approx(1, abs=0.05)
+    assert errors[-1] < 0.01
+
+
+def test_ddim_rows_turn_a_circle():
+    # Data N(0, 1) has D = alpha x, so each step multiplies by cos(angle_t - angle_s).
+    schedule = linear()
+    plan = ddim(Process(schedule, "eps"), 50, clip=None)
+    angle = np.arctan2(plan.sigma, plan.alpha)
+    np.testing.assert_allclose(
+        plan.state[:, 0, 0] + plan.denoised[:, 0, 0] * plan.alpha[:-1], np.cos(np.diff(angle)), atol=1e-14
+    )
+
+
+def test_the_reference_executor_turns_the_same_circle():
+    # With prediction v the exact network for data N(0, 1) is zero.
+    program = Program((Node("zero", Conv(1, 1, 1, 1, (0, 0, 0, 0), False, 0.0), ("x",)),))
+    plan = ddim(Process(cosine(100), "v"), 10, spacing="trailing", clip=None)
+    start = Stream(0, "start").normal([0, 1], (2, 2, 1))
+    weights = {"zero.weight": np.zeros((1, 1, 1, 1))}
+    got = reference.sample(program, weights, plan, start, np.zeros(2, np.int32), lambda row: 1 / 0)
+    shrink = np.prod(np.cos(np.diff(np.arctan2(plan.sigma, plan.alpha))))
+    np.testing.assert_allclose(got, shrink * start, atol=1e-13)
+
+
+@pytest.mark.parametrize("sampler, options", [
+    (ddpm, {}), (ddpm, {"variance": "fixed_large"}), (ddim, {"eta": 1.0}), (ddim, {"eta": 0.5}), (ddim, {}),
+])  # fmt: skip
+def test_mean_and_variance_of_the_data_are_reproduced(sampler, options):
+    errors = []
+    for steps in (250, 1000, 4000):
+        mean, variance = moments(sampler(Process(cosine(4000), "v"), steps, clip=None, **options))
+        assert mean == pytest.approx(M, abs=1e-12)
+        errors.append(abs(variance - S**2))
+    assert errors[-1] < 2.5e-3 * S**2
+    # First order: four times the steps, a quarter of the error.
+    np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 4, rtol=0.1)
+
+
+@pytest.mark.parametrize("sampler, options", [(ddpm, {}), (ddim, {"eta": 1.0})])
+def test_samples_drawn_with_streams_have_the_moments_of_the_data(sampler, options):
+    plan = sampler(Process(linear(), "eps"), 1000, clip=None, **options)
+    n = 4000
+    index = np.arange(n)
+    x = run(plan, Stream(0, "s").normal(index, ()), lambda row: Stream(0, "z").normal(index, (), row))
+    variance = moments(plan)[1]
+    assert abs(variance - S**2) < 0.02 * S**2
+    assert abs(x.mean() - M) < 4 * S / math.sqrt(n)
+    assert abs(x.var() - variance) < 4 * S**2 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("name, prediction", PAIRS)
+def test_ancestral_ddim_is_ddpm_row_by_row(name, prediction):
+    process = Process(make_schedule(name), prediction)
+    for steps, spacing in ((1000, "leading"), (37, "trailing"), (1, "linspace")):
+        a, b = ddim(process, steps, 1.0, spacing), ddpm(process, steps, "fixed_small", spacing)
+        for table, values in a.tables().items():
+            np.testing.assert_allclose(getattr(b, table), values, rtol=1e-9, atol=1e-12, err_msg=table)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, None])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_row_leads_from_one_marginal_to_the_next(name, eta):
+    process = Process(make_schedule(name), "v")
+    for spacing in SPACINGS:
+        for steps in (1, 2, 50, 1000):
+            plan = ddpm(process, steps, spacing=spacing) if eta is None else ddim(process, steps, eta, spacing)
+            state, estimate, fresh = plan.state[:, 0, 0], plan.denoised[:, 0, 0], plan.noise[:, 0]
+            np.testing.assert_allclose(state * plan.alpha[:-1] + estimate, plan.alpha[1:], atol=1e-13)
+            np.testing.assert_allclose((state * plan.sigma[:-1]) ** 2 + fresh**2, plan.sigma[1:] ** 2, atol=1e-13)
+
+
+def test_eta_scales_the_fresh_noise():
+    process = Process(linear(), "eps")
+    one = ddim(process, 20, 1.0)
+    for eta in (0.0, 0.25, 0.5):
+        np.testing.assert_allclose(ddim(process, 20, eta).noise, eta * one.noise, rtol=1e-15)
+    assert not ddim(process, 20).is_noisy.any()
+    np.testing.assert_array_equal(one.is_noisy, [True] * 19 + [False])
+
+
+def test_large_variance_is_beta():
+    schedule = linear()
+    plan = ddpm(Process(schedule, "eps"), variance="fixed_large")
+    betas = np.linspace(1e-4, 0.02, 1000)[::-1]
+    np.testing.assert_allclose(plan.noise[:-1, 0] ** 2, betas[:-1], rtol=1e-9)
+    assert plan.noise[-1, 0] == 0
+    small = ddpm(Process(schedule, "eps"))
+    np.testing.assert_array_equal(plan.state, small.state)
+    np.testing.assert_array_equal(plan.denoised, small.denoised)
+    assert np.all(small.noise[:-1] < plan.noise[:-1])
+
+
+def test_ddpm_mean_is_the_published_one():
+    # Ho et al., algorithm 2: x_{t-1} = (x_t - beta_t / sqrt(1 - alphas_cumprod_t) eps) / sqrt(1 - beta_t).
+    plan, betas = ddpm(Process(linear(), "eps"), clip=None), np.linspace(1e-4, 0.02, 1000)[::-1]
+    alphas_cumprod = np.cumprod(1 - betas[::-1])[::-1]
+    x, eps = 0.7, -1.3
+    estimate = plan.c_skip * x + plan.c_out * eps
+    mean = plan.state[:, 0, 0] * x + plan.denoised[:, 0, 0] * estimate
+    np.testing.assert_allclose(mean, (x - betas / np.sqrt(1 - alphas_cumprod) * eps) / np.sqrt(1 - betas), atol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name, prediction", PAIRS)
+def test_every_count_of_steps_gives_a_finite_plan(name, prediction, spacing):
+    process = Process(make_schedule(name, T=50), prediction)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in range(1, 51):
+            # A plan refuses numbers that are not finite; here it must not meet any, nor warn.
+            for plan in (ddim(process, steps, 0.0, spacing), ddim(process, steps, 1.0, spacing),
+                         ddpm(process, steps, "fixed_large", spacing)):  # fmt: skip
+                assert plan.rows == steps and plan.alpha[-1] == 1 and plan.sigma[-1] == 0
+
+
+def test_the_last_row_gives_the_estimate_itself():
+    process = Process(Schedule("given", np.array([0.9, 0.5]), np.array([0.1, 0.9])), "x0")
+    for plan in (ddim(process, 2), ddim(process, 2, 1.0), ddpm(process), ddpm(process, variance="fixed_large")):
+        assert (plan.state[-1, 0, 0], plan.noise[-1, 0]) == (0, 0)
+        assert plan.denoised[-1, 0, 0] == pytest.approx(1, abs=1e-15)
