@@ -1,0 +1,112 @@
+"""The ladder up to where the other framework is needed: a backend against the NumPy reference, in both precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import DISTANCES
+from diffusion_core.parity import cases, trace
+from diffusion_core.parity.ladder import Check, check
+from diffusion_core.random import Stream
+from diffusion_core.unet import Program, lower
+from diffusion_core.weights import Weights
+
+pytestmark = pytest.mark.backend
+
+BOTH = pytest.mark.parametrize("precision", ["float64", "float32"])
+SHORT_PLANS = [name for name, plan in cases.PLANS.items() if plan.rows <= 20]
+OPTIMISER = [
+    "weights after 1 step", "moving average after 1 step", "global norm", "clipped first moment",
+    "weights after 1000 steps", "moving average after 1000 steps",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def climb(open_backend) -> Callable[[Callable, str], Mapping[str, Check]]:
+    """The checks of a rung by name, measured once per precision."""
+
+    @cache
+    def climbed(rung: Callable, precision: str) -> Mapping[str, Check]:
+        backend = open_backend(precision)
+        measured = trace.Trace(backend.describe().backend, precision)
+        rung(backend, measured)
+        return {c.name: c for c in measured.checks}
+
+    return climbed
+
+
+def assert_passed(one: Check) -> None:
+    assert one.passed, f"rung {one.rung}, {one.name}, {one.precision}: {one.error:.3g} > {one.tolerance:.3g}"
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)])
+def test_rung_1_noising_target_and_loss(climb, precision, name):
+    assert_passed(climb(trace.forward_noising, precision)[name])
+
+
+@BOTH
+@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
+def test_rung_2_every_block(climb, precision, case):
+    assert_passed(climb(trace.blocks, precision)[case.name])
+
+
+@BOTH
+@pytest.mark.parametrize("title", cases.NETWORKS)
+def test_rung_3_whole_networks(open_backend, precision, title):
+    # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
+    spec, backend = cases.NETWORKS[title], open_backend(precision)
+    program = lower(spec)
+    batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
+    error = trace.forward_error(backend, program, cases.scattered_weights(program), batch)
+    assert_passed(check(3, title, precision, "this", "network", error))
+
+
+@BOTH
+@pytest.mark.parametrize("name", OPTIMISER)
+def test_rung_5_optimiser_clip_and_average(climb, precision, name):
+    assert_passed(climb(trace.optimiser, precision)[name])
+
+
+@BOTH
+@pytest.mark.parametrize("name", SHORT_PLANS)
+def test_rung_6_short_trajectories(climb, precision, name):
+    assert_passed(climb(trace.sampler_update, precision)[f"{name}, untrained"])
+
+
+@pytest.mark.parametrize("rung", [trace.forward_noising, trace.blocks, trace.optimiser, trace.sampler_update])
+def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
+    asked = {
+        trace.forward_noising: ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)],
+        trace.blocks: [case.name for case in cases.BLOCKS],
+        trace.optimiser: OPTIMISER,
+        trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
+    }
+    assert sorted(climb(rung, "float64")) == sorted(asked[rung])
+
+
+@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
+def test_gradients_are_the_slope_of_the_reference_loss(open_backend, case):
+    """Rung 4 without the other framework: along one direction of weight space, by central differences."""
+    weights = cases.scattered_weights(case.program, case.gain)
+    batch = cases.noise_batch(case.shape, case.classes)
+    direction = {
+        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.parameters
+    }
+    _, gradients = trace.gradients_of(open_backend("float64"), case.program, weights, batch)
+    slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
+    size = np.sqrt(sum(np.sum(g**2) for g in gradients.values()) * sum(np.sum(d**2) for d in direction.values()))
+    assert slope == pytest.approx(_slope(case.program, weights, batch, direction), abs=1e-8 * size)
+
+
+def _slope(program: Program, weights: Weights, batch, direction: Weights, h: float = 1e-5) -> float:
+    losses = [
+        reference.loss(program, {name: value + side * direction[name] for name, value in weights.items()}, batch, "mse")
+        for side in (h, -h)
+    ]
+    return (losses[0] - losses[1]) / (2 * h)
