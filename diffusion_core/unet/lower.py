@@ -9,6 +9,7 @@ out:    GroupNorm -> SiLU -> Conv
 
 from __future__ import annotations
 
+from diffusion_core.errors import DuetError
 from diffusion_core.unet.blocks import (
     Add,
     Attention,
@@ -128,6 +129,10 @@ class _Lowering:
     def attention(self, name: str, x: str) -> str:
         """GroupNorm, q k v, attention, projection; plus the input."""
         spec, width = self.spec, self.widths[x]
+        if spec.head_channels and width % spec.head_channels:
+            raise DuetError(
+                f"model.head_channels: {spec.head_channels} channels per head do not divide {width} channels"
+            )
         heads = width // spec.head_channels if spec.head_channels else spec.heads
         h = self.norm(f"{name}.norm", x)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1, bias=spec.qkv_bias)

@@ -71,6 +71,10 @@ class UNetSpec:
         for name in positive:
             if getattr(self, name) < 1:
                 raise DuetError(f"model.{name}: {getattr(self, name)} was given; it must be at least 1")
+        if self.head_channels is not None and self.head_channels < 1:
+            raise DuetError(f"model.head_channels: {self.head_channels} was given; it must be at least 1, or null")
+        if not self.norm_eps > 0:
+            raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
         if not self.multipliers or min(self.multipliers) < 1:
             raise DuetError(f"model.multipliers: {self.multipliers} was given; it needs one entry >= 1 per level")
         if self.image_size % (factor := 2 ** (len(self.multipliers) - 1)):
@@ -86,7 +90,7 @@ class UNetSpec:
             raise DuetError(f"model.channels: {self.channels} was given; the time embedding needs an even number >= 4")
         if self.num_classes < 0:
             raise DuetError(f"model.num_classes: {self.num_classes} was given; it is 0 or the number of classes")
-        if sum(self.down_padding) not in (1, 2) or min(self.down_padding) < 0:
+        if tuple(self.down_padding) not in ((1, 1), (0, 1), (1, 0)):
             raise DuetError(f"model.down_padding: {self.down_padding} was given; it must be (1, 1), (0, 1) or (1, 0)")
 
     @property
