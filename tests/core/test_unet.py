@@ -1,0 +1,206 @@
+"""The network as data: counts, names, hashes, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion_core.errors import DuetError
+from diffusion_core.unet import Node, Program, UNetSpec, lower
+from diffusion_core.unet.blocks import KINDS, Add, Attention, Conv, GroupNorm, Linear, SiLU
+from diffusion_core.weights import count
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+TINY = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3)
+
+
+def configured(name: str) -> UNetSpec:
+    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return UNetSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+def test_the_network_of_ddpm_has_its_published_size():
+    assert count(lower(configured("ddpm_cifar10"))) == 35_746_307
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configured_network_can_be_lowered(path):
+    assert count(lower(configured(path.stem))) > 0
+
+
+def test_count_of_a_tiny_network_by_hand():
+    # One level of width 4, embedding 16: sums of (inputs outputs area + bias), norms 2 per channel.
+    spec = UNetSpec(4, 1, 2, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
+    embed = (4 * 16 + 16) + (16 * 16 + 16)
+    same = 8 + (4 * 4 * 9 + 4) + (16 * 4 + 4) + 8 + (4 * 4 * 9 + 4)
+    joined = 16 + (8 * 4 * 9 + 4) + (16 * 4 + 4) + 8 + (4 * 4 * 9 + 4) + (8 * 4 + 4)
+    ends = (1 * 4 * 9 + 4) + 8 + (4 * 2 * 9 + 2)
+    assert count(lower(spec)) == embed + 3 * same + 2 * joined + ends  # down, two in the middle; two up
+
+
+def test_names_and_shapes_of_a_tiny_network():
+    spec = replace(TINY, multipliers=(1,), attention_sizes=(4,), middle_attention=False, qkv_bias=False)
+    manifest = {p.name: p.shape for p in lower(spec).parameters}
+    block = {
+        "norm0.weight": (4,), "norm0.bias": (4,), "conv0.weight": (4, 4, 3, 3), "conv0.bias": (4,),
+        "time.weight": (4, 16), "time.bias": (4,), "norm1.weight": (4,), "norm1.bias": (4,),
+        "conv1.weight": (4, 4, 3, 3), "conv1.bias": (4,),
+    }  # fmt: skip
+    wide = block | {"norm0.weight": (8,), "norm0.bias": (8,), "conv0.weight": (4, 8, 3, 3)}
+    wide |= {"shortcut.weight": (4, 8, 1, 1), "shortcut.bias": (4,)}
+    attention = {
+        "norm.weight": (4,), "norm.bias": (4,), "qkv.weight": (12, 4, 1, 1),
+        "proj.weight": (4, 4, 1, 1), "proj.bias": (4,),
+    }  # fmt: skip
+    expected = {
+        "embed.dense0.weight": (16, 4), "embed.dense0.bias": (16,),
+        "embed.dense1.weight": (16, 16), "embed.dense1.bias": (16,), "embed.label.weight": (4, 16),
+        "conv_in.weight": (4, 1, 3, 3), "conv_in.bias": (4,),
+    }  # fmt: skip
+    for prefix, parts in (
+        ("down.0.0.block", block), ("down.0.0.attn", attention), ("mid.block0", block), ("mid.block1", block),
+        ("up.0.0.block", wide), ("up.0.0.attn", attention), ("up.0.1.block", wide), ("up.0.1.attn", attention),
+    ):  # fmt: skip
+        expected |= {f"{prefix}.{name}": shape for name, shape in parts.items()}
+    expected |= {
+        "out.norm.weight": (4,), "out.norm.bias": (4,), "out.conv.weight": (1, 4, 3, 3), "out.conv.bias": (1,),
+    }  # fmt: skip
+    assert manifest == expected
+    assert list(manifest) != sorted(manifest) and next(iter(manifest)) == "embed.dense0.weight"
+
+
+def test_names_of_blocks_in_the_order_of_computation():
+    names = [node.name for node in lower(replace(TINY, attention_sizes=()))
+             .nodes if node.kind in ("Conv", "Attention")]  # fmt: skip
+    assert names == [
+        "conv_in", "down.0.0.block.conv0", "down.0.0.block.conv1", "down.0.down.conv",
+        "down.1.0.block.conv0", "down.1.0.block.conv1", "down.1.0.block.shortcut",
+        "mid.block0.conv0", "mid.block0.conv1",
+        "mid.attn.qkv", "mid.attn.attend", "mid.attn.proj", "mid.block1.conv0", "mid.block1.conv1",
+        "up.1.0.block.conv0", "up.1.0.block.conv1", "up.1.0.block.shortcut",
+        "up.1.1.block.conv0", "up.1.1.block.conv1", "up.1.1.block.shortcut", "up.1.up.conv",
+        "up.0.0.block.conv0", "up.0.0.block.conv1", "up.0.0.block.shortcut",
+        "up.0.1.block.conv0", "up.0.1.block.conv1", "up.0.1.block.shortcut", "out.conv",
+    ]  # fmt: skip
+
+
+CHANGES = {
+    "image_size": 8, "in_channels": 2, "out_channels": 2, "channels": 8, "multipliers": (1, 1), "blocks_per_level": 2,
+    "attention_sizes": (4, 2), "middle_attention": False, "heads": 2, "head_channels": 2, "qkv_bias": False,
+    "norm_groups": 1, "norm_eps": 1e-5, "time": "scale_shift", "embedding_divisor": "half",
+    "embedding_sin_first": False, "down": "pool", "up": "nearest", "down_padding": (0, 1), "skip_scale": 0.5,
+    "zero_init": False, "num_classes": 4,
+}  # fmt: skip
+
+
+def test_every_option_changes_the_hash():
+    assert CHANGES.keys() == {field.name for field in fields(UNetSpec)}
+    hashes = {lower(replace(TINY, **{name: value})).sha256 for name, value in CHANGES.items()}
+    hashes |= {lower(replace(TINY, **{name: "block"})).sha256 for name in ("down", "up")}
+    hashes |= {lower(replace(TINY, down_padding=(1, 0))).sha256, lower(TINY).sha256}
+    assert len(hashes) == len(CHANGES) + 4
+    assert lower(replace(TINY)).sha256 == lower(TINY).sha256
+
+
+SPECS = [TINY, replace(TINY, num_classes=0), replace(TINY, down="block", up="block", time="scale_shift")]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
+def test_every_value_is_let_go_after_its_last_use(spec):
+    program = lower(spec)
+    alive, freed = {"x", "c_noise", "label"}, []
+    for node, done in zip(program.nodes, program.last_use, strict=True):
+        assert set(node.inputs) <= alive, f"{node.name} reads what was let go"
+        alive.add(node.name)
+        assert set(done) <= set(node.inputs)
+        alive -= set(done)
+        freed += done
+    assert len(freed) == len(set(freed))
+    assert alive == {program.nodes[-1].name} | (set() if spec.num_classes else {"label"})
+
+
+def test_a_program_runs_its_nodes_in_order():
+    program = Program((Node("a", SiLU(), ("x",)), Node("b", Add(1.0), ("a", "x")), Node("c", Add(1.0), ("b", "b"))))
+    modules = {"a": lambda x: x * 2, "b": lambda a, x: a - x, "c": lambda b, again: b + again}
+    assert program.run(modules, 5, None, None) == 10
+
+
+@pytest.mark.parametrize("nodes, words", [
+    ([Node("a", SiLU(), ("x",)), Node("a", SiLU(), ("a",))], "the name a is used twice"),
+    ([Node("x", SiLU(), ("x",))], "the name x is used twice"),
+    ([Node("a", SiLU(), ("b",)), Node("b", SiLU(), ("x",))], "a reads b, which no earlier block gives"),
+    ([Node("a", SiLU(), ("a",))], "a reads a"),
+    ([Node("a", object(), ("x",))], "a is of the unknown kind object"),
+])  # fmt: skip
+def test_a_program_that_cannot_run_is_refused(nodes, words):
+    with pytest.raises(DuetError, match=f"program: .*{words}"):
+        Program(tuple(nodes))
+
+
+def test_every_kind_is_lowered_to_by_some_spec():
+    kinds = {node.kind for spec in SPECS for node in lower(spec).nodes}
+    assert kinds == set(KINDS)
+
+
+def test_zero_init_is_of_the_last_layers_of_branches():
+    zero = {p.name for p in lower(TINY).parameters if p.init == ("constant", 0.0) and p.name.endswith("weight")}
+    assert zero == {p.name for p in lower(TINY).parameters
+                    if p.name.endswith(("conv1.weight", "proj.weight", "out.conv.weight"))}  # fmt: skip
+    open_ = lower(replace(TINY, zero_init=False)).parameters
+    assert not [p.name for p in open_ if p.init == ("constant", 0.0) and p.name.endswith("weight")]
+
+
+def test_heads_come_from_their_number_or_their_width():
+    def heads(spec):
+        return [node.block.heads for node in lower(spec).nodes if isinstance(node.block, Attention)]
+
+    spec = replace(TINY, channels=8, attention_sizes=(4, 2))
+    assert set(heads(replace(spec, heads=2))) == {2}
+    assert heads(replace(spec, head_channels=4)) == [2, 4, 4, 4, 4, 2, 2]
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"image_size": 6, "multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
+    ({"image_size": 3, "multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 levels; 4 would fit"),
+    ({"image_size": 0}, "model.image_size: 0 was given; it must be at least 1"),
+    ({"in_channels": 0}, "model.in_channels"),
+    ({"blocks_per_level": 0}, "model.blocks_per_level"),
+    ({"norm_groups": 0}, "model.norm_groups: 0"),
+    ({"norm_groups": 3}, "model.norm_groups: 3 groups do not divide 4 channels"),
+    ({"norm_eps": 0.0}, "model.norm_eps: 0.0 was given; it must be positive"),
+    ({"norm_eps": float("nan")}, "model.norm_eps: nan"),
+    ({"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),
+    ({"heads": 0}, "model.heads: 0"),
+    ({"head_channels": 3}, "model.head_channels: 3 channels per head do not divide 8 channels"),
+    ({"head_channels": 5}, "model.head_channels: 5 channels per head do not divide 8 channels"),
+    ({"head_channels": 16}, "model.head_channels: 16 channels per head do not divide 8 channels"),
+    ({"head_channels": 0}, "model.head_channels: 0"),
+    ({"head_channels": -4}, "model.head_channels: -4"),
+    ({"multipliers": ()}, "model.multipliers"),
+    ({"multipliers": (1, 0)}, "model.multipliers"),
+    ({"channels": 5, "norm_groups": 1}, "model.channels: 5 was given; the time embedding needs an even number"),
+    ({"channels": 2, "norm_groups": 1}, "model.channels: 2"),
+    ({"num_classes": -1}, "model.num_classes: -1"),
+    ({"time": "scale-shift"}, "model.time: .* Did you mean 'scale_shift'"),
+    ({"down": "stride"}, "model.down: 'stride' was given; it must be one of conv, pool, block"),
+    ({"up": "bilinear"}, "model.up: 'bilinear'"),
+    ({"embedding_divisor": "third"}, "model.embedding_divisor"),
+    ({"down_padding": (2, 2)}, "model.down_padding"),
+    ({"down_padding": (0, 2)}, "model.down_padding"),
+    ({"down_padding": (0, 0)}, "model.down_padding"),
+    ({"down_padding": (1,)}, "model.down_padding"),
+    ({"down_padding": (2, -1)}, "model.down_padding"),
+])  # fmt: skip
+def test_a_network_that_does_not_fit_is_refused(changes, words):
+    with pytest.raises(DuetError, match=words) as caught:
+        lower(replace(TINY, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_say_their_parameters():
+    assert [p.shape for p in Conv(2, 3, 5, 1, (2, 2, 2, 2), True, 1.0).parameters()] == [(3, 2, 5, 5), (3,)]
+    assert [p.name for p in Linear(2, 3, False, 1.0).parameters()] == ["weight"]
+    assert [p.init for p in GroupNorm(4, 2, 1e-5).parameters()] == [("constant", 1.0), ("constant", 0.0)]
