@@ -1,0 +1,126 @@
+"""Training batches: functions of positions alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_core.errors import DuetError
+from diffusion_core.objectives import Objective
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.schedule import linear
+
+PROCESS = Process(linear(), "v")
+OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, drop_label=0.25)
+
+
+def images(positions: np.ndarray) -> np.ndarray:
+    return np.tanh(Stream(0, "images").normal(positions, (2, 2, 1)))
+
+
+def batch(positions, objective=OBJECTIVE, dtype=np.float32):
+    positions = np.asarray(positions)
+    return objective.batch(images(positions), positions % 4, positions, dtype)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 12), st.data())
+def test_a_batch_is_its_parts_joined(first, size, data):
+    cut = data.draw(st.integers(1, size))
+    whole = batch(np.arange(first, first + size))
+    parts = [batch(p) for p in (np.arange(first, first + cut), np.arange(first + cut, first + size)) if len(p)]
+    assert whole.size == size
+    for name, value in vars(whole).items():
+        np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+
+
+def test_a_batch_is_the_same_again_and_another_one_elsewhere():
+    one, again, other = batch([0, 1, 2, 3]), batch([0, 1, 2, 3]), batch([4, 5, 6, 7])
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, vars(again)[name])
+        if name not in ("weight", "c_in"):
+            assert not np.array_equal(value, vars(other)[name]), name
+    another = batch([0, 1, 2, 3], Objective(PROCESS, seed=4, null_label=4))
+    assert not np.any(another.noise == one.noise)
+
+
+def test_columns_are_those_of_the_drawn_level():
+    positions = np.arange(64)
+    got = batch(positions, dtype=np.float64)
+    t = Stream(3, "train/t").integers(positions, 1000)
+    columns = PROCESS.columns(t)
+    np.testing.assert_array_equal(got.c_noise, t)
+    np.testing.assert_array_equal(got.alpha, linear().alpha[t])
+    np.testing.assert_array_equal(got.sigma, linear().sigma[t])
+    for name in ("c_in", "target_x0", "target_eps"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(columns, name))
+    np.testing.assert_array_equal(got.weight, np.ones(64))
+    np.testing.assert_array_equal(got.images, images(positions))
+    np.testing.assert_array_equal(got.noise, Stream(3, "train/noise").normal(positions, (2, 2, 1)))
+
+
+def test_columns_are_cast_once_and_the_level_not_at_all():
+    wide, narrow = batch(range(9), dtype=np.float64), batch(range(9))
+    for name, value in vars(wide).items():
+        got = vars(narrow)[name]
+        if name == "label":
+            assert got.dtype == np.int32
+        else:
+            assert got.dtype == (np.float64 if name == "c_noise" else np.float32), name
+        np.testing.assert_array_equal(got, value.astype(got.dtype))
+
+
+def test_every_level_is_drawn_about_equally_often():
+    t = batch(np.arange(20_000)).c_noise.astype(int)
+    counts = np.bincount(t // 100, minlength=10)
+    assert np.sum((counts - 2000) ** 2 / 2000) < 27.9  # chi square of 9 degrees, once in a thousand
+    assert t.min() < 10 and t.max() > 990
+
+
+def test_labels_are_dropped_at_their_rate_per_image():
+    n = 20_000
+    positions = np.arange(n)
+    dropped = batch(positions).label == 4
+    assert abs(dropped.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / n)
+    pairs = dropped.reshape(-1, 2)
+    assert abs(np.mean(pairs[:, 0] & pairs[:, 1]) - 0.0625) < 4 * math.sqrt(0.0625 / (n / 2))
+    np.testing.assert_array_equal(batch(positions).label[~dropped], (positions % 4)[~dropped])
+
+
+@pytest.mark.parametrize("rate, expected", [(0.0, False), (1.0, True)])
+def test_labels_are_kept_or_dropped_for_certain(rate, expected):
+    got = batch(range(500), Objective(PROCESS, 3, null_label=4, drop_label=rate))
+    assert np.all((got.label == 4) == expected)
+
+
+def test_dropping_labels_changes_nothing_else():
+    one, other = batch(range(8)), batch(range(8), Objective(PROCESS, 3, null_label=4))
+    assert all(np.array_equal(v, vars(other)[n]) for n, v in vars(one).items() if n != "label")
+
+
+def test_a_network_without_classes_sees_label_zero():
+    positions = np.arange(4)
+    got = Objective(PROCESS, 3).batch(images(positions), np.array([5, 9, -1, 100]), positions)
+    np.testing.assert_array_equal(got.label, 0)
+
+
+@pytest.mark.parametrize("label", [-1, 4, 10])
+def test_a_label_out_of_range_is_refused(label):
+    with pytest.raises(DuetError, match=rf"label {label}: the network has classes 0\.\.3"):
+        OBJECTIVE.batch(images(np.arange(2)), np.array([0, label]), np.arange(2))
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"distance": "mae"}, r"objective.distance: 'mae' was given; it must be one of mse, l1, huber"),
+    ({"drop_label": 1.5, "null_label": 4}, "objective.drop_label: 1.5"),
+    ({"drop_label": -0.1, "null_label": 4}, "objective.drop_label: -0.1"),
+    ({"drop_label": float("nan"), "null_label": 4}, "objective.drop_label: nan"),
+    ({"drop_label": 0.1}, "the network has no classes to drop"),
+])  # fmt: skip
+def test_an_objective_that_does_not_fit_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        Objective(PROCESS, 0, **options)
