@@ -18,6 +18,7 @@ Exit code: 0 when all went well, 2 when something given does not fit, else that 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -27,10 +28,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import TextIO
 
 try:
@@ -45,25 +47,44 @@ FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"
 
-# What the tests run in order: title, backend, arguments of its Python. {x} is a fresh folder, DUET_EXCHANGE.
+BOTH = ("torch", "tf")
+# What the tests run in order: title, backends, arguments of their Python. Two backends run side by side, each on half
+# of the cores. {x} is a fresh folder (DUET_EXCHANGE), {b} the backend, {o} the other one, {t} the threads of each.
 TESTS = (
-    ("all tests, with torch", "torch", "-m pytest -m 'not exchange and not slow and not gpu'"),
-    ("backend tests, with tf", "tf", "-m pytest -m 'backend and not exchange and not slow and not gpu'"),
-    ("trace of torch", "torch", "-m experiments.trace backend=torch out={x}/torch"),
-    ("trace of tf", "tf", "-m experiments.trace backend=tf out={x}/tf"),
-    ("torch goes on from tf", "torch", "-m experiments.trace backend=torch out={x}/torch handover={x}/tf"),
-    ("tf goes on from torch", "tf", "-m experiments.trace backend=tf out={x}/tf handover={x}/torch"),
-    ("one against the other", "torch", "-m pytest -m exchange"),
+    ("all tests, with torch", ("torch",), "-m pytest -m 'not exchange and not slow and not gpu'"),
+    ("backend tests, with tf", ("tf",), "-m pytest -m 'backend and not exchange and not slow and not gpu'"),
+    ("traces", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/{b}"),
+    ("hand-over", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/{b} handover={x}/{o}"),
+    ("one against the other", ("torch",), "-m pytest -m exchange"),
 )
-# What the demo runs in order: backend, arguments of its Python. {x} is DIR.
+# What the demo runs in order; {x} is DIR.
+AS_DIGITS = "sampler.steps=25 sampler.spacing=trailing sampler.guidance=2 sample.count=500 sample.batch=500"
+CROSSED = "crossed=[{x}/crossed/torch,{x}/crossed/tf] traces=[{x}/trace/torch,{x}/trace/tf]"
 DEMO = (
-    ("torch", "-m experiments.train experiment=digits backend=torch hydra.run.dir={x}/torch"),
-    ("tf", "-m experiments.train experiment=digits backend=tf hydra.run.dir={x}/tf"),
-    ("torch", "-m experiments.trace backend=torch out={x}/trace/torch"),
-    ("tf", "-m experiments.trace backend=tf out={x}/trace/tf"),
-    ("torch", "-m experiments.trace backend=torch out={x}/trace/torch handover={x}/trace/tf"),
-    ("tf", "-m experiments.trace backend=tf out={x}/trace/tf handover={x}/trace/torch"),
-    ("torch", "-m experiments.compare a={x}/torch b={x}/tf traces=[{x}/trace/torch,{x}/trace/tf] out={x}"),
+    (
+        "train in lock step",
+        BOTH,
+        "-m experiments.train experiment=digits backend={b} backend.threads={t} hydra.run.dir={x}/{b}",
+    ),
+    (
+        "sample from the other's checkpoint",
+        BOTH,
+        "-m experiments.sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false "
+        + AS_DIGITS,
+    ),
+    ("climb the parity ladder", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/trace/{b}"),
+    (
+        "hand over to each other",
+        BOTH,
+        "-m experiments.trace backend={b} backend.threads={t} out={x}/trace/{b} handover={x}/trace/{o}",
+    ),
+    (
+        "compare",
+        ("torch",),
+        "-m experiments.compare a={x}/torch b={x}/tf "
+        + CROSSED
+        + " out={x} 'title=Handwritten digits in PyTorch and TensorFlow' 'command=python3 duet.py demo'",
+    ),
 )
 OFFLINE = r"connection broken|Failed to establish|Max retries|name resolution|timed out|CERTIFICATE|from versions: none"
 NO_MATCH = "No matching distribution|ResolutionImpossible"
@@ -214,14 +235,58 @@ def failure(what: str, log: TextIO) -> Stop:
 
 def call(command: list[str], **options: object) -> int:
     """Run a command in the foreground; its exit code as a shell gives it."""
-    code = subprocess.run(command, check=False, **options).returncode
+    return shell_code(subprocess.run(command, check=False, **options).returncode)
+
+
+def shell_code(code: int) -> int:
+    """An exit code as a shell gives it: 128 and the signal for a process that one ended."""
     return code if code >= 0 else 128 - code
 
 
-def words(template: str, folder: str) -> list[str]:
-    """A command of a table as a list; {x} becomes the folder, spelled as Hydra reads an unquoted value."""
-    escaped = re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", folder)
-    return [word.replace("{x}", escaped) for word in shlex.split(template)]
+def side_by_side(commands: dict[str, list[str]], **options: object) -> int:
+    """Run a command per backend at the same time, each line of output under its name; the worst exit code."""
+
+    def relay(backend: str, output: TextIO) -> None:
+        for line in output:
+            print(f"{backend:>5} | {line}", end="", flush=True)
+
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for backend, command in commands.items():
+            pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
+            job = stack.enter_context(subprocess.Popen(command, text=True, errors="replace", **pipes, **options))
+            relayed = threading.Thread(target=relay, args=(backend, job.stdout), daemon=True)
+            relayed.start()
+            jobs.append((job, relayed))
+        try:
+            codes = [shell_code(job.wait()) for job, _ in jobs]
+        except BaseException:
+            for job, _ in jobs:
+                job.terminate()
+            raise
+        for _, relayed in jobs:
+            relayed.join()
+    return max(codes)
+
+
+def stage(pythons: dict[str, str], backends: tuple[str, ...], template: str, folder: str, more: list[str], **options):
+    """Run one row of a table; its exit code."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    commands = {}
+    for backend in backends:
+        names = {"b": backend, "o": BOTH[1 - BOTH.index(backend)], "t": str(max(1, cores // 2))}
+        arguments = words(template, {"x": folder, **names}) + more
+        say(shown(backend, arguments))
+        commands[backend] = [pythons[backend], *arguments]
+    if len(commands) == 1:
+        return call(*commands.values(), cwd=ROOT, **options)
+    return side_by_side(commands, cwd=ROOT, **options)
+
+
+def words(template: str, values: dict[str, str]) -> list[str]:
+    """A command of a table as a list; values are spelled as Hydra reads them unquoted."""
+    escaped = {name: re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", value) for name, value in values.items()}
+    return [re.sub(r"{(\w)}", lambda found: escaped[found.group(1)], word) for word in shlex.split(template)]
 
 
 def shown(backend: str, command: list[str]) -> str:
@@ -257,13 +322,12 @@ def test_command(args: list[str]) -> int:
     pythons = {backend: setup(backend) for backend in DOWNLOAD}
     rows = []
     with tempfile.TemporaryDirectory(prefix="duet-exchange-") as exchange:
-        for title, backend, template in TESTS:
+        for title, backends, template in TESTS:
             is_pytest = "-m pytest" in template
-            command = words(template, exchange) + (args if is_pytest else [])
-            say(f"{title}: {shown(backend, command)}")
+            say(f"{title}:")
             started = time.monotonic()
-            env = dict(os.environ, DUET_BACKEND=backend, DUET_EXCHANGE=exchange)
-            code = call([pythons[backend], *command], cwd=ROOT, env=env)
+            env = dict(os.environ, DUET_BACKEND=backends[0], DUET_EXCHANGE=exchange)
+            code = stage(pythons, backends, template, exchange, args if is_pytest else [], env=env)
             # pytest leaves with 5 where it selects no test, as a person's own selection may well do in one stage
             passed = code == 0 or (code == 5 and is_pytest and bool(args))
             rows.append((title, passed, code, time.monotonic() - started))
@@ -288,12 +352,11 @@ def demo_command(args: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("Made by `duet.py demo`.\n")
     out, started = str(folder.relative_to(ROOT) if ROOT in folder.parents else folder), time.monotonic()
-    for backend, template in DEMO:
-        command = words(template, out)
-        say(shown(backend, command))
-        code = call([pythons[backend], *command], cwd=ROOT)
+    for title, backends, template in DEMO:
+        say(f"{title}:")
+        code = stage(pythons, backends, template, out, [])
         if code:
-            raise Stop(f"the demo stopped: exit code {code} from `{shown(backend, command)}`", 1)
+            raise Stop(f"the demo stopped with exit code {code} at: {title}", 1)
     if not report.is_file():
         raise Stop(f"the demo ran to its end but left no {report}", 1)
     say(f"done in {time.monotonic() - started:.0f} s, set-up not counted; see {report}")

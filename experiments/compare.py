@@ -229,7 +229,7 @@ def _loss(a: Run, b: Run) -> dict[str, Any]:
     one, two = (run.metrics["loss"][:steps] for run in (a, b))
     return {
         "images_seen": a.metrics["images_seen"][:steps].tolist(),
-        "runs": {a.label: one.tolist(), b.label: two.tolist()},
+        "runs": {a.backend: one.tolist(), b.backend: two.tolist()},
         "relative_difference": (np.abs(one - two) / np.abs(one)).tolist(),
     }
 

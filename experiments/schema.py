@@ -137,17 +137,22 @@ class CompareSchema:
 
 @dataclass
 class BenchSchema:
-    """Everything of `experiments.bench`."""
+    """Everything of `experiments.bench`; no `backends` means all, `compile` lists the modes of each."""
 
     out: str = MISSING
     precision: str = "float32"
+    device: str = "auto"
+    threads: int | None = None
+    deterministic: bool = False
+    backends: list[str] = field(default_factory=list)
+    compile: list[bool] = field(default_factory=lambda: [False])
     work: list[str] = field(default_factory=lambda: ["train", "sample"])
     batch: int = 64
+    steps: int = 4
+    images: int = 16
     repeats: int = 5
-    backends: list[str] = field(default_factory=list)
     model: _schema_of(UNetSpec) = field(default_factory=_schema_of(UNetSpec))
-    device: str = "auto"
-    compile: bool = False
+    process: ProcessSchema = field(default_factory=ProcessSchema)
 
 
 SCHEMAS = {
