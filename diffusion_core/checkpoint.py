@@ -5,7 +5,7 @@
         ema.safetensors               its moving average
         moment1.safetensors           Adam
         moment2.safetensors
-        state.json                    images seen, updates, problem, seed, hash of every file
+        state.json                    images seen, updates, problem, seed, hash of every file and of itself
 
 Names and axes are the canonical ones. A checkpoint is written beside its final name, flushed to the disk
 and renamed; every file is checked against its hash when it is read. Nothing is pickled.
@@ -105,14 +105,18 @@ def _pack(arrays: Mapping[str, NDArray]) -> bytes:
 
 
 def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = None) -> Path:
-    """Write a checkpoint under `parent` and drop all but the last `keep`.
+    """Write a checkpoint under `parent` and drop all but the last `keep` up to it.
+
+    Later ones, which a run leaves that is resumed from an earlier moment, are neither counted nor dropped.
 
     Raises:
         DuetError: if it cannot be written; what was there before is left as it was.
     """
+    if keep is not None and keep < 1:
+        raise DuetError(f"keep_checkpoints: {keep} was given; it must be at least 1, or null to keep all")
     parent = Path(parent)
     final = parent / f"{checkpoint.images_seen:012d}"
-    beside = parent / f".{final.name}.{os.getpid()}"
+    beside = _hidden(final, ".new")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
@@ -132,22 +136,52 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
             "notes": dict(checkpoint.notes),
             "files": hashes,
         }
+        state["sha256"] = _state_hash(state)
         _write_flushed(beside / "state.json", json.dumps(state, indent=2).encode())
         _flush_directory(beside)
         if final.exists():
-            old = parent / f".old.{final.name}.{os.getpid()}"
-            os.rename(final, old)
-            os.rename(beside, final)
-            shutil.rmtree(old)
+            _replace_directory(beside, final)
         else:
             os.rename(beside, final)
         _flush_directory(parent)
+        if keep is not None:
+            for old in [path for path in list_checkpoints(parent) if path.name <= final.name][:-keep]:
+                _discard(old)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise DuetError(f"{final}: the checkpoint cannot be written ({error.strerror or error})") from error
-    for old in list_checkpoints(parent)[: -keep if keep else 0]:
-        shutil.rmtree(old)
     return final
+
+
+def _hidden(path: Path, mark: str) -> Path:
+    """A name beside a checkpoint's that no reader takes for one."""
+    return path.with_name(f"{mark}.{path.name}.{os.getpid()}")
+
+
+def _discard(path: Path) -> None:
+    # Hidden first: a reader never sees a checkpoint with some files missing.
+    hidden = _hidden(path, ".old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _replace_directory(new: Path, path: Path) -> None:
+    old = _hidden(path, ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _state_hash(state: Mapping[str, Any]) -> str:
+    """The hash of all other entries of state.json, as they are read back."""
+    entries = json.loads(json.dumps({name: value for name, value in state.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
@@ -187,7 +221,11 @@ def load_checkpoint(path: str | Path, program: Program | None = None) -> Checkpo
         version, hashes = state["format"], state["files"]
         if version != FORMAT:
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads format {FORMAT}")
+        if state["sha256"] != _state_hash(state):
+            raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
         problem = Problem.from_dict(state["problem"])
+        if state["program_sha256"] != problem.program.sha256:
+            raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
         arrays = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in _PARTS}
         checkpoint = Checkpoint(
             images_seen=int(state["images_seen"]),
