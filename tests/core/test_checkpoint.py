@@ -1,0 +1,367 @@
+"""Checkpoints: whole or not at all, and exact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_core import checkpoint as module
+from diffusion_core.backend import TrainerState
+from diffusion_core.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    weights_hash,
+    write_atomically,
+)
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.random import Stream
+from diffusion_core.unet import UNetSpec, lower
+
+SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
+PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+PARTS = ("weights", "ema", "moment1", "moment2")
+FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")
+
+
+@cache
+def drawn(part: str) -> dict[str, np.ndarray]:
+    return {p.name: Stream(0, f"{part}/{p.name}").normal([0], p.shape)[0] for p in PROBLEM.program.parameters}
+
+
+def numbers(part: str, dtype=np.float32) -> dict[str, np.ndarray]:
+    return {name: value.astype(dtype) for name, value in drawn(part).items()}
+
+
+def moment(images_seen: int = 1280, dtype=np.float32, problem: Problem = PROBLEM) -> Checkpoint:
+    state = TrainerState(**{part: numbers(part, dtype) for part in PARTS}, updates=10)
+    return Checkpoint(images_seen, problem, 3, state, {"backend": "torch", "versions": {"numpy": "2"}})
+
+
+def assert_same(got: Checkpoint, expected: Checkpoint) -> None:
+    assert (got.images_seen, got.seed, got.problem) == (expected.images_seen, expected.seed, expected.problem)
+    assert got.state.updates == expected.state.updates and dict(got.notes) == dict(expected.notes)
+    for part in PARTS:
+        one, other = getattr(got.state, part), getattr(expected.state, part)
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert one[name].dtype == value.dtype and one[name].shape == value.shape
+            assert one[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_bit_survives_the_round_trip(tmp_path, dtype):
+    path = save_checkpoint(tmp_path, moment(dtype=dtype))
+    assert path == tmp_path / "000000001280" and sorted(os.listdir(path)) == sorted(FILES)
+    assert_same(load_checkpoint(path), moment(dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
+    # A trainer that keeps another layout hands over transposed views, whose bytes lie in another order.
+    def view(value: np.ndarray) -> np.ndarray:
+        axes = tuple(range(value.ndim))[::-1]
+        return np.ascontiguousarray(value.transpose(axes)).transpose(axes)
+
+    def strided(value: np.ndarray) -> np.ndarray:
+        return np.repeat(value, 2, axis=-1)[..., ::2]
+
+    exact = moment(dtype=dtype)
+    for layout in (view, strided):
+        state = replace(exact.state, **{
+            part: {name: layout(value) for name, value in getattr(exact.state, part).items()} for part in PARTS
+        })  # fmt: skip
+        assert not all(value.flags.c_contiguous for value in state.weights.values())
+        assert_same(load_checkpoint(save_checkpoint(tmp_path / layout.__name__, replace(exact, state=state))), exact)
+
+
+def test_numbers_that_are_not_ordinary_survive(tmp_path):
+    odd = moment()
+    odd.state.moment1["conv_in.bias"][:] = [-0.0, np.nan, np.inf, np.finfo(np.float32).smallest_subnormal]
+    expected = odd.state.moment1["conv_in.bias"].tobytes()
+    assert load_checkpoint(save_checkpoint(tmp_path, odd)).state.moment1["conv_in.bias"].tobytes() == expected
+
+
+def positions(size: int) -> list[int]:
+    somewhere = Stream(0, "positions").integers(range(12), size).tolist()
+    return sorted({0, 7, size // 2, size - 1, *somewhere})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_is_noticed(tmp_path, name):
+    path = save_checkpoint(tmp_path, moment()) / name
+    content = path.read_bytes()
+    for at in positions(len(content)):
+        for flip in (0x01, 0x80):
+            changed = bytearray(content)
+            changed[at] ^= flip
+            path.write_bytes(changed)
+            with pytest.raises(DuetError) as caught:
+                load_checkpoint(tmp_path)
+            assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+    path.write_bytes(content)
+    assert_same(load_checkpoint(tmp_path), moment())
+
+
+def test_every_changed_number_of_the_state_is_noticed(tmp_path):
+    path = save_checkpoint(tmp_path, moment()) / "state.json"
+    text = path.read_text()
+    digits = [i for i, letter in enumerate(text) if letter.isdigit() and i < text.index('"files"')]
+    assert len(digits) > 60
+    for at in digits:
+        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        with pytest.raises(DuetError, match=r"state\.json|has format"):
+            load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_short_missing_or_a_directory_is_noticed(tmp_path, name):
+    path = save_checkpoint(tmp_path, moment()) / name
+    content = path.read_bytes()
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DuetError, match="corrupt"):
+            load_checkpoint(path.parent)
+    path.unlink()
+    with pytest.raises(DuetError, match=name if name != "state.json" else "holds no checkpoint"):
+        load_checkpoint(path.parent)
+    path.mkdir()
+    with pytest.raises(DuetError):
+        load_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"12", b"{}", b'{"format": 1}', b"\xff\xfe", b'{"format": '])
+def test_a_state_that_is_garbage_is_refused(tmp_path, garbage):
+    path = save_checkpoint(tmp_path, moment()) / "state.json"
+    path.write_bytes(garbage)
+    with pytest.raises(DuetError, match=r"state.json: it is corrupt \(") as caught:
+        load_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change state.json as another version would write it, its own hash included."""
+    state = json.loads((path / "state.json").read_text()) | changes
+    state["sha256"] = module._state_hash(state)
+    (path / "state.json").write_text(json.dumps(state))
+
+
+def test_another_format_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, moment())
+    rewrite(path, format=2)
+    with pytest.raises(DuetError, match="it has format 2; this version of Duet reads format 1"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_state_rewritten_with_its_hash_is_read(tmp_path):
+    rewrite(save_checkpoint(tmp_path, moment()), notes={"by": "hand"})
+    assert load_checkpoint(tmp_path).notes == {"by": "hand"}
+
+
+def test_a_network_that_is_lowered_in_another_way_is_refused(tmp_path):
+    rewrite(save_checkpoint(tmp_path, moment()), program_sha256="0" * 64)
+    with pytest.raises(DuetError, match="builds another network from the same options"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_part_that_is_no_tensor_file_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, moment())
+    garbage = b"not a tensor file"
+    (path / "ema.safetensors").write_bytes(garbage)
+    files = json.loads((path / "state.json").read_text())["files"]
+    rewrite(path, files=files | {"ema.safetensors": hashlib.sha256(garbage).hexdigest()})
+    with pytest.raises(DuetError, match=r"ema.safetensors: it is not a safetensors file"):
+        load_checkpoint(tmp_path)
+
+
+def test_parts_that_do_not_fit_their_network_are_refused(tmp_path):
+    state = replace(moment().state, moment2=numbers("moment2") | {"conv_in.bias": np.zeros(5, np.float32)})
+    save_checkpoint(tmp_path, replace(moment(), state=state))
+    with pytest.raises(DuetError, match=r"moment2.safetensors: conv_in.bias: the network needs shape \(4,\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_checkpoint_of_another_network_is_refused(tmp_path):
+    save_checkpoint(tmp_path, moment())
+    assert_same(load_checkpoint(tmp_path, PROBLEM.program), moment())
+    with pytest.raises(DuetError, match=r"it is of another network: embed.dense0.weight: .* but \(16, 4\) was given"):
+        load_checkpoint(tmp_path, lower(replace(SPEC, channels=8)))
+    with pytest.raises(DuetError, match="it is of another network, which has the same weights but computes with other"):
+        load_checkpoint(tmp_path, lower(replace(SPEC, norm_eps=1e-3)))
+
+
+def test_a_checkpoint_is_found_by_many_paths(tmp_path):
+    parent = tmp_path / "run" / "checkpoints"
+    for images_seen in (1280, 256):
+        save_checkpoint(parent, moment(images_seen))
+    assert [p.name for p in list_checkpoints(parent)] == ["000000000256", "000000001280"]
+    for path in (tmp_path / "run", parent, parent / "000000001280", str(parent)):
+        assert find_checkpoint(path).name == "000000001280"
+    assert find_checkpoint(parent / "000000000256").name == "000000000256"
+    with pytest.raises(DuetError, match="holds no checkpoint; give a run directory"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(DuetError, match="nowhere does not exist"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_the_hash_of_weights_is_that_of_their_file(tmp_path):
+    path = save_checkpoint(tmp_path, moment())
+    for part in PARTS:
+        assert weights_hash(tmp_path, part) == hashlib.sha256((path / f"{part}.safetensors").read_bytes()).hexdigest()
+    (path / "state.json").write_text("{}")
+    with pytest.raises(DuetError, match=r"state\.json"):
+        weights_hash(tmp_path)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("keep, left", [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
+def test_the_last_checkpoints_are_kept(tmp_path, keep, left):
+    for images_seen in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, moment(images_seen), keep)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == left
+    assert len(os.listdir(tmp_path)) == len(left)
+
+
+def test_a_run_resumed_from_an_earlier_moment_keeps_what_it_writes(tmp_path):
+    for images_seen in (1, 2, 5):
+        save_checkpoint(tmp_path, moment(images_seen))
+    path = save_checkpoint(tmp_path, moment(3), keep=1)
+    assert [int(p.name) for p in list_checkpoints(tmp_path)] == [3, 5]
+    assert_same(load_checkpoint(path), moment(3))
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keeping_none_is_refused(tmp_path, keep):
+    with pytest.raises(DuetError, match=f"keep_checkpoints: {keep} was given; it must be at least 1"):
+        save_checkpoint(tmp_path, moment(), keep)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_checkpoint_is_replaced_by_a_later_one_of_the_same_moment(tmp_path):
+    save_checkpoint(tmp_path, moment())
+    path = save_checkpoint(tmp_path, replace(moment(), notes={"second": True}))
+    assert load_checkpoint(path).notes == {"second": True}
+    assert os.listdir(tmp_path) == ["000000001280"]
+
+
+class Failing:
+    """A function of `os` that works until its n-th call."""
+
+    def __init__(self, function, at: int) -> None:
+        self.function, self.left = function, at
+
+    def __call__(self, *arguments):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(28, "No space left on device")
+        return self.function(*arguments)
+
+
+@pytest.mark.parametrize("images_seen", [1280, 2560], ids=["same moment", "later moment"])
+@pytest.mark.parametrize("name, at", [("fsync", n) for n in range(1, 7)] + [("rename", 1), ("rename", 2)])
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, name, at, images_seen):
+    if (name, at, images_seen) == ("rename", 2, 2560):
+        images_seen = 1280  # a new moment needs one renaming only
+    save_checkpoint(tmp_path, moment())
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, name, Failing(getattr(os, name), at))
+        with pytest.raises(DuetError, match=rf"{images_seen:012d}: the checkpoint cannot be written \(No space left"):
+            save_checkpoint(tmp_path, replace(moment(images_seen), notes={"second": True}))
+    assert os.listdir(tmp_path) == ["000000001280"]
+    assert_same(load_checkpoint(tmp_path), moment())
+
+
+class Killed(BaseException):
+    """The end of the process: nothing of ours runs after it."""
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_kill_leaves_no_partial_checkpoint(tmp_path, monkeypatch, at):
+    save_checkpoint(tmp_path, moment())
+    calls = iter(range(1, 100))
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "fsync", fsync)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, moment(2560))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000000001280"]
+    assert_same(load_checkpoint(tmp_path), moment())
+    # What the kill left behind is in nobody's way.
+    assert_same(load_checkpoint(save_checkpoint(tmp_path, moment(2560))), moment(2560))
+    assert sorted(os.listdir(tmp_path)) == ["000000001280", "000000002560"]
+
+
+def test_a_kill_while_old_ones_are_dropped_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, moment())
+
+    def rmtree(path, ignore_errors=False):
+        if Path(path).exists():
+            os.unlink(Path(path) / "ema.safetensors")
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", rmtree)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, moment(2560), keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000000002560"]
+    assert_same(load_checkpoint(tmp_path), moment(2560))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    blocked = tmp_path / "checkpoints"
+    blocked.write_text("a file in place of the directory")
+    with pytest.raises(DuetError, match=r"checkpoints/000000001280: the checkpoint cannot be written \(.+\)"):
+        save_checkpoint(blocked, moment())
+    assert blocked.read_text() == "a file in place of the directory"
+    with pytest.raises(DuetError, match="cannot be written"):
+        save_checkpoint(blocked / "deeper", moment())
+
+
+def test_write_atomically_replaces_whole_files(tmp_path):
+    path = tmp_path / "deep" / "er" / "file"
+    for content in (b"one", b"", b"three" * 1000):
+        write_atomically(path, content)
+        assert path.read_bytes() == content and os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_write_atomically_leaves_the_old_content_where_it_fails(tmp_path, monkeypatch, name):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, name, Failing(getattr(os, name), 1))
+        with pytest.raises(DuetError, match=r"file: it cannot be written \(No space left on device\)"):
+            write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_write_atomically_names_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "directory").mkdir()
+    for path in (tmp_path / "file" / "below", tmp_path / "directory"):
+        with pytest.raises(DuetError, match="it cannot be written"):
+            write_atomically(path, b"new")
+    assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
+
+
+def test_a_copied_checkpoint_is_the_same(tmp_path):
+    path = save_checkpoint(tmp_path / "here", moment())
+    shutil.copytree(path, tmp_path / "there")
+    assert_same(load_checkpoint(tmp_path / "there"), moment())
