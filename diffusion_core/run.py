@@ -106,17 +106,25 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a metrics file; a last line that was cut short by a kill is left out."""
+    """The lines of a metrics file; a last line that was cut short by a kill is left out.
+
+    Raises:
+        DuetError: if it is missing, or another line is not a record with its images seen.
+    """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise DuetError(f"{path}: it cannot be read ({error.strerror})") from error
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             if number < len(lines):
                 raise DuetError(f"{path}: line {number} is not JSON ({error})") from error
+            return
+        if not isinstance(record, dict) or "images_seen" not in record:
+            raise DuetError(f"{path}: line {number} is not a record of metrics (it has no images_seen)")
+        yield record
 
 
 def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
