@@ -1,0 +1,69 @@
+"""The seam: settings, states, and how a backend is found."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+from diffusion_core import backend as module
+from diffusion_core.backend import Description, Settings, TrainerState, load_backend
+from diffusion_core.errors import DuetError
+
+
+@pytest.mark.parametrize("precision, dtype", [("float64", np.float64), ("float32", np.float32), ("bf16", np.float32)])
+def test_host_arrays_have_the_precision_or_float32(precision, dtype):
+    assert Settings(precision=precision).host_dtype is dtype
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"device": "gpu"}, "backend.device: 'gpu' was given; it must be one of auto, cpu, cuda"),
+    ({"precision": "float23"}, "Did you mean 'float32'"),
+    ({"threads": 0}, "backend.threads: 0 was given; it must be at least 1, or null"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        Settings(**options)
+
+
+def test_a_fresh_state_starts_the_average_at_the_weights_and_the_moments_at_zero():
+    weights = {"a": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float64)}
+    state = TrainerState.fresh(weights)
+    assert state.updates == 0
+    for name, value in weights.items():
+        np.testing.assert_array_equal(state.weights[name], value)
+        np.testing.assert_array_equal(state.ema[name], value)
+        for moment in (state.moment1, state.moment2):
+            assert moment[name].shape == value.shape and moment[name].dtype == value.dtype and not moment[name].any()
+
+
+def test_a_description_is_one_line():
+    line = Description("torch", "cpu (2 threads)", "float32", 2, "eager", {"torch": "2.11", "cuda": "13"}).line()
+    assert line == "torch: cpu (2 threads), float32, eager (torch 2.11, cuda 13)"
+
+
+def offer(monkeypatch, **values: str) -> None:
+    entries = [EntryPoint(name, value, "duet.backends") for name, value in values.items()]
+    monkeypatch.setattr(module, "entry_points", lambda group: entries if group == "duet.backends" else [])
+
+
+def test_a_backend_of_a_third_party_is_loaded_by_its_entry_point(monkeypatch):
+    offer(monkeypatch, mine="types:SimpleNamespace", torch="not.there:Backend")
+    monkeypatch.setattr("types.SimpleNamespace", lambda settings: ("made with", settings))
+    assert load_backend("mine", Settings(threads=3)) == ("made with", Settings(threads=3))
+
+
+def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch):
+    offer(monkeypatch, tf="a:B", torch="a:B")
+    with pytest.raises(DuetError, match=r"backend: 'troch' was given; it must be one of tf, torch\. Did you mean"):
+        load_backend("troch", Settings())
+    offer(monkeypatch)
+    with pytest.raises(DuetError, match=r"no backend is installed in this Python; run: python3 duet\.py setup"):
+        load_backend("torch", Settings())
+
+
+def test_a_backend_whose_framework_is_missing_says_how_to_start_it(monkeypatch):
+    offer(monkeypatch, torch="a_framework_that_nobody_has:Backend")
+    with pytest.raises(DuetError, match=r"backend torch: it cannot be imported in this Python .*duet\.py run torch"):
+        load_backend("torch", Settings())

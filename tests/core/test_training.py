@@ -1,0 +1,181 @@
+"""The loop: resumed equals uninterrupted, and everything happens at its moment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from diffusion_core.backend import StepResult, TrainBatch
+from diffusion_core.data import Dataset, Loader
+from diffusion_core.ema import Ema
+from diffusion_core.errors import DuetError
+from diffusion_core.objectives import Objective
+from diffusion_core.optimiser import LearningRate
+from diffusion_core.process import Process
+from diffusion_core.schedule import linear
+from diffusion_core.training import Course, Hooks, Record, make_batch, train
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
+LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
+OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, drop_label=0.3)
+RATE = LearningRate(0.1, 20, "cosine", 64)
+
+
+@dataclass
+class Recorder:
+    """A trainer that remembers what it was given; its loss at step k is losses(k)."""
+
+    losses: object = lambda step: 1.0 / step
+    steps: list[tuple[bytes, float, float]] = field(default_factory=list)
+
+    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in vars(batch).values())
+        self.steps.append((content, lr, ema_decay))
+        return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0))
+
+
+def run(course: Course, trainer: Recorder | None = None, hooks: Hooks | None = None, **start: int) -> Recorder:
+    trainer = trainer or Recorder()
+    train(trainer, LOADER, OBJECTIVE, RATE, Ema(0.9), course, hooks, **start)
+    return trainer
+
+
+@pytest.mark.parametrize("cut", [4, 8, 28, 60])
+def test_a_resumed_run_is_the_uninterrupted_one(cut):
+    whole = run(Course(64, 4)).steps
+    first = run(Course(cut, 4)).steps
+    rest = run(Course(64, 4), images_seen=cut, updates=cut // 4).steps
+    assert first + rest == whole and len(whole) == 16
+
+
+def test_every_step_gets_its_own_batch_rate_and_decay():
+    steps = run(Course(64, 4)).steps
+    assert len({content for content, _, _ in steps}) == 16
+    assert [lr for _, lr, _ in steps] == [RATE(n) for n in range(4, 65, 4)]
+    assert [decay for _, _, decay in steps] == [Ema(0.9)(k) for k in range(1, 17)]
+
+
+def test_batches_are_those_of_the_data_order():
+    batch = make_batch(LOADER, OBJECTIVE, 12, 4)
+    images = LOADER.batch(12, 4)
+    np.testing.assert_array_equal(batch.images, images.pixels)
+    expected = OBJECTIVE.batch(images.pixels, images.labels, np.arange(12, 16), np.float32)
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(batch, name), value)
+    content = b"".join(np.ascontiguousarray(value).tobytes() for value in vars(batch).values())
+    assert run(Course(64, 4)).steps[3][0] == content
+
+
+def test_the_same_images_in_other_batches():
+    # The batch size changes the steps, not what each image meets.
+    for name, value in vars(make_batch(LOADER, OBJECTIVE, 0, 12)).items():
+        parts = [vars(make_batch(LOADER, OBJECTIVE, n, 3))[name] for n in (0, 3, 6, 9)]
+        np.testing.assert_array_equal(np.concatenate(parts), value)
+
+
+def test_a_finished_run_has_no_more_steps():
+    assert run(Course(8, 4), images_seen=8).steps == []
+
+
+def moments(course: Course, **start: int) -> dict[str, list]:
+    happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "order": []}
+
+    def note(what: str):
+        def hook(images_seen: int) -> None:
+            happened[what].append(images_seen)
+            happened["order"].append(what)
+
+        return hook
+
+    def log(records: list[Record], speed: float) -> None:
+        happened["log"].append([record.images_seen for record in records])
+        happened["order"].append("log")
+        assert speed >= 0
+
+    run(course, hooks=Hooks(log, note("checkpoint"), note("sample")), **start)
+    return happened
+
+
+def test_hooks_are_called_at_their_moments():
+    happened = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
+    assert happened["checkpoint"] == [16, 32, 40]
+    assert happened["sample"] == [20, 40]
+    # The first step is read at once, so that a mistake shows early.
+    assert happened["log"][0] == [4]
+    assert [part[-1] for part in happened["log"]] == [4, 12, 16, 20, 24, 32, 36, 40]
+    assert list(chain(*happened["log"])) == list(range(4, 41, 4))
+    assert happened["order"][-3:] == ["log", "checkpoint", "sample"]
+
+
+def test_a_moment_between_two_steps_is_that_of_the_later_one():
+    assert moments(Course(40, 4, checkpoint_images=10))["checkpoint"] == [12, 20, 32, 40]
+    assert moments(Course(40, 4, checkpoint_images=3))["checkpoint"] == list(range(4, 41, 4))
+
+
+def test_without_a_count_things_happen_at_the_end_alone():
+    happened = moments(Course(40, 4, log_images=1000))
+    assert happened["checkpoint"] == happened["sample"] == [40]
+
+
+def test_moments_do_not_depend_on_where_a_run_was_resumed():
+    whole = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
+    rest = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20), images_seen=16, updates=4)
+    assert rest["checkpoint"] == [n for n in whole["checkpoint"] if n > 16]
+    assert rest["sample"] == [n for n in whole["sample"] if n > 16]
+    assert list(chain(*rest["log"])) == list(range(20, 41, 4))
+
+
+def test_records_hold_the_numbers_of_their_steps():
+    kept: list[Record] = []
+    run(Course(16, 4, log_images=16), hooks=Hooks(log=lambda records, speed: kept.extend(records)))
+    assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
+    assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
+    assert {record.grad_norm for record in kept} == {2.0}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, step):
+    kept = []
+    hooks = Hooks(lambda records, speed: kept.extend(r.images_seen for r in records), kept.append, kept.append)
+    trainer = Recorder(lambda k: bad if k == step else 1.0)
+    with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
+        run(Course(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
+    assert kept == ([] if step == 1 else [4])
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run():
+    class Exploding(Recorder):
+        def step(self, batch, lr, ema_decay):
+            return StepResult(1.0, math.inf)
+
+    with pytest.raises(DuetError, match="the gradient norm inf"):
+        run(Course(8, 4), Exploding())
+
+
+def test_a_mistake_in_the_data_is_raised_by_the_loop():
+    objective = Objective(Process(linear()), seed=1, null_label=2)
+    with pytest.raises(DuetError, match="label 2: the network has classes"):
+        train(Recorder(), LOADER, objective, RATE, Ema(0.9), Course(64, 16))
+
+
+def test_the_summary_counts_steps_alone():
+    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, Ema(0.9), Course(16, 4))
+    assert summary.keys() == {"images_per_second", "first_step_seconds", "seconds"}
+    assert summary["images_per_second"] == pytest.approx(12 / summary["seconds"])
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"images": 0}, "trainer.images: 0 was given"),
+    ({"images": 128, "batch": 0}, "trainer.batch: 0"),
+    ({"images": 128, "log_images": 0}, "trainer.log_images: 0"),
+    ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
+    ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),
+])  # fmt: skip
+def test_a_course_that_does_not_fit_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        Course(**options)
