@@ -28,7 +28,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
 from diffusion_core.weights import count
 from experiments.common import problem_of
-from experiments.entry import CONFIGS, entry, plain
+from experiments.entry import CONFIGS, entry
 from hydra_plugins.duet_launcher.launcher import backend_python
 
 WORK = ("train", "sample")

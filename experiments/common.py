@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network, Settings, TrainerState, load_backend
@@ -28,6 +28,7 @@ from experiments.progress import Counter
 
 __all__ = [
     "check_data",
+    "check_sample",
     "noising_strip",
     "open_backend",
     "plan_of",
@@ -91,9 +92,16 @@ def check_data(dataset: Dataset, spec: UNetSpec) -> None:
 
 def weights_of(state: TrainerState, which: str) -> Weights:
     """The weights that samples are drawn with: the moving average, or the last ones."""
-    if which not in WEIGHTS:
-        raise one_of("sample.weights", which, WEIGHTS)
     return getattr(state, which)
+
+
+def check_sample(sample: DictConfig, problem: Problem) -> None:
+    """Refuse settings of sampling that do not fit."""
+    sample_labels(sample.labels, sample.count, problem)
+    if sample.batch < 1:
+        raise DuetError(f"sample.batch: {sample.batch} was given; it must be at least 1")
+    if sample.weights not in WEIGHTS:
+        raise one_of("sample.weights", sample.weights, WEIGHTS)
 
 
 def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:
@@ -102,6 +110,7 @@ def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32
     if count < 1:
         raise DuetError(f"sample.count: {count} was given; it must be at least 1")
     chosen = range(max(classes, 1)) if labels is None else labels
+    chosen = list(chosen) if isinstance(chosen, (ListConfig, range)) else chosen
     try:
         chosen = np.atleast_1d(np.asarray(chosen))
         whole = chosen.size > 0 and np.issubdtype(chosen.dtype, np.integer)
@@ -128,8 +137,7 @@ def save_samples(
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation."""
-    labels = sample_labels(plain(sample.labels) if isinstance(sample.labels, DictConfig) else sample.labels,
-                           sample.count, problem)  # fmt: skip
+    labels = sample_labels(sample.labels, sample.count, problem)
     frames: list[tuple[int, NDArray, NDArray]] = []
     shown = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
 

@@ -1,7 +1,9 @@
 """Sample from a checkpoint, whichever framework wrote it.
 
-python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
-python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
+    python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
+    python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
+
+A checkpoint says itself what network and process it is of.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment, write_json
-from experiments.common import open_backend, plan_of, sample_labels, save_samples, weights_of
+from experiments.common import check_sample, open_backend, plan_of, save_samples, weights_of
 from experiments.entry import entry, plain
 
 
@@ -22,14 +24,13 @@ from experiments.entry import entry, plain
 def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)
-    weights = weights_of(found.state, cfg.sample.weights)
     plan = plan_of(found.problem, plain(cfg.sampler))
-    sample_labels(cfg.sample.labels, cfg.sample.count, found.problem)
+    check_sample(cfg.sample, found.problem)
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
         raise DuetError(f"out: {out} holds samples already; give another directory")
     backend = open_backend(cfg)
-    network = backend.network(found.problem.program, weights)
+    network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", environment(backend.describe()))
     began = perf_counter()

@@ -1,40 +1,36 @@
 """Train a diffusion model.
 
-python -m experiments.train backend=tf experiment=digits
-python -m experiments.train -m backend=torch,tf seed=0,1
-python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
+    python -m experiments.train backend=tf experiment=digits
+    python -m experiments.train -m backend=torch,tf seed=0,1
+    python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
+
+Everything that a person can get wrong is looked at before the framework is loaded and before anything is written.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures
-from diffusion_core.backend import TrainerState
+from diffusion_core.backend import Backend, Trainer, TrainerState
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import Loader, load_dataset
 from diffusion_core.ema import Ema
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
+from diffusion_core.problem import Problem
 from diffusion_core.run import RunDirectory, environment, write_json
+from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
-from experiments.common import (
-    WEIGHTS,
-    check_data,
-    noising_strip,
-    open_backend,
-    plan_of,
-    problem_of,
-    sample_labels,
-    save_samples,
-    weights_of,
-)
+from experiments import common
 from experiments.entry import entry, plain
 from experiments.progress import Counter
 
@@ -42,103 +38,71 @@ from experiments.progress import Counter
 @entry("train")
 def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
-    problem = problem_of(cfg)
-    plan = plan_of(problem, plain(cfg.sampler))
-    sample_labels(cfg.sample.labels, cfg.sample.count, problem)
-    if cfg.sample.weights not in WEIGHTS:
-        raise one_of("sample.weights", cfg.sample.weights, WEIGHTS)
-    course, ema = Course(**plain(cfg.trainer)), Ema(**plain(cfg.ema))
-    adam, learning_rate = Adam(**plain(cfg.optimiser)), LearningRate(**plain(cfg.lr))
-    objective = Objective(
-        problem.process, cfg.seed, cfg.process.distance, problem.program.null_label, cfg.process.drop_label
-    )
-    dataset = load_dataset(cfg.data.name, **plain(cfg.data.options))
-    check_data(dataset, problem.spec)
-
     directory = Path(HydraConfig.get().runtime.output_dir)
-    backend = open_backend(cfg)
-    dtype = backend.settings.host_dtype
-    loader = Loader(dataset, cfg.seed, cfg.data.flip, dtype)
-    start = _start(cfg, problem, directory, dtype)
+    experiment = Experiment.of(cfg)
+    start = _start(cfg, experiment, directory)
     run = RunDirectory(directory, start.images_seen if cfg.resume is not None else None)
-    facts = environment(backend.describe()) | {
-        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
-        "parameters": count(problem.program),
-        "program_sha256": problem.program.sha256,
-        "seed": cfg.seed,
-        "resumed_from": cfg.resume and {"images_seen": start.images_seen, "notes": dict(start.notes)},
-    }
-    run.start(OmegaConf.to_yaml(cfg, resolve=True), facts)
+    backend = common.open_backend(cfg)
+    run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start))
     _save_hydra(directory)
-    print(
-        f"run: {directory}\nnetwork: {facts['parameters']:,} parameters; data: {dataset.name}, {len(dataset):,} images"
+    problem, loader = experiment.problem, experiment.loader
+    print(f"run: {directory}\nnetwork: {count(problem.program):,} parameters")
+    print(f"data: {loader.dataset.name}, {len(loader.dataset):,} images", flush=True)
+    pictures.save_png(
+        directory / "samples" / "noising.png", common.noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
     )
-
-    strip = noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
-    pictures.save_png(directory / "samples" / "noising.png", strip)
-    trainer = backend.trainer(problem.program, start.state, adam, cfg.process.distance)
-    began, last = perf_counter(), []
-
-    with Counter("training", course.images, start=start.images_seen) as progress:
-
-        def log(records: list[Record], speed: float) -> None:
-            run.log(records, speed)
-            last[:] = records
-            progress(records[-1].images_seen, f"loss {_mean(records):.4f}, {speed:,.0f} images/s")
-
-        def checkpoint(images_seen: int) -> None:
-            notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
-            state = trainer.state()
-            save_checkpoint(
-                directory / "checkpoints",
-                Checkpoint(images_seen, problem, cfg.seed, state, notes),
-                cfg.keep_checkpoints,
-            )
-
-        def sample(images_seen: int) -> None:
-            if images_seen < course.images:
-                network = backend.network(problem.program, trainer.state().ema)
-                name = f"samples-{images_seen:012d}"
-                images = save_samples(
-                    backend, network, problem, plan, directory / "samples", cfg.sample, name, strips=False
-                )
-                run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
-
-        speed = train(
-            trainer, loader, objective, learning_rate, ema, course,
-            Hooks(log, checkpoint, sample), start.images_seen, start.state.updates,
-        )  # fmt: skip
-
-    trained = perf_counter() - began
-    state = trainer.state()
-    network = backend.network(problem.program, weights_of(state, cfg.sample.weights))
-    began = perf_counter()
-    images = save_samples(
-        backend, network, problem, plan, directory / "samples", cfg.sample,
-        images_seen=course.images, weights_sha256=weights_hash(directory, cfg.sample.weights),
-    )  # fmt: skip
-    sampled = perf_counter() - began
-    run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), course.images)
+    trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
+    result = _train(cfg, experiment, backend, trainer, run, start)
+    result |= _sample(cfg, experiment, backend, trainer, run)
     run.close()
-    loss = _mean(last) if last else float("nan")
-    result = {
-        "objective": loss,
-        "images_seen": course.images,
-        "train_seconds": trained,
-        "sample_seconds": sampled,
-        "sampled": len(images),
-        "peak_memory_mib": backend.peak_memory_mib(),
-        **speed,
-    }
+    result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(directory / "result.json", result)
-    print(f"trained in {trained:.1f} s, {speed['images_per_second']:,.0f} images/s; samples: {directory / 'samples'}")
-    return loss
+    speed = f"{result['images_per_second']:,.0f} images/s"
+    print(f"trained in {result['train_seconds']:.1f} s, {speed}; samples: {directory / 'samples'}")
+    return result["objective"]
 
 
-def _start(cfg: DictConfig, problem, directory: Path, dtype: type) -> Checkpoint:
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a configuration describes, as objects of the core."""
+
+    problem: Problem
+    plan: SamplerPlan
+    objective: Objective
+    loader: Loader
+    adam: Adam
+    learning_rate: LearningRate
+    ema: Ema
+    course: Course
+
+    @staticmethod
+    def of(cfg: DictConfig) -> Experiment:
+        """Make them all, so that a mistake anywhere is found at once."""
+        problem = common.problem_of(cfg)
+        plan = common.plan_of(problem, plain(cfg.sampler))
+        common.check_sample(cfg.sample, problem)
+        null_label, process = problem.program.null_label, cfg.process
+        objective = Objective(problem.process, cfg.seed, process.distance, null_label, process.drop_label)
+        dataset = load_dataset(cfg.data.name, **plain(cfg.data.options))
+        common.check_data(dataset, problem.spec)
+        dtype = common.settings_of(cfg, cfg.precision).host_dtype
+        return Experiment(
+            problem=problem,
+            plan=plan,
+            objective=objective,
+            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype),
+            adam=Adam(**plain(cfg.optimiser)),
+            learning_rate=LearningRate(**plain(cfg.lr)),
+            ema=Ema(**plain(cfg.ema)),
+            course=Course(**plain(cfg.trainer)),
+        )
+
+
+def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> Checkpoint:
     """Where training starts: fresh weights, the latest checkpoint of this run, or one of another run."""
+    problem = experiment.problem
     if cfg.resume is None:
-        weights = initial_weights(problem.program, cfg.seed, dtype)
+        weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
         return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights), {})
     found = load_checkpoint(directory if cfg.resume == "latest" else cfg.resume, problem.program)
     if found.seed != cfg.seed:
@@ -151,6 +115,70 @@ def _start(cfg: DictConfig, problem, directory: Path, dtype: type) -> Checkpoint
             f"give a larger trainer.images to go on"
         )
     return found
+
+
+def _facts(cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint) -> dict[str, Any]:
+    """What the run directory keeps of where and from what the run was made."""
+    dataset, program = experiment.loader.dataset, experiment.problem.program
+    return environment(backend.describe()) | {
+        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
+        "parameters": count(program),
+        "program_sha256": program.sha256,
+        "seed": cfg.seed,
+        "resumed_from": cfg.resume and {"images_seen": start.images_seen, "notes": dict(start.notes)},
+    }
+
+
+def _train(
+    cfg: DictConfig, experiment: Experiment, backend: Backend, trainer: Trainer, run: RunDirectory, start: Checkpoint
+) -> dict[str, Any]:
+    """The training itself; gives loss, speed and time."""
+    problem, course = experiment.problem, experiment.course
+    last: list[Record] = []
+    began = perf_counter()
+    with Counter("training", course.images, start=start.images_seen) as progress:
+
+        def log(records: list[Record], speed: float) -> None:
+            run.log(records, speed)
+            last[:] = records
+            progress(records[-1].images_seen, f"loss {_mean(records):.4f}, {speed:,.0f} images/s")
+
+        def checkpoint(images_seen: int) -> None:
+            notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
+            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes)
+            save_checkpoint(run.path / "checkpoints", found, cfg.keep_checkpoints)
+
+        def sample(images_seen: int) -> None:
+            if images_seen < course.images:
+                network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+                name = f"samples-{images_seen:012d}"
+                images = common.save_samples(
+                    backend, network, problem, experiment.plan, run.path / "samples", cfg.sample, name, strips=False
+                )
+                run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
+
+        speed = train(
+            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
+            Hooks(log, checkpoint, sample), start.images_seen, start.state.updates,
+        )  # fmt: skip
+    took = perf_counter() - began
+    return {"objective": _mean(last), "images_seen": course.images, "train_seconds": took, **speed}
+
+
+def _sample(
+    cfg: DictConfig, experiment: Experiment, backend: Backend, trainer: Trainer, run: RunDirectory
+) -> dict[str, Any]:
+    """The samples of the finished network, with their pictures; gives number and time."""
+    problem, images_seen = experiment.problem, experiment.course.images
+    network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+    began = perf_counter()
+    images = common.save_samples(
+        backend, network, problem, experiment.plan, run.path / "samples", cfg.sample,
+        images_seen=images_seen, weights_sha256=weights_hash(run.path, cfg.sample.weights),
+    )  # fmt: skip
+    took = perf_counter() - began
+    run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
+    return {"sample_seconds": took, "sampled": len(images)}
 
 
 def _save_hydra(directory: Path) -> None:
