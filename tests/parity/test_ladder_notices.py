@@ -1,0 +1,548 @@
+"""Every rung of the ladder can fail: known mistakes are planted, and the rung's own check must report them.
+
+A mistake is planted by telling the backend something else than the rung says: another program, another plan,
+another batch. Each has cost somebody a wrong result; most are what another library does by default.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_core.backend import TrainBatch, TrainerState
+from diffusion_core.ema import ema_update
+from diffusion_core.optimiser import Adam, adam_update, clip_factor, global_norm
+from diffusion_core.parity import cases, trace
+from diffusion_core.parity.compare import compare_arrays, differing
+from diffusion_core.parity.ladder import Check, check, l2_of_all
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.unet import Node, Program, lower
+from diffusion_core.unet.blocks import Add
+from diffusion_core.weights import Weights, initial_weights
+
+pytestmark = pytest.mark.backend
+
+CASES = {case.name: case for case in cases.BLOCKS}
+
+
+class Told:
+    """An object whose methods are told something else than the caller said.
+
+    Args:
+        sound: the backend, or a network or a trainer that it made.
+        faults: per method, a function from the arguments as given to those that arrive, as in ``"trainer.update"``.
+    """
+
+    def __init__(self, sound: Any, faults: Mapping[str, Callable], part: str = "") -> None:
+        self._sound, self._faults, self._part = sound, faults, part
+
+    def __getattr__(self, name: str) -> Any:
+        value, fault = getattr(self._sound, name), self._faults.get(self._part + name)
+        if not self._part and name in ("network", "trainer"):
+            return lambda *args: Told(value(*(fault(*args) if fault else args)), self._faults, f"{name}.")
+        return (lambda *args: value(*fault(*args))) if fault else value
+
+
+class Kept:
+    """A backend that builds the same network once: it is told apart by what it is made of."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self._networks = backend, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def network(self, program: Program, weights: Weights) -> Any:
+        key = (program.sha256, *(value.tobytes() for value in weights.values()))
+        if key not in self._networks:
+            self._networks[key] = self._backend.network(program, weights)
+        return self._networks[key]
+
+
+@pytest.fixture(scope="module")
+def exact(open_backend) -> Kept:
+    return Kept(open_backend("float64"))
+
+
+def climbed(rung: Callable, backend: Any, faults: Mapping[str, Callable], **options: Any) -> dict[str, Check]:
+    """The checks of a rung by name, measured on a backend with faults."""
+    measured = trace.Trace("this", backend.settings.precision)
+    with np.errstate(all="ignore"):
+        rung(Told(backend, faults), measured, **options)
+    return {c.name: c for c in measured.checks}
+
+
+def assert_noticed(checks: Mapping[str, Check], *names: str) -> None:
+    for name in names:
+        assert not checks[name].passed, f"{name}: {checks[name].error:.3g} <= {checks[name].tolerance:.3g}"
+
+
+# Rung 1: batches
+
+
+def shifted(batch: TrainBatch) -> tuple[TrainBatch]:
+    """Every column of an image's neighbour."""
+    columns = ("alpha", "sigma", "target_x0", "target_eps", "c_in", "c_noise", "weight", "label")
+    return (replace(batch, **{name: np.roll(getattr(batch, name), 1) for name in columns}),)
+
+
+def told_batch(**change: Callable[[TrainBatch], np.ndarray]) -> Callable[[TrainBatch], tuple[TrainBatch]]:
+    return lambda batch: (replace(batch, **{name: f(batch) for name, f in change.items()}),)
+
+
+LOSSES = ("loss mse", "loss l1", "loss huber")
+BATCH_FAULTS = {
+    "target with flipped sign": (told_batch(target_eps=lambda b: -b.target_eps), ("target", *LOSSES)),
+    "x_0 for eps": (
+        told_batch(target_x0=lambda b: b.target_eps, target_eps=lambda b: b.target_x0), ("target", *LOSSES)
+    ),
+    "alpha for sigma": (told_batch(alpha=lambda b: b.sigma, sigma=lambda b: b.alpha), ("x_t", *LOSSES)),
+    "alpha squared": (told_batch(alpha=lambda b: b.alpha**2), ("x_t", *LOSSES)),
+    "sigma off by 1e-8": (told_batch(sigma=lambda b: b.sigma * (1 + 1e-8)), ("x_t", *LOSSES)),
+    "columns of the neighbour": (shifted, ("x_t", *LOSSES)),
+    "weight left out": (told_batch(weight=lambda b: np.ones_like(b.weight)), LOSSES),
+    "c_in left out": (told_batch(c_in=lambda b: np.ones_like(b.c_in)), LOSSES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault, names", BATCH_FAULTS.values(), ids=BATCH_FAULTS)
+def test_rung_1_notices(exact, fault, names):
+    checks = climbed(trace.forward_noising, exact, {"noised": fault, "trainer.gradients": fault})
+    assert_noticed(checks, *names)
+
+
+@pytest.mark.parametrize("wanted, other", [("mse", "huber"), ("l1", "mse"), ("huber", "l1")])
+def test_rung_1_notices_another_distance(exact, wanted, other):
+    def swap(program: Program, state: TrainerState, adam: Adam, distance: str) -> tuple:
+        return program, state, adam, other if distance == wanted else distance
+
+    checks = climbed(trace.forward_noising, exact, {"trainer": swap})
+    assert [name for name, c in checks.items() if not c.passed] == [f"loss {wanted}"]
+
+
+# Rung 2: blocks
+
+
+Fault = Callable[[Program, Weights], tuple[Program, Weights]]
+
+
+def told_block(name: str = "block", **options: Any) -> Fault:
+    """The block of this name with other options."""
+    return told_node(name, lambda node: replace(node, block=replace(node.block, **options)))
+
+
+def told_node(name: str, change: Callable[[Node], Node]) -> Fault:
+    def fault(program: Program, weights: Weights) -> tuple[Program, Weights]:
+        nodes = tuple(change(node) if node.name == name else node for node in program.nodes)
+        assert nodes != program.nodes
+        return Program(nodes, program.null_label), weights
+
+    return fault
+
+
+def told_weights(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
+    """Weights whose name starts so, changed."""
+
+    def fault(program: Program, weights: Weights) -> tuple[Program, Weights]:
+        assert any(key.startswith(name) for key in weights)
+        return program, {key: change(value) if key.startswith(name) else value for key, value in weights.items()}
+
+    return fault
+
+
+def queries(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The change, made to the first third: those that give q."""
+    return lambda array: np.concatenate([change(array[: len(array) // 3]), array[len(array) // 3 :]])
+
+
+def interleaved(heads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Channels in the order of an attention whose heads are innermost."""
+    order = np.arange(24).reshape(3, heads, -1).swapaxes(1, 2).reshape(-1)
+    return lambda array: array[order]
+
+
+STRIDED, FOUR_HEADS = "Conv 3x3 stride 2, padding (1, 1)", "Attention of 4 heads"
+SIN_FIRST, COS_FIRST = "Sinusoid sin first, half - 1; Linear", "Sinusoid cos first, half; Linear without bias"
+BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
+    "padding (0, 1) for (1, 1)": (STRIDED, told_block(padding=(0, 1, 0, 1))),
+    "padding (1, 1) for (0, 1)": ("Conv 3x3 stride 2, padding (0, 1)", told_block(padding=(1, 1, 1, 1))),
+    "padding (0, 1) for (1, 0)": ("Conv 3x3 stride 2, padding (1, 0)", told_block(padding=(0, 1, 0, 1))),
+    "padding (0, 2) for (1, 1)": ("Conv 4x4 stride 2, padding (1, 1)", told_block(padding=(0, 2, 0, 2))),
+    "rows for columns of a kernel": ("Conv 3x3", told_weights("block.weight", lambda w: w.swapaxes(2, 3))),
+    "outputs for inputs of a kernel": (STRIDED, told_weights("block.weight", lambda w: w.swapaxes(0, 1))),
+    "kernel flipped": ("Conv 3x3", told_weights("block.weight", lambda w: w[:, :, ::-1, ::-1])),
+    "bias left out": ("Conv 1x1", told_weights("block.bias", np.zeros_like)),
+    "dense layer transposed": ("Modulate", told_weights("block1.weight", np.transpose)),
+    "eps 1e-3 for 1e-5": ("GroupNorm of 8 groups", told_block(eps=1e-3)),
+    "eps 1e-5 for 1e-6": ("GroupNorm of 1 group", told_block(eps=1e-5)),
+    "eps through float32": ("GroupNorm of 4 groups, large eps", told_block(eps=float(np.float32(0.1)))),
+    "4 groups for 8": ("GroupNorm of 8 groups", told_block(groups=4)),
+    "unbiased variance": (
+        "GroupNorm of 1 group", told_weights("block.weight", lambda w: w * np.sqrt(1 - 1 / (64 * 16)))
+    ),
+    "SiLU left out": ("SiLU", told_node("block", lambda node: Node("block", Add(0.5), ("pre", "pre")))),
+    "1 head for 4": (FOUR_HEADS, told_block(heads=1)),
+    "2 heads for 4": (FOUR_HEADS, told_block(heads=2)),
+    "logits over the root of all channels": (FOUR_HEADS, told_weights("pre.", queries(lambda w: w * np.sqrt(2 / 8)))),
+    "logits not divided": ("Attention of 1 head", told_weights("pre.", queries(lambda w: w * np.sqrt(8)))),
+    "k, v, q for q, k, v": ("Attention of 1 head", told_weights("pre.", lambda w: np.roll(w, 8, axis=0))),
+    "heads innermost": (FOUR_HEADS, told_weights("pre.", interleaved(4))),
+    "scale of a sum left out": ("Add of images, scaled", told_block(scale=1.0)),
+    "scale of a sum through float32": ("Add of images, scaled", told_block(scale=float(np.float32(2.0**-0.5)))),
+    "concatenated the other way": ("Concat", told_node("block", lambda node: replace(node, inputs=("x", "pre")))),
+    "cos first for sin first": (SIN_FIRST, told_block("block0", sin_first=False)),
+    "sin first for cos first": (COS_FIRST, told_block("block0", sin_first=True)),
+    "divisor half for half - 1": (SIN_FIRST, told_block("block0", divisor=8.0)),
+    "divisor half - 1 for half": (COS_FIRST, told_block("block0", divisor=7.0)),
+    "frequencies through float32": (SIN_FIRST, told_block("block0", max_period=10000.0 * (1 + 1e-7))),
+    "the next row of a table": ("Embedding", told_weights("block0.weight", lambda w: np.roll(w, 1, axis=0))),
+    "shift, scale for scale, shift": ("Modulate", told_weights("block1.", lambda w: np.roll(w, 8, axis=0))),
+}  # fmt: skip
+
+
+def block_check(backend: Any, name: str, faults: Mapping[str, Callable]) -> Check:
+    """The check of rung 2 of one case."""
+    case, precision = CASES[name], backend.settings.precision
+    weights = cases.scattered_weights(case.program, case.gain)
+    batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+    error = trace.forward_error(Told(backend, faults), case.program, weights, batch)
+    return check(2, name, precision, "this", f"block{case.kind}", error)
+
+
+@pytest.mark.parametrize("name, fault", BLOCK_FAULTS.values(), ids=BLOCK_FAULTS)
+def test_rung_2_notices(exact, name, fault):
+    assert block_check(exact, name, {}).passed
+    assert not block_check(exact, name, {"network": fault}).passed
+
+
+FINE = {"eps 1e-5 for 1e-6", "eps through float32", "scale of a sum through float32", "frequencies through float32"}
+
+
+@pytest.mark.parametrize("title", sorted(BLOCK_FAULTS.keys() - FINE))
+def test_rung_2_notices_in_float32(open_backend, title):
+    name, fault = BLOCK_FAULTS[title]
+    assert not block_check(open_backend("float32"), name, {"network": fault}).passed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rung_2_notices_a_hair_in_every_case(exact, name):
+    """One weight off by 1e-9 of the largest: no case is blind to what its block is fed."""
+    assert not block_check(exact, name, {"network": told_weights("pre.weight", hair)}).passed
+
+
+def hair(array: np.ndarray, size: float = 1e-9) -> np.ndarray:
+    changed = array.copy()
+    changed.reshape(-1)[-1] += size * np.abs(array).max()
+    return changed
+
+
+@pytest.mark.parametrize("name", [SIN_FIRST, COS_FIRST, "Modulate"])
+def test_rung_2_notices_a_time_shifted_by_one(exact, name):
+    late = {"network.forward": lambda x, c_noise, label: (x, c_noise + 1, label)}
+    assert not block_check(exact, name, late).passed
+
+
+def test_rung_2_notices_a_time_in_float32_at_half_a_step(exact):
+    rounded = {"network.forward": lambda x, c_noise, label: (x, c_noise * (1 + 2.0**-24), label)}
+    assert not block_check(exact, SIN_FIRST, rounded).passed
+
+
+# Rungs 3 and 4: whole networks and gradients
+
+
+TITLE = "time added, strided"
+NETWORK_FAULTS: dict[str, dict[str, Callable]] = {
+    "skip connection first": {
+        "network": told_node("up.0.0.concat", lambda node: replace(node, inputs=node.inputs[::-1]))
+    },
+    "one weight off by 1e-9": {"network": told_weights("conv_in.weight", partial(hair, size=1e-9))},
+    "no class for every class": {"network.forward": lambda x, t, label: (x, t, np.full_like(label, 10))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("faults", NETWORK_FAULTS.values(), ids=NETWORK_FAULTS)
+def test_rung_3_notices(exact, faults):
+    spec = cases.NETWORKS[TITLE]
+    program = lower(spec)
+    batch = cases.noise_batch(spec.image_shape, spec.num_classes)
+    error = trace.forward_error(Told(exact, faults), program, cases.scattered_weights(program), batch)
+    assert not check(3, TITLE, "float64", "this", "network", error).passed
+
+
+GRADIENT_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
+    "target with flipped sign": ("Conv 3x3", {"trainer.gradients": BATCH_FAULTS["target with flipped sign"][0]}),
+    "weight left out": ("Conv 3x3", {"trainer.gradients": BATCH_FAULTS["weight left out"][0]}),
+    "t shifted by one": ("Modulate", {"trainer.gradients": told_batch(c_noise=lambda b: b.c_noise + 1)}),
+    "another distance": ("Conv 1x1", {"trainer": lambda program, state, adam, _: (program, state, adam, "l1")}),
+    "padding (0, 1) for (1, 1)": (
+        STRIDED, {"trainer": lambda p, *rest: (told_block(padding=(0, 1, 0, 1))(p, {})[0], *rest)}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, faults", GRADIENT_FAULTS.values(), ids=GRADIENT_FAULTS)
+def test_gradients_notice(exact, name, faults, monkeypatch):
+    """The comparison that the exchange makes, here of a backend with itself."""
+    monkeypatch.setattr(cases, "BLOCKS", (CASES[name],))
+    monkeypatch.setattr(cases, "NETWORKS", {})
+    sound, faulty = trace.Trace("this", "float64"), trace.Trace("this", "float64")
+    trace.blocks(exact, sound)
+    trace.blocks(Told(exact, faults), faulty)
+
+    def gradient_check(other: trace.Trace) -> Check:
+        checks = compare_arrays(sound.arrays, other.arrays, "float64", "this–this")
+        return {c.name: c for c in checks}[f"{name}, gradient"]
+
+    assert gradient_check(sound).passed
+    assert not gradient_check(faulty).passed
+
+
+# Rung 5: optimiser
+
+
+def adam_like(
+    adam: Adam, weights: Weights, moment1: Weights, moment2: Weights, gradients: Weights, update: int, lr: float,
+    decays: frozenset[str], *, eps_inside: bool = False, coupled: bool = False, decay_last: bool = False,
+    clip: str = "torch", corrected: bool = True,
+) -> tuple[Weights, Weights, Weights]:  # fmt: skip
+    """Adam as others write it."""
+    norm = global_norm(gradients)
+    factor = {"torch": clip_factor(norm, adam.clip), "none": 1.0, "tensorflow": min(1.0, adam.clip / norm),
+              "value": None}[clip]  # fmt: skip
+    correction1, correction2 = adam.corrections(update) if corrected else (1.0, 1.0)
+    results: tuple[Weights, Weights, Weights] = {}, {}, {}
+    for name, gradient in gradients.items():
+        g = np.clip(gradient, -adam.clip, adam.clip) if factor is None else gradient * factor
+        p, rate = weights[name], lr * adam.weight_decay * (name in decays)
+        if coupled:
+            g = g + rate / lr * p
+        elif not decay_last:
+            p = p * (1 - rate)
+        m = adam.beta1 * moment1[name] + (1 - adam.beta1) * g
+        v = adam.beta2 * moment2[name] + (1 - adam.beta2) * g * g
+        if eps_inside:
+            p = p - lr * correction2 / correction1 * m / (np.sqrt(v) + adam.eps)
+        else:
+            p = p - lr / correction1 * m / (np.sqrt(v) / correction2 + adam.eps)
+        for result, value in zip(results, (p * (1 - rate) if decay_last else p, m, v), strict=True):
+            result[name] = value
+    return results
+
+
+def other_adam(**changes: Any) -> Callable:
+    """The reference with other settings."""
+    return lambda adam, *rest: adam_update(replace(adam, **changes), *rest)
+
+
+def every_parameter_decays(adam, weights, m, v, gradients, update, lr, decays):
+    return adam_update(adam, weights, m, v, gradients, update, lr, frozenset(weights))
+
+
+def update_counted_from_0(adam, weights, m, v, gradients, update, lr, decays):
+    return adam_update(adam, weights, m, v, gradients, update + 1, lr, decays)
+
+
+WEIGHTS, AVERAGE = "weights after 3 steps", "moving average after 3 steps"
+OPTIMISER_FAULTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "eps inside the correction, as in Keras": (partial(adam_like, eps_inside=True), (WEIGHTS, AVERAGE)),
+    "eps 1e-7, the default of Keras": (other_adam(eps=1e-7), (WEIGHTS, AVERAGE)),
+    "weight decay in the gradient": (partial(adam_like, coupled=True), (WEIGHTS,)),
+    "weight decay after the step": (partial(adam_like, decay_last=True), (WEIGHTS,)),
+    "weight decay 0.004": (other_adam(weight_decay=0.004), (WEIGHTS,)),
+    "weight decay of biases too": (every_parameter_decays, (WEIGHTS,)),
+    "no clip": (partial(adam_like, clip="none"), ("clipped first moment", WEIGHTS)),
+    "clip without 1e-6": (partial(adam_like, clip="tensorflow"), (WEIGHTS,)),
+    "clip by value": (partial(adam_like, clip="value"), (WEIGHTS,)),
+    "no correction of the bias": (partial(adam_like, corrected=False), (WEIGHTS,)),
+    "updates counted from 0": (update_counted_from_0, (WEIGHTS,)),
+    "beta2 0.99": (other_adam(beta2=0.99), (WEIGHTS,)),
+    "beta2 through float32": (other_adam(beta2=float(np.float32(0.999))), (WEIGHTS,)),
+}
+
+
+def test_what_others_write_is_the_reference_where_nothing_is_changed(exact):
+    assert all(c.passed for c in climbed(trace.optimiser, exact, {}, steps=3, formula=adam_like).values())
+
+
+@pytest.mark.parametrize("formula, names", OPTIMISER_FAULTS.values(), ids=OPTIMISER_FAULTS)
+def test_rung_5_notices_another_formula(exact, formula, names):
+    checks = climbed(trace.optimiser, exact, {}, steps=3, formula=formula)
+    # The clip alone is measured against its own formula, not against the optimiser's.
+    assert_noticed(checks, *(name for name in names if name != "clipped first moment"))
+
+
+UPDATE_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
+    "decay of the average off by 1e-6": ({"trainer.update": lambda g, lr, decay: (g, lr, decay + 1e-6)}, (AVERAGE,)),
+    "average copies the weights": ({"trainer.update": lambda g, lr, decay: (g, lr, 0.0)}, (AVERAGE,)),
+    "learning rate through float32": (
+        {"trainer.update": lambda g, lr, decay: (g, float(np.float32(lr)), decay)}, (WEIGHTS, AVERAGE)
+    ),
+    "no clip": ({"trainer": lambda p, s, adam, d: (p, s, replace(adam, clip=None), d)}, ("clipped first moment",)),
+    "clip at 0.999": ({"trainer": lambda p, s, adam, d: (p, s, replace(adam, clip=0.999), d)},
+                      ("clipped first moment",)),
+    "gradients of one parameter left out of the norm": (
+        {"trainer.update": lambda g, lr, decay: (g | {"a.bias": np.zeros_like(g["a.bias"])}, lr, decay)},
+        ("global norm", "clipped first moment", WEIGHTS),
+    ),
+    "one gradient transposed": (
+        {"trainer.update": lambda g, lr, decay: (g | {"a.weight": g["a.weight"].swapaxes(2, 3)}, lr, decay)},
+        ("clipped first moment", WEIGHTS),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("faults, names", UPDATE_FAULTS.values(), ids=UPDATE_FAULTS)
+def test_rung_5_notices(exact, faults, names):
+    assert_noticed(climbed(trace.optimiser, exact, faults, steps=3), *names)
+
+
+# Rung 6: samplers
+
+
+def with_tables(plan: SamplerPlan, **tables: Any) -> SamplerPlan:
+    """The plan with other tables, unchecked: a plan refuses most mistakes when it is made."""
+    changed = copy.copy(plan)
+    for name, table in tables.items():
+        object.__setattr__(changed, name, table)
+    return changed
+
+
+def told_plan(change: Callable[[SamplerPlan], dict[str, Any]]) -> dict[str, Callable]:
+    return {"sample": lambda network, plan, *rest: (network, with_tables(plan, **change(plan)), *rest)}
+
+
+def told_noise(change: Callable[[Callable[[int], np.ndarray]], Callable[[int], np.ndarray]]) -> dict[str, Callable]:
+    return {
+        "sample": lambda network, plan, start, label, noise, watch: (network, plan, start, label, change(noise), watch)
+    }
+
+
+def off(name: str, row: int = -1) -> dict[str, Callable]:
+    """One row of a table, off by a relative 1e-8."""
+
+    def change(plan: SamplerPlan) -> dict[str, np.ndarray]:
+        table = getattr(plan, name).copy()
+        assert np.any(table[row])
+        table[row] *= 1 + 1e-8
+        return {name: table}
+
+    return told_plan(change)
+
+
+REGISTERS, GUIDED, LARGE = "two registers, three estimates", "DDIM-20, eta 0.5, guidance 2", "DDPM-20, large variance"
+PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
+    "state off by 1e-8": (REGISTERS, off("state")),
+    "denoised off by 1e-8": (REGISTERS, off("denoised")),
+    "noise off by 1e-8": (REGISTERS, off("noise")),
+    "c_skip off by 1e-8": (REGISTERS, off("c_skip")),
+    "c_out off by 1e-8": (REGISTERS, off("c_out")),
+    "c_in off by 1e-8": (REGISTERS, off("c_in")),
+    "c_noise off by 1e-8": (REGISTERS, off("c_noise", 0)),
+    "guidance off by 1e-8": (REGISTERS, off("guidance", -1)),
+    "state off by 1e-8, in the first row": (REGISTERS, off("state", 0)),
+    "denoised off by 1e-8, DDPM": (LARGE, off("denoised")),
+    "t shifted by one": (LARGE, told_plan(lambda p: {"c_noise": p.c_noise + 1})),
+    "t not rescaled": (LARGE, told_plan(lambda p: {"c_noise": np.arange(p.rows)[::-1].astype(float)})),
+    "clip missing": (LARGE, told_plan(lambda p: {"clip": None})),
+    "noise in the last row": (LARGE, told_plan(lambda p: {"noise": np.where(p.noise == 0, 1e-3, p.noise)})),
+    "small variance for large": (LARGE, told_plan(lambda p: {"noise": p.noise * 0.99})),
+    "guidance (1 + w) c - w u": (GUIDED, told_plan(lambda p: {"guidance": p.guidance + 1})),
+    "guidance left out": (GUIDED, told_plan(lambda p: {"guidance": np.ones(p.rows)})),
+    "registers swapped": (REGISTERS, told_plan(lambda p: {"state": p.state.swapaxes(1, 2)})),
+    "oldest estimate first": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised[:, :, ::-1]})),
+    "estimates not remembered": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised * [1.0, 0.0, 0.0]})),
+    "noise of the next row": (REGISTERS, told_noise(lambda noise: lambda row: noise(row + 1))),
+    "noise of the next sample": (REGISTERS, told_noise(lambda noise: lambda row: np.roll(noise(row), 1, axis=0))),
+    "the same noise in every row": (REGISTERS, told_noise(lambda noise: lambda row: noise(0))),
+    "start of the next sample": (
+        REGISTERS, {"sample": lambda n, p, start, *rest: (n, p, np.roll(start, 1, axis=0), *rest)}
+    ),
+    "start not scaled": (REGISTERS, {"sample": lambda n, p, start, *rest: (n, p, start / p.start_scale, *rest)}),
+    "label of the next sample": (
+        REGISTERS, {"sample": lambda n, p, start, label, *rest: (n, p, start, np.roll(label, 1), *rest)}
+    ),
+    "another null label": (
+        GUIDED, {"network": lambda program, weights: (Program(program.nodes, 0), weights)}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, faults", PLAN_FAULTS.values(), ids=PLAN_FAULTS)
+def test_rung_6_notices(exact, name, faults):
+    assert_noticed(climbed(trace.sampler_update, exact, faults, plans={name: cases.PLANS[name]}), f"{name}, untrained")
+
+
+# Rungs 7 and 8: training and hand-over
+
+
+def trained(backend: Any, state: TrainerState, first: int, last: int) -> TrainerState:
+    """The state after steps `first` to `last` with prescribed gradients."""
+    trainer = backend.trainer(CASES["Modulate"].program, state, Adam(), "mse")
+    gradients = trace.prescribed_gradients(CASES["Modulate"].program)
+    for step in range(1, last + 1):
+        arrays = {n: v.astype(backend.settings.host_dtype) for n, v in next(gradients).items()}
+        if step >= first:
+            trainer.update(arrays, 1e-3, 0.99)
+    return trainer.state()
+
+
+def zeros(arrays: Weights) -> Weights:
+    return {name: np.zeros_like(value) for name, value in arrays.items()}
+
+
+HANDOVER_FAULTS: dict[str, Callable[[TrainerState], TrainerState]] = {
+    "moments dropped": lambda s: replace(s, moment1=zeros(s.moment1), moment2=zeros(s.moment2)),
+    "second moment dropped": lambda s: replace(s, moment2=zeros(s.moment2)),
+    "moments swapped": lambda s: replace(s, moment1=s.moment2, moment2=s.moment1),
+    "updates reset": lambda s: replace(s, updates=0),
+    "updates one less": lambda s: replace(s, updates=s.updates - 1),
+    "average for weights": lambda s: replace(s, weights=s.ema),
+    "a kernel transposed": lambda s: replace(
+        s, moment1=s.moment1 | {"block1.weight": s.moment1["block1.weight"].T}
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(open_backend) -> Callable[[str], tuple[Any, TrainerState, TrainerState]]:
+    """(backend, state after 4 steps, state after 5)."""
+
+    @cache
+    def made(precision: str) -> tuple[Any, TrainerState, TrainerState]:
+        backend = open_backend(precision)
+        weights = initial_weights(CASES["Modulate"].program, cases.SEED, backend.settings.host_dtype)
+        middle = trained(backend, TrainerState.fresh(weights), 1, 4)
+        return backend, middle, trained(backend, middle, 5, 5)
+
+    return made
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("fault", HANDOVER_FAULTS.values(), ids=HANDOVER_FAULTS)
+def test_rung_8_notices(runs, fault, precision):
+    backend, middle, whole = runs(precision)
+
+    def next_step(state: TrainerState) -> Check:
+        error = l2_of_all(trained(backend, state, 5, 5).weights, whole.weights)
+        return check(8, "weights one step later", precision, "this", "next step", error)
+
+    def taken_over(state: TrainerState) -> Check:
+        arrays = [trace._state_arrays("", s) for s in (middle, state)]
+        return check(8, "state taken over", precision, "this", "bits", differing(*arrays))
+
+    assert next_step(middle).passed and taken_over(middle).passed
+    assert not next_step(fault(middle)).passed
+    assert not taken_over(fault(middle)).passed
+
+
+def test_the_average_of_a_hand_over_is_noticed_by_its_bits(runs):
+    """One step hides it from the weights; the state that was taken over does not."""
+    _, middle, _ = runs("float64")
+    restarted = replace(middle, ema=ema_update(middle.ema, middle.weights, 0.0))
+    assert differing(middle.ema, restarted.ema) > 0
