@@ -11,6 +11,7 @@ A record lies in a directory::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,17 @@ def load_arrays(path: Path) -> dict[str, NDArray]:
 
 def own_checks(directory: Path) -> list[Check]:
     """The checks that one framework did against the reference."""
+    path = Path(directory) / "checks.json"
     names = ("rung", "name", "precision", "backend", "error", "tolerance", "unit")
-    loaded = read_json(Path(directory) / "checks.json")["checks"]
-    # JSON has no infinity: an error that was not a finite number comes back as null, and must still fail.
-    return [Check(**{n: float("inf") if c[n] is None else c[n] for n in names}) for c in loaded]
+    loaded = read_json(path)
+    try:
+        checks = [Check(**{name: entry[name] for name in names}) for entry in loaded["checks"]]
+        # JSON has no infinity: an error that was not a finite number comes back as null, and must still fail.
+        return [
+            replace(c, error=float("inf" if c.error is None else c.error), tolerance=float(c.tolerance)) for c in checks
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DuetError(f"{path}: it holds no checks of experiments.trace ({type(error).__name__}: {error})") from error
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, NDArray]:
@@ -64,9 +72,9 @@ def differing(a: Arrays, b: Arrays) -> float:
         return float("inf")
     total = 0
     for name in a:
-        x, y = np.ascontiguousarray(a[name]), np.ascontiguousarray(b[name])
-        if x.shape != y.shape or x.dtype != y.dtype:
+        if np.shape(a[name]) != np.shape(b[name]) or a[name].dtype != b[name].dtype:
             return float("inf")
+        x, y = np.ascontiguousarray(a[name]), np.ascontiguousarray(b[name])
         bits = f"u{x.dtype.itemsize}"
         total += int(np.count_nonzero(x.reshape(-1).view(bits) != y.reshape(-1).view(bits)))
     return total

@@ -50,7 +50,7 @@ RUNGS = (
     Rung(1, "Forward noising, target and loss", "NumPy reference", "Three products and a mean: rounding alone."),
     Rung(2, "Every block kind, every option", "NumPy reference; gradients: other framework",
          "One layer rounds once per sum; a wrong padding, axis or epsilon shows as 1e-4 or more."),
-    Rung(3, "Whole network, forward", "NumPy reference", "Rounding grows slowly with depth, and normalisation checks it."),
+    Rung(3, "Whole network, forward", "NumPy reference", "Rounding grows slowly with depth; normalisation checks it."),
     Rung(4, "Gradient of every parameter", "other framework", "NumPy has none, so the frameworks check each other."),
     Rung(5, "Optimiser step, clip and moving average", "NumPy reference",
          "One formula with host float64 scalars; in units of the learning rate."),
@@ -129,16 +129,22 @@ def check(rung: int, name: str, precision: str, backend: str, kind: str, error: 
 
 
 def relative(a: ArrayLike, b: ArrayLike) -> float:
-    """max|a - b| / max|b|; infinite where the shapes differ or a number is not finite."""
+    """max|a - b| / max|b|; infinite where the shapes differ, a number is not finite, or all of b is zero but not a."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("inf")
-    error = float(np.max(np.abs(a - b), initial=0.0))
-    return error / float(np.max(np.abs(b), initial=0.0)) if error else 0.0
+    return _share(float(np.max(np.abs(a - b), initial=0.0)), float(np.max(np.abs(b), initial=0.0)))
+
+
+def _share(error: float, size: float) -> float:
+    """error / size; any error of what should be zero is infinite."""
+    if not error:
+        return 0.0
+    return error / size if size else float("inf")
 
 
 def l2(a: ArrayLike, b: ArrayLike) -> float:
-    """|a - b| / |b|; infinite where the shapes differ or a number is not finite."""
+    """|a - b| / |b|; infinite where the shapes differ, a number is not finite, or all of b is zero but not a."""
     return l2_of_all({"": np.asarray(a)}, {"": np.asarray(b)})
 
 
@@ -150,7 +156,7 @@ def l2_of_all(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
     size = sum(float(np.sum(np.float64(b[name]) ** 2)) for name in b)
     if not (np.isfinite(error) and np.isfinite(size)):
         return float("inf")
-    return float(np.sqrt(error / size)) if error else 0.0
+    return float(np.sqrt(_share(error, size)))
 
 
 def worst(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
