@@ -92,7 +92,7 @@ class Stream:
         index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
         block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
         words = philox4x32((block, np.uint64(row), index & _LOW, index >> _HALF), self.key)
-        return np.stack(words, axis=-1).astype(np.uint32).reshape(len(index), -1)[:, :n]
+        return np.stack(words, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
 
     def uniform(self, index: ArrayLike, n: int, row: int = 0) -> NDArray[np.float64]:
         """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
@@ -101,11 +101,12 @@ class Stream:
     def normal(self, index: ArrayLike, shape: tuple[int, ...], row: int = 0, dtype: DTypeLike = np.float64) -> NDArray:
         """Standard normal numbers with shape (B, *shape), made in float64 and cast once."""
         n = math.prod(shape)
-        pairs = self.uniform(index, n + n % 2, row).reshape(-1, (n + 1) // 2, 2)
+        uniform = self.uniform(index, n + n % 2, row)
+        pairs = uniform.reshape(len(uniform), (n + 1) // 2, 2)
         radius = np.sqrt(-2.0 * np.log(pairs[..., 0]))
         angle = (2.0 * np.pi) * pairs[..., 1]
         values = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        return values.reshape(len(pairs), -1)[:, :n].reshape(-1, *shape).astype(dtype)
+        return values.reshape(uniform.shape)[:, :n].reshape(len(uniform), *shape).astype(dtype)
 
     def integers(self, index: ArrayLike, high: int, row: int = 0) -> NDArray[np.int64]:
         """Whole numbers in [0, high) with shape (B,): the high word of ``word * high``, unbiased to high / 2^32."""

@@ -103,6 +103,13 @@ def test_streams_of_another_name_seed_index_or_row_are_unrelated(other):
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(32 * mine.size)
 
 
+def test_nothing_asked_for_gives_nothing():
+    stream = Stream(0, "empty")
+    assert stream.bits([], 5).shape == (0, 5) and stream.bits([1, 2], 0).shape == (2, 0)
+    assert stream.normal([], (3, 2)).shape == (0, 3, 2) and stream.normal([1], (0, 2)).shape == (1, 0, 2)
+    assert stream.integers([], 7).shape == stream.permutation(0).shape == (0,)
+
+
 def kolmogorov(values: np.ndarray, distribution) -> float:
     """sqrt(n) times the largest distance of the empirical distribution from the true one."""
     values = np.sort(values.ravel())
