@@ -1,0 +1,433 @@
+"""Laws that every backend keeps, whatever it computes with."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import Settings, TrainBatch, TrainerState, load_backend
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.ema import ema_update
+from diffusion_core.errors import DuetError
+from diffusion_core.optimiser import Adam
+from diffusion_core.parity import cases
+from diffusion_core.parity.ladder import l2, l2_of_all, relative
+from diffusion_core.problem import Problem
+from diffusion_core.sampling import make_plan
+from diffusion_core.sampling.draw import draw
+from diffusion_core.unet import Node, Program
+from diffusion_core.unet.blocks import Add, Attention, Conv, Embedding, GroupNorm, Linear, SiLU, Sinusoid
+from diffusion_core.weights import Weights
+
+pytestmark = pytest.mark.backend
+
+ROUNDING = {"float64": 1e-12, "float32": 2e-6}
+SHAPE, CLASSES = (6, 6, 2), 4
+
+
+def _conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> Conv:
+    return Conv(inputs, outputs, kernel, 1, (kernel // 2,) * 4, bias, 1.0)
+
+
+# The smallest network with every kind of parameter and with a time, a class and attention.
+TINY = Program(
+    (
+        Node("sinusoid", Sinusoid(8, 10000.0, 4.0, True), ("c_noise",)),
+        Node("time", Linear(8, 8, True, 1.0), ("sinusoid",)),
+        Node("class", Embedding(CLASSES + 1, 8), ("label",)),
+        Node("embed", Add(1.0), ("time", "class")),
+        Node("first", _conv(2, 8, 3), ("x",)),
+        Node("norm", GroupNorm(8, 2, 1e-5), ("first",)),
+        Node("join", Add(1.0), ("norm", "embed")),
+        Node("act", SiLU(), ("join",)),
+        # Without bias: that of the keys has no gradient but rounding noise, which Adam would take for a signal.
+        Node("qkv", _conv(8, 24, 1, bias=False), ("act",)),
+        Node("attend", Attention(8, 2), ("qkv",)),
+        Node("sum", Add(1.0), ("act", "attend")),
+        Node("last", _conv(8, 2, 3), ("sum",)),
+    ),
+    null_label=CLASSES,
+)
+WEIGHTS = cases.scattered_weights(TINY)
+PLAN = make_plan(cases.PARITY.process, "ddim", steps=5, eta=0.7)
+
+
+@pytest.fixture(params=["float64", "float32"], scope="module")
+def backend(request, open_backend) -> Any:
+    return open_backend(request.param)
+
+
+@pytest.fixture(scope="module")
+def network(backend) -> Any:
+    """One network for all tests of a precision: nothing may change it."""
+    return backend.network(TINY, WEIGHTS)
+
+
+@pytest.fixture
+def trainer(backend) -> Any:
+    return new_trainer(backend)
+
+
+def new_trainer(backend: Any, state: TrainerState | None = None) -> Any:
+    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in WEIGHTS.items()}
+    return backend.trainer(TINY, state or TrainerState.fresh(rounded), Adam(weight_decay=0.01), "mse")
+
+
+def new_batch(backend: Any, size: int = 4) -> TrainBatch:
+    return cases.cast(cases.noise_batch(SHAPE, CLASSES, size), backend.settings.host_dtype)
+
+
+def tolerance(backend: Any) -> float:
+    return ROUNDING[backend.settings.precision]
+
+
+def parts(state: TrainerState) -> dict[str, Weights]:
+    return {part: dict(getattr(state, part)) for part in ("weights", "ema", "moment1", "moment2")}
+
+
+def assert_same_bits(a: TrainerState, b: TrainerState) -> None:
+    assert a.updates == b.updates
+    for part, arrays in parts(a).items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, getattr(b, part)[name], err_msg=f"{part} {name}", strict=True)
+
+
+# Networks
+
+
+def test_weights_come_back_as_they_were_given(backend, network):
+    back = network.weights()
+    assert list(back) == [p.name for p in TINY.parameters]
+    for name, value in WEIGHTS.items():
+        np.testing.assert_array_equal(back[name], value.astype(backend.settings.host_dtype), strict=True)
+        assert back[name].flags.c_contiguous
+
+
+def test_weights_that_are_given_out_are_copies(network):
+    for value in network.weights().values():
+        value[...] = 7
+    assert all(np.any(value != 7) for value in network.weights().values())
+
+
+def test_weights_that_were_given_may_be_changed_afterwards(backend):
+    mine = {name: value.astype(backend.settings.host_dtype) for name, value in WEIGHTS.items()}
+    network, trainer = backend.network(TINY, mine), new_trainer(backend, TrainerState.fresh(mine))
+    for value in mine.values():
+        value[...] = 7
+    for back in (network.weights(), trainer.state().weights, trainer.state().ema):
+        assert all(np.any(value != 7) for value in back.values())
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_image_does_not_see_its_neighbours(backend, network, size):
+    batch = new_batch(backend, 4)
+    whole = network.forward(batch.images, batch.c_noise, batch.label)
+    part = network.forward(batch.images[:size], batch.c_noise[:size], batch.label[:size])
+    assert part.shape == (size, *SHAPE) and part.dtype == backend.settings.host_dtype
+    assert relative(part, whole[:size]) <= tolerance(backend)
+
+
+def test_strides_do_not_matter(backend, network):
+    batch = new_batch(backend)
+    wide = np.repeat(batch.images.transpose(2, 0, 3, 1), 2, axis=1)[::-1]
+    strided = wide[::-1, ::2].transpose(1, 3, 0, 2)
+    assert not strided.flags.c_contiguous
+    np.testing.assert_array_equal(strided, batch.images)
+    np.testing.assert_array_equal(
+        network.forward(strided, batch.c_noise[::-1][::-1], batch.label),
+        network.forward(batch.images, batch.c_noise, batch.label),
+    )
+
+
+def test_strides_of_weights_and_of_batches_do_not_matter(backend):
+    def strided(array: np.ndarray) -> np.ndarray:
+        return np.asfortranarray(array)
+
+    batch = new_batch(backend)
+    crooked = replace(batch, **{f.name: strided(getattr(batch, f.name)) for f in fields(batch)})
+    state = TrainerState.fresh({n: strided(v.astype(backend.settings.host_dtype)) for n, v in WEIGHTS.items()})
+    (loss, gradients), (same_loss, same_gradients) = (
+        new_trainer(backend).gradients(batch), new_trainer(backend, state).gradients(crooked)
+    )  # fmt: skip
+    assert loss == same_loss
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, same_gradients[name], strict=True)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w | {"first.weight": w["first.weight"][..., :2]}, "first.weight: the network needs shape"),
+        (lambda w: {name: value for name, value in w.items() if name != "time.bias"}, "time.bias.*missing"),
+        (lambda w: w | {"third.weight": w["first.weight"]}, "third.weight: no parameter"),
+    ],
+    ids=["shape", "missing", "surplus"],
+)
+def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
+    backend = open_backend("float32")
+    with pytest.raises(DuetError, match=message):
+        backend.network(TINY, change(WEIGHTS))
+    for part in ("weights", "ema", "moment1", "moment2"):
+        with pytest.raises(DuetError, match=message):
+            backend.trainer(TINY, replace(TrainerState.fresh(WEIGHTS), **{part: change(WEIGHTS)}), Adam(), "mse")
+    with pytest.raises(DuetError, match=message):
+        new_trainer(backend).update(change(WEIGHTS), 1e-3, 0.9)
+
+
+def test_a_network_without_classes_ignores_labels(backend):
+    program = cases.BLOCKS[0].program
+    assert program.null_label is None
+    batch = cases.cast(cases.noise_batch(cases.BLOCKS[0].shape, 0), backend.settings.host_dtype)
+    network = backend.network(program, cases.scattered_weights(program))
+    outputs = [network.forward(batch.images, batch.c_noise, np.full(batch.size, k, np.int32)) for k in (0, 3)]
+    np.testing.assert_array_equal(*outputs)
+    drawn = draw(backend, network, PLAN, cases.BLOCKS[0].shape, [0, 0], seed=1)
+    assert np.all(np.isfinite(drawn))
+    with pytest.raises(DuetError, match="the network has none"):
+        draw(backend, network, PLAN.with_guidance(2.0), cases.BLOCKS[0].shape, [0, 0], seed=1)
+
+
+# Training
+
+
+def test_a_step_is_gradients_and_update(backend, trainer):
+    batch, halves = new_batch(backend), new_trainer(backend)
+    for _ in range(2):
+        loss, gradients = halves.gradients(batch)
+        norm = halves.update(gradients, 1e-3, 0.9)
+        whole = trainer.step(batch, 1e-3, 0.9)
+        assert relative([float(whole.loss), float(whole.grad_norm)], [loss, norm]) <= tolerance(backend)
+    for part, arrays in parts(trainer.state()).items():
+        assert l2_of_all(arrays, parts(halves.state())[part]) <= tolerance(backend), part
+
+
+def test_gradients_change_nothing(backend, trainer):
+    before = trainer.state()
+    trainer.gradients(new_batch(backend))
+    assert_same_bits(trainer.state(), before)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_gradient_of_a_batch_is_the_mean_over_its_images(backend, trainer, size):
+    batch = new_batch(backend, size)
+    loss, gradients = trainer.gradients(batch)
+    singles = [
+        trainer.gradients(replace(batch, **{f.name: getattr(batch, f.name)[i : i + 1] for f in fields(batch)}))
+        for i in range(size)
+    ]
+    assert relative(loss, np.mean([one for one, _ in singles])) <= tolerance(backend)
+    mean = {name: np.mean([g[name] for _, g in singles], axis=0) for name in gradients}
+    assert l2_of_all(gradients, mean) <= tolerance(backend)
+
+
+def test_a_class_that_is_not_in_the_batch_learns_nothing(backend, trainer):
+    batch = replace(new_batch(backend), label=np.array([1, CLASSES, 1, 3], np.int32))
+    _, gradients = trainer.gradients(batch)
+    taught = np.any(gradients["class.weight"] != 0, axis=1)
+    assert list(taught) == [False, True, False, True, True]
+
+
+def test_a_step_changes_no_array_that_it_was_given(backend, trainer):
+    batch, weights = new_batch(backend), {n: v.astype(backend.settings.host_dtype) for n, v in WEIGHTS.items()}
+    given = {f.name: getattr(batch, f.name).copy() for f in fields(batch)}
+    state = TrainerState.fresh(weights)
+    kept = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(state).items()}
+    other = new_trainer(backend, state)
+    other.step(batch, 1e-2, 0.5)
+    _, gradients = other.gradients(batch)
+    copies = {name: value.copy() for name, value in gradients.items()}
+    other.update(gradients, 1e-2, 0.5)
+    backend.noised(batch)
+    for name, value in given.items():
+        np.testing.assert_array_equal(getattr(batch, name), value, err_msg=name)
+    for part, arrays in kept.items():
+        assert all(np.array_equal(getattr(state, part)[name], value) for name, value in arrays.items()), part
+    assert all(np.array_equal(gradients[name], value) for name, value in copies.items())
+
+
+def test_a_state_is_a_copy(backend, trainer):
+    batch = new_batch(backend)
+    trainer.step(batch, 1e-3, 0.9)
+    first = trainer.state()
+    kept = replace(first, **{part: {n: v.copy() for n, v in a.items()} for part, a in parts(first).items()})
+    trainer.step(batch, 1e-3, 0.9)
+    assert_same_bits(first, kept)
+    second = trainer.state()
+    assert second.updates == 2 and l2_of_all(second.weights, first.weights) > 1e-4
+    for arrays in parts(trainer.state()).values():
+        for value in arrays.values():
+            value[...] = 7
+    assert_same_bits(trainer.state(), second)
+
+
+def test_the_average_follows_its_formula(backend, trainer):
+    batch = new_batch(backend)
+    average = {name: value.astype(np.float64) for name, value in trainer.state().ema.items()}
+    for decay in (0.9, 0.5, 0.0):
+        trainer.step(batch, 1e-2, decay)
+        state = trainer.state()
+        average = ema_update(average, {n: v.astype(np.float64) for n, v in state.weights.items()}, decay)
+        assert l2_of_all(state.ema, average) <= tolerance(backend)
+    assert l2_of_all(state.ema, state.weights) <= tolerance(backend)
+
+
+def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend, trainer):
+    for _ in range(3):
+        trainer.step(new_batch(backend), 1e-2, 0.9)
+    state = trainer.state()
+    images = [
+        draw(backend, backend.network(TINY, weights), PLAN, SHAPE, [1, 2], seed=3)
+        for weights in (state.ema, dict(reversed(state.ema.items())), state.weights)
+    ]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.abs(images[0] - images[2]).max() > 1e-3
+
+
+def test_one_batch_is_learnt_by_heart(backend, trainer):
+    batch = new_batch(backend)
+    losses = [float(trainer.step(batch, 1e-2, 0.9).loss) for _ in range(60)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
+    # A UNet, however small, is ten times as slow to trace.
+    monkeypatch.setattr(Problem, "program", property(lambda self: TINY))
+    problem, batch, whole = cases.PARITY, new_batch(backend), trainer
+
+    def steps(trainer: Any, count: int) -> list[float]:
+        return [float(trainer.step(batch, 1e-3, 0.9).loss) for _ in range(count)]
+
+    losses = steps(whole, 3)
+    path = save_checkpoint(tmp_path, Checkpoint(12, problem, 5, whole.state(), {}))
+    losses += steps(whole, 3)
+
+    read = load_checkpoint(path, problem.program)
+    assert read.state.updates == 3
+    resumed = new_trainer(backend, read.state)
+    assert_same_bits(resumed.state(), read.state)
+    assert steps(resumed, 3) == losses[3:]
+    assert_same_bits(resumed.state(), whole.state())
+
+
+# Sampling
+
+
+def test_a_sample_is_the_same_in_any_batch(backend, network):
+    labels = np.arange(5) % (CLASSES + 1)
+    whole = draw(backend, network, PLAN, SHAPE, labels, seed=3, batch=5)
+    in_twos = draw(backend, network, PLAN, SHAPE, labels, seed=3, batch=2)
+    assert np.abs(whole - in_twos).max() <= 100 * tolerance(backend)
+    later = draw(backend, network, PLAN, SHAPE, labels[3:], seed=3, first=3, batch=1)
+    assert np.abs(whole[3:] - later).max() <= 100 * tolerance(backend)
+    assert np.abs(whole[:2] - later).max() > 0.1
+
+
+def test_a_sample_has_the_same_bits_in_any_batch_where_the_network_has_no_part(backend, network):
+    silent = replace(PLAN, c_out=np.zeros(PLAN.rows), clip=None)
+    labels = np.zeros(5, int)
+    whole = draw(backend, network, silent, SHAPE, labels, seed=3, batch=5)
+    np.testing.assert_array_equal(draw(backend, network, silent, SHAPE, labels, seed=3, batch=2), whole)
+    np.testing.assert_array_equal(draw(backend, network, silent, SHAPE, labels[2:], seed=3, first=2), whole[2:])
+
+
+def guided(backend: Any, network: Any, weight: float, labels: list[int]) -> np.ndarray:
+    plan = replace(PLAN, clip=None).with_guidance(weight)
+    return draw(backend, network, plan, SHAPE, labels, seed=3)
+
+
+def test_guidance_is_a_line_through_no_class_and_class(backend, network):
+    labels, nothing = [0, 3], [CLASSES, CLASSES]
+    size = 100 * tolerance(backend)
+    with_class, without = guided(backend, network, 1.0, labels), guided(backend, network, 1.0, nothing)
+    assert relative(guided(backend, network, 0.0, labels), without) <= size
+    assert relative(guided(backend, network, np.nextafter(1.0, 2.0), labels), with_class) <= size
+    # Where the class is none, both ends of the line are the same point.
+    assert relative(guided(backend, network, 3.0, nothing), without) <= size
+    assert relative(guided(backend, network, 2.0, labels), with_class) > 1e-3
+
+
+def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
+    rows: list[int] = []
+    last: list[np.ndarray] = []
+
+    def watch(row: int, x: np.ndarray, estimate: np.ndarray) -> None:
+        assert x.shape == estimate.shape == (2, *SHAPE)
+        rows.append(row)
+        last[:] = [x.copy()]
+        x[...] = estimate[...] = np.nan
+
+    plain = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
+    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=watch), plain)
+    np.testing.assert_array_equal(last[0], plain)
+    assert rows == list(range(PLAN.rows))
+
+
+def test_sampling_changes_no_array_that_it_was_given(backend, network):
+    dtype = backend.settings.host_dtype
+    start, noise = np.ones((2, *SHAPE), dtype), np.full((2, *SHAPE), 0.5, dtype)
+    label = np.array([0, 1], np.int32)
+    backend.sample(network, PLAN, start, label, lambda row: noise)
+    assert np.all(start == 1) and np.all(noise == 0.5) and list(label) == [0, 1]
+
+
+# Precision, compilation, devices
+
+
+def test_bfloat16_is_near_the_reference_and_learns(open_backend):
+    backend = open_backend("bf16")
+    batch = new_batch(backend)
+    got = backend.network(TINY, WEIGHTS).forward(batch.images, batch.c_noise, batch.label)
+    error = l2(got, reference.forward(TINY, WEIGHTS, batch.images, batch.c_noise, batch.label))
+    assert got.dtype == np.float32
+    # Below 1e-4 it would not be bfloat16 at all.
+    assert 1e-4 < error < 2e-2
+    trainer = new_trainer(backend)
+    losses = [float(trainer.step(batch, 1e-2, 0.9).loss) for _ in range(60)]
+    assert losses[-1] < 0.4 * losses[0]
+    assert all(value.dtype == np.float32 for value in trainer.state().weights.values())
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(backend_name, open_backend):
+    if open_backend("float32", device="auto").describe().device.startswith("cpu"):
+        with pytest.raises(DuetError, match=r"^backend\.device: cuda was given, but .* finds no CUDA device"):
+            load_backend(backend_name, Settings(device="cuda"))
+    else:
+        assert not open_backend("float32", device="cuda").describe().device.startswith("cpu")
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bf16"])
+def test_a_backend_says_what_it_runs_on(backend_name, open_backend, precision):
+    description = open_backend(precision).describe()
+    line = description.line()
+    assert line.startswith(f"{backend_name}: cpu, 1 threads, {precision}, ")
+    assert description.threads == 1 and description.backend == backend_name
+    assert len(description.versions) >= 3 and all(version in line for version in description.versions.values())
+
+
+def test_an_unknown_backend_is_one_clear_line():
+    with pytest.raises(DuetError, match=r"backend: 'torhc' was given.*Did you mean 'torch'"):
+        load_backend("torhc", Settings())
+
+
+def test_peak_memory_is_that_of_a_process_with_a_framework(open_backend):
+    assert 50 < open_backend("float32").peak_memory_mib() < 1e6
+
+
+# torch.compile takes a minute where nothing is cached, XLA some seconds.
+@pytest.mark.slow if find_spec("torch") else lambda test: test
+def test_compiled_numbers_are_the_same(open_backend):
+    plain, compiled = open_backend("float32"), open_backend("float32", compile=True)
+    assert compiled.describe().mode != plain.describe().mode
+    batch = new_batch(plain)
+    outputs = [b.network(TINY, WEIGHTS).forward(batch.images, batch.c_noise, batch.label) for b in (plain, compiled)]
+    assert relative(outputs[1], outputs[0]) <= 1e-5
+    trainers = [new_trainer(b) for b in (plain, compiled)]
+    for _ in range(3):
+        losses = [float(trainer.step(batch, 1e-3, 0.9).loss) for trainer in trainers]
+        assert relative(losses[1], losses[0]) <= 1e-6
+    assert l2_of_all(trainers[1].state().weights, trainers[0].state().weights) <= 1e-6
