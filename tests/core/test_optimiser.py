@@ -90,6 +90,12 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(values, clip):
     assert clip_factor(norm, None) == 1
 
 
+def test_the_clip_has_its_small_number_in_the_divisor():
+    assert clip_factor(1.0, 1.0) == 1 / (1 + 1e-6)
+    assert clip_factor(4.0, 1.0) == 1 / (4 + 1e-6)
+    assert clip_factor(0.0, 1.0) == 1
+
+
 def test_the_norm_of_float32_is_summed_in_float64():
     gradients = {"a": np.full(10**6, 0.1, np.float32)}
     assert global_norm(gradients) == pytest.approx(float(np.float32(0.1)) * 1000, rel=1e-12)

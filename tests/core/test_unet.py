@@ -103,6 +103,7 @@ def test_every_option_changes_the_hash():
     hashes |= {lower(replace(TINY, down_padding=(1, 0))).sha256, lower(TINY).sha256}
     assert len(hashes) == len(CHANGES) + 4
     assert lower(replace(TINY)).sha256 == lower(TINY).sha256
+    assert replace(lower(TINY), null_label=2).sha256 not in hashes
 
 
 SPECS = [TINY, replace(TINY, num_classes=0), replace(TINY, down="block", up="block", time="scale_shift")]
