@@ -8,7 +8,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,37 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            try:
+            with _one_clear_line():  # Hydra adds lines of its own to an exception that reaches it
                 return task(cfg)
-            except DuetError as error:  # caught here, Hydra adds no lines of its own
-                _leave(str(error), 2)
 
         @functools.wraps(task)
         def main() -> None:
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            try:
+            with _one_clear_line():
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
-            except DuetError as error:
-                _leave(str(error), 2)
-            except (HydraException, OmegaConfBaseException) as error:
-                _leave(_one_line(error), 2)
-            except KeyboardInterrupt:
-                _leave("interrupted", 130)
 
         return main
 
     return decorate
+
+
+@contextmanager
+def _one_clear_line() -> Iterator[None]:
+    """Leave with one line and exit code 2 where a person gave something that does not fit; defects pass."""
+    try:
+        yield
+    except DuetError as error:
+        _leave(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(_one_line(error), 2)
+    except OSError as error:  # Hydra makes the output directory before any task of ours runs
+        if error.filename is None:
+            raise
+        _leave(f"{error.filename}: it cannot be read or written ({error.strerror})", 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
 
 
 def plain(config: Any) -> Any:

@@ -1,0 +1,235 @@
+"""What a person can get wrong: one clear line that names what was given and what would fit, exit code 2, nothing lost.
+
+None of these needs a framework: they are refused before one is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from diffusion_core.backend import TrainerState
+from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.problem import Problem
+from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import initial_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "model.channels=8 model.norm_groups=4 model.attention_sizes=[] model.middle_attention=false trainer.images=128"
+
+
+def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a person does, and wait for it."""
+    command = [sys.executable, "-m", f"experiments.{module}", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def refused(module: str, *words: str) -> str:
+    """Check that an entry point refuses its arguments in one line; gives the line. In this process, to be quick."""
+    main = importlib.import_module(f"experiments.{module}").main
+    out, err = io.StringIO(), io.StringIO()
+    GlobalHydra.instance().clear()
+    with (
+        mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    lines = err.getvalue().strip().splitlines()
+    assert left.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), err.getvalue()
+    assert out.getvalue() == ""
+    return lines[0]
+
+
+def test_a_person_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = start("train", f"hydra.run.dir={tmp_path}", "sampler.steps=1001")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: sampler.steps: 1001 was given; a schedule of 1000 levels has 1 to 1000 steps\n"
+
+
+def train(tmp_path: Path, *words: str) -> str:
+    """Check that training refuses its arguments, and that it left nothing but an empty log."""
+    line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split(), *words)
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "train.log"]
+    assert left == []
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["trainer.batchh=3"], ["trainer.batchh", "trainer.batch?"]),
+        (["trainer.batch=abc"], ["trainer.batch", "abc", "Integer"]),
+        (["backend=troch"], ["backend/troch", "torch", "tf"]),
+        (["sampler.stepps=3"], ["sampler.stepps", "sampler.steps"]),
+        (["sampler.steps=1001"], ["1001", "1 to 1000"]),
+        (["sampler.steps=many"], ["sampler.steps", "many", "whole number"]),
+        (["sampler.eta=2"], ["sampler.eta", "between 0"]),
+        (["sampler.spacing=leding"], ["leding", "leading", "trailing"]),
+        (["process.schedule.name=lineer"], ["lineer", "linear", "cosine"]),
+        (["+process.schedule.betta=1"], ["betta", "beta_end"]),
+        (["process.prediction=epsilon"], ["epsilon", "eps, x0, v"]),
+        (["process.distance=l3"], ["l3", "mse"]),
+        (["process=v_flow", "process.prediction=eps"], ["alpha is 0", "v or x0"]),
+        (["model.norm_groups=5"], ["5 groups", "channels"]),
+        (["model.multipliers=[1,2,2,2,2]"], ["8 pixels", "16"]),
+        (["model.num_classes=7"], ["10 classes", "7"]),
+        (["data=shapes"], ["32", "model.image_size=32"]),
+        (["data.name=digit"], ["digit", "Did you mean 'digits'?"]),
+        (["+data.options.colour=red"], ["colour", "size"]),
+        (["data=image_folder"], ["path"]),
+        (["data=image_folder", "data.options.path=nowhere"], ["nowhere"]),
+        (["sample.labels=10000"], ["10000", "0..9"]),
+        (["sample.labels=[1,-2]"], ["-2", "0..9"]),
+        (["sample.count=0"], ["sample.count", "at least 1"]),
+        (["sample.weights=average"], ["average", "ema, weights"]),
+        (["precision=float16"], ["float16", "float64, float32, bf16"]),
+        (["backend.device=tpu"], ["tpu", "auto, cpu, cuda"]),
+        (["backend.threads=0"], ["threads", "at least 1"]),
+        (["trainer.images=100"], ["100", "multiple of the batch 128"]),
+        (["lr.peak=-1"], ["-1", "positive"]),
+        (["lr.decay=cosin"], ["cosin", "cosine"]),
+        (["ema.decay=1"], ["ema.decay", "[0, 1)"]),
+        (["resume=latest"], ["no checkpoint", "run directory"]),
+        (["resume=nowhere"], ["nowhere", "does not exist"]),
+        (["model.num_classes=0", "process.drop_label=0.1"], ["drop_label", "num_classes"]),
+        (["model.num_classes=0", "sampler.guidance=2"], ["guidance", "classes"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
+)
+def test_training_refuses(tmp_path: Path, words: list[str], named: list[str]) -> None:
+    line = train(tmp_path, *words)
+    for part in named:
+        assert part in line
+
+
+SAME_NETWORK = ("model.norm_eps=1e-5",)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a tiny network that has seen 128 images, made by the core alone."""
+    spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), False, norm_groups=4, num_classes=10, norm_eps=1e-5)
+    problem = Problem(spec, {"name": "linear", "T": 1000}, "eps")
+    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    run = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(run / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    return run
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    line = train(tmp_path, f"resume={checkpoint}", "model.channels=16")
+    assert "another network" in line and "shape" in line
+
+
+def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    line = train(tmp_path, f"resume={checkpoint}", "seed=4", "trainer.images=256", *SAME_NETWORK)
+    assert "seed 0" in line and "seed 4" in line
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path: Path, checkpoint: Path) -> None:
+    assert "trainer.images" in train(tmp_path, f"resume={checkpoint}", *SAME_NETWORK)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "missing", "state"])
+def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm: str) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(checkpoint, run)
+    part = run / "checkpoints" / "000000000128" / ("state.json" if harm == "state" else "ema.safetensors")
+    content = bytearray(part.read_bytes())
+    if harm == "missing":
+        part.unlink()
+    elif harm == "flip":
+        content[len(content) // 2] ^= 1
+        part.write_bytes(content)
+    else:
+        part.write_bytes(content[: len(content) // 2])
+    line = refused("sample", f"checkpoint={run}", f"out={tmp_path / 'out'}")
+    assert str(part) in line
+    assert not (tmp_path / "out" / "samples.npz").exists()
+
+
+def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path) -> None:
+    line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sample.labels=11")
+    assert "11" in line and "0..9" in line
+
+
+def test_sampling_needs_a_checkpoint_and_a_place(tmp_path: Path) -> None:
+    assert "checkpoint=" in refused("sample", f"out={tmp_path}")
+    assert "out=" in refused("sample", f"checkpoint={tmp_path}")
+    assert "no checkpoint" in refused("sample", f"checkpoint={tmp_path}", f"out={tmp_path / 'out'}")
+
+
+def test_samples_are_not_written_over(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "samples.npz").write_bytes(b"precious")
+    assert "holds samples already" in refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path}")
+    assert (tmp_path / "samples.npz").read_bytes() == b"precious"
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    assert "holds a run already" in refused("train", f"hydra.run.dir={tmp_path}", *TINY.split())
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused("train", f"hydra.run.dir={tmp_path / 'file' / 'run'}", *TINY.split())
+    assert str(tmp_path / "file") in line
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").write_text("none here")
+    line = train(tmp_path, "data=image_folder", f"data.options.path={tmp_path / 'images'}")
+    assert str(tmp_path / "images") in line and ".png" in line
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "good.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"\x89PNG not really")
+    line = train(tmp_path, "data=image_folder", f"data.options.path={tmp_path / 'images'}")
+    assert "bad.png" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "nothing was given"),
+        (["a=somewhere"], "one of a and b"),
+        (["traces=[x]"], "1 traces"),
+        (["traces=[x,y]"], "x"),
+        (["a=x", "b=y"], "x"),
+    ],
+)
+def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None:
+    assert named in refused("compare", f"out={tmp_path}", *words)
+
+
+def test_bench_refuses(tmp_path: Path) -> None:
+    assert "wrk" in refused("bench", f"out={tmp_path}", "work=[wrk]")
+    assert "jax" in refused("bench", f"out={tmp_path}", "backends=[jax]")
+
+
+def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checks.json").write_text("{" if name == "b" else json.dumps({"checks": []}))
+    assert "checks.json" in refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")
