@@ -35,6 +35,7 @@ class Course:
         log_images: metrics are read and written at least this often.
         checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
         sample_images: sample pictures are made this often; 0 is at the end alone.
+        keep_checkpoints: how many of the last checkpoints stay; None keeps all.
     """
 
     images: int
@@ -42,8 +43,11 @@ class Course:
     log_images: int = 6400
     checkpoint_images: int = 0
     sample_images: int = 0
+    keep_checkpoints: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
+            raise DuetError(f"trainer.keep_checkpoints: {self.keep_checkpoints} was given; it must be at least 1, or null")
         for name in ("images", "batch", "log_images"):
             if getattr(self, name) < 1:
                 raise DuetError(f"trainer.{name}: {getattr(self, name)} was given; it must be at least 1")

@@ -95,7 +95,6 @@ class TrainSchema:
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
     ema: _schema_of(Ema) = field(default_factory=_schema_of(Ema))
     trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
-    keep_checkpoints: int | None = None
     sampler: dict[str, Any] = field(default_factory=dict)
     sample: SampleSchema = field(default_factory=SampleSchema)
 

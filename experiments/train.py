@@ -146,7 +146,7 @@ def _train(
         def checkpoint(images_seen: int) -> None:
             notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes)
-            save_checkpoint(run.path / "checkpoints", found, cfg.keep_checkpoints)
+            save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
         def sample(images_seen: int) -> None:
             if images_seen < course.images:

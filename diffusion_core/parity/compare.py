@@ -157,6 +157,5 @@ def _apart(a: NDArray, b: NDArray) -> float:
 
 
 def _both(a: Arrays, b: Arrays, prefix: str, measure: Callable[[Arrays, Arrays], float]) -> float:
-    """A measure of what lies under a name in both records; infinite where there is nothing."""
-    one, two = under(a, prefix), under(b, prefix)
-    return measure(one, two) if one else float("inf")
+    """A measure of what lies under a name in both records."""
+    return measure(under(a, prefix), under(b, prefix))

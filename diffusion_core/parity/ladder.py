@@ -149,8 +149,8 @@ def l2(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def l2_of_all(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
-    """`l2` of all arrays of the same names as one vector."""
-    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+    """`l2` of all arrays of the same names as one vector; infinite where there are none."""
+    if not a or a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
         return float("inf")
     error = sum(float(np.sum((np.float64(a[name]) - np.float64(b[name])) ** 2)) for name in a)
     size = sum(float(np.sum(np.float64(b[name]) ** 2)) for name in b)
@@ -160,10 +160,8 @@ def l2_of_all(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
 
 
 def worst(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
-    """The largest `l2` of a single array."""
-    if a.keys() != b.keys():
-        return float("inf")
-    return max((l2(a[name], b[name]) for name in a), default=0.0)
+    """The largest `l2` of a single array; infinite where there are none."""
+    return max(l2(a[name], b[name]) for name in a) if a and a.keys() == b.keys() else float("inf")
 
 
 def ladder(checks: Iterable[Check]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class UNetSpec:
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks_per_level: int = 2
-    attention_sizes: tuple[int, ...] = (16,)
+    attention_sizes: tuple[int, ...] = ()
     middle_attention: bool = True
     heads: int = 1
     head_channels: int | None = None
@@ -82,6 +82,11 @@ class UNetSpec:
             raise DuetError(
                 f"model.image_size: {self.image_size} pixels cannot be halved {len(self.multipliers) - 1} times for "
                 f"{len(self.multipliers)} levels; {f'{low} or ' if low else ''}{low + factor} would fit"
+            )
+        sizes = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        if none := [size for size in self.attention_sizes if size not in sizes]:
+            raise DuetError(
+                f"model.attention_sizes: {none[0]} was given, but the levels have sizes {', '.join(map(str, sizes))}"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:

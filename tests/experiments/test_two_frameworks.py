@@ -1,0 +1,124 @@
+"""Experiments over both environments, started as a person starts them: a sweep, a hand-over, a comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from diffusion_core.checkpoint import load_checkpoint
+from diffusion_core.parity.ladder import TOLERANCES, l2_of_all
+from diffusion_core.run import read_metrics, read_samples
+
+pytestmark = pytest.mark.exchange
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """experiment=digits debug=fast model.channels=16 trainer.images=256 trainer.batch=32 trainer.checkpoint_images=128
+backend.threads=1 sampler.steps=4 sample.count=20 sample.batch=20""".split()
+BACKENDS = ("torch", "tf")
+
+
+def start(python: str | Path, module: str, *words: str) -> str:
+    """Run an entry point to its end; gives what it printed."""
+    done = subprocess.run(
+        [str(python), "-m", f"experiments.{module}", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def python_of(backend: str) -> Path:
+    """The Python of the environment that owns a backend."""
+    own = os.environ.get(f"DUET_{backend.upper()}_PYTHON")
+    return (
+        Path(own)
+        if own
+        else ROOT / OmegaConf.load(ROOT / "configs/backend" / f"{backend}.yaml").environment / "bin/python"
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each backend, launched by one command that loads neither framework."""
+    folder = tmp_path_factory.mktemp("sweep")
+    start(sys.executable, "train", "-m", "backend=torch,tf", f"hydra.sweep.dir={folder}", *TINY)
+    return {backend: folder / str(i) for i, backend in enumerate(BACKENDS)}
+
+
+def test_a_sweep_runs_each_job_in_the_environment_that_owns_its_backend(sweep: dict[str, Path]) -> None:
+    for backend, run in sweep.items():
+        environment = json.loads((run / "environment.json").read_text())
+        assert environment["backend"] == backend
+        assert {"torch": "torch", "tf": "tensorflow"}[backend] in environment["versions"]
+
+
+def test_two_runs_go_in_lock_step(sweep: dict[str, Path]) -> None:
+    one, two = (np.array([line["loss"] for line in read_metrics(run / "metrics.jsonl")]) for run in sweep.values())
+    assert len(one) == len(two) == 8
+    np.testing.assert_allclose(one, two, rtol=TOLERANCES["training loss, 10 steps"].float32)
+
+
+@pytest.mark.parametrize("taker", BACKENDS)
+def test_a_run_handed_over_half_way_ends_as_the_uninterrupted_one(
+    sweep: dict[str, Path], taker: str, tmp_path: Path
+) -> None:
+    other = sweep[BACKENDS[1 - BACKENDS.index(taker)]]
+    half = other / "checkpoints" / "000000000128"
+    words = [f"backend={taker}", f"resume={half}", f"hydra.run.dir={tmp_path / 'run'}", *TINY]
+    start(python_of(taker), "train", *words)
+    ended, whole = load_checkpoint(tmp_path / "run"), load_checkpoint(other)
+    assert ended.images_seen == whole.images_seen and ended.state.updates == whole.state.updates
+    for part in ("weights", "ema"):
+        error = l2_of_all(getattr(ended.state, part), getattr(whole.state, part))
+        assert 0 < error <= TOLERANCES["training weights, 10 steps"].float32
+    later = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    wanted = [line for line in read_metrics(other / "metrics.jsonl") if line["images_seen"] > 128]
+    assert [line["images_seen"] for line in later] == [line["images_seen"] for line in wanted]
+
+
+def test_a_killed_run_resumed_is_the_same_run(sweep: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["backend=torch", f"hydra.run.dir={run}", *TINY]
+    start(python_of("torch"), "train", *words, "trainer.images=128")
+    start(python_of("torch"), "train", *words, "resume=latest")
+    resumed, whole = load_checkpoint(run), load_checkpoint(sweep["torch"])
+    for name, value in whole.state.weights.items():
+        np.testing.assert_array_equal(resumed.state.weights[name], value)
+    assert list(read_metrics(run / "metrics.jsonl")) == list(read_metrics(sweep["torch"] / "metrics.jsonl"))
+    np.testing.assert_array_equal(
+        read_samples(run / "samples/samples.npz")[0], read_samples(sweep["torch"] / "samples/samples.npz")[0]
+    )
+
+
+def test_comparing_two_runs_gives_a_report(sweep: dict[str, Path], tmp_path: Path) -> None:
+    out = start(sys.executable, "compare", f"a={sweep['torch']}", f"b={sweep['tf']}", f"out={tmp_path}")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"]["agree"] and "agree" in out
+    assert max(report["loss"]["relative_difference"]) <= TOLERANCES["training loss, 10 steps"].float32
+    assert {run["backend"] for run in report["runs"]} == set(BACKENDS)
+
+
+def test_comparing_notices_a_run_that_parted(sweep: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "parted"
+    subprocess.run(["cp", "-r", str(sweep["tf"]), str(run)], check=True)
+    lines = list(read_metrics(run / "metrics.jsonl"))
+    lines[3]["loss"] *= 1 + 1e-5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}")
+    assert not json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"]
+
+
+def test_comparing_says_when_two_runs_are_not_the_same_experiment(sweep: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "other"
+    subprocess.run(["cp", "-r", str(sweep["tf"]), str(run)], check=True)
+    config = OmegaConf.load(run / "config.yaml")
+    config.seed = 1
+    OmegaConf.save(config, run / "config.yaml")
+    out = start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}")
+    assert "not the same experiment" in out and "seed" in out
