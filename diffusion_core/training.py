@@ -47,7 +47,8 @@ class Course:
 
     def __post_init__(self) -> None:
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
-            raise DuetError(f"trainer.keep_checkpoints: {self.keep_checkpoints} was given; it must be at least 1, or null")
+            given = self.keep_checkpoints
+            raise DuetError(f"trainer.keep_checkpoints: {given} was given; it must be at least 1, or null to keep all")
         for name in ("images", "batch", "log_images"):
             if getattr(self, name) < 1:
                 raise DuetError(f"trainer.{name}: {getattr(self, name)} was given; it must be at least 1")

@@ -19,8 +19,11 @@ from diffusion_core.run import read_metrics, read_samples
 pytestmark = pytest.mark.exchange
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """experiment=digits debug=fast model.channels=16 trainer.images=256 trainer.batch=32 trainer.checkpoint_images=128
-backend.threads=1 sampler.steps=4 sample.count=20 sample.batch=20""".split()
+TINY = [
+    *("experiment=digits", "debug=fast", "model.channels=16"),
+    *("trainer.images=256", "trainer.batch=32", "trainer.checkpoint_images=128", "backend.threads=1"),
+    *("sampler.steps=4", "sample.count=20", "sample.batch=20"),
+]
 BACKENDS = ("torch", "tf")
 
 
