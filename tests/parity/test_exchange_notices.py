@@ -1,0 +1,163 @@
+"""No array of a record can be wrong without a check of its rung that fails.
+
+Each test spoils one array at a time: the comparison is fed with nothing but the group that the array belongs to.
+The checks that pass then are those of the group, and one of them must fail once the array is spoilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from diffusion_core.parity import cases
+from diffusion_core.parity.compare import PRECISIONS, compare_arrays, compare_handover, under
+from diffusion_core.parity.ladder import Check
+from diffusion_core.parity.trace import STEPS
+
+pytestmark = pytest.mark.exchange
+
+# What a record and the other framework's hand-over call the same thing.
+TAKEN = {
+    "8/handed over/": "8/taken over/",
+    "8/uninterrupted/": "8/next step/",
+    f"7/weights {STEPS}/": "8/final weights/",
+    f"7/average {STEPS}/": "8/final average/",
+    "7/losses": "8/losses",
+} | {f"6/{plan}/": f"6/{plan}/" for plan in cases.PLANS}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The arrays of one group in two records."""
+
+    group: str
+    one: dict[str, np.ndarray]
+    two: dict[str, np.ndarray]
+    judge: Callable[[dict, dict], list[Check]]
+
+    def passing(self, two: dict[str, np.ndarray] | None = None) -> list[Check]:
+        """The checks that pass, of the second record as it is or as it is given."""
+        with np.errstate(all="ignore"):
+            return [c for c in self.judge(self.one, self.two if two is None else two) if c.passed]
+
+
+def group_of(name: str) -> str:
+    """The part of an array's name that says what it is compared with."""
+    rung, rest = name.split("/", 1)
+    if rung == "0" or "/" not in rest:
+        return name
+    return f"{rung}/{rest.split('/')[0]}/"
+
+
+def pairs(exchange, precision: str) -> Iterator[Pair]:
+    """Every group of the records, once from lock step and once, where it is part of it, from the hand-over."""
+    torch, tf = exchange.arrays[f"torch/{precision}"], exchange.arrays[f"tf/{precision}"]
+    taken = exchange.arrays[f"tf/handover/{precision}"]
+
+    def group(record: dict, prefix: str) -> dict:
+        return {prefix + rest: array for rest, array in under(record, prefix).items()}
+
+    for name in dict.fromkeys(map(group_of, torch)):
+        if name[0] in "0247":
+            judge = lambda a, b: compare_arrays(a, b, precision, "torch–tf")  # noqa: E731
+            yield Pair(name, group(torch, name), group(tf, name), judge)
+    for name, other in TAKEN.items():
+        judge = lambda a, b: compare_handover(a, b, precision, "torch–tf")  # noqa: E731
+        yield Pair(other, group(torch, name), group(taken, other), judge)
+
+
+def some(arrays: dict[str, np.ndarray]) -> list[str]:
+    """At most twelve names, evenly spread, the first and the last among them."""
+    names = list(arrays)
+    return [names[i] for i in sorted(set(np.linspace(0, len(names) - 1, 12).astype(int)))]
+
+
+def one_value(array: np.ndarray, size: float) -> np.ndarray:
+    """The array with its middle value raised by `size`."""
+    spoilt = array.copy()
+    flat = spoilt.reshape(-1)
+    flat[flat.size // 2] += np.asarray(max(size, 1)).astype(array.dtype)
+    return spoilt
+
+
+def not_a_number(array: np.ndarray, size: float) -> np.ndarray:
+    """The array with one value that is no number; whole numbers have none, and are changed."""
+    if array.dtype.kind != "f":
+        return one_value(array, size)
+    spoilt = array.copy()
+    spoilt.reshape(-1)[-1] = np.nan
+    return spoilt
+
+
+SPOILT = {
+    "one value": one_value,
+    "not a number": not_a_number,
+    "one value less": lambda array, size: array.reshape(-1)[:-1],
+    "another type": lambda array, size: (array.astype(np.float64) + 0.5).astype(np.float16),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("fault", SPOILT)
+def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
+    unseen = []
+    for pair in pairs(exchange, precision):
+        whole = pair.passing()
+        size = max(float(np.abs(array.astype(np.float64)).max()) for array in pair.two.values())
+        for name in some(pair.two):
+            spoilt = SPOILT[fault](pair.two[name], size)
+            if len(pair.passing(pair.two | {name: spoilt})) >= len(whole):
+                unseen.append(name)
+    assert not unseen
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_missing_or_renamed_array_is_noticed(exchange, precision):
+    unseen = []
+    for pair in pairs(exchange, precision):
+        whole = pair.passing()
+        for name in (next(iter(pair.two)), list(pair.two)[-1]):
+            without = {other: array for other, array in pair.two.items() if other != name}
+            for spoilt in (without, without | {f"{name} ": pair.two[name]}):
+                if len(pair.passing(spoilt)) >= len(whole):
+                    unseen.append(name)
+    assert not unseen
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_transposed_axes_and_swapped_names_are_noticed(exchange, precision):
+    transposed = swapped = 0
+    unseen = []
+    for pair in pairs(exchange, precision):
+        whole = pair.passing()
+        names = some({name: array for name, array in pair.two.items() if array.ndim > 1} or pair.two)
+        for name in names:
+            array = pair.two[name]
+            turned = array.swapaxes(-1, -2) if array.ndim > 1 else array
+            if turned.shape == array.shape and not np.array_equal(turned, array):
+                transposed += 1
+                if len(pair.passing(pair.two | {name: turned})) >= len(whole):
+                    unseen.append(f"{name}, transposed")
+            for other in names:
+                if other > name and pair.two[other].shape == array.shape and not np.array_equal(pair.two[other], array):
+                    swapped += 1
+                    if len(pair.passing(pair.two | {name: pair.two[other], other: array})) >= len(whole):
+                        unseen.append(f"{name} for {other}")
+                    break
+    assert not unseen
+    assert transposed > 50 and swapped > 20
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_array_belongs_to_a_check_of_its_own_rung(exchange, precision):
+    seen: set[str] = set()
+    for pair in pairs(exchange, precision):
+        checks = pair.passing()
+        assert checks, f"nothing looks at {pair.group}"
+        assert {c.rung for c in checks} == {int(pair.group[0])}, pair.group
+        seen |= pair.one.keys() | pair.two.keys()
+    recorded = exchange.arrays[f"torch/{precision}"].keys() | exchange.arrays[f"tf/handover/{precision}"].keys()
+    assert seen == recorded
