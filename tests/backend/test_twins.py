@@ -1,0 +1,131 @@
+"""The two backends are translations of each other, and nothing but a backend loads a framework. No framework needed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import backends
+from diffusion_core import reference
+from diffusion_core.parity import cases
+from diffusion_core.unet.blocks import KINDS
+
+FOLDERS = {name: Path(backends.__file__).parent / name for name in ("torch", "tf")}
+FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py"))
+
+# What one backend needs and the other does not, and why.
+ALONE = {
+    ("tf", "network.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
+}
+# What is called otherwise, and why.
+CALLED_OTHERWISE = {
+    ("device.py", "Place.mixed"),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
+    ("network.py", "read_parameters"),  # TensorFlow must know the axes of each parameter
+}
+
+
+def public(backend: str, file: str) -> dict[str, tuple[str, ...]]:
+    """Public functions, classes and methods of a file in order, each with its parameters and their defaults."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.parse((FOLDERS[backend] / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            found[node.name] = parameters(node)
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = ()
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and (item.name in SPECIAL or not item.name.startswith("_")):
+                    # A torch module is called through `forward`, a TensorFlow one through `__call__`.
+                    name = "forward" if item.name == "__call__" else item.name
+                    found[f"{node.name}.{name}"] = parameters(item)
+                elif isinstance(item, ast.AnnAssign):
+                    found[f"{node.name}.{ast.unparse(item.target)}"] = ("field",)
+    return {name: value for name, value in found.items() if (backend, file, name) not in ALONE}
+
+
+SPECIAL = ("__init__", "__call__")
+
+
+def parameters(function: ast.FunctionDef) -> tuple[str, ...]:
+    arguments = function.args
+    defaults = [ast.unparse(value) for value in arguments.defaults]
+    named = [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs]
+    return (*(a.arg for a in named), *defaults)
+
+
+def test_both_have_the_same_files():
+    assert sorted(path.name for path in FOLDERS["tf"].glob("*.py")) == FILES
+    assert {"network.py", "trainer.py", "sampler.py", "device.py"} < set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_both_define_the_same_names_in_the_same_order(file):
+    assert list(public("torch", file)) == list(public("tf", file))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_both_take_the_same_parameters(file):
+    torch, tf = public("torch", file), public("tf", file)
+    otherwise = {name for name in torch if torch[name] != tf[name]}
+    assert otherwise == {name for other, name in CALLED_OTHERWISE if other == file}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_both_list_the_same_names_for_import(file):
+    def listed(backend: str) -> list[str]:
+        for node in ast.parse((FOLDERS[backend] / file).read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                return [name for name in ast.literal_eval(node.value) if (backend, file, name) not in ALONE]
+        return []
+
+    assert listed("torch") == listed("tf") != []
+
+
+def test_every_block_kind_is_everywhere():
+    for backend in FOLDERS:
+        classes = [name for name in public(backend, "network.py") if "." not in name]
+        assert set(KINDS) <= set(classes), backend
+        assert set(KINDS) <= {name.split(".")[0] for name in public(backend, "network.py") if name.endswith(".forward")}
+    for kind in KINDS:
+        assert any(node.kind == kind for case in cases.BLOCKS for node in case.nodes), f"no case of {kind}"
+    assert set(KINDS) == set(reference._FUNCTIONS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_takes_what_the_classes_take(kind):
+    """The inputs of a block: the same number in the reference and in both backends."""
+    function = list(inspect.signature(reference._FUNCTIONS[kind]).parameters)
+    inputs = [name for name in function[1:] if name not in ("weight", "bias")]
+    for backend in FOLDERS:
+        assert len(public(backend, "network.py")[f"{kind}.forward"]) == 1 + len(inputs)
+
+
+LOAD_ALL = """
+import importlib, pkgutil, sys
+for name in {names}:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        importlib.import_module(module.name)
+print([name for name in ("torch", "torchvision", "tensorflow", "keras", "jax") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("names", [["diffusion_core"], ["experiments"]], ids=lambda names: names[0])
+def test_no_framework_is_loaded_by_what_is_not_a_backend(names):
+    """Every module of a package, `experiments.compare` among them."""
+    assert loaded(LOAD_ALL.format(names=names)) == "[]"
+
+
+def test_importing_the_package_of_the_backends_loads_none():
+    assert loaded("import backends, sys; print([n for n in ('torch', 'tensorflow') if n in sys.modules])") == "[]"
+
+
+def loaded(code: str) -> str:
+    """What a new Python prints last."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip().splitlines()[-1]

@@ -1,0 +1,85 @@
+"""What the ladder measures with: a number that is wrong, missing or not finite never passes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from diffusion_core.errors import DuetError
+from diffusion_core.parity.compare import differing, load_arrays, own_checks
+from diffusion_core.parity.ladder import RUNGS, TOLERANCES, check, l2, l2_of_all, ladder, relative, worst
+from diffusion_core.run import write_json
+
+A = np.array([[3.0, -4.0], [0.0, 0.0]])
+
+
+def test_closed_forms():
+    near = np.array([[3.0, -4.0], [0.0, 1.0]])
+    assert relative(near, A) == 0.25
+    assert l2(near, A) == pytest.approx(0.2)
+    assert l2_of_all({"a": A, "b": A}, {"a": A, "b": 2 * A}) == pytest.approx(np.sqrt(1 / 5))
+    assert worst({"a": A, "b": A}, {"a": A, "b": 2 * A}) == pytest.approx(0.5)
+    assert relative(A, A) == l2(A, A) == differing({"a": A}, {"a": A}) == 0
+
+
+@pytest.mark.parametrize("measure", [relative, l2])
+@pytest.mark.parametrize("wrong", [A[:1], A[None], np.full_like(A, np.nan), np.where(A == 0, np.inf, A)])
+def test_what_cannot_be_compared_is_infinitely_far(measure, wrong):
+    with np.errstate(invalid="ignore"):
+        assert measure(wrong, A) == measure(A, wrong) == np.inf
+        assert wrong.shape != A.shape or measure(wrong, wrong) == np.inf
+
+
+@pytest.mark.parametrize("measure", [l2_of_all, worst, differing])
+def test_other_names_and_no_names_are_infinitely_far(measure):
+    assert measure({"a": A}, {"b": A}) == measure({"a": A}, {"a": A, "b": A}) == measure({}, {}) == np.inf
+
+
+@pytest.mark.parametrize("measure", [relative, l2])
+def test_a_difference_from_zero_never_passes(measure):
+    assert measure(A, np.zeros_like(A)) == np.inf
+
+
+def test_bits_know_signs_types_and_single_values():
+    assert differing({"a": np.array(0.0)}, {"a": np.array(-0.0)}) == 1
+    assert differing({"a": A}, {"a": np.nextafter(A, 9)}) == 4
+    assert differing({"a": A}, {"a": A.astype(np.float32)}) == np.inf
+    assert differing({"a": A.T}, {"a": np.ascontiguousarray(A.T)}) == 0
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_a_check_passes_up_to_its_tolerance(kind, precision):
+    tolerance = TOLERANCES[kind].of(precision)
+    outcomes = [
+        check(1, "x", precision, "b", kind, error).passed
+        for error in (0.0, tolerance, np.nextafter(tolerance, 1), np.inf, np.nan)
+    ]
+    assert outcomes == [True, True, False, False, False]
+    assert TOLERANCES[kind].of("float64") <= 1e-4 * TOLERANCES[kind].of("float32")
+
+
+def test_every_rung_is_on_the_ladder():
+    checks = [check(r.number, "x", "float64", "b", "bits", 0) for r in RUNGS]
+    assert [rung["rung"] for rung in ladder(checks)] == list(range(9))
+    assert all(len(rung["checks"]) == 1 and rung["checks"][0]["passed"] for rung in ladder(checks))
+
+
+def test_an_error_that_is_no_number_fails_after_json_too(tmp_path):
+    checks = [check(1, "x", "float64", "b", "noised", error) for error in (0.0, np.nan, np.inf)]
+    write_json(tmp_path / "checks.json", {"checks": [c.to_dict() for c in checks]})
+    json.loads((tmp_path / "checks.json").read_text(), parse_constant=pytest.fail)
+    assert [c.passed for c in own_checks(tmp_path)] == [True, False, False]
+
+
+def test_a_record_that_is_missing_or_corrupt_is_one_clear_line(tmp_path):
+    with pytest.raises(DuetError, match=r"float64\.npz: there is no such record"):
+        load_arrays(tmp_path / "float64.npz")
+    (tmp_path / "float64.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(DuetError, match="it is not a record"):
+        load_arrays(tmp_path / "float64.npz")
+    np.savez(tmp_path / "float64.npz", a=np.array([object()]))
+    with pytest.raises(DuetError, match="it is not a record"):
+        load_arrays(tmp_path / "float64.npz")
