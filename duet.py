@@ -58,7 +58,7 @@ TESTS = (
     ("one against the other", ("torch",), "-m pytest -m exchange"),
 )
 # What the demo runs in order; {x} is DIR.
-AS_DIGITS = "sampler.steps=25 sampler.spacing=trailing sampler.guidance=2 sample.count=500 sample.batch=500"
+AS_DIGITS = "sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500"
 CROSSED = "crossed=[{x}/crossed/torch,{x}/crossed/tf] traces=[{x}/trace/torch,{x}/trace/tf]"
 DEMO = (
     (

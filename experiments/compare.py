@@ -23,7 +23,7 @@ from diffusion_core import pictures
 from diffusion_core.data import load_dataset
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits import DigitsJudge, fit_judge
-from diffusion_core.metrics.nearest import nearest
+from diffusion_core.metrics.nearest import nearest, spread
 from diffusion_core.parity.compare import compare_records, own_checks
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.run import environment, read_json, read_metrics, read_samples
@@ -292,11 +292,14 @@ def _digits(runs: tuple[Run, Run], report: Report, images: dict[str, bytes], hea
     if any(run.config.data.name != "digits" or not run.config.model.num_classes for run in runs):
         return
     judge: DigitsJudge = fit_judge()
-    rates, distances = [], []
+    real = load_dataset("digits")
+    real_spread = spread(real.images, real.labels, real.num_classes)
+    rates, distances, spreads = [], [], []
     for run, facts in zip(runs, report["runs"], strict=True):
         samples, labels, _ = run.samples
         rates.append(judge.agreement(samples, labels).rate)
         distances.append(judge.frechet(samples))
+        spreads.append(float(np.nanmean(spread(samples, labels, real.num_classes) / real_spread)))
         facts["quality"] = {"class agreement": rates[-1], "digits Fréchet": distances[-1]}
     count = len(runs[0].samples[0])
     report["quality"] = {
@@ -313,6 +316,12 @@ def _digits(runs: tuple[Run, Run], report: Report, images: dict[str, bytes], hea
                 "values": [*distances, judge.floor(count)],
                 "format": "number",
                 "better": "lower",
+            },
+            {
+                "name": "spread within a class, as a share of that of real digits",
+                "values": [*spreads, 1.0],
+                "format": "percent",
+                "better": "higher",
             },
         ],
         "note": "The judge is a support vector machine fitted on real digits; for real digits its accuracy on held-out "
