@@ -292,7 +292,7 @@ def _digits(runs: tuple[Run, Run], report: Report, images: dict[str, bytes], hea
     if any(run.config.data.name != "digits" or not run.config.model.num_classes for run in runs):
         return
     judge: DigitsJudge = fit_judge()
-    real = load_dataset("digits")
+    real = load_dataset("digits", size=runs[0].samples[0].shape[1])
     real_spread = spread(real.images, real.labels, real.num_classes)
     rates, distances, spreads = [], [], []
     for run, facts in zip(runs, report["runs"], strict=True):

@@ -1,18 +1,45 @@
-"""The two records that the environments wrote."""
+"""A backend that keeps its networks, and the two records that the environments wrote."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffusion_core.parity.compare import PRECISIONS, compare_records, load_arrays, own_checks
 from diffusion_core.parity.ladder import Check
+from diffusion_core.unet import Program
+from diffusion_core.weights import Weights
 
 NAMES = ("torch", "tf")
+
+
+class Kept:
+    """A backend that builds the same network once, because TensorFlow takes a second to trace one."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self._networks = backend, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def network(self, program: Program, weights: Weights) -> Any:
+        """The network of this program with these bytes."""
+        key = (program.sha256, *((name, value.tobytes()) for name, value in weights.items()))
+        if key not in self._networks:
+            self._networks[key] = self._backend.network(program, weights)
+        return self._networks[key]
+
+
+@pytest.fixture(scope="session")
+def kept(open_backend) -> Callable[[str], Kept]:
+    """The backend of a precision, with the networks that it has built."""
+    return cache(lambda precision: Kept(open_backend(precision)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from diffusion_core import reference
 from diffusion_core.backend import DISTANCES
 from diffusion_core.parity import cases, trace
+from diffusion_core.parity.compare import under
 from diffusion_core.parity.ladder import Check, check
 from diffusion_core.random import Stream
 from diffusion_core.unet import Program, lower
@@ -27,17 +28,23 @@ OPTIMISER = [
 
 
 @pytest.fixture(scope="module")
-def climb(open_backend) -> Callable[[Callable, str], Mapping[str, Check]]:
-    """The checks of a rung by name, measured once per precision."""
+def measure(kept) -> Callable[[Callable, str], trace.Trace]:
+    """What a rung measures, once per precision."""
 
     @cache
-    def climbed(rung: Callable, precision: str) -> Mapping[str, Check]:
-        backend = open_backend(precision)
-        measured = trace.Trace(backend.describe().backend, precision)
-        rung(backend, measured)
-        return {c.name: c for c in measured.checks}
+    def measured(rung: Callable, precision: str) -> trace.Trace:
+        backend = kept(precision)
+        result = trace.Trace(backend.describe().backend, precision)
+        rung(backend, result)
+        return result
 
-    return climbed
+    return measured
+
+
+@pytest.fixture(scope="module")
+def climb(measure) -> Callable[[Callable, str], Mapping[str, Check]]:
+    """The checks of a rung by name."""
+    return lambda rung, precision: {c.name: c for c in measure(rung, precision).checks}
 
 
 def assert_passed(one: Check) -> None:
@@ -58,9 +65,9 @@ def test_rung_2_every_block(climb, precision, case):
 
 @BOTH
 @pytest.mark.parametrize("title", cases.NETWORKS)
-def test_rung_3_whole_networks(open_backend, precision, title):
+def test_rung_3_whole_networks(kept, precision, title):
     # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
-    spec, backend = cases.NETWORKS[title], open_backend(precision)
+    spec, backend = cases.NETWORKS[title], kept(precision)
     program = lower(spec)
     batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
     error = trace.forward_error(backend, program, cases.scattered_weights(program), batch)
@@ -91,14 +98,14 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
 
 
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
-def test_gradients_are_the_slope_of_the_reference_loss(open_backend, case):
+def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
     """Rung 4 without the other framework: along one direction of weight space, by central differences."""
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.shape, case.classes)
     direction = {
         p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.parameters
     }
-    _, gradients = trace.gradients_of(open_backend("float64"), case.program, weights, batch)
+    gradients = under(measure(trace.blocks, "float64").arrays, f"2/{case.name}/")
     slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
     size = np.sqrt(sum(np.sum(g**2) for g in gradients.values()) * sum(np.sum(d**2) for d in direction.values()))
     assert slope == pytest.approx(_slope(case.program, weights, batch, direction), abs=1e-8 * size)

@@ -49,25 +49,9 @@ class Told:
         return (lambda *args: value(*fault(*args))) if fault else value
 
 
-class Kept:
-    """A backend that builds the same network once: it is told apart by what it is made of."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend, self._networks = backend, {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def network(self, program: Program, weights: Weights) -> Any:
-        key = (program.sha256, *(value.tobytes() for value in weights.values()))
-        if key not in self._networks:
-            self._networks[key] = self._backend.network(program, weights)
-        return self._networks[key]
-
-
 @pytest.fixture(scope="module")
-def exact(open_backend) -> Kept:
-    return Kept(open_backend("float64"))
+def exact(kept) -> Any:
+    return kept("float64")
 
 
 def climbed(rung: Callable, backend: Any, faults: Mapping[str, Callable], **options: Any) -> dict[str, Check]:
@@ -225,9 +209,9 @@ FINE = {"eps 1e-5 for 1e-6", "eps through float32", "scale of a sum through floa
 
 
 @pytest.mark.parametrize("title", sorted(BLOCK_FAULTS.keys() - FINE))
-def test_rung_2_notices_in_float32(open_backend, title):
+def test_rung_2_notices_in_float32(kept, title):
     name, fault = BLOCK_FAULTS[title]
-    assert not block_check(open_backend("float32"), name, {"network": fault}).passed
+    assert not block_check(kept("float32"), name, {"network": fault}).passed
 
 
 @pytest.mark.parametrize("name", CASES)
