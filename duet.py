@@ -18,7 +18,6 @@ Exit code: 0 when all went well, 2 when something given does not fit, else that 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import os
@@ -28,9 +27,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import TextIO
@@ -47,19 +46,22 @@ FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"
 
-BOTH = ("torch", "tf")
-# What the tests run in order: title, backends, arguments of their Python. Two backends run side by side, each on half
-# of the cores. {x} is a fresh folder (DUET_EXCHANGE), {b} the backend, {o} the other one, {t} the threads of each.
+# A job is a backend, and a precision where the work is cut by it; the slower ones come first. Two run at a time, each
+# on half of the cores.
+BOTH = (("torch", ""), ("tf", ""))
+TORCH, TF = BOTH[:1], BOTH[1:]
+LADDER = tuple((backend, precision) for backend in ("tf", "torch") for precision in ("float64", "float32"))
+RECORD = "-m experiments.trace backend={b} precisions=[{p}] backend.threads={t} out={x}/trace/{b}"
+# What the tests run in order: title, jobs, arguments of their Python. {x} is a fresh folder, {b} the backend, {o} the
+# other one, {p} the precision, {t} the threads.
 TESTS = (
-    ("all tests, with torch", ("torch",), "-m pytest -m 'not exchange and not slow and not gpu'"),
-    ("backend tests, with tf", ("tf",), "-m pytest -m 'backend and not exchange and not slow and not gpu'"),
-    ("traces", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/{b}"),
-    ("hand-over", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/{b} handover={x}/{o}"),
-    ("one against the other", ("torch",), "-m pytest -m exchange"),
+    ("all tests, with torch", TORCH, "-m pytest -m 'not exchange and not slow and not gpu'"),
+    ("backend tests, with tf", TF, "-m pytest -m 'backend and not exchange and not slow and not gpu'"),
+    ("climb the parity ladder", LADDER, RECORD),
+    ("hand over to each other", LADDER, RECORD + " handover={x}/trace/{o}"),
+    ("one against the other", TORCH, "-m pytest -m exchange"),
 )
 # What the demo runs in order; {x} is DIR.
-AS_DIGITS = "sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500"
-CROSSED = "crossed=[{x}/crossed/torch,{x}/crossed/tf] traces=[{x}/trace/torch,{x}/trace/tf]"
 DEMO = (
     (
         "train in lock step",
@@ -69,21 +71,17 @@ DEMO = (
     (
         "sample from the other's checkpoint",
         BOTH,
-        "-m experiments.sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false "
-        + AS_DIGITS,
+        "-m experiments.sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false"
+        " sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500",
     ),
-    ("climb the parity ladder", BOTH, "-m experiments.trace backend={b} backend.threads={t} out={x}/trace/{b}"),
-    (
-        "hand over to each other",
-        BOTH,
-        "-m experiments.trace backend={b} backend.threads={t} out={x}/trace/{b} handover={x}/trace/{o}",
-    ),
+    ("climb the parity ladder", LADDER, RECORD),
+    ("hand over to each other", LADDER, RECORD + " handover={x}/trace/{o}"),
     (
         "compare",
-        ("torch",),
-        "-m experiments.compare a={x}/torch b={x}/tf "
-        + CROSSED
-        + " out={x} 'title=Handwritten digits in PyTorch and TensorFlow' 'command=python3 duet.py demo'",
+        TORCH,
+        "-m experiments.compare a={x}/torch b={x}/tf crossed=[{x}/crossed/torch,{x}/crossed/tf]"
+        " traces=[{x}/trace/torch,{x}/trace/tf] out={x}"
+        " 'title=Handwritten digits in PyTorch and TensorFlow' 'command=python3 duet.py demo'",
     ),
 )
 OFFLINE = r"connection broken|Failed to establish|Max retries|name resolution|timed out|CERTIFICATE|from versions: none"
@@ -243,44 +241,43 @@ def shell_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def side_by_side(commands: dict[str, list[str]], **options: object) -> int:
-    """Run a command per backend at the same time, each line of output under its name; the worst exit code."""
+def side_by_side(jobs: list[tuple[str, list[str], dict[str, str]]]) -> int:
+    """Run (backend, command, environment) two at a time, each line under its backend's name; the worst exit code."""
+    running: list[subprocess.Popen] = []
 
-    def relay(backend: str, output: TextIO) -> None:
-        for line in output:
-            print(f"{backend:>5} | {line}", end="", flush=True)
+    def run(job: tuple[str, list[str], dict[str, str]]) -> int:
+        backend, command, env = job
+        options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
+        with subprocess.Popen(command, cwd=ROOT, env=env, **options) as process:
+            running.append(process)
+            for line in process.stdout:
+                print(f"{backend:>5} | {line}", end="", flush=True)
+        return shell_code(process.returncode)
 
-    with contextlib.ExitStack() as stack:
-        jobs = []
-        for backend, command in commands.items():
-            pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
-            job = stack.enter_context(subprocess.Popen(command, text=True, errors="replace", **pipes, **options))
-            relayed = threading.Thread(target=relay, args=(backend, job.stdout), daemon=True)
-            relayed.start()
-            jobs.append((job, relayed))
+    with ThreadPoolExecutor(2) as pool:
         try:
-            codes = [shell_code(job.wait()) for job, _ in jobs]
+            return max(pool.map(run, jobs))
         except BaseException:
-            for job, _ in jobs:
-                job.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
             raise
-        for _, relayed in jobs:
-            relayed.join()
-    return max(codes)
 
 
-def stage(pythons: dict[str, str], backends: tuple[str, ...], template: str, folder: str, more: list[str], **options):
-    """Run one row of a table; its exit code."""
+def stage(pythons: dict[str, str], jobs: tuple, template: str, folder: str, *more: str, **variables: str) -> int:
+    """Run one row of a table, with `more` arguments and environment variables; its exit code."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    commands = {}
-    for backend in backends:
-        names = {"b": backend, "o": BOTH[1 - BOTH.index(backend)], "t": str(max(1, cores // 2))}
-        arguments = words(template, {"x": folder, **names}) + more
+    commands = []
+    for backend, precision in jobs:
+        other = next(name for name in DOWNLOAD if name != backend)
+        values = {"x": folder, "b": backend, "o": other, "p": precision, "t": str(max(1, cores // 2))}
+        arguments = [*words(template, values), *more]
         say(shown(backend, arguments))
-        commands[backend] = [pythons[backend], *arguments]
-    if len(commands) == 1:
-        return call(*commands.values(), cwd=ROOT, **options)
-    return side_by_side(commands, cwd=ROOT, **options)
+        commands.append((backend, [pythons[backend], *arguments], dict(os.environ, DUET_BACKEND=backend, **variables)))
+    if len(commands) > 1:
+        return side_by_side(commands)
+    _, command, env = commands[0]
+    return call(command, cwd=ROOT, env=env)
 
 
 def words(template: str, values: dict[str, str]) -> list[str]:
@@ -322,12 +319,12 @@ def test_command(args: list[str]) -> int:
     pythons = {backend: setup(backend) for backend in DOWNLOAD}
     rows = []
     with tempfile.TemporaryDirectory(prefix="duet-exchange-") as exchange:
-        for title, backends, template in TESTS:
+        for title, jobs, template in TESTS:
             is_pytest = "-m pytest" in template
             say(f"{title}:")
             started = time.monotonic()
-            env = dict(os.environ, DUET_BACKEND=backends[0], DUET_EXCHANGE=exchange)
-            code = stage(pythons, backends, template, exchange, args if is_pytest else [], env=env)
+            traces = str(Path(exchange) / "trace")
+            code = stage(pythons, jobs, template, exchange, *(args if is_pytest else []), DUET_EXCHANGE=traces)
             # pytest leaves with 5 where it selects no test, as a person's own selection may well do in one stage
             passed = code == 0 or (code == 5 and is_pytest and bool(args))
             rows.append((title, passed, code, time.monotonic() - started))
@@ -352,9 +349,9 @@ def demo_command(args: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("Made by `duet.py demo`.\n")
     out, started = str(folder.relative_to(ROOT) if ROOT in folder.parents else folder), time.monotonic()
-    for title, backends, template in DEMO:
+    for title, jobs, template in DEMO:
         say(f"{title}:")
-        code = stage(pythons, backends, template, out, [])
+        code = stage(pythons, jobs, template, out)
         if code:
             raise Stop(f"the demo stopped with exit code {code} at: {title}", 1)
     if not report.is_file():

@@ -118,6 +118,7 @@ class TraceSchema:
 
     out: str = MISSING
     handover: str | None = None
+    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])
     backend: BackendSchema = field(default_factory=BackendSchema)
 
 

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 
 from diffusion_core.backend import Backend, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from diffusion_core.errors import one_of
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
-from diffusion_core.parity.ladder import Check
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
 from diffusion_core.run import environment, write_json
 from experiments.common import settings_of
@@ -32,46 +32,44 @@ from experiments.entry import entry
 
 @entry("trace")
 def main(cfg: DictConfig) -> None:
-    """Record both precisions, or take over what another framework recorded."""
+    """Record the precisions asked for, or take over what another framework recorded in them."""
     out = Path(cfg.out)
-    checks: list[Check] = []
-    backend = None
-    for precision in PRECISIONS:
+    for precision in cfg.precisions:
+        if precision not in PRECISIONS:
+            raise one_of("precisions", precision, PRECISIONS)
+    for precision in cfg.precisions:
         backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
+        print(backend.describe().line(), flush=True)
         began = perf_counter()
         if cfg.handover is None:
-            checks += _write_record(backend, out, precision)
+            done = _write_record(backend, out, precision)
         else:
-            _take_over(backend, out, precision, Path(cfg.handover))
-        what = "recorded" if cfg.handover is None else f"went on from {cfg.handover}"
-        print(f"{backend.describe().line()}: {what} in {perf_counter() - began:.1f} s", flush=True)
-    if cfg.handover is None:
-        facts = environment(backend.describe())
-        write_json(out / "checks.json", {"environment": facts, "checks": [c.to_dict() for c in checks]})
-        failed = [c for c in checks if not c.passed]
-        print(f"{len(checks) - len(failed)} of {len(checks)} checks against the reference passed: {out}")
-        for c in failed:
-            print(f"  rung {c.rung}, {c.name}, {c.precision}: {c.error:.3g} > {c.tolerance:.3g}")
+            done = _take_over(backend, out, precision, Path(cfg.handover))
+        print(f"{cfg.backend.name}, {precision}: {done} in {perf_counter() - began:.0f} s: {out}", flush=True)
 
 
-def _write_record(backend: Backend, out: Path, precision: str) -> list[Check]:
+def _write_record(backend: Backend, out: Path, precision: str) -> str:
     trace = record(backend)
     _write_arrays(out / f"{precision}.npz", trace.arrays)
     for step in (HANDOVER_STEP, STEPS):
         notes = {"backend": trace.backend, "precision": precision}
-        state = trace.states[step]
-        save_checkpoint(
-            out / precision / "checkpoints", Checkpoint(step * BATCH, cases.PARITY, cases.SEED, state, notes)
-        )
-    return trace.checks
+        found = Checkpoint(step * BATCH, cases.PARITY, cases.SEED, trace.states[step], notes)
+        save_checkpoint(out / precision / "checkpoints", found)
+    facts = environment(backend.describe())
+    write_json(out / f"{precision}.json", {"environment": facts, "checks": [c.to_dict() for c in trace.checks]})
+    failed = [c for c in trace.checks if not c.passed]
+    for c in failed:
+        print(f"  rung {c.rung}, {c.name}: {c.error:.3g} > {c.tolerance:.3g}")
+    return f"{len(trace.checks) - len(failed)} of {len(trace.checks)} checks against the reference passed"
 
 
-def _take_over(backend: Backend, out: Path, precision: str, other: Path) -> None:
+def _take_over(backend: Backend, out: Path, precision: str, other: Path) -> str:
     checkpoints = other / precision / "checkpoints"
     middle = load_checkpoint(checkpoints / f"{HANDOVER_STEP * BATCH:012d}", cases.PARITY.program)
     last = load_checkpoint(checkpoints / f"{STEPS * BATCH:012d}", cases.PARITY.program)
     arrays = continue_training(backend, middle.state) | sample_images(backend, last.state.ema)
     _write_arrays(out / "handover" / f"{precision}.npz", arrays)
+    return f"went on from {other}"
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:

@@ -89,7 +89,7 @@ class Place:
 
     def function(self, function):
         """The function as one graph, compiled with XLA if the place compiles."""
-        return tf.function(function, jit_compile=self.compile or None, autograph=False)
+        return tf.function(function, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
 
 
 def prepare(settings: Settings) -> Place:

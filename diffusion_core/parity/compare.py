@@ -2,7 +2,7 @@
 
 A record lies in a directory::
 
-    checks.json                     checks against the reference
+    float64.json, float32.json      checks against the reference
     float64.npz, float32.npz        arrays, see `trace`
     float64/checkpoints/, ...       the state at the hand-over
     handover/float64.npz, ...       what it did with the other framework's state
@@ -23,7 +23,7 @@ from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, wors
 from diffusion_core.parity.trace import HANDOVER_STEP, STEPS
 from diffusion_core.run import read_json
 
-__all__ = ["PRECISIONS", "compare_records", "load_arrays", "own_checks"]
+__all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks"]
 
 PRECISIONS = ("float64", "float32")
 Arrays = Mapping[str, NDArray]
@@ -47,8 +47,16 @@ def load_arrays(path: Path) -> dict[str, NDArray]:
 
 
 def own_checks(directory: Path) -> list[Check]:
-    """The checks that one framework did against the reference."""
-    path = Path(directory) / "checks.json"
+    """The checks that one framework did against the reference, of all precisions."""
+    return [c for precision in PRECISIONS for c in load_checks(Path(directory) / f"{precision}.json")]
+
+
+def load_checks(path: Path) -> list[Check]:
+    """The checks in one file of a record.
+
+    Raises:
+        DuetError: if it is missing or corrupt.
+    """
     names = ("rung", "name", "precision", "backend", "error", "tolerance", "unit")
     loaded = read_json(path)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core import reference
-from diffusion_core.backend import DISTANCES, Backend, TrainBatch, Trainer, TrainerState
+from diffusion_core.backend import DISTANCES, Backend, Network, TrainBatch, Trainer, TrainerState, Watch
 from diffusion_core.data import to_uint8
 from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
@@ -200,14 +200,13 @@ def _apart(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
 
 
 def images_of(
-    backend: Backend, plan: SamplerPlan, weights: Weights, count: int = SAMPLES, watch: Callable | None = None
+    backend: Backend, network: Network, plan: SamplerPlan, count: int = SAMPLES, watch: Watch | None = None
 ) -> NDArray:
     """Samples of the parity network, as floats."""
-    problem, index, dtype = cases.PARITY, np.arange(count), backend.settings.host_dtype
-    shape = problem.spec.image_shape
+    index, dtype = np.arange(count), backend.settings.host_dtype
+    shape = cases.PARITY.spec.image_shape
     start = start_noise(plan, cases.SEED, index, shape, dtype)
     noise = noise_source(cases.SEED, index, shape, dtype)
-    network = backend.network(problem.program, weights)
     return backend.sample(network, plan, start, (index % 10).astype(np.int32), noise, watch)
 
 
@@ -225,10 +224,11 @@ def sampler_update(
     """Rung 6, first half: short plans with untrained weights against the reference."""
     weights = cases.scattered_weights(cases.PARITY.program)
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    network = backend.network(cases.PARITY.program, weights)
     for name, plan in plans.items():
         if plan.rows <= 20:
             wanted = _reference_images(cases.PLANS[name], rounded, backend.settings.host_dtype, count)
-            got = images_of(backend, plan, weights, count)
+            got = images_of(backend, network, plan, count)
             trace.judge(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
 
 
@@ -264,15 +264,15 @@ def sampling(backend: Backend, trace: Trace, weights: Weights) -> None:
 
 
 def sample_images(backend: Backend, weights: Weights) -> Arrays:
-    """Final images of every plan, as floats and as uint8, and the states along DDIM-50."""
+    """Final images of every plan, as floats and as uint8, and the states of two samples along DDIM-50."""
+    network = backend.network(cases.PARITY.program, weights)
+    paths: dict[str, list[NDArray]] = {name: [] for name in cases.PLANS}
     arrays = {}
     for name, plan in cases.PLANS.items():
-        images = images_of(backend, plan, weights)
+        images = images_of(backend, network, plan, watch=lambda row, x, estimate, to=name: paths[to].append(x[:2]))
         arrays[f"6/{name}/images"] = images
         arrays[f"6/{name}/pixels"] = to_uint8(images)
-    path: list[NDArray] = []
-    images_of(backend, cases.PLANS["DDIM-50"], weights, 2, lambda row, x, estimate: path.append(x))
-    return arrays | {"6/DDIM-50/trajectory": np.stack(path)}
+    return arrays | {"6/DDIM-50/trajectory": np.stack(paths["DDIM-50"])}
 
 
 def continue_training(backend: Backend, state: TrainerState) -> Arrays:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.errors import DuetError
-from diffusion_core.parity.compare import differing, load_arrays, own_checks, under
+from diffusion_core.parity.compare import differing, load_arrays, load_checks, under
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, Check, check, l2, l2_of_all, ladder, relative, worst
 from diffusion_core.random import Stream
 from diffusion_core.run import write_json
@@ -152,7 +152,7 @@ def test_a_ladder_has_every_check_on_its_rung():
 def test_checks_survive_json_and_failures_stay_failures(tmp_path):
     checks = [check(3, "a", "float64", "tf", "network", error) for error in (0.0, 1e-3, math.nan, math.inf)]
     write_json(tmp_path / "checks.json", {"checks": [c.to_dict() for c in checks]})
-    loaded = own_checks(tmp_path)
+    loaded = load_checks(tmp_path / "checks.json")
     assert loaded[:2] == checks[:2]
     assert [c.passed for c in loaded] == [True, False, False, False]
 
@@ -161,14 +161,14 @@ def test_a_check_without_a_tolerance_does_not_pass(tmp_path):
     plain = check(3, "a", "float64", "tf", "network", math.inf).to_dict() | {"error": None, "tolerance": None}
     (tmp_path / "checks.json").write_text(json.dumps({"checks": [plain]}))
     with pytest.raises(DuetError, match=r"checks\.json"):
-        own_checks(tmp_path)
+        load_checks(tmp_path / "checks.json")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"checks": 1}', '{"checks": [{"rung": 1}]}', "no"])
 def test_checks_that_are_no_checks_are_refused(tmp_path, content):
     (tmp_path / "checks.json").write_text(content)
     with pytest.raises(DuetError, match=r"checks\.json"):
-        own_checks(tmp_path)
+        load_checks(tmp_path / "checks.json")
 
 
 def test_arrays_are_read_back_or_refused(tmp_path):

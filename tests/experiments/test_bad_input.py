@@ -231,5 +231,5 @@ def test_bench_refuses(tmp_path: Path) -> None:
 def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "checks.json").write_text("{" if name == "b" else json.dumps({"checks": []}))
-    assert "checks.json" in refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+        (tmp_path / name / "float64.json").write_text("{" if name == "b" else json.dumps({"checks": []}))
+    assert "float64.json" in refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")

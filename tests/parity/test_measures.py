@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.errors import DuetError
-from diffusion_core.parity.compare import differing, load_arrays, own_checks
+from diffusion_core.parity.compare import differing, load_arrays, load_checks
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, check, l2, l2_of_all, ladder, relative, worst
 from diffusion_core.run import write_json
 
@@ -71,7 +71,7 @@ def test_an_error_that_is_no_number_fails_after_json_too(tmp_path):
     checks = [check(1, "x", "float64", "b", "noised", error) for error in (0.0, np.nan, np.inf)]
     write_json(tmp_path / "checks.json", {"checks": [c.to_dict() for c in checks]})
     json.loads((tmp_path / "checks.json").read_text(), parse_constant=pytest.fail)
-    assert [c.passed for c in own_checks(tmp_path)] == [True, False, False]
+    assert [c.passed for c in load_checks(tmp_path / "checks.json")] == [True, False, False]
 
 
 def test_a_record_that_is_missing_or_corrupt_is_one_clear_line(tmp_path):

@@ -272,26 +272,42 @@ def stages(checkout: Checkout) -> list[str]:
     return [re.sub(r"/\S*?duet-exchange-\w+", "X", line) for line in checkout.calls() if line not in ("venv", "pip")]
 
 
+def traced(backend, other=""):
+    """The commands that climb the ladder with a backend, one per precision."""
+    handover = f" handover=X/trace/{other}" if other else ""
+    return {
+        f"{backend}|-m experiments.trace backend={backend} precisions=[{precision}] backend.threads=N "
+        f"out=X/trace/{backend}{handover}"
+        for precision in ("float64", "float32")
+    }
+
+
 def test_test_runs_every_stage_in_order(checkout):
     result = checkout.duet("test")
     assert result.returncode == 0, result.stderr
-    assert stages(checkout) == [
+    ran = [re.sub(r"threads=\d+", "threads=N", line) for line in stages(checkout)]
+    assert ran[:2] == [
         "torch|-m pytest -m not exchange and not slow and not gpu",
         "tf|-m pytest -m backend and not exchange and not slow and not gpu",
-        "torch|-m experiments.trace backend=torch out=X/torch",
-        "tf|-m experiments.trace backend=tf out=X/tf",
-        "torch|-m experiments.trace backend=torch out=X/torch handover=X/tf",
-        "tf|-m experiments.trace backend=tf out=X/tf handover=X/torch",
-        "torch|-m pytest -m exchange",
     ]
-    assert result.stdout.count("passed") == 7
+    assert set(ran[2:6]) == traced("torch") | traced("tf")
+    assert set(ran[6:10]) == traced("torch", "tf") | traced("tf", "torch")
+    assert ran[10:] == ["torch|-m pytest -m exchange"]
+    assert result.stdout.count("passed") == 5
 
 
 def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
-    result = checkout.duet("test", FAKE_BREAKS="backend=tf out")
+    result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
     assert result.returncode == 1
-    summary = result.stdout.splitlines()[-7:]
-    assert ["FAILED (exit code 9)" in line for line in summary] == [False, False, False, True, False, True, False]
+    summary = result.stdout.splitlines()[-5:]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [False, False, True, True, False]
+
+
+def test_what_runs_side_by_side_is_printed_under_its_backend(duet, capsys):
+    code = "import sys; print('hello'); sys.exit(int(sys.argv[1]))"
+    jobs = [(backend, [sys.executable, "-c", code, status], None) for backend, status in (("torch", "0"), ("tf", "3"))]
+    assert duet.side_by_side(jobs) == 3
+    assert sorted(capsys.readouterr().out.splitlines()) == ["   tf | hello", "torch | hello"]
 
 
 @pytest.mark.parametrize(("extra", "code"), [([], 1), (["-k", "x"], 0)])
@@ -318,12 +334,14 @@ def test_demo_runs_its_commands_and_says_where_the_report_is(checkout):
     assert str(out / "report.html") in result.stdout.splitlines()[-1]
     ran = [line for line in checkout.calls() if line.startswith("|")]
     printed = re.findall(r"duet.py run \w+ -- (.*)", result.stdout)
-    assert ["|" + line.replace("'", "") for line in printed] == ran and len(ran) == 7
+    assert sorted("|" + line.replace("'", "") for line in printed) == sorted(ran) and len(ran) == 13
+    kinds = [re.search(r"experiments\.(\w+)", line).group(1) for line in ran]
+    assert kinds == ["train"] * 2 + ["sample"] * 2 + ["trace"] * 8 + ["compare"]
 
 
 def test_demo_stops_at_the_first_failure(checkout):
     result = checkout.duet("demo", FAKE_BREAKS="experiments.trace backend=torch")
-    assert result.returncode == 1 and "exit code 9" in one_line(result) and "experiments.trace" in result.stderr
+    assert result.returncode == 1 and "exit code 9" in one_line(result) and "parity ladder" in result.stderr
     assert "experiments.compare" not in "".join(checkout.calls())
 
 
@@ -353,13 +371,14 @@ def test_the_demo_of_before_moves_aside(checkout):
 @pytest.mark.parametrize("folder", ["plain/path-1.0", "with space", "a=b,c", "[x]{y}(z)", "back\\slash", "co:lon"])
 def test_a_folder_survives_hydras_grammar(duet, folder):
     parser = OverridesParser.create()
-    (override,) = parser.parse_overrides(duet.words("out={x}/torch", folder))
+    (override,) = parser.parse_overrides(duet.words("out={x}/torch", {"x": folder}))
     assert override.value() == f"{folder}/torch"
-    (override,) = parser.parse_overrides(duet.words("traces=[{x}/torch,{x}/tf]", folder))
+    (override,) = parser.parse_overrides(duet.words("traces=[{x}/torch,{x}/tf]", {"x": folder}))
     assert override.value() == [f"{folder}/torch", f"{folder}/tf"]
 
 
-def test_every_command_of_the_tables_names_a_backend_and_its_own(duet):
-    for backend, template in [row[-2:] for row in (*duet.TESTS, *duet.DEMO)]:
-        named = re.findall(r"\bbackend=(\w+)", template)
-        assert backend in duet.DOWNLOAD and set(named) <= {backend}
+def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend(duet):
+    for _, jobs, template in (*duet.TESTS, *duet.DEMO):
+        assert {backend for backend, _ in jobs} <= set(duet.DOWNLOAD)
+        assert set(re.findall(r"\bbackend=(\S+)", template)) <= {"{b}"}
+        assert ("{p}" in template) == all(precision for _, precision in jobs)
