@@ -332,9 +332,9 @@ def test_demo_runs_its_commands_and_says_where_the_report_is(checkout):
     result = checkout.duet("demo", FAKE_OUT=str(out))
     assert result.returncode == 0, result.stderr
     assert str(out / "report.html") in result.stdout.splitlines()[-1]
-    ran = [line for line in checkout.calls() if line.startswith("|")]
-    printed = re.findall(r"duet.py run \w+ -- (.*)", result.stdout)
-    assert sorted("|" + line.replace("'", "") for line in printed) == sorted(ran) and len(ran) == 13
+    ran = stages(checkout)
+    printed = re.findall(r"duet.py run (\w+) -- (.*)", result.stdout)
+    assert sorted(f"{backend}|{line}".replace("'", "") for backend, line in printed) == sorted(ran) and len(ran) == 13
     kinds = [re.search(r"experiments\.(\w+)", line).group(1) for line in ran]
     assert kinds == ["train"] * 2 + ["sample"] * 2 + ["trace"] * 8 + ["compare"]
 
