@@ -3,12 +3,13 @@
     python -m experiments.compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
     python -m experiments.compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
 
-It reads files and loads no framework. `crossed` names samples that one framework drew from the other's checkpoint
+It reads files and loads no framework, and leaves with exit code 1 if a check fails, as `diff` does. `crossed` names samples that one framework drew from the other's checkpoint
 (`experiments.sample`); which checkpoint that was is told by the hash of its weights.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -111,20 +112,30 @@ def main(cfg: DictConfig) -> None:
         {"label": "checks of the parity ladder passed", "value": f"{passed} of {len(checks)}", "note": "rungs 0 to 8"},
         *headlines,
     ]
-    agree = passed == len(checks)
+    agree = bool(checks) and passed == len(checks)
     report["verdict"] = {"agree": agree, "passed": passed, "total": len(checks), "sentence": _sentence(checks, agree)}
     page = write(report, images, cfg.out)
+    if not checks:
+        print(f"nothing of the two can be held to a tolerance; see {page}")
+        return
     print(f"{passed} of {len(checks)} checks passed; the frameworks {'agree' if agree else 'DO NOT agree'}: {page}")
+    if not agree:
+        sys.exit(1)
 
 
 def _trace_checks(paths: list[Path]) -> list[Check]:
     own = [own_checks(path) for path in paths]
+    for path, checks in zip(paths, own, strict=True):
+        if not checks:
+            raise DuetError(f"{path}: its record holds no checks; write it again with experiments.trace")
     names = tuple(checks[0].backend for checks in own)
     return [*own[0], *own[1], *compare_records(*paths, names)]
 
 
 def _sentence(checks: list[Check], agree: bool) -> str:
     failed = [c for c in checks if not c.passed]
+    if not checks:
+        return "Nothing of the two can be held to a tolerance."
     if agree:
         return "Every comparison lies within its published tolerance, in float64 and in float32."
     return f"{len(failed)} comparisons lie outside their tolerance, first on rung {min(c.rung for c in failed)}."

@@ -101,13 +101,16 @@ def prepare(settings: Settings) -> Place:
     if settings.device == "cuda" and not CARDS:
         raise DuetError("backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto")
     use_cuda = bool(CARDS) and settings.device != "cpu"
-    if settings.threads is not None:
-        try:
+    try:
+        if settings.threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
-        except RuntimeError as error:
-            raise DuetError(
-                f"backend.threads: {settings.threads} was given, but TensorFlow has started: {error}"
-            ) from error
+        if not use_cuda and CARDS:
+            tf.config.set_visible_devices([], "GPU")  # else graphs are placed there all the same
+    except RuntimeError as error:
+        raise DuetError(
+            f"backend: device {settings.device} and threads {settings.threads} were given, but TensorFlow has started "
+            f"with others in this process ({error}); start a new one"
+        ) from error
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()

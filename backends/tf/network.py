@@ -43,9 +43,12 @@ class Module(tf.Module):
 
 
 class Sinusoid(Module):
+    def __init__(self, block: blocks.Sinusoid, parameters: Mapping[str, NDArray], place: Place) -> None:
+        super().__init__(block, parameters, place)
+        self.frequencies = place.tensor(np.array(block.frequencies()), tf.float64)
+
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
-        frequencies = tf.constant(self.block.frequencies(), tf.float64)
-        angle = c_noise[:, None] * frequencies
+        angle = c_noise[:, None] * self.frequencies
         parts = (tf.sin(angle), tf.cos(angle)) if self.block.sin_first else (tf.cos(angle), tf.sin(angle))
         return tf.cast(tf.concat(parts, axis=-1), self.place.dtype)
 

@@ -40,9 +40,12 @@ class Module(nn.Module):
 
 
 class Sinusoid(Module):
+    def __init__(self, block: blocks.Sinusoid, parameters: Mapping[str, NDArray], place: Place) -> None:
+        super().__init__(block, parameters, place)
+        self.frequencies = place.tensor(np.array(block.frequencies()), torch.float64)
+
     def forward(self, c_noise: Tensor) -> Tensor:
-        frequencies = torch.tensor(self.block.frequencies(), dtype=torch.float64, device=c_noise.device)
-        angle = c_noise[:, None] * frequencies
+        angle = c_noise[:, None] * self.frequencies
         parts = (angle.sin(), angle.cos()) if self.block.sin_first else (angle.cos(), angle.sin())
         return torch.cat(parts, dim=-1).to(self.place.dtype)
 

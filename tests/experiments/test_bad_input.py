@@ -231,5 +231,8 @@ def test_bench_refuses(tmp_path: Path) -> None:
 def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "float64.json").write_text("{" if name == "b" else json.dumps({"checks": []}))
-    assert "float64.json" in refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+        for precision in ("float64", "float32"):
+            whole = json.dumps({"checks": []})
+            (tmp_path / name / f"{precision}.json").write_text("{" if name == "b" else whole)
+    line = refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+    assert str(tmp_path / "b" / "float64.json") in line and "not JSON" in line

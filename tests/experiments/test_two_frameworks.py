@@ -27,12 +27,12 @@ TINY = [
 BACKENDS = ("torch", "tf")
 
 
-def start(python: str | Path, module: str, *words: str) -> str:
-    """Run an entry point to its end; gives what it printed."""
+def start(python: str | Path, module: str, *words: str, code: int = 0) -> str:
+    """Run an entry point to its end, with that exit code; gives what it printed."""
     done = subprocess.run(
         [str(python), "-m", f"experiments.{module}", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
@@ -113,7 +113,7 @@ def test_comparing_notices_a_run_that_parted(sweep: dict[str, Path], tmp_path: P
     lines = list(read_metrics(run / "metrics.jsonl"))
     lines[3]["loss"] *= 1 + 1e-5
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}")
+    start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}", code=1)
     assert not json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"]
 
 
