@@ -42,6 +42,7 @@ except ImportError:  # Windows: two set-ups at once are then not kept apart
 ROOT = Path(__file__).resolve().parent
 DOWNLOAD = {"torch": "about 3 GB, CUDA libraries included", "tf": "about 0.7 GB"}  # the backends, and what they weigh
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
+NVIDIA = Path("/proc/driver/nvidia")  # there where an NVIDIA driver is
 FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"
@@ -208,7 +209,8 @@ def build(backend: str, venv: Path, python: str, stamp: Path, log: TextIO) -> No
             raise failure(f"{backend}: making {venv} failed", log)
     stamp.write_text(UNFINISHED)
     say(f"{backend}: installing with pip (to download, if not cached: {DOWNLOAD[backend]}; output in {log.name})")
-    packages = ("-e", f".[{backend},dev]", "-c", f"constraints-{backend}.txt")
+    extra = "tf-cuda" if backend == "tf" and NVIDIA.exists() else backend  # PyTorch's wheels bring CUDA themselves
+    packages = ("-e", f".[{extra},dev]", "-c", f"constraints-{backend}.txt")
     if not logged(python, "-m", "pip", "install", "--no-input", *packages):
         error = failure(f"{backend}: installing failed", log)
         if whole and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):

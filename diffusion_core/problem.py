@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from diffusion_core.errors import one_of
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 from diffusion_core.schedule import make_schedule
 from diffusion_core.unet import Program, UNetSpec, lower
@@ -33,6 +33,11 @@ class Problem:
     prediction: str
 
     def __post_init__(self) -> None:
+        if self.spec.out_channels != self.spec.in_channels:
+            raise DuetError(
+                f"model.out_channels: {self.spec.out_channels} was given for {self.spec.in_channels} in_channels; "
+                f"a prediction has the shape of its image, so both must be equal"
+            )
         # Made at once, so that a mistake is found before anything is trained or written.
         _ = self.program, self.process
 

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import Description
-from diffusion_core.checkpoint import write_atomically
+from diffusion_core.checkpoint import list_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.training import Record
 
@@ -155,26 +155,34 @@ class RunDirectory:
     Args:
         path: where it is; made if it is not there.
         resume: images seen to go on from; None starts a new run.
+        source: the checkpoint that is gone on from, if it may be of another run.
 
     Raises:
-        DuetError: if it cannot be written, or a new run would write over an old one.
+        DuetError: if it cannot be written, or if something of another run, or of this one's future, would be lost.
     """
 
-    def __init__(self, path: str | Path, resume: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, resume: int | None = None, source: Path | None = None) -> None:
+        self.path, self.resume = Path(path), resume
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DuetError(f"{self.path}: the run directory cannot be made ({error.strerror})") from error
         if not os.access(self.path, os.W_OK):
             raise DuetError(f"{self.path}: the run directory cannot be written; give another hydra.run.dir")
-        if resume is None and (self.metrics.exists() or (self.path / "checkpoints").exists()):
+        holds_run = self.metrics.exists() or (self.path / "checkpoints").exists()
+        is_own = source is None or self.path.resolve() in Path(source).resolve().parents
+        if holds_run and (resume is None or not is_own):
             raise DuetError(
                 f"{self.path}: it holds a run already; give another hydra.run.dir, or resume=latest to go on with it"
             )
+        later = [path for path in list_checkpoints(self.path / "checkpoints") if resume and int(path.name) > resume]
+        if later:
+            raise DuetError(
+                f"{self.path}: it holds the later checkpoint {later[-1].name}, and going on from {resume} would leave "
+                f"it behind; give another hydra.run.dir, or resume=latest"
+            )
         if resume is not None and self.metrics.exists():
-            kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= resume]
-            write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
         self._events = None
 
     @property
@@ -183,12 +191,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def start(self, config: str, facts: Mapping[str, Any]) -> None:
-        """Write the configuration and the environment, and open the event file."""
+        """Cut what was logged after the moment gone on from, write configuration and environment, open the events."""
         from tensorboardX import SummaryWriter  # slow to import, and reading runs does not need it
 
+        if self.resume is not None and self.metrics.exists():
+            kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
+            write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         write_atomically(self.path / "config.yaml", config.encode())
         write_json(self.path / "environment.json", facts)
-        self._events = SummaryWriter(str(self.path))
+        self._events = SummaryWriter(str(self.path), purge_step=self.resume and self.resume + 1)
 
     def log(self, records: Iterable[Record], images_per_second: float) -> None:
         """Append steps to the metrics and to the event file."""

@@ -84,11 +84,13 @@ class Hooks:
         log: with the records since the last call and the images per second of late.
         checkpoint: with images seen.
         sample: with images seen.
+        step: with images seen, after each step and what it led to.
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
     checkpoint: Callable[[int], None] = lambda images_seen: None
     sample: Callable[[int], None] = lambda images_seen: None
+    step: Callable[[int], None] = lambda images_seen: None
 
 
 @dataclass
@@ -167,6 +169,7 @@ def train(
                 hooks.checkpoint(images_seen)
             if samples:
                 hooks.sample(images_seen)
+            hooks.step(images_seen)
     return {"images_per_second": clock.speed, "first_step_seconds": clock.first_step, "seconds": clock.seconds}
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_core.backend import Settings
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
@@ -55,7 +56,10 @@ class Contestant:
             answer = ""
         if not answer:
             raise DuetError(f"bench: {self.name} stopped with exit code {self.process.wait()}; its output is above")
-        return json.loads(answer)
+        told = json.loads(answer)
+        if "error" in told:
+            raise DuetError(f"bench: {self.name}: {told['error']}")
+        return told
 
     def work(self, what: str) -> float:
         """One round; images per second."""
@@ -70,10 +74,13 @@ def main(cfg: DictConfig) -> None:
     for what in cfg.work:
         if what not in WORK:
             raise one_of("work", what, WORK)
-    if cfg.repeats < 1:
-        raise DuetError(f"repeats: {cfg.repeats} was given; it must be at least 1")
+    for name in ("repeats", "batch", "steps", "images"):
+        if cfg[name] < 1:
+            raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
     problem = problem_of(cfg)
-    contestants = [_start(cfg, problem, name, mode) for name in _backends(cfg) for mode in cfg.compile]
+    names = _backends(cfg)
+    _settings(cfg, False)  # refused here rather than in every contestant
+    contestants = [_start(cfg, problem, name, mode) for name in names for mode in cfg.compile]
     try:
         for what in cfg.work:
             for contestant in contestants:
@@ -109,12 +116,14 @@ def _start(cfg: DictConfig, problem: Problem, name: str, mode: bool) -> Contesta
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
     )  # fmt: skip
     contestant = Contestant(f"{name}, compiled" if mode else name, process)
-    settings = {"device": cfg.device, "precision": cfg.precision, "compile": mode}
-    settings |= {"deterministic": cfg.deterministic, "threads": cfg.threads}
-    task = {"backend": name, "settings": settings, "problem": problem.to_dict()}
+    task = {"backend": name, "settings": asdict(_settings(cfg, mode)), "problem": problem.to_dict()}
     contestant.line = contestant.ask(task | {"batch": cfg.batch, "steps": cfg.steps, "images": cfg.images})["line"]
     print(contestant.line, flush=True)
     return contestant
+
+
+def _settings(cfg: DictConfig, mode: bool) -> Settings:
+    return Settings(cfg.device, cfg.precision, mode, cfg.threads, cfg.deterministic)
 
 
 def _row(contestant: Contestant, first: Contestant, what: str) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from diffusion_core.backend import Backend, Settings, TrainerState, load_backend
+from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam
 from diffusion_core.problem import Problem
@@ -59,6 +60,13 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a framework prints must not mix with the answers
     task = json.loads(sys.stdin.readline())
+    try:
+        _serve(task, answers)
+    except DuetError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+
+
+def _serve(task: dict[str, Any], answers: TextIO) -> None:
     backend = load_backend(task["backend"], Settings(**task["settings"]))
     problem = Problem.from_dict(task["problem"])
     work = works(backend, problem, task["batch"], task["steps"], task["images"])

@@ -81,7 +81,8 @@ def check_data(dataset: Dataset, spec: UNetSpec) -> None:
     if given != spec.image_shape:
         raise DuetError(
             f"data {dataset.name}: its images are {given}, but the network takes {spec.image_shape} (h, w, c); "
-            f"set model.image_size={given[0]} and model.in_channels={given[2]}, or choose other data"
+            f"set model.image_size={given[0]} model.in_channels={given[2]} model.out_channels={given[2]}, "
+            f"or choose other data"
         )
     if spec.num_classes and spec.num_classes != dataset.num_classes:
         raise DuetError(
@@ -118,10 +119,9 @@ def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32
         whole = False
     if not whole:
         raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
-    if classes and (chosen.min() < 0 or chosen.max() > classes):
-        raise DuetError(
-            f"sample.labels: {labels!r} was given; the classes are 0..{classes - 1}, and {classes} means no class"
-        )
+    if labels is not None and (chosen.min() < 0 or chosen.max() > classes or not classes):
+        fits = f"the classes are 0..{classes - 1}, and {classes} means no class" if classes else "there are no classes"
+        raise DuetError(f"sample.labels: {labels!r} was given; {fits}")
     return np.resize(chosen, count).astype(np.int32)
 
 

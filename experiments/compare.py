@@ -3,8 +3,9 @@
     python -m experiments.compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
     python -m experiments.compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
 
-It reads files and loads no framework, and leaves with exit code 1 if a check fails, as `diff` does. `crossed` names samples that one framework drew from the other's checkpoint
-(`experiments.sample`); which checkpoint that was is told by the hash of its weights.
+It reads files and loads no framework, and leaves with exit code 1 if a check fails, as `diff` does. `crossed` names
+samples that one framework drew from the other's checkpoint (`experiments.sample`); which checkpoint that was is told by
+the hash of its weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from diffusion_core.data import load_dataset
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits import DigitsJudge, fit_judge
 from diffusion_core.metrics.nearest import nearest, spread
-from diffusion_core.parity.compare import compare_records, own_checks
+from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.run import environment, read_json, read_metrics, read_samples
 from experiments.entry import entry
@@ -39,6 +40,7 @@ class Run:
     """A finished run, read from its directory."""
 
     path: Path
+    mark: str = ""
 
     @cached_property
     def config(self) -> DictConfig:
@@ -78,8 +80,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Its backend's title, for people."""
-        return self.config.backend.title
+        """Its backend's title, for people, and its place among two of the same backend."""
+        return f"{self.config.backend.title} {self.mark}".strip()
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other run."""
+        return f"{self.backend} {self.mark}".strip()
 
 
 @entry("compare")
@@ -104,6 +111,8 @@ def main(cfg: DictConfig) -> None:
     headlines: list[dict[str, str]] = []
     if cfg.a is not None:
         runs = Run(Path(cfg.a)), Run(Path(cfg.b))
+        if runs[0].backend == runs[1].backend:
+            runs = Run(runs[0].path, "a"), Run(runs[1].path, "b")
         crossed = [read_samples(Path(path) / "samples.npz") for path in cfg.crossed]
         checks += _run_sections(runs, crossed, report, images, headlines)
     passed = sum(c.passed for c in checks)
@@ -112,7 +121,7 @@ def main(cfg: DictConfig) -> None:
         {"label": "checks of the parity ladder passed", "value": f"{passed} of {len(checks)}", "note": "rungs 0 to 8"},
         *headlines,
     ]
-    agree = bool(checks) and passed == len(checks)
+    agree = passed == len(checks) if checks else None
     report["verdict"] = {"agree": agree, "passed": passed, "total": len(checks), "sentence": _sentence(checks, agree)}
     page = write(report, images, cfg.out)
     if not checks:
@@ -132,12 +141,13 @@ def _trace_checks(paths: list[Path]) -> list[Check]:
     return [*own[0], *own[1], *compare_records(*paths, names)]
 
 
-def _sentence(checks: list[Check], agree: bool) -> str:
-    failed = [c for c in checks if not c.passed]
-    if not checks:
+def _sentence(checks: list[Check], agree: bool | None) -> str:
+    if agree is None:
         return "Nothing of the two can be held to a tolerance."
     if agree:
-        return "Every comparison lies within its published tolerance, in float64 and in float32."
+        precisions = " and in ".join(sorted({c.precision for c in checks}, reverse=True))
+        return f"Every comparison lies within its published tolerance, in {precisions}."
+    failed = [c for c in checks if not c.passed]
     return f"{len(failed)} comparisons lie outside their tolerance, first on rung {min(c.rung for c in failed)}."
 
 
@@ -162,7 +172,7 @@ def _run_sections(
 ) -> list[Check]:
     """Fill in everything that comes from runs; gives the checks of lock-step training and equal samples."""
     a, b = runs
-    pair, checks = f"{a.backend}–{b.backend}", []
+    pair, checks = f"{a.key}–{b.key}", []
     report["runs"] = [_run_facts(run) for run in runs]
     different = _differences(a, b)
     if different:
@@ -191,19 +201,17 @@ def _run_sections(
         apart = int(np.count_nonzero(left[0] != right[0]))
         weights_equal = left[2]["weights_sha256"] == right[2]["weights_sha256"]
         if weights_equal and a.config.precision in ("float64", "float32"):
-            checks.append(check(6, title, a.config.precision, pair, "pixels", apart / left[0].size))
+            checks.append(check(6, title, a.config.precision, pair, "pixels", pixels_apart(left[0], right[0])))
         key = f"samples{len(report['samples'])}"
-        names = {run.backend: run.label for run in runs}
         images |= _sample_pictures(key, left[0], right[0], left[1])
-        by = [names.get(samples[2]["backend"], samples[2]["backend"]) for samples in (left, right)]
         report["samples"].append(
             {
                 "title": title,
                 "left": f"{key}-left",
                 "right": f"{key}-right",
                 "difference": f"{key}-difference",
-                "left_label": by[0],
-                "right_label": by[1],
+                "left_label": a.label,
+                "right_label": b.label,
                 "caption": f"{apart:,} of {left[0].size:,} uint8 values differ, by at most "
                 f"{int(np.abs(left[0].astype(int) - right[0]).max())} of 255",
             }
@@ -219,7 +227,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
     env, result = run.environment, run.result
     return {
         "label": run.label,
-        "backend": run.backend,
+        "backend": run.key,
         "device": env["device"],
         "precision": env["precision"],
         "seed": env["seed"],
@@ -240,7 +248,7 @@ def _loss(a: Run, b: Run) -> dict[str, Any]:
     one, two = (run.metrics["loss"][:steps] for run in (a, b))
     return {
         "images_seen": a.metrics["images_seen"][:steps].tolist(),
-        "runs": {a.backend: one.tolist(), b.backend: two.tolist()},
+        "runs": {a.key: one.tolist(), b.key: two.tolist()},
         "relative_difference": (np.abs(one - two) / np.abs(one)).tolist(),
     }
 
@@ -271,7 +279,7 @@ def _sample_pictures(key: str, left: NDArray, right: NDArray, labels: NDArray) -
 
 def _cost(runs: tuple[Run, Run]) -> dict[str, Any]:
     def row(name: str, better: str, value: Any) -> dict[str, Any]:
-        return {"name": name, "values": {run.backend: value(run.result) for run in runs}, "better": better}
+        return {"name": name, "values": {run.key: value(run.result) for run in runs}, "better": better}
 
     return {
         "rows": [

@@ -19,7 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures
 from diffusion_core.backend import Backend, Trainer, TrainerState
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_hash, write_atomically
+from diffusion_core.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    weights_hash,
+    write_atomically,
+)
 from diffusion_core.data import Loader, load_dataset
 from diffusion_core.ema import Ema
 from diffusion_core.errors import DuetError
@@ -40,8 +47,8 @@ def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     experiment = Experiment.of(cfg)
-    start = _start(cfg, experiment, directory)
-    run = RunDirectory(directory, start.images_seen if cfg.resume is not None else None)
+    start, source = _start(cfg, experiment, directory)
+    run = RunDirectory(directory, start.images_seen if source else None, source)
     backend = common.open_backend(cfg)
     run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start))
     _save_hydra(directory)
@@ -98,23 +105,31 @@ class Experiment:
         )
 
 
-def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> Checkpoint:
-    """Where training starts: fresh weights, the latest checkpoint of this run, or one of another run."""
-    problem = experiment.problem
+def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Checkpoint, Path | None]:
+    """Where training starts, and from which checkpoint: of this run (`latest`), of another one, or none."""
+    problem, course = experiment.problem, experiment.course
     if cfg.resume is None:
         weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
-        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights), {})
-    found = load_checkpoint(directory if cfg.resume == "latest" else cfg.resume, problem.program)
+        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights), {}), None
+    latest = cfg.resume == "latest"
+    if latest and not (directory / "checkpoints").is_dir():
+        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
+    source = find_checkpoint(directory if latest else cfg.resume)
+    found = load_checkpoint(source, problem.program)
+    for name in ("schedule", "prediction"):
+        stored, given = getattr(found.problem, name), getattr(problem, name)
+        if stored != given:
+            raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
     if found.seed != cfg.seed:
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
-    if found.images_seen >= cfg.trainer.images:
+    if found.images_seen >= course.images or (course.images - found.images_seen) % course.batch:
         raise DuetError(
-            f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {cfg.trainer.images}; "
-            f"give a larger trainer.images to go on"
+            f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
+            f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
         )
-    return found
+    return found, source
 
 
 def _facts(cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint) -> dict[str, Any]:
@@ -137,11 +152,13 @@ def _train(
     last: list[Record] = []
     began = perf_counter()
     with Counter("training", course.images, start=start.images_seen) as progress:
+        note = ""
 
         def log(records: list[Record], speed: float) -> None:
+            nonlocal note
             run.log(records, speed)
             last[:] = records
-            progress(records[-1].images_seen, f"loss {_mean(records):.4f}, {speed:,.0f} images/s")
+            note = f"loss {_mean(records):.4f}, {speed:,.0f} images/s"
 
         def checkpoint(images_seen: int) -> None:
             notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
@@ -157,9 +174,10 @@ def _train(
                 )
                 run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
 
+        hooks = Hooks(log, checkpoint, sample, step=lambda images_seen: progress(images_seen, note))
         speed = train(
             trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
-            Hooks(log, checkpoint, sample), start.images_seen, start.state.updates,
+            hooks, start.images_seen, start.state.updates,
         )  # fmt: skip
     took = perf_counter() - began
     return {"objective": _mean(last), "images_seen": course.images, "train_seconds": took, **speed}

@@ -51,6 +51,8 @@ with _without_chatter():
     import tensorflow as tf
 
     CARDS = tf.config.list_physical_devices("GPU")
+    for card in CARDS:  # once, before TensorFlow starts; it would else take all memory of every card
+        tf.config.experimental.set_memory_growth(card, True)
 
 # A new network is a new function: TensorFlow takes that for a mistake after the fifth.
 tf.get_logger().setLevel("ERROR")
@@ -89,7 +91,12 @@ class Place:
 
     def function(self, function):
         """The function as one graph, compiled with XLA if the place compiles."""
-        return tf.function(function, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
+
+        def placed(*inputs):
+            with tf.device(self.device):  # else a graph is placed on a GPU, wherever its inputs are
+                return function(*inputs)
+
+        return tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
 
 
 def prepare(settings: Settings) -> Place:
@@ -99,23 +106,22 @@ def prepare(settings: Settings) -> Place:
         DuetError: if CUDA is asked for and not there, or threads are set after TensorFlow has started.
     """
     if settings.device == "cuda" and not CARDS:
-        raise DuetError("backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto")
+        raise DuetError(
+            "backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto, "
+            "or install its CUDA libraries with the extra tf-cuda"
+        )
     use_cuda = bool(CARDS) and settings.device != "cpu"
     try:
         if settings.threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
-        if not use_cuda and CARDS:
-            tf.config.set_visible_devices([], "GPU")  # else graphs are placed there all the same
     except RuntimeError as error:
         raise DuetError(
-            f"backend: device {settings.device} and threads {settings.threads} were given, but TensorFlow has started "
-            f"with others in this process ({error}); start a new one"
+            f"backend.threads: {settings.threads} was given, but TensorFlow has started with another number in this "
+            f"process ({error}); start a new one"
         ) from error
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    for card in CARDS if use_cuda else ():
-        tf.config.experimental.set_memory_growth(card, True)
     dtype = tf.float64 if settings.precision == "float64" else tf.float32
     compute = tf.bfloat16 if settings.precision == "bf16" else dtype
     return Place("/GPU:0" if use_cuda else "/CPU:0", dtype, compute, settings.compile)

@@ -53,15 +53,16 @@ def sample(
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.Backend.sample`."""
     place = network.place
-    label = place.tensor(label, tf.int32)
-    null = tf.fill([len(label)], network.program.null_label or 0)
-    x = place.images(start)
-    registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
-    history = [tf.zeros_like(x) for _ in range(plan.history)]
-    for i in range(plan.rows):
-        history = [_estimate(network, plan, i, registers[0], label, null), *history[:-1]]
-        z = place.images(noise(i)) if plan.is_noisy[i] else None
-        registers = _advance(plan, i, registers, history, z)
-        if watch is not None:
-            watch(i, to_host(registers[0]), to_host(history[0]))
-    return to_host(registers[0])
+    with tf.device(place.device):
+        label = place.tensor(label, tf.int32)
+        null = tf.fill([len(label)], network.program.null_label or 0)
+        x = place.images(start)
+        registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
+        history = [tf.zeros_like(x) for _ in range(plan.history)]
+        for i in range(plan.rows):
+            history = [_estimate(network, plan, i, registers[0], label, null), *history[:-1]]
+            z = place.images(noise(i)) if plan.is_noisy[i] else None
+            registers = _advance(plan, i, registers, history, z)
+            if watch is not None:
+                watch(i, to_host(registers[0]), to_host(history[0]))
+        return to_host(registers[0])

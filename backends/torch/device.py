@@ -45,7 +45,7 @@ class Place:
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An array on the device, in `dtype` of the place unless given."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype or self.dtype, non_blocking=True)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype or self.dtype)
 
     def images(self, array: NDArray) -> torch.Tensor:
         """Images b h w c as b c h w in channels_last: a view, not a copy."""
@@ -74,9 +74,10 @@ def prepare(settings: Settings) -> Place:
     torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic and use_cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    # The fast attention kernels of CUDA add up in an order that changes from run to run.
+    torch.backends.cuda.enable_flash_sdp(not settings.deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not settings.deterministic)
+    torch.backends.cuda.enable_cudnn_sdp(not settings.deterministic)
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     compute = torch.bfloat16 if settings.precision == "bf16" else dtype
     return Place(torch.device("cuda" if use_cuda else "cpu"), dtype, compute, settings.compile)

@@ -23,7 +23,7 @@ from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, wors
 from diffusion_core.parity.trace import HANDOVER_STEP, STEPS
 from diffusion_core.run import read_json
 
-__all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks"]
+__all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks", "pixels_apart"]
 
 PRECISIONS = ("float64", "float32")
 Arrays = Mapping[str, NDArray]
@@ -101,6 +101,13 @@ def compare_records(a: Path, b: Path, names: tuple[str, str]) -> list[Check]:
     return checks
 
 
+def pixels_apart(a: NDArray, b: NDArray) -> float:
+    """The share of uint8 values that differ; infinite where one differs by more than 1, which no rounding does."""
+    if a.shape != b.shape or not a.size or np.abs(a.astype(int) - b.astype(int)).max() > 1:
+        return float("inf")
+    return float(np.mean(a != b))
+
+
 def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Check]:
     """Rungs 0, 2, 4 and 7 of two records."""
     checks: list[Check] = []
@@ -137,9 +144,8 @@ def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) ->
     for plan in cases.PLANS:
         images = [under(record, f"6/{plan}/").get("images", np.full(1, np.nan)) for record in (whole, taken)]
         pixels = [under(record, f"6/{plan}/").get("pixels", np.zeros(0)) for record in (whole, taken)]
-        same = pixels[0].shape == pixels[1].shape and pixels[0].size
         judge(6, f"{plan}, images", "sampling", _apart(*images))
-        judge(6, f"{plan}, uint8", "pixels", np.mean(pixels[0] != pixels[1]) if same else float("inf"))
+        judge(6, f"{plan}, uint8", "pixels", pixels_apart(*pixels))
     paths = [under(record, "6/DDIM-50/trajectory").get("", np.full(1, np.nan)) for record in (whole, taken)]
     judge(6, "DDIM-50, every state", "sampling", _apart(*paths))
     judge(8, "state taken over", "bits", differing(under(whole, "8/handed over/"), under(taken, "8/taken over/")))

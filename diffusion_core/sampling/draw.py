@@ -1,7 +1,7 @@
-"""Drawing samples: sample k is the same picture in any batch, on any machine, in either framework.
+"""Drawing samples: sample k is drawn from the same noise in any batch, on any machine, in either framework.
 
-Its starting noise is Stream(seed, "sample/start") at index k, the noise of row i is
-Stream(seed, "sample/noise") at (index k, row i).
+Its starting noise is Stream(seed, "sample/start") at index k, the noise of row i is Stream(seed, "sample/noise") at
+(index k, row i). What the network makes of them differs by rounding alone.
 """
 
 from __future__ import annotations

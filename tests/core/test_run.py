@@ -43,10 +43,12 @@ def test_metrics_are_read_back_exactly(tmp_path):
 def test_resuming_cuts_the_metrics_at_the_checkpoint(tmp_path):
     RunDirectory(tmp_path).log(records(128, 256, 384, 512), 1.0)
     run = RunDirectory(tmp_path, resume=256)
+    assert seen(run) == [128, 256, 384, 512], "nothing is cut before the run starts"
+    run.start("", {})
     assert seen(run) == [128, 256]
     run.log(records(384), 1.0)
+    run.close()
     assert list(read_metrics(run.metrics)) == [asdict(record) for record in records(128, 256, 384)]
-    assert seen(RunDirectory(tmp_path, resume=0)) == []
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
@@ -57,7 +59,9 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
         run.metrics.write_text(whole[: -1 - cut])
         assert seen(run) == [128]
     resumed = RunDirectory(tmp_path, resume=256)
+    resumed.start("", {})
     resumed.log(records(256), 1.0)
+    resumed.close()
     assert list(read_metrics(run.metrics)) == [asdict(record) for record in records(128, 256)]
 
 

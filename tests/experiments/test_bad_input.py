@@ -87,6 +87,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["process.prediction=epsilon"], ["epsilon", "eps, x0, v"]),
         (["process.distance=l3"], ["l3", "mse"]),
         (["process=v_flow", "process.prediction=eps"], ["alpha is 0", "v or x0"]),
+        (["model.out_channels=3"], ["out_channels", "in_channels"]),
         (["model.norm_groups=5"], ["5 groups", "channels"]),
         (["model.multipliers=[1,2,2,2,2]"], ["8 pixels", "16"]),
         (["model.num_classes=7"], ["10 classes", "7"]),
@@ -106,7 +107,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["lr.peak=-1"], ["-1", "positive"]),
         (["lr.decay=cosin"], ["cosin", "cosine"]),
         (["ema.decay=1"], ["ema.decay", "[0, 1)"]),
-        (["resume=latest"], ["no checkpoint", "run directory"]),
+        (["resume=latest"], ["no checkpoint", "hydra.run.dir=RUN"]),
         (["resume=nowhere"], ["nowhere", "does not exist"]),
         (["model.num_classes=0", "process.drop_label=0.1"], ["drop_label", "num_classes"]),
         (["model.num_classes=0", "sampler.guidance=2"], ["guidance", "classes"]),
@@ -141,6 +142,26 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: 
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     line = train(tmp_path, f"resume={checkpoint}", "seed=4", "trainer.images=256", *SAME_NETWORK)
     assert "seed 0" in line and "seed 4" in line
+
+
+def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    line = train(tmp_path, f"resume={checkpoint}", "process=v_cosine", "trainer.images=256", *SAME_NETWORK)
+    assert "linear" in line and "cosine" in line
+
+
+def test_another_run_is_not_gone_over_by_resuming(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    words = [f"resume={checkpoint}", f"hydra.run.dir={tmp_path}", *TINY.split(), *SAME_NETWORK, "trainer.images=256"]
+    assert "holds a run already" in refused("train", *words)
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+
+def test_an_earlier_checkpoint_is_not_resumed_among_later_ones(tmp_path: Path, checkpoint: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(checkpoint, run)
+    shutil.copytree(run / "checkpoints" / "000000000128", run / "checkpoints" / "000000000256")
+    words = [f"resume={run / 'checkpoints' / '000000000128'}", f"hydra.run.dir={run}", *TINY.split(), *SAME_NETWORK]
+    assert "000000000256" in refused("train", *words, "trainer.images=512")
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path, checkpoint: Path) -> None:
@@ -226,6 +247,8 @@ def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None
 def test_bench_refuses(tmp_path: Path) -> None:
     assert "wrk" in refused("bench", f"out={tmp_path}", "work=[wrk]")
     assert "jax" in refused("bench", f"out={tmp_path}", "backends=[jax]")
+    assert "float16" in refused("bench", f"out={tmp_path}", "precision=float16")
+    assert "steps: 0" in refused("bench", f"out={tmp_path}", "steps=0")
 
 
 def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:

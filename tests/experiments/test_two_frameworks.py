@@ -124,4 +124,5 @@ def test_comparing_says_when_two_runs_are_not_the_same_experiment(sweep: dict[st
     config.seed = 1
     OmegaConf.save(config, run / "config.yaml")
     out = start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}")
-    assert "not the same experiment" in out and "seed" in out
+    assert "not the same experiment" in out and "seed" in out and "agree" not in out
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"] is None
