@@ -114,6 +114,7 @@ def prepare(settings: Settings) -> Place:
     try:
         if settings.threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(settings.threads)
     except RuntimeError as error:
         raise DuetError(
             f"backend.threads: {settings.threads} was given, but TensorFlow has started with another number in this "
