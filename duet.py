@@ -42,7 +42,8 @@ except ImportError:  # Windows: two set-ups at once are then not kept apart
 ROOT = Path(__file__).resolve().parent
 DOWNLOAD = {"torch": "about 3 GB, CUDA libraries included", "tf": "about 0.7 GB"}  # the backends, and what they weigh
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
-NVIDIA = Path("/proc/driver/nvidia")  # there where an NVIDIA driver is
+# The extra of pyproject.toml; PyTorch's wheels bring CUDA themselves, TensorFlow's only where there is a driver for it.
+EXTRA = {"torch": "torch", "tf": "tf-cuda" if Path("/proc/driver/nvidia").exists() else "tf"}
 FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"
@@ -209,8 +210,7 @@ def build(backend: str, venv: Path, python: str, stamp: Path, log: TextIO) -> No
             raise failure(f"{backend}: making {venv} failed", log)
     stamp.write_text(UNFINISHED)
     say(f"{backend}: installing with pip (to download, if not cached: {DOWNLOAD[backend]}; output in {log.name})")
-    extra = "tf-cuda" if backend == "tf" and NVIDIA.exists() else backend  # PyTorch's wheels bring CUDA themselves
-    packages = ("-e", f".[{extra},dev]", "-c", f"constraints-{backend}.txt")
+    packages = ("-e", f".[{EXTRA[backend]},dev]", "-c", f"constraints-{backend}.txt")
     if not logged(python, "-m", "pip", "install", "--no-input", *packages):
         error = failure(f"{backend}: installing failed", log)
         if whole and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):
