@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError
 
 __all__ = ["difference", "grid", "labelled_rows", "png_bytes", "save_gif", "save_png", "strip"]
@@ -125,7 +125,7 @@ def png_bytes(array: Picture) -> bytes:
 
 def save_png(path: str | Path, array: Picture) -> None:
     """Write a picture with shape (H, W, C) as a PNG file; folders on the way are made."""
-    _write(path, png_bytes(array))
+    write_atomically(Path(path), png_bytes(array))
 
 
 def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float = 12, hold_last: float = 1.5) -> None:
@@ -159,7 +159,7 @@ def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float =
     images[0].save(
         buffer, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, disposal=1
     )
-    _write(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def _indexed(frames: Picture) -> list[Image.Image]:
@@ -192,12 +192,3 @@ def _check_pictures(images: Picture) -> None:
 def _check_whole(what: str, given: int, least: int) -> None:
     if not isinstance(given, int | np.integer) or given < least:
         raise DuetError(f"pictures: {what} {given!r} was given; it must be a whole number of at least {least}")
-
-
-def _write(path: str | Path, content: bytes) -> None:
-    """Write beside the final name, then rename: a reader sees a whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)

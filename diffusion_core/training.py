@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -100,7 +100,6 @@ class _Clock:
     seconds: float = 0.0
     images: int = 0
     first_step: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
     @property
     def speed(self) -> float:

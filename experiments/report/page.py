@@ -12,12 +12,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError
 
 from .figures import bars, loss_figure
@@ -125,21 +125,9 @@ def write(report: Mapping, pictures: Mapping[str, bytes], directory: str | Path)
     if directory.exists() and not directory.is_dir():
         raise DuetError(f"report directory: {directory} is a file; it must be a directory or a new name")
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "report.json", data)
-    _replace(directory / "report.html", page)
+    write_atomically(directory / "report.json", data.encode())
+    write_atomically(directory / "report.html", page.encode())
     return directory / "report.html"
-
-
-def _replace(path: Path, content: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _asset(name: str) -> str:
