@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core import reference
-from diffusion_core.backend import DISTANCES, Backend, Network, TrainBatch, Trainer, TrainerState, Watch
+from diffusion_core.backend import DISTANCES, Backend, Network, NoiseSource, TrainBatch, Trainer, TrainerState, Watch
 from diffusion_core.data import to_uint8
 from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
@@ -203,19 +203,18 @@ def images_of(
     backend: Backend, network: Network, plan: SamplerPlan, count: int = SAMPLES, watch: Watch | None = None
 ) -> NDArray:
     """Samples of the parity network, as floats."""
-    index, dtype = np.arange(count), backend.settings.host_dtype
-    shape = cases.PARITY.spec.image_shape
-    start = start_noise(plan, cases.SEED, index, shape, dtype)
-    noise = noise_source(cases.SEED, index, shape, dtype)
-    return backend.sample(network, plan, start, (index % 10).astype(np.int32), noise, watch)
+    return backend.sample(network, plan, *_sample_inputs(plan, backend.settings.host_dtype, count), watch)
 
 
 def _reference_images(plan: SamplerPlan, weights: Weights, dtype: type, count: int) -> NDArray:
-    problem, index = cases.PARITY, np.arange(count)
-    shape = problem.spec.image_shape
+    return reference.sample(cases.PARITY.program, weights, plan, *_sample_inputs(plan, dtype, count))
+
+
+def _sample_inputs(plan: SamplerPlan, dtype: type, count: int) -> tuple[NDArray, NDArray, NoiseSource]:
+    """Starting noise, labels and fresh noise: the same for a backend and for the reference."""
+    index, shape = np.arange(count), cases.PARITY.spec.image_shape
     start = start_noise(plan, cases.SEED, index, shape, dtype)
-    noise = noise_source(cases.SEED, index, shape, dtype)
-    return reference.sample(problem.program, weights, plan, start, (index % 10).astype(np.int32), noise)
+    return start, (index % 10).astype(np.int32), noise_source(cases.SEED, index, shape, dtype)
 
 
 def sampler_update(
