@@ -39,6 +39,7 @@ __all__ = [
     "from_betas",
     "linear",
     "make_schedule",
+    "plain_as_written",
     "quadratic",
     "scaled_linear",
     "sigmoid",
@@ -168,6 +169,19 @@ def flow(T: int = 1000) -> Schedule:
     return Schedule("flow", alpha, sigma)
 
 
+def plain_as_written(T: int = 1000) -> Schedule:
+    """alphas_cumprod themselves on a line, from 0.02 at t = 0 down to 1e-4 at t = T-1.
+
+    A widespread slip: the range of DDPM's betas, ``linspace(1e-4, 0.02)``, is used as if it were
+    alphas_cumprod, here in the order in which noise rises with t. It is no sensible schedule: already t = 0
+    is almost pure noise (alpha 0.14, sigma 0.99), so no level shows more than a trace of the picture and the last
+    sampling step has to make all of it. It is kept so that experiments written that way can be repeated as they
+    were; `linear` is what they meant.
+    """
+    alphas_cumprod = np.linspace(0.02, 1e-4, T)
+    return Schedule("plain_as_written", np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod))
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
@@ -175,6 +189,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "sigmoid": sigmoid,
     "flow": flow,
+    "plain_as_written": plain_as_written,
 }
 
 

@@ -22,6 +22,7 @@ from diffusion_core.schedule import (
     from_betas,
     linear,
     make_schedule,
+    plain_as_written,
     scaled_linear,
 )
 
@@ -115,6 +116,14 @@ def test_sigmoid_is_symmetric():
     np.testing.assert_allclose(power + power[::-1], 1, atol=1e-12)
 
 
+def test_plain_as_written_takes_the_line_itself_and_hides_the_picture():
+    schedule = plain_as_written()
+    np.testing.assert_allclose(schedule.alpha**2, np.linspace(1e-4, 0.02, 1000)[::-1], rtol=1e-14)
+    # At every level there is at least 49 times as much noise as signal, in power; in `linear` from t = 620 on.
+    assert np.all(schedule.log_snr <= math.log(1 / 49) + 1e-12)
+    assert np.argmax(linear().log_snr < math.log(1 / 49)) == 620
+
+
 def test_betas_are_cut_at_their_largest():
     schedule = from_alphas_cumprod(lambda u: 1 - u, 4, "law", max_beta=0.5)
     np.testing.assert_allclose(schedule.alpha**2, [3 / 4, 1 / 2, 1 / 4, 1 / 8], rtol=1e-15)
@@ -180,6 +189,8 @@ def test_betas_that_are_no_schedule_are_refused(betas):
     ("sigmoid", {"tau": 0.0}, "schedule sigmoid"),
     ("quadratic", {"beta_start": -0.1}, "every beta must be in"),
     ("flow", {"beta_end": 0.1}, "option of schedule 'flow'"),
+    ("plain_as_written", {"beta_end": 0.1}, "option of schedule 'plain_as_written'"),
+    ("plain_as_writen", {}, "Did you mean 'plain_as_written'"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning")
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
