@@ -5,13 +5,18 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     D(x_t) = c_skip x_t + c_out F(c_in x_t, c_noise)       the estimate of x_0
     target = target_x0 x_0 + target_eps eps                what F is trained to match
 
-    prediction   target                     c_skip                c_out
-    eps          eps                        1/alpha               -sigma/alpha
-    x0           x_0                        0                     1
-    v            alpha eps - sigma x_0      alpha/(alpha^2+sigma^2)   -sigma/(alpha^2+sigma^2)
+    prediction   target                         c_skip                    c_out
+    eps          eps                            1/alpha                   -sigma/alpha
+    x0           x_0                            0                         1
+    v            alpha eps - sigma x_0          alpha/(alpha^2+sigma^2)   -sigma/(alpha^2+sigma^2)
+    next_level   alpha_s x_0 + sigma_s eps      sigma_s/d                 -sigma_t/d
 
 Here c_in = 1 and c_noise = t, the level's index. v is stated for any schedule; with
-alpha^2 + sigma^2 = 1 it is the usual one. All columns are float64; t = 0 means one noise step.
+alpha^2 + sigma^2 = 1 it is the usual one. next_level maps x_t to x_s, the same picture with the same
+eps at the next less noisy level s = t - 1, which is clean data, (1, 0), after t = 0. Its columns solve
+the two equations of x_t and x_s for x_0, with the determinant ``d = sigma_s alpha_t - sigma_t alpha_s``.
+As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is 0; but 1/d magnifies an error of F
+where levels are close, so it is meant for few levels. All columns are float64; t = 0 means one noise step.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -60,23 +65,34 @@ class Columns:
     target_eps: Array
 
 
-def _eps(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+def _eps(alpha: Array, sigma: Array, alpha_next: Array, sigma_next: Array) -> tuple[Array, ...]:
     if np.any(alpha == 0):
         raise DuetError("process eps: x_0 cannot be recovered from eps where alpha is 0; use prediction v or x0")
     return 1.0 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
 
 
-def _x0(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+def _x0(alpha: Array, sigma: Array, alpha_next: Array, sigma_next: Array) -> tuple[Array, ...]:
     return np.zeros_like(alpha), np.ones_like(alpha), np.ones_like(alpha), np.zeros_like(alpha)
 
 
-def _v(alpha: Array, sigma: Array) -> tuple[Array, ...]:
+def _v(alpha: Array, sigma: Array, alpha_next: Array, sigma_next: Array) -> tuple[Array, ...]:
     power = alpha**2 + sigma**2
     return alpha / power, -sigma / power, -sigma, alpha
 
 
-# Each law gives (c_skip, c_out, target_x0, target_eps).
-PREDICTIONS: dict[str, Callable[[Array, Array], tuple[Array, ...]]] = {"eps": _eps, "x0": _x0, "v": _v}
+def _next_level(alpha: Array, sigma: Array, alpha_next: Array, sigma_next: Array) -> tuple[Array, ...]:
+    determinant = sigma_next * alpha - sigma * alpha_next
+    return sigma_next / determinant, -sigma / determinant, alpha_next, sigma_next
+
+
+# Each law takes (alpha, sigma) at a level and at the next less noisy one, and gives
+# (c_skip, c_out, target_x0, target_eps).
+PREDICTIONS: dict[str, Callable[[Array, Array, Array, Array], tuple[Array, ...]]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "next_level": _next_level,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +101,7 @@ class Process:
 
     Args:
         schedule: the noise levels.
-        prediction: ``"eps"``, ``"x0"`` or ``"v"``.
+        prediction: ``"eps"``, ``"x0"``, ``"v"`` or ``"next_level"``.
     """
 
     schedule: Schedule
@@ -100,7 +116,10 @@ class Process:
         """The columns at the levels t, whole numbers in [0, T)."""
         t = np.asarray(t)
         alpha, sigma = self.schedule(t)
-        c_skip, c_out, target_x0, target_eps = PREDICTIONS[self.prediction](alpha, sigma)
+        # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
+        alpha_next, sigma_next = np.append(1.0, self.schedule.alpha)[t], np.append(0.0, self.schedule.sigma)[t]
+        law = PREDICTIONS[self.prediction]
+        c_skip, c_out, target_x0, target_eps = law(alpha, sigma, alpha_next, sigma_next)
         return Columns(c_skip, c_out, np.ones_like(alpha), t.astype(np.float64), target_x0, target_eps)
 
 

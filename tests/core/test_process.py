@@ -70,17 +70,35 @@ def test_the_exact_target_gives_x0_back(name, prediction):
     x = schedule.alpha * x0 + schedule.sigma * eps
     target = columns.target_x0 * x0 + columns.target_eps * eps
     estimate = columns.c_skip * x + columns.c_out * target
-    # eps is divided by alpha, which magnifies the rounding of x.
-    size = 1 / schedule.alpha if prediction == "eps" else np.ones(1000)
+    # c_out magnifies the rounding of x and of the target: 1/alpha for eps, 1/d for close levels.
+    size = np.maximum(1, np.abs(columns.c_out))
     assert np.max(np.abs(estimate - x0) / size) < 1e-14
     np.testing.assert_array_equal(columns.c_in, 1)
     np.testing.assert_array_equal(columns.c_noise, np.arange(1000))
 
 
+@given(LEVELS, LEVELS, LEVELS, LEVELS, st.floats(-2, 2), st.floats(-2, 2))
+def test_a_picture_is_found_from_two_of_its_levels(alpha_s, sigma_s, signal, noise, x0, eps):
+    # A level with less signal and more noise than another one, also without any signal.
+    alpha_t, sigma_t = max(0.0, alpha_s - signal), sigma_s + noise
+    schedule = Schedule("two", np.array([alpha_s, alpha_t]), np.array([sigma_s, sigma_t]))
+    columns = Process(schedule, "next_level").columns([0, 1])
+    x_s, x_t = alpha_s * x0 + sigma_s * eps, alpha_t * x0 + sigma_t * eps
+    assert columns.target_x0[1] * x0 + columns.target_eps[1] * eps == x_s
+    # From t = 1 two equations are solved for x_0; from t = 0 the network's answer is x_0 itself.
+    exact, _ = np.linalg.solve([[alpha_t, sigma_t], [alpha_s, sigma_s]], [x_t, x_s])
+    error = 1e-13 * max(1.0, abs(columns.c_out[1]))
+    assert columns.c_skip[1] * x_t + columns.c_out[1] * x_s == pytest.approx(x0, abs=error)
+    assert columns.c_skip[1] * x_t + columns.c_out[1] * x_s == pytest.approx(exact, abs=error)
+    assert (columns.c_skip[0], columns.c_out[0], columns.target_x0[0], columns.target_eps[0]) == (0, 1, 1, 0)
+
+
 def test_targets_are_the_quantities_they_are_named_for():
     t = np.array([0, 300, 999, 10, 700])
     alpha, sigma = linear()(t)
-    expected = {"eps": EPS, "x0": X0, "v": process.v_from_x0_eps(X0, EPS, alpha, sigma)}
+    cleaner = process.add_noise(X0, EPS, *linear()(np.maximum(t - 1, 0)))
+    cleaner[0] = X0[0]  # t = 0 leads to clean data
+    expected = {"eps": EPS, "x0": X0, "v": process.v_from_x0_eps(X0, EPS, alpha, sigma), "next_level": cleaner}
     for prediction in PREDICTIONS:
         columns = Process(linear(), prediction).columns(t)
         target = process.add_noise(X0, EPS, columns.target_x0, columns.target_eps)
@@ -124,12 +142,12 @@ def test_eps_is_refused_where_alpha_is_zero():
         Process(flow(), "eps")
     with pytest.raises(DuetError, match="alpha is 0"):
         Process(Schedule("given", np.array([0.5, 0.0]), np.array([0.5, 1.0])), "eps")
-    for prediction in ("x0", "v"):
+    for prediction in ("x0", "v", "next_level"):
         Process(flow(), prediction)
 
 
 def test_other_bad_input_is_refused():
-    with pytest.raises(DuetError, match="it must be one of eps, x0, v"):
+    with pytest.raises(DuetError, match="it must be one of eps, x0, v, next_level"):
         Process(linear(), "epsilon")
     with pytest.raises(DuetError, match="t must be whole"):
         Process(linear()).columns([1000])
