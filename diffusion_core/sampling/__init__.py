@@ -1,4 +1,4 @@
-"""Samplers: plans made by `ddpm` and `ddim`, and `draw`, which runs one over any number of images."""
+"""Samplers: plans made by `ddpm`, `ddim` and `next_level`, and `draw`, which runs one over any number of images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from diffusion_core.process import Process
 from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "make_plan"]
+__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "make_plan", "next_level"]
 
-SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {"ddpm": ddpm, "ddim": ddim}
+SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {"ddpm": ddpm, "ddim": ddim, "next_level": next_level}
 
 
 def make_plan(process: Process, name: str, *, guidance: float = 1.0, **options: object) -> SamplerPlan:

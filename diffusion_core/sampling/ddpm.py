@@ -8,6 +8,9 @@ r"""Ancestral sampling: each row draws from the posterior q(x_s | x_t, x_0 = D).
 The last row leads to clean data and draws no noise for either. Any subset of the levels is again a
 diffusion with its own betas, so fewer steps need no other formula.
 
+Some implementations train and sample t = T-1 .. 1 alone, and take what the row of t = 1 leads to, without noise,
+for the picture. That is ``last_t = 1``: the last level is then t = 0, one noise step away from clean data.
+
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 2 and section 3.2,
     https://arxiv.org/abs/2006.11239
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_core.errors import one_of
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process, posterior
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import spaced
@@ -33,6 +36,7 @@ def ddpm(
     variance: str = "fixed_small",
     spacing: str = "leading",
     clip: float | None = 1.0,
+    last_t: int = 0,
 ) -> SamplerPlan:
     """The ancestral sampler of DDPM.
 
@@ -42,14 +46,25 @@ def ddpm(
         variance: ``"fixed_small"`` or ``"fixed_large"``.
         spacing: see `spacing`.
         clip: see `SamplerPlan`.
+        last_t: the level of the last row, which leads to level last_t - 1, or to clean data from 0. Another
+            level than 0 needs every level above it, so `steps` must be None.
+
+    Raises:
+        DuetError: for an unknown variance or spacing, steps outside 1..T, or a last_t that does not fit.
     """
     if variance not in VARIANCES:
         raise one_of("sampler.variance", variance, VARIANCES)
     T = process.schedule.steps
-    levels = plan_levels(process, spaced(T, T if steps is None else steps, spacing))
+    if not 0 <= last_t < T:
+        raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{T - 1}")
+    if last_t and steps is not None:
+        raise DuetError(f"sampler.last_t: {last_t} was given with {steps} steps; use steps=null, for every level")
+    visited = spaced(T, T if steps is None else steps, spacing)
+    levels = plan_levels(process, visited[: T - last_t], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
-    chosen = small if variance == "fixed_small" else np.where(sigma[1:] == 0, 0.0, large)
+    chosen = small if variance == "fixed_small" else large
+    chosen[-1] = 0.0
     return SamplerPlan(
         name=f"ddpm-{len(levels['t'])}",
         **levels,
@@ -57,5 +72,5 @@ def ddpm(
         denoised=from_x0[:, None, None],
         noise=np.sqrt(chosen)[:, None],
         clip=clip,
-        keeps_marginals=variance == "fixed_small",
+        keeps_marginals=variance == "fixed_small" and last_t == 0,
     )

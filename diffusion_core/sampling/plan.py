@@ -9,9 +9,9 @@ x_0. Row i says::
 
 Because D is clipped and the plan never recomputes eps from the raw output, a clipped estimate moves the
 whole step, as guided-diffusion does it. Row i leads from the level (alpha[i], sigma[i]) to
-(alpha[i+1], sigma[i+1]); the last level is clean data, (1, 0), for every sampler here. The arithmetic
-on t is done when the plan is made: nothing that runs a plan knows a schedule. Guidance has one
-convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional.
+(alpha[i+1], sigma[i+1]); the last level is clean data, (1, 0), unless a sampler is asked to stop at a noisy
+one (`ddpm` with last_t). The arithmetic on t is done when the plan is made: nothing that runs a plan knows a
+schedule. Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional.
 
 References:
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
@@ -155,14 +155,21 @@ class SamplerPlan:
         return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
 
 
-def plan_levels(process: Process, t: NDArray[np.int64]) -> dict[str, Array]:
-    """The tables that every plan over the levels t, shape (N,), shares: levels, columns, and no guidance."""
+def plan_levels(process: Process, t: NDArray[np.int64], end: int | None = None) -> dict[str, Array]:
+    """The tables that every plan over the levels t, shape (N,), shares: levels, columns, and no guidance.
+
+    Args:
+        process: what the network was trained for.
+        t: the level each row starts from.
+        end: the level that the last row leads to; None is clean data.
+    """
     alpha, sigma = process.schedule(t)
+    alpha_end, sigma_end = (1.0, 0.0) if end is None else process.schedule(end)
     columns = process.columns(t)
     return {
         "t": t,
-        "alpha": np.append(alpha, 1.0),
-        "sigma": np.append(sigma, 0.0),
+        "alpha": np.append(alpha, alpha_end),
+        "sigma": np.append(sigma, sigma_end),
         "c_skip": columns.c_skip,
         "c_out": columns.c_out,
         "c_in": columns.c_in,

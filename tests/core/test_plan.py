@@ -119,6 +119,16 @@ def test_levels_end_in_clean_data_and_carry_the_columns():
     assert levels["start_scale"] == 1.0
 
 
+def test_levels_may_end_in_a_noisy_one():
+    t = np.array([900, 10])
+    levels, clean = plan_levels(PROCESS, t, end=3), plan_levels(PROCESS, t)
+    assert (levels["alpha"][-1], levels["sigma"][-1]) == (linear().alpha[3], linear().sigma[3])
+    for name in ("alpha", "sigma"):
+        np.testing.assert_array_equal(levels[name][:-1], clean[name][:-1])
+    with pytest.raises(DuetError, match=r"t must be whole and in 0\.\.999"):
+        plan_levels(PROCESS, t, end=-1)
+
+
 def test_sampling_starts_at_the_scale_of_its_first_level():
     # The noisiest level of a variance-preserving schedule is close to N(0, 1); another one says its own scale.
     assert ddim(Process(linear(), "v"), 10).start_scale == 1.0
@@ -146,6 +156,11 @@ def test_sampler_by_name():
     ("ddpm", {"steps": 0}, "sampler.steps: 0 was given"),
     ("ddpm", {"steps": 1001}, "1 to 1000 steps"),
     ("ddpm", {"guidance": [1.0, 2.0, 3.0], "steps": 2}, "guidance"),
+    ("ddpm", {"last_t": 1, "steps": 10}, "sampler.last_t: 1 was given with 10 steps; use steps=null"),
+    ("ddpm", {"last_t": 1000}, r"sampler.last_t: 1000 was given; it must be a level, 0\.\.999"),
+    ("ddpm", {"last_t": -1}, "sampler.last_t: -1 was given"),
+    ("next_level", {}, "next_level was given for a network with prediction eps; use ddim or ddpm"),
+    ("next_level", {"steps": 5}, "option of sampler 'next_level'"),
 ])  # fmt: skip
 def test_a_sampler_that_does_not_fit_is_refused(name, options, words):
     with pytest.raises(DuetError, match=words):

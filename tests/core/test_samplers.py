@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
+from diffusion_core.errors import DuetError
 from diffusion_core.process import PREDICTIONS, Process
 from diffusion_core.random import Stream
-from diffusion_core.sampling import SamplerPlan, ddim, ddpm
+from diffusion_core.sampling import SamplerPlan, ddim, ddpm, next_level
 from diffusion_core.sampling.spacing import SPACINGS
 from diffusion_core.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 from diffusion_core.unet import Node, Program
@@ -189,3 +190,95 @@ def test_the_last_row_gives_the_estimate_itself():
     for plan in (ddim(process, 2), ddim(process, 2, 1.0), ddpm(process), ddpm(process, variance="fixed_large")):
         assert (plan.state[-1, 0, 0], plan.noise[-1, 0]) == (0, 0)
         assert plan.denoised[-1, 0, 0] == pytest.approx(1, abs=1e-15)
+
+
+# Stopping above clean data
+
+
+def test_the_last_level_can_be_left_out_as_tutorials_do():
+    # for t = T-1 .. 1: x = (x - (1 - a_t)/sqrt(1 - ac_t) eps)/sqrt(a_t) + sqrt(beta_t) z, and z = 0 at t = 1.
+    T = 40
+    betas = np.linspace(1e-4, 0.02, T)
+    a, ac = 1 - betas, np.cumprod(1 - betas)
+    plan = ddpm(Process(linear(T), "eps"), variance="fixed_large", clip=None, last_t=1)
+    np.testing.assert_array_equal(plan.t, np.arange(T - 1, 0, -1))
+    assert (plan.alpha[-1], plan.sigma[-1]) == (linear(T).alpha[0], linear(T).sigma[0])
+    np.testing.assert_array_equal(plan.is_noisy, [True] * (T - 2) + [False])
+    rng = np.random.default_rng(0)
+    x = y = rng.normal(size=5)
+    for i, t in enumerate(range(T - 1, 0, -1)):
+        eps, z = rng.normal(size=(2, 5))
+        z = z if t > 1 else np.zeros(5)
+        x = (x - (1 - a[t]) / np.sqrt(1 - ac[t]) * eps) / np.sqrt(a[t]) + np.sqrt(betas[t]) * z
+        estimate = plan.c_skip[i] * y + plan.c_out[i] * eps
+        y = plan.state[i, 0, 0] * y + plan.denoised[i, 0, 0] * estimate + plan.noise[i, 0] * z
+        np.testing.assert_allclose(y, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_a_run_that_stops_early_is_the_whole_run_without_its_last_rows(variance):
+    process = Process(linear(20), "v")
+    whole = ddpm(process, variance=variance)
+    for last_t in (1, 2, 19):
+        plan = ddpm(process, variance=variance, last_t=last_t)
+        assert plan.rows == 20 - last_t
+        for table, values in plan.tables().items():
+            expected = getattr(whole, table)[: len(values)].copy()
+            if table == "noise":
+                expected[-1] = 0
+            np.testing.assert_array_equal(values, expected, err_msg=table)
+
+
+# The network that predicts the next level
+
+
+@pytest.mark.parametrize("T", [2, 16, 1000])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_row_of_next_level_is_the_output_of_the_network(name, T):
+    plan = next_level(Process(make_schedule(name, T=T), "next_level"))
+    np.testing.assert_array_equal(plan.t, np.arange(T)[::-1])
+    assert not plan.is_noisy.any() and plan.clip is None
+    x, output = np.random.default_rng(0).normal(size=(2, T))
+    estimate = plan.c_skip * x + plan.c_out * output
+    got = plan.state[:, 0, 0] * x + plan.denoised[:, 0, 0] * estimate
+    np.testing.assert_allclose(got, output, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("T", [2, 16, 1000])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_next_level_is_deterministic_ddim_over_every_level(name, T):
+    process = Process(make_schedule(name, T=T), "next_level")
+    a, b = next_level(process), ddim(process, T, 0.0, clip=None)
+    for table, values in a.tables().items():
+        np.testing.assert_allclose(getattr(b, table), values, rtol=1e-12, atol=1e-13, err_msg=table)
+    assert (a.start_scale, a.keeps_marginals) == (b.start_scale, b.keeps_marginals)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_exact_network_leads_back_to_the_picture(name):
+    schedule = make_schedule(name, T=16)
+    plan = next_level(Process(schedule, "next_level"))
+    x0, eps = np.random.default_rng(1).normal(size=(2, 7))
+    levels = [x0, *(schedule.alpha[t] * x0 + schedule.sigma[t] * eps for t in range(16))]
+    x = levels[16]
+    for i, t in enumerate(plan.t):
+        output = levels[t]  # x_{t-1}: entry 0 is clean, entry 1 is level 0
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * output
+        np.testing.assert_allclose(estimate, x0, rtol=0, atol=1e-12)
+        x = plan.state[i, 0, 0] * x + plan.denoised[i, 0, 0] * estimate
+    np.testing.assert_allclose(x, x0, rtol=0, atol=1e-13)
+
+
+def test_a_clipped_row_of_next_level_stays_between_its_two_levels():
+    # A clipped D and the state agree on the eps that D implies, so the row is DDIM's with that D.
+    plan = next_level(Process(flow(16), "next_level"), clip=1.0)
+    assert plan.clip == 1.0
+    np.testing.assert_allclose(plan.state[:, 0, 0] * plan.sigma[:-1], plan.sigma[1:], atol=1e-15)
+    with pytest.raises(DuetError, match="clip must be positive or null"):
+        next_level(Process(flow(16), "next_level"), clip=0.0)
+
+
+@pytest.mark.parametrize("prediction", [p for p in PREDICTIONS if p != "next_level"])
+def test_next_level_is_for_its_own_prediction_alone(prediction):
+    with pytest.raises(DuetError, match=f"prediction {prediction}; use ddim or ddpm, or a network with prediction"):
+        next_level(Process(linear(16), prediction))
