@@ -2,11 +2,14 @@ r"""The training objective: from images to a `TrainBatch`.
 
 Per image, by its position n in the run (the count of images seen before it), three named streams draw
 
-    t      uniform on 0 .. T-1              "train/t"
+    t      uniform on first_t .. T-1        "train/t"
     eps    standard normal                  "train/noise"
     drop   the class, with probability p    "train/drop_label"     per image, not per batch
 
 so that a batch is a function of (seed, images seen, size) and of nothing else.
+
+Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
+class k has label k; or it is 0, and then class k has label k + 1.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 1 and eq. 14, https://arxiv.org/abs/2006.11239
@@ -18,14 +21,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend import DISTANCES, TrainBatch
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "network_labels"]
+
+
+def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
+    """The network's labels of a data set's classes, with the shape of `labels`.
+
+    Args:
+        labels: class ids in 0..classes-1; not looked at by a network without classes.
+        classes: the number of classes; 0 for a network without.
+        null_label: the network's label for "no class": `classes`, 0, or None where it has none.
+
+    Raises:
+        DuetError: if a label is out of range, or `null_label` is the label of a class.
+    """
+    if null_label is not None and (classes < 1 or null_label not in (0, classes)):
+        raise DuetError(
+            f"null label {null_label} with {classes} classes: there must be at least one class, "
+            f"and the null label is 0 or the number of classes"
+        )
+    labels = np.asarray(labels)
+    if not classes:
+        return np.zeros(labels.shape, np.int32)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise DuetError(f"label {wrong[0]}: the network has classes 0..{classes - 1}")
+    return (labels + (1 if null_label == 0 else 0)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -36,8 +64,10 @@ class Objective:
         process: schedule and parameterisation.
         seed: the seed of the run.
         distance: ``"mse"``, ``"l1"`` or ``"huber"`` (with its corner at 1).
-        null_label: the label that means "no class"; None for a network without classes.
+        null_label: the network's label that means "no class"; None for a network without one.
         drop_label: probability of training an image without its class.
+        classes: number of classes; where it is not given, `null_label`, the last label, says it.
+        first_t: the lowest level that is trained; 1 leaves out t = 0.
     """
 
     process: Process
@@ -45,6 +75,8 @@ class Objective:
     distance: str = "mse"
     null_label: int | None = None
     drop_label: float = 0.0
+    classes: int = 0
+    first_t: int = 0
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
@@ -52,27 +84,33 @@ class Objective:
         if not 0 <= self.drop_label <= 1:
             raise DuetError(f"objective.drop_label: {self.drop_label} was given; it is a probability, 0 to 1")
         if self.drop_label and self.null_label is None:
-            raise DuetError("objective.drop_label: the network has no classes to drop; use 0, or set model.num_classes")
+            what = 'no label for "no class"' if self.classes else "no classes to drop"
+            raise DuetError(f"objective.drop_label: the network has {what}; use 0, or set model.num_classes")
+        if not 0 <= self.first_t < self.process.schedule.steps:
+            raise DuetError(
+                f"objective.first_t: {self.first_t} was given; it must be a level, 0..{self.process.schedule.steps - 1}"
+            )
+        if self.classes < 0:
+            raise DuetError(f"objective.classes: {self.classes} was given; it is 0 or the number of classes")
+        self._labels([])
+
+    def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
+        return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
 
     def batch(self, images: NDArray, labels: NDArray, positions: NDArray, dtype: DTypeLike = np.float32) -> TrainBatch:
         """The training batch of these images.
 
         Args:
-            images: x_0 in [-1, 1], with shape (B, H, W, C).
-            labels: classes, with shape (B,).
+            images: x_0 in the range of the data, with shape (B, H, W, C).
+            labels: class ids of the data set, with shape (B,).
             positions: each image's position in the run, with shape (B,).
             dtype: of images, noise and columns; c_noise stays float64.
 
         Raises:
             DuetError: if a label is out of range.
         """
-        labels = np.asarray(labels)
-        if self.null_label is None:
-            labels = np.zeros_like(labels)
-        elif labels.size and (labels.min() < 0 or labels.max() >= self.null_label):
-            wrong = labels[(labels < 0) | (labels >= self.null_label)][0]
-            raise DuetError(f"label {wrong}: the network has classes 0..{self.null_label - 1}")
-        t = Stream(self.seed, "train/t").integers(positions, self.process.schedule.steps)
+        labels = self._labels(labels)
+        t = self.first_t + Stream(self.seed, "train/t").integers(positions, self.process.schedule.steps - self.first_t)
         if self.drop_label:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
             labels = np.where(dropped, self.null_label, labels)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective
+from diffusion_core.objectives import Objective, network_labels
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
 from diffusion_core.schedule import linear
@@ -81,6 +81,59 @@ def test_every_level_is_drawn_about_equally_often():
     assert t.min() < 10 and t.max() > 990
 
 
+@pytest.mark.parametrize("first_t", [1, 7, 999])
+def test_levels_below_the_first_are_left_out(first_t):
+    t = batch(np.arange(20_000), Objective(PROCESS, seed=3, first_t=first_t)).c_noise.astype(int)
+    assert t.min() >= first_t and t.max() <= 999
+    counts = np.bincount((t - first_t) * 10 // (1000 - first_t), minlength=10)
+    if first_t < 999:
+        # 999 and 993 levels are not cut into ten equal parts: by one level in a hundred at most.
+        assert t.min() < first_t + 10 and t.max() > 990
+        assert np.abs(counts - 2000).max() < 5 * math.sqrt(2000) + 20
+
+
+def test_the_first_level_is_there_unless_it_is_left_out():
+    few = Process(linear(T=3), "v")
+    for first_t in range(3):
+        t = batch(np.arange(60), Objective(few, seed=3, first_t=first_t)).c_noise
+        assert set(t) == set(range(first_t, 3))
+
+
+def test_classes_stand_before_or_after_the_null_label():
+    labels = np.array([[0, 3], [2, 1]])
+    for null_label, expected in ((4, labels), (0, labels + 1), (None, labels)):
+        got = network_labels(labels, 4, null_label)
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got, expected)
+        # One label for each class and none of them is the null label.
+        assert len({*got.ravel().tolist(), null_label}) == 5
+    np.testing.assert_array_equal(network_labels([9, -4], 0, None), [0, 0])
+
+
+def test_a_null_label_of_zero_moves_the_classes_up_and_changes_nothing_else():
+    positions = np.arange(400)
+    last, first = (batch(positions, Objective(PROCESS, 3, "mse", n, 0.25, classes=4)) for n in (4, 0))
+    np.testing.assert_array_equal(first.label, np.where(last.label == 4, 0, last.label + 1))
+    assert (first.label == 0).any() and set(first.label) == set(range(5))
+    old = batch(positions)
+    for name, value in vars(last).items():
+        np.testing.assert_array_equal(value, vars(old)[name])
+        if name != "label":
+            np.testing.assert_array_equal(value, vars(first)[name])
+
+
+def test_classes_without_a_null_label_are_always_there():
+    positions = np.arange(8)
+    np.testing.assert_array_equal(batch(positions, Objective(PROCESS, 3, classes=4)).label, positions % 4)
+
+
+@pytest.mark.parametrize("null_label", [4, 0, None])
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_of_no_class_is_refused_wherever_the_null_label_is(label, null_label):
+    with pytest.raises(DuetError, match=rf"label {label}: the network has classes 0\.\.3"):
+        network_labels([0, label], 4, null_label)
+
+
 def test_labels_are_dropped_at_their_rate_per_image():
     n = 20_000
     positions = np.arange(n)
@@ -120,6 +173,13 @@ def test_a_label_out_of_range_is_refused(label):
     ({"drop_label": -0.1, "null_label": 4}, "objective.drop_label: -0.1"),
     ({"drop_label": float("nan"), "null_label": 4}, "objective.drop_label: nan"),
     ({"drop_label": 0.1}, "the network has no classes to drop"),
+    ({"drop_label": 0.1, "classes": 4}, 'the network has no label for "no class"'),
+    ({"null_label": 0}, "null label 0 with 0 classes: there must be at least one class"),
+    ({"null_label": 2, "classes": 4}, "null label 2 with 4 classes: .* is 0 or the number of classes"),
+    ({"null_label": -1}, "null label -1"),
+    ({"classes": -1}, "objective.classes: -1"),
+    ({"first_t": -1}, r"objective.first_t: -1 was given; it must be a level, 0\.\.999"),
+    ({"first_t": 1000}, "objective.first_t: 1000"),
 ])  # fmt: skip
 def test_an_objective_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
