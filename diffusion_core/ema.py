@@ -4,6 +4,7 @@ r"""The moving average of the weights that samples are drawn with.
 
 with update k = 1, 2, ... Without warm-up d_k is the given decay. With it, ``d_k = min(decay, (1+k)/(10+k))``,
 so that the average forgets the initial weights early and samples are worth looking at from the start.
+An average with a later start follows the weights before it, d = 0, and counts k from there.
 """
 
 from __future__ import annotations
@@ -24,18 +25,25 @@ class Ema:
     Args:
         decay: the final decay, 0 to 1.
         warmup: whether it is ramped up.
+        start: the number of updates before the average begins; through them it equals the weights.
     """
 
     decay: float = 0.9999
     warmup: bool = True
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise DuetError(f"ema.decay: {self.decay} was given; it must be in [0, 1)")
+        if self.start < 0:
+            raise DuetError(f"ema.start: {self.start} was given; it is a number of updates, at least 0")
 
     def __call__(self, update: int) -> float:
-        """d_k of update k = 1, 2, ..."""
-        return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
+        """The decay of update 1, 2, ... of the run."""
+        k = update - self.start
+        if k <= 0:
+            return 0.0
+        return min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
 
 
 def ema_update(ema: dict[str, NDArray], weights: dict[str, NDArray], decay: float) -> dict[str, NDArray]:

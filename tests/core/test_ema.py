@@ -23,6 +23,25 @@ def test_without_warm_up_the_decay_is_constant():
     assert {Ema(0.5, warmup=False)(k) for k in (1, 2, 1000)} == {0.5}
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_an_average_that_starts_later_follows_the_weights_until_then(warmup):
+    late, soon = Ema(0.99, warmup, start=5), Ema(0.99, warmup)
+    assert [late(k) for k in range(1, 6)] == [0.0] * 5
+    assert [late(k) for k in range(6, 3000)] == [soon(k) for k in range(1, 2995)]
+    # So after the last of them it is the weights, whatever it was before.
+    rng = np.random.default_rng(0)
+    average = {"w": rng.normal(size=3)}
+    for k in range(1, 6):
+        weights = {"w": rng.normal(size=3)}
+        average = ema_update(average, weights, late(k))
+    np.testing.assert_allclose(average["w"], weights["w"], rtol=0, atol=1e-15)
+
+
+def test_a_start_before_the_run_is_refused():
+    with pytest.raises(DuetError, match=r"ema\.start: -1 was given; it is a number of updates"):
+        Ema(start=-1)
+
+
 def test_a_low_decay_ends_its_warm_up_early():
     assert Ema(0.1)(1) == 0.1
 
