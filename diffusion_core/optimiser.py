@@ -108,7 +108,7 @@ def adam_update(
     return new_weights, new_moment1, new_moment2
 
 
-DECAYS = ("constant", "linear", "cosine", "inverse_sqrt")
+DECAYS = ("constant", "linear", "cosine", "inverse_sqrt", "steps")
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,14 @@ class LearningRate:
     Args:
         peak: the rate after the warm-up.
         warmup_images: length of the linear warm-up.
-        decay: ``"constant"``, ``"linear"``, ``"cosine"`` (both to `floor` at `total_images`) or
-            ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``).
+        decay: ``"constant"``, ``"linear"``, ``"cosine"`` (both to `floor` at `total_images`),
+            ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``)
+            or ``"steps"`` (times `factor` after every `every_images` since the warm-up, not below `floor`).
         total_images: where linear and cosine decay end.
-        floor: the lowest rate of linear and cosine decay.
+        floor: the lowest rate of linear, cosine and stepwise decay.
         decay_start_images: where inverse-square-root decay starts.
+        factor: what each step of stepwise decay multiplies the rate by.
+        every_images: length of a stretch of constant rate in stepwise decay.
     """
 
     peak: float
@@ -131,6 +134,8 @@ class LearningRate:
     total_images: int = 0
     floor: float = 0.0
     decay_start_images: int = 0
+    factor: float = 1.0
+    every_images: int = 0
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
@@ -145,6 +150,11 @@ class LearningRate:
                 f"lr: {self.decay} decay ends at total_images {self.total_images}, which must be more than "
                 f"warmup_images {self.warmup_images}"
             )
+        if self.decay == "steps" and not (0 < self.factor < 1 and self.every_images >= 1):
+            raise DuetError(
+                f"lr: steps decay has factor {self.factor} every {self.every_images} images; "
+                f"factor must be between 0 and 1 and every_images at least 1"
+            )
 
     def __call__(self, images_seen: int) -> float:
         """The rate of the step after which `images_seen` images have been seen."""
@@ -155,6 +165,10 @@ class LearningRate:
         if self.decay == "inverse_sqrt":
             start = max(self.warmup_images, self.decay_start_images, 1)
             return self.peak * min(1.0, math.sqrt(start / images_seen))
+        if self.decay == "steps":
+            # The image that completes a stretch still belongs to it, so its step has the old rate.
+            steps = max(0, images_seen - self.warmup_images - 1) // self.every_images
+            return max(self.floor, self.peak * self.factor**steps)
         left = 1.0 - min(1.0, (images_seen - self.warmup_images) / (self.total_images - self.warmup_images))
         share = left if self.decay == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
         return self.floor + (self.peak - self.floor) * share

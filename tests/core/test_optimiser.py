@@ -133,10 +133,11 @@ RATES = {
     "linear": LearningRate(0.1, 1000, "linear", 10_000, 0.01),
     "cosine": LearningRate(0.1, 1000, "cosine", 10_000, 0.01),
     "inverse_sqrt": LearningRate(0.1, 1000, "inverse_sqrt", decay_start_images=3000),
+    "steps": LearningRate(0.1, 1000, "steps", floor=0.03, factor=0.5, every_images=4000),
 }
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", [decay for decay in DECAYS if decay != "steps"])
 def test_the_rate_is_continuous_and_bounded(decay):
     rate = RATES[decay]
     values = np.array([rate(n) for n in range(1, 12_001)])
@@ -150,6 +151,26 @@ def test_the_first_step_is_not_wasted(decay):
     assert RATES[decay](128) == pytest.approx(0.1 * 128 / 1000)
     assert RATES[decay](1000) == pytest.approx(0.1)
     assert LearningRate(0.1)(1) == 0.1
+
+
+def test_stepwise_decay_is_constant_between_its_steps():
+    rate = RATES["steps"]
+    values = [rate(n) for n in range(1000, 20_000)]
+    # 0.1, 0.05 and then not 0.025 but the floor; the image that ends a stretch belongs to it.
+    assert [n for n in range(1001, 20_000) if rate(n) != rate(n - 1)] == [5001, 9001]
+    assert sorted(set(values)) == [0.03, 0.05, 0.1]
+
+
+def test_stepwise_decay_is_that_of_rounds_of_batches():
+    # 8e-4, multiplied by 0.9 after every 50 rounds of 100 batches of 128 images, not below 1e-6.
+    rate = LearningRate(8e-4, decay="steps", floor=1e-6, factor=0.9, every_images=50 * 100 * 128)
+    current, step = 8e-4, 0
+    for stretch in range(70):
+        for first in (1, 2, 2500, 4999, 5000):
+            assert rate((step + first) * 128) == pytest.approx(current, rel=1e-12), (stretch, first)
+        step += 5000
+        current = max(1e-6, current * 0.9)
+    assert current == 1e-6
 
 
 def test_the_ends_and_the_middle():
@@ -173,6 +194,10 @@ def test_the_ends_and_the_middle():
     ({"peak": 0.1, "decay": "cosinus", "total_images": 10}, "Did you mean 'cosine'"),
     ({"peak": 0.1, "decay": "cosine"}, "total_images 0, which must be more than warmup_images 0"),
     ({"peak": 0.1, "decay": "linear", "warmup_images": 10, "total_images": 10}, "total_images 10"),
+    ({"peak": 0.1, "decay": "steps", "factor": 0.9}, "factor 0.9 every 0 images"),
+    ({"peak": 0.1, "decay": "steps", "every_images": 100}, "factor 1.0 every 100 images"),
+    ({"peak": 0.1, "decay": "steps", "factor": 0.0, "every_images": 100}, "factor must be between 0 and 1"),
+    ({"peak": 0.1, "decay": "steps", "factor": float("nan"), "every_images": 100}, "factor nan"),
 ])  # fmt: skip
 def test_numbers_that_are_no_rate_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
