@@ -6,7 +6,7 @@ pixels and network values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffusion_core.data import digits, folder, shapes, store
 from diffusion_core.data.dataset import Dataset
@@ -24,10 +24,16 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def load_dataset(name: str, **options: object) -> Dataset:
+def load_dataset(name: str, *, classes: Sequence[int | str] | None = None, **options: object) -> Dataset:
     """The data set called `name`, made with the options of its function in `DATASETS`.
+
+    Args:
+        name: which one.
+        classes: the classes to keep, of any data set, see `Dataset.only`; None keeps all.
+        options: of its function.
 
     Raises:
         DuetError: the name is unknown, an option is unknown or missing, or the function refuses its value.
     """
-    return build("data", DATASETS, name, options)
+    dataset = build("data", DATASETS, name, options)
+    return dataset if classes is None else dataset.only(classes)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
 
 __all__ = ["Dataset"]
@@ -114,6 +115,39 @@ class Dataset:
                 f"it must be a list of whole numbers in 0..{len(self) - 1}, at least one"
             )
         return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices])
+
+    def only(self, classes: Iterable[int | str]) -> Dataset:
+        """The items of some classes, in their old order and in memory.
+
+        Args:
+            classes: class ids or class names; the first becomes class 0, the second class 1, and so on.
+
+        Raises:
+            DuetError: there are no classes, one does not exist or is given twice, or none of them has a picture.
+        """
+        what = f"data set {self.name!r}"
+        if isinstance(classes, str) or not isinstance(classes, Iterable) or not (classes := list(classes)):
+            raise DuetError(f"{what}: the classes {classes!r} were given; they must be a list of ids or names")
+        known = {name: k for k, name in enumerate(self.class_names)}
+        ids = []
+        for one in classes:
+            if isinstance(one, str):
+                if one not in known:
+                    raise one_of(f"class of {what}", one, known)
+                ids.append(known[one])
+            elif isinstance(one, Integral) and not isinstance(one, bool) and 0 <= one < self.num_classes:
+                ids.append(int(one))
+            else:
+                raise DuetError(f"{what}: class {one!r} was given; the class ids are 0..{self.num_classes - 1}")
+            if ids[-1] in ids[:-1]:
+                raise DuetError(f"{what}: class {self.class_names[ids[-1]]!r} was given twice, among {classes}")
+        new = np.full(self.num_classes, -1, np.int32)
+        new[ids] = np.arange(len(ids))
+        kept = np.flatnonzero(new[self.labels] >= 0)
+        names = tuple(self.class_names[k] for k in ids)
+        if not kept.size:
+            raise DuetError(f"{what}: it has no picture of class {', '.join(names)}")
+        return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """The data set in two disjoint parts, drawn from stream ``"data/split"``, each in its old order.

@@ -13,6 +13,7 @@ is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.pixels import from_uint8
+from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
 
@@ -32,7 +33,7 @@ class Images:
     """A slice of the data order.
 
     Args:
-        pixels: network values in [-1, 1] with shape (B, H, W, C).
+        pixels: network values in the loader's range, with shape (B, H, W, C).
         labels: class ids, int32 with shape (B,).
         indices: the items shown, int64 with shape (B,).
         epochs: the epoch of each, int64 with shape (B,).
@@ -55,12 +56,20 @@ class Loader:
         seed: the seed of the run.
         flip: mirror half of the pictures left to right, drawn anew at each position.
         dtype: the type of the pixels.
+        value_range: what the network sees for black and for white.
+
+    Raises:
+        DuetError: the value range is not two numbers, the first below the second.
     """
 
     dataset: Dataset
     seed: int
     flip: bool = False
     dtype: DTypeLike = np.float32
+    value_range: Sequence[float] = VALUE_RANGE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_range", check_value_range(self.value_range))
 
     def batch(self, images_seen: int, size: int) -> Images:
         """The `size` pictures that follow the first `images_seen` of the run.
@@ -83,7 +92,8 @@ class Loader:
         if self.flip:
             mirrored = Stream(self.seed, "data/flip").bits(counters, 1)[:, 0] % 2 == 0
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        return Images(from_uint8(images, self.dtype), self.dataset.labels[indices], indices, epochs, counters)
+        pixels = from_uint8(images, self.dtype, self.value_range)
+        return Images(pixels, self.dataset.labels[indices], indices, epochs, counters)
 
 
 @lru_cache(maxsize=4)

@@ -1,48 +1,80 @@
 """Between stored pixels and network values: one rule each way, the same for every framework.
 
-A picture is stored as uint8 in 0..255; a network sees [-1, 1]::
+A picture is stored as uint8 in 0..255; a network sees a value range [low, high], as a rule [-1, 1]::
 
-    x  = u8 / 127.5 - 1
-    u8 = clip(floor((x + 1) * 127.5 + 1/2), 0, 255)        round half up
+    k  = 255 / (high - low)                                    127.5 for [-1, 1]
+    x  = u8 / k + low
+    u8 = clip(floor((x - low) * k + 1/2), 0, 255)              round half up
 
-Both are computed in float64 and cast once, so a framework's own rounding has no say in a picture.
-The way back recovers every pixel from float64, float32, float16 and bfloat16.
+Both are computed in float64 and cast once, so a framework's own rounding has no say in a picture. For
+[-1, 1] and [0, 1] the way back recovers every pixel from float64, float32, float16 and bfloat16; in bfloat16
+its rounding is up to 0.25 of a level in [-1, 1] and up to 0.4961 in [0, 1], so just below the half that would fail.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.errors import DuetError
 
-__all__ = ["from_uint8", "to_uint8"]
+__all__ = ["VALUE_RANGE", "check_value_range", "from_uint8", "to_uint8"]
 
-# A table of all 256 levels: the float64 rule applied once, then looked up.
-_LEVELS = np.arange(256) / 127.5 - 1.0
+VALUE_RANGE = (-1.0, 1.0)
 
 
-def from_uint8(u8: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray:
-    """Network values in [-1, 1] of stored pixels, with the shape of `u8`.
+def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of a value range.
 
     Raises:
-        DuetError: `u8` is not uint8.
+        DuetError: it is not two finite numbers, the first below the second.
     """
+    try:
+        low, high = (float(value) for value in value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise DuetError(f"value range: {value_range!r} was given; it must be two numbers, low and high, as in [-1, 1]")
+    return low, high
+
+
+def from_uint8(u8: ArrayLike, dtype: DTypeLike = np.float32, value_range: Sequence[float] = VALUE_RANGE) -> NDArray:
+    """Network values of stored pixels, with the shape of `u8`.
+
+    Args:
+        u8: stored pixels.
+        dtype: of the values.
+        value_range: the values of the pixels 0 and 255.
+
+    Raises:
+        DuetError: `u8` is not uint8, or the range is none.
+    """
+    low, high = check_value_range(value_range)
     u8 = np.asarray(u8)
     if u8.dtype != np.uint8:
         raise DuetError(f"pixels: an array of {u8.dtype} was given; stored pixels are uint8")
-    return _LEVELS.astype(dtype)[u8]
+    # A table of all 256 levels: the float64 rule applied once, then looked up.
+    levels = np.arange(256) / (255.0 / (high - low)) + low
+    return levels.astype(dtype)[u8]
 
 
-def to_uint8(x: ArrayLike) -> NDArray[np.uint8]:
-    """Stored pixels of network values, with the shape of `x`; what lies beyond [-1, 1] is clipped.
+def to_uint8(x: ArrayLike, value_range: Sequence[float] = VALUE_RANGE) -> NDArray[np.uint8]:
+    """Stored pixels of network values, with the shape of `x`; what lies beyond the range is clipped.
+
+    Args:
+        x: network values.
+        value_range: the values of the pixels 0 and 255.
 
     Raises:
-        DuetError: a value is not a number, so no pixel stands for it.
+        DuetError: a value is not a number, so no pixel stands for it, or the range is none.
     """
+    low, high = check_value_range(value_range)
     x = np.asarray(x).astype(np.float64)
     if np.isnan(x).any():
         raise DuetError(
-            f"pixels: {np.isnan(x).sum()} of {x.size} values are not a number; a pixel needs one in [-1, 1]"
+            f"pixels: {np.isnan(x).sum()} of {x.size} values are not a number; a pixel needs one in [{low:g}, {high:g}]"
         )
-    return np.clip(np.floor((x + 1.0) * 127.5 + 0.5), 0, 255).astype(np.uint8)
+    return np.clip(np.floor((x - low) * (255.0 / (high - low)) + 0.5), 0, 255).astype(np.uint8)

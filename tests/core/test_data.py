@@ -32,11 +32,43 @@ def test_ends_of_the_range_are_exact():
     np.testing.assert_array_equal(from_uint8(np.array([0, 255], np.uint8)), [-1.0, 1.0])
 
 
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 1.0), [0, 1], (0, 255), (-0.5, 0.5)])
 @given(st.floats(-3, 3))
-def test_to_uint8_is_the_nearest_pixel(x):
-    pixel = int(to_uint8(np.array(x)))
-    distance = np.abs((min(max(x, -1.0), 1.0) + 1) * 127.5 - np.arange(256))
+def test_to_uint8_is_the_nearest_pixel(value_range, x):
+    low, high = value_range
+    pixel = int(to_uint8(np.array(x), value_range))
+    distance = np.abs((min(max(x, low), high) - low) / (high - low) * 255 - np.arange(256))
     assert distance[pixel] <= distance.min() + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_every_pixel_survives_the_round_trip_in_zero_to_one(dtype):
+    u8 = np.arange(256, dtype=np.uint8)
+    x = from_uint8(u8, dtype, (0.0, 1.0))
+    assert x.dtype == dtype and (x[0], x[255]) == (0, 1)
+    np.testing.assert_array_equal(x, (u8 / 255).astype(dtype))
+    np.testing.assert_array_equal(to_uint8(x, (0.0, 1.0)), u8)
+    # Read in the other range, the pictures are others: the range must be said both ways.
+    assert not np.array_equal(to_uint8(x), u8)
+
+
+def test_the_range_of_minus_one_to_one_is_the_plain_rule_to_the_bit():
+    u8 = np.arange(256, dtype=np.uint8)
+    for dtype in (np.float64, np.float32, np.float16):
+        np.testing.assert_array_equal(from_uint8(u8, dtype), (np.arange(256) / 127.5 - 1.0).astype(dtype))
+    x = np.random.default_rng(0).uniform(-1.1, 1.1, 10_000)
+    np.testing.assert_array_equal(to_uint8(x), np.clip(np.floor((x + 1.0) * 127.5 + 0.5), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("value_range", [(1.0, -1.0), (0, 0), (0, 1, 2), 1.0, None, (0, np.inf), (np.nan, 1), "01x"])
+def test_a_range_that_is_none_is_refused(value_range):
+    for use in (
+        lambda: from_uint8(np.zeros(1, np.uint8), value_range=value_range),
+        lambda: to_uint8(np.zeros(1), value_range),
+        lambda: Loader(toy(), seed=0, value_range=value_range),
+    ):
+        with pytest.raises(DuetError, match=r"value range: .* was given; it must be two numbers, low and high"):
+            use()
 
 
 def test_a_half_is_rounded_up_and_the_rest_is_clipped():
@@ -48,6 +80,8 @@ def test_a_half_is_rounded_up_and_the_rest_is_clipped():
 def test_what_is_no_pixel_is_refused():
     with pytest.raises(DuetError, match="1 of 2 values are not a number"):
         to_uint8(np.array([0.0, np.nan]))
+    with pytest.raises(DuetError, match=r"a pixel needs one in \[0, 1\]"):
+        to_uint8(np.array([0.0, np.nan]), (0, 1))
     with pytest.raises(DuetError, match="float64"):
         from_uint8(np.zeros(3))
 
@@ -126,6 +160,47 @@ def test_a_selection_outside_is_refused(indices):
         toy().select(indices)
 
 
+@pytest.mark.parametrize("classes", [[2, 0], ["c", "a"], ["c", 0], np.array([2, 0])])
+def test_some_classes_are_kept_and_counted_anew(classes):
+    data = toy()
+    part = data.only(classes)
+    kept = np.flatnonzero(data.labels != 1)
+    assert (part.class_names, part.name) == (("c", "a"), "toy")
+    np.testing.assert_array_equal(part.images, data.images[kept])
+    # Each picture has the class name that it had.
+    assert [part.class_names[k] for k in part.labels] == [data.class_names[k] for k in data.labels[kept]]
+
+
+def test_all_classes_in_their_order_are_the_data_set_itself():
+    assert toy().only([0, 1, 2]).sha256 == toy().only(["a", "b", "c"]).sha256 == toy().sha256
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "must be a list of ids or names"),
+        ("a", "'a' were given; they must be a list"),
+        (1, "1 were given; they must be a list"),
+        (["d"], r"class of data set 'toy': 'd' was given; it must be one of a, b, c"),
+        ([3], r"class 3 was given; the class ids are 0\.\.2"),
+        ([-1], "class -1 was given"),
+        ([1.0], r"class 1\.0 was given"),
+        ([True], "class True was given"),
+        ([0, 1, "a"], r"class 'a' was given twice, among \[0, 1, 'a'\]"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(classes, message):
+    with pytest.raises(DuetError, match=message):
+        toy().only(classes)
+
+
+def test_a_class_without_pictures_is_refused_alone():
+    data = Dataset(toy().images, np.zeros(13, int), ("a", "b"), "toy")
+    with pytest.raises(DuetError, match="no picture of class b"):
+        data.only(["b"])
+    assert data.only(["b", "a"]).labels.tolist() == [1] * 13
+
+
 # The order
 
 
@@ -162,6 +237,14 @@ def test_a_batch_shows_the_items_it_names():
     assert run.pixels.dtype == np.float64 and run.labels.dtype == np.int32
     np.testing.assert_array_equal(to_uint8(run.pixels), data.images[run.indices])
     np.testing.assert_array_equal(run.labels, data.labels[run.indices])
+
+
+def test_the_range_changes_the_values_and_nothing_else():
+    plain = Loader(toy(), seed=1, flip=True, dtype=np.float64).batch(4, 30)
+    other = Loader(toy(), seed=1, flip=True, dtype=np.float64, value_range=[0, 1]).batch(4, 30)
+    np.testing.assert_allclose(other.pixels, (plain.pixels + 1) / 2, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(to_uint8(other.pixels, (0, 1)), to_uint8(plain.pixels))
+    np.testing.assert_array_equal(other.indices, plain.indices)
 
 
 def test_flips_mirror_about_half_of_the_pictures_anew_each_epoch():
@@ -210,9 +293,17 @@ def test_the_parts_of_the_digits_do_not_meet():
     np.testing.assert_array_equal(large.images[:, ::2, ::2], parts[1].images)
 
 
+def test_any_data_set_is_loaded_with_some_of_its_classes():
+    ones = load_dataset("digits", classes=[1, "7"])
+    whole = load_dataset("digits")
+    np.testing.assert_array_equal(ones.images, whole.images[np.isin(whole.labels, [1, 7])])
+    assert ones.class_names == ("1", "7") and set(ones.labels) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("digits", {"classes": ["ten"]}, "class of data set 'digits': 'ten' was given"),
         ("digit", {}, "Did you mean 'digits'"),
         ("digits", {"sise": 8}, "Did you mean 'size'"),
         ("digits", {"size": 12}, "multiple of 8"),
