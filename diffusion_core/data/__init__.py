@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from diffusion_core.data import digits, folder, shapes, store
+from diffusion_core.data import cifar, digits, folder, shapes, store
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
@@ -17,6 +17,7 @@ from diffusion_core.registry import build
 __all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "to_uint8"]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
+    "cifar10": cifar.cifar10,
     "digits": digits.digits,
     "shapes": shapes.shapes,
     "image_folder": folder.image_folder,
