@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
@@ -85,7 +86,8 @@ class TrainBatch:
     """One step of training, whole: nothing is drawn or looked up after this.
 
     ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise``,
-    ``loss = mean_b weight_b mean_pixels distance(F(c_in x_t, c_noise, label) - target)``.
+    ``loss = mean_b weight_b mean_pixels distance(F(c_in x_t, c_noise, label, features) - target)``,
+    where of an F with more channels than the images the first ones count.
 
     Args:
         images: x_0 in [-1, 1], with shape (B, H, W, C).
@@ -93,6 +95,9 @@ class TrainBatch:
         label: int32 with shape (B,); the null label where the class is dropped.
         alpha: with shape (B,), as are all the columns.
         c_noise: float64, whatever the precision.
+        features: numbers beside the class, with shape (B, program.features).
+        positions: each image's position in the run, its counter in the dropout stream, with shape (B,).
+        dropout_key: the two words of the dropout stream.
     """
 
     images: NDArray
@@ -105,6 +110,9 @@ class TrainBatch:
     target_x0: NDArray
     target_eps: NDArray
     weight: NDArray
+    features: NDArray
+    positions: NDArray[np.int64]
+    dropout_key: NDArray[np.int64]
 
     @property
     def size(self) -> int:
@@ -114,7 +122,10 @@ class TrainBatch:
 
 @dataclass(frozen=True, eq=False)
 class TrainerState:
-    """All that training must remember, by parameter name; `updates` counts optimiser steps."""
+    """All that training must remember, by parameter name; `updates` counts optimiser steps.
+
+    All four have every name of the manifest; the moments of what is not trained stay zero.
+    """
 
     weights: Weights
     ema: Weights
@@ -159,8 +170,11 @@ class Network(Protocol):
 
     program: Program
 
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray) -> NDArray:
-        """The raw output F for images (B, H, W, C), numbers (B,) and labels (B,)."""
+    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+        """The raw output F in evaluation, for images (B, H, W, C), numbers (B,), labels (B,) and features (B, F).
+
+        Features that are not given are zeros.
+        """
 
     def weights(self) -> Weights:
         """The weights by name, in the canonical axes."""
@@ -170,10 +184,10 @@ class Trainer(Protocol):
     """A network with its optimiser and its moving average."""
 
     def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, clip, optimiser, average."""
+        """Forward, backward, running statistics, clip, optimiser, average."""
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
-        """The first half of a step: (loss, gradient by name), unclipped."""
+        """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
     def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
@@ -211,6 +225,12 @@ class Backend(Protocol):
         watch: Watch | None = None,
     ) -> NDArray:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
+
+    def read_arrays(self, path: Path) -> Weights:
+        """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""
+
+    def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
+        """Write a network in the framework's own form, for images of a shape (h, w, c)."""
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -43,7 +43,7 @@ __all__ = [
     "write_atomically",
 ]
 
-FORMAT = 1
+FORMAT = 2
 _PARTS = ("weights", "ema", "moment1", "moment2")
 
 

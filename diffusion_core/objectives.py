@@ -75,6 +75,7 @@ class Objective:
     distance: str = "mse"
     null_label: int | None = None
     drop_label: float = 0.0
+    features: int = 0
     classes: int = 0
     first_t: int = 0
 
@@ -127,4 +128,7 @@ class Objective:
             target_x0=columns.target_x0.astype(dtype),
             target_eps=columns.target_eps.astype(dtype),
             weight=np.ones(len(t), dtype),
+            features=np.zeros((len(t), self.features), dtype),
+            positions=np.asarray(positions, np.int64),
+            dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),
         )

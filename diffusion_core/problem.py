@@ -13,7 +13,7 @@ from typing import Any
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 from diffusion_core.schedule import make_schedule
-from diffusion_core.unet import Program, UNetSpec, lower
+from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower
 
 __all__ = ["Problem"]
 
@@ -26,18 +26,23 @@ class Problem:
         spec: the network.
         schedule: name and options of the schedule, see `schedule.make_schedule`.
         prediction: the parameterisation.
+        value_range: what black and white are to the network.
     """
 
-    spec: UNetSpec
+    spec: NetworkSpec
     schedule: Mapping[str, Any]
     prediction: str
+    value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.spec.out_channels != self.spec.in_channels:
+        given, images = self.spec.out_channels, self.spec.in_channels
+        if given not in (images, 2 * images):
             raise DuetError(
-                f"model.out_channels: {self.spec.out_channels} was given for {self.spec.in_channels} in_channels; "
-                f"a prediction has the shape of its image, so both must be equal"
+                f"model.out_channels: {given} was given for {images} in_channels; a prediction has the channels of its "
+                f"image, {images}, or twice as many ({2 * images}) with a variance for each"
             )
+        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+            raise DuetError(f"value_range: {self.value_range} was given; it is (black, white), as in (-1, 1)")
         # Made at once, so that a mistake is found before anything is trained or written.
         _ = self.program, self.process
 
@@ -51,16 +56,30 @@ class Problem:
         """The schedule with its parameterisation."""
         return Process(make_schedule(**self.schedule), self.prediction)
 
+    @property
+    def architecture(self) -> str:
+        """The name of the network's architecture."""
+        return next(name for name, kind in ARCHITECTURES.items() if type(self.spec) is kind)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
-        return {"spec": asdict(self.spec), "schedule": dict(self.schedule), "prediction": self.prediction}
+        return {
+            "architecture": self.architecture,
+            "spec": asdict(self.spec),
+            "schedule": dict(self.schedule),
+            "prediction": self.prediction,
+            "value_range": list(self.value_range),
+        }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Problem:
         """The inverse of `to_dict`."""
-        known = {field.name for field in fields(UNetSpec)}
+        if data["architecture"] not in ARCHITECTURES:
+            raise one_of("architecture", data["architecture"], ARCHITECTURES)
+        kind = ARCHITECTURES[data["architecture"]]
+        known = {field.name for field in fields(kind)}
         for name in data["spec"]:
             if name not in known:
                 raise one_of("model", name, sorted(known))
         spec = {name: tuple(value) if isinstance(value, list) else value for name, value in data["spec"].items()}
-        return Problem(UNetSpec(**spec), dict(data["schedule"]), data["prediction"])
+        return Problem(kind(**spec), dict(data["schedule"]), data["prediction"], tuple(data["value_range"]))

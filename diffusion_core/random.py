@@ -29,7 +29,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["Stream", "philox4x32"]
+__all__ = ["Stream", "philox4x32", "words"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -63,6 +63,21 @@ def philox4x32(counter: tuple[NDArray, NDArray, NDArray, NDArray], key: tuple[in
     return c0, c1, c2, c3
 
 
+def words(key: tuple[int, int], index: ArrayLike, n: int, row: int = 0) -> NDArray[np.uint32]:
+    """Random 32-bit words with shape (B, n) of the stream with this key.
+
+    Args:
+        key: two 32-bit words.
+        index: the items' counters, whole numbers with shape (B,).
+        n: words per item.
+        row: a second counter, such as the sampling step.
+    """
+    index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
+    block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
+    made = philox4x32((block, np.uint64(row), index & _LOW, index >> _HALF), key)
+    return np.stack(made, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
+
+
 @dataclass(frozen=True)
 class Stream:
     """The random numbers of one purpose.
@@ -82,17 +97,8 @@ class Stream:
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
     def bits(self, index: ArrayLike, n: int, row: int = 0) -> NDArray[np.uint32]:
-        """Random 32-bit words with shape (B, n).
-
-        Args:
-            index: the items' counters, whole numbers with shape (B,).
-            n: words per item.
-            row: a second counter, such as the sampling step.
-        """
-        index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
-        block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
-        words = philox4x32((block, np.uint64(row), index & _LOW, index >> _HALF), self.key)
-        return np.stack(words, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
+        """Random 32-bit words with shape (B, n); see `words`."""
+        return words(self.key, index, n, row)
 
     def uniform(self, index: ArrayLike, n: int, row: int = 0) -> NDArray[np.float64]:
         """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
@@ -114,5 +120,5 @@ class Stream:
 
     def permutation(self, n: int, row: int = 0) -> NDArray[np.int64]:
         """A random order of n items: their 64-bit keys, sorted."""
-        words = self.bits(np.arange(n), 2, row).astype(np.uint64)
-        return np.argsort(words[:, 0] << _HALF | words[:, 1], kind="stable")
+        high, low = self.bits(np.arange(n), 2, row).astype(np.uint64).T
+        return np.argsort(high << _HALF | low, kind="stable")

@@ -6,6 +6,7 @@ read, not to be fast. Values are images ``b h w c`` or vectors ``b c``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core import process
 from diffusion_core.backend import NoiseSource, TrainBatch
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.random import words
 from diffusion_core.unet import blocks
-from diffusion_core.unet.program import Program
+from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import check_weights
 
-__all__ = ["block_function", "forward", "loss", "noised", "sample"]
+__all__ = ["block_function", "forward", "loss", "noised", "sample", "training_pass"]
 
 Array = NDArray[np.float64]
 
@@ -30,8 +32,18 @@ def _sinusoid(b: blocks.Sinusoid, c_noise: Array) -> Array:
     return np.concatenate(parts, axis=-1)
 
 
+def _fourier(b: blocks.Fourier, c_noise: Array, frequencies: Array) -> Array:
+    angle = 2.0 * np.pi * c_noise[:, None] * frequencies
+    parts = (np.sin(angle), np.cos(angle)) if b.sin_first else (np.cos(angle), np.sin(angle))
+    return np.concatenate(parts, axis=-1)
+
+
+def _number(b: blocks.Number, c_noise: Array) -> Array:
+    return b.scale * c_noise[:, None]
+
+
 def _embedding(b: blocks.Embedding, label: NDArray, weight: Array) -> Array:
-    return weight[label]
+    return np.concatenate([weight, np.zeros((1, b.dim))])[label] if b.zero else weight[label]
 
 
 def _linear(b: blocks.Linear, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
@@ -46,23 +58,84 @@ def _conv(b: blocks.Conv, x: Array, weight: Array, bias: float | Array = 0.0) ->
     return np.tensordot(windows, weight, axes=((3, 4, 5), (1, 2, 3))) + bias
 
 
+def _conv_transpose(b: blocks.ConvTranspose, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
+    batch, height, width, _ = x.shape
+    rows, columns = ((n - 1) * b.stride + b.kernel for n in (height, width))
+    y = np.zeros((batch, rows, columns, b.outputs))
+    for i in range(b.kernel):
+        for j in range(b.kernel):
+            part = y[:, i : i + (height - 1) * b.stride + 1 : b.stride, j : j + (width - 1) * b.stride + 1 : b.stride]
+            part += x @ weight[:, :, i, j]
+    return y[:, b.crop : rows - b.crop, b.crop : columns - b.crop] + bias
+
+
+def _normalised(x: Array, axis: tuple[int, ...], eps: float) -> Array:
+    centred = x - x.mean(axis=axis, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(axis=axis, keepdims=True) + eps)
+
+
 def _group_norm(b: blocks.GroupNorm, x: Array, weight: Array, bias: Array) -> Array:
     grouped = rearrange(x, "b ... (g c) -> b (...) g c", g=b.groups)
-    centred = grouped - grouped.mean(axis=(1, 3), keepdims=True)
-    variance = np.square(centred).mean(axis=(1, 3), keepdims=True)
-    return (centred / np.sqrt(variance + b.eps)).reshape(x.shape) * weight + bias
+    return _normalised(grouped, (1, 3), b.eps).reshape(x.shape) * weight + bias
+
+
+def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Array:
+    if len(b.shape) == 1:
+        return _normalised(x, (-1,), b.eps) * weight + bias
+    weight, bias = (rearrange(array, "c h w -> h w c") for array in (weight, bias))
+    return _normalised(x, (1, 2, 3), b.eps) * weight + bias
+
+
+def _batch_norm(
+    b: blocks.BatchNorm,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    mean: Array,
+    variance: Array,
+    name: str,
+    training: Training | None,
+) -> Array:
+    if training is None:
+        return (x - mean) / np.sqrt(variance + b.eps) * weight + bias
+    axes = tuple(range(x.ndim - 1))
+    n = x.size // b.channels
+    moved = mean + b.momentum * (x.mean(axis=axes) - mean)
+    training.statistics[f"{name}.mean"] = moved
+    training.statistics[f"{name}.variance"] = variance + b.momentum * (x.var(axis=axes) * n / (n - 1) - variance)
+    return _normalised(x, axes, b.eps) * weight + bias
 
 
 def _silu(b: blocks.SiLU, x: Array) -> Array:
     return x / (1.0 + np.exp(-x))
 
 
+def _relu(b: blocks.ReLU, x: Array) -> Array:
+    return np.maximum(x, 0.0)
+
+
+def _gelu(b: blocks.GELU, x: Array) -> Array:
+    return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
+
+
+def _sigmoid(b: blocks.Sigmoid, x: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
 def _attention(b: blocks.Attention, qkv: Array) -> Array:
-    q, k, v = rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=b.heads)
+    order = blocks.ATTENTION_ORDERS[b.order]
+    q, k, v = rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=b.heads)
     logits = q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ v
     return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) -> Array:
+    if training is None:
+        return x
+    drawn = words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
+    return np.where(drawn.reshape(x.shape) >= b.threshold, x / (1.0 - b.rate), 0.0)
 
 
 def _vector_to_pixels(vector: Array, like: Array) -> Array:
@@ -73,13 +146,17 @@ def _add(b: blocks.Add, x: Array, y: Array) -> Array:
     return (x + _vector_to_pixels(y, x)) * b.scale
 
 
+def _multiply(b: blocks.Multiply, x: Array, y: Array) -> Array:
+    return x * _vector_to_pixels(y, x)
+
+
 def _modulate(b: blocks.Modulate, x: Array, vector: Array) -> Array:
     scale, shift = np.split(_vector_to_pixels(vector, x), 2, axis=-1)
     return x * (1.0 + scale) + shift
 
 
 def _concat(b: blocks.Concat, x: Array, y: Array) -> Array:
-    return np.concatenate([x, y], axis=-1)
+    return np.concatenate([x, np.broadcast_to(_vector_to_pixels(y, x), (*x.shape[:-1], y.shape[-1]))], axis=-1)
 
 
 def _upsample(b: blocks.Upsample, x: Array) -> Array:
@@ -90,30 +167,71 @@ def _avg_pool(b: blocks.AvgPool, x: Array) -> Array:
     return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).mean(axis=3)
 
 
+def _max_pool(b: blocks.MaxPool, x: Array) -> Array:
+    return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).max(axis=3)
+
+
+def _resample(b: blocks.Resample, x: Array) -> Array:
+    rows, columns = b.matrix(x.shape[1]), b.matrix(x.shape[2])
+    return np.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns, optimize=True)
+
+
+def _flatten(b: blocks.Flatten, x: Array) -> Array:
+    return x.reshape(len(x), -1)
+
+
+def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
+    return x.reshape(len(x), b.height, b.width, -1)
+
+
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "Sinusoid": _sinusoid,
+    "Fourier": _fourier,
+    "Number": _number,
     "Embedding": _embedding,
     "Linear": _linear,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "GroupNorm": _group_norm,
+    "LayerNorm": _layer_norm,
+    "BatchNorm": _batch_norm,
     "SiLU": _silu,
+    "ReLU": _relu,
+    "GELU": _gelu,
+    "Sigmoid": _sigmoid,
     "Attention": _attention,
+    "Dropout": _dropout,
     "Add": _add,
+    "Multiply": _multiply,
     "Modulate": _modulate,
     "Concat": _concat,
     "Upsample": _upsample,
     "AvgPool": _avg_pool,
+    "MaxPool": _max_pool,
+    "Resample": _resample,
+    "Flatten": _flatten,
+    "Unflatten": _unflatten,
 }
 
 
 def block_function(name: str, block: blocks.Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
     """The function of one block of a program, with its weights bound by full name."""
     own = {p.name: np.asarray(weights[f"{name}.{p.name}"], np.float64) for p in block.parameters()}
-    return lambda *inputs: _FUNCTIONS[type(block).__name__](block, *inputs, **own)
+    own |= {"name": name} if block.in_training else {}
+    function = _FUNCTIONS[type(block).__name__]
+
+    # The block's own arguments come after its inputs.
+    return lambda *inputs, **training: function(block, *inputs, **own, **training)
 
 
 def forward(
-    program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: ArrayLike, label: ArrayLike
+    program: Program,
+    weights: Mapping[str, NDArray],
+    x: NDArray,
+    c_noise: ArrayLike,
+    label: ArrayLike,
+    features: ArrayLike | None = None,
+    training: Training | None = None,
 ) -> Array:
     """The network's raw output F.
 
@@ -123,10 +241,19 @@ def forward(
         x: images, with shape (B, H, W, C).
         c_noise: one number per image, with shape (B,).
         label: one class per image, with shape (B,).
+        features: numbers beside the class, with shape (B, F); None is zeros.
+        training: None in evaluation; its statistics are filled in training.
     """
     check_weights(program, weights)
-    modules = {node.name: block_function(node.name, node.block, weights) for node in program.nodes}
-    return program.run(modules, np.asarray(x, np.float64), np.asarray(c_noise, np.float64), np.asarray(label))
+    functions = {node.name: block_function(node.name, node.block, weights) for node in program.nodes}
+    features = np.zeros((len(x), program.features)) if features is None else np.asarray(features, np.float64)
+    inputs = {
+        "x": np.asarray(x, np.float64),
+        "c_noise": np.asarray(c_noise, np.float64),
+        "label": np.asarray(label),
+        "features": features,
+    }
+    return program.run(functions, inputs, training)
 
 
 def noised(batch: TrainBatch) -> tuple[Array, Array]:
@@ -146,10 +273,19 @@ _DISTANCES: dict[str, Callable[[Array], Array]] = {
 
 def loss(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> float:
     """The training loss, ``mean_b weight_b mean_pixels distance(F - target)``."""
+    return training_pass(program, weights, batch, distance)[0]
+
+
+def training_pass(
+    program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str
+) -> tuple[float, dict[str, Array]]:
+    """The first half of a training step: (loss, new running statistics by name)."""
+    training = Training(batch.dropout_key, batch.positions)
     x, target = noised(batch)
-    output = forward(program, weights, x * batch.c_in[:, None, None, None], batch.c_noise, batch.label)
-    per_image = _DISTANCES[distance](output - target).mean(axis=(1, 2, 3))
-    return float(np.mean(batch.weight * per_image))
+    x = x * batch.c_in[:, None, None, None]
+    output = forward(program, weights, x, batch.c_noise, batch.label, batch.features, training)
+    per_image = _DISTANCES[distance](output[..., : x.shape[-1]] - target).mean(axis=(1, 2, 3))
+    return float(np.mean(batch.weight * per_image)), training.statistics
 
 
 def sample(
@@ -172,7 +308,7 @@ def sample(
         if plan.is_guided[i]:
             without = forward(program, weights, plan.c_in[i] * x, c_noise, null)
             output = without + plan.guidance[i] * (output - without)
-        estimate = plan.c_skip[i] * x + plan.c_out[i] * output
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * output[..., : x.shape[-1]]
         if plan.clip is not None:
             estimate = np.clip(estimate, -plan.clip, plan.clip)
         history = [estimate, *history[:-1]]

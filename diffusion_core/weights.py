@@ -41,16 +41,22 @@ def _draw(parameter: Parameter, seed: int) -> NDArray[np.float64]:
 
 def count(program: Program) -> int:
     """The number of trained numbers."""
-    return sum(int(np.prod(p.shape)) for p in program.parameters)
+    return sum(int(np.prod(p.shape)) for p in program.trained)
 
 
-def check_weights(program: Program, weights: Mapping[str, NDArray], source: str = "weights") -> None:
+def check_weights(
+    program: Program, weights: Mapping[str, NDArray], source: str = "weights", trained: bool = False
+) -> None:
     """Refuse weights that do not fit the program exactly.
+
+    Args:
+        source: what errors call them.
+        trained: whether they are of the trained parameters alone, as gradients are.
 
     Raises:
         DuetError: names the first misfit (a missing name, a name that is not used, or a shape) and counts the rest.
     """
-    wanted = {p.name: p.shape for p in program.parameters}
+    wanted = {p.name: p.shape for p in (program.trained if trained else program.parameters)}
     misfits = [
         f"{name}: the network needs shape {shape}, but it is missing"
         for name, shape in wanted.items()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from numpy.typing import NDArray
 
 from backends.tf import device  # first: it imports TensorFlow
+from backends.tf.files import export, read_arrays
 from backends.tf.network import Network
 from backends.tf.sampler import sample
 from backends.tf.trainer import Trainer, noised
@@ -51,6 +54,14 @@ class Backend:
     ) -> NDArray:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
         return sample(network, plan, start, label, noise, watch)
+
+    def read_arrays(self, path: Path) -> Weights:
+        """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""
+        return read_arrays(path)
+
+    def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
+        """Write a network in the framework's own form, for images of a shape (h, w, c)."""
+        export(network, path, shape)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

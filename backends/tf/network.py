@@ -14,14 +14,15 @@ from einops import rearrange, repeat
 from numpy.typing import NDArray
 
 from backends.tf.device import Place
-from diffusion_core.unet import blocks
-from diffusion_core.unet.program import Program
+from backends.tf.random import words
+from diffusion_core.unet.blocks import ATTENTION_ORDERS
+from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "from_canonical", "read_parameters"]
 
 # From the canonical axes of a parameter to those of TensorFlow's kernels; others are the same.
-_NATIVE_AXES = {"o i kh kw": "kh kw i o", "o i": "i o"}
+_NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
 
 
 def from_canonical(array: NDArray, axes: str) -> NDArray:
@@ -32,30 +33,48 @@ def from_canonical(array: NDArray, axes: str) -> NDArray:
 class Module(tf.Module):
     """A block with its parameters."""
 
-    def __init__(self, block: blocks.Block, parameters: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
         super().__init__()
-        self.block, self.place = block, place
+        self.node, self.block, self.place = node, node.block, place
         self.weight = self.bias = None
-        for parameter in block.parameters():
+        for parameter in self.block.parameters():
             tensor = place.tensor(from_canonical(parameters[parameter.name], parameter.axes))
             with tf.device(place.device):
-                setattr(self, parameter.name, tf.Variable(tensor))
+                setattr(self, parameter.name, tf.Variable(tensor, trainable=parameter.trained))
 
 
 class Sinusoid(Module):
-    def __init__(self, block: blocks.Sinusoid, parameters: Mapping[str, NDArray], place: Place) -> None:
-        super().__init__(block, parameters, place)
-        self.frequencies = place.tensor(np.array(block.frequencies()), tf.float64)
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
+        super().__init__(node, parameters, place)
+        self.frequencies = place.tensor(np.array(self.block.frequencies()), tf.float64)
 
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
-        angle = c_noise[:, None] * self.frequencies
-        parts = (tf.sin(angle), tf.cos(angle)) if self.block.sin_first else (tf.cos(angle), tf.sin(angle))
-        return tf.cast(tf.concat(parts, axis=-1), self.place.dtype)
+        return tf.cast(_waves(c_noise[:, None] * self.frequencies, self.block.sin_first), self.place.dtype)
+
+
+class Fourier(Module):
+    def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
+        angle = (2.0 * np.pi) * c_noise[:, None] * tf.cast(self.frequencies, c_noise.dtype)
+        return tf.cast(_waves(angle, self.block.sin_first), self.place.dtype)
+
+
+def _waves(angle: tf.Tensor, sin_first: bool) -> tf.Tensor:
+    parts = (tf.sin(angle), tf.cos(angle)) if sin_first else (tf.cos(angle), tf.sin(angle))
+    return tf.concat(parts, axis=-1)
+
+
+class Number(Module):
+    def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self.block.scale * c_noise[:, None], self.place.dtype)
 
 
 class Embedding(Module):
     def __call__(self, label: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self.weight, label)
+        if not self.block.zero:
+            return tf.gather(self.weight, label)
+        known = label < self.block.count
+        row = tf.gather(self.weight, label * tf.cast(known, label.dtype))
+        return row * tf.cast(known, row.dtype)[:, None]
 
 
 class Linear(Module):
@@ -73,35 +92,67 @@ class Conv(Module):
         return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
 
 
+class ConvTranspose(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        x, weight = self.place.mixed(x, self.weight)
+        stride, crop = self.block.stride, self.block.crop
+        height, width = ((n - 1) * stride + self.block.kernel for n in x.shape[1:3])
+        shape = [tf.shape(x)[0], height, width, self.block.outputs]
+        y = tf.nn.conv2d_transpose(x, weight, shape, stride, "VALID")[:, crop : height - crop, crop : width - crop]
+        return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
+
+
 class GroupNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, self.place.dtype)
         height, width, channels = x.shape[1:]
         grouped = tf.reshape(x, [-1, height * width, self.block.groups, channels // self.block.groups])
-        normal = tf.reshape(_normalise(grouped, self.block.eps), [-1, height, width, channels])
+        normal = tf.reshape(_normalise(grouped, [1, 3], self.block.eps), [-1, height, width, channels])
         return normal * self.weight + self.bias
 
 
-def _normalise(grouped: tf.Tensor, eps: float) -> tf.Tensor:
-    """(x - mean) / sqrt(variance + eps) over axes 1 and 3, with its gradient written out: half the operations.
+class LayerNorm(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        axes = [-1] if len(self.block.shape) == 1 else [1, 2, 3]
+        return _normalise(tf.cast(x, self.place.dtype), axes, self.block.eps) * self.weight + self.bias
+
+
+class BatchNorm(Module):
+    def __call__(self, x: tf.Tensor, training: Training | None) -> tf.Tensor:
+        x, eps = tf.cast(x, self.place.dtype), tf.constant(self.block.eps, self.place.dtype)
+        if training is None:
+            return (x - self.mean) * tf.math.rsqrt(self.variance + eps) * self.weight + self.bias
+        axes = list(range(x.shape.rank - 1))
+        mean, variance = tf.nn.moments(x, axes)
+        n = tf.cast(tf.size(x) // self.block.channels, x.dtype)
+        momentum = tf.constant(self.block.momentum, x.dtype)
+        training.statistics |= {
+            f"{self.node.name}.mean": self.mean + momentum * (mean - self.mean),
+            f"{self.node.name}.variance": self.variance + momentum * (variance * n / (n - 1) - self.variance),
+        }
+        return _normalise(x, axes, self.block.eps) * self.weight + self.bias
+
+
+def _normalise(x: tf.Tensor, axes: list[int], eps: float) -> tf.Tensor:
+    """(x - mean) / sqrt(variance + eps) over some axes, with its gradient written out: half the operations.
 
     Two passes: the mean of squares less the squared mean loses every digit at a large mean.
     """
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor):
-        centred = x - tf.reduce_mean(x, axis=[1, 3], keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), axis=[1, 3], keepdims=True)
+        centred = x - tf.reduce_mean(x, axis=axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=axes, keepdims=True)
         scale = tf.math.rsqrt(variance + tf.constant(eps, x.dtype))
         normal = centred * scale
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
-            along = tf.reduce_mean(dy * normal, axis=[1, 3], keepdims=True)
-            return scale * (dy - tf.reduce_mean(dy, axis=[1, 3], keepdims=True) - normal * along)
+            along = tf.reduce_mean(dy * normal, axis=axes, keepdims=True)
+            return scale * (dy - tf.reduce_mean(dy, axis=axes, keepdims=True) - normal * along)
 
         return normal, gradient
 
-    return normalise(grouped)
+    return normalise(x)
 
 
 class SiLU(Module):
@@ -109,14 +160,40 @@ class SiLU(Module):
         return tf.nn.silu(x)
 
 
+class ReLU(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.relu(x)
+
+
+class GELU(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        # Not tf.nn.gelu: its constants are float32 in float64 too.
+        return 0.5 * x * (1.0 + tf.math.erf(x * tf.constant(0.5**0.5, x.dtype)))
+
+
+class Sigmoid(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.sigmoid(x)
+
+
 class Attention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
         (qkv,) = self.place.mixed(qkv)
-        q, k, v = tf.unstack(rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=self.block.heads))
+        order = ATTENTION_ORDERS[self.block.order]
+        q, k, v = tf.unstack(rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=self.block.heads))
         size = self.block.channels // self.block.heads
         logits = tf.matmul(q * tf.constant(size**-0.5, q.dtype), k, transpose_b=True)
         mixed = tf.matmul(tf.nn.softmax(logits), v)
         return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+class Dropout(Module):
+    def __call__(self, x: tf.Tensor, training: Training | None) -> tf.Tensor:
+        if training is None:
+            return x
+        drawn = words(training.key, training.positions, x.shape[1:].num_elements(), self.block.row)
+        kept = tf.reshape(drawn >= self.block.threshold, tf.shape(x))
+        return tf.where(kept, x * tf.constant(1.0 / (1.0 - self.block.rate), x.dtype), tf.zeros([], x.dtype))
 
 
 def _to_pixels(vector: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
@@ -129,6 +206,11 @@ class Add(Module):
         return total if self.block.scale == 1 else total * tf.constant(self.block.scale, total.dtype)
 
 
+class Multiply(Module):
+    def __call__(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return x * _to_pixels(y, x)
+
+
 class Modulate(Module):
     def __call__(self, x: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
         scale, shift = tf.split(_to_pixels(vector, x), 2, axis=-1)
@@ -137,6 +219,8 @@ class Modulate(Module):
 
 class Concat(Module):
     def __call__(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        if y.shape.rank < x.shape.rank:
+            y = repeat(y, "b c -> b h w c", h=x.shape[1], w=x.shape[2])
         return tf.concat([x, tf.cast(y, x.dtype)], axis=-1)
 
 
@@ -151,13 +235,34 @@ class AvgPool(Module):
         return tf.nn.avg_pool2d(x, self.block.factor, self.block.factor, "VALID")
 
 
+class MaxPool(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.max_pool2d(x, self.block.factor, self.block.factor, "VALID")
+
+
+class Resample(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        rows, columns = (tf.constant(self.block.matrix(size), x.dtype) for size in x.shape[1:3])
+        return tf.einsum("Hh,bhWc->bHWc", rows, tf.einsum("bhwc,Ww->bhWc", x, columns))
+
+
+class Flatten(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return rearrange(x, "b h w c -> b (h w c)")
+
+
+class Unflatten(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return rearrange(x, "b (h w c) -> b h w c", h=self.block.height, w=self.block.width)
+
+
 def build(program: Program, weights: Mapping[str, NDArray], place: Place) -> dict[str, Module]:
     """One module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node.block, own, place)
+        modules[node.name] = globals()[node.kind](node, own, place)
     return modules
 
 
@@ -170,18 +275,26 @@ class Network(tf.Module):
         self.blocks = build(program, weights, place)
         self.call = place.function(self.apply_program)
 
-    def apply_program(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    def apply_program(
+        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None = None
+    ) -> tf.Tensor:
         """The raw output F of tensors, in the place's dtype."""
-        return tf.cast(self.program.run(self.blocks, x, c_noise, label), self.place.dtype)
+        inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
+        return tf.cast(self.program.run(self.blocks, inputs, training), self.place.dtype)
 
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray) -> NDArray:
-        """The raw output F for images (B, H, W, C), numbers (B,) and labels (B,)."""
+    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+        """See `diffusion_core.backend.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
-        return to_host(self.call(place.images(x), c_noise, label))
+        features = self.no_features(len(x)) if features is None else place.tensor(features)
+        return to_host(self.call(place.images(x), c_noise, label, features))
 
-    def parameters_by_name(self) -> dict[str, tf.Variable]:
-        """The trained variables under the names of the manifest."""
+    def no_features(self, batch: int) -> tf.Tensor:
+        """The features of images about which nothing is known beside the class: zeros."""
+        return self.place.tensor(np.zeros((batch, self.program.features)))
+
+    def tensors_by_name(self) -> dict[str, tf.Variable]:
+        """All variables under the names of the manifest."""
         return {
             f"{node.name}.{p.name}": getattr(self.blocks[node.name], p.name)
             for node in self.program.nodes
@@ -190,16 +303,17 @@ class Network(tf.Module):
 
     def weights(self) -> Weights:
         """The weights by name, in the canonical axes."""
-        return read_parameters(self.program, self.parameters_by_name())
+        return read_parameters(self.program, self.tensors_by_name())
 
 
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
-    """Tensors as arrays in the canonical axes, copied."""
+    """Tensors as arrays in the canonical axes, copied; those that are there."""
     return {
         p.name: np.array(
             rearrange(tensors[p.name].numpy(), f"{_NATIVE_AXES.get(p.axes, p.axes)} -> {p.axes}"), order="C"
         )
         for p in program.parameters
+        if p.name in tensors
     }
 
 

@@ -20,12 +20,13 @@ def _estimate(
     c_noise = tf.fill([len(x)], tf.constant(plan.c_noise[i], tf.float64))
     if plan.is_guided[i]:
         twice = tf.concat([x, x], axis=0)
-        both = network.call(c_in * twice, tf.concat([c_noise, c_noise], axis=0), tf.concat([label, null], axis=0))
+        c_noise, label = tf.concat([c_noise, c_noise], axis=0), tf.concat([label, null], axis=0)
+        both = network.call(c_in * twice, c_noise, label, network.no_features(len(twice)))
         conditional, unconditional = tf.split(both, 2)
         output = unconditional + guidance * (conditional - unconditional)
     else:
-        output = network.call(c_in * x, c_noise, label)
-    estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output
+        output = network.call(c_in * x, c_noise, label, network.no_features(len(x)))
+    estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output[..., : x.shape[-1]]
     return estimate if plan.clip is None else tf.clip_by_value(estimate, -plan.clip, plan.clip)
 
 

@@ -10,7 +10,7 @@ from backends.tf.device import Place
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
 from diffusion_core.backend import StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
-from diffusion_core.unet.program import Program
+from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Trainer", "noised"]
@@ -37,6 +37,9 @@ def _tensors(batch: TrainBatch, place: Place) -> tuple[tf.Tensor, ...]:
         place.tensor(batch.label, tf.int32),
         place.tensor(batch.c_noise, tf.float64),
         place.tensor(batch.weight),
+        place.tensor(batch.features),
+        place.tensor(batch.positions, tf.int64),
+        place.tensor(batch.dropout_key, tf.int64),
         *(place.tensor(column[:, None, None, None]) for column in columns),
     )
 
@@ -47,7 +50,7 @@ def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[tf.Tensor, tf
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x0, eps, _, _, _, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
+    x0, eps, *_, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
     x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
     return to_host(x), to_host(target)
 
@@ -59,10 +62,11 @@ class Trainer:
         self.program, self.adam, self.place = program, adam, place
         self.distance = _DISTANCES[distance]
         self.network = Network(program, state.weights, place)
-        self.parameters = self.network.parameters_by_name()
+        self.tensors = self.network.tensors_by_name()
+        self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.average = self._like(state.ema, "moving average")
         self.updates = state.updates
-        self.decays = frozenset(p.name for p in program.parameters if p.decay and adam.weight_decay)
+        self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._like(state.moment1, "first moment")
         self.moment2 = self._like(state.moment2, "second moment")
         self.loss_and_gradients = place.function(self._loss_and_gradients)
@@ -70,7 +74,7 @@ class Trainer:
         self.whole_step = place.function(self._whole_step)
 
     def _like(self, arrays: Weights, what: str) -> dict[str, tf.Variable]:
-        """Arrays as variables with the layout of the parameters."""
+        """Arrays as variables with the layout of the network's."""
         check_weights(self.program, arrays, what)
         with tf.device(self.place.device):
             return {
@@ -78,17 +82,23 @@ class Trainer:
                 for p in self.program.parameters
             }
 
-    def _loss(self, x0, eps, label, c_noise, weight, alpha, sigma, c_in, target_x0, target_eps) -> tf.Tensor:
+    def _loss(
+        self, x0, eps, label, c_noise, weight, features, positions, key, alpha, sigma, c_in, target_x0, target_eps
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The loss, and the new running statistics by name."""
         x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
-        output = self.network.apply_program(c_in * x, c_noise, label)
-        return tf.reduce_mean(weight * tf.reduce_mean(self.distance(output, target), axis=[1, 2, 3]))
+        training = Training(key, positions)
+        output = self.network.apply_program(c_in * x, c_noise, label, features, training)[..., : x.shape[-1]]
+        loss = tf.reduce_mean(weight * tf.reduce_mean(self.distance(output, target), axis=[1, 2, 3]))
+        return loss, training.statistics
 
-    def _loss_and_gradients(self, *batch: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _loss_and_gradients(self, *batch: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
         parameters = list(self.parameters.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            loss = self._loss(*batch)
-        return loss, [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
+            loss, statistics = self._loss(*batch)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
+        return loss, gradients, statistics
 
     def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
         """Clip, optimiser and average; `numbers` are those of `_numbers`."""
@@ -100,12 +110,15 @@ class Trainer:
             m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
             v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
             kept = p * shrink if name in self.decays else p
-            p = p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
-            self.average[name].assign_add(mix * (p - self.average[name]))
+            p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
+        for name, tensor in self.tensors.items():
+            self.average[name].assign_add(mix * (tensor - self.average[name]))
         return norm
 
     def _whole_step(self, batch: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, gradients = self._loss_and_gradients(*batch)
+        loss, gradients, statistics = self._loss_and_gradients(*batch)
+        for name, value in statistics.items():
+            self.tensors[name].assign(value)
         return loss, self._apply(gradients, numbers)
 
     def _numbers(self, lr: float, ema_decay: float) -> tf.Tensor:
@@ -123,19 +136,19 @@ class Trainer:
         )
 
     def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, clip, optimiser, average."""
+        """Forward, backward, running statistics, clip, optimiser, average."""
         loss, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, ema_decay))
         return StepResult(loss, norm)
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
-        """The first half of a step: (loss, gradient by name), unclipped."""
-        loss, gradients = self.loss_and_gradients(*_tensors(batch, self.place))
+        """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
+        loss, gradients, _ = self.loss_and_gradients(*_tensors(batch, self.place))
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
-        check_weights(self.program, gradients, "gradients")
-        tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.parameters]
+        check_weights(self.program, gradients, "gradients", trained=True)
+        tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
         return float(self.apply(tensors, self._numbers(lr, ema_decay)))
 
     def state(self) -> TrainerState:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.torch.device import Place
-from diffusion_core.unet import blocks
-from diffusion_core.unet.program import Program
+from backends.torch.random import words
+from diffusion_core.unet.blocks import ATTENTION_ORDERS
+from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "read_parameters"]
@@ -26,33 +27,53 @@ __all__ = ["Network", "build", "read_parameters"]
 class Module(nn.Module):
     """A block with its parameters."""
 
-    def __init__(self, block: blocks.Block, parameters: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
         super().__init__()
-        self.block, self.place = block, place
-        for parameter in block.parameters():
+        self.node, self.block, self.place = node, node.block, place
+        for parameter in self.block.parameters():
             tensor = place.tensor(parameters[parameter.name])
             # On the CPU the tensor may be the array itself, which belongs to the caller.
             tensor = tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
-            self.register_parameter(parameter.name, nn.Parameter(tensor))
+            if parameter.trained:
+                self.register_parameter(parameter.name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(parameter.name, tensor)
         for name in ("weight", "bias"):
             if name not in self._parameters:
                 self.register_parameter(name, None)
 
 
 class Sinusoid(Module):
-    def __init__(self, block: blocks.Sinusoid, parameters: Mapping[str, NDArray], place: Place) -> None:
-        super().__init__(block, parameters, place)
-        self.frequencies = place.tensor(np.array(block.frequencies()), torch.float64)
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
+        super().__init__(node, parameters, place)
+        self.frequencies = place.tensor(np.array(self.block.frequencies()), torch.float64)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        angle = c_noise[:, None] * self.frequencies
-        parts = (angle.sin(), angle.cos()) if self.block.sin_first else (angle.cos(), angle.sin())
-        return torch.cat(parts, dim=-1).to(self.place.dtype)
+        return _waves(c_noise[:, None] * self.frequencies, self.block.sin_first).to(self.place.dtype)
+
+
+class Fourier(Module):
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angle = (2.0 * np.pi) * c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        return _waves(angle, self.block.sin_first).to(self.place.dtype)
+
+
+def _waves(angle: Tensor, sin_first: bool) -> Tensor:
+    parts = (angle.sin(), angle.cos()) if sin_first else (angle.cos(), angle.sin())
+    return torch.cat(parts, dim=-1)
+
+
+class Number(Module):
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return (self.block.scale * c_noise[:, None]).to(self.place.dtype)
 
 
 class Embedding(Module):
     def forward(self, label: Tensor) -> Tensor:
-        return F.embedding(label, self.weight)
+        if not self.block.zero:
+            return F.embedding(label, self.weight)
+        known = label < self.block.count
+        return F.embedding(label * known, self.weight) * known[:, None]
 
 
 class Linear(Module):
@@ -68,9 +89,34 @@ class Conv(Module):
         return F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.block.stride)
 
 
+class ConvTranspose(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight, self.bias, self.block.stride, self.block.crop)
+
+
 class GroupNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.block.groups, self.weight, self.bias, self.block.eps)
+
+
+class LayerNorm(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4 and len(self.block.shape) == 1:
+            x = F.layer_norm(x.permute(0, 2, 3, 1), self.block.shape, self.weight, self.bias, self.block.eps)
+            return x.permute(0, 3, 1, 2)
+        return F.layer_norm(x, self.block.shape, self.weight, self.bias, self.block.eps)
+
+
+class BatchNorm(Module):
+    def forward(self, x: Tensor, training: Training | None) -> Tensor:
+        mean, variance = self.mean, self.variance
+        if training is not None:
+            mean, variance = mean.clone(), variance.clone()  # PyTorch moves them in place
+        is_training, momentum = training is not None, self.block.momentum
+        y = F.batch_norm(x, mean, variance, self.weight, self.bias, is_training, momentum, self.block.eps)
+        if training is not None:
+            training.statistics |= {f"{self.node.name}.mean": mean, f"{self.node.name}.variance": variance}
+        return y
 
 
 class SiLU(Module):
@@ -78,11 +124,38 @@ class SiLU(Module):
         return F.silu(x)
 
 
+class ReLU(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class GELU(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class Sigmoid(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
 class Attention(Module):
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=self.block.heads)
+        order = ATTENTION_ORDERS[self.block.order]
+        q, k, v = rearrange(qkv, f"b ({order}) h w -> three b n (h w) d", three=3, n=self.block.heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+
+
+class Dropout(Module):
+    def forward(self, x: Tensor, training: Training | None) -> Tensor:
+        if training is None:
+            return x
+        drawn = words(training.key, training.positions, x[0].numel(), self.block.row)
+        kept = drawn >= self.block.threshold
+        if x.ndim == 4:
+            kept = rearrange(kept, "b (h w c) -> b c h w", h=x.shape[2], w=x.shape[3])
+        return torch.where(kept, x * (1.0 / (1.0 - self.block.rate)), 0.0)
 
 
 def _to_pixels(vector: Tensor, like: Tensor) -> Tensor:
@@ -95,6 +168,11 @@ class Add(Module):
         return total if self.block.scale == 1 else total * self.block.scale
 
 
+class Multiply(Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * _to_pixels(y, x)
+
+
 class Modulate(Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         scale, shift = _to_pixels(vector, x).chunk(2, dim=1)
@@ -103,6 +181,8 @@ class Modulate(Module):
 
 class Concat(Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if y.ndim < x.ndim:
+            y = _to_pixels(y, x).expand(-1, -1, *x.shape[2:])
         return torch.cat([x, y], dim=1)
 
 
@@ -116,13 +196,34 @@ class AvgPool(Module):
         return F.avg_pool2d(x, self.block.factor)
 
 
+class MaxPool(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.block.factor)
+
+
+class Resample(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self.place.tensor(self.block.matrix(size)).to(x.dtype) for size in x.shape[2:])
+        return rows @ x @ columns.mT
+
+
+class Flatten(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c h w -> b (h w c)")
+
+
+class Unflatten(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b (h w c) -> b c h w", h=self.block.height, w=self.block.width)
+
+
 def build(program: Program, weights: Mapping[str, NDArray], place: Place) -> dict[str, Module]:
     """One module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node.block, own, place)
+        modules[node.name] = globals()[node.kind](node, own, place)
     return modules
 
 
@@ -143,25 +244,34 @@ class Network(nn.Module):
             parent.add_module(leaf, module)
         self.call = place.function(self.apply_program)
 
-    def apply_program(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+    def apply_program(
+        self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor, training: Training | None = None
+    ) -> Tensor:
         """The raw output F of tensors, in the place's dtype."""
+        inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         with self.place.mixed():
-            return self.program.run(self.blocks, x, c_noise, label).to(self.place.dtype)
+            return self.program.run(self.blocks, inputs, training).to(self.place.dtype)
 
     @torch.inference_mode()
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray) -> NDArray:
-        """The raw output F for images (B, H, W, C), numbers (B,) and labels (B,)."""
+    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+        """See `diffusion_core.backend.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
-        return to_host(self.call(place.images(x), c_noise, label))
+        features = self.no_features(len(x)) if features is None else place.tensor(features)
+        return to_host(self.call(place.images(x), c_noise, label, features))
 
-    def parameters_by_name(self) -> dict[str, Tensor]:
-        """The trained tensors under the names of the manifest."""
-        return {p.name: self.get_parameter(p.name) for p in self.program.parameters}
+    def no_features(self, batch: int) -> Tensor:
+        """The features of images about which nothing is known beside the class: zeros."""
+        return self.place.tensor(np.zeros((batch, self.program.features)))
+
+    def tensors_by_name(self) -> dict[str, Tensor]:
+        """All tensors under the names of the manifest; those that are trained are parameters, the others buffers."""
+        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        return {p.name: tensors[p.name] for p in self.program.parameters}
 
     def weights(self) -> Weights:
         """The weights by name, in the canonical axes."""
-        return read_parameters(self.parameters_by_name())
+        return read_parameters(self.tensors_by_name())
 
 
 def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:

@@ -19,12 +19,13 @@ def _estimate(network: Network, plan: SamplerPlan, i: int, x: Tensor, label: Ten
     c_noise = torch.full((len(x),), float(plan.c_noise[i]), dtype=torch.float64, device=x.device)
     if plan.is_guided[i]:
         twice = torch.cat([x, x])
-        both = network.call(c_in * twice, torch.cat([c_noise, c_noise]), torch.cat([label, null]))
+        c_noise, label = torch.cat([c_noise, c_noise]), torch.cat([label, null])
+        both = network.call(c_in * twice, c_noise, label, network.no_features(len(twice)))
         conditional, unconditional = both.chunk(2)
         output = unconditional + guidance * (conditional - unconditional)
     else:
-        output = network.call(c_in * x, c_noise, label)
-    estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output
+        output = network.call(c_in * x, c_noise, label, network.no_features(len(x)))
+    estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output[:, : x.shape[1]]
     return estimate if plan.clip is None else estimate.clamp(-plan.clip, plan.clip)
 
 

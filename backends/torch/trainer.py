@@ -13,7 +13,7 @@ from backends.torch.device import Place
 from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend import StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
-from diffusion_core.unet.program import Program
+from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Trainer", "noised"]
@@ -34,6 +34,9 @@ def _tensors(batch: TrainBatch, place: Place) -> tuple[Tensor, ...]:
         place.tensor(batch.label, torch.int64),
         place.tensor(batch.c_noise, torch.float64),
         place.tensor(batch.weight),
+        place.tensor(batch.features),
+        place.tensor(batch.positions, torch.int64),
+        place.tensor(batch.dropout_key, torch.int64),
         *(place.tensor(column)[:, None, None, None] for column in columns),
     )
 
@@ -44,7 +47,7 @@ def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[Tensor, Tenso
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x0, eps, _, _, _, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
+    x0, eps, *_, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
     x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
     return to_host(x), to_host(target)
 
@@ -56,11 +59,12 @@ class Trainer:
         self.program, self.adam, self.place = program, adam, place
         self.distance = _DISTANCES[distance]
         self.network = Network(program, state.weights, place)
-        self.parameters = self.network.parameters_by_name()
+        self.tensors = self.network.tensors_by_name()
+        self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.average = self._like(state.ema, "moving average")
         self.updates = state.updates
-        decays = [self.parameters[p.name] for p in program.parameters if p.decay]
-        others = [self.parameters[p.name] for p in program.parameters if not p.decay]
+        decays = [self.parameters[p.name] for p in program.trained if p.decay]
+        others = [self.parameters[p.name] for p in program.trained if not p.decay]
         groups = [
             {"params": decays, "weight_decay": adam.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -68,27 +72,32 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]], betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
         )
-        moment1, moment2 = self._like(state.moment1, "first moment"), self._like(state.moment2, "second moment")
+        self.moment1 = self._like(state.moment1, "first moment")
+        self.moment2 = self._like(state.moment2, "second moment")
         for name, parameter in self.parameters.items():
             self.optimiser.state[parameter] = {
                 "step": torch.tensor(float(state.updates), device=place.device),
-                "exp_avg": moment1[name],
-                "exp_avg_sq": moment2[name],
+                "exp_avg": self.moment1[name],
+                "exp_avg_sq": self.moment2[name],
             }
         self.loss = place.function(self._loss)
 
-    def _like(self, arrays: Weights, what: str) -> dict[str, Tensor]:
-        """Arrays as tensors with the layout of the parameters."""
-        check_weights(self.program, arrays, what)
+    def _like(self, arrays: Weights, what: str, trained: bool = False) -> dict[str, Tensor]:
+        """Arrays as tensors with the layout of the network's."""
+        check_weights(self.program, arrays, what, trained)
         return {
-            name: torch.empty_like(parameter, requires_grad=False).copy_(self.place.tensor(arrays[name]))
-            for name, parameter in self.parameters.items()
+            name: torch.empty_like(tensor, requires_grad=False).copy_(self.place.tensor(arrays[name]))
+            for name, tensor in (self.parameters if trained else self.tensors).items()
         }
 
-    def _loss(self, x0, eps, label, c_noise, weight, alpha, sigma, c_in, target_x0, target_eps) -> Tensor:
+    def _loss(
+        self, x0, eps, label, c_noise, weight, features, positions, key, alpha, sigma, c_in, target_x0, target_eps
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the new running statistics by name."""
         x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
-        output = self.network.apply_program(c_in * x, c_noise, label)
-        return (weight * self.distance(output, target).mean(dim=(1, 2, 3))).mean()
+        training = Training(key, positions)
+        output = self.network.apply_program(c_in * x, c_noise, label, features, training)[:, : x.shape[1]]
+        return (weight * self.distance(output, target).mean(dim=(1, 2, 3))).mean(), training.statistics
 
     def _apply(self, lr: float, ema_decay: float) -> Tensor:
         """Clip, optimiser and average, with the gradients that the parameters hold."""
@@ -98,36 +107,37 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - ema_decay
+            list(self.average.values()), [tensor.detach() for tensor in self.tensors.values()], 1.0 - ema_decay
         )
         self.updates += 1
         return norm
 
     def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, clip, optimiser, average."""
-        loss = self.loss(*_tensors(batch, self.place))
+        """Forward, backward, running statistics, clip, optimiser, average."""
+        loss, statistics = self.loss(*_tensors(batch, self.place))
         loss.backward()
+        for name, value in statistics.items():
+            self.tensors[name].copy_(value)
         return StepResult(loss.detach(), self._apply(lr, ema_decay))
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
-        """The first half of a step: (loss, gradient by name), unclipped."""
-        loss = self.loss(*_tensors(batch, self.place))
+        """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
+        loss, _ = self.loss(*_tensors(batch, self.place))
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return loss.item(), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
-        for name, tensor in self._like(gradients, "gradients").items():
+        for name, tensor in self._like(gradients, "gradients", trained=True).items():
             self.parameters[name].grad = tensor
         return float(self._apply(lr, ema_decay))
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""
-        moments = {name: self.optimiser.state[parameter] for name, parameter in self.parameters.items()}
         return TrainerState(
             weights=self.network.weights(),
             ema=read_parameters(self.average),
-            moment1=read_parameters({name: state["exp_avg"] for name, state in moments.items()}),
-            moment2=read_parameters({name: state["exp_avg_sq"] for name, state in moments.items()}),
+            moment1=read_parameters(self.moment1),
+            moment2=read_parameters(self.moment2),
             updates=self.updates,
         )

@@ -21,16 +21,30 @@ from diffusion_core.unet import Node, Program, UNetSpec
 from diffusion_core.unet.blocks import (
     Add,
     Attention,
+    GELU,
     AvgPool,
+    BatchNorm,
     Block,
     Concat,
     Conv,
+    ConvTranspose,
+    Dropout,
     Embedding,
+    Flatten,
+    Fourier,
     GroupNorm,
+    LayerNorm,
     Linear,
+    MaxPool,
     Modulate,
+    Multiply,
+    Number,
+    ReLU,
+    Resample,
+    Sigmoid,
     SiLU,
     Sinusoid,
+    Unflatten,
     Upsample,
 )
 from diffusion_core.weights import Weights, initial_weights
@@ -64,6 +78,7 @@ class BlockCase:
         size: height and width of the input.
         gain: scale of the weights, to reach large numbers.
         classes: labels that the program understands.
+        features: numbers beside the class that it takes.
     """
 
     name: str
@@ -71,11 +86,17 @@ class BlockCase:
     size: int = 8
     gain: float = 1.0
     classes: int = 0
+    features: int = 0
 
     @property
     def program(self) -> Program:
         """The program of the case."""
-        return Program(self.nodes, self.classes or None)
+        return Program(self.nodes, self.classes or None, self.classes, self.features)
+
+    @property
+    def in_training(self) -> bool:
+        """Whether it acts otherwise in training than in evaluation."""
+        return any(node.block.in_training for node in self.nodes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,16 +127,27 @@ def _image(
     return BlockCase(name, tuple(nodes), size, gain)
 
 
-def _vector(name: str, *blocks: Block, reads: str, join: Block | None = None, classes: int = 0) -> BlockCase:
+def _vector(
+    name: str,
+    *blocks: Block,
+    reads: str,
+    join: Block | None = None,
+    back: tuple[Block, ...] = (),
+    classes: int = 0,
+    features: int = 0,
+) -> BlockCase:
     """Blocks that make a vector, joined to an image."""
     nodes = [Node("pre", _point(CHANNELS, CHANNELS), ("x",))]
     for i, block in enumerate(blocks):
         nodes.append(Node(f"block{i}", block, (nodes[-1].name if i else reads,)))
     nodes.append(Node("join", join or Add(1.0), ("pre", nodes[-1].name)))
-    return BlockCase(name, tuple(nodes), classes=classes)
+    nodes += [Node(f"back{i}", block, (f"back{i - 1}" if i else "join",)) for i, block in enumerate(back)]
+    return BlockCase(name, tuple(nodes), classes=classes, features=features)
 
 
 _SINUSOIDS = (Sinusoid(16, 10000.0, 7.0, True), Sinusoid(16, 10000.0, 8.0, False))
+_DENSE = Linear(16, 8, True, 1.0)
+_FIR = (1.0, 3.0, 3.0, 1.0)
 
 BLOCKS: tuple[BlockCase, ...] = (
     _image("Conv 3x3", _conv(8, 12, 3, 1, (1, 1, 1, 1)), _point(12, 8)),
@@ -143,6 +175,39 @@ BLOCKS: tuple[BlockCase, ...] = (
     _vector("Sinusoid cos first, half; Linear without bias", _SINUSOIDS[1], Linear(16, 8, False, 1.0), reads="c_noise"),
     _vector("Embedding", Embedding(5, 8), reads="label", classes=4),
     _vector("Modulate", _SINUSOIDS[0], Linear(16, 16, True, 1.0), reads="c_noise", join=Modulate(8)),
+    _vector("Fourier sin first", Fourier(16, 0.01, True), _DENSE, reads="c_noise"),
+    _vector("Fourier cos first", Fourier(16, 0.01, False), _DENSE, reads="c_noise"),
+    _vector("Number", Number(1e-3), Linear(1, 8, True, 1.0), reads="c_noise"),
+    _vector("Number to every pixel", Number(1e-3), reads="c_noise", join=Concat(), back=(_point(9, 8),)),
+    _vector("Features", Linear(3, 8, False, 1.0), reads="features", features=3),
+    _vector("Embedding with zero", Embedding(4, 8, zero=True), reads="label", classes=4),
+    _vector("LayerNorm of a vector", _SINUSOIDS[0], _DENSE, LayerNorm((8,), 1e-3), reads="c_noise"),
+    _vector("BatchNorm of a vector", _SINUSOIDS[0], _DENSE, BatchNorm(8, 1e-3, 0.1), reads="c_noise"),
+    _vector("Dropout of a vector", _SINUSOIDS[0], Dropout(0.4, 3), _DENSE, reads="c_noise"),
+    _vector("Multiply by a vector", _SINUSOIDS[0], _DENSE, reads="c_noise", join=Multiply()),
+    _image("Multiply of images", Multiply(), inputs=2),
+    _image("ConvTranspose 4x4 stride 2", ConvTranspose(8, 12, 4, 2, 1, True, 1.0), AvgPool(), _point(12, 8)),
+    _image("ConvTranspose 2x2 stride 2", ConvTranspose(8, 12, 2, 2, 0, True, 1.0), AvgPool(), _point(12, 8)),
+    _image("ConvTranspose 3x3 stride 1 without bias", ConvTranspose(8, 8, 3, 1, 1, False, 1.0)),
+    _image("LayerNorm of channels", LayerNorm((16,), 1e-3), _point(16, 8), width=16),
+    _image("LayerNorm of images", LayerNorm((16, 8, 8), 1e-5), _point(16, 8), width=16),
+    _image("BatchNorm", BatchNorm(16, 1e-3, 0.01), _point(16, 8), width=16),
+    _image("BatchNorm, small eps, quick statistics", BatchNorm(16, 1e-5, 0.5), _point(16, 8), width=16),
+    _image("ReLU", ReLU()),
+    _image("GELU", GELU()),
+    _image("Sigmoid", Sigmoid()),
+    _image("Attention, head by head", Attention(8, 2, "heads"), size=4, width=24),
+    _image("Attention, interleaved", Attention(8, 2, "interleaved"), size=4, width=24),
+    _image("Dropout", Dropout(0.3, 1)),
+    _image("Dropout of almost all", Dropout(0.9, 0)),
+    _image("MaxPool", MaxPool(), Upsample()),
+    _image("Resample bilinear", Resample("bilinear"), AvgPool()),
+    _image("Resample bilinear, corners in line", Resample("bilinear_corners"), AvgPool()),
+    _image("Resample up with a filter", Resample("up", _FIR, 1), AvgPool()),
+    _image("Resample down with a filter", Resample("down", _FIR, 1), Upsample()),
+    _image("Resample down, widened before", Resample("down", _FIR), Upsample(), _conv(8, 8, 3, 1, (2, 2, 2, 2)),
+           size=10),
+    _image("Flatten, Unflatten", Flatten(), Linear(512, 128, True, 1.0), Unflatten(4, 4), Upsample()),
 )  # fmt: skip
 
 _SMALL = UNetSpec(
@@ -219,22 +284,26 @@ def scattered_weights(program: Program, gain: float = 1.0) -> Weights:
     return {name: gain * value for name, value in weights.items()}
 
 
-def noise_batch(shape: tuple[int, int, int], classes: int, size: int = 4) -> TrainBatch:
-    """A training batch of smooth noise for any network, float64.
+def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> TrainBatch:
+    """A training batch of smooth noise for any network, float64; the null label is among its labels.
 
     Every process here has c_in = 1 and weight = 1; the batch has others, so that a backend cannot leave them out.
 
     Args:
+        program: the network.
         shape: of one image.
-        classes: labels 0..classes, the null label among them; 0 for a network without.
         size: images.
     """
     index = np.arange(size)
     images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
-    labels = Stream(SEED, "parity/label").integers(index, max(classes, 1))
-    objective = Objective(_PROCESS, SEED, null_label=classes or None, drop_label=0.3 if classes else 0.0)
+    labels = Stream(SEED, "parity/label").integers(index, max(program.classes, 1))
+    objective = Objective(
+        _PROCESS, SEED, null_label=program.null_label, drop_label=0.3 if program.classes else 0.0,
+        classes=program.classes,
+    )  # fmt: skip
     c_in, weight = Stream(SEED, "parity/columns").uniform(index, 2).T + 0.5
-    return replace(objective.batch(images, labels, index, np.float64), c_in=c_in, weight=weight)
+    features = Stream(SEED, "parity/features").normal(index, (program.features,))
+    return replace(objective.batch(images, labels, index, np.float64), c_in=c_in, weight=weight, features=features)
 
 
 def digits_batch(images_seen: int, size: int) -> TrainBatch:
@@ -246,7 +315,8 @@ def digits_batch(images_seen: int, size: int) -> TrainBatch:
 
 def cast(batch: TrainBatch, dtype: type) -> TrainBatch:
     """A float64 batch in the type of a precision; c_noise stays float64."""
-    fields = {name: value for name, value in vars(batch).items() if name not in ("c_noise", "label")}
+    kept = ("c_noise", "label", "positions", "dropout_key")
+    fields = {name: value for name, value in vars(batch).items() if name not in kept}
     return replace(batch, **{name: value.astype(dtype) for name, value in fields.items()})
 
 

@@ -95,7 +95,7 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
     """Rung 1: x_t, target and loss, for every distance."""
     case = cases.BLOCKS[0]
     weights = cases.scattered_weights(case.program)
-    batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
     for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
         trace.judge(1, name, "noised", relative(got, wanted))
     for distance in DISTANCES:
@@ -109,9 +109,10 @@ def forward_error(
     backend: Backend, program: Program, weights: Weights, batch: TrainBatch, expected: Program | None = None
 ) -> float:
     """Relative difference of a forward pass from the reference's, of the same program unless `expected` is given."""
-    got = backend.network(program, weights).forward(batch.images, batch.c_noise, batch.label)
+    inputs = batch.images, batch.c_noise, batch.label, batch.features
+    got = backend.network(program, weights).forward(*inputs)
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
-    return relative(got, reference.forward(expected or program, rounded, batch.images, batch.c_noise, batch.label))
+    return relative(got, reference.forward(expected or program, rounded, *inputs))
 
 
 def gradients_of(
@@ -121,12 +122,29 @@ def gradients_of(
     return backend.trainer(program, TrainerState.fresh(weights), Adam(), distance).gradients(batch)
 
 
+def training_errors(
+    backend: Backend, program: Program, weights: Weights, batch: TrainBatch, expected: TrainBatch | None = None
+) -> dict[str, float]:
+    """What a step of training computes against the reference: the loss, and the running statistics that it leaves."""
+    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    loss, moved = reference.training_pass(program, rounded, expected or batch, "mse")
+    trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), "mse")
+    errors = {"loss in training": relative(float(trainer.step(batch, 0.0, 0.0).loss), loss)}
+    after = trainer.state().weights
+    for name, value in moved.items():
+        errors[f"running {name.rsplit('.', 1)[1]}"] = relative(after[name], value)
+    return errors
+
+
 def blocks(backend: Backend, trace: Trace) -> None:
     """Rung 2: the forward pass of every block against the reference; its gradients are recorded."""
     for case in cases.BLOCKS:
         weights = cases.scattered_weights(case.program, case.gain)
-        batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+        batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
         trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
+        if case.in_training:
+            for what, error in training_errors(backend, case.program, weights, batch).items():
+                trace.judge(2, f"{case.name}, {what}", "block", error)
         _, gradients = gradients_of(backend, case.program, weights, batch)
         for name, gradient in gradients.items():
             trace.arrays[f"2/{case.name}/{name}"] = gradient
@@ -137,7 +155,7 @@ def networks(backend: Backend, trace: Trace) -> None:
     for title, spec in cases.NETWORKS.items():
         program = lower(spec)
         weights = cases.scattered_weights(program)
-        batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
+        batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
         trace.judge(3, title, "network", forward_error(backend, program, weights, batch))
         loss, gradients = gradients_of(backend, program, weights, batch)
         trace.arrays[f"4/{title}, loss"] = np.float64(loss)

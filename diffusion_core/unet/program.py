@@ -1,7 +1,8 @@
 """The program: a network as data, the same for every backend.
 
 A program is a list of named blocks in the order of computation. Each reads earlier values by name and
-gives one value under its own. The inputs are ``x`` (b h w c), ``c_noise`` (b,) and ``label`` (b,).
+gives one value under its own. The inputs are ``x`` (b h w c), ``c_noise`` (b,), ``label`` (b,) and, for a
+network that has them, ``features`` (b f): numbers per image beside its class, such as an augmentation label.
 Parameter names are ``<block>.<parameter>``, which is what a PyTorch `state_dict` prints.
 """
 
@@ -10,16 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from diffusion_core.errors import DuetError
 from diffusion_core.unet.blocks import KINDS, Block, Parameter
 
-__all__ = ["INPUTS", "Node", "Program"]
+__all__ = ["INPUTS", "Node", "Program", "Training"]
 
-INPUTS = ("x", "c_noise", "label")
+INPUTS = ("x", "c_noise", "label", "features")
+
+
+@dataclass
+class Training:
+    """What the blocks that act otherwise in training are given; evaluation gives them None.
+
+    Args:
+        key: the two words of the dropout stream.
+        positions: each image's position in the run, its counter in that stream, with shape (B,).
+        statistics: new running statistics by full name, filled by the blocks.
+    """
+
+    key: Any
+    positions: Any
+    statistics: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class Program:
     Args:
         nodes: the blocks in order; the last one gives the output.
         null_label: the label that means "no class"; None for a network without classes.
+        classes: how many classes there are; 0 without.
+        features: how many numbers per image it takes beside the class.
 
     Raises:
         DuetError: if a name is used twice or a value is read before it exists.
@@ -50,6 +68,8 @@ class Program:
 
     nodes: tuple[Node, ...]
     null_label: int | None = None
+    classes: int = 0
+    features: int = 0
 
     def __post_init__(self) -> None:
         known = set(INPUTS)
@@ -72,16 +92,36 @@ class Program:
         )
 
     @cached_property
+    def trained(self) -> tuple[Parameter, ...]:
+        """The parameters that the optimiser moves, in order."""
+        return tuple(p for p in self.parameters if p.trained)
+
+    @property
+    def labels(self) -> range:
+        """The labels of the real classes: 0 .. K-1, or 1 .. K where 0 means "no class"."""
+        first = int(self.null_label == 0 and self.classes > 0)
+        return range(first, first + self.classes)
+
+    @cached_property
     def last_use(self) -> tuple[tuple[str, ...], ...]:
         """For each node, the values that nobody reads after it, so that an executor can let them go."""
         last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         return tuple(tuple(name for name, at in last.items() if at == i) for i in range(len(self.nodes)))
 
-    def run(self, modules: Mapping[str, Callable[..., Any]], x: Any, c_noise: Any, label: Any) -> Any:
-        """Compute the output with one callable per node; this loop is all that an executor needs."""
-        values = {"x": x, "c_noise": c_noise, "label": label}
+    def run(
+        self, modules: Mapping[str, Callable[..., Any]], inputs: Mapping[str, Any], training: Training | None = None
+    ) -> Any:
+        """Compute the output with one callable per node; this loop is all that an executor needs.
+
+        Args:
+            modules: by node name; those of kinds marked `in_training` take `training` too.
+            inputs: the values of `INPUTS`.
+            training: None in evaluation.
+        """
+        values = dict(inputs)
         for node, done in zip(self.nodes, self.last_use, strict=True):
-            values[node.name] = modules[node.name](*[values[name] for name in node.inputs])
+            given = {"training": training} if node.block.in_training else {}
+            values[node.name] = modules[node.name](*[values[name] for name in node.inputs], **given)
             for name in done:
                 del values[name]
         return values[self.nodes[-1].name]
@@ -96,5 +136,5 @@ class Program:
     @cached_property
     def sha256(self) -> str:
         """The hash of the program; two programs with the same hash compute the same function of their weights."""
-        text = json.dumps([self.describe(), self.null_label], sort_keys=True)
+        text = json.dumps([self.describe(), self.null_label, self.classes, self.features], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -80,7 +80,10 @@ def test_bfloat16_on_the_device_is_near_the_reference_and_learns(open_backend):
     backend = open_backend("bf16", device="cuda", threads=None)
     spec = cases.NETWORKS["time added, strided"]
     program = lower(spec)
-    weights, batch = cases.scattered_weights(program), cases.cast(cases.noise_batch(spec.image_shape, 10), np.float32)
+    weights, batch = (
+        cases.scattered_weights(program),
+        cases.cast(cases.noise_batch(program, spec.image_shape), np.float32),
+    )
     got = backend.network(program, weights).forward(batch.images, batch.c_noise, batch.label)
     wanted = reference.forward(program, weights, batch.images, batch.c_noise, batch.label)
     assert 1e-4 < l2(got, wanted) < 2e-2

@@ -52,6 +52,7 @@ TINY = Program(
         Node("last", _conv(8, 2, 3), ("sum",)),
     ),
     null_label=CLASSES,
+    classes=CLASSES,
 )
 WEIGHTS = cases.scattered_weights(TINY)
 PLAN = make_plan(cases.PARITY.process, "ddim", steps=5, eta=0.7)
@@ -79,7 +80,7 @@ def new_trainer(backend: Any, state: TrainerState | None = None) -> Any:
 
 
 def new_batch(backend: Any, size: int = 4) -> TrainBatch:
-    return cases.cast(cases.noise_batch(SHAPE, CLASSES, size), backend.settings.host_dtype)
+    return cases.cast(cases.noise_batch(TINY, SHAPE, size), backend.settings.host_dtype)
 
 
 def tolerance(backend: Any) -> float:
@@ -182,7 +183,7 @@ def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
 def test_a_network_without_classes_ignores_labels(backend):
     program = cases.BLOCKS[0].program
     assert program.null_label is None
-    batch = cases.cast(cases.noise_batch(cases.BLOCKS[0].shape, 0), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(cases.BLOCKS[0].program, cases.BLOCKS[0].shape), backend.settings.host_dtype)
     network = backend.network(program, cases.scattered_weights(program))
     outputs = [network.forward(batch.images, batch.c_noise, np.full(batch.size, k, np.int32)) for k in (0, 3)]
     np.testing.assert_array_equal(*outputs)

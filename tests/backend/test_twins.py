@@ -99,9 +99,11 @@ def test_every_block_kind_is_everywhere():
 def test_the_reference_takes_what_the_classes_take(kind):
     """The inputs of a block: the same number in the reference and in both backends."""
     function = list(inspect.signature(reference._FUNCTIONS[kind]).parameters)
-    inputs = [name for name in function[1:] if name not in ("weight", "bias")]
+    own = ("weight", "bias", "frequencies", "mean", "variance", "name")
+    inputs = [name for name in function[1:] if name not in own]
     for backend in FOLDERS:
         assert len(public(backend, "network.py")[f"{kind}.forward"]) == 1 + len(inputs)
+    assert ("training" in inputs) == KINDS[kind].in_training
 
 
 LOAD_ALL = """

@@ -159,8 +159,8 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_another_format_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, moment())
-    rewrite(path, format=2)
-    with pytest.raises(DuetError, match="it has format 2; this version of Duet reads format 1"):
+    rewrite(path, format=1)
+    with pytest.raises(DuetError, match="it has format 1; this version of Duet reads format 2"):
         load_checkpoint(tmp_path)
 
 

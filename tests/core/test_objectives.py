@@ -35,17 +35,20 @@ def test_a_batch_is_its_parts_joined(first, size, data):
     parts = [batch(p) for p in (np.arange(first, first + cut), np.arange(first + cut, first + size)) if len(p)]
     assert whole.size == size
     for name, value in vars(whole).items():
-        np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+        if name != "dropout_key":  # of the run, not of an image
+            np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+    assert np.array_equal(whole.dropout_key, Stream(3, "train/dropout").key)
 
 
 def test_a_batch_is_the_same_again_and_another_one_elsewhere():
     one, again, other = batch([0, 1, 2, 3]), batch([0, 1, 2, 3]), batch([4, 5, 6, 7])
     for name, value in vars(one).items():
         np.testing.assert_array_equal(value, vars(again)[name])
-        if name not in ("weight", "c_in"):
+        if name not in ("weight", "c_in", "features", "dropout_key"):
             assert not np.array_equal(value, vars(other)[name]), name
     another = batch([0, 1, 2, 3], Objective(PROCESS, seed=4, null_label=4))
     assert not np.any(another.noise == one.noise)
+    assert not np.array_equal(another.dropout_key, one.dropout_key)
 
 
 def test_columns_are_those_of_the_drawn_level():
@@ -67,8 +70,8 @@ def test_columns_are_cast_once_and_the_level_not_at_all():
     wide, narrow = batch(range(9), dtype=np.float64), batch(range(9))
     for name, value in vars(wide).items():
         got = vars(narrow)[name]
-        if name == "label":
-            assert got.dtype == np.int32
+        if name in ("label", "positions", "dropout_key"):
+            assert got.dtype == (np.int32 if name == "label" else np.int64)
         else:
             assert got.dtype == (np.float64 if name == "c_noise" else np.float32), name
         np.testing.assert_array_equal(got, value.astype(got.dtype))

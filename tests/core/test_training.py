@@ -74,7 +74,10 @@ def test_the_same_images_in_other_batches():
     # The batch size changes the steps, not what each image meets.
     for name, value in vars(make_batch(LOADER, OBJECTIVE, 0, 12)).items():
         parts = [vars(make_batch(LOADER, OBJECTIVE, n, 3))[name] for n in (0, 3, 6, 9)]
-        np.testing.assert_array_equal(np.concatenate(parts), value)
+        if name == "dropout_key":  # of the run, not of an image
+            assert all(np.array_equal(part, value) for part in parts)
+        else:
+            np.testing.assert_array_equal(np.concatenate(parts), value)
 
 
 def test_a_finished_run_has_no_more_steps():

@@ -126,7 +126,7 @@ SAME_NETWORK = ("model.norm_eps=1e-5",)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a tiny network that has seen 128 images, made by the core alone."""
-    spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), False, norm_groups=4, num_classes=10, norm_eps=1e-5)
+    spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, num_classes=10, norm_eps=1e-5)
     problem = Problem(spec, {"name": "linear", "T": 1000}, "eps")
     state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
     run = tmp_path_factory.mktemp("checkpoint")

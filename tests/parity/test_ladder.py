@@ -69,7 +69,7 @@ def test_rung_3_whole_networks(kept, precision, title):
     # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
     spec, backend = cases.NETWORKS[title], kept(precision)
     program = lower(spec)
-    batch = cases.cast(cases.noise_batch(spec.image_shape, spec.num_classes), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
     error = trace.forward_error(backend, program, cases.scattered_weights(program), batch)
     assert_passed(check(3, title, precision, "this", "network", error))
 
@@ -101,7 +101,7 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
 def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
     """Rung 4 without the other framework: along one direction of weight space, by central differences."""
     weights = cases.scattered_weights(case.program, case.gain)
-    batch = cases.noise_batch(case.shape, case.classes)
+    batch = cases.noise_batch(case.program, case.shape)
     direction = {
         p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.parameters
     }

@@ -194,7 +194,7 @@ def block_check(backend: Any, name: str, faults: Mapping[str, Callable]) -> Chec
     """The check of rung 2 of one case."""
     case, precision = CASES[name], backend.settings.precision
     weights = cases.scattered_weights(case.program, case.gain)
-    batch = cases.cast(cases.noise_batch(case.shape, case.classes), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
     error = trace.forward_error(Told(backend, faults), case.program, weights, batch)
     return check(2, name, precision, "this", f"block{case.kind}", error)
 
@@ -254,7 +254,7 @@ NETWORK_FAULTS: dict[str, dict[str, Callable]] = {
 def test_rung_3_notices(exact, faults):
     spec = cases.NETWORKS[TITLE]
     program = lower(spec)
-    batch = cases.noise_batch(spec.image_shape, spec.num_classes)
+    batch = cases.noise_batch(program, spec.image_shape)
     error = trace.forward_error(Told(exact, faults), program, cases.scattered_weights(program), batch)
     assert not check(3, TITLE, "float64", "this", "network", error).passed
 

@@ -1,0 +1,53 @@
+"""Files that TensorFlow reads or writes for use elsewhere: its checkpoints and its SavedModel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.network import Network
+from diffusion_core.errors import DuetError
+
+__all__ = ["export", "read_arrays"]
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray]:
+    """The variables of a TensorFlow checkpoint by name, each in the shape that it was saved with.
+
+    Args:
+        path: its prefix, as in ``model.ckpt-790000``, or the directory that holds it.
+
+    Raises:
+        DuetError: if it cannot be read.
+    """
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        types = reader.get_variable_to_dtype_map()
+        # Text is the graph of the objects that were saved, no variable.
+        return {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
+    except Exception as error:  # TensorFlow has many kinds for a file that is missing, cut short or something else
+        reason = str(error).strip().split("\n")[0]
+        raise DuetError(f"{path}: it is not a checkpoint of TensorFlow ({reason})") from error
+
+
+def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:
+    """Write a network as a SavedModel whose batch dimension is free: ``(x, c_noise, label, features) -> F``.
+
+    Args:
+        path: the directory.
+        shape: of an image, (h, w, c).
+    """
+    dtype = network.place.dtype
+    inputs = (
+        tf.TensorSpec([None, *shape], dtype, "x"),
+        tf.TensorSpec([None], tf.float64, "c_noise"),
+        tf.TensorSpec([None], tf.int32, "label"),
+        tf.TensorSpec([None, network.program.features], dtype, "features"),
+    )
+    module = tf.Module()
+    module.network = network
+    module.forward = tf.function(lambda *given: {"F": network.apply_program(*given)}, inputs, autograph=False)
+    tf.saved_model.save(module, str(path), {"serving_default": module.forward})

@@ -1,0 +1,54 @@
+"""Files that PyTorch reads or writes for use elsewhere: state dicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from backends.torch.network import Network
+from diffusion_core.errors import DuetError
+
+__all__ = ["export", "read_arrays"]
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray]:
+    """The arrays of a state dict that `torch.save` wrote, by name. Only tensors are unpickled, never code.
+
+    Raises:
+        DuetError: if it cannot be read, holds anything else than tensors and plain numbers, or is no mapping of names.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch raises what its unpickler, its zip reader or the file's bytes make it raise
+        reason = str(error).strip().split("\n")[0]
+        raise DuetError(
+            f"{path}: it is not a state dict of PyTorch, or it holds more than weights ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise DuetError(f"{path}: it holds a {type(content).__name__}; a state dict is a mapping of names to tensors")
+    arrays = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise DuetError(f"{path}: {name!r} is a {type(value).__name__}; a state dict has a tensor for each name")
+        # NumPy has no bfloat16.
+        value = value.float() if value.dtype == torch.bfloat16 else value
+        arrays[name] = np.ascontiguousarray(value.detach().numpy())
+    return arrays
+
+
+def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:
+    """Write the state dict of a network as safetensors, under the names of the manifest.
+
+    Args:
+        path: the file.
+        shape: of an image, (h, w, c); it is noted in the file's metadata.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    notes = {"program_sha256": network.program.sha256, "image_shape": ",".join(map(str, shape))}
+    save_file(tensors, path, notes)

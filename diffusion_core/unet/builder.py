@@ -1,0 +1,102 @@
+"""Building a program: nodes are added one after the other, and each call gives the name of its value.
+
+An architecture is a frozen dataclass, its spec, and a function that lowers it to a program with a `Builder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+from diffusion_core.errors import DuetError
+from diffusion_core.unet.blocks import Block, Concat, Conv, Linear
+from diffusion_core.unet.program import INPUTS, Node, Program
+
+__all__ = ["Builder", "NetworkSpec", "lower"]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What every architecture says of its images.
+
+    Args:
+        image_size: height and width in pixels.
+        in_channels: channels of an image.
+        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
+        num_classes: classes; 0 for a network without.
+    """
+
+    image_size: int
+    in_channels: int = 3
+    out_channels: int = 3
+    num_classes: int = field(default=0, kw_only=True)
+
+    def check(self, *names: str) -> None:
+        """Refuse numbers that must be at least 1: those of the images and the named ones."""
+        for name in ("image_size", "in_channels", "out_channels", *names):
+            if getattr(self, name) < 1:
+                raise DuetError(f"model.{name}: {getattr(self, name)} was given; it must be at least 1")
+        if self.num_classes < 0:
+            raise DuetError(f"model.num_classes: {self.num_classes} was given; it is 0 or the number of classes")
+
+    def check_halving(self, times: int) -> None:
+        """Refuse an image size that cannot be halved so many times."""
+        if self.image_size % (factor := 2**times):
+            low = self.image_size // factor * factor
+            raise DuetError(
+                f"model.image_size: {self.image_size} pixels cannot be halved {times} times for "
+                f"{times + 1} levels; {f'{low} or ' if low else ''}{low + factor} would fit"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (h, w, c)."""
+        return self.image_size, self.image_size, self.in_channels
+
+
+@singledispatch
+def lower(spec: NetworkSpec) -> Program:
+    """The program of a network; every architecture registers its own."""
+    raise TypeError(f"{type(spec).__name__} is not a network that can be lowered")
+
+
+class Builder:
+    """Collects nodes and remembers how many channels each value has."""
+
+    def __init__(self, in_channels: int, features: int = 0) -> None:
+        self.nodes: list[Node] = []
+        self.features = features
+        self.widths: dict[str, int] = {**dict.fromkeys(INPUTS, 1), "x": in_channels, "features": features}
+
+    def add(self, name: str, block: Block, *inputs: str, width: int | None = None) -> str:
+        """Add a node; its value has `width` channels, by default as many as its first input."""
+        self.nodes.append(Node(name, block, inputs))
+        self.widths[name] = self.widths[inputs[0]] if width is None else width
+        return name
+
+    def linear(self, name: str, x: str, width: int, bias: bool = True, scale: float = 1.0) -> str:
+        """A dense layer on a vector."""
+        return self.add(name, Linear(self.widths[x], width, bias, scale), x, width=width)
+
+    def conv(
+        self,
+        name: str,
+        x: str,
+        width: int,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: tuple[int, int, int, int] | None = None,
+        bias: bool = True,
+        scale: float = 1.0,
+    ) -> str:
+        """A convolution, padded by kernel/2 on every side unless said otherwise."""
+        padding = (kernel // 2,) * 4 if padding is None else padding
+        return self.add(name, Conv(self.widths[x], width, kernel, stride, padding, bias, scale), x, width=width)
+
+    def concat(self, name: str, x: str, y: str) -> str:
+        """The channels of x, then of y."""
+        return self.add(name, Concat(), x, y, width=self.widths[x] + self.widths[y])
+
+    def program(self, null_label: int | None = None, classes: int = 0) -> Program:
+        """The program of all nodes."""
+        return Program(tuple(self.nodes), null_label, classes, self.features)
