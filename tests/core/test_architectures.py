@@ -1,0 +1,426 @@
+"""Laws of the networks of the source systems, on tiny variants run by the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+from diffusion_core.unet import (
+    ARCHITECTURES,
+    DoubleConvSpec,
+    NetworkSpec,
+    PlainSpec,
+    Program,
+    SimpleSpec,
+    SixteenStepSpec,
+    UNetSpec,
+    lower,
+)
+from diffusion_core.unet.blocks import Resample
+
+TINY: dict[str, NetworkSpec] = {
+    "double_conv": DoubleConvSpec(8, 2, 2, channels=4, multipliers=(1, 2, 4), embedding=8, heads=2),
+    "landscape": DoubleConvSpec(8, 2, 2, num_classes=3, channels=4, multipliers=(1, 2, 4), embedding=8, heads=2),
+    "simple": SimpleSpec(8, 2, 2, channels=(4, 6, 5), embedding=8),
+    "sixteen_step": SixteenStepSpec(
+        8, 2, 2, channels=4, levels=3, embedding=6, bottleneck=5, bottom_channels=3, norm_eps=1e-5
+    ),
+    "plain": PlainSpec(8, 2, 2, channels=(4, 6), bottleneck=8, time_scale=0.5),
+    "autoencoder": PlainSpec(8, 2, 2, channels=(4, 6), bottleneck=8, time="none", up="nearest", output="sigmoid"),
+}
+
+X = Stream(0, "architectures/x").normal([0], (2, 8, 8, 2))[0]
+T = np.array([3.0, 5.0])
+LABEL = np.array([1, 3])
+
+
+def some_weights(program: Program) -> dict[str, np.ndarray]:
+    """Every parameter of unit size over its inputs, so that nothing vanishes; running variances are positive."""
+    weights = {}
+    for p in program.parameters:
+        drawn = Stream(1, f"architectures/{p.name}").normal([0], p.shape)[0]
+        weights[p.name] = drawn / math.sqrt(np.prod(p.shape[1:])) if len(p.shape) > 1 else 0.5 * drawn
+        if p.name.endswith("variance"):
+            weights[p.name] = np.exp(drawn)
+    return weights
+
+
+def run(
+    spec: NetworkSpec,
+    weights: Mapping[str, np.ndarray] | None = None,
+    t: np.ndarray = T,
+    label: np.ndarray = LABEL,
+    instead: Mapping[str, Callable] | None = None,
+    x: np.ndarray = X,
+) -> dict[str, np.ndarray]:
+    """Every value of the network by name, and the output as "output"; `instead` replaces functions of nodes."""
+    program = lower(spec)
+    weights = some_weights(program) if weights is None else weights
+    values: dict[str, np.ndarray] = {}
+
+    def watched(name: str, function: Callable) -> Callable:
+        def call(*inputs, **training):
+            values[name] = function(*inputs, **training)
+            return values[name]
+
+        return call
+
+    functions = {n.name: reference.block_function(n.name, n.block, weights) for n in program.nodes} | dict(
+        instead or {}
+    )
+    modules = {name: watched(name, function) for name, function in functions.items()}
+    inputs = {"x": x, "c_noise": t, "label": label, "features": None}
+    values["output"] = program.run(modules, inputs)
+    return values
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def concats(spec: NetworkSpec, way: str = "up") -> list:
+    return [node for node in lower(spec).nodes if node.kind == "Concat" and node.name.startswith(way)]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_values_are_the_reference_s_own(name):
+    # The runner of these tests is the reference's executor with ears.
+    program = lower(TINY[name])
+    expected = reference.forward(program, some_weights(program), X, T, LABEL)
+    assert np.array_equal(run(TINY[name])["output"], expected)
+    assert expected.shape == X.shape
+
+
+# Pixels and channels of some values on the way through.
+STAGES = {
+    "double_conv": {
+        "in.norm1": (8, 4), "down.1.attn.sum1": (4, 8), "down.2.attn.sum1": (2, 16), "bottom.0.norm1": (2, 32),
+        "bottom.1.norm1": (2, 32), "bottom.2.norm1": (2, 8), "up.1.concat": (4, 16), "up.1.double.norm0": (4, 8),
+        "up.1.attn.sum1": (4, 4), "up.0.concat": (8, 8), "up.0.attn.sum1": (8, 4), "out": (8, 2),
+    },
+    "simple": {
+        "in": (8, 4), "down.0.norm1": (8, 6), "down.0.conv": (4, 6), "down.1.norm1": (4, 5), "down.1.conv": (2, 5),
+        "up.1.concat": (2, 10), "up.1.conv": (4, 6), "up.0.concat": (4, 12), "up.0.conv": (8, 4), "out": (8, 2),
+    },
+    "sixteen_step": {
+        "down.0.act": (8, 4), "down.1.act": (4, 4), "down.2.act": (2, 4), "bottom.unflatten": (2, 3),
+        "up.2.concat": (2, 7), "up.1.concat": (4, 8), "up.0.concat": (8, 8), "out": (8, 2),
+    },
+    "plain": {
+        "in.concat": (8, 3), "down.0.act1": (8, 4), "down.1.act1": (4, 6), "bottom.act1": (2, 8),
+        "up.1.resize": (4, 6), "up.1.concat": (4, 12), "up.0.concat": (8, 8), "out": (8, 2),
+    },
+    "autoencoder": {"bottom.act1": (2, 8), "up.1.concat": (4, 14), "up.0.concat": (8, 10), "out_act": (8, 2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_pixels_and_channels_through_the_stages(name):
+    values = run(TINY[name])
+    assert {stage: values[stage].shape for stage in STAGES[name]} == {
+        stage: (2, size, size, width) for stage, (size, width) in STAGES[name].items()
+    }
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_output_depends_on_time_unless_the_network_is_blind(name):
+    change = np.abs(run(TINY[name])["output"] - run(TINY[name], t=T + 1.0)["output"]).max(axis=(1, 2, 3))
+    assert np.all(change == 0) if name == "autoencoder" else np.all(change > 1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_output_depends_on_the_class_where_there_are_classes(name):
+    change = np.abs(run(TINY[name])["output"] - run(TINY[name], label=LABEL - 1)["output"]).max(axis=(1, 2, 3))
+    assert np.all(change > 1e-4) if name == "landscape" else np.all(change == 0)
+
+
+def test_a_class_is_added_to_the_time():
+    # With a table of zeros the network is the one without classes; with one row for all, the class says nothing.
+    program = lower(TINY["landscape"])
+    weights = some_weights(program)
+    table = weights.pop("embed.label.weight")
+    assert table.shape == (4, 8)
+    plain = run(TINY["double_conv"], weights)["output"]
+    assert np.array_equal(run(TINY["landscape"], weights | {"embed.label.weight": 0 * table})["output"], plain)
+    same = weights | {"embed.label.weight": np.repeat(table[:1], 4, axis=0)}
+    outputs = [run(TINY["landscape"], same, label=np.array([i, i]))["output"] for i in range(4)]
+    assert all(np.array_equal(output, outputs[0]) for output in outputs)
+    assert not np.allclose(outputs[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "side"),
+    [(name, node.name, side) for name, spec in TINY.items() for node in concats(spec) for side in (0, 1)],
+)
+def test_both_sides_of_every_joint_are_used(name, node, side):
+    def without(*inputs):
+        parts = list(inputs)
+        parts[side] = np.zeros_like(parts[side])
+        return np.concatenate(parts, axis=-1)
+
+    whole = run(TINY[name])["output"]
+    change = np.abs(run(TINY[name], instead={node: without})["output"] - whole)
+    assert np.all(change.max(axis=(1, 2, 3)) > 1e-5)
+
+
+# What each joint reads, from the deepest up: the order decides which weights are whose.
+JOINTS = {
+    "double_conv": [("down.1.attn.sum1", "up.1.resize"), ("in.norm1", "up.0.resize")],
+    "simple": [("down.1.conv", "down.1.conv"), ("up.1.conv", "down.0.conv")],
+    "sixteen_step": [
+        ("bottom.unflatten", "down.2.act"), ("up.2.nearest", "down.1.act"), ("up.1.nearest", "down.0.act"),
+    ],
+    "plain": [("up.1.resize", "down.1.act1"), ("up.0.resize", "down.0.act1")],
+    "autoencoder": [("up.1.nearest", "down.1.act1"), ("up.0.nearest", "down.0.act1")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOINTS)
+def test_what_each_joint_reads(name):
+    assert [node.inputs for node in concats(TINY[name])] == JOINTS[name]
+
+
+def test_the_deepest_value_of_simple_meets_itself():
+    values = run(TINY["simple"])
+    joint = values["up.1.concat"]
+    assert np.array_equal(joint[..., :5], joint[..., 5:])
+    # So its block sees the sum of both halves of its weights, and nothing else.
+    program = lower(TINY["simple"])
+    weights = some_weights(program)
+    kernel = weights["up.1.conv0.weight"]
+    folded = np.concatenate([kernel[:, :5] + kernel[:, 5:], 0 * kernel[:, 5:]], axis=1)
+    close(run(TINY["simple"], weights | {"up.1.conv0.weight": folded})["output"], values["output"])
+
+
+def test_simple_normalises_after_the_activation():
+    values = run(TINY["simple"])
+    weights = some_weights(lower(TINY["simple"]))
+    for block in ("down.0", "up.0"):
+        for i in range(2):
+            x = values[f"{block}.act{i}"]
+            assert np.array_equal(x, np.maximum(values[f"{block}.conv{i}"], 0.0))
+            mean, variance, scale, shift = (
+                weights[f"{block}.norm{i}.{part}"] for part in ("mean", "variance", "weight", "bias")
+            )
+            close(values[f"{block}.norm{i}"], (x - mean) / np.sqrt(variance + 1e-3) * scale + shift)
+        time = np.maximum(values[f"{block}.time"], 0.0)
+        close(values[f"{block}.add_time"], values[f"{block}.norm0"] + time[:, None, None, :])
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("double_conv", 4.0), ("simple", 3.0)])
+def test_features_of_the_time_are_sines_then_cosines(name, divisor):
+    # Width 8: inverse frequencies 10000^(k / 4), as in the tutorial, or 10000^(k / 3), ending at 10000 exactly.
+    angle = T[:, None] / 10000.0 ** (np.arange(4) / divisor)
+    close(run(TINY[name])["embed.sinusoid"], np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
+
+
+def test_a_stage_of_double_convolutions_adds_the_time_to_every_pixel():
+    values, weights = run(TINY["double_conv"]), some_weights(lower(TINY["double_conv"]))
+    features = values["embed.sinusoid"]
+    vector = features / (1.0 + np.exp(-features)) @ weights["up.0.time.weight"].T + weights["up.0.time.bias"]
+    close(
+        values["up.0.add_time"] - values["up.0.double.norm1"], np.broadcast_to(vector[:, None, None, :], (2, 8, 8, 4))
+    )
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda number: 0.5 * number * (1.0 + math.erf(number / math.sqrt(2.0))))(x)
+
+
+def test_a_residual_double_convolution_activates_the_sum():
+    values = run(TINY["double_conv"])
+    x = values["down.1.pool"]
+    close(values["down.1.residual.act1"], gelu(x + values["down.1.residual.norm1"]))
+    assert values["down.1.double.norm1"].min() < -0.2  # which GELU never gives: the last norm is not activated
+
+
+def test_attention_of_double_convolutions_written_out():
+    # Tokens are pixels: y = x + P(softmax(q k / sqrt d) v), then y + B(gelu(A(LayerNorm y))), with biases everywhere.
+    values, weights = run(TINY["double_conv"]), some_weights(lower(TINY["double_conv"]))
+    x = values["down.2.add_time"].reshape(2, 4, 16)
+    w = {name.removeprefix("down.2.attn."): value for name, value in weights.items() if name.startswith("down.2.attn.")}
+
+    def norm(x, i):
+        centred = x - x.mean(-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return normed * w[f"norm{i}.weight"] + w[f"norm{i}.bias"]
+
+    def dense(x, name):
+        return x @ w[f"{name}.weight"][:, :, 0, 0].T + w[f"{name}.bias"]
+
+    q, k, v = np.split(dense(norm(x, 0), "qkv"), 3, axis=-1)
+    mixed = np.zeros_like(x)
+    for head in (slice(0, 8), slice(8, 16)):
+        scores = np.exp(np.einsum("bid,bjd->bij", q[..., head], k[..., head]) / math.sqrt(8))
+        mixed[..., head] = scores / scores.sum(-1, keepdims=True) @ v[..., head]
+    y = x + dense(mixed, "proj")
+    y = y + dense(gelu(dense(norm(y, 1), "dense0")), "dense1")
+    close(values["down.2.attn.sum1"].reshape(2, 4, 16), y)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_bilinear_with_aligned_corners_keeps_corners_and_planes(size):
+    matrix = Resample("bilinear_corners").matrix(size)
+    assert matrix.shape == (2 * size, size)
+    close(matrix.sum(axis=1), 1.0)
+    assert np.array_equal(matrix[[0, -1]], np.eye(size)[[0, -1]])
+    # Pixel j of the new line lies at j (n - 1) / (2n - 1) of the old one.
+    close(matrix @ np.arange(size), np.linspace(0.0, size - 1.0, 2 * size))
+
+
+def test_going_up_keeps_a_plane_a_plane():
+    values = run(TINY["double_conv"], instead={"bottom.2.norm1": lambda x: plane(2, 8)})
+    rows, columns = np.meshgrid(np.linspace(0, 1, 4), np.linspace(0, 1, 4), indexing="ij")
+    close(values["up.1.resize"], np.broadcast_to((2.0 + 3.0 * rows - columns)[None, :, :, None], (2, 4, 4, 8)))
+
+
+def plane(size: int, width: int) -> np.ndarray:
+    rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    return np.repeat(np.repeat((2.0 + 3.0 * rows - columns)[None, :, :, None], 2, axis=0), width, axis=-1)
+
+
+@pytest.mark.parametrize("block", ["down.0", "down.2", "up.1"])
+def test_time_multiplies_a_branch_of_sixteen_step(block):
+    spec = TINY["sixteen_step"]
+    weights = some_weights(lower(spec))
+    names = [f"{block}.time.weight", f"{block}.time.bias"]
+    before = run(spec, weights)
+    scaled = run(spec, weights | {name: 3.0 * weights[name] for name in names})
+    assert before[f"{block}.multiply"].max() > 0.01
+    close(scaled[f"{block}.multiply"], 3.0 * before[f"{block}.multiply"])
+    assert np.array_equal(scaled[f"{block}.conv"], before[f"{block}.conv"])
+    # With a time vector of zeros the branch is gone, and its weights change nothing.
+    off = weights | {name: np.zeros_like(weights[name]) for name in names}
+    other = off | {f"{block}.branch.weight": 2.0 + weights[f"{block}.branch.weight"]}
+    assert np.array_equal(run(spec, off)["output"], run(spec, other)["output"])
+    assert not np.allclose(run(spec, off)["output"], before["output"])
+
+
+def test_a_block_of_sixteen_step_normalises_the_sum_over_channels():
+    values, weights = run(TINY["sixteen_step"]), some_weights(lower(TINY["sixteen_step"]))
+    x = (
+        values["down.1.conv"]
+        + np.maximum(values["down.1.branch"], 0) * np.maximum(values["down.1.time"], 0)[:, None, None]
+    )
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    close(values["down.1.act"], np.maximum(x * weights["down.1.norm.weight"] + weights["down.1.norm.bias"], 0.0))
+
+
+def test_the_bottom_of_sixteen_step_reads_all_pixels_and_the_time():
+    values = run(TINY["sixteen_step"])
+    close(values["bottom.concat"], np.concatenate([values["down.2.act"].reshape(2, 16), values["time.act"]], axis=1))
+    # The last norm goes over the whole smallest image: before scale and shift, 2 x 2 x 3 numbers of mean 0.
+    plain = some_weights(lower(TINY["sixteen_step"]))
+    plain |= {"bottom.1.norm.weight": np.ones(12), "bottom.1.norm.bias": np.zeros(12)}
+    normed = run(TINY["sixteen_step"], plain)["bottom.1.norm"]
+    close(normed.mean(axis=1), 0.0)
+    close(np.maximum(normed, 0).reshape(2, 2, 2, 3), run(TINY["sixteen_step"], plain)["bottom.unflatten"])
+
+
+def test_the_time_of_plain_is_one_more_channel():
+    values = run(TINY["plain"])
+    assert np.array_equal(values["in.concat"][..., :2], X)
+    close(values["in.concat"][..., 2], np.broadcast_to(0.5 * T[:, None, None], (2, 8, 8)))
+    # A network without time that is given the channel as part of its image is the same network.
+    wider = replace(TINY["plain"], in_channels=3, time="none")
+    assert np.array_equal(
+        run(wider, some_weights(lower(TINY["plain"])), x=values["in.concat"])["output"], values["output"]
+    )
+
+
+def test_a_sigmoid_is_all_that_the_output_adds():
+    linear = run(replace(TINY["autoencoder"], output="linear"), some_weights(lower(TINY["autoencoder"])))["output"]
+    close(run(TINY["autoencoder"])["output"], 1.0 / (1.0 + np.exp(-linear)))
+
+
+def test_a_transposed_convolution_of_plain_gives_each_pixel_its_square():
+    values, weights = run(TINY["plain"]), some_weights(lower(TINY["plain"]))
+    x, up = values["bottom.act1"], values["up.1.resize"]
+    kernel = weights["up.1.resize.weight"]
+    for i in range(2):
+        for j in range(2):
+            close(up[:, i::2, j::2], x @ kernel[:, :, i, j] + weights["up.1.resize.bias"])
+
+
+CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
+    DoubleConvSpec: {
+        "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "multipliers": (1, 2, 2), "embedding": 6,
+        "heads": 4, "norm_eps": 1e-3,
+    },
+    SimpleSpec: {
+        "in_channels": 3, "out_channels": 4, "channels": (4, 6), "embedding": 6, "norm_eps": 1e-5, "norm_momentum": 0.1,
+    },
+    SixteenStepSpec: {
+        "image_size": 16, "in_channels": 3, "out_channels": 4, "channels": 5, "levels": 2, "embedding": 5,
+        "bottleneck": 4, "bottom_channels": 2, "norm_eps": 1e-3,
+    },
+    PlainSpec: {
+        "in_channels": 3, "out_channels": 4, "channels": (4,), "bottleneck": 9, "time": "none", "time_scale": 1.0,
+        "up": "nearest", "output": "sigmoid",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["landscape", "simple", "sixteen_step", "plain"])
+def test_every_option_changes_the_program(name):
+    # Where all is convolution, the size of the images changes no block, as in the standard UNet.
+    spec = TINY[name]
+    idle = {"image_size"} if name != "sixteen_step" else set()
+    idle |= {"num_classes"} if name != "landscape" else set()
+    assert CHANGES[type(spec)].keys() == {field.name for field in fields(spec)} - idle
+    hashes = {lower(replace(spec, **{option: value})).sha256 for option, value in CHANGES[type(spec)].items()}
+    assert len(hashes | {lower(spec).sha256}) == len(CHANGES[type(spec)]) + 1
+
+
+def test_every_architecture_has_laws_here():
+    assert {type(spec) for spec in TINY.values()} | {UNetSpec} == set(ARCHITECTURES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("double_conv", {"image_size": 6}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
+        ("double_conv", {"multipliers": (1,)}, "model.multipliers: .* it needs 2 or more levels"),
+        ("double_conv", {"multipliers": (1, 0)}, "model.multipliers"),
+        ("double_conv", {"embedding": 7}, "model.embedding: 7 was given; .* even"),
+        ("double_conv", {"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),
+        ("double_conv", {"heads": 0}, "model.heads: 0 was given; it must be at least 1"),
+        ("double_conv", {"norm_eps": 0.0}, "model.norm_eps: 0.0 was given; it must be positive"),
+        ("double_conv", {"num_classes": -1}, "model.num_classes: -1"),
+        ("double_conv", {"channels": 0}, "model.channels: 0"),
+        ("simple", {"image_size": 7}, "7 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
+        ("simple", {"channels": (4,)}, "model.channels: .* two or more widths"),
+        ("simple", {"channels": (4, 0)}, "model.channels"),
+        ("simple", {"embedding": 2}, "model.embedding: 2 was given; it must be an even number >= 4"),
+        ("simple", {"embedding": 5}, "model.embedding: 5"),
+        ("simple", {"norm_eps": -1.0}, "model.norm_eps: -1.0"),
+        ("simple", {"norm_momentum": 0.0}, "model.norm_momentum: 0.0"),
+        ("simple", {"norm_momentum": 1.5}, "model.norm_momentum: 1.5"),
+        ("simple", {"num_classes": 3}, "model.num_classes: 3 was given; this network knows no classes, so 0 fits"),
+        ("sixteen_step", {"image_size": 10}, "10 pixels cannot be halved 2 times for 3 levels; 8 or 12 would fit"),
+        ("sixteen_step", {"levels": 0}, "model.levels: 0"),
+        ("sixteen_step", {"bottleneck": 0}, "model.bottleneck: 0"),
+        ("sixteen_step", {"bottom_channels": 0}, "model.bottom_channels: 0"),
+        ("sixteen_step", {"norm_eps": float("nan")}, "model.norm_eps: nan"),
+        ("sixteen_step", {"num_classes": 1}, "model.num_classes: 1"),
+        ("plain", {"image_size": 2}, "2 pixels cannot be halved 2 times for 3 levels; 4 would fit"),
+        ("plain", {"channels": ()}, "model.channels"),
+        ("plain", {"bottleneck": 0}, "model.bottleneck: 0"),
+        ("plain", {"time": "chanel"}, "model.time: .* Did you mean 'channel'"),
+        ("plain", {"up": "bilinear"}, "model.up: 'bilinear' was given; it must be one of transposed, nearest"),
+        ("plain", {"output": "tanh"}, "model.output: 'tanh'"),
+        ("plain", {"num_classes": 2}, "model.num_classes: 2"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(name, changes, words):
+    with pytest.raises(DuetError, match=words) as caught:
+        lower(replace(TINY[name], **changes))
+    assert "\n" not in str(caught.value)
