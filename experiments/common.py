@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from omegaconf import DictConfig, ListConfig
 
 from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network, Settings, TrainerState, load_backend
-from diffusion_core.data import Dataset, to_uint8
+from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
 from diffusion_core.run import write_samples
-from diffusion_core.sampling import SamplerPlan, make_plan
-from diffusion_core.sampling.draw import check_labels, draw
-from diffusion_core.unet import UNetSpec
+from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
+from diffusion_core.sampling.draw import check_labels, describe_labels, draw
+from diffusion_core.unet import NetworkSpec, make_spec
 from diffusion_core.weights import Weights
 from experiments.entry import plain
 from experiments.progress import Counter
@@ -29,6 +29,7 @@ from experiments.progress import Counter
 __all__ = [
     "check_data",
     "check_sample",
+    "load_data",
     "noising_strip",
     "open_backend",
     "plan_of",
@@ -58,24 +59,39 @@ def settings_of(cfg: DictConfig, precision: str) -> Settings:
 
 def problem_of(cfg: DictConfig) -> Problem:
     """The network and the process of a training configuration."""
-    spec = {name: tuple(value) if isinstance(value, list) else value for name, value in plain(cfg.model).items()}
+    model = plain(cfg.model)
+    if "architecture" not in model:
+        raise DuetError(
+            "model.architecture: no name was given; start the file from one, as configs/model/digits.yaml does"
+        )
     schedule = plain(cfg.process.schedule)
     if "name" not in schedule:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    return Problem(UNetSpec(**spec), schedule, cfg.process.prediction)
+    return Problem(make_spec(**model), schedule, cfg.process.prediction, tuple(cfg.process.value_range))
+
+
+def load_data(data: DictConfig) -> Dataset:
+    """The data set of a configuration, or what stands in for it where its files are not given; the name says which."""
+    options, stand_in = plain(data.options), plain(data.stand_in)
+    if options.get("path", "") is not None:
+        return load_dataset(data.name, **options)
+    if not stand_in:
+        raise DuetError(f"data.options.path: null was given; data {data.name} is read from files, so name them")
+    dataset = load_dataset(stand_in.pop("name"), **stand_in)
+    return replace(dataset, name=f"{dataset.name}, in place of {data.name}")
 
 
 def plan_of(problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
     """The plan of a sampler's configuration."""
     options = dict(sampler)
     if "name" not in options:
-        raise DuetError("sampler: no name was given; choose one with sampler=ddim or sampler=ddpm")
+        raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
     plan = make_plan(problem.process, options.pop("name"), **options)
-    check_labels(np.zeros(0, np.int32), problem.program.null_label, plan)
+    check_labels(np.zeros(0, np.int32), problem.program, plan)
     return plan
 
 
-def check_data(dataset: Dataset, spec: UNetSpec) -> None:
+def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
     """Refuse a data set that the network cannot take."""
     given = (dataset.image_size, dataset.image_size, dataset.channels)
     if given != spec.image_shape:
@@ -107,10 +123,10 @@ def check_sample(sample: DictConfig, problem: Problem) -> None:
 
 def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:
     """The class of each sample: one for all, a list that repeats, or every class in turn."""
-    classes = problem.spec.num_classes
+    program = problem.program
     if count < 1:
         raise DuetError(f"sample.count: {count} was given; it must be at least 1")
-    chosen = range(max(classes, 1)) if labels is None else labels
+    chosen = (program.labels or range(1)) if labels is None else labels
     chosen = list(chosen) if isinstance(chosen, (ListConfig, range)) else chosen
     try:
         chosen = np.atleast_1d(np.asarray(chosen))
@@ -119,9 +135,8 @@ def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32
         whole = False
     if not whole:
         raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
-    if labels is not None and (chosen.min() < 0 or chosen.max() > classes or not classes):
-        fits = f"the classes are 0..{classes - 1}, and {classes} means no class" if classes else "there are no classes"
-        raise DuetError(f"sample.labels: {labels!r} was given; {fits}")
+    if labels is not None and (chosen.min() < 0 or chosen.max() > program.classes or not program.classes):
+        raise DuetError(f"sample.labels: {labels!r} was given; {describe_labels(program)}")
     return np.resize(chosen, count).astype(np.int32)
 
 
@@ -136,21 +151,25 @@ def save_samples(
     strips: bool = True,
     **facts: Any,
 ) -> NDArray[np.uint8]:
-    """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation."""
+    """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation.
+
+    Those two are called `denoising` and `generation`, with whatever follows "samples" in the name.
+    """
     labels = sample_labels(sample.labels, sample.count, problem)
+    white = problem.value_range
     frames: list[tuple[int, NDArray, NDArray]] = []
     shown = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
 
     def watch(row: int, x: NDArray, estimate: NDArray) -> None:
         if row in shown:
-            frames.append((row, to_uint8(x[:100]), to_uint8(estimate[:10])))
+            frames.append((row, to_uint8(x[:100], white), to_uint8(estimate[:10], white)))
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
         images = draw(
             backend, network, plan, problem.spec.image_shape, labels, sample.seed,
             batch=sample.batch, watch=watch if strips else None, progress=progress,
         )  # fmt: skip
-    finished = to_uint8(images)
+    finished = to_uint8(images, white)
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
     write_samples(directory / f"{name}.npz", finished, labels, **facts)
     scale = max(1, 64 // problem.spec.image_size)
@@ -159,9 +178,10 @@ def save_samples(
     if strips:
         chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(len(frames), 10)).astype(int)]
         rows = [("x_t", np.stack([x[0] for _, x, _ in chosen])), ("estimate", np.stack([d[0] for _, _, d in chosen]))]
-        pictures.save_png(directory / "denoising.png", pictures.labelled_rows(rows, scale=scale))
+        which = name.removeprefix("samples")
+        pictures.save_png(directory / f"denoising{which}.png", pictures.labelled_rows(rows, scale=scale))
         grids = [pictures.grid(x, columns, scale=max(1, scale // 2)) for _, x, _ in frames]
-        pictures.save_gif(directory / "generation.gif", grids)
+        pictures.save_gif(directory / f"generation{which}.gif", grids)
     return finished
 
 
@@ -173,5 +193,5 @@ def noising_strip(problem: Problem, images: NDArray, seed: int) -> NDArray[np.ui
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
         levels = np.linspace(0, schedule.steps - 1, 9).astype(int)
         noisy = [add_noise(image, eps, *schedule(t)) for t in levels]
-        rows.append(("" if k else "x_0 ... x_T", to_uint8(np.stack([image, *noisy]))))
+        rows.append(("" if k else "x_0 ... x_T", to_uint8(np.stack([image, *noisy]), problem.value_range)))
     return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size))

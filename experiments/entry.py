@@ -22,7 +22,7 @@ from diffusion_core.data import DATASETS
 from diffusion_core.errors import DuetError
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
-from experiments.schema import SCHEMAS, register
+from experiments.schema import MODELS, SCHEMAS, register
 
 __all__ = ["entry", "plain"]
 
@@ -93,13 +93,15 @@ def _one_line(error: Exception) -> str:
     unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in)", message)
     full = re.search(r"full_key: ([\w.\[\]]+)", message)
     if unknown:
-        near = difflib.get_close_matches(full.group(1) if full else unknown.group(1), _known_keys(), n=1, cutoff=0.5)
-        message += f". Did you mean {near[0]}?" if near else ""
+        asked = full.group(1) if full else unknown.group(1)
+        near = difflib.get_close_matches(asked, _known_keys(), n=1, cutoff=0.5)
+        # The key of another architecture is no misspelling.
+        message += f". Did you mean {near[0]}?" if near and near[0] != asked else ""
     return message
 
 
 def _known_keys() -> list[str]:
-    """Every key of every schema, with its path, and every option of what is made by name."""
+    """Every key of every schema and architecture, with its path, and every option of what is made by name."""
 
     def walk(node: Any, path: str) -> list[str]:
         if not OmegaConf.is_dict(node):
@@ -108,6 +110,7 @@ def _known_keys() -> list[str]:
         return [path, *below]
 
     keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
+    keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
     for group, functions in (("sampler", SAMPLERS), ("process.schedule", SCHEDULES), ("data.options", DATASETS)):
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
     return sorted(keys)

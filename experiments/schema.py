@@ -1,7 +1,8 @@
 """The schema of the configuration: unknown keys and wrong types are refused before anything runs.
 
 Where the core has a dataclass for a group, the schema is made from it, so a new field of the core is a new
-key of the configuration and nothing is said twice.
+key of the configuration and nothing is said twice. Networks differ in their keys, so each has a schema of its own
+in the group `architecture`, and a file in ``configs/model`` starts from the one that it fills in.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from diffusion_core.backend import Settings
 from diffusion_core.ema import Ema
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.training import Course
-from diffusion_core.unet import UNetSpec
+from diffusion_core.unet import ARCHITECTURES
 
-__all__ = ["SCHEMAS", "register"]
+__all__ = ["MODELS", "SCHEMAS", "register"]
 
 
 @functools.cache
@@ -52,21 +53,27 @@ class BackendSchema(_schema_of(Settings, "precision")):
 
 @dataclass
 class DataSchema:
-    """A data set by name with its own options; `flip` mirrors half of the images."""
+    """A data set by name with its own options; `flip` mirrors half of the images.
+
+    `stand_in` is another one (name and options) that is used where options.path is null.
+    """
 
     name: str = MISSING
     flip: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    stand_in: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class ProcessSchema:
-    """Schedule (name and options), prediction, distance and label dropping."""
+    """Schedule (name and options), prediction, distance, label dropping, lowest level, and what black and white are."""
 
     schedule: dict[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
     distance: str = "mse"
     drop_label: float = 0.0
+    first_t: int = 0
+    value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
 
 
 @dataclass
@@ -89,7 +96,7 @@ class TrainSchema:
     resume: str | None = None
     backend: BackendSchema = field(default_factory=BackendSchema)
     data: DataSchema = field(default_factory=DataSchema)
-    model: _schema_of(UNetSpec) = field(default_factory=_schema_of(UNetSpec))
+    model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
     optimiser: _schema_of(Adam) = field(default_factory=_schema_of(Adam))
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
@@ -151,8 +158,32 @@ class BenchSchema:
     steps: int = 4
     images: int = 16
     repeats: int = 5
-    model: _schema_of(UNetSpec) = field(default_factory=_schema_of(UNetSpec))
+    model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
+
+
+@dataclass
+class ImportSchema:
+    """Everything of `experiments.import_weights`; `options` are those of the source."""
+
+    source: str = MISSING
+    path: str = MISSING
+    out: str = MISSING
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ExportSchema:
+    """Everything of `experiments.export_weights`; `options` are those of the target."""
+
+    target: str = MISSING
+    checkpoint: str = MISSING
+    out: str = MISSING
+    weights: str = "ema"
+    precision: str = "float32"
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 SCHEMAS = {
@@ -161,6 +192,16 @@ SCHEMAS = {
     "trace": TraceSchema,
     "compare": CompareSchema,
     "bench": BenchSchema,
+    "import_weights": ImportSchema,
+    "export_weights": ExportSchema,
+}
+
+
+MODELS = {
+    name: dataclasses.make_dataclass(
+        f"{spec.__name__}Schema", [("architecture", str, field(default=name))], bases=(_schema_of(spec),)
+    )
+    for name, spec in ARCHITECTURES.items()
 }
 
 
@@ -169,3 +210,5 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
+    for name, schema in MODELS.items():
+        store.store(group="architecture", name=name, node=schema)

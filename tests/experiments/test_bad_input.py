@@ -120,6 +120,28 @@ def test_training_refuses(tmp_path: Path, words: list[str], named: list[str]) ->
         assert part in line
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["model.dropot=0.1"], ["model.dropot", "Did you mean model.dropout?"]),
+        (["model=simple", "model.dropout=0.1"], ["model.dropout", "SimpleSpec"]),
+        (["model=simple", "model.channels=3"], ["model.channels", "list"]),
+        (["model=plain", "model.bottleneck=wide"], ["model.bottleneck", "wide", "Integer"]),
+        (["model=sixteen_step", "+model.skip_scale=1"], ["sixteen_step", "skip_scale", "channels"]),
+        (["model.architecture=plain"], ["plain", "multipliers", "bottleneck"]),
+        (["model.architecture=unnet"], ["unnet", "Did you mean 'unet'?"]),
+        (["model=landscapes"], ["model/landscapes", "landscape"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
+)
+def test_a_key_that_the_network_does_not_have_is_refused(tmp_path: Path, words: list[str], named: list[str]) -> None:
+    line = refused("train", f"hydra.run.dir={tmp_path}", *words)
+    for part in named:
+        assert part in line
+    if "dropout" in words[-1]:  # a key of other networks: the very word is no help
+        assert "Did you mean" not in line
+
+
 SAME_NETWORK = ("model.norm_eps=1e-5",)
 
 

@@ -1,0 +1,236 @@
+"""Every network in configs/model: loaded as an experiment loads it, with the exact count of its trained parameters."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from diffusion_core.errors import DuetError
+from diffusion_core.unet import ARCHITECTURES, Program, lower, make_spec
+from diffusion_core.unet.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
+from diffusion_core.weights import count
+from experiments.common import problem_of
+from experiments.schema import register
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+@functools.cache
+def program(name: str, *words: str) -> Program:
+    """The program of a preset, with changes as on the command line."""
+    return problem_of(compose("train", overrides=[f"model={name}", *words])).program
+
+
+def blocks(name: str, kind: type, *words: str) -> list:
+    return [node.block for node in program(name, *words).nodes if isinstance(node.block, kind)]
+
+
+# The standard networks have the counts of their published constructions; those of the source systems follow by hand.
+COUNTS = {
+    "adm_64": 295_904_454,
+    "adm_128": 421_529_606,
+    "adm_256": 553_838_086,
+    "adm_edm_64": 295_899_267,
+    "ddpm_256": 113_673_219,
+    "ddpm_cifar10": 35_746_307,
+    "ddpmpp_32": 55_733_891,
+    "denoising_autoencoder": 1_883_267,
+    "digits": 396_121,
+    "double_conv_attention": 23_331_457,
+    "improved_32": 52_546_438,
+    "landscape": 23_334_275,
+    "ncsnpp_32": 56_397_827,
+    "plain": 31_032_451,
+    "shapes": 1_192_515,
+    "simple": 3_482_231,
+    "sixteen_step": 3_586_819,
+}
+
+
+def test_every_preset_is_counted():
+    assert sorted(COUNTS) == sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_preset_has_its_count(name):
+    assert count(program(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("double_conv_attention", ["model.in_channels=3", "model.out_channels=3"], 23_332_739),
+        ("adm_256", ["model.num_classes=0"], 552_814_086),
+        # 576 numbers are the weights of the time, which is one more channel of the first convolution.
+        ("plain", ["model.time=none"], 31_032_451 - 9 * 64),
+        # Six rows of 256 for five classes and "no class".
+        ("landscape", ["model.num_classes=0"], 23_334_275 - 6 * 256),
+    ],
+)
+def test_a_variant_has_its_count(name, words, expected):
+    assert count(program(name, *words)) == expected
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> int:
+    return outputs * (inputs * kernel**2 + 1)
+
+
+def test_the_count_of_simple_by_hand():
+    def block(inputs, width):
+        return conv(inputs, width, 3) + conv(width, width, 3) + 4 * width + conv(32, width, 1) + conv(width, width, 4)
+
+    embed, ends = conv(32, 32, 1), conv(3, 28, 3) + conv(28, 3, 1)
+    levels = block(28, 128) + block(128, 256) + block(2 * 256, 128) + block(2 * 128, 28)
+    assert embed + ends + levels == COUNTS["simple"]
+
+
+def test_the_count_of_sixteen_step_by_hand():
+    def block(inputs):
+        return 2 * conv(inputs, 128, 3) + conv(192, 128, 1) + 2 * 128
+
+    time = conv(1, 192, 1) + 2 * 192
+    bottom = conv(4 * 4 * 128 + 192, 128, 1) + 2 * 128 + conv(128, 512, 1) + 2 * 512
+    levels = block(3) + 3 * block(128) + block(32 + 128) + 3 * block(256)
+    assert time + bottom + levels + conv(128, 3, 1) == COUNTS["sixteen_step"]
+
+
+def test_the_counts_of_the_plain_networks_by_hand():
+    def double(inputs, width):
+        return conv(inputs, width, 3) + conv(width, width, 3)
+
+    down = double(4, 64) + double(64, 128) + double(128, 256) + double(256, 512) + double(512, 1024)
+    up = sum(conv(2 * width, width, 2) + double(2 * width, width) for width in (512, 256, 128, 64))
+    assert down + up + conv(64, 3, 1) == COUNTS["plain"]
+    down = double(3, 64) + double(64, 128) + double(128, 256)
+    up = double(256 + 128, 128) + double(128 + 64, 64)
+    assert down + up + conv(64, 3, 1) == COUNTS["denoising_autoencoder"]
+
+
+def test_sizes_at_which_double_convolutions_are_attended():
+    # A stage of attention per width and size: 128 at 32, 256 at 16 and 8, 128 at 16, 64 at 32 and 64.
+    nodes = program("double_conv_attention").nodes
+    size, found = 64, []
+    for node in nodes:
+        size = size // 2 if node.kind == "MaxPool" else 2 * size if node.kind == "Resample" else size
+        if node.kind == "Attention":
+            found.append((node.block.channels, size, node.block.heads))
+    assert found == [(128, 32, 4), (256, 16, 4), (256, 8, 4), (128, 16, 4), (64, 32, 4), (64, 64, 4)]
+
+
+def test_labels_of_landscapes_start_after_no_class():
+    landscape, grey = program("landscape"), program("double_conv_attention")
+    assert (landscape.null_label, list(landscape.labels)) == (0, [1, 2, 3, 4, 5])
+    assert (grey.null_label, list(grey.labels)) == (None, [])
+
+
+# Dropout of training, as published; presets without an entry have none.
+DROPOUT = {
+    "ddpm_cifar10": 0.1,
+    "improved_32": 0.3,
+    "adm_64": 0.1,
+    "ddpmpp_32": 0.13,
+    "ncsnpp_32": 0.13,
+    "adm_edm_64": 0.1,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_dropout_of_the_presets(name):
+    dropouts = blocks(name, Dropout)
+    assert {block.rate for block in dropouts} == ({DROPOUT[name]} if name in DROPOUT else set())
+    assert [block.row for block in dropouts] == list(range(len(dropouts)))
+
+
+# (epsilon, divisor of the sinusoid, sine first, order of q k v, heads of the widest attention)
+OPTIONS = {
+    "ddpm_cifar10": (1e-6, 63, True, "qkv", 1),
+    "ddpm_256": (1e-6, 63, True, "qkv", 1),
+    "improved_32": (1e-5, 64, False, "heads", 4),
+    "adm_64": (1e-5, 96, False, "qkv", 12),
+    "adm_128": (1e-5, 128, False, "heads", 4),
+    "adm_256": (1e-5, 128, False, "heads", 16),
+    "ddpmpp_32": (1e-6, 63, True, "interleaved", 1),
+    "adm_edm_64": (1e-5, 96, False, "interleaved", 12),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_standard_presets(name):
+    eps, divisor, sin_first, order, heads = OPTIONS[name]
+    assert {block.eps for block in blocks(name, GroupNorm)} == {eps}
+    [embedding] = blocks(name, Sinusoid)
+    assert (embedding.divisor, embedding.sin_first) == (divisor, sin_first)
+    attentions = blocks(name, Attention)
+    assert {block.order for block in attentions} == {order}
+    assert max(attentions, key=lambda block: block.channels).heads == heads
+
+
+def test_only_ncsnpp_filters_with_four_taps():
+    assert {block.taps for block in blocks("ncsnpp_32", Resample)} == {(1.0, 3.0, 3.0, 1.0)}
+    for rule, size in (("up", 8), ("down", 16)):
+        block = next(block for block in blocks("ncsnpp_32", Resample) if block.rule == rule)
+        middle = block.matrix(size)[4]
+        # A flat image keeps its value; a pixel weighs 3/4 and 1/4 of its neighbours (down: 1 3 3 1 eighths).
+        weights = sorted(middle[middle > 0] * 8)
+        np.testing.assert_allclose(weights, [2, 6] if rule == "up" else [1, 1, 3, 3], rtol=1e-15)
+    assert not blocks("ddpmpp_32", Resample)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("digits", "unet"),
+        ("landscape", "double_conv"),
+        ("simple", "simple"),
+        ("sixteen_step", "sixteen_step"),
+        ("plain", "plain"),
+    ],
+)
+def test_an_architecture_takes_no_other_key_or_type(name, architecture):
+    assert compose("train", overrides=[f"model={name}"]).model.architecture == architecture
+    with pytest.raises(ConfigCompositionException):
+        compose("train", overrides=[f"model={name}", "model.colour=red"])
+    with pytest.raises(ConfigCompositionException):
+        compose("train", overrides=[f"model={name}", "model.image_size=large"])
+
+
+def test_a_key_of_the_architecture_can_be_changed_even_if_the_file_does_not_name_it():
+    rates = {block.rate for block in blocks("digits", Dropout, "model.dropout=0.25")}
+    assert rates == {0.25}
+    assert compose("bench", overrides=["out=x", "model=simple"]).model.norm_momentum == 0.01
+
+
+def test_a_preset_of_one_architecture_is_not_taken_for_another():
+    with pytest.raises(DuetError, match="architecture plain: 'multipliers' was given"):
+        program("digits", "model.architecture=plain")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"architecture": "plane", "image_size": 8}, "model.architecture: .* Did you mean 'plain'"),
+        ({"architecture": "plain", "image_size": 16, "chanels": [4]}, "'chanels' .* Did you mean 'channels'"),
+        ({"architecture": "plain"}, "model.image_size: no value was given"),
+    ],
+)
+def test_a_spec_that_does_not_exist_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        make_spec(**options)
+
+
+def test_a_spec_from_plain_data_is_the_one_from_code():
+    spec = ARCHITECTURES["simple"](8, channels=(4, 6))
+    assert make_spec("simple", image_size=8, channels=[4, 6]) == spec
+    assert lower(spec).sha256 == lower(make_spec("simple", image_size=8, channels=[4, 6])).sha256
