@@ -122,8 +122,8 @@ class _Lowering(Builder):
 
     def doubles(self, name: str, x: str, width: int, middle: int | None = None) -> str:
         """A residual double convolution, one to the new width, and the time vector on every pixel."""
-        x = self.double(f"{name}.residual", x, self.widths[x], residual=True)
-        x = self.double(f"{name}.double", x, width, middle)
+        x = self.double(f"{name}.double0", x, self.widths[x], residual=True)
+        x = self.double(f"{name}.double1", x, width, middle)
         return self.add(f"{name}.add_time", Add(1.0), x, self.linear(f"{name}.time", self.embedded, width))
 
     def double(self, name: str, x: str, width: int, middle: int | None = None, residual: bool = False) -> str:

@@ -102,7 +102,7 @@ def test_the_values_are_the_reference_s_own(name):
 STAGES = {
     "double_conv": {
         "in.norm1": (8, 4), "down.1.attn.sum1": (4, 8), "down.2.attn.sum1": (2, 16), "bottom.0.norm1": (2, 32),
-        "bottom.1.norm1": (2, 32), "bottom.2.norm1": (2, 8), "up.1.concat": (4, 16), "up.1.double.norm0": (4, 8),
+        "bottom.1.norm1": (2, 32), "bottom.2.norm1": (2, 8), "up.1.concat": (4, 16), "up.1.double1.norm0": (4, 8),
         "up.1.attn.sum1": (4, 4), "up.0.concat": (8, 8), "up.0.attn.sum1": (8, 4), "out": (8, 2),
     },
     "simple": {
@@ -226,7 +226,7 @@ def test_a_stage_of_double_convolutions_adds_the_time_to_every_pixel():
     features = values["embed.sinusoid"]
     vector = features / (1.0 + np.exp(-features)) @ weights["up.0.time.weight"].T + weights["up.0.time.bias"]
     close(
-        values["up.0.add_time"] - values["up.0.double.norm1"], np.broadcast_to(vector[:, None, None, :], (2, 8, 8, 4))
+        values["up.0.add_time"] - values["up.0.double1.norm1"], np.broadcast_to(vector[:, None, None, :], (2, 8, 8, 4))
     )
 
 
@@ -237,8 +237,8 @@ def gelu(x: np.ndarray) -> np.ndarray:
 def test_a_residual_double_convolution_activates_the_sum():
     values = run(TINY["double_conv"])
     x = values["down.1.pool"]
-    close(values["down.1.residual.act1"], gelu(x + values["down.1.residual.norm1"]))
-    assert values["down.1.double.norm1"].min() < -0.2  # which GELU never gives: the last norm is not activated
+    close(values["down.1.double0.act1"], gelu(x + values["down.1.double0.norm1"]))
+    assert values["down.1.double1.norm1"].min() < -0.2  # which GELU never gives: the last norm is not activated
 
 
 def test_attention_of_double_convolutions_written_out():
