@@ -1,0 +1,173 @@
+"""The original DDPM in TensorFlow, from its checkpoint by variable names.
+
+Every variable ``model/.../W`` has beside it ``model/.../W/ExponentialMovingAverage``, the weights that the paper's
+samples are drawn with. Slots of the optimiser and the global step are known and not read.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.convert.arrays import Reader, read_arrays
+from diffusion_core.convert.names import (
+    DDPM,
+    HWIO,
+    SAME,
+    TRANSPOSED,
+    TRANSPOSED_1X1,
+    Arrays,
+    Entry,
+    Imported,
+    NameMap,
+    expand,
+    name_map,
+    prefixes,
+    qkv,
+    read_weights,
+)
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.unet import Node, Program, UNetSpec
+from diffusion_core.unet.blocks import Attention
+
+__all__ = ["import_ddpm_tf", "model_names", "spec_of"]
+
+_AVERAGE = "/ExponentialMovingAverage"
+_EXTRA = re.compile(r"(.*/)?(Adam(_\d+)?|beta\d_power(_\d+)?|global_step|save_counter/.*)")
+_LEAVES = {
+    "norm0": "/norm1",
+    "conv0": "/conv1",
+    "time": "/temb_proj",
+    "norm1": "/norm2",
+    "conv1": "/conv2",
+    "shortcut": "/nin_shortcut",
+    "norm": "/norm",
+    "qkv": "/qkv",
+    "proj": "/proj_out",
+    "conv": "/conv",
+}
+
+
+def import_ddpm_tf(
+    path: Path,
+    read: Reader,
+    process: Mapping[str, Any] | None,
+    *,
+    image_size: int,
+    norm_groups: int = 32,
+    dropout: float = 0.0,
+) -> Imported:
+    """A checkpoint of the original DDPM.
+
+    Args:
+        path: its prefix (read by `read`), or an `.npz` or `.safetensors` file of the same names.
+        process: schedule and prediction; None takes those of DDPM.
+        image_size: height and width in pixels.
+
+    Raises:
+        DuetError: if it does not fit.
+    """
+    arrays = {name: a for name, a in read_arrays(path, read).items() if not _EXTRA.fullmatch(name)}
+    average = {name.removesuffix(_AVERAGE): a for name, a in arrays.items() if name.endswith(_AVERAGE)}
+    arrays = {name: a for name, a in arrays.items() if not name.endswith(_AVERAGE)}
+    root = next((name.removesuffix("temb/dense0/W") for name in arrays if name.endswith("temb/dense0/W")), None)
+    if root is None:
+        raise DuetError(f"{path}: temb/dense0/W is missing; this is no checkpoint of the original DDPM")
+    spec = spec_of(
+        {name.removeprefix(root): a for name, a in arrays.items()},
+        str(path),
+        image_size=image_size,
+        norm_groups=norm_groups,
+        dropout=dropout,
+    )
+    problem = Problem(spec, **(process or DDPM))
+    names = model_names(spec, problem.program, root)
+    weights = read_weights(names, problem.program, arrays, str(path))
+    ema = read_weights(names, problem.program, average, f"{path}, moving average") if average else weights
+    note = "the original DDPM" + (" with its moving average" if average else "; it holds no moving average")
+    return Imported(problem, weights, ema, note)
+
+
+def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
+    """The network that the variables, without their common root, are of.
+
+    Args:
+        options: fields of `UNetSpec` that they do not tell.
+
+    Raises:
+        DuetError: if they are of something else.
+    """
+
+    def count(pattern: str) -> int:
+        return 1 + max((int(found.group(1)) for name in arrays if (found := re.match(pattern, name))), default=-1)
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        if name not in arrays or arrays[name].ndim != axes:
+            raise DuetError(
+                f"{source}: {name} is missing or has other axes; this is no checkpoint of the original DDPM"
+            )
+        return arrays[name].shape
+
+    levels, blocks = count(r"down_(\d+)/"), count(r"down_0/block_(\d+)/")
+    channels = shape("temb/dense0/W", 2)[0]
+    widths = [shape(f"down_{level}/block_0/conv2/W", 4)[3] for level in range(levels)]
+    if not blocks or any(width % channels for width in widths):
+        raise DuetError(
+            f"{source}: its levels have {widths} channels; Duet's UNet takes multiples of the base width, {channels}"
+        )
+    has_conv = levels == 1 or "down_0/downsample/conv/W" in arrays
+    return UNetSpec(
+        image_size=image_size,
+        in_channels=shape("conv_in/W", 4)[2],
+        out_channels=shape("conv_out/W", 4)[3],
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks_per_level=blocks,
+        attention_sizes=tuple(
+            image_size // 2**level for level in range(levels) if f"down_{level}/attn_0/q/W" in arrays
+        ),
+        norm_eps=1e-6,
+        down="conv" if has_conv else "pool",
+        up="conv" if has_conv else "nearest",
+        down_padding=(0, 1),
+        **options,
+    )
+
+
+def model_names(spec: UNetSpec, program: Program, root: str = "model/") -> NameMap:
+    """The name map of its variables."""
+    units = {"mid.block0": "mid/block_1", "mid.attn": "mid/attn_1", "mid.block1": "mid/block_2"}
+    for level in range(len(spec.multipliers)):
+        for way, blocks in (("down", spec.blocks_per_level), ("up", spec.blocks_per_level + 1)):
+            units[f"{way}.{level}.{way}"] = f"{way}_{level}/{way}sample"
+            for i in range(blocks):
+                units[f"{way}.{level}.{i}.block"] = f"{way}_{level}/block_{i}"
+                units[f"{way}.{level}.{i}.attn"] = f"{way}_{level}/attn_{i}"
+    modules = {
+        "embed.dense0": "temb/dense0",
+        "embed.dense1": "temb/dense1",
+        "conv_in": "conv_in",
+        "out.norm": "norm_out",
+        "out.conv": "conv_out",
+        **prefixes(units, _LEAVES),
+    }
+    attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
+    weights = {"Linear": TRANSPOSED, "Conv": HWIO, "GroupNorm": SAME}
+
+    def spell(node: Node, parameter: str, module: str) -> Entry:
+        leaf = {"weight": "gamma", "bias": "beta"} if node.kind == "GroupNorm" else {"weight": "W", "bias": "b"}
+        layout = weights[node.kind] if parameter == "weight" else SAME
+        if parameter == "weight" and node.kind == "Conv" and node.block.kernel == 1:
+            layout = TRANSPOSED_1X1
+        if node.name.endswith(".qkv"):
+            layout = qkv(layout, attentions[f"{node.name.removesuffix('qkv')}attend"])
+            return Entry(tuple(f"{root}{m}/{leaf[parameter]}" for m in expand(module, "q", "k", "v")), layout)
+        return Entry((f"{root}{module}/{leaf[parameter]}",), layout)
+
+    return name_map(program, modules, spell, "ddpm_tf")

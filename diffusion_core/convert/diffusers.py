@@ -1,0 +1,483 @@
+"""`UNet2DModel` and `DDPMPipeline` of Hugging Face diffusers, read and written.
+
+    DIR/config.json, diffusion_pytorch_model.safetensors      a UNet2DModel
+    DIR/model_index.json, unet/, scheduler/                   a DDPMPipeline
+
+Its configuration names what a `UNetSpec` names, mostly in other words:
+
+    freq_shift 0, 1                    embedding_divisor half, half_minus_one
+    flip_sin_to_cos                    not embedding_sin_first
+    downsample_padding 1, 0            down_padding (1, 1), (0, 1)
+    attention_head_dim                 head_channels; null is one head
+    Attn...Block2D                     a level with attention
+    downsample_type conv, resnet       down conv, block
+
+What a `UNetSpec` cannot say is an error that names the entry, never left out.
+
+Known differences of its `DDPMScheduler`: its tables are float32 throughout (1 - alphas_cumprod is off by up to 2e-4
+of itself), it adds noise after every row but t = 0, and it goes from t to ``t - T // N``. With `timestep_spacing`
+"leading" and N dividing T these are Duet's levels, and no noise follows the last row in either.
+
+References:
+    Diffusers: State-of-the-art diffusion models (von Platen et al., 2022), https://github.com/huggingface/diffusers
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import numpy as tensors
+
+from diffusion_core.convert.arrays import Reader, read_arrays, read_config
+from diffusion_core.convert.names import (
+    DDPM,
+    DENSE_1X1,
+    SAME,
+    Entry,
+    Imported,
+    NameMap,
+    expand,
+    name_map,
+    prefixes,
+    qkv,
+    read_weights,
+    write_weights,
+)
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.problem import Problem
+from diffusion_core.unet import Node, Program, UNetSpec, lower
+from diffusion_core.unet.blocks import Attention, GroupNorm
+from diffusion_core.weights import Weights
+
+__all__ = ["export_pipeline", "import_diffusers", "model_names", "spec_of"]
+
+_WEIGHTS = "diffusion_pytorch_model"
+# The arguments of UNet2DModel that a UNetSpec can follow, with the values that they have where a file leaves them out.
+_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+# Those that it cannot follow, with the only values that say nothing new; the first is what is written.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "class_embed_type": (None,),
+}
+# For each way the kinds of block: whether it has attention, and how it resamples where that is not asked for.
+_BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
+    "down": {
+        "DownBlock2D": (False, "conv"),
+        "AttnDownBlock2D": (True, None),
+        "ResnetDownsampleBlock2D": (False, "resnet"),
+    },
+    "up": {
+        "UpBlock2D": (False, "conv"),
+        "AttnUpBlock2D": (True, None),
+        "ResnetUpsampleBlock2D": (False, "resnet"),
+    },
+}
+_RESAMPLE = {"conv": "conv", "resnet": "block"}
+_TIME = {"default": "add", "scale_shift": "scale_shift"}
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_RESIDUAL = {"norm0": "norm1", "conv0": "conv1", "time": "time_emb_proj", "norm1": "norm2", "conv1": "conv2"}
+_LEAVES = {
+    **{f"{ours}": f".{theirs}" for ours, theirs in _RESIDUAL.items()},
+    "shortcut": ".conv_shortcut",
+    "norm": ".group_norm",
+    "qkv": ".qkv",
+    "proj": ".to_out.0",
+    "conv": ".conv",
+}
+# Attention was spelled so until 2023.
+_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def import_diffusers(
+    path: Path,
+    read: Reader,
+    process: Mapping[str, Any] | None,
+    *,
+    image_size: int | None = None,
+    null_class: str = "zero",
+) -> Imported:
+    """A `UNet2DModel` or `DDPMPipeline` directory.
+
+    Args:
+        path: the directory.
+        read: reads `.bin` weights.
+        process: schedule and prediction; None takes the pipeline's, or those of DDPM.
+        image_size: where the configuration has no sample_size.
+        null_class: ``"zero"``, or ``"last"`` where the last row of the class table was trained to mean "no class".
+
+    Raises:
+        DuetError: if something is missing, does not fit, or cannot be said by a `UNetSpec`.
+    """
+    is_pipeline = (path / "model_index.json").exists()
+    unet = path / "unet" if is_pipeline else path
+    if not (unet / "config.json").exists():
+        raise DuetError(
+            f"{path}: it holds no UNet2DModel (config.json) and no DDPMPipeline (model_index.json, unet/config.json)"
+        )
+    spec = spec_of(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
+    found, sampler = DDPM, ""
+    if is_pipeline:
+        file = path / "scheduler" / "scheduler_config.json"
+        found, sampler = _process_of(read_config(file), str(file), process)
+    problem = Problem(spec, **(process or found))
+    file = next(
+        (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
+        unet / f"{_WEIGHTS}.safetensors",
+    )
+    arrays = {_present_name(name): array for name, array in read_arrays(file, read).items()}
+    weights = read_weights(model_names(spec, problem.program), problem.program, arrays, str(file))
+    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{sampler}"
+    return Imported(problem, weights, weights, note)
+
+
+def spec_of(
+    config: Mapping[str, Any], source: str, image_size: int | None = None, null_class: str = "zero"
+) -> UNetSpec:
+    """The network of a `UNet2DModel` configuration.
+
+    Raises:
+        DuetError: names the first entry that a `UNetSpec` cannot say.
+    """
+
+    def refuse(name: str, fits: str) -> DuetError:
+        return DuetError(f"{source}: {name}: {config[name]!r} was given; Duet's UNet takes {fits}")
+
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise refuse("_class_name", "UNet2DModel")
+    for name in config:
+        if name not in {*_DEFAULTS, *_FIXED, "_class_name"}:
+            raise one_of(f"{source}: entry", name, sorted({*_DEFAULTS, *_FIXED}))
+    config = _DEFAULTS | {name: values[0] for name, values in _FIXED.items()} | dict(config)
+    for name, values in _FIXED.items():
+        if config[name] not in values:
+            raise refuse(name, " or ".join(map(repr, values)))
+    widths = config["block_out_channels"]
+    size = config["sample_size"] if image_size is None else image_size
+    size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
+    if not isinstance(size, int):
+        raise refuse("sample_size", "one whole number of pixels; give source.image_size=PIXELS")
+    if not isinstance(widths, list) or not widths or any(not isinstance(w, int) or w % widths[0] for w in widths):
+        raise refuse("block_out_channels", "multiples of the first width")
+    if config["time_embedding_dim"] not in (None, 4 * widths[0]):
+        raise refuse("time_embedding_dim", f"four times the first width, {4 * widths[0]}")
+    down_attention, down = _ways(config, "down", refuse)
+    up_attention, up = _ways(config, "up", refuse)
+    if up_attention != down_attention:
+        raise refuse("up_block_types", f"attention at the same levels as down_block_types {config['down_block_types']}")
+    groups = config["norm_num_groups"]
+    default_groups = groups if config["resnet_time_scale_shift"] == "default" else None
+    if config["add_attention"] and (config["attn_norm_num_groups"] or default_groups) != groups:
+        raise refuse("attn_norm_num_groups", f"the groups of the other norms, {groups}")
+    for name, known in (
+        ("freq_shift", (0, 1)),
+        ("downsample_padding", (0, 1)),
+        ("resnet_time_scale_shift", tuple(_TIME)),
+        ("flip_sin_to_cos", (False, True)),
+    ):
+        if config[name] not in known:
+            raise refuse(name, " or ".join(map(repr, known)))
+    classes = config["num_class_embeds"] or 0
+    try:
+        return UNetSpec(
+            image_size=size,
+            in_channels=config["in_channels"],
+            out_channels=config["out_channels"],
+            num_classes=classes - 1 if classes and null_class == "last" else classes,
+            channels=widths[0],
+            multipliers=tuple(w // widths[0] for w in widths),
+            blocks_per_level=config["layers_per_block"],
+            attention_sizes=tuple(size // 2**level for level, attends in enumerate(down_attention) if attends),
+            middle_attention=config["add_attention"],
+            head_channels=config["attention_head_dim"],
+            norm_groups=groups,
+            norm_eps=config["norm_eps"],
+            dropout=config["dropout"],
+            time=_TIME[config["resnet_time_scale_shift"]],
+            embedding_divisor="half_minus_one" if config["freq_shift"] else "half",
+            embedding_sin_first=not config["flip_sin_to_cos"],
+            null_class=null_class,
+            down=down,
+            up=up,
+            down_padding=(1, 1) if config["downsample_padding"] else (0, 1),
+        )
+    except TypeError as error:  # null or text where there must be a number
+        raise DuetError(f"{source}: an entry has the wrong type ({error})") from error
+
+
+def _ways(config: Mapping[str, Any], way: str, refuse: Any) -> tuple[list[bool], str]:
+    """(whether each level has attention, how all levels resample) of one way, from the largest level on."""
+    name, kinds = f"{way}_block_types", _BLOCKS[way]
+    types = config[name]
+    if not isinstance(types, list) or len(types) != len(config["block_out_channels"]):
+        raise refuse(name, f"one block for each of the {len(config['block_out_channels'])} block_out_channels")
+    types = [kind.removeprefix("UNetRes") for kind in (types if way == "down" else types[::-1])]
+    if unknown := [kind for kind in types if kind not in kinds]:
+        raise DuetError(f"{one_of(f'{way}_block_types', unknown[0], kinds)}")
+    asked = config[f"{way}sample_type"]
+    if asked not in _RESAMPLE:
+        raise refuse(f"{way}sample_type", " or ".join(_RESAMPLE))
+    # The last level on the way down does not resample, nor does the largest on the way up: level 0 is last there.
+    resampling = types[:-1] if way == "down" else types[1:]
+    ways = {kinds[kind][1] or asked for kind in resampling} or {"conv"}
+    if len(ways) > 1:
+        raise refuse(name, f"levels that all resample in one way, with {way}sample_type {asked!r}")
+    return [kinds[kind][0] for kind in types], _RESAMPLE[ways.pop()]
+
+
+def _process_of(
+    config: Mapping[str, Any], source: str, process: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], str]:
+    """(process, what its sampler is to Duet) of a scheduler's configuration; a process that is given is kept."""
+    sampler = ""
+    if config.get("_class_name") == "DDPMScheduler":
+        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else "null"
+        variance = config.get("variance_type", "fixed_small")
+        sampler = f"; it samples with sampler=ddpm sampler.variance={variance} sampler.clip={clip}"
+    if process:
+        return process, sampler
+    prediction, betas = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
+    if prediction not in _PREDICTIONS:
+        raise one_of(f"{source}: prediction_type", prediction, _PREDICTIONS)
+    for name in ("trained_betas", "rescale_betas_zero_snr"):
+        if config.get(name):
+            raise DuetError(f"{source}: {name}: Duet has no name for such a schedule; give one, as process=eps_linear")
+    T = config.get("num_train_timesteps", 1000)
+    ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
+    schedules: dict[str, dict[str, Any]] = {
+        "linear": {"name": "linear", "T": T, **ends},
+        "scaled_linear": {"name": "scaled_linear", "T": T, **ends},
+        "squaredcos_cap_v2": {"name": "cosine", "T": T},
+    }
+    if betas not in schedules:
+        raise one_of(f"{source}: beta_schedule", betas, schedules)
+    return {"schedule": schedules[betas], "prediction": _PREDICTIONS[prediction]}, sampler
+
+
+def model_names(spec: UNetSpec, program: Program) -> NameMap:
+    """The name map of a `UNet2DModel`."""
+    last = len(spec.multipliers) - 1
+    units = {
+        "mid.block0": "mid_block.resnets.0",
+        "mid.attn": "mid_block.attentions.0",
+        "mid.block1": "mid_block.resnets.1",
+    }
+    for level in range(last + 1):
+        ways = (("down", f"down_blocks.{level}", 0), ("up", f"up_blocks.{last - level}", 1))
+        for way, theirs, one_more in ways:
+            units[f"{way}.{level}.{way}"] = f"{theirs}.{way}samplers.0"
+            for i in range(spec.blocks_per_level + one_more):
+                units[f"{way}.{level}.{i}.block"] = f"{theirs}.resnets.{i}"
+                units[f"{way}.{level}.{i}.attn"] = f"{theirs}.attentions.{i}"
+    modules = {
+        "embed.dense0": "time_embedding.linear_1",
+        "embed.dense1": "time_embedding.linear_2",
+        "embed.label": "class_embedding",
+        "conv_in": "conv_in",
+        "out.norm": "conv_norm_out",
+        "out.conv": "conv_out",
+        **prefixes(units, _LEAVES),
+    }
+    attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
+
+    def spell(node: Node, parameter: str, module: str) -> Entry:
+        if node.name.endswith(".qkv"):
+            layout = qkv(
+                DENSE_1X1 if parameter == "weight" else SAME, attentions[f"{node.name.removesuffix('qkv')}attend"]
+            )
+            return Entry(tuple(f"{m}.{parameter}" for m in expand(module, "to_q", "to_k", "to_v")), layout)
+        is_dense = node.name.endswith(".attn.proj") and parameter == "weight"
+        return Entry((f"{module}.{parameter}",), DENSE_1X1 if is_dense else SAME)
+
+    return name_map(program, modules, spell, "diffusers")
+
+
+def _present_name(name: str) -> str:
+    """The name that diffusers gives an array today."""
+    *module, leaf, parameter = name.split(".") if name.count(".") > 1 else ("", "", name)
+    return ".".join([*module, _FORMER[leaf], parameter]) if ".attentions." in name and leaf in _FORMER else name
+
+
+def export_pipeline(
+    problem: Problem, weights: Weights, variance: str = "fixed_small", clip: float | None = 1.0
+) -> dict[str, bytes]:
+    """The files of a `DDPMPipeline` directory by their paths in it.
+
+    Args:
+        variance: ``"fixed_small"`` or ``"fixed_large"``, as of Duet's sampler ddpm; a network with a variance for each
+            channel says ``"learned_range"`` itself.
+        clip: bound of the estimates, or None.
+
+    Raises:
+        DuetError: names the first field of the network or of the process that diffusers cannot say.
+    """
+    if variance not in ("fixed_small", "fixed_large"):
+        raise one_of("target.variance", variance, ("fixed_small", "fixed_large"))
+    if not isinstance(problem.spec, UNetSpec):
+        raise DuetError(f"model: a {type(problem.spec).__name__} was given; UNet2DModel is a UNetSpec")
+    if tuple(problem.value_range) != (-1.0, 1.0):
+        raise DuetError(f"value_range: {problem.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
+    spec = problem.spec
+    config = _config_of(spec, problem.program)
+    if not spec.qkv_bias:  # its attentions have biases
+        spec = UNetSpec(**{**vars(spec), "qkv_bias": True})
+    program = lower(spec)
+    weights = {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in program.parameters}
+    scheduler = _scheduler_of(problem, variance, clip)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    arrays = write_weights(model_names(spec, program), weights)
+    return {
+        "model_index.json": _json(index),
+        "unet/config.json": _json(config),
+        f"unet/{_WEIGHTS}.safetensors": tensors.save(arrays, metadata={"format": "pt"}),
+        "scheduler/scheduler_config.json": _json(scheduler),
+    }
+
+
+def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
+    """The configuration of a `UNet2DModel`: the inverse of `spec_of`."""
+    resamples = len(spec.multipliers) > 1
+    for name, fits in (
+        ("up_attention", ("every",)),
+        ("embedding", ("sinusoid",)),
+        ("embedding_multiplier", (1,)),
+        ("class_embedding", ("after",) if spec.num_classes else (spec.class_embedding,)),
+        ("augment_dim", (0,)),
+        ("down", ("conv", "block") if resamples else (spec.down,)),
+        ("up", ("conv", "block") if resamples else (spec.up,)),
+        ("down_padding", ((1, 1), (0, 1)) if spec.down == "conv" else (tuple(spec.down_padding),)),
+        ("encoder", ("standard",)),
+        ("skip_scale", (1.0,)),
+    ):
+        given = getattr(spec, name)
+        if (tuple(given) if isinstance(given, list) else given) not in fits:
+            raise _cannot(name, given, " or ".join(map(str, fits)))
+    if resamples and "block" in (spec.down, spec.up):
+        if len(set(spec.resample_filter)) > 1 or len(spec.resample_filter) > 2:
+            raise _cannot("resample_filter", spec.resample_filter, "(1, 1)")
+        if spec.resample_projection:
+            raise _cannot("resample_projection", True, "false")
+    groups = {node.block.groups for node in program.nodes if isinstance(node.block, GroupNorm)}
+    if len(groups) > 1:
+        raise _cannot("norm_group_channels", spec.norm_group_channels, "1, the same number of groups in every norm")
+    attentions = [node.block for node in program.nodes if isinstance(node.block, Attention)]
+    widths = {block.channels // block.heads for block in attentions}
+    one_head = all(block.heads == 1 for block in attentions)
+    if len(widths) > 1 and not one_head:
+        raise _cannot("heads", spec.heads, "one head, or heads of one width at every level (head_channels)")
+    attends = [spec.image_size // 2**level in spec.attention_sizes for level in range(len(spec.multipliers))]
+    table = next((p.shape[0] for p in program.parameters if p.name == "embed.label.weight"), None)
+    return {
+        "_class_name": "UNet2DModel",
+        **{name: values[0] for name, values in _FIXED.items()},
+        "sample_size": spec.image_size,
+        "in_channels": spec.in_channels,
+        "out_channels": spec.out_channels,
+        "freq_shift": int(spec.embedding_divisor == "half_minus_one"),
+        "flip_sin_to_cos": not spec.embedding_sin_first,
+        "down_block_types": [_block_type("down", attend, spec.down) for attend in attends],
+        "up_block_types": [_block_type("up", attend, spec.up) for attend in attends[::-1]],
+        "block_out_channels": [spec.channels * multiplier for multiplier in spec.multipliers],
+        "layers_per_block": spec.blocks_per_level,
+        "downsample_padding": int(tuple(spec.down_padding) != (0, 1)),
+        "downsample_type": "resnet" if spec.down == "block" else "conv",
+        "upsample_type": "resnet" if spec.up == "block" else "conv",
+        "dropout": spec.dropout,
+        "attention_head_dim": None if one_head else widths.pop(),
+        "norm_num_groups": groups.pop(),
+        "attn_norm_num_groups": spec.norm_groups,
+        "norm_eps": spec.norm_eps,
+        "resnet_time_scale_shift": next(theirs for theirs, ours in _TIME.items() if ours == spec.time),
+        "add_attention": spec.middle_attention,
+        "num_class_embeds": table,
+    }
+
+
+def _block_type(way: str, attends: bool, resample: str) -> str:
+    kind = (
+        next(theirs for theirs, ours in _RESAMPLE.items() if ours == resample)
+        if resample in ("conv", "block")
+        else "conv"
+    )
+    return next(name for name, found in _BLOCKS[way].items() if found in ((attends, kind), (attends, None)))
+
+
+def _scheduler_of(problem: Problem, variance: str, clip: float | None) -> dict[str, Any]:
+    """The configuration of a `DDPMScheduler`."""
+    prediction = next((theirs for theirs, ours in _PREDICTIONS.items() if ours == problem.prediction), None)
+    if prediction is None:
+        raise DuetError(
+            f"process.prediction: {problem.prediction} was given; DDPMScheduler has {', '.join(_PREDICTIONS.values())}"
+        )
+    schedule = problem.process.schedule
+    if not schedule.variance_preserving:
+        raise DuetError(f"process.schedule: {schedule.name} was given; DDPMScheduler has betas, alpha^2 + sigma^2 = 1")
+    signal = schedule.alpha**2
+    betas = 1.0 - signal / np.append(1.0, signal[:-1])
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": schedule.steps,
+        **_beta_options(problem.schedule, betas),
+        "prediction_type": prediction,
+        "variance_type": "learned_range" if problem.spec.out_channels > problem.spec.in_channels else variance,
+        "clip_sample": clip is not None,
+        "clip_sample_range": 1.0 if clip is None else clip,
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+    }
+
+
+def _beta_options(schedule: Mapping[str, Any], betas: NDArray) -> dict[str, Any]:
+    """The betas by a name that diffusers knows, or all of them."""
+    options = {"beta_start": 1e-4, "beta_end": 0.02, **schedule}
+    ends = {name: options[name] for name in ("beta_start", "beta_end")}
+    if schedule["name"] == "linear" or (schedule["name"] == "scaled_linear" and ends.keys() <= schedule.keys()):
+        return {"beta_schedule": schedule["name"], **ends, "trained_betas": None}
+    if schedule["name"] == "cosine" and not {"s", "max_beta"} & schedule.keys():
+        return {"beta_schedule": "squaredcos_cap_v2", **ends, "trained_betas": None}
+    return {"beta_schedule": "linear", **ends, "trained_betas": betas.tolist()}
+
+
+def _cannot(name: str, given: object, fits: str) -> DuetError:
+    return DuetError(f"model.{name}: {given} was given; UNet2DModel can only say {fits}")
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()

@@ -1,0 +1,210 @@
+"""The UNets of improved-diffusion and guided-diffusion (ADM), from their state dicts.
+
+Names and shapes tell nearly everything: widths, levels, blocks, attention, scale and shift, how levels are resampled,
+classes, and a variance for each channel. What they do not tell is asked for: the size of the images and the heads.
+The order of q, k and v is head by head, unless the network was made with `use_new_attention_order`.
+
+Its linear schedule multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's.
+
+References:
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672
+    Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), https://arxiv.org/abs/2105.05233
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.convert.arrays import Reader, read_arrays
+from diffusion_core.convert.names import (
+    CONV1D,
+    DDPM,
+    SAME,
+    Arrays,
+    Entry,
+    Imported,
+    NameMap,
+    name_map,
+    prefixes,
+    read_weights,
+)
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.unet import Node, Program, UNetSpec
+
+__all__ = ["import_guided_diffusion", "model_names", "spec_of"]
+
+_LEAVES = {
+    "norm0": ".in_layers.0",
+    "conv0": ".in_layers.2",
+    "time": ".emb_layers.1",
+    "norm1": ".out_layers.0",
+    "conv1": ".out_layers.3",
+    "shortcut": ".skip_connection",
+    "norm": ".norm",
+    "qkv": ".qkv",
+    "proj": ".proj_out",
+}
+
+
+def import_guided_diffusion(
+    path: Path,
+    read: Reader,
+    process: Mapping[str, Any] | None,
+    *,
+    image_size: int,
+    heads: int | None = None,
+    head_channels: int | None = None,
+    qkv_order: str = "heads",
+    norm_groups: int = 32,
+    dropout: float = 0.0,
+    ema: str | None = None,
+) -> Imported:
+    """A state dict of `UNetModel`.
+
+    Args:
+        path: `.pt` (read by `read`), `.npz` or `.safetensors`.
+        process: schedule and prediction; None takes those of DDPM.
+        image_size: height and width in pixels.
+        heads: attention heads at every level (improved-diffusion: 4), or
+        head_channels: channels per head (ADM: 64).
+        qkv_order: ``"heads"``, or ``"qkv"`` for `use_new_attention_order`.
+        ema: a second file with the moving average.
+
+    Raises:
+        DuetError: if a file does not fit.
+    """
+    if (heads is None) == (head_channels is None):
+        raise DuetError(
+            "source.heads, source.head_channels: the weights do not tell them; give one of the two, as in "
+            "source.heads=4 (improved-diffusion) or source.head_channels=64 (ADM)"
+        )
+    arrays = read_arrays(path, read)
+    spec = spec_of(
+        arrays,
+        str(path),
+        image_size=image_size,
+        **({"heads": heads} if heads else {"head_channels": head_channels}),
+        qkv_order=qkv_order,
+        norm_groups=norm_groups,
+        dropout=dropout,
+    )
+    problem = Problem(spec, **(process or DDPM))
+    names = model_names(spec, problem.program)
+    weights = read_weights(names, problem.program, arrays, str(path))
+    average = weights
+    if ema is not None:
+        average = read_weights(names, problem.program, read_arrays(Path(ema), read), ema)
+    return Imported(problem, weights, average, f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}")
+
+
+def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
+    """The network that a state dict is of.
+
+    Args:
+        options: fields of `UNetSpec` that it does not tell.
+
+    Raises:
+        DuetError: if it is of something else.
+    """
+    for name in (
+        "time_embed.0.weight",
+        "input_blocks.0.0.weight",
+        "output_blocks.0.0.in_layers.0.weight",
+        "out.2.weight",
+    ):
+        if name not in arrays:
+            raise DuetError(f"{source}: {name} is missing; this is no state dict of guided-diffusion's UNetModel")
+
+    def count(part: str) -> int:
+        return 1 + max(int(found.group(1)) for name in arrays if (found := re.match(rf"{part}\.(\d+)\.", name)))
+
+    inputs, outputs = count("input_blocks"), count("output_blocks")
+    # inputs = 1 + levels blocks + levels - 1 and outputs = levels (blocks + 1), so both tell the levels only together
+    # with what stands between them: the way up marks it, and resampling without weights leaves a gap on the way down.
+    ups = [name for name in arrays if re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", name)]
+    gaps = [k for k in range(inputs) if not any(name.startswith(f"input_blocks.{k}.") for name in arrays)]
+    levels = 1 + max(len(ups), len(gaps))
+    blocks = outputs // levels - 1
+    if blocks < 1 or outputs != levels * (blocks + 1) or inputs != levels * (blocks + 1):
+        raise DuetError(
+            f"{source}: {inputs} input blocks and {outputs} output blocks with {levels - 1} resamplings do not make a "
+            f"UNet with as many blocks at every level"
+        )
+    first = [1 + level * (blocks + 1) for level in range(levels)]
+    channels = arrays["time_embed.0.weight"].shape[-1]
+    widths = [_shape(arrays, f"input_blocks.{k}.0.out_layers.3.weight", source)[0] for k in first]
+    if any(width % channels for width in widths):
+        raise DuetError(
+            f"{source}: its levels have {widths} channels; Duet's UNet takes multiples of the base width, {channels}"
+        )
+    time, width = _shape(arrays, "input_blocks.1.0.emb_layers.1.weight", source)[0], widths[0]
+    has_conv = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in arrays)
+    by_block = any("in_layers" in name for name in ups)
+    return UNetSpec(
+        image_size=image_size,
+        in_channels=_shape(arrays, "input_blocks.0.0.weight", source)[1],
+        out_channels=arrays["out.2.weight"].shape[0],
+        num_classes=arrays["label_emb.weight"].shape[0] if "label_emb.weight" in arrays else 0,
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks_per_level=blocks,
+        attention_sizes=tuple(
+            image_size // 2**level for level, k in enumerate(first) if f"input_blocks.{k}.1.qkv.weight" in arrays
+        ),
+        norm_eps=1e-5,
+        time="scale_shift" if time == 2 * width else "add",
+        embedding_divisor="half",
+        embedding_sin_first=False,
+        null_class="zero",
+        down="pool" if gaps else "block" if by_block and not has_conv else "conv",
+        up="nearest" if gaps else "block" if by_block else "conv",
+        **options,
+    )
+
+
+def model_names(spec: UNetSpec, program: Program) -> NameMap:
+    """The name map of a `UNetModel`."""
+    units = {"mid.block0": "middle_block.0", "mid.attn": "middle_block.1", "mid.block1": "middle_block.2"}
+    modules = {
+        "embed.dense0": "time_embed.0",
+        "embed.dense1": "time_embed.2",
+        "embed.label": "label_emb",
+        "conv_in": "input_blocks.0.0",
+        "out.norm": "out.0",
+        "out.conv": "out.2",
+    }
+    last, blocks = len(spec.multipliers) - 1, spec.blocks_per_level
+    for level in range(last + 1):
+        first = 1 + level * (blocks + 1)
+        for i in range(blocks):
+            units[f"down.{level}.{i}.block"] = f"input_blocks.{first + i}.0"
+            units[f"down.{level}.{i}.attn"] = f"input_blocks.{first + i}.1"
+        units[f"down.{level}.down"] = f"input_blocks.{first + blocks}.0"
+        modules[f"down.{level}.down.conv"] = f"input_blocks.{first + blocks}.0.op"
+        first = (last - level) * (blocks + 1)
+        for i in range(blocks + 1):
+            units[f"up.{level}.{i}.block"] = f"output_blocks.{first + i}.0"
+            units[f"up.{level}.{i}.attn"] = f"output_blocks.{first + i}.1"
+        # It stands behind the last block of the level, and behind its attention where there is one.
+        at = 1 + (spec.image_size // 2**level in spec.attention_sizes)
+        units[f"up.{level}.up"] = f"output_blocks.{first + blocks}.{at}"
+        modules[f"up.{level}.up.conv"] = f"output_blocks.{first + blocks}.{at}.conv"
+    modules |= prefixes(units, _LEAVES)
+
+    def spell(node: Node, parameter: str, module: str) -> Entry:
+        is_flat = parameter == "weight" and node.name.endswith((".attn.qkv", ".attn.proj"))
+        return Entry((f"{module}.{parameter}",), CONV1D if is_flat else SAME)
+
+    return name_map(program, modules, spell, "guided-diffusion")
+
+
+def _shape(arrays: Arrays, name: str, source: str) -> tuple[int, ...]:
+    if name not in arrays or arrays[name].ndim < 2:
+        raise DuetError(
+            f"{source}: {name} is missing or no weight; this is no state dict of guided-diffusion's UNetModel"
+        )
+    return arrays[name].shape
