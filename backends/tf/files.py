@@ -29,8 +29,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         # Text is the graph of the objects that were saved, no variable.
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
     except Exception as error:  # TensorFlow has many kinds for a file that is missing, cut short or something else
-        reason = str(error).strip().split("\n")[0]
-        raise DuetError(f"{path}: it is not a checkpoint of TensorFlow ({reason})") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DuetError(f"{path}: it is no checkpoint of TensorFlow ({reason})") from error
 
 
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,14 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # torch raises what its unpickler, its zip reader or the file's bytes make it raise
-        reason = str(error).strip().split("\n")[0]
+    except pickle.UnpicklingError as error:  # its own text advises to read the file without this care
         raise DuetError(
-            f"{path}: it is not a state dict of PyTorch, or it holds more than weights ({reason})"
+            f"{path}: it is no state dict of PyTorch, or it holds more than weights, which would run code when read; "
+            f"where you trust it, save its state dict alone, with torch.save or safetensors"
         ) from error
+    except Exception as error:  # what a zip reader raises depends on the byte at which the file stops to make sense
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DuetError(f"{path}: it is no state dict of PyTorch ({reason})") from error
     if not isinstance(content, dict) or not content:
         raise DuetError(f"{path}: it holds a {type(content).__name__}; a state dict is a mapping of names to tensors")
     arrays = {}
