@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +19,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from diffusion_core.backend import Settings
+from diffusion_core.convert import SOURCES
 from diffusion_core.ema import Ema
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.training import Course
 from diffusion_core.unet import ARCHITECTURES
+from experiments.targets import TARGETS
 
 __all__ = ["MODELS", "SCHEMAS", "register"]
 
@@ -39,6 +43,14 @@ def _schema_of(cls: type, *without: str) -> type:
             hint = list[typing.get_args(hint)[0]]
         made.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
     return dataclasses.make_dataclass(f"{cls.__name__}Schema", made)
+
+
+def _options_of(function: Callable[..., Any]) -> type:
+    """A mutable dataclass with the keyword-only arguments of a function that is chosen by name, and that name."""
+    hints = typing.get_type_hints(function)
+    arguments = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    made = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
+    return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *made])
 
 
 @dataclass
@@ -164,26 +176,25 @@ class BenchSchema:
 
 @dataclass
 class ImportSchema:
-    """Everything of `experiments.import_weights`; `options` are those of the source."""
+    """Everything of `experiments.import_weights`; a `process` that is given takes the place of the source's own."""
 
-    source: str = MISSING
     path: str = MISSING
     out: str = MISSING
+    source: Any = MISSING
+    process: Any = None
     backend: BackendSchema = field(default_factory=BackendSchema)
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class ExportSchema:
-    """Everything of `experiments.export_weights`; `options` are those of the target."""
+    """Everything of `experiments.export_weights`."""
 
-    target: str = MISSING
     checkpoint: str = MISSING
     out: str = MISSING
+    target: Any = MISSING
     weights: str = "ema"
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 SCHEMAS = {
@@ -212,3 +223,6 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=schema)
     for name, schema in MODELS.items():
         store.store(group="architecture", name=name, node=schema)
+    for group, functions in (("source", SOURCES), ("target", TARGETS)):
+        for name, function in functions.items():
+            store.store(group=group, name=name, node=_options_of(function)(name=name))

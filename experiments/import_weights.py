@@ -1,0 +1,54 @@
+"""Make a checkpoint of another project's weights, from which both frameworks sample and go on training.
+
+    python -m experiments.import_weights source=diffusers path=DIR out=outputs/imported
+    python -m experiments.import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\
+        source.image_size=64 source.head_channels=64 source.qkv_order=qkv process=eps_linear process.schedule.name=cosine
+    python -m experiments.import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
+    python -m experiments.import_weights source=edm path=weights.safetensors out=DIR
+    python -m experiments.sample backend=tf checkpoint=outputs/imported out=outputs/samples
+
+Files of a framework's own format are read by that framework: `.pt` and `.bin` with backend=torch, TensorFlow's
+checkpoints with backend=tf; `.safetensors` and `.npz` with either. The options of a source are those of its function
+in `diffusion_core.convert`; process=... takes the place of what the source says or DDPM's, the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from diffusion_core.backend import TrainerState, load_backend
+from diffusion_core.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from diffusion_core.convert import import_weights
+from diffusion_core.errors import DuetError
+from diffusion_core.run import environment
+from diffusion_core.weights import count
+from experiments.common import settings_of
+from experiments.entry import entry, plain
+
+
+@entry("import_weights")
+def main(cfg: DictConfig) -> None:
+    """Read, check, and write one checkpoint."""
+    out, options = Path(cfg.out), plain(cfg)["source"]
+    if not cfg.out or list_checkpoints(out / "checkpoints"):
+        raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
+    process = None if cfg.process is None else {name: plain(cfg.process)[name] for name in ("schedule", "prediction")}
+
+    def read(file: Path) -> dict[str, NDArray]:
+        return load_backend(cfg.backend.name, settings_of(cfg, "float32")).read_arrays(file)
+
+    name = options.pop("name")
+    found = import_weights(name, Path(cfg.path), read, process, options)
+    notes = {"source": name, "path": cfg.path, "note": found.note, **environment()}
+    state = replace(TrainerState.fresh(found.weights), ema=found.ema)
+    save_checkpoint(out / "checkpoints", Checkpoint(0, found.problem, 0, state, notes))
+    print(f"{name}: {found.note}")
+    print(f"{count(found.problem.program):,} parameters, {found.problem.spec.image_size} pixels: checkpoint={out}")
+
+
+if __name__ == "__main__":
+    main()
