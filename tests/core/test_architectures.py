@@ -241,6 +241,15 @@ def test_a_residual_double_convolution_activates_the_sum():
     assert values["down.1.double1.norm1"].min() < -0.2  # which GELU never gives: the last norm is not activated
 
 
+@pytest.mark.parametrize("part", ["in", "down.1.double0", "bottom.1", "up.0.double1"])
+def test_a_double_convolution_normalises_whole_images(part):
+    values, weights = run(TINY["double_conv"]), some_weights(lower(TINY["double_conv"]))
+    for i in range(2):
+        x = values[f"{part}.conv{i}"]
+        x = (x - x.mean(axis=(1, 2, 3), keepdims=True)) / np.sqrt(x.var(axis=(1, 2, 3), keepdims=True) + 1e-5)
+        close(values[f"{part}.norm{i}"], x * weights[f"{part}.norm{i}.weight"] + weights[f"{part}.norm{i}.bias"])
+
+
 def test_attention_of_double_convolutions_written_out():
     # Tokens are pixels: y = x + P(softmax(q k / sqrt d) v), then y + B(gelu(A(LayerNorm y))), with biases everywhere.
     values, weights = run(TINY["double_conv"]), some_weights(lower(TINY["double_conv"]))
