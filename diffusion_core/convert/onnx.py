@@ -1,0 +1,421 @@
+"""Networks as ONNX: the graph of a program with its weights, for evaluation only, in float32.
+
+    x         float32  b h w c    images, multiplied by c_in
+    c_noise   float64  b          what the process says of the level
+    label     int64    b          classes, among them the null label
+    features  float32  b f        numbers beside the class
+    F         float32  b h w c    the raw output
+
+The batch is free, the size of the images fixed. Only those inputs are declared that some block reads: a network
+without classes has no `label`. Images are transposed once at either end; between, values are ``b c h w``.
+Weights are initialisers under the names of the manifest, bit for bit and in its axes. Waves of c_noise are computed
+in float64 and cast once, as everywhere; the cosine is sin(angle + pi/2), because onnxruntime had long no other one
+in float64. The rest is float32: onnxruntime has no float64 convolution.
+
+Opset 18 (ONNX 1.13, onnxruntime 1.14) is the first in which every operator here has its present form; nothing here
+needs a later one.
+
+References:
+    ONNX operators, https://onnx.ai/onnx/operators/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.unet import blocks
+from diffusion_core.unet.program import Program
+from diffusion_core.weights import Weights, check_weights
+
+__all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "save_onnx"]
+
+OPSET, IR_VERSION = 18, 8
+# A file of protocol buffers ends at 2 GiB; some of it is left to the graph.
+LIMIT = 2**31 - 2**26
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a block gives: its name in the graph, and its shape without the batch, (c, h, w) or (c,)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has pixels."""
+        return len(self.shape) == 3
+
+
+class Graph:
+    """The nodes and initialisers so far; `block` is the one that is being written, after which they are named."""
+
+    def __init__(self, onnx: ModuleType) -> None:
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.initialisers: list[Any] = []
+        self.block = ""
+
+    def add(self, kind: str, *inputs: Value | str | NDArray, **attributes: Any) -> str:
+        """An operator; arrays among its inputs become constants. Gives the name of its output."""
+        output = f"{self.block}/{kind}_{len(self.nodes)}"
+        names = [self._name(given) for given in inputs]
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [output], output, **attributes))
+        return output
+
+    def keep(self, name: str, array: NDArray) -> str:
+        """An initialiser."""
+        self.initialisers.append(self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
+        return name
+
+    def _name(self, given: Value | str | NDArray) -> str:
+        if isinstance(given, Value):
+            return given.name
+        return given if isinstance(given, str) else self.keep(f"{self.block}/constant_{len(self.initialisers)}", given)
+
+
+def _whole(*numbers: int) -> NDArray[np.int64]:
+    return np.array(numbers, np.int64)
+
+
+def _single(g: Graph, x: str) -> str:
+    return g.add("Cast", x, to=g.onnx.TensorProto.FLOAT)
+
+
+def _reshape(g: Graph, x: Value | str, *shape: int) -> str:
+    """To (batch, *shape)."""
+    return g.add("Reshape", x, _whole(0, *shape))
+
+
+def _like(g: Graph, numbers: Value | str, x: Value) -> str:
+    """A vector (c,) or (b, c) with the pixel axes of x, if it has some."""
+    rank = len(numbers.shape) + 1 if isinstance(numbers, Value) else 1
+    return g.add("Unsqueeze", numbers, _whole(rank, rank + 1)) if x.is_image else g._name(numbers)
+
+
+def _beside(g: Graph, y: Value, x: Value) -> Value | str:
+    """The second input of a block: an image as it is, a vector in the axes of x."""
+    return y if y.is_image == x.is_image else _like(g, y, x)
+
+
+def _waves(g: Graph, angle: str, sin_first: bool, dim: int) -> Value:
+    sin, cos = g.add("Sin", angle), g.add("Sin", g.add("Add", angle, np.array(np.pi / 2)))
+    return Value(_single(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1)), (dim,))
+
+
+def _column(g: Graph, c_noise: Value) -> str:
+    return g.add("Unsqueeze", c_noise, _whole(1))
+
+
+def _sinusoid(g: Graph, b: blocks.Sinusoid, c_noise: Value) -> Value:
+    return _waves(g, g.add("Mul", _column(g, c_noise), np.array(b.frequencies())), b.sin_first, b.dim)
+
+
+def _fourier(g: Graph, b: blocks.Fourier, c_noise: Value, frequencies: str) -> Value:
+    turns = g.add("Mul", _column(g, c_noise), g.add("Cast", frequencies, to=g.onnx.TensorProto.DOUBLE))
+    return _waves(g, g.add("Mul", turns, np.array(2.0 * np.pi)), b.sin_first, b.dim)
+
+
+def _number(g: Graph, b: blocks.Number, c_noise: Value) -> Value:
+    return Value(_single(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64))), (1,))
+
+
+def _embedding(g: Graph, b: blocks.Embedding, label: Value, weight: str) -> Value:
+    table = g.add("Concat", weight, np.zeros((1, b.dim), np.float32), axis=0) if b.zero else weight
+    return Value(g.add("Gather", table, label), (b.dim,))
+
+
+def _linear(g: Graph, b: blocks.Linear, x: Value, weight: str, bias: str | None = None) -> Value:
+    return Value(g.add("Gemm", x, weight, *filter(None, [bias]), transB=1), (b.outputs,))
+
+
+def _conv(g: Graph, b: blocks.Conv, x: Value, weight: str, bias: str | None = None) -> Value:
+    top, bottom, left, right = b.padding
+    y = g.add("Conv", x, weight, *filter(None, [bias]), pads=[top, left, bottom, right], strides=[b.stride] * 2)
+    height, width = x.shape[1] + top + bottom, x.shape[2] + left + right
+    return Value(y, (b.outputs, *((size - b.kernel) // b.stride + 1 for size in (height, width))))
+
+
+def _conv_transpose(g: Graph, b: blocks.ConvTranspose, x: Value, weight: str, bias: str | None = None) -> Value:
+    y = g.add("ConvTranspose", x, weight, *filter(None, [bias]), pads=[b.crop] * 4, strides=[b.stride] * 2)
+    return Value(y, (b.outputs, *((size - 1) * b.stride + b.kernel - 2 * b.crop for size in x.shape[1:])))
+
+
+def _normalised(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> str:
+    """In two passes, which no operator of ONNX promises."""
+    centred = g.add("Sub", x, g.add("ReduceMean", x, _whole(*axes)))
+    variance = g.add("ReduceMean", g.add("Mul", centred, centred), _whole(*axes))
+    return g.add("Div", centred, g.add("Sqrt", g.add("Add", variance, np.array(eps, np.float32))))
+
+
+def _group_norm(g: Graph, b: blocks.GroupNorm, x: Value, weight: str, bias: str) -> Value:
+    normal = _reshape(g, _normalised(g, _reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
+    return Value(g.add("Add", g.add("Mul", normal, _like(g, weight, x)), _like(g, bias, x)), x.shape)
+
+
+def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str) -> Value:
+    if len(b.shape) == 1:
+        normal, weight, bias = _normalised(g, x, (1,), b.eps), _like(g, weight, x), _like(g, bias, x)
+    else:
+        normal = _normalised(g, x, (1, 2, 3), b.eps)
+    return Value(g.add("Add", g.add("Mul", normal, weight), bias), x.shape)
+
+
+def _batch_norm(g: Graph, b: blocks.BatchNorm, x: Value, weight: str, bias: str, mean: str, variance: str) -> Value:
+    return Value(g.add("BatchNormalization", x, weight, bias, mean, variance, epsilon=b.eps), x.shape)
+
+
+def _silu(g: Graph, b: blocks.SiLU, x: Value) -> Value:
+    return Value(g.add("Mul", x, g.add("Sigmoid", x)), x.shape)
+
+
+def _relu(g: Graph, b: blocks.ReLU, x: Value) -> Value:
+    return Value(g.add("Relu", x), x.shape)
+
+
+def _gelu(g: Graph, b: blocks.GELU, x: Value) -> Value:
+    twice = g.add("Add", g.add("Erf", g.add("Mul", x, np.array(0.5**0.5, np.float32))), np.array(1, np.float32))
+    return Value(g.add("Mul", g.add("Mul", x, np.array(0.5, np.float32)), twice), x.shape)
+
+
+def _sigmoid(g: Graph, b: blocks.Sigmoid, x: Value) -> Value:
+    return Value(g.add("Sigmoid", x), x.shape)
+
+
+def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> Value:
+    _, height, width = qkv.shape
+    axes = blocks.ATTENTION_ORDERS[b.order].split()
+    sizes = {"three": 3, "n": b.heads, "d": b.channels // b.heads}
+    parts = _reshape(g, qkv, *(sizes[axis] for axis in axes), height * width)
+    q, k, v = (g.add("Gather", parts, np.array(i), axis=1 + axes.index("three")) for i in range(3))  # b n d (h w)
+    q = g.add("Mul", q, np.array(sizes["d"] ** -0.5, np.float32))
+    weights = g.add("Softmax", g.add("MatMul", _turned(g, q), k), axis=-1)
+    mixed = _turned(g, g.add("MatMul", weights, _turned(g, v)))
+    return Value(_reshape(g, mixed, b.channels, height, width), (b.channels, height, width))
+
+
+def _turned(g: Graph, x: str) -> str:
+    return g.add("Transpose", x, perm=[0, 1, 3, 2])
+
+
+def _dropout(g: Graph, b: blocks.Dropout, x: Value) -> Value:
+    return x
+
+
+def _add(g: Graph, b: blocks.Add, x: Value, y: Value) -> Value:
+    total = g.add("Add", x, _beside(g, y, x))
+    return Value(total if b.scale == 1 else g.add("Mul", total, np.array(b.scale, np.float32)), x.shape)
+
+
+def _multiply(g: Graph, b: blocks.Multiply, x: Value, y: Value) -> Value:
+    return Value(g.add("Mul", x, _beside(g, y, x)), x.shape)
+
+
+def _modulate(g: Graph, b: blocks.Modulate, x: Value, vector: Value) -> Value:
+    halves = _reshape(g, vector, 2, b.channels)
+    scale, shift = (
+        _like(g, Value(g.add("Gather", halves, np.array(i), axis=1), (b.channels,)), x) for i in range(2)
+    )  # fmt: skip
+    return Value(g.add("Add", g.add("Mul", x, g.add("Add", scale, np.array(1, np.float32))), shift), x.shape)
+
+
+def _concat(g: Graph, b: blocks.Concat, x: Value, y: Value) -> Value:
+    part = _beside(g, y, x)
+    if not y.is_image and x.is_image:
+        part = g.add("Expand", part, _whole(1, 1, *x.shape[1:]))
+    return Value(g.add("Concat", x, part, axis=1), (x.shape[0] + y.shape[0], *x.shape[1:]))
+
+
+def _upsample(g: Graph, b: blocks.Upsample, x: Value) -> Value:
+    scales = np.array([1, 1, b.factor, b.factor], np.float32)
+    options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    channels, height, width = x.shape
+    return Value(g.add("Resize", x, "", scales, **options), (channels, b.factor * height, b.factor * width))
+
+
+def _pool(kind: str, g: Graph, b: blocks.AvgPool | blocks.MaxPool, x: Value) -> Value:
+    square = [b.factor] * 2
+    y = g.add(kind, x, kernel_shape=square, strides=square)
+    return Value(y, (x.shape[0], *(size // b.factor for size in x.shape[1:])))
+
+
+def _resample(g: Graph, b: blocks.Resample, x: Value) -> Value:
+    rows, columns = (b.matrix(size).astype(np.float32) for size in x.shape[1:])
+    y = g.add("MatMul", rows, g.add("MatMul", x, columns.T))
+    return Value(y, (x.shape[0], len(rows), len(columns)))
+
+
+def _flatten(g: Graph, b: blocks.Flatten, x: Value) -> Value:
+    size = math.prod(x.shape)
+    return Value(_reshape(g, g.add("Transpose", x, perm=[0, 2, 3, 1]), size), (size,))
+
+
+def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> Value:
+    channels = x.shape[0] // (b.height * b.width)
+    image = _reshape(g, x, b.height, b.width, channels)
+    return Value(g.add("Transpose", image, perm=[0, 3, 1, 2]), (channels, b.height, b.width))
+
+
+EMITTERS: dict[str, Callable[..., Value]] = {
+    "Sinusoid": _sinusoid,
+    "Fourier": _fourier,
+    "Number": _number,
+    "Embedding": _embedding,
+    "Linear": _linear,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "GroupNorm": _group_norm,
+    "LayerNorm": _layer_norm,
+    "BatchNorm": _batch_norm,
+    "SiLU": _silu,
+    "ReLU": _relu,
+    "GELU": _gelu,
+    "Sigmoid": _sigmoid,
+    "Attention": _attention,
+    "Dropout": _dropout,
+    "Add": _add,
+    "Multiply": _multiply,
+    "Modulate": _modulate,
+    "Concat": _concat,
+    "Upsample": _upsample,
+    "AvgPool": partial(_pool, "AveragePool"),
+    "MaxPool": partial(_pool, "MaxPool"),
+    "Resample": _resample,
+    "Flatten": _flatten,
+    "Unflatten": _unflatten,
+}
+
+
+def onnx_model(
+    program: Program, weights: Weights, shape: tuple[int, int, int], notes: Mapping[str, str] | None = None
+) -> Any:
+    """A network as an `onnx.ModelProto`; see the module for its inputs and its output.
+
+    Its metadata holds `program_sha256`, `image_shape` (h,w,c), `classes` and, with classes, `null_label`.
+
+    Args:
+        shape: of an image, (h, w, c).
+        notes: more metadata.
+
+    Raises:
+        DuetError: if the weights do not fit the program, or the package onnx is missing.
+    """
+    onnx = _package("onnx")
+    check_weights(program, weights)
+    graph = Graph(onnx)
+
+    def emitter(name: str, block: blocks.Block) -> Callable[..., Value]:
+        def emit(*inputs: Value, training: None = None) -> Value:
+            graph.block = name
+            own = {p.name: f"{name}.{p.name}" for p in block.parameters()}
+            for kept in own.values():
+                graph.keep(kept, np.asarray(weights[kept], np.float32))
+            return EMITTERS[type(block).__name__](graph, block, *inputs, **own)
+
+        return emit
+
+    height, width, channels = shape
+    graph.block = "inputs"
+    inputs = {
+        "x": Value(graph.add("Transpose", "x", perm=[0, 3, 1, 2]), (channels, height, width)),
+        "c_noise": Value("c_noise", ()),
+        "label": Value("label", ()),
+        "features": Value("features", (program.features,)),
+    }
+    output = program.run({node.name: emitter(node.name, node.block) for node in program.nodes}, inputs)
+    graph.nodes.append(onnx.helper.make_node("Transpose", [output.name], ["F"], "F", perm=[0, 2, 3, 1]))
+
+    kinds, make = onnx.TensorProto, onnx.helper.make_tensor_value_info
+    declared = (
+        make("x", kinds.FLOAT, ["batch", *shape]),
+        make("c_noise", kinds.DOUBLE, ["batch"]),
+        make("label", kinds.INT64, ["batch"]),
+        make("features", kinds.FLOAT, ["batch", program.features]),
+    )
+    read = {name for node in program.nodes for name in node.inputs} | {"x"}
+    result = make("F", kinds.FLOAT, ["batch", *output.shape[1:], output.shape[0]])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            graph.nodes, "duet", [info for info in declared if info.name in read], [result], graph.initialisers
+        ),
+        producer_name="duet",
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    metadata = {
+        "program_sha256": program.sha256,
+        "image_shape": ",".join(map(str, shape)),
+        "classes": str(program.classes),
+        **({} if program.null_label is None else {"null_label": str(program.null_label)}),
+        **(notes or {}),
+    }
+    onnx.helper.set_model_props(model, metadata)
+    return model
+
+
+def save_onnx(model: Any, path: Path, limit: int = LIMIT) -> list[Path]:
+    """Write a model and let onnx check the file; gives the files that were written, the model first.
+
+    Args:
+        model: is emptied of its large arrays where they go into a file of their own.
+        path: the file; where the weights have more than `limit` bytes they go beside it, into ``<name>.data``, and
+            the two files must stay together under their names.
+    """
+    onnx = _package("onnx")
+    beside = path.with_name(f"{path.name}.data")
+    apart = sum(len(array.raw_data) for array in model.graph.initializer) > limit
+    options = {"save_as_external_data": True, "location": beside.name, "size_threshold": 1024} if apart else {}
+    onnx.save_model(model, str(path), **options)
+    onnx.checker.check_model(str(path), full_check=True)
+    return [path, beside] if apart else [path]
+
+
+def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[np.float32]]:
+    """What a file of this module computes, by onnxruntime on the CPU: called as `backend.Network.forward` is.
+
+    Args:
+        source: a file, or its content.
+        threads: CPU threads; 0 leaves onnxruntime's choice.
+
+    Raises:
+        DuetError: if the package onnxruntime is missing.
+    """
+    runtime = _package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    given = source if isinstance(source, bytes) else str(source)
+    session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    declared = {info.name: info.shape for info in session.get_inputs()}
+
+    def forward(
+        x: ArrayLike, c_noise: ArrayLike, label: ArrayLike, features: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        x = np.asarray(x, np.float32)
+        if features is None and "features" in declared:
+            features = np.zeros((len(x), declared["features"][1]))
+        feeds = {
+            "x": x,
+            "c_noise": np.asarray(c_noise, np.float64),
+            "label": np.asarray(label, np.int64),
+            "features": np.asarray(features, np.float32),
+        }
+        return session.run(["F"], {name: value for name, value in feeds.items() if name in declared})[0]
+
+    return forward
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise DuetError(f"onnx: the package {name} is not installed here ({error}); run: pip install {name}") from error
