@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core import process
 from diffusion_core.backend import NoiseSource, TrainBatch
-from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.random import words
+from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet import blocks
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import check_weights

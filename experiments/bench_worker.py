@@ -30,7 +30,10 @@ def works(backend: Backend, problem: Problem, batch: int, steps: int, images: in
     """What can be asked for; each does one round and gives the number of images in it."""
     dtype = backend.settings.host_dtype
     weights = initial_weights(problem.program, 0, dtype)
-    objective = Objective(problem.process, 0, null_label=problem.program.null_label)
+    program = problem.program
+    objective = Objective(
+        problem.process, 0, null_label=program.null_label, features=program.features, classes=program.classes
+    )
     positions = np.arange(batch)
     pixels = np.tanh(Stream(0, "bench/images").normal(positions, problem.spec.image_shape))
     labels = positions % max(problem.spec.num_classes, 1)
@@ -48,7 +51,7 @@ def works(backend: Backend, problem: Problem, batch: int, steps: int, images: in
         if "network" not in made:
             made["network"] = backend.network(problem.program, weights)
         plan = ddim(problem.process, 50)
-        label = np.arange(images) % max(problem.spec.num_classes, 1)
+        label = np.resize(program.labels or [0], images)
         draw(backend, made["network"], plan, problem.spec.image_shape, label, 0, batch=images)
         return images
 

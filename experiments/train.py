@@ -27,7 +27,7 @@ from diffusion_core.checkpoint import (
     weights_hash,
     write_atomically,
 )
-from diffusion_core.data import Loader, load_dataset
+from diffusion_core.data import Loader
 from diffusion_core.ema import Ema
 from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
@@ -88,16 +88,19 @@ class Experiment:
         problem = common.problem_of(cfg)
         plan = common.plan_of(problem, plain(cfg.sampler))
         common.check_sample(cfg.sample, problem)
-        null_label, process = problem.program.null_label, cfg.process
-        objective = Objective(problem.process, cfg.seed, process.distance, null_label, process.drop_label)
-        dataset = load_dataset(cfg.data.name, **plain(cfg.data.options))
+        program, process = problem.program, cfg.process
+        objective = Objective(
+            problem.process, cfg.seed, process.distance, program.null_label, process.drop_label,
+            features=program.features, classes=program.classes, first_t=process.first_t,
+        )  # fmt: skip
+        dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)
         dtype = common.settings_of(cfg, cfg.precision).host_dtype
         return Experiment(
             problem=problem,
             plan=plan,
             objective=objective,
-            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype),
+            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
             ema=Ema(**plain(cfg.ema)),
@@ -116,7 +119,7 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
     source = find_checkpoint(directory if latest else cfg.resume)
     found = load_checkpoint(source, problem.program)
-    for name in ("schedule", "prediction"):
+    for name in ("schedule", "prediction", "value_range"):
         stored, given = getattr(found.problem, name), getattr(problem, name)
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
@@ -170,7 +173,7 @@ def _train(
                 network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
                 name = f"samples-{images_seen:012d}"
                 images = common.save_samples(
-                    backend, network, problem, experiment.plan, run.path / "samples", cfg.sample, name, strips=False
+                    backend, network, problem, experiment.plan, run.path / "samples", cfg.sample, name
                 )
                 run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
 

@@ -17,11 +17,20 @@ from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.schedule import linear
 from diffusion_core.training import make_batch
-from diffusion_core.unet import Node, Program, UNetSpec
+from diffusion_core.unet import (
+    DoubleConvSpec,
+    NetworkSpec,
+    Node,
+    PlainSpec,
+    Program,
+    SimpleSpec,
+    SixteenStepSpec,
+    UNetSpec,
+)
 from diffusion_core.unet.blocks import (
+    GELU,
     Add,
     Attention,
-    GELU,
     AvgPool,
     BatchNorm,
     Block,
@@ -55,6 +64,7 @@ __all__ = [
     "PARITY",
     "PLANS",
     "SEED",
+    "SHORT",
     "BlockCase",
     "cast",
     "digits_batch",
@@ -220,7 +230,16 @@ def _with(**changes: object) -> UNetSpec:
     return replace(_SMALL, zero_init=False, **changes)
 
 
-NETWORKS: dict[str, UNetSpec] = {
+_SONG = _with(
+    down="block", up="block", resample_projection=True, up_attention="last", norm_group_channels=4, qkv_bias=True,
+    qkv_order="interleaved", skip_scale=2.0**-0.5, class_embedding="before", augment_dim=9, dropout=0.13,
+)  # fmt: skip
+_ADM = _with(
+    time="scale_shift", down="block", up="block", head_channels=8, embedding_divisor="half", embedding_sin_first=False,
+    null_class="zero", dropout=0.1,
+)  # fmt: skip
+
+NETWORKS: dict[str, NetworkSpec] = {
     "time added, strided": _with(),
     "scale and shift, residual resampling": _with(time="scale_shift", down="block", up="block", skip_scale=2.0**-0.5),
     "pooled, head channels, cos first, no classes": _with(
@@ -230,6 +249,21 @@ NETWORKS: dict[str, UNetSpec] = {
     "three levels, padding (0, 1), eps 1e-6": _with(
         image_size=16, multipliers=(1, 2, 2), down_padding=(0, 1), norm_eps=1e-6, attention_sizes=(8, 4)
     ),
+    "ADM, learned variance": replace(_ADM, qkv_order="heads", in_channels=3, out_channels=6),
+    "ADM of EDM": replace(_ADM, qkv_order="interleaved", in_channels=3, out_channels=3),
+    "DDPM++": _SONG,
+    "NCSN++": replace(
+        _SONG, embedding="fourier", embedding_multiplier=2, encoder="residual", resample_filter=(1.0, 3.0, 3.0, 1.0),
+        num_classes=0,
+    ),
+    "landscape": DoubleConvSpec(16, 3, 3, num_classes=5, channels=8, multipliers=(1, 2, 4), embedding=16),
+    "double_conv_attention": DoubleConvSpec(16, 1, 1, channels=8, multipliers=(1, 2, 4), embedding=16),
+    "simple": SimpleSpec(8, channels=(4, 8, 16), embedding=8),
+    "sixteen_step": SixteenStepSpec(8, channels=8, levels=2, embedding=8, bottleneck=16, bottom_channels=4),
+    "denoising_autoencoder": PlainSpec(
+        16, channels=(4, 8, 16), bottleneck=16, time="none", up="nearest", output="sigmoid"
+    ),
+    "plain": PlainSpec(16, channels=(4, 8, 16), bottleneck=32, time_scale=1e-3),
 }  # fmt: skip
 
 # The network that is trained and sampled: rungs 6, 7 and 8.
@@ -263,6 +297,9 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
         keeps_marginals=False,
     )
 
+
+# What every network is sampled with.
+SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, spacing="trailing")
 
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),

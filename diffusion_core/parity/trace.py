@@ -19,7 +19,7 @@ from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, relative
-from diffusion_core.process import Process
+from diffusion_core.process import PREDICTIONS, Process
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.sampling.draw import noise_source, start_noise
@@ -76,7 +76,9 @@ def tables(backend: Backend, trace: Trace) -> None:
     for name in SCHEDULES:
         schedule = make_schedule(name)
         trace.arrays[f"0/schedule {name}"] = np.stack([schedule.alpha, schedule.sigma])
-        for prediction in ("eps", "x0", "v") if name != "flow" else ("x0", "v"):
+        for prediction in PREDICTIONS:
+            if prediction == "eps" and np.any(schedule.alpha == 0):
+                continue  # not defined
             columns = Process(schedule, prediction).columns(np.arange(schedule.steps))
             trace.arrays[f"0/process {prediction}, {name}"] = np.stack(list(vars(columns).values()))
     for name, plan in cases.PLANS.items():
@@ -106,11 +108,16 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
 
 
 def forward_error(
-    backend: Backend, program: Program, weights: Weights, batch: TrainBatch, expected: Program | None = None
+    backend: Backend,
+    program: Program,
+    weights: Weights,
+    batch: TrainBatch,
+    expected: Program | None = None,
+    network: Network | None = None,
 ) -> float:
     """Relative difference of a forward pass from the reference's, of the same program unless `expected` is given."""
     inputs = batch.images, batch.c_noise, batch.label, batch.features
-    got = backend.network(program, weights).forward(*inputs)
+    got = (network or backend.network(program, weights)).forward(*inputs)
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
     return relative(got, reference.forward(expected or program, rounded, *inputs))
 
@@ -150,14 +157,29 @@ def blocks(backend: Backend, trace: Trace) -> None:
             trace.arrays[f"2/{case.name}/{name}"] = gradient
 
 
+def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBatch]:
+    """Rungs 3 and 6 of one network: its forward pass, and a short run of a sampler with it."""
+    spec, dtype = cases.NETWORKS[title], backend.settings.host_dtype
+    program = lower(spec)
+    weights = cases.scattered_weights(program)
+    batch = cases.cast(cases.noise_batch(program, spec.image_shape), dtype)
+    network = backend.network(program, weights)
+    trace.judge(3, title, "network", forward_error(backend, program, weights, batch, network=network))
+    index = np.arange(batch.size)
+    start = start_noise(cases.SHORT, cases.SEED, index, spec.image_shape, dtype)
+    noise = noise_source(cases.SEED, index, spec.image_shape, dtype)
+    got = backend.sample(network, cases.SHORT, start, batch.label, noise)
+    rounded = {name: value.astype(dtype) for name, value in weights.items()}
+    wanted = reference.sample(program, rounded, cases.SHORT, start, batch.label, noise)
+    trace.judge(6, f"{title}, DDIM-4", "sampling", np.abs(got - wanted).max())
+    return weights, batch
+
+
 def networks(backend: Backend, trace: Trace) -> None:
-    """Rungs 3 and 4: the forward pass of whole networks against the reference; their gradients are recorded."""
+    """Rungs 3, 4 and 6: whole networks, forward and sampling, against the reference; their gradients are recorded."""
     for title, spec in cases.NETWORKS.items():
-        program = lower(spec)
-        weights = cases.scattered_weights(program)
-        batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
-        trace.judge(3, title, "network", forward_error(backend, program, weights, batch))
-        loss, gradients = gradients_of(backend, program, weights, batch)
+        weights, batch = in_use(backend, trace, title)
+        loss, gradients = gradients_of(backend, lower(spec), weights, batch)
         trace.arrays[f"4/{title}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
             trace.arrays[f"4/{title}/{name}"] = gradient

@@ -15,8 +15,9 @@ from diffusion_core.backend import Backend, Network, NoiseSource, Watch
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.unet.program import Program
 
-__all__ = ["check_labels", "draw", "noise_source", "start_noise"]
+__all__ = ["check_labels", "describe_labels", "draw", "noise_source", "start_noise"]
 
 
 def start_noise(plan: SamplerPlan, seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NDArray:
@@ -30,17 +31,25 @@ def noise_source(seed: int, index: NDArray, shape: tuple[int, ...], dtype: type)
     return lambda row: stream.normal(index, shape, row, dtype)
 
 
-def check_labels(labels: ArrayLike, null_label: int | None, plan: SamplerPlan) -> NDArray[np.int32]:
-    """Labels as int32, or an error that says which classes there are."""
+def check_labels(labels: ArrayLike, program: Program, plan: SamplerPlan) -> NDArray[np.int32]:
+    """The network's labels as int32, or an error that says which there are."""
     labels = np.asarray(labels)
-    if null_label is None:
+    if program.null_label is None:
         if np.any(plan.is_guided):
             raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
         return np.zeros(labels.shape, np.int32)
-    if labels.size and (labels.min() < 0 or labels.max() > null_label):
-        wrong = labels[(labels < 0) | (labels > null_label)][0]
-        raise DuetError(f"label {wrong}: the network has classes 0..{null_label - 1}, and {null_label} for no class")
+    if labels.size and (labels.min() < 0 or labels.max() > program.classes):
+        wrong = labels[(labels < 0) | (labels > program.classes)][0]
+        raise DuetError(f"label {wrong}: {describe_labels(program)}")
     return labels.astype(np.int32)
+
+
+def describe_labels(program: Program) -> str:
+    """Which labels a network knows, for people."""
+    if not program.classes:
+        return "the network has no classes"
+    first, last = program.labels[0], program.labels[-1]
+    return f"the network has classes {first}..{last}, and {program.null_label} for no class"
 
 
 def draw(
@@ -66,7 +75,7 @@ def draw(
         watch: see `backend.Watch`; called for the first batch alone.
         progress: called with the number of samples done after each batch.
     """
-    labels = check_labels(labels, network.program.null_label, plan)
+    labels = check_labels(labels, network.program, plan)
     dtype = backend.settings.host_dtype
     done = []
     for at in range(0, len(labels), batch):

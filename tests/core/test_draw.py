@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from diffusion_core.unet import UNetSpec, lower
 from diffusion_core.weights import initial_weights
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
+BLIND = replace(PROGRAM, null_label=None, classes=0)
 WEIGHTS = initial_weights(PROGRAM, 0)
 PLAN = ddim(Process(linear(), "eps"), 3, eta=1.0).with_guidance([1.0, 2.0, 1.0])
 SHAPE = (4, 4, 1)
@@ -67,10 +69,10 @@ def test_streams_are_the_documented_ones():
 
 
 def test_labels_are_checked_against_the_network():
-    assert check_labels([0, 3], 3, PLAN).dtype == np.int32
+    assert check_labels([0, 3], PROGRAM, PLAN).dtype == np.int32
     for labels, wrong in (([0, 4], 4), ([-1], -1)):
         with pytest.raises(DuetError, match=f"label {wrong}: the network has classes 0..2, and 3 for no class"):
-            check_labels(labels, 3, PLAN)
+            check_labels(labels, PROGRAM, PLAN)
     with pytest.raises(DuetError, match=r"sampler.guidance: 2 needs classes, but the network has none; use 1"):
-        check_labels([0], None, PLAN)
-    np.testing.assert_array_equal(check_labels([5, 6], None, PLAN.with_guidance(1.0)), [0, 0])
+        check_labels([0], BLIND, PLAN)
+    np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN.with_guidance(1.0)), [0, 0])

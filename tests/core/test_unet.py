@@ -272,5 +272,5 @@ def test_filters_of_two_taps_are_the_plain_kinds():
     x = np.arange(4.0)
     np.testing.assert_array_equal(Resample("up", (1.0, 1.0)).matrix(4) @ x, x.repeat(2))
     np.testing.assert_array_equal(Resample("down", (1.0, 1.0)).matrix(4) @ x, [0.5, 2.5])
-    with pytest.raises(DuetError, match="Resample.rule: 'bicubic' was given"):
+    with pytest.raises(DuetError, match=r"Resample\.rule: 'bicubic' was given"):
         Resample("bicubic")

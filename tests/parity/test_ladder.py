@@ -12,15 +12,23 @@ from diffusion_core import reference
 from diffusion_core.backend import DISTANCES
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.compare import under
-from diffusion_core.parity.ladder import Check, check
+from diffusion_core.parity.ladder import Check
 from diffusion_core.random import Stream
-from diffusion_core.unet import Program, lower
+from diffusion_core.unet import Program
 from diffusion_core.weights import Weights
 
 pytestmark = pytest.mark.backend
 
 BOTH = pytest.mark.parametrize("precision", ["float64", "float32"])
 SHORT_PLANS = [name for name, plan in cases.PLANS.items() if plan.rows <= 20]
+BLOCKS = [case.name for case in cases.BLOCKS]
+BLOCKS += [f"{case.name}, loss in training" for case in cases.BLOCKS if case.in_training]
+BLOCKS += [
+    f"{case.name}, running {what}"
+    for case in cases.BLOCKS
+    if any(node.kind == "BatchNorm" for node in case.nodes)
+    for what in ("mean", "variance")
+]
 OPTIMISER = [
     "weights after 1 step", "moving average after 1 step", "global norm", "clipped first moment",
     "weights after 1000 steps", "moving average after 1000 steps",
@@ -58,20 +66,20 @@ def test_rung_1_noising_target_and_loss(climb, precision, name):
 
 
 @BOTH
-@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
-def test_rung_2_every_block(climb, precision, case):
-    assert_passed(climb(trace.blocks, precision)[case.name])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rung_2_every_block(climb, precision, name):
+    assert_passed(climb(trace.blocks, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("title", cases.NETWORKS)
-def test_rung_3_whole_networks(kept, precision, title):
+def test_rungs_3_and_6_whole_networks(kept, precision, title):
     # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
-    spec, backend = cases.NETWORKS[title], kept(precision)
-    program = lower(spec)
-    batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
-    error = trace.forward_error(backend, program, cases.scattered_weights(program), batch)
-    assert_passed(check(3, title, precision, "this", "network", error))
+    climbed = trace.Trace("this", precision)
+    trace.in_use(kept(precision), climbed, title)
+    assert [c.rung for c in climbed.checks] == [3, 6]
+    for one in climbed.checks:
+        assert_passed(one)
 
 
 @BOTH
@@ -90,7 +98,7 @@ def test_rung_6_short_trajectories(climb, precision, name):
 def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
     asked = {
         trace.forward_noising: ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)],
-        trace.blocks: [case.name for case in cases.BLOCKS],
+        trace.blocks: BLOCKS,
         trace.optimiser: OPTIMISER,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
     }
@@ -103,7 +111,7 @@ def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.program, case.shape)
     direction = {
-        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.parameters
+        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.trained
     }
     gradients = under(measure(trace.blocks, "float64").arrays, f"2/{case.name}/")
     slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
@@ -113,7 +121,9 @@ def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
 
 def _slope(program: Program, weights: Weights, batch, direction: Weights, h: float = 1e-5) -> float:
     losses = [
-        reference.loss(program, {name: value + side * direction[name] for name, value in weights.items()}, batch, "mse")
+        reference.loss(
+            program, weights | {name: weights[name] + side * direction[name] for name in direction}, batch, "mse"
+        )
         for side in (h, -h)
     ]
     return (losses[0] - losses[1]) / (2 * h)
