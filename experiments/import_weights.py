@@ -2,7 +2,8 @@
 
     python -m experiments.import_weights source=diffusers path=DIR out=outputs/imported
     python -m experiments.import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\
-        source.image_size=64 source.head_channels=64 source.qkv_order=qkv process=eps_linear process.schedule.name=cosine
+        source.image_size=64 source.head_channels=64 source.qkv_order=qkv \\
+        process=eps_linear process.schedule.name=cosine
     python -m experiments.import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
     python -m experiments.import_weights source=edm path=weights.safetensors out=DIR
     python -m experiments.sample backend=tf checkpoint=outputs/imported out=outputs/samples

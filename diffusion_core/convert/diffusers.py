@@ -172,7 +172,7 @@ def spec_of(
     """
 
     def refuse(name: str, fits: str) -> DuetError:
-        return DuetError(f"{source}: {name}: {config[name]!r} was given; Duet's UNet takes {fits}")
+        return _refused(source, name, config[name], fits)
 
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise refuse("_class_name", "UNet2DModel")
@@ -192,8 +192,8 @@ def spec_of(
         raise refuse("block_out_channels", "multiples of the first width")
     if config["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise refuse("time_embedding_dim", f"four times the first width, {4 * widths[0]}")
-    down_attention, down = _ways(config, "down", refuse)
-    up_attention, up = _ways(config, "up", refuse)
+    down_attention, down = _ways(config, "down", source)
+    up_attention, up = _ways(config, "up", source)
     if up_attention != down_attention:
         raise refuse("up_block_types", f"attention at the same levels as down_block_types {config['down_block_types']}")
     groups = config["norm_num_groups"]
@@ -236,23 +236,31 @@ def spec_of(
         raise DuetError(f"{source}: an entry has the wrong type ({error})") from error
 
 
-def _ways(config: Mapping[str, Any], way: str, refuse: Any) -> tuple[list[bool], str]:
+def _refused(source: str, name: str, given: object, fits: str) -> DuetError:
+    return DuetError(f"{source}: {name}: {given!r} was given; Duet's UNet takes {fits}")
+
+
+def _ways(config: Mapping[str, Any], way: str, source: str) -> tuple[list[bool], str]:
     """(whether each level has attention, how all levels resample) of one way, from the largest level on."""
     name, kinds = f"{way}_block_types", _BLOCKS[way]
     types = config[name]
     if not isinstance(types, list) or len(types) != len(config["block_out_channels"]):
-        raise refuse(name, f"one block for each of the {len(config['block_out_channels'])} block_out_channels")
+        raise _refused(
+            source, name, types, f"one block for each of the {len(config['block_out_channels'])} block_out_channels"
+        )
     types = [kind.removeprefix("UNetRes") for kind in (types if way == "down" else types[::-1])]
     if unknown := [kind for kind in types if kind not in kinds]:
-        raise DuetError(f"{one_of(f'{way}_block_types', unknown[0], kinds)}")
+        raise one_of(f"{source}: {name}", unknown[0], kinds)
     asked = config[f"{way}sample_type"]
     if asked not in _RESAMPLE:
-        raise refuse(f"{way}sample_type", " or ".join(_RESAMPLE))
+        raise _refused(source, f"{way}sample_type", asked, " or ".join(_RESAMPLE))
     # The last level on the way down does not resample, nor does the largest on the way up: level 0 is last there.
     resampling = types[:-1] if way == "down" else types[1:]
     ways = {kinds[kind][1] or asked for kind in resampling} or {"conv"}
     if len(ways) > 1:
-        raise refuse(name, f"levels that all resample in one way, with {way}sample_type {asked!r}")
+        raise _refused(
+            source, name, config[name], f"levels that all resample in one way, with {way}sample_type {asked!r}"
+        )
     return [kinds[kind][0] for kind in types], _RESAMPLE[ways.pop()]
 
 

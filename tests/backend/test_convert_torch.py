@@ -1,0 +1,314 @@
+"""Imported weights compute what their own networks compute; PyTorch's environment owns these formats.
+
+diffusers' UNet2DModel is the public implementation; guided-diffusion and EDM have oracles in `torch_oracles.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diffusion_core import reference
+from diffusion_core.convert import Imported, export_pipeline, import_weights
+from diffusion_core.problem import Problem
+from diffusion_core.sampling import make_plan
+from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import count, initial_weights
+
+T = np.array([3, 700])
+LABELS = np.array([0, 2])
+IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+
+LEVELS = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+DIFFUSERS = {
+    "as DDPM": LEVELS
+    | {
+        "attention_head_dim": None,
+        "norm_eps": 1e-6,
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "downsample_padding": 0,
+    },
+    "as ADM": LEVELS
+    | {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 4,
+        "attention_head_dim": 8,
+        "num_class_embeds": 3,
+        "out_channels": 6,
+    },
+    "three levels with the defaults": {
+        "sample_size": [8, 8],
+        "block_out_channels": (8, 24, 16),
+        "norm_num_groups": 8,
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "UNetResAttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
+    },
+    "without attention": LEVELS
+    | {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False},
+}
+
+
+@pytest.fixture(scope="module")
+def oracles() -> ModuleType:
+    found = importlib.util.spec_from_file_location("torch_oracles", Path(__file__).with_name("torch_oracles.py"))
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def unet(oracles: ModuleType, **options: Any) -> Any:
+    from diffusers import UNet2DModel
+
+    return oracles.randomised(UNet2DModel(**options))
+
+
+def theirs(net: Any, *inputs: Any) -> NDArray:
+    """The output of a PyTorch network for images b h w c."""
+    import torch
+
+    with torch.no_grad():
+        x, *rest = (torch.from_numpy(np.asarray(value)) for value in inputs)
+        output = net(x.permute(0, 3, 1, 2), *rest)
+        return getattr(output, "sample", output).permute(0, 2, 3, 1).numpy()
+
+
+def as_diffusers(net: Any, x: NDArray = IMAGES, t: NDArray = T) -> NDArray:
+    return theirs(net, x, t, *([LABELS] if net.config.num_class_embeds else []))
+
+
+def never(path: Path) -> dict[str, NDArray]:
+    raise AssertionError(f"{path} was given to a framework")
+
+
+def check(open_backend: Any, found: Imported, expected: NDArray, c_noise: NDArray, **features: NDArray) -> None:
+    """The reference and the backend's network, with the imported weights, against the network they are of."""
+    assert np.abs(expected).max() > 0.5, "an output of unit scale"
+    program, rest = found.problem.program, (IMAGES, c_noise, LABELS, *features.values())
+    np.testing.assert_allclose(reference.forward(program, found.weights, *rest), expected, rtol=0, atol=1e-5)
+    network = open_backend("float32").network(program, found.weights)
+    np.testing.assert_allclose(network.forward(*rest), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, open_backend, oracles):
+    net = unet(oracles, **DIFFUSERS[name])
+    net.save_pretrained(tmp_path)
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert count(found.problem.program) == sum(p.numel() for p in net.parameters())
+    check(open_backend, found, as_diffusers(net), T)
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_it_goes_back_bit_for_bit_and_computes_the_same(name, tmp_path, oracles):
+    from diffusers import DDPMPipeline, UNet2DModel
+
+    net = unet(oracles, **DIFFUSERS[name])
+    net.save_pretrained(tmp_path / "there")
+    found = import_weights("diffusers", tmp_path / "there", never, None, {})
+    write(tmp_path / "back", export_pipeline(found.problem, found.weights))
+    again = UNet2DModel.from_pretrained(tmp_path / "back", subfolder="unet").eval()
+    for (name, given), (same, got) in zip(net.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == same
+        np.testing.assert_array_equal(got.numpy(), given.numpy())
+    np.testing.assert_array_equal(as_diffusers(again), as_diffusers(net))
+    assert type(DDPMPipeline.from_pretrained(tmp_path / "back")).__name__ == "DDPMPipeline"
+
+
+def test_weights_spelled_as_in_2022_and_pickled_ones_are_read(tmp_path, open_backend, oracles):
+    import torch
+
+    net = unet(oracles, **DIFFUSERS["as DDPM"])
+    net.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = net.state_dict()
+    for now, then in former.items():
+        state = {name.replace(f".{now}.", f".{then}."): value for name, value in state.items()}
+    assert sum("query" in name for name in state) == 8
+    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    found = import_weights("diffusers", tmp_path, open_backend("float32").read_arrays, None, {})
+    check(open_backend, found, as_diffusers(net), T)
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("schedule, prediction", [
+    ({"name": "linear", "T": 1000}, "eps"),
+    ({"name": "scaled_linear", "T": 100}, "x0"),
+    ({"name": "cosine", "T": 1000}, "v"),
+    ({"name": "sigmoid", "T": 100}, "v"),
+], ids=lambda value: value if isinstance(value, str) else value["name"])  # fmt: skip
+def test_an_exported_pipeline_gives_the_same_samples(schedule, prediction, variance, tmp_path, oracles, monkeypatch):
+    """The pipeline draws each noise from one generator, in order; the plan is given what it drew."""
+    import torch
+    from diffusers import DDPMPipeline
+
+    spec = UNetSpec(8, 1, 1, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), heads=2,
+                    qkv_bias=False, norm_groups=4, zero_init=False)  # fmt: skip
+    problem = Problem(spec, schedule, prediction)
+    weights = initial_weights(problem.program, 0, np.float32)
+    write(tmp_path, export_pipeline(problem, weights, variance))
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    steps, drawn = 10, torch.Generator().manual_seed(1)
+    noises = [torch.randn((2, 1, 8, 8), generator=drawn).permute(0, 2, 3, 1).numpy() for _ in range(steps)]
+    given = pipeline(2, torch.Generator().manual_seed(1), steps, output_type="np").images
+    plan = make_plan(problem.process, "ddpm", steps=steps, variance=variance)
+    ours = reference.sample(problem.program, weights, plan, noises[0], np.zeros(2, int), lambda row: noises[row + 1])
+    # Its tables are float32: 1 - alphas_cumprod at the first levels is off by 2e-4 of itself.
+    np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), given, rtol=0, atol=2e-3)
+    assert np.std(given) > 0.1
+
+
+def test_the_scheduler_of_a_pipeline_becomes_the_process(tmp_path, oracles):
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    net = unet(oracles, **DIFFUSERS["as DDPM"])
+    scheduler = DDPMScheduler(200, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    DDPMPipeline(net, scheduler).save_pretrained(tmp_path)
+    problem = import_weights("diffusers", tmp_path, never, None, {}).problem
+    assert (problem.schedule, problem.prediction) == ({"name": "cosine", "T": 200}, "v")
+    # Its cumulative product is float32.
+    np.testing.assert_allclose(problem.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+    given = {"schedule": {"name": "linear", "T": 50}, "prediction": "x0"}
+    problem = import_weights("diffusers", tmp_path, never, given, {}).problem
+    assert (problem.process.schedule.steps, problem.prediction) == (50, "x0")
+
+
+@pytest.mark.slow
+def test_the_network_of_ddpm_at_its_full_size(tmp_path, open_backend, oracles):
+    net = unet(
+        oracles, sample_size=32, block_out_channels=(128, 256, 256, 256), attention_head_dim=None, norm_eps=1e-6,
+        freq_shift=1, flip_sin_to_cos=False, downsample_padding=0,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    net.save_pretrained(tmp_path)
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert count(found.problem.program) == sum(p.numel() for p in net.parameters()) == 35_746_307
+    x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    expected = as_diffusers(net, x, T[:1])
+    network = open_backend("float32").network(found.problem.program, found.weights)
+    np.testing.assert_allclose(network.forward(x, T[:1], LABELS[:1]), expected, rtol=0, atol=1e-5)
+
+
+GUIDED = {
+    "improved": {"attends": (False, True), "resample": "conv", "heads": 4, "head_channels": None},
+    "ADM": {"attends": (True, True), "resample": "block", "heads": None, "head_channels": 4, "classes": 3},
+    "new order": {"attends": (False, True), "resample": "block", "heads": 2, "head_channels": None, "new_order": True},
+    "pooling": {"attends": (True, False), "resample": "pool", "heads": 2, "head_channels": None, "scale_shift": False},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_state_dict_of_guided_diffusion_computes_the_same(name, suffix, tmp_path, open_backend, oracles):
+    options = {"classes": 0, "new_order": False, "scale_shift": True} | GUIDED[name]
+    net = oracles.randomised(
+        oracles.GuidedUNet(channels=8, multipliers=(1, 2), blocks=2, groups=4, out_channels=6, **options)
+    )
+    path = saved(net, tmp_path / f"model{suffix}")
+    found = import_weights("guided_diffusion", path, open_backend("float32").read_arrays, None, {
+        "image_size": 8,
+        "heads": options["heads"],
+        "head_channels": options["head_channels"],
+        "norm_groups": 4,
+        "qkv_order": "qkv" if options["new_order"] else "heads",
+    })  # fmt: skip
+    assert found.problem.spec.num_classes == options["classes"]
+    check(open_backend, found, theirs(net, IMAGES, T, LABELS), T)
+    exact = reference.forward(found.problem.program, found.weights, IMAGES, T, LABELS)
+    np.testing.assert_allclose(exact, theirs(net.double(), IMAGES.astype(np.float64), T, LABELS), rtol=0, atol=1e-12)
+
+
+def saved(net: Any, path: Path, prefix: str = "") -> Path:
+    import torch
+
+    state = {prefix + name: value for name, value in net.state_dict().items()}
+    if path.suffix == ".pt":
+        torch.save(state, path)
+    else:
+        np.savez(path, **{name: value.numpy() for name, value in state.items()})
+    return path
+
+
+EDM = {
+    "DDPM++": {"song": True, "augment": 9},
+    "DDPM++ with classes": {"song": True, "classes": 3},
+    "NCSN++": {"song": True, "augment": 9, "taps": (1, 3, 3, 1), "fourier": True, "residual": True},
+    "ADM": {"song": False, "classes": 3, "head_channels": 8},
+    "ADM with augmentation": {"song": False, "augment": 2, "head_channels": 4},
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("name", EDM)
+def test_a_state_dict_of_edm_computes_the_same(name, prefix, tmp_path, open_backend, oracles):
+    options = EDM[name]
+    # Two blocks of the wide level have other widths than the narrow one's, and groups of 4 channels differ too.
+    net = oracles.randomised(oracles.EdmUNet(8, 8, (1, 2, 2), 2, (4,), **options))
+    path = saved(net, tmp_path / "model.pt", prefix)
+    given = {"head_channels": options["head_channels"]} if "head_channels" in options else {}
+    found = import_weights("edm", path, open_backend("float32").read_arrays, None, given)
+    classes, augment = options.get("classes", 0), options.get("augment", 0)
+    c_noise = np.array([-0.7, 0.4])
+    features = np.random.default_rng(1).standard_normal((2, augment))
+    one_hot = np.eye(classes)[LABELS] if classes else np.zeros((2, 0))
+
+    def expected(kind: type, one_hot: NDArray) -> NDArray:
+        return theirs(net.to(kind), IMAGES.astype(one_hot.dtype), c_noise, one_hot, features.astype(one_hot.dtype))
+
+    import torch
+
+    check(open_backend, found, expected(torch.float32, one_hot.astype(np.float32)), c_noise, features=features)
+    for label, row in ((LABELS, one_hot), (np.full(2, classes), 0 * one_hot)):
+        exact = reference.forward(found.problem.program, found.weights, IMAGES, c_noise, label, features)
+        # The table of classes is rounded to float32 once.
+        np.testing.assert_allclose(exact, expected(torch.float64, row), rtol=0, atol=1e-6 if classes else 1e-12)
+
+
+def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
+    import torch
+
+    from diffusion_core.errors import DuetError
+
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    read = open_backend("float32").read_arrays
+    for content, words in (
+        ({"a": Code()}, "more than weights"),
+        ([1], "a mapping of names"),
+        ({"a": 1}, "'a' is a int"),
+    ):
+        torch.save(content, tmp_path / "model.pt")
+        with pytest.raises(DuetError, match=words):
+            import_weights("edm", tmp_path / "model.pt", read, None, {})
+    (tmp_path / "model.pt").write_bytes(b"garbage")
+    with pytest.raises(DuetError, match=r"model.pt: it is no state dict of PyTorch"):
+        import_weights("edm", tmp_path / "model.pt", read, None, {})
+    assert not (tmp_path / "ran").exists()

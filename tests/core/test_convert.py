@@ -1,0 +1,365 @@
+"""Foreign formats without their frameworks: what a network is written as is read as that network, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors import numpy as tensors
+
+from diffusion_core.convert import ddpm_tf, diffusers, edm, export_pipeline, guided_diffusion, import_weights
+from diffusion_core.convert.arrays import read_arrays
+from diffusion_core.convert.names import CONV1D, DENSE_1X1, HWIO, SAME, TRANSPOSED, TRANSPOSED_1X1, qkv, write_weights
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.unet import UNetSpec, lower
+from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
+from diffusion_core.weights import initial_weights
+
+SMALL = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), norm_groups=4)
+ADM = replace(
+    SMALL, time="scale_shift", embedding_divisor="half", embedding_sin_first=False, norm_eps=1e-5, null_class="zero",
+    qkv_order="heads", head_channels=4, num_classes=3, down="block", up="block", out_channels=6,
+)  # fmt: skip
+SONG = replace(
+    SMALL, up_attention="last", norm_groups=32, norm_group_channels=4, down="block", up="block", augment_dim=9,
+    resample_projection=True, skip_scale=0.5**0.5, class_embedding="before", qkv_order="interleaved",
+)  # fmt: skip
+EDM_ADM = replace(ADM, norm_groups=32, norm_group_channels=4, qkv_order="interleaved", out_channels=3)
+
+# source, network, its options. Each network must be told from the names and shapes alone, but for the options.
+GUIDED = {"image_size": 8, "norm_groups": 4}
+CASES = {
+    "diffusers": ("diffusers", replace(SMALL, down_padding=(0, 1)), {}),
+    "diffusers, ADM": ("diffusers", replace(ADM, qkv_order="qkv"), {}),
+    "diffusers, last class": ("diffusers", replace(SMALL, num_classes=3), {"null_class": "last"}),
+    "diffusers, mixed": ("diffusers", replace(SMALL, down="block", dropout=0.1, middle_attention=False), {}),
+    "diffusers, one level": ("diffusers", replace(SMALL, multipliers=(1,), attention_sizes=()), {}),
+    "guided": ("guided_diffusion", ADM, GUIDED | {"head_channels": 4}),
+    "guided, three levels": (
+        "guided_diffusion",
+        replace(ADM, multipliers=(1, 2, 3), attention_sizes=(8, 2), blocks_per_level=2, num_classes=0),
+        GUIDED | {"head_channels": 4},
+    ),
+    "improved": (
+        "guided_diffusion",
+        replace(ADM, down="conv", up="conv", head_channels=None, heads=4, num_classes=0),
+        GUIDED | {"heads": 4},
+    ),
+    "guided, pooling": (
+        "guided_diffusion",
+        replace(ADM, down="pool", up="nearest", time="add", qkv_order="qkv", multipliers=(1, 1, 2)),
+        GUIDED | {"head_channels": 4, "qkv_order": "qkv"},
+    ),
+    "guided, one level": (
+        "guided_diffusion",
+        replace(ADM, multipliers=(2,), attention_sizes=(8,), down="conv", up="conv", channels=8, blocks_per_level=3),
+        GUIDED | {"head_channels": 4},
+    ),
+    "ddpm": ("ddpm_tf", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
+    "ddpm, pooling": (
+        "ddpm_tf",
+        replace(SMALL, down="pool", up="nearest", down_padding=(0, 1), multipliers=(1, 2, 2), attention_sizes=(8,)),
+        {"image_size": 8, "norm_groups": 4},
+    ),
+    "DDPM++": ("edm", SONG, {}),
+    "NCSN++": (
+        "edm",
+        replace(
+            SONG, embedding="fourier", embedding_multiplier=2, encoder="residual", resample_filter=(1.0, 3.0, 3.0, 1.0)
+        ),
+        {},
+    ),
+    "EDM's ADM": ("edm", EDM_ADM, {"head_channels": 4}),
+}
+NAMES = {
+    "guided_diffusion": guided_diffusion.model_names,
+    "ddpm_tf": ddpm_tf.model_names,
+    "edm": edm.model_names,
+}
+
+
+def never(path: Path) -> dict[str, NDArray]:
+    raise AssertionError(f"{path} was given to a framework")
+
+
+def weights_of(spec: UNetSpec) -> dict[str, NDArray]:
+    """No layer at zero or one, so that no two of the same shape can be taken for each other."""
+    program = lower(replace(spec, zero_init=False))
+    return {name: value + 0.1 for name, value in initial_weights(program, 0, np.float32).items()}
+
+
+def foreign(source: str, spec: UNetSpec, folder: Path) -> Path:
+    """The weights of a network as another project keeps them."""
+    if source == "diffusers":
+        problem = Problem(spec, {"name": "linear", "T": 1000}, "eps")
+        for name, content in export_pipeline(problem, weights_of(spec)).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        return folder
+    arrays = write_weights(NAMES[source](spec, lower(spec)), weights_of(spec))
+    if source == "edm":
+        side = np.array(spec.resample_filter, np.float32)
+        arrays |= {f"enc.4x4_down.{name}.resample_filter": np.outer(side, side)[None, None] / side.sum() ** 2
+                   for name in ("conv0", "skip")}  # fmt: skip
+    np.savez(folder / "weights.npz", **arrays)
+    return folder / "weights.npz"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_is_read_as_the_same_network(name, tmp_path):
+    source, spec, options = CASES[name]
+    found = import_weights(source, foreign(source, spec, tmp_path), never, None, options)
+    assert found.problem.program.describe() == lower(spec).describe()
+    assert found.problem.program.sha256 == lower(spec).sha256
+    assert found.weights.keys() == weights_of(spec).keys()
+    for parameter, value in weights_of(spec).items():
+        np.testing.assert_array_equal(found.weights[parameter], value, err_msg=parameter)
+        np.testing.assert_array_equal(found.ema[parameter], value)
+
+
+@pytest.mark.parametrize("source, spec, options", [
+    ("guided_diffusion", ADM, GUIDED | {"head_channels": 4}),
+    ("ddpm_tf", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
+    ("edm", SONG, {}),
+], ids=["guided_diffusion", "ddpm_tf", "edm"])  # fmt: skip
+def test_a_misfit_is_named_and_the_rest_is_counted(source, spec, options, tmp_path):
+    path = foreign(source, spec, tmp_path)
+    with np.load(path) as file:
+        whole = dict(file)
+
+    def read(**changes: NDArray | None) -> None:
+        np.savez(path, **{name: value for name, value in (whole | changes).items() if value is not None})
+        import_weights(source, path, never, None, options)
+
+    last = next(name for name in reversed(whole) if "filter" not in name)
+    other = next(name for name in whole if whole[name].shape == (8,))
+    read()
+    with pytest.raises(DuetError, match=rf"weights.npz: {last}: the network needs shape \(.*\), but it is missing$"):
+        read(**{last: None})
+    with pytest.raises(DuetError, match=rf"{other}: the network needs shape \(8,\), but \(9,\) was given$"):
+        read(**{other: np.zeros(9, np.float32)})
+    with pytest.raises(DuetError, match=r"npz: more: no parameter of the network is made of it \(and 1 more\)$"):
+        read(more=np.zeros(1), still=np.zeros(1))
+    with pytest.raises(DuetError, match=rf"{last}: .* missing \(and 2 more\)$"):
+        read(**{last: None, other: np.zeros(9, np.float32), "more": np.zeros(1)})
+    with pytest.raises(DuetError, match=rf"{other}: the network needs numbers with a fraction, but int64 was given$"):
+        read(**{other: np.zeros(8, np.int64)})
+    with pytest.raises(DuetError, match=r"weights.npz: "):
+        import_weights(source, empty(path), never, None, options)
+
+
+def empty(path: Path) -> Path:
+    np.savez(path, something=np.zeros(3))
+    return path
+
+
+@pytest.mark.parametrize("layout, shape", [
+    (SAME, (2, 3)), (TRANSPOSED, (2, 3)), (HWIO, (2, 3, 4, 5)), (DENSE_1X1, (2, 3, 1, 1)),
+    (TRANSPOSED_1X1, (2, 3, 1, 1)), (CONV1D, (2, 3, 1, 1)),
+    *((qkv(DENSE_1X1, Attention(4, 2, order)), (12, 4, 1, 1)) for order in ATTENTION_ORDERS),
+])  # fmt: skip
+def test_a_layout_gives_back_what_it_takes(layout, shape):
+    array = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(layout.take(*layout.give(array)), array)
+
+
+def test_q_k_and_v_are_placed_as_each_order_reads_them():
+    q, k, v = (np.array([f"{part}{n}{d}" for n in range(2) for d in range(2)]) for part in "qkv")
+    placed = {order: " ".join(qkv(SAME, Attention(4, 2, order)).take(q, k, v)) for order in ATTENTION_ORDERS}
+    assert placed == {
+        "qkv": "q00 q01 q10 q11 k00 k01 k10 k11 v00 v01 v10 v11",
+        "heads": "q00 q01 k00 k01 v00 v01 q10 q11 k10 k11 v10 v11",
+        "interleaved": "q00 k00 v00 q01 k01 v01 q10 k10 v10 q11 k11 v11",
+    }
+
+
+def test_half_precision_is_widened_exactly(tmp_path):
+    path = foreign("edm", SONG, tmp_path)
+    with np.load(path) as file:
+        np.savez(path, **{name: value.astype(np.float16) for name, value in file.items()})
+    found = import_weights("edm", path, never, None, {})
+    for name, value in weights_of(SONG).items():
+        assert found.weights[name].dtype == np.float32
+        np.testing.assert_array_equal(found.weights[name], value.astype(np.float16))
+
+
+def test_the_class_table_of_song_has_the_dense_layer_in_its_rows(tmp_path):
+    spec = replace(SONG, num_classes=3)
+    path = foreign("edm", spec, tmp_path)
+    with np.load(path) as file:
+        weight, bias = file["map_label.weight"], file["map_label.bias"]
+    table = import_weights("edm", path, never, None, {}).weights["embed.label.weight"]
+    for k in range(3):
+        np.testing.assert_allclose(table[k], weight @ (np.eye(3)[k] * 3**0.5) + bias, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(table[3], bias)
+
+
+@pytest.mark.parametrize("order", ATTENTION_ORDERS)
+def test_every_order_is_exported_as_the_same_q_k_and_v(order, tmp_path):
+    """diffusers has three layers; the head's own channels of each must be found in them."""
+    spec = replace(ADM, qkv_order=order)
+    folder = foreign("diffusers", spec, tmp_path)
+    arrays = tensors.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    rows = weights_of(spec)["mid.attn.qkv.weight"][:, :, 0, 0]
+    layout = {"qkv": (3, 4, 4), "heads": (4, 3, 4), "interleaved": (4, 4, 3)}[order]
+    index = np.arange(48).reshape(layout)
+    axis = layout.index(3)
+    for part, name in enumerate(("to_q", "to_k", "to_v")):
+        mine = rows[index.take(part, axis).ravel()]
+        np.testing.assert_array_equal(arrays[f"mid_block.attentions.0.{name}.weight"], mine)
+
+
+def config(**changes: object) -> dict[str, object]:
+    return {
+        "_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' was given; .* UNet2DModel"),
+    ({"act_fn": "gelu"}, "act_fn: 'gelu' was given; Duet's UNet takes 'silu' or 'swish'"),
+    ({"center_input_sample": True}, "center_input_sample"),
+    ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier'"),
+    ({"class_embed_type": "timestep"}, "class_embed_type"),
+    ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
+    ({"mid_block_type": None}, "mid_block_type: None"),
+    ({"time_embedding_dim": 8}, "time_embedding_dim: 8 was given; .* 32"),
+    ({"freq_shift": 2}, "freq_shift: 2 was given; .* 0 or 1"),
+    ({"downsample_padding": 2}, "downsample_padding"),
+    ({"sample_size": None}, "sample_size: None was given; .*source.image_size=PIXELS"),
+    ({"sample_size": [8, 16]}, "sample_size"),
+    ({"block_out_channels": [8, 12]}, "block_out_channels: .* multiples of the first width"),
+    ({"down_block_types": ["DownBlock2D"]}, "down_block_types: .* one block for each of the 2"),
+    ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types: 'SkipDownBlock2D' .*DownBlock2D"),
+    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types: .* attention at the same levels"),
+    ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8, 8],
+      "downsample_type": "resnet"}, "down_block_types: .* all resample in one way"),
+    ({"downsample_type": "nearest"}, "downsample_type"),
+    ({"resnet_time_scale_shift": "spatial", "attn_norm_num_groups": 4}, "resnet_time_scale_shift"),
+    ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: None was given; .* 4"),
+    ({"norm_groups": 4}, "entry: 'norm_groups' .* Did you mean 'norm_num_groups'?"),
+    ({"layers_per_block": None}, "an entry has the wrong type"),
+])  # fmt: skip
+def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
+    assert diffusers.spec_of(config(), "config.json").attention_sizes == (4,)
+    with pytest.raises(DuetError, match=f"^config.json: {words}"):
+        diffusers.spec_of(config(**changes), "config.json")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"up_attention": "last"}, "up_attention"),
+    ({"embedding": "fourier"}, "embedding"),
+    ({"embedding_multiplier": 2}, "embedding_multiplier"),
+    ({"class_embedding": "before", "num_classes": 2}, "class_embedding"),
+    ({"augment_dim": 2}, "augment_dim"),
+    ({"down": "pool"}, "down: pool was given; UNet2DModel can only say conv or block"),
+    ({"up": "nearest"}, "up: nearest"),
+    ({"down_padding": (1, 0)}, "down_padding"),
+    ({"encoder": "residual"}, "encoder"),
+    ({"skip_scale": 0.5}, "skip_scale"),
+    ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
+    ({"up": "block", "resample_projection": True}, "resample_projection"),
+    ({"norm_group_channels": 4}, "norm_group_channels"),
+    ({"heads": 2, "attention_sizes": (8, 4)}, "heads: 2 was given; UNet2DModel can only say one head, or heads of one"),
+])  # fmt: skip
+def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
+    spec = replace(SMALL, **changes)
+    with pytest.raises(DuetError, match=f"^model.{words}"):
+        export_pipeline(Problem(spec, {"name": "linear"}, "eps"), initial_weights(lower(spec), 0))
+
+
+@pytest.mark.parametrize("schedule, prediction, words", [
+    ({"name": "flow", "T": 10}, "v", "process.schedule: flow was given; DDPMScheduler has betas"),
+    ({"name": "linear", "T": 10}, "next_level", "process.prediction: next_level was given"),
+])  # fmt: skip
+def test_a_process_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
+    with pytest.raises(DuetError, match=words):
+        export_pipeline(Problem(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
+
+
+@pytest.mark.parametrize("schedule", [
+    {"name": "linear", "T": 7}, {"name": "linear", "T": 7, "beta_end": 0.5}, {"name": "cosine", "T": 7},
+    {"name": "scaled_linear", "T": 7, "beta_start": 0.001, "beta_end": 0.1},
+])  # fmt: skip
+def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
+    for name, content in export_pipeline(Problem(SMALL, schedule, "v"), weights_of(SMALL)).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert found.problem.prediction == "v"
+    np.testing.assert_array_equal(
+        found.problem.process.schedule.alpha, Problem(SMALL, schedule, "v").process.schedule.alpha
+    )
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid' was given"),
+    ({"trained_betas": [0.1, 0.2]}, "trained_betas: Duet has no name"),
+    ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+    ({"prediction_type": "flow"}, "prediction_type: 'flow' was given"),
+])  # fmt: skip
+def test_a_scheduler_without_a_name_needs_a_process(changes, words, tmp_path):
+    foreign("diffusers", SMALL, tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(DuetError, match=f"scheduler_config.json: {words}"):
+        import_weights("diffusers", tmp_path, never, None, {})
+    given = {"schedule": {"name": "linear", "T": 20}, "prediction": "x0"}
+    assert import_weights("diffusers", tmp_path, never, given, {}).problem.prediction == "x0"
+
+
+def test_files_that_are_something_else_are_one_clear_error(tmp_path):
+    for name in ("a.npz", "a.safetensors"):
+        with pytest.raises(DuetError, match=rf"{name}: it cannot be read \(No such file or directory\)$"):
+            read_arrays(tmp_path / name, never)
+        for content in (b"", b"garbage", b"PK\x03\x04garbage"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DuetError, match=rf"\A.*{name}: it is no {name[1:]} file of arrays \(.*\)\Z"):
+                read_arrays(tmp_path / name, never)
+    with pytest.raises(DuetError, match=r"edm.pkl: a pickle runs code when it is read, so it is refused; .*save_file"):
+        import_weights("edm", tmp_path / "edm.pkl", never, None, {})
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DuetError, match=r"objects.npz: it is no .npz file of arrays"):
+        read_arrays(tmp_path / "objects.npz", never)
+    with pytest.raises(DuetError, match=r"it holds no UNet2DModel \(config.json\)"):
+        import_weights("diffusers", tmp_path, never, None, {})
+    for content, words in (
+        ("{", "it is not JSON"),
+        ("[]", "it holds a list"),
+        ('{"act_fn": "relu"}', "act_fn: 'relu'"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(DuetError, match=rf"config.json: {words}"):
+            import_weights("diffusers", tmp_path, never, None, {})
+
+
+def test_options_that_the_weights_do_not_tell_are_asked_for(tmp_path):
+    path = foreign("guided_diffusion", ADM, tmp_path)
+    for heads in ({}, {"heads": 2, "head_channels": 4}):
+        with pytest.raises(DuetError, match=r"source.heads, source.head_channels: the weights do not tell them"):
+            import_weights("guided_diffusion", path, never, None, GUIDED | heads)
+    with pytest.raises(DuetError, match=r"source 'guided_diffusion': no image_size was given"):
+        import_weights("guided_diffusion", path, never, None, {"heads": 2})
+    with pytest.raises(
+        DuetError, match=r"source.name: 'guided_difusion' was given; .* Did you mean 'guided_diffusion'?"
+    ):
+        import_weights("guided_difusion", path, never, None, {})
+
+
+def test_a_second_file_holds_the_moving_average(tmp_path):
+    path = foreign("guided_diffusion", ADM, tmp_path)
+    average = tmp_path / "ema.npz"
+    with np.load(path) as file:
+        np.savez(average, **{name: value + 1 for name, value in file.items()})
+    options = GUIDED | {"head_channels": 4, "ema": str(average)}
+    found = import_weights("guided_diffusion", path, never, None, options)
+    for name, value in weights_of(ADM).items():
+        np.testing.assert_array_equal(found.weights[name], value)
+        np.testing.assert_array_equal(found.ema[name], value + 1)
