@@ -74,10 +74,12 @@ def prepare(settings: Settings) -> Place:
     torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic and use_cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The fast attention kernels of CUDA add up in an order that changes from run to run.
-    torch.backends.cuda.enable_flash_sdp(not settings.deterministic)
-    torch.backends.cuda.enable_mem_efficient_sdp(not settings.deterministic)
-    torch.backends.cuda.enable_cudnn_sdp(not settings.deterministic)
+    # The fast attention kernels of CUDA add up in an order that changes from run to run; that of the CPU does not,
+    # which the same switch governs.
+    any_order = not (settings.deterministic and use_cuda)
+    torch.backends.cuda.enable_flash_sdp(any_order)
+    torch.backends.cuda.enable_mem_efficient_sdp(any_order)
+    torch.backends.cuda.enable_cudnn_sdp(any_order)
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     compute = torch.bfloat16 if settings.precision == "bf16" else dtype
     return Place(torch.device("cuda" if use_cuda else "cpu"), dtype, compute, settings.compile)
