@@ -28,6 +28,7 @@ __all__ = [
     "DISTANCES",
     "PRECISIONS",
     "Backend",
+    "Forward",
     "Network",
     "NoiseSource",
     "Settings",
@@ -43,6 +44,8 @@ PRECISIONS = ("float64", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 DISTANCES = ("mse", "l1", "huber")
 
+# A network's output F of (x, c_noise, label, features); see `Network.forward`.
+Forward = Callable[..., NDArray]
 # z_i for row i of a plan, with the shape of the images.
 NoiseSource = Callable[[int], NDArray]
 # Called after each row of a plan with (row, register 0, estimate of x_0) as host arrays.
@@ -231,6 +234,9 @@ class Backend(Protocol):
 
     def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
         """Write a network in the framework's own form, for images of a shape (h, w, c)."""
+
+    def exported(self, program: Program, path: Path) -> Forward:
+        """What `export` wrote, read back: a function that is called as `Network.forward` is."""
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from backends.tf import device  # first: it imports TensorFlow
-from backends.tf.files import export, read_arrays
+from backends.tf.files import export, exported, read_arrays
 from backends.tf.network import Network
 from backends.tf.sampler import sample
 from backends.tf.trainer import Trainer, noised
-from diffusion_core.backend import Description, NoiseSource, Settings, TrainBatch, TrainerState, Watch
+from diffusion_core.backend import Description, Forward, NoiseSource, Settings, TrainBatch, TrainerState, Watch
 from diffusion_core.optimiser import Adam
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet.program import Program
@@ -62,6 +62,10 @@ class Backend:
     def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
         """Write a network in the framework's own form, for images of a shape (h, w, c)."""
         export(network, path, shape)
+
+    def exported(self, program: Program, path: Path) -> Forward:
+        """What `export` wrote, read back: a function that is called as `Network.forward` is."""
+        return exported(program, path, self.place)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -8,10 +8,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.network import Network
+from backends.tf.device import Place
+from backends.tf.network import Network, to_host
+from diffusion_core.backend import Forward
 from diffusion_core.errors import DuetError
+from diffusion_core.unet.program import Program
 
-__all__ = ["export", "read_arrays"]
+__all__ = ["export", "exported", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -51,3 +54,19 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     module.network = network
     module.forward = tf.function(lambda *given: {"F": network.apply_program(*given)}, inputs, autograph=False)
     tf.saved_model.save(module, str(path), {"serving_default": module.forward})
+
+
+def exported(program: Program, path: str | Path, place: Place) -> Forward:
+    """The network in a SavedModel that `export` wrote, as a function that is called as `Network.forward` is."""
+    model = tf.saved_model.load(str(path))  # a signature alone does not keep its variables
+
+    def forward(x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+        given = {
+            "x": place.images(x),
+            "c_noise": place.tensor(c_noise, tf.float64),
+            "label": place.tensor(label, tf.int32),
+            "features": place.tensor(np.zeros((len(x), program.features)) if features is None else features),
+        }
+        return to_host(model.signatures["serving_default"](**given)["F"])
+
+    return forward

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.numpy import load_file
+from safetensors.torch import save
 
+from backends.torch.device import Place
 from backends.torch.network import Network
+from diffusion_core.backend import Forward
 from diffusion_core.errors import DuetError
+from diffusion_core.unet.program import Program
 
-__all__ = ["export", "read_arrays"]
+__all__ = ["export", "exported", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -55,4 +59,9 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     notes = {"program_sha256": network.program.sha256, "image_shape": ",".join(map(str, shape))}
-    save_file(tensors, path, notes)
+    Path(path).write_bytes(save(tensors, notes))
+
+
+def exported(program: Program, path: str | Path, place: Place) -> Forward:
+    """The network in a file that `export` wrote, as a function that is called as `Network.forward` is."""
+    return Network(program, load_file(path), place).forward
