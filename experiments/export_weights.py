@@ -3,17 +3,22 @@
     python -m experiments.export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
 
     diffusers    a directory for `DDPMPipeline.from_pretrained` and, under unet, `UNet2DModel.from_pretrained`
+    onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
+    torch        a state dict as safetensors, with backend=torch
+    savedmodel   a SavedModel of TensorFlow, with backend=tf
 
+The last three are read back and compared with the reference on `target.check` images (2; 0 leaves it out), and the
+difference is said; one that computes something else is not kept.
 `weights` says which: the moving average (ema) or the last ones (weights). The targets are in `experiments.targets`.
 """
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from diffusion_core.backend import Backend
 from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.registry import build
@@ -31,8 +36,18 @@ def main(cfg: DictConfig) -> None:
     if not cfg.out or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise DuetError(f"out: {cfg.out!r} was given and exists already; give another place")
     found = load_checkpoint(cfg.checkpoint)
-    given = functools.partial(open_backend, cfg), found, weights_of(found.state, cfg.weights), out
-    line = build("target", TARGETS, options.pop("name"), options, *given)
+    target = options.pop("name")
+
+    def opened(name: str) -> Backend:
+        if cfg.backend.name != name:
+            raise DuetError(
+                f"backend: {cfg.backend.name} was given, but target={target} is written by {name}; add backend={name} "
+                f"and start it with: python3 duet.py run {name} -- -m experiments.export_weights..."
+            )
+        return open_backend(cfg)
+
+    given = opened, found, weights_of(found.state, cfg.weights), out
+    line = build("target", TARGETS, target, options, *given)
     print(f"{line}: {out}")
 
 

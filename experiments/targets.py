@@ -1,24 +1,43 @@
 """What weights can be written as. A target is a function; its keyword-only arguments are its options.
 
-Each is given the opened backend's opener, the checkpoint, the weights and where to write, and gives a line for the
-person. It checks everything before it writes.
+Each is given a function that opens the backend of a name, the checkpoint, the weights and where to write, and gives a
+line for the person. It checks everything before it writes, or writes beside `out`, checks, and renames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from diffusion_core.backend import Backend
+import numpy as np
+
+from diffusion_core import reference
+from diffusion_core.backend import Backend, Forward
 from diffusion_core.checkpoint import Checkpoint, write_atomically
 from diffusion_core.convert import export_pipeline
+from diffusion_core.convert.onnx import onnx_model, open_onnx, save_onnx
+from diffusion_core.errors import DuetError
+from diffusion_core.parity.ladder import relative
+from diffusion_core.problem import Problem
+from diffusion_core.random import Stream
 from diffusion_core.weights import Weights
 
 __all__ = ["TARGETS"]
 
+# Opens the backend of the configuration, which must be the one of this name.
+Opener = Callable[[str], Backend]
+# How far from the reference a written network may be, by precision: ten times what the ladder allows a small network,
+# as a large one has more sums; bfloat16 has eight bits.
+ALLOWED = {"float64": 1e-11, "float32": 1e-4, "bf16": 1e-1}
+
 
 def _diffusers(
-    opened: Callable[[], Backend],
+    opened: Opener,
     found: Checkpoint,
     weights: Weights,
     out: Path,
@@ -35,7 +54,86 @@ def _diffusers(
     return "a DDPMPipeline"
 
 
+def _onnx(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
+    """An ONNX file, compared with the reference on `check` images by onnxruntime."""
+    problem = found.problem
+    notes = {"value_range": ",".join(map(str, problem.value_range)), "images_seen": str(found.images_seen)}
+    model = onnx_model(problem.program, weights, problem.spec.image_shape, notes)
+    with _beside(out) as path:
+        save_onnx(model, path)
+        if find_spec("onnxruntime"):
+            said = _compared(partial(open_onnx, path), problem, weights, "float32", check)
+        else:
+            said = "not compared with the reference, as onnxruntime is not installed"
+    return f"ONNX, {said}"
+
+
+def _torch(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
+    """A state dict as safetensors, compared with the reference on `check` images."""
+    return f"a state dict, {_exported(opened('torch'), found.problem, weights, out, check)}"
+
+
+def _savedmodel(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
+    """A SavedModel, compared with the reference on `check` images."""
+    return f"a SavedModel, {_exported(opened('tf'), found.problem, weights, out, check)}"
+
+
+def _exported(backend: Backend, problem: Problem, weights: Weights, out: Path, check: int) -> str:
+    """A backend's own form."""
+    with _beside(out) as path:
+        backend.export(backend.network(problem.program, weights), path, problem.spec.image_shape)
+        again = partial(backend.exported, problem.program, path)
+        return _compared(again, problem, weights, backend.settings.precision, check)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """Where to write: a path of the same name in a folder beside `out`. What is there is moved if all goes well."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder / out.name
+        moves = {path: out.with_name(path.name) for path in sorted(folder.iterdir(), reverse=True)}
+        if taken := [final for final in moves.values() if final != out and final.exists()]:
+            raise DuetError(f"out: {taken[0]}, which belongs to {out}, exists already; give another place")
+        for path, final in moves.items():  # the file called `out` last, after those that it needs
+            os.rename(path, final)
+    except OSError as error:
+        raise DuetError(f"{out}: it cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compared(opened: Callable[[], Forward], problem: Problem, weights: Weights, precision: str, check: int) -> str:
+    """How far a written network is from the reference, on noise at levels from the first to the last, in words.
+
+    Raises:
+        DuetError: if that is more than `ALLOWED`.
+    """
+    if check < 1:
+        return "not compared with the reference"
+    program, index = problem.program, np.arange(check)
+    stream, last = Stream(0, "export"), problem.process.schedule.steps - 1
+    given = (
+        stream.normal(index, problem.spec.image_shape, 0, np.float32),
+        problem.process.columns(last * index // max(check - 1, 1)).c_noise,
+        ((program.null_label or 0) + index) % (program.classes + 1),
+        stream.normal(index, (program.features,), 1, np.float32),
+    )
+    error = relative(opened()(*given), reference.forward(program, weights, *given))
+    if not error <= ALLOWED[precision]:
+        raise DuetError(
+            f"what was written differs from the reference by {error:.1e} of its largest number, where {precision} "
+            f"allows {ALLOWED[precision]:.0e}; it was not kept (target.check=0 keeps it)"
+        )
+    return f"within {error:.1e} of the reference"
+
+
 # By the name that target=NAME gives.
 TARGETS: dict[str, Callable[..., str]] = {
     "diffusers": _diffusers,
+    "onnx": _onnx,
+    "torch": _torch,
+    "savedmodel": _savedmodel,
 }
