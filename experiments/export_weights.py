@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     """Load a checkpoint and write it in another form."""
     if cfg.weights not in WEIGHTS:
         raise one_of("weights", cfg.weights, WEIGHTS)
-    out, options = Path(cfg.out), plain(cfg)["target"]
+    out, options = Path(cfg.out), plain(cfg.target)
     if not cfg.out or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise DuetError(f"out: {cfg.out!r} was given and exists already; give another place")
     found = load_checkpoint(cfg.checkpoint)

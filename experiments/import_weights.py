@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.backend import TrainerState, load_backend
 from diffusion_core.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
@@ -34,7 +34,9 @@ from experiments.entry import entry, plain
 @entry("import_weights")
 def main(cfg: DictConfig) -> None:
     """Read, check, and write one checkpoint."""
-    out, options = Path(cfg.out), plain(cfg)["source"]
+    out = Path(cfg.out)
+    # What is left out is refused by the source itself, which says what else it takes.
+    options = {name: cfg.source[name] for name in cfg.source if not OmegaConf.is_missing(cfg.source, name)}
     if not cfg.out or list_checkpoints(out / "checkpoints"):
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
     process = None if cfg.process is None else {name: plain(cfg.process)[name] for name in ("schedule", "prediction")}
