@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.random import Stream, philox4x32
+from diffusion_core.random import Stream, philox4x32, words
 
 SEEDS = st.integers(0, 2**63)
 NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
 INDICES = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=8)
 
 
-def words(text: str) -> list[int]:
+def parsed(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
@@ -31,7 +31,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("case", KNOWN)
 def test_philox_gives_the_known_answers(case):
-    counter, key, answer = (words(text) for text in KNOWN[case])
+    counter, key, answer = (parsed(text) for text in KNOWN[case])
     got = philox4x32(tuple(np.array([c], np.uint64) for c in counter), tuple(key))
     assert [int(word[0]) for word in got] == answer
 
@@ -69,6 +69,23 @@ def python_philox(counter: list[int], key: list[int]) -> list[int]:
         a, b, c, d = (y >> 32) ^ b ^ k, y % 2**32, (x >> 32) ^ d ^ m, x % 2**32
         k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
     return [a, b, c, d]
+
+
+WORDS = st.integers(0, 2**32 - 1)
+
+
+@given(WORDS, WORDS, st.integers(0, 2**64 - 1), WORDS, st.integers(1, 9))
+def test_words_are_philox_of_any_key(low, high, index, row, n):
+    """What a backend must draw from the key and the positions of a batch."""
+    expected = []
+    for block in range(math.ceil(n / 4)):
+        expected += python_philox([block, row, index & 0xFFFFFFFF, index >> 32], [low, high])
+    got = words((low, high), [index], n, row)
+    assert got.dtype == np.uint32 and got[0].tolist() == expected[:n]
+
+
+def test_words_of_the_zero_key_are_a_known_answer():
+    assert words((0, 0), [0], 4)[0].tolist() == parsed(KNOWN["zeros"][2])
 
 
 @given(INDICES, st.integers(0, 1000), st.randoms(use_true_random=False))
