@@ -12,8 +12,8 @@ Weights are initialisers under the names of the manifest, bit for bit and in its
 in float64 and cast once, as everywhere; the cosine is sin(angle + pi/2), because onnxruntime had long no other one
 in float64. The rest is float32: onnxruntime has no float64 convolution.
 
-Opset 18 (ONNX 1.13, onnxruntime 1.14) is the first in which every operator here has its present form; nothing here
-needs a later one.
+Opset 18 (ONNX 1.13, of 2022) is the first in which every operator here has its present form, and nothing here needs a
+later one: onnxruntime 1.15 computes the same as today's.
 
 References:
     ONNX operators, https://onnx.ai/onnx/operators/
@@ -376,6 +376,8 @@ def save_onnx(model: Any, path: Path, limit: int = LIMIT) -> list[Path]:
     apart = sum(len(array.raw_data) for array in model.graph.initializer) > limit
     options = {"save_as_external_data": True, "location": beside.name, "size_threshold": 1024} if apart else {}
     onnx.save_model(model, str(path), **options)
+    if apart:
+        beside.chmod(path.stat().st_mode)  # onnx lets nobody else read it
     onnx.checker.check_model(str(path), full_check=True)
     return [path, beside] if apart else [path]
 

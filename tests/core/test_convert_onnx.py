@@ -149,6 +149,7 @@ def test_a_file_is_read_back(tmp_path: Path, limit: int):
     files = convert.save_onnx(convert.onnx_model(program, weights, spec.image_shape), tmp_path / "net.onnx", limit)
     assert files[0] == tmp_path / "net.onnx" and sorted(tmp_path.iterdir()) == sorted(files)
     assert len(files) == (2 if limit == 100 else 1)
+    assert len({file.stat().st_mode for file in files}) == 1
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for file in files:
