@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,10 +19,24 @@ from diffusion_core.optimiser import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import l2, l2_of_all, relative
 from diffusion_core.problem import Problem
+from diffusion_core.random import words
 from diffusion_core.sampling import make_plan
 from diffusion_core.sampling.draw import draw
 from diffusion_core.unet import Node, Program
-from diffusion_core.unet.blocks import Add, Attention, Conv, Embedding, GroupNorm, Linear, SiLU, Sinusoid
+from diffusion_core.unet.blocks import (
+    GELU,
+    Add,
+    Attention,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Embedding,
+    Fourier,
+    GroupNorm,
+    Linear,
+    SiLU,
+    Sinusoid,
+)
 from diffusion_core.weights import Weights
 
 pytestmark = pytest.mark.backend
@@ -57,6 +72,31 @@ TINY = Program(
 WEIGHTS = cases.scattered_weights(TINY)
 PLAN = make_plan(cases.PARITY.process, "ddim", steps=5, eta=0.7)
 
+# The smallest network that acts otherwise in training than in evaluation, has arrays that are not trained, takes
+# features beside the class and gives two channels more than an image has.
+LIVELY = Program(
+    (
+        Node("fourier", Fourier(8, 0.01, True), ("c_noise",)),
+        Node("class", Embedding(CLASSES, 8, zero=True), ("label",)),
+        Node("augment", Linear(3, 8, False, 1.0), ("features",)),
+        Node("with_class", Add(1.0), ("fourier", "class")),
+        Node("embed", Add(1.0), ("with_class", "augment")),
+        Node("thinned", Dropout(0.25, 1), ("embed",)),
+        # Without bias: the norm behind it would leave its gradient nothing but rounding noise.
+        Node("first", _conv(2, 8, 3, bias=False), ("x",)),
+        Node("norm", BatchNorm(8, 1e-3, 0.2), ("first",)),
+        Node("join", Add(1.0), ("norm", "thinned")),
+        Node("act", GELU(), ("join",)),
+        Node("drop", Dropout(0.4, 0), ("act",)),
+        Node("last", _conv(8, 4, 3), ("drop",)),
+    ),
+    null_label=CLASSES,
+    classes=CLASSES,
+    features=3,
+)
+LIVELY_WEIGHTS = cases.scattered_weights(LIVELY)
+UNTRAINED = ["fourier.frequencies", "norm.mean", "norm.variance"]
+
 
 @pytest.fixture(params=["float64", "float32"], scope="module")
 def backend(request, open_backend) -> Any:
@@ -79,8 +119,14 @@ def new_trainer(backend: Any, state: TrainerState | None = None) -> Any:
     return backend.trainer(TINY, state or TrainerState.fresh(rounded), Adam(weight_decay=0.01), "mse")
 
 
-def new_batch(backend: Any, size: int = 4) -> TrainBatch:
-    return cases.cast(cases.noise_batch(TINY, SHAPE, size), backend.settings.host_dtype)
+def new_batch(backend: Any, size: int = 4, program: Program = TINY) -> TrainBatch:
+    return cases.cast(cases.noise_batch(program, SHAPE, size), backend.settings.host_dtype)
+
+
+def chosen(batch: TrainBatch, images: Any) -> TrainBatch:
+    """Some images of a batch; only the key is not of a single image."""
+    columns = [f.name for f in fields(batch) if f.name != "dropout_key"]
+    return replace(batch, **{name: getattr(batch, name)[images] for name in columns})
 
 
 def tolerance(backend: Any) -> float:
@@ -217,10 +263,7 @@ def test_gradients_change_nothing(backend, trainer):
 def test_the_gradient_of_a_batch_is_the_mean_over_its_images(backend, trainer, size):
     batch = new_batch(backend, size)
     loss, gradients = trainer.gradients(batch)
-    singles = [
-        trainer.gradients(replace(batch, **{f.name: getattr(batch, f.name)[i : i + 1] for f in fields(batch)}))
-        for i in range(size)
-    ]
+    singles = [trainer.gradients(chosen(batch, [i])) for i in range(size)]
     assert relative(loss, np.mean([one for one, _ in singles])) <= tolerance(backend)
     mean = {name: np.mean([g[name] for _, g in singles], axis=0) for name in gradients}
     assert l2_of_all(gradients, mean) <= tolerance(backend)
@@ -313,6 +356,164 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tm
     assert_same_bits(resumed.state(), read.state)
     assert steps(resumed, 3) == losses[3:]
     assert_same_bits(resumed.state(), whole.state())
+
+
+# What acts otherwise in training
+
+
+@pytest.mark.parametrize("n, row", [(1, 0), (4, 3), (7, 1), (30, 2**31)])
+@pytest.mark.parametrize("key", [(0, 0), (2**32 - 1, 2**32 - 1), (0x9E3779B9, 0x80000000)])
+def test_words_are_those_of_the_core(backend, key, n, row):
+    index = np.array([0, 1, 2**24 + 1, 2**31, 2**32 - 1, 2**32, 3 * 2**33 + 5, 2**63 - 1])
+    batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
+    package = type(backend).__module__
+    # As a training step hands them over: the positions must reach the device whole.
+    *_, positions, told = import_module(f"{package}.trainer")._tensors(batch, backend.place)[:8]
+    got = np.asarray(import_module(f"{package}.random").words(told, positions, n, row))
+    np.testing.assert_array_equal(got, words(key, index, n, row))
+
+
+@pytest.fixture(scope="module")
+def evaluated(backend) -> Any:
+    return backend.network(LIVELY, LIVELY_WEIGHTS)
+
+
+@pytest.mark.parametrize("images", [[0, 1, 2, 3], [2], [3, 0]])
+def test_evaluation_is_the_reference_s_whatever_the_batch(backend, evaluated, images):
+    batch = chosen(new_batch(backend, program=LIVELY), images)
+    inputs = batch.images, batch.c_noise, batch.label, batch.features
+    weights = {name: value.astype(backend.settings.host_dtype) for name, value in LIVELY_WEIGHTS.items()}
+    assert relative(evaluated.forward(*inputs), reference.forward(LIVELY, weights, *inputs)) <= tolerance(backend)
+    np.testing.assert_array_equal(evaluated.forward(*inputs), evaluated.forward(*inputs))
+
+
+def test_features_reach_the_network_and_none_are_zeros(backend, evaluated):
+    batch = new_batch(backend, program=LIVELY)
+    inputs = batch.images, batch.c_noise, batch.label
+    bare, given = evaluated.forward(*inputs), evaluated.forward(*inputs, batch.features)
+    np.testing.assert_array_equal(bare, evaluated.forward(*inputs, np.zeros_like(batch.features)))
+    assert all(l2(given[i], bare[i]) > 1e-3 for i in range(batch.size))
+    exchanged = evaluated.forward(*inputs, batch.features[[1, 0, 2, 3]])
+    assert [bool(np.any(exchanged[i] != given[i])) for i in range(4)] == [True, True, False, False]
+
+
+def test_a_sample_is_drawn_in_evaluation_from_the_first_channels(backend, evaluated):
+    labels = np.arange(5) % (CLASSES + 1)
+    whole = draw(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=5)
+    in_twos = draw(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=2)
+    assert np.abs(whole - in_twos).max() <= 100 * tolerance(backend)
+    narrow = replace(LIVELY, nodes=(*LIVELY.nodes[:-1], Node("last", _conv(8, 2, 3), ("drop",))))
+    cut = LIVELY_WEIGHTS | {name: LIVELY_WEIGHTS[name][:2] for name in ("last.weight", "last.bias")}
+    other = draw(backend, backend.network(narrow, cut), PLAN, SHAPE, labels, seed=3, batch=5)
+    assert np.abs(whole - other).max() <= 100 * tolerance(backend)
+
+
+def lively_trainer(backend: Any, state: TrainerState | None = None, program: Program = LIVELY) -> Any:
+    rounded = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
+    return backend.trainer(program, state or TrainerState.fresh(rounded), Adam(), "mse")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A few steps of training: every state, from before the first one on, and what each step was given and lost."""
+
+    trainer: Any
+    states: list[TrainerState]
+    batches: list[TrainBatch]
+    losses: list[float]
+
+
+DECAY = 0.7
+
+
+@pytest.fixture(scope="module")
+def walk(backend) -> Walk:
+    """Three steps of the lively network, later ones at positions above 2^32; nothing may go on from its trainer."""
+    trainer, batch = lively_trainer(backend), new_batch(backend, program=LIVELY)
+    walked = Walk(trainer, [trainer.state()], [], [])
+    for step in range(3):
+        moved = replace(batch, images=batch.images * (1 + step), positions=batch.positions + step * (2**32 + 4))
+        walked.batches.append(moved)
+        walked.losses.append(float(trainer.step(moved, 1e-2, DECAY).loss))
+        walked.states.append(trainer.state())
+    return walked
+
+
+def test_running_statistics_and_losses_are_the_reference_s_at_every_step(backend, walk):
+    for before, batch, loss, after in zip(walk.states, walk.batches, walk.losses, walk.states[1:], strict=False):
+        expected, moved = reference.training_pass(LIVELY, before.weights, batch, "mse")
+        assert relative(loss, expected) <= tolerance(backend)
+        assert set(moved) == {"norm.mean", "norm.variance"}
+        for name, value in moved.items():
+            assert relative(after.weights[name], value) <= tolerance(backend), name
+            assert l2(after.weights[name], before.weights[name]) > 1e-3, name
+
+
+def test_the_average_averages_running_statistics_too(backend, walk):
+    for before, after in zip(walk.states, walk.states[1:], strict=False):
+        wide = [{n: v.astype(np.float64) for n, v in part.items()} for part in (before.ema, after.weights)]
+        for name, value in ema_update(*wide, DECAY).items():
+            assert relative(after.ema[name], value) <= tolerance(backend), name
+    last = walk.states[-1]
+    assert all(l2(last.ema[name], last.weights[name]) > 1e-3 for name in ("norm.mean", "norm.variance"))
+
+
+def test_the_optimiser_leaves_alone_what_is_not_trained(walk):
+    first, last = walk.states[0], walk.states[-1]
+    for part in ("weights", "ema"):
+        np.testing.assert_array_equal(
+            getattr(last, part)["fourier.frequencies"], first.weights["fourier.frequencies"], strict=True
+        )
+    for name, moment in last.moment1.items():
+        is_still = not np.any(moment) and not np.any(last.moment2[name])
+        assert is_still == (name in UNTRAINED), name
+
+
+def test_an_output_beyond_the_image_s_channels_learns_nothing(walk):
+    first, last = walk.states[0], walk.states[-1]
+    for name in ("last.weight", "last.bias"):
+        np.testing.assert_array_equal(last.weights[name][2:], first.weights[name][2:])
+        assert np.all(last.weights[name][:2] != first.weights[name][:2])
+        assert not np.any(last.moment2[name][2:])
+
+
+def test_a_resumed_run_of_running_statistics_and_dropout_is_the_uninterrupted_one(backend, walk):
+    resumed = lively_trainer(backend, walk.states[1])
+    assert_same_bits(resumed.state(), walk.states[1])
+    for step in (1, 2):
+        assert float(resumed.step(walk.batches[step], 1e-2, DECAY).loss) == walk.losses[step]
+        assert_same_bits(resumed.state(), walk.states[step + 1])
+
+
+def test_gradients_of_what_acts_otherwise_in_training_change_nothing(backend, walk):
+    batch, before = walk.batches[0], walk.trainer.state()
+    loss, gradients = walk.trainer.gradients(batch)
+    assert list(gradients) == [p.name for p in LIVELY.trained] == [n for n in before.weights if n not in UNTRAINED]
+    assert_same_bits(walk.trainer.state(), before)
+    again, same = walk.trainer.gradients(batch)
+    assert loss == again and all(np.array_equal(gradients[name], same[name]) for name in gradients)
+    assert relative(loss, reference.loss(LIVELY, before.weights, batch, "mse")) <= tolerance(backend)
+    for name in ("last.weight", "last.bias"):
+        assert np.any(gradients[name][:2]) and not np.any(gradients[name][2:])
+
+
+def test_dropout_of_an_image_is_that_of_its_position_in_any_batch(backend):
+    # Without the norm, through which the images of a batch see each other.
+    nodes = tuple(replace(n, block=GroupNorm(8, 2, 1e-5)) if n.name == "norm" else n for n in LIVELY.nodes)
+    trainer = lively_trainer(backend, program=replace(LIVELY, nodes=nodes))
+    batch = replace(new_batch(backend, program=LIVELY), positions=np.array([2**32 + 1, 0, 77, 5]))
+    loss, gradients = trainer.gradients(batch)
+    for parts_of in ([[0, 1], [2, 3]], [[3, 1], [0, 2]]):
+        halves = [trainer.gradients(chosen(batch, images)) for images in parts_of]
+        assert relative(loss, np.mean([half for half, _ in halves])) <= tolerance(backend)
+        mean = {name: np.mean([g[name] for _, g in halves], axis=0) for name in gradients}
+        assert l2_of_all(gradients, mean) <= tolerance(backend)
+    for other in (
+        replace(batch, positions=np.array([1, 0, 77, 5])),
+        replace(batch, dropout_key=batch.dropout_key[::-1]),
+        replace(batch, dropout_key=batch.dropout_key ^ 1),
+    ):
+        assert l2_of_all(trainer.gradients(other)[1], gradients) > 1e-2
 
 
 # Sampling

@@ -94,7 +94,7 @@ def test_conv_is_a_sum_over_its_window(kernel, bias, padding, stride):
 
 @pytest.mark.parametrize("kernel, stride, crop", [(2, 2, 0), (4, 2, 1), (3, 1, 1), (3, 2, 0), (1, 1, 0)])
 def test_a_transposed_convolution_is_the_adjoint_of_the_convolution(kernel, stride, crop):
-    # <conv(x), y> = <x, transposed(y)> for all x and y, with one kernel: what is put out by one is taken in by the other.
+    # <conv(x), y> = <x, transposed(y)> for all x and y: the outputs of one are the inputs of the other.
     large = ConvTranspose(3, 6, kernel, stride, crop, False, 1.0)
     small = Conv(6, 3, kernel, stride, (crop,) * 4, False, 1.0)
     weight, y = numbers("w", 3, 6, kernel, kernel), numbers("y", 2, 3, 4, 3)
