@@ -1,7 +1,7 @@
 """`UNet2DModel` and `DDPMPipeline` of Hugging Face diffusers, read and written.
 
     DIR/config.json, diffusion_pytorch_model.safetensors      a UNet2DModel
-    DIR/model_index.json, unet/, scheduler/                   a DDPMPipeline
+    DIR/model_index.json, unet/, scheduler/                   a DDPMPipeline; the first ones kept all in DIR itself
 
 Its configuration names what a `UNetSpec` names, mostly in other words:
 
@@ -141,7 +141,7 @@ def import_diffusers(
         DuetError: if something is missing, does not fit, or cannot be said by a `UNetSpec`.
     """
     is_pipeline = (path / "model_index.json").exists()
-    unet = path / "unet" if is_pipeline else path
+    unet = path / "unet" if (path / "unet").is_dir() else path
     if not (unet / "config.json").exists():
         raise DuetError(
             f"{path}: it holds no UNet2DModel (config.json) and no DDPMPipeline (model_index.json, unet/config.json)"
@@ -149,7 +149,8 @@ def import_diffusers(
     spec = spec_of(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
     found, sampler = DDPM, ""
     if is_pipeline:
-        file = path / "scheduler" / "scheduler_config.json"
+        folder = path / "scheduler" if (path / "scheduler").is_dir() else path
+        file = folder / "scheduler_config.json"
         found, sampler = _process_of(read_config(file), str(file), process)
     problem = Problem(spec, **(process or found))
     file = next(

@@ -299,6 +299,15 @@ def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
     )
 
 
+def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
+    problem = Problem(SMALL, {"name": "linear", "T": 7}, "v")
+    for name, content in export_pipeline(problem, weights_of(SMALL)).items():
+        (tmp_path / Path(name).name).write_bytes(content)
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert (found.problem.process.schedule.steps, found.problem.prediction) == (7, "v")
+    assert found.problem.program.sha256 == problem.program.sha256
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid' was given"),
     ({"trained_betas": [0.1, 0.2]}, "trained_betas: Duet has no name"),
