@@ -69,7 +69,7 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     ("import_weights", ["source=edm", "path=edm.pkl"], "edm.pkl: a pickle runs code"),
     ("import_weights", ["source=edm", "path=edm.npz"], "edm.npz: it cannot be read"),
     ("import_weights", ["source=edm", "path=edm.npz", "source.heads=3"], "Key 'heads' not in"),
-    ("import_weights", ["source=ddpm_tf", "path=a.npz"], "source 'ddpm_tf': no image_size was given; it takes image_size"),
+    ("import_weights", ["source=ddpm_tf", "path=a.npz"], "'ddpm_tf': no image_size was given; it takes image_size"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz", "source.image_size=8px"], "8px"),
     ("export_weights", ["target=diffusers", "weights=emaa"], "weights: 'emaa' was given"),
     ("export_weights", ["target=flax"], "target/flax"),
