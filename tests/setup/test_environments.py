@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BACKENDS = ("torch", "tf")
+EXTRAS = {"torch": "torch,peers", "tf": "tf"}
 both = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -43,7 +44,7 @@ def direct(extra: str | None) -> list[Requirement]:
 @both
 def test_every_direct_dependency_is_pinned_within_its_range(backend):
     pinned = pins(backend)
-    wanted = direct(None) + direct(backend) + direct("dev")
+    wanted = direct(None) + [r for extra in EXTRAS[backend].split(",") for r in direct(extra)] + direct("dev")
     assert {"numpy", "pytest", "ruff"} <= {requirement.name for requirement in wanted}
     for requirement in wanted:
         version = pinned.get(canonicalize_name(requirement.name))
@@ -73,7 +74,7 @@ def test_the_conda_file_installs_what_duet_py_installs(backend):
     python, pip, by_pip = conda["dependencies"]
     assert pip == "pip"
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
-    assert by_pip == {"pip": [f"--constraint constraints-{backend}.txt", f"-e .[{backend},dev]"]}
+    assert by_pip == {"pip": [f"--constraint constraints-{backend}.txt", f"-e .[{EXTRAS[backend]},dev]"]}
 
 
 def test_duet_py_supports_the_pythons_of_pyproject():
