@@ -33,7 +33,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
     except Exception as error:  # TensorFlow has many kinds for a file that is missing, cut short or something else
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DuetError(f"{path}: it is no checkpoint of TensorFlow ({reason})") from error
+        hint = "; a file of PyTorch is read with backend=torch" if Path(path).suffix in (".pt", ".pth", ".bin") else ""
+        raise DuetError(f"{path}: it is no checkpoint of TensorFlow ({reason}){hint}") from error
 
 
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:

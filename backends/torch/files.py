@@ -29,7 +29,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
+        hint = "; a checkpoint of TensorFlow is read with backend=tf" if Path(f"{path}.index").exists() else ""
+        raise DuetError(f"{path}: it cannot be read ({error.strerror or error}){hint}") from error
     except pickle.UnpicklingError as error:  # its own text advises to read the file without this care
         raise DuetError(
             f"{path}: it is no state dict of PyTorch, or it holds more than weights, which would run code when read; "
