@@ -1,7 +1,9 @@
 """Every rung of the ladder can fail: known mistakes are planted, and the rung's own check must report them.
 
 A mistake is planted by telling the backend something else than the rung says: another program, another plan,
-another batch. Each has cost somebody a wrong result; most are what another library does by default.
+another batch. What no telling can say, such as another approximation, is said to the reference instead: that is
+another formula for the block, and the difference is the same. Each mistake has cost somebody a wrong result; most
+are what another library does by default.
 """
 
 from __future__ import annotations
@@ -10,20 +12,25 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from diffusion_core import reference
 from diffusion_core.backend import TrainBatch, TrainerState
 from diffusion_core.ema import ema_update
 from diffusion_core.optimiser import Adam, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.compare import compare_arrays, differing
 from diffusion_core.parity.ladder import Check, check, l2_of_all
+from diffusion_core.process import Columns, Process
+from diffusion_core.random import words
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.unet import Node, Program, lower
-from diffusion_core.unet.blocks import Add
+from diffusion_core.unet.blocks import GELU, Add, AvgPool, GroupNorm, SiLU
+from diffusion_core.unet.program import Training
 from diffusion_core.weights import Weights, initial_weights
 
 pytestmark = pytest.mark.backend
@@ -67,6 +74,47 @@ def assert_noticed(checks: Mapping[str, Check], *names: str) -> None:
         assert not checks[name].passed, f"{name}: {checks[name].error:.3g} <= {checks[name].tolerance:.3g}"
 
 
+# Rung 0: tables
+
+
+def next_level_like(
+    process: Process, t: np.ndarray, sound: Callable, *, to: int = 1, clean: bool = True, swapped: bool = False
+) -> Columns:
+    """The columns of a network that predicts the next level, as others write them: `to` levels on."""
+    after = np.maximum(t - to, 0)
+    alpha, sigma = process.schedule(after)
+    if clean:
+        alpha, sigma = np.where(t < to, 1.0, alpha), np.where(t < to, 0.0, sigma)
+    columns = sound(process, t)
+    if swapped:
+        columns = replace(columns, c_skip=columns.c_out, c_out=columns.c_skip)
+    return replace(columns, target_x0=alpha, target_eps=sigma)
+
+
+NEXT_LEVEL_FAULTS: dict[str, dict[str, Any]] = {
+    "the level itself for the next": {"to": 0}, "the level after the next": {"to": 2},
+    "noise left at the end": {"clean": False}, "c_skip for c_out": {"swapped": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, *NEXT_LEVEL_FAULTS.values()], ids=["none", *NEXT_LEVEL_FAULTS])
+def test_rung_0_notices_other_columns_of_the_next_level(exact, options, monkeypatch):
+    """The comparison that the exchange makes of tables, with their NumPy told otherwise."""
+    sound = Process.columns
+
+    def columns(process: Process, t: np.ndarray) -> Columns:
+        if process.prediction != "next_level":
+            return sound(process, t)
+        return next_level_like(process, t, sound, **options)
+
+    tables, others = trace.Trace("this", "float64"), trace.Trace("this", "float64")
+    trace.tables(exact, tables)
+    monkeypatch.setattr(Process, "columns", columns)
+    trace.tables(exact, others)
+    checks = {c.name: c for c in compare_arrays(tables.arrays, others.arrays, "float64", "this–this") if c.rung == 0}
+    assert [name for name, c in checks.items() if not c.passed] == (["process"] if options else [])
+
+
 # Rung 1: batches
 
 
@@ -87,6 +135,9 @@ BATCH_FAULTS = {
         told_batch(target_x0=lambda b: b.target_eps, target_eps=lambda b: b.target_x0), ("target", *LOSSES)
     ),
     "alpha for sigma": (told_batch(alpha=lambda b: b.sigma, sigma=lambda b: b.alpha), ("x_t", *LOSSES)),
+    "the level itself for a target": (
+        told_batch(target_x0=lambda b: b.alpha, target_eps=lambda b: b.sigma), ("target", *LOSSES)
+    ),
     "alpha squared": (told_batch(alpha=lambda b: b.alpha**2), ("x_t", *LOSSES)),
     "sigma off by 1e-8": (told_batch(sigma=lambda b: b.sigma * (1 + 1e-8)), ("x_t", *LOSSES)),
     "columns of the neighbour": (shifted, ("x_t", *LOSSES)),
@@ -125,7 +176,7 @@ def told_node(name: str, change: Callable[[Node], Node]) -> Fault:
     def fault(program: Program, weights: Weights) -> tuple[Program, Weights]:
         nodes = tuple(change(node) if node.name == name else node for node in program.nodes)
         assert nodes != program.nodes
-        return Program(nodes, program.null_label), weights
+        return replace(program, nodes=nodes), weights
 
     return fault
 
@@ -151,6 +202,23 @@ def interleaved(heads: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array[order]
 
 
+def channels_first(height: int, width: int, axis: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A dense layer for vectors h w c, as one for c h w would meet them."""
+
+    def change(weight: np.ndarray) -> np.ndarray:
+        moved = np.moveaxis(weight, axis, -1)
+        shaped = moved.reshape(*moved.shape[:-1], -1, height, width)
+        return np.moveaxis(np.moveaxis(shaped, -3, -1).reshape(moved.shape), -1, axis)
+
+    return change
+
+
+def told_instead(name: str, block: Any) -> Fault:
+    """Another block of the same parameters and inputs."""
+    return told_node(name, lambda node: replace(node, block=block))
+
+
+LEFT_OUT = told_node("block", lambda node: Node("block", Add(0.5), ("pre", "pre")))
 STRIDED, FOUR_HEADS = "Conv 3x3 stride 2, padding (1, 1)", "Attention of 4 heads"
 SIN_FIRST, COS_FIRST = "Sinusoid sin first, half - 1; Linear", "Sinusoid cos first, half; Linear without bias"
 BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
@@ -170,7 +238,7 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
     "unbiased variance": (
         "GroupNorm of 1 group", told_weights("block.weight", lambda w: w * np.sqrt(1 - 1 / (64 * 16)))
     ),
-    "SiLU left out": ("SiLU", told_node("block", lambda node: Node("block", Add(0.5), ("pre", "pre")))),
+    "SiLU left out": ("SiLU", LEFT_OUT),
     "1 head for 4": (FOUR_HEADS, told_block(heads=1)),
     "2 heads for 4": (FOUR_HEADS, told_block(heads=2)),
     "logits over the root of all channels": (FOUR_HEADS, told_weights("pre.", queries(lambda w: w * np.sqrt(2 / 8)))),
@@ -187,6 +255,66 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
     "frequencies through float32": (SIN_FIRST, told_block("block0", max_period=10000.0 * (1 + 1e-7))),
     "the next row of a table": ("Embedding", told_weights("block0.weight", lambda w: np.roll(w, 1, axis=0))),
     "shift, scale for scale, shift": ("Modulate", told_weights("block1.", lambda w: np.roll(w, 8, axis=0))),
+    "random features, cos first for sin first": ("Fourier sin first", told_block("block0", sin_first=False)),
+    "random features, sin first for cos first": ("Fourier cos first", told_block("block0", sin_first=True)),
+    "random features without 2 pi": ("Fourier sin first", told_weights("block0.", lambda w: w / (2 * np.pi))),
+    "random frequencies through float32": ("Fourier cos first", told_weights("block0.", lambda w: np.float32(w) * 1.0)),
+    "number not scaled": ("Number", told_block("block0", scale=1.0)),
+    "vector in front of the pixel": (
+        "Number to every pixel", told_weights("back0.weight", partial(np.roll, shift=-1, axis=1))
+    ),
+    "features in another order": ("Features", told_weights("block0.weight", lambda w: w[:, ::-1])),
+    "the next row of a table with zero": (
+        "Embedding with zero", told_weights("block0.", lambda w: np.roll(w, 1, axis=0))
+    ),
+    "vector added for multiplied": ("Multiply by a vector", told_instead("join", Add(1.0))),
+    "images added for multiplied": ("Multiply of images", told_instead("block", Add(1.0))),
+    "transposed kernel flipped": (
+        "ConvTranspose 4x4 stride 2", told_weights("block.weight", lambda w: w[:, :, ::-1, ::-1])
+    ),
+    "rows for columns of a transposed kernel": (
+        "ConvTranspose 4x4 stride 2", told_weights("block.weight", lambda w: w.swapaxes(2, 3))
+    ),
+    "outputs for inputs of a transposed kernel": (
+        "ConvTranspose 3x3 stride 1 without bias", told_weights("block.weight", lambda w: w.swapaxes(0, 1))
+    ),
+    "bias of a transposed convolution left out": (
+        "ConvTranspose 4x4 stride 2", told_weights("block.bias", np.zeros_like)
+    ),
+    "vector norm, eps 1e-5 for 1e-3": ("LayerNorm of a vector", told_block("block2", eps=1e-5)),
+    "channels of the whole image for those of a pixel": (
+        "LayerNorm of channels", told_instead("block", GroupNorm(16, 1, 1e-3))
+    ),
+    "channels norm, eps 1e-5 for 1e-3": ("LayerNorm of channels", told_block(eps=1e-5)),
+    "image norm, eps 1e-6 for 1e-5": ("LayerNorm of images", told_block(eps=1e-6)),
+    "rows for columns of an image's scale": (
+        "LayerNorm of images", told_weights("block.weight", lambda w: w.swapaxes(1, 2))
+    ),
+    "h w c for c h w of an image's shift": (
+        "LayerNorm of images", told_weights("block.bias", lambda w: w.reshape(8, 8, 16).transpose(2, 0, 1))
+    ),
+    "batch norm, eps 1e-5 for 1e-3": ("BatchNorm", told_block(eps=1e-5)),
+    "batch norm, eps 1e-3 for 1e-5": ("BatchNorm, small eps, quick statistics", told_block(eps=1e-3)),
+    "running deviation for variance": ("BatchNorm", told_weights("block.variance", np.sqrt)),
+    "running mean left out": ("BatchNorm", told_weights("block.mean", np.zeros_like)),
+    "ReLU left out": ("ReLU", LEFT_OUT),
+    "SiLU for GELU": ("GELU", told_instead("block", SiLU())),
+    "GELU for ReLU": ("ReLU", told_instead("block", GELU())),
+    "sigmoid left out": ("Sigmoid", LEFT_OUT),
+    "q, k, v for head by head": ("Attention, head by head", told_block(order="qkv")),
+    "interleaved for head by head": ("Attention, head by head", told_block(order="interleaved")),
+    "head by head for interleaved": ("Attention, interleaved", told_block(order="heads")),
+    "head by head for q, k, v": (FOUR_HEADS, told_block(order="heads")),
+    "mean for largest": ("MaxPool", told_instead("block", AvgPool())),
+    "corners in line for centres": ("Resample bilinear", told_block(rule="bilinear_corners")),
+    "centres in line for corners": ("Resample bilinear, corners in line", told_block(rule="bilinear")),
+    "filter not normalised": ("Resample down with a filter", told_weights("pre.", lambda w: 64 * w)),
+    "filter not doubled on the way up": ("Resample up with a filter", told_weights("pre.", lambda w: w / 4)),
+    "taps 1, 2, 2, 1 for 1, 3, 3, 1": ("Resample down, widened before", told_block(taps=(1.0, 2.0, 2.0, 1.0))),
+    "mean for a filter": ("Resample down with a filter", told_block(taps=(0.0, 1.0, 1.0, 0.0))),
+    "nearest for a filter": ("Resample up with a filter", told_block(taps=(0.0, 1.0, 1.0, 0.0))),
+    "c h w for h w c of a flat image": ("Flatten, Unflatten", told_weights("back0.weight", channels_first(8, 8, 1))),
+    "c h w for h w c on the way back": ("Flatten, Unflatten", told_weights("back0.", channels_first(4, 4, 0))),
 }  # fmt: skip
 
 
@@ -205,7 +333,10 @@ def test_rung_2_notices(exact, name, fault):
     assert not block_check(exact, name, {"network": fault}).passed
 
 
-FINE = {"eps 1e-5 for 1e-6", "eps through float32", "scale of a sum through float32", "frequencies through float32"}
+FINE = {
+    "eps 1e-5 for 1e-6", "eps through float32", "scale of a sum through float32", "frequencies through float32",
+    "random frequencies through float32", "image norm, eps 1e-6 for 1e-5",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("title", sorted(BLOCK_FAULTS.keys() - FINE))
@@ -226,37 +357,332 @@ def hair(array: np.ndarray, size: float = 1e-9) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize("name", [SIN_FIRST, COS_FIRST, "Modulate"])
+@pytest.mark.parametrize("name", [SIN_FIRST, COS_FIRST, "Modulate", "Fourier sin first", "Number to every pixel"])
 def test_rung_2_notices_a_time_shifted_by_one(exact, name):
-    late = {"network.forward": lambda x, c_noise, label: (x, c_noise + 1, label)}
+    late = {"network.forward": lambda x, c_noise, *rest: (x, c_noise + 1, *rest)}
     assert not block_check(exact, name, late).passed
 
 
 def test_rung_2_notices_a_time_in_float32_at_half_a_step(exact):
-    rounded = {"network.forward": lambda x, c_noise, label: (x, c_noise * (1 + 2.0**-24), label)}
+    rounded = {"network.forward": lambda x, c_noise, *rest: (x, c_noise * (1 + 2.0**-24), *rest)}
     assert not block_check(exact, SIN_FIRST, rounded).passed
+
+
+INPUT_FAULTS: dict[str, tuple[str, Callable]] = {
+    "features left out": ("Features", lambda x, t, label, features: (x, t, label, None)),
+    "features of the neighbour": (
+        "Features", lambda x, t, label, features: (x, t, label, np.roll(features, 1, axis=0))
+    ),
+    "the last row for no class": (
+        "Embedding with zero", lambda x, t, label, features: (x, t, np.minimum(label, 3), features)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, fault", INPUT_FAULTS.values(), ids=INPUT_FAULTS)
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_rung_2_notices_other_inputs(kept, name, fault, precision):
+    assert not block_check(kept(precision), name, {"network.forward": fault}).passed
+
+
+# Rung 2 again: blocks as others write them
+
+
+def normalised(x: np.ndarray, axes: tuple[int, ...], eps: float, eps_outside: bool = False) -> np.ndarray:
+    centred = x - x.mean(axis=axes, keepdims=True)
+    variance = np.square(centred).mean(axis=axes, keepdims=True)
+    return centred / (np.sqrt(variance) + eps if eps_outside else np.sqrt(variance + eps))
+
+
+def gelu_like(b: Any, x: np.ndarray, *, tanh: bool = False, root: float = np.sqrt(2.0)) -> np.ndarray:
+    """GELU as others write it."""
+    if tanh:
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return reference._gelu(b, x * np.sqrt(2.0) / root) * root / np.sqrt(2.0)
+
+
+def layer_norm_like(
+    b: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, axes: tuple[int, ...] | None = None,
+    eps_outside: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Layer normalisation as others write it."""
+    if weight.ndim == 3:
+        weight, bias = weight.transpose(1, 2, 0), bias.transpose(1, 2, 0)
+    return normalised(x, axes or tuple(range(-weight.ndim, 0)), b.eps, eps_outside) * weight + bias
+
+
+def batch_norm_like(
+    b: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, name: str,
+    training: Training | None, *, biased: bool = False, keeps: bool = False, eps_outside: bool = False,
+    own: bool | None = None, axes: tuple[int, ...] = (), still: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Batch normalisation as others write it."""
+    axes = axes or tuple(range(x.ndim - 1))
+    n = np.prod([x.shape[axis] for axis in axes])
+    share = 1 - b.momentum if keeps else b.momentum
+    moved = {"mean": mean + share * (x.mean(axis=axes) - mean),
+             "variance": variance + share * (x.var(axis=axes) * (1 if biased else n / (n - 1)) - variance)}  # fmt: skip
+    if training is not None:
+        old = {"mean": mean, "variance": variance}
+        training.statistics |= {f"{name}.{key}": value for key, value in (old if still else moved).items()}
+    if own if own is not None else training is not None:
+        return normalised(x, axes, b.eps, eps_outside) * weight + bias
+    root = np.sqrt(variance) + b.eps if eps_outside else np.sqrt(variance + b.eps)
+    return (x - mean) / root * weight + bias
+
+
+def dropout_like(
+    b: Any, x: np.ndarray, name: str, training: Training | None, *, always: bool = False, rescaled: bool = True,
+    order: tuple[int, ...] = (0, 1, 2, 3), one_mask: bool = False, whole_channels: bool = False,
+    rate: float | None = None, high: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Dropout as others write it; `order` is that in which elements are counted."""
+    if training is None and not always:
+        return x
+    batch = cases.noise_batch(CASES["ReLU"].program, CASES["ReLU"].shape)
+    key, positions = (batch.dropout_key, batch.positions) if training is None else (training.key, training.positions)
+    counted = x.transpose(order[: x.ndim])
+    shape = (len(x), 1, 1, x.shape[-1]) if whole_channels else counted.shape
+    drawn = words(tuple(map(int, key)), positions * (not one_mask), int(np.prod(shape[1:])), b.row).reshape(shape)
+    threshold = b.threshold if rate is None else round(rate * 2**32)
+    kept = drawn < 2**32 - threshold if high else drawn >= threshold
+    if not whole_channels:
+        kept = kept.transpose(np.argsort(order[: x.ndim]))
+    return np.where(kept, x / (1 - b.rate if rescaled else 1), 0.0)
+
+
+def conv_transpose_like(
+    b: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0, *, before: int = 1
+) -> np.ndarray:
+    """A transposed convolution that crops what it must, `before` on the first sides and the rest on the last."""
+    wide = reference._conv_transpose(replace(b, crop=0), x, weight, bias)
+    rows, columns = (size - 2 * b.crop for size in wide.shape[1:3])
+    return wide[:, before : before + rows, before : before + columns]
+
+
+def zero_embedding_like(b: Any, label: np.ndarray, weight: np.ndarray, *, last: bool = False) -> np.ndarray:
+    """A table without a row for no class: with a row of zeros, or as an index that is clipped."""
+    return weight[np.minimum(label, b.count - 1)] * (1.0 if last else (label < b.count)[:, None])
+
+
+def filtered(b: Any, x: np.ndarray, *, by: int = 0) -> np.ndarray:
+    """Resampling of an image moved by some pixels."""
+    return reference._resample(b, np.roll(x, by, axis=(1, 2)))
+
+
+FORMULAS: dict[str, Callable] = {
+    "GELU": gelu_like, "LayerNorm": layer_norm_like, "BatchNorm": batch_norm_like, "Dropout": dropout_like,
+    "ConvTranspose": conv_transpose_like, "Embedding": zero_embedding_like, "Resample": filtered,
+}  # fmt: skip
+OTHER_FORMULAS: dict[str, tuple[str, Callable]] = {
+    "GELU by tanh": ("GELU", partial(gelu_like, tanh=True)),
+    "root of 2 through float32": ("GELU", partial(gelu_like, root=float(np.float32(np.sqrt(2.0))))),
+    "eps of a vector's norm outside the root": ("LayerNorm of a vector", partial(layer_norm_like, eps_outside=True)),
+    "eps of a layer norm outside the root": ("LayerNorm of channels", partial(layer_norm_like, eps_outside=True)),
+    "channels of each row for those of a pixel": ("LayerNorm of channels", partial(layer_norm_like, axes=(2, 3))),
+    "vectors of the whole batch": ("LayerNorm of a vector", partial(layer_norm_like, axes=(0, 1))),
+    "pixels for images": ("LayerNorm of images", partial(layer_norm_like, axes=(3,))),
+    "channels of an image one by one": ("LayerNorm of images", partial(layer_norm_like, axes=(1, 2))),
+    "eps of a batch norm outside the root": ("BatchNorm", partial(batch_norm_like, eps_outside=True)),
+    "statistics of the batch in evaluation": ("BatchNorm", partial(batch_norm_like, own=True)),
+    "a vector's statistics of the batch in evaluation": ("BatchNorm of a vector", partial(batch_norm_like, own=True)),
+    "dropout in evaluation": ("Dropout", partial(dropout_like, always=True)),
+    "a vector's dropout in evaluation": ("Dropout of a vector", partial(dropout_like, always=True)),
+    "cropped before alone": ("ConvTranspose 4x4 stride 2", partial(conv_transpose_like, before=2)),
+    "cropped after alone": ("ConvTranspose 4x4 stride 2", partial(conv_transpose_like, before=0)),
+    "cropped after alone, stride 1": (
+        "ConvTranspose 3x3 stride 1 without bias", partial(conv_transpose_like, before=0)
+    ),
+    "the last row for no class": ("Embedding with zero", partial(zero_embedding_like, last=True)),
+    "filter one pixel late": ("Resample down with a filter", partial(filtered, by=1)),
+    "filter one pixel late on the way up": ("Resample up with a filter", partial(filtered, by=-1)),
+}  # fmt: skip
+
+
+def plant_formula(monkeypatch: pytest.MonkeyPatch, formula: partial) -> None:
+    """Make it the reference's, for the kind that it is a formula of."""
+    (kind,) = (kind for kind, plain in FORMULAS.items() if plain is formula.func)
+    monkeypatch.setitem(reference._FUNCTIONS, kind, formula)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in OTHER_FORMULAS.values()}))
+def test_what_others_write_of_a_block_is_the_reference_where_nothing_is_changed(exact, name, monkeypatch):
+    for formula in FORMULAS.values():
+        plant_formula(monkeypatch, partial(formula))
+    assert block_check(exact, name, {}).passed
+
+
+@pytest.mark.parametrize("name, formula", OTHER_FORMULAS.values(), ids=OTHER_FORMULAS)
+def test_rung_2_notices_another_formula(exact, name, formula, monkeypatch):
+    plant_formula(monkeypatch, formula)
+    assert not block_check(exact, name, {}).passed
+
+
+# Rung 2 in training: what acts otherwise there
+
+
+def halved(of: str) -> Callable[[TrainBatch], np.ndarray]:
+    """The first half of the images twice."""
+    return lambda batch: np.concatenate([getattr(batch, of)[: batch.size // 2]] * 2)
+
+
+def told_trainer(fault: Fault) -> dict[str, Callable]:
+    """A trainer of another program or of other weights."""
+
+    def told(program: Program, state: TrainerState, *rest: Any) -> tuple:
+        program, weights = fault(program, state.weights)
+        return program, replace(state, weights=weights), *rest
+
+    return {"trainer": told}
+
+
+def told_step(**change: Callable[[TrainBatch], np.ndarray]) -> dict[str, Callable]:
+    return {"trainer.step": lambda batch, *rest: (*told_batch(**change)(batch), *rest)}
+
+
+def training_checks(backend: Any, name: str) -> dict[str, Check]:
+    """The checks of rung 2 in training of one case, as `trace.blocks` does them."""
+    case, precision = CASES[name], backend.settings.precision
+    weights = cases.scattered_weights(case.program, case.gain)
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+    errors = trace.training_errors(backend, case.program, weights, batch)
+    return {what: check(2, f"{name}, {what}", precision, "this", "block", error) for what, error in errors.items()}
+
+
+LOSS, MEAN, VARIANCE = "loss in training", "running mean", "running variance"
+TRAINING_FAULTS: dict[str, tuple[str, dict[str, Callable], tuple[str, ...]]] = {
+    "momentum as the share of the old": ("BatchNorm", told_trainer(told_block(momentum=0.99)), (MEAN, VARIANCE)),
+    "momentum 0.1 for 0.5": (
+        "BatchNorm, small eps, quick statistics", told_trainer(told_block(momentum=0.1)), (MEAN, VARIANCE)
+    ),
+    "batch norm, eps 1e-5 for 1e-3": ("BatchNorm", told_trainer(told_block(eps=1e-5)), (LOSS,)),
+    "running deviation for variance": (
+        "BatchNorm", told_trainer(told_weights("block.variance", np.sqrt)), (VARIANCE,)
+    ),
+    "a vector's running mean from 0": (
+        "BatchNorm of a vector", told_trainer(told_weights("block2.mean", np.zeros_like)), (MEAN,)
+    ),
+    "statistics of half a batch": (
+        "BatchNorm", told_step(images=halved("images"), noise=halved("noise")), (LOSS, MEAN, VARIANCE)
+    ),
+    "dropout left out": ("Dropout", told_trainer(LEFT_OUT), (LOSS,)),
+    "dropout not rescaled": ("Dropout", told_trainer(told_weights("pre.", lambda w: 0.7 * w)), (LOSS,)),
+    "probability of keeping for that of dropping": (
+        "Dropout of almost all", told_trainer(told_block(rate=0.1)), (LOSS,)
+    ),
+    "another row": ("Dropout", told_trainer(told_block(row=0)), (LOSS,)),
+    "another row for a vector": ("Dropout of a vector", told_trainer(told_block("block1", row=0)), (LOSS,)),
+    "another key": ("Dropout", told_step(dropout_key=lambda b: b.dropout_key ^ 1), (LOSS,)),
+    "words of the key swapped": ("Dropout", told_step(dropout_key=lambda b: b.dropout_key[::-1]), (LOSS,)),
+    "positions of the next images": ("Dropout", told_step(positions=lambda b: b.positions + 1), (LOSS,)),
+    "high word of a position": ("Dropout", told_step(positions=lambda b: b.positions + 2**32), (LOSS,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, faults, names", TRAINING_FAULTS.values(), ids=TRAINING_FAULTS)
+def test_rung_2_notices_in_training(exact, name, faults, names):
+    assert_noticed(training_checks(Told(exact, faults), name), *names)
+
+
+@pytest.fixture(scope="module")
+def stepped(exact) -> Callable[[str], Any]:
+    """By case, a backend that remembers its first step: the faults are the reference's alone."""
+
+    @cache
+    def remembered(name: str) -> Any:
+        case = CASES[name]
+        weights = cases.scattered_weights(case.program, case.gain)
+        trainer = exact.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
+        result = trainer.step(cases.noise_batch(case.program, case.shape), 0.0, 0.0)
+        state = trainer.state()
+        taken = SimpleNamespace(step=lambda *_: result, state=lambda: state)
+        return SimpleNamespace(settings=exact.settings, trainer=lambda *_: taken)
+
+    return remembered
+
+
+FORMULAS_IN_TRAINING: dict[str, tuple[str, partial, tuple[str, ...]]] = {
+    "biased running variance": ("BatchNorm", partial(batch_norm_like, biased=True), (VARIANCE,)),
+    "biased running variance of a vector": (
+        "BatchNorm of a vector", partial(batch_norm_like, biased=True), (VARIANCE,)
+    ),
+    "momentum of Keras": ("BatchNorm", partial(batch_norm_like, keeps=True), (MEAN, VARIANCE)),
+    "running statistics at rest": ("BatchNorm", partial(batch_norm_like, still=True), (MEAN, VARIANCE)),
+    "running statistics in training": ("BatchNorm", partial(batch_norm_like, own=False), (LOSS,)),
+    "running statistics of a vector in training": (
+        "BatchNorm of a vector", partial(batch_norm_like, own=False), (LOSS,)
+    ),
+    "eps of a batch norm outside the root": ("BatchNorm", partial(batch_norm_like, eps_outside=True), (LOSS,)),
+    "statistics of each image": ("BatchNorm", partial(batch_norm_like, axes=(1, 2)), (LOSS,)),
+    "dropout not rescaled": ("Dropout", partial(dropout_like, rescaled=False), (LOSS,)),
+    "a vector's dropout not rescaled": ("Dropout of a vector", partial(dropout_like, rescaled=False), (LOSS,)),
+    "elements counted as c h w": ("Dropout", partial(dropout_like, order=(0, 3, 1, 2)), (LOSS,)),
+    "elements counted as w h c": ("Dropout", partial(dropout_like, order=(0, 2, 1, 3)), (LOSS,)),
+    "one mask for all images": ("Dropout", partial(dropout_like, one_mask=True), (LOSS,)),
+    "whole channels dropped": ("Dropout", partial(dropout_like, whole_channels=True), (LOSS,)),
+    "dropped above the rate": ("Dropout", partial(dropout_like, high=True), (LOSS,)),
+    "half of them kept": ("Dropout of almost all", partial(dropout_like, rate=0.5), (LOSS,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in FORMULAS_IN_TRAINING.values()}))
+def test_what_others_write_of_training_is_the_reference_where_nothing_is_changed(stepped, name, monkeypatch):
+    for formula in (batch_norm_like, dropout_like):
+        plant_formula(monkeypatch, partial(formula))
+    assert all(c.passed for c in training_checks(stepped(name), name).values())
+
+
+@pytest.mark.parametrize("name, formula, names", FORMULAS_IN_TRAINING.values(), ids=FORMULAS_IN_TRAINING)
+def test_rung_2_notices_another_formula_in_training(stepped, name, formula, names, monkeypatch):
+    plant_formula(monkeypatch, formula)
+    assert_noticed(training_checks(stepped(name), name), *names)
 
 
 # Rungs 3 and 4: whole networks and gradients
 
 
-TITLE = "time added, strided"
-NETWORK_FAULTS: dict[str, dict[str, Callable]] = {
-    "skip connection first": {
-        "network": told_node("up.0.0.concat", lambda node: replace(node, inputs=node.inputs[::-1]))
-    },
-    "one weight off by 1e-9": {"network": told_weights("conv_in.weight", partial(hair, size=1e-9))},
-    "no class for every class": {"network.forward": lambda x, t, label: (x, t, np.full_like(label, 10))},
+TITLE, ADM = "time added, strided", "ADM, learned variance"
+
+
+def reversed_inputs(name: str) -> Fault:
+    return told_node(name, lambda node: replace(node, inputs=node.inputs[::-1]))
+
+
+NETWORK_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
+    "skip connection first": (TITLE, {"network": reversed_inputs("up.0.0.concat")}),
+    "one weight off by 1e-9": (TITLE, {"network": told_weights("conv_in.weight", partial(hair, size=1e-9))}),
+    "no class for every class": (
+        TITLE, {"network.forward": lambda x, t, label, features: (x, t, np.full_like(label, 10), features)}
+    ),
+    "variance for mean": (ADM, {"network": told_weights("out.conv.", partial(np.roll, shift=3, axis=0))}),
+    "a class for no class": (
+        ADM, {"network.forward": lambda x, t, label, features: (x, t, np.minimum(label, 9), features)}
+    ),
+    "skip scale left out": ("DDPM++", {"network": told_block("mid.block1.sum", scale=1.0)}),
+    "q, k, v for interleaved": ("DDPM++", {"network": told_block("mid.attn.attend", order="qkv")}),
+    "augmentation label left out": (
+        "DDPM++", {"network.forward": lambda x, t, label, features: (x, t, label, None)}
+    ),
+    "cos first for sin first": ("NCSN++", {"network": told_block("embed.sinusoid", sin_first=False)}),
+    "another filter of the image": (
+        "NCSN++", {"network": told_block("down.0.image.filter", taps=(0.0, 1.0, 1.0, 0.0))}
+    ),
+    "corners not in line": ("landscape", {"network": told_block("up.0.resize", rule="bilinear")}),
+    "skip connection behind": ("double_conv_attention", {"network": reversed_inputs("up.0.concat")}),
+    "running variance of one norm": ("simple", {"network": told_weights("down.0.norm0.variance", np.ones_like)}),
+    "time added for multiplied": ("sixteen_step", {"network": told_instead("down.0.multiply", Add(1.0))}),
+    "time not scaled": ("plain", {"network": told_block("in.time", scale=1.0)}),
+    "sigmoid left out": ("denoising_autoencoder", {"network": told_instead("out_act", SiLU())}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("faults", NETWORK_FAULTS.values(), ids=NETWORK_FAULTS)
-def test_rung_3_notices(exact, faults):
-    spec = cases.NETWORKS[TITLE]
+@pytest.mark.parametrize("title, faults", NETWORK_FAULTS.values(), ids=NETWORK_FAULTS)
+def test_rung_3_notices(exact, title, faults):
+    spec = cases.NETWORKS[title]
     program = lower(spec)
     batch = cases.noise_batch(program, spec.image_shape)
     error = trace.forward_error(Told(exact, faults), program, cases.scattered_weights(program), batch)
-    assert not check(3, TITLE, "float64", "this", "network", error).passed
+    assert not check(3, title, "float64", "this", "network", error).passed
 
 
 GRADIENT_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
@@ -264,6 +690,16 @@ GRADIENT_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "weight left out": ("Conv 3x3", {"trainer.gradients": BATCH_FAULTS["weight left out"][0]}),
     "t shifted by one": ("Modulate", {"trainer.gradients": told_batch(c_noise=lambda b: b.c_noise + 1)}),
     "another distance": ("Conv 1x1", {"trainer": lambda program, state, adam, _: (program, state, adam, "l1")}),
+    "dropout of the next image": ("Dropout", {"trainer.gradients": told_batch(positions=lambda b: b.positions + 1)}),
+    "features of the neighbour": (
+        "Features", {"trainer.gradients": told_batch(features=lambda b: np.roll(b.features, 1, axis=0))}
+    ),
+    "statistics of half a batch": (
+        "BatchNorm", {"trainer.gradients": told_batch(images=halved("images"), noise=halved("noise"))}
+    ),
+    "another row for a vector": (
+        "Dropout of a vector", {"trainer": lambda p, *rest: (told_block("block1", row=0)(p, {})[0], *rest)}
+    ),
     "padding (0, 1) for (1, 1)": (
         STRIDED, {"trainer": lambda p, *rest: (told_block(padding=(0, 1, 0, 1))(p, {})[0], *rest)}
     ),
@@ -403,7 +839,14 @@ def told_plan(change: Callable[[SamplerPlan], dict[str, Any]]) -> dict[str, Call
 
 def told_noise(change: Callable[[Callable[[int], np.ndarray]], Callable[[int], np.ndarray]]) -> dict[str, Callable]:
     return {
-        "sample": lambda network, plan, start, label, noise, watch: (network, plan, start, label, change(noise), watch)
+        "sample": lambda network, plan, start, label, noise, *watch: (
+            network,
+            plan,
+            start,
+            label,
+            change(noise),
+            *watch,
+        )
     }
 
 
@@ -452,7 +895,7 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
         REGISTERS, {"sample": lambda n, p, start, label, *rest: (n, p, start, np.roll(label, 1), *rest)}
     ),
     "another null label": (
-        GUIDED, {"network": lambda program, weights: (Program(program.nodes, 0), weights)}
+        GUIDED, {"network": lambda program, weights: (replace(program, null_label=0), weights)}
     ),
 }  # fmt: skip
 
@@ -484,6 +927,21 @@ def test_rung_6_passes_without_a_fault(exact, name):
 @pytest.mark.parametrize("name, faults", PLAN_FAULTS.values(), ids=PLAN_FAULTS)
 def test_rung_6_notices(exact, name, faults):
     assert_noticed(climbed(trace.sampler_update, exact, faults, plans={name: cases.PLANS[name]}), f"{name}, untrained")
+
+
+IN_USE_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
+    "variance for mean": (ADM, NETWORK_FAULTS["variance for mean"][1]),
+    "a class for no class": (
+        ADM, {"sample": lambda n, plan, start, label, *rest: (n, plan, start, np.minimum(label, 9), *rest)}
+    ),
+    "noise of the next row": ("denoising_autoencoder", told_noise(lambda noise: lambda row: noise(row + 1))),
+    "t shifted by one": ("simple", told_plan(lambda p: {"c_noise": p.c_noise + 1})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title, faults", IN_USE_FAULTS.values(), ids=IN_USE_FAULTS)
+def test_rung_6_notices_in_every_network(exact, title, faults):
+    assert_noticed(climbed(trace.in_use, exact, faults, title=title), f"{title}, DDIM-4")
 
 
 # Rungs 7 and 8: training and hand-over
