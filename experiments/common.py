@@ -37,6 +37,7 @@ __all__ = [
     "sample_labels",
     "save_samples",
     "settings_of",
+    "spec_of",
     "weights_of",
 ]
 
@@ -59,15 +60,21 @@ def settings_of(cfg: DictConfig, precision: str) -> Settings:
 
 def problem_of(cfg: DictConfig) -> Problem:
     """The network and the process of a training configuration."""
+    spec = spec_of(cfg)
+    schedule = plain(cfg.process.schedule)
+    if "name" not in schedule:
+        raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
+    return Problem(spec, schedule, cfg.process.prediction, tuple(cfg.process.value_range))
+
+
+def spec_of(cfg: DictConfig) -> NetworkSpec:
+    """The network of a configuration."""
     model = plain(cfg.model)
     if "architecture" not in model:
         raise DuetError(
             "model.architecture: no name was given; start the file from one, as configs/model/digits.yaml does"
         )
-    schedule = plain(cfg.process.schedule)
-    if "name" not in schedule:
-        raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    return Problem(make_spec(**model), schedule, cfg.process.prediction, tuple(cfg.process.value_range))
+    return make_spec(**model)
 
 
 def load_data(data: DictConfig) -> Dataset:

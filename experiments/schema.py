@@ -142,6 +142,19 @@ class TraceSchema:
 
 
 @dataclass
+class NetworksSchema:
+    """Everything of `experiments.networks`; `other` is the record that another backend wrote."""
+
+    out: str = MISSING
+    other: str | None = None
+    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])
+    gradients: bool = True
+    batch: int = 1
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    model: Any = MISSING
+
+
+@dataclass
 class CompareSchema:
     """Everything of `experiments.compare`."""
 
@@ -201,6 +214,7 @@ SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
     "trace": TraceSchema,
+    "networks": NetworksSchema,
     "compare": CompareSchema,
     "bench": BenchSchema,
     "import_weights": ImportSchema,

@@ -1,0 +1,71 @@
+"""One network at its full size: what a backend computes with it, to be held to what the other one computed.
+
+The ladder climbs on small networks. This is the check that size changes nothing: output of a forward pass in
+evaluation, and loss and gradient of a step of training, from the same weights and images. NumPy is left out;
+it would take minutes and agrees with either where the small networks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend import Backend, TrainBatch, TrainerState
+from diffusion_core.errors import DuetError
+from diffusion_core.optimiser import Adam
+from diffusion_core.parity import cases
+from diffusion_core.parity.compare import under
+from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
+from diffusion_core.random import Stream
+from diffusion_core.unet import NetworkSpec, lower
+from diffusion_core.weights import Weights, initial_weights
+
+__all__ = ["compare_network", "network_inputs", "record_network"]
+
+
+def record_network(backend: Backend, spec: NetworkSpec, batch: int, gradients: bool) -> dict[str, NDArray]:
+    """Output, and if wanted loss and gradients, for a batch of smooth noise."""
+    program = lower(spec)
+    weights, given = network_inputs(spec, backend.settings.host_dtype, batch)
+    network = backend.network(program, weights)
+    arrays = {"output": network.forward(given.images, given.c_noise, given.label, given.features)}
+    if gradients:
+        del network
+        trainer = backend.trainer(program, TrainerState.fresh(weights), Adam(), "mse")
+        loss, found = trainer.gradients(given)
+        arrays |= {"loss": np.float64(loss)} | {f"gradient/{name}": value for name, value in found.items()}
+    return arrays | {"program": np.array(program.sha256)}
+
+
+def network_inputs(spec: NetworkSpec, dtype: type, batch: int) -> tuple[Weights, TrainBatch]:
+    """Initial weights where no layer is silent (what starts at zero or one is moved a little), and a batch of noise."""
+    program = lower(spec)
+    weights = initial_weights(program, cases.SEED, dtype)
+    for p in program.parameters:
+        if p.init[0] == "constant":
+            moved = 0.02 * Stream(cases.SEED, f"parity/{p.name}").normal([0], p.shape)[0]
+            weights[p.name] = (p.init[1] + moved).astype(dtype)
+    return weights, cases.cast(cases.noise_batch(program, spec.image_shape, batch), dtype)
+
+
+def compare_network(
+    a: Mapping[str, NDArray], b: Mapping[str, NDArray], precision: str, pair: str
+) -> tuple[list[Check], str | None]:
+    """The checks of two records of one network, and the parameter whose gradients differ most.
+
+    Raises:
+        DuetError: if they are of two networks.
+    """
+    if str(a["program"]) != str(b["program"]):
+        raise DuetError(f"the records are of two networks ({str(a['program'])[:12]} and {str(b['program'])[:12]})")
+    checks = [check(3, "output", precision, pair, "network", relative(a["output"], b["output"]))]
+    if "loss" not in a or "loss" not in b:
+        return checks, None
+    one, two = under(a, "gradient/"), under(b, "gradient/")
+    checks.append(check(4, "loss", precision, pair, "loss", relative(a["loss"], b["loss"])))
+    checks.append(check(4, "gradient", precision, pair, "gradient", l2_of_all(one, two)))
+    checks.append(check(4, "gradient, worst tensor", precision, pair, "gradient, worst tensor", worst(one, two)))
+    apart = {name: worst({name: one[name]}, {name: two[name]}) for name in one}
+    return checks, max(apart, key=apart.__getitem__)

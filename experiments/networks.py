@@ -1,0 +1,67 @@
+"""One network at full size in one framework, and its agreement with the other's record of it.
+
+    python3 duet.py run torch -- -m experiments.networks backend=torch model=simple out=DIR/torch
+    python3 duet.py run tf -- -m experiments.networks backend=tf model=simple out=DIR/tf other=DIR/torch
+
+The second command prints the differences and leaves with exit code 1 if one is over its tolerance.
+`gradients=false` keeps to the forward pass, for networks whose gradients would not fit into memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from diffusion_core.backend import load_backend
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.parity.compare import PRECISIONS, load_arrays
+from diffusion_core.parity.network import compare_network, record_network
+from diffusion_core.run import environment, write_json
+from diffusion_core.unet import lower
+from diffusion_core.weights import count
+from experiments.common import settings_of, spec_of
+from experiments.entry import entry
+
+
+@entry("networks")
+def main(cfg: DictConfig) -> None:
+    """Record a network in each precision, and compare it if another record is given."""
+    spec, out = spec_of(cfg), Path(cfg.out)
+    unknown = [p for p in cfg.precisions if p not in PRECISIONS]
+    if unknown:
+        raise one_of("precisions", unknown[0], PRECISIONS)
+    if cfg.batch < 1:
+        raise DuetError(f"batch: {cfg.batch} was given; it must be at least 1")
+    if (out / "network.json").exists():
+        raise DuetError(f"out: {out} holds a record already; give another directory")
+    others = {p: load_arrays(Path(cfg.other) / f"{p}.npz") for p in cfg.precisions} if cfg.other else {}
+    # Without dropout: this is about the size of sums, and its masks are compared on the ladder.
+    spec = replace(spec, dropout=0.0) if hasattr(spec, "dropout") else spec
+    parameters = count(lower(spec))
+    print(f"{parameters:,} parameters, images {spec.image_shape}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    agreed: list[dict] = []
+    for precision in cfg.precisions:
+        backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
+        print(backend.describe().line(), flush=True)
+        arrays = record_network(backend, spec, cfg.batch, cfg.gradients)
+        np.savez(out / f"{precision}.npz", **arrays)
+        if precision in others:
+            checks, where = compare_network(arrays, others[precision], precision, "this–other")
+            for check in checks:
+                verdict = "agrees" if check.passed else "DIFFERS"
+                place = f" ({where})" if check.name == "gradient, worst tensor" else ""
+                print(f"{precision} {check.name}: {check.error:.1e}, at most {check.tolerance:.0e}: {verdict}{place}")
+            agreed += [check.to_dict() for check in checks]
+    facts = {"parameters": parameters, "checks": agreed, "backend": cfg.backend.name}
+    write_json(out / "network.json", facts | {"environment": environment(backend.describe())})
+    if not all(check["passed"] for check in agreed):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

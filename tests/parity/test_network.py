@@ -1,0 +1,84 @@
+"""Networks at full size: the check of one framework's record against the other's, and the forward pass itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_core import reference
+from diffusion_core.errors import DuetError
+from diffusion_core.parity import cases
+from diffusion_core.parity.ladder import TOLERANCES, relative
+from diffusion_core.parity.network import compare_network, network_inputs, record_network
+from diffusion_core.unet import lower
+from experiments.common import spec_of
+from experiments.schema import register
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+SPEC = cases.NETWORKS["simple"]
+
+
+def differing(record: dict, name: str, by: float) -> dict:
+    """The record with one number of one array moved by a share of the array's largest."""
+    moved = np.array(record[name], np.float64)
+    moved.flat[0] += by * np.abs(moved).max()
+    return record | {name: moved}
+
+
+@pytest.fixture(scope="module")
+def records(open_backend):
+    """What one backend computes, twice."""
+    return [record_network(open_backend("float64"), SPEC, 2, gradients=True) for _ in range(2)]
+
+
+@pytest.mark.backend
+def test_a_record_agrees_with_itself(records):
+    checks, _ = compare_network(*records, "float64", "this–other")
+    assert [(c.name, c.error) for c in checks] == [
+        ("output", 0), ("loss", 0), ("gradient", 0), ("gradient, worst tensor", 0)
+    ]  # fmt: skip
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name, noticed", [
+    ("output", {"output"}),
+    ("loss", {"loss"}),
+    ("gradient/in.weight", {"gradient", "gradient, worst tensor"}),
+])  # fmt: skip
+def test_a_difference_is_noticed_and_named(records, name, noticed):
+    one, other = records
+    checks, where = compare_network(differing(one, name, 1e-10), other, "float64", "this–other")
+    assert {c.name for c in checks if not c.passed} == noticed
+    if "gradient" in noticed:
+        assert where == "in.weight"
+
+
+@pytest.mark.backend
+def test_two_networks_are_not_compared(records, open_backend):
+    other = record_network(open_backend("float64"), replace(SPEC, norm_eps=1e-5), 2, gradients=False)
+    with pytest.raises(DuetError, match="the records are of two networks"):
+        compare_network(records[0], other, "float64", "this–other")
+
+
+@pytest.mark.backend
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_the_forward_pass_of_every_model_at_full_size(open_backend, model):
+    """Some take minutes in NumPy, and ADM at 256 x 256 about 15 GB."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        spec = spec_of(compose("networks", [f"model={model}", "out=."]))
+    backend = open_backend("float32")
+    weights, batch = network_inputs(spec, np.float32, 1)
+    got = record_network(backend, spec, 1, gradients=False)["output"]
+    wanted = reference.forward(lower(spec), weights, batch.images, batch.c_noise, batch.label, batch.features)
+    error = relative(got, wanted)
+    print(f"{model}: {error:.1e}")
+    assert np.std(wanted) > 0 and error <= TOLERANCES["network"].float32
