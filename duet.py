@@ -42,7 +42,7 @@ except ImportError:  # Windows: two set-ups at once are then not kept apart
 ROOT = Path(__file__).resolve().parent
 DOWNLOAD = {"torch": "about 3 GB, CUDA libraries included", "tf": "about 0.7 GB"}  # the backends, and what they weigh
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
-# The extras of pyproject.toml; PyTorch's wheels bring CUDA themselves, TensorFlow's only where there is a driver for it.
+# The extras of pyproject.toml; PyTorch's wheels bring CUDA, TensorFlow's only where there is a driver for it.
 EXTRA = {"torch": "torch,peers", "tf": "tf-cuda" if Path("/proc/driver/nvidia").exists() else "tf"}
 FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
@@ -76,7 +76,7 @@ DEMO = (
         "-m experiments.sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false"
         " sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500",
     ),
-    ("climb the parity ladder", LADDER, RECORD),
+    ("climb the parity ladder", LADDER, RECORD + " whole=false"),
     ("hand over to each other", LADDER, RECORD + " handover={x}/trace/{o}"),
     (
         "compare",

@@ -133,10 +133,11 @@ class SampleRunSchema:
 
 @dataclass
 class TraceSchema:
-    """Everything of `experiments.trace`."""
+    """Everything of `experiments.trace`; not `whole` is the ladder with three networks instead of all."""
 
     out: str = MISSING
     handover: str | None = None
+    whole: bool = True
     precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])
     backend: BackendSchema = field(default_factory=BackendSchema)
 

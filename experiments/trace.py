@@ -5,7 +5,7 @@
     python -m experiments.trace backend=tf out=outputs/trace/tf handover=outputs/trace/torch
 
 The last form takes over the training state and the weights that the other framework left, and records what it
-makes of them. `experiments.compare` reads two such records.
+makes of them. `whole=false` climbs with three networks instead of all. `experiments.compare` reads two such records.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def main(cfg: DictConfig) -> None:
         print(backend.describe().line(), flush=True)
         began = perf_counter()
         if cfg.handover is None:
-            done = _write_record(backend, out, precision)
+            done = _write_record(backend, out, precision, cfg.whole)
         else:
             done = _take_over(backend, out, precision, Path(cfg.handover))
         print(f"{cfg.backend.name}, {precision}: {done} in {perf_counter() - began:.0f} s: {out}", flush=True)
 
 
-def _write_record(backend: Backend, out: Path, precision: str) -> str:
-    trace = record(backend)
+def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> str:
+    trace = record(backend, cases.NETWORKS if whole else cases.FEW_NETWORKS)
     _write_arrays(out / f"{precision}.npz", trace.arrays)
     for step in (HANDOVER_STEP, STEPS):
         notes = {"backend": trace.backend, "precision": precision}

@@ -60,6 +60,7 @@ from diffusion_core.weights import Weights, initial_weights
 
 __all__ = [
     "BLOCKS",
+    "FEW_NETWORKS",
     "NETWORKS",
     "PARITY",
     "PLANS",
@@ -197,7 +198,7 @@ BLOCKS: tuple[BlockCase, ...] = (
     _vector("Multiply by a vector", _SINUSOIDS[0], _DENSE, reads="c_noise", join=Multiply()),
     _image("Multiply of images", Multiply(), inputs=2),
     _image("ConvTranspose 4x4 stride 2", ConvTranspose(8, 12, 4, 2, 1, True, 1.0), AvgPool(), _point(12, 8)),
-    _image("ConvTranspose 2x2 stride 2", ConvTranspose(8, 12, 2, 2, 0, True, 1.0), AvgPool(), _point(12, 8)),
+    _image("ConvTranspose 2x2 stride 2", ConvTranspose(8, 12, 2, 2, 0, True, 1.0), _conv(12, 8, 2, 2, (0, 0, 0, 0))),
     _image("ConvTranspose 3x3 stride 1 without bias", ConvTranspose(8, 8, 3, 1, 1, False, 1.0)),
     _image("LayerNorm of channels", LayerNorm((16,), 1e-3), _point(16, 8), width=16),
     _image("LayerNorm of images", LayerNorm((16, 8, 8), 1e-5), _point(16, 8), width=16),
@@ -265,6 +266,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     ),
     "plain": PlainSpec(16, channels=(4, 8, 16), bottleneck=32, time_scale=1e-3),
 }  # fmt: skip
+
+# Three that differ most, for those who cannot wait for all.
+FEW_NETWORKS = ("time added, strided", "NCSN++", "landscape")
 
 # The network that is trained and sampled: rungs 6, 7 and 8.
 PARITY = Problem(_SMALL, {"name": "linear", "T": 1000}, "eps")

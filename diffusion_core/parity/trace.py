@@ -6,7 +6,7 @@ It is written as `.npz` files without pickle, one per precision, so the two fram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,11 +62,12 @@ class Trace:
         self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
 
 
-def record(backend: Backend) -> Trace:
-    """Climb the ladder with one backend, whose settings say the precision."""
+def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
+    """Climb the ladder with one backend, whose settings say the precision; with all networks unless some are named."""
     trace = Trace(backend.describe().backend, backend.settings.precision)
-    for rung in (tables, forward_noising, blocks, networks, optimiser, sampler_update, training):
+    for rung in (tables, forward_noising, blocks, optimiser, sampler_update, training):
         rung(backend, trace)
+    networks(backend, trace, cases.NETWORKS if titles is None else titles)
     sampling(backend, trace, trace.states[STEPS].ema)
     return trace
 
@@ -175,11 +176,11 @@ def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBa
     return weights, batch
 
 
-def networks(backend: Backend, trace: Trace) -> None:
+def networks(backend: Backend, trace: Trace, titles: Iterable[str]) -> None:
     """Rungs 3, 4 and 6: whole networks, forward and sampling, against the reference; their gradients are recorded."""
-    for title, spec in cases.NETWORKS.items():
+    for title in titles:
         weights, batch = in_use(backend, trace, title)
-        loss, gradients = gradients_of(backend, lower(spec), weights, batch)
+        loss, gradients = gradients_of(backend, lower(cases.NETWORKS[title]), weights, batch)
         trace.arrays[f"4/{title}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
             trace.arrays[f"4/{title}/{name}"] = gradient
