@@ -100,9 +100,10 @@ def _batch_norm(
         return (x - mean) / np.sqrt(variance + b.eps) * weight + bias
     axes = tuple(range(x.ndim - 1))
     n = x.size // b.channels
+    unbiased = n / max(n - 1, 1)
     moved = mean + b.momentum * (x.mean(axis=axes) - mean)
     training.statistics[f"{name}.mean"] = moved
-    training.statistics[f"{name}.variance"] = variance + b.momentum * (x.var(axis=axes) * n / (n - 1) - variance)
+    training.statistics[f"{name}.variance"] = variance + b.momentum * (x.var(axis=axes) * unbiased - variance)
     return _normalised(x, axes, b.eps) * weight + bias
 
 

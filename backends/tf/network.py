@@ -125,10 +125,11 @@ class BatchNorm(Module):
         axes = list(range(x.shape.rank - 1))
         mean, variance = tf.nn.moments(x, axes)
         n = tf.cast(tf.size(x) // self.block.channels, x.dtype)
+        unbiased = n / tf.maximum(n - 1, 1)
         momentum = tf.constant(self.block.momentum, x.dtype)
         training.statistics |= {
             f"{self.node.name}.mean": self.mean + momentum * (mean - self.mean),
-            f"{self.node.name}.variance": self.variance + momentum * (variance * n / (n - 1) - self.variance),
+            f"{self.node.name}.variance": self.variance + momentum * (variance * unbiased - self.variance),
         }
         return _normalise(x, axes, self.block.eps) * self.weight + self.bias
 

@@ -273,7 +273,7 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
         "ConvTranspose 4x4 stride 2", told_weights("block.weight", lambda w: w[:, :, ::-1, ::-1])
     ),
     "rows for columns of a transposed kernel": (
-        "ConvTranspose 4x4 stride 2", told_weights("block.weight", lambda w: w.swapaxes(2, 3))
+        "ConvTranspose 2x2 stride 2", told_weights("block.weight", lambda w: w.swapaxes(2, 3))
     ),
     "outputs for inputs of a transposed kernel": (
         "ConvTranspose 3x3 stride 1 without bias", told_weights("block.weight", lambda w: w.swapaxes(0, 1))
