@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, ClassVar, Protocol, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,24 +199,40 @@ class Trainer(Protocol):
         """Everything that must be kept to go on exactly."""
 
 
-class Backend(Protocol):
-    """A framework that can execute programs and plans."""
+class Backend:
+    """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
-    settings: Settings
+    Another class with the same methods is a backend too.
 
-    def __init__(self, settings: Settings) -> None: ...
+    Args:
+        settings: how it computes; they are fixed when it is made, as some are of the whole process.
+    """
+
+    device: ClassVar[Any]  # prepare, describe, peak_memory_mib
+    files: ClassVar[Any]  # read_arrays, export, exported
+    networks: ClassVar[Any]  # Network
+    samplers: ClassVar[Any]  # sample
+    trainers: ClassVar[Any]  # Trainer, noised
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.place = self.device.prepare(settings)
 
     def describe(self) -> Description:
         """Device, precision and versions."""
+        return self.device.describe(self.place, self.settings)
 
     def network(self, program: Program, weights: Weights) -> Network:
         """Build a network for inference."""
+        return self.networks.Network(program, weights, self.place)
 
     def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
         """Build a network for training, going on from `state`."""
+        return self.trainers.Trainer(program, state, adam, distance, self.place)
 
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
         """(x_t, target) of a batch, as the training step computes them."""
+        return self.trainers.noised(batch, self.place)
 
     def sample(
         self,
@@ -228,18 +244,23 @@ class Backend(Protocol):
         watch: Watch | None = None,
     ) -> NDArray:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
+        return self.samplers.sample(network, plan, start, label, noise, watch)
 
     def read_arrays(self, path: Path) -> Weights:
         """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""
+        return self.files.read_arrays(path)
 
     def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
         """Write a network in the framework's own form, for images of a shape (h, w, c)."""
+        self.files.export(network, path, shape)
 
     def exported(self, program: Program, path: Path) -> Forward:
         """What `export` wrote, read back: a function that is called as `Network.forward` is."""
+        return self.files.exported(program, path, self.place)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""
+        return self.device.peak_memory_mib(self.place)
 
 
 def load_backend(name: str, settings: Settings) -> Any:
