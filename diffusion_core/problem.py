@@ -6,14 +6,14 @@ It is what a checkpoint must say of itself so that anyone can sample from it, in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.schedule import make_schedule
-from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower
+from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower, make_spec
 
 __all__ = ["Problem"]
 
@@ -74,12 +74,5 @@ class Problem:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Problem:
         """The inverse of `to_dict`."""
-        if data["architecture"] not in ARCHITECTURES:
-            raise one_of("architecture", data["architecture"], ARCHITECTURES)
-        kind = ARCHITECTURES[data["architecture"]]
-        known = {field.name for field in fields(kind)}
-        for name in data["spec"]:
-            if name not in known:
-                raise one_of("model", name, sorted(known))
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in data["spec"].items()}
-        return Problem(kind(**spec), dict(data["schedule"]), data["prediction"], tuple(data["value_range"]))
+        spec = make_spec(data["architecture"], **data["spec"])
+        return Problem(spec, dict(data["schedule"]), data["prediction"], tuple(data["value_range"]))

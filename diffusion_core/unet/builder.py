@@ -39,6 +39,13 @@ class NetworkSpec:
         if self.num_classes < 0:
             raise DuetError(f"model.num_classes: {self.num_classes} was given; it is 0 or the number of classes")
 
+    def check_no_classes(self) -> None:
+        """Refuse classes in a network that cannot use them."""
+        if self.num_classes:
+            raise DuetError(
+                f"model.num_classes: {self.num_classes} was given; this network knows no classes, so 0 fits"
+            )
+
     def check_halving(self, times: int) -> None:
         """Refuse an image size that cannot be halved so many times."""
         if self.image_size % (factor := 2**times):

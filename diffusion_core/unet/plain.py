@@ -53,10 +53,7 @@ class PlainSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         self.check("bottleneck")
-        if self.num_classes:
-            raise DuetError(
-                f"model.num_classes: {self.num_classes} was given; this network knows no classes, so 0 fits"
-            )
+        self.check_no_classes()
         if not self.channels or min(self.channels) < 1:
             raise DuetError(f"model.channels: {self.channels} was given; it needs one width >= 1 per level")
         self.check_halving(len(self.channels))

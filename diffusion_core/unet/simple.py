@@ -46,10 +46,7 @@ class SimpleSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         self.check("embedding")
-        if self.num_classes:
-            raise DuetError(
-                f"model.num_classes: {self.num_classes} was given; this network knows no classes, so 0 fits"
-            )
+        self.check_no_classes()
         if len(self.channels) < 2 or min(self.channels) < 1:
             raise DuetError(f"model.channels: {self.channels} was given; it needs two or more widths, each >= 1")
         self.check_halving(len(self.channels) - 1)

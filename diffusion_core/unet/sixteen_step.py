@@ -49,10 +49,7 @@ class SixteenStepSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         self.check("channels", "levels", "embedding", "bottleneck", "bottom_channels")
-        if self.num_classes:
-            raise DuetError(
-                f"model.num_classes: {self.num_classes} was given; this network knows no classes, so 0 fits"
-            )
+        self.check_no_classes()
         self.check_halving(self.levels - 1)
         if not self.norm_eps > 0:
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")

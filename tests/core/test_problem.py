@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
-from diffusion_core.unet import UNetSpec
+from diffusion_core.parity import cases
+from diffusion_core.unet import ARCHITECTURES, UNetSpec
 
 SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "cosine", "T": 10}, "v")
@@ -35,5 +37,27 @@ def test_mistakes_are_found_at_once(schedule, prediction, words):
 def test_an_option_of_another_version_is_named():
     data = PROBLEM.to_dict()
     data["spec"]["chanels"] = 3
-    with pytest.raises(DuetError, match=r"model: 'chanels' was given; .*Did you mean 'channels'"):
+    with pytest.raises(
+        DuetError, match=r"model, of the architecture unet: 'chanels' was given; .*Did you mean 'channels'"
+    ):
         Problem.from_dict(data)
+
+
+@pytest.mark.parametrize("title", cases.NETWORKS)
+def test_round_trip_of_every_network(title):
+    problem = Problem(cases.NETWORKS[title], {"name": "linear", "T": 10}, "eps", (0.0, 1.0))
+    back = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    assert back == problem and back.program.sha256 == problem.program.sha256
+    assert type(back.spec) is ARCHITECTURES[back.architecture]
+
+
+def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
+    assert Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps").spec.out_channels == 2
+    with pytest.raises(DuetError, match=r"model.out_channels: 3 was given for 1 in_channels; .* 1, or twice .*\(2\)"):
+        Problem(replace(SPEC, out_channels=3), {"name": "linear"}, "eps")
+
+
+@pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
+def test_white_is_above_black(value_range):
+    with pytest.raises(DuetError, match="value_range: .* it is .black, white."):
+        Problem(SPEC, {"name": "linear"}, "eps", value_range)
