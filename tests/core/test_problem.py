@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
 from diffusion_core.parity import cases
+from diffusion_core.problem import Problem
 from diffusion_core.unet import ARCHITECTURES, UNetSpec
 
 SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2)
@@ -59,5 +59,5 @@ def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
 def test_white_is_above_black(value_range):
-    with pytest.raises(DuetError, match="value_range: .* it is .black, white."):
+    with pytest.raises(DuetError, match=r"value_range: .* it is .black, white."):
         Problem(SPEC, {"name": "linear"}, "eps", value_range)
