@@ -187,7 +187,7 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
     residuals = {"mid.block0": f"dec.{side[last]}_in0", "mid.block1": f"dec.{side[last]}_in1"}
     attentions = {"mid.attn": f"dec.{side[last]}_in0"}
     modules = {
-        "embed.sinusoid": "map_noise",
+        "embed.features": "map_noise",
         "embed.augment": "map_augment",
         "embed.dense0": "map_layer0",
         "embed.dense1": "map_layer1",
@@ -210,7 +210,7 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
     modules |= prefixes(residuals, _LEAVES) | prefixes(attentions, _ATTENTION)
 
     def spell(node: Node, parameter: str, module: str) -> Entry:
-        if node.name == "embed.sinusoid":
+        if node.name == "embed.features":
             return Entry((f"{module}.freqs",))
         if node.name == "embed.label":
             if is_song:

@@ -114,7 +114,7 @@ class _Lowering(Builder):
     def embedding(self) -> str:
         """Sines, then cosines; plus the row of the class; and the activation that every stage applies."""
         spec, dim = self.spec, self.spec.embedding
-        h = self.add("embed.sinusoid", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise", width=dim)
+        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise", width=dim)
         if spec.num_classes:
             label = self.add("embed.label", Embedding(spec.num_classes + 1, dim), "label", width=dim)
             h = self.add("embed.add", Add(1.0), h, label)

@@ -91,7 +91,7 @@ class _Lowering(Builder):
         else:
             divisor = features / 2 - (spec.embedding_divisor == "half_minus_one")
             block = Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
-        h = self.add("embed.sinusoid", block, "c_noise", width=features)
+        h = self.add("embed.features", block, "c_noise", width=features)
         if spec.class_embedding == "before":
             h = self.with_class(h)
         if spec.augment_dim:

@@ -218,12 +218,12 @@ def test_simple_normalises_after_the_activation():
 def test_features_of_the_time_are_sines_then_cosines(name, divisor):
     # Width 8: inverse frequencies 10000^(k / 4), as in the tutorial, or 10000^(k / 3), ending at 10000 exactly.
     angle = T[:, None] / 10000.0 ** (np.arange(4) / divisor)
-    close(run(TINY[name])["embed.sinusoid"], np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
+    close(run(TINY[name])["embed.features"], np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
 
 
 def test_a_stage_of_double_convolutions_adds_the_time_to_every_pixel():
     values, weights = run(TINY["double_conv"]), some_weights(lower(TINY["double_conv"]))
-    features = values["embed.sinusoid"]
+    features = values["embed.features"]
     vector = features / (1.0 + np.exp(-features)) @ weights["up.0.time.weight"].T + weights["up.0.time.bias"]
     close(
         values["up.0.add_time"] - values["up.0.double1.norm1"], np.broadcast_to(vector[:, None, None, :], (2, 8, 8, 4))

@@ -663,7 +663,7 @@ NETWORK_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "augmentation label left out": (
         "DDPM++", {"network.forward": lambda x, t, label, features: (x, t, label, None)}
     ),
-    "cos first for sin first": ("NCSN++", {"network": told_block("embed.sinusoid", sin_first=False)}),
+    "cos first for sin first": ("NCSN++", {"network": told_block("embed.features", sin_first=False)}),
     "another filter of the image": (
         "NCSN++", {"network": told_block("down.0.image.filter", taps=(0.0, 1.0, 1.0, 0.0))}
     ),
