@@ -18,7 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from diffusion_core.checkpoint import load_checkpoint
+from diffusion_core.data import to_uint8
 from diffusion_core.run import read_metrics, read_samples
+from diffusion_core.sampling.draw import draw
 from diffusion_core.weights import count
 from experiments.schema import register
 from experiments.train import Experiment
@@ -26,9 +28,10 @@ from experiments.train import Experiment
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 
+CPU = ("backend.threads=1", "backend.device=cpu")
 SMALL = (
     "trainer.images=120 trainer.batch=10 trainer.log_images=10 trainer.checkpoint_images=60 trainer.sample_images=60 "
-    "trainer.keep_checkpoints=null sample.count=10 sample.batch=10 backend.threads=1 backend.device=cpu"
+    "trainer.keep_checkpoints=null sample.count=10 sample.batch=10"
 )
 # As much noise in six levels as there is in a thousand.
 FEW = "process.schedule.T=6 +process.schedule.beta_start=0.05 +process.schedule.beta_end=0.6"
@@ -50,13 +53,17 @@ SYSTEMS = {
 
 def run(name: str, backend: str, directory: Path, *words: str) -> str:
     """Train in this process; gives what was printed."""
-    main = importlib.import_module("experiments.train").main
-    given = [f"backend={backend}", f"experiment={name}", f"hydra.run.dir={directory}"]
-    given += [*SMALL.split(), *SYSTEMS[name].split(), *words]
+    given = [f"backend={backend}", f"experiment={name}", f"hydra.run.dir={directory}", *CPU]
+    return start("train", *given, *SMALL.split(), *SYSTEMS[name].split(), *words)
+
+
+def start(module: str, *given: str) -> str:
+    """Run an entry point in this process; gives what was printed."""
+    main = importlib.import_module(f"experiments.{module}").main
     out = io.StringIO()
     GlobalHydra.instance().clear()
     with (
-        mock.patch.object(sys, "argv", ["experiments.train", *given]),
+        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
         mock.patch.dict(os.environ),
         contextlib.redirect_stdout(out),
     ):
@@ -125,19 +132,122 @@ def test_resumed_equals_uninterrupted(finished, backend_name, tmp_path):
 
 
 @pytest.mark.backend
-def test_the_main_weights_draw_other_samples(finished):
+def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, backend_name):
+    """The original's `use_main`: the average, or the main weights."""
     name, directory, _ = finished
-    state = load_checkpoint(directory).state
-    assert any(not np.array_equal(state.weights[key], state.ema[key]) for key in state.weights), name
+    if name != "landscape":
+        return
+    found, backend = load_checkpoint(directory), open_backend("float32")
+    plan = found.problem.plan("ddpm", variance="fixed_large", last_t=1, clip=None, guidance=3.0)
+    drawn = {}
+    for which in ("weights", "ema"):
+        out = directory.parent / which
+        start("sample", f"backend={backend_name}", f"checkpoint={directory}", f"out={out}", f"sample.weights={which}",
+              "sampler=ddpm_tutorial", "sampler.guidance=3", "sample.count=5", "pictures=false", *CPU)  # fmt: skip
+        network = backend.network(found.problem.program, getattr(found.state, which))
+        images = draw(backend, network, plan, found.problem.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
+        drawn[which] = read_samples(out / "samples.npz")[0]
+        np.testing.assert_array_equal(drawn[which], to_uint8(images, found.problem.value_range))
+    assert not np.array_equal(drawn["weights"], drawn["ema"])
+
+
+def composed(name: str):
+    """(configuration, objects) of an experiment as its file is."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"experiment={name}"])
+    return cfg, Experiment.of(cfg)
+
+
+# What each original states, as the objects of the experiment say it.
+STATED = {
+    "landscape": {
+        "image_shape": (64, 64, 3), "classes": 5, "null_label": 0, "value_range": (0.0, 1.0),
+        "schedule": ("linear", 1000), "prediction": "eps", "distance": "mse", "guidance": 3.0,
+        "t of the rows": [*range(999, 0, -1)], "noise": "beta", "clip": None,
+        "lr": {10: 1e-4, 5_000_000: 1e-4}, "batch": 10, "weight_decay": 0.0,
+        "ema": {3000: 0.0, 3001: 0.995}, "sampled with": "ema",
+    },
+    "simple": {
+        "image_shape": (28, 28, 3), "classes": 0, "null_label": None, "value_range": (-1.0, 1.0),
+        "schedule": ("linear", 300), "prediction": "eps", "distance": "l1", "flip": True,
+        "t of the rows": [*range(299, -1, -1)], "noise": "posterior",
+        "lr": {128: 1e-3, 6_000_000: 1e-3}, "batch": 128, "images": 6_000_000, "sample_images": 300_000,
+        "data": {"name": "cifar10", "part": "both", "size": 28}, "weight_decay": 0.0, "sampled with": "weights",
+    },
+    "sixteen_step": {
+        "image_shape": (32, 32, 3), "classes": 0, "schedule": ("flow", 16), "prediction": "next_level",
+        "distance": "l1", "t of the rows": [*range(15, -1, -1)], "noise": "none",
+        "lr": {128: 8e-4, 640_000: 8e-4, 640_128: 7.2e-4, 50_000_000: 1e-6}, "batch": 128,
+        "data": {"name": "cifar10", "classes": [1]}, "weight_decay": 0.0, "sampled with": "weights",
+    },
+    "denoising_autoencoder": {
+        "image_shape": (128, 128, 3), "prediction": "x0", "distance": "mse", "value_range": (0.0, 1.0),
+        "sampled with": "weights",
+    },
+    "double_conv_attention": {
+        "image_shape": (64, 64, 1), "classes": 0, "schedule": ("linear", 1000), "prediction": "eps", "distance": "mse",
+        "first_t": 1, "t of the rows": [*range(999, 0, -1)], "noise": "beta", "weight_decay": 0.01,
+    },
+    "plain": {
+        "image_shape": (64, 64, 3), "schedule": ("linear", 1000), "prediction": "eps", "batch": 32,
+        "lr": {32: 1e-4}, "t of the rows": [*range(999, -1, -1)], "epochs": 10, "weight_decay": 0.0,
+        "sampled with": "weights",
+    },
+}  # fmt: skip
+
+
+def said(cfg, experiment: Experiment) -> dict:
+    """The same of an experiment."""
+    problem, plan, schedule = experiment.problem, experiment.plan, experiment.problem.process.schedule
+    betas = 1.0 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
+    noise = plan.noise[:, 0]
+    kinds = {
+        "beta": np.append(np.sqrt(betas[plan.t[:-1]]), 0.0),
+        "posterior": np.sqrt(np.append(0.0, betas[1:] * (schedule.sigma[:-1] / schedule.sigma[1:]) ** 2))[plan.t],
+        "none": np.zeros(plan.rows),
+    }
+    return {
+        "image_shape": problem.spec.image_shape, "classes": problem.program.classes,
+        "null_label": problem.program.null_label, "value_range": problem.value_range,
+        "schedule": (schedule.name, schedule.steps), "prediction": problem.process.prediction,
+        "distance": experiment.objective.distance, "first_t": experiment.objective.first_t,
+        "guidance": plan.guidance[0], "t of the rows": plan.t.tolist(), "clip": plan.clip,
+        "noise": next((k for k, v in kinds.items() if v.shape == noise.shape and np.allclose(v, noise)), "other"),
+        "lr": experiment.learning_rate, "batch": experiment.course.batch, "ema": experiment.ema,
+        "images": experiment.course.images, "sample_images": experiment.course.sample_images,
+        "flip": experiment.loader.flip, "weight_decay": experiment.adam.weight_decay,
+        "epochs": experiment.course.images / len(experiment.loader.dataset),
+        "data": {"name": cfg.data.name, **cfg.data.options}, "sampled with": cfg.sample.weights,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_an_experiment_is_what_its_original_states(name):
+    got = said(*composed(name))
+    for key, wanted in STATED[name].items():
+        if key in ("lr", "ema"):
+            assert {at: pytest.approx(got[key](at)) for at in wanted} == wanted, key
+        elif key == "data":
+            assert {k: got[key][k] for k in wanted} == wanted
+        else:
+            assert got[key] == wanted, key
+
+
+def test_the_schedule_that_the_text_of_plain_has_is_there():
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", ["experiment=plain", "process.schedule.name=plain_as_written"])
+    schedule = Experiment.of(cfg).problem.process.schedule
+    np.testing.assert_allclose(schedule.alpha**2, np.linspace(0.02, 1e-4, 1000), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_fits_together_at_full_size(name):
     """Network, process, sampler, data and course of the file as it is, without a backend."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        experiment = Experiment.of(compose("train", [f"experiment={name}"]))
+    _, experiment = composed(name)
     assert count(experiment.problem.program) > 100_000
     batch = experiment.loader.batch(0, 2)
     assert batch.pixels.shape[1:] == experiment.problem.spec.image_shape
