@@ -93,7 +93,7 @@ class TrainBatch:
     where of an F with more channels than the images the first ones count.
 
     Args:
-        images: x_0 in [-1, 1], with shape (B, H, W, C).
+        images: x_0 in the range of the data, with shape (B, H, W, C).
         noise: eps, with the same shape.
         label: int32 with shape (B,); the null label where the class is dropped.
         alpha: with shape (B,), as are all the columns.

@@ -66,6 +66,7 @@ class Objective:
         distance: ``"mse"``, ``"l1"`` or ``"huber"`` (with its corner at 1).
         null_label: the network's label that means "no class"; None for a network without one.
         drop_label: probability of training an image without its class.
+        features: how many numbers per image the network takes beside the class; zeros in training.
         classes: number of classes; where it is not given, `null_label`, the last label, says it.
         first_t: the lowest level that is trained; 1 leaves out t = 0.
     """

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
+from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.schedule import make_schedule
 from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower, make_spec
 
@@ -27,12 +29,14 @@ class Problem:
         schedule: name and options of the schedule, see `schedule.make_schedule`.
         prediction: the parameterisation.
         value_range: what black and white are to the network.
+        time_scale: see `process.Process`.
     """
 
     spec: NetworkSpec
     schedule: Mapping[str, Any]
     prediction: str
-    value_range: tuple[float, float] = (-1.0, 1.0)
+    value_range: tuple[float, float] = VALUE_RANGE
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         given, images = self.spec.out_channels, self.spec.in_channels
@@ -41,8 +45,7 @@ class Problem:
                 f"model.out_channels: {given} was given for {images} in_channels; a prediction has the channels of its "
                 f"image, {images}, or twice as many ({2 * images}) with a variance for each"
             )
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise DuetError(f"value_range: {self.value_range} was given; it is (black, white), as in (-1, 1)")
+        check_value_range(self.value_range)
         # Made at once, so that a mistake is found before anything is trained or written.
         _ = self.program, self.process
 
@@ -54,7 +57,11 @@ class Problem:
     @cached_property
     def process(self) -> Process:
         """The schedule with its parameterisation."""
-        return Process(make_schedule(**self.schedule), self.prediction)
+        return Process(make_schedule(**self.schedule), self.prediction, self.time_scale)
+
+    def plan(self, sampler: str, **options: Any) -> SamplerPlan:
+        """The plan of a sampler by name, whose clip is in the range of the values; see `sampling.make_plan`."""
+        return make_plan(self.process, sampler, **options).within(self.value_range)
 
     @property
     def architecture(self) -> str:
@@ -69,10 +76,12 @@ class Problem:
             "schedule": dict(self.schedule),
             "prediction": self.prediction,
             "value_range": list(self.value_range),
+            "time_scale": self.time_scale,
         }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Problem:
         """The inverse of `to_dict`."""
         spec = make_spec(data["architecture"], **data["spec"])
-        return Problem(spec, dict(data["schedule"]), data["prediction"], tuple(data["value_range"]))
+        value_range = tuple(data["value_range"])
+        return Problem(spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"])

@@ -11,8 +11,8 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     v            alpha eps - sigma x_0          alpha/(alpha^2+sigma^2)   -sigma/(alpha^2+sigma^2)
     next_level   alpha_s x_0 + sigma_s eps      sigma_s/d                 -sigma_t/d
 
-Here c_in = 1 and c_noise = t, the level's index. v is stated for any schedule; with
-alpha^2 + sigma^2 = 1 it is the usual one. next_level maps x_t to x_s, the same picture with the same
+Here c_in = 1 and c_noise = t, the level's index (times a scale, for networks that count otherwise). v is
+stated for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. next_level maps x_t to x_s, the same picture with the same
 eps at the next less noisy level s = t - 1, which is clean data, (1, 0), after t = 0. Its columns solve
 the two equations of x_t and x_s for x_0, with the determinant ``d = sigma_s alpha_t - sigma_t alpha_s``.
 As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is 0; but 1/d magnifies an error of F
@@ -102,14 +102,19 @@ class Process:
     Args:
         schedule: the noise levels.
         prediction: ``"eps"``, ``"x0"``, ``"v"`` or ``"next_level"``.
+        time_scale: what t is multiplied with on its way to the network; 1000/T for networks that were trained with
+            "rescaled timesteps".
     """
 
     schedule: Schedule
     prediction: str = "eps"
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise one_of("process.prediction", self.prediction, PREDICTIONS)
+        if not 0 < self.time_scale < np.inf:
+            raise DuetError(f"process.time_scale: {self.time_scale} was given; it must be a positive number")
         self.columns(np.arange(self.schedule.steps))
 
     def columns(self, t: ArrayLike) -> Columns:
@@ -120,7 +125,7 @@ class Process:
         alpha_next, sigma_next = np.append(1.0, self.schedule.alpha)[t], np.append(0.0, self.schedule.sigma)[t]
         law = PREDICTIONS[self.prediction]
         c_skip, c_out, target_x0, target_eps = law(alpha, sigma, alpha_next, sigma_next)
-        return Columns(c_skip, c_out, np.ones_like(alpha), t.astype(np.float64), target_x0, target_eps)
+        return Columns(c_skip, c_out, np.ones_like(alpha), self.time_scale * t, target_x0, target_eps)
 
 
 def _per_image(column: ArrayLike, like: NDArray) -> Array:

@@ -23,43 +23,45 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["Stream", "philox4x32", "words"]
+__all__ = ["LOW", "Stream", "philox4x32", "words"]
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
+LOW = 0xFFFFFFFF
 _HALF = np.uint64(32)
 
 
-def philox4x32(counter: tuple[NDArray, NDArray, NDArray, NDArray], key: tuple[int, int]) -> tuple[NDArray, ...]:
-    """Ten rounds of Philox4x32 (Salmon et al., 2011, section 3.3).
+def _high(product: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return product >> _HALF
+
+
+def philox4x32(
+    counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any], high: Callable[[Any], Any] = _high
+) -> tuple[Any, ...]:
+    """Ten rounds of Philox4x32 (Salmon et al., 2011, section 3.3), on the arrays of any framework.
 
     Args:
-        counter: four arrays of 32-bit words held in uint64, which broadcast together.
+        counter: four arrays of 32-bit words held in 64 bits, with or without a sign, which broadcast together.
         key: two 32-bit words.
+        high: gives the upper 32 of 64 bits; the default is for NumPy's uint64.
 
     Returns:
-        Four uint64 arrays holding 32-bit words.
+        Four arrays of 32-bit words held in 64 bits.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        p0 = c0 * _MULTIPLIERS[0]
-        p1 = c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> _HALF) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _HALF) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
-        k0 = (k0 + _WEYL[0]) & 0xFFFFFFFF
-        k1 = (k1 + _WEYL[1]) & 0xFFFFFFFF
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = high(p1) ^ c1 ^ k0, p1 & LOW, high(p0) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + _WEYL[0]) & LOW, (k1 + _WEYL[1]) & LOW
     return c0, c1, c2, c3
 
 
@@ -74,7 +76,8 @@ def words(key: tuple[int, int], index: ArrayLike, n: int, row: int = 0) -> NDArr
     """
     index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
     block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
-    made = philox4x32((block, np.uint64(row), index & _LOW, index >> _HALF), key)
+    counter = (block, np.full_like(block, row), index & np.uint64(LOW), _high(index))
+    made = philox4x32(counter, key, _high)
     return np.stack(made, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
 
 

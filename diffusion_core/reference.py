@@ -310,8 +310,8 @@ def sample(
             without = forward(program, weights, plan.c_in[i] * x, c_noise, null)
             output = without + plan.guidance[i] * (output - without)
         estimate = plan.c_skip[i] * x + plan.c_out[i] * output[..., : x.shape[-1]]
-        if plan.clip is not None:
-            estimate = np.clip(estimate, -plan.clip, plan.clip)
+        if plan.bounds is not None:
+            estimate = np.clip(estimate, *plan.bounds)
         history = [estimate, *history[:-1]]
         z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
         registers = [

@@ -19,7 +19,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
 from diffusion_core.run import write_samples
-from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
+from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from diffusion_core.sampling.draw import check_labels, describe_labels, draw
 from diffusion_core.unet import NetworkSpec, make_spec
 from diffusion_core.weights import Weights
@@ -64,7 +64,8 @@ def problem_of(cfg: DictConfig) -> Problem:
     schedule = plain(cfg.process.schedule)
     if "name" not in schedule:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    return Problem(spec, schedule, cfg.process.prediction, tuple(cfg.process.value_range))
+    process = cfg.process
+    return Problem(spec, schedule, process.prediction, tuple(process.value_range), process.time_scale)
 
 
 def spec_of(cfg: DictConfig) -> NetworkSpec:
@@ -80,6 +81,8 @@ def spec_of(cfg: DictConfig) -> NetworkSpec:
 def load_data(data: DictConfig) -> Dataset:
     """The data set of a configuration, or what stands in for it where its files are not given; the name says which."""
     options, stand_in = plain(data.options), plain(data.stand_in)
+    if options.get("path") == "":
+        raise DuetError("data.options.path: an empty text was given; it is a file or a folder")
     if options.get("path", "") is not None:
         return load_dataset(data.name, **options)
     if not stand_in:
@@ -93,7 +96,7 @@ def plan_of(problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
     options = dict(sampler)
     if "name" not in options:
         raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
-    plan = make_plan(problem.process, options.pop("name"), **options)
+    plan = problem.plan(options.pop("name"), **options)
     check_labels(np.zeros(0, np.int32), problem.program, plan)
     return plan
 

@@ -10,7 +10,6 @@ The second command prints the differences and leaves with exit code 1 if one is 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +31,13 @@ def main(cfg: DictConfig) -> None:
     """Record a network in each precision, and compare it if another record is given."""
     spec, out = spec_of(cfg), Path(cfg.out)
     unknown = [p for p in cfg.precisions if p not in PRECISIONS]
-    if unknown:
-        raise one_of("precisions", unknown[0], PRECISIONS)
+    if unknown or not cfg.precisions:
+        raise one_of("precisions", unknown[0] if unknown else "nothing", PRECISIONS)
     if cfg.batch < 1:
         raise DuetError(f"batch: {cfg.batch} was given; it must be at least 1")
     if (out / "network.json").exists():
         raise DuetError(f"out: {out} holds a record already; give another directory")
     others = {p: load_arrays(Path(cfg.other) / f"{p}.npz") for p in cfg.precisions} if cfg.other else {}
-    # Without dropout: this is about the size of sums, and its masks are compared on the ladder.
-    spec = replace(spec, dropout=0.0) if hasattr(spec, "dropout") else spec
     parameters = count(lower(spec))
     print(f"{parameters:,} parameters, images {spec.image_shape}", flush=True)
     out.mkdir(parents=True, exist_ok=True)

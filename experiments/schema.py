@@ -78,7 +78,7 @@ class DataSchema:
 
 @dataclass
 class ProcessSchema:
-    """Schedule (name and options), prediction, distance, label dropping, lowest level, and what black and white are."""
+    """Schedule (name and options), prediction, distance, label dropping, lowest level, range of values, scale of t."""
 
     schedule: dict[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
@@ -86,6 +86,7 @@ class ProcessSchema:
     drop_label: float = 0.0
     first_t: int = 0
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
+    time_scale: float = 1.0
 
 
 @dataclass

@@ -27,7 +27,7 @@ def _estimate(
     else:
         output = network.call(c_in * x, c_noise, label, network.no_features(len(x)))
     estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output[..., : x.shape[-1]]
-    return estimate if plan.clip is None else tf.clip_by_value(estimate, -plan.clip, plan.clip)
+    return estimate if plan.bounds is None else tf.clip_by_value(estimate, *plan.bounds)
 
 
 def _advance(

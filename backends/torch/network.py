@@ -110,13 +110,14 @@ class LayerNorm(Module):
 class BatchNorm(Module):
     def forward(self, x: Tensor, training: Training | None) -> Tensor:
         mean, variance = self.mean, self.variance
-        if training is not None:
-            mean, variance = mean.clone(), variance.clone()  # PyTorch moves them in place
-        is_training, momentum = training is not None, self.block.momentum
-        y = F.batch_norm(x, mean, variance, self.weight, self.bias, is_training, momentum, self.block.eps)
-        if training is not None:
-            training.statistics |= {f"{self.node.name}.mean": mean, f"{self.node.name}.variance": variance}
-        return y
+        if training is None:
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, eps=self.block.eps)
+        mean, variance = mean.clone(), variance.clone()  # PyTorch moves them in place
+        # It refuses a single value per channel; twice the same has its mean and its variance.
+        given = x if x.numel() > self.block.channels else torch.cat([x, x])
+        y = F.batch_norm(given, mean, variance, self.weight, self.bias, True, self.block.momentum, self.block.eps)
+        training.statistics |= {f"{self.node.name}.mean": mean, f"{self.node.name}.variance": variance}
+        return y[: len(x)]
 
 
 class SiLU(Module):

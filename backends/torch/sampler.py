@@ -26,7 +26,7 @@ def _estimate(network: Network, plan: SamplerPlan, i: int, x: Tensor, label: Ten
     else:
         output = network.call(c_in * x, c_noise, label, network.no_features(len(x)))
     estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * output[:, : x.shape[1]]
-    return estimate if plan.clip is None else estimate.clamp(-plan.clip, plan.clip)
+    return estimate if plan.bounds is None else estimate.clamp(*plan.bounds)
 
 
 def _advance(

@@ -56,12 +56,14 @@ def compare_network(
     """The checks of two records of one network, and the parameter whose gradients differ most.
 
     Raises:
-        DuetError: if they are of two networks.
+        DuetError: if they are of two networks, or only one has gradients.
     """
     if str(a["program"]) != str(b["program"]):
         raise DuetError(f"the records are of two networks ({str(a['program'])[:12]} and {str(b['program'])[:12]})")
+    if ("loss" in a) != ("loss" in b):
+        raise DuetError("one record has gradients and the other has none; give gradients=false to both, or to none")
     checks = [check(3, "output", precision, pair, "network", relative(a["output"], b["output"]))]
-    if "loss" not in a or "loss" not in b:
+    if "loss" not in a:
         return checks, None
     one, two = under(a, "gradient/"), under(b, "gradient/")
     checks.append(check(4, "loss", precision, pair, "loss", relative(a["loss"], b["loss"])))

@@ -64,7 +64,7 @@ def draw(
     watch: Watch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray:
-    """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near [-1, 1].
+    """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
 
     Args:
         shape: of one image, (h, w, c).

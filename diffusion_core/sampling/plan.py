@@ -47,7 +47,8 @@ class SamplerPlan:
         noise: scale of the row's fresh noise per register, with shape (N, R).
         guidance: weight of the class over no class, with shape (N,).
         start_scale: standard deviation of the noise that the sampler starts from.
-        clip: estimates are clipped to [-clip, clip]; None leaves them.
+        clip: estimates are clipped to [-clip, clip] in a data range of [-1, 1]; None leaves them.
+        value_range: the data range; see `within`.
         keeps_marginals: whether a row maps the exact distribution at its level to that at the next one
             in variance too (false for DDPM's larger variance).
 
@@ -70,6 +71,7 @@ class SamplerPlan:
     guidance: Array
     start_scale: float = 1.0
     clip: float | None = None
+    value_range: tuple[float, float] = (-1.0, 1.0)
     keeps_marginals: bool = True
 
     def __post_init__(self) -> None:
@@ -135,6 +137,17 @@ class SamplerPlan:
     def is_guided(self) -> NDArray[np.bool_]:
         """Whether each row needs the network with and without the class, with shape (N,)."""
         return self.guidance != 1
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the largest estimate, or None."""
+        low, high = self.value_range
+        middle, half = (low + high) / 2, (high - low) / 2
+        return None if self.clip is None else (middle - self.clip * half, middle + self.clip * half)
+
+    def within(self, value_range: tuple[float, float]) -> SamplerPlan:
+        """The same plan for data whose black and white are these values: a clip of 1 ends there."""
+        return replace(self, value_range=tuple(value_range))
 
     def with_guidance(self, weight: ArrayLike) -> SamplerPlan:
         """The same plan with another guidance weight, one number or one per row.

@@ -59,5 +59,21 @@ def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
 def test_white_is_above_black(value_range):
-    with pytest.raises(DuetError, match=r"value_range: .* it is .black, white."):
+    with pytest.raises(DuetError, match=r"value range: .* it must be two numbers"):
         Problem(SPEC, {"name": "linear"}, "eps", value_range)
+
+
+def test_a_clip_of_one_ends_at_black_and_white():
+    problem = Problem(SPEC, {"name": "linear"}, "eps", (0.0, 1.0))
+    assert problem.plan("ddim", clip=1.0).bounds == (0.0, 1.0)
+    assert problem.plan("ddim", clip=2.0).bounds == (-0.5, 1.5)
+    assert problem.plan("ddim", clip=None).bounds is None
+    assert replace(problem, value_range=(-1.0, 1.0)).plan("ddim", clip=1.0).bounds == (-1.0, 1.0)
+
+
+def test_time_is_scaled_on_its_way_to_the_network():
+    problem = Problem(SPEC, {"name": "cosine", "T": 4000}, "eps", time_scale=0.25)
+    assert problem.process.columns([3999]).c_noise == [999.75]
+    assert problem.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
+    with pytest.raises(DuetError, match=r"process\.time_scale: 0 was given; it must be a positive number"):
+        replace(problem, time_scale=0)
