@@ -10,7 +10,8 @@
 
 Files of a framework's own format are read by that framework: `.pt` and `.bin` with backend=torch, TensorFlow's
 checkpoints with backend=tf; `.safetensors` and `.npz` with either. The options of a source are those of its function
-in `diffusion_core.convert`; process=... takes the place of what the source says or DDPM's, the default.
+in `diffusion_core.convert`; process=NAME takes the place of what the source says or DDPM's, the default, with what is
+beside it, as +process.value_range=[0,1]. Which process it is is printed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from diffusion_core.backend import TrainerState, load_backend
 from diffusion_core.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from diffusion_core.convert import import_weights
 from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
 from diffusion_core.run import environment
 from diffusion_core.weights import count
 from experiments.common import settings_of
 from experiments.entry import entry, plain
+
+_PLACES = {"path": "file or directory to read", "out": "directory to write"}
 
 
 @entry("import_weights")
@@ -37,20 +41,34 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     # What is left out is refused by the source itself, which says what else it takes.
     options = {name: cfg.source[name] for name in cfg.source if not OmegaConf.is_missing(cfg.source, name)}
-    if not cfg.out or list_checkpoints(out / "checkpoints"):
+    for name in ("path", "out"):
+        if not cfg[name]:
+            raise DuetError(f"{name}: nothing was given; it is the {_PLACES[name]}")
+    if list_checkpoints(out / "checkpoints"):
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
-    process = None if cfg.process is None else {name: plain(cfg.process)[name] for name in ("schedule", "prediction")}
+    process = None if cfg.process is None else plain(cfg.process)
 
     def read(file: Path) -> dict[str, NDArray]:
         return load_backend(cfg.backend.name, settings_of(cfg, "float32")).read_arrays(file)
 
     name = options.pop("name")
     found = import_weights(name, Path(cfg.path), read, process, options)
-    notes = {"source": name, "path": cfg.path, "note": found.note, **environment()}
+    notes = {"source": name, "path": cfg.path, "note": found.note, "process": found.whose, **environment()}
     state = replace(TrainerState.fresh(found.weights), ema=found.ema)
     save_checkpoint(out / "checkpoints", Checkpoint(0, found.problem, 0, state, notes))
     print(f"{name}: {found.note}")
+    print(f"process: {_in_words(found.problem)} ({found.whose})")
     print(f"{count(found.problem.program):,} parameters, {found.problem.spec.image_size} pixels: checkpoint={out}")
+
+
+def _in_words(problem: Problem) -> str:
+    """The process of a problem."""
+    options = {name: value for name, value in problem.schedule.items() if name not in ("name", "T")}
+    words = [f"{problem.schedule['name']}, {problem.process.schedule.steps} levels"]
+    words += [f"{name} {value:g}" for name, value in options.items()]
+    words += [f"{problem.prediction} prediction", f"images in {list(problem.value_range)}"]
+    words += [f"time_scale {problem.time_scale:g}"] if problem.time_scale != 1 else []
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Any
 
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
-    DDPM,
     HWIO,
     SAME,
     TRANSPOSED,
@@ -28,11 +27,11 @@ from diffusion_core.convert.names import (
     expand,
     name_map,
     prefixes,
+    problem_of,
     qkv,
     read_weights,
 )
 from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
 from diffusion_core.unet import Node, Program, UNetSpec
 from diffusion_core.unet.blocks import Attention
 
@@ -67,8 +66,10 @@ def import_ddpm_tf(
 
     Args:
         path: its prefix (read by `read`), or an `.npz` or `.safetensors` file of the same names.
-        process: schedule and prediction; None takes those of DDPM.
+        process: see `names.problem_of`.
         image_size: height and width in pixels.
+        norm_groups: groups of every GroupNorm.
+        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
 
     Raises:
         DuetError: if it does not fit.
@@ -86,12 +87,12 @@ def import_ddpm_tf(
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    problem = Problem(spec, **(process or DDPM))
+    problem, whose = problem_of(spec, process)
     names = model_names(spec, problem.program, root)
     weights = read_weights(names, problem.program, arrays, str(path))
     ema = read_weights(names, problem.program, average, f"{path}, moving average") if average else weights
     note = "the original DDPM" + (" with its moving average" if average else "; it holds no moving average")
-    return Imported(problem, weights, ema, note)
+    return Imported(problem, weights, ema, note, whose)
 
 
 def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:

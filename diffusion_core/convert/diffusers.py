@@ -25,6 +25,7 @@ References:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from safetensors import numpy as tensors
 
 from diffusion_core.convert.arrays import Reader, read_arrays, read_config
 from diffusion_core.convert.names import (
-    DDPM,
     DENSE_1X1,
     SAME,
     Entry,
@@ -44,12 +44,14 @@ from diffusion_core.convert.names import (
     expand,
     name_map,
     prefixes,
+    problem_of,
     qkv,
     read_weights,
     write_weights,
 )
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
+from diffusion_core.sampling.ddpm import VARIANCES
 from diffusion_core.unet import Node, Program, UNetSpec, lower
 from diffusion_core.unet.blocks import Attention, GroupNorm
 from diffusion_core.weights import Weights
@@ -106,6 +108,35 @@ _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
 }
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _TIME = {"default": "add", "scale_shift": "scale_shift"}
+# The schedulers whose process is DDPM's, x_t = alpha_t x_0 + sigma_t eps at whole t, with the first and the last beta
+# that they have where a file leaves them out. How they sample is another matter.
+_SCHEDULERS: dict[str, tuple[float, float]] = {
+    "DDPMScheduler": (1e-4, 0.02),
+    "DDPMParallelScheduler": (1e-4, 0.02),
+    "DDIMScheduler": (1e-4, 0.02),
+    "DDIMParallelScheduler": (1e-4, 0.02),
+    "DDIMInverseScheduler": (1e-4, 0.02),
+    "PNDMScheduler": (1e-4, 0.02),
+    "DEISMultistepScheduler": (1e-4, 0.02),
+    "DPMSolverMultistepScheduler": (1e-4, 0.02),
+    "DPMSolverMultistepInverseScheduler": (1e-4, 0.02),
+    "DPMSolverSinglestepScheduler": (1e-4, 0.02),
+    "SASolverScheduler": (1e-4, 0.02),
+    "UniPCMultistepScheduler": (1e-4, 0.02),
+    "EulerDiscreteScheduler": (1e-4, 0.02),
+    "EulerAncestralDiscreteScheduler": (1e-4, 0.02),
+    "LMSDiscreteScheduler": (1e-4, 0.02),
+    "HeunDiscreteScheduler": (0.00085, 0.012),
+    "KDPM2DiscreteScheduler": (0.00085, 0.012),
+    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012),
+}
+# What makes the process of one of them another one, where it has a value other than these.
+_SAME_PROCESS: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),
+    "use_flow_sigmas": (False, None),
+    "timestep_type": ("discrete",),
+}
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _RESIDUAL = {"norm0": "norm1", "conv0": "conv1", "time": "time_emb_proj", "norm1": "norm2", "conv1": "conv2"}
 _LEAVES = {
@@ -133,7 +164,7 @@ def import_diffusers(
     Args:
         path: the directory.
         read: reads `.bin` weights.
-        process: schedule and prediction; None takes the pipeline's, or those of DDPM.
+        process: see `names.problem_of`; None takes the pipeline's, or that of DDPM.
         image_size: where the configuration has no sample_size.
         null_class: ``"zero"``, or ``"last"`` where the last row of the class table was trained to mean "no class".
 
@@ -147,12 +178,13 @@ def import_diffusers(
             f"{path}: it holds no UNet2DModel (config.json) and no DDPMPipeline (model_index.json, unet/config.json)"
         )
     spec = spec_of(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
-    found, sampler = DDPM, ""
+    own, sampler = None, ""
     if is_pipeline:
         folder = path / "scheduler" if (path / "scheduler").is_dir() else path
         file = folder / "scheduler_config.json"
-        found, sampler = _process_of(read_config(file), str(file), process)
-    problem = Problem(spec, **(process or found))
+        config = read_config(file)
+        own, sampler = _process_of(config, str(file)) if process is None else None, _sampler_of(config)
+    problem, whose = problem_of(spec, process, own)
     file = next(
         (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
         unet / f"{_WEIGHTS}.safetensors",
@@ -160,7 +192,7 @@ def import_diffusers(
     arrays = {_present_name(name): array for name, array in read_arrays(file, read).items()}
     weights = read_weights(model_names(spec, problem.program), problem.program, arrays, str(file))
     note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{sampler}"
-    return Imported(problem, weights, weights, note)
+    return Imported(problem, weights, weights, note, whose)
 
 
 def spec_of(
@@ -265,25 +297,24 @@ def _ways(config: Mapping[str, Any], way: str, source: str) -> tuple[list[bool],
     return [kinds[kind][0] for kind in types], _RESAMPLE[ways.pop()]
 
 
-def _process_of(
-    config: Mapping[str, Any], source: str, process: Mapping[str, Any] | None
-) -> tuple[Mapping[str, Any], str]:
-    """(process, what its sampler is to Duet) of a scheduler's configuration; a process that is given is kept."""
-    sampler = ""
-    if config.get("_class_name") == "DDPMScheduler":
-        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else "null"
-        variance = config.get("variance_type", "fixed_small")
-        sampler = f"; it samples with sampler=ddpm sampler.variance={variance} sampler.clip={clip}"
-    if process:
-        return process, sampler
+def _process_of(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The process of a scheduler's configuration.
+
+    Raises:
+        DuetError: names the first entry by which it is another one than those that Duet can say.
+    """
+    advice = "give a process, as process=eps_linear"
+    kind = config.get("_class_name")
+    if kind not in _SCHEDULERS:
+        raise DuetError(f"{source}: _class_name: {kind!r} was given; it is not known to have DDPM's process; {advice}")
+    for name, same in _SAME_PROCESS.items():
+        if config.get(name, same[0]) not in same:
+            raise DuetError(f"{source}: {name}: Duet has no name for such a process; {advice}")
     prediction, betas = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
     if prediction not in _PREDICTIONS:
         raise one_of(f"{source}: prediction_type", prediction, _PREDICTIONS)
-    for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if config.get(name):
-            raise DuetError(f"{source}: {name}: Duet has no name for such a schedule; give one, as process=eps_linear")
-    T = config.get("num_train_timesteps", 1000)
-    ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
+    T, (first, last) = config.get("num_train_timesteps", 1000), _SCHEDULERS[kind]
+    ends = {"beta_start": config.get("beta_start", first), "beta_end": config.get("beta_end", last)}
     schedules: dict[str, dict[str, Any]] = {
         "linear": {"name": "linear", "T": T, **ends},
         "scaled_linear": {"name": "scaled_linear", "T": T, **ends},
@@ -291,7 +322,20 @@ def _process_of(
     }
     if betas not in schedules:
         raise one_of(f"{source}: beta_schedule", betas, schedules)
-    return {"schedule": schedules[betas], "prediction": _PREDICTIONS[prediction]}, sampler
+    return {"schedule": schedules[betas], "prediction": _PREDICTIONS[prediction]}
+
+
+def _sampler_of(config: Mapping[str, Any]) -> str:
+    """What the ancestral sampler of a scheduler's configuration is to Duet, in words; of another scheduler nothing."""
+    if config.get("_class_name") not in ("DDPMScheduler", "DDPMParallelScheduler"):
+        return ""
+    variance = config.get("variance_type", "fixed_small")
+    unknown = [] if variance in VARIANCES else [f"variance {variance}"]
+    unknown += ["thresholding"] if config.get("thresholding") else []
+    if unknown:
+        return f"; it samples as sampler=ddpm does, but Duet does not have its {' and its '.join(unknown)}"
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+    return f"; it samples with sampler=ddpm sampler.variance={variance} sampler.clip={'null' if clip is None else clip}"
 
 
 def model_names(spec: UNetSpec, program: Program) -> NameMap:
@@ -351,12 +395,16 @@ def export_pipeline(
     Raises:
         DuetError: names the first field of the network or of the process that diffusers cannot say.
     """
-    if variance not in ("fixed_small", "fixed_large"):
-        raise one_of("target.variance", variance, ("fixed_small", "fixed_large"))
+    if variance not in VARIANCES:
+        raise one_of("target.variance", variance, VARIANCES)
+    if clip is not None and not 0 < clip < math.inf:
+        raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
     if not isinstance(problem.spec, UNetSpec):
         raise DuetError(f"model: a {type(problem.spec).__name__} was given; UNet2DModel is a UNetSpec")
     if tuple(problem.value_range) != (-1.0, 1.0):
         raise DuetError(f"value_range: {problem.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
+    if problem.time_scale != 1:
+        raise DuetError(f"process.time_scale: {problem.time_scale:g} was given; DDPMPipeline gives its network t itself")
     spec = problem.spec
     config = _config_of(spec, problem.program)
     if not spec.qkv_bias:  # its attentions have biases

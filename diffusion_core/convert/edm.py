@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
-    DDPM,
     SAME,
     TRANSPOSED,
     Arrays,
@@ -37,10 +36,10 @@ from diffusion_core.convert.names import (
     NameMap,
     name_map,
     prefixes,
+    problem_of,
     read_weights,
 )
 from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
 from diffusion_core.unet import Node, Program, UNetSpec
 
 __all__ = ["import_edm", "model_names", "spec_of"]
@@ -69,15 +68,17 @@ def import_edm(
 
     Args:
         path: `.pt` (read by `read`), `.npz` or `.safetensors`.
-        process: schedule and prediction; None takes those of DDPM.
+        process: see `names.problem_of`.
         head_channels: channels per head of DhariwalUNet; SongUNet has one head.
+        norm_groups: most groups of a GroupNorm; a group has at least 4 channels.
+        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
 
     Raises:
         DuetError: if it does not fit, or is a pickle with code.
     """
     arrays = {name.removeprefix("model."): a for name, a in read_arrays(path, read).items()}
     spec = spec_of(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
-    problem = Problem(spec, **(process or DDPM))
+    problem, whose = problem_of(spec, process)
     filters = [name for name in arrays if name.endswith(".resample_filter")]
     # Constants of a preconditioning, which are no part of its network.
     constants = [name for name in arrays if name in ("u", "sigma_min", "sigma_max")]
@@ -85,10 +86,10 @@ def import_edm(
     weights = read_weights(names, problem.program, arrays, str(path), extras=(*filters, *constants))
     which = "SongUNet" if _is_song(arrays) else "DhariwalUNet"
     note = (
-        f"the {which} of EDM, whose raw output F is equal; its process is taken to be {problem.schedule['name']} with "
-        f"{problem.prediction}, as VPPrecond nearly is, for Duet has no EDM preconditioning yet"
+        f"the {which} of EDM, whose raw output F is equal; its process is only near, as VPPrecond is to DDPM, for "
+        f"Duet has no EDM preconditioning yet"
     )
-    return Imported(problem, weights, weights, note)
+    return Imported(problem, weights, weights, note, whose)
 
 
 def spec_of(arrays: Arrays, source: str, head_channels: int = 64, **options: Any) -> UNetSpec:

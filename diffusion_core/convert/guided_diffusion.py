@@ -4,7 +4,9 @@ Names and shapes tell nearly everything: widths, levels, blocks, attention, scal
 classes, and a variance for each channel. What they do not tell is asked for: the size of the images and the heads.
 The order of q, k and v is head by head, unless the network was made with `use_new_attention_order`.
 
-Its linear schedule multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's.
+Its linear schedule multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's. With
+`rescale_timesteps` the network is given ``t 1000/T`` in place of t: improved-diffusion's scripts do so unless they are
+told otherwise, guided-diffusion's do not; with T = 1000 it is the same.
 
 References:
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672
@@ -15,13 +17,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     CONV1D,
-    DDPM,
     SAME,
     Arrays,
     Entry,
@@ -29,14 +31,16 @@ from diffusion_core.convert.names import (
     NameMap,
     name_map,
     prefixes,
+    problem_of,
     read_weights,
 )
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.unet import Node, Program, UNetSpec
 
 __all__ = ["import_guided_diffusion", "model_names", "spec_of"]
 
+# Head by head, or all of q first; it has no other.
+_ORDERS = ("heads", "qkv")
 _LEAVES = {
     "norm0": ".in_layers.0",
     "conv0": ".in_layers.2",
@@ -61,44 +65,56 @@ def import_guided_diffusion(
     qkv_order: str = "heads",
     norm_groups: int = 32,
     dropout: float = 0.0,
+    rescale_timesteps: bool = False,
     ema: str | None = None,
 ) -> Imported:
     """A state dict of `UNetModel`.
 
     Args:
         path: `.pt` (read by `read`), `.npz` or `.safetensors`.
-        process: schedule and prediction; None takes those of DDPM.
+        process: see `names.problem_of`.
         image_size: height and width in pixels.
         heads: attention heads at every level (improved-diffusion: 4), or
         head_channels: channels per head (ADM: 64).
         qkv_order: ``"heads"``, or ``"qkv"`` for `use_new_attention_order`.
+        norm_groups: groups of every GroupNorm.
+        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
+        rescale_timesteps: whether it was trained on t 1000/T. The default is guided-diffusion's; improved-diffusion's
+            is true.
         ema: a second file with the moving average.
 
     Raises:
-        DuetError: if a file does not fit.
+        DuetError: if a file or an option does not fit.
     """
     if (heads is None) == (head_channels is None):
         raise DuetError(
             "source.heads, source.head_channels: the weights do not tell them; give one of the two, as in "
             "source.heads=4 (improved-diffusion) or source.head_channels=64 (ADM)"
         )
+    if qkv_order not in _ORDERS:
+        raise one_of("source.qkv_order", qkv_order, _ORDERS)
+    if rescale_timesteps and process and "time_scale" in process:
+        raise DuetError("source.rescale_timesteps, process.time_scale: both were given; they say the same, so give one")
     arrays = read_arrays(path, read)
     spec = spec_of(
         arrays,
         str(path),
         image_size=image_size,
-        **({"heads": heads} if heads else {"head_channels": head_channels}),
+        **({"head_channels": head_channels} if heads is None else {"heads": heads}),
         qkv_order=qkv_order,
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    problem = Problem(spec, **(process or DDPM))
+    problem, whose = problem_of(spec, process)
+    if rescale_timesteps:
+        problem = replace(problem, time_scale=1000 / problem.process.schedule.steps)
     names = model_names(spec, problem.program)
     weights = read_weights(names, problem.program, arrays, str(path))
     average = weights
     if ema is not None:
         average = read_weights(names, problem.program, read_arrays(Path(ema), read), ema)
-    return Imported(problem, weights, average, f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}")
+    note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}"
+    return Imported(problem, weights, average, note, whose)
 
 
 def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
-from diffusion_core.unet import Node, Program
+from diffusion_core.unet import Node, Program, UNetSpec
 from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.weights import Weights
 
@@ -45,6 +45,7 @@ __all__ = [
     "expand",
     "name_map",
     "prefixes",
+    "problem_of",
     "qkv",
     "read_weights",
     "write_weights",
@@ -53,6 +54,8 @@ __all__ = [
 Arrays = Mapping[str, NDArray]
 # What these files were trained with, where they do not say it themselves.
 DDPM: Mapping[str, Any] = {"schedule": {"name": "linear", "T": 1000}, "prediction": "eps"}
+ASSUMED = "DDPM's, assumed, as these files do not say it; process=NAME gives another"
+_WHOLE = "start from a whole process, as process=eps_linear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +67,52 @@ class Imported:
         weights: the last weights.
         ema: their moving average; the same where the source has one set of weights.
         note: what a person should know of it, in one line.
+        whose: where its process is from, in words.
     """
 
     problem: Problem
     weights: Weights
     ema: Weights
     note: str
+    whose: str
+
+
+def problem_of(
+    spec: UNetSpec, process: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None
+) -> tuple[Problem, str]:
+    """(problem, where its process is from): what a person gave, else what the source says, else DDPM's.
+
+    Args:
+        process: what was given: the arguments of `Problem` beside the network, with schedule and prediction.
+        own: the same of the source.
+
+    Raises:
+        DuetError: names what is missing, unknown or does not fit.
+    """
+    if process is None:
+        return (Problem(spec, **own), "its own") if own else (Problem(spec, **DDPM), ASSUMED)
+    known = [field.name for field in fields(Problem) if field.name != "spec"]
+    for name in process:
+        if name not in known:
+            raise one_of("process, of an import", name, known)
+    for name in ("schedule", "prediction"):
+        if not process.get(name):
+            raise DuetError(f"process.{name}: no value was given; {_WHOLE}")
+    if not isinstance(process["schedule"], Mapping) or "name" not in process["schedule"]:
+        raise DuetError(f"process.schedule: {process['schedule']!r} was given; it has a name and options; {_WHOLE}")
+    given = dict(process)
+    if "value_range" in given:
+        given["value_range"] = _pair(given["value_range"])
+    try:
+        return Problem(spec, **given), "as given"
+    except TypeError as error:  # null or text where there must be a number
+        raise DuetError(f"process: a value has the wrong type ({error}); {_WHOLE}") from error
+
+
+def _pair(given: Any) -> tuple[float, ...]:
+    if not isinstance(given, (list, tuple)) or not all(type(value) in (int, float) for value in given):
+        raise DuetError(f"process.value_range: {given!r} was given; it is (black, white), as in [-1, 1]")
+    return tuple(map(float, given))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
-"""Weights in a framework's own files, and the original DDPM, in both environments."""
+"""Weights in a framework's own files, and what the original DDPM and diffusers compute, in both environments."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import numpy as tensors
 
 from diffusion_core import reference
 from diffusion_core.convert import ddpm_tf, import_weights
@@ -160,3 +164,30 @@ def test_the_original_ddpm_computes_the_same(precision, atol, tmp_path, backend_
         np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-12)
         ours = backend.network(program, weights).forward(x.astype(backend.settings.host_dtype), t, label)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def diffusers_oracle() -> ModuleType:
+    found = importlib.util.spec_from_file_location("diffusers_oracle", Path(__file__).with_name("diffusers_oracle.py"))
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["as DDPM", "as ADM"])
+def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, diffusers_oracle, open_backend: Any):
+    """The oracle stands for diffusers, which one of the environments does not have."""
+    config = diffusers_oracle.CONFIGS[name]
+    arrays = diffusers_oracle.arrays_of(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors.save_file(arrays, tmp_path / "diffusion_pytorch_model.safetensors")
+    backend = open_backend("float32")
+    found = import_weights("diffusers", tmp_path, backend.read_arrays, None, {})
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    t, label = np.array([3.0, 700.0]), np.array([0, 2])
+    expected = diffusers_oracle.forward(config, arrays, x, t, label)
+    assert np.abs(expected).max() > 0.5
+    program = found.problem.program
+    np.testing.assert_allclose(reference.forward(program, found.weights, x, t, label), expected, rtol=0, atol=1e-12)
+    ours = backend.network(program, found.weights).forward(x, t, label)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ diffusers' UNet2DModel is the public implementation; guided-diffusion and EDM ha
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusion_core import reference
-from diffusion_core.convert import Imported, export_pipeline, import_weights
+from diffusion_core.convert import Imported, diffusers, export_pipeline, import_weights
+from diffusion_core.convert.arrays import read_config
 from diffusion_core.problem import Problem
 from diffusion_core.sampling import make_plan
 from diffusion_core.unet import UNetSpec
@@ -66,12 +68,16 @@ DIFFUSERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def oracles() -> ModuleType:
-    found = importlib.util.spec_from_file_location("torch_oracles", Path(__file__).with_name("torch_oracles.py"))
+def load(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def oracles() -> ModuleType:
+    return load("torch_oracles")
 
 
 def unet(oracles: ModuleType, **options: Any) -> Any:
@@ -148,6 +154,24 @@ def test_weights_spelled_as_in_2022_and_pickled_ones_are_read(tmp_path, open_bac
     check(open_backend, found, as_diffusers(net), T)
 
 
+@pytest.mark.parametrize("name", ["as DDPM", "as ADM"])
+def test_the_oracle_of_diffusers_computes_what_diffusers_computes(name):
+    """With it the other environment, which has no diffusers, holds its imports to it."""
+    import torch
+    from diffusers import UNet2DModel
+
+    oracle = load("diffusers_oracle")
+    config = oracle.CONFIGS[name]
+    arrays = oracle.arrays_of(config)
+    net = UNet2DModel(**{key: value for key, value in config.items() if key != "_class_name"}).eval()
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
+    expected = oracle.forward(config, arrays, IMAGES, T, LABELS)
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(as_diffusers(net), expected, rtol=0, atol=5e-6)
+    # Its waves of the time are float32 in float64 too. Measured: 1.3e-7.
+    np.testing.assert_allclose(as_diffusers(net.double(), IMAGES.astype(float)), expected, rtol=0, atol=1e-6)
+
+
 def write(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +220,27 @@ def test_the_scheduler_of_a_pipeline_becomes_the_process(tmp_path, oracles):
     given = {"schedule": {"name": "linear", "T": 50}, "prediction": "x0"}
     problem = import_weights("diffusers", tmp_path, never, given, {}).problem
     assert (problem.process.schedule.steps, problem.prediction) == (50, "x0")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of theirs
+@pytest.mark.parametrize("options", [
+    {}, {"num_train_timesteps": 50, "beta_schedule": "scaled_linear", "beta_start": 1e-3, "prediction_type": "sample"},
+], ids=["its defaults", "other betas"])  # fmt: skip
+@pytest.mark.parametrize("name", diffusers._SCHEDULERS)
+def test_a_scheduler_that_is_read_has_the_process_that_it_becomes(name, options, tmp_path):
+    import diffusers as public
+
+    scheduler = getattr(public, name)(**options)
+    scheduler.save_config(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    written = json.loads(file.read_text())
+    short = {key: written[key] for key in ("_class_name", *options)}
+    for config in (written, short):
+        file.write_text(json.dumps(config))
+        process = diffusers._process_of(read_config(file), str(file))
+        problem = Problem(UNetSpec(8), **process)
+        np.testing.assert_allclose(problem.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+        assert problem.prediction == {"epsilon": "eps", "sample": "x0"}[scheduler.config.prediction_type]
 
 
 @pytest.mark.slow

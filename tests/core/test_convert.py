@@ -16,6 +16,7 @@ from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.convert.names import CONV1D, DENSE_1X1, HWIO, SAME, TRANSPOSED, TRANSPOSED_1X1, qkv, write_weights
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
+from diffusion_core.sampling import make_plan
 from diffusion_core.unet import UNetSpec, lower
 from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.weights import initial_weights
@@ -279,9 +280,18 @@ def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
     ({"name": "flow", "T": 10}, "v", "process.schedule: flow was given; DDPMScheduler has betas"),
     ({"name": "linear", "T": 10}, "next_level", "process.prediction: next_level was given"),
 ])  # fmt: skip
-def test_a_process_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
+def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
         export_pipeline(Problem(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"value_range": (0.0, 1.0)}, r"value_range: \(0.0, 1.0\) was given; DDPMPipeline"),
+    ({"time_scale": 0.25}, r"process.time_scale: 0.25 was given; DDPMPipeline"),
+])  # fmt: skip
+def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes, words):
+    with pytest.raises(DuetError, match=words):
+        export_pipeline(Problem(SMALL, {"name": "linear"}, "eps", **changes), weights_of(SMALL))
 
 
 @pytest.mark.parametrize("schedule", [
@@ -299,6 +309,117 @@ def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
     )
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({}, "; it samples with sampler=ddpm sampler.variance=fixed_small sampler.clip=1.0"),
+    ({"variance_type": "fixed_large", "clip_sample_range": 2.5}, " sampler.variance=fixed_large sampler.clip=2.5"),
+    ({"clip_sample": False}, " sampler.clip=null"),
+    ({"clip_sample_range": None}, " sampler.clip=null"),
+    ({"variance_type": "learned_range"}, " as sampler=ddpm does, but Duet does not have its variance learned_range"),
+    ({"variance_type": "fixed_small_log", "thresholding": True},
+     " but Duet does not have its variance fixed_small_log and its thresholding"),
+    ({"_class_name": "DDIMScheduler"}, "a DDPMPipeline of diffusers"),
+])  # fmt: skip
+def test_the_sampler_of_a_pipeline_is_said_where_duet_has_it(changes, words, tmp_path):
+    foreign("diffusers", SMALL, tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert found.note.endswith(words)
+    options = dict(word.split("=") for word in found.note.split() if word.startswith("sampler."))
+    if options:
+        clip = options["sampler.clip"]
+        make_plan(found.problem.process, "ddpm", variance=options["sampler.variance"],
+                  clip=None if clip == "null" else float(clip))  # fmt: skip
+
+
+SOURCES = {
+    "guided_diffusion": (ADM, GUIDED | {"head_channels": 4}),
+    "ddpm_tf": (replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
+    "edm": (SONG, {}),
+    "diffusers": (SMALL, {}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_whose_process_it_is_is_said(source, tmp_path):
+    spec, options = SOURCES[source]
+    path = foreign(source, spec, tmp_path)
+    own = import_weights(source, path, never, None, options)
+    assert (own.problem.schedule["name"], own.problem.prediction) == ("linear", "eps")
+    assert own.whose == "its own" if source == "diffusers" else own.whose.startswith("DDPM's, assumed")
+    given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
+    found = import_weights(source, path, never, given, options)
+    assert found.whose == "as given"
+    assert found.problem == Problem(found.problem.spec, given["schedule"], "v", (0.0, 1.0), 0.5)
+
+
+def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):
+    foreign("diffusers", SMALL, tmp_path)
+    assert import_weights("diffusers", tmp_path / "unet", never, None, {}).whose.startswith("DDPM's, assumed")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"schedule": None}, r"process.schedule: no value was given; start from .* process=eps_linear"),
+    ({"prediction": None}, r"process.prediction: no value was given"),
+    ({"schedule": "linear"}, r"process.schedule: 'linear' was given; it has a name"),
+    ({"schedule": {"T": 3}}, r"process.schedule: .* was given; it has a name"),
+    ({"schedule": {"name": "liner"}}, r"'liner' was given"),
+    ({"drop_lable": 0.1}, r"process, of an import: 'drop_lable' was given"),
+    ({"prediction": "w"}, r"process.prediction: 'w' was given"),
+    ({"value_range": "ab"}, r"process.value_range: 'ab' was given; it is \(black, white\)"),
+    ({"value_range": [1, 0]}, r"value.range: \(1.0, 0.0\) was given"),
+    ({"time_scale": "fast"}, r"process: a value has the wrong type"),
+    ({"time_scale": 0}, r"process.time_scale: 0 was given"),
+])  # fmt: skip
+def test_a_process_that_does_not_fit_is_one_clear_line(changes, words, tmp_path):
+    path = foreign("edm", SONG, tmp_path)
+    given = {"schedule": {"name": "linear", "T": 9}, "prediction": "eps"} | changes
+    with pytest.raises(DuetError, match=rf"\A.*{words}.*\Z"):
+        import_weights("edm", path, never, {name: value for name, value in given.items() if value is not None}, {})
+
+
+@pytest.mark.parametrize("T", [1000, 4000])
+def test_rescaled_timesteps_are_counted_in_thousandths(T, tmp_path):
+    path = foreign("guided_diffusion", ADM, tmp_path)
+    process = {"schedule": {"name": "cosine", "T": T}, "prediction": "eps"}
+    options = GUIDED | {"head_channels": 4}
+    plain, rescaled = (
+        import_weights("guided_diffusion", path, never, process, options | {"rescale_timesteps": given}).problem
+        for given in (False, True)
+    )
+    assert import_weights("guided_diffusion", path, never, process, options).problem == plain
+    t = np.array([0, 1, T - 1])
+    np.testing.assert_array_equal(plain.process.columns(t).c_noise, t)
+    np.testing.assert_array_equal(rescaled.process.columns(t).c_noise, t * (1000 / T))
+    assert (rescaled == plain) == (T == 1000)
+    with pytest.raises(DuetError, match=r"source.rescale_timesteps, process.time_scale: both were given"):
+        import_weights("guided_diffusion", path, never, process | {"time_scale": 1.0},
+                       options | {"rescale_timesteps": True})  # fmt: skip
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"heads": 0}, "model.heads: 0 was given"),
+    ({"head_channels": 0}, "model.head_channels: 0 was given"),
+    ({"heads": 2, "qkv_order": "interleaved"}, "source.qkv_order: 'interleaved' was given; .* heads, qkv"),
+])  # fmt: skip
+def test_an_option_that_the_format_does_not_have_is_refused(options, words, tmp_path):
+    path = foreign("guided_diffusion", ADM, tmp_path)
+    with pytest.raises(DuetError, match=words):
+        import_weights("guided_diffusion", path, never, None, GUIDED | options)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"clip": -1.0}, "target.clip: -1.0 was given; it must be positive, or null"),
+    ({"clip": 0.0}, "target.clip: 0.0 was given"),
+    ({"clip": float("nan")}, "target.clip: nan was given"),
+    ({"clip": float("inf")}, "target.clip: inf was given"),
+    ({"variance": "learned_range"}, "target.variance: 'learned_range' was given"),
+])  # fmt: skip
+def test_an_option_of_the_export_that_does_not_fit_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        export_pipeline(Problem(SMALL, {"name": "linear"}, "eps"), weights_of(SMALL), **options)
+
+
 def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
     problem = Problem(SMALL, {"name": "linear", "T": 7}, "v")
     for name, content in export_pipeline(problem, weights_of(SMALL)).items():
@@ -313,6 +434,12 @@ def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
     ({"trained_betas": [0.1, 0.2]}, "trained_betas: Duet has no name"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ({"prediction_type": "flow"}, "prediction_type: 'flow' was given"),
+    ({"use_flow_sigmas": True}, "use_flow_sigmas: Duet has no name for such a process; give a process"),
+    ({"timestep_type": "continuous"}, "timestep_type: Duet has no name"),
+    *(
+        ({"_class_name": name}, f"_class_name: {name!r} was given; it is not known to have DDPM's process; give a")
+        for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "KarrasVeScheduler", None)
+    ),
 ])  # fmt: skip
 def test_a_scheduler_without_a_name_needs_a_process(changes, words, tmp_path):
     foreign("diffusers", SMALL, tmp_path)
