@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
 from diffusion_core.errors import DuetError
-from diffusion_core.unet import ARCHITECTURES, Program, lower, make_spec
+from diffusion_core.unet import ARCHITECTURES, Program, UNetSpec, lower, make_spec
 from diffusion_core.unet.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
 from diffusion_core.weights import count
 from experiments.common import problem_of
@@ -73,6 +76,9 @@ def test_a_preset_has_its_count(name):
     [
         ("double_conv_attention", ["model.in_channels=3", "model.out_channels=3"], 23_332_739),
         ("adm_256", ["model.num_classes=0"], 552_814_086),
+        # Ten columns and a bias, in the width of the features: 11 x 128 and 11 x 256 more.
+        ("ddpmpp_32", ["model.num_classes=10"], 55_735_299),
+        ("ncsnpp_32", ["model.num_classes=10"], 56_400_643),
         # 576 numbers are the weights of the time, which is one more channel of the first convolution.
         ("plain", ["model.time=none"], 31_032_451 - 9 * 64),
         # Six rows of 256 for five classes and "no class".
@@ -175,6 +181,59 @@ def test_options_of_the_standard_presets(name):
     attentions = blocks(name, Attention)
     assert {block.order for block in attentions} == {order}
     assert max(attentions, key=lambda block: block.channels).heads == heads
+
+
+# Preset, changes, and the source of its published weights with what a person says of them.
+IMPORTS = [
+    ("ddpm_cifar10", [], ddpm_tf, {"image_size": 32}),
+    ("ddpm_256", [], ddpm_tf, {"image_size": 256}),
+    ("improved_32", [], guided_diffusion, {"image_size": 32, "heads": 4, "qkv_order": "heads"}),
+    ("adm_64", [], guided_diffusion, {"image_size": 64, "head_channels": 64, "qkv_order": "qkv"}),
+    ("adm_128", [], guided_diffusion, {"image_size": 128, "heads": 4, "qkv_order": "heads"}),
+    ("adm_256", [], guided_diffusion, {"image_size": 256, "head_channels": 64, "qkv_order": "heads"}),
+    ("adm_256", ["model.num_classes=0"], guided_diffusion,
+     {"image_size": 256, "head_channels": 64, "qkv_order": "heads"}),
+    ("ddpmpp_32", [], edm, {}),
+    ("ddpmpp_32", ["model.num_classes=10"], edm, {}),
+    ("ncsnpp_32", [], edm, {}),
+    ("ncsnpp_32", ["model.num_classes=10"], edm, {}),
+    ("adm_edm_64", [], edm, {}),
+]  # fmt: skip
+
+
+def shapes_of(source: ModuleType, spec: UNetSpec) -> dict[str, np.ndarray]:
+    """The arrays of the network in the foreign format; none takes memory."""
+    names = source.model_names(spec, lower(spec))
+    arrays = {
+        name.removeprefix("model/"): array
+        for p in lower(spec).parameters
+        for name, array in zip(
+            names[p.name].names, names[p.name].layout.give(np.broadcast_to(np.float32(0), p.shape)), strict=True
+        )
+    }
+    if source is edm:
+        taps = np.array(spec.resample_filter, np.float32)
+        arrays["enc.16x16_down.conv0.resample_filter"] = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    return arrays
+
+
+@pytest.mark.parametrize(("name", "words", "source", "options"), IMPORTS)
+def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, words, source, options):
+    """Every number of a preset is that of its importer, which knows the field's networks and not the presets."""
+    spec = problem_of(compose("train", overrides=[f"model={name}", *words])).spec
+    dropout = {"norm_groups": 32, "dropout": spec.dropout}
+    told = source.spec_of(shapes_of(source, spec), name, **options, **dropout)
+    assert lower(told).describe() == lower(spec).describe()
+    assert lower(told).sha256 == lower(spec).sha256
+
+
+@pytest.mark.parametrize("name", ["ddpm_cifar10", "ddpm_256", "improved_32", "adm_64", "adm_256"])
+def test_a_preset_that_diffusers_can_say_comes_back_as_that_preset(name):
+    spec = problem_of(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
+    # Its q, k and v are three layers, so their order is not part of what it says.
+    spec = replace(spec, qkv_order="qkv")
+    config = diffusers._config_of(spec, lower(spec))
+    assert lower(diffusers.spec_of(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256
 
 
 def test_only_ncsnpp_filters_with_four_taps():
