@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from safetensors import numpy as tensors
 from diffusion_core.backend import TrainerState
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
-from diffusion_core.unet.program import Program
+from diffusion_core.unet import NetworkSpec, Program, lower
 from diffusion_core.weights import check_weights
 
 __all__ = [
@@ -206,11 +206,11 @@ def find_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def load_checkpoint(path: str | Path, program: Program | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = None) -> Checkpoint:
     """Read a checkpoint; see `find_checkpoint` for the path.
 
     Args:
-        program: the network that it must be of, if that is known.
+        network: what it must be of, if that is known; of a spec an error can say in which field the two differ.
 
     Raises:
         DuetError: if it is missing, corrupt, of another network, or written by a later version.
@@ -240,8 +240,8 @@ def load_checkpoint(path: str | Path, program: Program | None = None) -> Checkpo
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DuetError(f"{path / 'state.json'}: it is corrupt ({type(error).__name__}: {error})") from error
-    if program is not None and program.sha256 != problem.program.sha256:
-        _explain_other_network(path, program, checkpoint)
+    if network is not None:
+        _check_network(path, network, checkpoint)
     for part in _PARTS:
         check_weights(problem.program, getattr(checkpoint.state, part), str(path / f"{part}.safetensors"))
     return checkpoint
@@ -265,9 +265,22 @@ def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:
         raise DuetError(f"{path}: it is not a safetensors file ({error})") from error
 
 
-def _explain_other_network(path: Path, program: Program, checkpoint: Checkpoint) -> None:
-    check_weights(program, checkpoint.state.weights, f"{path}: it is of another network")
+def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another network, and say what differs: fields of the specs, or weights, or neither."""
+    stored, spec = checkpoint.problem.program.sha256, checkpoint.problem.spec
+    program = lower(network) if isinstance(network, NetworkSpec) else network
+    if program.sha256 == stored:
+        return
+    other = f"{path}: it is of another network"
+    if isinstance(network, NetworkSpec) and type(network) is not type(spec):
+        raise DuetError(f"{other}, a {type(spec).__name__}, but a {type(network).__name__} was given")
+    if isinstance(network, NetworkSpec):
+        pairs = [(field.name, getattr(spec, field.name), getattr(network, field.name)) for field in fields(spec)]
+        differ = [f"model.{name} {there!r} (given: {given!r})" for name, there, given in pairs if there != given]
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise DuetError(f"{other}, with {', '.join(differ[:3])}{more}")
+    check_weights(program, checkpoint.state.weights, other)
     raise DuetError(
-        f"{path}: it is of another network, which has the same weights but computes with other numbers "
-        f"(program {checkpoint.problem.program.sha256[:12]}, wanted {program.sha256[:12]})"
+        f"{other}, which has the same weights but computes with other numbers (program {stored[:12]}, "
+        f"wanted {program.sha256[:12]})"
     )

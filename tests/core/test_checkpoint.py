@@ -27,7 +27,7 @@ from diffusion_core.checkpoint import (
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.random import Stream
-from diffusion_core.unet import UNetSpec, lower
+from diffusion_core.unet import PlainSpec, UNetSpec, lower
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
@@ -199,6 +199,20 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path):
         load_checkpoint(tmp_path, lower(replace(SPEC, channels=8)))
     with pytest.raises(DuetError, match="it is of another network, which has the same weights but computes with other"):
         load_checkpoint(tmp_path, lower(replace(SPEC, norm_eps=1e-3)))
+
+
+@pytest.mark.parametrize("spec, words", [
+    (replace(SPEC, norm_eps=1e-3), r"with model.norm_eps 1e-06 \(given: 0.001\)$"),
+    (replace(SPEC, dropout=0.5), r"with model.dropout 0.0 \(given: 0.5\)$"),
+    (replace(SPEC, channels=8, dropout=0.5, time="scale_shift", norm_eps=1e-3),
+     r"with model.channels 4 \(given: 8\), model.norm_eps .*, model.dropout 0.0 \(given: 0.5\) and 1 more$"),
+    (PlainSpec(16, 1, 1), r", a UNetSpec, but a PlainSpec was given$"),
+])  # fmt: skip
+def test_another_network_is_told_by_its_fields(tmp_path, spec, words):
+    path = save_checkpoint(tmp_path, moment())
+    assert_same(load_checkpoint(tmp_path, SPEC), moment())
+    with pytest.raises(DuetError, match=rf"^{path}: it is of another network.*{words}"):
+        load_checkpoint(tmp_path, spec)
 
 
 def test_a_checkpoint_is_found_by_many_paths(tmp_path):
