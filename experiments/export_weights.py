@@ -6,8 +6,9 @@
     onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
     torch        a state dict as safetensors, with backend=torch
     savedmodel   a SavedModel of TensorFlow, with backend=tf
+    native       what a backend writes itself; the two above are that, by their files in configs/target
 
-The last three are read back and compared with the reference on `target.check` images (2; 0 leaves it out), and the
+All but the first are read back and compared with the reference on `target.check` images (2; 0 leaves it out), and the
 difference is said; one that computes something else is not kept.
 `weights` says which: the moving average (ema) or the last ones (weights). The targets are in `experiments.targets`.
 """
@@ -41,8 +42,8 @@ def main(cfg: DictConfig) -> None:
     def opened(name: str) -> Backend:
         if cfg.backend.name != name:
             raise DuetError(
-                f"backend: {cfg.backend.name} was given, but target={target} is written by {name}; add backend={name} "
-                f"and start it with: python3 duet.py run {name} -- -m experiments.export_weights..."
+                f"backend: {cfg.backend.name} was given, but this target is written by {name}; add backend={name} and "
+                f"start it with: python3 duet.py run {name} -- -m experiments.export_weights..."
             )
         return open_backend(cfg)
 

@@ -47,8 +47,9 @@ def _diffusers(
 ) -> str:
     """A `DDPMPipeline` directory; `variance` and `clip` are those of Duet's sampler ddpm."""
     files = export_pipeline(found.problem, weights, variance, clip)
-    for name in sorted(files, reverse=True):  # the configurations last: a folder without one is no model
-        write_atomically(out / name, files[name])
+    with _beside(out) as folder:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
     if found.problem.spec.num_classes:
         return "a UNet2DModel with classes; DDPMPipeline loads it, but gives a network no labels when it samples"
     return "a DDPMPipeline"
@@ -68,22 +69,20 @@ def _onnx(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, che
     return f"ONNX, {said}"
 
 
-def _torch(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
-    """A state dict as safetensors, compared with the reference on `check` images."""
-    return f"a state dict, {_exported(opened('torch'), found.problem, weights, out, check)}"
+def _native(
+    opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, backend: str, form: str, check: int = 2
+) -> str:
+    """What a backend writes itself, compared with the reference on `check` images.
 
-
-def _savedmodel(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
-    """A SavedModel, compared with the reference on `check` images."""
-    return f"a SavedModel, {_exported(opened('tf'), found.problem, weights, out, check)}"
-
-
-def _exported(backend: Backend, problem: Problem, weights: Weights, out: Path, check: int) -> str:
-    """A backend's own form."""
+    Args:
+        backend: the name of the one that writes it.
+        form: what it is, for a person.
+    """
+    engine, problem = opened(backend), found.problem
     with _beside(out) as path:
-        backend.export(backend.network(problem.program, weights), path, problem.spec.image_shape)
-        again = partial(backend.exported, problem.program, path)
-        return _compared(again, problem, weights, backend.settings.precision, check)
+        engine.export(engine.network(problem.program, weights), path, problem.spec.image_shape)
+        again = partial(engine.exported, problem.program, path)
+        return f"{form}, {_compared(again, problem, weights, engine.settings.precision, check)}"
 
 
 @contextmanager
@@ -130,10 +129,9 @@ def _compared(opened: Callable[[], Forward], problem: Problem, weights: Weights,
     return f"within {error:.1e} of the reference"
 
 
-# By the name that target=NAME gives.
+# A file in configs/target makes a target of its own of one of these, as torch.yaml and savedmodel.yaml of `native`.
 TARGETS: dict[str, Callable[..., str]] = {
     "diffusers": _diffusers,
     "onnx": _onnx,
-    "torch": _torch,
-    "savedmodel": _savedmodel,
+    "native": _native,
 }

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +29,7 @@ from diffusion_core.unet import UNetSpec
 from experiments import export_weights
 from experiments.targets import TARGETS
 
-# The form that each backend writes.
+# The target that is the own form of each backend.
 OWN = {"torch": "torch", "tf": "savedmodel"}
 SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), middle_attention=False, norm_groups=4, num_classes=10)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 1000}, "eps")
@@ -139,7 +140,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, backend_name, open_b
     def export(network: Any, path: Path, shape: tuple[int, int, int]) -> None:
         backend.export(backend.network(PROGRAM, LAST), path, shape)
 
-    write = TARGETS[OWN[backend_name]]
+    write = partial(TARGETS["native"], backend=backend_name, form="own")
     given = (lambda name: Wrong(backend, export)), checkpoint, EMA, tmp_path / "net"
     with pytest.raises(DuetError, match=r"differs from the reference by .*not kept"):
         write(*given)
@@ -156,7 +157,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path, backend_name, open_b
 
     given = (lambda name: Wrong(open_backend("float32"), export)), checkpoint, EMA, tmp_path / "net"
     with pytest.raises(DuetError, match=r"net: it cannot be written \(No space left on device\)"):
-        TARGETS[OWN[backend_name]](*given)
+        TARGETS["native"](*given, backend=backend_name, form="own")
     assert list(tmp_path.iterdir()) == []
 
 
