@@ -15,6 +15,7 @@ from diffusion_core.errors import DuetError
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.parity.network import compare_network, network_inputs, record_network
+from diffusion_core.parity.trace import training_errors
 from diffusion_core.unet import lower
 from experiments.common import spec_of
 from experiments.schema import register
@@ -64,6 +65,24 @@ def test_two_networks_are_not_compared(records, open_backend):
     other = record_network(open_backend("float64"), replace(SPEC, norm_eps=1e-5), 2, gradients=False)
     with pytest.raises(DuetError, match="the records are of two networks"):
         compare_network(records[0], other, "float64", "this–other")
+
+
+@pytest.mark.backend
+def test_gradients_of_one_side_alone_are_no_agreement(records):
+    without = {name: value for name, value in records[0].items() if name in ("output", "program")}
+    for pair in ((records[0], without), (without, records[0])):
+        with pytest.raises(DuetError, match="one record has gradients and the other has none"):
+            compare_network(*pair, "float64", "this–other")
+    assert len(compare_network(without, without, "float64", "this–other")[0]) == 1
+
+
+@pytest.mark.backend
+def test_a_batch_of_one_vector_has_no_variance(open_backend):
+    """BatchNorm of a single value per channel: the biased variance is zero, and nothing becomes infinite."""
+    case = next(case for case in cases.BLOCKS if case.name == "BatchNorm of a vector")
+    batch = cases.noise_batch(case.program, case.shape, 1)
+    errors = training_errors(open_backend("float64"), case.program, cases.scattered_weights(case.program), batch)
+    assert len(errors) == 3 and max(errors.values()) <= TOLERANCES["block"].float64
 
 
 @pytest.mark.backend
