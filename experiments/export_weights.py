@@ -34,7 +34,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.weights not in WEIGHTS:
         raise one_of("weights", cfg.weights, WEIGHTS)
     out, options = Path(cfg.out), plain(cfg.target)
-    if not cfg.out or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+    if not cfg.out:
+        raise DuetError("out: nothing was given; it is the place to write")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {cfg.out!r} was given and exists already; give another place")
     found = load_checkpoint(cfg.checkpoint)
     target = options.pop("name")

@@ -5,21 +5,28 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from diffusion_core.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from diffusion_core.convert import ddpm_tf
+from diffusion_core.convert.names import write_weights
+from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
-from diffusion_core.unet import UNetSpec
+from diffusion_core.unet import UNetSpec, lower
 from diffusion_core.weights import initial_weights
+from experiments import targets, train
 
 SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4, num_classes=3, null_class="zero")
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 20}, "v")
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def run(module: str, *words: str) -> None:
@@ -44,7 +51,10 @@ def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys
     run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}", f"weights={which}")
     assert "a UNet2DModel with classes" in capsys.readouterr().out
     run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}")
-    assert f"checkpoint={tmp_path / 'back'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"checkpoint={tmp_path / 'back'}" in said
+    assert "process: linear, 20 levels, beta_start 0.0001, beta_end 0.02, v prediction, images in" in said
+    assert said.splitlines()[1].endswith("(its own)")
     found = load_checkpoint(tmp_path / "back")
     assert found.problem.program.sha256 == PROBLEM.program.sha256
     assert (found.problem.prediction, found.problem.process.schedule.steps) == ("v", 20)
@@ -62,6 +72,16 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     problem = load_checkpoint(tmp_path / "back").problem
     assert (problem.prediction, problem.schedule) == ("x0", {"name": "cosine", "T": 50})
     assert (problem.spec.num_classes, problem.spec.null_class) == (2, "last")
+    assert (problem.value_range, problem.time_scale) == ((-1.0, 1.0), 1.0)
+
+
+def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, capsys):
+    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
+    words = ("process=x0_cosine", "+process.value_range=[0,1]", "+process.time_scale=0.25")
+    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
+    problem = load_checkpoint(tmp_path / "back").problem
+    assert (problem.value_range, problem.time_scale) == ((0.0, 1.0), 0.25)
+    assert "x0 prediction, images in [0.0, 1.0], time_scale 0.25 (as given)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module, words, named", [
@@ -71,12 +91,20 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     ("import_weights", ["source=edm", "path=edm.npz", "source.heads=3"], "Key 'heads' not in"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz"], "'ddpm_tf': no image_size was given; it takes image_size"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz", "source.image_size=8px"], "8px"),
+    ("import_weights", ["source=edm", "path="], "path: nothing was given"),
+    ("import_weights", ["source=diffusers", "path=OUT", "+process.prediction=v"], "process.schedule: no value was"),
+    ("import_weights", ["source=diffusers", "path=OUT", "process=v_cosine", "+process.lr=3"], "'lr' was given"),
+    ("import_weights", ["source=diffusers", "path=OUT", "process=v_cosin"], "process/v_cosin"),
+    ("export_weights", ["target=diffusers", "target.clip=-1"], "target.clip: -1.0 was given"),
+    ("export_weights", ["target=native"], "backend: no value was given"),
     ("export_weights", ["target=diffusers", "weights=emaa"], "weights: 'emaa' was given"),
     ("export_weights", ["target=flax"], "target/flax"),
     ("export_weights", ["target=diffusers", "target.variance=learned"], "target.variance: 'learned' was given"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained, tmp_path, capsys):
+    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'pipeline'}")
     where = {"import_weights": ["path=nowhere"], "export_weights": [f"checkpoint={trained}"]}[module]
+    words = [word.replace("OUT", str(tmp_path / "pipeline")) for word in words]
     with pytest.raises(SystemExit) as left:
         run(module, *where, *words, f"out={tmp_path / 'out'}")
     line = capsys.readouterr().err
@@ -88,12 +116,62 @@ def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained,
 def test_nothing_is_written_over(trained, tmp_path, capsys):
     run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for module, words in (
-        ("export_weights", ["target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}"]),
-        ("import_weights", ["source=diffusers", f"path={tmp_path / 'out'}", f"out={trained}"]),
-    ):
+    for module, words, line in (
+        ("export_weights", ["target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}"],
+         f"out: '{tmp_path / 'out'}' was given and exists already; give another place"),
+        ("import_weights", ["source=diffusers", f"path={tmp_path / 'out'}", f"out={trained}"],
+         f"out: '{trained}' was given and holds checkpoints already; give another directory"),
+        ("export_weights", ["target=diffusers", f"checkpoint={trained}", "out="],
+         "out: nothing was given; it is the place to write"),
+        ("import_weights", ["source=diffusers", f"path={tmp_path / 'out'}", "out="],
+         "out: nothing was given; it is the directory to write"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             run(module, *words)
-        assert "already; give another" in capsys.readouterr().err
+        assert capsys.readouterr().err == f"error: {line}\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert len(list_checkpoints(trained / "checkpoints")) == 1
+
+
+def test_a_pipeline_is_there_whole_or_not_at_all(trained, tmp_path, capsys, monkeypatch):
+    written = []
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(targets, "write_atomically", write)
+    with pytest.raises(SystemExit):
+        run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'new' / 'out'}")
+    assert "it cannot be written (No space left on device)" in capsys.readouterr().err
+    assert len(written) == 3 and list((tmp_path / "new").iterdir()) == []
+
+
+def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, capsys):
+    spec = replace(SPEC, num_classes=0, null_class="last", in_channels=1, out_channels=1, down_padding=(0, 1),
+                   dropout=0.25)  # fmt: skip
+    program = lower(spec)
+    weights = initial_weights(program, 0, np.float32)
+    np.savez(tmp_path / "model.npz", **write_weights(ddpm_tf.model_names(spec, program), weights))
+    words = ("source=ddpm_tf", f"path={tmp_path / 'model.npz'}", "source.image_size=8", "source.norm_groups=4")
+    run("import_weights", *words, f"out={tmp_path / 'plain'}")
+    run("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
+    network = (
+        "channels=8 multipliers=[1,2] blocks_per_level=1 attention_sizes=[] heads=1 qkv_bias=true norm_groups=4 "
+        "norm_eps=1e-6 down_padding=[0,1] num_classes=0 dropout=0.25"
+    )
+    given = ["experiment=digits", "process=eps_linear", "process.drop_label=0", "sampler.guidance=1"]
+    given += [f"model.{word}" for word in network.split()]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=given)
+        experiment = train.Experiment.of(cfg)
+    cfg.resume = str(tmp_path / "told")
+    start, source = train._start(cfg, experiment, tmp_path)
+    assert source == find_checkpoint(tmp_path / "told")
+    np.testing.assert_array_equal(start.state.weights["conv_in.weight"], weights["conv_in.weight"])
+    cfg.resume = str(tmp_path / "plain")
+    with pytest.raises(DuetError, match=r"another network, with model.dropout 0.0 \(given: 0.25\)$"):
+        train._start(cfg, experiment, tmp_path)
