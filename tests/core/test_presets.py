@@ -201,8 +201,8 @@ IMPORTS = [
 ]  # fmt: skip
 
 
-def shapes_of(source: ModuleType, spec: UNetSpec) -> dict[str, np.ndarray]:
-    """The arrays of the network in the foreign format; none takes memory."""
+def shapes_of(source: ModuleType, spec: UNetSpec, taps: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """The arrays of the network in the foreign format, with the filter of its resampling; no weight takes memory."""
     names = source.model_names(spec, lower(spec))
     arrays = {
         name.removeprefix("model/"): array
@@ -212,8 +212,8 @@ def shapes_of(source: ModuleType, spec: UNetSpec) -> dict[str, np.ndarray]:
         )
     }
     if source is edm:
-        taps = np.array(spec.resample_filter, np.float32)
-        arrays["enc.16x16_down.conv0.resample_filter"] = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
+        side = np.array(taps, np.float32)
+        arrays["enc.16x16_down.conv0.resample_filter"] = (np.outer(side, side) / side.sum() ** 2)[None, None]
     return arrays
 
 
@@ -221,8 +221,8 @@ def shapes_of(source: ModuleType, spec: UNetSpec) -> dict[str, np.ndarray]:
 def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, words, source, options):
     """Every number of a preset is that of its importer, which knows the field's networks and not the presets."""
     spec = problem_of(compose("train", overrides=[f"model={name}", *words])).spec
-    dropout = {"norm_groups": 32, "dropout": spec.dropout}
-    told = source.spec_of(shapes_of(source, spec), name, **options, **dropout)
+    taps = (1.0, 3.0, 3.0, 1.0) if name == "ncsnpp_32" else (1.0, 1.0)
+    told = source.spec_of(shapes_of(source, spec, taps), name, **options, norm_groups=32, dropout=spec.dropout)
     assert lower(told).describe() == lower(spec).describe()
     assert lower(told).sha256 == lower(spec).sha256
 
