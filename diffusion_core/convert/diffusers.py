@@ -404,7 +404,7 @@ def export_pipeline(
     if tuple(problem.value_range) != (-1.0, 1.0):
         raise DuetError(f"value_range: {problem.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
     if problem.time_scale != 1:
-        raise DuetError(f"process.time_scale: {problem.time_scale:g} was given; DDPMPipeline gives its network t itself")
+        raise DuetError(f"process.time_scale: {problem.time_scale:g} was given; DDPMPipeline gives its network t")
     spec = problem.spec
     config = _config_of(spec, problem.program)
     if not spec.qkv_bias:  # its attentions have biases
