@@ -12,11 +12,11 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     next_level   alpha_s x_0 + sigma_s eps      sigma_s/d                 -sigma_t/d
 
 Here c_in = 1 and c_noise = t, the level's index (times a scale, for networks that count otherwise). v is
-stated for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. next_level maps x_t to x_s, the same picture with the same
-eps at the next less noisy level s = t - 1, which is clean data, (1, 0), after t = 0. Its columns solve
-the two equations of x_t and x_s for x_0, with the determinant ``d = sigma_s alpha_t - sigma_t alpha_s``.
-As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is 0; but 1/d magnifies an error of F
-where levels are close, so it is meant for few levels. All columns are float64; t = 0 means one noise step.
+stated for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. next_level maps x_t to x_s, the same
+picture with the same eps at the next less noisy level s = t - 1, which is clean data, (1, 0), after t = 0. Its
+columns solve the two equations of x_t and x_s for x_0, with ``d = sigma_s alpha_t - sigma_t alpha_s``. As
+alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is 0; but 1/d magnifies an error of F where
+levels are close, so it is meant for few levels. All columns are float64; t = 0 means one noise step.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
