@@ -315,6 +315,8 @@ PLANS: dict[str, SamplerPlan] = {
     "DDPM-20, large variance": make_plan(
         PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"
     ).within((-1.5, 1.0)),
+    "DPM-Solver++ 2M-20": make_plan(PARITY.process, "dpm_solver", steps=20),
+    "DPM-Solver++ 3M-SDE-20": make_plan(PARITY.process, "dpm_solver", steps=20, order=3, sde=True),
     "two registers, three estimates": _recurrence(),
 }
 

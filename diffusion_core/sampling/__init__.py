@@ -1,4 +1,4 @@
-"""Samplers: plans made by `ddpm`, `ddim` and `next_level`, and `draw`, which runs one over any number of images."""
+"""Samplers, one file each: functions that make plans; and `draw`, which runs a plan over any number of images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from diffusion_core.process import Process
 from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.dpm_solver import dpm_solver
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "make_plan", "next_level"]
+__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "dpm_solver", "make_plan", "next_level"]
 
-SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {"ddpm": ddpm, "ddim": ddim, "next_level": next_level}
+SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "next_level": next_level,
+}
 
 
 def make_plan(process: Process, name: str, *, guidance: float = 1.0, **options: object) -> SamplerPlan:

@@ -75,7 +75,7 @@ class SamplerPlan:
     keeps_marginals: bool = True
 
     def __post_init__(self) -> None:
-        rows, registers, history = self.denoised.shape
+        rows, registers, _ = self.denoised.shape
         if rows == 0:
             raise DuetError(f"plan {self.name}: it has no rows")
         shapes = {"t": (rows,), "alpha": (rows + 1,), "sigma": (rows + 1,)}
@@ -95,12 +95,12 @@ class SamplerPlan:
                 table.setflags(write=False)
         if self.clip is not None and not self.clip > 0:
             raise DuetError(f"plan {self.name}: clip must be positive or null, not {self.clip}")
-        if history == 1 and registers == 1:
+        if registers == 1:
             self._check_rows()
 
     def _check_rows(self) -> None:
-        """With D = x_0, a one-register row takes (alpha, sigma) at its level to those of the next."""
-        state, denoised, noise = self.state[:, 0, 0], self.denoised[:, 0, 0], self.noise[:, 0]
+        """With every D = x_0, a one-register row takes (alpha, sigma) at its level to those of the next."""
+        state, denoised, noise = self.state[:, 0, 0], self.denoised[:, 0].sum(axis=1), self.noise[:, 0]
         signal = state * self.alpha[:-1] + denoised
         wrong = np.abs(signal - self.alpha[1:]) > 1e-9
         if self.keeps_marginals:
