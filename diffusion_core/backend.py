@@ -27,6 +27,7 @@ from diffusion_core.weights import Weights
 __all__ = [
     "DISTANCES",
     "PRECISIONS",
+    "PSEUDO_HUBER_C",
     "Backend",
     "Forward",
     "Network",
@@ -42,7 +43,9 @@ __all__ = [
 
 PRECISIONS = ("float64", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
-DISTANCES = ("mse", "l1", "huber")
+DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
+# The c of sqrt(r^2 + c^2) - c, in the unit of the target, of which the noise has standard deviation 1.
+PSEUDO_HUBER_C = 0.03
 
 # A network's output F of (x, c_noise, label, features); see `Network.forward`.
 Forward = Callable[..., NDArray]

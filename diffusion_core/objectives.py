@@ -14,6 +14,8 @@ class k has label k; or it is 0, and then class k has label k + 1.
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 1 and eq. 14, https://arxiv.org/abs/2006.11239
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), algorithm 1, https://arxiv.org/abs/2207.12598
+    Improved Techniques for Training Consistency Models (Song & Dhariwal, 2023), the pseudo-Huber distance, there of an
+    image's norm and here of each pixel, https://arxiv.org/abs/2310.14189
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Objective:
     Args:
         process: schedule and parameterisation.
         seed: the seed of the run.
-        distance: ``"mse"``, ``"l1"`` or ``"huber"`` (with its corner at 1).
+        distance: of a pixel's residual r: ``"mse"``, ``"l1"``, ``"huber"`` with its corner at 1, or ``"pseudo_huber"``,
+            sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`.
         null_label: the network's label that means "no class"; None for a network without one.
         drop_label: probability of training an image without its class.
         features: how many numbers per image the network takes beside the class; zeros in training.

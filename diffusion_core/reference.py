@@ -14,7 +14,7 @@ from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core import process
-from diffusion_core.backend import NoiseSource, TrainBatch
+from diffusion_core.backend import PSEUDO_HUBER_C, NoiseSource, TrainBatch
 from diffusion_core.random import words
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet import blocks
@@ -265,10 +265,16 @@ def noised(batch: TrainBatch) -> tuple[Array, Array]:
     )
 
 
+def _pseudo_huber(r: Array) -> Array:
+    # sqrt(r^2 + c^2) - c as a quotient, in which nothing cancels where r is small.
+    return np.square(r) / (np.sqrt(np.square(r) + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
 _DISTANCES: dict[str, Callable[[Array], Array]] = {
     "mse": np.square,
     "l1": np.abs,
     "huber": lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5),
+    "pseudo_huber": _pseudo_huber,
 }
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
-from diffusion_core.backend import StepResult, TrainBatch, TrainerState
+from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
@@ -21,10 +21,16 @@ def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.where(size <= 1, 0.5 * tf.square(a - b), size - 0.5)
 
 
+def _pseudo_huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    square = tf.math.squared_difference(a, b)
+    return square / (tf.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
 _DISTANCES = {
     "mse": tf.math.squared_difference,
     "l1": lambda a, b: tf.abs(a - b),
     "huber": _huber,
+    "pseudo_huber": _pseudo_huber,
 }
 
 

@@ -11,17 +11,24 @@ from torch import Tensor
 
 from backends.torch.device import Place
 from backends.torch.network import Network, read_parameters, to_host
-from diffusion_core.backend import StepResult, TrainBatch, TrainerState
+from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
 
 __all__ = ["Trainer", "noised"]
 
+
+def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    square = torch.square(a - b)
+    return square / (torch.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
 _DISTANCES = {
     "mse": lambda a, b: F.mse_loss(a, b, reduction="none"),
     "l1": lambda a, b: F.l1_loss(a, b, reduction="none"),
     "huber": lambda a, b: F.huber_loss(a, b, reduction="none"),
+    "pseudo_huber": _pseudo_huber,
 }
 
 

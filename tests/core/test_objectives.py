@@ -171,7 +171,7 @@ def test_a_label_out_of_range_is_refused(label):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"distance": "mae"}, r"objective.distance: 'mae' was given; it must be one of mse, l1, huber"),
+    ({"distance": "mae"}, r"objective.distance: 'mae' was given; it must be one of mse, l1, huber, pseudo_huber"),
     ({"drop_label": 1.5, "null_label": 4}, "objective.drop_label: 1.5"),
     ({"drop_label": -0.1, "null_label": 4}, "objective.drop_label: -0.1"),
     ({"drop_label": float("nan"), "null_label": 4}, "objective.drop_label: nan"),

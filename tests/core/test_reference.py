@@ -539,6 +539,7 @@ def test_noised_is_the_forward_process_and_its_target():
 
 @pytest.mark.parametrize("distance, of", [
     ("mse", lambda r: r * r), ("l1", abs), ("huber", lambda r: r * r / 2 if abs(r) <= 1 else abs(r) - 0.5),
+    ("pseudo_huber", lambda r: math.hypot(r, 0.03) - 0.03),
 ])  # fmt: skip
 def test_loss_is_the_weighted_mean_of_distances(distance, of):
     batch: TrainBatch = replace(BATCH, weight=np.array([0.5, 3.0]), c_in=np.array([0.7, 1.1]))

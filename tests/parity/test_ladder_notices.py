@@ -128,7 +128,7 @@ def told_batch(**change: Callable[[TrainBatch], np.ndarray]) -> Callable[[TrainB
     return lambda batch: (replace(batch, **{name: f(batch) for name, f in change.items()}),)
 
 
-LOSSES = ("loss mse", "loss l1", "loss huber")
+LOSSES = tuple(f"loss {distance}" for distance in ("mse", "l1", "huber", "pseudo_huber"))
 BATCH_FAULTS = {
     "target with flipped sign": (told_batch(target_eps=lambda b: -b.target_eps), ("target", *LOSSES)),
     "x_0 for eps": (
@@ -152,7 +152,7 @@ def test_rung_1_notices(exact, fault, names):
     assert_noticed(checks, *names)
 
 
-@pytest.mark.parametrize("wanted, other", [("mse", "huber"), ("l1", "mse"), ("huber", "l1")])
+@pytest.mark.parametrize("wanted, other", [("mse", "huber"), ("l1", "mse"), ("huber", "l1"), ("pseudo_huber", "l1")])
 def test_rung_1_notices_another_distance(exact, wanted, other):
     def swap(program: Program, state: TrainerState, adam: Adam, distance: str) -> tuple:
         return program, state, adam, other if distance == wanted else distance
