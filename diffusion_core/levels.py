@@ -1,0 +1,169 @@
+r"""Which levels are trained how often: laws of t, and how it is drawn.
+
+A law is a column of T numbers, its distribution function ``P(t <= i)`` over the levels of the schedule. Per image, by
+its position n in the run, a number u in [0, 1) is drawn and
+
+    t = the first level i with u < P(t <= i)                   u = word / 2^32, the word from "train/t"
+
+With s strata, u is spread evenly over every s images that follow each other (low discrepancy): the run is cut into
+blocks of s positions, block b = n // s, and a permutation of the block, drawn in "train/strata", gives each of its
+images one of s equal parts of [0, 1),
+
+    u = (stratum + word / 2^32) / s
+
+so that a batch of s images has one in each part and the mean over its levels varies less. The blocks lie on the
+positions of the run, not on what happens to be computed at once: t stays a function of (seed, position), the same
+after a restart and however a batch is split. For one stratum per sample, s is the batch of the run (or a divisor of
+it), as batches start at its multiples. Places in a block are drawn, not counted, so that a part of a batch has no
+preferred noise.
+
+    name             law
+    uniform          all levels alike
+    low_discrepancy  the same, in strata
+    log_normal       log(sigma/alpha) ~ N(mean, std^2), to the level that is nearest in log(sigma/alpha)
+    logit_normal     log(u/(1 - u)) ~ N(mean, std^2), to the level floor(u T)
+
+Both normal laws also take strata. In log_normal what is drawn beyond either end of the table goes to the end, and a
+last level without signal, whose logarithm is infinite, is nearest to nothing. The time u of logit_normal is that of
+the schedule, where level t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of
+rectified flow. Where the lowest levels are left out, every law is the one given that t is among the others. t = 0
+means one noise step.
+
+References:
+    Variational Diffusion Models (Kingma et al., 2021), appendix I.1, low discrepancy, https://arxiv.org/abs/2107.00630
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), table 1, log-normal,
+    https://arxiv.org/abs/2206.00364
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), eq. 19, logit-normal,
+    https://arxiv.org/abs/2403.03206
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+from diffusion_core.registry import build
+from diffusion_core.schedule import Schedule
+
+__all__ = ["LEVELS", "Levels", "log_normal", "logit_normal", "low_discrepancy", "make_levels", "uniform"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """A law of t.
+
+    Args:
+        cumulative: P(t <= i) for each level i, with shape (T,); the last is 1.
+        strata: into how many equal parts of [0, 1) as many successive images are spread; 1 draws each on its own.
+
+    Raises:
+        DuetError: if there is less than one stratum.
+    """
+
+    cumulative: Array
+    strata: int = 1
+
+    def __post_init__(self) -> None:
+        if self.strata < 1:
+            raise DuetError(
+                f"process.levels.strata: {self.strata} was given; it must be at least 1, and is best the batch"
+            )
+        self.cumulative.setflags(write=False)
+
+    @property
+    def probability(self) -> Array:
+        """P(t = i) for each level i, with shape (T,)."""
+        return np.diff(self.cumulative, prepend=0.0)
+
+    def uniform(self, seed: int, positions: ArrayLike) -> Array:
+        """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
+        u = Stream(seed, "train/t").bits(positions, 1)[:, 0] * 2.0**-32
+        return u if self.strata == 1 else (_strata(seed, positions, self.strata) + u) / self.strata
+
+    def draw(self, seed: int, positions: ArrayLike) -> NDArray[np.int64]:
+        """The levels of these positions in the run, with shape (B,)."""
+        return np.searchsorted(self.cumulative, self.uniform(seed, positions), side="right").astype(np.int64)
+
+
+def _strata(seed: int, positions: ArrayLike, n: int) -> NDArray[np.int64]:
+    """Each position's stratum, 0..n-1: the rank of its 64-bit key among those of its block."""
+    blocks, places = np.divmod(np.asarray(positions, np.int64), n)
+    own, block = np.unique(blocks, return_inverse=True)
+    whole = (own[:, None] * n + np.arange(n)).ravel()
+    high, low = Stream(seed, "train/strata").bits(whole, 2).astype(np.uint64).T
+    order = np.argsort((high << np.uint64(32) | low).reshape(-1, n), axis=1, kind="stable")
+    return np.argsort(order, axis=1)[block, places]
+
+
+def _above(cumulative: Array, first_t: int, name: str) -> Array:
+    """The law given that t >= first_t."""
+    below = cumulative[first_t - 1] if first_t else 0.0
+    # Of less than this a word of 32 bits would show hardly a level.
+    if not 1.0 - below > 2.0**-20:
+        raise DuetError(
+            f"process.levels: {name} as given draws no level from {first_t} on; raise mean, or lower process.first_t"
+        )
+    return np.maximum(cumulative - below, 0.0) / (cumulative[-1] - below)
+
+
+def uniform(schedule: Schedule, first_t: int) -> Levels:
+    """All levels from `first_t` on alike (Ho et al., 2020, algorithm 1)."""
+    n = schedule.steps - first_t
+    # As quotients of whole numbers: the levels are then exactly those of `Stream.integers`.
+    return Levels(np.append(np.zeros(first_t), np.arange(1, n + 1) / n))
+
+
+def low_discrepancy(schedule: Schedule, first_t: int, strata: int) -> Levels:
+    """`uniform` in strata (Kingma et al., 2021); one per sample of the batch where `strata` is the batch."""
+    return Levels(uniform(schedule, first_t).cumulative, strata)
+
+
+def log_normal(schedule: Schedule, first_t: int, mean: float = -1.2, std: float = 1.2, strata: int = 1) -> Levels:
+    """log(sigma/alpha) ~ N(mean, std^2), to the nearest level (Karras et al., 2022, with their P_mean and P_std)."""
+    log_noise = -0.5 * schedule.log_snr
+    edges = np.append(0.5 * (log_noise[:-1] + log_noise[1:]), np.inf)
+    return Levels(_above(_normal(edges, mean, std), first_t, "log_normal"), strata)
+
+
+def logit_normal(schedule: Schedule, first_t: int, mean: float = 0.0, std: float = 1.0, strata: int = 1) -> Levels:
+    """log(u/(1-u)) ~ N(mean, std^2) for the time u in (0, 1) of the schedule (Esser et al., 2024, eq. 19)."""
+    n = np.arange(1, schedule.steps)
+    edges = np.append(np.log(n / (schedule.steps - n)), np.inf)
+    return Levels(_above(_normal(edges, mean, std), first_t, "logit_normal"), strata)
+
+
+def _normal(edges: Array, mean: float, std: float) -> Array:
+    """The normal distribution function."""
+    if not math.isfinite(mean):
+        raise DuetError(f"process.levels.mean: {mean} was given; it must be a number")
+    if not 0 < std < math.inf:
+        raise DuetError(f"process.levels.std: {std} was given; it must be a positive number")
+    return np.vectorize(NormalDist(mean, std).cdf, otypes=[np.float64])(edges)
+
+
+LEVELS: Mapping[str, Callable[..., Levels]] = {
+    "uniform": uniform,
+    "low_discrepancy": low_discrepancy,
+    "log_normal": log_normal,
+    "logit_normal": logit_normal,
+}
+
+
+def make_levels(schedule: Schedule, first_t: int = 0, name: str = "uniform", **options: object) -> Levels:
+    """The law of that name over the levels `first_t` .. T-1.
+
+    Raises:
+        DuetError: for a name or an option that does not exist, or a value that does not fit.
+    """
+    if not 0 <= first_t < schedule.steps:
+        raise DuetError(f"objective.first_t: {first_t} was given; it must be a level, 0..{schedule.steps - 1}")
+    return build("process.levels", LEVELS, name, options, schedule, first_t)
