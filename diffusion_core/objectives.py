@@ -2,11 +2,17 @@ r"""The training objective: from images to a `TrainBatch`.
 
 Per image, by its position n in the run (the count of images seen before it), three named streams draw
 
-    t      uniform on first_t .. T-1        "train/t"
-    eps    standard normal                  "train/noise"
-    drop   the class, with probability p    "train/drop_label"     per image, not per batch
+    t      by a law of the levels, see `levels`     "train/t"
+    eps    standard normal                          "train/noise"
+    drop   the class, with probability p            "train/drop_label"     per image, not per batch
 
-so that a batch is a function of (seed, images seen, size) and of nothing else.
+so that a batch is a function of (seed, images seen, size) and of nothing else. Each image's loss is multiplied by the
+weight of its level, see `weighting`. Offset noise adds one more normal number per image and channel, the same at all
+its pixels,
+
+    eps + s offset                                  "train/offset_noise"
+
+and is noise like eps: x_t and the target both have it.
 
 Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
 class k has label k; or it is 0, and then class k has label k + 1.
@@ -16,19 +22,25 @@ References:
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), algorithm 1, https://arxiv.org/abs/2207.12598
     Improved Techniques for Training Consistency Models (Song & Dhariwal, 2023), the pseudo-Huber distance, there of an
     image's norm and here of each pixel, https://arxiv.org/abs/2310.14189
+    Diffusion with Offset Noise (Guttenberg, 2023), https://www.crosslabs.org/blog/diffusion-with-offset-noise
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend import DISTANCES, TrainBatch
 from diffusion_core.errors import DuetError, one_of
+from diffusion_core.levels import Levels, make_levels
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
+from diffusion_core.weighting import make_weights
 
 __all__ = ["Objective", "network_labels"]
 
@@ -72,6 +84,9 @@ class Objective:
         features: how many numbers per image the network takes beside the class; zeros in training.
         classes: number of classes; where it is not given, `null_label`, the last label, says it.
         first_t: the lowest level that is trained; 1 leaves out t = 0.
+        weighting: name and options of the weights of the levels, see `weighting.make_weights`.
+        levels: name and options of the law of the levels, see `levels.make_levels`.
+        offset_noise: s, the standard deviation of what is added to the noise of a whole channel.
     """
 
     process: Process
@@ -82,6 +97,9 @@ class Objective:
     features: int = 0
     classes: int = 0
     first_t: int = 0
+    weighting: Mapping[str, Any] = field(default_factory=lambda: {"name": "simple"})
+    levels: Mapping[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    offset_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
@@ -91,13 +109,30 @@ class Objective:
         if self.drop_label and self.null_label is None:
             what = 'no label for "no class"' if self.classes else "no classes to drop"
             raise DuetError(f"objective.drop_label: the network has {what}; use 0, or set model.num_classes")
-        if not 0 <= self.first_t < self.process.schedule.steps:
-            raise DuetError(
-                f"objective.first_t: {self.first_t} was given; it must be a level, 0..{self.process.schedule.steps - 1}"
-            )
         if self.classes < 0:
             raise DuetError(f"objective.classes: {self.classes} was given; it is 0 or the number of classes")
+        if not 0 <= self.offset_noise < np.inf:
+            raise DuetError(f"objective.offset_noise: {self.offset_noise} was given; it must be 0 or a positive number")
         self._labels([])
+        # Made at once, so that a mistake is found before anything is trained.
+        _ = self.weights, self.law
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """The weight of the target's error at each level, with shape (T,)."""
+        return make_weights(self.process, **self.weighting)
+
+    @cached_property
+    def law(self) -> Levels:
+        """How often each level is trained."""
+        return make_levels(self.process.schedule, self.first_t, **self.levels)
+
+    def _noise(self, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        stream = Stream(self.seed, "train/noise")
+        if not self.offset_noise:
+            return stream.normal(positions, shape, dtype=dtype)
+        offset = Stream(self.seed, "train/offset_noise").normal(positions, (1, 1, shape[-1]))
+        return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
 
     def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
         return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
@@ -115,7 +150,7 @@ class Objective:
             DuetError: if a label is out of range.
         """
         labels = self._labels(labels)
-        t = self.first_t + Stream(self.seed, "train/t").integers(positions, self.process.schedule.steps - self.first_t)
+        t = self.law.draw(self.seed, positions)
         if self.drop_label:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
             labels = np.where(dropped, self.null_label, labels)
@@ -123,7 +158,7 @@ class Objective:
         columns = self.process.columns(t)
         return TrainBatch(
             images=images.astype(dtype),
-            noise=Stream(self.seed, "train/noise").normal(positions, images.shape[1:], dtype=dtype),
+            noise=self._noise(positions, images.shape[1:], dtype),
             label=labels.astype(np.int32),
             alpha=alpha.astype(dtype),
             sigma=sigma.astype(dtype),
@@ -131,7 +166,7 @@ class Objective:
             c_noise=columns.c_noise,
             target_x0=columns.target_x0.astype(dtype),
             target_eps=columns.target_eps.astype(dtype),
-            weight=np.ones(len(t), dtype),
+            weight=self.weights[t].astype(dtype),
             features=np.zeros((len(t), self.features), dtype),
             positions=np.asarray(positions, np.int64),
             dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),

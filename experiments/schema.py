@@ -78,13 +78,19 @@ class DataSchema:
 
 @dataclass
 class ProcessSchema:
-    """Schedule (name and options), prediction, distance, label dropping, lowest level, range of values, scale of t."""
+    """Schedule (name and options), prediction, distance, label dropping, lowest level, range of values, scale of t.
+
+    The weights of the levels and the law by which they are drawn have a name and options, as the schedule has.
+    """
 
     schedule: dict[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
     distance: str = "mse"
     drop_label: float = 0.0
     first_t: int = 0
+    weighting: dict[str, Any] = field(default_factory=lambda: {"name": "simple"})
+    levels: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    offset_noise: float = 0.0
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0
 

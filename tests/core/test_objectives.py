@@ -51,6 +51,53 @@ def test_a_batch_is_the_same_again_and_another_one_elsewhere():
     assert not np.array_equal(another.dropout_key, one.dropout_key)
 
 
+WHOLE = Objective(
+    PROCESS, seed=3, null_label=4, drop_label=0.25, weighting={"name": "min_snr"},
+    levels={"name": "log_normal", "strata": 5}, offset_noise=0.1,
+)  # fmt: skip
+
+
+def test_every_option_leaves_a_batch_a_function_of_positions():
+    """As after a restart, or in as many processes as there are parts; the parts are no whole blocks of strata."""
+    whole = batch(np.arange(1000, 1024), WHOLE)
+    parts = [batch(np.arange(first, first + 8), WHOLE) for first in (1000, 1008, 1016)]
+    for name, value in vars(whole).items():
+        if name != "dropout_key":
+            np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+
+
+def test_options_change_what_they_name_and_nothing_else():
+    """So that a batch without them is the one that was always drawn, which the other tests here spell out."""
+    default = batch(range(40))
+    level = {"alpha", "sigma", "c_noise", "target_x0", "target_eps"}
+    for options, changed in (
+        ({"weighting": {"name": "simple"}, "levels": {"name": "uniform"}, "offset_noise": 0.0}, set()),
+        ({"weighting": {"name": "snr"}}, {"weight"}),
+        ({"levels": {"name": "low_discrepancy", "strata": 40}}, level),
+        ({"offset_noise": 0.1}, {"noise"}),
+    ):
+        got = batch(range(40), Objective(PROCESS, 3, null_label=4, drop_label=0.25, **options))
+        assert {name for name, value in vars(got).items() if not np.array_equal(value, vars(default)[name])} == changed
+
+
+def test_offset_noise_moves_whole_channels():
+    """The moments of eps + s offset: variance 1 + s^2, covariance s^2 within a channel and 0 between channels."""
+    n, s = 4000, 0.5
+    positions = np.arange(n)
+    pixels = np.zeros((n, 2, 2, 3))
+    plain, moved = (
+        Objective(PROCESS, 3, offset_noise=given).batch(pixels, np.zeros(n), positions, np.float64).noise
+        for given in (0.0, s)
+    )
+    offset = moved - plain
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1, :1], offset.shape), atol=1e-14)
+    covariance = np.cov(moved.reshape(n, 12).T)
+    channel = np.arange(12) % 3
+    expected = np.eye(12) + s**2 * (channel[:, None] == channel)
+    assert np.abs(covariance - expected).max() < 5 * (1 + s**2) * math.sqrt(2 / n)
+    np.testing.assert_array_equal(plain, Stream(3, "train/noise").normal(positions, (2, 2, 3)))
+
+
 def test_columns_are_those_of_the_drawn_level():
     positions = np.arange(64)
     got = batch(positions, dtype=np.float64)
@@ -183,6 +230,10 @@ def test_a_label_out_of_range_is_refused(label):
     ({"classes": -1}, "objective.classes: -1"),
     ({"first_t": -1}, r"objective.first_t: -1 was given; it must be a level, 0\.\.999"),
     ({"first_t": 1000}, "objective.first_t: 1000"),
+    ({"offset_noise": -0.1}, "objective.offset_noise: -0.1 was given; it must be 0 or a positive number"),
+    ({"offset_noise": float("nan")}, "objective.offset_noise: nan"),
+    ({"weighting": {"name": "minsnr"}}, "process.weighting.name: 'minsnr'"),
+    ({"levels": {"name": "normal"}}, "process.levels.name: 'normal'"),
 ])  # fmt: skip
 def test_an_objective_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):

@@ -1,0 +1,151 @@
+"""Weightings: one meaning for every prediction, and the published tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_core.errors import DuetError
+from diffusion_core.objectives import Objective
+from diffusion_core.process import PREDICTIONS, Process, add_noise
+from diffusion_core.random import Stream
+from diffusion_core.schedule import Schedule, cosine, flow, linear
+from diffusion_core.weighting import WEIGHTINGS, make_weights
+
+CHOSEN = [
+    {"name": "snr"}, {"name": "min_snr"}, {"name": "min_snr", "gamma": 0.3}, {"name": "p2"},
+    {"name": "p2", "k": 0.5, "gamma": 2}, {"name": "edm"}, {"name": "edm", "sigma_data": 2.0}, {"name": "sigmoid"},
+    {"name": "sigmoid", "bias": -3.0}, {"name": "sigmoid", "bias": 2.0, "per_log_snr": True},
+]  # fmt: skip
+EACH = pytest.mark.parametrize("weighting", CHOSEN, ids=lambda w: " ".join(map(str, w.values())))
+SCHEDULES = [linear(), cosine(1000), flow(20)]
+
+
+def ratio(schedule: Schedule) -> np.ndarray:
+    return schedule.alpha**2 / schedule.sigma**2
+
+
+def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.ndarray) -> float:
+    """The loss of a batch, for the output of a network that means `x0_hat`."""
+    batch = Objective(process, 5, weighting=weighting).batch(x0, np.zeros(len(x0)), np.arange(len(x0)), np.float64)
+    c = process.columns(batch.c_noise.astype(int))
+    x = add_noise(x0, batch.noise, batch.alpha, batch.sigma)
+    target = add_noise(x0, batch.noise, batch.target_x0, batch.target_eps)
+    output = add_noise(x0_hat, x, 1 / c.c_out, -c.c_skip / c.c_out)
+    return float(np.mean(batch.weight * np.mean(np.square(output - target), axis=(1, 2, 3))))
+
+
+def test_every_weighting_is_chosen_here():
+    assert {w["name"] for w in CHOSEN} == WEIGHTINGS.keys() - {"simple"}
+
+
+@EACH
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+def test_the_loss_is_the_same_number_for_every_prediction(schedule, weighting):
+    """The identity in x_0: outputs that mean the same estimate of x_0 cost the same, whatever was asked for."""
+    x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
+    predictions = [p for p in PREDICTIONS if p != "eps" or schedule.alpha[-1] > 0]
+    losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
+    assert losses["x0"] > 0
+    for name, loss in losses.items():
+        assert loss == pytest.approx(losses["x0"], rel=1e-8), name
+
+
+def test_the_simple_loss_is_not_the_same_number():
+    x0 = Stream(1, "x0").normal(np.arange(64), (2, 2, 1))
+    one, other = (weighted_loss(Process(linear(), p), {"name": "simple"}, 1.1 * x0, x0) for p in ("eps", "v"))
+    assert abs(one - other) > 0.1 * abs(other)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5, 20.0])
+@pytest.mark.parametrize("schedule", [linear(), cosine(1000)], ids=lambda s: s.name)
+def test_min_snr_is_the_published_table(schedule, gamma):
+    """Hang et al. (2023), section 3.4, for the three predictions."""
+    snr = ratio(schedule)
+    least = np.minimum(snr, gamma)
+    for prediction, expected in (("eps", least / snr), ("v", least / (snr + 1)), ("x0", least)):
+        got = make_weights(Process(schedule, prediction), "min_snr", gamma=gamma)
+        np.testing.assert_allclose(got, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("schedule", [linear(), cosine(1000)], ids=lambda s: s.name)
+def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
+    snr, eps = ratio(schedule), Process(schedule, "eps")
+    log_snr = np.log(snr)
+    noise = snr**-0.5
+    for expected, name, options in (
+        (np.ones(1000), "snr", {}),
+        (1 / (1 + snr), "p2", {}),
+        (1 / (0.5 + snr) ** 0.7, "p2", {"k": 0.5, "gamma": 0.7}),
+        (1 / (1 + np.exp(log_snr - 2)), "sigmoid", {"bias": 2.0}),
+        # Karras et al. weigh the error of x_0, which is noise^2 that of eps.
+        ((noise**2 + 0.25) / (noise * 0.5) ** 2 * noise**2, "edm", {}),
+    ):
+        np.testing.assert_allclose(make_weights(eps, name, **options), expected, rtol=1e-11, err_msg=name)
+
+
+def test_weightings_meet_where_they_should():
+    for prediction in PREDICTIONS:
+        process = Process(linear(), prediction)
+        snr = make_weights(process, "snr")
+        np.testing.assert_allclose(make_weights(process, "p2", gamma=0), snr, rtol=1e-14)
+        np.testing.assert_allclose(make_weights(process, "min_snr", gamma=1e9), snr, rtol=1e-14)
+        # SNR below gamma: the truncated part is the simple loss of eps.
+        low = ratio(linear()) < 5
+        np.testing.assert_array_equal(make_weights(process, "min_snr")[low], snr[low])
+    np.testing.assert_allclose(make_weights(Process(linear(), "v"), "edm", sigma_data=1.0), np.ones(1000), rtol=1e-12)
+
+
+def test_a_sigmoid_per_log_snr_is_its_integral():
+    """On the straight line log SNR = 2 log((1 - t)/t), whose slope is -2 / (t (1 - t))."""
+    process, t = Process(flow(2000), "x0"), np.arange(1, 2001) / 2000
+    inner = (t > 0.05) & (t < 0.95)
+    snr = ((1 - t[inner]) / t[inner]) ** 2
+    expected = snr / (1 + np.exp(1.5) * snr) * 2 / (t[inner] * (1 - t[inner]))
+    got = make_weights(process, "sigmoid", bias=-1.5, per_log_snr=True)
+    np.testing.assert_allclose(got[inner], expected, rtol=2e-4)
+    assert np.all(got >= 0)
+
+
+@EACH
+@pytest.mark.parametrize("prediction", ["v", "x0", "next_level"])
+def test_a_last_level_without_signal_has_the_limit(prediction, weighting):
+    """SNR = 0: what the weighting tends to as alpha falls, and nothing that is not finite."""
+    alpha, sigma = np.array([0.9, 0.6, 0.3, 0.0]), np.array([0.1, 0.4, 0.7, 1.0])
+    exact, near = (
+        make_weights(Process(Schedule("given", alpha + end, sigma), prediction), **weighting)
+        for end in (0.0, np.array([0.0, 0.0, 0.0, 1e-9]))
+    )
+    assert np.all(np.isfinite(exact)) and np.all(exact >= 0)
+    np.testing.assert_allclose(near, exact, rtol=1e-6, atol=1e-15)
+    if weighting["name"] == "edm":
+        assert exact[-1] > 0
+    elif not weighting.get("per_log_snr"):  # a difference of levels is not that of the last one alone
+        assert exact[-1] == 0
+
+
+def test_the_weight_of_a_batch_is_that_of_its_levels_cast_once():
+    process = Process(cosine(1000), "v")
+    objective = Objective(process, 3, weighting={"name": "min_snr", "gamma": 2})
+    positions = np.arange(32)
+    images = np.zeros((32, 2, 2, 1))
+    for dtype in (np.float64, np.float32):
+        batch = objective.batch(images, np.zeros(32), positions, dtype)
+        table = make_weights(process, "min_snr", gamma=2)
+        assert table.dtype == np.float64 and batch.weight.dtype == dtype
+        np.testing.assert_array_equal(batch.weight, table[batch.c_noise.astype(int)].astype(dtype))
+
+
+@pytest.mark.parametrize("weighting, words", [
+    ({"name": "min_snrr"}, "process.weighting.name: 'min_snrr' .* Did you mean 'min_snr'"),
+    ({"name": "min_snr", "gama": 5}, "option of process.weighting 'min_snr': 'gama' .* Did you mean 'gamma'"),
+    ({"name": "min_snr", "gamma": "five"}, "process.weighting.gamma: 'five' was given; it must be a number"),
+    ({"name": "min_snr", "gamma": 0}, "process.weighting.gamma: 0 was given; it must be a positive number"),
+    ({"name": "p2", "gamma": -1}, "process.weighting.gamma: -1 was given; it must be 0 or"),
+    ({"name": "p2", "k": 0.0}, "process.weighting.k: 0.0 was given; it must be a positive number"),
+    ({"name": "edm", "sigma_data": float("inf")}, "process.weighting.sigma_data: inf"),
+    ({"name": "sigmoid", "bias": float("nan")}, "process.weighting.bias: nan was given; it is a log-SNR"),
+])  # fmt: skip
+def test_a_weighting_that_does_not_fit_is_refused(weighting, words):
+    with pytest.raises(DuetError, match=words):
+        Objective(Process(linear()), 0, weighting=weighting)
