@@ -11,38 +11,68 @@ The discrete schedules of DDPM are given by their betas,
 and are accumulated as ``log(1 - beta)``, which keeps ``1 - alphas_cumprod`` exact to a few units in the
 last place where the plain product loses five digits. Every table is float64 and is cast only by its user.
 
+Two transformations fit every schedule, in this order, as options of `make_schedule` beside the schedule's own:
+
+    log_snr_shift, shift_from, shift_to    log(alpha^2/sigma^2) + shift + 2 log(from/to)
+    zero_terminal_snr                      alpha stretched so that alpha_0 stays and alpha_{T-1} = 0
+
+The shift comes first, so that alpha_0 is the shifted one and the last level is noise alone either way.
+
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672
     Scalable Adaptive Computation for Iterative Generation (Jabri et al., 2022), https://arxiv.org/abs/2212.11972
     Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+    Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et al., 2015),
+    https://arxiv.org/abs/1503.03585
+    GeoDiff: a Geometric Diffusion Model for Molecular Conformation Generation (Xu et al., 2022),
+    https://arxiv.org/abs/2203.02923
+    Improved Noise Schedule for Diffusion Training (Hang et al., 2024), https://arxiv.org/abs/2407.03297
+    simple diffusion: End-to-end diffusion for high resolution images (Hoogeboom et al., 2023),
+    https://arxiv.org/abs/2301.11093
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
+    https://arxiv.org/abs/2403.03206
+    Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023), https://arxiv.org/abs/2305.08891
+    The code of DDPM (hojonathanho/diffusion, diffusion_tf/diffusion_utils_2.py, get_beta_schedule) and diffusers 0.42.1
+    (betas_for_alpha_bar, DDPMScheduler)
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.registry import build
 
 __all__ = [
     "SCHEDULES",
     "Schedule",
+    "constant",
     "cosine",
+    "exponential",
     "flow",
     "flow_law",
     "from_alphas_cumprod",
     "from_betas",
+    "jsd",
+    "laplace",
     "linear",
     "make_schedule",
     "plain_as_written",
     "quadratic",
     "scaled_linear",
     "sigmoid",
+    "sigmoid_betas",
+    "transformed",
+    "warmup10",
+    "warmup50",
+    "with_log_snr_shift",
+    "with_zero_terminal_snr",
 ]
 
 Array = NDArray[np.float64]
@@ -138,6 +168,76 @@ def _from_roots(T: int, beta_start: float, beta_end: float, name: str) -> Schedu
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, name)
 
 
+def warmup10(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Betas on a line over the first tenth of the levels, then constant (the code of DDPM)."""
+    return _warmup(T, beta_start, beta_end, T // 10, "warmup10")
+
+
+def warmup50(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Betas on a line over the first half of the levels, then constant (the code of DDPM)."""
+    return _warmup(T, beta_start, beta_end, T // 2, "warmup50")
+
+
+def _warmup(T: int, beta_start: float, beta_end: float, rising: int, name: str) -> Schedule:
+    betas = np.full(T, beta_end, dtype=np.float64)
+    betas[:rising] = np.linspace(beta_start, beta_end, rising)
+    return from_betas(betas, name)
+
+
+def constant(T: int = 1000, beta: float = 0.02) -> Schedule:
+    """The same beta at every level; "const" in the code of DDPM, where it is called beta_end."""
+    return from_betas(np.full(T, beta), "constant")
+
+
+def jsd(T: int = 1000) -> Schedule:
+    """Betas 1/T, 1/(T-1), .. 1, so that alphas_cumprod = 1 - (t + 1)/T is a line that ends in noise alone.
+
+    Each level erases the same share 1/T of the signal's power (Sohl-Dickstein et al., 2015, section 2.4.1, where it
+    is for binomial data); the name is that of the code of DDPM. As alpha_{T-1} = 0, prediction eps is not defined.
+    """
+    levels = np.arange(T + 1, dtype=np.float64)
+    return Schedule("jsd", np.sqrt(levels[-2::-1] / T), np.sqrt(levels[1:] / T))
+
+
+def sigmoid_betas(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Betas along the logistic function of -6 .. 6 (Xu et al., 2022); diffusers has it as "sigmoid"."""
+    return from_betas(beta_start + (beta_end - beta_start) * _logistic(np.linspace(-6, 6, T)), "sigmoid_betas")
+
+
+def exponential(T: int = 1000, rate: float = 12.0) -> Schedule:
+    """alphas_cumprod = exp(-rate u) at u = (t + 1)/T; the betas are constant, 1 - exp(-rate/T).
+
+    It is "exp" of `betas_for_alpha_bar` in diffusers, whose cut of the betas at 0.999 is not reached from T = 2 on.
+    """
+    return from_betas(np.full(T, -np.expm1(-rate / T)), "exponential")
+
+
+def laplace(T: int = 1000, mu: float = 0.0, b: float = 0.5, power: float = 0.5, max_beta: float = 0.999) -> Schedule:
+    """The log-SNR of u, uniform in [0, 1], has Laplace's distribution around mu with scale b (Hang et al., 2024).
+
+        lambda = mu - b sign(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6)
+        alphas_cumprod = (e^lambda / (1 + e^lambda))^power, divided by its value at u = 0
+
+    The paper's alphas_cumprod has power 1. "laplace" of diffusers takes the root of it, the paper's alpha, as
+    alphas_cumprod: power 1/2, the default here, so that the name means the same in both.
+
+    Raises:
+        DuetError: for a b or a power that is not positive.
+    """
+    if not (b > 0 and power > 0):
+        raise DuetError(f"schedule laplace: b {b:g} and power {power:g} were given; both must be positive")
+
+    def law(u: Array) -> Array:
+        tail = np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
+        return _logistic(mu - b * np.where(u <= 0.5, tail, -tail)) ** power
+
+    return from_alphas_cumprod(law, T, "laplace", max_beta)
+
+
+def _logistic(v: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-v))
+
+
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """alphas_cumprod = cos^2((t + s)/(1 + s) pi/2) (Nichol & Dhariwal, 2021, eq. 17)."""
     return from_alphas_cumprod(lambda u: np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, T, "cosine", max_beta)
@@ -186,15 +286,101 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
     "quadratic": quadratic,
+    "warmup10": warmup10,
+    "warmup50": warmup50,
+    "constant": constant,
+    "jsd": jsd,
+    "sigmoid_betas": sigmoid_betas,
     "cosine": cosine,
     "sigmoid": sigmoid,
+    "laplace": laplace,
+    "exponential": exponential,
     "flow": flow,
     "plain_as_written": plain_as_written,
 }
 
 
+def with_log_snr_shift(schedule: Schedule, by: float) -> Schedule:
+    """The schedule with `by` added to its log-SNR at every level (Hoogeboom et al., 2023).
+
+    With ``by = 2 log(base/size)`` an image of `size` pixels a side, averaged down to `base` pixels, is as noisy as one
+    of `base` pixels was before. Only alpha/sigma is given by that; the level stays on its curve, alpha + sigma where
+    that is 1 at every level (the shift of Esser et al., 2024, section 5.3.2) and alpha^2 + sigma^2 otherwise. A shift
+    of 0 gives the very same schedule.
+
+    Raises:
+        DuetError: for a shift outside -100 .. 100.
+    """
+    if not -100 <= by <= 100:
+        raise DuetError(f"schedule {schedule.name}: a log-SNR shift of {by:g} was given; it must be in -100 .. 100")
+    if by == 0:
+        return schedule
+    on_line = np.allclose(schedule.alpha + schedule.sigma, 1.0, rtol=0, atol=1e-12)
+    norm = np.add if on_line else np.hypot
+    alpha = np.exp(0.5 * by) * schedule.alpha
+    scale = norm(schedule.alpha, schedule.sigma) / norm(alpha, schedule.sigma)
+    return Schedule(schedule.name, scale * alpha, scale * schedule.sigma)
+
+
+def with_zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule whose last level is noise alone, and whose first keeps its alpha (Lin et al., 2023, algorithm 1).
+
+        alpha'_t = alpha_0 (alpha_t - alpha_{T-1}) / (alpha_0 - alpha_{T-1}),    sigma'_t^2 = 1 - alpha'_t^2
+
+    A schedule that ends in noise alone already is returned as it is. Prediction eps is not defined for the result.
+
+    Raises:
+        DuetError: for one that neither does nor preserves variance.
+    """
+    first, alpha, last = schedule.alpha[0], schedule.alpha, schedule.alpha[-1]
+    if last == 0:
+        return schedule
+    if not schedule.variance_preserving or schedule.steps < 2:
+        raise DuetError(
+            f"schedule {schedule.name}: zero_terminal_snr was given; it is for schedules of at least 2 levels "
+            "with alpha^2 + sigma^2 = 1"
+        )
+    stretched = first * ((alpha - last) / (first - last))
+    # 1 - alpha'^2 as sigma^2 + (alpha - alpha') (alpha + alpha'), where nothing cancels next to a small sigma.
+    lost = last * ((first - alpha) / (first - last))
+    return Schedule(schedule.name, stretched, np.sqrt(schedule.sigma**2 + lost * (alpha + stretched)))
+
+
+def transformed(
+    schedule: Schedule,
+    log_snr_shift: float = 0.0,
+    shift_from: int | None = None,
+    shift_to: int | None = None,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """The schedule after the options that every schedule takes: first the shift, then the end.
+
+    Args:
+        schedule: what to transform.
+        log_snr_shift: see `with_log_snr_shift`.
+        shift_from: pixels a side that the schedule was made for.
+        shift_to: pixels a side of the images at hand; adds ``2 log(shift_from / shift_to)`` to the shift.
+        zero_terminal_snr: see `with_zero_terminal_snr`.
+
+    Raises:
+        DuetError: if a transformation refuses, or one of the two sizes is missing or below 1.
+    """
+    if (shift_from is None) != (shift_to is None):
+        raise DuetError(
+            f"schedule.shift_from: {shift_from} was given with shift_to {shift_to}; a shift for resolution has both"
+        )
+    if shift_from is not None and shift_to is not None:
+        if min(shift_from, shift_to) < 1:
+            raise DuetError(
+                f"schedule.shift_from: {shift_from} was given with shift_to {shift_to}; both must be at least 1 pixel"
+            )
+        log_snr_shift += float(2.0 * np.log(shift_from / shift_to))
+    shifted = with_log_snr_shift(schedule, log_snr_shift)
+    return with_zero_terminal_snr(shifted) if zero_terminal_snr else shifted
+
+
 def make_schedule(name: str, **options: object) -> Schedule:
-    """The schedule of that name.
+    """The schedule of that name, with its own options and those of `transformed`.
 
     Raises:
         DuetError: for a name or an option that does not exist, or a T below 2.
@@ -202,4 +388,12 @@ def make_schedule(name: str, **options: object) -> Schedule:
     T = options.get("T", 2)
     if isinstance(T, int) and T < 2:
         raise DuetError(f"schedule.T: {T} was given; a schedule has at least 2 levels")
-    return build("schedule", SCHEDULES, name, options)
+    shared = list(inspect.signature(transformed).parameters)[1:]
+    own = {option: value for option, value in options.items() if option not in shared}
+    if name in SCHEDULES:
+        allowed = [*inspect.signature(SCHEDULES[name]).parameters, *shared]
+        for option in own.keys() - allowed:
+            raise one_of(f"option of schedule {name!r}", option, allowed)
+    schedule = build("schedule", SCHEDULES, name, own)
+    rest = {option: value for option, value in options.items() if option in shared}
+    return build("schedule", {name: transformed}, name, rest, schedule)

@@ -15,15 +15,25 @@ from diffusion_core.process import posterior
 from diffusion_core.schedule import (
     SCHEDULES,
     Schedule,
+    constant,
     cosine,
+    exponential,
     flow,
     flow_law,
     from_alphas_cumprod,
     from_betas,
+    jsd,
+    laplace,
     linear,
     make_schedule,
     plain_as_written,
     scaled_linear,
+    sigmoid_betas,
+    transformed,
+    warmup10,
+    warmup50,
+    with_log_snr_shift,
+    with_zero_terminal_snr,
 )
 
 VARIANCE_PRESERVING = [name for name in SCHEDULES if name != "flow"]
@@ -36,6 +46,18 @@ def test_signal_to_noise_falls_at_every_step(name, T):
     assert schedule.steps == T == len(schedule.alpha) == len(schedule.sigma)
     assert np.all(np.diff(schedule.log_snr) < 0)
     assert np.all(np.diff(schedule.alpha) < 0) and np.all(np.diff(schedule.sigma) >= 0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(T=st.integers(2, 3000), shift=st.floats(-8, 8), zero_terminal_snr=st.booleans())
+def test_signal_to_noise_falls_for_every_number_of_levels_and_after_every_transformation(
+    name, T, shift, zero_terminal_snr
+):
+    schedule = make_schedule(name, T=T, log_snr_shift=shift, zero_terminal_snr=zero_terminal_snr)
+    assert schedule.steps == T and np.all(np.diff(schedule.log_snr) < 0)
+    assert schedule.variance_preserving == (name != "flow")
+    if zero_terminal_snr:
+        assert schedule.alpha[-1] == 0 and schedule.sigma[-1] == pytest.approx(1, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", VARIANCE_PRESERVING)
@@ -124,6 +146,165 @@ def test_plain_as_written_takes_the_line_itself_and_hides_the_picture():
     assert np.argmax(linear().log_snr < math.log(1 / 49)) == 620
 
 
+def betas_of(schedule: Schedule) -> np.ndarray:
+    """The betas that a variance-preserving schedule was made from."""
+    signal = schedule.alpha**2
+    return 1 - signal / np.append(1.0, signal[:-1])
+
+
+@pytest.mark.parametrize("T, rising10, rising50", [(1000, 100, 500), (30, 3, 15), (29, 2, 14), (10, 1, 5), (2, 0, 1)])
+def test_the_warm_ups_rise_over_a_tenth_and_a_half_and_then_stay(T, rising10, rising50):
+    for schedule, rising in ((warmup10(T, 0.01, 0.3), rising10), (warmup50(T, 0.01, 0.3), rising50)):
+        betas = betas_of(schedule)
+        # The line is begin + i (end - begin)/(n - 1); of one level it is its begin.
+        line = [0.01 + i * 0.29 / max(rising - 1, 1) for i in range(rising)]
+        np.testing.assert_allclose(betas[:rising], line, rtol=1e-9)
+        np.testing.assert_allclose(betas[rising:], 0.3, rtol=1e-9)
+
+
+@pytest.mark.parametrize("T", [2, 7, 1000])
+def test_a_constant_beta_takes_the_same_share_at_every_level(T):
+    np.testing.assert_allclose(constant(T, 0.01).alpha ** 2, 0.99 ** np.arange(1, T + 1), rtol=1e-12)
+    np.testing.assert_allclose(exponential(T, 5.0).alpha ** 2, np.exp(-5 * np.arange(1, T + 1) / T), rtol=1e-13)
+    # One is the other with its beta.
+    np.testing.assert_allclose(exponential(T, 5.0).alpha, constant(T, 1 - math.exp(-5 / T)).alpha, rtol=1e-12)
+    assert constant(T).alpha[0] ** 2 == pytest.approx(0.98, rel=1e-15)
+    assert exponential(T).alpha[-1] ** 2 == pytest.approx(math.exp(-12), rel=1e-13)
+
+
+@pytest.mark.parametrize("T", [2, 7, 1000])
+def test_jsd_is_the_line_that_its_betas_multiply_to(T):
+    schedule = jsd(T)
+    product = np.cumprod([1 - 1 / (T - t) for t in range(T)])  # betas 1/T, 1/(T-1), .. 1
+    np.testing.assert_allclose(schedule.alpha**2, product, rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha**2, 1 - np.arange(1, T + 1) / T, rtol=1e-12, atol=1e-16)
+    assert (schedule.alpha[-1], schedule.sigma[-1]) == (0, 1)
+
+
+def test_sigmoid_betas_rise_from_end_to_end_symmetrically():
+    betas = betas_of(sigmoid_betas(1001, 0.001, 0.021))
+    np.testing.assert_allclose(betas + betas[::-1], 0.022, rtol=1e-9)
+    assert betas[500] == pytest.approx(0.011, rel=1e-9)
+    assert betas[0] == pytest.approx(0.001 + 0.02 / (1 + math.exp(6)), rel=1e-9)
+
+
+def test_log_snr_of_laplace_has_the_distribution_of_its_name():
+    """Its quantiles at u = 1 - (t + 1)/T are those of Laplace's law: mu + b log 2p below the middle."""
+    T, mu, b = 1000, 0.7, 0.8
+    schedule = laplace(T, mu, b, power=1.0)
+    p = 1 - np.arange(1, T + 1) / T
+    kept = (p > 0.05) & (p < 0.95)
+    quantile = np.where(p < 0.5, mu + b * np.log(2 * p, where=p > 0, out=np.zeros(T)), mu - b * np.log(2 - 2 * p))
+    # alphas_cumprod is divided by its value of u = 0, where the 1e-6 in the logarithm leaves a little noise.
+    at_zero = 1 / (1 + math.exp(-(mu - b * math.log(1e-6))))
+    signal = schedule.alpha**2 * at_zero
+    np.testing.assert_allclose(np.log(signal / (1 - signal))[kept], quantile[kept], atol=1e-4)
+    # The form of diffusers has the root of that for alphas_cumprod.
+    np.testing.assert_allclose(laplace(T, mu, b).alpha ** 4, schedule.alpha**2, rtol=1e-9)
+
+
+# Transformations
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_shift_moves_the_log_snr_and_nothing_else(name):
+    schedule = make_schedule(name)
+    for by in (-30.0, -1.5, 0.25, 2.0):
+        shifted = with_log_snr_shift(schedule, by)
+        np.testing.assert_allclose(shifted.log_snr[:-1], schedule.log_snr[:-1] + by, rtol=0, atol=1e-12)
+        assert shifted.log_snr[-1] == pytest.approx(schedule.log_snr[-1] + by, abs=1e-12)
+        back = with_log_snr_shift(shifted, -by)
+        np.testing.assert_allclose([back.alpha, back.sigma], [schedule.alpha, schedule.sigma], rtol=1e-13)
+        total = with_log_snr_shift(with_log_snr_shift(schedule, 0.3), by)
+        once = with_log_snr_shift(schedule, 0.3 + by)
+        np.testing.assert_allclose([total.alpha, total.sigma], [once.alpha, once.sigma], rtol=1e-13)
+        if name == "flow":
+            np.testing.assert_allclose(shifted.alpha + shifted.sigma, 1, rtol=0, atol=1e-15)
+        else:
+            np.testing.assert_allclose(shifted.alpha**2 + shifted.sigma**2, 1, rtol=0, atol=1e-15)
+
+
+def test_a_shift_on_the_straight_line_is_a_shift_of_its_time():
+    # Esser et al., section 5.3.2: t' = r t/(1 + (r - 1) t), with r the ratio of the sides.
+    t, r = np.arange(1, 1001) / 1000, 256 / 64
+    shifted = make_schedule("flow", shift_from=64, shift_to=256)
+    np.testing.assert_allclose(shifted.sigma, r * t / (1 + (r - 1) * t), rtol=1e-14)
+
+
+def test_a_shift_keeps_the_power_of_a_level_on_no_known_curve():
+    schedule = Schedule("given", np.array([1.0, 1.0]), np.array([0.5, 2.0]))
+    shifted = with_log_snr_shift(schedule, math.log(4))
+    np.testing.assert_allclose(shifted.alpha / shifted.sigma, [4, 1], rtol=1e-14)
+    np.testing.assert_allclose(shifted.alpha**2 + shifted.sigma**2, [1.25, 5], rtol=1e-14)
+
+
+def test_a_picture_averaged_down_has_the_noise_of_the_schedule_it_was_shifted_from():
+    # The mean of r^2 pixels has sigma/r, so that alpha/sigma at the size averaged to is the unshifted one.
+    base, shifted = cosine(), make_schedule("cosine", shift_from=32, shift_to=128)
+    np.testing.assert_allclose(shifted.alpha / (shifted.sigma / 4), base.alpha / base.sigma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_transformation_leaves_every_bit(name):
+    plain = SCHEDULES[name](T=50)
+    for options in (
+        {},
+        {"log_snr_shift": 0.0},
+        {"log_snr_shift": 0},
+        {"shift_from": 32, "shift_to": 32, "zero_terminal_snr": False},
+        {"shift_from": None, "shift_to": None},
+    ):
+        same = make_schedule(name, T=50, **options)
+        assert (same.alpha.tobytes(), same.sigma.tobytes()) == (plain.alpha.tobytes(), plain.sigma.tobytes())
+    assert transformed(plain) is plain
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_zero_terminal_snr_stretches_alpha_over_the_same_start(name):
+    plain, schedule = make_schedule(name), make_schedule(name, zero_terminal_snr=True)
+    # sigma' is found without 1 - alpha'^2, whose digits cancel at t = 0.
+    assert schedule.alpha[0] == plain.alpha[0] and schedule.sigma[0] == pytest.approx(plain.sigma[0], rel=1e-15)
+    assert schedule.alpha[-1] == 0 and schedule.sigma[-1] == pytest.approx(1, abs=1e-15)
+    # A straight line of the old alpha: two of its values fix it.
+    line = np.polynomial.Polynomial.fit(plain.alpha[[0, -1]], [plain.alpha[0], 0.0], 1)
+    np.testing.assert_allclose(schedule.alpha, line(plain.alpha), rtol=0, atol=1e-14)
+    if name != "flow":
+        np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=0, atol=1e-15)
+    again = with_zero_terminal_snr(schedule)
+    assert again is schedule
+
+
+def test_the_variance_of_a_stretched_schedule_keeps_its_digits():
+    getcontext().prec = 60
+    plain = linear()
+    first, last = Decimal(plain.alpha[0]), Decimal(plain.alpha[-1])
+    exact = []
+    for alpha, sigma in zip(map(Decimal, plain.alpha), map(Decimal, plain.sigma), strict=True):
+        # 1 is alpha^2 + sigma^2 of the table, whose alpha is rounded.
+        stretched = first * (alpha - last) / (first - last)
+        exact.append(float((alpha**2 + sigma**2 - stretched**2).sqrt()))
+    np.testing.assert_allclose(with_zero_terminal_snr(plain).sigma, exact, rtol=1e-14)
+
+
+def test_the_shift_comes_before_the_stretch():
+    shifted = with_log_snr_shift(cosine(20), -2.0)
+    both = make_schedule("cosine", T=20, log_snr_shift=-2.0, zero_terminal_snr=True)
+    expected = with_zero_terminal_snr(shifted)
+    np.testing.assert_array_equal([both.alpha, both.sigma], [expected.alpha, expected.sigma])
+    assert both.alpha[0] == shifted.alpha[0]
+    other = with_log_snr_shift(with_zero_terminal_snr(cosine(20)), -2.0)
+    assert np.abs(other.alpha - both.alpha).max() > 1e-5
+    sizes = make_schedule("cosine", T=20, log_snr_shift=0.5, shift_from=32, shift_to=64)
+    np.testing.assert_allclose(sizes.log_snr, cosine(20).log_snr + 0.5 - 2 * math.log(2), atol=1e-12)
+
+
+def test_a_stretch_is_refused_where_variance_is_not_preserved():
+    with pytest.raises(DuetError, match=r"schedule given: zero_terminal_snr .* alpha\^2 \+ sigma\^2 = 1"):
+        with_zero_terminal_snr(Schedule("given", np.array([1.0, 1.0]), np.array([0.5, 2.0])))
+    with pytest.raises(DuetError, match="at least 2 levels"):
+        with_zero_terminal_snr(from_betas([0.5]))
+
+
 def test_betas_are_cut_at_their_largest():
     schedule = from_alphas_cumprod(lambda u: 1 - u, 4, "law", max_beta=0.5)
     np.testing.assert_allclose(schedule.alpha**2, [3 / 4, 1 / 2, 1 / 4, 1 / 8], rtol=1e-15)
@@ -191,6 +372,25 @@ def test_betas_that_are_no_schedule_are_refused(betas):
     ("flow", {"beta_end": 0.1}, "option of schedule 'flow'"),
     ("plain_as_written", {"beta_end": 0.1}, "option of schedule 'plain_as_written'"),
     ("plain_as_writen", {}, "Did you mean 'plain_as_written'"),
+    ("const", {}, "Did you mean 'constant'"),
+    ("constant", {"beta": 1.0}, "schedule constant: every beta must be in"),
+    ("constant", {"beta_end": 0.1}, "option of schedule 'constant'"),
+    ("warmup10", {"beta_end": 1.0}, "schedule warmup10: every beta must be in"),
+    ("jsd", {"T": 1}, "at least 2 levels"),
+    ("jsd", {"beta_end": 0.1}, "option of schedule 'jsd'"),
+    ("exponential", {"rate": -1.0}, "schedule exponential: every beta must be in"),
+    ("laplace", {"b": 0.0}, "schedule laplace: b 0 and power 0.5 were given; both must be positive"),
+    ("laplace", {"power": -1.0}, "both must be positive"),
+    ("linear", {"zero_terminal_sn": True}, "Did you mean 'zero_terminal_snr'"),
+    ("linear", {"zero_terminal_snr": 1}, "schedule.zero_terminal_snr: 1 was given; it must be true or false"),
+    ("linear", {"log_snr_shift": "up"}, "schedule.log_snr_shift: 'up' was given; it must be a number"),
+    ("linear", {"log_snr_shift": 101}, r"schedule linear: a log-SNR shift of 101 was given; it must be in -100 .. 100"),
+    ("linear", {"log_snr_shift": float("nan")}, "a log-SNR shift of nan"),
+    ("linear", {"log_snr_shift": float("inf")}, "a log-SNR shift of inf"),
+    ("linear", {"shift_from": 64}, "64 was given with shift_to None; a shift for resolution has both"),
+    ("linear", {"shift_to": 64}, "None was given with shift_to 64"),
+    ("linear", {"shift_from": 64, "shift_to": 0}, "64 was given with shift_to 0; both must be at least 1 pixel"),
+    ("linear", {"shift_from": 64.0, "shift_to": 32}, "schedule.shift_from: 64.0 .* whole number or null"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning")
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
