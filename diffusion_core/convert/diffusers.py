@@ -525,9 +525,10 @@ def _beta_options(schedule: Mapping[str, Any], betas: NDArray) -> dict[str, Any]
     """The betas by a name that diffusers knows, or all of them."""
     options = {"beta_start": 1e-4, "beta_end": 0.02, **schedule}
     ends = {name: options[name] for name in ("beta_start", "beta_end")}
-    if schedule["name"] == "linear" or (schedule["name"] == "scaled_linear" and ends.keys() <= schedule.keys()):
+    named = schedule["name"] if schedule.keys() <= {"name", "T", *ends} else None  # other options change the betas
+    if named == "linear" or (named == "scaled_linear" and ends.keys() <= schedule.keys()):
         return {"beta_schedule": schedule["name"], **ends, "trained_betas": None}
-    if schedule["name"] == "cosine" and not {"s", "max_beta"} & schedule.keys():
+    if named == "cosine":
         return {"beta_schedule": "squaredcos_cap_v2", **ends, "trained_betas": None}
     return {"beta_schedule": "linear", **ends, "trained_betas": betas.tolist()}
 

@@ -285,6 +285,19 @@ def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule,
         export_pipeline(Problem(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
 
 
+@pytest.mark.parametrize("changed", [
+    {"name": "linear", "zero_terminal_snr": True}, {"name": "linear", "log_snr_shift": -1.0},
+    {"name": "scaled_linear", "beta_start": 0.001, "beta_end": 0.1, "zero_terminal_snr": True},
+    {"name": "cosine", "shift_from": 32, "shift_to": 64}, {"name": "cosine", "s": 0.1}, {"name": "constant"},
+])  # fmt: skip
+def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
+    problem = Problem(SMALL, changed | {"T": 7}, "v")
+    config = json.loads(export_pipeline(problem, weights_of(SMALL))["scheduler/scheduler_config.json"])
+    # Their table is the plain product.
+    signal = np.cumprod(1 - np.array(config["trained_betas"]))
+    np.testing.assert_allclose(signal, problem.process.schedule.alpha**2, rtol=1e-12)
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"value_range": (0.0, 1.0)}, r"value_range: \(0.0, 1.0\) was given; DDPMPipeline"),
     ({"time_scale": 0.25}, r"process.time_scale: 0.25 was given; DDPMPipeline"),
