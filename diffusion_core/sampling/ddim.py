@@ -16,29 +16,29 @@ import numpy as np
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process, posterior
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.spacing import spaced
+from diffusion_core.sampling.spacing import Spacing, Steps, spaced
 
 __all__ = ["ddim"]
 
 
 def ddim(
     process: Process,
-    steps: int = 50,
+    steps: Steps = 50,
     eta: float = 0.0,
-    spacing: str = "leading",
+    spacing: Spacing = None,
     clip: float | None = 1.0,
 ) -> SamplerPlan:
     """The DDIM sampler.
 
     Args:
         process: what the network was trained for.
-        steps: rows, 1 to T.
+        steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
         eta: share of the posterior's noise, 0 to 1.
-        spacing: see `spacing`.
+        spacing: where the visited levels lie, see `spacing`.
         clip: see `SamplerPlan`.
 
     Raises:
-        DuetError: if eta is outside 0..1, or steps outside 1..T.
+        DuetError: if eta is outside 0..1, or steps and spacing do not fit T.
     """
     if not 0.0 <= eta <= 1.0:
         raise DuetError(f"sampler.eta: {eta} was given; it must be between 0 (deterministic) and 1 (ancestral)")
@@ -48,7 +48,7 @@ def ddim(
     fresh = eta * np.sqrt(variance)
     from_x = np.sqrt((sigma[1:] - fresh) * (sigma[1:] + fresh)) / sigma[:-1]
     return SamplerPlan(
-        name=f"ddim-{steps}",
+        name=f"ddim-{len(levels['t'])}",
         **levels,
         state=from_x[:, None, None],
         denoised=(alpha[1:] - alpha[:-1] * from_x)[:, None, None],

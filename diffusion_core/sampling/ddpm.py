@@ -23,7 +23,7 @@ import numpy as np
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process, posterior
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.spacing import spaced
+from diffusion_core.sampling.spacing import Spacing, Steps, spaced
 
 __all__ = ["VARIANCES", "ddpm"]
 
@@ -32,9 +32,9 @@ VARIANCES = ("fixed_small", "fixed_large")
 
 def ddpm(
     process: Process,
-    steps: int | None = None,
+    steps: Steps = None,
     variance: str = "fixed_small",
-    spacing: str = "leading",
+    spacing: Spacing = None,
     clip: float | None = 1.0,
     last_t: int = 0,
 ) -> SamplerPlan:
@@ -42,24 +42,26 @@ def ddpm(
 
     Args:
         process: what the network was trained for.
-        steps: rows, 1 to T; None visits every level.
+        steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
         variance: ``"fixed_small"`` or ``"fixed_large"``.
-        spacing: see `spacing`.
+        spacing: where the visited levels lie, see `spacing`.
         clip: see `SamplerPlan`.
         last_t: the level of the last row, which leads to level last_t - 1, or to clean data from 0. Another
-            level than 0 needs every level above it, so `steps` must be None.
+            level than 0 needs every level above it, so `steps` must be None, or T.
 
     Raises:
-        DuetError: for an unknown variance or spacing, steps outside 1..T, or a last_t that does not fit.
+        DuetError: for an unknown variance, steps and spacing that do not fit T, or a last_t that does not fit.
     """
     if variance not in VARIANCES:
         raise one_of("sampler.variance", variance, VARIANCES)
     T = process.schedule.steps
     if not 0 <= last_t < T:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{T - 1}")
-    if last_t and steps is not None:
-        raise DuetError(f"sampler.last_t: {last_t} was given with {steps} steps; use steps=null, for every level")
-    visited = spaced(T, T if steps is None else steps, spacing)
+    visited = spaced(T, steps, spacing)
+    if last_t and len(visited) < T:
+        raise DuetError(
+            f"sampler.last_t: {last_t} was given with {len(visited)} steps; use steps=null, for every level"
+        )
     levels = plan_levels(process, visited[: T - last_t], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])

@@ -1,24 +1,47 @@
 r"""Which of the T trained levels a sampler visits, from the noisiest down.
 
+`steps` says how many, and `spacing` where; either may say both. With one number of steps, N:
+
     leading    0, k, 2k, ...  with k = floor(T / N)       starts below T-1 and ends at t = 0
     linspace   N levels from 0 to T-1, rounded            starts at T-1 and ends at t = 0
     trailing   T-1, T-1-T/N, ...  rounded                 starts at T-1 and ends above t = 0
 
-Every row is explicit: the level after the one at row i is the one at row i+1, never ``t - T/N``.
+Leading is the default. No number, null, is every level. The other ways leave no choice of spacing:
+
+    steps = [a, b, ...], "a,b,..."    that many in each of as many equal sections, the first the cleanest; from the
+                                      first to the last level of a section by a rounded stride
+    steps = "ddimN"                   0, k, 2k, ... below T, by the smallest whole k that visits N levels
+    spacing = [t, s, ...]             these levels, falling, so that steps is null or their number
+
+Sections and "ddimN" are guided-diffusion's `timestep_respacing`, where text of one number, such as "250", is one
+section. A section of one level has its cleanest, and sections whose size T does not share out evenly are the earlier
+ones by one level larger. Every row is explicit: the level after the one at row i is the one at row i+1, never
+``t - T/N``.
 
 References:
     Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023), table 2,
     https://arxiv.org/abs/2305.08891
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), section 4,
+    https://arxiv.org/abs/2102.09672
+    Denoising Diffusion Implicit Models (Song et al., 2020), appendix D.2, https://arxiv.org/abs/2010.02502
+    guided-diffusion (openai/guided-diffusion, guided_diffusion/respace.py, space_timesteps)
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 
-__all__ = ["SPACINGS", "spaced"]
+__all__ = ["SPACINGS", "Spacing", "Steps", "spaced"]
+
+Steps = int | str | list[int] | None
+Spacing = str | list[int] | None
 
 
 def _leading(T: int, steps: int) -> NDArray:
@@ -36,14 +59,101 @@ def _trailing(T: int, steps: int) -> NDArray:
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing}
 
 
-def spaced(T: int, steps: int, spacing: str = "leading") -> NDArray[np.int64]:
-    """The visited levels, falling, with shape (steps,).
+def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray[np.int64]:
+    """The visited levels, falling, with shape (N,).
+
+    Args:
+        T: how many levels there are.
+        steps: how many are visited: a number, counts per section, ``"ddimN"``, or None for all of them.
+        spacing: where they lie: a name of `SPACINGS`, or the levels themselves; None is leading.
 
     Raises:
-        DuetError: for an unknown spacing, or steps outside 1..T.
+        DuetError: for an unknown spacing, levels or counts that T does not have, or two answers to one question.
     """
-    if spacing not in SPACINGS:
+    if isinstance(spacing, str) and spacing not in SPACINGS:
         raise one_of("sampler.spacing", spacing, SPACINGS)
+    if spacing is not None and not isinstance(spacing, str):
+        return _listed(T, steps, spacing)
+    if steps is None:
+        steps = T
+    if _is_whole(steps):
+        if not 1 <= steps <= T:
+            raise DuetError(f"sampler.steps: {steps} was given; a schedule of {T} levels has 1 to {T} steps")
+        return _falling(SPACINGS[spacing or "leading"](T, steps))
+    if stride := re.fullmatch(r"ddim(\d+)", str(steps)):
+        rising = _strided(T, int(stride[1]))
+    else:
+        rising = _sections(T, _counts(steps))
+    if spacing is not None:
+        raise DuetError(f"sampler.spacing: {spacing} was given with steps {steps}, which has its own; use spacing=null")
+    return _falling(rising)
+
+
+def _listed(T: int, steps: Steps, levels: Sequence[int]) -> NDArray[np.int64]:
+    """Levels that are given."""
+    if not _are_whole(levels) or not levels or levels[0] >= T or levels[-1] < 0 or np.any(np.diff(levels) >= 0):
+        raise DuetError(
+            f"sampler.spacing: {levels!r} was given; it must be one of {', '.join(SPACINGS)}, "
+            f"or a list of falling levels in 0..{T - 1}"
+        )
+    if steps is not None and (not _is_whole(steps) or steps != len(levels)):
+        raise DuetError(f"sampler.steps: {steps} was given with a list of {len(levels)} levels; use steps=null")
+    return np.array(levels, dtype=np.int64)
+
+
+def _strided(T: int, steps: int) -> NDArray:
+    """Every k-th level, so many in all."""
     if not 1 <= steps <= T:
-        raise DuetError(f"sampler.steps: {steps} was given; a schedule of {T} levels has 1 to {T} steps")
-    return SPACINGS[spacing](T, steps).astype(np.int64)[::-1].copy()
+        raise DuetError(f"sampler.steps: ddim{steps} was given; a schedule of {T} levels has 1 to {T} steps")
+    # A stride k visits ceil(T/k) levels: the smallest k that visits no more than so many is ceil(T/steps).
+    stride = -(-T // steps)
+    rising = np.arange(0, T, stride)
+    if len(rising) != steps:
+        raise DuetError(
+            f"sampler.steps: ddim{steps} was given; no whole stride visits {steps} of {T} levels, "
+            f"but ddim{len(rising)} and ddim{-(-T // (stride - 1))} fit"
+        )
+    return rising
+
+
+def _sections(T: int, counts: list[int]) -> NDArray:
+    """So many levels in each section, the first the cleanest."""
+    sizes = [T // len(counts) + (i < T % len(counts)) for i in range(len(counts))]
+    for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        if not 0 <= count <= size:
+            raise DuetError(
+                f"sampler.steps: {count} was given for section {i + 1} of {len(counts)}; "
+                f"it has {size} of the {T} levels"
+            )
+    if not any(counts):
+        raise DuetError(f"sampler.steps: {counts} was given; at least one section must have a step")
+    visited = []
+    for start, size, count in zip(np.cumsum([0, *sizes]), sizes, counts, strict=False):
+        stride = (size - 1) / (count - 1) if count > 1 else 0.0
+        # Summed up step by step, as guided-diffusion does: where a multiple ends in a half, that decides the rounding.
+        visited.append(start + np.round(np.cumsum([0.0] + [stride] * (count - 1))[:count]))
+    return np.concatenate(visited)
+
+
+def _counts(steps: object) -> list[int]:
+    """Counts per section as they were written."""
+    if isinstance(steps, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", steps):
+        return [int(count) for count in steps.split(",")]
+    if not isinstance(steps, str) and _are_whole(steps) and steps:
+        return list(steps)
+    raise DuetError(
+        f"sampler.steps: {steps!r} was given; it must be a whole number, whole numbers per section ([10, 10, 20]), "
+        "ddimN (ddim25), or null for every level"
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_whole(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and all(map(_is_whole, values))
+
+
+def _falling(rising: NDArray) -> NDArray[np.int64]:
+    return rising.astype(np.int64)[::-1].copy()

@@ -147,7 +147,7 @@ def test_sampler_by_name():
     ("dimm", {}, "sampler.name: 'dimm' was given; .* Did you mean 'ddim'"),
     ("ddim", {"step": 5}, "Did you mean 'steps'"),
     ("ddim", {"steps": 5.0}, "sampler.steps: 5.0 was given; it must be a whole number"),
-    ("ddim", {"steps": None}, "sampler.steps: None was given"),
+    ("ddim", {"steps": "many"}, "sampler.steps: 'many' was given; it must be a whole number"),
     ("ddim", {"eta": 1.5}, "sampler.eta: 1.5 was given"),
     ("ddim", {"eta": -0.1}, "sampler.eta: -0.1 was given"),
     ("ddim", {"eta": float("nan")}, "sampler.eta: nan was given"),

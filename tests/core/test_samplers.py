@@ -24,7 +24,10 @@ from diffusion_core.unet.blocks import Conv
 
 M, S = 0.3, 0.5
 PAIRS = [
-    (name, prediction) for name in SCHEDULES for prediction in PREDICTIONS if (name, prediction) != ("flow", "eps")
+    (name, prediction)
+    for name in SCHEDULES
+    for prediction in PREDICTIONS
+    if prediction != "eps" or make_schedule(name).alpha[-1] > 0
 ]
 
 
@@ -127,6 +130,65 @@ def test_ancestral_ddim_is_ddpm_row_by_row(name, prediction):
         a, b = ddim(process, steps, 1.0, spacing), ddpm(process, steps, "fixed_small", spacing)
         for table, values in a.tables().items():
             np.testing.assert_allclose(getattr(b, table), values, rtol=1e-9, atol=1e-12, err_msg=table)
+
+
+RESPACED = [
+    ({"steps": [3, 2, 1]}, [7, 6, 4, 3, 2, 0]),
+    ({"steps": "3,2,1"}, [7, 6, 4, 3, 2, 0]),
+    ({"steps": "ddim4"}, [9, 6, 3, 0]),
+    ({"steps": None, "spacing": [9, 5, 2]}, [9, 5, 2]),
+    ({"steps": 3, "spacing": [9, 5, 2]}, [9, 5, 2]),
+    ({"steps": None}, list(range(10))[::-1]),
+]
+
+
+@pytest.mark.parametrize("options, levels", RESPACED, ids=str)
+@pytest.mark.parametrize("name", ["linear", "jsd", "flow"])
+def test_a_row_leads_to_the_level_that_the_next_one_starts_from(name, options, levels):
+    schedule = make_schedule(name, T=10)
+    process = Process(schedule, "v")
+    alpha, sigma = np.append(schedule.alpha[levels], 1.0), np.append(schedule.sigma[levels], 0.0)
+    for plan in (ddim(process, **options), ddim(process, eta=1.0, **options), ddpm(process, **options)):
+        assert plan.t.tolist() == levels and plan.rows == len(levels)
+        assert plan.name.endswith(f"-{len(levels)}")
+        np.testing.assert_array_equal([plan.alpha, plan.sigma], [alpha, sigma])
+        state, estimate, fresh = plan.state[:, 0, 0], plan.denoised[:, 0, 0], plan.noise[:, 0]
+        np.testing.assert_allclose(state * alpha[:-1] + estimate, alpha[1:], atol=1e-14)
+        np.testing.assert_allclose((state * sigma[:-1]) ** 2 + fresh**2, sigma[1:] ** 2, atol=1e-14)
+
+
+def test_the_large_variance_of_sections_is_the_beta_of_the_shorter_diffusion():
+    # guided-diffusion makes a new diffusion of the visited levels: beta = 1 - alphas_cumprod_t / alphas_cumprod_s.
+    schedule = linear()
+    plan = ddpm(Process(schedule, "eps"), "10,10,20", "fixed_large")
+    signal = schedule.alpha[plan.t] ** 2
+    np.testing.assert_allclose(plan.noise[:-1, 0] ** 2, 1 - signal[:-1] / signal[1:], rtol=1e-9)
+    assert plan.rows == 40 and plan.noise[-1, 0] == 0
+
+
+@pytest.mark.parametrize("options", [{"steps": [4, 5]}, {"steps": "ddim5"}, {"spacing": [9, 3, 1]}, {"steps": 9}])
+def test_a_run_that_stops_early_visits_every_level(options):
+    process = Process(linear(10), "eps")
+    with pytest.raises(DuetError, match=r"sampler.last_t: 1 was given with \d+ steps; use steps=null, for every level"):
+        ddpm(process, last_t=1, **options)
+    every = ddpm(process, last_t=1)
+    for steps in (10, [5, 5], "ddim10"):
+        np.testing.assert_array_equal(ddpm(process, steps, last_t=1).t, every.t)
+
+
+@pytest.mark.parametrize(
+    "options", [{"zero_terminal_snr": True}, {"log_snr_shift": -3.0}, {"shift_from": 8, "shift_to": 32}]
+)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_transformed_schedule_is_sampled_like_any_other(name, options):
+    schedule = make_schedule(name, T=50, **options)
+    for prediction in ("v", "x0"):
+        process = Process(schedule, prediction)
+        for plan in (ddim(process, 7, spacing="trailing"), ddpm(process), ddpm(process, [2, 3, 4], "fixed_large")):
+            assert plan.alpha[-1] == 1 and plan.sigma[-1] == 0
+    if schedule.alpha[-1] == 0:
+        with pytest.raises(DuetError, match="alpha is 0"):
+            Process(schedule, "eps")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, None])

@@ -1,0 +1,64 @@
+"""Every process file makes what its name says, and options of schedules and spacings reach the core from a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_core.process import Process
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
+from experiments.schema import register
+from experiments.train import Experiment
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def composed(*words: str) -> tuple[Process, SamplerPlan]:
+    """The process and the plan of a configuration."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        experiment = Experiment.of(compose("train", list(words)))
+    return experiment.problem.process, experiment.plan
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", names("process"))
+def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
+    sampler = "next_level" if name.startswith("next_level") else "ddpm"
+    process, plan = composed(f"process={name}", f"sampler={sampler}")
+    assert name.startswith(process.prediction) and plan.rows == process.schedule.steps
+
+
+def test_the_transformed_schedules_are_those_of_the_core() -> None:
+    process, _ = composed("process=v_linear_zero_snr")
+    assert process.schedule.alpha[-1] == 0 and process.schedule.alpha[0] == linear().alpha[0]
+    process, _ = composed("process=v_cosine_shifted")
+    expected = with_log_snr_shift(cosine(), 2 * np.log(32 / 8))
+    np.testing.assert_allclose(process.schedule.alpha, expected.alpha, rtol=1e-14)
+
+
+def test_the_respaced_samplers_visit_what_they_say() -> None:
+    _, plan = composed("sampler=ddim_strided")
+    assert plan.t.tolist() == list(range(960, -1, -40))
+    _, plan = composed("sampler=ddpm_sections")
+    assert np.histogram(plan.t, [0, 250, 500, 750, 1000])[0].tolist() == [40, 20, 20, 20]
+
+
+def test_options_are_given_by_hand() -> None:
+    process, plan = composed(
+        "process=v_cosine", "+process.schedule.zero_terminal_snr=true", "sampler.steps=[3,2]", "sampler.spacing=null"
+    )
+    assert plan.t.tolist() == [999, 500, 499, 250, 0]
+    expected = make_schedule("cosine", zero_terminal_snr=True)
+    np.testing.assert_array_equal(process.schedule.alpha, expected.alpha)
+    _, plan = composed("sampler.steps=null", "sampler.spacing=[999,400,7]")
+    assert plan.t.tolist() == [999, 400, 7]
