@@ -89,19 +89,22 @@ class Levels:
         u = Stream(seed, "train/t").bits(positions, 1)[:, 0] * 2.0**-32
         return u if self.strata == 1 else (_strata(seed, positions, self.strata) + u) / self.strata
 
+    def at(self, u: ArrayLike) -> NDArray[np.int64]:
+        """The levels of numbers u in [0, 1): the first i with u < P(t <= i)."""
+        return np.searchsorted(self.cumulative, u, side="right").astype(np.int64)
+
     def draw(self, seed: int, positions: ArrayLike) -> NDArray[np.int64]:
         """The levels of these positions in the run, with shape (B,)."""
-        return np.searchsorted(self.cumulative, self.uniform(seed, positions), side="right").astype(np.int64)
+        return self.at(self.uniform(seed, positions))
 
 
 def _strata(seed: int, positions: ArrayLike, n: int) -> NDArray[np.int64]:
-    """Each position's stratum, 0..n-1: the rank of its 64-bit key among those of its block."""
+    """Each position's stratum, 0..n-1, by the order of the 64-bit keys of its block."""
     blocks, places = np.divmod(np.asarray(positions, np.int64), n)
     own, block = np.unique(blocks, return_inverse=True)
     whole = (own[:, None] * n + np.arange(n)).ravel()
     high, low = Stream(seed, "train/strata").bits(whole, 2).astype(np.uint64).T
-    order = np.argsort((high << np.uint64(32) | low).reshape(-1, n), axis=1, kind="stable")
-    return np.argsort(order, axis=1)[block, places]
+    return np.argsort((high << np.uint64(32) | low).reshape(-1, n), axis=1, kind="stable")[block, places]
 
 
 def _above(cumulative: Array, first_t: int, name: str) -> Array:
