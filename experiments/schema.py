@@ -91,6 +91,7 @@ class ProcessSchema:
     weighting: dict[str, Any] = field(default_factory=lambda: {"name": "simple"})
     levels: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     offset_noise: float = 0.0
+    input_perturbation: float = 0.0
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0
 

@@ -93,6 +93,7 @@ class Experiment:
             problem.process, cfg.seed, process.distance, program.null_label, process.drop_label,
             features=program.features, classes=program.classes, first_t=process.first_t,
             weighting=plain(process.weighting), levels=plain(process.levels), offset_noise=process.offset_noise,
+            input_perturbation=process.input_perturbation,
         )  # fmt: skip
         dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion_core import reference
 from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective, network_labels
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
-from diffusion_core.schedule import linear
+from diffusion_core.schedule import cosine, flow, linear
 
 PROCESS = Process(linear(), "v")
 OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, drop_label=0.25)
@@ -53,7 +54,7 @@ def test_a_batch_is_the_same_again_and_another_one_elsewhere():
 
 WHOLE = Objective(
     PROCESS, seed=3, null_label=4, drop_label=0.25, weighting={"name": "min_snr"},
-    levels={"name": "log_normal", "strata": 5}, offset_noise=0.1,
+    levels={"name": "log_normal", "strata": 5}, offset_noise=0.1, input_perturbation=0.1,
 )  # fmt: skip
 
 
@@ -71,10 +72,19 @@ def test_options_change_what_they_name_and_nothing_else():
     default = batch(range(40))
     level = {"alpha", "sigma", "c_noise", "target_x0", "target_eps"}
     for options, changed in (
-        ({"weighting": {"name": "simple"}, "levels": {"name": "uniform"}, "offset_noise": 0.0}, set()),
+        (
+            {
+                "weighting": {"name": "simple"},
+                "levels": {"name": "uniform"},
+                "offset_noise": 0.0,
+                "input_perturbation": 0.0,
+            },
+            set(),
+        ),
         ({"weighting": {"name": "snr"}}, {"weight"}),
         ({"levels": {"name": "low_discrepancy", "strata": 40}}, level),
         ({"offset_noise": 0.1}, {"noise"}),
+        ({"input_perturbation": 0.1}, {"images", "noise"}),
     ):
         got = batch(range(40), Objective(PROCESS, 3, null_label=4, drop_label=0.25, **options))
         assert {name for name, value in vars(got).items() if not np.array_equal(value, vars(default)[name])} == changed
@@ -96,6 +106,28 @@ def test_offset_noise_moves_whole_channels():
     expected = np.eye(12) + s**2 * (channel[:, None] == channel)
     assert np.abs(covariance - expected).max() < 5 * (1 + s**2) * math.sqrt(2 / n)
     np.testing.assert_array_equal(plain, Stream(3, "train/noise").normal(positions, (2, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("schedule, prediction", [
+    (linear(), "eps"), (linear(), "x0"), (cosine(1000), "eps"), (cosine(1000), "v"), (flow(1000), "v"),
+    (flow(1000), "x0"), (flow(16), "next_level"),
+], ids=lambda value: getattr(value, "name", value))  # fmt: skip
+def test_input_perturbation_moves_x_t_and_leaves_the_target(schedule, prediction, dtype):
+    """As a backend computes both, in its own precision: x_t has gamma more noise, the target has none of it."""
+    positions, gamma = np.arange(200), 0.1
+    pixels, process = images(positions), Process(schedule, prediction)
+    plain, moved = (
+        reference.noised(Objective(process, 3, input_perturbation=g).batch(pixels, positions, positions, dtype))
+        for g in (0.0, gamma)
+    )
+    t = Stream(3, "train/t").integers(positions, schedule.steps)
+    xi = Stream(3, "train/perturbation").normal(positions, (2, 2, 1))
+    rounding = 1e-11 if dtype == np.float64 else 2e-6
+    expected = gamma * schedule.sigma[t][:, None, None, None] * xi
+    np.testing.assert_allclose(moved[0] - plain[0], expected, rtol=0, atol=rounding)
+    np.testing.assert_allclose(moved[1], plain[1], rtol=0, atol=rounding)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_columns_are_those_of_the_drawn_level():
@@ -232,6 +264,7 @@ def test_a_label_out_of_range_is_refused(label):
     ({"first_t": 1000}, "objective.first_t: 1000"),
     ({"offset_noise": -0.1}, "objective.offset_noise: -0.1 was given; it must be 0 or a positive number"),
     ({"offset_noise": float("nan")}, "objective.offset_noise: nan"),
+    ({"input_perturbation": -1}, "objective.input_perturbation: -1 was given; it must be 0 or a positive number"),
     ({"weighting": {"name": "minsnr"}}, "process.weighting.name: 'minsnr'"),
     ({"levels": {"name": "normal"}}, "process.levels.name: 'normal'"),
 ])  # fmt: skip
