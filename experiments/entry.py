@@ -20,8 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.data import DATASETS
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import LEVELS
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
+from diffusion_core.weighting import WEIGHTINGS
 from experiments.schema import MODELS, SCHEMAS, register
 
 __all__ = ["entry", "plain"]
@@ -114,6 +116,8 @@ def _known_keys() -> list[str]:
 
     keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
     keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
-    for group, functions in (("sampler", SAMPLERS), ("process.schedule", SCHEDULES), ("data.options", DATASETS)):
+    made = {"sampler": SAMPLERS, "data.options": DATASETS}
+    made |= {"process.schedule": SCHEDULES, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
+    for group, functions in made.items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
     return sorted(keys)
