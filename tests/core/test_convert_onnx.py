@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from diffusion_core import reference
@@ -20,6 +19,13 @@ from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.unet import Node, Program, lower
 from diffusion_core.unet.blocks import KINDS, Concat, Conv, Sinusoid
 from diffusion_core.weights import Weights
+
+
+def checked(model: Any) -> None:
+    """Let the package look at a model; it is imported here, as only the torch environment has it."""
+    from onnx.checker import check_model
+
+    check_model(model, full_check=True)
 
 
 def rounded(program: Program, gain: float = 1.0) -> Weights:
@@ -51,7 +57,7 @@ def test_every_kind_has_an_emitter():
 def test_a_block_is_the_reference(case):
     weights = rounded(case.program, case.gain)
     model = convert.onnx_model(case.program, weights, case.shape)
-    onnx.checker.check_model(model, full_check=True)
+    checked(model)
     assert error(model, case.program, weights, case.shape) <= TOLERANCES[f"block{case.kind}"].float32
 
 
@@ -61,7 +67,7 @@ def test_a_network_is_the_reference_for_any_batch(name):
     program = lower(spec)
     weights = rounded(program)
     model = convert.onnx_model(program, weights, spec.image_shape)
-    onnx.checker.check_model(model, full_check=True)
+    checked(model)
     for size in (1, 5):
         assert error(model, program, weights, spec.image_shape, size) <= TOLERANCES["network"].float32
 
@@ -100,9 +106,11 @@ def test_levels_are_computed_in_float64():
 
 
 def test_weights_are_initialisers_bit_for_bit():
+    from onnx.numpy_helper import to_array
+
     program, weights, shape = small()
     model = convert.onnx_model(program, weights, shape)
-    kept = {array.name: onnx.numpy_helper.to_array(array) for array in model.graph.initializer}
+    kept = {array.name: to_array(array) for array in model.graph.initializer}
     for name, value in weights.items():
         np.testing.assert_array_equal(kept[name], value, strict=True)
 
