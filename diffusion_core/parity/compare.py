@@ -10,7 +10,7 @@ A record lies in a directory::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         error = _both(a, b, f"2/{case.name}/", l2_of_all)
         judge(2, f"{case.name}, gradient", f"block gradient{case.kind}", error)
     # Those that either record has: the short ladder has only some, and one that only one side has must not pass.
-    for title in [title for title in cases.NETWORKS if f"4/{title}, loss" in a.keys() | b.keys()]:
+    for title in _measured(a.keys() | b.keys()):
         judge(4, f"{title}, loss", "loss", _both(a, b, f"4/{title}, loss", worst))
         judge(4, title, "gradient", _both(a, b, f"4/{title}/", l2_of_all))
         judge(4, f"{title}, worst tensor", "gradient, worst tensor", _both(a, b, f"4/{title}/", worst))
@@ -133,6 +133,12 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
         judge(7, f"moving average after {step} steps", kind, _both(a, b, f"7/average {step}/", l2_of_all))
     return checks
+
+
+def _measured(names: Iterable[str]) -> list[str]:
+    """The networks that have any array under these names."""
+    found = {name.removeprefix("4/").removesuffix(", loss").split("/")[0] for name in names if name.startswith("4/")}
+    return [title for title in cases.NETWORKS if title in found]
 
 
 def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) -> list[Check]:

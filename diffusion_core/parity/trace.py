@@ -87,7 +87,8 @@ def tables(backend: Backend, trace: Trace) -> None:
             trace.arrays[f"0/plan {name}, {table}"] = values
     batch = cases.cast(cases.digits_batch(1000, BATCH), backend.settings.host_dtype)
     for name, values in vars(batch).items():
-        trace.arrays[f"0/batch {name}"] = values
+        if values.size:  # the parity network takes no features
+            trace.arrays[f"0/batch {name}"] = values
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
     for name, values in weights.items():
         trace.arrays[f"0/weights {name}"] = values
