@@ -141,7 +141,7 @@ class SampleRunSchema:
 
 @dataclass
 class TraceSchema:
-    """Everything of `experiments.trace`; not `whole` is the ladder with three networks instead of all."""
+    """Everything of `experiments.trace`; not `whole` is the ladder with one network instead of all."""
 
     out: str = MISSING
     handover: str | None = None

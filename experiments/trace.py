@@ -5,7 +5,7 @@
     python -m experiments.trace backend=tf out=outputs/trace/tf handover=outputs/trace/torch
 
 The last form takes over the training state and the weights that the other framework left, and records what it
-makes of them. `whole=false` climbs with three networks instead of all. `experiments.compare` reads two such records.
+makes of them. `whole=false` climbs with one network instead of all. `experiments.compare` reads two such records.
 """
 
 from __future__ import annotations

@@ -116,9 +116,10 @@ class Trainer:
             m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
             v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
             kept = p * shrink if name in self.decays else p
-            p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
-        for name, tensor in self.tensors.items():
-            self.average[name].assign_add(mix * (tensor - self.average[name]))
+            p = p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
+            self.average[name].assign_add(mix * (p - self.average[name]))
+        for name in self.tensors.keys() - self.parameters.keys():
+            self.average[name].assign_add(mix * (self.tensors[name] - self.average[name]))
         return norm
 
     def _whole_step(self, batch: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
