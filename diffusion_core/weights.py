@@ -16,7 +16,7 @@ from diffusion_core.random import Stream
 from diffusion_core.unet.blocks import Parameter
 from diffusion_core.unet.program import Program
 
-__all__ = ["Weights", "check_weights", "count", "initial_weights"]
+__all__ = ["Weights", "check_weights", "count", "initial_weights", "shape_misfits"]
 
 Weights = dict[str, NDArray]
 
@@ -44,6 +44,20 @@ def count(program: Program) -> int:
     return sum(int(np.prod(p.shape)) for p in program.trained)
 
 
+def shape_misfits(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, NDArray]) -> list[str]:
+    """What is missing of the wanted names, then what has another shape, a line each."""
+    misfits = [
+        f"{name}: the network needs shape {shape}, but it is missing"
+        for name, shape in wanted.items()
+        if name not in given
+    ]
+    return misfits + [
+        f"{name}: the network needs shape {shape}, but {tuple(given[name].shape)} was given"
+        for name, shape in wanted.items()
+        if name in given and tuple(given[name].shape) != shape
+    ]
+
+
 def check_weights(
     program: Program, weights: Mapping[str, NDArray], source: str = "weights", trained: bool = False
 ) -> None:
@@ -57,16 +71,7 @@ def check_weights(
         DuetError: names the first misfit (a missing name, a name that is not used, or a shape) and counts the rest.
     """
     wanted = {p.name: p.shape for p in (program.trained if trained else program.parameters)}
-    misfits = [
-        f"{name}: the network needs shape {shape}, but it is missing"
-        for name, shape in wanted.items()
-        if name not in weights
-    ]
-    misfits += [
-        f"{name}: the network needs shape {shape}, but {tuple(weights[name].shape)} was given"
-        for name, shape in wanted.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
+    misfits = shape_misfits(wanted, weights)
     misfits += [f"{name}: no parameter of the network has this name" for name in weights if name not in wanted]
     if misfits:
         more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""

@@ -27,7 +27,7 @@ from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.unet import Node, Program, UNetSpec
 from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.weights import Weights
+from diffusion_core.weights import Weights, shape_misfits
 
 __all__ = [
     "CONV1D",
@@ -210,16 +210,7 @@ def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, 
         for p in program.parameters
         for name, array in zip(names[p.name].names, names[p.name].layout.give(_nothing(p.shape)), strict=True)
     }
-    misfits = [
-        f"{name}: the network needs shape {shape}, but it is missing"
-        for name, shape in wanted.items()
-        if name not in arrays
-    ]
-    misfits += [
-        f"{name}: the network needs shape {shape}, but {arrays[name].shape} was given"
-        for name, shape in wanted.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
+    misfits = shape_misfits(wanted, arrays)
     misfits += [
         f"{name}: the network needs numbers with a fraction, but {arrays[name].dtype} was given"
         for name in wanted

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.backend import TrainBatch
 from diffusion_core.data import Dataset, Loader, load_dataset
@@ -321,12 +321,15 @@ PLANS: dict[str, SamplerPlan] = {
 }
 
 
-def scattered_weights(program: Program, gain: float = 1.0) -> Weights:
+def scattered_weights(
+    program: Program, gain: float = 1.0, scatter: float = 0.2, dtype: DTypeLike = np.float64
+) -> Weights:
     """Initial weights with every constant (zero biases, unit norms) replaced by something of its own."""
-    weights = initial_weights(program, SEED)
+    weights = initial_weights(program, SEED, dtype)
     for p in program.parameters:
         if p.init[0] == "constant":
-            weights[p.name] = p.init[1] + 0.2 * Stream(SEED, f"parity/{p.name}").normal([0], p.shape)[0]
+            moved = scatter * Stream(SEED, f"parity/{p.name}").normal([0], p.shape)[0]
+            weights[p.name] = (p.init[1] + moved).astype(dtype)
     return {name: gain * value for name, value in weights.items()}
 
 

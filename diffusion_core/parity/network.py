@@ -18,9 +18,8 @@ from diffusion_core.optimiser import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import under
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
-from diffusion_core.random import Stream
 from diffusion_core.unet import NetworkSpec, lower
-from diffusion_core.weights import Weights, initial_weights
+from diffusion_core.weights import Weights
 
 __all__ = ["compare_network", "network_inputs", "record_network"]
 
@@ -42,11 +41,7 @@ def record_network(backend: Backend, spec: NetworkSpec, batch: int, gradients: b
 def network_inputs(spec: NetworkSpec, dtype: type, batch: int) -> tuple[Weights, TrainBatch]:
     """Initial weights where no layer is silent (what starts at zero or one is moved a little), and a batch of noise."""
     program = lower(spec)
-    weights = initial_weights(program, cases.SEED, dtype)
-    for p in program.parameters:
-        if p.init[0] == "constant":
-            moved = 0.02 * Stream(cases.SEED, f"parity/{p.name}").normal([0], p.shape)[0]
-            weights[p.name] = (p.init[1] + moved).astype(dtype)
+    weights = cases.scattered_weights(program, scatter=0.02, dtype=dtype)
     return weights, cases.cast(cases.noise_batch(program, spec.image_shape, batch), dtype)
 
 

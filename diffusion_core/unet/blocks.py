@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -432,26 +433,31 @@ class Resample(Kind):
             raise one_of("Resample.rule", self.rule, ("bilinear", "bilinear_corners", "up", "down"))
 
     def matrix(self, size: int) -> NDArray[np.float64]:
-        """A, with shape (new size, size)."""
-        if self.rule.startswith("bilinear"):
-            place = np.arange(2 * size)
-            if self.rule == "bilinear":
-                place = np.clip((place + 0.5) / 2 - 0.5, 0, size - 1)
-            else:
-                place = place * ((size - 1) / (2 * size - 1))
-            return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(size)))
-        taps = np.asarray(self.taps, np.float64)
-        taps = taps / taps.sum()
-        down = np.zeros(((size + 2 * self.padding - len(taps)) // 2 + 1, size))
-        if self.rule == "up":
-            # The transpose of filtering the larger image down, doubled: each new pixel gets half of the taps.
-            larger = 2 * (size - 1) + len(taps) - 2 * self.padding
-            down = np.zeros((size, larger))
-        for i in range(len(down)):
-            for k, tap in enumerate(taps):
-                if 0 <= (j := 2 * i + k - self.padding) < down.shape[1]:
-                    down[i, j] = tap
-        return 2.0 * down.T if self.rule == "up" else down
+        """A, with shape (new size, size); it is kept, as each forward pass asks for it."""
+        return _resampling(self.rule, tuple(self.taps), self.padding, size)
+
+
+@cache
+def _resampling(rule: str, taps: tuple[float, ...], padding: int, size: int) -> NDArray[np.float64]:
+    """The matrix of `Resample`."""
+    if rule.startswith("bilinear"):
+        place = np.arange(2 * size)
+        if rule == "bilinear":
+            place = np.clip((place + 0.5) / 2 - 0.5, 0, size - 1)
+        else:
+            place = place * ((size - 1) / (2 * size - 1))
+        return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(size)))
+    weights = np.asarray(taps, np.float64) / sum(taps)
+    down = np.zeros(((size + 2 * padding - len(weights)) // 2 + 1, size))
+    if rule == "up":
+        # The transpose of filtering the larger image down, doubled: each new pixel gets half of the taps.
+        larger = 2 * (size - 1) + len(weights) - 2 * padding
+        down = np.zeros((size, larger))
+    for i in range(len(down)):
+        for k, tap in enumerate(weights):
+            if 0 <= (j := 2 * i + k - padding) < down.shape[1]:
+                down[i, j] = tap
+    return 2.0 * down.T if rule == "up" else down
 
 
 @dataclass(frozen=True)
