@@ -118,11 +118,14 @@ class Process:
         self.columns(np.arange(self.schedule.steps))
 
     def columns(self, t: ArrayLike) -> Columns:
-        """The columns at the levels t, whole numbers in [0, T)."""
+        """The columns at the levels t, in [0, T-1]; next_level has levels at whole t alone."""
         t = np.asarray(t)
         alpha, sigma = self.schedule(t)
+        if self.prediction == "next_level" and np.any(t != np.floor(t)):
+            raise DuetError(f"process next_level: it has no level between two, so t must be whole, not {t.ravel()[:5]}")
         # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
-        alpha_next, sigma_next = np.append(1.0, self.schedule.alpha)[t], np.append(0.0, self.schedule.sigma)[t]
+        whole = np.floor(t).astype(np.int64)
+        alpha_next, sigma_next = np.append(1.0, self.schedule.alpha)[whole], np.append(0.0, self.schedule.sigma)[whole]
         law = PREDICTIONS[self.prediction]
         c_skip, c_out, target_x0, target_eps = law(alpha, sigma, alpha_next, sigma_next)
         return Columns(c_skip, c_out, np.ones_like(alpha), self.time_scale * t, target_x0, target_eps)

@@ -11,6 +11,10 @@ The discrete schedules of DDPM are given by their betas,
 and are accumulated as ``log(1 - beta)``, which keeps ``1 - alphas_cumprod`` exact to a few units in the
 last place where the plain product loses five digits. Every table is float64 and is cast only by its user.
 
+Between two levels, at a fractional t, log(sigma/alpha) is linear in t and the level stays on the schedule's curve
+(alpha^2 + sigma^2 = 1, alpha + sigma = 1 or alpha = 1), as k-diffusion and diffusers have it where a solver visits
+noise levels of its own. Next to a level without signal, where the logarithm is infinite, alpha/sigma is linear instead.
+
 Two transformations fit every schedule, in this order, as options of `make_schedule` beside the schedule's own:
 
     log_snr_shift, shift_from, shift_to    log(alpha^2/sigma^2) + shift + 2 log(from/to)
@@ -42,6 +46,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,11 +112,65 @@ class Schedule:
             table.setflags(write=False)
 
     def __call__(self, t: ArrayLike) -> tuple[Array, Array]:
-        """(alpha, sigma) at the levels t, whole numbers in [0, T)."""
+        """(alpha, sigma) at the levels t, in [0, T-1]; between two of them where t is fractional."""
         t = np.asarray(t)
-        if t.size and (not np.issubdtype(t.dtype, np.integer) or t.min() < 0 or t.max() >= self.steps):
-            raise DuetError(f"schedule {self.name}: t must be whole and in 0..{self.steps - 1}, not {t.ravel()[:5]}")
-        return self.alpha[t], self.sigma[t]
+        if t.size and not (t.min() >= 0 and t.max() <= self.steps - 1):
+            raise DuetError(f"schedule {self.name}: t must be in 0..{self.steps - 1}, not {t.ravel()[:5]}")
+        below = np.floor(t).astype(np.int64)
+        share = t - below
+        if not np.any(share):
+            return self.alpha[below], self.sigma[below]
+        above = np.minimum(below + 1, self.steps - 1)
+        silent = self.alpha[above] == 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mixed = self.log_ratio[below] + share * (self.log_ratio[above] - self.log_ratio[below])
+            ratio = np.where(silent, (1.0 - share) * self.alpha[below] / self.sigma[below], np.exp(-mixed))
+        norm = (1.0 - share) * self._norm(self.alpha[below], self.sigma[below])
+        norm = norm + share * self._norm(self.alpha[above], self.sigma[above])
+        scale = norm / self._norm(ratio, np.ones_like(ratio))
+        fractional = share > 0
+        return (
+            np.where(fractional, scale * ratio, self.alpha[below]),
+            np.where(fractional, scale, self.sigma[below]),
+        )
+
+    def t_of(self, log_ratio: ArrayLike) -> Array:
+        """The t, whole or fractional, whose log(sigma/alpha) is given: the inverse of a call.
+
+        Raises:
+            DuetError: for more or less noise than the schedule has.
+        """
+        wanted = np.asarray(log_ratio, dtype=np.float64)
+        table = self.log_ratio
+        slack = 1e-9 * max(1.0, abs(table[0]), abs(table[-2]))
+        if wanted.size and not (wanted.min() >= table[0] - slack and wanted.max() <= table[-1] + slack):
+            raise DuetError(
+                f"schedule {self.name}: sigma/alpha {np.exp(wanted.min()):.6g} .. {np.exp(wanted.max()):.6g} was "
+                f"asked for; it has {np.exp(table[0]):.6g} .. {np.exp(table[-1]):.6g}"
+            )
+        levels = np.arange(self.steps, dtype=np.float64)
+        if np.isfinite(table[-1]):
+            return np.interp(wanted, table, levels)
+        ratio = self.alpha[-2] / self.sigma[-2]
+        last = self.steps - 1 - np.exp(-wanted) / ratio
+        return np.where(wanted > table[-2], last, np.interp(wanted, table[:-1], levels[:-1]))
+
+    @cached_property
+    def log_ratio(self) -> Array:
+        """log(sigma/alpha) per level, rising; inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.sigma) - np.log(self.alpha)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the noisiest t."""
+        return 0.0, float(self.steps - 1)
+
+    @cached_property
+    def _norm(self) -> Callable[[Array, Array], Array]:
+        """What is 1 along the schedule's curve, and is linear in t between two levels of any other schedule."""
+        norms = (np.hypot, np.add, lambda alpha, sigma: alpha)
+        return next((n for n in norms if np.allclose(n(self.alpha, self.sigma), 1.0, rtol=0, atol=1e-12)), np.hypot)
 
     @property
     def steps(self) -> int:

@@ -298,7 +298,7 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
         noise=noise,
         guidance=guidance,
         start_scale=1.2,
-        keeps_marginals=False,
+        keeps="nothing",
     )
 
 

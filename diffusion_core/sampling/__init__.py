@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from numpy.typing import ArrayLike
 
 from diffusion_core.process import Process
 from diffusion_core.registry import build
@@ -22,10 +25,31 @@ SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
 }
 
 
-def make_plan(process: Process, name: str, *, guidance: float = 1.0, **options: object) -> SamplerPlan:
-    """The plan of the sampler of that name, with one guidance weight for all rows.
+def make_plan(
+    process: Process,
+    name: str,
+    *,
+    guidance: ArrayLike = 1.0,
+    interval: Sequence[float] | None = None,
+    rescale: float = 0.0,
+    classifier: float = 0.0,
+    threshold: float | None = None,
+    **options: object,
+) -> SamplerPlan:
+    """The plan of the sampler of that name, with what all samplers share.
+
+    Args:
+        process: what the network was trained for.
+        name: one of `SAMPLERS`.
+        guidance: see `SamplerPlan.with_guidance`; so are interval, rescale and classifier.
+        interval: of noise levels that are guided.
+        rescale: of guided outputs.
+        classifier: weight of a classifier's gradient.
+        threshold: of the estimates, see `SamplerPlan`.
+        options: of the sampler itself.
 
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    return build("sampler", SAMPLERS, name, options, process).with_guidance(guidance)
+    plan = build("sampler", SAMPLERS, name, options, process)
+    return replace(plan, threshold=threshold).with_guidance(guidance, interval, rescale, classifier)

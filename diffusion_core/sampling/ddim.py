@@ -15,8 +15,9 @@ import numpy as np
 
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process, posterior
+from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.spacing import Spacing, Steps, spaced
+from diffusion_core.sampling.spacing import Spacing, Steps
 
 __all__ = ["ddim"]
 
@@ -34,7 +35,7 @@ def ddim(
         process: what the network was trained for.
         steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
         eta: share of the posterior's noise, 0 to 1.
-        spacing: where the visited levels lie, see `spacing`.
+        spacing: where the visited levels lie, see `grid` and `spacing`.
         clip: see `SamplerPlan`.
 
     Raises:
@@ -42,7 +43,7 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise DuetError(f"sampler.eta: {eta} was given; it must be between 0 (deterministic) and 1 (ancestral)")
-    levels = plan_levels(process, spaced(process.schedule.steps, steps, spacing))
+    levels = plan_levels(process, visited(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     _, _, variance, _ = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     fresh = eta * np.sqrt(variance)

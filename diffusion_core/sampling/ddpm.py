@@ -22,8 +22,9 @@ import numpy as np
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process, posterior
+from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.spacing import Spacing, Steps, spaced
+from diffusion_core.sampling.spacing import Spacing, Steps
 
 __all__ = ["VARIANCES", "ddpm"]
 
@@ -44,7 +45,7 @@ def ddpm(
         process: what the network was trained for.
         steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
         variance: ``"fixed_small"`` or ``"fixed_large"``.
-        spacing: where the visited levels lie, see `spacing`.
+        spacing: where the visited levels lie, see `grid` and `spacing`.
         clip: see `SamplerPlan`.
         last_t: the level of the last row, which leads to level last_t - 1, or to clean data from 0. Another
             level than 0 needs every level above it, so `steps` must be None, or T.
@@ -57,12 +58,12 @@ def ddpm(
     T = process.schedule.steps
     if not 0 <= last_t < T:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{T - 1}")
-    visited = spaced(T, steps, spacing)
-    if last_t and len(visited) < T:
+    levels_visited = visited(process.schedule, steps, spacing)
+    if last_t and len(levels_visited) < T:
         raise DuetError(
-            f"sampler.last_t: {last_t} was given with {len(visited)} steps; use steps=null, for every level"
+            f"sampler.last_t: {last_t} was given with {len(levels_visited)} steps; use steps=null, for every level"
         )
-    levels = plan_levels(process, visited[: T - last_t], end=last_t - 1 if last_t else None)
+    levels = plan_levels(process, levels_visited[: T - last_t], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     chosen = small if variance == "fixed_small" else large
@@ -74,5 +75,5 @@ def ddpm(
         denoised=from_x0[:, None, None],
         noise=np.sqrt(chosen)[:, None],
         clip=clip,
-        keeps_marginals=variance == "fixed_small" and last_t == 0,
+        keeps="marginals" if variance == "fixed_small" and last_t == 0 else "mean",
     )

@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
+from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.spacing import spaced
+from diffusion_core.sampling.spacing import Spacing, Steps
 
 __all__ = ["SOLVER_TYPES", "dpm_solver"]
 
@@ -41,24 +42,24 @@ SOLVER_TYPES = ("midpoint", "heun", "exact")
 
 def dpm_solver(
     process: Process,
-    steps: int = 20,
+    steps: Steps = 20,
     order: int = 2,
     sde: bool = False,
     solver_type: str = "midpoint",
     lower_order_final: bool | None = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     clip: float | None = 1.0,
 ) -> SamplerPlan:
     """The multistep DPM-Solver++ sampler.
 
     Args:
         process: what the network was trained for; its last level must have some signal (alpha > 0).
-        steps: rows, 1 to T.
+        steps: rows, 1 to T, or another answer of `spacing`.
         order: 1, 2 or 3; the first rows have as many as there are estimates.
         sde: whether fresh noise is added, with the marginals of the SDE.
         solver_type: ``"midpoint"`` or ``"heun"`` as published, or ``"exact"``.
         lower_order_final: whether row N - k has order k at most; None is with fewer than 15 rows.
-        spacing: see `spacing`.
+        spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
 
     Raises:
@@ -68,7 +69,7 @@ def dpm_solver(
         raise DuetError(f"sampler.order: {order} was given; it is 1, 2 or 3")
     if solver_type not in SOLVER_TYPES:
         raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
-    levels = plan_levels(process, spaced(process.schedule.steps, steps, spacing))
+    levels = plan_levels(process, visited(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     if alpha[0] == 0:
         raise DuetError("sampler dpm_solver: its first level has no signal (alpha 0), so log-SNR is infinite; use ddim")

@@ -3,33 +3,61 @@ r"""The sampler plan: every solver as a table, one row per network evaluation.
 State is a stack of R registers X (register 0 is what the network sees) and the last H estimates D of
 x_0. Row i says::
 
-    D_i = clip( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) )
     F   = F_null + guidance[i] (F_class - F_null)                 two evaluations where guidance[i] != 1
-    X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] z_i,     z_i ~ N(0, 1)
+    D_i = bounded( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) + classifier[i] grad log p(class | X_0) )
+    X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] exp(a_i + b_i G) z_i,     z_i ~ N(0, 1)
 
-Because D is clipped and the plan never recomputes eps from the raw output, a clipped estimate moves the
-whole step, as guided-diffusion does it. Row i leads from the level (alpha[i], sigma[i]) to
-(alpha[i+1], sigma[i+1]); the last level is clean data, (1, 0), unless a sampler is asked to stop at a noisy
-one (`ddpm` with last_t). The arithmetic on t is done when the plan is made: nothing that runs a plan knows a
-schedule. Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional.
+Because D is bounded and the plan never recomputes eps from the raw output, a clipped estimate moves the
+whole step, as guided-diffusion does it. G is the second half of an output with twice the channels of the image, a
+learned variance, with (a, b) = learned[i]; without them the factor is 1.
+
+Row i leads from the level (alpha[i], sigma[i]) to (alpha[i+1], sigma[i+1]), of register 0; the last level is clean
+data, (1, 0), unless a sampler is asked to stop at a noisy one. Levels may rise again (inversion, time travel), or stand
+still where a solver looks at one level twice. The arithmetic on t is done when the plan is made: nothing that runs a
+plan knows a schedule.
+
+Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional. F_null is of the same
+network without the class, or of a weaker network with it (autoguidance, see `backend.Steering`). Rescaling brings the
+standard deviation of each guided image's F back towards that of F_class,
+
+    F <- rescale std(F_class)/std(F) F + (1 - rescale) F
+
+Estimates y, measured from the middle of the value range in units of half of it, are bounded to [-clip, clip]; with a
+dynamic threshold each image has a bound s of its own, the quantile `threshold` of its |y| where that is more than clip,
+
+    y <- y bounded to [-s, s], times clip/s
 
 References:
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
+    Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), section 4, https://arxiv.org/abs/2105.05233
+    Guiding a Diffusion Model with a Bad Version of Itself (Karras et al., 2024), https://arxiv.org/abs/2406.02507
+    Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023), section 3.4, rescaling,
+    https://arxiv.org/abs/2305.08891
+    Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022), section 2.3,
+    dynamic thresholding, https://arxiv.org/abs/2205.11487
+    Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models (Kynkaanniemi
+    et al., 2024), https://arxiv.org/abs/2404.07724
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eq. 15, learned variance,
+    https://arxiv.org/abs/2102.09672
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 
 __all__ = ["SamplerPlan", "plan_levels"]
 
 Array = NDArray[np.float64]
+
+KEEPS = ("marginals", "mean", "nothing")
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +66,7 @@ class SamplerPlan:
 
     Args:
         name: the method, for people.
-        t: the level index each row starts from, with shape (N,).
+        t: the level each row starts from, whole or between two, with shape (N,).
         alpha: signal scale before each row and after the last, with shape (N+1,).
         sigma: noise scale before each row and after the last, with shape (N+1,).
         c_skip: column of the process, with shape (N,); so are c_out, c_in and c_noise.
@@ -47,18 +75,22 @@ class SamplerPlan:
         noise: scale of the row's fresh noise per register, with shape (N, R).
         guidance: weight of the class over no class, with shape (N,).
         start_scale: standard deviation of the noise that the sampler starts from.
-        clip: estimates are clipped to [-clip, clip] in a data range of [-1, 1]; None leaves them.
+        clip: estimates are bounded to [-clip, clip] in a data range of [-1, 1]; None leaves them.
         value_range: the data range; see `within`.
-        keeps_marginals: whether a row maps the exact distribution at its level to that at the next one
-            in variance too (false for DDPM's larger variance).
+        threshold: the quantile of dynamic thresholding, 0 to 1; None bounds every image alike.
+        rescale: share of the rescaling of guided outputs, 0 to 1.
+        classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None is none.
+        learned: (a, b) of a learned variance, with shape (N, 2); None is a fixed one.
+        keeps: what the rows keep where every estimate is exact, D = x_0: ``"marginals"``, the levels' alpha and sigma;
+            ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
 
     Raises:
-        DuetError: if shapes disagree, a number is not finite, or a row breaks the identity that an exact
-            estimate D = x_0 leads from one level to the next.
+        DuetError: if shapes disagree, a number is not finite or does not fit, or a row breaks the identity that an
+            exact estimate D = x_0 leads from one level to the next.
     """
 
     name: str
-    t: NDArray[np.int64]
+    t: NDArray
     alpha: Array
     sigma: Array
     c_skip: Array
@@ -72,7 +104,11 @@ class SamplerPlan:
     start_scale: float = 1.0
     clip: float | None = None
     value_range: tuple[float, float] = (-1.0, 1.0)
-    keeps_marginals: bool = True
+    threshold: float | None = None
+    rescale: float = 0.0
+    classifier: Array | None = None
+    learned: Array | None = None
+    keeps: str = "marginals"
 
     def __post_init__(self) -> None:
         rows, registers, _ = self.denoised.shape
@@ -80,10 +116,11 @@ class SamplerPlan:
             raise DuetError(f"plan {self.name}: it has no rows")
         shapes = {"t": (rows,), "alpha": (rows + 1,), "sigma": (rows + 1,)}
         shapes |= {"state": (rows, registers, registers), "noise": (rows, registers)}
-        shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance")}
+        shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance", "classifier")}
+        shapes |= {"learned": (rows, 2)}
         for name, shape in shapes.items():
             table = getattr(self, name)
-            if table.shape != shape:
+            if table is not None and table.shape != shape:
                 raise DuetError(f"plan {self.name}: {name} has shape {table.shape}; it must be {shape}")
         for field in fields(self):
             table = getattr(self, field.name)
@@ -95,23 +132,40 @@ class SamplerPlan:
                 table.setflags(write=False)
         if self.clip is not None and not self.clip > 0:
             raise DuetError(f"plan {self.name}: clip must be positive or null, not {self.clip}")
-        if registers == 1:
+        if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip is not None):
+            raise DuetError(
+                f"sampler.threshold: {self.threshold} was given with clip {self.clip}; it is a share of the pixels, "
+                "above 0 and at most 1, with a clip to bound them to"
+            )
+        if not 0 <= self.rescale <= 1:
+            raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (not at all) and 1")
+        if self.keeps not in KEEPS:
+            raise one_of(f"plan {self.name}: keeps", self.keeps, KEEPS)
+        if self.keeps != "nothing":
             self._check_rows()
 
     def _check_rows(self) -> None:
-        """With every D = x_0, a one-register row takes (alpha, sigma) at its level to those of the next."""
-        state, denoised, noise = self.state[:, 0, 0], self.denoised[:, 0].sum(axis=1), self.noise[:, 0]
-        signal = state * self.alpha[:-1] + denoised
-        wrong = np.abs(signal - self.alpha[1:]) > 1e-9
-        if self.keeps_marginals:
-            wrong |= np.abs(np.hypot(state * self.sigma[:-1], noise) - self.sigma[1:]) > 1e-9
-        if np.any(wrong):
-            row = int(np.argmax(wrong))
-            raise DuetError(
-                f"plan {self.name}: row {row} (t = {self.t[row]}) does not lead from level "
-                f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to "
-                f"({self.alpha[row + 1]:.6g}, {self.sigma[row + 1]:.6g})"
-            )
+        """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
+        # Registers are multiples of x_0, here `signal`, and noise with this covariance; all but the first start empty.
+        first = np.arange(self.registers) == 0
+        signal, covariance = first * self.alpha[0], np.outer(first, first) * self.sigma[0] ** 2
+        for row in range(self.rows):
+            state, noise = self.state[row], self.noise[row]
+            signal = state @ signal + self.denoised[row].sum(axis=1)
+            covariance = state @ covariance @ state.T + np.outer(noise, noise)
+            alpha, sigma = self.alpha[row + 1], self.sigma[row + 1]
+            wrong = abs(signal[0] - alpha)
+            if self.keeps == "marginals":
+                # A variance is what is known to rounding: of no noise at all its root would keep half the digits.
+                wrong = max(wrong, abs(covariance[0, 0] - sigma**2) / max(sigma, _ROUNDING))
+            if not wrong <= _ROUNDING * max(1.0, self.sigma[row], sigma):
+                raise DuetError(
+                    f"plan {self.name}: row {row} (t = {self.t[row]:g}) does not lead from level "
+                    f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to ({alpha:.6g}, {sigma:.6g})"
+                )
+            if self.registers == 1:
+                # Nothing else is carried, so each row is judged by itself.
+                signal, covariance = np.array([alpha]), np.array([[sigma**2]])
 
     @property
     def rows(self) -> int:
@@ -149,11 +203,23 @@ class SamplerPlan:
         """The same plan for data whose black and white are these values: a clip of 1 ends there."""
         return replace(self, value_range=tuple(value_range))
 
-    def with_guidance(self, weight: ArrayLike) -> SamplerPlan:
-        """The same plan with another guidance weight, one number or one per row.
+    def with_guidance(
+        self,
+        weight: ArrayLike,
+        interval: Sequence[float] | None = None,
+        rescale: float = 0.0,
+        classifier: float = 0.0,
+    ) -> SamplerPlan:
+        """The same plan with another guidance.
+
+        Args:
+            weight: one number, or one per row.
+            interval: least and largest sigma/alpha of the rows that are guided; the others have the class alone, 1.
+            rescale: see `SamplerPlan`.
+            classifier: how often log p(class | x_t) is counted: its gradient moves the score by so much of itself.
 
         Raises:
-            DuetError: if it is neither.
+            DuetError: if a number does not fit.
         """
         try:
             guidance = np.broadcast_to(np.asarray(weight, np.float64), (self.rows,)).copy()
@@ -161,19 +227,35 @@ class SamplerPlan:
             raise DuetError(
                 f"sampler.guidance: {weight!r} was given; it must be a number, or one for each of {self.rows} rows"
             ) from error
-        return replace(self, guidance=guidance)
+        if interval is not None:
+            try:
+                low, high = map(float, interval)
+            except (TypeError, ValueError):
+                low, high = 1.0, 0.0
+            if not 0 <= low < high:
+                raise DuetError(
+                    f"sampler.interval: {interval!r} was given; it must be two rising sigma/alpha, as [0.2, 3]"
+                )
+            ends = low * self.alpha[:-1], high * self.alpha[:-1]
+            guidance[(self.sigma[:-1] < ends[0]) | (self.sigma[:-1] > ends[1])] = 1.0
+        slope = None
+        if classifier:
+            # As D = (x + sigma^2 score) / alpha; where there is no signal a classifier has nothing to say.
+            safe = np.where(self.alpha[:-1] > 0, self.alpha[:-1], np.inf)
+            slope = classifier * self.sigma[:-1] ** 2 / safe
+        return replace(self, guidance=guidance, rescale=rescale, classifier=slope)
 
     def tables(self) -> dict[str, NDArray]:
         """Every array of the plan by name, to print, save or compare."""
         return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
 
 
-def plan_levels(process: Process, t: NDArray[np.int64], end: int | None = None) -> dict[str, Array]:
+def plan_levels(process: Process, t: NDArray, end: float | None = None) -> dict[str, Array]:
     """The tables that every plan over the levels t, shape (N,), shares: levels, columns, and no guidance.
 
     Args:
         process: what the network was trained for.
-        t: the level each row starts from.
+        t: the level each row starts from, whole or between two.
         end: the level that the last row leads to; None is clean data.
     """
     alpha, sigma = process.schedule(t)

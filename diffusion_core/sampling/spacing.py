@@ -30,7 +30,7 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -41,7 +41,8 @@ from diffusion_core.errors import DuetError, one_of
 __all__ = ["SPACINGS", "Spacing", "Steps", "spaced"]
 
 Steps = int | str | list[int] | None
-Spacing = str | list[int] | None
+# A mapping is a grid of noise levels with its options, see `grid`.
+Spacing = str | list[int] | Mapping[str, object] | None
 
 
 def _leading(T: int, steps: int) -> NDArray:

@@ -43,7 +43,7 @@ def test_one_wrong_level_is_noticed(table, level):
 def test_a_larger_variance_needs_to_be_said():
     large = ddpm(PROCESS, 5, variance="fixed_large")
     with pytest.raises(DuetError, match="does not lead from level"):
-        replace(large, keeps_marginals=True)
+        replace(large, keeps="marginals")
 
 
 def test_a_missing_row_is_noticed():
@@ -125,7 +125,7 @@ def test_levels_may_end_in_a_noisy_one():
     assert (levels["alpha"][-1], levels["sigma"][-1]) == (linear().alpha[3], linear().sigma[3])
     for name in ("alpha", "sigma"):
         np.testing.assert_array_equal(levels[name][:-1], clean[name][:-1])
-    with pytest.raises(DuetError, match=r"t must be whole and in 0\.\.999"):
+    with pytest.raises(DuetError, match=r"t must be in 0\.\.999"):
         plan_levels(PROCESS, t, end=-1)
 
 

@@ -152,5 +152,7 @@ def test_eps_is_refused_where_alpha_is_zero():
 def test_other_bad_input_is_refused():
     with pytest.raises(DuetError, match="it must be one of eps, x0, v, next_level"):
         Process(linear(), "epsilon")
-    with pytest.raises(DuetError, match="t must be whole"):
+    with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])
+    with pytest.raises(DuetError, match="t must be whole"):
+        Process(linear(), "next_level").columns([3.5])

@@ -650,13 +650,14 @@ def test_sample_follows_a_guided_and_clipped_plan():
 
 
 def test_sample_keeps_registers_and_history():
-    # Any numbers will do: a plan of two registers and two estimates is not held to the one-register identity.
+    # Any numbers will do: a plan that keeps nothing is not held to the identity of the rows.
     rows = 3
     base = {name: numbers(name, rows) for name in ("c_skip", "c_out", "c_in")}
     plan = SamplerPlan(
         name="made up", t=np.arange(rows)[::-1], alpha=np.ones(rows + 1), sigma=np.ones(rows + 1),
         c_noise=np.array([5.0, 3.0, 1.0]), guidance=np.ones(rows), state=numbers("state", rows, 2, 2),
-        denoised=numbers("denoised", rows, 2, 2), noise=numbers("noise", rows, 2), **base,
+        denoised=numbers("denoised", rows, 2, 2), noise=numbers("noise", rows, 2), keeps="nothing",
+        **base,
     )  # fmt: skip
     noise = [Stream(1, "z").normal([0, 1], (4, 4, 1), row) for row in range(rows)]
     got = reference.sample(PROGRAM, WEIGHTS, plan, START, LABEL, lambda row: noise[row])

@@ -325,10 +325,37 @@ def test_a_table_cannot_be_written():
             table[0] = 1.0
 
 
-@pytest.mark.parametrize("t", [-1, 1000, [0, 1000], 1.0, [0.0, 1.0], True])
+@pytest.mark.parametrize("t", [-1, 1000, [0, 1000], -0.5, 999.5, [0.0, np.nan]])
 def test_a_level_outside_the_table_is_refused(t):
-    with pytest.raises(DuetError, match=r"t must be whole and in 0\.\.999"):
+    with pytest.raises(DuetError, match=r"t must be in 0\.\.999"):
         linear()(t)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_fractional_levels_lie_between_and_are_found_again(name):
+    schedule = make_schedule(name, T=50)
+    t = np.linspace(0, 49, 49 * 8 + 1)
+    alpha, sigma = schedule(t)
+    np.testing.assert_array_equal([alpha[::8], sigma[::8]], [schedule.alpha, schedule.sigma])
+    assert np.all(np.diff(alpha / sigma) < 0)
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(sigma / alpha)
+    finite = np.isfinite(log_ratio)
+    np.testing.assert_allclose(schedule.t_of(log_ratio[finite]), t[finite], atol=1e-9)
+    # Where there is signal the logarithm is linear between two levels; the curve is kept.
+    inner = log_ratio[:384].reshape(48, 8)
+    np.testing.assert_allclose(np.diff(inner, 2), 0, atol=1e-9)
+    if schedule.variance_preserving:
+        np.testing.assert_allclose(np.hypot(alpha, sigma), 1, atol=1e-13)
+    if name == "flow":
+        np.testing.assert_allclose(alpha + sigma, 1, atol=1e-13)
+
+
+def test_noise_beyond_the_table_has_no_t():
+    schedule = linear()
+    for outside in (schedule.log_ratio[0] - 0.01, schedule.log_ratio[-1] + 0.01, np.nan):
+        with pytest.raises(DuetError, match="was asked for; it has"):
+            schedule.t_of(outside)
 
 
 @pytest.mark.parametrize("alpha, sigma, words", [

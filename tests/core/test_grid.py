@@ -1,0 +1,91 @@
+"""Grids of noise levels: closed forms, ends, and where they find their t."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.sampling import ddim
+from diffusion_core.sampling.grid import GRIDS, visited
+from diffusion_core.sampling.spacing import SPACINGS, spaced
+from diffusion_core.schedule import cosine, flow, linear
+
+
+def ratios(spacing, steps=9, schedule=None):
+    """sigma/alpha of the visited levels."""
+    schedule = schedule or linear()
+    alpha, sigma = schedule(visited(schedule, steps, spacing))
+    return sigma / alpha
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("schedule", [linear(), cosine()], ids=lambda s: s.name)
+def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
+    r = ratios(name, 12, schedule)
+    assert np.all(np.diff(r) < 0)
+    np.testing.assert_allclose(r[[0, -1]], np.exp(schedule.log_ratio[[-1, 0]]), rtol=1e-9)
+    assert visited(schedule, 1, name) == pytest.approx([schedule.steps - 1])
+
+
+def test_steps_are_equal_in_what_each_grid_names():
+    np.testing.assert_allclose(np.diff(ratios("karras") ** (1 / 7), 2), 0, atol=1e-9)
+    np.testing.assert_allclose(np.diff(ratios({"name": "karras", "rho": 3.0}) ** (1 / 3), 2), 0, atol=1e-9)
+    for name in ("exponential", "log_snr", "polyexponential"):
+        np.testing.assert_allclose(np.diff(np.log(ratios(name)), 2), 0, atol=1e-9)
+    share = (np.log(ratios({"name": "polyexponential", "rho": 2.0})) - linear().log_ratio[0]) / np.ptp(
+        linear().log_ratio
+    )
+    np.testing.assert_allclose(np.diff(np.sqrt(np.maximum(share, 0)), 2), 0, atol=1e-7)
+    # Beta(1, 1) is uniform.
+    np.testing.assert_allclose(np.diff(ratios({"name": "beta", "a": 1.0, "b": 1.0}), 2), 0, atol=1e-9)
+
+
+def test_the_grid_of_edm_has_its_published_ends_and_middle():
+    # Karras et al., eq. 5, with sigma 80 .. 0.002 and rho 7, worked out by hand for N = 3.
+    middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
+    got = ratios({"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}, 3)
+    np.testing.assert_allclose(got, [80, ((80 ** (1 / 7) + 0.02 ** (1 / 7)) / 2) ** 7, 0.02], rtol=1e-9)
+    assert middle == pytest.approx(2.5152, abs=1e-4)
+
+
+def test_the_table_is_visited_as_before():
+    for spacing in [*SPACINGS, [900, 40, 3], None]:
+        np.testing.assert_array_equal(
+            visited(linear(), 3 if spacing else None, spacing), spaced(1000, 3 if spacing else None, spacing)
+        )
+    np.testing.assert_array_equal(visited(linear(), 7, {"name": "trailing"}), spaced(1000, 7, "trailing"))
+
+
+def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
+    plan = ddim(Process(linear(), "v"), 6, spacing="karras", clip=None)
+    np.testing.assert_allclose(plan.sigma[:-1] / plan.alpha[:-1], ratios("karras", 6), rtol=1e-12)
+    assert np.any(plan.t != np.floor(plan.t))
+    np.testing.assert_array_equal(plan.c_noise, plan.t)
+    np.testing.assert_allclose(np.hypot(plan.alpha, plan.sigma), 1, atol=1e-13)
+
+
+@pytest.mark.parametrize("steps, spacing, words", [
+    (5, "carras", "sampler.spacing: 'carras' was given; it must be one of leading, linspace, trailing, karras"),
+    (5, {"name": "carras"}, "must be one of leading"),
+    (5, {"rho": 7.0}, "must be one of leading"),
+    (5, {"name": "leading", "rho": 7.0}, "must be one of leading"),
+    (5, {"name": "karras", "roh": 7.0}, "option of sampler.spacing 'karras'"),
+    (5, {"name": "karras", "rho": 0.0}, "sampler.spacing.rho: 0.0 was given"),
+    (5, {"name": "beta", "a": -1.0}, "sampler.spacing.a"),
+    (5, {"name": "karras", "sigma_max": 1000.0}, "was asked for; it has"),
+    (5, {"name": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, "from sigma_max 2 to sigma_min 3"),
+    (0, "karras", "sampler.steps: 0 was given"),
+    (None, "karras", "sampler.steps: None was given"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(steps, spacing, words):
+    with pytest.raises(DuetError, match=words):
+        visited(linear(), steps, spacing)
+
+
+def test_a_schedule_without_signal_at_its_end_needs_a_largest_level():
+    with pytest.raises(DuetError, match="needs a sigma_max"):
+        visited(flow(), 5, "karras")
+    r = ratios({"name": "karras", "sigma_max": 50.0}, 5, flow())
+    assert r[0] == pytest.approx(50)
