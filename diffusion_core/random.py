@@ -65,18 +65,18 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def words(key: tuple[int, int], index: ArrayLike, n: int, row: int = 0) -> NDArray[np.uint32]:
+def words(key: tuple[int, int], index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
     """Random 32-bit words with shape (B, n) of the stream with this key.
 
     Args:
         key: two 32-bit words.
         index: the items' counters, whole numbers with shape (B,).
         n: words per item.
-        row: a second counter, such as the sampling step.
+        row: a second counter, such as the sampling step; a number, or one per item.
     """
     index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
     block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
-    counter = (block, np.full_like(block, row), index & np.uint64(LOW), _high(index))
+    counter = (block, np.asarray(row).astype(np.uint64).reshape(-1, 1), index & np.uint64(LOW), _high(index))
     made = philox4x32(counter, key, _high)
     return np.stack(made, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
 
@@ -99,15 +99,17 @@ class Stream:
         digest = hashlib.blake2b(f"duet:{self.seed}:{self.name}".encode(), digest_size=8).digest()
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
-    def bits(self, index: ArrayLike, n: int, row: int = 0) -> NDArray[np.uint32]:
+    def bits(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
         """Random 32-bit words with shape (B, n); see `words`."""
         return words(self.key, index, n, row)
 
-    def uniform(self, index: ArrayLike, n: int, row: int = 0) -> NDArray[np.float64]:
+    def uniform(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.float64]:
         """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
         return (self.bits(index, n, row) + 0.5) * 2.0**-32
 
-    def normal(self, index: ArrayLike, shape: tuple[int, ...], row: int = 0, dtype: DTypeLike = np.float64) -> NDArray:
+    def normal(
+        self, index: ArrayLike, shape: tuple[int, ...], row: ArrayLike = 0, dtype: DTypeLike = np.float64
+    ) -> NDArray:
         """Standard normal numbers with shape (B, *shape), made in float64 and cast once."""
         n = math.prod(shape)
         uniform = self.uniform(index, n + n % 2, row)
@@ -117,7 +119,7 @@ class Stream:
         values = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
         return values.reshape(uniform.shape)[:, :n].reshape(len(uniform), *shape).astype(dtype)
 
-    def integers(self, index: ArrayLike, high: int, row: int = 0) -> NDArray[np.int64]:
+    def integers(self, index: ArrayLike, high: int, row: ArrayLike = 0) -> NDArray[np.int64]:
         """Whole numbers in [0, high) with shape (B,): the high word of ``word * high``, unbiased to high / 2^32."""
         return (self.bits(index, 1, row)[:, 0].astype(np.uint64) * np.uint64(high) >> _HALF).astype(np.int64)
 

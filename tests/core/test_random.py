@@ -98,6 +98,13 @@ def test_a_value_depends_on_its_index_and_row_alone(indices, row, random):
     np.testing.assert_array_equal(stream.normal([indices[i] for i in order], (3, 2), row), together[order])
 
 
+@given(INDICES, st.integers(0, 1000))
+def test_each_item_may_have_a_row_of_its_own(indices, first):
+    rows = first + 3 * np.arange(len(indices))
+    alone = [Stream(7, "law").normal([i], (3, 2), row)[0] for i, row in zip(indices, rows.tolist(), strict=True)]
+    np.testing.assert_array_equal(Stream(7, "law").normal(indices, (3, 2), rows), alone)
+
+
 @given(st.integers(0, 2**40), st.integers(1, 30), st.integers(1, 30))
 def test_a_shorter_request_is_the_start_of_a_longer_one(index, n, more):
     stream = Stream(1, "prefix")
