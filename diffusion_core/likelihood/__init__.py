@@ -1,0 +1,8 @@
+"""How likely pictures are to a model: the variational bound, term by term, and the exact flow."""
+
+from __future__ import annotations
+
+from diffusion_core.likelihood.bound import Bound, variational_bound
+from diffusion_core.likelihood.pixels import bits_per_dimension, dequantised, discretised_gaussian
+
+__all__ = ["Bound", "bits_per_dimension", "dequantised", "discretised_gaussian", "variational_bound"]

@@ -1,0 +1,274 @@
+r"""Likelihoods on data and networks for which they are known.
+
+For data N(m, s^2) per pixel the best estimate of x_0 is D(x) = m + alpha s^2 (x - alpha m)/(alpha^2 s^2 + sigma^2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_core.data import from_uint8
+from diffusion_core.errors import DuetError
+from diffusion_core.likelihood import bits_per_dimension, dequantised, discretised_gaussian, variational_bound
+from diffusion_core.likelihood.bound import level_law
+from diffusion_core.likelihood.pixels import log_normal_interval
+from diffusion_core.process import Process, posterior
+from diffusion_core.random import Stream
+from diffusion_core.schedule import Schedule, cosine, flow, linear
+
+RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("low, high", [
+    (-1.0, 1.0), (-0.001, 0.001), (2.0, 2.5), (-9.0, -8.9), (30.0, 31.0), (-24.999, -24.99), (25.01, 25.02),
+    (-np.inf, -30.0), (-np.inf, 0.3), (1.0, np.inf), (-3.0, np.inf), (36.0, 39.0),
+])  # fmt: skip
+def test_the_probability_of_an_interval_is_exact_in_both_tails(low, high):
+    from scipy.special import log_ndtr
+
+    a, b = (low, high) if high <= 0 or -low > high else (-high, -low)
+    expected = log_ndtr(b) + np.log1p(-np.exp(log_ndtr(a) - log_ndtr(b)))
+    np.testing.assert_allclose(log_normal_interval(low, high), expected, rtol=3e-13)
+    np.testing.assert_array_equal(log_normal_interval(low, high), log_normal_interval(-high, -low))
+
+
+def test_far_beyond_the_smallest_float_the_probability_is_that_of_the_nearer_end():
+    # Phi(-z) ~ exp(-z^2/2) / (z sqrt(2 pi)), and the other end is exp(-1000) of it.
+    expected = -0.5e6 - math.log(1000 * math.sqrt(2 * math.pi)) + math.log1p(-1e-6 + 3e-12)
+    assert log_normal_interval(1000.0, 1001.0) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("value_range", RANGES)
+@pytest.mark.parametrize("mean, std", [(0.1, 0.01), (-0.9, 0.3), (0.7, 5.0), (-4.0, 1e-3)])
+def test_the_levels_of_a_pixel_have_probability_one(value_range, mean, std):
+    every = np.arange(256, dtype=np.uint8)
+    assert np.exp(discretised_gaussian(every, mean, std, value_range)).sum() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_narrow_gaussian_on_a_pixel_is_certain_and_a_wide_one_has_the_density_of_its_bin():
+    assert discretised_gaussian(np.uint8([77]), from_uint8(np.uint8([77]), np.float64), 1e-4, (-1, 1)) == 0.0
+    x = from_uint8(np.uint8([100]), np.float64)
+    density = -0.5 * (x / 0.5) ** 2 - math.log(0.5 * math.sqrt(2 * math.pi)) - math.log(127.5)
+    np.testing.assert_allclose(discretised_gaussian(np.uint8([100]), 0.0, 0.5, (-1, 1)), density, atol=1e-4)
+
+
+@pytest.mark.parametrize("low, high", RANGES)
+def test_the_uniform_density_over_all_bins_has_eight_bits(low, high):
+    density = 255 / (high - low) / 256
+    assert bits_per_dimension(192 * math.log(density), 192, (low, high)) == pytest.approx(8.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("value_range", RANGES)
+def test_dequantised_values_fill_the_bins_of_their_pixels(value_range):
+    u8 = np.arange(256, dtype=np.uint8).repeat(16).reshape(16, 16, 16, 1)
+    x = dequantised(u8, np.arange(16), 3, value_range)
+    place = (x - from_uint8(u8, np.float64, value_range)) * 255 / (value_range[1] - value_range[0])
+    assert -0.5 < place.min() < -0.495 and 0.495 < place.max() < 0.5
+    assert place.var() == pytest.approx(1 / 12, rel=0.05)
+    np.testing.assert_array_equal(dequantised(u8[5:6], [5], 3, value_range), x[5:6])
+
+
+# The bound
+
+
+class Exact:
+    """The network of data N(m, s^2): its raw output is what makes the columns of its process give the best estimate."""
+
+    def __init__(self, process: Process, m: float = 0.1, s: float = 0.4, outputs: float | None = None) -> None:
+        self.process, self.m, self.s, self.outputs = process, m, s, outputs
+        self.seen: list[np.ndarray] = []
+
+    def line(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b) of the estimate a x + b."""
+        alpha, sigma = self.process.schedule(t)
+        a = alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2)
+        return a, self.m * (1 - a * alpha)
+
+    def forward(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, features: Any = None) -> np.ndarray:
+        t = np.round(c_noise / self.process.time_scale).astype(int)
+        self.seen.append(t)
+        (a, b), columns = self.line(t), self.process.columns(t)
+        assert np.all(columns.c_in == 1)
+        a, b, c_skip, c_out = (v[:, None, None, None] for v in (a, b, columns.c_skip, columns.c_out))
+        output = (a * x + b - c_skip * x) / c_out
+        return output if self.outputs is None else np.concatenate([output, np.full_like(x, self.outputs)], axis=3)
+
+
+def pictures(count: int, m: float = 0.1, s: float = 0.4, size: int = 4) -> np.ndarray:
+    values = m + s * Stream(5, "pictures").normal(np.arange(count), (size, size, 1))
+    return np.clip(np.round((values + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def bound(network: Exact, u8: np.ndarray, seed: int = 0, **options: Any) -> Any:
+    index = np.arange(len(u8))
+    label = np.zeros(len(u8), np.int32)
+    return variational_bound(network.forward, network.process, u8, label, index, seed, clip=False, **options)
+
+
+PROCESSES = [Process(linear(20, 1e-3, 0.4), "eps"), Process(cosine(15), "v", 50.0), Process(flow(12), "x0")]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")
+def test_each_step_is_half_the_change_of_snr_times_the_squared_error(process):
+    u8, network = pictures(6), Exact(process)
+    found = bound(network, u8, seed=4)
+    assert sorted(set(found.levels[0].tolist())) == list(range(process.schedule.steps)) and found.levels[0, -1] == 0
+    np.testing.assert_allclose(found.weight, 1.0, rtol=1e-12)
+    x0, snr = from_uint8(u8, np.float64), np.exp(process.schedule.log_snr)
+    for k, t in enumerate(found.levels[0]):
+        eps = Stream(4, "likelihood/noise").normal(np.arange(6), x0.shape[1:], int(t))
+        alpha, sigma = process.schedule(t)
+        a, b = network.line(t)
+        x = alpha * x0 + sigma * eps
+        error = np.mean((x0 - a * x - b) ** 2, axis=(1, 2, 3))
+        np.testing.assert_allclose(found.x0_mse[:, k], error, rtol=1e-9)
+        np.testing.assert_allclose(found.eps_mse[:, k], (alpha / sigma) ** 2 * error, rtol=1e-9)
+        if t > 0:
+            expected = 0.5 * (snr[t - 1] - snr[t]) * error / math.log(2)
+        else:
+            std = math.sqrt(posterior(*process.schedule(1), *process.schedule(0))[2])
+            expected = -discretised_gaussian(u8, a * x + b, std, (-1, 1)).mean(axis=(1, 2, 3)) / math.log(2)
+        np.testing.assert_allclose(found.terms[:, k], expected, rtol=1e-8, atol=1e-13)
+    np.testing.assert_allclose(found.total, found.prior + found.terms.sum(axis=1), rtol=1e-13)
+    np.testing.assert_allclose(found.total, found.prior + found.steps + found.decoder, rtol=1e-13)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")
+def test_the_bound_of_gaussian_data_is_its_closed_form(process):
+    # In the mean over eps, (x_0 - D)^2 = (x_0 (1 - a alpha) - b)^2 + (a sigma)^2.
+    u8 = pictures(100, size=16)
+    found, network = bound(Exact(process), u8), Exact(process)
+    power, snr = np.mean(from_uint8(u8, np.float64) ** 2, axis=(1, 2, 3)), np.exp(process.schedule.log_snr)
+    alpha, sigma = process.schedule(process.schedule.steps - 1)
+    prior = 0.5 * (alpha**2 * power + sigma**2 - 1 - math.log(sigma**2)) / math.log(2)
+    np.testing.assert_allclose(found.prior, prior, rtol=1e-12, atol=1e-15)
+    x0, expected = from_uint8(u8, np.float64), 0.0
+    for t in range(1, process.schedule.steps):
+        (a, b), (alpha, sigma) = network.line(t), process.schedule(t)
+        error = np.mean((x0 * (1 - a * alpha) - b) ** 2, axis=(1, 2, 3)) + (a * sigma) ** 2
+        expected += 0.5 * (snr[t - 1] - snr[t]) * error / math.log(2)
+    apart = found.steps - expected
+    spread = apart.std() / math.sqrt(len(u8))
+    assert abs(apart.mean()) < 4 * spread and spread < 0.02 * expected.mean()
+
+
+def test_with_many_levels_the_steps_are_the_information_in_the_first():
+    # An exact estimate loses nothing in a small step: the sum is the integral of E(x_0 - D)^2 dSNR/2, which is
+    # log(1 + s^2 SNR)/2 between the ends.
+    sums = []
+    for T in (100, 200, 400):
+        ratio = np.exp(np.linspace(-6, 5, T))  # sigma/alpha
+        process = Process(Schedule("even", 1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio)), "v")
+        sums.append(bound(Exact(process, 0.0, 0.25), pictures(100, 0.0, 0.25, size=8)).steps.mean())
+    assert (sums[0] - sums[1]) / (sums[1] - sums[2]) == pytest.approx(2, rel=0.1)
+    information = 0.5 * math.log2((1 + 0.25**2 * math.exp(12)) / (1 + 0.25**2 * math.exp(-10)))
+    assert 2 * sums[2] - sums[1] == pytest.approx(information, rel=0.005)
+
+
+@pytest.mark.parametrize("law", ["uniform", "importance"])
+def test_drawn_levels_give_the_whole_sum_in_the_mean(law):
+    process = Process(linear(60, 1e-3, 0.2), "eps")
+    u8 = pictures(4)
+    whole = bound(Exact(process), u8)
+    # The same pictures under many counters: the levels that are drawn differ, and the noise.
+    many = bound(Exact(process), np.concatenate([u8] * 200), levels=6, law=law)
+    drawn, exact = many.steps.reshape(200, 4), whole.steps
+    error = drawn.std(axis=0) / math.sqrt(200)
+    noise = many.levels[:, :-1]
+    assert noise.min() == 1 and noise.max() == 59
+    # `whole` has one draw of eps per level, whose own spread is added.
+    own = np.std([bound(Exact(process), u8, seed=s).steps for s in range(8)], axis=0)
+    assert np.all(np.abs(drawn.mean(axis=0) - exact) < 4 * np.hypot(error, own))
+    np.testing.assert_allclose(level_law(process.schedule, law, 0.5).sum(), 1, rtol=1e-14)
+
+
+def test_levels_that_matter_are_drawn_with_less_spread():
+    process = Process(linear(200, 1e-4, 0.1), "eps")
+    spreads = [bound(Exact(process), pictures(64), levels=5, law=law).steps.std() for law in ("uniform", "importance")]
+    assert spreads[1] < 0.2 * spreads[0]
+
+
+def test_a_picture_has_the_same_bound_in_any_batch_and_company():
+    process = PROCESSES[0]
+    u8 = pictures(7)
+    together = bound(Exact(process), u8, levels=3, batch=5)
+    alone = variational_bound(
+        Exact(process).forward, process, u8[4:5], np.zeros(1, np.int32), [4], 0, levels=3, clip=False, batch=1
+    )
+    np.testing.assert_allclose(alone.total, together.total[4:5], rtol=1e-13)
+
+
+def test_the_large_variance_costs_what_the_divergence_of_two_variances_says():
+    process = PROCESSES[0]
+    alpha, sigma = process.schedule.alpha, process.schedule.sigma
+    small, large = bound(Exact(process), pictures(3)), bound(Exact(process), pictures(3), variance="fixed_large")
+    for k, t in enumerate(small.levels[0, :-1]):
+        _, from_x0, low, high = posterior(alpha[t], sigma[t], alpha[t - 1], sigma[t - 1])
+        error = small.x0_mse[:, k]
+        expected = 0.5 * (math.log(high / low) + low / high - 1 + from_x0**2 * error / high) / math.log(2)
+        np.testing.assert_allclose(large.terms[:, k], expected, rtol=1e-9)
+    np.testing.assert_array_equal(large.decoder, small.decoder)
+
+
+def test_a_learned_variance_at_the_ends_of_its_range_is_the_fixed_one():
+    process = PROCESSES[0]
+    u8 = pictures(3)
+    for output, fixed in ((-1.0, "fixed_small"), (1.0, "fixed_large")):
+        learned = bound(Exact(process, outputs=output), u8, variance="learned_range")
+        expected = bound(Exact(process), u8, variance=fixed)
+        ends = slice(None, -1) if fixed == "fixed_large" else slice(None)
+        np.testing.assert_allclose(learned.terms[:, ends], expected.terms[:, ends], rtol=1e-9)
+    # At t = 0 the large end is beta_0, as that is what the network was trained with.
+    std = process.schedule.sigma[0]
+    learned, x0 = bound(Exact(process, outputs=1.0), u8, variance="learned_range"), from_uint8(u8, np.float64)
+    eps = Stream(0, "likelihood/noise").normal(np.arange(3), x0.shape[1:], 0)
+    a, b = Exact(process).line(0)
+    mean = a * (process.schedule.alpha[0] * x0 + std * eps) + b
+    expected = -discretised_gaussian(u8, mean, std, (-1, 1)).mean(axis=(1, 2, 3)) / math.log(2)
+    np.testing.assert_allclose(learned.decoder, expected, rtol=1e-9)
+
+
+def test_a_variance_that_is_learned_as_it_is_has_its_optimum_where_it_covers_the_error():
+    # The variance with the least divergence is that of the posterior and the squared error of its mean.
+    process, t = PROCESSES[0], 7
+    u8 = pictures(40)
+    fixed = bound(Exact(process), u8)
+    k = fixed.levels[0].tolist().index(t)
+    _, from_x0, low, _ = posterior(*process.schedule(t), *process.schedule(t - 1))
+    best = math.log(low + from_x0**2 * fixed.x0_mse[:, k].mean())
+    found = [
+        bound(Exact(process, outputs=best + more), u8, variance="learned").terms[:, k].mean()
+        for more in (-0.01, 0.0, 0.01)
+    ]
+    assert found[1] < min(found[0], found[2])
+    assert found[1] < fixed.terms[:, k].mean()
+
+
+def test_estimates_are_clipped_to_the_range_unless_they_are_not():
+    process = PROCESSES[0]
+    u8 = np.full((2, 4, 4, 1), 255, np.uint8)
+    free = bound(Exact(process, m=3.0), u8)
+    clipped = variational_bound(
+        Exact(process, m=3.0).forward, process, u8, np.zeros(2, np.int32), np.arange(2), 0, clip=True
+    )
+    assert np.all(clipped.x0_mse <= free.x0_mse) and clipped.x0_mse[0, -2] == 0 < free.x0_mse[0, -2]
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"variance": "small"}, "likelihood.variance: 'small' was given"),
+    ({"variance": "learned"}, "1 channels for 1 of the images"),
+    ({"variance": "learned_range"}, "use fixed_small or fixed_large"),
+    ({"levels": 20}, "of 20 levels 1 to 19"),
+    ({"levels": 0}, "likelihood.levels: 0"),
+    ({"levels": 3, "law": "even"}, "likelihood.law: 'even'"),
+])  # fmt: skip
+def test_options_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        bound(Exact(PROCESSES[0]), pictures(1), **options)
