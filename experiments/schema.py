@@ -140,6 +140,20 @@ class SampleRunSchema:
 
 
 @dataclass
+class EvaluateSchema:
+    """Everything of `experiments.evaluate`; each group of metrics has a name and options."""
+
+    checkpoint: str | None = None
+    out: str = MISSING
+    weights: str = "ema"
+    seed: int = 0
+    precision: str = "float32"
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    data: DataSchema = field(default_factory=DataSchema)
+    likelihood: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class TraceSchema:
     """Everything of `experiments.trace`; not `whole` is the ladder with one network instead of all."""
 
@@ -222,6 +236,7 @@ class ExportSchema:
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
+    "evaluate": EvaluateSchema,
     "trace": TraceSchema,
     "networks": NetworksSchema,
     "compare": CompareSchema,

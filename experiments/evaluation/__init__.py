@@ -1,0 +1,1 @@
+"""What `experiments.evaluate` can measure: one file per group of metrics."""

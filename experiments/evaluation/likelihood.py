@@ -1,0 +1,145 @@
+"""Bits per dimension of pictures of a data set: the group `likelihood` of `experiments.evaluate`.
+
+    none    not measured
+    vlb     the variational bound with its terms, see `diffusion_core.likelihood.bound`
+
+`count` pictures are drawn from the data set without replacement, by the stream "likelihood/images"; each keeps its
+place in the data set as its counter in every stream, so a picture's numbers do not depend on which others are measured.
+The standard error is that of the mean over pictures, and holds what the drawn levels and probes add to it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.checkpoint import write_atomically
+from diffusion_core.data import Dataset
+from diffusion_core.errors import DuetError
+from diffusion_core.likelihood import variational_bound
+from diffusion_core.likelihood.bound import check_variance
+from diffusion_core.objectives import network_labels
+from diffusion_core.random import Stream
+from experiments import common
+from experiments.evaluation.given import Given, Measure, Measured, Row
+from experiments.progress import Counter
+
+__all__ = ["METHODS"]
+
+Array = NDArray[np.float64]
+
+
+def _vlb(
+    given: Given,
+    *,
+    count: int | None = None,
+    classes: bool = True,
+    batch: int = 128,
+    variance: str | None = None,
+    levels: int | None = None,
+    law: str = "importance",
+    clip: bool = True,
+) -> Measure:
+    """The variational bound.
+
+    Args:
+        count: how many pictures; None is all of them.
+        classes: whether the network is told the class of each; else it gets its label of no class.
+        batch: evaluations at once.
+        variance: see `likelihood.bound`; None is learned_range for a network with a variance, else fixed_small.
+        levels: see `likelihood.variational_bound`, as are law and clip.
+    """
+    problem = given.checkpoint.problem
+    learned = problem.spec.out_channels == 2 * problem.spec.in_channels
+    variance = variance or ("learned_range" if learned else "fixed_small")
+    check_variance(variance, problem.spec.in_channels, problem.spec.out_channels)
+    chosen, label = _pictures(given, count, classes, batch)
+
+    def bound(forward: Callable[..., NDArray], some: slice, progress: Callable[[int], None] | None = None) -> Any:
+        return variational_bound(
+            forward, problem.process, given.dataset.images[chosen[some]], label[some], chosen[some], given.seed,
+            variance=variance, levels=levels, law=law, clip=clip, value_range=problem.value_range, batch=batch,
+            progress=progress,
+        )  # fmt: skip
+
+    bound(lambda *inputs: None, slice(0, 0))  # the core checks its options on no picture at all
+
+    def measure(out: Path) -> Measured:
+        forward, T = given.network.forward, problem.process.schedule.steps
+        with Counter("bound", len(chosen) * (1 + (levels or T - 1)), unit="evaluations") as progress:
+            found = bound(forward, slice(None), progress)
+        per_level = {
+            name: found.at_levels(values, T)
+            for name, values in (("bits_per_dim", found.terms), ("x0_mse", found.x0_mse), ("eps_mse", found.eps_mse))
+        }
+        parts = {"prior": found.prior, "steps": found.steps, "decoder": found.decoder}
+        _write_arrays(out / "likelihood.npz", index=chosen, total=found.total, **parts, **per_level)
+        options = {"variance": variance, "levels": levels or T - 1, "law": law if levels else None, "clip": clip}
+        return _measured("vlb", found.total, parts, options | _protocol(given, chosen, classes))
+
+    return measure
+
+
+def _measured(method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]) -> Measured:
+    """The mean over pictures of the total and of each of its terms."""
+    means = {name: _summary(values) for name, values in terms.items()}
+    whole = _summary(total)
+    rows = [(f"likelihood, {method}", whole), *((f"  {name}", mean) for name, mean in means.items())]
+    return Measured(
+        {"method": method, **whole, "terms": means, **facts},
+        tuple(Row(name, mean["bits_per_dim"], mean["standard_error"], "bits/dim") for name, mean in rows),
+    )
+
+
+def _pictures(
+    given: Given, count: int | None, classes: bool, batch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Which pictures of the data set are measured, in rising order, and the network's label of each."""
+    problem, dataset = given.checkpoint.problem, given.dataset
+    program = problem.program
+    common.check_data(dataset, problem.spec)
+    if count is not None and not 1 <= count <= len(dataset):
+        raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} pictures, or null")
+    if batch < 1:
+        raise DuetError(f"likelihood.batch: {batch} was given; it must be at least 1")
+    if not classes and program.classes and program.null_label is None:
+        raise DuetError("likelihood.classes: false was given, but the network has no label for no class; use true")
+    order = Stream(given.seed, "likelihood/images").permutation(len(dataset))
+    chosen = np.sort(order[:count])
+    return chosen, _labels(dataset, program, chosen, classes)
+
+
+def _labels(dataset: Dataset, program: Any, chosen: NDArray, classes: bool) -> NDArray[np.int32]:
+    if not classes:
+        return np.full(len(chosen), program.null_label or 0, np.int32)
+    return network_labels(dataset.labels[chosen], program.classes, program.null_label)
+
+
+def _summary(values: Array) -> dict[str, float]:
+    """Mean over pictures with its standard error; NaN of a single one."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"bits_per_dim": float(values.mean()), "standard_error": float(error)}
+
+
+def _protocol(given: Given, chosen: NDArray, classes: bool) -> dict[str, Any]:
+    conditional = bool(classes and given.checkpoint.problem.program.classes)
+    return {
+        "count": len(chosen),
+        "conditional": conditional,
+        "seed": given.seed,
+        "data": given.data_facts(),
+    } | given.checkpoint_facts()
+
+
+def _write_arrays(path: Path, **arrays: NDArray) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+METHODS: Mapping[str, Callable[..., Measure]] = {"vlb": _vlb}
