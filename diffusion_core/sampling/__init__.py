@@ -12,10 +12,11 @@ from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.dpm_solver import dpm_solver
+from diffusion_core.sampling.methods import METHODS, Method
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["SAMPLERS", "SamplerPlan", "ddim", "ddpm", "dpm_solver", "make_plan", "next_level"]
+__all__ = ["METHODS", "SAMPLERS", "Method", "SamplerPlan", "ddim", "ddpm", "dpm_solver", "make_plan", "next_level"]
 
 SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "ddpm": ddpm,

@@ -1,0 +1,39 @@
+"""The samplers by the names that papers print, each with what is known of it: what tables and pictures go through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler with the options that make it one method; the number of steps and the grid are left to choose.
+
+    Args:
+        sampler: name in `SAMPLERS`.
+        order: of convergence to the probability flow, or, of a stochastic one, of the moments of its samples.
+        options: of the sampler.
+        stochastic: whether it draws fresh noise.
+        evaluations: of the network per step; of two, the last step has one.
+        needs_signal: whether its first level must have some, alpha > 0.
+    """
+
+    sampler: str
+    order: int
+    options: Mapping[str, object] = field(default_factory=dict)
+    stochastic: bool = False
+    evaluations: int = 1
+    needs_signal: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "DDPM": Method("ddpm", 1, stochastic=True),
+    "DDIM": Method("ddim", 1),
+    "DDIM, eta 0.5": Method("ddim", 1, {"eta": 0.5}, stochastic=True),
+    "DPM-Solver++ 2M": Method("dpm_solver", 2, needs_signal=True),
+    "DPM-Solver++ 3M, exact": Method("dpm_solver", 3, {"order": 3, "solver_type": "exact"}, needs_signal=True),
+    "DPM-Solver++ 2M SDE": Method("dpm_solver", 1, {"sde": True}, stochastic=True, needs_signal=True),
+}

@@ -1,0 +1,135 @@
+"""Data whose exact denoiser is known, and what plans make of it: trajectories, moments and orders of convergence.
+
+Where x_0 is drawn from normal distributions N(m_k, s_k^2) with weights w_k, the best estimate of x_0 from
+x = alpha x_0 + sigma eps is, pixel by pixel,
+
+    D(x) = sum_k p_k (m_k + alpha s_k^2 (x - alpha m_k) / v_k),       v_k = alpha^2 s_k^2 + sigma^2
+    p_k  ~ w_k N(x; alpha m_k, v_k)
+
+The probability flow leads x from one level to another. For one normal it keeps (x - alpha m) / sqrt(v); for several it
+is integrated here to about 1e-12, over the angle phi with alpha : sigma = cos phi : sin phi, in which it is smooth up
+to noise alone:  d(x / sqrt(alpha^2 + sigma^2)) / d phi = cos phi eps - sin phi D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+
+from diffusion_core.sampling import SamplerPlan
+
+Array = NDArray[np.float64]
+Level = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Pixels drawn from normal distributions.
+
+    Args:
+        means: of each.
+        spreads: standard deviation of each.
+        weights: of each, adding up to 1.
+    """
+
+    means: tuple[float, ...]
+    spreads: tuple[float, ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    def denoised(self, x: Array, alpha: float, sigma: float) -> Array:
+        """The exact estimate of x_0 for any array of pixels at a noisy level."""
+        mean, spread, weight = (np.array(v) for v in (self.means, self.spreads, self.weights))
+        away, variance = x[..., None] - alpha * mean, (alpha * spread) ** 2 + sigma**2
+        log_share = np.log(weight) - 0.5 * np.log(variance) - 0.5 * away**2 / variance
+        share = np.exp(log_share - log_share.max(axis=-1, keepdims=True))
+        share /= share.sum(axis=-1, keepdims=True)
+        return np.sum(share * (mean + alpha * spread**2 / variance * away), axis=-1)
+
+    def follow(self, x: Array, start: Level, end: Level) -> Array:
+        """Where the probability flow takes x from one noisy level (alpha, sigma) to another."""
+        ends = [np.arctan2(sigma, alpha) for alpha, sigma in (start, end)]
+
+        def slope(phi: float, u: Array) -> Array:
+            alpha, sigma = np.cos(phi), np.sin(phi)
+            estimate = self.denoised(u, alpha, sigma)
+            return alpha * (u - alpha * estimate) / sigma - sigma * estimate
+
+        found = solve_ivp(slope, ends, np.ravel(x) / np.hypot(*start), "DOP853", rtol=1e-12, atol=1e-13)
+        return found.y[:, -1].reshape(np.shape(x)) * np.hypot(*end)
+
+
+NORMAL = Mixture((0.3,), (0.5,))
+TWO_NORMALS = Mixture((-0.6, 0.7), (0.3, 0.2), (0.4, 0.6))
+POINTS = np.array([-2.0, -0.4, 0.1, 1.5])
+
+
+def execute(
+    plan: SamplerPlan,
+    x: Array,
+    estimate: Callable[[int, Array], Array],
+    rows: int | None = None,
+    noise: Callable[[int], Array | float] = lambda row: 0.0,
+) -> Array:
+    """Register 0 after the first rows of a plan (all of them where none are given), with estimates D(row, x)."""
+    registers = np.zeros((plan.registers, *np.shape(x)))
+    registers[0] = x
+    history = np.zeros((plan.history, *np.shape(x)))
+    for row in range(plan.rows if rows is None else rows):
+        history = np.concatenate([estimate(row, registers[0])[None], history[:-1]])
+        fresh = np.multiply.outer(plan.noise[row], noise(row) * np.ones(np.shape(x)))
+        registers = np.tensordot(plan.state[row], registers, 1) + np.tensordot(plan.denoised[row], history, 1) + fresh
+    return registers[0]
+
+
+def exactly(plan: SamplerPlan, data: Mixture) -> Callable[[int, Array], Array]:
+    """The exact estimates at the levels of a plan, for `execute`."""
+    return lambda row, x: data.denoised(x, plan.alpha[row], plan.sigma[row])
+
+
+def error(plan: SamplerPlan, data: Mixture = TWO_NORMALS, rows: int | None = None) -> float:
+    """The largest distance of a plan to the probability flow, started together, after all rows but the last.
+
+    The last row goes from the least noise to clean data at once, with an error that no order takes away.
+    """
+    rows = plan.rows - 1 if rows is None else rows
+    first, last = ((plan.alpha[i], plan.sigma[i]) for i in (0, rows))
+    start = POINTS * np.hypot(*first)
+    return float(np.abs(execute(plan, start, exactly(plan, data), rows) - data.follow(start, first, last)).max())
+
+
+def fitted_order(make: Callable[[int], SamplerPlan], counts: Sequence[int], data: Mixture = TWO_NORMALS) -> float:
+    """The slope of log error over log step length for the plans of so many steps each."""
+    return float(-np.polyfit(np.log(counts), np.log([error(make(steps), data) for steps in counts]), 1)[0])
+
+
+def moments(plan: SamplerPlan, data: Mixture = NORMAL, rows: int | None = None) -> tuple[float, float]:
+    """The mean and the variance of register 0 after the first rows, for samples of one normal that start exactly.
+
+    With one normal D is affine in x, so registers and estimates stay normal: their joint mean and covariance are
+    carried through the recurrence in closed form.
+    """
+    (mean,), (spread,) = data.means, data.spreads
+    R, H = plan.registers, plan.history
+    carried, covariance = np.zeros(R + H), np.zeros((R + H, R + H))
+    carried[0] = plan.alpha[0] * mean
+    covariance[0, 0] = (plan.alpha[0] * spread) ** 2 + plan.sigma[0] ** 2
+    for row in range(plan.rows if rows is None else rows):
+        alpha, sigma = plan.alpha[row], plan.sigma[row]
+        slope = alpha * spread**2 / ((alpha * spread) ** 2 + sigma**2)
+        # The newest estimate is an affine function of register 0, then every register a linear one of all.
+        remember = np.zeros((R + H, R + H))
+        remember[:R, :R] = np.eye(R)
+        remember[R, 0] = slope
+        remember[R + 1 :, R : R + H - 1] = np.eye(H - 1)
+        advance = np.eye(R + H)
+        advance[:R] = np.concatenate([plan.state[row], plan.denoised[row]], axis=1)
+        fresh = np.append(plan.noise[row], np.zeros(H))
+        carried = remember @ carried
+        carried[R] += mean - slope * alpha * mean
+        carried = advance @ carried
+        covariance = advance @ remember @ covariance @ remember.T @ advance.T + np.outer(fresh, fresh)
+    return float(carried[0]), float(covariance[0, 0])

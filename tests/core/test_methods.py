@@ -1,0 +1,63 @@
+"""Every method has the order, the noise and the number of evaluations that it declares, and is finite at any count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from exact import NORMAL, fitted_order, moments
+
+from diffusion_core.process import Process
+from diffusion_core.sampling import METHODS, SAMPLERS, SamplerPlan, make_plan
+from diffusion_core.schedule import cosine, flow, linear
+
+GRID = {"name": "log_snr", "sigma_min": 0.05, "sigma_max": 150.0}
+PROCESSES = {"linear": Process(linear(), "v"), "cosine": Process(cosine(), "v"), "flow": Process(flow(), "v")}
+
+
+def plan(name: str, steps: int, process: str = "linear", spacing: object = GRID) -> SamplerPlan:
+    method = METHODS[name]
+    return make_plan(PROCESSES[process], method.sampler, steps=steps, spacing=spacing, clip=None, **method.options)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.stochastic])
+def test_the_error_falls_with_the_declared_order(name):
+    # The rows that start a multistep method are of lower order, so a fit may lie above the order by their share.
+    order = fitted_order(lambda steps: plan(name, steps), [64, 128, 256])
+    assert METHODS[name].order - 0.15 < order < METHODS[name].order + 0.6
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stochastic])
+def test_the_mean_and_the_variance_of_samples_tend_to_the_flow(name):
+    """Before the last row samples are (alpha m, alpha^2 s^2 + sigma^2) but for what falls with the step."""
+    (mean,), (spread,) = NORMAL.means, NORMAL.spreads
+    wrong = []
+    for steps in (64, 128, 256):
+        one = plan(name, steps)
+        found = np.array(moments(one, rows=one.rows - 1))
+        alpha, sigma = one.alpha[-2], one.sigma[-2]
+        wrong.append(np.abs(found - [alpha * mean, (alpha * spread) ** 2 + sigma**2]).max())
+    assert wrong[-1] < 0.02
+    assert -np.polyfit(np.log([64, 128, 256]), np.log(wrong), 1)[0] > METHODS[name].order - 0.15
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_noise_and_evaluations_are_those_declared(name):
+    method = METHODS[name]
+    one = plan(name, 10)
+    assert one.is_noisy.any() == method.stochastic
+    assert one.rows == 10 * method.evaluations - (method.evaluations - 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_number_of_steps_is_finite(name):
+    """Plans refuse tables that are not finite; with them states of the size of their levels stay finite."""
+    for process in PROCESSES:
+        if METHODS[name].needs_signal and PROCESSES[process].schedule.alpha[-1] == 0:
+            continue
+        for steps in range(1, 51):
+            plan(name, steps, process, "linspace")
+
+
+def test_every_sampler_has_a_method():
+    # The one that has no choice of steps is not compared with the others.
+    assert {method.sampler for method in METHODS.values()} == SAMPLERS.keys() - {"next_level"}
