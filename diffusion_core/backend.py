@@ -26,6 +26,7 @@ from diffusion_core.weights import Weights
 
 __all__ = [
     "DISTANCES",
+    "LEAST_SPREAD",
     "PRECISIONS",
     "PSEUDO_HUBER_C",
     "Backend",
@@ -33,6 +34,7 @@ __all__ = [
     "Network",
     "NoiseSource",
     "Settings",
+    "Steering",
     "StepResult",
     "TrainBatch",
     "Trainer",
@@ -46,6 +48,9 @@ DEVICES = ("auto", "cpu", "cuda")
 DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
 # The c of sqrt(r^2 + c^2) - c, in the unit of the target, of which the noise has standard deviation 1.
 PSEUDO_HUBER_C = 0.03
+
+# The least standard deviation that a guided output is divided by where it is rescaled: an output of zeros stays zeros.
+LEAST_SPREAD = 1e-12
 
 # A network's output F of (x, c_noise, label, features); see `Network.forward`.
 Forward = Callable[..., NDArray]
@@ -202,6 +207,45 @@ class Trainer(Protocol):
         """Everything that must be kept to go on exactly."""
 
 
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """What leads sampling beside the plan; nothing of it is needed.
+
+    Args:
+        guide: the network that guided rows lead away from, with the class (autoguidance); None is the network that
+            is sampled, without it.
+        classifier: a network of logits (B, K) whose log p(class | x) is climbed where `SamplerPlan.classifier` says so.
+        mask: where the picture is known, 1, or not, 0, with shape (B, H, W, 1) or (B, H, W, C).
+        known: the known picture with the noise of the level that row i leads to, with shape (B, H, W, C).
+    """
+
+    guide: Network | None = None
+    classifier: Network | None = None
+    mask: NDArray | None = None
+    known: NoiseSource | None = None
+
+    def check(self, plan: SamplerPlan) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            DuetError: for a classifier without a weight or a weight without one, half an inpainting, or a mask with a
+                solver that keeps more pictures than the one it is laid over.
+        """
+        if (plan.classifier is not None) != (self.classifier is not None):
+            what = "has none" if self.classifier is None else "was given one"
+            raise DuetError(
+                f"sampler.classifier: the plan's weight is {'0' if plan.classifier is None else 'not 0'}, but sampling "
+                f"{what}; give both a weight and a classifier, or neither"
+            )
+        if (self.mask is None) != (self.known is None):
+            raise DuetError("inpainting: a mask and the known picture go together; give both, or neither")
+        if self.mask is not None and plan.registers > 1:
+            raise DuetError(
+                f"inpainting: {plan.name} keeps {plan.registers} pictures; use a sampler that keeps one, such as ddpm, "
+                "ddim or dpm_solver"
+            )
+
+
 class Backend:
     """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
@@ -245,9 +289,12 @@ class Backend:
         label: NDArray,
         noise: NoiseSource,
         watch: Watch | None = None,
+        steering: Steering | None = None,
     ) -> NDArray:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
-        return self.samplers.sample(network, plan, start, label, noise, watch)
+        steering = steering or Steering()
+        steering.check(plan)
+        return self.samplers.sample(network, plan, start, label, noise, watch, steering)
 
     def read_arrays(self, path: Path) -> Weights:
         """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""

@@ -14,7 +14,7 @@ from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core import process
-from diffusion_core.backend import PSEUDO_HUBER_C, NoiseSource, TrainBatch
+from diffusion_core.backend import LEAST_SPREAD, PSEUDO_HUBER_C, Forward, NoiseSource, TrainBatch
 from diffusion_core.random import words
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet import blocks
@@ -295,6 +295,27 @@ def training_pass(
     return float(np.mean(batch.weight * per_image)), training.statistics
 
 
+def _guided(plan: SamplerPlan, i: int, wanted: Array, other: Array) -> Array:
+    """F_i of the output with the class and that of what it leads away from."""
+    guided = other + plan.guidance[i] * (wanted - other)
+    if not plan.rescale:
+        return guided
+    spread, own = (v.std(axis=(1, 2, 3), keepdims=True) for v in (wanted, guided))
+    return (plan.rescale * spread / np.maximum(own, LEAST_SPREAD) + 1.0 - plan.rescale) * guided
+
+
+def _bounded(plan: SamplerPlan, estimate: Array) -> Array:
+    """Estimates within the plan's bounds, or within each image's own and brought back to them."""
+    if plan.bounds is None:
+        return estimate
+    if plan.threshold is None:
+        return np.clip(estimate, *plan.bounds)
+    middle, half = plan.scale
+    y = (estimate - middle) / half
+    bound = np.maximum(np.quantile(np.abs(y), plan.threshold, axis=(1, 2, 3), keepdims=True), plan.clip)
+    return middle + half * np.clip(y, -bound, bound) * plan.clip / bound
+
+
 def sample(
     program: Program,
     weights: Mapping[str, NDArray],
@@ -303,29 +324,56 @@ def sample(
     label: NDArray,
     noise: NoiseSource,
     watch: Callable[[int, Array, Array], None] | None = None,
+    guide: Forward | None = None,
+    slope: Forward | None = None,
+    mask: NDArray | None = None,
+    known: NoiseSource | None = None,
 ) -> Array:
-    """Run a plan; see `backend.Backend.sample`."""
+    """Run a plan; see `backend.Backend.sample`, and `backend.Steering` for the rest.
+
+    Args:
+        program: the network.
+        weights: its weights.
+        plan: the rows.
+        start: register 0 before the first row.
+        label: the network's labels.
+        noise: z of each row.
+        watch: called after each row.
+        guide: the weaker network's output as a function of (x, c_noise, label); None is this one's without a class.
+        slope: the gradient of a classifier's log p(class | x), of (x, c_noise, class).
+        mask: where the picture is known.
+        known: the known picture at the level that row i leads to.
+    """
     registers = [np.asarray(start, np.float64)] + [np.zeros(start.shape) for _ in range(plan.registers - 1)]
     history = [np.zeros(start.shape) for _ in range(plan.history)]
     null = np.full_like(label, program.null_label or 0)
+    channels = start.shape[-1]
     for i in range(plan.rows):
         x = registers[0]
         c_noise = np.full(len(x), plan.c_noise[i])
         output = forward(program, weights, plan.c_in[i] * x, c_noise, label)
+        image, rest = output[..., :channels], output[..., channels:]
         if plan.is_guided[i]:
-            without = forward(program, weights, plan.c_in[i] * x, c_noise, null)
-            output = without + plan.guidance[i] * (output - without)
-        estimate = plan.c_skip[i] * x + plan.c_out[i] * output[..., : x.shape[-1]]
-        if plan.bounds is not None:
-            estimate = np.clip(estimate, *plan.bounds)
+            given = plan.c_in[i] * x, c_noise
+            other = forward(program, weights, *given, null) if guide is None else guide(*given, label)
+            image = _guided(plan, i, image, other[..., :channels])
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * image
+        if plan.classifier is not None:
+            gradient = plan.c_in[i] * slope(plan.c_in[i] * x, c_noise, label - program.labels.start)
+            estimate = estimate + plan.classifier[i] * gradient
+        estimate = _bounded(plan, estimate)
         history = [estimate, *history[:-1]]
         z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
+        if plan.learned is not None and plan.is_noisy[i]:
+            z = np.exp(plan.learned[i, 0] + plan.learned[i, 1] * rest) * z
         registers = [
             sum(plan.state[i, r, q] * registers[q] for q in range(plan.registers))
             + sum(plan.denoised[i, r, h] * history[h] for h in range(plan.history))
             + plan.noise[i, r] * z
             for r in range(plan.registers)
         ]
+        if mask is not None:
+            registers[0] = mask * np.asarray(known(i), np.float64) + (1.0 - mask) * registers[0]
         if watch is not None:
             watch(i, registers[0], estimate)
     return registers[0]

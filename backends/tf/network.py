@@ -290,6 +290,14 @@ class Network(tf.Module):
         features = self.no_features(len(x)) if features is None else place.tensor(features)
         return to_host(self.call(place.images(x), c_noise, label, features))
 
+    def slope(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
+        """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            log_p = tf.nn.log_softmax(self.call(x, c_noise, tf.zeros_like(chosen), self.no_features(len(x))), axis=1)
+            total = tf.reduce_sum(tf.gather(log_p, chosen, axis=1, batch_dims=1))
+        return tape.gradient(total, x)
+
     def no_features(self, batch: int) -> tf.Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
         return self.place.tensor(np.zeros((batch, self.program.features)))

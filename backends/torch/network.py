@@ -261,6 +261,14 @@ class Network(nn.Module):
         features = self.no_features(len(x)) if features is None else place.tensor(features)
         return to_host(self.call(place.images(x), c_noise, label, features))
 
+    @torch.inference_mode(False)
+    def slope(self, x: Tensor, c_noise: Tensor, chosen: Tensor) -> Tensor:
+        """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
+        # Copies, as what was made in inference mode cannot be differentiated by.
+        x, c_noise, chosen = x.clone().requires_grad_(), c_noise.clone(), chosen.clone()
+        log_p = F.log_softmax(self.call(x, c_noise, torch.zeros_like(chosen), self.no_features(len(x))), dim=1)
+        return torch.autograd.grad(log_p.gather(1, chosen[:, None]).sum(), x)[0]
+
     def no_features(self, batch: int) -> Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
         return self.place.tensor(np.zeros((batch, self.program.features)))

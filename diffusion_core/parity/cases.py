@@ -303,14 +303,27 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
 
 
 # What every network is sampled with. From t = 750: eps of an untrained network at t = 999 is divided by alpha = 0.006,
-# and rounding with it.
+# and rounding with it. A network with twice the channels of its image is sampled with a variance of its own too.
 SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5)
+LEARNED = make_plan(_PROCESS, "ddpm", steps=4, variance="learned_range")
+# Led away from a second network, over a known half: all that steering has but a classifier.
+STEERED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance=2.5, rescale=0.7, threshold=0.9)
 
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),
     "DDIM-50": make_plan(PARITY.process, "ddim", steps=50),
     "DDIM-20, eta 0.5, guidance 2": make_plan(
         PARITY.process, "ddim", steps=20, eta=0.5, spacing="trailing", guidance=2.0
+    ),
+    "DDIM-10, Karras, guidance 3 rescaled, dynamic threshold": make_plan(
+        PARITY.process,
+        "ddim",
+        steps=10,
+        spacing="karras",
+        guidance=3.0,
+        interval=[0.1, 20.0],
+        rescale=0.7,
+        threshold=0.95,
     ),
     "DDPM-20, large variance": make_plan(
         PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core import reference
-from diffusion_core.backend import DISTANCES, Backend, Network, NoiseSource, TrainBatch, Trainer, TrainerState, Watch
+from diffusion_core.backend import (
+    DISTANCES,
+    Backend,
+    Network,
+    NoiseSource,
+    Steering,
+    TrainBatch,
+    Trainer,
+    TrainerState,
+    Watch,
+)
 from diffusion_core.data import to_uint8
 from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
@@ -65,7 +76,7 @@ class Trace:
 def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
     """Climb the ladder with one backend, whose settings say the precision; with all networks unless some are named."""
     trace = Trace(backend.describe().backend, backend.settings.precision)
-    for rung in (tables, forward_noising, blocks, optimiser, sampler_update, training):
+    for rung in (tables, forward_noising, blocks, optimiser, sampler_update, steered, training):
         rung(backend, trace)
     networks(backend, trace, cases.NETWORKS if titles is None else titles)
     sampling(backend, trace, trace.states[STEPS].ema)
@@ -168,12 +179,16 @@ def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBa
     network = backend.network(program, weights)
     trace.judge(3, title, "network", forward_error(backend, program, weights, batch, network=network))
     index = np.arange(batch.size)
-    start = start_noise(cases.SHORT, cases.SEED, index, spec.image_shape, dtype)
-    noise = noise_source(cases.SEED, index, spec.image_shape, dtype)
-    got = backend.sample(network, cases.SHORT, start, batch.label, noise)
     rounded = {name: value.astype(dtype) for name, value in weights.items()}
-    wanted = reference.sample(program, rounded, cases.SHORT, start, batch.label, noise)
-    trace.judge(6, f"{title}, DDIM-4", "sampling", np.abs(got - wanted).max())
+    plans = {"DDIM-4": cases.SHORT}
+    if spec.out_channels == 2 * spec.in_channels:
+        plans["DDPM-4, learned variance"] = cases.LEARNED
+    for name, plan in plans.items():
+        start = start_noise(plan, cases.SEED, index, spec.image_shape, dtype)
+        noise = noise_source(cases.SEED, index, spec.image_shape, dtype)
+        got = backend.sample(network, plan, start, batch.label, noise)
+        wanted = reference.sample(program, rounded, plan, start, batch.label, noise)
+        trace.judge(6, f"{title}, {name}", "sampling", np.abs(got - wanted).max())
     return weights, batch
 
 
@@ -271,6 +286,29 @@ def sampler_update(
             wanted = _reference_images(cases.PLANS[name], rounded, backend.settings.host_dtype, count)
             got = images_of(backend, network, plan, count)
             trace.judge(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
+
+
+def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
+    """Rung 6: sampling that is led by a weaker network, over a picture that is known in part."""
+    program, plan, dtype = cases.PARITY.program, cases.STEERED, backend.settings.host_dtype
+    weights, weaker = (
+        {name: value.astype(dtype) for name, value in cases.scattered_weights(program, gain).items()}
+        for gain in (1.0, 0.7)
+    )
+    start, label, noise = _sample_inputs(plan, dtype, count)
+    stream, shape = Stream(cases.SEED, "parity/known"), cases.PARITY.spec.image_shape
+    mask = (np.arange(shape[1]) < shape[1] // 2)[None, None, :, None] * np.ones((count, *shape), dtype)
+
+    def known(row: int) -> NDArray:
+        return stream.normal(np.arange(count), shape, row, dtype)
+
+    steering = Steering(guide=backend.network(program, weaker), mask=mask, known=known)
+    got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, steering)
+    wanted = reference.sample(
+        program, weights, plan, start, label, noise, guide=partial(reference.forward, program, weaker), mask=mask,
+        known=known,
+    )  # fmt: skip
+    trace.judge(6, "steered", "sampling", np.abs(got - wanted).max())
 
 
 def training(backend: Backend, trace: Trace) -> None:

@@ -5,7 +5,10 @@ r"""Ancestral sampling: each row draws from the posterior q(x_s | x_t, x_0 = D).
     fixed_small    variance = b sigma_s^2 / sigma_t^2     the posterior's own, which keeps the marginals
     fixed_large    variance = b                           beta_t when every level is visited
 
-The last row leads to clean data and draws no noise for either. Any subset of the levels is again a
+    learned        variance = exp G                       G from a network with twice the channels of its image
+    learned_range  variance = b^((1+G)/2) small^((1-G)/2) between the small variance, G = -1, and b, G = 1
+
+The last row leads to clean data and draws no noise for any. Any subset of the levels is again a
 diffusion with its own betas, so fewer steps need no other formula.
 
 Some implementations train and sample t = T-1 .. 1 alone, and take what the row of t = 1 leads to, without noise,
@@ -14,11 +17,14 @@ for the picture. That is ``last_t = 1``: the last level is then t = 0, one noise
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 2 and section 3.2,
     https://arxiv.org/abs/2006.11239
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eq. 15, learned_range,
+    https://arxiv.org/abs/2102.09672
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process, posterior
@@ -26,9 +32,11 @@ from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
+Array = NDArray[np.float64]
+
 __all__ = ["VARIANCES", "ddpm"]
 
-VARIANCES = ("fixed_small", "fixed_large")
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 def ddpm(
@@ -44,7 +52,7 @@ def ddpm(
     Args:
         process: what the network was trained for.
         steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
-        variance: ``"fixed_small"`` or ``"fixed_large"``.
+        variance: ``"fixed_small"``, ``"fixed_large"``, ``"learned"`` or ``"learned_range"``.
         spacing: where the visited levels lie, see `grid` and `spacing`.
         clip: see `SamplerPlan`.
         last_t: the level of the last row, which leads to level last_t - 1, or to clean data from 0. Another
@@ -66,14 +74,28 @@ def ddpm(
     levels = plan_levels(process, levels_visited[: T - last_t], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
-    chosen = small if variance == "fixed_small" else large
-    chosen[-1] = 0.0
+    noise, learned = _noise(variance, small, large)
+    noise[-1] = 0.0
     return SamplerPlan(
         name=f"ddpm-{len(levels['t'])}",
         **levels,
         state=from_x[:, None, None],
         denoised=from_x0[:, None, None],
-        noise=np.sqrt(chosen)[:, None],
+        noise=noise[:, None],
+        learned=learned,
         clip=clip,
         keeps="marginals" if variance == "fixed_small" and last_t == 0 else "mean",
     )
+
+
+def _noise(variance: str, small: Array, large: Array) -> tuple[Array, Array | None]:
+    """The scale of each row's noise, and the (a, b) of what a learned variance multiplies it by."""
+    if variance == "fixed_small":
+        return np.sqrt(small), None
+    if variance == "fixed_large":
+        return np.sqrt(large), None
+    if variance == "learned":
+        return np.ones_like(small), np.broadcast_to([0.0, 0.5], (len(small), 2)).copy()
+    # The last row leads to clean data, where the small variance is 0; it draws no noise, so any number will do there.
+    low, high = np.log(np.append(small[:-1], large[-1])), np.log(large)
+    return np.ones_like(small), np.stack([high + low, high - low], axis=1) / 4

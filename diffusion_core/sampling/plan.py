@@ -192,11 +192,22 @@ class SamplerPlan:
         """Whether each row needs the network with and without the class, with shape (N,)."""
         return self.guidance != 1
 
+    def quantile(self, n: int) -> tuple[int, int, float]:
+        """Where the quantile of dynamic thresholding lies among n sorted numbers: (below, above, share of above)."""
+        at = (self.threshold or 0.0) * (n - 1)
+        below = int(at)
+        return below, min(below + 1, n - 1), at - below
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(middle, half) of the value range: estimates are middle + half y."""
+        low, high = self.value_range
+        return (low + high) / 2, (high - low) / 2
+
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The least and the largest estimate, or None."""
-        low, high = self.value_range
-        middle, half = (low + high) / 2, (high - low) / 2
+        middle, half = self.scale
         return None if self.clip is None else (middle - self.clip * half, middle + self.clip * half)
 
     def within(self, value_range: tuple[float, float]) -> SamplerPlan:

@@ -77,7 +77,8 @@ def test_rungs_3_and_6_whole_networks(kept, precision, title):
     # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
     climbed = trace.Trace("this", precision)
     trace.in_use(kept(precision), climbed, title)
-    assert [c.rung for c in climbed.checks] == [3, 6]
+    learned = cases.NETWORKS[title].out_channels > cases.NETWORKS[title].in_channels
+    assert [c.rung for c in climbed.checks] == [3, 6] + [6] * learned
     for one in climbed.checks:
         assert_passed(one)
 
@@ -92,6 +93,11 @@ def test_rung_5_optimiser_clip_and_average(climb, precision, name):
 @pytest.mark.parametrize("name", SHORT_PLANS)
 def test_rung_6_short_trajectories(climb, precision, name):
     assert_passed(climb(trace.sampler_update, precision)[f"{name}, untrained"])
+
+
+@BOTH
+def test_rung_6_steered(climb, precision):
+    assert_passed(climb(trace.steered, precision)["steered"])
 
 
 @pytest.mark.parametrize("rung", [trace.forward_noising, trace.blocks, trace.optimiser, trace.sampler_update])

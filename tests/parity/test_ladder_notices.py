@@ -944,6 +944,53 @@ def test_rung_6_notices_in_every_network(exact, title, faults):
     assert_noticed(climbed(trace.in_use, exact, faults, title=title), f"{title}, DDIM-4")
 
 
+def told_learned(change: Callable[[np.ndarray], np.ndarray | None]) -> dict[str, Callable]:
+    return told_plan(lambda p: {"learned": None if p.learned is None else change(p.learned)})
+
+
+LEARNED_FAULTS: dict[str, dict[str, Callable]] = {
+    "the small variance alone": told_learned(lambda ab: ab * [1.0, 0.0]),
+    "variance for standard deviation": told_learned(lambda ab: 2 * ab),
+    "bounds changed over": told_learned(lambda ab: ab * [1.0, -1.0]),
+    "fixed": told_learned(lambda ab: None),
+    "variance of another channel": {"network": told_weights("out.conv.", partial(np.roll, shift=1, axis=0))},
+}
+
+
+@pytest.mark.parametrize("faults", LEARNED_FAULTS.values(), ids=LEARNED_FAULTS)
+def test_rung_6_notices_in_a_learned_variance(exact, faults):
+    assert_noticed(climbed(trace.in_use, exact, faults, title=ADM), f"{ADM}, DDPM-4, learned variance")
+
+
+def told_steering(**changes: Any) -> dict[str, Callable]:
+    return {"sample": lambda *given: (*given[:-1], replace(given[-1], **changes))}
+
+
+STEERING_FAULTS: dict[str, dict[str, Callable]] = {
+    "no class for the guide": told_steering(guide=None),
+    "nothing known": told_steering(mask=None, known=None),
+    "the other half known": {"sample": lambda *given: (*given[:-1], replace(given[-1], mask=1 - given[-1].mask))},
+    "known at the level after": {
+        "sample": lambda *given: (*given[:-1], replace(given[-1], known=lambda row: given[-1].known(row + 1)))
+    },
+    "not rescaled": told_plan(lambda p: {"rescale": 0.0}),
+    "rescaled wholly": told_plan(lambda p: {"rescale": 1.0}),
+    "one bound for all": told_plan(lambda p: {"threshold": None}),
+    "a quantile of fewer": told_plan(lambda p: {"threshold": 0.89}),
+    "bounded by another clip": told_plan(lambda p: {"clip": 0.99}),
+    "guided less": told_plan(lambda p: {"guidance": p.guidance - 0.01}),
+}
+
+
+def test_rung_6_passes_steered_without_a_fault(exact):
+    assert climbed(trace.steered, exact, {})["steered"].passed
+
+
+@pytest.mark.parametrize("faults", STEERING_FAULTS.values(), ids=STEERING_FAULTS)
+def test_rung_6_notices_steered(exact, faults):
+    assert_noticed(climbed(trace.steered, exact, faults), "steered")
+
+
 # Rungs 7 and 8: training and hand-over
 
 
