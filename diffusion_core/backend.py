@@ -9,7 +9,7 @@ A backend is found by its entry point in the group ``duet.backends``, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -40,6 +40,7 @@ __all__ = [
     "Trainer",
     "TrainerState",
     "Watch",
+    "average_names",
     "load_backend",
 ]
 
@@ -135,20 +136,45 @@ class TrainBatch:
 class TrainerState:
     """All that training must remember, by parameter name; `updates` counts optimiser steps.
 
-    All four have every name of the manifest; the moments of what is not trained stay zero.
+    Every part has every name of the manifest; the moments of what is not trained stay zero.
+
+    Args:
+        averages: the moving averages of the weights, at least one; samples are drawn with the first.
     """
 
     weights: Weights
-    ema: Weights
+    averages: tuple[Weights, ...]
     moment1: Weights
     moment2: Weights
     updates: int = 0
 
     @staticmethod
-    def fresh(weights: Weights) -> TrainerState:
-        """The state before the first step: the average starts at the weights, the moments at zero."""
+    def fresh(weights: Weights, averages: int = 1) -> TrainerState:
+        """The state before the first step: every average starts at the weights, the moments at zero."""
         zeros = {name: np.zeros_like(value) for name, value in weights.items()}
-        return TrainerState(weights, weights, zeros, zeros)
+        return TrainerState(weights, (weights,) * averages, zeros, zeros)
+
+    @property
+    def ema(self) -> Weights:
+        """The average that samples are drawn with."""
+        return self.averages[0]
+
+    @property
+    def parts(self) -> dict[str, Weights]:
+        """All arrays by the name of their part: weights, ema, ema1, ema2 ... for further averages, moment1, moment2."""
+        averages = dict(zip(average_names(len(self.averages)), self.averages, strict=True))
+        return {"weights": self.weights, **averages, "moment1": self.moment1, "moment2": self.moment2}
+
+    @staticmethod
+    def of_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
+        """The state with these `parts`."""
+        averages = tuple(parts[name] for name in average_names(len(parts) - 3))
+        return TrainerState(parts["weights"], averages, parts["moment1"], parts["moment2"], updates)
+
+
+def average_names(count: int) -> tuple[str, ...]:
+    """What that many averages are called: ema, ema1, ema2 ..."""
+    return tuple(f"ema{i}" if i else "ema" for i in range(count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,15 +218,15 @@ class Network(Protocol):
 
 
 class Trainer(Protocol):
-    """A network with its optimiser and its moving average."""
+    """A network with its optimiser and its moving averages, each of which takes a decay of its own."""
 
-    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, running statistics, clip, optimiser, average."""
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
+        """Forward, backward, running statistics, clip, optimiser, averages."""
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
-    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+    def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
 
     def state(self) -> TrainerState:

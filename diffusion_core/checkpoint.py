@@ -2,7 +2,7 @@
 
     checkpoints/000000012800/         named by images seen
         weights.safetensors           the network
-        ema.safetensors               its moving average
+        ema.safetensors               its moving average; ema1, ema2 ... hold further ones
         moment1.safetensors           Adam
         moment2.safetensors
         state.json                    images seen, updates, problem, seed, hash of every file and of itself
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from diffusion_core.backend import TrainerState
+from diffusion_core.backend import TrainerState, average_names
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.unet import NetworkSpec, Program, lower
@@ -43,8 +43,8 @@ __all__ = [
     "write_atomically",
 ]
 
-FORMAT = 2
-_PARTS = ("weights", "ema", "moment1", "moment2")
+# Format 2 is format 3 with one average, and without the number of them.
+FORMAT, _READ = 3, (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Checkpoint:
         images_seen: the clock.
         problem: network and process.
         seed: of the run's streams.
-        state: weights, average, moments and updates.
+        state: weights, averages, moments and updates.
         notes: anything else worth keeping, as plain data: backend, precision, versions.
     """
 
@@ -122,14 +122,15 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         hashes = {}
-        for part in _PARTS:
-            content = _pack(getattr(checkpoint.state, part))
+        for part, arrays in checkpoint.state.parts.items():
+            content = _pack(arrays)
             hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
             _write_flushed(beside / f"{part}.safetensors", content)
         state = {
             "format": FORMAT,
             "images_seen": checkpoint.images_seen,
             "updates": checkpoint.state.updates,
+            "averages": len(checkpoint.state.averages),
             "seed": checkpoint.seed,
             "problem": checkpoint.problem.to_dict(),
             "program_sha256": checkpoint.problem.program.sha256,
@@ -219,19 +220,21 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
     try:
         state = json.loads((path / "state.json").read_text())
         version, hashes = state["format"], state["files"]
-        if version != FORMAT:
-            raise DuetError(f"{path}: it has format {version}; this version of Duet reads format {FORMAT}")
+        if version not in _READ:
+            readable = " and ".join(map(str, _READ))
+            raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
         if state["sha256"] != _state_hash(state):
             raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
         problem = Problem.from_dict(state["problem"])
         if state["program_sha256"] != problem.program.sha256:
             raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
-        arrays = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in _PARTS}
+        names = ("weights", *average_names(state["averages"] if version > 2 else 1), "moment1", "moment2")
+        parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in names}
         checkpoint = Checkpoint(
             images_seen=int(state["images_seen"]),
             problem=problem,
             seed=int(state["seed"]),
-            state=TrainerState(**arrays, updates=int(state["updates"])),
+            state=TrainerState.of_parts(parts, int(state["updates"])),
             notes=state["notes"],
         )
     except OSError as error:
@@ -242,8 +245,8 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         raise DuetError(f"{path / 'state.json'}: it is corrupt ({type(error).__name__}: {error})") from error
     if network is not None:
         _check_network(path, network, checkpoint)
-    for part in _PARTS:
-        check_weights(problem.program, getattr(checkpoint.state, part), str(path / f"{part}.safetensors"))
+    for part, arrays in parts.items():
+        check_weights(problem.program, arrays, str(path / f"{part}.safetensors"))
     return checkpoint
 
 

@@ -9,13 +9,14 @@ An average with a later start follows the weights before it, d = 0, and counts k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
 
-__all__ = ["Ema", "ema_update"]
+__all__ = ["Ema", "ema_update", "shares"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class Ema:
         if k <= 0:
             return 0.0
         return min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
+
+
+def shares(decays: Sequence[float], averages: int) -> list[float]:
+    """1 - d of each average, the share of the new weights in it.
+
+    Raises:
+        DuetError: if there are not as many decays as averages.
+    """
+    if len(decays) != averages:
+        raise DuetError(f"averages: {len(decays)} decays were given, but the trainer keeps {averages} averages")
+    return [1.0 - decay for decay in decays]
 
 
 def ema_update(ema: dict[str, NDArray], weights: dict[str, NDArray], decay: float) -> dict[str, NDArray]:

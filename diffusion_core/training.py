@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Record:
-    """One step, as it is logged."""
+    """One step, as it is logged; the decay is that of the average that samples are drawn with."""
 
     images_seen: int
     loss: float
@@ -117,13 +117,16 @@ def train(
     loader: Loader,
     objective: Objective,
     learning_rate: LearningRate,
-    ema: Ema,
+    averages: Sequence[Ema],
     course: Course,
     hooks: Hooks | None = None,
     images_seen: int = 0,
     updates: int = 0,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course.
+
+    Args:
+        averages: the decays of each average that the trainer keeps.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -143,9 +146,9 @@ def train(
             if images_seen < course.images:
                 ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
             updates += 1
-            lr, decay = learning_rate(images_seen), ema(updates)
-            result = trainer.step(batch, lr, decay)
-            waiting.append((images_seen, result, lr, decay))
+            lr, decays = learning_rate(images_seen), tuple(average(updates) for average in averages)
+            result = trainer.step(batch, lr, decays)
+            waiting.append((images_seen, result, lr, decays[0]))
             logs = course.due(course.log_images, images_seen)
             saves = course.due(course.checkpoint_images, images_seen)
             samples = course.due(course.sample_images, images_seen)

@@ -43,7 +43,7 @@ def works(backend: Backend, problem: Problem, batch: int, steps: int, images: in
         if "trainer" not in made:
             made["trainer"] = backend.trainer(problem.program, TrainerState.fresh(weights), Adam(), "mse")
             made["batch"] = objective.batch(pixels, labels, positions, dtype)
-        results = [made["trainer"].step(made["batch"], 1e-4, 0.999) for _ in range(steps)]
+        results = [made["trainer"].step(made["batch"], 1e-4, (0.999,)) for _ in range(steps)]
         float(results[-1].loss)
         return steps * batch
 

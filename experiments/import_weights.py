@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     name = options.pop("name")
     found = import_weights(name, Path(cfg.path), read, process, options)
     notes = {"source": name, "path": cfg.path, "note": found.note, "process": found.whose, **environment()}
-    state = replace(TrainerState.fresh(found.weights), ema=found.ema)
+    state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
     save_checkpoint(out / "checkpoints", Checkpoint(0, found.problem, 0, state, notes))
     print(f"{name}: {found.note}")
     print(f"process: {_in_words(found.problem)} ({found.whose})")

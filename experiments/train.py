@@ -79,7 +79,7 @@ class Experiment:
     loader: Loader
     adam: Adam
     learning_rate: LearningRate
-    ema: Ema
+    averages: tuple[Ema, ...]
     course: Course
 
     @staticmethod
@@ -105,7 +105,7 @@ class Experiment:
             loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
-            ema=Ema(**plain(cfg.ema)),
+            averages=(Ema(**plain(cfg.ema)),),
             course=Course(**plain(cfg.trainer)),
         )
 
@@ -115,7 +115,7 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
     problem, course = experiment.problem, experiment.course
     if cfg.resume is None:
         weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
-        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights), {}), None
+        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.averages)), {}), None
     latest = cfg.resume == "latest"
     if latest and not (directory / "checkpoints").is_dir():
         raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
@@ -181,7 +181,7 @@ def _train(
 
         hooks = Hooks(log, checkpoint, sample, step=lambda images_seen: progress(images_seen, note))
         speed = train(
-            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
+            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.averages, course,
             hooks, start.images_seen, start.state.updates,
         )  # fmt: skip
     took = perf_counter() - began

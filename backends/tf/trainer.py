@@ -1,6 +1,8 @@
-"""The training step in TensorFlow: noise, forward, backward, clip, AdamW, moving average, in one graph."""
+"""The training step in TensorFlow: noise, forward, backward, clip, AdamW, moving averages, in one graph."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from backends.tf.device import Place
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
 from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
+from diffusion_core.ema import shares
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
@@ -70,7 +73,7 @@ class Trainer:
         self.network = Network(program, state.weights, place)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.average = self._like(state.ema, "moving average")
+        self.averages = [self._like(average, "moving average") for average in state.averages]
         self.updates = state.updates
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._like(state.moment1, "first moment")
@@ -107,8 +110,8 @@ class Trainer:
         return loss, gradients, statistics
 
     def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
-        """Clip, optimiser and average; `numbers` are those of `_numbers`."""
-        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, mix = tf.unstack(numbers)
+        """Clip, optimiser and averages; `numbers` are those of `_numbers`."""
+        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *mixes = tf.unstack(numbers)
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         factor = tf.minimum(tf.constant(1, norm.dtype), clip / (norm + tf.constant(1e-6, norm.dtype)))
         for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True):
@@ -117,9 +120,11 @@ class Trainer:
             v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
             kept = p * shrink if name in self.decays else p
             p = p.assign(kept - rate * m / (tf.sqrt(v) / correction2 + eps))
-            self.average[name].assign_add(mix * (p - self.average[name]))
+            for average, mix in zip(self.averages, mixes, strict=True):
+                average[name].assign_add(mix * (p - average[name]))
         for name in self.tensors.keys() - self.parameters.keys():
-            self.average[name].assign_add(mix * (self.tensors[name] - self.average[name]))
+            for average, mix in zip(self.averages, mixes, strict=True):
+                average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
     def _whole_step(self, batch: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -128,23 +133,21 @@ class Trainer:
             self.tensors[name].assign(value)
         return loss, self._apply(gradients, numbers)
 
-    def _numbers(self, lr: float, ema_decay: float) -> tf.Tensor:
+    def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
         """The scalars of this update, computed in float64 on the host and cast once."""
-        adam = self.adam
+        adam, mixes = self.adam, shares(decays, len(self.averages))
         self.updates += 1
         correction1, correction2 = adam.corrections(self.updates)
         clip = np.inf if adam.clip is None else adam.clip
         shrink = 1.0 - lr * adam.weight_decay
         fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)
         return self.place.tensor(
-            np.array(
-                [clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, 1.0 - ema_decay]
-            )
+            np.array([clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, *mixes])
         )
 
-    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, running statistics, clip, optimiser, average."""
-        loss, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, ema_decay))
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
+        """Forward, backward, running statistics, clip, optimiser, averages."""
+        loss, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, decays))
         return StepResult(loss, norm)
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
@@ -152,17 +155,17 @@ class Trainer:
         loss, gradients, _ = self.loss_and_gradients(*_tensors(batch, self.place))
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
-    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+    def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         check_weights(self.program, gradients, "gradients", trained=True)
         tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
-        return float(self.apply(tensors, self._numbers(lr, ema_decay)))
+        return float(self.apply(tensors, self._numbers(lr, decays)))
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""
         return TrainerState(
             weights=self.network.weights(),
-            ema=read_parameters(self.program, self.average),
+            averages=tuple(read_parameters(self.program, average) for average in self.averages),
             moment1=read_parameters(self.program, self.moment1),
             moment2=read_parameters(self.program, self.moment2),
             updates=self.updates,

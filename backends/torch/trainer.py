@@ -1,8 +1,9 @@
-"""The training step in PyTorch: noise, forward, backward, clip, AdamW, moving average."""
+"""The training step in PyTorch: noise, forward, backward, clip, AdamW, moving averages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from backends.torch.device import Place
 from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
+from diffusion_core.ema import shares
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
@@ -68,7 +70,7 @@ class Trainer:
         self.network = Network(program, state.weights, place)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.average = self._like(state.ema, "moving average")
+        self.averages = [self._like(average, "moving average") for average in state.averages]
         self.updates = state.updates
         decays = [self.parameters[p.name] for p in program.trained if p.decay]
         others = [self.parameters[p.name] for p in program.trained if not p.decay]
@@ -106,26 +108,27 @@ class Trainer:
         output = self.network.apply_program(c_in * x, c_noise, label, features, training)[:, : x.shape[1]]
         return (weight * self.distance(output, target).mean(dim=(1, 2, 3))).mean(), training.statistics
 
-    def _apply(self, lr: float, ema_decay: float) -> Tensor:
-        """Clip, optimiser and average, with the gradients that the parameters hold."""
+    def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:
+        """Clip, optimiser and averages, with the gradients that the parameters hold."""
+        mixes = shares(decays, len(self.averages))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(
-            list(self.average.values()), [tensor.detach() for tensor in self.tensors.values()], 1.0 - ema_decay
-        )
+        tensors = [tensor.detach() for tensor in self.tensors.values()]
+        for average, mix in zip(self.averages, mixes, strict=True):
+            torch._foreach_lerp_(list(average.values()), tensors, mix)
         self.updates += 1
         return norm
 
-    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
-        """Forward, backward, running statistics, clip, optimiser, average."""
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
+        """Forward, backward, running statistics, clip, optimiser, averages."""
         loss, statistics = self.loss(*_tensors(batch, self.place))
         loss.backward()
         for name, value in statistics.items():
             self.tensors[name].copy_(value)
-        return StepResult(loss.detach(), self._apply(lr, ema_decay))
+        return StepResult(loss.detach(), self._apply(lr, decays))
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
@@ -133,17 +136,17 @@ class Trainer:
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return loss.item(), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 
-    def update(self, gradients: Weights, lr: float, ema_decay: float) -> float:
+    def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         for name, tensor in self._like(gradients, "gradients", trained=True).items():
             self.parameters[name].grad = tensor
-        return float(self._apply(lr, ema_decay))
+        return float(self._apply(lr, decays))
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""
         return TrainerState(
             weights=self.network.weights(),
-            ema=read_parameters(self.average),
+            averages=tuple(read_parameters(average) for average in self.averages),
             moment1=read_parameters(self.moment1),
             moment2=read_parameters(self.moment2),
             updates=self.updates,

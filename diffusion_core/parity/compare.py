@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
-from diffusion_core.parity.trace import HANDOVER_STEP, STEPS
+from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
 from diffusion_core.run import read_json
 
 __all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks", "pixels_apart"]
@@ -131,7 +131,8 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
     for step in (1, 10, STEPS):
         kind = f"training weights, {max(step, 10)} steps"
         judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
-        judge(7, f"moving average after {step} steps", kind, _both(a, b, f"7/average {step}/", l2_of_all))
+        for title in AVERAGES:
+            judge(7, f"{title} after {step} steps", kind, _both(a, b, f"7/{title} {step}/", l2_of_all))
     return checks
 
 
@@ -161,7 +162,7 @@ def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) ->
     alone = under(whole, "7/losses").get("", np.full(STEPS, np.nan))[HANDOVER_STEP:]
     after = under(taken, "8/losses").get("", np.full(STEPS - HANDOVER_STEP, np.nan))
     judge(8, f"loss of every step up to {STEPS}", f"training loss, {STEPS} steps", _worst_step(after, alone))
-    for part in ("weights", "average"):
+    for part in ("weights", *AVERAGES):
         error = l2_of_all(under(taken, f"8/final {part}/"), under(whole, f"7/{part} {STEPS}/"))
         judge(8, f"{part} after {STEPS} steps", f"training weights, {STEPS} steps", error)
     return checks

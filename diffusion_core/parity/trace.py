@@ -39,14 +39,25 @@ from diffusion_core.unet import Node, Program, lower
 from diffusion_core.unet.blocks import Conv
 from diffusion_core.weights import Weights, initial_weights
 
-__all__ = ["BATCH", "HANDOVER_STEP", "STEPS", "Trace", "continue_training", "images_of", "record", "sample_images"]
+__all__ = [
+    "AVERAGES",
+    "BATCH",
+    "HANDOVER_STEP",
+    "STEPS",
+    "Trace",
+    "continue_training",
+    "images_of",
+    "record",
+    "sample_images",
+]
 
 Arrays = dict[str, NDArray]
 
 STEPS, HANDOVER_STEP, BATCH = 100, 50, 16
 SAMPLES = 8
 _MARKS = (1, 10, STEPS)
-_EMA = Ema(0.99)
+# The name in the record, and the decays, of each average that the parity training keeps.
+AVERAGES = {"average": Ema(0.99), "second average": Ema(0.9, warmup=False)}
 _LR = LearningRate(1e-3)
 
 
@@ -149,7 +160,7 @@ def training_errors(
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
     loss, moved = reference.training_pass(program, rounded, expected or batch, "mse")
     trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), "mse")
-    errors = {"loss in training": relative(float(trainer.step(batch, 0.0, 0.0).loss), loss)}
+    errors = {"loss in training": relative(float(trainer.step(batch, 0.0, (0.0,)).loss), loss)}
     after = trainer.state().weights
     for name, value in moved.items():
         errors[f"running {name.rsplit('.', 1)[1]}"] = relative(after[name], value)
@@ -223,26 +234,27 @@ _OPTIMISER = Program(
 
 
 def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callable = adam_update) -> None:
-    """Rung 5: prescribed gradients through clip, AdamW and average, against `formula` in NumPy float64."""
+    """Rung 5: prescribed gradients through clip, AdamW and two averages, against `formula` in NumPy float64."""
     # The norms lie around 12, so that the clip takes hold at some steps, the first among them, and not at others.
-    adam, lr, decay = Adam(weight_decay=0.01, clip=11.6), 1e-3, 0.9
+    adam, lr, decays = Adam(weight_decay=0.01, clip=11.6), 1e-3, {"moving average": 0.9, "second average": 0.99}
     weights = {name: 0.1 * value for name, value in cases.scattered_weights(_OPTIMISER).items()}
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
-    trainer = backend.trainer(_OPTIMISER, TrainerState.fresh(rounded), adam, "mse")
+    trainer = backend.trainer(_OPTIMISER, TrainerState.fresh(rounded, len(decays)), adam, "mse")
     state = TrainerState.fresh({name: value.astype(np.float64) for name, value in rounded.items()})
-    expected, average = (state.weights, state.moment1, state.moment2), state.ema
-    decays = frozenset(p.name for p in _OPTIMISER.parameters if p.decay)
+    expected, averages = (state.weights, state.moment1, state.moment2), [state.ema for _ in decays]
+    decaying = frozenset(p.name for p in _OPTIMISER.parameters if p.decay)
     for step, exact in zip(range(1, steps + 1), prescribed_gradients(_OPTIMISER), strict=False):
         gradients = {name: value.astype(backend.settings.host_dtype) for name, value in exact.items()}
-        norm = trainer.update(gradients, lr, decay)
+        norm = trainer.update(gradients, lr, tuple(decays.values()))
         wide = {name: value.astype(np.float64) for name, value in gradients.items()}
-        expected = formula(adam, *expected, wide, step, lr, decays)
-        average = ema_update(average, expected[0], decay)
+        expected = formula(adam, *expected, wide, step, lr, decaying)
+        averages = [ema_update(average, expected[0], d) for average, d in zip(averages, decays.values(), strict=True)]
         if step in (1, steps):
             got, kind = trainer.state(), "optimiser, 1 step" if step == 1 else "optimiser, 1000 steps"
             plural = "" if step == 1 else "s"
             trace.judge(5, f"weights after {step} step{plural}", kind, _apart(got.weights, expected[0]) / lr)
-            trace.judge(5, f"moving average after {step} step{plural}", kind, _apart(got.ema, average) / lr)
+            for name, average, wanted in zip(decays, got.averages, averages, strict=True):
+                trace.judge(5, f"{name} after {step} step{plural}", kind, _apart(average, wanted) / lr)
             if step == 1:
                 wanted = global_norm(wide)
                 trace.judge(5, "global norm", "loss", relative(norm, wanted))
@@ -314,7 +326,7 @@ def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
 def training(backend: Backend, trace: Trace) -> None:
     """Rung 7: lock-step training of the parity network; losses and weights are recorded, states kept for rung 8."""
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
-    trainer = backend.trainer(cases.PARITY.program, TrainerState.fresh(weights), Adam(), "mse")
+    trainer = backend.trainer(cases.PARITY.program, TrainerState.fresh(weights, len(AVERAGES)), Adam(), "mse")
     losses = []
     for step in range(1, STEPS + 1):
         losses.append(training_step(backend, trainer, step))
@@ -324,8 +336,8 @@ def training(backend: Backend, trace: Trace) -> None:
     for step in _MARKS:
         for name, value in trace.states[step].weights.items():
             trace.arrays[f"7/weights {step}/{name}"] = value
-        for name, value in trace.states[step].ema.items():
-            trace.arrays[f"7/average {step}/{name}"] = value
+        for title, average in zip(AVERAGES, trace.states[step].averages, strict=True):
+            trace.arrays |= {f"7/{title} {step}/{name}": value for name, value in average.items()}
     for name, value in trace.states[HANDOVER_STEP + 1].weights.items():
         trace.arrays[f"8/uninterrupted/{name}"] = value
     trace.arrays |= _state_arrays("8/handed over", trace.states[HANDOVER_STEP])
@@ -334,7 +346,8 @@ def training(backend: Backend, trace: Trace) -> None:
 def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
     """Step 1, 2, ... of the parity training."""
     batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.settings.host_dtype)
-    return float(trainer.step(batch, _LR(step * BATCH), _EMA(step)).loss)
+    decays = tuple(average(step) for average in AVERAGES.values())
+    return float(trainer.step(batch, _LR(step * BATCH), decays).loss)
 
 
 def sampling(backend: Backend, trace: Trace, weights: Weights) -> None:
@@ -370,12 +383,13 @@ def continue_training(backend: Backend, state: TrainerState) -> Arrays:
     arrays["8/losses"] = np.array(losses)
     final = trainer.state()
     arrays |= {f"8/final weights/{name}": value for name, value in final.weights.items()}
-    arrays |= {f"8/final average/{name}": value for name, value in final.ema.items()}
+    for title, average in zip(AVERAGES, final.averages, strict=True):
+        arrays |= {f"8/final {title}/{name}": value for name, value in average.items()}
     return arrays
 
 
 def _state_arrays(prefix: str, state: TrainerState) -> Arrays:
     arrays = {f"{prefix}/updates": np.int64(state.updates)}
-    for part in ("weights", "ema", "moment1", "moment2"):
-        arrays |= {f"{prefix}/{part}/{name}": value for name, value in getattr(state, part).items()}
+    for part, values in state.parts.items():
+        arrays |= {f"{prefix}/{part}/{name}": value for name, value in values.items()}
     return arrays

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,14 +135,14 @@ def tolerance(backend: Any) -> float:
 
 
 def parts(state: TrainerState) -> dict[str, Weights]:
-    return {part: dict(getattr(state, part)) for part in ("weights", "ema", "moment1", "moment2")}
+    return {part: dict(arrays) for part, arrays in state.parts.items()}
 
 
 def assert_same_bits(a: TrainerState, b: TrainerState) -> None:
     assert a.updates == b.updates
     for part, arrays in parts(a).items():
         for name, array in arrays.items():
-            np.testing.assert_array_equal(array, getattr(b, part)[name], err_msg=f"{part} {name}", strict=True)
+            np.testing.assert_array_equal(array, b.parts[part][name], err_msg=f"{part} {name}", strict=True)
 
 
 # Networks
@@ -219,11 +220,12 @@ def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
     backend = open_backend("float32")
     with pytest.raises(DuetError, match=message):
         backend.network(TINY, change(WEIGHTS))
-    for part in ("weights", "ema", "moment1", "moment2"):
+    fitting = TrainerState.fresh(WEIGHTS, 2).parts
+    for part in ("weights", "ema", "ema1", "moment1", "moment2"):
         with pytest.raises(DuetError, match=message):
-            backend.trainer(TINY, replace(TrainerState.fresh(WEIGHTS), **{part: change(WEIGHTS)}), Adam(), "mse")
+            backend.trainer(TINY, TrainerState.of_parts(fitting | {part: change(WEIGHTS)}, 0), Adam(), "mse")
     with pytest.raises(DuetError, match=message):
-        new_trainer(backend).update(change(WEIGHTS), 1e-3, 0.9)
+        new_trainer(backend).update(change(WEIGHTS), 1e-3, (0.9,))
 
 
 def test_a_network_without_classes_ignores_labels(backend):
@@ -246,8 +248,8 @@ def test_a_step_is_gradients_and_update(backend, trainer):
     batch, halves = new_batch(backend), new_trainer(backend)
     for _ in range(2):
         loss, gradients = halves.gradients(batch)
-        norm = halves.update(gradients, 1e-3, 0.9)
-        whole = trainer.step(batch, 1e-3, 0.9)
+        norm = halves.update(gradients, 1e-3, (0.9,))
+        whole = trainer.step(batch, 1e-3, (0.9,))
         assert relative([float(whole.loss), float(whole.grad_norm)], [loss, norm]) <= tolerance(backend)
     for part, arrays in parts(trainer.state()).items():
         assert l2_of_all(arrays, parts(halves.state())[part]) <= tolerance(backend), part
@@ -282,24 +284,25 @@ def test_a_step_changes_no_array_that_it_was_given(backend, trainer):
     state = TrainerState.fresh(weights)
     kept = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(state).items()}
     other = new_trainer(backend, state)
-    other.step(batch, 1e-2, 0.5)
+    other.step(batch, 1e-2, (0.5,))
     _, gradients = other.gradients(batch)
     copies = {name: value.copy() for name, value in gradients.items()}
-    other.update(gradients, 1e-2, 0.5)
+    other.update(gradients, 1e-2, (0.5,))
     backend.noised(batch)
     for name, value in given.items():
         np.testing.assert_array_equal(getattr(batch, name), value, err_msg=name)
     for part, arrays in kept.items():
-        assert all(np.array_equal(getattr(state, part)[name], value) for name, value in arrays.items()), part
+        assert all(np.array_equal(state.parts[part][name], value) for name, value in arrays.items()), part
     assert all(np.array_equal(gradients[name], value) for name, value in copies.items())
 
 
 def test_a_state_is_a_copy(backend, trainer):
     batch = new_batch(backend)
-    trainer.step(batch, 1e-3, 0.9)
+    trainer.step(batch, 1e-3, (0.9,))
     first = trainer.state()
-    kept = replace(first, **{part: {n: v.copy() for n, v in a.items()} for part, a in parts(first).items()})
-    trainer.step(batch, 1e-3, 0.9)
+    copies = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(first).items()}
+    kept = TrainerState.of_parts(copies, first.updates)
+    trainer.step(batch, 1e-3, (0.9,))
     assert_same_bits(first, kept)
     second = trainer.state()
     assert second.updates == 2 and l2_of_all(second.weights, first.weights) > 1e-4
@@ -313,16 +316,37 @@ def test_the_average_follows_its_formula(backend, trainer):
     batch = new_batch(backend)
     average = {name: value.astype(np.float64) for name, value in trainer.state().ema.items()}
     for decay in (0.9, 0.5, 0.0):
-        trainer.step(batch, 1e-2, decay)
+        trainer.step(batch, 1e-2, (decay,))
         state = trainer.state()
         average = ema_update(average, {n: v.astype(np.float64) for n, v in state.weights.items()}, decay)
         assert l2_of_all(state.ema, average) <= tolerance(backend)
     assert l2_of_all(state.ema, state.weights) <= tolerance(backend)
 
 
+def test_each_average_follows_its_own_decay_and_the_first_is_as_if_it_were_alone(backend, trainer):
+    batch, decays = new_batch(backend), [(0.9, 0.5, 0.0), (0.3, 0.99, 0.0)]
+    several = new_trainer(backend, TrainerState.fresh(trainer.state().weights, 3))
+    for given in decays:
+        several.step(batch, 1e-2, given)
+        trainer.step(batch, 1e-2, given[:1])
+    state = several.state()
+    assert_same_bits(replace(state, averages=state.averages[:1]), trainer.state())
+    assert l2_of_all(state.averages[2], state.weights) <= tolerance(backend)
+    assert all(l2_of_all(state.averages[i], state.averages[j]) > 1e-4 for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("given", [(), (0.9, 0.5), (0.9, 0.5, 0.1, 0.2)])
+def test_as_many_decays_as_averages(backend, given):
+    trainer = new_trainer(backend, TrainerState.fresh(new_trainer(backend).state().weights, 3))
+    before = trainer.state()
+    with pytest.raises(DuetError, match=rf"averages: {len(given)} decays were given, but the trainer keeps 3 averages"):
+        trainer.step(new_batch(backend), 1e-2, given)
+    assert_same_bits(trainer.state(), before)
+
+
 def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend, trainer):
     for _ in range(3):
-        trainer.step(new_batch(backend), 1e-2, 0.9)
+        trainer.step(new_batch(backend), 1e-2, (0.9,))
     state = trainer.state()
     images = [
         draw(backend, backend.network(TINY, weights), PLAN, SHAPE, [1, 2], seed=3)
@@ -334,17 +358,18 @@ def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend,
 
 def test_one_batch_is_learnt_by_heart(backend, trainer):
     batch = new_batch(backend)
-    losses = [float(trainer.step(batch, 1e-2, 0.9).loss) for _ in range(60)]
+    losses = [float(trainer.step(batch, 1e-2, (0.9,)).loss) for _ in range(60)]
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
     # A UNet, however small, is ten times as slow to trace.
     monkeypatch.setattr(Problem, "program", property(lambda self: TINY))
-    problem, batch, whole = cases.PARITY, new_batch(backend), trainer
+    problem, batch = cases.PARITY, new_batch(backend)
+    whole = new_trainer(backend, TrainerState.fresh(trainer.state().weights, 2))
 
     def steps(trainer: Any, count: int) -> list[float]:
-        return [float(trainer.step(batch, 1e-3, 0.9).loss) for _ in range(count)]
+        return [float(trainer.step(batch, 1e-3, (0.9, 0.6)).loss) for _ in range(count)]
 
     losses = steps(whole, 3)
     path = save_checkpoint(tmp_path, Checkpoint(12, problem, 5, whole.state(), {}))
@@ -410,7 +435,7 @@ def test_a_sample_is_drawn_in_evaluation_from_the_first_channels(backend, evalua
 
 def lively_trainer(backend: Any, state: TrainerState | None = None, program: Program = LIVELY) -> Any:
     rounded = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
-    return backend.trainer(program, state or TrainerState.fresh(rounded), Adam(), "mse")
+    return backend.trainer(program, state or TrainerState.fresh(rounded, len(DECAYS)), Adam(), "mse")
 
 
 @dataclass(frozen=True)
@@ -423,7 +448,7 @@ class Walk:
     losses: list[float]
 
 
-DECAY = 0.7
+DECAYS = (0.7, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +459,7 @@ def walk(backend) -> Walk:
     for step in range(3):
         moved = replace(batch, images=batch.images * (1 + step), positions=batch.positions + step * (2**32 + 4))
         walked.batches.append(moved)
-        walked.losses.append(float(trainer.step(moved, 1e-2, DECAY).loss))
+        walked.losses.append(float(trainer.step(moved, 1e-2, DECAYS).loss))
         walked.states.append(trainer.state())
     return walked
 
@@ -451,11 +476,14 @@ def test_running_statistics_and_losses_are_the_reference_s_at_every_step(backend
 
 def test_the_average_averages_running_statistics_too(backend, walk):
     for before, after in zip(walk.states, walk.states[1:], strict=False):
-        wide = [{n: v.astype(np.float64) for n, v in part.items()} for part in (before.ema, after.weights)]
-        for name, value in ema_update(*wide, DECAY).items():
-            assert relative(after.ema[name], value) <= tolerance(backend), name
+        for old, new, decay in zip(before.averages, after.averages, DECAYS, strict=True):
+            wide = [{n: v.astype(np.float64) for n, v in part.items()} for part in (old, after.weights)]
+            for name, value in ema_update(*wide, decay).items():
+                assert relative(new[name], value) <= tolerance(backend), name
     last = walk.states[-1]
-    assert all(l2(last.ema[name], last.weights[name]) > 1e-3 for name in ("norm.mean", "norm.variance"))
+    apart = [*last.averages, last.weights]
+    for one, other in pairwise(apart):
+        assert all(l2(one[name], other[name]) > 1e-3 for name in ("norm.mean", "norm.variance"))
 
 
 def test_the_optimiser_leaves_alone_what_is_not_trained(walk):
@@ -481,7 +509,7 @@ def test_a_resumed_run_of_running_statistics_and_dropout_is_the_uninterrupted_on
     resumed = lively_trainer(backend, walk.states[1])
     assert_same_bits(resumed.state(), walk.states[1])
     for step in (1, 2):
-        assert float(resumed.step(walk.batches[step], 1e-2, DECAY).loss) == walk.losses[step]
+        assert float(resumed.step(walk.batches[step], 1e-2, DECAYS).loss) == walk.losses[step]
         assert_same_bits(resumed.state(), walk.states[step + 1])
 
 
@@ -589,7 +617,7 @@ def test_bfloat16_is_near_the_reference_and_learns(open_backend):
     # Below 1e-4 it would not be bfloat16 at all.
     assert 1e-4 < error < 2e-2
     trainer = new_trainer(backend)
-    losses = [float(trainer.step(batch, 1e-2, 0.9).loss) for _ in range(60)]
+    losses = [float(trainer.step(batch, 1e-2, (0.9,)).loss) for _ in range(60)]
     assert losses[-1] < 0.4 * losses[0]
     assert all(value.dtype == np.float32 for value in trainer.state().weights.values())
 
@@ -630,6 +658,6 @@ def test_compiled_numbers_are_the_same(open_backend):
     assert relative(outputs[1], outputs[0]) <= 1e-5
     trainers = [new_trainer(b) for b in (plain, compiled)]
     for _ in range(3):
-        losses = [float(trainer.step(batch, 1e-3, 0.9).loss) for trainer in trainers]
+        losses = [float(trainer.step(batch, 1e-3, (0.9,)).loss) for trainer in trainers]
         assert relative(losses[1], losses[0]) <= 1e-6
     assert l2_of_all(trainers[1].state().weights, trainers[0].state().weights) <= 1e-6

@@ -27,15 +27,26 @@ def test_settings_that_do_not_fit_are_refused(options, words):
         Settings(**options)
 
 
-def test_a_fresh_state_starts_the_average_at_the_weights_and_the_moments_at_zero():
+@pytest.mark.parametrize("averages", [1, 3])
+def test_a_fresh_state_starts_the_averages_at_the_weights_and_the_moments_at_zero(averages):
     weights = {"a": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float64)}
-    state = TrainerState.fresh(weights)
-    assert state.updates == 0
+    state = TrainerState.fresh(weights, averages)
+    assert state.updates == 0 and len(state.averages) == averages
     for name, value in weights.items():
         np.testing.assert_array_equal(state.weights[name], value)
-        np.testing.assert_array_equal(state.ema[name], value)
+        for average in state.averages:
+            np.testing.assert_array_equal(average[name], value)
         for moment in (state.moment1, state.moment2):
             assert moment[name].shape == value.shape and moment[name].dtype == value.dtype and not moment[name].any()
+
+
+def test_the_parts_of_a_state_are_all_of_it_by_name():
+    arrays = [{"a": np.full(2, k)} for k in range(6)]
+    state = TrainerState(arrays[0], (arrays[1], arrays[2], arrays[3]), arrays[4], arrays[5], 7)
+    assert list(state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
+    assert [part["a"][0] for part in state.parts.values()] == list(range(6))
+    again = TrainerState.of_parts(dict(reversed(state.parts.items())), 7)
+    assert vars(again) == vars(state) and state.ema is state.averages[0]
 
 
 def test_a_description_is_one_line():

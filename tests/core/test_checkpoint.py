@@ -31,7 +31,7 @@ from diffusion_core.unet import PlainSpec, UNetSpec, lower
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
-PARTS = ("weights", "ema", "moment1", "moment2")
+PARTS = ("weights", "ema", "ema1", "moment1", "moment2")
 FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")
 
 
@@ -45,15 +45,16 @@ def numbers(part: str, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def moment(images_seen: int = 1280, dtype=np.float32, problem: Problem = PROBLEM) -> Checkpoint:
-    state = TrainerState(**{part: numbers(part, dtype) for part in PARTS}, updates=10)
+    state = TrainerState.of_parts({part: numbers(part, dtype) for part in PARTS}, updates=10)
     return Checkpoint(images_seen, problem, 3, state, {"backend": "torch", "versions": {"numpy": "2"}})
 
 
 def assert_same(got: Checkpoint, expected: Checkpoint) -> None:
     assert (got.images_seen, got.seed, got.problem) == (expected.images_seen, expected.seed, expected.problem)
     assert got.state.updates == expected.state.updates and dict(got.notes) == dict(expected.notes)
-    for part in PARTS:
-        one, other = getattr(got.state, part), getattr(expected.state, part)
+    assert list(got.state.parts) == list(expected.state.parts)
+    for part, other in expected.state.parts.items():
+        one = got.state.parts[part]
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert one[name].dtype == value.dtype and one[name].shape == value.shape
@@ -79,9 +80,8 @@ def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
 
     exact = moment(dtype=dtype)
     for layout in (view, strided):
-        state = replace(exact.state, **{
-            part: {name: layout(value) for name, value in getattr(exact.state, part).items()} for part in PARTS
-        })  # fmt: skip
+        parts = {part: {n: layout(v) for n, v in arrays.items()} for part, arrays in exact.state.parts.items()}
+        state = TrainerState.of_parts(parts, exact.state.updates)
         assert not all(value.flags.c_contiguous for value in state.weights.values())
         assert_same(load_checkpoint(save_checkpoint(tmp_path / layout.__name__, replace(exact, state=state))), exact)
 
@@ -159,9 +159,21 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_another_format_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, moment())
-    rewrite(path, format=1)
-    with pytest.raises(DuetError, match="it has format 1; this version of Duet reads format 2"):
-        load_checkpoint(tmp_path)
+    for version in (1, 4):
+        rewrite(path, format=version)
+        with pytest.raises(DuetError, match=f"it has format {version}; this version of Duet reads formats 2 and 3"):
+            load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_format_2_is_one_with_one_average(tmp_path):
+    alone = moment()
+    alone = replace(alone, state=replace(alone.state, averages=alone.state.averages[:1]))
+    path = save_checkpoint(tmp_path, alone)
+    state = json.loads((path / "state.json").read_text())
+    assert state.pop("averages") == 1 and state["format"] == 3
+    (path / "state.json").write_text(json.dumps(state))
+    rewrite(path, format=2)
+    assert_same(load_checkpoint(tmp_path), alone)
 
 
 def test_a_state_rewritten_with_its_hash_is_read(tmp_path):
@@ -285,7 +297,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("images_seen", [1280, 2560], ids=["same moment", "later moment"])
-@pytest.mark.parametrize("name, at", [("fsync", n) for n in range(1, 7)] + [("rename", 1), ("rename", 2)])
+@pytest.mark.parametrize("name, at", [("fsync", n) for n in range(1, 8)] + [("rename", 1), ("rename", 2)])
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, name, at, images_seen):
     if (name, at, images_seen) == ("rename", 2, 2560):
         images_seen = 1280  # a new moment needs one renaming only
@@ -302,7 +314,7 @@ class Killed(BaseException):
     """The end of the process: nothing of ours runs after it."""
 
 
-@pytest.mark.parametrize("at", range(1, 7))
+@pytest.mark.parametrize("at", range(1, 8))
 def test_a_kill_leaves_no_partial_checkpoint(tmp_path, monkeypatch, at):
     save_checkpoint(tmp_path, moment())
     calls = iter(range(1, 100))

@@ -23,6 +23,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
 OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, drop_label=0.3)
 RATE = LearningRate(0.1, 20, "cosine", 64)
+AVERAGES = (Ema(0.9), Ema(0.5))
 
 
 @dataclass
@@ -30,17 +31,17 @@ class Recorder:
     """A trainer that remembers what it was given; its loss at step k is losses(k)."""
 
     losses: object = lambda step: 1.0 / step
-    steps: list[tuple[bytes, float, float]] = field(default_factory=list)
+    steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
 
-    def step(self, batch: TrainBatch, lr: float, ema_decay: float) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in vars(batch).values())
-        self.steps.append((content, lr, ema_decay))
+        self.steps.append((content, lr, decays))
         return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0))
 
 
 def run(course: Course, trainer: Recorder | None = None, hooks: Hooks | None = None, **start: int) -> Recorder:
     trainer = trainer or Recorder()
-    train(trainer, LOADER, OBJECTIVE, RATE, Ema(0.9), course, hooks, **start)
+    train(trainer, LOADER, OBJECTIVE, RATE, AVERAGES, course, hooks, **start)
     return trainer
 
 
@@ -56,7 +57,7 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
     steps = run(Course(64, 4)).steps
     assert len({content for content, _, _ in steps}) == 16
     assert [lr for _, lr, _ in steps] == [RATE(n) for n in range(4, 65, 4)]
-    assert [decay for _, _, decay in steps] == [Ema(0.9)(k) for k in range(1, 17)]
+    assert [decays for _, _, decays in steps] == [(Ema(0.9)(k), Ema(0.5)(k)) for k in range(1, 17)]
 
 
 def test_batches_are_those_of_the_data_order():
@@ -138,6 +139,7 @@ def test_records_hold_the_numbers_of_their_steps():
     assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
     assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
     assert {record.grad_norm for record in kept} == {2.0}
+    assert [record.ema_decay for record in kept] == [Ema(0.9)(k) for k in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -153,7 +155,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
     class Exploding(Recorder):
-        def step(self, batch, lr, ema_decay):
+        def step(self, batch, lr, decays):
             return StepResult(1.0, math.inf)
 
     with pytest.raises(DuetError, match="the gradient norm inf"):
@@ -163,11 +165,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run():
 def test_a_mistake_in_the_data_is_raised_by_the_loop():
     objective = Objective(Process(linear()), seed=1, null_label=2)
     with pytest.raises(DuetError, match="label 2: the network has classes"):
-        train(Recorder(), LOADER, objective, RATE, Ema(0.9), Course(64, 16))
+        train(Recorder(), LOADER, objective, RATE, AVERAGES, Course(64, 16))
 
 
 def test_the_summary_counts_steps_alone():
-    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, Ema(0.9), Course(16, 4))
+    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, AVERAGES, Course(16, 4))
     assert summary.keys() == {"images_per_second", "first_step_seconds", "seconds"}
     assert summary["images_per_second"] == pytest.approx(12 / summary["seconds"])
 

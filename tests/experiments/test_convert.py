@@ -41,7 +41,7 @@ def run(module: str, *words: str) -> None:
 def trained(tmp_path: Path) -> Path:
     """A run whose weights and average differ."""
     weights, ema = (initial_weights(PROBLEM.program, seed, np.float32) for seed in (0, 1))
-    state = TrainerState(**(vars(TrainerState.fresh(weights)) | {"ema": ema}))
+    state = replace(TrainerState.fresh(weights), averages=(ema,))
     save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(256, PROBLEM, 0, state, {}))
     return tmp_path / "run"
 

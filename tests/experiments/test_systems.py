@@ -123,9 +123,8 @@ def test_resumed_equals_uninterrupted(finished, backend_name, tmp_path):
         "trainer.sample_images=0")  # fmt: skip
     whole, resumed = load_checkpoint(directory), load_checkpoint(tmp_path / "run")
     assert whole.images_seen == resumed.images_seen == 120
-    for part in ("weights", "ema", "moment1", "moment2"):
-        arrays = getattr(whole.state, part)
-        for key, value in getattr(resumed.state, part).items():
+    for part, arrays in whole.state.parts.items():
+        for key, value in resumed.state.parts[part].items():
             np.testing.assert_array_equal(value, arrays[key], err_msg=f"{part} {key}")
     one, other = (read_samples(path / "samples" / "samples.npz")[0] for path in (directory, tmp_path / "run"))
     np.testing.assert_array_equal(one, other)
@@ -215,7 +214,7 @@ def said(cfg, experiment: Experiment) -> dict:
         "distance": experiment.objective.distance, "first_t": experiment.objective.first_t,
         "guidance": plan.guidance[0], "t of the rows": plan.t.tolist(), "clip": plan.clip,
         "noise": next((k for k, v in kinds.items() if v.shape == noise.shape and np.allclose(v, noise)), "other"),
-        "lr": experiment.learning_rate, "batch": experiment.course.batch, "ema": experiment.ema,
+        "lr": experiment.learning_rate, "batch": experiment.course.batch, "ema": experiment.averages[0],
         "images": experiment.course.images, "sample_images": experiment.course.sample_images,
         "flip": experiment.loader.flip, "weight_decay": experiment.adam.weight_decay,
         "epochs": experiment.course.images / len(experiment.loader.dataset),

@@ -15,7 +15,7 @@ import pytest
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS, compare_arrays, compare_handover, under
 from diffusion_core.parity.ladder import Check
-from diffusion_core.parity.trace import STEPS
+from diffusion_core.parity.trace import AVERAGES, STEPS
 
 pytestmark = pytest.mark.exchange
 
@@ -24,7 +24,7 @@ TAKEN = {
     "8/handed over/": "8/taken over/",
     "8/uninterrupted/": "8/next step/",
     f"7/weights {STEPS}/": "8/final weights/",
-    f"7/average {STEPS}/": "8/final average/",
+    **{f"7/{title} {STEPS}/": f"8/final {title}/" for title in AVERAGES},
     "7/losses": "8/losses",
 } | {f"6/{plan}/": f"6/{plan}/" for plan in cases.PLANS}
 

@@ -30,8 +30,9 @@ BLOCKS += [
     for what in ("mean", "variance")
 ]
 OPTIMISER = [
-    "weights after 1 step", "moving average after 1 step", "global norm", "clipped first moment",
-    "weights after 1000 steps", "moving average after 1000 steps",
+    "global norm", "clipped first moment",
+    *(f"{what} after {steps}" for what in ("weights", "moving average", "second average")
+      for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip
 
 

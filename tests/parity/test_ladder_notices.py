@@ -593,7 +593,7 @@ def stepped(exact) -> Callable[[str], Any]:
         case = CASES[name]
         weights = cases.scattered_weights(case.program, case.gain)
         trainer = exact.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
-        result = trainer.step(cases.noise_batch(case.program, case.shape), 0.0, 0.0)
+        result = trainer.step(cases.noise_batch(case.program, case.shape), 0.0, (0.0,))
         state = trainer.state()
         taken = SimpleNamespace(step=lambda *_: result, state=lambda: state)
         return SimpleNamespace(settings=exact.settings, trainer=lambda *_: taken)
@@ -768,7 +768,7 @@ def update_counted_from_0(adam, weights, m, v, gradients, update, lr, decays):
     return adam_update(adam, weights, m, v, gradients, update + 1, lr, decays)
 
 
-WEIGHTS, AVERAGE = "weights after 3 steps", "moving average after 3 steps"
+WEIGHTS, AVERAGE, SECOND = (f"{what} after 3 steps" for what in ("weights", "moving average", "second average"))
 OPTIMISER_FAULTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "eps inside the correction, as in Keras": (partial(adam_like, eps_inside=True), (WEIGHTS, AVERAGE)),
     "eps 1e-7, the default of Keras": (other_adam(eps=1e-7), (WEIGHTS, AVERAGE)),
@@ -798,8 +798,14 @@ def test_rung_5_notices_another_formula(exact, formula, names):
 
 
 UPDATE_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
-    "decay of the average off by 1e-6": ({"trainer.update": lambda g, lr, decay: (g, lr, decay + 1e-6)}, (AVERAGE,)),
-    "average copies the weights": ({"trainer.update": lambda g, lr, decay: (g, lr, 0.0)}, (AVERAGE,)),
+    "decays of the averages off by 1e-6": (
+        {"trainer.update": lambda g, lr, decays: (g, lr, [d + 1e-6 for d in decays])}, (AVERAGE, SECOND)
+    ),
+    "the first average copies the weights": ({"trainer.update": lambda g, lr, d: (g, lr, (0.0, d[1]))}, (AVERAGE,)),
+    "both averages have the decay of the first": (
+        {"trainer.update": lambda g, lr, d: (g, lr, (d[0], d[0]))}, (SECOND,)
+    ),
+    "averages swapped": ({"trainer.update": lambda g, lr, d: (g, lr, d[::-1])}, (AVERAGE, SECOND)),
     "learning rate through float32": (
         {"trainer.update": lambda g, lr, decay: (g, float(np.float32(lr)), decay)}, (WEIGHTS, AVERAGE)
     ),
@@ -994,6 +1000,9 @@ def test_rung_6_notices_steered(exact, faults):
 # Rungs 7 and 8: training and hand-over
 
 
+DECAYS = (0.99, 0.9)
+
+
 def trained(backend: Any, state: TrainerState, first: int, last: int) -> TrainerState:
     """The state after steps `first` to `last` with prescribed gradients."""
     trainer = backend.trainer(CASES["Modulate"].program, state, Adam(), "mse")
@@ -1001,7 +1010,7 @@ def trained(backend: Any, state: TrainerState, first: int, last: int) -> Trainer
     for step in range(1, last + 1):
         arrays = {n: v.astype(backend.settings.host_dtype) for n, v in next(gradients).items()}
         if step >= first:
-            trainer.update(arrays, 1e-3, 0.99)
+            trainer.update(arrays, 1e-3, DECAYS)
     return trainer.state()
 
 
@@ -1030,7 +1039,7 @@ def runs(open_backend) -> Callable[[str], tuple[Any, TrainerState, TrainerState]
     def made(precision: str) -> tuple[Any, TrainerState, TrainerState]:
         backend = open_backend(precision)
         weights = initial_weights(CASES["Modulate"].program, cases.SEED, backend.settings.host_dtype)
-        middle = trained(backend, TrainerState.fresh(weights), 1, 4)
+        middle = trained(backend, TrainerState.fresh(weights, len(DECAYS)), 1, 4)
         return backend, middle, trained(backend, middle, 5, 5)
 
     return made
@@ -1059,8 +1068,18 @@ def test_rung_8_notices(runs, fault, precision):
     assert not any(c.passed for c in handover_checks(runs, precision, fault))
 
 
-def test_the_average_of_a_hand_over_is_noticed_by_its_bits(runs):
-    """One step hides it from the weights; the state that was taken over does not."""
+AVERAGES_FAULTS: dict[str, Callable[[TrainerState], tuple[Weights, ...]]] = {
+    "the first restarted": lambda s: (ema_update(s.ema, s.weights, 0.0), s.averages[1]),
+    "the second restarted": lambda s: (s.ema, ema_update(s.ema, s.weights, 0.0)),
+    "swapped": lambda s: s.averages[::-1],
+    "the second lost": lambda s: s.averages[:1],
+    "the first for both": lambda s: (s.ema, s.ema),
+}
+
+
+@pytest.mark.parametrize("fault", AVERAGES_FAULTS.values(), ids=AVERAGES_FAULTS)
+def test_the_averages_of_a_hand_over_are_noticed_by_their_bits(runs, fault):
+    """One step hides them from the weights; the state that was taken over does not."""
     _, middle, _ = runs("float64")
-    restarted = replace(middle, ema=ema_update(middle.ema, middle.weights, 0.0))
-    assert differing(middle.ema, restarted.ema) > 0
+    state = replace(middle, averages=fault(middle))
+    assert differing(*(trace._state_arrays("", s) for s in (middle, state))) > 0
