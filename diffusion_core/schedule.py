@@ -2,9 +2,9 @@ r"""Noise schedules: how much signal and how much noise there is at a time t.
 
     x_t = alpha_t x_0 + sigma_t eps,      eps ~ N(0, 1)
 
-A *law* is a function of continuous time, ``t in [0, 1] -> (alpha, sigma)``. A *schedule* is a table
-of T levels, ``t in {0 .. T-1} -> (alpha, sigma)``, where **t = 0 means one noise step**, not clean data.
-The discrete schedules of DDPM are given by their betas,
+A *schedule* is a table of T levels, ``t in {0 .. T-1} -> (alpha, sigma)``, where **t = 0 means one noise step**, not
+clean data; or it is a law of continuous time, see `continuous`. Both have the same face, and `make_schedule` makes
+either. The discrete schedules of DDPM are given by their betas,
 
     alphas_cumprod_t = prod_{i <= t} (1 - beta_i),    alpha_t^2 = alphas_cumprod_t,   sigma_t^2 = 1 - alphas_cumprod_t
 
@@ -51,11 +51,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.continuous import CONTINUOUS, ContinuousSchedule, flow_law
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.registry import build
 
 __all__ = [
     "SCHEDULES",
+    "AnySchedule",
     "Schedule",
     "constant",
     "cosine",
@@ -125,9 +127,9 @@ class Schedule:
         with np.errstate(divide="ignore", invalid="ignore"):
             mixed = self.log_ratio[below] + share * (self.log_ratio[above] - self.log_ratio[below])
             ratio = np.where(silent, (1.0 - share) * self.alpha[below] / self.sigma[below], np.exp(-mixed))
-        norm = (1.0 - share) * self._norm(self.alpha[below], self.sigma[below])
-        norm = norm + share * self._norm(self.alpha[above], self.sigma[above])
-        scale = norm / self._norm(ratio, np.ones_like(ratio))
+        norm = (1.0 - share) * self.curve(self.alpha[below], self.sigma[below])
+        norm = norm + share * self.curve(self.alpha[above], self.sigma[above])
+        scale = norm / self.curve(ratio, np.ones_like(ratio))
         fractional = share > 0
         return (
             np.where(fractional, scale * ratio, self.alpha[below]),
@@ -162,12 +164,42 @@ class Schedule:
             return np.log(self.sigma) - np.log(self.alpha)
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """log(sigma/alpha) at the first and at the last level; inf where alpha is 0."""
+        return float(self.log_ratio[0]), float(self.log_ratio[-1])
+
+    @property
     def span(self) -> tuple[float, float]:
         """The least and the noisiest t."""
         return 0.0, float(self.steps - 1)
 
+    @property
+    def is_table(self) -> bool:
+        """Whether there are levels to count."""
+        return True
+
+    @property
+    def tick(self) -> float:
+        """The difference of t over which a slope is measured: one level."""
+        return 1.0
+
+    @property
+    def length(self) -> float:
+        """The difference of t that is the whole time, T."""
+        return float(self.steps)
+
+    def evenly(self, n: int) -> NDArray[np.int64]:
+        """So many levels from the cleanest to the noisiest, whole and as even as may be; of one the cleanest."""
+        return np.linspace(0, self.steps - 1, n).astype(np.int64)
+
+    def shifted(self, by: float) -> Schedule:
+        """The schedule with `by` added to its log-SNR at every level; see `with_log_snr_shift`."""
+        alpha = np.exp(0.5 * by) * self.alpha
+        scale = self.curve(self.alpha, self.sigma) / self.curve(alpha, self.sigma)
+        return Schedule(self.name, scale * alpha, scale * self.sigma)
+
     @cached_property
-    def _norm(self) -> Callable[[Array, Array], Array]:
+    def curve(self) -> Callable[[Array, Array], Array]:
         """What is 1 along the schedule's curve, and is linear in t between two levels of any other schedule."""
         norms = (np.hypot, np.add, lambda alpha, sigma: alpha)
         return next((n for n in norms if np.allclose(n(self.alpha, self.sigma), 1.0, rtol=0, atol=1e-12)), np.hypot)
@@ -187,6 +219,9 @@ class Schedule:
     def variance_preserving(self) -> bool:
         """Whether alpha^2 + sigma^2 = 1 at every level."""
         return bool(np.allclose(self.alpha**2 + self.sigma**2, 1.0, rtol=0, atol=1e-12))
+
+
+AnySchedule = Schedule | ContinuousSchedule
 
 
 def from_betas(betas: ArrayLike, name: str = "betas") -> Schedule:
@@ -316,12 +351,6 @@ def sigmoid(
     return from_alphas_cumprod(law, T, "sigmoid", max_beta)
 
 
-def flow_law(t: ArrayLike) -> tuple[Array, Array]:
-    """The straight line of flow matching in continuous time: alpha = 1 - t, sigma = t for t in [0, 1]."""
-    t = np.asarray(t, dtype=np.float64)
-    return 1.0 - t, t
-
-
 def flow(T: int = 1000) -> Schedule:
     """`flow_law` tabulated at (t + 1)/T, so that the last level is noise alone (alpha = 0)."""
     alpha, sigma = flow_law(np.arange(1, T + 1) / T)
@@ -359,29 +388,23 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def with_log_snr_shift(schedule: Schedule, by: float) -> Schedule:
-    """The schedule with `by` added to its log-SNR at every level (Hoogeboom et al., 2023).
+def with_log_snr_shift(schedule: AnySchedule, by: float) -> AnySchedule:
+    """The schedule with `by` added to its log-SNR at every t (Hoogeboom et al., 2023).
 
     With ``by = 2 log(base/size)`` an image of `size` pixels a side, averaged down to `base` pixels, is as noisy as one
     of `base` pixels was before. Only alpha/sigma is given by that; the level stays on its curve, alpha + sigma where
-    that is 1 at every level (the shift of Esser et al., 2024, section 5.3.2) and alpha^2 + sigma^2 otherwise. A shift
-    of 0 gives the very same schedule.
+    that is 1 at every level (the shift of Esser et al., 2024, section 5.3.2), alpha alone where that is, and
+    alpha^2 + sigma^2 otherwise. A shift of 0 gives the very same schedule.
 
     Raises:
         DuetError: for a shift outside -100 .. 100.
     """
     if not -100 <= by <= 100:
         raise DuetError(f"schedule {schedule.name}: a log-SNR shift of {by:g} was given; it must be in -100 .. 100")
-    if by == 0:
-        return schedule
-    on_line = np.allclose(schedule.alpha + schedule.sigma, 1.0, rtol=0, atol=1e-12)
-    norm = np.add if on_line else np.hypot
-    alpha = np.exp(0.5 * by) * schedule.alpha
-    scale = norm(schedule.alpha, schedule.sigma) / norm(alpha, schedule.sigma)
-    return Schedule(schedule.name, scale * alpha, scale * schedule.sigma)
+    return schedule.shifted(by) if by else schedule
 
 
-def with_zero_terminal_snr(schedule: Schedule) -> Schedule:
+def with_zero_terminal_snr(schedule: AnySchedule) -> Schedule:
     """The schedule whose last level is noise alone, and whose first keeps its alpha (Lin et al., 2023, algorithm 1).
 
         alpha'_t = alpha_0 (alpha_t - alpha_{T-1}) / (alpha_0 - alpha_{T-1}),    sigma'_t^2 = 1 - alpha'_t^2
@@ -406,12 +429,12 @@ def with_zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def transformed(
-    schedule: Schedule,
+    schedule: AnySchedule,
     log_snr_shift: float = 0.0,
     shift_from: int | None = None,
     shift_to: int | None = None,
     zero_terminal_snr: bool = False,
-) -> Schedule:
+) -> AnySchedule:
     """The schedule after the options that every schedule takes: first the shift, then the end.
 
     Args:
@@ -438,21 +461,22 @@ def transformed(
     return with_zero_terminal_snr(shifted) if zero_terminal_snr else shifted
 
 
-def make_schedule(name: str, **options: object) -> Schedule:
-    """The schedule of that name, with its own options and those of `transformed`.
+def make_schedule(name: str, **options: object) -> AnySchedule:
+    """The schedule of that name, a table or continuous, with its own options and those of `transformed`.
 
     Raises:
         DuetError: for a name or an option that does not exist, or a T below 2.
     """
+    laws = SCHEDULES | CONTINUOUS
     T = options.get("T", 2)
     if isinstance(T, int) and T < 2:
         raise DuetError(f"schedule.T: {T} was given; a schedule has at least 2 levels")
     shared = list(inspect.signature(transformed).parameters)[1:]
     own = {option: value for option, value in options.items() if option not in shared}
-    if name in SCHEDULES:
-        allowed = [*inspect.signature(SCHEDULES[name]).parameters, *shared]
+    if name in laws:
+        allowed = [*inspect.signature(laws[name]).parameters, *shared]
         for option in own.keys() - allowed:
             raise one_of(f"option of schedule {name!r}", option, allowed)
-    schedule = build("schedule", SCHEDULES, name, own)
+    schedule = build("schedule", laws, name, own)
     rest = {option: value for option, value in options.items() if option in shared}
     return build("schedule", {name: transformed}, name, rest, schedule)

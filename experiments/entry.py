@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import DATASETS
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LEVELS
@@ -119,7 +120,7 @@ def _known_keys() -> list[str]:
     from experiments.evaluate import METRICS  # an entry point itself, it imports this file
 
     made = {"sampler": SAMPLERS, "data.options": DATASETS}
-    made |= {"process.schedule": SCHEDULES, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
+    made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
     for group, functions in (made | METRICS).items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
     return sorted(keys)

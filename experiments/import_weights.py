@@ -28,6 +28,7 @@ from diffusion_core.convert import import_weights
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.run import environment
+from diffusion_core.schedule import AnySchedule
 from diffusion_core.weights import count
 from experiments.common import settings_of
 from experiments.entry import entry, plain
@@ -64,11 +65,16 @@ def main(cfg: DictConfig) -> None:
 def _in_words(problem: Problem) -> str:
     """The process of a problem."""
     options = {name: value for name, value in problem.schedule.items() if name not in ("name", "T")}
-    words = [f"{problem.schedule['name']}, {problem.process.schedule.steps} levels"]
+    words = [f"{problem.schedule['name']}, {_levels(problem.process.schedule)}"]
     words += [f"{name} {value:g}" for name, value in options.items()]
     words += [f"{problem.prediction} prediction", f"images in {list(problem.value_range)}"]
     words += [f"time_scale {problem.time_scale:g}"] if problem.time_scale != 1 else []
+    words += [f"sigma_data {problem.sigma_data:g}"] if problem.prediction == "edm" else []
     return ", ".join(words)
+
+
+def _levels(schedule: AnySchedule) -> str:
+    return f"{schedule.steps} levels" if schedule.is_table else "continuous time"
 
 
 if __name__ == "__main__":

@@ -113,10 +113,10 @@ def _compared(opened: Callable[[], Forward], problem: Problem, weights: Weights,
     if check < 1:
         return "not compared with the reference"
     program, index = problem.program, np.arange(check)
-    stream, last = Stream(0, "export"), problem.process.schedule.steps - 1
+    stream, schedule = Stream(0, "export"), problem.process.schedule
     given = (
         stream.normal(index, problem.spec.image_shape, 0, np.float32),
-        problem.process.columns(last * index // max(check - 1, 1)).c_noise,
+        problem.process.columns(schedule.evenly(check)).c_noise,
         ((program.null_label or 0) + index) % (program.classes + 1),
         stream.normal(index, (program.features,), 1, np.float32),
     )

@@ -63,15 +63,15 @@ def ddpm(
     """
     if variance not in VARIANCES:
         raise one_of("sampler.variance", variance, VARIANCES)
-    T = process.schedule.steps
-    if not 0 <= last_t < T:
-        raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{T - 1}")
+    if last_t and not 0 <= last_t < process.schedule.steps:
+        raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{process.schedule.steps - 1}")
     levels_visited = visited(process.schedule, steps, spacing)
-    if last_t and len(levels_visited) < T:
+    if last_t and len(levels_visited) < process.schedule.steps:
         raise DuetError(
             f"sampler.last_t: {last_t} was given with {len(levels_visited)} steps; use steps=null, for every level"
         )
-    levels = plan_levels(process, levels_visited[: T - last_t], end=last_t - 1 if last_t else None)
+    rows = len(levels_visited) - last_t
+    levels = plan_levels(process, levels_visited[:rows], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     noise, learned = _noise(variance, small, large)

@@ -1,4 +1,4 @@
-r"""The levels that a sampler visits: those of the trained table, or noise levels of its own.
+r"""The levels that a sampler visits: those of the trained table, times, or noise levels of its own.
 
 A grid is N values of the noise-to-signal ratio r = sigma/alpha (the sigma of EDM, where alpha = 1), from r_max down to
 r_min, with u_i = i/(N-1):
@@ -30,8 +30,8 @@ from scipy.stats import beta as beta_distribution
 
 from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
-from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, spaced
-from diffusion_core.schedule import Schedule
+from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, spaced, spaced_times
+from diffusion_core.schedule import AnySchedule
 
 __all__ = ["GRIDS", "karras", "visited"]
 
@@ -69,7 +69,7 @@ GRIDS: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def visited(schedule: Schedule, steps: Steps = None, spacing: Spacing = None) -> NDArray:
+def visited(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None) -> NDArray:
     """The t of every row, falling, with shape (N,).
 
     Args:
@@ -85,16 +85,16 @@ def visited(schedule: Schedule, steps: Steps = None, spacing: Spacing = None) ->
         options = dict(spacing)
         name = options.pop("name", None)
         if name not in GRIDS:
-            return spaced(schedule.steps, steps, name) if name in SPACINGS and not options else _refuse(spacing)
+            return _plain(schedule, steps, name) if name in SPACINGS and not options else _refuse(spacing)
     elif isinstance(spacing, str) and spacing in GRIDS:
         name, options = spacing, {}
     else:
         if isinstance(spacing, str) and spacing not in SPACINGS:
             _refuse(spacing)
-        return spaced(schedule.steps, steps, spacing)
+        return _plain(schedule, steps, spacing)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1")
-    low, high = (np.exp(end) for end in (schedule.log_ratio[0], schedule.log_ratio[-1]))
+    low, high = np.exp(schedule.ends)
     low, high = float(options.pop("sigma_min", low)), float(options.pop("sigma_max", high))
     if not 0 < low < high < math.inf:
         raise DuetError(
@@ -103,6 +103,13 @@ def visited(schedule: Schedule, steps: Steps = None, spacing: Spacing = None) ->
         )
     ratios = build("sampler.spacing", GRIDS, name, options, steps, low, high)
     return schedule.t_of(np.log(ratios))
+
+
+def _plain(schedule: AnySchedule, steps: Steps, spacing: Spacing) -> NDArray:
+    """Levels of the table, or times."""
+    if schedule.is_table:
+        return spaced(schedule.steps, steps, spacing)
+    return spaced_times(schedule.span, steps, spacing)
 
 
 def _shares(steps: int) -> Array:

@@ -1,4 +1,4 @@
-r"""Which of the T trained levels a sampler visits, from the noisiest down.
+r"""Which of the trained levels a sampler visits, from the noisiest down: of a table of T, or of continuous time.
 
 `steps` says how many, and `spacing` where; either may say both. With one number of steps, N:
 
@@ -17,6 +17,14 @@ Sections and "ddimN" are guided-diffusion's `timestep_respacing`, where text of 
 section. A section of one level has its cleanest, and sections whose size T does not share out evenly are the earlier
 ones by one level larger. Every row is explicit: the level after the one at row i is the one at row i+1, never
 ``t - T/N``.
+
+In continuous time, from t_min to t_max, a number of steps must be given, and no level is rounded,
+
+    linspace   t_max .. t_min                           N points with both ends; the default there
+    trailing   t_max - i (t_max - t_min)/N              starts at t_max and ends above t_min
+    leading    t_min + (N - 1 - i) (t_max - t_min)/N    starts below t_max and ends at t_min
+
+or the times themselves. There are no sections and no "ddimN".
 
 References:
     Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023), table 2,
@@ -38,11 +46,11 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 
-__all__ = ["SPACINGS", "Spacing", "Steps", "spaced"]
+__all__ = ["SPACINGS", "Spacing", "Steps", "spaced", "spaced_times"]
 
 Steps = int | str | list[int] | None
 # A mapping is a grid of noise levels with its options, see `grid`.
-Spacing = str | list[int] | Mapping[str, object] | None
+Spacing = str | list[int] | list[float] | Mapping[str, object] | None
 
 
 def _leading(T: int, steps: int) -> NDArray:
@@ -88,6 +96,39 @@ def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray[np.int64]:
     if spacing is not None:
         raise DuetError(f"sampler.spacing: {spacing} was given with steps {steps}, which has its own; use spacing=null")
     return _falling(rising)
+
+
+def spaced_times(span: tuple[float, float], steps: Steps, spacing: Spacing = None) -> NDArray[np.float64]:
+    """The visited times of continuous time, falling, with shape (N,).
+
+    Args:
+        span: the least and the largest time.
+        steps: how many are visited.
+        spacing: where they lie: a name of `SPACINGS`, or the times themselves; None is linspace.
+
+    Raises:
+        DuetError: for an unknown spacing, times outside the span, or a `steps` that is no number.
+    """
+    low, high = span
+    if spacing is not None and not isinstance(spacing, str):
+        times = np.asarray(spacing)
+        real = times.ndim == 1 and times.size > 0 and times.dtype.kind in "if"
+        if not real or not (high >= times[0] and times[-1] >= low) or np.any(np.diff(times) >= 0):
+            raise DuetError(
+                f"sampler.spacing: {spacing!r} was given; it must be one of {', '.join(SPACINGS)}, "
+                f"or a list of falling times in {low:g}..{high:g}"
+            )
+        if steps is not None and (not _is_whole(steps) or steps != len(times)):
+            raise DuetError(f"sampler.steps: {steps} was given with a list of {len(times)} times; use steps=null")
+        return times.astype(np.float64)
+    if spacing not in (None, *SPACINGS):
+        raise one_of("sampler.spacing", spacing, SPACINGS)
+    if not _is_whole(steps) or steps < 1:
+        raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it is a whole number, at least 1")
+    if spacing in (None, "linspace"):
+        return np.linspace(high, low, steps)
+    even = np.arange(steps) * ((high - low) / steps)
+    return high - even if spacing == "trailing" else low + even[::-1]
 
 
 def _listed(T: int, steps: Steps, levels: Sequence[int]) -> NDArray[np.int64]:

@@ -232,10 +232,13 @@ def test_a_shift_on_the_straight_line_is_a_shift_of_its_time():
 
 
 def test_a_shift_keeps_the_power_of_a_level_on_no_known_curve():
-    schedule = Schedule("given", np.array([1.0, 1.0]), np.array([0.5, 2.0]))
+    schedule = Schedule("given", np.array([1.0, 2.0]), np.array([0.5, 4.0]))
     shifted = with_log_snr_shift(schedule, math.log(4))
     np.testing.assert_allclose(shifted.alpha / shifted.sigma, [4, 1], rtol=1e-14)
-    np.testing.assert_allclose(shifted.alpha**2 + shifted.sigma**2, [1.25, 5], rtol=1e-14)
+    np.testing.assert_allclose(shifted.alpha**2 + shifted.sigma**2, [1.25, 20], rtol=1e-14)
+    # Where alpha is 1 at every level, that is the curve: only the noise becomes less.
+    exploding = with_log_snr_shift(Schedule("given", np.ones(2), np.array([0.5, 2.0])), math.log(4))
+    np.testing.assert_allclose([exploding.alpha, exploding.sigma], [[1, 1], [0.25, 1]], rtol=1e-14)
 
 
 def test_a_picture_averaged_down_has_the_noise_of_the_schedule_it_was_shifted_from():

@@ -1,0 +1,206 @@
+"""Schedules in continuous time: the face of a table, the published formulas, and how samplers visit them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion_core.continuous import CONTINUOUS, ContinuousSchedule
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.sampling import ddim, ddpm, dpm_solver
+from diffusion_core.sampling.grid import GRIDS, visited
+from diffusion_core.schedule import Schedule, linear, make_schedule
+
+MADE = {name: make_schedule(name) for name in CONTINUOUS}
+EACH = pytest.mark.parametrize("name", MADE)
+
+
+def log_ratio(schedule, t):
+    alpha, sigma = schedule(t)
+    with np.errstate(divide="ignore"):
+        return np.log(sigma) - np.log(alpha)
+
+
+@EACH
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-8, 8))
+def test_noise_rises_with_t_and_t_is_found_again(name, a, b, shift):
+    schedule = make_schedule(name, log_snr_shift=shift)
+    low, high = schedule.span
+    t = np.clip(low + np.sort([a, b]) * (high - low), low, high)
+    r = log_ratio(schedule, t)
+    assert r[1] >= r[0] and (t[1] - t[0] < 1e-9 * high or r[1] > r[0])
+    # An error of rounding in log(sigma/alpha) is one of t, magnified by the slope dt/dr, here at most the span.
+    np.testing.assert_allclose(schedule.t_of(r), t, rtol=1e-9, atol=1e-12 * high)
+    assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous"))
+    alpha, sigma = schedule(t)
+    np.testing.assert_allclose(schedule.curve(alpha, sigma), 1, atol=1e-14)
+
+
+@EACH
+def test_both_kinds_have_the_same_face(name):
+    public = {word for word in (*dir(linear()), *vars(linear())) if not word.startswith("_")}
+    assert public <= set(dir(MADE[name])) | {"law", "inverse"}
+    ends = MADE[name].ends
+    assert log_ratio(MADE[name], np.array(MADE[name].span)) == pytest.approx(ends)
+    assert (linear().ends, linear().span) == ((linear().log_ratio[0], linear().log_ratio[-1]), (0.0, 999.0))
+    for words in ("steps", "alpha", "sigma", "log_ratio", "log_snr"):
+        with pytest.raises(DuetError, match=f"schedule {name}: its time is continuous, .* levels of a table"):
+            getattr(MADE[name], words)
+
+
+def test_known_numbers():
+    # Karras et al., table 1, for the VP SDE: sigma(t)^2 = exp(beta_d t^2/2 + beta_min t) - 1; at t = 1 exp(10.05) - 1.
+    alpha, sigma = MADE["vp_sde"]([1.0, 1e-3])
+    assert (sigma / alpha) == pytest.approx([math.sqrt(math.expm1(10.05)), math.sqrt(math.expm1(1.0995e-4))], rel=1e-12)
+    assert alpha[0] ** 2 == pytest.approx(math.exp(-10.05), rel=1e-12)
+    assert np.exp(MADE["ve_sde"].ends) == pytest.approx([0.02, 100.0])
+    assert MADE["ve_sde"](0.5)[1] == pytest.approx(math.sqrt(2.0))  # the geometric mean
+    assert [float(v) for v in MADE["edm"](3.0)] == [1.0, 3.0] and MADE["edm"].span == (0.002, 80.0)
+    assert -2 * np.array(MADE["cosine_continuous"].ends) == pytest.approx([15, -15])
+    assert MADE["cosine_continuous"](0.5) == pytest.approx([math.sqrt(0.5)] * 2)
+    assert [float(v) for v in MADE["flow_continuous"](0.25)] == [0.75, 0.25]
+    assert MADE["flow_continuous"](1.0)[0] == 0 and MADE["flow_continuous"].ends[1] == np.inf
+
+
+def test_the_linear_schedule_tends_to_the_sde():
+    """beta_i = beta(t)/T: what is between the two falls as 1/T."""
+    errors = []
+    for T in (500, 1000, 2000):
+        table = make_schedule("linear", T=T, beta_start=0.1 / T, beta_end=20 / T)
+        errors.append(np.abs(table.alpha - MADE["vp_sde"](np.arange(1, T + 1) / T)[0]).max())
+    assert -np.polyfit(np.log([500, 1000, 2000]), np.log(errors), 1)[0] == pytest.approx(1, abs=0.05)
+    assert errors[1] < 1e-3
+
+
+@EACH
+@pytest.mark.parametrize("by", [-3.0, 1.2])
+def test_a_shift_moves_the_log_snr_and_nothing_else(name, by):
+    schedule, shifted = MADE[name], make_schedule(name, log_snr_shift=by)
+    t = schedule.evenly(50)
+    np.testing.assert_allclose(-2 * log_ratio(shifted, t), -2 * log_ratio(schedule, t) + by, rtol=0, atol=1e-12)
+    assert shifted.span == schedule.span
+    assert make_schedule(name, shift_from=32, shift_to=32) is not schedule
+    if name == "flow_continuous":
+        r = math.exp(-by / 2)  # Esser et al., section 5.3.2, with their sqrt(m/n)
+        np.testing.assert_allclose(shifted(t)[1], r * t / (1 + (r - 1) * t), rtol=1e-13)
+
+
+# How samplers visit it
+
+
+@EACH
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_spacings_in_continuous_time(name, steps):
+    low, high = MADE[name].span
+    linspace, trailing, leading = (visited(MADE[name], steps, s) for s in ("linspace", "trailing", "leading"))
+    for t in (linspace, trailing, leading):
+        assert t.shape == (steps,) and np.all(np.diff(t) < 0)
+        np.testing.assert_allclose(np.diff(t, 2), 0, atol=1e-12 * high)
+    step = (high - low) / steps
+    assert (linspace[0], trailing[0], leading[-1]) == (high, high, low)
+    assert trailing[-1] == pytest.approx(low + step) and leading[0] == pytest.approx(high - step, abs=1e-12)
+    assert linspace[-1] == (low if steps > 1 else high)
+    np.testing.assert_array_equal(visited(MADE[name], steps), linspace)
+    np.testing.assert_array_equal(visited(MADE[name], None, list(trailing)), trailing)
+
+
+@EACH
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grids_end_at_the_ends_of_the_schedule(name, grid):
+    spacing = {"name": grid, "sigma_max": 50.0} if MADE[name].ends[1] == np.inf else grid
+    r = np.exp(log_ratio(MADE[name], visited(MADE[name], 9, spacing)))
+    assert np.all(np.diff(r) < 0)
+    expected = [min(50.0, np.exp(MADE[name].ends[1])) if spacing != grid else np.exp(MADE[name].ends[1])]
+    np.testing.assert_allclose(r[[0, -1]], [*expected, np.exp(MADE[name].ends[0])], rtol=1e-9)
+
+
+def test_the_grid_of_edm_is_the_published_one():
+    # Karras et al., eq. 5, as EDM's generate.py has it: N = 18 steps from 80 to 0.002 and then 0.
+    i = np.arange(18)
+    sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    plan = ddim(Process(MADE["edm"], "edm"), 18, spacing="karras", clip=None)
+    np.testing.assert_allclose(plan.sigma, [*sigma, 0], rtol=1e-9)
+    np.testing.assert_allclose(plan.c_noise, np.log(sigma) / 4, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(plan.alpha, 1)
+    assert plan.start_scale == pytest.approx(80)
+    # With alpha = 1 a row is Euler's: x + (sigma' - sigma)(x - D)/sigma.
+    np.testing.assert_allclose(
+        plan.state[:, 0, 0], 1 + (plan.sigma[1:] - plan.sigma[:-1]) / plan.sigma[:-1], atol=1e-12
+    )
+
+
+@EACH
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 50])
+def test_solvers_make_finite_plans(name, steps):
+    process = Process(MADE[name], "v")
+    for spacing in ("linspace", "trailing", "leading"):
+        ddim(process, steps, 0.5, spacing)
+        ddpm(process, steps, spacing=spacing)
+        if MADE[name].ends[1] < np.inf or spacing == "leading":
+            dpm_solver(process, steps, spacing=spacing)
+
+
+@pytest.mark.parametrize("steps, spacing, words", [
+    (None, None, "sampler.steps: None was given; in continuous time it is a whole number"),
+    ([3, 2], None, "in continuous time it is a whole number"),
+    ("ddim5", None, "in continuous time it is a whole number"),
+    (0, "linspace", "sampler.steps: 0 was given"),
+    (5, "even", "sampler.spacing: 'even' was given; it must be one of leading"),
+    (None, [1.5, 0.5], "sampler.spacing: .* a list of falling times in 1e-05..1"),
+    (None, [0.5, 0.7], "a list of falling times"),
+    (None, [], "a list of falling times"),
+    (3, [0.5, 0.2], "with a list of 2 times; use steps=null"),
+])  # fmt: skip
+def test_visits_that_do_not_fit_are_refused(steps, spacing, words):
+    with pytest.raises(DuetError, match=words):
+        visited(MADE["vp_sde"], steps, spacing)
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("vp_sde", {"T": 1000}, "option of schedule 'vp_sde': 'T'"),
+    ("vp_sd", {}, "Did you mean 'vp_sde'"),
+    ("vp_sde", {"t_min": 0.0}, "t_min too"),
+    ("vp_sde", {"t_min": 2.0}, "t from 2.0 to 1.0 was given; it must rise"),
+    ("vp_sde", {"beta_min": -1.0}, "no beta may be below 0"),
+    ("vp_sde", {"beta_min": 5.0, "beta_max": 1.0, "t_max": 2.0}, "no beta may be below 0"),
+    ("ve_sde", {"sigma_min": 0.0}, "sigma_min 0 and sigma_max 100 were given"),
+    ("edm", {"sigma_max": 0.001}, "the second the larger"),
+    ("edm", {"sigma_max": float("nan")}, "both must be positive"),
+    ("cosine_continuous", {"log_snr_max": -20.0}, "they must be in -100 .. 100"),
+    ("flow_continuous", {"t_max": 1.1}, "they must be above 0 and at most 1"),
+    ("edm", {"zero_terminal_snr": True}, "its time is continuous"),
+    ("edm", {"log_snr_shift": 101.0}, "must be in -100 .. 100"),
+])  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused(name, options, words):
+    with pytest.raises(DuetError, match=words):
+        make_schedule(name, **options)
+
+
+def test_a_law_that_is_no_schedule_is_refused():
+    with pytest.raises(DuetError, match="must be finite, with alpha >= 0 and sigma > 0"):
+        ContinuousSchedule("given", lambda t: (1 - t, t), np.exp, (0.0, 1.0))
+    with pytest.raises(DuetError, match="sigma/alpha must rise with t"):
+        ContinuousSchedule("given", lambda t: (t, 1 - t), np.exp, (0.2, 0.8))
+    with pytest.raises(DuetError, match=r"t must be in 0.002\.\.80"):
+        MADE["edm"]([1.0, 81.0])
+    with pytest.raises(DuetError, match=r"was asked for; it has 0.002 \.\. 80"):
+        MADE["edm"].t_of(5.0)
+    with pytest.raises(DuetError, match="was asked for"):
+        MADE["edm"].t_of(np.nan)
+
+
+def test_a_table_of_a_law_finds_the_law_between_its_levels():
+    """The log-linear interpolation of a table and the law that it was tabulated from, at second order."""
+    errors = []
+    for T in (50, 100, 200):
+        t = np.linspace(0.01, 1, T)
+        table = Schedule("given", *MADE["vp_sde"](t))
+        middle = np.arange(T - 1) + 0.5
+        law = MADE["vp_sde"](0.5 * (t[1:] + t[:-1]))
+        errors.append(np.abs(np.subtract(table(middle), law))[:, T // 10 :].max())
+    assert -np.polyfit(np.log([50, 100, 200]), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
