@@ -29,7 +29,7 @@ class Problem:
         schedule: name and options of the schedule, see `schedule.make_schedule`.
         prediction: the parameterisation.
         value_range: what black and white are to the network.
-        time_scale: see `process.Process`.
+        time_scale: see `process.Process`; so is sigma_data.
     """
 
     spec: NetworkSpec
@@ -37,6 +37,7 @@ class Problem:
     prediction: str
     value_range: tuple[float, float] = VALUE_RANGE
     time_scale: float = 1.0
+    sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         given, images = self.spec.out_channels, self.spec.in_channels
@@ -57,7 +58,7 @@ class Problem:
     @cached_property
     def process(self) -> Process:
         """The schedule with its parameterisation."""
-        return Process(make_schedule(**self.schedule), self.prediction, self.time_scale)
+        return Process(make_schedule(**self.schedule), self.prediction, self.time_scale, self.sigma_data)
 
     def plan(self, sampler: str, **options: Any) -> SamplerPlan:
         """The plan of a sampler by name, whose clip is in the range of the values; see `sampling.make_plan`."""
@@ -83,6 +84,7 @@ class Problem:
             "prediction": self.prediction,
             "value_range": list(self.value_range),
             "time_scale": self.time_scale,
+            "sigma_data": self.sigma_data,
         }
 
     @staticmethod
@@ -90,4 +92,6 @@ class Problem:
         """The inverse of `to_dict`."""
         spec = make_spec(data["architecture"], **data["spec"])
         value_range = tuple(data["value_range"])
-        return Problem(spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"])
+        # Those that were written before there was an option do not say it.
+        later = {name: data[name] for name in ("sigma_data",) if name in data}
+        return Problem(spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later)

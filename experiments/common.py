@@ -65,7 +65,9 @@ def problem_of(cfg: DictConfig) -> Problem:
     if "name" not in schedule:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
     process = cfg.process
-    return Problem(spec, schedule, process.prediction, tuple(process.value_range), process.time_scale)
+    return Problem(
+        spec, schedule, process.prediction, tuple(process.value_range), process.time_scale, process.sigma_data
+    )
 
 
 def spec_of(cfg: DictConfig) -> NetworkSpec:
@@ -201,7 +203,6 @@ def noising_strip(problem: Problem, images: NDArray, seed: int) -> NDArray[np.ui
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
-        levels = np.linspace(0, schedule.steps - 1, 9).astype(int)
-        noisy = [add_noise(image, eps, *schedule(t)) for t in levels]
+        noisy = [add_noise(image, eps, *schedule(t)) for t in schedule.evenly(9)]
         rows.append(("" if k else "x_0 ... x_T", to_uint8(np.stack([image, *noisy]), problem.value_range)))
     return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size))

@@ -80,6 +80,8 @@ class DataSchema:
 class ProcessSchema:
     """Schedule (name and options), prediction, distance, label dropping, lowest level, range of values, scale of t.
 
+    `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm ask for.
+
     The weights of the levels and the law by which they are drawn have a name and options, as the schedule has.
     """
 
@@ -94,6 +96,7 @@ class ProcessSchema:
     input_perturbation: float = 0.0
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0
+    sigma_data: float = 0.5
 
 
 @dataclass

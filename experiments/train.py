@@ -121,7 +121,7 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
     source = find_checkpoint(directory if latest else cfg.resume)
     found = load_checkpoint(source, problem.spec)
-    for name in ("schedule", "prediction", "value_range", "time_scale"):
+    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data"):
         stored, given = getattr(found.problem, name), getattr(problem, name)
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")

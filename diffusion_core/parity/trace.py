@@ -30,7 +30,7 @@ from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, relative
-from diffusion_core.process import PREDICTIONS, Process
+from diffusion_core.process import PREDICTIONS, Process, misfit
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.sampling.draw import noise_source, start_noise
@@ -100,8 +100,8 @@ def tables(backend: Backend, trace: Trace) -> None:
         schedule = make_schedule(name)
         trace.arrays[f"0/schedule {name}"] = np.stack([schedule.alpha, schedule.sigma])
         for prediction in PREDICTIONS:
-            if prediction == "eps" and np.any(schedule.alpha == 0):
-                continue  # not defined
+            if misfit(schedule, prediction):
+                continue
             columns = Process(schedule, prediction).columns(np.arange(schedule.steps))
             trace.arrays[f"0/process {prediction}, {name}"] = np.stack(list(vars(columns).values()))
     for name, plan in cases.PLANS.items():

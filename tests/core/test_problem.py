@@ -77,3 +77,13 @@ def test_time_is_scaled_on_its_way_to_the_network():
     assert problem.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
     with pytest.raises(DuetError, match=r"process\.time_scale: 0 was given; it must be a positive number"):
         replace(problem, time_scale=0)
+
+
+def test_continuous_time_and_the_scale_of_the_data_survive_a_checkpoint():
+    problem = Problem(SPEC, {"name": "edm", "sigma_max": 50.0}, "edm", sigma_data=0.3)
+    again = Problem.from_dict(problem.to_dict())
+    assert again == problem and again.process.sigma_data == 0.3
+    assert again.plan("ddim", steps=4, spacing="karras").start_scale == pytest.approx(50)
+    # One that was written before there was such an option.
+    old = {name: value for name, value in problem.to_dict().items() if name != "sigma_data"}
+    assert Problem.from_dict(old).sigma_data == 0.5

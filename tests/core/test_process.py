@@ -8,10 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from diffusion_core import process
+from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.errors import DuetError
-from diffusion_core.process import PREDICTIONS, Process, posterior
+from diffusion_core.process import PREDICTIONS, Process, misfit, posterior
 from diffusion_core.random import Stream
-from diffusion_core.schedule import SCHEDULES, Schedule, flow, linear, make_schedule
+from diffusion_core.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 
 X0, EPS = (Stream(0, name).normal(np.arange(5), (3, 2, 1)) for name in ("x0", "eps"))
 ALPHA, SIGMA = np.array([0.99, 0.8, 0.5, 0.1, 1.0]), np.array([0.1, 0.6, 0.5, 3.0, 20.0])
@@ -57,27 +58,150 @@ def test_the_score_is_the_slope_of_the_log_density(alpha, sigma, x0, x):
     assert score == pytest.approx(slope, rel=1e-6, abs=1e-5 / sigma)
 
 
-PAIRS = [
-    (name, prediction)
-    for name in SCHEDULES
-    for prediction in PREDICTIONS
-    if prediction != "eps" or make_schedule(name).alpha[-1] > 0
-]
+MADE = {name: make_schedule(name) for name in [*SCHEDULES, *CONTINUOUS]}
+SHARES = np.append(Stream(1, "share").uniform(np.arange(200), 1)[:, 0], [0.0, 1.0])
 
 
-@pytest.mark.parametrize("name, prediction", PAIRS)
-def test_the_exact_target_gives_x0_back(name, prediction):
-    schedule = make_schedule(name)
-    columns = Process(schedule, prediction).columns(np.arange(1000))
-    x0, eps = Stream(1, "x0").normal([0], (1000,))[0], Stream(1, "eps").normal([0], (1000,))[0]
-    x = schedule.alpha * x0 + schedule.sigma * eps
-    target = columns.target_x0 * x0 + columns.target_eps * eps
-    estimate = columns.c_skip * x + columns.c_out * target
-    # c_out magnifies the rounding of x and of the target: 1/alpha for eps, 1/d for close levels.
-    size = np.maximum(1, np.abs(columns.c_out))
-    assert np.max(np.abs(estimate - x0) / size) < 1e-14
-    np.testing.assert_array_equal(columns.c_in, 1)
-    np.testing.assert_array_equal(columns.c_noise, np.arange(1000))
+def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.ndarray, eps: np.ndarray) -> None:
+    """D = x_0 where F is the target, at these shares of the span, whole and fractional."""
+    schedule, made = MADE[name], Process(MADE[name], prediction)
+    low, high = schedule.span
+    for whole in (True, False) if schedule.is_table and prediction != "next_level" else (schedule.is_table,):
+        t = np.minimum(low + shares * (high - low), high)
+        t = np.floor(t) if whole else t
+        columns, (alpha, sigma) = made.columns(t), schedule(t)
+        x = alpha * x0 + sigma * eps
+        parts = columns.c_skip * x, columns.c_out * columns.target_x0 * x0, columns.c_out * columns.target_eps * eps
+        # Rounding is of the size of what is added up: much more than x_0 where 1/alpha, or 1/d, is large.
+        assert np.max(np.abs(sum(parts) - x0) / (1 + np.max(np.abs(parts), axis=0))) < 1e-14
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_exact_target_gives_x0_back(name):
+    x0, eps = (Stream(1, of).normal(np.arange(len(SHARES)), ()) for of in ("x0", "eps"))
+    for prediction in PREDICTIONS:
+        if not misfit(MADE[name], prediction):
+            assert_gives_x0_back(name, prediction, SHARES, x0, eps)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@given(data=st.data(), share=st.floats(0, 1), x0=st.floats(-2, 2), eps=st.floats(-4, 4))
+def test_the_exact_target_gives_x0_back_wherever_it_is_asked(prediction, data, share, x0, eps):
+    name = data.draw(st.sampled_from([name for name in MADE if not misfit(MADE[name], prediction)]))
+    assert_gives_x0_back(name, prediction, np.array([share]), np.array([x0]), np.array([eps]))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_network_that_sees_x_and_t_is_given_both_as_they_are(name):
+    t = MADE[name].evenly(7)
+    for prediction in PREDICTIONS:
+        if misfit(MADE[name], prediction):
+            continue
+        columns = Process(MADE[name], prediction).columns(t)
+        for column in vars(columns).values():
+            assert column.shape == (7,) and column.dtype == np.float64 and np.all(np.isfinite(column))
+        scaled = Process(MADE[name], prediction, time_scale=999.0).columns(t)
+        np.testing.assert_array_equal(scaled.c_noise, 999.0 * columns.c_noise)
+        if prediction in ("eps", "x0", "v", "score", "flow", "next_level"):
+            np.testing.assert_array_equal(columns.c_in, 1)
+            np.testing.assert_array_equal(columns.c_noise, t)
+
+
+@given(
+    name=st.sampled_from([name for name, schedule in MADE.items() if np.isfinite(schedule.ends[1])]),
+    share=st.floats(0, 1),
+    x0=st.floats(-2, 2),
+    eps=st.floats(-4, 4),
+)
+def test_every_parameterisation_says_the_same_of_a_picture(name, share, x0, eps):
+    """x_0 <-> eps <-> v <-> score <-> flow, at whole and fractional t of every schedule that ends with signal."""
+    low, high = MADE[name].span
+    alpha, sigma = MADE[name](min(low + share * (high - low), high))
+    clean, noise = np.array([x0]), np.array([eps])
+    x = process.add_noise(clean, noise, alpha, sigma)
+    # The digits of x_0 in x_t are lost where alpha is small, and those of eps where sigma is.
+    lost = 1e-14 * (1 + np.hypot(alpha, sigma) * (1 / alpha + 1 / sigma)) ** 2
+    assert process.eps_from_x0(x, clean, alpha, sigma) == pytest.approx(noise, abs=lost)
+    assert process.x0_from_eps(x, noise, alpha, sigma) == pytest.approx(clean, abs=lost)
+    v, flow_of = process.v_from_x0_eps(clean, noise, alpha, sigma), process.flow_from_x0_eps(clean, noise)
+    assert process.x0_from_v(x, v, alpha, sigma) == pytest.approx(clean, abs=lost)
+    assert process.x0_from_flow(x, flow_of, alpha, sigma) == pytest.approx(clean, abs=lost)
+    score = process.score_from_x0(x, clean, alpha, sigma)
+    assert process.x0_from_score(x, score, alpha, sigma) == pytest.approx(clean, abs=lost)
+    assert -sigma * score == pytest.approx(noise, abs=lost)
+
+
+def test_the_flow_is_the_slope_of_the_straight_line():
+    # x_t = (1 - t) x_0 + t eps, so that dx/dt = eps - x_0 whatever t is.
+    line, h = MADE["flow_continuous"], 1e-6
+    ahead, behind = (process.add_noise(X0, EPS, *line(0.4 + d)) for d in (h, -h))
+    np.testing.assert_allclose(process.flow_from_x0_eps(X0, EPS), (ahead - behind) / (2 * h), rtol=1e-8, atol=1e-8)
+
+
+# The table of Karras et al., where the network's input is x_t/alpha with noise of scale r = sigma/alpha.
+
+
+def karras_form(made: Process, t: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(r, c_skip, c_out, c_in, c_noise), of x_t/alpha."""
+    alpha, sigma = made.schedule(t)
+    c = made.columns(t)
+    return sigma / alpha, c.c_skip * alpha, c.c_out, c.c_in * alpha, c.c_noise
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "vp_sde", "ve_sde", "edm", "cosine_continuous"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_the_columns_of_edm_are_those_of_table_1(name, sigma_data):
+    schedule = MADE[name]
+    r, c_skip, c_out, c_in, c_noise = karras_form(Process(schedule, "edm", 1.0, sigma_data), schedule.evenly(9))
+    total = r**2 + sigma_data**2
+    np.testing.assert_allclose(c_skip, sigma_data**2 / total, rtol=1e-12)
+    np.testing.assert_allclose(c_out, r * sigma_data / np.sqrt(total), rtol=1e-12)
+    np.testing.assert_allclose(c_in, 1 / np.sqrt(total), rtol=1e-12)
+    np.testing.assert_allclose(c_noise, np.log(r) / 4, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_edm_has_inputs_and_targets_of_unit_variance(name):
+    if misfit(MADE[name], "edm"):
+        return
+    t, m = MADE[name].evenly(9), 0.7
+    alpha, sigma = MADE[name](t)
+    c = Process(MADE[name], "edm", sigma_data=m).columns(t)
+    np.testing.assert_allclose((c.c_in * alpha * m) ** 2 + (c.c_in * sigma) ** 2, 1, rtol=1e-12)
+    np.testing.assert_allclose((c.target_x0 * m) ** 2 + c.target_eps**2, 1, rtol=1e-12)
+    # And c_out is as small as it can be: the slope of the error in F by c_skip is 0.
+    np.testing.assert_allclose(c.target_x0 * m**2 * alpha + c.target_eps * sigma, 0, atol=1e-12 * m)
+
+
+def test_vp_and_ve_are_the_preconditionings_of_table_1():
+    t = np.linspace(1e-3, 1, 7)
+    r, c_skip, c_out, c_in, c_noise = karras_form(Process(MADE["vp_sde"], "vp", time_scale=999.0), t)
+    # VPPrecond in EDM's code: beta_d 19.9, beta_min 0.1, M 1000, with sigma(t) and its inverse.
+    sigma = np.sqrt(np.exp(19.9 * t**2 / 2 + 0.1 * t) - 1)
+    np.testing.assert_allclose(r, sigma, rtol=1e-12)
+    inverse = (np.sqrt(0.1**2 + 2 * 19.9 * np.log(1 + sigma**2)) - 0.1) / 19.9
+    np.testing.assert_allclose(c_noise, 999 * inverse, rtol=1e-9)
+    np.testing.assert_allclose([c_skip, c_out, c_in], [np.ones(7), -sigma, 1 / np.sqrt(sigma**2 + 1)], rtol=1e-12)
+    r, c_skip, c_out, c_in, c_noise = karras_form(Process(MADE["ve_sde"], "ve"), np.linspace(0, 1, 7))
+    np.testing.assert_allclose(r, 0.02 * 5000.0 ** np.linspace(0, 1, 7), rtol=1e-12)
+    np.testing.assert_allclose([c_skip, c_out, c_in], [np.ones(7), r, np.ones(7)], rtol=1e-12)
+    np.testing.assert_allclose(c_noise, np.log(0.5 * r), rtol=1e-12)
+
+
+def test_iddpm_is_the_preconditioning_of_table_1():
+    # iDDPMPrecond in EDM's code: u from the clean end, C_1 0.001 and C_2 0.008; index M - 1 - argmin |u - sigma|.
+    M, u = 1000, np.zeros(1001)
+    j = np.arange(1001)
+    bar = np.sin(0.5 * np.pi * j / M / (0.008 + 1)) ** 2
+    for i in range(M, 0, -1):
+        u[i - 1] = np.sqrt((u[i] ** 2 + 1) / max(bar[i - 1] / bar[i], 0.001) - 1)
+    made = Process(cosine(M), "iddpm")
+    t = np.array([0.0, 0.3, 0.6, 41.0, 500.4, 500.9, 998.0, 998.49, 998.51, 999.0])
+    r, c_skip, c_out, c_in, c_noise = karras_form(made, t)
+    np.testing.assert_allclose(u[:-1][::-1], np.exp(made.schedule.log_ratio), rtol=1e-9)
+    np.testing.assert_array_equal(c_noise, M - 1 - np.argmin(np.abs(r[:, None] - u[:-1]), axis=1))
+    np.testing.assert_array_equal(c_noise[[0, 3, 6, 9]], [0, 41, 998, 999])
+    np.testing.assert_allclose([c_skip, c_out, c_in], [np.ones(10), -r, 1 / np.sqrt(r**2 + 1)], rtol=1e-12)
 
 
 @given(LEVELS, LEVELS, LEVELS, LEVELS, st.floats(-2, 2), st.floats(-2, 2))
@@ -101,11 +225,27 @@ def test_targets_are_the_quantities_they_are_named_for():
     alpha, sigma = linear()(t)
     cleaner = process.add_noise(X0, EPS, *linear()(np.maximum(t - 1, 0)))
     cleaner[0] = X0[0]  # t = 0 leads to clean data
-    expected = {"eps": EPS, "x0": X0, "v": process.v_from_x0_eps(X0, EPS, alpha, sigma), "next_level": cleaner}
-    for prediction in PREDICTIONS:
+    x = process.add_noise(X0, EPS, alpha, sigma)
+    per_image = (5, 1, 1, 1)
+    r, q = sigma / alpha, np.hypot(0.5, sigma / alpha)
+    skipped = (0.25 / q**2 / alpha).reshape(per_image) * x
+    expected = {
+        "eps": EPS,
+        "x0": X0,
+        "v": process.v_from_x0_eps(X0, EPS, alpha, sigma),
+        "score": process.score_from_x0(x, X0, alpha, sigma),
+        "flow": process.flow_from_x0_eps(X0, EPS),
+        "next_level": cleaner,
+        "edm": (X0 - skipped) / (0.5 * r / q).reshape(per_image),  # Karras et al., eq. 8
+        "vp": EPS,
+        "ve": -EPS,
+        "iddpm": EPS,
+    }
+    assert expected.keys() == PREDICTIONS.keys()
+    for prediction, wanted in expected.items():
         columns = Process(linear(), prediction).columns(t)
         target = process.add_noise(X0, EPS, columns.target_x0, columns.target_eps)
-        np.testing.assert_allclose(target, expected[prediction], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(target, wanted, rtol=1e-12, atol=1e-10 if prediction == "score" else 1e-13)
 
 
 @given(LEVELS, LEVELS, LEVELS, LEVELS, st.floats(-2, 2), st.floats(-2, 2))
@@ -145,14 +285,23 @@ def test_eps_is_refused_where_alpha_is_zero():
         Process(flow(), "eps")
     with pytest.raises(DuetError, match="alpha is 0"):
         Process(Schedule("given", np.array([0.5, 0.0]), np.array([0.5, 1.0])), "eps")
-    for prediction in ("x0", "v", "next_level"):
+    for prediction in ("x0", "v", "flow", "next_level"):
         Process(flow(), prediction)
+    with pytest.raises(DuetError, match=r"process edm: log\(sigma/alpha\) is infinite where alpha is 0"):
+        Process(flow(), "edm")
 
 
 def test_other_bad_input_is_refused():
-    with pytest.raises(DuetError, match="it must be one of eps, x0, v, next_level"):
+    with pytest.raises(DuetError, match="it must be one of eps, x0, v, score, flow, next_level, edm, vp, ve, iddpm"):
         Process(linear(), "epsilon")
     with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])
     with pytest.raises(DuetError, match="t must be whole"):
         Process(linear(), "next_level").columns([3.5])
+    for prediction in ("next_level", "iddpm"):
+        with pytest.raises(
+            DuetError, match=f"process {prediction}: it counts the levels of a table, and the time of edm"
+        ):
+            Process(MADE["edm"], prediction)
+    with pytest.raises(DuetError, match=r"process.sigma_data: 0.0 was given; it must be a positive number"):
+        Process(linear(), "edm", sigma_data=0.0)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import make_levels
 from diffusion_core.objectives import Objective
-from diffusion_core.process import PREDICTIONS, Process, add_noise
+from diffusion_core.process import PREDICTIONS, Process, add_noise, misfit
 from diffusion_core.random import Stream
 from diffusion_core.schedule import Schedule, cosine, flow, linear
 from diffusion_core.weighting import WEIGHTINGS, make_weights
@@ -28,7 +29,7 @@ def ratio(schedule: Schedule) -> np.ndarray:
 def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.ndarray) -> float:
     """The loss of a batch, for the output of a network that means `x0_hat`."""
     batch = Objective(process, 5, weighting=weighting).batch(x0, np.zeros(len(x0)), np.arange(len(x0)), np.float64)
-    c = process.columns(batch.c_noise.astype(int))
+    c = process.columns(make_levels(process.schedule).draw(5, np.arange(len(x0))))
     x = add_noise(x0, batch.noise, batch.alpha, batch.sigma)
     target = add_noise(x0, batch.noise, batch.target_x0, batch.target_eps)
     output = add_noise(x0_hat, x, 1 / c.c_out, -c.c_skip / c.c_out)
@@ -44,7 +45,7 @@ def test_every_weighting_is_chosen_here():
 def test_the_loss_is_the_same_number_for_every_prediction(schedule, weighting):
     """The identity in x_0: outputs that mean the same estimate of x_0 cost the same, whatever was asked for."""
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
-    predictions = [p for p in PREDICTIONS if p != "eps" or schedule.alpha[-1] > 0]
+    predictions = [p for p in PREDICTIONS if not misfit(schedule, p)]
     losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
     assert losses["x0"] > 0
     for name, loss in losses.items():
