@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError
 
-__all__ = ["difference", "grid", "labelled_rows", "png_bytes", "save_gif", "save_png", "strip"]
+__all__ = ["difference", "grid", "labelled_rows", "png_bytes", "save_gif", "save_png", "strip", "table"]
 
 Picture = NDArray[np.uint8]
 
@@ -96,6 +96,52 @@ def labelled_rows(rows: Sequence[tuple[str, Picture]], scale: int = 1, pad: int 
         top += row_height - pad
     sheet[:, :left] = np.asarray(captions)[..., None]
     return sheet
+
+
+def table(
+    cells: Sequence[Sequence[tuple[Picture, str] | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: int = 1,
+    pad: int = 4,
+    text_size: int = 14,
+) -> Picture:
+    """Pictures in rows and columns with a caption each, and a note under every cell.
+
+    Args:
+        cells: per row and column a pair of pictures (N, H, W, C), side by side, and a note; None leaves it empty. All
+            pictures have one shape.
+        rows: a caption per row, on the left.
+        columns: a caption per column, above.
+        scale: how many times each pixel is repeated in both directions.
+        pad: pixels between and around the pictures of a cell.
+        text_size: height of the letters' box in pixels; notes are a little smaller.
+    """
+    if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
+        raise DuetError(f"table: {len(rows)} rows and {len(columns)} columns are named; the cells must be as many")
+    strips = [[cell and strip(cell[0], scale, pad) for cell in row] for row in cells]
+    drawn = [s for row in strips for s in row if s is not None]
+    if not drawn or len({s.shape for s in drawn}) > 1:
+        raise DuetError("table: the cells hold no pictures, or pictures of several shapes; they must have one shape")
+    high, wide, channels = drawn[0].shape
+    font, small = (ImageFont.load_default(size=size) for size in (text_size, text_size * 0.8))
+    gap, line = text_size, math.ceil(text_size * 1.4)
+    left = math.ceil(max(font.getlength(name) for name in rows)) + 2 * gap
+    size = left + len(columns) * (wide + gap), line + gap + len(rows) * (high + line + gap // 2)
+    sheet = Image.new("RGB" if channels == 3 else "L", size, (BACKGROUND,) * 3 if channels == 3 else BACKGROUND)
+    ink = (INK,) * 3 if channels == 3 else INK
+    draw = ImageDraw.Draw(sheet)
+    for j, name in enumerate(columns):
+        draw.text((left + j * (wide + gap) + wide / 2, gap), name, fill=ink, font=font, anchor="mt")
+    for i, name in enumerate(rows):
+        top = line + gap + i * (high + line + gap // 2)
+        draw.text((gap, top + high / 2), name, fill=ink, font=font, anchor="lm")
+        for j, cell in enumerate(cells[i]):
+            if cell is not None:
+                at = left + j * (wide + gap)
+                sheet.paste(_image(strips[i][j]), (at, top))
+                draw.text((at + wide / 2, top + high + 1), cell[1], fill=ink, font=small, anchor="mt")
+    return np.asarray(sheet).reshape(size[1], size[0], channels)
 
 
 def difference(a: Picture, b: Picture, gain: float = 1.0) -> Picture:

@@ -157,6 +157,24 @@ class EvaluateSchema:
 
 
 @dataclass
+class GallerySchema:
+    """Everything of `experiments.gallery`; no `methods` means all that the process allows, in `budgets` evaluations."""
+
+    checkpoint: str = MISSING
+    out: str = MISSING
+    precision: str = "float32"
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    methods: list[str] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=lambda: [5, 8, 12, 20, 50, 100])
+    spacing: Any = None
+    guidance: float = 1.0
+    reference: str = "DPM-Solver++ 3M, exact"
+    reference_steps: int = 500
+    shown: int = 3
+    sample: SampleSchema = field(default_factory=lambda: SampleSchema(count=16))
+
+
+@dataclass
 class TraceSchema:
     """Everything of `experiments.trace`; not `whole` is the ladder with one network instead of all."""
 
@@ -239,6 +257,7 @@ class ExportSchema:
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
+    "gallery": GallerySchema,
     "evaluate": EvaluateSchema,
     "trace": TraceSchema,
     "networks": NetworksSchema,

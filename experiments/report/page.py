@@ -13,7 +13,7 @@ import base64
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .figures import bars, loss_figure
 from .ladder import failures, ladder, read_checks, verdict
 from .text import DASH, count, element, escape, moment, number, percent, plain, real
 
-__all__ = ["render", "write"]
+__all__ = ["command", "document", "picture", "render", "scroll", "write"]
 
 _NAMES = {"torch": "PyTorch", "tf": "TensorFlow"}
 _STYLES = {"torch": "torch", "tf": "tf"}
@@ -71,7 +71,39 @@ def render(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         ("runs", "Runs and environments", "", _runs(report)),
     ]
     sections = [section for section in sections if section[3]]
-    links = "".join(f'<li><a href="#{key}">{escape(_SHORT[key])}</a></li>' for key, *_ in sections)
+    failed = f"{total - passed:,} of {count(total, 'check')} FAIL"
+    tally = element(
+        "p", "tally", (failed if passed < total else f"{passed:,} of {count(total, 'check')} pass") if total else ""
+    )
+    header = (
+        f'{_origin(report)}<div class="verdict {style}"><span class="seal" aria-hidden="true">{mark}</span><div>'
+        f'<p class="claim">{escape(claim)}</p>{tally}'
+        f"{element('p', 'sentence', sentence)}</div></div>"
+    )
+    return document(title, header, sections, f"{failures(checks)}{_headlines(report)}", f"{mark} ", style)
+
+
+def document(
+    title: str,
+    header: str,
+    sections: Sequence[tuple[str, str, str, str]],
+    before: str = "",
+    mark: str = "",
+    style: str = "unknown",
+) -> str:
+    """A page that needs no other file and no network, in the dress of all of Duet's.
+
+    Args:
+        title: of the page, as text.
+        header: HTML under the title.
+        sections: (key, heading, lead, content): the first three as text, the last as HTML.
+        before: HTML in front of the sections.
+        mark: what the title in the browser's tab begins with.
+        style: class of the page.
+    """
+    links = "".join(
+        f'<li><a href="#{key}">{escape(_SHORT.get(key, heading))}</a></li>' for key, heading, *_ in sections
+    )
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-heading"><h2 id="{key}-heading">{escape(heading)}</h2>'
         f"{element('p', 'lead', lead)}{content}</section>"
@@ -83,26 +115,19 @@ def render(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
         f"script-src 'sha256-{digest}'"
     )
-    failed = f"{total - passed:,} of {count(total, 'check')} FAIL"
-    tally = element(
-        "p", "tally", (failed if passed < total else f"{passed:,} of {count(total, 'check')} pass") if total else ""
-    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{mark} {escape(title)} {DASH} Duet</title>'
+        f'<meta name="color-scheme" content="light dark"><title>{mark}{escape(title)} {DASH} Duet</title>'
         f'<link rel="icon" href="data:,"><style>{css}</style></head>\n<body class="{style}">'
         '<a class="skip" href="#main">Skip to the report</a>'
         f'<div class="bar-top"><a class="brand" href="#top">{_LOGO}Duet</a>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
         '<button type="button" id="theme" aria-label="Switch between the light and the dark theme" hidden>'
         '<span aria-hidden="true">◐</span></button></div>'
-        f'<header id="top"><h1>{escape(title)}</h1>{_origin(report)}'
-        f'<div class="verdict {style}"><span class="seal" aria-hidden="true">{mark}</span><div>'
-        f'<p class="claim">{escape(claim)}</p>{tally}'
-        f"{element('p', 'sentence', sentence)}</div></div></header>\n"
-        f'<main id="main">{failures(checks)}{_headlines(report)}{body}</main>'
+        f'<header id="top"><h1>{escape(title)}</h1>{header}</header>\n'
+        f'<main id="main">{before}{body}</main>'
         "<footer><p>Made by Duet: one diffusion model, two frameworks, the same numbers.</p></footer>"
         f"<script>{script}</script></body></html>\n"
     )
@@ -161,7 +186,8 @@ def _run_names(report: Mapping) -> tuple[dict[str, str], dict[str, str]]:
     return names, {key: _STYLES.get(key, "pair") for key in keys}
 
 
-def _command(text: object) -> str:
+def command(text: object) -> str:
+    """A command that can be copied."""
     return (
         f'<div class="command"><code>{escape(text)}</code>'
         '<button type="button" class="copy" aria-label="Copy the command" hidden>Copy</button></div>'
@@ -175,7 +201,7 @@ def _origin(report: Mapping) -> str:
     if report.get("commit"):
         facts.append(f"<span>commit <code>{escape(report['commit'])}</code></span>")
     line = f'<p class="origin">{"".join(facts)}</p>' if facts else ""
-    return line + (_command(report["command"]) if report.get("command") else "")
+    return line + (command(report["command"]) if report.get("command") else "")
 
 
 def _headlines(report: Mapping) -> str:
@@ -204,7 +230,7 @@ def _shape(name: object, data: bytes) -> tuple[str, int, int]:
     raise DuetError(f"picture {name!r}: {data[:8]!r} begins what was given; it must be a whole PNG, GIF or JPEG file")
 
 
-def _picture(name: object, alt: str, pictures: Mapping[str, bytes], target: int) -> str:
+def picture(name: object, alt: str, pictures: Mapping[str, bytes], target: int) -> str:
     """A picture magnified by a whole factor to about `target` pixels, or narrower where the page is."""
     if name is None or str(name) not in pictures:
         return f'<span class="no-picture">{DASH} no picture</span>'
@@ -227,7 +253,7 @@ def _samples(report: Mapping, pictures: Mapping[str, bytes]) -> str:
             ("difference", "difference"),
         ):
             if key in sample:
-                image = _picture(sample[key], f"{sample.get('title')}: {label}", pictures, 360)
+                image = picture(sample[key], f"{sample.get('title')}: {label}", pictures, 360)
                 cells += f'<div class="cell {key}">{image}<p>{escape(label)}</p></div>'
         blocks.append(
             f'<figure class="compare"><figcaption><h3>{escape(sample.get("title"))}</h3>'
@@ -242,7 +268,7 @@ def _pictures(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         name = str(entry.get("picture"))
         _, width, height = _shape(name, bytes(pictures[name])) if name in pictures else ("", 0, 0)
         wide = " wide" if width > 2 * height else ""
-        image = _picture(name, str(entry.get("title") or "picture"), pictures, 1040 if wide else 420)
+        image = picture(name, str(entry.get("title") or "picture"), pictures, 1040 if wide else 420)
         blocks.append(
             f'<figure class="picture{wide}"><figcaption><h3>{escape(entry.get("title"))}</h3>'
             f"{element('p', 'caption', entry.get('caption'))}</figcaption>"
@@ -251,7 +277,8 @@ def _pictures(report: Mapping, pictures: Mapping[str, bytes]) -> str:
     return f'<div class="gallery">{"".join(blocks)}</div>' if blocks else ""
 
 
-def _scroll(table: str, label: str) -> str:
+def scroll(table: str, label: str) -> str:
+    """A table that scrolls where the page is narrower."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{table}</div>'
 
 
@@ -283,7 +310,7 @@ def _quality(report: Mapping) -> str:
         f'<table class="quality"><caption class="hidden">Quality of the samples</caption><thead><tr><th scope="col">'
         f"measure</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
-    return _scroll(table, "quality of the samples") + element("p", "note", quality.get("note"))
+    return scroll(table, "quality of the samples") + element("p", "note", quality.get("note"))
 
 
 def _cost(report: Mapping, names: Mapping[str, str], styles: Mapping[str, str]) -> str:
@@ -336,9 +363,9 @@ def _runs(report: Mapping) -> str:
             '<table class="facts"><caption class="hidden">Runs, devices and versions</caption><thead><tr>'
             f'<th scope="col"><span class="hidden">fact</span></th>{head}</tr></thead><tbody>{lines}</tbody></table>'
         )
-        content += _scroll(table, "runs, devices and versions")
+        content += scroll(table, "runs, devices and versions")
         content += "".join(
-            f"<h3>{escape(run.get('label') or run.get('backend'))}: command</h3>{_command(run['command'])}"
+            f"<h3>{escape(run.get('label') or run.get('backend'))}: command</h3>{command(run['command'])}"
             for run in runs
             if run.get("command")
         )

@@ -1,0 +1,97 @@
+"""The gallery of samplers: what it draws, what it measures and what its page says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_core.backend import TrainerState
+from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.errors import DuetError
+from diffusion_core.parity.cases import scattered_weights
+from diffusion_core.problem import Problem
+from diffusion_core.sampling import METHODS
+from diffusion_core.unet import UNetSpec
+from experiments.gallery import default_spacing, plan_of, planned
+from experiments.report.gallery import curves
+
+SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4)
+SCHEDULE = {"name": "linear", "T": 100, "beta_end": 0.1}
+PROBLEM = Problem(SPEC, SCHEDULE, "v")
+
+
+def run(*words: str) -> None:
+    """The entry point in this process."""
+    main = importlib.import_module("experiments.gallery").main
+    GlobalHydra.instance().clear()
+    with mock.patch.object(sys, "argv", ["experiments.gallery", *words]), mock.patch.dict(os.environ):
+        main()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gallery") / "run"
+    weights = scattered_weights(PROBLEM.program, 0.5, dtype=np.float32)
+    save_checkpoint(path / "checkpoints", Checkpoint(256, PROBLEM, 0, TrainerState.fresh(weights), {}))
+    return path
+
+
+@pytest.mark.backend
+def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, capsys):
+    run(
+        f"backend={backend_name}", "backend.threads=1", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}",
+        "methods=[DDIM,DPM-Solver++ 2M,DDPM]", "budgets=[4,8,16]", "reference_steps=64", "sample.count=2", "shown=2",
+        "precision=float64",
+    )  # fmt: skip
+    assert "9 plans of 3 methods" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "gallery.json").read_text())["methods"]
+    errors = {name: [m["error"] for m in found if m["name"] == name] for name in ("DDIM", "DPM-Solver++ 2M", "DDPM")}
+    assert errors["DDPM"] == [None] * 3
+    # Twice the evaluations halve an error of first order, at least.
+    for name in ("DDIM", "DPM-Solver++ 2M"):
+        assert all(b < 0.6 * a for a, b in zip(errors[name], errors[name][1:], strict=False)), errors
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert all(name in page for name in errors) and "currentColor" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    for name in ("gallery.png", "curves.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        run(f"backend={backend_name}", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}")
+    assert "holds a gallery already" in capsys.readouterr().err
+
+
+def test_every_method_is_planned_within_its_budget_or_says_why_not():
+    options = {"spacing": default_spacing(PROBLEM)}
+    entries, left_out = planned(PROBLEM, [], [5, 9], options)
+    assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
+    for one in entries:
+        assert one.plan.rows <= one.budget
+        steps = next(n for n in range(1, 12) if plan_of(PROBLEM, METHODS[one.method], n, options).rows > one.budget)
+        assert plan_of(PROBLEM, METHODS[one.method], steps - 1, options).rows == one.plan.rows
+    first = {e.plan.alpha[0] for e in entries if not METHODS[e.method].stochastic}
+    assert max(first) - min(first) < 1e-9  # all start from the same level
+
+
+def test_a_method_that_was_asked_for_must_be_defined():
+    with pytest.raises(DuetError, match="methods: 'DDIMM' was given"):
+        planned(PROBLEM, ["DDIMM"], [5], {"spacing": None})
+
+
+def test_curves_have_a_panel_per_order_and_no_stochastic_line():
+    methods = [
+        {"name": name, "order": order, "stochastic": error is None, "budget": n, "evaluations": n, "error": error}
+        for name, order, error in (("first", 1, 0.1), ("second", 2, 0.01), ("noisy", 1, None))
+        for n in (5, 10)
+    ]
+    text = curves(methods, "svg").decode()
+    assert "order 1" in text and "order 2" in text and "first" in text and "noisy" not in text
+    assert curves(methods, "svg") == curves(methods, "svg")
