@@ -5,10 +5,12 @@ It is what a checkpoint must say of itself so that anyone can sample from it, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.errors import DuetError
@@ -69,6 +71,45 @@ class Problem:
                 "use fixed_small or fixed_large"
             )
         return plan
+
+    def check_guide(self, guide: Problem, plan: SamplerPlan) -> None:
+        """Refuse a network that guided rows of this one's plan cannot lead away from.
+
+        Raises:
+            DuetError: for other images, other classes (none at all are fine), or other columns than those of the plan.
+        """
+        self._check_leader("guide", guide, plan, ("c_skip", "c_out", "c_in", "c_noise"))
+        own, other = ((p.program.classes, p.program.null_label) for p in (self, guide))
+        if guide.program.classes and own != other:
+            raise DuetError(
+                f"guide: it has {other[0]} classes, and {other[1]} for no class, but the network that is sampled has "
+                f"{own[0]}, and {own[1]}; give one with the same, or with none"
+            )
+
+    def _check_leader(self, what: str, leader: Problem, plan: SamplerPlan, names: Sequence[str]) -> None:
+        """Refuse a network for other images, or whose levels or columns of these names are not those of the plan."""
+        if leader.spec.image_shape != self.spec.image_shape:
+            raise DuetError(
+                f"{what}: its images are {leader.spec.image_shape}, but those of the network that is sampled are "
+                f"{self.spec.image_shape} (h, w, c)"
+            )
+        wanted = [plan.alpha[:-1], plan.sigma[:-1], *(getattr(plan, name) for name in names)]
+        try:
+            columns = leader.process.columns(plan.t)
+            found = [*leader.process.schedule(plan.t), *(getattr(columns, name) for name in names)]
+        except DuetError:  # levels that it does not have
+            found = []
+        if leader.value_range != self.value_range or not all(map(np.array_equal, wanted, found)) or not found:
+            raise DuetError(
+                f"{what}: it was trained for another process, {leader._process_words()}, than the network that is "
+                f"sampled, {self._process_words()}"
+            )
+
+    def _process_words(self) -> str:
+        schedule = ", ".join(f"{key} {value}" for key, value in self.schedule.items() if key != "name")
+        schedule = self.schedule["name"] + (f" ({schedule})" if schedule else "")
+        low, high = self.value_range
+        return f"{self.prediction} on {schedule}, time_scale {self.time_scale:g}, values {low:g} to {high:g}"
 
     @property
     def architecture(self) -> str:

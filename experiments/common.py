@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_core import pictures
-from diffusion_core.backend import Backend, Network, Settings, TrainerState, load_backend
+from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, load_backend
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
@@ -27,6 +28,7 @@ from experiments.entry import plain
 from experiments.progress import Counter
 
 __all__ = [
+    "Leaders",
     "check_data",
     "check_sample",
     "load_data",
@@ -93,14 +95,48 @@ def load_data(data: DictConfig) -> Dataset:
     return replace(dataset, name=f"{dataset.name}, in place of {data.name}")
 
 
-def plan_of(problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
-    """The plan of a sampler's configuration."""
+def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None = None) -> SamplerPlan:
+    """The plan of a sampler's configuration, which leads away from a guide where there is one."""
     options = dict(sampler)
     if "name" not in options:
         raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
     plan = problem.plan(options.pop("name"), **options)
-    check_labels(np.zeros(0, np.int32), problem.program, plan)
+    check_labels(np.zeros(0, np.int32), problem.program, plan, has_guide=guide is not None)
     return plan
+
+
+@dataclass(frozen=True, eq=False)
+class Leaders:
+    """The other networks that lead sampling, as their checkpoints have them; see `backend.Steering`."""
+
+    guide: Checkpoint | None = None
+    guide_weights: str = "ema"
+
+    @staticmethod
+    def of(cfg: DictConfig) -> Leaders:
+        """Read those that a configuration names."""
+        if cfg.guide_weights not in WEIGHTS:
+            raise one_of("guide_weights", cfg.guide_weights, WEIGHTS)
+        return Leaders(None if cfg.guide is None else load_checkpoint(cfg.guide), cfg.guide_weights)
+
+    def plan(self, problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
+        """The plan of a sampler's configuration, which they fit."""
+        plan = plan_of(problem, sampler, self.guide and self.guide.problem)
+        if self.guide is not None:
+            problem.check_guide(self.guide.problem, plan)
+            if not np.any(plan.is_guided):
+                raise DuetError("guide: one was given, but nothing is guided; set sampler.guidance, for example to 2")
+        return plan
+
+    def steering(self, backend: Backend) -> Steering:
+        """Build their networks."""
+        return Steering(guide=_network(backend, self.guide, self.guide_weights))
+
+
+def _network(backend: Backend, checkpoint: Checkpoint | None, which: str) -> Network | None:
+    if checkpoint is None:
+        return None
+    return backend.network(checkpoint.problem.program, weights_of(checkpoint.state, which))
 
 
 def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
@@ -161,6 +197,7 @@ def save_samples(
     sample: DictConfig,
     name: str = "samples",
     strips: bool = True,
+    steering: Steering | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation.
@@ -180,6 +217,7 @@ def save_samples(
         images = draw(
             backend, network, plan, problem.spec.image_shape, labels, sample.seed,
             batch=sample.batch, watch=watch if strips else None, progress=progress,
+            steering=steering,
         )  # fmt: skip
     finished = to_uint8(images, white)
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}

@@ -2,8 +2,11 @@
 
     python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
     python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
+    python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance=3 sampler.interval=[0.2,3] sampler.rescale=0.7
+    python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
 
-A checkpoint says itself what network and process it is of.
+A checkpoint says itself what network and process it is of. A `guide` is the checkpoint of a weaker network of the same
+process, which guided rows lead away from: an earlier one of the run, or of a smaller network.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment, write_json
-from experiments.common import check_sample, open_backend, plan_of, save_samples, weights_of
+from experiments.common import Leaders, check_sample, open_backend, save_samples, weights_of
 from experiments.entry import entry, plain
 
 
@@ -24,7 +27,8 @@ from experiments.entry import entry, plain
 def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)
-    plan = plan_of(found.problem, plain(cfg.sampler))
+    leaders = Leaders.of(cfg)
+    plan = leaders.plan(found.problem, plain(cfg.sampler))
     check_sample(cfg.sample, found.problem)
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
@@ -36,6 +40,7 @@ def main(cfg: DictConfig) -> None:
     began = perf_counter()
     images = save_samples(
         backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
+        steering=leaders.steering(backend),
         images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
     )  # fmt: skip
     took = perf_counter() - began

@@ -22,6 +22,7 @@ from diffusion_core.backend import Settings
 from diffusion_core.convert import SOURCES
 from diffusion_core.ema import Ema
 from diffusion_core.optimiser import Adam, LearningRate
+from diffusion_core.sampling import make_plan
 from diffusion_core.training import Course
 from diffusion_core.unet import ARCHITECTURES
 from experiments.targets import TARGETS
@@ -51,6 +52,12 @@ def _options_of(function: Callable[..., Any]) -> type:
     arguments = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     made = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
     return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *made])
+
+
+def _sampler() -> dict[str, Any]:
+    """The keys that every sampler has: the keyword arguments of `make_plan`."""
+    arguments = inspect.signature(make_plan).parameters.values()
+    return {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
 
 
 @dataclass
@@ -125,19 +132,27 @@ class TrainSchema:
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
     ema: _schema_of(Ema) = field(default_factory=_schema_of(Ema))
     trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
-    sampler: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
 
 
 @dataclass
-class SampleRunSchema:
+class LeaderSchema:
+    """Other networks that lead sampling: the checkpoint of each, and which of its weights."""
+
+    guide: str | None = None
+    guide_weights: str = "ema"
+
+
+@dataclass
+class SampleRunSchema(LeaderSchema):
     """Everything of `experiments.sample`."""
 
     checkpoint: str = MISSING
     out: str = MISSING
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
-    sampler: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
     pictures: bool = True
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from numpy.typing import ArrayLike
-
 from diffusion_core.process import Process
 from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.dpm_solver import dpm_solver
+from diffusion_core.sampling.guidance import Guidance, per_row
 from diffusion_core.sampling.methods import METHODS, Method
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
@@ -30,7 +29,8 @@ def make_plan(
     process: Process,
     name: str,
     *,
-    guidance: ArrayLike = 1.0,
+    guidance: Guidance = 1.0,
+    guidance_convention: str = "from_null",
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
     classifier: float = 0.0,
@@ -42,8 +42,9 @@ def make_plan(
     Args:
         process: what the network was trained for.
         name: one of `SAMPLERS`.
-        guidance: see `SamplerPlan.with_guidance`; so are interval, rescale and classifier.
-        interval: of noise levels that are guided.
+        guidance: a weight, one for each row or a ramp, see `guidance.per_row`.
+        guidance_convention: what the weight means, one of `guidance.CONVENTIONS`.
+        interval: of noise levels that are guided, see `SamplerPlan.with_guidance`; so are rescale and classifier.
         rescale: of guided outputs.
         classifier: weight of a classifier's gradient.
         threshold: of the estimates, see `SamplerPlan`.
@@ -53,4 +54,5 @@ def make_plan(
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
     plan = build("sampler", SAMPLERS, name, options, process)
-    return replace(plan, threshold=threshold).with_guidance(guidance, interval, rescale, classifier)
+    weight = per_row(guidance, plan.rows, guidance_convention)
+    return replace(plan, threshold=threshold).with_guidance(weight, interval, rescale, classifier)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend import Backend, Network, NoiseSource, Watch
+from diffusion_core.backend import Backend, Network, NoiseSource, Steering, Watch
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
 from diffusion_core.sampling.plan import SamplerPlan
@@ -31,11 +31,14 @@ def noise_source(seed: int, index: NDArray, shape: tuple[int, ...], dtype: type)
     return lambda row: stream.normal(index, shape, row, dtype)
 
 
-def check_labels(labels: ArrayLike, program: Program, plan: SamplerPlan) -> NDArray[np.int32]:
-    """The network's labels as int32, or an error that says which there are."""
+def check_labels(labels: ArrayLike, program: Program, plan: SamplerPlan, has_guide: bool = False) -> NDArray[np.int32]:
+    """The network's labels as int32, or an error that says which there are.
+
+    Guidance leads away from no class, unless there is another network that it leads away from.
+    """
     labels = np.asarray(labels)
     if program.null_label is None:
-        if np.any(plan.is_guided):
+        if np.any(plan.is_guided) and not has_guide:
             raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
         return np.zeros(labels.shape, np.int32)
     if labels.size and (labels.min() < 0 or labels.max() > program.classes):
@@ -63,6 +66,7 @@ def draw(
     batch: int = 64,
     watch: Watch | None = None,
     progress: Callable[[int], None] | None = None,
+    steering: Steering | None = None,
 ) -> NDArray:
     """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
 
@@ -74,8 +78,10 @@ def draw(
         batch: how many are computed at once; changes no picture.
         watch: see `backend.Watch`; called for the first batch alone.
         progress: called with the number of samples done after each batch.
+        steering: what leads all of them; None is nothing beside the plan.
     """
-    labels = check_labels(labels, network.program, plan)
+    steering = steering or Steering()
+    labels = check_labels(labels, network.program, plan, has_guide=steering.guide is not None)
     dtype = backend.settings.host_dtype
     done = []
     for at in range(0, len(labels), batch):
@@ -83,7 +89,7 @@ def draw(
         index = first + np.arange(at, at + len(part))
         start = start_noise(plan, seed, index, shape, dtype)
         noise = noise_source(seed, index, shape, dtype)
-        done.append(backend.sample(network, plan, start, part, noise, watch if at == 0 else None))
+        done.append(backend.sample(network, plan, start, part, noise, watch if at == 0 else None, steering))
         if progress is not None:
             progress(at + len(part))
     return np.concatenate(done) if done else np.zeros((0, *shape), dtype)

@@ -16,9 +16,9 @@ data, (1, 0), unless a sampler is asked to stop at a noisy one. Levels may rise 
 still where a solver looks at one level twice. The arithmetic on t is done when the plan is made: nothing that runs a
 plan knows a schedule.
 
-Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional. F_null is of the same
-network without the class, or of a weaker network with it (autoguidance, see `backend.Steering`). Rescaling brings the
-standard deviation of each guided image's F back towards that of F_class,
+Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional; `guidance` converts from the
+others. F_null is of the same network without the class, or of a weaker network with it (autoguidance, see
+`backend.Steering`). Rescaling brings the standard deviation of each guided image's F back towards that of F_class,
 
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
@@ -47,10 +47,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
+from diffusion_core.sampling.guidance import Guidance, per_row
 
 __all__ = ["SamplerPlan", "plan_levels"]
 
@@ -216,7 +217,7 @@ class SamplerPlan:
 
     def with_guidance(
         self,
-        weight: ArrayLike,
+        weight: Guidance,
         interval: Sequence[float] | None = None,
         rescale: float = 0.0,
         classifier: float = 0.0,
@@ -224,7 +225,7 @@ class SamplerPlan:
         """The same plan with another guidance.
 
         Args:
-            weight: one number, or one per row.
+            weight: one number, one per row, or a ramp; see `guidance.per_row`.
             interval: least and largest sigma/alpha of the rows that are guided; the others have the class alone, 1.
             rescale: see `SamplerPlan`.
             classifier: how often log p(class | x_t) is counted: its gradient moves the score by so much of itself.
@@ -232,12 +233,7 @@ class SamplerPlan:
         Raises:
             DuetError: if a number does not fit.
         """
-        try:
-            guidance = np.broadcast_to(np.asarray(weight, np.float64), (self.rows,)).copy()
-        except (TypeError, ValueError) as error:
-            raise DuetError(
-                f"sampler.guidance: {weight!r} was given; it must be a number, or one for each of {self.rows} rows"
-            ) from error
+        guidance = per_row(weight, self.rows)
         if interval is not None:
             try:
                 low, high = map(float, interval)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import Settings, TrainBatch, TrainerState, load_backend
+from diffusion_core.backend import Settings, Steering, TrainBatch, TrainerState, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.ema import ema_update
 from diffusion_core.errors import DuetError
@@ -579,6 +579,12 @@ def test_guidance_is_a_line_through_no_class_and_class(backend, network):
     # Where the class is none, both ends of the line are the same point.
     assert relative(guided(backend, network, 3.0, nothing), without) <= size
     assert relative(guided(backend, network, 2.0, labels), with_class) > 1e-3
+
+
+def test_a_network_that_leads_away_from_itself_is_not_guided(backend, network):
+    plan, labels = replace(PLAN, clip=None), [0, 3]
+    itself = draw(backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, steering=Steering(guide=network))
+    assert relative(itself, draw(backend, network, plan, SHAPE, labels, seed=3)) <= 100 * tolerance(backend)
 
 
 def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import Settings
+from diffusion_core.backend import Settings, Steering
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
@@ -31,8 +32,8 @@ class Reference:
 
     settings = Settings(precision="float64")
 
-    def sample(self, network, plan, start, label, noise, watch=None):
-        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch)
+    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch, steering.guide)
 
 
 def pictures(labels, **options):
@@ -76,3 +77,13 @@ def test_labels_are_checked_against_the_network():
     with pytest.raises(DuetError, match=r"sampler.guidance: 2 needs classes, but the network has none; use 1"):
         check_labels([0], BLIND, PLAN)
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN.with_guidance(1.0)), [0, 0])
+    np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN, has_guide=True), [0, 0])
+
+
+def test_a_guide_leads_every_batch():
+    def led(label, **options):
+        guide = partial(reference.forward, PROGRAM, {name: 0.5 * value for name, value in WEIGHTS.items()})
+        return pictures(np.full(3, label), steering=Steering(guide=guide), **options)
+
+    np.testing.assert_allclose(led(1, batch=2), led(1), rtol=0, atol=1e-13)
+    assert np.all(np.abs(led(1) - pictures(np.full(3, 1))).max(axis=(1, 2, 3)) > 1e-3)

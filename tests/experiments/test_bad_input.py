@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.problem import Problem
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
@@ -211,6 +212,27 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm:
 def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path) -> None:
     line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sample.labels=11")
     assert "11" in line and "0..9" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["guide=SAME"], ["nothing is guided", "sampler.guidance"]),
+        (["guide=SAME", "guide_weights=mean", "sampler.guidance=2"], ["guide_weights", "mean", "ema"]),
+        (["guide=COSINE", "sampler.guidance=2"], ["guide", "eps on cosine", "eps on linear"]),
+        (["sampler.guidance={first: 2}", "sampler.guidance_convention=difference"], ["sampler.guidance", "a ramp"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_sampling_refuses_guidance(tmp_path: Path, checkpoint: Path, words: list[str], named: list[str]) -> None:
+    problem = replace(load_checkpoint(checkpoint).problem, schedule={"name": "cosine"})
+    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    save_checkpoint(tmp_path / "cosine" / "checkpoints", Checkpoint(0, problem, 0, state, {}))
+    words = [word.replace("SAME", str(checkpoint)).replace("COSINE", str(tmp_path / "cosine")) for word in words]
+    line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", *words)
+    for part in named:
+        assert part in line
+    assert not (tmp_path / "out" / "samples.npz").exists()
 
 
 def test_sampling_needs_a_checkpoint_and_a_place(tmp_path: Path) -> None:

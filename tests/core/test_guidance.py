@@ -1,0 +1,199 @@
+"""Guidance: its conventions, its identities, and what it makes of data whose exact denoisers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from exact import Mixture
+
+from diffusion_core import reference
+from diffusion_core.errors import DuetError
+from diffusion_core.parity import cases
+from diffusion_core.problem import Problem
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import SamplerPlan, ddim, make_plan
+from diffusion_core.sampling.guidance import CONVENTIONS, convert, per_row
+from diffusion_core.schedule import linear
+from diffusion_core.unet import Program, UNetSpec
+
+PROCESS = Process(linear(), "eps")
+PLAN = replace(make_plan(PROCESS, "ddim", steps=4, eta=0.5, spacing="karras"), clip=None)
+SHAPE = cases.PARITY.spec.image_shape
+WEIGHTS = cases.scattered_weights(cases.PARITY.program)
+LABELS, NOTHING = np.array([3, 7]), np.array([10, 10])
+FORMULAS: dict[str, Callable[[float, float, float], float]] = {
+    "from_null": lambda w, c, u: u + w * (c - u),
+    "from_class": lambda w, c, u: c + w * (c - u),
+    "difference": lambda w, c, u: (1 + w) * c - w * u,
+}
+
+
+def sampled(plan: SamplerPlan, labels: np.ndarray = LABELS, **led: object) -> np.ndarray:
+    start = plan.start_scale * Stream(1, "start").normal(np.arange(2), SHAPE)
+    return reference.sample(
+        cases.PARITY.program, WEIGHTS, plan, start, labels, lambda row: Stream(1, "z").normal([0, 1], SHAPE, row), **led
+    )
+
+
+# Conventions
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("w", [-0.5, 0.0, 1.0, 7.5])
+def test_a_converted_weight_gives_the_same_output(name, w):
+    c, u = 0.3, -1.1
+    assert FORMULAS["from_null"](convert(w, name), c, u) == pytest.approx(FORMULAS[name](w, c, u), abs=1e-14)
+
+
+def test_a_plan_takes_any_convention():
+    plans = [make_plan(PROCESS, "ddim", steps=5, guidance=w, guidance_convention=name)
+             for name, w in (("from_null", 3.5), ("from_class", 2.5), ("difference", 2.5))]  # fmt: skip
+    for plan in plans:
+        np.testing.assert_array_equal(plan.guidance, np.full(5, 3.5))
+    unguided = make_plan(PROCESS, "ddim", steps=5, guidance=0.0, guidance_convention="difference")
+    assert not unguided.is_guided.any()
+
+
+def test_weights_are_one_or_one_per_row_or_a_ramp():
+    np.testing.assert_array_equal(per_row(2, 3), [2, 2, 2])
+    np.testing.assert_array_equal(per_row([1, 0, 3], 3), [1, 0, 3])
+    np.testing.assert_allclose(per_row({"first": 1, "last": 4}, 4), [1, 2, 3, 4], rtol=1e-15)
+    np.testing.assert_allclose(per_row({"first": 4, "last": 0}, 3, "difference"), [5, 3, 1], rtol=1e-15)
+
+
+@pytest.mark.parametrize("weight", [{"first": 1}, {"first": 1, "last": 2, "middle": 3}, {"first": "a", "last": 1}])
+def test_a_ramp_that_is_none_is_refused(weight):
+    with pytest.raises(DuetError, match=r"sampler.guidance: .* or a ramp such as \{first: 1, last: 4\}"):
+        per_row(weight, 3)
+
+
+def test_an_unknown_convention_is_refused():
+    with pytest.raises(DuetError, match=r"sampler.guidance_convention: 'from_nul' .* Did you mean 'from_null'"):
+        make_plan(PROCESS, "ddim", guidance=2.0, guidance_convention="from_nul")
+
+
+# Identities
+
+
+def test_weight_0_is_without_the_class_and_weight_1_needs_one_evaluation(monkeypatch):
+    np.testing.assert_allclose(sampled(PLAN.with_guidance(0.0)), sampled(PLAN, NOTHING), rtol=0, atol=1e-12)
+    assert np.abs(sampled(PLAN, NOTHING) - sampled(PLAN)).max() > 0.1
+    evaluations, forward = [], reference.forward
+    monkeypatch.setattr(reference, "forward", lambda *given: evaluations.append(1) or forward(*given))
+    for weights, count in ((1.0, 4), ([2.0, 1.0, 1.0, 0.0], 6)):
+        evaluations.clear()
+        sampled(PLAN.with_guidance(weights))
+        assert len(evaluations) == count
+
+
+def test_outside_the_interval_the_class_alone_counts():
+    ratio = PLAN.sigma[:-1] / PLAN.alpha[:-1]
+    plan = PLAN.with_guidance(3.0, interval=[ratio[2], ratio[1]])
+    np.testing.assert_array_equal(plan.guidance, [1, 3, 3, 1])
+    assert not PLAN.with_guidance(3.0, interval=[1e-9, 1e-6]).is_guided.any()
+    np.testing.assert_array_equal(sampled(PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])), sampled(PLAN))
+
+
+def test_the_whole_rescaling_gives_each_image_the_spread_of_its_class():
+    one = ddim(PROCESS, 1).with_guidance(6.0, rescale=1.0)
+    # One row whose register becomes F itself.
+    plan = replace(one, c_skip=np.zeros(1), c_out=np.ones(1), state=np.zeros((1, 1, 1)), clip=None, keeps="nothing")
+    guided, plain, half = sampled(plan), sampled(plan.with_guidance(1.0)), sampled(replace(plan, rescale=0.5))
+    spread, unscaled = plain.std(axis=(1, 2, 3)), sampled(plan.with_guidance(6.0)).std(axis=(1, 2, 3))
+    np.testing.assert_allclose(guided.std(axis=(1, 2, 3)), spread, rtol=1e-12)
+    np.testing.assert_allclose(half.std(axis=(1, 2, 3)), (spread + unscaled) / 2, rtol=1e-12)
+    assert np.all(np.abs(unscaled / spread - 1) > 0.01)
+
+
+def test_a_network_that_leads_away_from_itself_is_not_guided():
+    itself = partial(reference.forward, cases.PARITY.program, WEIGHTS)
+    np.testing.assert_allclose(sampled(PLAN.with_guidance(5.0), guide=itself), sampled(PLAN), rtol=0, atol=1e-12)
+    weaker = partial(reference.forward, cases.PARITY.program, {name: 0.7 * v for name, v in WEIGHTS.items()})
+    assert np.abs(sampled(PLAN.with_guidance(5.0), guide=weaker) - sampled(PLAN)).max() > 0.1
+
+
+# Exact denoisers: the network's output is the exact eps of data that depends on the label
+
+S = 0.4
+CLASSES = {0: Mixture((0.9,), (S,)), 1: Mixture((-0.5,), (S,)), 2: Mixture((0.9, -0.5), (S, S), (0.5, 0.5))}
+EXACT = ddim(PROCESS, 12, spacing="trailing", clip=None)
+DOTS = np.linspace(-2, 2, 16).reshape(1, 4, 4, 1)
+
+
+def exactly(data: dict[int, Mixture]) -> Callable[..., np.ndarray]:
+    def forward(program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
+        alpha, sigma = PROCESS.schedule(t[0])
+        return (x - alpha * data[int(label[0])].denoised(x, alpha, sigma)) / sigma
+
+    return forward
+
+
+def followed(plan: SamplerPlan, label: int, **led: object) -> np.ndarray:
+    program = replace(cases.PARITY.program, classes=2, null_label=2)
+    return reference.sample(program, {}, plan, DOTS, np.array([label]), lambda row: np.zeros(DOTS.shape), **led)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0, 4.0])
+def test_guidance_moves_a_normal_by_the_weight(monkeypatch, weight):
+    """D of N(m, s^2) is affine in m, so leading from N(u, s^2) to N(c, s^2) samples N(u + w (c - u), s^2) exactly."""
+    monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+    guided = followed(EXACT.with_guidance(weight), 0, guide=partial(exactly({0: CLASSES[1]}), None, None))
+    moved = Mixture((-0.5 + weight * 1.4,), (S,))
+    monkeypatch.setattr(reference, "forward", exactly({0: moved}))
+    np.testing.assert_allclose(guided, followed(EXACT, 0), rtol=0, atol=1e-11)
+
+
+def slope_of_class(x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The gradient by x of log p(class | x_t), from scores: that of the class less that of both."""
+    alpha, sigma = PROCESS.schedule(t[0])
+    of_class, of_both = (CLASSES[k].denoised(x, alpha, sigma) for k in (int(label[0]), 2))
+    return alpha * (of_class - of_both) / sigma**2
+
+
+def test_the_exact_classifier_turns_sampling_of_both_into_sampling_of_the_class(monkeypatch):
+    unconditional = {0: CLASSES[2], 1: CLASSES[2]}
+    for label in (0, 1):
+        monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+        wanted = followed(EXACT, label)
+        monkeypatch.setattr(reference, "forward", exactly(unconditional))
+        plan = EXACT.with_guidance(1.0, classifier=1.0)
+        np.testing.assert_allclose(followed(plan, label, slope=slope_of_class), wanted, rtol=0, atol=1e-10)
+        assert np.abs(followed(EXACT, label) - wanted).max() > 0.1
+        # Counted w times, it is what guidance of weight w does.
+        strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, slope=slope_of_class)
+        monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+        np.testing.assert_allclose(strong, followed(EXACT.with_guidance(2.5), label), rtol=0, atol=1e-10)
+
+
+# What fits a network as its guide
+
+SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), norm_groups=4, num_classes=10)
+PROBLEM = Problem(SPEC, {"name": "linear"}, "eps")
+
+
+@pytest.mark.parametrize("guide", [
+    PROBLEM, replace(PROBLEM, spec=replace(SPEC, channels=4)), replace(PROBLEM, spec=replace(SPEC, num_classes=0)),
+    replace(PROBLEM, schedule={"name": "linear", "T": 1000}),
+])  # fmt: skip
+def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
+    PROBLEM.check_guide(guide, PROBLEM.plan("ddim", guidance=2.0))
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"spec": replace(SPEC, image_size=4)}, r"guide: its images are \(4, 4, 1\), but .* \(8, 8, 1\)"),
+    ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes, and 5 for no class, but .* has 10, and 10"),
+    ({"spec": replace(SPEC, null_class="zero", num_classes=11)}, "guide: it has 11 classes"),
+    ({"prediction": "v"}, "guide: .* another process, v on linear, .* sampled, eps on linear"),
+    ({"schedule": {"name": "cosine"}}, "guide: .* another process, eps on cosine"),
+    ({"schedule": {"name": "linear", "T": 100}}, r"guide: .* another process, eps on linear \(T 100\)"),
+    ({"time_scale": 0.5}, "guide: .* time_scale 0.5"),
+    ({"value_range": (0.0, 1.0)}, "guide: .* values 0 to 1"),
+])  # fmt: skip
+def test_another_guide_is_refused(changes, words):
+    with pytest.raises(DuetError, match=words):
+        PROBLEM.check_guide(replace(PROBLEM, **changes), PROBLEM.plan("ddim", guidance=2.0))
