@@ -37,7 +37,7 @@ from diffusion_core.unet import blocks
 from diffusion_core.unet.program import Program
 from diffusion_core.weights import Weights, check_weights
 
-__all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "save_onnx"]
+__all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
 
 OPSET, IR_VERSION = 18, 8
 # A file of protocol buffers ends at 2 GiB; some of it is left to the graph.
@@ -382,8 +382,8 @@ def save_onnx(model: Any, path: Path, limit: int = LIMIT) -> list[Path]:
     return [path, beside] if apart else [path]
 
 
-def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[np.float32]]:
-    """What a file of this module computes, by onnxruntime on the CPU: called as `backend.Network.forward` is.
+def open_session(source: Path | bytes, threads: int = 0) -> Any:
+    """An `onnxruntime.InferenceSession` of a file, or of its content, on the CPU.
 
     Args:
         source: a file, or its content.
@@ -396,7 +396,12 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     given = source if isinstance(source, bytes) else str(source)
-    session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[np.float32]]:
+    """What a file of this module computes: called as `backend.Network.forward` is. Arguments as of `open_session`."""
+    session = open_session(source, threads)
     declared = {info.name: info.shape for info in session.get_inputs()}
 
     def forward(

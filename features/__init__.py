@@ -1,0 +1,26 @@
+"""What a Fréchet distance is measured on: functions from pictures to vectors.
+
+Pictures are uint8 with shape (N, H, W, C), C being 1 or 3; features are float64 with shape (N, D), each row a function
+of its picture alone. Importing this package loads no framework and no runtime; a kind of features loads what it needs
+when it is made.
+
+    digits      the kernel features of `diffusion_core.metrics.digits`; anywhere
+    inception   the pool of 2,048 numbers of Inception v3, in torch-fidelity's conversion of the graph of 2015
+    onnx        what any ONNX file computes, by onnxruntime
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from features import digits, inception, onnx
+from features.kind import Features, extract
+
+__all__ = ["FEATURES", "Features", "extract"]
+
+# By name; each takes its options as keyword-only arguments.
+FEATURES: Mapping[str, Callable[..., Features]] = {
+    "digits": digits.features,
+    "inception": inception.features,
+    "onnx": onnx.features,
+}

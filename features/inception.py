@@ -1,0 +1,121 @@
+"""Inception v3 of 2015 as torch-fidelity converted it: the features of the Fréchet Inception distance.
+
+The network takes uint8 pictures of 299 x 299 and three channels. How they are brought to that size is a choice:
+
+    antialias     `diffusion_core.metrics.resize`: bilinear with antialiasing, rounded to uint8
+    tensorflow1   bilinear as in the graph of 2015, without antialiasing and without rounding, by torch-fidelity; what
+                  published numbers were measured with, and what torch-fidelity reports
+
+The weights are a file of the project torch-fidelity, known by the hash in its name. Those that do not have this hash
+are taken too (a test needs them), but then a score is not called FID.
+
+References:
+    GANs trained by a two time-scale update rule converge to a local Nash equilibrium
+    (Heusel et al., 2017), https://arxiv.org/abs/1706.08500
+    torch-fidelity (Obukhov et al., 2020), https://github.com/toshas/torch-fidelity
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend import Settings
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.metrics.resize import resize as antialiased
+from features.kind import Features, as_colour
+
+__all__ = ["DOWNLOAD", "RESIZES", "features"]
+
+SIZE, LAYER = 299, "2048"
+RESIZES = ("antialias", "tensorflow1")
+# The value of `weights` that fetches the file.
+DOWNLOAD = "download"
+
+
+def features(*, weights: str | None = None, resize: str = "antialias", device: str = "auto") -> Features:
+    """The last pool of Inception v3, 2,048 numbers.
+
+    Args:
+        weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
+            where PyTorch keeps such files, or takes it from there.
+        resize: how pictures are brought to 299 x 299, one of `RESIZES`.
+        device: as `Settings.device`.
+
+    Raises:
+        DuetError: torch-fidelity is not installed here, there are no weights, or they do not fit.
+    """
+    if resize not in RESIZES:
+        raise one_of("inception: resize", resize, RESIZES)
+    if not weights:
+        raise DuetError(
+            f"inception: no weights were given; name torch-fidelity's file with weights=FILE.pth, "
+            f"or fetch it with weights={DOWNLOAD}"
+        )
+    try:
+        import torch
+        from torch_fidelity import feature_extractor_inceptionv3 as source
+
+        from backends.torch.device import prepare
+        from backends.torch.files import read_arrays
+    except ImportError as error:
+        raise DuetError(
+            f"inception: it needs PyTorch and torch-fidelity, which this Python has not ({error}); "
+            f"run it with: python3 duet.py run torch -- -m experiments.evaluate ..."
+        ) from error
+    place = prepare(Settings(device=device))
+    name = source.URL_INCEPTION_V3.rsplit("/", 1)[1]
+    published = name.rsplit("-", 1)[1].removesuffix(".pth")
+    path = _downloaded(source.URL_INCEPTION_V3, name, published) if weights == DOWNLOAD else Path(weights)
+    state = {key: torch.from_numpy(value) for key, value in read_arrays(path).items()}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    # torch-fidelity unpickles the file that it is given, code and all; so it is given one that was written here, from
+    # arrays.
+    safe = io.BytesIO()
+    torch.save(state, safe)
+    safe.seek(0)
+    try:
+        network = source.FeatureExtractorInceptionV3("inception", [LAYER], feature_extractor_weights_path=safe)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DuetError(f"{path}: it does not hold the weights of Inception v3, as {name} does ({reason})") from error
+    network = network.to(place.device)
+
+    @torch.inference_mode()
+    def of(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        pictures = as_colour(images)
+        if resize == "antialias":
+            pictures = antialiased(pictures, SIZE)
+        given = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(place.device)
+        return network(given)[0].double().cpu().numpy()
+
+    facts = {"features": "inception", "layer": LAYER, "width": int(LAYER), "resize": resize, "weights_sha256": sha256}
+    genuine = sha256.startswith(published)
+    return Features("FID" if genuine else f"Fréchet distance of Inception {sha256[:8]}", of, facts | _versions())
+
+
+def _downloaded(url: str, name: str, sha256: str) -> Path:
+    """The published file in PyTorch's folder of such files; fetched if it is not there."""
+    from torch import hub
+
+    path = Path(hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise DuetError(
+                f"inception: {url} cannot be fetched ({error}); bring the file {name} and give weights=FILE"
+            ) from error
+    return path
+
+
+def _versions() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {"versions": {name: version(name) for name in ("torch", "torch-fidelity")}}
