@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent
 DOWNLOAD = {"torch": "about 3 GB, CUDA libraries included", "tf": "about 0.7 GB"}  # the backends, and what they weigh
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
 # The extras of pyproject.toml; PyTorch's wheels bring CUDA, TensorFlow's only where there is a driver for it.
-EXTRA = {"torch": "torch,peers", "tf": "tf-cuda" if Path("/proc/driver/nvidia").exists() else "tf"}
+EXTRA = {"torch": "torch,peers,metrics", "tf": "tf-cuda" if Path("/proc/driver/nvidia").exists() else "tf"}
 FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"

@@ -122,8 +122,10 @@ def test_no_framework_is_loaded_by_what_is_not_a_backend(names):
     assert loaded(LOAD_ALL.format(names=names)) == "[]"
 
 
-def test_importing_the_package_of_the_backends_loads_none():
-    assert loaded("import backends, sys; print([n for n in ('torch', 'tensorflow') if n in sys.modules])") == "[]"
+@pytest.mark.parametrize("package", ["backends", "features"])
+def test_importing_the_package_of_the_backends_or_of_features_loads_none(package):
+    code = f"import {package}, sys; print([n for n in ('torch', 'tensorflow', 'onnxruntime') if n in sys.modules])"
+    assert loaded(code) == "[]"
 
 
 def loaded(code: str) -> str:

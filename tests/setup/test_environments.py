@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BACKENDS = ("torch", "tf")
-EXTRAS = {"torch": "torch,peers", "tf": "tf"}
+EXTRAS = {"torch": "torch,peers,metrics", "tf": "tf"}
 both = pytest.mark.parametrize("backend", BACKENDS)
 
 
