@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from features import digits, inception, onnx
-from features.kind import Features, extract
+from features.kind import Features, NotGiven, extract
 
-__all__ = ["FEATURES", "Features", "extract"]
+__all__ = ["FEATURES", "Features", "NotGiven", "extract"]
 
 # By name; each takes its options as keyword-only arguments.
 FEATURES: Mapping[str, Callable[..., Features]] = {

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import Settings
+from diffusion_core.backend import DEVICES
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.metrics.resize import resize as antialiased
-from features.kind import Features, as_colour
+from features.kind import Features, NotGiven, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
 
@@ -45,15 +45,17 @@ def features(*, weights: str | None = None, resize: str = "antialias", device: s
         weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
             where PyTorch keeps such files, or takes it from there.
         resize: how pictures are brought to 299 x 299, one of `RESIZES`.
-        device: as `Settings.device`.
+        device: as `diffusion_core.backend.Settings.device`.
 
     Raises:
-        DuetError: torch-fidelity is not installed here, there are no weights, or they do not fit.
+        NotGiven: no weights were named.
+        DuetError: torch-fidelity is not installed here, or what was given does not fit.
     """
-    if resize not in RESIZES:
-        raise one_of("inception: resize", resize, RESIZES)
+    for what, value, allowed in (("resize", resize, RESIZES), ("device", device, DEVICES)):
+        if value not in allowed:
+            raise one_of(f"inception: {what}", value, allowed)
     if not weights:
-        raise DuetError(
+        raise NotGiven(
             f"inception: no weights were given; name torch-fidelity's file with weights=FILE.pth, "
             f"or fetch it with weights={DOWNLOAD}"
         )
@@ -61,14 +63,16 @@ def features(*, weights: str | None = None, resize: str = "antialias", device: s
         import torch
         from torch_fidelity import feature_extractor_inceptionv3 as source
 
-        from backends.torch.device import prepare
         from backends.torch.files import read_arrays
     except ImportError as error:
         raise DuetError(
             f"inception: it needs PyTorch and torch-fidelity, which this Python has not ({error}); "
             f"run it with: python3 duet.py run torch -- -m experiments.evaluate ..."
         ) from error
-    place = prepare(Settings(device=device))
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise DuetError("inception: device cuda was given, but PyTorch finds no CUDA device; use cpu or auto")
+    place = torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
     name = source.URL_INCEPTION_V3.rsplit("/", 1)[1]
     published = name.rsplit("-", 1)[1].removesuffix(".pth")
     path = _downloaded(source.URL_INCEPTION_V3, name, published) if weights == DOWNLOAD else Path(weights)
@@ -84,15 +88,17 @@ def features(*, weights: str | None = None, resize: str = "antialias", device: s
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DuetError(f"{path}: it does not hold the weights of Inception v3, as {name} does ({reason})") from error
-    network = network.to(place.device)
+    network = network.to(place)
 
     @torch.inference_mode()
     def of(images: NDArray[np.uint8]) -> NDArray[np.float64]:
         pictures = as_colour(images)
         if resize == "antialias":
             pictures = antialiased(pictures, SIZE)
-        given = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(place.device)
-        return network(given)[0].double().cpu().numpy()
+        given = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(place)
+        # TF32 would round to ten bits.
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            return network(given)[0].double().cpu().numpy()
 
     facts = {"features": "inception", "layer": LAYER, "width": int(LAYER), "resize": resize, "weights_sha256": sha256}
     genuine = sha256.startswith(published)

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
 
-__all__ = ["Features", "as_colour", "extract"]
+__all__ = ["Features", "NotGiven", "as_colour", "extract"]
+
+
+class NotGiven(DuetError):
+    """Features need a file that nobody named; who can go on without them may."""
 
 
 @dataclass(frozen=True, eq=False)
