@@ -74,8 +74,7 @@ def _one_clear_line() -> Iterator[None]:
 def plain(config: Any) -> Any:
     """A resolved part of the configuration as plain data."""
     if missing := sorted(OmegaConf.missing_keys(config)):
-        full = config._get_full_key(missing[0])
-        raise DuetError(f"{full}: no value was given; add {full}=VALUE to the command")
+        raise DuetError(f"{missing[0]}: no value was given; add {missing[0]}=VALUE to the command")
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
