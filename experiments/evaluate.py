@@ -1,11 +1,13 @@
-"""Evaluate a checkpoint, whichever framework wrote it.
+"""Evaluate a checkpoint, or samples that were saved, whichever framework wrote them.
 
     python -m experiments.evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
     python -m experiments.evaluate checkpoint=RUN data=digits likelihood=vlb likelihood.levels=50 out=DIR backend=tf
+    python -m experiments.evaluate samples=RUN/samples/samples.npz data=digits frechet=digits out=DIR
 
 Each group of metrics is chosen and configured by itself, and `none` leaves it out; the groups are
 
     likelihood    bits per dimension, see `experiments.evaluation.likelihood`
+    frechet       the Fréchet distance of samples to the data, see `experiments.evaluation.frechet`
 
 `evaluation.json` has the numbers of each under its name, with the protocol that they were measured by.
 """
@@ -22,13 +24,16 @@ from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json
 from experiments.entry import entry, plain
-from experiments.evaluation import likelihood
+from experiments.evaluation import frechet, likelihood
 from experiments.evaluation.given import Given, Measure
 
 __all__ = ["METRICS"]
 
 # Per group of the configuration, its methods by name; each gives a `Measure`.
-METRICS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {"likelihood": likelihood.METHODS}
+METRICS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
+    "likelihood": likelihood.METHODS,
+    "frechet": frechet.METHODS,
+}
 
 
 @entry("evaluate")

@@ -134,6 +134,7 @@ class TrainSchema:
     trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
     sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
+    frechet: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
 @dataclass
@@ -168,7 +169,9 @@ class EvaluateSchema:
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
     data: DataSchema = field(default_factory=DataSchema)
+    samples: str | None = None
     likelihood: dict[str, Any] = field(default_factory=dict)
+    frechet: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

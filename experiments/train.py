@@ -33,13 +33,16 @@ from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
+from diffusion_core.registry import build
 from diffusion_core.run import RunDirectory, environment, write_json
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
 from experiments import common
 from experiments.entry import entry, plain
+from experiments.evaluation import frechet
 from experiments.progress import Counter
+from features import FEATURES, Features, NotGiven
 
 
 @entry("train")
@@ -47,6 +50,7 @@ def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     experiment = Experiment.of(cfg)
+    judge = _judge(cfg, experiment)
     start, source = _start(cfg, experiment, directory)
     run = RunDirectory(directory, start.images_seen if source else None, source)
     backend = common.open_backend(cfg)
@@ -60,7 +64,7 @@ def main(cfg: DictConfig) -> float:
     )
     trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
     result = _train(cfg, experiment, backend, trainer, run, start)
-    result |= _sample(cfg, experiment, backend, trainer, run)
+    result |= _sample(cfg, experiment, backend, trainer, run, judge)
     run.close()
     result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(directory / "result.json", result)
@@ -189,9 +193,14 @@ def _train(
 
 
 def _sample(
-    cfg: DictConfig, experiment: Experiment, backend: Backend, trainer: Trainer, run: RunDirectory
+    cfg: DictConfig,
+    experiment: Experiment,
+    backend: Backend,
+    trainer: Trainer,
+    run: RunDirectory,
+    judge: Features | str | None,
 ) -> dict[str, Any]:
-    """The samples of the finished network, with their pictures; gives number and time."""
+    """The samples of the finished network, with their pictures, judged if wanted; gives number, time and score."""
     problem, images_seen = experiment.problem, experiment.course.images
     network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
     began = perf_counter()
@@ -201,7 +210,39 @@ def _sample(
     )  # fmt: skip
     took = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
-    return {"sample_seconds": took, "sampled": len(images)}
+    result = {"sample_seconds": took, "sampled": len(images)}
+    if isinstance(judge, Features):
+        facts = frechet.distance(judge, images, experiment.loader.dataset)
+        print(f"{frechet.describe(facts)}: {facts['value']:.4f}", flush=True)
+        result["frechet"] = facts
+    elif judge:
+        _say_unjudged(judge)
+        result["frechet"] = {"value": None, "reason": judge}
+    return result
+
+
+def _judge(cfg: DictConfig, experiment: Experiment) -> Features | str | None:
+    """The features that the last samples are judged by; why they are not, where a file was not named; or None."""
+    options = plain(cfg.frechet)
+    name = options.pop("name", "none")
+    if name == "none":
+        return None
+    try:
+        features = build("frechet", FEATURES, name, options)
+    except NotGiven as reason:
+        _say_unjudged(str(reason))
+        return str(reason)
+    shape = experiment.problem.spec.image_shape
+    frechet.check(features, (cfg.sample.count, *shape), experiment.loader.dataset)
+    return features
+
+
+def _say_unjudged(reason: str) -> None:
+    print(
+        f"the samples get no Fréchet distance: {reason}; after the run, do it with "
+        f"experiments.evaluate samples=RUN/samples/samples.npz frechet=...",
+        flush=True,
+    )
 
 
 def _save_hydra(directory: Path) -> None:

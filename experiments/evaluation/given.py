@@ -1,4 +1,4 @@
-"""What every metric is given: the checkpoint, the data and the network of a configuration, each read when first asked.
+"""What every metric is given: checkpoint, samples, data and network of a configuration, each read when first asked.
 
 A metric is a function of this and of its options. It checks all that a person can get wrong and gives a `Measure`,
 which then measures, writes files of its own into a directory and gives its numbers with their protocol.
@@ -6,18 +6,22 @@ which then measures, writes files of its own into a directory and gives its numb
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from diffusion_core.backend import Backend, Network
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from diffusion_core.data import Dataset
 from diffusion_core.errors import DuetError, one_of
+from diffusion_core.run import read_samples
 from experiments import common
 from experiments.entry import plain
 
@@ -67,6 +71,16 @@ class Given:
         return load_checkpoint(self.cfg.checkpoint)
 
     @cached_property
+    def samples(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The pictures that are judged, uint8 with shape (N, H, W, C), and what their file says of them."""
+        if not self.cfg.samples:
+            raise DuetError("samples: none were given; add samples=RUN/samples/samples.npz, or another file of samples")
+        images, _, facts = read_samples(Path(self.cfg.samples))
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DuetError(f"{self.cfg.samples}: it holds {images.dtype} of {images.shape}, no uint8 pictures")
+        return images, facts
+
+    @cached_property
     def dataset(self) -> Dataset:
         """The pictures, as they are stored: never mirrored, whatever training did."""
         if "name" not in self.cfg.data:
@@ -95,6 +109,12 @@ class Given:
             "weights": self.cfg.weights,
             "weights_sha256": weights_hash(self.cfg.checkpoint, self.cfg.weights),
         }
+
+    def sample_facts(self) -> dict[str, Any]:
+        """Which samples, and how they were made."""
+        images, facts = self.samples
+        sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+        return {"file": str(self.cfg.samples), "images": len(images), "sha256": sha256, "made": facts}
 
     def data_facts(self) -> dict[str, Any]:
         """Which pictures."""

@@ -95,6 +95,18 @@ def test_the_run_says_which_data_it_used(finished):
 
 
 @pytest.mark.backend
+def test_the_run_that_ends_with_a_fid_says_where_it_cannot(finished):
+    name, directory, printed = finished
+    result = json.loads((directory / "result.json").read_text())
+    if name != "double_conv_attention":
+        assert "frechet" not in result
+        return
+    assert result["frechet"]["value"] is None and "no weights were given" in result["frechet"]["reason"]
+    assert printed.count("the samples get no Fréchet distance: inception: no weights were given") == 2
+    assert "FID" not in printed
+
+
+@pytest.mark.backend
 def test_the_pictures_of_the_original_are_drawn(finished):
     _, directory, _ = finished
     samples = directory / "samples"
