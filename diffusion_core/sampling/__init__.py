@@ -9,19 +9,51 @@ from diffusion_core.process import Process
 from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
 from diffusion_core.sampling.dpm_solver import dpm_solver
+from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
 from diffusion_core.sampling.guidance import Guidance, per_row
+from diffusion_core.sampling.heun import flow_heun, heun
 from diffusion_core.sampling.methods import METHODS, Method
+from diffusion_core.sampling.multistep import adams_bashforth, lms
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["METHODS", "SAMPLERS", "Method", "SamplerPlan", "ddim", "ddpm", "dpm_solver", "make_plan", "next_level"]
+__all__ = [
+    "METHODS",
+    "SAMPLERS",
+    "Method",
+    "SamplerPlan",
+    "make_plan",
+    "adams_bashforth",
+    "ddim",
+    "ddpm",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_solver",
+    "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
+    "heun",
+    "lms",
+    "next_level",
+]
 
 SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "dpm_solver": dpm_solver,
     "next_level": next_level,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm2": dpm2,
+    "dpm2_ancestral": dpm2_ancestral,
+    "lms": lms,
+    "adams_bashforth": adams_bashforth,
+    "flow_euler": flow_euler,
+    "flow_heun": flow_heun,
 }
 
 

@@ -43,6 +43,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -147,18 +148,19 @@ class SamplerPlan:
 
     def _check_rows(self) -> None:
         """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
-        # Registers are multiples of x_0, here `signal`, and noise with this covariance; all but the first start empty.
+        # Registers are multiples of x_0, here `signal`, and of independent noises, here a column for each: the first is
+        # that of the start, which register 0 alone has, the others are the rows' own.
         first = np.arange(self.registers) == 0
-        signal, covariance = first * self.alpha[0], np.outer(first, first) * self.sigma[0] ** 2
+        signal, noises = first * self.alpha[0], first[:, None] * self.sigma[0]
+        known, is_noisy = self.denoised.sum(axis=2), self.is_noisy
         for row in range(self.rows):
-            state, noise = self.state[row], self.noise[row]
-            signal = state @ signal + self.denoised[row].sum(axis=1)
-            covariance = state @ covariance @ state.T + np.outer(noise, noise)
+            signal, noises = self.state[row] @ signal + known[row], self.state[row] @ noises
+            if is_noisy[row]:
+                noises = np.column_stack([noises, self.noise[row]])
             alpha, sigma = self.alpha[row + 1], self.sigma[row + 1]
             wrong = abs(signal[0] - alpha)
             if self.keeps == "marginals":
-                # A variance is what is known to rounding: of no noise at all its root would keep half the digits.
-                wrong = max(wrong, abs(covariance[0, 0] - sigma**2) / max(sigma, _ROUNDING))
+                wrong = max(wrong, abs(math.sqrt(noises[0] @ noises[0]) - sigma))
             if not wrong <= _ROUNDING * max(1.0, self.sigma[row], sigma):
                 raise DuetError(
                     f"plan {self.name}: row {row} (t = {self.t[row]:g}) does not lead from level "
@@ -166,7 +168,7 @@ class SamplerPlan:
                 )
             if self.registers == 1:
                 # Nothing else is carried, so each row is judged by itself.
-                signal, covariance = np.array([alpha]), np.array([[sigma**2]])
+                signal, noises = np.array([alpha]), np.array([[sigma]])
 
     @property
     def rows(self) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,9 +97,15 @@ def error(plan: SamplerPlan, data: Mixture = TWO_NORMALS, rows: int | None = Non
     The last row goes from the least noise to clean data at once, with an error that no order takes away.
     """
     rows = plan.rows - 1 if rows is None else rows
-    first, last = ((plan.alpha[i], plan.sigma[i]) for i in (0, rows))
+    first, last = ((float(plan.alpha[i]), float(plan.sigma[i])) for i in (0, rows))
+    start, wanted = _flow_of_points(data, first, last)
+    return float(np.abs(execute(plan, start, exactly(plan, data), rows) - wanted).max())
+
+
+@cache
+def _flow_of_points(data: Mixture, first: Level, last: Level) -> tuple[Array, Array]:
     start = POINTS * np.hypot(*first)
-    return float(np.abs(execute(plan, start, exactly(plan, data), rows) - data.follow(start, first, last)).max())
+    return start, data.follow(start, first, last)
 
 
 def fitted_order(make: Callable[[int], SamplerPlan], counts: Sequence[int], data: Mixture = TWO_NORMALS) -> float:

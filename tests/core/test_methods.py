@@ -10,7 +10,7 @@ from diffusion_core.process import Process
 from diffusion_core.sampling import METHODS, SAMPLERS, SamplerPlan, make_plan
 from diffusion_core.schedule import cosine, flow, linear
 
-GRID = {"name": "log_snr", "sigma_min": 0.05, "sigma_max": 150.0}
+GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
 PROCESSES = {"linear": Process(linear(), "v"), "cosine": Process(cosine(), "v"), "flow": Process(flow(), "v")}
 
 
@@ -21,9 +21,9 @@ def plan(name: str, steps: int, process: str = "linear", spacing: object = GRID)
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.stochastic])
 def test_the_error_falls_with_the_declared_order(name):
-    # The rows that start a multistep method are of lower order, so a fit may lie above the order by their share.
-    order = fitted_order(lambda steps: plan(name, steps), [64, 128, 256])
-    assert METHODS[name].order - 0.15 < order < METHODS[name].order + 0.6
+    # The rows that start a multistep method are of lower order: at the noisiest levels, where their errors are small.
+    order = fitted_order(lambda steps: plan(name, steps), [128, 256, 512])
+    assert order == pytest.approx(METHODS[name].order, abs=0.2)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stochastic])
@@ -51,11 +51,11 @@ def test_noise_and_evaluations_are_those_declared(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_number_of_steps_is_finite(name):
     """Plans refuse tables that are not finite; with them states of the size of their levels stay finite."""
-    for process in PROCESSES:
-        if METHODS[name].needs_signal and PROCESSES[process].schedule.alpha[-1] == 0:
-            continue
-        for steps in range(1, 51):
-            plan(name, steps, process, "linspace")
+    for steps in range(1, 51):
+        # The cosine's noisiest levels have next to no signal; the others follow at counts of all kinds.
+        for process in PROCESSES if steps in (1, 2, 3, 4, 5, 10, 49, 50) else ["cosine"]:
+            if not METHODS[name].needs_signal or PROCESSES[process].schedule.alpha[-1] > 0:
+                plan(name, steps, process, "linspace")
 
 
 def test_every_sampler_has_a_method():

@@ -38,6 +38,13 @@ def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
     assert name.startswith(process.prediction) and plan.rows == process.schedule.steps
 
 
+@pytest.mark.parametrize("name", names("sampler"))
+def test_every_sampler_makes_a_plan(name: str) -> None:
+    process = "next_level_16" if name == "next_level" else "eps_linear"
+    _, plan = composed(f"process={process}", f"sampler={name}")
+    assert plan.rows > 1 and plan.alpha[0] < plan.alpha[-1]
+
+
 def test_the_transformed_schedules_are_those_of_the_core() -> None:
     process, _ = composed("process=v_linear_zero_snr")
     assert process.schedule.alpha[-1] == 0 and process.schedule.alpha[0] == linear().alpha[0]
