@@ -19,12 +19,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.continuous import AnySchedule
 from diffusion_core.process import Process
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import ancestral, churned, log_ratio, needs_signal, stepped
-from diffusion_core.schedule import Schedule
 
 __all__ = ["dpm2", "dpm2_ancestral"]
 
@@ -87,7 +87,7 @@ def dpm2_ancestral(
     return stepped(process, "dpm2_ancestral", t, left, second, 1.0, s_noise=s_noise, clip=clip)
 
 
-def _halfway(name: str, schedule: Schedule, starts: NDArray, left: NDArray) -> NDArray:
+def _halfway(name: str, schedule: AnySchedule, starts: NDArray, left: NDArray) -> NDArray:
     """The t halfway between each start and the level that its move leads to, NaN where that is clean data."""
     alpha, _ = schedule(starts)
     needs_signal(name, alpha)

@@ -36,10 +36,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.continuous import AnySchedule
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.schedule import Schedule
 
 __all__ = ["VARIABLES", "ancestral", "churned", "log_ratio", "needs_signal", "shifted", "stepped"]
 
@@ -128,14 +128,14 @@ def stepped(
     )
 
 
-def log_ratio(schedule: Schedule, t: NDArray) -> Array:
+def log_ratio(schedule: AnySchedule, t: NDArray) -> Array:
     """log(sigma/alpha) at the levels t, inf where there is no signal."""
     alpha, sigma = schedule(t)
     with np.errstate(divide="ignore"):
         return np.log(sigma) - np.log(alpha)
 
 
-def ancestral(schedule: Schedule, t: NDArray, eta: float) -> Array:
+def ancestral(schedule: AnySchedule, t: NDArray, eta: float) -> Array:
     """What each move of ancestral sampling leaves to fresh noise, as `left` of `stepped`, with shape (N,).
 
     Raises:
@@ -148,7 +148,9 @@ def ancestral(schedule: Schedule, t: NDArray, eta: float) -> Array:
     return np.append(1.0, np.sqrt(np.maximum((1 - eta) * (1 + eta) + (eta * shrink) ** 2, 0.0)))
 
 
-def churned(schedule: Schedule, t: NDArray, s_churn: float, s_min: float, s_max: float | None) -> tuple[NDArray, Array]:
+def churned(
+    schedule: AnySchedule, t: NDArray, s_churn: float, s_min: float, s_max: float | None
+) -> tuple[NDArray, Array]:
     """The raised levels of algorithm 2 of Karras et al. and what of each was there before, each with shape (N,).
 
     sigma/alpha grows by the factor 1 + min(s_churn/N, sqrt(2) - 1) where it is in [s_min, s_max], and no further than
@@ -168,7 +170,7 @@ def churned(schedule: Schedule, t: NDArray, s_churn: float, s_min: float, s_max:
     now = log_ratio(schedule, t)
     inside = (np.exp(now) >= s_min) & (np.exp(now) <= s_max) & (s_churn > 0)
     most = now + math.log1p(min(s_churn / len(t), math.sqrt(2) - 1))
-    raised = np.minimum(most, log_ratio(schedule, np.array(schedule.span[1])))
+    raised = np.minimum(most, schedule.ends[1])
     inside &= raised > now
     starts = t.astype(np.float64)
     starts[inside] = schedule.t_of(raised[inside])
@@ -177,7 +179,7 @@ def churned(schedule: Schedule, t: NDArray, s_churn: float, s_min: float, s_max:
     return starts, left
 
 
-def shifted(schedule: Schedule, t: NDArray, shift: float) -> NDArray:
+def shifted(schedule: AnySchedule, t: NDArray, shift: float) -> NDArray:
     """The levels whose sigma/alpha is `shift` times as large, as far as the schedule goes.
 
     On the straight line of flow matching that is sigma <- shift sigma / (1 + (shift - 1) sigma) (Esser et al., 2024,
