@@ -26,7 +26,13 @@ preferred noise.
 Both normal laws also take strata. In log_normal what is drawn beyond either end of the table goes to the end, and a
 last level without signal, whose logarithm is infinite, is nearest to nothing. The time u of logit_normal is that of
 the schedule, where level t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of
-rectified flow. Where the lowest levels are left out, every law is the one given that t is among the others. t = 0
+rectified flow. In continuous time, from t_min to t_max, nothing goes to a nearest level: the quantile of u is t itself,
+
+    uniform, low_discrepancy    t_min + u (t_max - t_min)
+    log_normal                  log(sigma/alpha) = mean + std Phi^-1(u), and what is beyond an end goes to the end
+    logit_normal                t_min + s (t_max - t_min) with log(s/(1 - s)) = mean + std Phi^-1(u)
+
+Where the lowest levels are left out, every law is the one given that t is among the others. t = 0
 means one noise step.
 
 References:
@@ -41,7 +47,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -50,9 +56,9 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
 from diffusion_core.registry import build
-from diffusion_core.schedule import Schedule
+from diffusion_core.schedule import AnySchedule
 
-__all__ = ["LEVELS", "Levels", "log_normal", "logit_normal", "low_discrepancy", "make_levels", "uniform"]
+__all__ = ["LEVELS", "Levels", "Times", "log_normal", "logit_normal", "low_discrepancy", "make_levels", "uniform"]
 
 Array = NDArray[np.float64]
 
@@ -73,10 +79,7 @@ class Levels:
     strata: int = 1
 
     def __post_init__(self) -> None:
-        if self.strata < 1:
-            raise DuetError(
-                f"process.levels.strata: {self.strata} was given; it must be at least 1, and is best the batch"
-            )
+        _check_strata(self.strata)
         self.cumulative.setflags(write=False)
 
     @property
@@ -86,8 +89,7 @@ class Levels:
 
     def uniform(self, seed: int, positions: ArrayLike) -> Array:
         """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
-        u = Stream(seed, "train/t").bits(positions, 1)[:, 0] * 2.0**-32
-        return u if self.strata == 1 else (_strata(seed, positions, self.strata) + u) / self.strata
+        return _numbers(seed, positions, self.strata)
 
     def at(self, u: ArrayLike) -> NDArray[np.int64]:
         """The levels of numbers u in [0, 1): the first i with u < P(t <= i)."""
@@ -96,6 +98,40 @@ class Levels:
     def draw(self, seed: int, positions: ArrayLike) -> NDArray[np.int64]:
         """The levels of these positions in the run, with shape (B,)."""
         return self.at(self.uniform(seed, positions))
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """A law of continuous time.
+
+    Args:
+        at: the times of numbers u in [0, 1), the quantiles of the law.
+        strata: see `Levels`.
+
+    Raises:
+        DuetError: if there is less than one stratum.
+    """
+
+    at: Callable[[Array], Array]
+    strata: int = 1
+
+    def __post_init__(self) -> None:
+        _check_strata(self.strata)
+
+    def draw(self, seed: int, positions: ArrayLike) -> Array:
+        """The times of these positions in the run, with shape (B,)."""
+        return self.at(_numbers(seed, positions, self.strata))
+
+
+def _check_strata(strata: int) -> None:
+    if strata < 1:
+        raise DuetError(f"process.levels.strata: {strata} was given; it must be at least 1, and is best the batch")
+
+
+def _numbers(seed: int, positions: ArrayLike, strata: int) -> Array:
+    """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
+    u = Stream(seed, "train/t").bits(positions, 1)[:, 0] * 2.0**-32
+    return u if strata == 1 else (_strata(seed, positions, strata) + u) / strata
 
 
 def _strata(seed: int, positions: ArrayLike, n: int) -> NDArray[np.int64]:
@@ -118,42 +154,69 @@ def _above(cumulative: Array, first_t: int, name: str) -> Array:
     return np.maximum(cumulative - below, 0.0) / (cumulative[-1] - below)
 
 
-def uniform(schedule: Schedule, first_t: int) -> Levels:
+def _between(span: tuple[float, float], share: Array) -> Array:
+    """The times at these shares of the span."""
+    return np.minimum(span[0] + share * (span[1] - span[0]), span[1])
+
+
+def uniform(schedule: AnySchedule, first_t: int) -> Levels | Times:
     """All levels from `first_t` on alike (Ho et al., 2020, algorithm 1)."""
+    if not schedule.is_table:
+        return Times(lambda u: _between(schedule.span, u))
     n = schedule.steps - first_t
     # As quotients of whole numbers: the levels are then exactly those of `Stream.integers`.
     return Levels(np.append(np.zeros(first_t), np.arange(1, n + 1) / n))
 
 
-def low_discrepancy(schedule: Schedule, first_t: int, strata: int) -> Levels:
+def low_discrepancy(schedule: AnySchedule, first_t: int, strata: int) -> Levels | Times:
     """`uniform` in strata (Kingma et al., 2021); one per sample of the batch where `strata` is the batch."""
-    return Levels(uniform(schedule, first_t).cumulative, strata)
+    return replace(uniform(schedule, first_t), strata=strata)
 
 
-def log_normal(schedule: Schedule, first_t: int, mean: float = -1.2, std: float = 1.2, strata: int = 1) -> Levels:
-    """log(sigma/alpha) ~ N(mean, std^2), to the nearest level (Karras et al., 2022, with their P_mean and P_std)."""
+def log_normal(
+    schedule: AnySchedule, first_t: int, mean: float = -1.2, std: float = 1.2, strata: int = 1
+) -> Levels | Times:
+    """log(sigma/alpha) ~ N(mean, std^2), of a table the nearest (Karras et al., 2022, with their P_mean and P_std)."""
+    normal = _normal(mean, std)
+    if not schedule.is_table:
+        return Times(lambda u: schedule.t_of(np.clip(_quantile(normal, u), *schedule.ends)), strata)
     log_noise = -0.5 * schedule.log_snr
     edges = np.append(0.5 * (log_noise[:-1] + log_noise[1:]), np.inf)
-    return Levels(_above(_normal(edges, mean, std), first_t, "log_normal"), strata)
+    return Levels(_above(_below(normal, edges), first_t, "log_normal"), strata)
 
 
-def logit_normal(schedule: Schedule, first_t: int, mean: float = 0.0, std: float = 1.0, strata: int = 1) -> Levels:
+def logit_normal(
+    schedule: AnySchedule, first_t: int, mean: float = 0.0, std: float = 1.0, strata: int = 1
+) -> Levels | Times:
     """log(u/(1-u)) ~ N(mean, std^2) for the time u in (0, 1) of the schedule (Esser et al., 2024, eq. 19)."""
+    normal = _normal(mean, std)
+    if not schedule.is_table:
+        return Times(lambda u: _between(schedule.span, 1.0 / (1.0 + np.exp(-_quantile(normal, u)))), strata)
     n = np.arange(1, schedule.steps)
     edges = np.append(np.log(n / (schedule.steps - n)), np.inf)
-    return Levels(_above(_normal(edges, mean, std), first_t, "logit_normal"), strata)
+    return Levels(_above(_below(normal, edges), first_t, "logit_normal"), strata)
 
 
-def _normal(edges: Array, mean: float, std: float) -> Array:
-    """The normal distribution function."""
+def _normal(mean: float, std: float) -> NormalDist:
+    """The normal distribution."""
     if not math.isfinite(mean):
         raise DuetError(f"process.levels.mean: {mean} was given; it must be a number")
     if not 0 < std < math.inf:
         raise DuetError(f"process.levels.std: {std} was given; it must be a positive number")
-    return np.vectorize(NormalDist(mean, std).cdf, otypes=[np.float64])(edges)
+    return NormalDist(mean, std)
 
 
-LEVELS: Mapping[str, Callable[..., Levels]] = {
+def _below(normal: NormalDist, edges: Array) -> Array:
+    """The distribution function."""
+    return np.vectorize(normal.cdf, otypes=[np.float64])(edges)
+
+
+def _quantile(normal: NormalDist, u: Array) -> Array:
+    """Its inverse; u = 0, whose quantile is -inf, is taken for a number below every other word's."""
+    return np.vectorize(normal.inv_cdf, otypes=[np.float64])(np.maximum(u, 2.0**-44))
+
+
+LEVELS: Mapping[str, Callable[..., Levels | Times]] = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
     "log_normal": log_normal,
@@ -161,12 +224,17 @@ LEVELS: Mapping[str, Callable[..., Levels]] = {
 }
 
 
-def make_levels(schedule: Schedule, first_t: int = 0, name: str = "uniform", **options: object) -> Levels:
-    """The law of that name over the levels `first_t` .. T-1.
+def make_levels(schedule: AnySchedule, first_t: int = 0, name: str = "uniform", **options: object) -> Levels | Times:
+    """The law of that name over the levels `first_t` .. T-1, or over the span of continuous time.
 
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    if not 0 <= first_t < schedule.steps:
+    if first_t and not schedule.is_table:
+        raise DuetError(
+            f"objective.first_t: {first_t} was given; the time of {schedule.name} is continuous, so raise the least t "
+            "or sigma of the schedule instead"
+        )
+    if first_t and not 0 <= first_t < schedule.steps:
         raise DuetError(f"objective.first_t: {first_t} was given; it must be a level, 0..{schedule.steps - 1}")
     return build("process.levels", LEVELS, name, options, schedule, first_t)

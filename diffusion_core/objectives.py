@@ -49,10 +49,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend import DISTANCES, TrainBatch
 from diffusion_core.errors import DuetError, one_of
-from diffusion_core.levels import Levels, make_levels
+from diffusion_core.levels import Levels, Times, make_levels
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
-from diffusion_core.weighting import make_weights
+from diffusion_core.weighting import Weighting, make_weights
 
 __all__ = ["Objective", "network_labels"]
 
@@ -133,12 +133,12 @@ class Objective:
         _ = self.weights, self.law
 
     @cached_property
-    def weights(self) -> NDArray[np.float64]:
-        """The weight of the target's error at each level, with shape (T,)."""
+    def weights(self) -> Weighting:
+        """The weight of the target's error at given levels."""
         return make_weights(self.process, **self.weighting)
 
     @cached_property
-    def law(self) -> Levels:
+    def law(self) -> Levels | Times:
         """How often each level is trained."""
         return make_levels(self.process.schedule, self.first_t, **self.levels)
 
@@ -194,7 +194,7 @@ class Objective:
             c_noise=columns.c_noise,
             target_x0=columns.target_x0.astype(dtype),
             target_eps=columns.target_eps.astype(dtype),
-            weight=self.weights[t].astype(dtype),
+            weight=self.weights(t).astype(dtype),
             features=np.zeros((len(t), self.features), dtype),
             positions=np.asarray(positions, np.int64),
             dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),

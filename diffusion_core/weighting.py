@@ -1,4 +1,4 @@
-r"""Weightings: how much the error of each level counts, as a column of T numbers.
+r"""Weightings: how much the error of each level counts, as a function of t.
 
 A weighting is a function of the noise level alone, w(t) >= 0, and multiplies the squared error of the estimate of
 x_0, whatever the network is asked for:
@@ -23,7 +23,7 @@ where noise is counted per unit of signal, and lambda = log SNR:
 
 Each is written so that it is finite where SNR is 0: there w is 0, but for edm, where it is 1 / sigma_data^2, and for
 simple. The equality holds for the squared distance; another distance of the target is multiplied with the same column.
-All columns are float64; t = 0 means one noise step.
+All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every t of its span.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 14, https://arxiv.org/abs/2006.11239
@@ -43,24 +43,29 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.registry import build
 
-__all__ = ["WEIGHTINGS", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr"]
+__all__ = ["WEIGHTINGS", "Weighting", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr"]
 
 Array = NDArray[np.float64]
+# The weights of the squared error of the target at the levels t, with their shape.
+Weighting = Callable[[ArrayLike], Array]
+
+_CHECKED = 1024
 
 
-def _snr(process: Process) -> Array:
-    return np.square(process.schedule.alpha / process.schedule.sigma)
+def _snr(process: Process, t: ArrayLike) -> Array:
+    alpha, sigma = process.schedule(t)
+    return np.square(alpha / sigma)
 
 
-def _on_target(process: Process, w: Array) -> Array:
+def _on_target(process: Process, t: ArrayLike, w: Array) -> Array:
     """The weight of the target's squared error, of that of x_0."""
-    return w * np.square(process.columns(np.arange(process.schedule.steps)).c_out)
+    return w * np.square(process.columns(t).c_out)
 
 
 def _positive(name: str, value: float) -> float:
@@ -69,50 +74,58 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def simple(process: Process) -> Array:
+def simple(process: Process, t: ArrayLike) -> Array:
     """1 on the network's own target (Ho et al., eq. 14): what it means in x_0 depends on the prediction."""
-    return np.ones(process.schedule.steps)
+    return np.ones(np.shape(t))
 
 
-def snr(process: Process) -> Array:
+def snr(process: Process, t: ArrayLike) -> Array:
     """w = SNR: the simple weighting of eps, for any prediction (Salimans & Ho, section 4)."""
-    return _on_target(process, _snr(process))
+    return _on_target(process, t, _snr(process, t))
 
 
-def min_snr(process: Process, gamma: float = 5.0) -> Array:
+def min_snr(process: Process, t: ArrayLike, gamma: float = 5.0) -> Array:
     """w = min(SNR, gamma) (Hang et al., section 3.4)."""
-    return _on_target(process, np.minimum(_snr(process), _positive("gamma", gamma)))
+    return _on_target(process, t, np.minimum(_snr(process, t), _positive("gamma", gamma)))
 
 
-def p2(process: Process, k: float = 1.0, gamma: float = 1.0) -> Array:
+def p2(process: Process, t: ArrayLike, k: float = 1.0, gamma: float = 1.0) -> Array:
     """w = SNR / (k + SNR)^gamma (Choi et al., section 3.3, there of the error of eps); gamma = 0 is `snr`."""
     if not 0 <= gamma < math.inf:
         raise DuetError(f"process.weighting.gamma: {gamma} was given; it must be 0 or a positive number")
-    ratio = _snr(process)
-    return _on_target(process, ratio / (_positive("k", k) + ratio) ** gamma)
+    ratio = _snr(process, t)
+    return _on_target(process, t, ratio / (_positive("k", k) + ratio) ** gamma)
 
 
-def edm(process: Process, sigma_data: float = 0.5) -> Array:
-    """w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma^2 = 1 / SNR (Karras et al., table 1)."""
-    return _on_target(process, _snr(process) + 1.0 / _positive("sigma_data", sigma_data) ** 2)
+def edm(process: Process, t: ArrayLike, sigma_data: float | None = None) -> Array:
+    """w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma^2 = 1 / SNR (Karras et al., table 1).
+
+    It is 1/c_out^2 of prediction edm, whose target's error has weight 1. No `sigma_data` is that of the process.
+    """
+    scale = process.sigma_data if sigma_data is None else sigma_data
+    return _on_target(process, t, _snr(process, t) + 1.0 / _positive("sigma_data", scale) ** 2)
 
 
-def sigmoid(process: Process, bias: float = 0.0, per_log_snr: bool = False) -> Array:
+def sigmoid(process: Process, t: ArrayLike, bias: float = 0.0, per_log_snr: bool = False) -> Array:
     """w = SNR sigmoid(bias - log SNR) = SNR / (1 + exp(-bias) SNR) (Kingma & Gao; Hoogeboom et al.).
 
     Args:
         process: schedule and parameterisation.
+        t: the levels.
         bias: the log-SNR at which the error of eps counts half.
-        per_log_snr: the papers' integral over log SNR instead of the mean over levels: times -d log SNR/dt, t in
-            [0, 1], for levels that are drawn uniformly.
+        per_log_snr: the papers' integral over log SNR instead of the mean over levels: times -d log SNR/dt, where the
+            whole time is 1, for levels that are drawn uniformly; the slope is that between the two neighbours.
     """
     if not abs(bias) < 100:
         raise DuetError(f"process.weighting.bias: {bias} was given; it is a log-SNR, between -100 and 100")
-    ratio, scale = _snr(process), math.exp(-bias)
+    schedule, scale = process.schedule, math.exp(-bias)
     if not per_log_snr:
-        return _on_target(process, ratio / (1.0 + scale * ratio))
+        ratio = _snr(process, t)
+        return _on_target(process, t, ratio / (1.0 + scale * ratio))
     # w d(log SNR) = d log(1 + scale SNR) / scale, whose differences are finite also where log SNR is -inf.
-    return _on_target(process, -process.schedule.steps * np.gradient(np.log1p(scale * ratio) / scale))
+    below, above = np.clip([np.subtract(t, schedule.tick), np.add(t, schedule.tick)], *schedule.span)
+    rise = np.log1p(scale * _snr(process, above)) / scale - np.log1p(scale * _snr(process, below)) / scale
+    return _on_target(process, t, -schedule.length * (rise / (above - below)))
 
 
 WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
@@ -125,13 +138,14 @@ WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def make_weights(process: Process, name: str = "simple", **options: object) -> Array:
-    """The weights of the squared error of a process's target, float64 with shape (T,).
+def make_weights(process: Process, name: str = "simple", **options: object) -> Weighting:
+    """The weights of the squared error of a process's target, as a function of t.
 
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    weights = build("process.weighting", WEIGHTINGS, name, options, process)
-    if not np.all(np.isfinite(weights)):
-        raise DuetError(f"process.weighting: {name} is not finite at level {np.flatnonzero(~np.isfinite(weights))[0]}")
-    return weights
+    t = process.schedule.evenly(_CHECKED)
+    infinite = ~np.isfinite(build("process.weighting", WEIGHTINGS, name, options, process, t))
+    if np.any(infinite):
+        raise DuetError(f"process.weighting: {name} is not finite at t = {t[infinite][0]:g}")
+    return lambda t: WEIGHTINGS[name](process, t, **options)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LEVELS, make_levels
 from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, linear
+from diffusion_core.schedule import Schedule, cosine, flow, linear, make_schedule
 
 LAWS = [
     {"name": "uniform"}, {"name": "low_discrepancy", "strata": 64}, {"name": "log_normal"},
@@ -157,6 +159,84 @@ def test_seeds_and_names_draw_apart():
     plain = make_levels(linear()).uniform(0, MANY[:1600])
     # In strata the word of "train/t" is the place within one.
     np.testing.assert_allclose(one * 16 % 1, plain, atol=1e-12)
+
+
+# Continuous time
+
+TIMES = [(name, law) for name in CONTINUOUS for law in LAWS]
+
+
+def distribution(schedule, law: dict) -> Callable[[np.ndarray], np.ndarray]:
+    """P(t <= ...), written down from the definition of each law."""
+    low, high = schedule.span
+    below = np.vectorize(lambda v, mean, std: normal_below((v - mean) / std))
+    if law["name"] == "log_normal":
+
+        def noise(t: np.ndarray) -> np.ndarray:
+            alpha, sigma = schedule(t)
+            return below(np.log(sigma / alpha), law.get("mean", -1.2), law.get("std", 1.2))
+
+        return noise
+    if law["name"] == "logit_normal":
+
+        def share(t: np.ndarray) -> np.ndarray:
+            s = (t - low) / (high - low)
+            return below(np.log(s / (1 - s)), law.get("mean", 0.0), law.get("std", 1.0))
+
+        return share
+    return lambda t: (t - low) / (high - low)
+
+
+@pytest.mark.parametrize("name, law", TIMES, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v.values())))
+def test_times_are_drawn_as_often_as_the_law_says(name, law):
+    """Kolmogorov and Smirnov, at the distance that is passed once in a thousand; ends hold what lies beyond them."""
+    schedule = make_schedule(name)
+    t = make_levels(schedule, **law).draw(11, MANY[:20_000])
+    assert t.dtype == np.float64 and t.shape == (20_000,)
+    low, high = schedule.span
+    assert low <= t.min() and t.max() <= high
+    inner = np.sort(t[(t > low) & (t < high)])
+    expected = distribution(schedule, law)(inner)
+    rank = np.sum(t <= low) + np.arange(len(inner) + 1)
+    apart = max(np.max(rank[1:] / len(t) - expected), np.max(expected - rank[:-1] / len(t)))
+    assert apart < 1.95 / math.sqrt(len(t))
+    if "strata" not in law:  # in strata the distance is smaller than chance alone leaves it
+        assert apart > 0.2 / math.sqrt(len(t))
+
+
+def test_the_training_noise_of_edm_is_log_normal():
+    # Karras et al., table 1: ln sigma ~ N(P_mean, P_std^2).
+    log_sigma = np.log(make_levels(make_schedule("edm"), name="log_normal").draw(0, MANY))
+    assert log_sigma.mean() == pytest.approx(-1.2, abs=4 * 1.2 / 200)
+    assert log_sigma.std() == pytest.approx(1.2, rel=4 / math.sqrt(2 * 40_000))
+
+
+def test_a_table_of_many_levels_draws_the_times_of_its_law():
+    """The same word gives the time, and the nearest of many levels that the time was tabulated at."""
+    law = {"name": "log_normal", "mean": -0.5, "std": 0.8}
+    schedule = make_schedule("vp_sde")
+    t = make_levels(schedule, **law).draw(2, MANY[:2000])
+    grid = np.linspace(*schedule.span, 20_001)
+    levels = make_levels(Schedule("given", *schedule(grid)), **law).draw(2, MANY[:2000])
+    assert np.max(np.abs(grid[levels] - t)) <= 0.51 * (grid[1] - grid[0])
+
+
+def test_strata_share_out_the_time_too():
+    law = make_levels(make_schedule("flow_continuous", t_min=1e-9), name="low_discrepancy", strata=16)
+    t = law.draw(5, np.arange(160)).reshape(10, 16)
+    np.testing.assert_array_equal(np.sort(np.floor(t * 16), axis=1), np.tile(np.arange(16), (10, 1)))
+    np.testing.assert_array_equal(law.draw(5, [37, 4]), t.ravel()[[37, 4]])
+
+
+@pytest.mark.parametrize("law, words", [
+    ({"name": "uniform", "first_t": 1}, "objective.first_t: 1 was given; the time of edm is continuous"),
+    ({"name": "low_discrepancy", "strata": 0}, "process.levels.strata: 0 was given"),
+    ({"name": "log_normal", "std": -1.0}, "process.levels.std: -1.0 was given"),
+    ({"name": "logit_normal", "mean": float("inf")}, "process.levels.mean: inf was given"),
+])  # fmt: skip
+def test_a_law_of_time_that_does_not_fit_is_refused(law, words):
+    with pytest.raises(DuetError, match=words):
+        make_levels(make_schedule("edm"), **law)
 
 
 @pytest.mark.parametrize("law, words", [

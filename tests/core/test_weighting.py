@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import make_levels
 from diffusion_core.objectives import Objective
 from diffusion_core.process import PREDICTIONS, Process, add_noise, misfit
 from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, linear
-from diffusion_core.weighting import WEIGHTINGS, make_weights
+from diffusion_core.schedule import Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.weighting import WEIGHTINGS
+from diffusion_core.weighting import make_weights as make
 
 CHOSEN = [
     {"name": "snr"}, {"name": "min_snr"}, {"name": "min_snr", "gamma": 0.3}, {"name": "p2"},
@@ -20,6 +22,11 @@ CHOSEN = [
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("weighting", CHOSEN, ids=lambda w: " ".join(map(str, w.values())))
 SCHEDULES = [linear(), cosine(1000), flow(20)]
+
+
+def make_weights(process: Process, name: str = "simple", **options: object) -> np.ndarray:
+    """The weights at every level of the table."""
+    return make(process, name, **options)(np.arange(process.schedule.steps))
 
 
 def ratio(schedule: Schedule) -> np.ndarray:
@@ -83,6 +90,38 @@ def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
         ((noise**2 + 0.25) / (noise * 0.5) ** 2 * noise**2, "edm", {}),
     ):
         np.testing.assert_allclose(make_weights(eps, name, **options), expected, rtol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp_sde", "ve_sde", "linear"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.7])
+def test_edm_weighs_its_own_target_by_one(name, sigma_data):
+    """Karras et al., table 1: lambda = 1/c_out^2, so that the error of F counts alike at every level."""
+    process = Process(make_schedule(name), "edm", sigma_data=sigma_data)
+    t = process.schedule.evenly(50)
+    np.testing.assert_allclose(make(process, "edm")(t), 1, rtol=1e-12)
+    # The losses of VP and VE in EDM's code: 1/sigma^2 on the error of D, which is 1 on that of eps.
+    for prediction in ("vp", "ve", "eps"):
+        np.testing.assert_allclose(make(Process(make_schedule(name), prediction), "snr")(t), 1, rtol=1e-12)
+
+
+@EACH
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_in_continuous_time_too_the_loss_is_the_same_number_for_every_prediction(name, weighting):
+    schedule = make_schedule(name)
+    x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
+    predictions = [p for p in PREDICTIONS if not misfit(schedule, p)]
+    losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
+    assert losses["x0"] > 0
+    for prediction, loss in losses.items():
+        assert loss == pytest.approx(losses["x0"], rel=1e-8), prediction
+
+
+def test_a_sigmoid_per_log_snr_is_its_integral_in_continuous_time():
+    t = np.linspace(0.05, 0.95, 50)
+    process = Process(make_schedule("flow_continuous", t_min=1e-6), "x0")
+    snr = ((1 - t) / t) ** 2
+    expected = snr / (1 + np.exp(1.5) * snr) * 2 / (t * (1 - t))
+    np.testing.assert_allclose(make(process, "sigmoid", bias=-1.5, per_log_snr=True)(t), expected, rtol=1e-5)
 
 
 def test_weightings_meet_where_they_should():
