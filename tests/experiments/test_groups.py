@@ -33,9 +33,11 @@ def names(group: str) -> list[str]:
 
 @pytest.mark.parametrize("name", names("process"))
 def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
-    sampler = "next_level" if name.startswith("next_level") else "ddpm"
-    process, plan = composed(f"process={name}", f"sampler={sampler}")
-    assert name.startswith(process.prediction) and plan.rows == process.schedule.steps
+    sampler = "next_level" if name.startswith("next_level") else "ddim"
+    process, plan = composed(
+        f"process={name}", f"sampler={sampler}", *(["sampler.steps=16"] if sampler == "ddim" else [])
+    )
+    assert name.startswith(process.prediction) and plan.rows == 16
 
 
 @pytest.mark.parametrize("name", names("sampler"))
@@ -51,6 +53,13 @@ def test_the_transformed_schedules_are_those_of_the_core() -> None:
     process, _ = composed("process=v_cosine_shifted")
     expected = with_log_snr_shift(cosine(), 2 * np.log(32 / 8))
     np.testing.assert_allclose(process.schedule.alpha, expected.alpha, rtol=1e-14)
+
+
+def test_edm_is_a_configuration() -> None:
+    process, plan = composed("experiment=edm_digits")
+    assert (process.prediction, process.sigma_data, process.schedule.span) == ("edm", 0.75, (0.002, 80.0))
+    assert plan.start_scale == pytest.approx(80) and plan.sigma[-2] == pytest.approx(0.002)
+    np.testing.assert_allclose(np.diff(plan.sigma[:-1] ** (1 / 7), 2), 0, atol=1e-9)
 
 
 def test_the_respaced_samplers_visit_what_they_say() -> None:
