@@ -213,6 +213,14 @@ class Network(Protocol):
         Features that are not given are zeros.
         """
 
+    def pullback(
+        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+    ) -> tuple[NDArray, NDArray]:
+        """(F, J^T cotangent), with J the derivative of F by x in evaluation and the cotangent of F's shape.
+
+        The images of a batch are independent: each is pulled back by its own J, and the result has the shape of x.
+        """
+
     def weights(self) -> Weights:
         """The weights by name, in the canonical axes."""
 

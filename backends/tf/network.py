@@ -290,6 +290,19 @@ class Network(tf.Module):
         features = self.no_features(len(x)) if features is None else place.tensor(features)
         return to_host(self.call(place.images(x), c_noise, label, features))
 
+    def pullback(
+        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+    ) -> tuple[NDArray, NDArray]:
+        """See `diffusion_core.backend.Network`."""
+        place = self.place
+        c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
+        features = self.no_features(len(x)) if features is None else place.tensor(features)
+        images = place.images(x)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            output = self.call(images, c_noise, label, features)
+        return to_host(output), to_host(tape.gradient(output, images, place.images(cotangent)))
+
     def slope(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:

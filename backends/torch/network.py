@@ -261,6 +261,18 @@ class Network(nn.Module):
         features = self.no_features(len(x)) if features is None else place.tensor(features)
         return to_host(self.call(place.images(x), c_noise, label, features))
 
+    def pullback(
+        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+    ) -> tuple[NDArray, NDArray]:
+        """See `diffusion_core.backend.Network`."""
+        place = self.place
+        c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
+        features = self.no_features(len(x)) if features is None else place.tensor(features)
+        images = place.images(x).requires_grad_()
+        output = self.call(images, c_noise, label, features)
+        (pulled,) = torch.autograd.grad(output, images, place.images(cotangent))
+        return to_host(output.detach()), to_host(pulled)
+
     @torch.inference_mode(False)
     def slope(self, x: Tensor, c_noise: Tensor, chosen: Tensor) -> Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
