@@ -33,6 +33,7 @@ __all__ = [
     "Forward",
     "Network",
     "NoiseSource",
+    "Pullback",
     "Settings",
     "Steering",
     "StepResult",
@@ -55,6 +56,8 @@ LEAST_SPREAD = 1e-12
 
 # A network's output F of (x, c_noise, label, features); see `Network.forward`.
 Forward = Callable[..., NDArray]
+# The same with a cotangent after the label, giving (F, J^T cotangent); see `Network.pullback`.
+Pullback = Callable[..., tuple[NDArray, NDArray]]
 # z_i for row i of a plan, with the shape of the images.
 NoiseSource = Callable[[int], NDArray]
 # Called after each row of a plan with (row, register 0, estimate of x_0) as host arrays.

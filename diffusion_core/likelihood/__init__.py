@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from diffusion_core.likelihood.bound import Bound, variational_bound
+from diffusion_core.likelihood.flow import FlowDensity, flow_density
 from diffusion_core.likelihood.pixels import bits_per_dimension, dequantised, discretised_gaussian
 
-__all__ = ["Bound", "bits_per_dimension", "dequantised", "discretised_gaussian", "variational_bound"]
+__all__ = [
+    "Bound",
+    "FlowDensity",
+    "bits_per_dimension",
+    "dequantised",
+    "discretised_gaussian",
+    "flow_density",
+    "variational_bound",
+]

@@ -13,12 +13,19 @@ import pytest
 
 from diffusion_core.data import from_uint8
 from diffusion_core.errors import DuetError
-from diffusion_core.likelihood import bits_per_dimension, dequantised, discretised_gaussian, variational_bound
+from diffusion_core.likelihood import (
+    bits_per_dimension,
+    dequantised,
+    discretised_gaussian,
+    flow_density,
+    variational_bound,
+)
 from diffusion_core.likelihood.bound import level_law
+from diffusion_core.likelihood.flow import DIVERGENCES, METHODS, Tableau
 from diffusion_core.likelihood.pixels import log_normal_interval
 from diffusion_core.process import Process, posterior
 from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, linear
+from diffusion_core.schedule import Schedule, cosine, flow, jsd, linear
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
 
@@ -83,7 +90,6 @@ class Exact:
 
     def __init__(self, process: Process, m: float = 0.1, s: float = 0.4, outputs: float | None = None) -> None:
         self.process, self.m, self.s, self.outputs = process, m, s, outputs
-        self.seen: list[np.ndarray] = []
 
     def line(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
         """(a, b) of the estimate a x + b."""
@@ -91,13 +97,20 @@ class Exact:
         a = alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2)
         return a, self.m * (1 - a * alpha)
 
-    def forward(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, features: Any = None) -> np.ndarray:
-        t = np.round(c_noise / self.process.time_scale).astype(int)
-        self.seen.append(t)
+    def output_line(self, c_noise: np.ndarray) -> list[np.ndarray]:
+        """The slope and the shift of the raw output."""
+        t = c_noise / self.process.time_scale
         (a, b), columns = self.line(t), self.process.columns(t)
         assert np.all(columns.c_in == 1)
-        a, b, c_skip, c_out = (v[:, None, None, None] for v in (a, b, columns.c_skip, columns.c_out))
-        output = (a * x + b - c_skip * x) / c_out
+        return [v[:, None, None, None] for v in ((a - columns.c_skip) / columns.c_out, b / columns.c_out)]
+
+    def pullback(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
+        pulled = self.output_line(c_noise)[0] * cotangent[..., : x.shape[3]]
+        return self.forward(x, c_noise, label), pulled
+
+    def forward(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, features: Any = None) -> np.ndarray:
+        slope, shift = self.output_line(c_noise)
+        output = slope * x + shift
         return output if self.outputs is None else np.concatenate([output, np.full_like(x, self.outputs)], axis=3)
 
 
@@ -272,3 +285,135 @@ def test_estimates_are_clipped_to_the_range_unless_they_are_not():
 def test_options_that_do_not_fit_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
         bound(Exact(PROCESSES[0]), pictures(1), **options)
+
+
+# The flow
+
+
+def density(network: Any, process: Process, y: np.ndarray, **options: Any) -> Any:
+    return flow_density(network.pullback, process, y, np.zeros(len(y), np.int32), np.arange(len(y)), 0, **options)
+
+
+def exact_density(process: Process, y: np.ndarray, m: float, s: float) -> np.ndarray:
+    """What the flow of N(m, s^2) gives: (x - alpha m)/sqrt(alpha^2 s^2 + sigma^2) stays, from y to the prior."""
+    (alpha0, sigma0), (alpha, sigma) = process.schedule(0), process.schedule(process.schedule.steps - 1)
+    scale = 1.0 if process.schedule.variance_preserving else sigma
+    stretch = math.hypot(alpha * s, sigma) / math.hypot(s, sigma0 / alpha0)
+    x = alpha * m + stretch * (y - m)
+    each = -0.5 * (x / scale) ** 2 - 0.5 * math.log(2 * math.pi * scale**2) + math.log(stretch)
+    return each.sum(axis=(1, 2, 3))
+
+
+def gaussian_values(count: int) -> np.ndarray:
+    return 0.1 + 0.4 * Stream(2, "values").normal(np.arange(count), (2, 2, 1))
+
+
+FLOWS = [
+    Process(linear(), "eps"), Process(cosine(100), "v", 50.0), Process(flow(), "v"), Process(jsd(50), "x0"),
+    Process(Schedule("exploding", np.ones(40), np.exp(np.linspace(-4, 4, 40))), "eps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", FLOWS, ids=lambda p: f"{p.prediction} {p.schedule.name}")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_density_of_gaussian_data_converges_at_the_order_of_the_method(process, method):
+    y, network, errors = gaussian_values(3), Exact(process), []
+    counts = [40, 60, 90]
+    for steps in counts:
+        # The derivative is diagonal, so one vector of signs gives its trace exactly.
+        found = density(network, process, y, steps=steps, method=method)
+        errors.append(np.max(np.abs(found.log_density - exact_density(process, y, 0.1, 0.4))))
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order == pytest.approx(METHODS[method].order, abs=0.1)
+    assert errors[-1] < 1e-2
+
+
+def test_without_signal_at_the_end_it_is_the_density_of_the_data_with_the_first_noise():
+    process, y = Process(flow(), "v"), gaussian_values(3)
+    found = density(Exact(process), process, y, steps=100, divergence="exact")
+    variance = 0.4**2 + (process.schedule.sigma[0] / process.schedule.alpha[0]) ** 2
+    expected = -0.5 * (y - 0.1) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance)
+    np.testing.assert_allclose(found.log_density, expected.sum(axis=(1, 2, 3)), atol=1e-5)
+    np.testing.assert_allclose(found.log_density, found.prior + found.volume + found.scale, rtol=1e-15)
+
+
+class Mixing:
+    """F = W x over the channels. With prediction v and preserved variance the flow is dz/dphi = W z."""
+
+    W = np.array([[0.3, -0.8], [0.5, -0.4]])
+
+    def pullback(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
+        output = np.einsum("oi,bhwi->bhwo", self.W, x)
+        more = np.zeros((*x.shape[:3], cotangent.shape[3] - 2))
+        return np.concatenate([output, more], axis=3), np.einsum("oi,bhwo->bhwi", self.W, cotangent[..., :2])
+
+
+def mixing_density(process: Process, y: np.ndarray) -> np.ndarray:
+    from scipy.linalg import expm
+
+    first, last = (math.atan2(*process.schedule(t)[::-1]) for t in (0, process.schedule.steps - 1))
+    z = np.einsum("oi,bhwi->bhwo", expm((last - first) * Mixing.W), math.cos(first) * y)
+    gaussian = -0.5 * np.sum(z**2 + math.log(2 * math.pi), axis=(1, 2, 3))
+    return gaussian + y[0].size / 2 * np.trace(Mixing.W) * (last - first) + y[0].size * math.log(math.cos(first))
+
+
+def test_a_linear_flow_has_the_density_of_its_matrix_exponential():
+    process = Process(cosine(200), "v")
+    y = Stream(8, "y").normal(np.arange(5), (2, 3, 2))
+    found = density(Mixing(), process, y, steps=200, divergence="exact", outputs=4, batch=3)
+    np.testing.assert_allclose(found.log_density, mixing_density(process, y), rtol=1e-6)
+
+
+def test_random_signs_give_the_exact_divergence_in_the_mean():
+    process, count = Process(cosine(200), "v"), 2000
+    y = np.broadcast_to(Stream(8, "y").normal([0], (2, 3, 2)), (count, 2, 3, 2))
+    exact = density(Mixing(), process, y[:1], steps=20, divergence="exact").log_density[0]
+    one, four = (density(Mixing(), process, y, steps=20, probes=k, batch=count).log_density for k in (1, 4))
+    for found in (one, four):
+        assert abs(found.mean() - exact) < 4 * found.std() / math.sqrt(count)
+    assert one.std() / four.std() == pytest.approx(2, rel=0.1)
+    # A diagonal derivative needs no more than one vector of signs.
+    diagonal = Process(flow(), "v")
+    found, wanted = (density(Exact(diagonal), diagonal, gaussian_values(2), divergence=d) for d in DIVERGENCES)
+    np.testing.assert_allclose(found.log_density, wanted.log_density, rtol=1e-12)
+
+
+def test_a_picture_has_the_same_density_in_any_batch():
+    process, y = Process(cosine(200), "v"), Stream(8, "y").normal(np.arange(5), (2, 3, 2))
+    together = density(Mixing(), process, y, steps=5, batch=2).log_density
+    alone = flow_density(Mixing().pullback, process, y[3:4], np.zeros(1, np.int32), [3], 0, steps=5).log_density
+    np.testing.assert_allclose(alone, together[3:4], rtol=1e-13)
+
+
+def test_bits_of_stored_pictures_meet_the_entropy_of_their_distribution():
+    # N(m, s^2) in bins of 1/127.5: log2(s sqrt(2 pi e) 127.5) bits, and a little for the noise of the first level.
+    process, u8 = Process(flow(), "v"), pictures(60, 0.0, 0.25, size=8)
+    y = dequantised(u8, np.arange(60), 0, (-1, 1))
+    bits = bits_per_dimension(density(Exact(process, 0.0, 0.25), process, y, steps=40).log_density, 64, (-1, 1))
+    exact = -discretised_gaussian(u8, 0.0, 0.25, (-1, 1)).mean(axis=(1, 2, 3)) / math.log(2)
+    assert bits.mean() == pytest.approx(exact.mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"method": "rk5"}, "likelihood.method: 'rk5' was given; it must be one of heun, rk4"),
+    ({"divergence": "skilling"}, "one of hutchinson, exact"),
+    ({"probes": 0}, "likelihood.probes: 0"),
+    ({"steps": 0}, "likelihood.steps: 0"),
+])  # fmt: skip
+def test_options_of_the_flow_that_do_not_fit_are_refused(options, words):
+    process = Process(flow(), "v")
+    with pytest.raises(DuetError, match=words):
+        density(Exact(process), process, gaussian_values(1), **options)
+
+
+def test_an_exact_divergence_of_large_pictures_is_refused():
+    process = Process(flow(), "v")
+    with pytest.raises(DuetError, match="12288 numbers, each a pullback"):
+        density(Exact(process), process, np.zeros((1, 64, 64, 3)), divergence="exact")
+
+
+def test_a_tableau_checks_itself():
+    with pytest.raises(DuetError, match="the weights to 1"):
+        Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.4))
+    with pytest.raises(DuetError, match="add up to its node"):
+        Tableau(2, (0.0, 1.0), ((), (0.5,)), (0.5, 0.5))
