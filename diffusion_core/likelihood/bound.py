@@ -51,7 +51,7 @@ from diffusion_core.errors import DuetError, one_of
 from diffusion_core.likelihood.pixels import discretised_gaussian
 from diffusion_core.process import Process, add_noise, eps_from_x0, posterior
 from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule
+from diffusion_core.schedule import AnySchedule, Schedule
 
 __all__ = ["LAWS", "VARIANCES", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
 
@@ -115,9 +115,9 @@ def check_variance(variance: str, channels: int, outputs: int | None = None) -> 
         )
 
 
-def prior_scale(schedule: Schedule) -> float:
-    """The standard deviation that the model starts from at the noisiest level: 1, or sigma where variance grows."""
-    return 1.0 if schedule.variance_preserving else float(schedule.sigma[-1])
+def prior_scale(schedule: AnySchedule) -> float:
+    """The standard deviation that the model starts from at the noisiest level: 1, or sigma where variance is not."""
+    return 1.0 if schedule.variance_preserving else float(schedule(schedule.span[1])[1])
 
 
 def level_law(schedule: Schedule, law: str, std: float) -> Array:
@@ -205,6 +205,8 @@ def variational_bound(
     """
     check_variance(variance, u8.shape[3])
     schedule, (low, high) = process.schedule, check_value_range(value_range)
+    if not schedule.is_table:
+        raise DuetError(f"likelihood: the bound counts levels, and {schedule.name} has none; use likelihood=ode")
     T, channels = schedule.steps, u8.shape[3]
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one level; the bound needs at least 2")

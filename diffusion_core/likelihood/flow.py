@@ -150,8 +150,11 @@ def flow_density(
         )
     index, schedule = np.asarray(index), process.schedule
     path = _Path.through(process, steps, METHODS[method])
-    variance = (prior_scale(schedule) / np.hypot(schedule.alpha[-1], schedule.sigma[-1])) ** 2
-    first = schedule.alpha[0] / np.hypot(schedule.alpha[0], schedule.sigma[0])
+    alpha, sigma = schedule(np.array(schedule.span))
+    first, variance = (
+        alpha[0] / np.hypot(alpha[0], sigma[0]),
+        (prior_scale(schedule) / np.hypot(alpha[1], sigma[1])) ** 2,
+    )
     parts: list[tuple[Array, Array]] = []
     for start in range(0, len(y), batch):
         some = slice(start, start + batch)
@@ -197,7 +200,8 @@ class _Path:
     @staticmethod
     def through(process: Process, steps: int, tableau: Tableau) -> _Path:
         """The path through all levels in equal steps of u."""
-        first, last = -np.arcsinh(process.schedule.alpha[[0, -1]] / process.schedule.sigma[[0, -1]])
+        alpha, sigma = process.schedule(np.array(process.schedule.span))
+        first, last = -np.arcsinh(alpha / sigma)
         length = (last - first) / steps
         u = first + length * (np.arange(steps)[:, None] + np.array(tableau.nodes))
         with np.errstate(divide="ignore"):  # no signal is an infinite ratio

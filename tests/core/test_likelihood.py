@@ -25,7 +25,7 @@ from diffusion_core.likelihood.flow import DIVERGENCES, METHODS, Tableau
 from diffusion_core.likelihood.pixels import log_normal_interval
 from diffusion_core.process import Process, posterior
 from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, jsd, linear
+from diffusion_core.schedule import Schedule, cosine, flow, jsd, linear, make_schedule
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
 
@@ -99,10 +99,11 @@ class Exact:
 
     def output_line(self, c_noise: np.ndarray) -> list[np.ndarray]:
         """The slope and the shift of the raw output."""
-        t = c_noise / self.process.time_scale
+        schedule = self.process.schedule
+        t = schedule.t_of(4 * c_noise) if self.process.prediction == "edm" else c_noise / self.process.time_scale
         (a, b), columns = self.line(t), self.process.columns(t)
-        assert np.all(columns.c_in == 1)
-        return [v[:, None, None, None] for v in ((a - columns.c_skip) / columns.c_out, b / columns.c_out)]
+        slope, shift = (a - columns.c_skip) / (columns.c_out * columns.c_in), b / columns.c_out
+        return [v[:, None, None, None] for v in (slope, shift)]
 
     def pullback(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
         pulled = self.output_line(c_noise)[0] * cotangent[..., : x.shape[3]]
@@ -296,7 +297,7 @@ def density(network: Any, process: Process, y: np.ndarray, **options: Any) -> An
 
 def exact_density(process: Process, y: np.ndarray, m: float, s: float) -> np.ndarray:
     """What the flow of N(m, s^2) gives: (x - alpha m)/sqrt(alpha^2 s^2 + sigma^2) stays, from y to the prior."""
-    (alpha0, sigma0), (alpha, sigma) = process.schedule(0), process.schedule(process.schedule.steps - 1)
+    (alpha0, sigma0), (alpha, sigma) = (process.schedule(t) for t in process.schedule.span)
     scale = 1.0 if process.schedule.variance_preserving else sigma
     stretch = math.hypot(alpha * s, sigma) / math.hypot(s, sigma0 / alpha0)
     x = alpha * m + stretch * (y - m)
@@ -311,6 +312,8 @@ def gaussian_values(count: int) -> np.ndarray:
 FLOWS = [
     Process(linear(), "eps"), Process(cosine(100), "v", 50.0), Process(flow(), "v"), Process(jsd(50), "x0"),
     Process(Schedule("exploding", np.ones(40), np.exp(np.linspace(-4, 4, 40))), "eps"),
+    Process(make_schedule("vp_sde"), "eps"), Process(make_schedule("flow_continuous"), "v"),
+    Process(make_schedule("edm"), "edm"),
 ]  # fmt: skip
 
 
