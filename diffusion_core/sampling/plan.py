@@ -43,7 +43,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -60,6 +59,8 @@ Array = NDArray[np.float64]
 
 KEEPS = ("marginals", "mean", "nothing")
 _ROUNDING = 1e-9
+# Of the coefficients of a row and their sums, which may be differences of numbers some ten times as large.
+_UNIT = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,27 +149,45 @@ class SamplerPlan:
 
     def _check_rows(self) -> None:
         """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
-        # Registers are multiples of x_0, here `signal`, and of independent noises, here a column for each: the first is
-        # that of the start, which register 0 alone has, the others are the rows' own.
-        first = np.arange(self.registers) == 0
-        signal, noises = first * self.alpha[0], first[:, None] * self.sigma[0]
-        known, is_noisy = self.denoised.sum(axis=2), self.is_noisy
+        signal, scale, rounded = self._alone() if self.registers == 1 else self._together()
+        wrong = np.abs(signal - self.alpha[1:])
+        if self.keeps == "marginals":
+            wrong = np.maximum(wrong, np.abs(scale - self.sigma[1:]))
+        allowed = np.maximum(_ROUNDING * np.maximum(1.0, np.maximum(self.sigma[:-1], self.sigma[1:])), rounded)
+        for row in np.flatnonzero(~(wrong <= allowed)):
+            raise DuetError(
+                f"plan {self.name}: row {row} (t = {self.t[row]:g}) does not lead from level "
+                f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to ({self.alpha[row + 1]:.6g}, "
+                f"{self.sigma[row + 1]:.6g})"
+            )
+
+    def _alone(self) -> tuple[Array, Array, float]:
+        """Signal and noise of register 0 after each row and what rounding may add: nothing else is carried, so that
+        each row is judged by itself.
+        """
+        state = self.state[:, 0, 0]
+        signal = state * self.alpha[:-1] + self.denoised[:, 0].sum(axis=1)
+        return signal, np.hypot(state * self.sigma[:-1], self.noise[:, 0]), 0.0
+
+    def _together(self) -> tuple[Array, Array, Array]:
+        """The same of several registers, carried from the start."""
+        # They are multiples of x_0, here `signal`, and noise with the covariance factor @ factor.T; all but the first
+        # start empty. The factor, of R columns at most, keeps the digits that a covariance loses in squaring.
+        first = (np.arange(self.registers) == 0).astype(np.float64)
+        signal, factor = first * self.alpha[0], first[:, None] * self.sigma[0]
+        # What rounding may have done to each register: large numbers that cancel in one row are inexact in the next.
+        rounded = np.zeros(self.registers)
+        after = np.empty((3, self.rows))
         for row in range(self.rows):
-            signal, noises = self.state[row] @ signal + known[row], self.state[row] @ noises
-            if is_noisy[row]:
-                noises = np.column_stack([noises, self.noise[row]])
-            alpha, sigma = self.alpha[row + 1], self.sigma[row + 1]
-            wrong = abs(signal[0] - alpha)
-            if self.keeps == "marginals":
-                wrong = max(wrong, abs(math.sqrt(noises[0] @ noises[0]) - sigma))
-            if not wrong <= _ROUNDING * max(1.0, self.sigma[row], sigma):
-                raise DuetError(
-                    f"plan {self.name}: row {row} (t = {self.t[row]:g}) does not lead from level "
-                    f"({self.alpha[row]:.6g}, {self.sigma[row]:.6g}) to ({alpha:.6g}, {sigma:.6g})"
-                )
-            if self.registers == 1:
-                # Nothing else is carried, so each row is judged by itself.
-                signal, noises = np.array([alpha]), np.array([[sigma]])
+            state, noise = self.state[row], self.noise[row]
+            sizes = rounded + _UNIT * (np.abs(signal) + np.linalg.norm(factor, axis=1))
+            rounded = np.abs(state) @ sizes + _UNIT * (np.abs(self.denoised[row]).sum(axis=1) + np.abs(noise))
+            signal = state @ signal + self.denoised[row].sum(axis=1)
+            factor = state @ factor
+            if noise.any():
+                factor = np.linalg.qr(np.column_stack([factor, noise]).T, mode="r").T
+            after[:, row] = signal[0], np.linalg.norm(factor[0]), rounded[0]
+        return after[0], after[1], after[2]
 
     @property
     def rows(self) -> int:
