@@ -9,8 +9,9 @@ from diffusion_core.process import Process
 from diffusion_core.registry import build
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.deis import deis
 from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
-from diffusion_core.sampling.dpm_solver import dpm_solver
+from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
 from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
 from diffusion_core.sampling.guidance import Guidance, per_row
 from diffusion_core.sampling.heun import flow_heun, heun
@@ -18,6 +19,9 @@ from diffusion_core.sampling.methods import METHODS, Method
 from diffusion_core.sampling.multistep import adams_bashforth, lms
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.sampling.pndm import plms, pndm
+from diffusion_core.sampling.sa_solver import sa_solver
+from diffusion_core.sampling.unipc import unipc
 
 __all__ = [
     "METHODS",
@@ -28,9 +32,11 @@ __all__ = [
     "adams_bashforth",
     "ddim",
     "ddpm",
+    "deis",
     "dpm2",
     "dpm2_ancestral",
     "dpm_solver",
+    "dpm_solver_singlestep",
     "euler",
     "euler_ancestral",
     "flow_euler",
@@ -38,12 +44,22 @@ __all__ = [
     "heun",
     "lms",
     "next_level",
+    "plms",
+    "pndm",
+    "sa_solver",
+    "unipc",
 ]
 
 SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "dpm_solver": dpm_solver,
+    "dpm_solver_singlestep": dpm_solver_singlestep,
+    "deis": deis,
+    "plms": plms,
+    "pndm": pndm,
+    "unipc": unipc,
+    "sa_solver": sa_solver,
     "next_level": next_level,
     "euler": euler,
     "euler_ancestral": euler_ancestral,

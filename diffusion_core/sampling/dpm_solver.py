@@ -1,10 +1,11 @@
-r"""DPM-Solver++: multistep exponential integrators of the estimate D in the half log-SNR, as an ODE or an SDE.
+r"""DPM-Solver and DPM-Solver++: exponential integrators in the half log-SNR, as an ODE or an SDE.
 
-With lambda = log(alpha/sigma), h = lambda_s - lambda_t from a level t to the next one s, and earlier estimates
+DPM-Solver++ puts a polynomial through estimates D of x_0 (predict x0), DPM-Solver through eps (predict eps). With
+h = lambda_s - lambda_t from a level t to the next one s, and earlier estimates
 
     D_0 = D(x_t),   D_1 = (D_0 - D_{-1})/r_0,      r_0 = h_{-1}/h,   r_1 = h_{-2}/h     (h_{-1}: the step before)
 
-the probability-flow ODE ``d(x/sigma)/d lambda = e^lambda D`` is integrated with a polynomial for D,
+the multistep solver of the probability-flow ODE is, for predict x0,
 
     order 1        x_s = sigma_s/sigma_t x_t + alpha_s (1 - e^-h) D_0
     order 2        ... + alpha_s (1 - e^-h)/2 D_1                           "midpoint"
@@ -12,16 +13,24 @@ the probability-flow ODE ``d(x/sigma)/d lambda = e^lambda D`` is integrated with
     order 3        ... + alpha_s ((e^-h - 1)/h + 1) D'_1 + w alpha_s (1/2 - (e^-h - 1 + h)/h^2) D_2
 
 where D'_1 and D_2 are the divided differences over three estimates. The integral of the parabola has w = 2, which is
-"exact"; the paper's code, and all that follow it, have w = 1. The SDE has the same form with 2h for h in the weights
-of D, the factor e^-h on x_t, and fresh noise ``sigma_s sqrt(1 - e^-2h) z``.
+"exact"; the paper's code, and all that follow it, have w = 1, which makes it of second order in the end. The SDE has
+the same form with 2h for h in the weights of D, the factor e^-h on x_t, and fresh noise ``sigma_s sqrt(1 - e^-2h) z``.
+For predict eps see `exponential`, where all of it is worked out.
 
-The step to clean data has h = infinity and is of first order, x_s = D_0. With few rows the ones before it are of
-lower order too: the high ones are unstable at the end of a short run. The first rows have as high an order as there
-are estimates. t = 0 is one noise step.
+The singlestep solver forgets earlier steps and looks at levels within one instead: a step of order p takes p rows, to
+level s_1, s_2, .. each from where the step started, by as many values of y as there are by then. In the last row of
+three, "midpoint" leaves the middle one out, ``D_1 = (D_2nd - D_0)/r_2``, as the paper does, which is of third order
+only for r_2 = 2/3; "heun" has the parabola through all three, the paper's code's "taylor".
+
+The step to clean data has h = infinity and is of first order, x_s = D_0. With few rows the multistep ones before it
+are of lower order too: the high ones are unstable at the end of a short run. The first rows have as high an order as
+there are estimates. t = 0 is one noise step.
 
 References:
-    DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022), algorithm 2 and
-    section 5, https://arxiv.org/abs/2211.01095
+    DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022),
+    algorithms 1 and 2, https://arxiv.org/abs/2206.00927
+    DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022), algorithms 1
+    and 2 and section 5, https://arxiv.org/abs/2211.01095
 """
 
 from __future__ import annotations
@@ -31,13 +40,17 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
+from diffusion_core.sampling.exponential import Form, Integrator, multistep, orders_of, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
+from diffusion_core.sampling.steps import log_ratio
+from diffusion_core.schedule import AnySchedule
 
-__all__ = ["SOLVER_TYPES", "dpm_solver"]
+__all__ = ["BETWEEN", "SOLVER_TYPES", "dpm_solver", "dpm_solver_singlestep"]
 
 SOLVER_TYPES = ("midpoint", "heun", "exact")
+BETWEEN = ("log_snr", "visited")
 
 
 def dpm_solver(
@@ -49,11 +62,12 @@ def dpm_solver(
     lower_order_final: bool | None = None,
     spacing: Spacing = "linspace",
     clip: float | None = 1.0,
+    predict: str = "x0",
 ) -> SamplerPlan:
-    """The multistep DPM-Solver++ sampler.
+    """The multistep sampler, DPM-Solver++ (1, 2M, 3M and 2M-SDE, 3M-SDE) or DPM-Solver.
 
     Args:
-        process: what the network was trained for; its last level must have some signal (alpha > 0).
+        process: what the network was trained for; the first level must have some signal (alpha > 0).
         steps: rows, 1 to T, or another answer of `spacing`.
         order: 1, 2 or 3; the first rows have as many as there are estimates.
         sde: whether fresh noise is added, with the marginals of the SDE.
@@ -61,58 +75,115 @@ def dpm_solver(
         lower_order_final: whether row N - k has order k at most; None is with fewer than 15 rows.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
+        predict: ``"x0"`` for DPM-Solver++, ``"eps"`` for DPM-Solver.
 
     Raises:
-        DuetError: for an order or a solver type that does not exist, or a schedule that ends without signal.
+        DuetError: for an order, a solver type or a form that does not exist, or a schedule that starts without signal.
     """
-    if order not in (1, 2, 3):
-        raise DuetError(f"sampler.order: {order} was given; it is 1, 2 or 3")
-    if solver_type not in SOLVER_TYPES:
-        raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
-    levels = plan_levels(process, visited(process.schedule, steps, spacing))
-    alpha, sigma = levels["alpha"], levels["sigma"]
-    if alpha[0] == 0:
-        raise DuetError("sampler dpm_solver: its first level has no signal (alpha 0), so log-SNR is infinite; use ddim")
-    rows = len(levels["t"])
-    lower = rows < 15 if lower_order_final is None else lower_order_final
-    # The half log-SNR of every level but the last, which is clean: its step is written out.
-    half_log_snr = np.log(alpha[:-1] / sigma[:-1])
-    h = np.append(np.diff(half_log_snr), np.inf)
-    state, denoised, noise = np.empty(rows), np.zeros((rows, min(order, rows))), np.zeros(rows)
-    for i in range(rows):
-        last = i == rows - 1
-        now = 1 if last else min(order, i + 1, rows - i if lower else order)
-        weights = _weights(h, i, now, 2.0 if sde else 1.0, solver_type)
-        denoised[i, :now] = alpha[i + 1] * weights
-        # To clean data: x_s = D, whatever x_t is.
-        decay = 0.0 if last else np.exp(-h[i] * sde)
-        state[i] = sigma[i + 1] / sigma[i] * decay
-        noise[i] = 0.0 if last or not sde else sigma[i + 1] * np.sqrt(-np.expm1(-2.0 * h[i]))
+    _check(order, solver_type, SOLVER_TYPES)
+    integrator = Integrator("dpm_solver", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
+    orders = orders_of(integrator.rows, order, lower_order_final)
     return SamplerPlan(
-        name=f"dpm_solver-{order}{'-sde' if sde else ''}-{rows}",
-        **levels,
-        state=state[:, None, None],
-        denoised=denoised[:, None, :],
-        noise=noise[:, None],
+        name=_name("dpm_solver", order, predict, sde, integrator.rows),
+        **integrator.levels,
+        **multistep(integrator, orders, tau=float(sde), kind=solver_type),
         clip=clip,
+        keeps=integrator.keeps(sde),
     )
 
 
-def _weights(h: NDArray, i: int, order: int, scale: float, solver_type: str) -> NDArray[np.float64]:
-    """What row i multiplies D_0, D_{-1}, ... with, over alpha_s; `scale` is 2 for the SDE."""
-    k = scale * h[i]
-    whole = -np.expm1(-k)  # 1 - e^-k
-    if order == 1:
-        return np.array([whole])
-    slope = 1.0 - whole / k
-    r0 = h[i - 1] / h[i]
-    if order == 2:
-        first = (whole / 2 if solver_type == "midpoint" else slope) / r0
-        return np.array([whole + first, -first])
-    r1 = h[i - 2] / h[i]
-    # The divided differences as rows of weights on (D_0, D_{-1}, D_{-2}).
-    near, far = np.array([1.0, -1.0, 0.0]) / r0, np.array([0.0, 1.0, -1.0]) / r1
-    second = (near - far) / (r0 + r1)
-    first = near + r0 * second
-    curve = (2 if solver_type == "exact" else 1) * (0.5 - (k - whole) / k**2)
-    return whole * np.array([1.0, 0.0, 0.0]) + slope * first + curve * second
+def dpm_solver_singlestep(
+    process: Process,
+    steps: Steps = 20,
+    order: int = 2,
+    sde: bool = False,
+    solver_type: str = "midpoint",
+    between: str = "log_snr",
+    spacing: Spacing = "linspace",
+    clip: float | None = 1.0,
+    predict: str = "x0",
+) -> SamplerPlan:
+    """The singlestep sampler, DPM-Solver++ (2S, 3S) or DPM-Solver (DPM-Solver-2, -3).
+
+    Args:
+        process: what the network was trained for; the first level must have some signal (alpha > 0).
+        steps: rows, the evaluations of the network: steps of `order` rows each, one or two shorter ones if the number
+            does not go in, and the one row that leads to clean data.
+        order: 1, 2 or 3.
+        sde: whether fresh noise is added, with the marginals of the SDE.
+        solver_type: ``"midpoint"`` or ``"heun"``.
+        between: where the levels within a step lie: ``"log_snr"``, at equal distances of log-SNR as in the paper, at
+            which the network is asked between the levels of its table; or ``"visited"``, the levels of the spacing.
+        spacing: see `grid` and `spacing`; every `order`-th of its levels is one that a step starts from.
+        clip: see `SamplerPlan`.
+        predict: ``"x0"`` for DPM-Solver++, ``"eps"`` for DPM-Solver.
+
+    Raises:
+        DuetError: for an order or a name that does not exist, or a schedule that starts without signal.
+    """
+    _check(order, solver_type, SOLVER_TYPES[:2])
+    if between not in BETWEEN:
+        raise one_of("sampler.between", between, BETWEEN)
+    t = visited(process.schedule, steps, spacing)
+    starts = _starts(len(t), order)
+    if between == "log_snr":
+        t = _spread_evenly(process.schedule, t, starts)
+    integrator = Integrator("dpm_solver_singlestep", plan_levels(process, t), predict)
+    tau, rows, eps = float(sde), integrator.rows, predict == "eps"
+
+    def step(i: int, X: NDArray, D: NDArray, z: Form) -> list[Form]:
+        # The registers are x, the x that the step started from, and (predict eps) earlier y of the step.
+        start, now = starts[i], integrator.seen(i, X[0], D[0])
+        origin = X[0] if i == start else X[1]
+        past = X[2:] if eps else D[1:]
+        values = [now, *past][: i - start + 1][::-1]
+        nodes = list(range(start, i + 1))
+        third = len(nodes) == 3
+        if third and solver_type == "midpoint":
+            nodes, values = nodes[::2], values[::2]
+        new = D[0]
+        if i < rows - 1:
+            new = integrator.first(start, i + 1, origin, values[0], z, tau)
+            kind = "exact" if third else solver_type
+            new = new + integrator.beyond(start, i + 1, nodes, values, values[0], tau, kind)
+        return [new, origin, *([now, *past[:-1]] if eps and order > 1 else [])]
+
+    return SamplerPlan(
+        name=_name("dpm_solver_singlestep", order, predict, sde, rows),
+        **integrator.levels,
+        **recurrence(rows, 2 + (order - 1 if eps else 0), 1 if eps else order, step),
+        clip=clip,
+        keeps=integrator.keeps(sde),
+    )
+
+
+def _starts(rows: int, order: int) -> NDArray[np.int64]:
+    """The row that each row's step starts at, with shape (N,); the last one is a step by itself."""
+    lengths = [order] * ((rows - 1) // order)
+    rest = (rows - 1) % order
+    if order == 3 and rest == 1 and lengths:
+        # Two of second order cost what one of third and one of first do, which would leave the whole of second order.
+        lengths[-1:], rest = [2], 2
+    lengths += [rest, 1] if rest else [1]
+    return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+
+
+def _spread_evenly(schedule: AnySchedule, t: NDArray, starts: NDArray) -> NDArray[np.float64]:
+    """The t of the rows, those within a step at equal distances of log-SNR between its ends."""
+    ends = np.unique(starts)
+    spaced = np.interp(np.arange(len(t)), ends, log_ratio(schedule, t[ends]))
+    spread = t.astype(np.float64)
+    within = starts != np.arange(len(t))
+    spread[within] = schedule.t_of(spaced[within])
+    return spread
+
+
+def _check(order: int, solver_type: str, solver_types: tuple[str, ...]) -> None:
+    if order not in (1, 2, 3):
+        raise DuetError(f"sampler.order: {order} was given; it is 1, 2 or 3")
+    if solver_type not in solver_types:
+        raise one_of("sampler.solver_type", solver_type, solver_types)
+
+
+def _name(name: str, order: int, predict: str, sde: bool, rows: int) -> str:
+    return f"{name}-{order}{'' if predict == 'x0' else f'-{predict}'}{'-sde' if sde else ''}-{rows}"

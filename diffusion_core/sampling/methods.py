@@ -18,6 +18,7 @@ class Method:
         options: of the sampler.
         stochastic: whether it draws fresh noise.
         evaluations: of the network per step; of two, the last step has one.
+        warm_up: evaluations at the start on top of these.
         needs_signal: whether its first level must have some, alpha > 0.
     """
 
@@ -26,6 +27,7 @@ class Method:
     options: Mapping[str, object] = field(default_factory=dict)
     stochastic: bool = False
     evaluations: int = 1
+    warm_up: int = 0
     needs_signal: bool = False
 
 
@@ -35,7 +37,25 @@ METHODS: dict[str, Method] = {
     "DDIM, eta 0.5": Method("ddim", 1, {"eta": 0.5}, stochastic=True),
     "DPM-Solver++ 2M": Method("dpm_solver", 2, needs_signal=True),
     "DPM-Solver++ 3M, exact": Method("dpm_solver", 3, {"order": 3, "solver_type": "exact"}, needs_signal=True),
-    "DPM-Solver++ 2M SDE": Method("dpm_solver", 1, {"sde": True}, stochastic=True, needs_signal=True),
+    "DPM-Solver++ 2M SDE": Method("dpm_solver", 2, {"sde": True}, stochastic=True, needs_signal=True),
+    "DPM-Solver++ 3M": Method("dpm_solver", 2, {"order": 3}, needs_signal=True),
+    "DPM-Solver++ 3M SDE": Method("dpm_solver", 2, {"order": 3, "sde": True}, stochastic=True, needs_signal=True),
+    "DPM-Solver 2M": Method("dpm_solver", 2, {"predict": "eps"}, needs_signal=True),
+    "DPM-Solver++ 2S": Method("dpm_solver_singlestep", 2, {"order": 2}, needs_signal=True),
+    "DPM-Solver++ 3S": Method("dpm_solver_singlestep", 3, {"order": 3}, needs_signal=True),
+    "DPM-Solver-2": Method("dpm_solver_singlestep", 2, {"order": 2, "predict": "eps"}, needs_signal=True),
+    "DPM-Solver-3": Method("dpm_solver_singlestep", 3, {"order": 3, "predict": "eps"}, needs_signal=True),
+    "DEIS-2": Method("deis", 2, {"order": 2}, needs_signal=True),
+    "DEIS-3": Method("deis", 3, {"order": 3}, needs_signal=True),
+    "PLMS": Method("plms", 2, warm_up=1, needs_signal=True),
+    "PNDM": Method("pndm", 2, warm_up=9, needs_signal=True),
+    "UniPC-1": Method("unipc", 2, {"order": 1}, needs_signal=True),
+    "UniPC-2": Method("unipc", 3, {"order": 2}, needs_signal=True),
+    # The step at its start leaves it at third order; with values from before it would be of fourth.
+    "UniPC-3": Method("unipc", 3, {"order": 3}, needs_signal=True),
+    "UniPC-2, eps": Method("unipc", 3, {"order": 2, "predict": "eps"}, needs_signal=True),
+    "SA-Solver, tau 0": Method("sa_solver", 2, {"tau": 0.0}, needs_signal=True),
+    "SA-Solver": Method("sa_solver", 2, stochastic=True, needs_signal=True),
     "Euler": Method("euler", 1),
     "Euler ancestral": Method("euler_ancestral", 1, stochastic=True),
     "Heun": Method("heun", 2, evaluations=2, needs_signal=True),

@@ -23,7 +23,8 @@ def plan(name: str, steps: int, process: str = "linear", spacing: object = GRID)
 def test_the_error_falls_with_the_declared_order(name):
     # The rows that start a multistep method are of lower order: at the noisiest levels, where their errors are small.
     order = fitted_order(lambda steps: plan(name, steps), [128, 256, 512])
-    assert order == pytest.approx(METHODS[name].order, abs=0.2)
+    # What is left of theirs, or of terms beyond the order, fades with more steps and fits as a share of a higher order.
+    assert METHODS[name].order - 0.2 < order < METHODS[name].order + 0.4
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stochastic])
@@ -45,7 +46,7 @@ def test_noise_and_evaluations_are_those_declared(name):
     method = METHODS[name]
     one = plan(name, 10)
     assert one.is_noisy.any() == method.stochastic
-    assert one.rows == 10 * method.evaluations - (method.evaluations - 1)
+    assert one.rows == 10 * method.evaluations - (method.evaluations - 1) + method.warm_up
 
 
 @pytest.mark.parametrize("name", METHODS)

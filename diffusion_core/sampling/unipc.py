@@ -1,0 +1,83 @@
+r"""UniPC: a multistep predictor and a corrector that reuses the next row's evaluation.
+
+Row i sees the predicted x_i. With its estimate there the step from level i-1 to level i is done once more, by the
+polynomial that goes through level i too (UniC), and from the corrected x_i the next one is predicted (UniP):
+
+    x_i+1 = kept + integral of the polynomial through y_i, .., y_{i-p+1}                       p values
+    x_i   = kept + integral of the polynomial through y_{i-1}, y_i, y_{i-2}, .., y_{i-p}       p + 1 values
+
+with y = D or eps and `exponential` for the rest. So order p costs one evaluation per row, and is of order p + 1. The
+function B(h) of the paper stands where two values leave a choice: B = K, "bh1", or B = e^K - 1, "bh2", in the predictor
+of order 2 and the corrector of order 1; in all others it cancels, and the weights are those of the exact integral.
+
+The last row leads to clean data and is of first order, D. t = 0 is one noise step.
+
+References:
+    UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models (Zhao et al., 2023),
+    algorithms 1 and 2, https://arxiv.org/abs/2302.04867
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.process import Process
+from diffusion_core.sampling.exponential import Integrator, multistep, orders_of
+from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.plan import SamplerPlan, plan_levels
+from diffusion_core.sampling.spacing import Spacing, Steps
+
+__all__ = ["SOLVER_TYPES", "unipc"]
+
+SOLVER_TYPES = ("bh1", "bh2")
+
+
+def unipc(
+    process: Process,
+    steps: Steps = 10,
+    order: int = 2,
+    solver_type: str = "bh2",
+    predict: str = "x0",
+    correct_from: int | None = 1,
+    lower_order_final: bool = True,
+    spacing: Spacing = "linspace",
+    clip: float | None = 1.0,
+) -> SamplerPlan:
+    """The UniPC sampler.
+
+    Args:
+        process: what the network was trained for; the first level must have some signal (alpha > 0).
+        steps: rows, 1 to T, or another answer of `spacing`.
+        order: p of the predictor, 1 to 4, whose corrector has order p + 1; the first rows have as many as there are
+            estimates.
+        solver_type: ``"bh1"`` or ``"bh2"``.
+        predict: ``"x0"`` or ``"eps"``.
+        correct_from: the first row that corrects, at least 1; None is none, which leaves UniP. Under strong guidance a
+            later one is steadier.
+        lower_order_final: whether row N - k has order k at most.
+        spacing: see `grid` and `spacing`.
+        clip: see `SamplerPlan`.
+
+    Raises:
+        DuetError: for an order, a solver type or a form that does not exist, a first row below 1, or a schedule that
+            starts without signal.
+    """
+    if order not in (1, 2, 3, 4):
+        raise DuetError(f"sampler.order: {order} was given; it is 1 to 4")
+    if solver_type not in SOLVER_TYPES:
+        raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
+    if correct_from is not None and correct_from < 1:
+        raise DuetError(f"sampler.correct_from: {correct_from} was given; it is a row from 1 on, or null for none")
+    integrator = Integrator("unipc", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
+    rows = integrator.rows
+    orders = orders_of(rows, order, lower_order_final)
+    corrected = np.zeros(rows, np.int64)
+    if correct_from is not None:
+        corrected[correct_from:] = orders[correct_from - 1 : -1] + 1
+    return SamplerPlan(
+        name=f"unipc-{order}{'' if predict == 'x0' else f'-{predict}'}-{rows}",
+        **integrator.levels,
+        **multistep(integrator, orders, corrected, kind=solver_type, kind_corrected=solver_type),
+        clip=clip,
+    )
