@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
     python -m experiments.evaluate checkpoint=RUN data=digits likelihood=vlb likelihood.levels=50 out=DIR backend=tf
+    python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR
     python -m experiments.evaluate samples=RUN/samples/samples.npz data=digits frechet=digits out=DIR
 
 Each group of metrics is chosen and configured by itself, and `none` leaves it out; the groups are

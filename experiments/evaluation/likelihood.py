@@ -2,10 +2,14 @@
 
     none    not measured
     vlb     the variational bound with its terms, see `diffusion_core.likelihood.bound`
+    ode     the density of the deterministic flow at dequantised pictures, see `diffusion_core.likelihood.flow`
+
+Each bounds from above the bits that a lossless code needs, with another model: `vlb` that of ancestral sampling, `ode`
+that of the deterministic flow, down to the least noisy level.
 
 `count` pictures are drawn from the data set without replacement, by the stream "likelihood/images"; each keeps its
 place in the data set as its counter in every stream, so a picture's numbers do not depend on which others are measured.
-The standard error is that of the mean over pictures, and holds what the drawn levels and probes add to it.
+The standard error is that of the mean over pictures, and holds what noise, drawn levels and probes add to it.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from numpy.typing import NDArray
 from diffusion_core.checkpoint import write_atomically
 from diffusion_core.data import Dataset
 from diffusion_core.errors import DuetError
-from diffusion_core.likelihood import variational_bound
+from diffusion_core.likelihood import bits_per_dimension, dequantised, flow_density, variational_bound
 from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.objectives import network_labels
 from diffusion_core.random import Stream
@@ -78,11 +82,86 @@ def _vlb(
             for name, values in (("bits_per_dim", found.terms), ("x0_mse", found.x0_mse), ("eps_mse", found.eps_mse))
         }
         parts = {"prior": found.prior, "steps": found.steps, "decoder": found.decoder}
+        _draw_terms(out / "likelihood.png", per_level)
         _write_arrays(out / "likelihood.npz", index=chosen, total=found.total, **parts, **per_level)
         options = {"variance": variance, "levels": levels or T - 1, "law": law if levels else None, "clip": clip}
         return _measured("vlb", found.total, parts, options | _protocol(given, chosen, classes))
 
     return measure
+
+
+def _ode(
+    given: Given,
+    *,
+    count: int | None = None,
+    classes: bool = True,
+    batch: int = 128,
+    steps: int = 50,
+    method: str = "rk4",
+    divergence: str = "hutchinson",
+    probes: int = 1,
+) -> Measure:
+    """The density of the deterministic flow, with uniform dequantisation.
+
+    Args:
+        count: how many pictures; None is all of them.
+        classes: whether the network is told the class of each; else it gets its label of no class.
+        batch: pictures at once.
+        steps: see `likelihood.flow_density`, as are method, divergence and probes.
+    """
+    problem = given.checkpoint.problem
+    chosen, label = _pictures(given, count, classes, batch)
+    value_range, dimensions = problem.value_range, given.dataset.images[0].size
+
+    def density(pullback: Callable[..., Any], some: slice, progress: Callable[[int], None] | None = None) -> Any:
+        y = dequantised(given.dataset.images[chosen[some]], chosen[some], given.seed, value_range)
+        return flow_density(
+            pullback, problem.process, y, label[some], chosen[some], given.seed,
+            steps=steps, method=method, divergence=divergence, probes=probes, outputs=problem.spec.out_channels,
+            batch=batch, progress=progress,
+        )  # fmt: skip
+
+    density(lambda *inputs: None, slice(0, 0))
+
+    def measure(out: Path) -> Measured:
+        pullback = given.network.pullback
+        with Counter("flow", len(chosen)) as progress:
+            found = density(pullback, slice(None), progress)
+        in_bits = -1.0 / (dimensions * np.log(2.0))
+        total = bits_per_dimension(found.log_density, dimensions, value_range)
+        parts = {"prior": in_bits * found.prior, "volume": in_bits * found.volume}
+        # What is left are numbers of the range and the first level alone: the bins, and the way to the state.
+        parts["scale"] = bits_per_dimension(found.scale, dimensions, value_range)
+        _write_arrays(out / "likelihood.npz", index=chosen, total=total, **parts)
+        options = {"steps": steps, "solver": method, "divergence": divergence, "dequantisation": "uniform"}
+        options["probes"] = probes if divergence == "hutchinson" else dimensions
+        return _measured("ode", total, parts, options | _protocol(given, chosen, classes))
+
+    return measure
+
+
+def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:
+    """The bound's terms and the errors that they come from, level by level, as PNG."""
+    from matplotlib.figure import Figure
+
+    titles = {
+        "bits_per_dim": "term of the bound, bits/dim", "x0_mse": r"mean of $(x_0 - D)^2$",
+        "eps_mse": r"mean of $(\epsilon - \hat\epsilon)^2$",
+    }  # fmt: skip
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        values = per_level[name]
+        t = np.flatnonzero(np.isfinite(values))
+        axes.plot(t, values[t], ".-" if len(t) < 100 else "-", color="#1f5f8b", linewidth=1.2, markersize=4)
+        axes.set_xlabel("t")
+        axes.set_title(title, fontsize=10)
+        axes.set_yscale("log")
+        axes.grid(color="0.9")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_atomically(path, buffer.getvalue())
 
 
 def _measured(method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]) -> Measured:
@@ -142,4 +221,4 @@ def _write_arrays(path: Path, **arrays: NDArray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-METHODS: Mapping[str, Callable[..., Measure]] = {"vlb": _vlb}
+METHODS: Mapping[str, Callable[..., Measure]] = {"vlb": _vlb, "ode": _ode}
