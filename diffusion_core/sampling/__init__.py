@@ -15,11 +15,13 @@ from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
 from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
 from diffusion_core.sampling.guidance import Guidance, per_row
 from diffusion_core.sampling.heun import flow_heun, heun
+from diffusion_core.sampling.inversion import ddim_inversion
 from diffusion_core.sampling.methods import METHODS, Method
 from diffusion_core.sampling.multistep import adams_bashforth, lms
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.pndm import plms, pndm
+from diffusion_core.sampling.restart import restart
 from diffusion_core.sampling.sa_solver import sa_solver
 from diffusion_core.sampling.unipc import unipc
 
@@ -31,6 +33,7 @@ __all__ = [
     "make_plan",
     "adams_bashforth",
     "ddim",
+    "ddim_inversion",
     "ddpm",
     "deis",
     "dpm2",
@@ -46,6 +49,7 @@ __all__ = [
     "next_level",
     "plms",
     "pndm",
+    "restart",
     "sa_solver",
     "unipc",
 ]
@@ -70,6 +74,8 @@ SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "adams_bashforth": adams_bashforth,
     "flow_euler": flow_euler,
     "flow_heun": flow_heun,
+    "ddim_inversion": ddim_inversion,
+    "restart": restart,
 }
 
 

@@ -71,4 +71,12 @@ METHODS: dict[str, Method] = {
     "Adams-Bashforth 4, flow": Method("adams_bashforth", 4, {"order": 4}),
     "Flow Euler": Method("flow_euler", 1),
     "Flow Heun": Method("flow_heun", 2, evaluations=2),
+    "Restart": Method(
+        "restart",
+        2,
+        {"restarts": [{"low": 0.4, "high": 2.0, "times": 2}]},
+        stochastic=True,
+        evaluations=2,
+        needs_signal=True,
+    ),
 }

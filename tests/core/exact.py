@@ -113,8 +113,12 @@ def fitted_order(make: Callable[[int], SamplerPlan], counts: Sequence[int], data
     return float(-np.polyfit(np.log(counts), np.log([error(make(steps), data) for steps in counts]), 1)[0])
 
 
-def moments(plan: SamplerPlan, data: Mixture = NORMAL, rows: int | None = None) -> tuple[float, float]:
-    """The mean and the variance of register 0 after the first rows, for samples of one normal that start exactly.
+def moments(
+    plan: SamplerPlan, data: Mixture = NORMAL, rows: int | None = None, shift: float = 0.0
+) -> tuple[float, float]:
+    """The mean and the variance of register 0 after the first rows, for samples of one normal.
+
+    They start from the exact normal of the first level, or from one that is shifted.
 
     With one normal D is affine in x, so registers and estimates stay normal: their joint mean and covariance are
     carried through the recurrence in closed form.
@@ -122,7 +126,7 @@ def moments(plan: SamplerPlan, data: Mixture = NORMAL, rows: int | None = None) 
     (mean,), (spread,) = data.means, data.spreads
     R, H = plan.registers, plan.history
     carried, covariance = np.zeros(R + H), np.zeros((R + H, R + H))
-    carried[0] = plan.alpha[0] * mean
+    carried[0] = plan.alpha[0] * mean + shift
     covariance[0, 0] = (plan.alpha[0] * spread) ** 2 + plan.sigma[0] ** 2
     for row in range(plan.rows if rows is None else rows):
         alpha, sigma = plan.alpha[row], plan.sigma[row]

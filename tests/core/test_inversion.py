@@ -1,0 +1,108 @@
+"""Inversion: its rows on paper, and the way up and down again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute
+
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.sampling import ddim, ddim_inversion
+from diffusion_core.schedule import cosine, flow, linear
+
+PROCESSES = {"eps": Process(linear(), "eps"), "v": Process(cosine(), "v"), "flow": Process(flow(), "x0")}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_rows_for_the_next_level(name):
+    """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps with eps of the network at s, D or not."""
+    process = PROCESSES[name]
+    plan = ddim_inversion(process, 10)
+    way_back = ddim(process, 10)
+    np.testing.assert_array_equal(plan.t, way_back.t[::-1])
+    np.testing.assert_array_equal(plan.alpha[1:], way_back.alpha[-2::-1])
+    assert (plan.alpha[0], plan.sigma[0]) == (1.0, 0.0)
+    x, output = np.array([0.3, -1.2]), np.array([0.7, 0.4])
+    for i in range(10):
+        a, s, a_next, s_next = plan.alpha[i], plan.sigma[i], plan.alpha[i + 1], plan.sigma[i + 1]
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * output
+        eps = output if name == "eps" else (x - a_next * estimate) / s_next
+        wanted = a_next / a * x + (s_next - a_next * s / a) * eps
+        got = plan.state[i, 0, 0] * x + plan.denoised[i, 0, 0] * estimate
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_rows_for_the_current_level_are_ddim_upwards(name):
+    """A row up and the row of DDIM down undo each other, for one and the same estimate."""
+    process = PROCESSES[name]
+    up, down = ddim_inversion(process, 10, "current"), ddim(process, 10)
+    assert up.rows == 9
+    x, estimate = np.array([0.3, -1.2]), np.array([0.7, 0.4])
+    for i in range(9):
+        raised = up.state[i, 0, 0] * x + up.denoised[i, 0, 0] * estimate
+        j = 8 - i
+        assert (down.alpha[j], down.alpha[j + 1]) == (up.alpha[i + 1], up.alpha[i])
+        back = down.state[j, 0, 0] * raised + down.denoised[j, 0, 0] * estimate
+        np.testing.assert_allclose(back, x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ask", ["next", "current"])
+@pytest.mark.parametrize("data", [NORMAL, TWO_NORMALS])
+def test_up_is_the_probability_flow_and_of_first_order(ask, data):
+    process = Process(linear(), "v")
+
+    def error(steps):
+        grid = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0}
+        plan = ddim_inversion(process, steps, ask, grid)
+        if ask == "next":
+            # The first row starts from clean data, which has no flow: begin after it, where the picture then lies.
+            estimate, first = exactly_at_the_next(plan, data), 1
+        else:
+            estimate, first = exactly(plan, data), 0
+        start = POINTS / 2
+        arrived = execute(plan, start, estimate)
+        origin = execute(plan, start, estimate, first)
+        ends = (plan.alpha[first], plan.sigma[first]), (plan.alpha[-1], plan.sigma[-1])
+        return np.abs(arrived - data.follow(origin, *ends)).max()
+
+    wrong = [error(steps) for steps in (100, 200, 400)]
+    assert -np.polyfit(np.log([100, 200, 400]), np.log(wrong), 1)[0] == pytest.approx(1, abs=0.15)
+
+
+def exactly_at_the_next(plan, data):
+    return lambda row, x: data.denoised(x, plan.alpha[row + 1], plan.sigma[row + 1])
+
+
+@pytest.mark.parametrize("ask", ["next", "current"])
+def test_up_and_down_is_the_picture_again(ask):
+    """The distance to it falls with the number of steps."""
+    process, start = Process(linear(), "v"), np.linspace(-1, 1, 9)
+
+    def distance(steps):
+        up, down = ddim_inversion(process, steps, ask), ddim(process, steps, clip=None)
+        estimate = exactly_at_the_next(up, NORMAL) if ask == "next" else exactly(up, NORMAL)
+        noise = execute(up, start, estimate)
+        return np.abs(execute(down, noise, exactly(down, NORMAL)) - start).max()
+
+    near = [distance(steps) for steps in (50, 100, 200)]
+    assert near[0] > 1.5 * near[1] > 2.0 * near[2]
+    assert near[2] < 0.05
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"ask": "now"}, "sampler.ask: 'now'"),
+    ({"ask": "current", "steps": 1}, "use at least 2, or ask=next"),
+    ({"steps": 0}, "sampler.steps: 0"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        ddim_inversion(PROCESSES["v"], **options)
+
+
+@pytest.mark.parametrize("ask", ["next", "current"])
+def test_every_number_of_steps_is_finite(ask):
+    for process in PROCESSES.values():
+        for steps in range(1 if ask == "next" else 2, 51):
+            ddim_inversion(process, steps, ask)
