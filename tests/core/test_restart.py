@@ -44,12 +44,12 @@ def test_the_numbers_of_the_paper():
 
 
 def test_as_many_steps_as_the_run_has_between():
-    plan = restart(LINEAR, 18, [{"low": 0.06, "high": 0.3}], 1, spacing=GRID)
+    plan = restart(LINEAR, 40, [{"low": 0.06, "high": 0.3}], 1, spacing=GRID)
     r = ratios(plan)
     (jump,) = np.nonzero(plan.is_noisy)[0]
-    run = ratios(euler(LINEAR, 18, GRID))
+    run = ratios(euler(LINEAR, 40, GRID))
     inside = np.count_nonzero((run <= 0.3) & (run > run[np.argmin(np.abs(np.log(run / 0.06)))]))
-    assert plan.rows == 18 + inside and inside > 2
+    assert plan.rows == 40 + inside and inside > 2
     assert r[jump + 1] == pytest.approx(0.3)
 
 
