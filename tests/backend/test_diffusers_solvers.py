@@ -1,0 +1,271 @@
+"""Plans of the exponential and pseudo numerical solvers against the schedulers of diffusers, row by row in float64.
+
+Their schedulers are given our levels and noise, and their casts to float32 are turned into casts to float64, so that
+nothing but the formulas is compared. Numbers then agree to rounding, 1e-10 of their size; where diffusers has another
+formula, or none, the test says so and shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_core.process import Process
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.grid import karras
+from diffusion_core.schedule import Schedule, linear
+
+SHAPE = (2, 3, 4, 4)
+TOLERANCE = 1e-10
+RNG = np.random.default_rng(0)
+START, NOISE = RNG.standard_normal(SHAPE), RNG.standard_normal((70, *SHAPE))
+PROCESS = Process(linear(), "eps")
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+# Theirs of the formulas that they call old, and NumPy's of the way in which they call it.
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
+
+
+def network(x: np.ndarray, c_noise: float) -> np.ndarray:
+    """Any smooth function of both."""
+    return np.sin(1.3 * x + c_noise / 500.0)
+
+
+def ours(plan: SamplerPlan, start: np.ndarray) -> Iterator[np.ndarray]:
+    """Register 0 after each row."""
+    X, D = np.zeros((plan.registers, *SHAPE)), np.zeros((plan.history, *SHAPE))
+    X[0] = start
+    for i in range(plan.rows):
+        estimate = plan.c_skip[i] * X[0] + plan.c_out[i] * network(plan.c_in[i] * X[0], plan.c_noise[i])
+        D = np.concatenate([estimate[None], D[:-1]])
+        fresh = np.multiply.outer(plan.noise[i], NOISE[i])
+        X = np.tensordot(plan.state[i], X, 1) + np.tensordot(plan.denoised[i], D, 1) + fresh
+        yield X[0]
+
+
+class _InFloat64:
+    """PyTorch, whose float32 is float64."""
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return torch.float64 if name == "float32" else getattr(torch, name)
+
+
+def theirs(
+    name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any
+) -> list[np.ndarray]:
+    """The states of a scheduler after each of the first rows of the plan, at the levels of the plan."""
+    import diffusers
+    import torch
+
+    made = getattr(diffusers, name)
+    module = __import__(made.__module__, fromlist=["torch"])
+    monkeypatch.setattr(module, "torch", _InFloat64())
+    drawn = iter(torch.from_numpy(z) for z in NOISE)
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(drawn))
+    scheduler = made(**options)
+    scheduler.set_timesteps(plan.rows)
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas_cumprod = torch.from_numpy(PROCESS.schedule.alpha**2)
+    scheduler.timesteps = torch.from_numpy(plan.t.copy())
+    scheduler.sigmas = torch.from_numpy(np.append(plan.sigma[:-1] / plan.alpha[:-1], 0.0))
+    scheduler.num_inference_steps = plan.rows
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    x, states = torch.from_numpy(start), []
+    for i in range(rows):
+        scaled = (plan.c_in[i] * x).numpy()
+        x = scheduler.step(torch.from_numpy(network(scaled, plan.c_noise[i])), scheduler.timesteps[i], x).prev_sample
+        states.append(x.numpy().copy())
+    return states
+
+
+def difference(
+    name: str,
+    plan: SamplerPlan,
+    monkeypatch: pytest.MonkeyPatch,
+    last: bool = True,
+    steps: Callable[..., list[np.ndarray]] = theirs,
+    **options: Any,
+) -> float:
+    """The largest difference after any row, over the largest number there; without the last row if it has none."""
+    rows = plan.rows if last else plan.rows - 1
+    start = plan.start_scale * START
+    pairs = list(zip(ours(plan, start), steps(name, plan, start, monkeypatch, rows, **options), strict=False))
+    assert len(pairs) == rows and all(np.isfinite(b).all() for _, b in pairs)
+    worst = max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+    print(f"{name} {plan.name} {options}: {worst:.1e}")
+    return float(worst)
+
+
+def sampled(sampler: str, steps: int, **options: Any) -> SamplerPlan:
+    return make_plan(PROCESS, sampler, steps=steps, clip=None, **options)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("predict, sde, order", [
+    ("x0", False, 1), ("x0", False, 2), ("x0", False, 3), ("x0", True, 1), ("x0", True, 2),
+    ("eps", False, 1), ("eps", False, 2), ("eps", False, 3), ("eps", True, 1), ("eps", True, 2),
+])  # fmt: skip
+def test_the_multistep_dpm_solvers(predict, sde, order, kind, steps, monkeypatch):
+    plan = sampled("dpm_solver", steps, order=order, sde=sde, solver_type=kind, predict=predict)
+    algorithm = f"{'sde-' if sde else ''}dpmsolver{'++' if predict == 'x0' else ''}"
+    # Their eps forms have no step to clean data: sigma_s e^h is 0 times infinity.
+    end = {"final_sigmas_type": "zero"} if predict == "x0" else {"final_sigmas_type": "sigma_min"}
+    assert difference(
+        "DPMSolverMultistepScheduler", plan, monkeypatch, last=predict == "x0", algorithm_type=algorithm,
+        solver_order=order, solver_type=kind, **end, **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
+    """Its weight of the second difference is -(k - 1 + e^-k)/k^2 - 1/2 with k = 2h, where the integral of the
+    parabola, as in its own deterministic form, gives 1/2 - (k - 1 + e^-k)/k^2: with the sign of 1/2 turned there it
+    agrees.
+    """
+    plan = sampled("dpm_solver", 20, order=3, sde=True)
+    options = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, **BETAS}
+    assert difference("DPMSolverMultistepScheduler", plan, monkeypatch, **options) > 0.05
+    denoised = plan.denoised.copy()
+    half = np.log(plan.alpha[:-1] / plan.sigma[:-1])
+    for i in range(2, plan.rows - 1):
+        h, h0, h1 = half[i + 1] - half[i], half[i] - half[i - 1], half[i - 1] - half[i - 2]
+        first, second = np.array([1, -1, 0]) * h / h0, np.array([0, 1, -1]) * h / h1
+        denoised[i, 0] -= plan.alpha[i + 1] * (first - second) / ((h0 + h1) / h)
+    theirs_too = SamplerPlan(**{**vars(plan), "denoised": denoised})
+    assert difference("DPMSolverMultistepScheduler", theirs_too, monkeypatch, **options) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("predict, sde, order, steps", [
+    ("x0", False, 1, 7), ("x0", False, 2, 9), ("x0", False, 2, 10), ("x0", False, 3, 9), ("x0", False, 3, 22),
+    ("x0", True, 1, 7), ("x0", True, 2, 9), ("x0", True, 2, 10),
+    ("eps", False, 1, 7), ("eps", False, 2, 9), ("eps", False, 2, 10), ("eps", False, 3, 9), ("eps", False, 3, 22),
+])  # fmt: skip
+def test_the_singlestep_dpm_solvers(predict, sde, order, steps, kind, monkeypatch):
+    """Where the rows are 2 more than a multiple of 3 theirs takes two steps of first order at the end, ours one row
+    earlier two of second.
+    """
+    options = {"order": order, "sde": sde, "solver_type": kind, "predict": predict}
+    plan = sampled("dpm_solver_singlestep", steps, between="visited", **options)
+    algorithm = f"{'sde-' if sde else ''}dpmsolver{'++' if predict == 'x0' else ''}"
+    assert difference(
+        "DPMSolverSinglestepScheduler", plan, monkeypatch, last=predict == "x0", algorithm_type=algorithm,
+        solver_order=order, solver_type=kind, lower_order_final=True,
+        final_sigmas_type="zero" if predict == "x0" else "sigma_min", **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order, steps, monkeypatch):
+    """Theirs has no step to clean data: log(0) in its integrals."""
+    plan = sampled("deis", steps, order=order)
+    assert difference("DEISMultistepScheduler", plan, monkeypatch, last=False, solver_order=order, **BETAS) < TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("predict", ["x0", "eps"])
+@pytest.mark.parametrize("kind", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(order, kind, predict, steps, monkeypatch):
+    """Theirs takes the step to clean data with bh2 and x0 alone: B(h) of bh1 and e^h are infinite there."""
+    plan = sampled("unipc", steps, order=order, solver_type=kind, predict=predict)
+    assert difference(
+        "UniPCMultistepScheduler", plan, monkeypatch, last=(kind, predict) == ("bh2", "x0"), solver_order=order,
+        solver_type=kind, predict_x0=predict == "x0", final_sigmas_type="zero", **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+def test_unipc_without_its_first_correctors(monkeypatch):
+    plan = sampled("unipc", 8, order=2, correct_from=3)
+    assert difference(
+        "UniPCMultistepScheduler", plan, monkeypatch, solver_order=2, disable_corrector=[0, 1],
+        final_sigmas_type="zero", **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+def test_their_unipc_of_bh1_ends_in_no_number(monkeypatch):
+    plan = sampled("unipc", 5, solver_type="bh1")
+    options = {"solver_type": "bh1", "final_sigmas_type": "zero", **BETAS}
+    assert np.isnan(theirs("UniPCMultistepScheduler", plan, START, monkeypatch, 5, **options)[-1]).all()
+    assert np.isfinite(list(ours(plan, START))[-1]).all()
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("predict", ["x0", "eps"])
+@pytest.mark.parametrize("predictor, corrector", [(1, 2), (2, 2), (3, 3), (3, 4), (2, 1)])
+def test_sa_solver(predictor, corrector, predict, steps, monkeypatch):
+    """Their tau is a function of t, 1 in 200 .. 800; their last level is noisy."""
+    ratio = PROCESS.schedule.sigma / PROCESS.schedule.alpha
+    middle = [float(ratio[200]) * (1 - 1e-9), float(ratio[800]) * (1 + 1e-9)]
+    plan = sampled("sa_solver", steps, predictor=predictor, corrector=corrector, noisy=middle, predict=predict)
+    assert plan.is_noisy.any()
+    algorithm = {"x0": "data_prediction", "eps": "noise_prediction"}[predict]
+    assert difference(
+        "SASolverScheduler", plan, monkeypatch, last=False, predictor_order=predictor, corrector_order=corrector,
+        algorithm_type=algorithm, tau_func=_tau, **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+def _tau(t: Any) -> Any:
+    import torch
+
+    return torch.tensor(1.0 if 200 <= t <= 800 else 0.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name, skip", [("plms", True), ("pndm", False)])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_pndm(name, skip, steps, monkeypatch):
+    plan = sampled(name, steps, spacing="leading")
+    assert difference("PNDMScheduler", plan, monkeypatch, steps=_pseudo, skip_prk_steps=skip, visits=steps) < TOLERANCE
+
+
+def _pseudo(
+    name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any
+) -> list[np.ndarray]:
+    """PNDM's scheduler has timesteps of its own, which are those of the plan."""
+    import diffusers
+    import torch
+
+    scheduler = getattr(diffusers, name)(skip_prk_steps=options["skip_prk_steps"], set_alpha_to_one=True, **BETAS)
+    scheduler.alphas_cumprod = torch.from_numpy(PROCESS.schedule.alpha**2)
+    scheduler.set_timesteps(options["visits"])
+    np.testing.assert_array_equal(scheduler.timesteps.numpy(), plan.t)
+    x, states = torch.from_numpy(start), []
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(torch.from_numpy(network(x.numpy(), plan.c_noise[i])), int(t), x).prev_sample
+        states.append(x.numpy().copy())
+    return states
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("order, sde", [(1, False), (2, False), (3, False), (1, True), (2, True)])
+def test_the_dpm_solvers_of_edm(order, sde, kind, monkeypatch):
+    """With the preconditioning of EDM on its grid: alpha is 1 throughout."""
+    ratios = karras(12, 0.002, 80.0)[::-1].copy()
+    process = Process(Schedule("karras", np.ones(12), ratios), "edm")
+    plan = make_plan(process, "dpm_solver", steps=None, order=order, sde=sde, solver_type=kind, clip=None)
+    assert difference(
+        "EDMDPMSolverMultistepScheduler", plan, monkeypatch, algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
+        solver_order=order, solver_type=kind, sigma_data=process.sigma_data,
+    ) < TOLERANCE  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler, scheduler, options, same", [
+    ("dpm_solver", "DPMSolverMultistepScheduler", {}, {}),
+    ("dpm_solver_singlestep", "DPMSolverSinglestepScheduler", {"between": "visited"}, {"lower_order_final": True}),
+    ("unipc", "UniPCMultistepScheduler", {}, {"final_sigmas_type": "zero"}),
+])  # fmt: skip
+def test_one_wrong_coefficient_is_noticed(sampler, scheduler, options, same, monkeypatch):
+    plan = sampled(sampler, 9, **options)
+    assert difference(scheduler, plan, monkeypatch, **same, **BETAS) < TOLERANCE
+    for table in ("state", "denoised"):
+        wrong = getattr(plan, table).copy()
+        wrong[4] *= 1 + 1e-9
+        assert difference(scheduler, SamplerPlan(**{**vars(plan), table: wrong}), monkeypatch, **same, **BETAS) > 1e-10
