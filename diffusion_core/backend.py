@@ -29,6 +29,9 @@ __all__ = [
     "LEAST_SPREAD",
     "PRECISIONS",
     "PSEUDO_HUBER_C",
+    "SELF_CONDITIONING",
+    "SMALLEST_PROBABILITY",
+    "VARIATIONAL",
     "Backend",
     "Forward",
     "Network",
@@ -50,6 +53,11 @@ DEVICES = ("auto", "cpu", "cuda")
 DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
 # The c of sqrt(r^2 + c^2) - c, in the unit of the target, of which the noise has standard deviation 1.
 PSEUDO_HUBER_C = 0.03
+# The columns of `TrainBatch.variational` and of `TrainBatch.self_conditioning`.
+VARIATIONAL = ("offset", "scale", "error", "half_bin", "lowest", "highest", "mean_gradient", "weight")
+SELF_CONDITIONING = ("c_skip", "c_out", "share", "lowest", "highest")
+# The probability of a byte counts as at least this much.
+SMALLEST_PROBABILITY = 1e-12
 
 # The least standard deviation that a guided output is divided by where it is rescaled: an output of zeros stays zeros.
 LEAST_SPREAD = 1e-12
@@ -98,21 +106,43 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """One step of training, whole: nothing is drawn or looked up after this.
+    r"""One step of training, whole: nothing is drawn or looked up after this.
 
-    ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise``,
-    ``loss = mean_b weight_b mean_pixels distance(F(c_in x_t, c_noise, label, features) - target)``,
-    where of an F with more channels than the images the first ones count.
+    With ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise`` and the network's
+    output ``F(c_in x_t, c_noise, label, features)``, of which the first channels, as many as the images have, count::
+
+        r    = F - target
+        loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
+
+    The bound, of a batch with variational columns, takes as many channels more, F2; r~ is r as it stands, whose
+    gradient is that of r times mean_gradient, and Phi is the normal distribution function::
+
+        u     = offset + scale F2,    e = error r~
+        bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0
+        bound = -log(Phi((half_bin - e) exp(-u/2)) - Phi((-half_bin - e) exp(-u/2)))         elsewhere
+
+    in which the first Phi is 1 where images > highest, the second 0 where images < lowest, and their difference at
+    least `SMALLEST_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; the
+    loss of the image is then ``exp(-v) weight mean_pixels distance(r) + v`` in place of the first term.
+
+    A batch with the columns of self-conditioning is passed twice, the first time without an estimate. The second
+    pass, in which nothing of the first has a gradient or counts for running statistics, is given::
+
+        estimate = share clip(c_skip x_t + c_out F, lowest, highest)
 
     Args:
         images: x_0 in the range of the data, with shape (B, H, W, C).
         noise: eps, with the same shape.
         label: int32 with shape (B,); the null label where the class is dropped.
         alpha: with shape (B,), as are all the columns.
+        weight: of the distance at this level.
+        importance: of the whole loss of an image that is drawn more or less often than its law says; else 1.
         c_noise: float64, whatever the precision.
         features: numbers beside the class, with shape (B, program.features).
         positions: each image's position in the run, its counter in the dropout stream, with shape (B,).
         dropout_key: the two words of the dropout stream.
+        variational: the columns `VARIATIONAL`, with shape (B, 8); None for a loss without the bound.
+        self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5), or None.
     """
 
     images: NDArray
@@ -125,14 +155,22 @@ class TrainBatch:
     target_x0: NDArray
     target_eps: NDArray
     weight: NDArray
+    importance: NDArray
     features: NDArray
     positions: NDArray[np.int64]
     dropout_key: NDArray[np.int64]
+    variational: NDArray | None = None
+    self_conditioning: NDArray | None = None
 
     @property
     def size(self) -> int:
         """B."""
         return len(self.label)
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """The fields by name, but for those that are None."""
+        return {name: array for name, array in vars(self).items() if array is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +220,17 @@ def average_names(count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step reports; the numbers may still be on the device and are read by ``float()``."""
+    """What a step reports; the numbers may still be on the device and are read by ``float()``.
+
+    Args:
+        loss: of the batch.
+        grad_norm: before the clip.
+        losses: reads the loss of each image, before its importance, with shape (B,).
+    """
 
     loss: SupportsFloat
     grad_norm: SupportsFloat
+    losses: Callable[[], NDArray] = lambda: np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -210,10 +255,18 @@ class Network(Protocol):
 
     program: Program
 
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+    def forward(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None = None,
+        estimate: NDArray | None = None,
+    ) -> NDArray:
         """The raw output F in evaluation, for images (B, H, W, C), numbers (B,), labels (B,) and features (B, F).
 
-        Features that are not given are zeros.
+        Features that are not given are zeros, and so is the estimate of x_0, with the shape of x, that a
+        self-conditioned program is given beside x.
         """
 
     def pullback(

@@ -17,13 +17,14 @@ after a restart and however a batch is split. For one stratum per sample, s is t
 it), as batches start at its multiples. Places in a block are drawn, not counted, so that a part of a batch has no
 preferred noise.
 
-    name             law
-    uniform          all levels alike
-    low_discrepancy  the same, in strata
-    log_normal       log(sigma/alpha) ~ N(mean, std^2), to the level that is nearest in log(sigma/alpha)
-    logit_normal     log(u/(1 - u)) ~ N(mean, std^2), to the level floor(u T)
+    name                  law
+    uniform               all levels alike
+    low_discrepancy       the same, in strata
+    log_normal            log(sigma/alpha) ~ N(mean, std^2), to the level that is nearest in log(sigma/alpha)
+    logit_normal          log(u/(1 - u)) ~ N(mean, std^2), to the level floor(u T)
+    loss_second_moment    P(t) ~ sqrt(mean l^2) of the last losses l at t, once every level has as many as are kept
 
-Both normal laws also take strata. In log_normal what is drawn beyond either end of the table goes to the end, and a
+The last three also take strata. In log_normal, what is drawn beyond either end of the table goes to the end, and a
 last level without signal, whose logarithm is infinite, is nearest to nothing. The time u of logit_normal is that of
 the schedule, where level t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of
 rectified flow. In continuous time, from t_min to t_max, nothing goes to a nearest level: the quantile of u is t itself,
@@ -35,12 +36,20 @@ rectified flow. In continuous time, from t_min to t_max, nothing goes to a neare
 Where the lowest levels are left out, every law is the one given that t is among the others. t = 0
 means one noise step.
 
+The last law depends on what was trained before, so it is a state of the run, a `LossHistory`, which a checkpoint
+keeps. Until it is full, and for a share of all draws after that, levels are drawn uniformly. As only the variance
+of the sum over all levels is meant to change, an image's loss has the importance P_uniform(t) / P(t). The draws of
+two runs are the same where their losses are: where these differ by rounding, so do the borders P(t <= i), and a word
+that falls between the two gives a neighbouring level.
+
 References:
     Variational Diffusion Models (Kingma et al., 2021), appendix I.1, low discrepancy, https://arxiv.org/abs/2107.00630
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), table 1, log-normal,
     https://arxiv.org/abs/2206.00364
     Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), eq. 19, logit-normal,
     https://arxiv.org/abs/2403.03206
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eq. 18, second moments of the loss,
+    https://arxiv.org/abs/2102.09672
 """
 
 from __future__ import annotations
@@ -58,9 +67,50 @@ from diffusion_core.random import Stream
 from diffusion_core.registry import build
 from diffusion_core.schedule import AnySchedule
 
-__all__ = ["LEVELS", "Levels", "Times", "log_normal", "logit_normal", "low_discrepancy", "make_levels", "uniform"]
+__all__ = [
+    "LEVELS",
+    "Levels",
+    "LossHistory",
+    "Times",
+    "log_normal",
+    "logit_normal",
+    "loss_second_moment",
+    "low_discrepancy",
+    "make_levels",
+    "uniform",
+]
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LossHistory:
+    """The last losses at each level, oldest first.
+
+    Args:
+        losses: with shape (T, n); only the first `counts` of a level are there.
+        counts: how many losses each level has, 0 .. n, with shape (T,).
+    """
+
+    losses: Array
+    counts: NDArray[np.int64]
+
+    def after(self, t: ArrayLike, losses: ArrayLike) -> LossHistory:
+        """The history after these losses, with shape (B,), at these levels, in this order.
+
+        Raises:
+            DuetError: if a loss is not finite.
+        """
+        if not np.all(np.isfinite(losses)):
+            raise DuetError("training: a loss is not finite; a lower learning rate or a gradient clip may help")
+        kept, counts, n = self.losses.copy(), self.counts.copy(), self.losses.shape[1]
+        for level, loss in zip(np.asarray(t), np.asarray(losses, np.float64), strict=True):
+            if counts[level] == n:
+                kept[level, :-1] = kept[level, 1:]
+            else:
+                counts[level] += 1
+            kept[level, counts[level] - 1] = loss
+        return LossHistory(kept, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +120,23 @@ class Levels:
     Args:
         cumulative: P(t <= i) for each level i, with shape (T,); the last is 1.
         strata: into how many equal parts of [0, 1) as many successive images are spread; 1 draws each on its own.
+        history: how many losses of each level make the law another one, see `given`; 0 for a fixed law.
+        uniform_share: the share of draws that such a law leaves as they are here.
 
     Raises:
-        DuetError: if there is less than one stratum.
+        DuetError: if there is less than one stratum, or the share is none.
     """
 
     cumulative: Array
     strata: int = 1
+    history: int = 0
+    uniform_share: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.uniform_share <= 1:
+            raise DuetError(
+                f"process.levels.uniform_share: {self.uniform_share} was given; it is a share, more than 0, at most 1"
+            )
         _check_strata(self.strata)
         self.cumulative.setflags(write=False)
 
@@ -86,6 +144,22 @@ class Levels:
     def probability(self) -> Array:
         """P(t = i) for each level i, with shape (T,)."""
         return np.diff(self.cumulative, prepend=0.0)
+
+    def fresh(self) -> LossHistory | None:
+        """The history before the first step; None for a fixed law."""
+        levels = len(self.cumulative)
+        return LossHistory(np.zeros((levels, self.history)), np.zeros(levels, np.int64)) if self.history else None
+
+    def given(self, history: LossHistory | None) -> Levels:
+        """The law after these losses: in proportion to their root mean square, but for the uniform share."""
+        own = self.probability
+        if history is None or np.any(history.counts[own > 0] < self.history):
+            return self
+        size = np.where(own > 0, np.sqrt(np.mean(np.square(history.losses), axis=1)), 0.0)
+        if not (total := size.sum()) > 0:
+            return self
+        cumulative = np.cumsum((1.0 - self.uniform_share) * size / total + self.uniform_share * own)
+        return replace(self, cumulative=cumulative / cumulative[-1])
 
     def uniform(self, seed: int, positions: ArrayLike) -> Array:
         """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
@@ -117,6 +191,9 @@ class Times:
 
     def __post_init__(self) -> None:
         _check_strata(self.strata)
+
+    def fresh(self) -> None:
+        """No history: see `Levels`."""
 
     def draw(self, seed: int, positions: ArrayLike) -> Array:
         """The times of these positions in the run, with shape (B,)."""
@@ -197,6 +274,17 @@ def logit_normal(
     return Levels(_above(_below(normal, edges), first_t, "logit_normal"), strata)
 
 
+def loss_second_moment(
+    schedule: AnySchedule, first_t: int, history: int = 10, uniform_share: float = 0.001, strata: int = 1
+) -> Levels:
+    """Levels whose last losses are large are drawn more often (Nichol & Dhariwal, 2021)."""
+    if not schedule.is_table:
+        raise DuetError(f"process.levels: loss_second_moment keeps losses by level, and {schedule.name} has no levels")
+    if history < 1:
+        raise DuetError(f"process.levels.history: {history} was given; it must be at least 1")
+    return Levels(uniform(schedule, first_t).cumulative, strata, history, uniform_share)
+
+
 def _normal(mean: float, std: float) -> NormalDist:
     """The normal distribution."""
     if not math.isfinite(mean):
@@ -221,6 +309,7 @@ LEVELS: Mapping[str, Callable[..., Levels | Times]] = {
     "low_discrepancy": low_discrepancy,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
+    "loss_second_moment": loss_second_moment,
 }
 
 

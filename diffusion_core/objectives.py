@@ -24,6 +24,11 @@ A batch knows one noise. But these are two equations for two unknowns, and with 
 
 which is what the batch then holds as images and noise.
 
+With a learned variance the batch has the columns of the variational bound, see `variational`. A network that is
+given an estimate of the image is trained with its own, of a first pass at the same level, for half of the images,
+those whose number in "train/self_condition" is below 1/2, and with zeros for the others; per image, not per batch.
+The estimate is clipped to the range of the data, as a sampler with clip=1 clips it.
+
 Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
 class k has label k; or it is 0, and then class k has label k + 1.
 
@@ -32,6 +37,8 @@ References:
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), algorithm 1, https://arxiv.org/abs/2207.12598
     Improved Techniques for Training Consistency Models (Song & Dhariwal, 2023), the pseudo-Huber distance, there of an
     image's norm and here of each pixel, https://arxiv.org/abs/2310.14189
+    Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning (Chen et al., 2022),
+    algorithm 1, https://arxiv.org/abs/2208.04202
     Input Perturbation Reduces Exposure Bias in Diffusion Models (Ning et al., 2023), algorithm 1,
     https://arxiv.org/abs/2301.11706
     Diffusion with Offset Noise (Guttenberg, 2023), https://www.crosslabs.org/blog/diffusion-with-offset-noise
@@ -49,12 +56,18 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend import DISTANCES, TrainBatch
 from diffusion_core.errors import DuetError, one_of
-from diffusion_core.levels import Levels, Times, make_levels
-from diffusion_core.process import Process
+from diffusion_core.levels import Levels, LossHistory, Times, make_levels
+from diffusion_core.process import Columns, Process
 from diffusion_core.random import Stream
+from diffusion_core.variational import VARIANCES, bound_columns
 from diffusion_core.weighting import Weighting, make_weights
 
 __all__ = ["Objective", "network_labels"]
+
+_SETTINGS = (
+    "distance", "drop_label", "first_t", "weighting", "levels", "offset_noise", "input_perturbation", "bound",
+    "bound_weight",
+)  # fmt: skip
 
 
 def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
@@ -100,6 +113,12 @@ class Objective:
         levels: name and options of the law of the levels, see `levels.make_levels`.
         offset_noise: s, the standard deviation of what is added to the noise of a whole channel.
         input_perturbation: gamma, the standard deviation of noise that x_t has and the target has not; 0.1 is theirs.
+        variance: ``"fixed"``, ``"learned"`` or ``"learned_range"``, see `variational`.
+        bound: how a variance is learned, ``"hybrid"`` or ``"vlb"``.
+        bound_weight: weight of the bound in hybrid.
+        uncertainty: whether the network says how uncertain its loss is.
+        self_conditioned: whether the network is given an estimate of the image.
+        value_range: what black and white are to the network.
     """
 
     process: Process
@@ -114,6 +133,12 @@ class Objective:
     levels: Mapping[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
+    variance: str = "fixed"
+    bound: str = "hybrid"
+    bound_weight: float = 0.001
+    uncertainty: bool = False
+    self_conditioned: bool = False
+    value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
@@ -129,18 +154,66 @@ class Objective:
             if not 0 <= getattr(self, name) < np.inf:
                 raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
         self._labels([])
+        if self.variance not in VARIANCES:
+            raise one_of("process.variance", self.variance, VARIANCES)
+        if self.variance != "fixed" and self.input_perturbation:
+            raise DuetError(
+                "process.input_perturbation: it moves pictures off the bytes that a learned variance needs; use 0"
+            )
+        if self.is_bound_alone and (self.uncertainty or self.weighting.get("name") != "simple"):
+            what = (
+                "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
+            )
+            raise DuetError(f"{what} was given, but the bound vlb has no part that it could weigh; bound hybrid has")
         # Made at once, so that a mistake is found before anything is trained.
-        _ = self.weights, self.law
+        _ = self.weights, self.law, self.variational
+
+    @property
+    def is_bound_alone(self) -> bool:
+        """Whether the variational bound is the whole loss."""
+        return self.variance != "fixed" and self.bound == "vlb"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run is trained for, beside its network and process, as plain data."""
+        given = {name: getattr(self, name) for name in _SETTINGS}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
 
     @cached_property
     def weights(self) -> Weighting:
         """The weight of the target's error at given levels."""
-        return make_weights(self.process, **self.weighting)
+        weights = make_weights(self.process, **self.weighting)
+        return (lambda t: 0.0 * weights(t)) if self.is_bound_alone else weights
+
+    @cached_property
+    def variational(self) -> NDArray[np.float64] | None:
+        """The columns of the bound at each level, with shape (T, 8); None without."""
+        if self.variance == "fixed":
+            return None
+        return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)
 
     @cached_property
     def law(self) -> Levels | Times:
         """How often each level is trained."""
         return make_levels(self.process.schedule, self.first_t, **self.levels)
+
+    def draw(self, positions: ArrayLike, history: LossHistory | None = None) -> tuple[NDArray, NDArray[np.float64]]:
+        """(t, importance) of the images at these positions in the run, each with shape (B,).
+
+        Args:
+            positions: with shape (B,).
+            history: the losses so far, for a law that depends on them.
+        """
+        law = self.law if history is None else self.law.given(history)
+        t = law.draw(self.seed, positions)
+        return t, np.ones(len(t)) if law is self.law else self.law.probability[t] / law.probability[t]
+
+    def _self_conditioning(self, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
+        """The columns of self-conditioning, with shape (B, 5); None without."""
+        if not self.self_conditioned:
+            return None
+        share = Stream(self.seed, "train/self_condition").uniform(positions, 1)[:, 0] < 0.5
+        return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, share, *self.value_range), axis=1)
 
     def _noise(self, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         stream = Stream(self.seed, "train/noise")
@@ -161,7 +234,14 @@ class Objective:
     def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
         return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
 
-    def batch(self, images: NDArray, labels: NDArray, positions: NDArray, dtype: DTypeLike = np.float32) -> TrainBatch:
+    def batch(
+        self,
+        images: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        dtype: DTypeLike = np.float32,
+        history: LossHistory | None = None,
+    ) -> TrainBatch:
         """The training batch of these images.
 
         Args:
@@ -169,17 +249,19 @@ class Objective:
             labels: class ids of the data set, with shape (B,).
             positions: each image's position in the run, with shape (B,).
             dtype: of images, noise and columns; c_noise stays float64.
+            history: the losses so far, for a law of levels that depends on them.
 
         Raises:
             DuetError: if a label is out of range.
         """
         labels = self._labels(labels)
-        t = self.law.draw(self.seed, positions)
+        t, importance = self.draw(positions, history)
         if self.drop_label:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
             labels = np.where(dropped, self.null_label, labels)
         alpha, sigma = self.process.schedule(t)
         columns = self.process.columns(t)
+        conditioning = self._self_conditioning(positions, columns)
         if self.input_perturbation:
             images, noise = self._perturbed(images, positions, t)
         else:
@@ -195,7 +277,10 @@ class Objective:
             target_x0=columns.target_x0.astype(dtype),
             target_eps=columns.target_eps.astype(dtype),
             weight=self.weights(t).astype(dtype),
+            importance=importance.astype(dtype),
             features=np.zeros((len(t), self.features), dtype),
             positions=np.asarray(positions, np.int64),
             dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),
+            variational=None if self.variational is None else self.variational[t].astype(dtype),
+            self_conditioning=None if conditioning is None else conditioning.astype(dtype),
         )

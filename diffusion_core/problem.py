@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.schedule import make_schedule
-from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower, make_spec
+from diffusion_core.unet import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
+from diffusion_core.variational import VARIANCES
 
 __all__ = ["Problem"]
 
@@ -32,6 +33,9 @@ class Problem:
         prediction: the parameterisation.
         value_range: what black and white are to the network.
         time_scale: see `process.Process`; so is sigma_data.
+        variance: what the second half of an output of twice the channels says, ``"learned"`` or ``"learned_range"``,
+            see `variational`; ``"fixed"`` makes no use of it.
+        uncertainty: whether the network has one channel more that says how uncertain its loss is.
     """
 
     spec: NetworkSpec
@@ -40,6 +44,8 @@ class Problem:
     value_range: tuple[float, float] = VALUE_RANGE
     time_scale: float = 1.0
     sigma_data: float = 0.5
+    variance: str = "fixed"
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         given, images = self.spec.out_channels, self.spec.in_channels
@@ -48,6 +54,13 @@ class Problem:
                 f"model.out_channels: {given} was given for {images} in_channels; a prediction has the channels of its "
                 f"image, {images}, or twice as many ({2 * images}) with a variance for each"
             )
+        if self.variance not in VARIANCES:
+            raise one_of("process.variance", self.variance, VARIANCES)
+        if self.variance != "fixed" and given != 2 * images:
+            raise DuetError(
+                f"process.variance: {self.variance} needs a network with twice the channels of its image; "
+                f"set model.out_channels={2 * images}"
+            )
         check_value_range(self.value_range)
         # Made at once, so that a mistake is found before anything is trained or written.
         _ = self.program, self.process
@@ -55,7 +68,12 @@ class Problem:
     @cached_property
     def program(self) -> Program:
         """The network as data."""
-        return lower(self.spec)
+        program = lower(self.spec)
+        if not self.uncertainty:
+            return program
+        # As many frequencies over the range of c_noise as over that of EDM's, log(sigma)/4, where theirs is 1.
+        c_noise = self.process.columns(np.array(self.process.schedule.span)).c_noise
+        return with_uncertainty(program, float(2.0 ** np.round(np.log2(2.65 / np.ptp(c_noise)))))
 
     @cached_property
     def process(self) -> Process:
@@ -126,6 +144,8 @@ class Problem:
             "value_range": list(self.value_range),
             "time_scale": self.time_scale,
             "sigma_data": self.sigma_data,
+            "variance": self.variance,
+            "uncertainty": self.uncertainty,
         }
 
     @staticmethod
@@ -134,5 +154,5 @@ class Problem:
         spec = make_spec(data["architecture"], **data["spec"])
         value_range = tuple(data["value_range"])
         # Those that were written before there was an option do not say it.
-        later = {name: data[name] for name in ("sigma_data",) if name in data}
+        later = {name: data[name] for name in ("sigma_data", "variance", "uncertainty") if name in data}
         return Problem(spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later)

@@ -14,14 +14,21 @@ from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core import process
-from diffusion_core.backend import LEAST_SPREAD, PSEUDO_HUBER_C, Forward, NoiseSource, TrainBatch
+from diffusion_core.backend import (
+    LEAST_SPREAD,
+    PSEUDO_HUBER_C,
+    SMALLEST_PROBABILITY,
+    Forward,
+    NoiseSource,
+    TrainBatch,
+)
 from diffusion_core.random import words
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet import blocks
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import check_weights
 
-__all__ = ["block_function", "forward", "loss", "noised", "sample", "training_pass"]
+__all__ = ["block_function", "forward", "loss", "losses_of", "noised", "sample", "training_pass"]
 
 Array = NDArray[np.float64]
 
@@ -232,6 +239,7 @@ def forward(
     c_noise: ArrayLike,
     label: ArrayLike,
     features: ArrayLike | None = None,
+    estimate: ArrayLike | None = None,
     training: Training | None = None,
 ) -> Array:
     """The network's raw output F.
@@ -243,6 +251,7 @@ def forward(
         c_noise: one number per image, with shape (B,).
         label: one class per image, with shape (B,).
         features: numbers beside the class, with shape (B, F); None is zeros.
+        estimate: of x_0, for a self-conditioned network, with the shape of x; None is zeros.
         training: None in evaluation; its statistics are filled in training.
     """
     check_weights(program, weights)
@@ -253,6 +262,7 @@ def forward(
         "c_noise": np.asarray(c_noise, np.float64),
         "label": np.asarray(label),
         "features": features,
+        "estimate": np.zeros(np.shape(x)) if estimate is None else np.asarray(estimate, np.float64),
     }
     return program.run(functions, inputs, training)
 
@@ -279,7 +289,7 @@ _DISTANCES: dict[str, Callable[[Array], Array]] = {
 
 
 def loss(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> float:
-    """The training loss, ``mean_b weight_b mean_pixels distance(F - target)``."""
+    """The training loss, see `backend.TrainBatch`."""
     return training_pass(program, weights, batch, distance)[0]
 
 
@@ -287,12 +297,71 @@ def training_pass(
     program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str
 ) -> tuple[float, dict[str, Array]]:
     """The first half of a training step: (loss, new running statistics by name)."""
-    training = Training(batch.dropout_key, batch.positions)
+    losses, statistics = losses_of(program, weights, batch, distance)
+    return float(np.mean(batch.importance * losses)), statistics
+
+
+def losses_of(
+    program: Program,
+    weights: Mapping[str, NDArray],
+    batch: TrainBatch,
+    distance: str,
+    held: Mapping[str, NDArray] | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """(the loss of each image, with shape (B,); new running statistics by name).
+
+    Args:
+        program: the network.
+        weights: by full name.
+        batch: see `backend.TrainBatch`.
+        distance: the name of one of `backend.DISTANCES`.
+        held: the weights of what has no gradient: of a first pass, and of the mean in the bound. They are `weights`
+            unless given; the slope of this function with `held` at rest is the gradient that training must have.
+    """
+
+    def output_of(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
+        training = Training(batch.dropout_key, batch.positions)
+        scaled = batch.c_in[:, None, None, None] * x
+        given = (scaled, batch.c_noise, batch.label, batch.features, estimate, training)
+        return forward(program, weights, *given), training.statistics
+
     x, target = noised(batch)
-    x = x * batch.c_in[:, None, None, None]
-    output = forward(program, weights, x, batch.c_noise, batch.label, batch.features, training)
-    per_image = _DISTANCES[distance](output[..., : x.shape[-1]] - target).mean(axis=(1, 2, 3))
-    return float(np.mean(batch.weight * per_image)), training.statistics
+    channels, estimate = x.shape[-1], None
+    if batch.self_conditioning is not None:
+        c_skip, c_out, share, lowest, highest = batch.self_conditioning.T[..., None, None, None]
+        first = output_of(weights if held is None else held, None)[0][..., :channels]
+        estimate = share * np.clip(c_skip * x + c_out * first, lowest, highest)
+    output, statistics = output_of(weights, estimate)
+    residual = output[..., :channels] - target
+    still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
+    losses = batch.weight * _DISTANCES[distance](residual).mean(axis=(1, 2, 3))
+    if program.uncertainty:
+        uncertainty = output[..., -1].mean(axis=(1, 2))
+        losses = np.exp(-uncertainty) * losses + uncertainty
+    if batch.variational is not None:
+        losses = losses + _bound(batch, residual, still, output[..., channels : 2 * channels])
+    return losses, statistics
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-math.sqrt(0.5) * x)
+
+
+def _bound(batch: TrainBatch, residual: Array, still: Array, spread: Array) -> Array:
+    """The variational term of each image; see `variational`."""
+    *columns, weight = batch.variational.astype(np.float64).T
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = (column[:, None, None, None] for column in columns)
+    u, e = offset + scale * spread, error * (still + mean_gradient * (residual - still))
+    divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
+    # The bin of an image's byte, mirrored so that its open side, or the far one, is at minus infinity: the
+    # difference is then one of small numbers.
+    black, white = batch.images < lowest, batch.images > highest
+    e = np.where(black, e, np.where(white, -e, np.abs(e)))
+    narrow = np.exp(-0.5 * u)
+    beyond = np.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -np.log(np.maximum(probability, SMALLEST_PROBABILITY))
+    return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
 
 
 def _guided(plan: SamplerPlan, i: int, wanted: Array, other: Array) -> Array:

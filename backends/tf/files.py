@@ -40,6 +40,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:
     """Write a network as a SavedModel whose batch dimension is free: ``(x, c_noise, label, features) -> F``.
 
+    A self-conditioned one has ``estimate`` behind them.
+
     Args:
         path: the directory.
         shape: of an image, (h, w, c).
@@ -51,6 +53,8 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
         tf.TensorSpec([None], tf.int32, "label"),
         tf.TensorSpec([None, network.program.features], dtype, "features"),
     )
+    if network.program.self_conditioned:
+        inputs += (tf.TensorSpec([None, *shape], dtype, "estimate"),)
     module = tf.Module()
     module.network = network
     module.forward = tf.function(lambda *given: {"F": network.apply_program(*given)}, inputs, autograph=False)
@@ -61,13 +65,21 @@ def exported(program: Program, path: str | Path, place: Place) -> Forward:
     """The network in a SavedModel that `export` wrote, as a function that is called as `Network.forward` is."""
     model = tf.saved_model.load(str(path))  # a signature alone does not keep its variables
 
-    def forward(x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+    def forward(
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None = None,
+        estimate: NDArray | None = None,
+    ) -> NDArray:
         given = {
             "x": place.images(x),
             "c_noise": place.tensor(c_noise, tf.float64),
             "label": place.tensor(label, tf.int32),
             "features": place.tensor(np.zeros((len(x), program.features)) if features is None else features),
         }
+        if program.self_conditioned:
+            given["estimate"] = tf.zeros_like(given["x"]) if estimate is None else place.images(estimate)
         return to_host(model.signatures["serving_default"](**given)["F"])
 
     return forward

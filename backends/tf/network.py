@@ -277,18 +277,34 @@ class Network(tf.Module):
         self.call = place.function(self.apply_program)
 
     def apply_program(
-        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None = None
+        self,
+        x: tf.Tensor,
+        c_noise: tf.Tensor,
+        label: tf.Tensor,
+        features: tf.Tensor,
+        estimate: tf.Tensor | None = None,
+        training: Training | None = None,
     ) -> tf.Tensor:
-        """The raw output F of tensors, in the place's dtype."""
+        """The raw output F of tensors, in the place's dtype; an estimate that is not given is zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
+        if self.program.self_conditioned:
+            inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
         return tf.cast(self.program.run(self.blocks, inputs, training), self.place.dtype)
 
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+    def forward(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None = None,
+        estimate: NDArray | None = None,
+    ) -> NDArray:
         """See `diffusion_core.backend.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
         features = self.no_features(len(x)) if features is None else place.tensor(features)
-        return to_host(self.call(place.images(x), c_noise, label, features))
+        estimate = None if estimate is None else place.images(estimate)
+        return to_host(self.call(place.images(x), c_noise, label, features, estimate))
 
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import namedtuple
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
-from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
+from diffusion_core.backend import PSEUDO_HUBER_C, SMALLEST_PROBABILITY, StepResult, TrainBatch, TrainerState
 from diffusion_core.ema import shares
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
@@ -37,31 +40,59 @@ _DISTANCES = {
 }
 
 
-def _tensors(batch: TrainBatch, place: Place) -> tuple[tf.Tensor, ...]:
-    """The fields of a batch on the device, columns ready to multiply images."""
-    columns = (batch.alpha, batch.sigma, batch.c_in, batch.target_x0, batch.target_eps)
-    return (
-        place.images(batch.images),
-        place.images(batch.noise),
-        place.tensor(batch.label, tf.int32),
-        place.tensor(batch.c_noise, tf.float64),
-        place.tensor(batch.weight),
-        place.tensor(batch.features),
-        place.tensor(batch.positions, tf.int64),
-        place.tensor(batch.dropout_key, tf.int64),
-        *(place.tensor(column[:, None, None, None]) for column in columns),
-    )
+# A batch on the device.
+_Tensors = namedtuple("_Tensors", [field.name for field in fields(TrainBatch)])
+_TYPES = {
+    "label": tf.int32,
+    "c_noise": tf.float64,
+    "positions": tf.int64,
+    "dropout_key": tf.int64,
+}
 
 
-def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[tf.Tensor, tf.Tensor]:
-    return alpha * x0 + sigma * eps, target_x0 * x0 + target_eps * eps
+def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
+    """The fields of a batch on the device."""
+
+    def tensor(name: str, array: NDArray) -> tf.Tensor:
+        return place.images(array) if array.ndim == 4 else place.tensor(array, _TYPES.get(name))
+
+    return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
+
+
+def _to_pixels(column: tf.Tensor) -> tf.Tensor:
+    return column[:, None, None, None]
+
+
+def _noised(b: _Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+    alpha, sigma, target_x0, target_eps = map(_to_pixels, (b.alpha, b.sigma, b.target_x0, b.target_eps))
+    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
 
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x0, eps, *_, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
-    x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+    x, target = _noised(_tensors(batch, place))
     return to_host(x), to_host(target)
+
+
+def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.math.erfc(-math.sqrt(0.5) * x)
+
+
+def _bound(b: _Tensors, residual: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
+    """The weighted bound of each image; see `diffusion_core.backend.TrainBatch`."""
+    *columns, weight = tf.unstack(b.variational, axis=1)
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    still = tf.stop_gradient(residual)
+    u, e = offset + scale * spread, error * (still + mean_gradient * (residual - still))
+    divergence = 0.5 * (u + tf.math.expm1(-u) + tf.exp(-u) * tf.square(e))
+    black, white = b.images < lowest, b.images > highest
+    # Mirrored, so that the far or open side of the bin is at minus infinity, where probabilities are small numbers.
+    e = tf.where(black, e, tf.where(white, -e, tf.abs(e)))
+    narrow = tf.exp(-0.5 * u)
+    beyond = tf.where(black | white, tf.zeros_like(e), _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -tf.math.log(tf.maximum(probability, tf.constant(SMALLEST_PROBABILITY, probability.dtype)))
+    return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
 
 
 class Trainer:
@@ -91,23 +122,42 @@ class Trainer:
                 for p in self.program.parameters
             }
 
-    def _loss(
-        self, x0, eps, label, c_noise, weight, features, positions, key, alpha, sigma, c_in, target_x0, target_eps
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """The loss, and the new running statistics by name."""
-        x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
-        training = Training(key, positions)
-        output = self.network.apply_program(c_in * x, c_noise, label, features, training)[..., : x.shape[-1]]
-        loss = tf.reduce_mean(weight * tf.reduce_mean(self.distance(output, target), axis=[1, 2, 3]))
-        return loss, training.statistics
+    def _output(self, b: _Tensors, x: tf.Tensor, estimate: tf.Tensor | None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """F in training, and the new running statistics by name."""
+        training, scaled = Training(b.dropout_key, b.positions), _to_pixels(b.c_in) * x
+        output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+        return output, training.statistics
 
-    def _loss_and_gradients(self, *batch: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
+    def _estimate(self, b: _Tensors, x: tf.Tensor) -> tf.Tensor | None:
+        """What the network is given of a first pass, if it is given anything."""
+        if b.self_conditioning is None:
+            return None
+        c_skip, c_out, share, lowest, highest = map(_to_pixels, tf.unstack(b.self_conditioning, axis=1))
+        output, _ = self._output(b, x, None)
+        estimate = tf.clip_by_value(c_skip * x + c_out * output[..., : x.shape[-1]], lowest, highest)
+        return tf.stop_gradient(share * estimate)
+
+    def _loss(self, b: _Tensors) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """The loss, that of each image, and the new running statistics by name."""
+        x, target = _noised(b)
+        channels = x.shape[-1]
+        output, statistics = self._output(b, x, self._estimate(b, x))
+        wanted = output[..., :channels]
+        losses = b.weight * tf.reduce_mean(self.distance(wanted, target), axis=[1, 2, 3])
+        if self.program.uncertainty:
+            uncertainty = tf.reduce_mean(output[..., -1], axis=[1, 2])
+            losses = tf.exp(-uncertainty) * losses + uncertainty
+        if b.variational is not None:
+            losses = losses + _bound(b, wanted - target, output[..., channels : 2 * channels])
+        return tf.reduce_mean(b.importance * losses), losses, statistics
+
+    def _loss_and_gradients(self, b: _Tensors) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
         parameters = list(self.parameters.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            loss, statistics = self._loss(*batch)
+            loss, losses, statistics = self._loss(b)
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
-        return loss, gradients, statistics
+        return loss, losses, gradients, statistics
 
     def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
         """Clip, optimiser and averages; `numbers` are those of `_numbers`."""
@@ -127,11 +177,11 @@ class Trainer:
                 average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
-    def _whole_step(self, batch: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, gradients, statistics = self._loss_and_gradients(*batch)
+    def _whole_step(self, b: _Tensors, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss, losses, gradients, statistics = self._loss_and_gradients(b)
         for name, value in statistics.items():
             self.tensors[name].assign(value)
-        return loss, self._apply(gradients, numbers)
+        return loss, losses, self._apply(gradients, numbers)
 
     def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
         """The scalars of this update, computed in float64 on the host and cast once."""
@@ -147,12 +197,12 @@ class Trainer:
 
     def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, decays))
-        return StepResult(loss, norm)
+        loss, losses, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, decays))
+        return StepResult(loss, norm, losses.numpy)
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, gradients, _ = self.loss_and_gradients(*_tensors(batch, self.place))
+        loss, _, gradients, _ = self.loss_and_gradients(_tensors(batch, self.place))
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:

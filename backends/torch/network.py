@@ -246,20 +246,36 @@ class Network(nn.Module):
         self.call = place.function(self.apply_program)
 
     def apply_program(
-        self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor, training: Training | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor,
+        features: Tensor,
+        estimate: Tensor | None = None,
+        training: Training | None = None,
     ) -> Tensor:
-        """The raw output F of tensors, in the place's dtype."""
+        """The raw output F of tensors, in the place's dtype; an estimate that is not given is zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
+        if self.program.self_conditioned:
+            inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
         with self.place.mixed():
             return self.program.run(self.blocks, inputs, training).to(self.place.dtype)
 
     @torch.inference_mode()
-    def forward(self, x: NDArray, c_noise: NDArray, label: NDArray, features: NDArray | None = None) -> NDArray:
+    def forward(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None = None,
+        estimate: NDArray | None = None,
+    ) -> NDArray:
         """See `diffusion_core.backend.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
         features = self.no_features(len(x)) if features is None else place.tensor(features)
-        return to_host(self.call(place.images(x), c_noise, label, features))
+        estimate = None if estimate is None else place.images(estimate)
+        return to_host(self.call(place.images(x), c_noise, label, features, estimate))
 
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from backends.torch.device import Place
 from backends.torch.network import Network, read_parameters, to_host
-from diffusion_core.backend import PSEUDO_HUBER_C, StepResult, TrainBatch, TrainerState
+from diffusion_core.backend import PSEUDO_HUBER_C, SMALLEST_PROBABILITY, StepResult, TrainBatch, TrainerState
 from diffusion_core.ema import shares
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
@@ -34,31 +36,59 @@ _DISTANCES = {
 }
 
 
-def _tensors(batch: TrainBatch, place: Place) -> tuple[Tensor, ...]:
-    """The fields of a batch on the device, columns ready to multiply images."""
-    columns = (batch.alpha, batch.sigma, batch.c_in, batch.target_x0, batch.target_eps)
-    return (
-        place.images(batch.images),
-        place.images(batch.noise),
-        place.tensor(batch.label, torch.int64),
-        place.tensor(batch.c_noise, torch.float64),
-        place.tensor(batch.weight),
-        place.tensor(batch.features),
-        place.tensor(batch.positions, torch.int64),
-        place.tensor(batch.dropout_key, torch.int64),
-        *(place.tensor(column)[:, None, None, None] for column in columns),
-    )
+# A batch on the device.
+_Tensors = namedtuple("_Tensors", [field.name for field in fields(TrainBatch)])
+_TYPES = {
+    "label": torch.int64,
+    "c_noise": torch.float64,
+    "positions": torch.int64,
+    "dropout_key": torch.int64,
+}
 
 
-def _noised(x0, eps, alpha, sigma, target_x0, target_eps) -> tuple[Tensor, Tensor]:
-    return alpha * x0 + sigma * eps, target_x0 * x0 + target_eps * eps
+def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
+    """The fields of a batch on the device."""
+
+    def tensor(name: str, array: NDArray) -> Tensor:
+        return place.images(array) if array.ndim == 4 else place.tensor(array, _TYPES.get(name))
+
+    return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
+
+
+def _to_pixels(column: Tensor) -> Tensor:
+    return column[:, None, None, None]
+
+
+def _noised(b: _Tensors) -> tuple[Tensor, Tensor]:
+    alpha, sigma, target_x0, target_eps = map(_to_pixels, (b.alpha, b.sigma, b.target_x0, b.target_eps))
+    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
 
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x0, eps, *_, alpha, sigma, _, target_x0, target_eps = _tensors(batch, place)
-    x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
+    x, target = _noised(_tensors(batch, place))
     return to_host(x), to_host(target)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
+
+
+def _bound(b: _Tensors, residual: Tensor, spread: Tensor) -> Tensor:
+    """The weighted bound of each image; see `diffusion_core.backend.TrainBatch`."""
+    *columns, weight = b.variational.unbind(1)
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    still = residual.detach()
+    u, e = offset + scale * spread, error * (still + mean_gradient * (residual - still))
+    divergence = 0.5 * (u + torch.expm1(-u) + torch.exp(-u) * torch.square(e))
+    black, white = b.images < lowest, b.images > highest
+    # Mirrored, so that the far or open side of the bin is at minus infinity, where probabilities are small numbers.
+    e = torch.where(black, e, torch.where(white, -e, e.abs()))
+    narrow = torch.exp(-0.5 * u)
+    beyond = torch.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -torch.log(probability.clamp(min=SMALLEST_PROBABILITY))
+    return weight * torch.where(half_bin > 0, decoder, divergence).mean(dim=(1, 2, 3))
 
 
 class Trainer:
@@ -99,14 +129,34 @@ class Trainer:
             for name, tensor in (self.parameters if trained else self.tensors).items()
         }
 
-    def _loss(
-        self, x0, eps, label, c_noise, weight, features, positions, key, alpha, sigma, c_in, target_x0, target_eps
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and the new running statistics by name."""
-        x, target = _noised(x0, eps, alpha, sigma, target_x0, target_eps)
-        training = Training(key, positions)
-        output = self.network.apply_program(c_in * x, c_noise, label, features, training)[:, : x.shape[1]]
-        return (weight * self.distance(output, target).mean(dim=(1, 2, 3))).mean(), training.statistics
+    def _output(self, b: _Tensors, x: Tensor, estimate: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """F in training, and the new running statistics by name."""
+        training, scaled = Training(b.dropout_key, b.positions), _to_pixels(b.c_in) * x
+        output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+        return output, training.statistics
+
+    @torch.no_grad()
+    def _estimate(self, b: _Tensors, x: Tensor) -> Tensor | None:
+        """What the network is given of a first pass, if it is given anything."""
+        if b.self_conditioning is None:
+            return None
+        c_skip, c_out, share, lowest, highest = map(_to_pixels, b.self_conditioning.unbind(1))
+        output, _ = self._output(b, x, None)
+        return share * torch.clamp(c_skip * x + c_out * output[:, : x.shape[1]], lowest, highest)
+
+    def _loss(self, b: _Tensors) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, that of each image, and the new running statistics by name."""
+        x, target = _noised(b)
+        channels = x.shape[1]
+        output, statistics = self._output(b, x, self._estimate(b, x))
+        wanted = output[:, :channels]
+        losses = b.weight * self.distance(wanted, target).mean(dim=(1, 2, 3))
+        if self.program.uncertainty:
+            uncertainty = output[:, -1].mean(dim=(1, 2))
+            losses = torch.exp(-uncertainty) * losses + uncertainty
+        if b.variational is not None:
+            losses = losses + _bound(b, wanted - target, output[:, channels : 2 * channels])
+        return (b.importance * losses).mean(), losses, statistics
 
     def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:
         """Clip, optimiser and averages, with the gradients that the parameters hold."""
@@ -124,15 +174,16 @@ class Trainer:
 
     def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, statistics = self.loss(*_tensors(batch, self.place))
+        loss, losses, statistics = self.loss(_tensors(batch, self.place))
         loss.backward()
         for name, value in statistics.items():
             self.tensors[name].copy_(value)
-        return StepResult(loss.detach(), self._apply(lr, decays))
+        losses = losses.detach()
+        return StepResult(loss.detach(), self._apply(lr, decays), lambda: losses.cpu().numpy())
 
     def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _ = self.loss(*_tensors(batch, self.place))
+        loss, _, _ = self.loss(_tensors(batch, self.place))
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return loss.item(), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 

@@ -4,6 +4,7 @@
     c_noise   float64  b          what the process says of the level
     label     int64    b          classes, among them the null label
     features  float32  b f        numbers beside the class
+    estimate  float32  b h w c    of x_0, of a self-conditioned network
     F         float32  b h w c    the raw output
 
 The batch is free, the size of the images fixed. Only those inputs are declared that some block reads: a network
@@ -332,6 +333,9 @@ def onnx_model(
         "label": Value("label", ()),
         "features": Value("features", (program.features,)),
     }
+    if program.self_conditioned:
+        turned = graph.add("Transpose", "estimate", perm=[0, 3, 1, 2])
+        inputs["estimate"] = Value(turned, (channels, height, width))
     output = program.run({node.name: emitter(node.name, node.block) for node in program.nodes}, inputs)
     graph.nodes.append(onnx.helper.make_node("Transpose", [output.name], ["F"], "F", perm=[0, 2, 3, 1]))
 
@@ -341,6 +345,7 @@ def onnx_model(
         make("c_noise", kinds.DOUBLE, ["batch"]),
         make("label", kinds.INT64, ["batch"]),
         make("features", kinds.FLOAT, ["batch", program.features]),
+        make("estimate", kinds.FLOAT, ["batch", *shape]),
     )
     read = {name for node in program.nodes for name in node.inputs} | {"x"}
     result = make("F", kinds.FLOAT, ["batch", *output.shape[1:], output.shape[0]])
@@ -405,7 +410,11 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
     declared = {info.name: info.shape for info in session.get_inputs()}
 
     def forward(
-        x: ArrayLike, c_noise: ArrayLike, label: ArrayLike, features: ArrayLike | None = None
+        x: ArrayLike,
+        c_noise: ArrayLike,
+        label: ArrayLike,
+        features: ArrayLike | None = None,
+        estimate: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
         x = np.asarray(x, np.float32)
         if features is None and "features" in declared:
@@ -415,6 +424,7 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
             "c_noise": np.asarray(c_noise, np.float64),
             "label": np.asarray(label, np.int64),
             "features": np.asarray(features, np.float32),
+            "estimate": np.zeros(x.shape, np.float32) if estimate is None else np.asarray(estimate, np.float32),
         }
         return session.run(["F"], {name: value for name, value in feeds.items() if name in declared})[0]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.backend import TrainBatch
-from diffusion_core.data import Dataset, Loader, load_dataset
+from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
 from diffusion_core.objectives import Objective
 from diffusion_core.problem import Problem
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, make_plan
-from diffusion_core.schedule import linear
+from diffusion_core.schedule import cosine, linear
 from diffusion_core.training import make_batch
 from diffusion_core.unet import (
     DoubleConvSpec,
@@ -26,6 +27,7 @@ from diffusion_core.unet import (
     SimpleSpec,
     SixteenStepSpec,
     UNetSpec,
+    with_uncertainty,
 )
 from diffusion_core.unet.blocks import (
     GELU,
@@ -61,12 +63,14 @@ from diffusion_core.weights import Weights, initial_weights
 __all__ = [
     "BLOCKS",
     "FEW_NETWORKS",
+    "LOSSES",
     "NETWORKS",
     "PARITY",
     "PLANS",
     "SEED",
     "SHORT",
     "BlockCase",
+    "LossCase",
     "cast",
     "digits_batch",
     "noise_batch",
@@ -219,6 +223,64 @@ BLOCKS: tuple[BlockCase, ...] = (
     _image("Resample down, widened before", Resample("down", _FIR), Upsample(), _conv(8, 8, 3, 1, (2, 2, 2, 2)),
            size=10),
     _image("Flatten, Unflatten", Flatten(), Linear(512, 128, True, 1.0), Unflatten(4, 4), Upsample()),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A loss of more than a distance, with the smallest network that gives all that it reads.
+
+    Args:
+        name: what the loss is made of.
+        prediction: what the network is asked for.
+        options: of the `Objective`.
+        size: images; with 4 levels, every level is among them.
+    """
+
+    name: str
+    prediction: str
+    options: dict[str, Any]
+    size: int = 12
+
+    @property
+    def objective(self) -> Objective:
+        """What makes the batch."""
+        return Objective(Process(cosine(4), self.prediction), SEED, **self.options)
+
+    @property
+    def program(self) -> Program:
+        """Two convolutions, with running statistics between, where a first pass must leave no trace."""
+        given, outputs = (4 if self.objective.self_conditioned else 2), (2 if self.objective.variational is None else 4)
+        nodes = [
+            Node("conv0", _conv(given, 6, 3, 1, (1, 1, 1, 1), bias=False), ("with_estimate" if given == 4 else "x",)),
+            Node("norm", BatchNorm(6, 1e-3, 0.1), ("conv0",)),
+            Node("conv1", _conv(6, outputs, 3, 1, (1, 1, 1, 1)), ("norm",)),
+        ]
+        if given == 4:
+            nodes.insert(0, Node("with_estimate", Concat(), ("x", "estimate")))
+        program = Program(tuple(nodes))
+        return with_uncertainty(program, 0.5, 8) if self.objective.uncertainty else program
+
+    @property
+    def batch(self) -> TrainBatch:
+        """A float64 batch of bytes, black and white among them; no two images have the same importance."""
+        index = np.arange(self.size)
+        drawn = Stream(SEED, "parity/bytes").uniform(index, 32).reshape(self.size, 4, 4, 2)
+        images = from_uint8(np.clip(400 * drawn - 72, 0, 255).astype(np.uint8), np.float64)
+        c_in, weight, importance = Stream(SEED, "parity/columns").uniform(index, 3).T + 0.5
+        batch = self.objective.batch(images, np.zeros(self.size, int), index, np.float64)
+        return replace(batch, c_in=c_in, weight=weight * batch.weight, importance=importance)
+
+
+# The weight of the bound is such that it is as large as what stands beside it.
+LOSSES: tuple[LossCase, ...] = (
+    LossCase("hybrid of eps", "eps", {"variance": "learned_range", "bound_weight": 0.2}),
+    LossCase("bound alone of x_0", "x0", {"variance": "learned", "bound": "vlb"}),
+    LossCase("uncertain huber", "v", {"uncertainty": True, "distance": "huber"}),
+    LossCase(
+        "hybrid of v, uncertain and self-conditioned", "v",
+        {"variance": "learned_range", "bound_weight": 0.2, "uncertainty": True, "self_conditioned": True},
+    ),
 )  # fmt: skip
 
 _SMALL = UNetSpec(
@@ -378,7 +440,7 @@ def digits_batch(images_seen: int, size: int) -> TrainBatch:
 def cast(batch: TrainBatch, dtype: type) -> TrainBatch:
     """A float64 batch in the type of a precision; c_noise stays float64."""
     kept = ("c_noise", "label", "positions", "dropout_key")
-    fields = {name: value for name, value in vars(batch).items() if name not in kept}
+    fields = {name: value for name, value in batch.arrays.items() if name not in kept}
     return replace(batch, **{name: value.astype(dtype) for name, value in fields.items()})
 
 

@@ -137,9 +137,10 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
 
 
 def _measured(names: Iterable[str]) -> list[str]:
-    """The networks that have any array under these names."""
+    """The networks and losses that have any array under these names."""
+    known = (*cases.NETWORKS, *(case.name for case in cases.LOSSES))
     found = {name.removeprefix("4/").removesuffix(", loss").split("/")[0] for name in names if name.startswith("4/")}
-    return [title for title in cases.NETWORKS if title in found]
+    return [title for title in known if title in found]
 
 
 def compare_handover(whole: Arrays, taken: Arrays, precision: str, pair: str) -> list[Check]:

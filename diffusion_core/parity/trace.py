@@ -87,7 +87,7 @@ class Trace:
 def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
     """Climb the ladder with one backend, whose settings say the precision; with all networks unless some are named."""
     trace = Trace(backend.describe().backend, backend.settings.precision)
-    for rung in (tables, forward_noising, blocks, optimiser, sampler_update, steered, training):
+    for rung in (tables, forward_noising, losses, blocks, optimiser, sampler_update, steered, training):
         rung(backend, trace)
     networks(backend, trace, cases.NETWORKS if titles is None else titles)
     sampling(backend, trace, trace.states[STEPS].ema)
@@ -108,7 +108,7 @@ def tables(backend: Backend, trace: Trace) -> None:
         for table, values in plan.tables().items():
             trace.arrays[f"0/plan {name}, {table}"] = values
     batch = cases.cast(cases.digits_batch(1000, BATCH), backend.settings.host_dtype)
-    for name, values in vars(batch).items():
+    for name, values in batch.arrays.items():
         if values.size:  # the parity network takes no features
             trace.arrays[f"0/batch {name}"] = values
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
@@ -131,6 +131,22 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
         )
 
 
+def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.LOSSES) -> None:
+    """Rungs 1, 3 and 4: every loss of more than a distance, of the batch and of each image; gradients are recorded."""
+    for case in of:
+        weights, batch = cases.scattered_weights(case.program), cases.cast(case.batch, backend.settings.host_dtype)
+        distance = case.objective.distance
+        for what, error in training_errors(backend, case.program, weights, batch, distance=distance).items():
+            trace.judge(1, f"{case.name}, {what}", "loss", error)
+        loss, gradients = gradients_of(backend, case.program, weights, batch, distance)
+        trace.arrays[f"4/{case.name}, loss"] = np.float64(loss)
+        for name, gradient in gradients.items():
+            trace.arrays[f"4/{case.name}/{name}"] = gradient
+        if case.program.self_conditioned:
+            error = forward_error(backend, case.program, weights, batch, estimate=batch.noise)
+            trace.judge(3, f"{case.name}, given an estimate", "network", error)
+
+
 def forward_error(
     backend: Backend,
     program: Program,
@@ -138,9 +154,12 @@ def forward_error(
     batch: TrainBatch,
     expected: Program | None = None,
     network: Network | None = None,
+    estimate: NDArray | None = None,
 ) -> float:
     """Relative difference of a forward pass from the reference's, of the same program unless `expected` is given."""
     inputs = batch.images, batch.c_noise, batch.label, batch.features
+    if estimate is not None:
+        inputs += (estimate,)
     got = (network or backend.network(program, weights)).forward(*inputs)
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
     return relative(got, reference.forward(expected or program, rounded, *inputs))
@@ -154,13 +173,23 @@ def gradients_of(
 
 
 def training_errors(
-    backend: Backend, program: Program, weights: Weights, batch: TrainBatch, expected: TrainBatch | None = None
+    backend: Backend,
+    program: Program,
+    weights: Weights,
+    batch: TrainBatch,
+    expected: TrainBatch | None = None,
+    distance: str = "mse",
 ) -> dict[str, float]:
-    """What a step of training computes against the reference: the loss, and the running statistics that it leaves."""
+    """What a step of training computes against the reference: losses, and the running statistics that it leaves."""
     rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
-    loss, moved = reference.training_pass(program, rounded, expected or batch, "mse")
-    trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), "mse")
-    errors = {"loss in training": relative(float(trainer.step(batch, 0.0, (0.0,)).loss), loss)}
+    expected = expected or batch
+    losses, moved = reference.losses_of(program, rounded, expected, distance)
+    trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), distance)
+    result = trainer.step(batch, 0.0, (0.0,))
+    errors = {
+        "loss in training": relative(float(result.loss), np.mean(expected.importance * losses)),
+        "loss of each image": relative(result.losses(), losses),
+    }
     after = trainer.state().weights
     for name, value in moved.items():
         errors[f"running {name.rsplit('.', 1)[1]}"] = relative(after[name], value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.unet import standard as _standard  # noqa: F401  registers the lowering of UNetSpec
-from diffusion_core.unet.builder import NetworkSpec, lower
+from diffusion_core.unet.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.unet.double_conv import DoubleConvSpec
 from diffusion_core.unet.plain import PlainSpec
 from diffusion_core.unet.program import Node, Program, Training
@@ -28,6 +28,7 @@ __all__ = [
     "UNetSpec",
     "lower",
     "make_spec",
+    "with_uncertainty",
 ]
 
 # The architectures by the name that a model's configuration and a checkpoint give them.

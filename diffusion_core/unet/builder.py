@@ -1,18 +1,24 @@
 """Building a program: nodes are added one after the other, and each call gives the name of its value.
 
 An architecture is a frozen dataclass, its spec, and a function that lowers it to a program with a `Builder`.
+
+References:
+    Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning (Chen et al., 2022),
+    https://arxiv.org/abs/2208.04202
+    Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2023), the uncertainty of the
+    loss, https://arxiv.org/abs/2312.02696
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
 from diffusion_core.errors import DuetError
-from diffusion_core.unet.blocks import Block, Concat, Conv, Linear
+from diffusion_core.unet.blocks import Block, Concat, Conv, Fourier, Linear
 from diffusion_core.unet.program import INPUTS, Node, Program
 
-__all__ = ["Builder", "NetworkSpec", "lower"]
+__all__ = ["Builder", "NetworkSpec", "lower", "with_uncertainty"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,14 @@ class NetworkSpec:
         in_channels: channels of an image.
         out_channels: channels of the network's output: as many, or twice as many with a variance for each.
         num_classes: classes; 0 for a network without.
+        self_conditioning: whether the first layer is given an estimate of the image beside the image.
     """
 
     image_size: int
     in_channels: int = 3
     out_channels: int = 3
     num_classes: int = field(default=0, kw_only=True)
+    self_conditioning: bool = field(default=False, kw_only=True)
 
     def check(self, *names: str) -> None:
         """Refuse numbers that must be at least 1: those of the images and the named ones."""
@@ -70,10 +78,16 @@ def lower(spec: NetworkSpec) -> Program:
 class Builder:
     """Collects nodes and remembers how many channels each value has."""
 
-    def __init__(self, in_channels: int, features: int = 0) -> None:
+    def __init__(self, spec: NetworkSpec, features: int = 0) -> None:
+        self.spec = spec
         self.nodes: list[Node] = []
         self.features = features
-        self.widths: dict[str, int] = {**dict.fromkeys(INPUTS, 1), "x": in_channels, "features": features}
+        images = dict.fromkeys(("x", "estimate"), spec.in_channels)
+        self.widths: dict[str, int] = {**dict.fromkeys(INPUTS, 1), **images, "features": features}
+
+    def image(self) -> str:
+        """What the first layer reads: the image, and the estimate behind it in a self-conditioned network."""
+        return self.concat("with_estimate", "x", "estimate") if self.spec.self_conditioning else "x"
 
     def add(self, name: str, block: Block, *inputs: str, width: int | None = None) -> str:
         """Add a node; its value has `width` channels, by default as many as its first input."""
@@ -107,3 +121,21 @@ class Builder:
     def program(self, null_label: int | None = None, classes: int = 0) -> Program:
         """The program of all nodes."""
         return Program(tuple(self.nodes), null_label, classes, self.features)
+
+
+def with_uncertainty(program: Program, scale: float, features: int = 128) -> Program:
+    """The program with one channel more: the logarithm of the variance of its loss at a noise level (Karras et al.).
+
+    It is a linear function of random Fourier features of c_noise, the same at every pixel, and starts at zero.
+
+    Args:
+        program: any network.
+        scale: standard deviation of the frequencies, about the inverse of the range of c_noise.
+        features: sines and cosines.
+    """
+    head = (
+        Node("uncertainty.features", Fourier(features, scale, sin_first=False), ("c_noise",)),
+        Node("uncertainty.dense", Linear(features, 1, bias=False, scale=0.0), ("uncertainty.features",)),
+        Node("with_uncertainty", Concat(), (program.nodes[-1].name, "uncertainty.dense")),
+    )
+    return replace(program, nodes=program.nodes + head, uncertainty=True)

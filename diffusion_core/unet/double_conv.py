@@ -85,15 +85,13 @@ def _(spec: DoubleConvSpec) -> Program:
 class _Lowering(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
-    def __init__(self, spec: DoubleConvSpec) -> None:
-        super().__init__(spec.in_channels)
-        self.spec = spec
+    spec: DoubleConvSpec
 
     def build(self) -> Program:
         spec = self.spec
         widths = [spec.channels * multiplier for multiplier in spec.multipliers]
         self.embedded = self.embedding()
-        x = self.double("in", "x", widths[0])
+        x = self.double("in", self.image(), widths[0])
         skips = [x]
         for level, width in enumerate(widths[1:], start=1):
             x = self.add(f"down.{level}.pool", MaxPool(), x)

@@ -70,13 +70,11 @@ def _(spec: PlainSpec) -> Program:
 class _Lowering(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
-    def __init__(self, spec: PlainSpec) -> None:
-        super().__init__(spec.in_channels)
-        self.spec = spec
+    spec: PlainSpec
 
     def build(self) -> Program:
         spec = self.spec
-        x, skips = "x", []
+        x, skips = self.image(), []
         if spec.time == "channel":
             x = self.concat("in.concat", x, self.add("in.time", Number(spec.time_scale), "c_noise", width=1))
         for level, width in enumerate(spec.channels):

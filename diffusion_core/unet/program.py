@@ -2,7 +2,9 @@
 
 A program is a list of named blocks in the order of computation. Each reads earlier values by name and
 gives one value under its own. The inputs are ``x`` (b h w c), ``c_noise`` (b,), ``label`` (b,) and, for a
-network that has them, ``features`` (b f): numbers per image beside its class, such as an augmentation label.
+network that has them, ``features`` (b f): numbers per image beside its class, such as an augmentation label. A
+self-conditioned network (Chen et al., 2022) has ``estimate`` too, of the shape of x: an earlier estimate of x_0, or
+zeros where there is none.
 Parameter names are ``<block>.<parameter>``, which is what a PyTorch `state_dict` prints.
 """
 
@@ -20,7 +22,7 @@ from diffusion_core.unet.blocks import KINDS, Block, Parameter
 
 __all__ = ["INPUTS", "Node", "Program", "Training"]
 
-INPUTS = ("x", "c_noise", "label", "features")
+INPUTS = ("x", "c_noise", "label", "features", "estimate")
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Program:
         null_label: the label that means "no class"; None for a network without classes.
         classes: how many classes there are; 0 without.
         features: how many numbers per image it takes beside the class.
+        uncertainty: whether the output's last channel is the log-variance of the loss, see `with_uncertainty`.
 
     Raises:
         DuetError: if a name is used twice or a value is read before it exists.
@@ -70,6 +73,7 @@ class Program:
     null_label: int | None = None
     classes: int = 0
     features: int = 0
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         known = set(INPUTS)
@@ -95,6 +99,11 @@ class Program:
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that the optimiser moves, in order."""
         return tuple(p for p in self.parameters if p.trained)
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether a block reads the estimate."""
+        return any("estimate" in node.inputs for node in self.nodes)
 
     @property
     def labels(self) -> range:

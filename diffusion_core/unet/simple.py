@@ -68,14 +68,12 @@ def _(spec: SimpleSpec) -> Program:
 class _Lowering(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
-    def __init__(self, spec: SimpleSpec) -> None:
-        super().__init__(spec.in_channels)
-        self.spec = spec
+    spec: SimpleSpec
 
     def build(self) -> Program:
         spec = self.spec
         self.embedded = self.embedding()
-        x = self.conv("in", "x", spec.channels[0])
+        x = self.conv("in", self.image(), spec.channels[0])
         skips = []
         for level, width in enumerate(spec.channels[1:]):
             x = self.block(f"down.{level}", x, width)

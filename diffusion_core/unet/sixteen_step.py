@@ -63,15 +63,13 @@ def _(spec: SixteenStepSpec) -> Program:
 class _Lowering(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
-    def __init__(self, spec: SixteenStepSpec) -> None:
-        super().__init__(spec.in_channels)
-        self.spec = spec
+    spec: SixteenStepSpec
 
     def build(self) -> Program:
         spec = self.spec
         number = self.add("time.number", Number(1.0), "c_noise", width=1)
         self.time = self.dense("time", number, spec.embedding)
-        x, skips = "x", []
+        x, skips = self.image(), []
         for level in range(spec.levels):
             if level:
                 x = self.add(f"down.{level}.pool", MaxPool(), x)

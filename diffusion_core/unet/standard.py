@@ -39,14 +39,13 @@ class _Lowering(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
     def __init__(self, spec: UNetSpec) -> None:
-        super().__init__(spec.in_channels, spec.augment_dim)
-        self.spec = spec
+        super().__init__(spec, spec.augment_dim)
         self.dropouts = 0
 
     def build(self) -> Program:
         spec = self.spec
         self.embedded = self.embedding()
-        x = self.conv("conv_in", "x", spec.channels)
+        x = self.conv("conv_in", self.image(), spec.channels)
         skips, image = [x], "x"
         size = spec.image_size
         for level, multiplier in enumerate(spec.multipliers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -126,7 +126,7 @@ def new_batch(backend: Any, size: int = 4, program: Program = TINY) -> TrainBatc
 
 def chosen(batch: TrainBatch, images: Any) -> TrainBatch:
     """Some images of a batch; only the key is not of a single image."""
-    columns = [f.name for f in fields(batch) if f.name != "dropout_key"]
+    columns = [name for name in batch.arrays if name != "dropout_key"]
     return replace(batch, **{name: getattr(batch, name)[images] for name in columns})
 
 
@@ -197,7 +197,7 @@ def test_strides_of_weights_and_of_batches_do_not_matter(backend):
         return np.asfortranarray(array)
 
     batch = new_batch(backend)
-    crooked = replace(batch, **{f.name: strided(getattr(batch, f.name)) for f in fields(batch)})
+    crooked = replace(batch, **{name: strided(array) for name, array in batch.arrays.items()})
     state = TrainerState.fresh({n: strided(v.astype(backend.settings.host_dtype)) for n, v in WEIGHTS.items()})
     (loss, gradients), (same_loss, same_gradients) = (
         new_trainer(backend).gradients(batch), new_trainer(backend, state).gradients(crooked)
@@ -280,7 +280,7 @@ def test_a_class_that_is_not_in_the_batch_learns_nothing(backend, trainer):
 
 def test_a_step_changes_no_array_that_it_was_given(backend, trainer):
     batch, weights = new_batch(backend), {n: v.astype(backend.settings.host_dtype) for n, v in WEIGHTS.items()}
-    given = {f.name: getattr(batch, f.name).copy() for f in fields(batch)}
+    given = {name: array.copy() for name, array in batch.arrays.items()}
     state = TrainerState.fresh(weights)
     kept = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(state).items()}
     other = new_trainer(backend, state)
@@ -393,8 +393,8 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
     # As a training step hands them over: the positions must reach the device whole.
-    *_, positions, told = import_module(f"{package}.trainer")._tensors(batch, backend.place)[:8]
-    got = np.asarray(import_module(f"{package}.random").words(told, positions, n, row))
+    b = import_module(f"{package}.trainer")._tensors(batch, backend.place)
+    got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, words(key, index, n, row))
 
 

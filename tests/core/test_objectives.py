@@ -35,18 +35,18 @@ def test_a_batch_is_its_parts_joined(first, size, data):
     whole = batch(np.arange(first, first + size))
     parts = [batch(p) for p in (np.arange(first, first + cut), np.arange(first + cut, first + size)) if len(p)]
     assert whole.size == size
-    for name, value in vars(whole).items():
+    for name, value in whole.arrays.items():
         if name != "dropout_key":  # of the run, not of an image
-            np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+            np.testing.assert_array_equal(value, np.concatenate([part.arrays[name] for part in parts]), err_msg=name)
     assert np.array_equal(whole.dropout_key, Stream(3, "train/dropout").key)
 
 
 def test_a_batch_is_the_same_again_and_another_one_elsewhere():
     one, again, other = batch([0, 1, 2, 3]), batch([0, 1, 2, 3]), batch([4, 5, 6, 7])
-    for name, value in vars(one).items():
-        np.testing.assert_array_equal(value, vars(again)[name])
-        if name not in ("weight", "c_in", "features", "dropout_key"):
-            assert not np.array_equal(value, vars(other)[name]), name
+    for name, value in one.arrays.items():
+        np.testing.assert_array_equal(value, again.arrays[name])
+        if value.size and name not in ("weight", "importance", "c_in", "dropout_key"):
+            assert not np.array_equal(value, other.arrays[name]), name
     another = batch([0, 1, 2, 3], Objective(PROCESS, seed=4, null_label=4))
     assert not np.any(another.noise == one.noise)
     assert not np.array_equal(another.dropout_key, one.dropout_key)
@@ -62,9 +62,9 @@ def test_every_option_leaves_a_batch_a_function_of_positions():
     """As after a restart, or in as many processes as there are parts; the parts are no whole blocks of strata."""
     whole = batch(np.arange(1000, 1024), WHOLE)
     parts = [batch(np.arange(first, first + 8), WHOLE) for first in (1000, 1008, 1016)]
-    for name, value in vars(whole).items():
+    for name, value in whole.arrays.items():
         if name != "dropout_key":
-            np.testing.assert_array_equal(value, np.concatenate([vars(part)[name] for part in parts]), err_msg=name)
+            np.testing.assert_array_equal(value, np.concatenate([part.arrays[name] for part in parts]), err_msg=name)
 
 
 def test_options_change_what_they_name_and_nothing_else():
@@ -87,7 +87,9 @@ def test_options_change_what_they_name_and_nothing_else():
         ({"input_perturbation": 0.1}, {"images", "noise"}),
     ):
         got = batch(range(40), Objective(PROCESS, 3, null_label=4, drop_label=0.25, **options))
-        assert {name for name, value in vars(got).items() if not np.array_equal(value, vars(default)[name])} == changed
+        assert {
+            name for name, value in got.arrays.items() if not np.array_equal(value, default.arrays[name])
+        } == changed
 
 
 def test_offset_noise_moves_whole_channels():
@@ -147,8 +149,8 @@ def test_columns_are_those_of_the_drawn_level():
 
 def test_columns_are_cast_once_and_the_level_not_at_all():
     wide, narrow = batch(range(9), dtype=np.float64), batch(range(9))
-    for name, value in vars(wide).items():
-        got = vars(narrow)[name]
+    for name, value in wide.arrays.items():
+        got = narrow.arrays[name]
         if name in ("label", "positions", "dropout_key"):
             assert got.dtype == (np.int32 if name == "label" else np.int64)
         else:
@@ -234,7 +236,7 @@ def test_labels_are_kept_or_dropped_for_certain(rate, expected):
 
 def test_dropping_labels_changes_nothing_else():
     one, other = batch(range(8)), batch(range(8), Objective(PROCESS, 3, null_label=4))
-    assert all(np.array_equal(v, vars(other)[n]) for n, v in vars(one).items() if n != "label")
+    assert all(np.array_equal(v, other.arrays[n]) for n, v in one.arrays.items() if n != "label")
 
 
 def test_a_network_without_classes_sees_label_zero():

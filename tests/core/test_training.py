@@ -34,7 +34,7 @@ class Recorder:
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
 
     def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
-        content = b"".join(np.ascontiguousarray(value).tobytes() for value in vars(batch).values())
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
         return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0))
 
@@ -67,14 +67,14 @@ def test_batches_are_those_of_the_data_order():
     expected = OBJECTIVE.batch(images.pixels, images.labels, np.arange(12, 16), np.float32)
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(getattr(batch, name), value)
-    content = b"".join(np.ascontiguousarray(value).tobytes() for value in vars(batch).values())
+    content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
     assert run(Course(64, 4)).steps[3][0] == content
 
 
 def test_the_same_images_in_other_batches():
     # The batch size changes the steps, not what each image meets.
-    for name, value in vars(make_batch(LOADER, OBJECTIVE, 0, 12)).items():
-        parts = [vars(make_batch(LOADER, OBJECTIVE, n, 3))[name] for n in (0, 3, 6, 9)]
+    for name, value in make_batch(LOADER, OBJECTIVE, 0, 12).arrays.items():
+        parts = [make_batch(LOADER, OBJECTIVE, n, 3).arrays[name] for n in (0, 3, 6, 9)]
         if name == "dropout_key":  # of the run, not of an image
             assert all(np.array_equal(part, value) for part in parts)
         else:

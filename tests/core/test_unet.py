@@ -98,7 +98,7 @@ CHANGES = {
     "attention_sizes": (4, 2), "middle_attention": False, "heads": 2, "head_channels": 2, "qkv_bias": False,
     "norm_groups": 1, "norm_eps": 1e-5, "time": "scale_shift", "embedding_divisor": "half",
     "embedding_sin_first": False, "down": "pool", "up": "nearest", "down_padding": (0, 1), "skip_scale": 0.5,
-    "zero_init": False, "num_classes": 4,
+    "zero_init": False, "num_classes": 4, "self_conditioning": True,
 }  # fmt: skip
 
 

@@ -21,8 +21,13 @@ pytestmark = pytest.mark.backend
 
 BOTH = pytest.mark.parametrize("precision", ["float64", "float32"])
 SHORT_PLANS = [name for name, plan in cases.PLANS.items() if plan.rows <= 20]
+IN_TRAINING = ("loss in training", "loss of each image")
+LOSSES = [
+    f"{case.name}, {what}" for case in cases.LOSSES for what in (*IN_TRAINING, "running mean", "running variance")
+]
+LOSSES += [f"{case.name}, given an estimate" for case in cases.LOSSES if case.program.self_conditioned]
 BLOCKS = [case.name for case in cases.BLOCKS]
-BLOCKS += [f"{case.name}, loss in training" for case in cases.BLOCKS if case.in_training]
+BLOCKS += [f"{case.name}, {what}" for case in cases.BLOCKS if case.in_training for what in IN_TRAINING]
 BLOCKS += [
     f"{case.name}, running {what}"
     for case in cases.BLOCKS
@@ -67,6 +72,12 @@ def test_rung_1_noising_target_and_loss(climb, precision, name):
 
 
 @BOTH
+@pytest.mark.parametrize("name", LOSSES)
+def test_rungs_1_and_3_every_loss(climb, precision, name):
+    assert_passed(climb(trace.losses, precision)[name])
+
+
+@BOTH
 @pytest.mark.parametrize("name", BLOCKS)
 def test_rung_2_every_block(climb, precision, name):
     assert_passed(climb(trace.blocks, precision)[name])
@@ -101,9 +112,13 @@ def test_rung_6_steered(climb, precision):
     assert_passed(climb(trace.steered, precision)["steered"])
 
 
-@pytest.mark.parametrize("rung", [trace.forward_noising, trace.blocks, trace.optimiser, trace.sampler_update])
+RUNGS = (trace.forward_noising, trace.losses, trace.blocks, trace.optimiser, trace.sampler_update)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
 def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
     asked = {
+        trace.losses: LOSSES,
         trace.forward_noising: ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)],
         trace.blocks: BLOCKS,
         trace.optimiser: OPTIMISER,
@@ -112,25 +127,37 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
     assert sorted(climb(rung, "float64")) == sorted(asked[rung])
 
 
+@pytest.mark.parametrize("case", cases.LOSSES, ids=lambda case: case.name)
+def test_gradients_are_the_slope_of_every_reference_loss(measure, case):
+    """The same, with what has no gradient held at rest."""
+    weights, batch = cases.scattered_weights(case.program), case.batch
+    gradients = under(measure(trace.losses, "float64").arrays, f"4/{case.name}/")
+
+    def loss(moved: Weights) -> float:
+        losses, _ = reference.losses_of(case.program, moved, batch, case.objective.distance, held=weights)
+        return float(np.mean(batch.importance * losses))
+
+    assert_slope(gradients, case.program, weights, loss)
+
+
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
 def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
     """Rung 4 without the other framework: along one direction of weight space, by central differences."""
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.program, case.shape)
-    direction = {
-        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in case.program.trained
-    }
     gradients = under(measure(trace.blocks, "float64").arrays, f"2/{case.name}/")
+    assert_slope(gradients, case.program, weights, lambda moved: reference.loss(case.program, moved, batch, "mse"))
+
+
+def assert_slope(
+    gradients: Weights, program: Program, weights: Weights, loss: Callable[[Weights], float], h: float = 1e-5
+) -> None:
+    direction = {
+        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in program.trained
+    }
     slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
     size = np.sqrt(sum(np.sum(g**2) for g in gradients.values()) * sum(np.sum(d**2) for d in direction.values()))
-    assert slope == pytest.approx(_slope(case.program, weights, batch, direction), abs=1e-8 * size)
-
-
-def _slope(program: Program, weights: Weights, batch, direction: Weights, h: float = 1e-5) -> float:
-    losses = [
-        reference.loss(
-            program, weights | {name: weights[name] + side * direction[name] for name in direction}, batch, "mse"
-        )
-        for side in (h, -h)
-    ]
-    return (losses[0] - losses[1]) / (2 * h)
+    ahead, behind = (
+        loss(weights | {name: weights[name] + side * direction[name] for name in direction}) for side in (h, -h)
+    )
+    assert slope == pytest.approx((ahead - behind) / (2 * h), abs=1e-8 * size)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import TrainBatch, TrainerState
+from diffusion_core.backend import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState
 from diffusion_core.ema import ema_update
 from diffusion_core.optimiser import Adam, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.compare import compare_arrays, differing
-from diffusion_core.parity.ladder import Check, check, l2_of_all
+from diffusion_core.parity.ladder import Check, check, l2_of_all, relative
 from diffusion_core.process import Columns, Process
 from diffusion_core.random import words
 from diffusion_core.sampling import SamplerPlan
@@ -159,6 +159,82 @@ def test_rung_1_notices_another_distance(exact, wanted, other):
 
     checks = climbed(trace.forward_noising, exact, {"trainer": swap})
     assert [name for name, c in checks.items() if not c.passed] == [f"loss {wanted}"]
+
+
+def told_column(name: str, change: Callable[[np.ndarray], np.ndarray | float], field: str = "") -> Callable:
+    """A batch whose column of this name, of the bound or else of self-conditioning, is another one, if it has it."""
+    field = field or ("variational" if name in VARIATIONAL else "self_conditioning")
+    at = {"variational": VARIATIONAL, "self_conditioning": SELF_CONDITIONING}[field].index(name)
+
+    def fault(batch: TrainBatch) -> tuple[TrainBatch]:
+        if (table := getattr(batch, field)) is not None:
+            table = table.copy()
+            table[:, at] = change(table[:, at])
+        return (replace(batch, **{field: table}),)
+
+    return fault
+
+
+def by(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda column: factor * column
+
+
+# What the loss that has every part is told.
+LOSS_FAULTS = {
+    "none": lambda batch: (batch,),
+    "the bound in nats": told_column("weight", by(np.log(2))),
+    "the bound not times T": told_column("weight", by(0.25)),
+    "a range from beta down": told_column("scale", by(-1)),
+    "a range of half the width": told_column("scale", by(0.5)),
+    "another variance of the posterior": told_column("offset", lambda column: column + 1e-8),
+    "an error off by 1e-8": told_column("error", by(1 + 1e-8)),
+    "bins of twice the width": told_column("half_bin", by(2)),
+    "a divergence for the decoder": told_column("half_bin", by(0)),
+    "a closed bin for black": told_column("lowest", lambda column: -2.0),
+    "a closed bin for white": told_column("highest", lambda column: 2.0),
+    "the importance left out": lambda batch: (replace(batch, importance=np.ones_like(batch.importance)),),
+    "an estimate for every image": told_column("share", lambda column: 1.0),
+    "an estimate for none": told_column("share", by(0)),
+    "F for the estimate": told_column("c_out", lambda column: 1.0),
+    "an estimate beyond white": told_column("highest", lambda column: 9.0, "self_conditioning"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_loss(exact) -> tuple[Any, TrainBatch, float]:
+    """A trainer that takes steps of no length with the loss that has every part, its batch, and what it must say."""
+    case = cases.LOSSES[-1]
+    weights = cases.scattered_weights(case.program)
+    trainer = exact.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
+    return trainer, case.batch, reference.loss(case.program, weights, case.batch, "mse")
+
+
+@pytest.mark.parametrize("name", LOSS_FAULTS)
+def test_rung_1_notices_other_losses(whole_loss, name):
+    trainer, batch, wanted = whole_loss
+    got = float(trainer.step(*LOSS_FAULTS[name](batch), 0.0, (0.0,)).loss)
+    assert check(1, name, "float64", "this", "loss", relative(got, wanted)).passed == (name == "none")
+
+
+def test_rungs_1_and_4_notice_an_uncertainty_left_out_and_a_mean_with_another_gradient(exact):
+    """Of which no loss tells: the gradients of one record are those of a backend that stops them elsewhere."""
+    sound = trace.Trace("this", "float64")
+    case = cases.LOSSES[-1]
+    trace.losses(exact, sound, [case])
+    turned = told_column("mean_gradient", lambda column: 1.0 - column)
+
+    def certain(program: Program, *rest: Any) -> tuple:
+        return replace(program, uncertainty=False), *rest
+
+    for faults, own, compared in (
+        ({"trainer.gradients": turned}, (), ("", ", worst tensor")),
+        ({"trainer": certain}, (", loss in training", ", loss of each image"), (", loss", "", ", worst tensor")),
+    ):
+        other = trace.Trace("this", "float64")
+        trace.losses(Told(exact, faults), other, [case])
+        assert [c.name for c in other.checks if not c.passed] == [case.name + what for what in own]
+        checks = [c for c in compare_arrays(sound.arrays, other.arrays, "float64", "this–this") if c.rung == 4]
+        assert [c.name for c in checks if not c.passed] == [case.name + what for what in compared]
 
 
 # Rung 2: blocks
