@@ -392,6 +392,7 @@ PLANS: dict[str, SamplerPlan] = {
     ).within((-1.5, 1.0)),
     "DPM-Solver++ 2M-20": make_plan(PARITY.process, "dpm_solver", steps=20),
     "DPM-Solver++ 3M-SDE-20": make_plan(PARITY.process, "dpm_solver", steps=20, order=3, sde=True),
+    "RePaint-10, twice each 3": make_plan(PARITY.process, "repaint", steps=10, jump=3, resamples=2, guidance=2.0),
     "two registers, three estimates": _recurrence(),
 }
 

@@ -21,6 +21,7 @@ from diffusion_core.sampling.multistep import adams_bashforth, lms
 from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.pndm import plms, pndm
+from diffusion_core.sampling.repaint import repaint
 from diffusion_core.sampling.restart import restart
 from diffusion_core.sampling.sa_solver import sa_solver
 from diffusion_core.sampling.unipc import unipc
@@ -52,6 +53,7 @@ __all__ = [
     "restart",
     "sa_solver",
     "unipc",
+    "repaint",
 ]
 
 SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
@@ -76,6 +78,7 @@ SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "flow_heun": flow_heun,
     "ddim_inversion": ddim_inversion,
     "restart": restart,
+    "repaint": repaint,
 }
 
 

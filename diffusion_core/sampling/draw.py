@@ -7,13 +7,16 @@ Its starting noise is Stream(seed, "sample/start") at index k, the noise of row 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend import Backend, Network, NoiseSource, Steering, Watch
 from diffusion_core.errors import DuetError
+from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
+from diffusion_core.sampling.edit import Edit
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet.program import Program
 
@@ -29,6 +32,17 @@ def noise_source(seed: int, index: NDArray, shape: tuple[int, ...], dtype: type)
     """The fresh noise of each row for the samples of these indices."""
     stream = Stream(seed, "sample/noise")
     return lambda row: stream.normal(index, shape, row, dtype)
+
+
+def known_source(plan: SamplerPlan, pictures: NDArray, seed: int, index: NDArray, dtype: type) -> NoiseSource:
+    """Pictures with the noise of the level that each row leads to, from Stream(seed, "edit/known")."""
+    stream = Stream(seed, "edit/known")
+
+    def known(row: int) -> NDArray:
+        eps = stream.normal(index, pictures.shape[1:], row)
+        return add_noise(pictures.astype(np.float64), eps, plan.alpha[row + 1], plan.sigma[row + 1]).astype(dtype)
+
+    return known
 
 
 def check_labels(labels: ArrayLike, program: Program, plan: SamplerPlan, has_guide: bool = False) -> NDArray[np.int32]:
@@ -67,6 +81,7 @@ def draw(
     watch: Watch | None = None,
     progress: Callable[[int], None] | None = None,
     steering: Steering | None = None,
+    edit: Edit | None = None,
 ) -> NDArray:
     """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
 
@@ -74,22 +89,34 @@ def draw(
         shape: of one image, (h, w, c).
         labels: one class per sample, with shape (N,).
         seed: of the sampling streams.
-        first: index of the first sample.
+        first: index of the first sample; those of an edit have their own.
         batch: how many are computed at once; changes no picture.
         watch: see `backend.Watch`; called for the first batch alone.
         progress: called with the number of samples done after each batch.
         steering: what leads all of them; None is nothing beside the plan.
+        edit: what each sample starts from and keeps, with the plan; None is noise, and nothing.
+
+    Raises:
+        DuetError: for labels that the network does not have, or another number of them than the edit has samples.
     """
     steering = steering or Steering()
     labels = check_labels(labels, network.program, plan, has_guide=steering.guide is not None)
     dtype = backend.settings.host_dtype
+    if edit is not None and len(edit.index) != len(labels):
+        raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")
+    indices = first + np.arange(len(labels)) if edit is None else edit.index
     done = []
     for at in range(0, len(labels), batch):
-        part = labels[at : at + batch]
-        index = first + np.arange(at, at + len(part))
+        some = slice(at, at + batch)
+        index, led = indices[some], steering
         start = start_noise(plan, seed, index, shape, dtype)
+        if edit is not None and edit.start is not None:
+            start = edit.start[some].astype(dtype)
+        if edit is not None and edit.mask is not None:
+            known = known_source(plan, edit.pictures[some], seed, index, dtype)
+            led = replace(steering, mask=edit.mask[some].astype(dtype), known=known)
         noise = noise_source(seed, index, shape, dtype)
-        done.append(backend.sample(network, plan, start, part, noise, watch if at == 0 else None, steering))
+        done.append(backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led))
         if progress is not None:
-            progress(at + len(part))
+            progress(at + len(index))
     return np.concatenate(done) if done else np.zeros((0, *shape), dtype)

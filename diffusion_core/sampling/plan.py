@@ -232,6 +232,29 @@ class SamplerPlan:
         middle, half = self.scale
         return None if self.clip is None else (middle - self.clip * half, middle + self.clip * half)
 
+    def stands_alone(self, row: int) -> bool:
+        """Whether the rows from `row` on read nothing that earlier ones have left, beside register 0."""
+        registers, history = np.arange(self.registers) > 0, np.ones(self.history, bool)
+        for i in range(row, self.rows if row else 0):
+            history = np.append(False, history[:-1])
+            registers = (self.state[i] != 0) @ registers | (self.denoised[i] != 0) @ history
+            if registers[0]:
+                return False
+        return True
+
+    def tail(self, row: int) -> SamplerPlan:
+        """The rows from `row` on, to start from a picture at their first level.
+
+        Raises:
+            DuetError: if there is no such row, or the rows from there on need earlier ones.
+        """
+        if not 0 <= row < self.rows:
+            raise DuetError(f"plan {self.name}: row {row} was asked for; it has rows 0..{self.rows - 1}")
+        if not self.stands_alone(row):
+            raise DuetError(f"plan {self.name}: the rows from {row} on need what earlier ones have left")
+        tables = {name: table[row:] for name, table in self.tables().items()}
+        return replace(self, name=f"{self.name} from row {row}", **tables)
+
     def within(self, value_range: tuple[float, float]) -> SamplerPlan:
         """The same plan for data whose black and white are these values: a clip of 1 ends there."""
         return replace(self, value_range=tuple(value_range))

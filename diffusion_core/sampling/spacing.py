@@ -11,7 +11,7 @@ Leading is the default. No number, null, is every level. The other ways leave no
     steps = [a, b, ...], "a,b,..."    that many in each of as many equal sections, the first the cleanest; from the
                                       first to the last level of a section by a rounded stride
     steps = "ddimN"                   0, k, 2k, ... below T, by the smallest whole k that visits N levels
-    spacing = [t, s, ...]             these levels, falling, so that steps is null or their number
+    spacing = [t, s, ...]             these levels, falling, whole or between two; steps is null or their number
 
 Sections and "ddimN" are guided-diffusion's `timestep_respacing`, where text of one number, such as "250", is one
 section. A section of one level has its cleanest, and sections whose size T does not share out evenly are the earlier
@@ -50,7 +50,7 @@ __all__ = ["SPACINGS", "Spacing", "Steps", "spaced", "spaced_times"]
 
 Steps = int | str | list[int] | None
 # A mapping is a grid of noise levels with its options, see `grid`.
-Spacing = str | list[int] | list[float] | Mapping[str, object] | None
+Spacing = str | list[int] | list[float] | list[float] | Mapping[str, object] | None
 
 
 def _leading(T: int, steps: int) -> NDArray:
@@ -68,7 +68,7 @@ def _trailing(T: int, steps: int) -> NDArray:
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing}
 
 
-def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray[np.int64]:
+def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
     """The visited levels, falling, with shape (N,).
 
     Args:
@@ -131,16 +131,17 @@ def spaced_times(span: tuple[float, float], steps: Steps, spacing: Spacing = Non
     return high - even if spacing == "trailing" else low + even[::-1]
 
 
-def _listed(T: int, steps: Steps, levels: Sequence[int]) -> NDArray[np.int64]:
-    """Levels that are given."""
-    if not _are_whole(levels) or not levels or levels[0] >= T or levels[-1] < 0 or np.any(np.diff(levels) >= 0):
+def _listed(T: int, steps: Steps, levels: Sequence[float]) -> NDArray:
+    """Levels that are given, whole or between two."""
+    real = isinstance(levels, (list, tuple)) and all(_is_whole(v) or isinstance(v, float) for v in levels)
+    if not real or not levels or levels[0] > T - 1 or levels[-1] < 0 or np.any(np.diff(levels) >= 0):
         raise DuetError(
             f"sampler.spacing: {levels!r} was given; it must be one of {', '.join(SPACINGS)}, "
             f"or a list of falling levels in 0..{T - 1}"
         )
     if steps is not None and (not _is_whole(steps) or steps != len(levels)):
         raise DuetError(f"sampler.steps: {steps} was given with a list of {len(levels)} levels; use steps=null")
-    return np.array(levels, dtype=np.int64)
+    return np.array(levels, dtype=np.int64 if _are_whole(levels) else np.float64)
 
 
 def _strided(T: int, steps: int) -> NDArray:

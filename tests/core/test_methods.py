@@ -62,4 +62,4 @@ def test_every_number_of_steps_is_finite(name):
 
 def test_every_sampler_has_a_method():
     # One has no choice of steps, and one goes the other way.
-    assert {method.sampler for method in METHODS.values()} == SAMPLERS.keys() - {"next_level", "ddim_inversion"}
+    assert {method.sampler for method in METHODS.values()} == SAMPLERS.keys() - {"next_level", "ddim_inversion", "repaint"}

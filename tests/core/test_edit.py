@@ -1,0 +1,308 @@
+"""Editing: where it starts, what it keeps, and what inpainting makes of pixels whose exact denoiser is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import Settings
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.random import Stream
+from diffusion_core.sampling import SamplerPlan, ddim, ddpm, dpm_solver, make_plan
+from diffusion_core.sampling.draw import draw
+from diffusion_core.sampling.edit import Edit, image_to_image, inpaint, interpolate, noised, row_of, slerp, tail
+from diffusion_core.sampling.repaint import repaint, resampled
+from diffusion_core.schedule import linear, make_schedule
+from diffusion_core.unet import Program, UNetSpec, lower
+from diffusion_core.weights import initial_weights
+
+PROCESS = Process(linear(), "eps")
+PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
+WEIGHTS = initial_weights(PROGRAM, 0)
+SHAPE = (4, 4, 1)
+PICTURES = np.tanh(Stream(3, "pictures").normal(np.arange(4), SHAPE))
+LABELS = np.array([0, 1, 2, 3])
+
+
+class Reference:
+    """The reference in the shape of a backend."""
+
+    settings = Settings(precision="float64")
+
+    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
+        led = {"mask": steering.mask, "known": steering.known}
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch, **led)
+
+
+def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABELS, **options: object) -> np.ndarray:
+    network = SimpleNamespace(program=PROGRAM)
+    return draw(Reference(), network, plan, SHAPE, labels, seed=5, edit=edit, **options)
+
+
+# Where it starts
+
+
+def test_strength_is_the_share_of_the_rows_that_are_run():
+    plan = ddim(PROCESS, 10)
+    assert [row_of(plan, s) for s in (1.0, 0.5, 0.1, 1e-9)] == [0, 5, 9, 9]
+    for wrong in (0.0, 1.01, -1.0, float("nan")):
+        with pytest.raises(DuetError, match=f"strength: {wrong} was given"):
+            row_of(plan, wrong)
+
+
+def test_the_tail_of_a_plan_goes_on_as_the_whole():
+    plan, seen = ddim(PROCESS, 6), {}
+    whole = drawn(plan, watch=lambda row, x, estimate: seen.update({row: x}))
+    later = replace(image_to_image(plan.tail(4), PICTURES, 5), start=seen[3])
+    np.testing.assert_array_equal(drawn(later.plan, later), whole)
+    np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
+    assert (plan.tail(4).alpha[-1], plan.tail(4).sigma[-1]) == (1, 0)
+    for row in (-1, 6):
+        with pytest.raises(DuetError, match=rf"row {row} was asked for; it has rows 0..5"):
+            plan.tail(row)
+
+
+RAMP = {"first": 1, "last": 4}
+
+
+def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
+    for make in (
+        lambda **o: dpm_solver(PROCESS, **{"steps": 10, **o}),
+        lambda **o: dpm_solver(PROCESS, **{"steps": 10, "order": 3, "spacing": "karras", **o}),
+    ):
+        whole = make()
+        assert not whole.stands_alone(4) and whole.stands_alone(0)
+        with pytest.raises(DuetError, match="the rows from 4 on need what earlier ones have left"):
+            whole.tail(4)
+
+        def guided(guidance=RAMP, guidance_convention="from_null", interval=None, make=make, **options):
+            return make(**options).with_guidance(guidance, interval)
+
+        begun = tail(guided, 0.6)
+        np.testing.assert_array_equal(begun.t, whole.t[4:])
+        np.testing.assert_allclose(begun.denoised[2:], whole.denoised[6:], rtol=1e-9, atol=1e-12)
+        assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.stands_alone(0)
+        np.testing.assert_array_equal(begun.guidance, np.linspace(1, 4, 10)[4:])
+
+
+def test_image_to_image_from_noise_alone_is_plain_sampling():
+    process = Process(make_schedule("linear", zero_terminal_snr=True), "v")
+    for make in (ddim, partial(ddpm, variance="fixed_large")):
+        plan = make(process, 5, spacing="trailing")
+        assert plan.alpha[0] == 0
+        edit = image_to_image(plan.tail(row_of(plan, 1.0)), PICTURES, 5)
+        np.testing.assert_array_equal(drawn(edit.plan, edit, batch=3), drawn(plan, batch=3))
+
+
+def test_image_to_image_starts_at_the_level_of_its_row():
+    plan = ddim(PROCESS, 8).tail(5)
+    start = image_to_image(plan, np.repeat(PICTURES, 500, axis=0), 1).start.reshape(4, 500, *SHAPE)
+    # 500 normal numbers: mean and standard deviation to 6 standard errors.
+    np.testing.assert_allclose(start.mean(axis=1), plan.alpha[0] * PICTURES, atol=6 * plan.sigma[0] / np.sqrt(500))
+    np.testing.assert_allclose(start.std(axis=1), plan.sigma[0], rtol=6 / np.sqrt(1000))
+
+
+# Interpolation
+
+
+@pytest.mark.parametrize("mix", ["lerp", "slerp"])
+def test_the_ends_of_an_interpolation_are_the_pictures_own(mix):
+    plan, pair = ddim(PROCESS, 8).tail(4), np.arange(2)
+    first, second = (noised(plan, PICTURES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
+    edit = interpolate(plan, first, second, 5, mix)
+    np.testing.assert_array_equal(edit.index, np.repeat(pair, 5))
+    ends = edit.start.reshape(2, 5, *SHAPE)
+    np.testing.assert_allclose(ends[:, 0], first, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(ends[:, -1], second, rtol=0, atol=1e-14)
+    alone = image_to_image(plan, PICTURES[:2], 5)
+    frames = drawn(plan, edit, labels=np.zeros(10, int))
+    np.testing.assert_allclose(frames[[0, 5]], drawn(plan, alone, labels=np.zeros(2, int)), rtol=0, atol=1e-12)
+
+
+def test_a_line_keeps_the_level_of_two_pictures_with_one_noise():
+    plan = ddim(PROCESS, 8).tail(4)
+    first, second = (noised(plan, PICTURES[[k]], np.zeros(1, int), 5) for k in (0, 1))
+    middle = interpolate(plan, first, second, 3).start[1]
+    noise = (middle - plan.alpha[0] * PICTURES[:2].mean(axis=0)) / plan.sigma[0]
+    np.testing.assert_allclose(noise, Stream(5, "sample/start").normal([0], SHAPE)[0], atol=1e-13)
+
+
+def test_an_arc_has_equal_angles_and_keeps_the_length():
+    a, b = (Stream(k, "arc").normal([0], (8, 8, 1)) for k in (1, 2))
+    b *= np.linalg.norm(a) / np.linalg.norm(b)
+    points = [slerp(a, b, np.full((1, 1, 1, 1), s)) for s in np.linspace(0, 1, 5)]
+    np.testing.assert_allclose([np.linalg.norm(x) for x in points], np.linalg.norm(a), rtol=1e-12)
+    angles = [np.vdot(x, y) / np.linalg.norm(a) ** 2 for x, y in pairwise(points)]
+    np.testing.assert_allclose(angles, angles[0], rtol=1e-12)
+    half = np.full((1, 1, 1, 1), 0.5)
+    np.testing.assert_allclose(slerp(a, 3 * a, half), 2 * a, rtol=1e-12)
+    np.testing.assert_array_equal(slerp(a, 0 * a, half), 0.5 * a)
+
+
+def test_an_interpolation_that_is_none_is_refused():
+    with pytest.raises(DuetError, match="count: 1 was given"):
+        interpolate(ddim(PROCESS, 4), PICTURES, PICTURES, 1)
+    with pytest.raises(DuetError, match=r"mix: 'slurp' was given; .* Did you mean 'slerp'"):
+        interpolate(ddim(PROCESS, 4), PICTURES, PICTURES, 3, "slurp")
+
+
+# Inpainting
+
+LEFT = (np.arange(4) < 2)[None, :, None]
+
+
+def test_what_is_known_is_kept_exactly_and_the_rest_is_sampled():
+    for plan in (ddim(PROCESS, 4), repaint(PROCESS, 5, jump=2, resamples=2)):
+        painted = drawn(plan, inpaint(plan, PICTURES, LEFT), batch=3)
+        np.testing.assert_array_equal(painted[:, :, :2], PICTURES[:, :, :2])
+        assert np.abs(painted[:, :, 2:] - PICTURES[:, :, 2:]).max() > 0.1
+        everything = drawn(plan, inpaint(plan, PICTURES, np.zeros((1, 1, 1))))
+        np.testing.assert_array_equal(everything, drawn(plan))
+
+
+def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
+    plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
+    many = np.repeat(PICTURES[:1], 300, axis=0)
+    edit = inpaint(plan, many, np.ones((1, 1, 1)))
+    drawn(plan, edit, np.zeros(300, int), batch=300, watch=lambda row, x, estimate: seen.update({row: x}))
+    for row, x in seen.items():
+        noise = x - plan.alpha[row + 1] * PICTURES[0]
+        # 4800 normal numbers: 5 standard errors.
+        assert abs(noise.mean()) <= 5 * plan.sigma[row + 1] / np.sqrt(4800)
+        assert noise.std() == pytest.approx(plan.sigma[row + 1], rel=5 / np.sqrt(2 * 4800))
+
+
+@pytest.mark.parametrize("mask, words", [
+    (np.ones((3, 4, 1)), r"mask: its shape is \(3, 4, 1\), but the pictures are \(4, 4, 1\)"),
+    (np.full((4, 4, 1), 0.5), "mask: it must be 1 where the picture is known"),
+])  # fmt: skip
+def test_a_mask_that_is_none_is_refused(mask, words):
+    with pytest.raises(DuetError, match=words):
+        inpaint(ddim(PROCESS, 4), PICTURES, mask)
+
+
+def test_an_edit_needs_a_label_for_each_sample():
+    plan = ddim(PROCESS, 4)
+    with pytest.raises(DuetError, match="edit: it has 4 samples, but 3 labels"):
+        drawn(plan, inpaint(plan, PICTURES, LEFT), LABELS[:3])
+
+
+# RePaint
+
+
+def rows_of(plan: SamplerPlan, whole: SamplerPlan) -> list[int]:
+    return [whole.t.tolist().index(t) for t in plan.t]
+
+
+def test_stretches_are_gone_through_as_often_as_is_said():
+    four, five = ddpm(PROCESS, 4), ddpm(PROCESS, 5)
+    assert rows_of(resampled(four, 1, 3), four) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert rows_of(resampled(five, 2, 2), five) == [0, 1, 0, 1, 2, 3, 2, 3, 4]
+    once = resampled(five, 3, 1)
+    for name, table in once.tables().items():
+        np.testing.assert_array_equal(table, getattr(five, name))
+    assert resampled(ddpm(PROCESS, 250), 10, 10).rows == 250 + 9 * 10 * 24
+
+
+def test_a_jump_without_its_noise_is_noticed():
+    plan = resampled(ddim(PROCESS, 5, eta=0.3), 2, 2)
+    noise = plan.noise.copy()
+    assert noise[1] > 0.5  # it goes back up
+    noise[1] *= 1 - 1e-6
+    with pytest.raises(DuetError, match=r"row 1 .* does not lead from level"):
+        replace(plan, noise=noise)
+
+
+@pytest.mark.parametrize("plan, jump, resamples, words", [
+    (ddpm(PROCESS, 5), 0, 2, "sampler.jump: 0 was given; 5 steps can go back by 1 to 4"),
+    (ddpm(PROCESS, 5), 5, 2, "sampler.jump: 5 was given"),
+    (ddpm(PROCESS, 5), 2, 0, "sampler.resamples: 0 was given"),
+    (dpm_solver(PROCESS, 5), 2, 2, "resampling: .* its rows need what earlier ones have left; use ddpm or ddim"),
+    (ddpm(PROCESS, 5, variance="learned_range"), 2, 2, "resampling: .* its variance is learned"),
+])  # fmt: skip
+def test_resampling_that_does_not_fit_is_refused(plan, jump, resamples, words):
+    with pytest.raises(DuetError, match=words):
+        resampled(plan, jump, resamples)
+
+
+# Two jointly normal pixels, the first of them known: mean and variance of the second are known too
+
+MEAN, SPREAD, CORRELATION, KNOWN = np.array([0.2, -0.3]), 0.6, 0.9, 0.9
+COVARIANCE = SPREAD**2 * np.array([[1, CORRELATION], [CORRELATION, 1]])
+CONDITIONAL = MEAN[1] + CORRELATION * (KNOWN - MEAN[0]), SPREAD**2 * (1 - CORRELATION**2)
+
+
+def gain(alpha: float, sigma: float) -> np.ndarray:
+    """G of the exact estimate D = mean + G (x - alpha mean)."""
+    return alpha * COVARIANCE @ np.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * np.eye(2))
+
+
+def painted_moments(plan: SamplerPlan) -> tuple[float, float]:
+    """Mean and variance of the second pixel, carried through the plan and through each replacement in closed form."""
+    mean, covariance = np.zeros(2), plan.start_scale**2 * np.eye(2)
+    for i in range(plan.rows):
+        from_x, from_x0, fresh = plan.state[i, 0, 0], plan.denoised[i, 0, 0], plan.noise[i, 0]
+        exact = gain(plan.alpha[i], plan.sigma[i])
+        step = from_x * np.eye(2) + from_x0 * exact
+        mean = step @ mean + from_x0 * (MEAN - plan.alpha[i] * exact @ MEAN)
+        covariance = step @ covariance @ step.T + fresh**2 * np.eye(2)
+        mean[0], covariance[0], covariance[:, 0] = plan.alpha[i + 1] * KNOWN, 0.0, 0.0
+        covariance[0, 0] = plan.sigma[i + 1] ** 2
+    return float(mean[1]), float(covariance[1, 1])
+
+
+def ancestral(steps: int) -> SamplerPlan:
+    return ddpm(PROCESS, steps, "fixed_large", "linspace", clip=None)
+
+
+def test_resampling_approaches_the_condition_and_replacement_does_not():
+    mean, variance = CONDITIONAL
+    errors = []
+    for times in (1, 2, 5, 20, 40):
+        found = painted_moments(resampled(ancestral(100), 1, times))
+        errors.append((abs(found[0] - mean), abs(found[1] / variance - 1)))
+    assert errors[0][0] > 0.15 and errors[0][1] > 0.5
+    assert np.all(np.diff(errors, axis=0) < 0)
+    assert errors[-1][0] < 0.01 and errors[-1][1] < 0.06
+    # Going through levels again helps where more levels do not.
+    more_levels = painted_moments(ancestral(1000))
+    assert abs(more_levels[0] - mean) > 0.15
+
+
+def test_the_small_variance_is_too_small_for_resampling():
+    small = ddpm(PROCESS, 200, "fixed_small", "linspace", clip=None)
+    assert painted_moments(resampled(small, 1, 20))[1] < 0.75 * CONDITIONAL[1]
+
+
+def test_the_executor_paints_as_the_moments_say(monkeypatch):
+    count, plan = 4000, resampled(ancestral(20), 2, 3)
+
+    def exact_eps(program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
+        alpha, sigma = PROCESS.schedule(t[0])
+        estimate = MEAN + (x[:, 0, :, 0] - alpha * MEAN) @ gain(alpha, sigma).T
+        return (x - alpha * estimate[:, None, :, None]) / sigma
+
+    monkeypatch.setattr(reference, "forward", exact_eps)
+    pictures = np.full((count, 1, 2, 1), KNOWN)
+    edit = inpaint(plan, pictures, np.array([1.0, 0.0])[None, :, None])
+    network = SimpleNamespace(program=PROGRAM)
+    got = draw(Reference(), network, plan, (1, 2, 1), np.zeros(count, int), seed=2, batch=count, edit=edit)
+    assert np.all(got[:, 0, 0] == KNOWN)
+    mean, variance = painted_moments(plan)
+    # 5 standard errors of 4000 samples.
+    assert got[:, 0, 1].mean() == pytest.approx(mean, abs=5 * np.sqrt(variance / count))
+    assert got[:, 0, 1].var() == pytest.approx(variance, rel=5 * np.sqrt(2 / count))
+
+
+def test_repaint_by_name():
+    plan = make_plan(PROCESS, "repaint", steps=20, jump=4, resamples=3)
+    by_hand = resampled(ddpm(PROCESS, 20, "fixed_large"), 4, 3)
+    for name, table in by_hand.tables().items():
+        np.testing.assert_array_equal(getattr(plan, name), table)
