@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.backend import TrainBatch
+from diffusion_core.continuous import edm
 from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
 from diffusion_core.objectives import Objective
 from diffusion_core.problem import Problem
@@ -73,6 +74,7 @@ __all__ = [
     "LossCase",
     "cast",
     "digits_batch",
+    "edm_batch",
     "noise_batch",
     "scattered_weights",
 ]
@@ -80,6 +82,7 @@ __all__ = [
 SEED = 20
 CHANNELS = 8
 _PROCESS = Process(linear(), "eps")
+_EDM = Process(edm(), "edm", sigma_data=0.6)
 
 
 @dataclass(frozen=True)
@@ -393,6 +396,7 @@ PLANS: dict[str, SamplerPlan] = {
     "DPM-Solver++ 2M-20": make_plan(PARITY.process, "dpm_solver", steps=20),
     "DPM-Solver++ 3M-SDE-20": make_plan(PARITY.process, "dpm_solver", steps=20, order=3, sde=True),
     "RePaint-10, twice each 3": make_plan(PARITY.process, "repaint", steps=10, jump=3, resamples=2, guidance=2.0),
+    "EDM, DPM-Solver++ 2M-8, Karras": make_plan(_EDM, "dpm_solver", steps=8, spacing="karras"),
     "two registers, three estimates": _recurrence(),
 }
 
@@ -429,6 +433,15 @@ def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) ->
     c_in, weight = Stream(SEED, "parity/columns").uniform(index, 2).T + 0.5
     features = Stream(SEED, "parity/features").normal(index, (program.features,))
     return replace(objective.batch(images, labels, index, np.float64), c_in=c_in, weight=weight, features=features)
+
+
+def edm_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> TrainBatch:
+    """The same batch in continuous time: noise of any scale, and no column at rest."""
+    batch, index = noise_batch(program, shape, size), np.arange(size)
+    levels, weighting = {"name": "log_normal", "mean": 0.5, "std": 2.0}, {"name": "snr"}
+    other = Objective(_EDM, SEED, levels=levels, weighting=weighting).batch(batch.images, index, index, np.float64)
+    names = ("alpha", "sigma", "c_in", "c_noise", "target_x0", "target_eps", "weight")
+    return replace(batch, **{name: getattr(other, name) for name in names})
 
 
 def digits_batch(images_seen: int, size: int) -> TrainBatch:

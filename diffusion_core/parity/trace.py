@@ -25,6 +25,7 @@ from diffusion_core.backend import (
     TrainerState,
     Watch,
 )
+from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import to_uint8
 from diffusion_core.ema import Ema, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
@@ -96,21 +97,23 @@ def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
 
 def tables(backend: Backend, trace: Trace) -> None:
     """Rung 0: every table and stream, as this environment's NumPy makes them."""
-    for name in SCHEDULES:
+    for name in (*SCHEDULES, *CONTINUOUS):
         schedule = make_schedule(name)
-        trace.arrays[f"0/schedule {name}"] = np.stack([schedule.alpha, schedule.sigma])
+        t = schedule.evenly(1000)
+        trace.arrays[f"0/schedule {name}"] = np.stack(schedule(t))
         for prediction in PREDICTIONS:
             if misfit(schedule, prediction):
                 continue
-            columns = Process(schedule, prediction).columns(np.arange(schedule.steps))
+            columns = Process(schedule, prediction).columns(t)
             trace.arrays[f"0/process {prediction}, {name}"] = np.stack(list(vars(columns).values()))
     for name, plan in cases.PLANS.items():
         for table, values in plan.tables().items():
             trace.arrays[f"0/plan {name}, {table}"] = values
-    batch = cases.cast(cases.digits_batch(1000, BATCH), backend.settings.host_dtype)
-    for name, values in batch.arrays.items():
-        if values.size:  # the parity network takes no features
-            trace.arrays[f"0/batch {name}"] = values
+    edm = cases.edm_batch(cases.PARITY.program, cases.PARITY.spec.image_shape, BATCH)
+    for title, exact in (("", cases.digits_batch(1000, BATCH)), ("EDM, ", edm)):
+        for name, values in cases.cast(exact, backend.settings.host_dtype).arrays.items():
+            if values.size:  # the parity network takes no features
+                trace.arrays[f"0/batch {title}{name}"] = values
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
     for name, values in weights.items():
         trace.arrays[f"0/weights {name}"] = values
@@ -118,17 +121,17 @@ def tables(backend: Backend, trace: Trace) -> None:
 
 
 def forward_noising(backend: Backend, trace: Trace) -> None:
-    """Rung 1: x_t, target and loss, for every distance."""
+    """Rung 1: x_t, target and loss, for every distance, of levels of a table and in continuous time."""
     case = cases.BLOCKS[0]
     weights = cases.scattered_weights(case.program)
-    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
-    for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
-        trace.judge(1, name, "noised", relative(got, wanted))
-    for distance in DISTANCES:
-        loss, _ = gradients_of(backend, case.program, weights, batch, distance)
-        trace.judge(
-            1, f"loss {distance}", "loss", relative(loss, reference.loss(case.program, weights, batch, distance))
-        )
+    for title, make in (("", cases.noise_batch), (", EDM", cases.edm_batch)):
+        batch = cases.cast(make(case.program, case.shape), backend.settings.host_dtype)
+        for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
+            trace.judge(1, f"{name}{title}", "noised", relative(got, wanted))
+        for distance in DISTANCES:
+            loss, _ = gradients_of(backend, case.program, weights, batch, distance)
+            wanted = reference.loss(case.program, weights, batch, distance)
+            trace.judge(1, f"loss {distance}{title}", "loss", relative(loss, wanted))
 
 
 def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.LOSSES) -> None:

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.backend
 
 BOTH = pytest.mark.parametrize("precision", ["float64", "float32"])
 SHORT_PLANS = [name for name, plan in cases.PLANS.items() if plan.rows <= 20]
+BATCHES = [
+    f"{name}{title}"
+    for name in ("x_t", "target", *(f"loss {distance}" for distance in DISTANCES))
+    for title in ("", ", EDM")
+]
 IN_TRAINING = ("loss in training", "loss of each image")
 LOSSES = [
     f"{case.name}, {what}" for case in cases.LOSSES for what in (*IN_TRAINING, "running mean", "running variance")
@@ -66,7 +71,7 @@ def assert_passed(one: Check) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)])
+@pytest.mark.parametrize("name", BATCHES)
 def test_rung_1_noising_target_and_loss(climb, precision, name):
     assert_passed(climb(trace.forward_noising, precision)[name])
 
@@ -119,7 +124,7 @@ RUNGS = (trace.forward_noising, trace.losses, trace.blocks, trace.optimiser, tra
 def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
     asked = {
         trace.losses: LOSSES,
-        trace.forward_noising: ["x_t", "target", *(f"loss {distance}" for distance in DISTANCES)],
+        trace.forward_noising: BATCHES,
         trace.blocks: BLOCKS,
         trace.optimiser: OPTIMISER,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],

@@ -115,6 +115,33 @@ def test_rung_0_notices_other_columns_of_the_next_level(exact, options, monkeypa
     assert [name for name, c in checks.items() if not c.passed] == (["process"] if options else [])
 
 
+EDM_FAULTS: dict[str, Callable[[Columns], dict[str, np.ndarray]]] = {
+    "none": lambda c: {},
+    "the logarithm without its quarter": lambda c: {"c_noise": 4 * c.c_noise},
+    "the logarithm of base 2": lambda c: {"c_noise": c.c_noise / np.log(2)},
+    "a target that is not scaled": lambda c: {"target_x0": np.ones_like(c.c_in), "c_out": np.ones_like(c.c_in)},
+    "c_in off by 1e-15": lambda c: {"c_in": c.c_in * (1 + 1e-15)},
+}
+
+
+@pytest.mark.parametrize("fault", EDM_FAULTS.values(), ids=EDM_FAULTS)
+def test_rung_0_notices_other_columns_of_edm(exact, fault, monkeypatch):
+    """Tables, plans and batches are all made of them."""
+    sound = Process.columns
+
+    def columns(process: Process, t: np.ndarray) -> Columns:
+        made = sound(process, t)
+        return replace(made, **fault(made)) if process.prediction == "edm" else made
+
+    tables, others = trace.Trace("this", "float64"), trace.Trace("this", "float64")
+    trace.tables(exact, tables)
+    monkeypatch.setattr(Process, "columns", columns)
+    trace.tables(exact, others)
+    checks = {c.name: c for c in compare_arrays(tables.arrays, others.arrays, "float64", "this–this") if c.rung == 0}
+    failed = [name for name, c in checks.items() if not c.passed]
+    assert failed == (["process", "batch"] if fault is not EDM_FAULTS["none"] else [])
+
+
 # Rung 1: batches
 
 
@@ -146,10 +173,13 @@ BATCH_FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault, names", BATCH_FAULTS.values(), ids=BATCH_FAULTS)
-def test_rung_1_notices(exact, fault, names):
+@pytest.mark.parametrize("name", BATCH_FAULTS)
+def test_rung_1_notices(exact, name):
+    fault, names = BATCH_FAULTS[name]
     checks = climbed(trace.forward_noising, exact, {"noised": fault, "trainer.gradients": fault})
     assert_noticed(checks, *names)
+    if name != "alpha squared":  # that of EDM is 1
+        assert_noticed(checks, *(f"{check}, EDM" for check in names))
 
 
 @pytest.mark.parametrize("wanted, other", [("mse", "huber"), ("l1", "mse"), ("huber", "l1"), ("pseudo_huber", "l1")])
@@ -158,7 +188,7 @@ def test_rung_1_notices_another_distance(exact, wanted, other):
         return program, state, adam, other if distance == wanted else distance
 
     checks = climbed(trace.forward_noising, exact, {"trainer": swap})
-    assert [name for name, c in checks.items() if not c.passed] == [f"loss {wanted}"]
+    assert [name for name, c in checks.items() if not c.passed] == [f"loss {wanted}", f"loss {wanted}, EDM"]
 
 
 def told_column(name: str, change: Callable[[np.ndarray], np.ndarray | float], field: str = "") -> Callable:
