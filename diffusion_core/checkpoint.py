@@ -38,6 +38,7 @@ __all__ = [
     "find_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "pack",
     "save_checkpoint",
     "weights_hash",
     "write_atomically",
@@ -99,9 +100,11 @@ def _flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _pack(arrays: Mapping[str, NDArray]) -> bytes:
+def pack(arrays: Mapping[str, NDArray], facts: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file with these arrays and, in its header, these facts."""
     # safetensors stores the bytes of an array as they lie, whatever its strides: they must be in C order.
-    return tensors.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return tensors.save(whole, facts and dict(facts))
 
 
 def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = None) -> Path:
@@ -123,7 +126,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         beside.mkdir()
         hashes = {}
         for part, arrays in checkpoint.state.parts.items():
-            content = _pack(arrays)
+            content = pack(arrays)
             hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
             _write_flushed(beside / f"{part}.safetensors", content)
         state = {

@@ -5,6 +5,7 @@ environment.json     command, commit, versions, device, data and its hash
 metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
+snapshots/           see `snapshots`; only if they were asked for
 samples/             uint8 `.npz` and a PNG grid
 result.json          what the run ended with
 """
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend import Description
 from diffusion_core.checkpoint import list_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
+from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record
 
 __all__ = ["RunDirectory", "environment", "read_json", "read_metrics", "read_samples", "write_json", "write_samples"]
@@ -191,12 +193,14 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def start(self, config: str, facts: Mapping[str, Any]) -> None:
-        """Cut what was logged after the moment gone on from, write configuration and environment, open the events."""
+        """Cut what is later than the moment gone on from, write configuration and environment, open the events."""
         from tensorboardX import SummaryWriter  # slow to import, and reading runs does not need it
 
         if self.resume is not None and self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
             write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if self.resume is not None:
+            drop_snapshots_after(self.path / "snapshots", self.resume)
         write_atomically(self.path / "config.yaml", config.encode())
         write_json(self.path / "environment.json", facts)
         self._events = SummaryWriter(str(self.path), purge_step=self.resume and self.resume + 1)

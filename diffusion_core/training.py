@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -84,12 +84,14 @@ class Hooks:
         log: with the records since the last call and the images per second of late.
         checkpoint: with images seen.
         sample: with images seen.
+        snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
     checkpoint: Callable[[int], None] = lambda images_seen: None
     sample: Callable[[int], None] = lambda images_seen: None
+    snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
 
 
@@ -117,16 +119,13 @@ def train(
     loader: Loader,
     objective: Objective,
     learning_rate: LearningRate,
-    averages: Sequence[Ema],
+    ema: Ema,
     course: Course,
     hooks: Hooks | None = None,
     images_seen: int = 0,
     updates: int = 0,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course.
-
-    Args:
-        averages: the decays of each average that the trainer keeps.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -146,14 +145,15 @@ def train(
             if images_seen < course.images:
                 ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
             updates += 1
-            lr, decays = learning_rate(images_seen), tuple(average(updates) for average in averages)
+            lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
             result = trainer.step(batch, lr, decays)
             waiting.append((images_seen, result, lr, decays[0]))
             logs = course.due(course.log_images, images_seen)
             saves = course.due(course.checkpoint_images, images_seen)
             samples = course.due(course.sample_images, images_seen)
+            stores = ema.snapshot_images > 0 and course.due(ema.snapshot_images, images_seen)
             records = []
-            if logs or saves or samples or not clock.first_step:
+            if logs or saves or samples or stores or not clock.first_step:
                 records = [Record(n, float(r.loss), float(r.grad_norm), a, d) for n, r, a, d in waiting]
                 waiting = []
             took = time.perf_counter() - began
@@ -167,6 +167,8 @@ def train(
                 _refuse_non_finite(records)
                 hooks.log(records, interval.speed or clock.speed)
                 interval = _Clock()
+            if stores:
+                hooks.snapshot(images_seen)
             if saves:
                 hooks.checkpoint(images_seen)
             if samples:

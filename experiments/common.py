@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_core import pictures
-from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, load_backend
+from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, average_names, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.errors import DuetError, one_of
@@ -31,6 +31,7 @@ __all__ = [
     "Leaders",
     "check_data",
     "check_sample",
+    "check_which",
     "load_data",
     "noising_strip",
     "open_backend",
@@ -42,9 +43,6 @@ __all__ = [
     "spec_of",
     "weights_of",
 ]
-
-
-WEIGHTS = ("ema", "weights")
 
 
 def open_backend(cfg: DictConfig) -> Backend:
@@ -115,9 +113,9 @@ class Leaders:
     @staticmethod
     def of(cfg: DictConfig) -> Leaders:
         """Read those that a configuration names."""
-        if cfg.guide_weights not in WEIGHTS:
-            raise one_of("guide_weights", cfg.guide_weights, WEIGHTS)
-        return Leaders(None if cfg.guide is None else load_checkpoint(cfg.guide), cfg.guide_weights)
+        guide = None if cfg.guide is None else load_checkpoint(cfg.guide)
+        check_which("guide_weights", cfg.guide_weights, len(guide.state.averages) if guide else 1)
+        return Leaders(guide, cfg.guide_weights)
 
     def plan(self, problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
         """The plan of a sampler's configuration, which they fit."""
@@ -156,17 +154,23 @@ def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
 
 
 def weights_of(state: TrainerState, which: str) -> Weights:
-    """The weights that samples are drawn with: the moving average, or the last ones."""
-    return getattr(state, which)
+    """The weights that samples are drawn with: a moving average (ema, ema1 ...), or the last ones (weights)."""
+    return state.parts[which]
 
 
-def check_sample(sample: DictConfig, problem: Problem) -> None:
-    """Refuse settings of sampling that do not fit."""
+def check_which(key: str, which: str, averages: int) -> None:
+    """Refuse a name of weights that a training with so many averages does not have."""
+    names = (*average_names(averages), "weights")
+    if which not in names:
+        raise one_of(key, which, names)
+
+
+def check_sample(sample: DictConfig, problem: Problem, averages: int) -> None:
+    """Refuse settings of sampling that do not fit the network, or a training with so many averages."""
     sample_labels(sample.labels, sample.count, problem)
     if sample.batch < 1:
         raise DuetError(f"sample.batch: {sample.batch} was given; it must be at least 1")
-    if sample.weights not in WEIGHTS:
-        raise one_of("sample.weights", sample.weights, WEIGHTS)
+    check_which("sample.weights", sample.weights, averages)
 
 
 def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import DATASETS
+from diffusion_core.ema import PROFILES
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LEVELS
 from diffusion_core.sampling import SAMPLERS
@@ -118,7 +119,7 @@ def _known_keys() -> list[str]:
     keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
     from experiments.evaluate import METRICS  # an entry point itself, it imports this file
 
-    made = {"sampler": SAMPLERS, "data.options": DATASETS}
+    made = {"sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES}
     made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
     for group, functions in (made | METRICS).items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}

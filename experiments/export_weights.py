@@ -10,7 +10,8 @@
 
 All but the first are read back and compared with the reference on `target.check` images (2; 0 leaves it out), and the
 difference is said; one that computes something else is not kept.
-`weights` says which: the moving average (ema) or the last ones (weights). The targets are in `experiments.targets`.
+`weights` says which: a moving average (ema, ema1 ...) or the last ones (weights). The targets are in
+`experiments.targets`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from omegaconf import DictConfig
 
 from diffusion_core.backend import Backend
 from diffusion_core.checkpoint import load_checkpoint
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
-from experiments.common import WEIGHTS, open_backend, weights_of
+from experiments.common import check_which, open_backend, weights_of
 from experiments.entry import entry, plain
 from experiments.targets import TARGETS
 
@@ -31,14 +32,13 @@ from experiments.targets import TARGETS
 @entry("export_weights")
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and write it in another form."""
-    if cfg.weights not in WEIGHTS:
-        raise one_of("weights", cfg.weights, WEIGHTS)
     out, options = Path(cfg.out), plain(cfg.target)
     if not cfg.out:
         raise DuetError("out: nothing was given; it is the place to write")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {cfg.out!r} was given and exists already; give another place")
     found = load_checkpoint(cfg.checkpoint)
+    check_which("weights", cfg.weights, len(found.state.averages))
     target = options.pop("name")
 
     def opened(name: str) -> Backend:

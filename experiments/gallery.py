@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     """Draw with every method, and write pictures, numbers and the page."""
     found = load_checkpoint(cfg.checkpoint)
     problem, out = found.problem, Path(cfg.out)
-    check_sample(cfg.sample, problem)
+    check_sample(cfg.sample, problem, len(found.state.averages))
     if (out / "gallery.json").exists():
         raise DuetError(f"out: {out} holds a gallery already; give another directory")
     if not cfg.budgets or min(cfg.budgets) < 1:

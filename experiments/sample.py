@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     found = load_checkpoint(cfg.checkpoint)
     leaders = Leaders.of(cfg)
     plan = leaders.plan(found.problem, plain(cfg.sampler))
-    check_sample(cfg.sample, found.problem)
+    check_sample(cfg.sample, found.problem, len(found.state.averages))
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
         raise DuetError(f"out: {out} holds samples already; give another directory")

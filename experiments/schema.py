@@ -20,7 +20,6 @@ from omegaconf import MISSING
 
 from diffusion_core.backend import Settings
 from diffusion_core.convert import SOURCES
-from diffusion_core.ema import Ema
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.sampling import make_plan
 from diffusion_core.training import Course
@@ -130,7 +129,7 @@ class TrainSchema:
     process: ProcessSchema = field(default_factory=ProcessSchema)
     optimiser: _schema_of(Adam) = field(default_factory=_schema_of(Adam))
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
-    ema: _schema_of(Ema) = field(default_factory=_schema_of(Ema))
+    ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})
     trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
     sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
@@ -261,6 +260,16 @@ class ImportSchema:
 
 
 @dataclass
+class ReconstructSchema:
+    """Everything of `experiments.reconstruct_ema`; no `images` means the last snapshot."""
+
+    run: str = MISSING
+    out: str = MISSING
+    images: int | None = None
+    ema: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class ExportSchema:
     """Everything of `experiments.export_weights`."""
 
@@ -283,6 +292,7 @@ SCHEMAS = {
     "bench": BenchSchema,
     "import_weights": ImportSchema,
     "export_weights": ExportSchema,
+    "reconstruct_ema": ReconstructSchema,
 }
 
 

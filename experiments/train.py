@@ -9,7 +9,7 @@ Everything that a person can get wrong is looked at before the framework is load
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,7 +28,7 @@ from diffusion_core.checkpoint import (
     write_atomically,
 )
 from diffusion_core.data import Loader
-from diffusion_core.ema import Ema
+from diffusion_core.ema import Ema, describe, make_ema
 from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
@@ -36,6 +36,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.registry import build
 from diffusion_core.run import RunDirectory, environment, write_json
 from diffusion_core.sampling import SamplerPlan
+from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
 from experiments import common
@@ -83,7 +84,7 @@ class Experiment:
     loader: Loader
     adam: Adam
     learning_rate: LearningRate
-    averages: tuple[Ema, ...]
+    ema: Ema
     course: Course
 
     @staticmethod
@@ -91,7 +92,8 @@ class Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
         problem = common.problem_of(cfg)
         plan = common.plan_of(problem, plain(cfg.sampler))
-        common.check_sample(cfg.sample, problem)
+        ema = make_ema(**plain(cfg.ema))
+        common.check_sample(cfg.sample, problem, len(ema.profiles))
         program, process = problem.program, cfg.process
         objective = Objective(
             problem.process, cfg.seed, process.distance, program.null_label, process.drop_label,
@@ -109,7 +111,7 @@ class Experiment:
             loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
-            averages=(Ema(**plain(cfg.ema)),),
+            ema=ema,
             course=Course(**plain(cfg.trainer)),
         )
 
@@ -119,7 +121,7 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
     problem, course = experiment.problem, experiment.course
     if cfg.resume is None:
         weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
-        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.averages)), {}), None
+        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.ema.profiles)), {}), None
     latest = cfg.resume == "latest"
     if latest and not (directory / "checkpoints").is_dir():
         raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
@@ -138,7 +140,32 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
             f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
             f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
         )
-    return found, source
+    return replace(found, state=_with_averages(found, experiment)), source
+
+
+def _with_averages(found: Checkpoint, experiment: Experiment) -> TrainerState:
+    """The state of a checkpoint with the averages that the configuration asks for."""
+    ema, state, batch = experiment.ema, found.state, experiment.course.batch
+    if state.updates == 0:  # of weights that were imported: every average starts with theirs
+        state = replace(state, averages=(state.ema,) * len(ema.profiles))
+    if len(state.averages) != len(ema.profiles):
+        raise DuetError(
+            f"resume: the checkpoint keeps {len(state.averages)} averages of the weights, but {len(ema.profiles)} were "
+            f"given, in ema and ema.beside; there must be as many"
+        )
+    if ema.snapshot_images:
+        kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
+        if state.updates and kept != given:
+            raise DuetError(
+                f"resume: the checkpoint's averages are {kept}, but {given} were given; a snapshot is of one profile "
+                f"from the start, so give those, or ema.snapshot_images=0"
+            )
+        if found.images_seen != state.updates * batch:
+            raise DuetError(
+                f"resume: the checkpoint has seen {found.images_seen} images in {state.updates} updates, but the batch "
+                f"is {batch}; snapshots need the same batch from the start, or give ema.snapshot_images=0"
+            )
+    return state
 
 
 def _facts(cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint) -> dict[str, Any]:
@@ -171,6 +198,7 @@ def _train(
 
         def checkpoint(images_seen: int) -> None:
             notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
+            notes["averages"] = [describe(profile) for profile in experiment.ema.profiles]
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
@@ -183,9 +211,13 @@ def _train(
                 )
                 run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
 
-        hooks = Hooks(log, checkpoint, sample, step=lambda images_seen: progress(images_seen, note))
+        def snapshot(images_seen: int) -> None:
+            given = trainer.state(), experiment.ema.profiles, course.batch, problem, cfg.seed
+            save_snapshots(run.path / "snapshots", images_seen, *given)
+
+        hooks = Hooks(log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note))
         speed = train(
-            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.averages, course,
+            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates,
         )  # fmt: skip
     took = perf_counter() - began

@@ -27,7 +27,7 @@ from diffusion_core.backend import (
 )
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import to_uint8
-from diffusion_core.ema import Ema, ema_update
+from diffusion_core.ema import Ema, Power, Warmup, ema_update
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, relative
@@ -57,8 +57,8 @@ Arrays = dict[str, NDArray]
 STEPS, HANDOVER_STEP, BATCH = 100, 50, 16
 SAMPLES = 8
 _MARKS = (1, 10, STEPS)
-# The name in the record, and the decays, of each average that the parity training keeps.
-AVERAGES = {"average": Ema(0.99), "second average": Ema(0.9, warmup=False)}
+# The name in the record, and the profile, of each average that the parity training keeps.
+AVERAGES = {"average": Warmup(0.99), "second average": Power(0.1)}
 _LR = LearningRate(1e-3)
 
 
@@ -378,7 +378,7 @@ def training(backend: Backend, trace: Trace) -> None:
 def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
     """Step 1, 2, ... of the parity training."""
     batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.settings.host_dtype)
-    decays = tuple(average(step) for average in AVERAGES.values())
+    decays = Ema(tuple(AVERAGES.values())).decays(step, step * BATCH, BATCH)
     return float(trainer.step(batch, _LR(step * BATCH), decays).loss)
 
 

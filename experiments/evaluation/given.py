@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from diffusion_core.backend import Backend, Network
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from diffusion_core.data import Dataset
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.errors import DuetError
 from diffusion_core.run import read_samples
 from experiments import common
 from experiments.entry import plain
@@ -60,15 +60,15 @@ class Given:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.seed = cfg, int(cfg.seed)
-        if cfg.weights not in common.WEIGHTS:
-            raise one_of("weights", cfg.weights, common.WEIGHTS)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """What is evaluated."""
         if not self.cfg.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
-        return load_checkpoint(self.cfg.checkpoint)
+        found = load_checkpoint(self.cfg.checkpoint)
+        common.check_which("weights", self.cfg.weights, len(found.state.averages))
+        return found
 
     @cached_property
     def samples(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:

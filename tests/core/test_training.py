@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_core.backend import StepResult, TrainBatch
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.ema import Ema
+from diffusion_core.ema import Ema, Power, Warmup
 from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
@@ -23,7 +23,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
 OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, drop_label=0.3)
 RATE = LearningRate(0.1, 20, "cosine", 64)
-AVERAGES = (Ema(0.9), Ema(0.5))
+EMA = Ema((Warmup(0.9), Power(0.1)))
 
 
 @dataclass
@@ -39,9 +39,11 @@ class Recorder:
         return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0))
 
 
-def run(course: Course, trainer: Recorder | None = None, hooks: Hooks | None = None, **start: int) -> Recorder:
+def run(
+    course: Course, trainer: Recorder | None = None, hooks: Hooks | None = None, ema: Ema = EMA, **start: int
+) -> Recorder:
     trainer = trainer or Recorder()
-    train(trainer, LOADER, OBJECTIVE, RATE, AVERAGES, course, hooks, **start)
+    train(trainer, LOADER, OBJECTIVE, RATE, ema, course, hooks, **start)
     return trainer
 
 
@@ -57,7 +59,7 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
     steps = run(Course(64, 4)).steps
     assert len({content for content, _, _ in steps}) == 16
     assert [lr for _, lr, _ in steps] == [RATE(n) for n in range(4, 65, 4)]
-    assert [decays for _, _, decays in steps] == [(Ema(0.9)(k), Ema(0.5)(k)) for k in range(1, 17)]
+    assert [decays for _, _, decays in steps] == [EMA.decays(k, 4 * k, 4) for k in range(1, 17)]
 
 
 def test_batches_are_those_of_the_data_order():
@@ -85,8 +87,8 @@ def test_a_finished_run_has_no_more_steps():
     assert run(Course(8, 4), images_seen=8).steps == []
 
 
-def moments(course: Course, **start: int) -> dict[str, list]:
-    happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "order": []}
+def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
+    happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "snapshot": [], "order": []}
 
     def note(what: str):
         def hook(images_seen: int) -> None:
@@ -100,7 +102,7 @@ def moments(course: Course, **start: int) -> dict[str, list]:
         happened["order"].append("log")
         assert speed >= 0
 
-    run(course, hooks=Hooks(log, note("checkpoint"), note("sample")), **start)
+    run(course, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema, **start)
     return happened
 
 
@@ -113,6 +115,17 @@ def test_hooks_are_called_at_their_moments():
     assert [part[-1] for part in happened["log"]] == [4, 12, 16, 20, 24, 32, 36, 40]
     assert list(chain(*happened["log"])) == list(range(4, 41, 4))
     assert happened["order"][-3:] == ["log", "checkpoint", "sample"]
+
+
+def test_snapshots_are_taken_at_their_moments_and_at_the_end_or_never():
+    course = Course(40, 4, log_images=1000, checkpoint_images=24)
+    happened = moments(course, Ema(EMA.profiles, 12))
+    assert happened["snapshot"] == [12, 24, 36, 40]
+    # What was lost until then is read first: nothing of a run that went astray is kept.
+    assert [part[-1] for part in happened["log"]] == [4, 12, 24, 36, 40]
+    assert happened["order"][-4:] == ["log", "snapshot", "checkpoint", "sample"]
+    assert moments(course, Ema(EMA.profiles, 12), images_seen=24, updates=6)["snapshot"] == [36, 40]
+    assert moments(course)["snapshot"] == []
 
 
 def test_a_moment_between_two_steps_is_that_of_the_later_one():
@@ -139,7 +152,7 @@ def test_records_hold_the_numbers_of_their_steps():
     assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
     assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
     assert {record.grad_norm for record in kept} == {2.0}
-    assert [record.ema_decay for record in kept] == [Ema(0.9)(k) for k in (1, 2, 3, 4)]
+    assert [record.ema_decay for record in kept] == [2 / 11, 3 / 12, 4 / 13, 5 / 14]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -165,11 +178,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run():
 def test_a_mistake_in_the_data_is_raised_by_the_loop():
     objective = Objective(Process(linear()), seed=1, null_label=2)
     with pytest.raises(DuetError, match="label 2: the network has classes"):
-        train(Recorder(), LOADER, objective, RATE, AVERAGES, Course(64, 16))
+        train(Recorder(), LOADER, objective, RATE, EMA, Course(64, 16))
 
 
 def test_the_summary_counts_steps_alone():
-    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, AVERAGES, Course(16, 4))
+    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, EMA, Course(16, 4))
     assert summary.keys() == {"images_per_second", "first_step_seconds", "seconds"}
     assert summary["images_per_second"] == pytest.approx(12 / summary["seconds"])
 

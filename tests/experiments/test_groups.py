@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from diffusion_core.ema import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
 from diffusion_core.process import Process
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
@@ -18,12 +19,17 @@ from experiments.train import Experiment
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def composed(*words: str) -> tuple[Process, SamplerPlan]:
-    """The process and the plan of a configuration."""
+def experiment_of(*words: str) -> Experiment:
+    """The objects of a configuration."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        experiment = Experiment.of(compose("train", list(words)))
+        return Experiment.of(compose("train", list(words)))
+
+
+def composed(*words: str) -> tuple[Process, SamplerPlan]:
+    """The process and the plan of a configuration."""
+    experiment = experiment_of(*words)
     return experiment.problem.process, experiment.plan
 
 
@@ -46,6 +52,25 @@ def test_every_sampler_makes_a_plan(name: str) -> None:
     _, plan = composed(f"process={process}", f"sampler={name}")
     up = name == "ddim_inversion"
     assert plan.rows > 1 and (plan.alpha[0] > plan.alpha[-1]) == up
+
+
+AVERAGES = {
+    "fixed": (Fixed(0.999),), "warmup": (Warmup(0.999),), "half_life": (HalfLife(500_000, 0.05),),
+    "inverse_gamma": (InverseGamma(1.0, 0.6667),), "power": (Power(0.1),), "post_hoc": (Power(0.05), Power(0.1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", names("ema"))
+def test_every_file_of_averages_makes_what_it_says(name: str) -> None:
+    experiment = experiment_of(f"ema={name}")
+    assert experiment.ema == Ema(AVERAGES[name], 64_000 if name == "post_hoc" else 0)
+
+
+def test_averages_are_given_by_hand() -> None:
+    words = ("ema=power", "ema.sigma_rel=0.2", "ema.beside=[{name: fixed, decay: 0.5}]", "ema.snapshot_images=128")
+    ema = experiment_of(*words, "sample.weights=ema1").ema
+    assert ema == Ema((Power(0.2), Fixed(0.5)), 128)
+    assert experiment_of().ema == Ema((Warmup(0.999),))
 
 
 def test_the_transformed_schedules_are_those_of_the_core() -> None:

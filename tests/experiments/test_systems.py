@@ -213,7 +213,7 @@ def said(cfg, experiment: Experiment) -> dict:
     """The same of an experiment."""
     problem, plan, schedule = experiment.problem, experiment.plan, experiment.problem.process.schedule
     betas = 1.0 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
-    noise = plan.noise[:, 0]
+    noise, batch = plan.noise[:, 0], experiment.course.batch
     kinds = {
         "beta": np.append(np.sqrt(betas[plan.t[:-1]]), 0.0),
         "posterior": np.sqrt(np.append(0.0, betas[1:] * (schedule.sigma[:-1] / schedule.sigma[1:]) ** 2))[plan.t],
@@ -226,7 +226,8 @@ def said(cfg, experiment: Experiment) -> dict:
         "distance": experiment.objective.distance, "first_t": experiment.objective.first_t,
         "guidance": plan.guidance[0], "t of the rows": plan.t.tolist(), "clip": plan.clip,
         "noise": next((k for k, v in kinds.items() if v.shape == noise.shape and np.allclose(v, noise)), "other"),
-        "lr": experiment.learning_rate, "batch": experiment.course.batch, "ema": experiment.averages[0],
+        "lr": experiment.learning_rate, "batch": batch,
+        "ema": lambda update: experiment.ema.decays(update, update * batch, batch)[0],
         "images": experiment.course.images, "sample_images": experiment.course.sample_images,
         "flip": experiment.loader.flip, "weight_decay": experiment.adam.weight_decay,
         "epochs": experiment.course.images / len(experiment.loader.dataset),
