@@ -1,0 +1,265 @@
+"""Exponential integrators and pseudo numerical methods: their weights, their orders, and where they coincide.
+
+How they compare with diffusers is in tests/backend; orders on plain grids are in test_methods.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from exact import NORMAL, TWO_NORMALS, error, exactly, execute, moments
+
+from diffusion_core.errors import DuetError
+from diffusion_core.process import Process
+from diffusion_core.sampling import (
+    SamplerPlan,
+    ddim,
+    ddpm,
+    deis,
+    dpm_solver,
+    dpm_solver_singlestep,
+    make_plan,
+    plms,
+    pndm,
+    sa_solver,
+    unipc,
+)
+from diffusion_core.sampling.exponential import KINDS, weights
+from diffusion_core.schedule import Schedule, cosine, flow, linear
+
+PROCESS = Process(linear(), "v")
+OURS = {
+    "multistep": ("dpm_solver", {"order": 3}),
+    "multistep eps": ("dpm_solver", {"order": 3, "predict": "eps"}),
+    "multistep eps sde": ("dpm_solver", {"order": 2, "predict": "eps", "sde": True}),
+    "singlestep": ("dpm_solver_singlestep", {"order": 3}),
+    "singlestep eps": ("dpm_solver_singlestep", {"order": 2, "predict": "eps"}),
+    "singlestep sde": ("dpm_solver_singlestep", {"order": 3, "solver_type": "heun", "sde": True}),
+    "deis": ("deis", {"order": 4}),
+    "plms": ("plms", {}),
+    "pndm": ("pndm", {}),
+    "unipc": ("unipc", {"order": 3}),
+    "unipc eps": ("unipc", {"order": 2, "solver_type": "bh1", "predict": "eps"}),
+    "sa_solver": ("sa_solver", {"predictor": 3, "corrector": 4, "noisy": [0.05, 5.0]}),
+    "sa_solver eps": ("sa_solver", {"predict": "eps"}),
+}
+
+
+def integral(start: float, end: float, rate: float, of) -> float:
+    """Of k e^(k (l - end)) times a function, by a quadrature of another kind than the code's."""
+    parts = np.linspace(start, end, 65)
+    nodes, shares = np.polynomial.legendre.leggauss(6)
+    at = (parts[:-1, None] + parts[1:, None]) / 2 + np.diff(parts)[:, None] / 2 * nodes
+    return float(np.sum(np.diff(parts)[:, None] / 2 * shares * rate * np.exp(rate * (at - end)) * of(at)))
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.36, 2.0, -1.0])
+@pytest.mark.parametrize("nodes", [[0.0], [0.0, -0.7], [0.0, -0.7, -1.1], [0.0, 0.9, -0.7], [0.0, 0.9, -0.7, -2.0],
+                                   [0.0, 0.3, 0.6]])  # fmt: skip
+def test_exact_weights_integrate_polynomials(nodes, rate):
+    start, h = -1.3, 0.9
+    found = weights(start, start + h, start + np.array(nodes), rate)
+    for degree in range(len(nodes)):
+        wanted = integral(start, start + h, rate, lambda at, n=degree: (at - start) ** n)
+        assert found @ np.array(nodes) ** degree == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weights_is_of_the_order_of_its_nodes(kind):
+    """They add up to the exact sum, and differ from the exact ones by what vanishes with the step, one order up."""
+    for count, power in ((2, 2), (3, 3)):
+        if kind in ("midpoint", "heun") and count == 3:
+            power = 2  # Half of the parabola: the published third order is of second.
+        gaps = []
+        for h in (0.1, 0.05):
+            nodes = 1.0 - h * np.arange(count)
+            found, exact = weights(1.0, 1.0 + h, nodes, 2.0, kind), weights(1.0, 1.0 + h, nodes, 2.0)
+            assert found.sum() == pytest.approx(-np.expm1(-2 * h), rel=1e-13)
+            gaps.append(np.abs(found - exact).max())
+        assert gaps[1] < gaps[0] * 0.6 ** (power - 1) or gaps[1] == 0
+
+
+def test_deis_integrates_eps_over_sigma_by_alpha():
+    """x_s/alpha_s = x_t/alpha_t + sum of eps_j times the integral of l_j(log r) dr, as its paper has it."""
+    plan = deis(PROCESS, 20, 3, clip=None)
+    ratio = plan.sigma / plan.alpha
+    i = 7
+    eps = np.random.default_rng(0).standard_normal(3)
+    X, D = np.array([0.4, eps[1], eps[2]]), (0.4 - plan.sigma[i] * eps[0]) / plan.alpha[i]
+    nodes = np.log(ratio[i - np.arange(3)])
+
+    def polynomial(minus_log):
+        at = -minus_log
+        terms = [
+            np.prod([(at - nodes[k]) / (nodes[j] - nodes[k]) for k in range(3) if k != j], axis=0) for j in range(3)
+        ]
+        return np.tensordot(eps, terms, 1)
+
+    # dr = -r d(-log r), and r = e^(-l) ratio_s at l = 0.
+    area = integral(-np.log(ratio[i]), -np.log(ratio[i + 1]), -1.0, polynomial) * ratio[i + 1]
+    got = plan.state[i, 0] @ X + plan.denoised[i, 0, 0] * D
+    assert got == pytest.approx(plan.alpha[i + 1] * (0.4 / plan.alpha[i] + area), rel=1e-12)
+
+
+def graded(levels: int) -> Process:
+    """Levels whose first step is of the size of the square of the others: the low order of a start does not show."""
+    ratio = np.exp(2 - 3 * np.linspace(1, 0, levels) ** 2)
+    return Process(Schedule("graded", 1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio)), "v")
+
+
+def order_of(make, counts, data=NORMAL) -> float:
+    return -np.polyfit(np.log(np.array(counts) - 1), np.log([error(make(n), data) for n in counts]), 1)[0]
+
+
+@pytest.mark.parametrize("sampler, options, order", [
+    ("unipc", {"order": 3}, 4), ("unipc", {"order": 3, "predict": "eps"}, 4),
+    ("sa_solver", {"predictor": 3, "corrector": 4, "tau": 0.0}, 4),
+    ("unipc", {"order": 3, "correct_from": None}, 3), ("deis", {"order": 4}, 4),
+])  # fmt: skip
+def test_the_highest_orders_after_a_start_of_small_steps(sampler, options, order):
+    def make(levels: int) -> SamplerPlan:
+        rest = {"steps": None, "spacing": None, "clip": None, "lower_order_final": False}
+        return make_plan(graded(levels), sampler, **rest, **options)
+
+    assert order_of(make, [97, 193, 385]) == pytest.approx(order, abs=0.2)
+    # Two normals bend the flow where they part, and their errors change sign on the way to this.
+    assert order_of(make, [193, 385], TWO_NORMALS) > order - 0.4
+
+
+@pytest.mark.parametrize("sampler, ends, counts, order", [
+    ("pndm", (0.5, 2.0), [33, 65, 129], 4), ("plms", (0.6, 1.2), [65, 129, 257], 3),
+])  # fmt: skip
+def test_pseudo_methods_have_more_than_second_order_for_equal_steps_of_sigma_by_alpha(sampler, ends, counts, order):
+    grid = {"name": "karras", "rho": 1.0, "sigma_min": ends[0], "sigma_max": ends[1]}
+    found = order_of(lambda n: make_plan(PROCESS, sampler, steps=n, spacing=grid, clip=None), counts)
+    assert found == pytest.approx(order, abs=0.25)
+
+
+def test_the_rest_of_a_division_by_three_costs_no_order():
+    """Rows that are one too many make two steps of second order, not one of third and one of first."""
+    grid = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 20.0}
+    for counts in ([65, 128, 257], [66, 129, 258], [64, 127, 256]):
+        assert order_of(lambda n: dpm_solver_singlestep(PROCESS, n, 3, spacing=grid, clip=None), counts) > 2.7
+
+
+def assert_same_steps(one: SamplerPlan, other: SamplerPlan, tolerance: float = 1e-10) -> None:
+    """The same pictures, whatever the registers."""
+    x = np.array([-1.5, 0.2, 0.9])
+    noise = np.random.default_rng(0).standard_normal((one.rows, 3))
+    for rows in range(1, one.rows + 1):
+        a, b = (execute(p, x, exactly(p, TWO_NORMALS), rows, noise.__getitem__) for p in (one, other))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+def test_where_solvers_coincide():
+    settings = {"spacing": "linspace", "clip": None}
+    flows = ddim(PROCESS, 12, **settings)
+    for first in (
+        dpm_solver(PROCESS, 12, 1, predict="eps", **settings),
+        dpm_solver_singlestep(PROCESS, 12, 1, **settings),
+        deis(PROCESS, 12, 1, **settings),
+        plms(PROCESS, 12, 1, **settings),
+        unipc(PROCESS, 12, 1, correct_from=None, **settings),
+        sa_solver(PROCESS, 12, 1, 0, tau=0.0, **settings),
+    ):
+        assert_same_steps(first, flows)
+    assert_same_steps(sa_solver(PROCESS, 12, 1, 0, tau=1.0, **settings), ddpm(PROCESS, 12, **settings))
+    exact = {"order": 3, "solver_type": "exact", **settings}
+    assert_same_steps(deis(PROCESS, 12, 3, **settings), dpm_solver(PROCESS, 12, predict="eps", **exact))
+    published = {"lower_order_final": True, **settings}
+    assert_same_steps(unipc(PROCESS, 12, 2, correct_from=None, **published), dpm_solver(PROCESS, 12, 2, **settings))
+    assert_same_steps(unipc(PROCESS, 12, 1, "bh1", **settings), sa_solver(PROCESS, 12, 1, 2, tau=0.0, **settings))
+    assert_same_steps(sa_solver(PROCESS, 12, 2, 0, tau=0.0, **settings),
+                      unipc(PROCESS, 12, 2, "bh1", correct_from=None, **settings))  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler, options", [
+    ("sa_solver", {"predict": "eps"}), ("sa_solver", {"tau": 0.5, "predict": "eps", "predictor": 3, "corrector": 3}),
+    ("sa_solver", {"predictor": 3, "corrector": 4}), ("sa_solver", {"tau": 2.0, "corrector": 0}),
+    ("dpm_solver", {"predict": "eps", "sde": True}), ("dpm_solver_singlestep", {"sde": True}),
+])  # fmt: skip
+def test_stochastic_forms_tend_to_the_mean_and_the_variance(sampler, options):
+    grid, wrong = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 20.0}, []
+    for steps in (64, 128, 256):
+        plan = make_plan(PROCESS, sampler, steps=steps, spacing=grid, clip=None, **options)
+        alpha, sigma = plan.alpha[-2], plan.sigma[-2]
+        found = moments(plan, rows=plan.rows - 1)
+        wrong.append(np.abs(np.array(found) - [alpha * 0.3, (alpha * 0.5) ** 2 + sigma**2]).max())
+    assert wrong[-1] < 0.02
+    assert -np.polyfit(np.log([64, 128, 256]), np.log(wrong), 1)[0] > 0.85
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_any_number_of_steps_is_finite_on_a_table_and_on_a_flow(name):
+    """Every number from 1 to 50 is in test_methods.py."""
+    sampler, options = OURS[name]
+    grid = {"name": "karras", "sigma_max": 50.0}
+    for steps in (1, 2, 3, 4, 5, 6, 7, 8, 14, 15, 21, 50):
+        for process, spacing in ((PROCESS, "linspace"), (Process(flow(), "v"), grid)):
+            plan = make_plan(process, sampler, steps=steps, spacing=spacing, clip=None, **options)
+            assert plan.alpha[-1] == 1 and plan.sigma[-1] == 0
+            if sampler not in ("plms", "pndm"):
+                # Clean data is the estimate, whatever came before.
+                np.testing.assert_array_equal(plan.denoised[-1, 0], np.eye(plan.history)[0])
+                assert not plan.state[-1, 0].any() and not plan.noise[-1].any()
+
+
+def test_a_cosine_from_its_noisiest_level_makes_plans_at_any_number_of_steps():
+    """There alpha is 5e-5, and the eps forms add up numbers ten thousand times larger than what is left of them."""
+    process = Process(cosine(), "v")
+    for steps in (1, 2, 3, 5, 17, 50):
+        for sampler, options in OURS.values():
+            make_plan(process, sampler, steps=steps, spacing="linspace", clip=None, **options)
+
+
+@pytest.mark.parametrize("name", ["multistep eps", "singlestep", "deis", "plms", "pndm", "unipc", "sa_solver"])
+def test_one_wrong_coefficient_of_register_0_is_noticed(name):
+    sampler, options = OURS[name]
+    plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
+    for row, column in np.argwhere(plan.state[:, 0] != 0):
+        wrong = plan.state.copy()
+        # Not by a multiple of 1e-5: a register of eps has no signal, and turns the noise by so much alone.
+        wrong[row, 0, column] *= 1 + 1e-4
+        with pytest.raises(DuetError, match=f"row {row} .* does not lead from level"):
+            replace(plan, state=wrong)
+
+
+@pytest.mark.parametrize("name", ["multistep eps", "singlestep", "deis", "plms", "pndm", "unipc", "sa_solver"])
+def test_a_register_that_forgets_is_noticed(name):
+    sampler, options = OURS[name]
+    plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
+    for register in range(1, plan.registers):
+        wrong = plan.state.copy()
+        wrong[:, register] *= 0.999
+        with pytest.raises(DuetError, match="does not lead from level"):
+            replace(plan, state=wrong)
+
+
+def test_what_does_not_fit_is_refused():
+    for sampler, options, words in (
+        (dpm_solver, {"predict": "v"}, "sampler.predict: 'v'"),
+        (dpm_solver_singlestep, {"solver_type": "exact"}, "sampler.solver_type: 'exact'"),
+        (dpm_solver_singlestep, {"between": "grid"}, "sampler.between: 'grid'"),
+        (dpm_solver_singlestep, {"order": 0}, "sampler.order: 0 was given; it is 1, 2 or 3"),
+        (deis, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
+        (plms, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
+        (unipc, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
+        (unipc, {"solver_type": "bh3"}, "sampler.solver_type: 'bh3'"),
+        (unipc, {"correct_from": 0}, "sampler.correct_from: 0 was given; it is a row from 1 on"),
+        (sa_solver, {"predictor": 5}, "sampler.predictor: 5 was given"),
+        (sa_solver, {"corrector": -1}, "sampler.corrector: -1 was given"),
+        (sa_solver, {"tau": -1.0}, "sampler.tau: -1.0 was given; it must be at least 0"),
+        (sa_solver, {"noisy": [1.0]}, r"sampler.noisy: \[1.0\] was given; it must be two rising sigma/alpha"),
+    ):
+        with pytest.raises(DuetError, match=words):
+            sampler(PROCESS, **options)
+    for sampler in (dpm_solver_singlestep, deis, unipc, sa_solver):
+        with pytest.raises(DuetError, match="its first level has no signal"):
+            sampler(Process(flow(), "v"))
+    for sampler in (plms, pndm):
+        with pytest.raises(DuetError, match="its first level has no signal"):
+            sampler(Process(flow(), "v"), spacing="linspace")
+    with pytest.raises(DuetError, match="it has no level between two"):
+        dpm_solver_singlestep(Process(linear(), "next_level"))
