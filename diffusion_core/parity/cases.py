@@ -63,6 +63,7 @@ from diffusion_core.weights import Weights, initial_weights
 
 __all__ = [
     "BLOCKS",
+    "FEW_LEVELS",
     "FEW_NETWORKS",
     "LOSSES",
     "NETWORKS",
@@ -366,6 +367,9 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
         keeps="nothing",
     )
 
+
+# What likelihoods are measured on. The output of an untrained network is no eps, but as v it leads nowhere far.
+FEW_LEVELS = Process(linear(20, 1e-3, 0.4), "v", 50.0)
 
 # What every network is sampled with. From t = 750: eps of an untrained network at t = 999 is divided by alpha = 0.006,
 # and rounding with it. A network with twice the channels of its image is sampled with a variance of its own too.

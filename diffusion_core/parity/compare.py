@@ -109,7 +109,7 @@ def pixels_apart(a: NDArray, b: NDArray) -> float:
 
 
 def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Check]:
-    """Rungs 0, 2, 4 and 7 of two records."""
+    """Rungs 0, 2, 4 and 7 of two records, and likelihoods of rung 6."""
     checks: list[Check] = []
 
     def judge(rung: int, name: str, kind: str, error: float) -> None:
@@ -125,6 +125,9 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         judge(4, f"{title}, loss", "loss", _both(a, b, f"4/{title}, loss", worst))
         judge(4, title, "gradient", _both(a, b, f"4/{title}/", l2_of_all))
         judge(4, f"{title}, worst tensor", "gradient, worst tensor", _both(a, b, f"4/{title}/", worst))
+    judge(4, "pullback", "gradient", _both(a, b, "4/pullback/", worst))
+    for name, title in (("bound", "bound, every term"), ("density", "density of the flow")):
+        judge(6, title, "likelihood", _both(a, b, f"6/likelihood/{name}", worst))
     for count in (10, STEPS):
         losses = [under(record, "7/losses").get("", np.full(STEPS, np.nan))[:count] for record in (a, b)]
         judge(7, f"loss of every step up to {count}", f"training loss, {count} steps", _worst_step(*losses))

@@ -28,6 +28,7 @@ from diffusion_core.backend import (
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import to_uint8
 from diffusion_core.ema import Ema, Power, Warmup, ema_update
+from diffusion_core.likelihood import dequantised, flow_density, variational_bound
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, relative
@@ -57,6 +58,8 @@ Arrays = dict[str, NDArray]
 STEPS, HANDOVER_STEP, BATCH = 100, 50, 16
 SAMPLES = 8
 _MARKS = (1, 10, STEPS)
+# Steps to either side for a central difference in float64.
+_SIDES = (1e-6, -1e-6)
 # The name in the record, and the profile, of each average that the parity training keeps.
 AVERAGES = {"average": Warmup(0.99), "second average": Power(0.1)}
 _LR = LearningRate(1e-3)
@@ -88,7 +91,7 @@ class Trace:
 def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
     """Climb the ladder with one backend, whose settings say the precision; with all networks unless some are named."""
     trace = Trace(backend.describe().backend, backend.settings.precision)
-    for rung in (tables, forward_noising, losses, blocks, optimiser, sampler_update, steered, training):
+    for rung in (tables, forward_noising, losses, blocks, optimiser, sampler_update, steered, likelihoods, training):
         rung(backend, trace)
     networks(backend, trace, cases.NETWORKS if titles is None else titles)
     sampling(backend, trace, trace.states[STEPS].ema)
@@ -353,6 +356,41 @@ def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
         known=known,
     )  # fmt: skip
     trace.judge(6, "steered", "sampling", np.abs(got - wanted).max())
+
+
+def likelihoods(backend: Backend, trace: Trace) -> None:
+    """Rungs 4 and 6: a pullback, the bound and the density of the flow, of untrained weights.
+
+    The pullback is held to the slope of the reference by central differences along one direction, and the bound to the
+    reference; as it has no pullback, that and the density are recorded.
+    """
+    program, dtype = cases.PARITY.program, backend.settings.host_dtype
+    weights = {name: value.astype(dtype) for name, value in cases.scattered_weights(program).items()}
+    network = backend.network(program, weights)
+    batch = cases.cast(cases.noise_batch(program, cases.PARITY.spec.image_shape), dtype)
+    inputs = batch.c_noise, batch.label
+    cotangent, direction = (
+        Stream(cases.SEED, f"parity/{name}").normal(np.arange(batch.size), batch.images.shape[1:], dtype=dtype)
+        for name in ("cotangent", "direction")
+    )
+    output, pulled = network.pullback(batch.images, *inputs, cotangent)
+    trace.judge(
+        4, "pullback, output", "network", relative(output, reference.forward(program, weights, batch.images, *inputs))
+    )
+    sides = [reference.forward(program, weights, batch.images + h * np.float64(direction), *inputs) for h in _SIDES]
+    slope = np.sum(cotangent * (sides[0] - sides[1]) / (_SIDES[0] - _SIDES[1]), axis=(1, 2, 3))
+    trace.judge(4, "pullback", "pullback", relative(np.sum(pulled * np.float64(direction), axis=(1, 2, 3)), slope))
+    trace.arrays["4/pullback/images"] = pulled
+
+    u8, index = to_uint8(batch.images), np.arange(batch.size)
+    inputs = cases.FEW_LEVELS, u8, batch.label, index, cases.SEED
+    bound = variational_bound(network.forward, *inputs, batch=batch.size)
+    wanted = variational_bound(partial(reference.forward, program, weights), *inputs)
+    trace.judge(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
+    y = dequantised(u8, index, cases.SEED, cases.PARITY.value_range)
+    density = flow_density(network.pullback, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
+    trace.arrays["6/likelihood/bound"] = bound.terms
+    trace.arrays["6/likelihood/density"] = np.stack([density.prior, density.volume])
 
 
 def training(backend: Backend, trace: Trace) -> None:

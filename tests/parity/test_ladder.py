@@ -44,6 +44,7 @@ OPTIMISER = [
     *(f"{what} after {steps}" for what in ("weights", "moving average", "second average")
       for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip
+LIKELIHOODS = ["pullback, output", "pullback", "bound, every term"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,15 @@ def test_rung_6_steered(climb, precision):
     assert_passed(climb(trace.steered, precision)["steered"])
 
 
-RUNGS = (trace.forward_noising, trace.losses, trace.blocks, trace.optimiser, trace.sampler_update)
+@BOTH
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_rungs_4_and_6_pullback_and_bound(climb, precision, name):
+    assert_passed(climb(trace.likelihoods, precision)[name])
+
+
+RUNGS = (
+    trace.forward_noising, trace.losses, trace.blocks, trace.optimiser, trace.sampler_update, trace.likelihoods,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -127,6 +136,7 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
         trace.forward_noising: BATCHES,
         trace.blocks: BLOCKS,
         trace.optimiser: OPTIMISER,
+        trace.likelihoods: LIKELIHOODS,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
     }
     assert sorted(climb(rung, "float64")) == sorted(asked[rung])
