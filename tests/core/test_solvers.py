@@ -1,6 +1,6 @@
 """Exponential integrators and pseudo numerical methods: their weights, their orders, and where they coincide.
 
-How they compare with diffusers is in tests/backend/test_diffusers_solvers.py; orders on plain grids are in test_methods.py.
+test_diffusers_solvers.py compares them with diffusers; orders on plain grids are in test_methods.py.
 """
 
 from __future__ import annotations
