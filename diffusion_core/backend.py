@@ -329,11 +329,8 @@ class Steering:
             )
         if (self.mask is None) != (self.known is None):
             raise DuetError("inpainting: a mask and the known picture go together; give both, or neither")
-        if self.mask is not None and plan.registers > 1:
-            raise DuetError(
-                f"inpainting: {plan.name} keeps {plan.registers} pictures; use a sampler that keeps one, such as ddpm, "
-                "ddim or dpm_solver"
-            )
+        if self.mask is not None:
+            plan.check_inpainting()
 
 
 class Backend:

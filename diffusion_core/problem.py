@@ -111,7 +111,7 @@ class Problem:
                 f"{what}: its images are {leader.spec.image_shape}, but those of the network that is sampled are "
                 f"{self.spec.image_shape} (h, w, c)"
             )
-        wanted = [plan.alpha[:-1], plan.sigma[:-1], *(getattr(plan, name) for name in names)]
+        wanted = [*self.process.schedule(plan.t), *(getattr(plan, name) for name in names)]
         try:
             columns = leader.process.columns(plan.t)
             found = [*leader.process.schedule(plan.t), *(getattr(columns, name) for name in names)]

@@ -158,6 +158,26 @@ class SampleRunSchema(LeaderSchema):
 
 
 @dataclass
+class EditSchema(LeaderSchema):
+    """Everything of `experiments.edit`; a mode has a name and options."""
+
+    checkpoint: str = MISSING
+    out: str = MISSING
+    weights: str = "ema"
+    seed: int = 0
+    precision: str = "float32"
+    backend: BackendSchema = field(default_factory=BackendSchema)
+    data: DataSchema = field(default_factory=DataSchema)
+    path: str | None = None
+    images: Any = field(default_factory=lambda: [0, 1, 2, 3])
+    labels: Any = None
+    variants: int = 1
+    batch: int = 64
+    sampler: dict[str, Any] = field(default_factory=_sampler)
+    mode: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class EvaluateSchema:
     """Everything of `experiments.evaluate`; each group of metrics has a name and options."""
 
@@ -284,6 +304,7 @@ class ExportSchema:
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
+    "edit": EditSchema,
     "gallery": GallerySchema,
     "evaluate": EvaluateSchema,
     "trace": TraceSchema,

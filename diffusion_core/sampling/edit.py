@@ -173,8 +173,9 @@ def inpaint(plan: SamplerPlan, pictures: NDArray, mask: ArrayLike) -> Edit:
         mask: 1 where they are known, 0 where not, to be broadcast to (N, H, W, 1) or (N, H, W, C).
 
     Raises:
-        DuetError: if the mask is of another shape or has other numbers.
+        DuetError: if the mask is of another shape or has other numbers, or the sampler keeps more pictures than one.
     """
+    plan.check_inpainting()
     height, width, channels = pictures.shape[1:]
     mask = np.asarray(mask, np.float64)
     try:

@@ -232,6 +232,14 @@ class SamplerPlan:
         middle, half = self.scale
         return None if self.clip is None else (middle - self.clip * half, middle + self.clip * half)
 
+    def check_inpainting(self) -> None:
+        """Refuse a plan of several registers: a known part could be laid over one of them alone."""
+        if self.registers > 1:
+            raise DuetError(
+                f"inpainting: {self.name} keeps {self.registers} pictures; use a sampler that keeps one, such as ddpm, "
+                "repaint, ddim or dpm_solver"
+            )
+
     def stands_alone(self, row: int) -> bool:
         """Whether the rows from `row` on read nothing that earlier ones have left, beside register 0."""
         registers, history = np.arange(self.registers) > 0, np.ones(self.history, bool)

@@ -241,6 +241,22 @@ def test_sampling_refuses_guidance(tmp_path: Path, checkpoint: Path, words: list
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["mode=inpaint"], ["data=digits", "path=FILE"]),
+        (["data=digits", "mode=interpolate", "images=[1,2,3]"], ["pairs"]),
+        (["data=digits", "mode=inpaint", "sampler=heun"], ["inpainting", "repaint"]),
+        (["data=digits", "mode=inpaint", "mode.known=lft"], ["mode.known", "Did you mean 'left'"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_editing_refuses(tmp_path: Path, checkpoint: Path, words: list[str], named: list[str]) -> None:
+    line = refused("edit", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", *words)
+    for part in named:
+        assert part in line
+
+
 def test_sampling_needs_a_checkpoint_and_a_place(tmp_path: Path) -> None:
     assert "checkpoint=" in refused("sample", f"out={tmp_path}")
     assert "out=" in refused("sample", f"checkpoint={tmp_path}")

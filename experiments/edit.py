@@ -1,0 +1,274 @@
+"""Edit pictures with a checkpoint, whichever framework wrote it.
+
+    python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
+    python -m experiments.edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.encode=inversion
+    python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
+    python -m experiments.edit checkpoint=RUN out=DIR path=picture.png labels=7 mode=inpaint mode.known=mask.png
+
+The pictures are those of a data set by number, or of a file: a `.npz` with uint8 images (N, H, W, C) and, if it has
+them, labels, as `experiments.sample` writes it; or one picture. `sampler` and what leads it are those of
+`experiments.sample`. Written are `edited.npz`, and `edited.png` with each picture in front of what was made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from diffusion_core import pictures
+from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
+from diffusion_core.data import from_uint8, to_uint8
+from diffusion_core.data.folder import SUFFIXES, read_picture
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.objectives import network_labels
+from diffusion_core.problem import Problem
+from diffusion_core.registry import build
+from diffusion_core.run import environment, write_json, write_samples
+from diffusion_core.sampling import SamplerPlan, edit
+from diffusion_core.sampling.draw import draw
+from experiments import common
+from experiments.entry import entry, plain
+from experiments.progress import Counter
+
+__all__ = ["MODES"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The pictures of a configuration: uint8 with shape (N, H, W, C), and the network's label of each."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+
+class Given:
+    """The parts of a configuration of `experiments.edit`, as objects of the core."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.seed = cfg, int(cfg.seed)
+        if cfg.weights not in common.WEIGHTS:
+            raise one_of("weights", cfg.weights, common.WEIGHTS)
+        for name in ("variants", "batch"):
+            if cfg[name] < 1:
+                raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
+        self.checkpoint = load_checkpoint(cfg.checkpoint)
+        self.leaders = common.Leaders.of(cfg)
+
+    @property
+    def problem(self) -> Problem:
+        """What the network is."""
+        return self.checkpoint.problem
+
+    def plan(self, **options: Any) -> SamplerPlan:
+        """The plan of the sampler, with other options of these names."""
+        return self.leaders.plan(self.problem, plain(self.cfg.sampler) | options)
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The pictures that are edited."""
+        cfg, problem = self.cfg, self.problem
+        if (cfg.path is None) == ("name" not in cfg.data):
+            raise DuetError("data, path: give the pictures by one of the two, as data=digits or path=FILE")
+        images, labels = self._of_file(Path(cfg.path)) if cfg.path is not None else self._of_data()
+        if images.shape[1:] != problem.spec.image_shape:
+            raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {problem.spec.image_shape}")
+        if cfg.labels is not None:
+            return Sources(images, common.sample_labels(cfg.labels, len(images), problem))
+        if labels is None or not problem.program.classes:
+            return Sources(images, np.full(len(images), problem.program.null_label or 0, np.int32))
+        return Sources(images, labels)
+
+    def _of_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        dataset = common.load_data(self.cfg.data)
+        common.check_data(dataset, self.problem.spec)
+        chosen, program = self._chosen(len(dataset)), self.problem.program
+        return dataset.images[chosen], network_labels(dataset.labels[chosen], program.classes, program.null_label)
+
+    def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None]:
+        size, _, channels = self.problem.spec.image_shape
+        if path.suffix.lower() in SUFFIXES:
+            return read_picture(path, size, channels)[None], None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                images, labels = file["images"], file.get("labels")
+        except Exception as error:
+            raise DuetError(f"path: {path} is no picture and no .npz with images ({error})") from error
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
+        chosen = self._chosen(len(images))
+        return images[chosen], None if labels is None else labels[chosen].astype(np.int32)
+
+    def _chosen(self, count: int) -> list[int]:
+        given = self.cfg.images
+        chosen = list(given) if isinstance(given, ListConfig) else [given]
+        if not chosen or not all(isinstance(k, int) and 0 <= k < count for k in chosen):
+            raise DuetError(f"images: {given} was given; it is a list of numbers of pictures, 0 to {count - 1}")
+        return chosen
+
+    def pixels(self) -> NDArray[np.float64]:
+        """The pictures in the range of the data, each as often as there are variants of it."""
+        images = np.repeat(self.sources.images, self.cfg.variants, axis=0)
+        return from_uint8(images, np.float64, self.problem.value_range)
+
+
+# Samples of an edit with labels, near the range of the data.
+Sampled = Callable[[edit.Edit, NDArray[np.int32]], NDArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a mode does, when everything that a person can get wrong has been looked at.
+
+    Args:
+        run: from a function that samples an edit to the edited pictures, with shape (N, H, W, C), and their labels.
+        shown: what stands in front of each row of edited pictures: a caption, and uint8 pictures (K, H, W, C).
+    """
+
+    run: Callable[[Sampled], tuple[NDArray, NDArray[np.int32]]]
+    shown: list[tuple[str, NDArray[np.uint8]]]
+
+
+def _image_to_image(given: Given, *, strength: float = 0.6) -> Work:
+    """Each picture with noise, sampled from there; see `sampling.edit`."""
+    plan = edit.tail(given.plan, strength)
+    made = edit.image_to_image(plan, given.pixels(), given.seed)
+    labels = np.repeat(given.sources.labels, given.cfg.variants)
+    return Work(lambda sampled: (sampled(made, labels), labels), [("", image[None]) for image in given.sources.images])
+
+
+ENCODINGS = ("noise", "inversion")
+
+
+def _interpolate(
+    given: Given, *, strength: float = 0.6, encode: str = "noise", mix: str | None = None, count: int = 8
+) -> Work:
+    """From each first to each second picture of pairs.
+
+    Args:
+        given: the configuration.
+        strength: the share of the rows that are run.
+        encode: ``"noise"``, the same for both, or ``"inversion"``, each picture's own by DDIM.
+        mix: one of `edit.MIXES`; None is lerp for noise and slerp for inversion.
+        count: samples from one to the other.
+    """
+    if encode not in ENCODINGS:
+        raise one_of("mode.encode", encode, ENCODINGS)
+    if given.cfg.variants != 1:
+        raise DuetError(f"variants: {given.cfg.variants} was given; an interpolation has one, so use 1")
+    images, labels = given.sources.images, given.sources.labels
+    if len(images) % 2:
+        raise DuetError(f"images: {len(images)} were given; an interpolation needs pairs, the first and where it leads")
+    plan, pixels = edit.tail(given.plan, strength), given.pixels()
+    pairs = np.arange(len(images) // 2)
+    mix = mix or ("lerp" if encode == "noise" else "slerp")
+    edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # looks at count and mix
+    inverse = None
+    if encode == "inversion":
+        levels = plan.t.tolist()
+        levels = [t for i, t in enumerate(levels) if i == 0 or t < levels[i - 1]]
+        inverse = given.problem.plan("ddim_inversion", steps=None, spacing=levels)
+    # Of two classes neither is that of the pictures between.
+    nothing = given.problem.program.null_label or 0
+    shared = np.where(labels[::2] == labels[1::2], labels[::2], nothing).astype(np.int32)
+
+    def run(sampled: Sampled) -> tuple[NDArray, NDArray[np.int32]]:
+        if inverse is None:
+            ends = [edit.noised(plan, some, pairs, given.seed) for some in (pixels[::2], pixels[1::2])]
+        else:
+            ends = [sampled(edit.Edit(inverse, pairs, some), shared) for some in (pixels[::2], pixels[1::2])]
+        each = np.repeat(shared, count)
+        return sampled(edit.interpolate(plan, *ends, count, mix), each), each
+
+    return Work(run, [("", images[2 * k : 2 * k + 2]) for k in pairs])
+
+
+# Which part of a picture is known, as shares of its height and width: rows, then columns.
+PARTS: Mapping[str, tuple[float, float, float, float]] = {
+    "left": (0.0, 1.0, 0.0, 0.5),
+    "right": (0.0, 1.0, 0.5, 1.0),
+    "top": (0.0, 0.5, 0.0, 1.0),
+    "bottom": (0.5, 1.0, 0.0, 1.0),
+    "centre": (0.25, 0.75, 0.25, 0.75),
+}
+
+
+def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
+    """What is not known of each picture.
+
+    Args:
+        given: the configuration.
+        known: one of `PARTS`, or a picture that is white where pictures are known and black where not.
+        keep: whether that part is known; else all but it is.
+    """
+    mask = _mask(known, given.problem.spec.image_shape)
+    mask = mask if keep else 1.0 - mask
+    made = edit.inpaint(given.plan(), given.pixels(), mask[None])
+    labels = np.repeat(given.sources.labels, given.cfg.variants)
+    hidden = np.where(mask == 1, given.sources.images, np.uint8(128))
+    shown = [("", np.stack(pair)) for pair in zip(given.sources.images, hidden, strict=True)]
+    return Work(lambda sampled: (sampled(made, labels), labels), shown)
+
+
+def _mask(known: str, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    height, width, _ = shape
+    if known in PARTS:
+        rows, columns = ((np.arange(n) + 0.5) / n for n in (height, width))
+        top, bottom, left, right = PARTS[known]
+        inside = ((top < rows) & (rows < bottom))[:, None] & ((left < columns) & (columns < right))
+        return inside[..., None].astype(np.float64)
+    if Path(known).suffix.lower() not in SUFFIXES:
+        raise one_of("mode.known", known, [*PARTS, "the path of a picture"])
+    return (read_picture(known, height, 1) > 127).astype(np.float64)
+
+
+MODES: Mapping[str, Callable[..., Work]] = {
+    "image_to_image": _image_to_image,
+    "interpolate": _interpolate,
+    "inpaint": _inpaint,
+}
+
+
+@entry("edit")
+def main(cfg: DictConfig) -> None:
+    """Look at everything that is asked for, then edit, and write the pictures."""
+    given = Given(cfg)
+    options = plain(cfg.mode)
+    work = build("mode", MODES, options.pop("name", "none"), options, given)
+    out = Path(cfg.out)
+    if (out / "edited.npz").exists():
+        raise DuetError(f"out: {out} holds edited pictures already; give another directory")
+    backend = common.open_backend(cfg)
+    network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))
+    write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+    write_json(out / "environment.json", environment(backend.describe()))
+    steering = given.leaders.steering(backend)
+
+    def sampled(made: edit.Edit, label: NDArray[np.int32]) -> NDArray:
+        with Counter(made.plan.name, len(label)) as progress:
+            return draw(
+                backend, network, made.plan, given.problem.spec.image_shape, label, given.seed, batch=cfg.batch,
+                progress=progress, steering=steering, edit=made,
+            )  # fmt: skip
+
+    images, labels = work.run(sampled)
+    finished = to_uint8(images, given.problem.value_range)
+    facts = {"mode": cfg.mode.name, "seed": given.seed, "images_seen": given.checkpoint.images_seen}
+    facts |= {"weights_sha256": weights_hash(cfg.checkpoint, cfg.weights), "backend": cfg.backend.name}
+    write_samples(out / "edited.npz", finished, labels, **facts)
+    each = len(finished) // len(work.shown)
+    rows = [(name, np.concatenate([first, finished[k * each : (k + 1) * each]]))
+            for k, (name, first) in enumerate(work.shown)]  # fmt: skip
+    scale = max(1, 64 // given.problem.spec.image_size)
+    pictures.save_png(out / "edited.png", pictures.labelled_rows(rows, scale=scale))
+    print(f"{len(finished)} pictures: {out / 'edited.png'}")
+
+
+if __name__ == "__main__":
+    main()

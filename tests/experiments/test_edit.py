@@ -1,0 +1,98 @@
+"""Editing from a command: the pictures that are kept are kept, in every mode, and what does not fit is refused.
+
+The reference takes the place of a framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_core import reference
+from diffusion_core.backend import Description, Settings, TrainerState
+from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.data import load_dataset
+from diffusion_core.pictures import save_png
+from diffusion_core.problem import Problem
+from diffusion_core.run import read_samples, write_samples
+from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import initial_weights
+from experiments import common
+
+SPEC = UNetSpec(8, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2, num_classes=10, zero_init=False)
+PROBLEM = Problem(SPEC, {"name": "linear", "T": 1000}, "v")
+
+
+class Reference:
+    """The reference in the shape of a backend."""
+
+    settings = Settings(precision="float64")
+
+    def describe(self):
+        return Description("reference", "cpu", "float64", 1, "eager")
+
+    def network(self, program, weights):
+        return SimpleNamespace(program=program, weights=weights)
+
+    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
+        led = {"mask": steering.mask, "known": steering.known}
+        return reference.sample(network.program, network.weights, plan, start, label, noise, watch, **led)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = TrainerState.fresh(initial_weights(PROBLEM.program, 0, np.float32))
+    path = tmp_path_factory.mktemp("run")
+    save_checkpoint(path / "checkpoints", Checkpoint(128, PROBLEM, 0, state, {}))
+    return path
+
+
+def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures and labels that a command writes."""
+    words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
+    GlobalHydra.instance().clear()
+    with (
+        mock.patch.object(sys, "argv", ["experiments.edit", *words]),
+        mock.patch.dict(os.environ),
+        mock.patch.object(common, "open_backend", lambda cfg: Reference()),
+    ):
+        importlib.import_module("experiments.edit").main()
+    images, labels, _ = read_samples(out / "edited.npz")
+    assert (out / "edited.png").is_file()
+    return images, labels
+
+
+def test_inpainting_keeps_what_is_known(run, tmp_path):
+    digits = load_dataset("digits", part="train")
+    words = ["data=digits", "images=[3,8]", "mode=inpaint", "mode.known=top", "variants=2", "sampler=repaint"]
+    images, labels = edited(run, tmp_path / "a", *words, "sampler.jump=1", "sampler.resamples=2")
+    wanted = np.repeat(digits.images[[3, 8]], 2, axis=0)
+    np.testing.assert_array_equal(images[:, :4], wanted[:, :4])
+    assert np.any(images[:, 4:] != wanted[:, 4:]) and np.any(images[0] != images[1])
+    np.testing.assert_array_equal(labels, np.repeat(digits.labels[[3, 8]], 2))
+    # The same part by a picture of it, of pictures in a file.
+    white = np.zeros((8, 8, 1), np.uint8)
+    white[:4] = 255
+    save_png(tmp_path / "mask.png", white)
+    write_samples(tmp_path / "pictures.npz", digits.images[[3, 8]], digits.labels[[3, 8]])
+    words[:4] = [f"path={tmp_path / 'pictures.npz'}", "images=[0,1]", "mode=inpaint", f"mode.known={tmp_path}/mask.png"]
+    again, _ = edited(run, tmp_path / "b", *words, "sampler.jump=1", "sampler.resamples=2")
+    np.testing.assert_array_equal(again, images)
+
+
+def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path):
+    words = ["data=digits", "images=[3,8]", "mode=interpolate", "mode.count=3", "mode.strength=0.25"]
+    images, labels = edited(run, tmp_path / "a", *words, "mode.encode=inversion", "sampler.spacing=[700,300,100,10]")
+    wanted = load_dataset("digits", part="train").images[[3, 8]].astype(int)
+    assert np.abs(images[[0, 2]] - wanted).max() <= 6  # one row of little noise there and back
+    assert images.shape == (3, 8, 8, 1) and list(labels) == [10, 10, 10]
+    noisy, _ = edited(run, tmp_path / "b", *words, "sampler.spacing=[700,300,100,10]")
+    assert np.abs(noisy[[0, 2]] - wanted).max() > 6
