@@ -53,12 +53,11 @@ class Given:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.seed = cfg, int(cfg.seed)
-        if cfg.weights not in common.WEIGHTS:
-            raise one_of("weights", cfg.weights, common.WEIGHTS)
         for name in ("variants", "batch"):
             if cfg[name] < 1:
                 raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
         self.checkpoint = load_checkpoint(cfg.checkpoint)
+        common.check_which("weights", cfg.weights, len(self.checkpoint.state.averages))
         self.leaders = common.Leaders.of(cfg)
 
     @property
