@@ -16,8 +16,9 @@ beside it, as +process.value_range=[0,1]. Which process it is is printed.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,7 @@ from diffusion_core.schedule import AnySchedule
 from diffusion_core.weights import count
 from experiments.common import settings_of
 from experiments.entry import entry, plain
+from experiments.schema import ProcessSchema
 
 _PLACES = {"path": "file or directory to read", "out": "directory to write"}
 
@@ -47,7 +49,7 @@ def main(cfg: DictConfig) -> None:
             raise DuetError(f"{name}: nothing was given; it is the {_PLACES[name]}")
     if list_checkpoints(out / "checkpoints"):
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
-    process = None if cfg.process is None else plain(cfg.process)
+    process = None if cfg.process is None else _without_training(plain(cfg.process))
 
     def read(file: Path) -> dict[str, NDArray]:
         return load_backend(cfg.backend.name, settings_of(cfg, "float32")).read_arrays(file)
@@ -71,6 +73,12 @@ def _in_words(problem: Problem) -> str:
     words += [f"time_scale {problem.time_scale:g}"] if problem.time_scale != 1 else []
     words += [f"sigma_data {problem.sigma_data:g}"] if problem.prediction == "edm" else []
     return ", ".join(words)
+
+
+def _without_training(process: dict[str, Any]) -> dict[str, Any]:
+    """A process without what it says of training alone, which a file of ``configs/process`` may."""
+    training = {field.name for field in fields(ProcessSchema)} - {field.name for field in fields(Problem)}
+    return {name: value for name, value in process.items() if name not in training}
 
 
 def _levels(schedule: AnySchedule) -> str:

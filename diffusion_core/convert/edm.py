@@ -6,8 +6,9 @@ of the dense layers as ``W sqrt(K) one_hot + b`` with zeros for "no class", so i
 
 The published `.pkl` files carry code and are refused; see `arrays.read_arrays` for how to convert them elsewhere.
 
-The forward F is equal. Its process is only near: EDM's preconditioning, ``c_noise = log(sigma) / 4``, has no name in
-Duet yet, and what is named here is the variance-preserving one with M = 1000 levels (`VPPrecond`, eps).
+The forward F is equal. Which preconditioning it was trained in the arrays do not say, but for iDDPM's, which keeps its
+noise levels u beside the network: those of the cosine schedule. Unless a process is given it is that one or EDM's own;
+``process=vp_sde`` and ``process=ve_sde`` are the other two.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
@@ -78,18 +79,24 @@ def import_edm(
     """
     arrays = {name.removeprefix("model."): a for name, a in read_arrays(path, read).items()}
     spec = spec_of(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
-    problem, whose = problem_of(spec, process)
+    problem, whose = problem_of(spec, process, _process_of(arrays))
     filters = [name for name in arrays if name.endswith(".resample_filter")]
     # Constants of a preconditioning, which are no part of its network.
     constants = [name for name in arrays if name in ("u", "sigma_min", "sigma_max")]
     names = model_names(spec, problem.program)
     weights = read_weights(names, problem.program, arrays, str(path), extras=(*filters, *constants))
     which = "SongUNet" if _is_song(arrays) else "DhariwalUNet"
-    note = (
-        f"the {which} of EDM, whose raw output F is equal; its process is only near, as VPPrecond is to DDPM, for "
-        f"Duet has no EDM preconditioning yet"
-    )
+    if process is None and "u" not in arrays:
+        whose = "EDM's, assumed, as these files do not say it; process=vp_sde, ve_sde or iddpm gives another"
+    note = f"the {which} of EDM, whose raw output F is equal"
     return Imported(problem, weights, weights, note, whose)
+
+
+def _process_of(arrays: Arrays) -> dict[str, Any]:
+    """The process of a state dict: iDDPM's, whose constants tell its number of levels, or EDM's."""
+    if "u" in arrays:
+        return {"schedule": {"name": "cosine", "T": len(arrays["u"]) - 1}, "prediction": "iddpm"}
+    return {"schedule": {"name": "edm"}, "prediction": "edm", "sigma_data": 0.5}
 
 
 def spec_of(arrays: Arrays, source: str, head_channels: int = 64, **options: Any) -> UNetSpec:

@@ -358,12 +358,23 @@ def test_whose_process_it_is_is_said(source, tmp_path):
     spec, options = SOURCES[source]
     path = foreign(source, spec, tmp_path)
     own = import_weights(source, path, never, None, options)
-    assert (own.problem.schedule["name"], own.problem.prediction) == ("linear", "eps")
-    assert own.whose == "its own" if source == "diffusers" else own.whose.startswith("DDPM's, assumed")
+    expected = ("edm", "edm") if source == "edm" else ("linear", "eps")
+    assert (own.problem.schedule["name"], own.problem.prediction) == expected
+    assumed = "EDM's, assumed" if source == "edm" else "DDPM's, assumed"
+    assert own.whose == "its own" if source == "diffusers" else own.whose.startswith(assumed)
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
     found = import_weights(source, path, never, given, options)
     assert found.whose == "as given"
     assert found.problem == Problem(found.problem.spec, given["schedule"], "v", (0.0, 1.0), 0.5)
+
+
+def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path):
+    path = foreign("edm", SONG, tmp_path)
+    with np.load(path) as file:
+        np.savez(path, u=np.zeros(501), **file)
+    found = import_weights("edm", path, never, None, {})
+    assert (found.problem.schedule, found.problem.prediction) == ({"name": "cosine", "T": 500}, "iddpm")
+    assert found.whose == "its own"
 
 
 def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):

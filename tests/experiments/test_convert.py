@@ -73,6 +73,10 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     assert (problem.prediction, problem.schedule) == ("x0", {"name": "cosine", "T": 50})
     assert (problem.spec.num_classes, problem.spec.null_class) == (2, "last")
     assert (problem.value_range, problem.time_scale) == ((-1.0, 1.0), 1.0)
+    # What a process says of training alone is left behind.
+    words = ("process=edm", "source.null_class=last")
+    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'edm'}", *words)
+    assert load_checkpoint(tmp_path / "edm").problem.prediction == "edm"
 
 
 def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, capsys):
