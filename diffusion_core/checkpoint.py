@@ -5,6 +5,7 @@
         ema.safetensors               its moving average; ema1, ema2 ... hold further ones
         moment1.safetensors           Adam
         moment2.safetensors
+        history.safetensors           the last losses at each level, of a run whose levels depend on them
         state.json                    images seen, updates, problem, seed, hash of every file and of itself
 
 Names and axes are the canonical ones. A checkpoint is written beside its final name, flushed to the disk
@@ -29,6 +30,7 @@ from safetensors import numpy as tensors
 
 from diffusion_core.backend import TrainerState, average_names
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import LossHistory
 from diffusion_core.problem import Problem
 from diffusion_core.unet import NetworkSpec, Program, lower
 from diffusion_core.weights import check_weights
@@ -57,7 +59,8 @@ class Checkpoint:
         problem: network and process.
         seed: of the run's streams.
         state: weights, averages, moments and updates.
-        notes: anything else worth keeping, as plain data: backend, precision, versions.
+        notes: anything else worth keeping, as plain data: backend, precision, versions, what was trained for.
+        history: the losses that the next levels depend on, or None.
     """
 
     images_seen: int
@@ -65,6 +68,7 @@ class Checkpoint:
     seed: int
     state: TrainerState
     notes: Mapping[str, Any]
+    history: LossHistory | None = None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -125,7 +129,10 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         hashes = {}
-        for part, arrays in checkpoint.state.parts.items():
+        parts = checkpoint.state.parts
+        if checkpoint.history is not None:
+            parts = parts | {"history": vars(checkpoint.history)}
+        for part, arrays in parts.items():
             content = pack(arrays)
             hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
             _write_flushed(beside / f"{part}.safetensors", content)
@@ -233,12 +240,16 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
             raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
         names = ("weights", *average_names(state["averages"] if version > 2 else 1), "moment1", "moment2")
         parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in names}
+        name, history = "history.safetensors", None
+        if name in hashes:
+            history = LossHistory(**_read_part(path / name, hashes[name]))
         checkpoint = Checkpoint(
             images_seen=int(state["images_seen"]),
             problem=problem,
             seed=int(state["seed"]),
             state=TrainerState.of_parts(parts, int(state["updates"])),
             notes=state["notes"],
+            history=history,
         )
     except OSError as error:
         raise DuetError(f"{error.filename or path}: it cannot be read ({error.strerror or error})") from error
@@ -273,8 +284,10 @@ def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:
 
 def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of another network, and say what differs: fields of the specs, or weights, or neither."""
-    stored, spec = checkpoint.problem.program.sha256, checkpoint.problem.spec
-    program = lower(network) if isinstance(network, NetworkSpec) else network
+    spec = checkpoint.problem.spec
+    # A spec says nothing of what a process adds to its network.
+    program, own = (lower(network), lower(spec)) if isinstance(network, NetworkSpec) else (network, None)
+    stored = (own or checkpoint.problem.program).sha256
     if program.sha256 == stored:
         return
     other = f"{path}: it is of another network"

@@ -2,7 +2,8 @@
 
 A step at n images seen takes images n .. n+B-1 of the data order, and everything random in it is a function
 of their positions. So a run is cut and resumed at any step without a trace, in either framework.
-The next batch is made on a thread while the device computes; a loss is read only when it is logged.
+The next batch is made on a thread while the device computes; a loss is read only when it is logged. Where the levels
+of a batch depend on the losses of the one before, both wait for each other, and these losses are a state of the run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffusion_core.backend import StepResult, TrainBatch, Trainer
 from diffusion_core.data import Loader
 from diffusion_core.ema import Ema
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 
@@ -82,14 +84,14 @@ class Hooks:
 
     Args:
         log: with the records since the last call and the images per second of late.
-        checkpoint: with images seen.
+        checkpoint: with images seen, and the losses that the levels depend on, or None.
         sample: with images seen.
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
-    checkpoint: Callable[[int], None] = lambda images_seen: None
+    checkpoint: Callable[[int, LossHistory | None], None] = lambda images_seen, history: None
     sample: Callable[[int], None] = lambda images_seen: None
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
@@ -108,10 +110,12 @@ class _Clock:
         return self.images / self.seconds if self.seconds else 0.0
 
 
-def make_batch(loader: Loader, objective: Objective, images_seen: int, size: int) -> TrainBatch:
-    """The batch of the step that starts at `images_seen`."""
+def make_batch(
+    loader: Loader, objective: Objective, images_seen: int, size: int, history: LossHistory | None = None
+) -> TrainBatch:
+    """The batch of the step that starts at `images_seen`, of levels that depend on the losses before it, if they do."""
     images = loader.batch(images_seen, size)
-    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype)
+    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history)
 
 
 def train(
@@ -124,8 +128,12 @@ def train(
     hooks: Hooks | None = None,
     images_seen: int = 0,
     updates: int = 0,
+    history: LossHistory | None = None,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course.
+
+    Args:
+        history: the losses so far, of an objective whose levels depend on them; others than it keeps start anew.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -133,20 +141,27 @@ def train(
     Raises:
         DuetError: if the loss is not finite when it is read; no checkpoint is written after that.
     """
-    hooks = hooks or Hooks()
+    hooks, fresh = hooks or Hooks(), objective.law.fresh()
+    if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
+        history = fresh
     waiting: list[tuple[int, StepResult, float, float]] = []
     clock, interval = _Clock(), _Clock()
     with ThreadPoolExecutor(1, "duet-batches") as pool:
-        ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
+        ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
         while images_seen < course.images:
             began = time.perf_counter()
             batch = ahead.result()
             images_seen += course.batch
-            if images_seen < course.images:
+            more = images_seen < course.images
+            if more and history is None:
                 ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
             updates += 1
             lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
             result = trainer.step(batch, lr, decays)
+            if history is not None:
+                history = history.after(objective.draw(batch.positions, history)[0], result.losses())
+                if more:
+                    ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
             waiting.append((images_seen, result, lr, decays[0]))
             logs = course.due(course.log_images, images_seen)
             saves = course.due(course.checkpoint_images, images_seen)
@@ -170,7 +185,7 @@ def train(
             if stores:
                 hooks.snapshot(images_seen)
             if saves:
-                hooks.checkpoint(images_seen)
+                hooks.checkpoint(images_seen, history)
             if samples:
                 hooks.sample(images_seen)
             hooks.step(images_seen)

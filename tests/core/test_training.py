@@ -13,6 +13,7 @@ from diffusion_core.backend import StepResult, TrainBatch
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.ema import Ema, Power, Warmup
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.process import Process
@@ -31,20 +32,48 @@ class Recorder:
     """A trainer that remembers what it was given; its loss at step k is losses(k)."""
 
     losses: object = lambda step: 1.0 / step
+    per_image: object = lambda batch: np.zeros(0)
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
 
     def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
-        return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0))
+        return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0), lambda: self.per_image(batch))
 
 
 def run(
-    course: Course, trainer: Recorder | None = None, hooks: Hooks | None = None, ema: Ema = EMA, **start: int
+    course: Course,
+    trainer: Recorder | None = None,
+    hooks: Hooks | None = None,
+    objective: Objective = OBJECTIVE,
+    ema: Ema = EMA,
+    **start: object,
 ) -> Recorder:
     trainer = trainer or Recorder()
-    train(trainer, LOADER, OBJECTIVE, RATE, ema, course, hooks, **start)
+    train(trainer, LOADER, objective, RATE, ema, course, hooks, **start)
     return trainer
+
+
+# Four levels, each of which soon has its two losses.
+ADAPTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_moment", "history": 2})
+
+
+@pytest.mark.parametrize("cut", [4, 8, 28, 60])
+def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
+    """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
+    kept = {}
+    hooks = Hooks(checkpoint=lambda images_seen, history: kept.update({images_seen: history}))
+
+    def recorder() -> Recorder:
+        return Recorder(per_image=lambda batch: batch.c_noise + 1.0)
+
+    course = Course(64, 4, checkpoint_images=4)
+    whole = run(course, recorder(), hooks, ADAPTIVE).steps
+    rest = run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, history=kept[cut]).steps
+    assert rest == whole[cut // 4 :]
+    assert np.all(kept[64].counts == 2) and np.array_equal(kept[64].losses, np.arange(1.0, 5)[:, None] * [1, 1])
+    if cut == 60:  # by then all levels are known, and a run that forgets them draws others
+        assert run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=15).steps != rest
 
 
 @pytest.mark.parametrize("cut", [4, 8, 28, 60])
@@ -91,7 +120,7 @@ def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
     happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "snapshot": [], "order": []}
 
     def note(what: str):
-        def hook(images_seen: int) -> None:
+        def hook(images_seen: int, history: LossHistory | None = None) -> None:
             happened[what].append(images_seen)
             happened["order"].append(what)
 
@@ -102,7 +131,7 @@ def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
         happened["order"].append("log")
         assert speed >= 0
 
-    run(course, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema, **start)
+    run(course, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
     return happened
 
 
@@ -159,7 +188,9 @@ def test_records_hold_the_numbers_of_their_steps():
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, step):
     kept = []
-    hooks = Hooks(lambda records, speed: kept.extend(r.images_seen for r in records), kept.append, kept.append)
+    hooks = Hooks(
+        lambda records, speed: kept.extend(r.images_seen for r in records), lambda n, _: kept.append(n), kept.append
+    )
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
         run(Course(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
