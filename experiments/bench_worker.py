@@ -32,8 +32,10 @@ def works(backend: Backend, problem: Problem, batch: int, steps: int, images: in
     weights = initial_weights(problem.program, 0, dtype)
     program = problem.program
     objective = Objective(
-        problem.process, 0, null_label=program.null_label, features=program.features, classes=program.classes
-    )
+        problem.process, 0, null_label=program.null_label, features=program.features, classes=program.classes,
+        variance=problem.variance, uncertainty=problem.uncertainty, self_conditioned=program.self_conditioned,
+        value_range=problem.value_range,
+    )  # fmt: skip
     positions = np.arange(batch)
     pixels = np.tanh(Stream(0, "bench/images").normal(positions, problem.spec.image_shape))
     labels = positions % max(problem.spec.num_classes, 1)

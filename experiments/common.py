@@ -66,8 +66,9 @@ def problem_of(cfg: DictConfig) -> Problem:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
     process = cfg.process
     return Problem(
-        spec, schedule, process.prediction, tuple(process.value_range), process.time_scale, process.sigma_data
-    )
+        spec, schedule, process.prediction, tuple(process.value_range), process.time_scale, process.sigma_data,
+        variance=process.variance, uncertainty=process.uncertainty,
+    )  # fmt: skip
 
 
 def spec_of(cfg: DictConfig) -> NetworkSpec:

@@ -89,6 +89,9 @@ class ProcessSchema:
     `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm ask for.
 
     The weights of the levels and the law by which they are drawn have a name and options, as the schedule has.
+
+    A network with twice the channels learns a `variance`, by a `bound` that in hybrid has the weight `bound_weight`;
+    with `uncertainty` it gets one channel more for that of its loss.
     """
 
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +103,10 @@ class ProcessSchema:
     levels: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
+    variance: str = "fixed"
+    bound: str = "hybrid"
+    bound_weight: float = 0.001
+    uncertainty: bool = False
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0
     sigma_data: float = 0.5
@@ -118,11 +125,12 @@ class SampleSchema:
 
 @dataclass
 class TrainSchema:
-    """Everything of `experiments.train`."""
+    """Everything of `experiments.train`; `change_objective` lets a resumed run be trained for something else."""
 
     seed: int = 0
     precision: str = "float32"
     resume: str | None = None
+    change_objective: bool = False
     backend: BackendSchema = field(default_factory=BackendSchema)
     data: DataSchema = field(default_factory=DataSchema)
     model: Any = MISSING

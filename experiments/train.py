@@ -30,6 +30,7 @@ from diffusion_core.checkpoint import (
 from diffusion_core.data import Loader
 from diffusion_core.ema import Ema, describe, make_ema
 from diffusion_core.errors import DuetError
+from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
@@ -99,7 +100,9 @@ class Experiment:
             problem.process, cfg.seed, process.distance, program.null_label, process.drop_label,
             features=program.features, classes=program.classes, first_t=process.first_t,
             weighting=plain(process.weighting), levels=plain(process.levels), offset_noise=process.offset_noise,
-            input_perturbation=process.input_perturbation,
+            input_perturbation=process.input_perturbation, variance=process.variance, bound=process.bound,
+            bound_weight=process.bound_weight, uncertainty=process.uncertainty,
+            self_conditioned=program.self_conditioned, value_range=problem.value_range,
         )  # fmt: skip
         dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)
@@ -127,10 +130,18 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
     source = find_checkpoint(directory if latest else cfg.resume)
     found = load_checkpoint(source, problem.spec)
-    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data"):
+    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
         stored, given = getattr(found.problem, name), getattr(problem, name)
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
+    # What older checkpoints do not say is not compared.
+    for name, stored in found.notes.get("objective", {}).items():
+        given = experiment.objective.settings.get(name)
+        if stored != given and not cfg.change_objective:
+            raise DuetError(
+                f"resume: {source} was trained with process.{name} {stored}, but {given} was given; "
+                f"change_objective=true goes on with what is given"
+            )
     if found.seed != cfg.seed:
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
@@ -196,10 +207,13 @@ def _train(
             last[:] = records
             note = f"loss {_mean(records):.4f}, {speed:,.0f} images/s"
 
-        def checkpoint(images_seen: int) -> None:
-            notes = {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
-            notes["averages"] = [describe(profile) for profile in experiment.ema.profiles]
-            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes)
+        def checkpoint(images_seen: int, history: LossHistory | None) -> None:
+            notes = {
+                "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
+                "averages": [describe(profile) for profile in experiment.ema.profiles],
+                "objective": experiment.objective.settings,
+            }  # fmt: skip
+            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
         def sample(images_seen: int) -> None:
@@ -218,7 +232,7 @@ def _train(
         hooks = Hooks(log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note))
         speed = train(
             trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
-            hooks, start.images_seen, start.state.updates,
+            hooks, start.images_seen, start.state.updates, start.history,
         )  # fmt: skip
     took = perf_counter() - began
     return {"objective": _mean(last), "images_seen": course.images, "train_seconds": took, **speed}

@@ -178,6 +178,13 @@ def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: 
     assert "linear" in line and "cosine" in line
 
 
+def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    found = load_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "other", replace(found, notes={"objective": {"drop_label": 0.0, "distance": "l1"}}))
+    line = train(tmp_path, f"resume={tmp_path / 'other'}", "trainer.images=256", *SAME_NETWORK)
+    assert "process.distance l1" in line and "mse was given" in line and "change_objective=true" in line
+
+
 def test_another_run_is_not_gone_over_by_resuming(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious")
     words = [f"resume={checkpoint}", f"hydra.run.dir={tmp_path}", *TINY.split(), *SAME_NETWORK, "trainer.images=256"]
