@@ -975,6 +975,7 @@ def off(name: str, row: int = -1) -> dict[str, Callable]:
 
 
 REGISTERS, GUIDED, LARGE = "two registers, three estimates", "DDIM-20, eta 0.5, guidance 2", "DDPM-20, large variance"
+HEUN, LMS = "Heun, churn in 8 steps", "LMS-4 in 16 steps"
 PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "state off by 1e-8": (REGISTERS, off("state")),
     "denoised off by 1e-8": (REGISTERS, off("denoised")),
@@ -996,6 +997,11 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "registers swapped": (REGISTERS, told_plan(lambda p: {"state": p.state.swapaxes(1, 2)})),
     "oldest estimate first": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised[:, :, ::-1]})),
     "estimates not remembered": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised * [1.0, 0.0, 0.0]})),
+    "where a step of Heun's began is forgotten": (HEUN, told_plan(lambda p: {"state": p.state * [1.0, 0.0]})),
+    "no churn": (HEUN, told_plan(lambda p: {"noise": 0 * p.noise})),
+    "older slopes in another order": (
+        LMS, told_plan(lambda p: {"state": np.concatenate([p.state[..., :1], p.state[..., :0:-1]], axis=2)})
+    ),
     "noise of the next row": (REGISTERS, told_noise(lambda noise: lambda row: noise(row + 1))),
     "noise of the next sample": (REGISTERS, told_noise(lambda noise: lambda row: np.roll(noise(row), 1, axis=0))),
     "the same noise in every row": (REGISTERS, told_noise(lambda noise: lambda row: noise(0))),
@@ -1029,7 +1035,7 @@ def expected_once() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("expected_once")
-@pytest.mark.parametrize("name", [REGISTERS, LARGE, GUIDED])
+@pytest.mark.parametrize("name", [REGISTERS, LARGE, GUIDED, HEUN, LMS])
 def test_rung_6_passes_without_a_fault(exact, name):
     checks = climbed(trace.sampler_update, exact, {}, plans={name: cases.PLANS[name]})
     assert [c.passed for c in checks.values()] == [True]
