@@ -13,7 +13,7 @@ with one eps of "likelihood/noise" per (image, t). Only the variance of p is a c
 
     fixed_small     that of the posterior; then L_t = (SNR_{t-1} - SNR_t) |x_0 - D|^2 / 2 on any schedule
     fixed_large     beta_t, b of `process.posterior`
-    learned_range   log variance = v log(large) + (1 - v) log(small), v = (output + 1)/2, from the second half of F
+    learned_range   between the two, by the second half of F, see `variational`
     learned         log variance = that output itself
 
 At t = 0 the posterior has no variance, and small is that of t = 1 there, as in the code of all three papers; so is
@@ -52,6 +52,7 @@ from diffusion_core.likelihood.pixels import discretised_gaussian
 from diffusion_core.process import Process, add_noise, eps_from_x0, posterior
 from diffusion_core.random import Stream
 from diffusion_core.schedule import AnySchedule, Schedule
+from diffusion_core.variational import log_variance, step_log_variances
 
 __all__ = ["LAWS", "VARIANCES", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
 
@@ -108,7 +109,7 @@ def check_variance(variance: str, channels: int, outputs: int | None = None) -> 
     """Refuse a variance that does not exist, or that a network with so many `outputs` channels has none for."""
     if variance not in VARIANCES:
         raise one_of("likelihood.variance", variance, VARIANCES)
-    if variance.startswith("learned") and outputs not in (None, 2 * channels):
+    if variance.startswith("learned") and outputs is not None and outputs < 2 * channels:
         raise DuetError(
             f"likelihood.variance: {variance} was given, but the network has {outputs} channels for {channels} of the "
             "images, so none for a variance; use fixed_small or fixed_large"
@@ -147,23 +148,12 @@ def _drawn(law: Array, count: int, seed: int, index: NDArray) -> tuple[NDArray[n
     return levels, np.pad(1.0 / (count * law[drawn]), ((0, 0), (0, 1)), constant_values=1.0)
 
 
-def _log_variance(process: Process, variance: str, small: Array, large: Array) -> Callable[[NDArray, Array], Array]:
-    """The log variance of p at the levels t, (B,), from the second half of the network's output, (B, H, W, C)."""
-    log_small, log_large = np.log(np.append(small[1], small[1:])), np.log(large)
-    log_fixed = log_small if variance == "fixed_small" else np.append(log_small[0], log_large[1:])
-
-    def per_image(column: Array, t: NDArray) -> Array:
-        return column[t][:, None, None, None]
-
-    def law(t: NDArray, output: Array) -> Array:
-        if variance == "learned":
-            return output
-        if variance == "learned_range":
-            share = 0.5 * (output + 1.0)
-            return share * per_image(log_large, t) + (1.0 - share) * per_image(log_small, t)
-        return per_image(log_fixed, t)
-
-    return law
+def _log_variance_columns(schedule: Schedule, variance: str) -> tuple[Array, Array]:
+    """(a, b) of the log variance of p, a + b output, per level."""
+    small, large = step_log_variances(schedule.alpha, schedule.sigma)
+    if variance.startswith("learned"):
+        return log_variance(variance, small, large)
+    return small if variance == "fixed_small" else np.append(small[0], large[1:]), np.zeros_like(small)
 
 
 def variational_bound(
@@ -215,9 +205,8 @@ def variational_bound(
     index, chosen = np.asarray(index), level_law(schedule, "uniform" if levels is None else law, (high - low) / 4)
     t, weight = _drawn(chosen, T - 1 if levels is None else levels, seed, index)
     alpha, sigma = schedule.alpha, schedule.sigma
-    _, from_x0, small, large = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
-    small_or_next = np.append(small[1], small[1:])
-    log_variance_of = _log_variance(process, variance, small, large)
+    _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
+    log_small, (constant, slope) = step_log_variances(alpha, sigma)[0], _log_variance_columns(schedule, variance)
     noise = Stream(seed, "likelihood/noise")
     terms, x0_mse, eps_mse = (np.zeros(t.shape) for _ in range(3))
     # All images at one level after another: neighbours then share what depends on the level.
@@ -233,15 +222,17 @@ def variational_bound(
         estimate = c_skip * x + c_out * output[..., :channels]
         if clip:
             estimate = np.clip(estimate, low, high)
-        log_variance = np.broadcast_to(log_variance_of(at, output[..., channels:]), x.shape)
+        spread = np.broadcast_to(constant[at][:, None, None, None], x.shape)
+        if variance.startswith("learned"):
+            spread = spread + slope[at][:, None, None, None] * output[..., channels : 2 * channels]
         error = x0 - estimate
         # KL of two normal distributions whose means are from_x0 (x_0 - D) apart.
-        ratio = np.log(small_or_next[at])[:, None, None, None] - log_variance
+        ratio = log_small[at][:, None, None, None] - spread
         divergence = 0.5 * (np.expm1(ratio) - ratio)
-        divergence = divergence + 0.5 * (from_x0[at][:, None, None, None] * error) ** 2 * np.exp(-log_variance)
+        divergence = divergence + 0.5 * (from_x0[at][:, None, None, None] * error) ** 2 * np.exp(-spread)
         first = at == 0
         if first.any():
-            std = np.exp(0.5 * log_variance[first])
+            std = np.exp(0.5 * spread[first])
             divergence[first] = -discretised_gaussian(u8[i[first]], estimate[first], std, value_range)
         terms[i, k] = divergence.mean(axis=(1, 2, 3)) / math.log(2.0)
         x0_mse[i, k] = (error**2).mean(axis=(1, 2, 3))

@@ -55,12 +55,11 @@ def _vlb(
         count: how many pictures; None is all of them.
         classes: whether the network is told the class of each; else it gets its label of no class.
         batch: evaluations at once.
-        variance: see `likelihood.bound`; None is learned_range for a network with a variance, else fixed_small.
+        variance: see `likelihood.bound`; None is that which was trained, or fixed_small where none was.
         levels: see `likelihood.variational_bound`, as are law and clip.
     """
     problem = given.checkpoint.problem
-    learned = problem.spec.out_channels == 2 * problem.spec.in_channels
-    variance = variance or ("learned_range" if learned else "fixed_small")
+    variance = variance or ("fixed_small" if problem.variance == "fixed" else problem.variance)
     check_variance(variance, problem.spec.in_channels, problem.spec.out_channels)
     chosen, label = _pictures(given, count, classes, batch)
 
@@ -111,13 +110,14 @@ def _ode(
     """
     problem = given.checkpoint.problem
     chosen, label = _pictures(given, count, classes, batch)
+    outputs = problem.spec.out_channels + problem.uncertainty
     value_range, dimensions = problem.value_range, given.dataset.images[0].size
 
     def density(pullback: Callable[..., Any], some: slice, progress: Callable[[int], None] | None = None) -> Any:
         y = dequantised(given.dataset.images[chosen[some]], chosen[some], given.seed, value_range)
         return flow_density(
             pullback, problem.process, y, label[some], chosen[some], given.seed,
-            steps=steps, method=method, divergence=divergence, probes=probes, outputs=problem.spec.out_channels,
+            steps=steps, method=method, divergence=divergence, probes=probes, outputs=outputs,
             batch=batch, progress=progress,
         )  # fmt: skip
 
