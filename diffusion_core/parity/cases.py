@@ -403,8 +403,8 @@ PLANS: dict[str, SamplerPlan] = {
     "EDM, DPM-Solver++ 2M-8, Karras": make_plan(_EDM, "dpm_solver", steps=8, spacing="karras"),
     "two registers, three estimates": _recurrence(),
 }
-# Every method by name, in about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All have
-# a clip: from t = 999 the estimates of an untrained network are hundreds, and so is their rounding.
+# Every method by name, in about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All
+# have a clip: from t = 999 the estimates of an untrained network are hundreds, and so is their rounding.
 PLANS |= {
     f"{name} in {16 // method.evaluations} steps": make_plan(
         PARITY.process, method.sampler, steps=16 // method.evaluations, clip=1.0, **method.options
