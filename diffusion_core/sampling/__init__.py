@@ -11,6 +11,7 @@ from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.deis import deis
 from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
+from diffusion_core.sampling.dpm_ancestral import dpmpp_2s_ancestral, dpmpp_sde
 from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
 from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
 from diffusion_core.sampling.guidance import Guidance, per_row
@@ -41,6 +42,8 @@ __all__ = [
     "dpm2_ancestral",
     "dpm_solver",
     "dpm_solver_singlestep",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
     "euler",
     "euler_ancestral",
     "flow_euler",
@@ -61,6 +64,8 @@ SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
     "ddim": ddim,
     "dpm_solver": dpm_solver,
     "dpm_solver_singlestep": dpm_solver_singlestep,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_sde": dpmpp_sde,
     "deis": deis,
     "plms": plms,
     "pndm": pndm,

@@ -45,6 +45,8 @@ METHODS: dict[str, Method] = {
     "DPM-Solver++ 3S": Method("dpm_solver_singlestep", 3, {"order": 3}, needs_signal=True),
     "DPM-Solver-2": Method("dpm_solver_singlestep", 2, {"order": 2, "predict": "eps"}, needs_signal=True),
     "DPM-Solver-3": Method("dpm_solver_singlestep", 3, {"order": 3, "predict": "eps"}, needs_signal=True),
+    "DPM-Solver++ 2S ancestral": Method("dpmpp_2s_ancestral", 2, stochastic=True, evaluations=2, needs_signal=True),
+    "DPM-Solver++ SDE": Method("dpmpp_sde", 2, stochastic=True, evaluations=2, needs_signal=True),
     "DEIS-2": Method("deis", 2, {"order": 2}, needs_signal=True),
     "DEIS-3": Method("deis", 3, {"order": 3}, needs_signal=True),
     "PLMS": Method("plms", 2, warm_up=1, needs_signal=True),

@@ -7,7 +7,10 @@ formula, or none, the test says so and shows it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,7 @@ def theirs(
     import torch
 
     made = getattr(diffusers, name)
-    module = __import__(made.__module__, fromlist=["torch"])
+    module = import_module(made.__module__)
     monkeypatch.setattr(module, "torch", _InFloat64())
     drawn = iter(torch.from_numpy(z) for z in NOISE)
     if hasattr(module, "randn_tensor"):
@@ -241,6 +244,47 @@ def _pseudo(
     for i, t in enumerate(scheduler.timesteps):
         x = scheduler.step(torch.from_numpy(network(x.numpy(), plan.c_noise[i])), int(t), x).prev_sample
         states.append(x.numpy().copy())
+    return states
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_the_dpm_solver_of_k_diffusion(steps, monkeypatch):
+    plan = sampled("dpmpp_sde", steps, spacing="linspace")
+    assert difference("DPMSolverSDEScheduler", plan, monkeypatch, steps=_of_k_diffusion) < TOLERANCE
+
+
+def _of_k_diffusion(
+    name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> list[np.ndarray]:
+    """Its states are x/alpha, and its noise is that of a Brownian path over sigma/alpha, here of our noise.
+
+    So torchsde, which would draw that, need not be there.
+    """
+    import diffusers.utils  # noqa: F401  which asks what there is
+    import torch
+
+    monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
+    scheduler = getattr(import_module("diffusers.schedulers.scheduling_dpmsolver_sde"), name)(**BETAS)
+    scheduler.set_timesteps((plan.rows + 1) // 2)
+    ratio = plan.sigma[:-1] / plan.alpha[:-1]
+    scheduler.sigmas = torch.from_numpy(np.append(np.append(ratio[0], np.repeat(ratio[2::2], 2)), 0.0))
+    scheduler.timesteps = torch.from_numpy(plan.t.copy())
+    scheduler.set_begin_index(0)
+    row = iter(range(rows))
+
+    def drawn(first: Any, last: Any) -> Any:
+        i = next(row)
+        if i % 2 == 0:
+            return torch.from_numpy(NOISE[i])
+        known = (ratio[i - 1] - ratio[i]) / (ratio[i - 1] - ratio[i + 1])
+        return torch.from_numpy(np.sqrt(known) * NOISE[i - 1] + np.sqrt(1 - known) * NOISE[i])
+
+    scheduler.noise_sampler = drawn
+    y, states = torch.from_numpy(start / plan.alpha[0]), []
+    for i in range(rows):
+        scaled = scheduler.scale_model_input(y, scheduler.timesteps[i]).numpy()
+        y = scheduler.step(torch.from_numpy(network(scaled, plan.c_noise[i])), scheduler.timesteps[i], y).prev_sample
+        states.append(plan.alpha[i + 1] * y.numpy())
     return states
 
 

@@ -20,6 +20,8 @@ from diffusion_core.sampling import (
     deis,
     dpm_solver,
     dpm_solver_singlestep,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
     make_plan,
     plms,
     pndm,
@@ -37,6 +39,8 @@ OURS = {
     "singlestep": ("dpm_solver_singlestep", {"order": 3}),
     "singlestep eps": ("dpm_solver_singlestep", {"order": 2, "predict": "eps"}),
     "singlestep sde": ("dpm_solver_singlestep", {"order": 3, "solver_type": "heun", "sde": True}),
+    "2s ancestral": ("dpmpp_2s_ancestral", {}),
+    "sde": ("dpmpp_sde", {"eta": 0.7}),
     "deis": ("deis", {"order": 4}),
     "plms": ("plms", {}),
     "pndm": ("pndm", {}),
@@ -175,6 +179,19 @@ def test_where_solvers_coincide():
                       unipc(PROCESS, 12, 2, "bh1", correct_from=None, **settings))  # fmt: skip
 
 
+def test_without_noise_both_of_k_diffusion_are_the_singlestep_solver():
+    grid = {"name": "log_snr", "sigma_min": 0.1, "sigma_max": 30.0}
+    singlestep = dpm_solver_singlestep(PROCESS, 13, 2, spacing=grid, clip=None)
+    for sampler in (dpmpp_2s_ancestral, dpmpp_sde):
+        assert_same_steps(sampler(PROCESS, 7, 0.0, spacing=grid), singlestep)
+
+
+def test_ancestral_steps_of_two_rows_look_where_the_next_one_starts():
+    """r_down is r_s^2/r_t, so that the middle of r_t and r_down is r_s."""
+    plan = dpmpp_2s_ancestral(PROCESS, 6)
+    np.testing.assert_allclose(plan.t[1::2], plan.t[2::2], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("sampler, options", [
     ("sa_solver", {"predict": "eps"}), ("sa_solver", {"tau": 0.5, "predict": "eps", "predictor": 3, "corrector": 3}),
     ("sa_solver", {"predictor": 3, "corrector": 4}), ("sa_solver", {"tau": 2.0, "corrector": 0}),
@@ -214,7 +231,9 @@ def test_a_cosine_from_its_noisiest_level_makes_plans_at_any_number_of_steps():
             make_plan(process, sampler, steps=steps, spacing="linspace", clip=None, **options)
 
 
-@pytest.mark.parametrize("name", ["multistep eps", "singlestep", "deis", "plms", "pndm", "unipc", "sa_solver"])
+@pytest.mark.parametrize(
+    "name", ["multistep eps", "singlestep", "2s ancestral", "sde", "deis", "plms", "pndm", "unipc", "sa_solver"]
+)
 def test_one_wrong_coefficient_of_register_0_is_noticed(name):
     sampler, options = OURS[name]
     plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
@@ -226,15 +245,18 @@ def test_one_wrong_coefficient_of_register_0_is_noticed(name):
             replace(plan, state=wrong)
 
 
-@pytest.mark.parametrize("name", ["multistep eps", "singlestep", "deis", "plms", "pndm", "unipc", "sa_solver"])
+@pytest.mark.parametrize(
+    "name", ["multistep eps", "singlestep", "2s ancestral", "sde", "deis", "plms", "pndm", "unipc", "sa_solver"]
+)
 def test_a_register_that_forgets_is_noticed(name):
     sampler, options = OURS[name]
     plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
     for register in range(1, plan.registers):
-        wrong = plan.state.copy()
-        wrong[:, register] *= 0.999
+        wrong = {table: getattr(plan, table).copy() for table in ("state", "denoised", "noise")}
+        for values in wrong.values():
+            values[:, register] *= 0.999
         with pytest.raises(DuetError, match="does not lead from level"):
-            replace(plan, state=wrong)
+            replace(plan, **wrong)
 
 
 def test_what_does_not_fit_is_refused():
@@ -248,6 +270,7 @@ def test_what_does_not_fit_is_refused():
         (unipc, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
         (unipc, {"solver_type": "bh3"}, "sampler.solver_type: 'bh3'"),
         (unipc, {"correct_from": 0}, "sampler.correct_from: 0 was given; it is a row from 1 on"),
+        (dpmpp_sde, {"eta": 1.5}, "sampler.eta: 1.5 was given; it must be between 0"),
         (sa_solver, {"predictor": 5}, "sampler.predictor: 5 was given"),
         (sa_solver, {"corrector": -1}, "sampler.corrector: -1 was given"),
         (sa_solver, {"tau": -1.0}, "sampler.tau: -1.0 was given; it must be at least 0"),
@@ -255,10 +278,7 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(DuetError, match=words):
             sampler(PROCESS, **options)
-    for sampler in (dpm_solver_singlestep, deis, unipc, sa_solver):
-        with pytest.raises(DuetError, match="its first level has no signal"):
-            sampler(Process(flow(), "v"))
-    for sampler in (plms, pndm):
+    for sampler in (dpm_solver_singlestep, deis, plms, pndm, unipc, sa_solver, dpmpp_2s_ancestral, dpmpp_sde):
         with pytest.raises(DuetError, match="its first level has no signal"):
             sampler(Process(flow(), "v"), spacing="linspace")
     with pytest.raises(DuetError, match="it has no level between two"):
