@@ -129,8 +129,6 @@ def level_law(schedule: Schedule, law: str, std: float) -> Array:
         law: ``"uniform"`` or ``"importance"``.
         std: the standard deviation of the data that the latter is made for.
     """
-    if law not in LAWS:
-        raise one_of("likelihood.law", law, LAWS)
     even = np.full(schedule.steps - 1, 1.0 / (schedule.steps - 1))
     if law == "uniform":
         return even
@@ -200,6 +198,8 @@ def variational_bound(
     T, channels = schedule.steps, u8.shape[3]
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one level; the bound needs at least 2")
+    if law not in LAWS:
+        raise one_of("likelihood.law", law, LAWS)
     if levels is not None and not 1 <= levels < T:
         raise DuetError(f"likelihood.levels: {levels} was given; of {T} levels 1 to {T - 1} can be drawn, or null")
     index, chosen = np.asarray(index), level_law(schedule, "uniform" if levels is None else law, (high - low) / 4)

@@ -168,6 +168,32 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: 
     assert "another network" in line and "model.channels 8 (given: 16)" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["data=digits"], ["nothing was asked for", "likelihood=vlb", "likelihood=ode"]),
+        (["likelihood=vlb"], ["data: none was given", "data=NAME"]),
+        (["likelihood=vlb", "data=digits", "checkpoint=null"], ["checkpoint: none was given"]),
+        (["likelihood=vlb", "data=digits", "likelihood.levels=1000"], ["of 1000 levels 1 to 999"]),
+        (["likelihood=vlb", "data=digits", "likelihood.variance=learned"], ["1 channels for 1", "fixed_small"]),
+        (["likelihood=vlb", "data=digits", "likelihood.law=odd"], ["likelihood.law", "importance"]),
+        (["likelihood=vlb", "data=digits", "likelihood.count=0"], ["likelihood.count", "1 to 1437"]),
+        (["likelihood=vlb", "data=digits", "likelihood.step=3"], ["likelihood.step", "likelihood.steps"]),
+        (["likelihood=vlb", "data=shapes"], ["32", "8"]),
+        (["likelihood=ode", "data=digits", "likelihood.method=rk5"], ["rk5", "heun, rk4"]),
+        (["likelihood=ode", "data=digits", "likelihood.steps=0"], ["likelihood.steps: 0"]),
+        (["likelihood=ode", "data=digits", "likelihood.batch=0"], ["likelihood.batch", "at least 1"]),
+        (["likelihood=ode", "data=digits", "weights=average"], ["average"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
+)
+def test_evaluation_refuses(tmp_path: Path, checkpoint: Path, words: list[str], named: list[str]) -> None:
+    line = refused("evaluate", f"checkpoint={checkpoint}", f"out={tmp_path}", *words)
+    for part in named:
+        assert part in line
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".log"] == []
+
+
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     line = train(tmp_path, f"resume={checkpoint}", "seed=4", "trainer.images=256", *SAME_NETWORK)
     assert "seed 0" in line and "seed 4" in line
