@@ -84,6 +84,8 @@ def stepped(
     K = len(starts)
     second = np.full(K, np.nan) if second is None else second
     left = np.ones(K) if left is None else left
+    # A move ends where the next step starts, before fresh noise; the last one at clean data.
+    then_left = np.append(left[1:], 1.0)
     two = np.isfinite(second)
     # Row of each step's first evaluation; the rows between are the second ones.
     row = np.arange(K) + np.append(0, np.cumsum(two[:-1]))
@@ -99,7 +101,7 @@ def stepped(
     noise = np.zeros((len(t), registers))
     for k, i in enumerate(row):
         end = i + 1 + two[k]
-        down = sigma[end] * np.append(left, 1.0)[k + 1]
+        down = sigma[end] * then_left[k]
         decay = down / sigma[i]
         gain = alpha[end] - alpha[i] * decay
         if two[k]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute
 
+from diffusion_core.continuous import cosine_continuous, edm, ve_sde, vp_sde
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.sampling import (
@@ -189,6 +190,17 @@ def test_slopes_that_are_a_polynomial_are_followed_exactly(order):
     arrived = execute(plan, path(0), given, base) / plan.alpha[base] - path(base) / plan.alpha[base]
     got = execute(plan, path(0), given, rows)
     np.testing.assert_allclose(got, path(rows) + arrived, rtol=1e-11)
+
+
+@pytest.mark.parametrize("process", [
+    Process(edm(), "edm"), Process(vp_sde(), "vp"), Process(ve_sde(), "ve"), Process(cosine_continuous(), "v"),
+], ids=lambda process: process.prediction)  # fmt: skip
+@pytest.mark.parametrize("make", [euler, euler_ancestral, flow_euler, heun, flow_heun, dpm2, dpm2_ancestral, lms])
+def test_schedules_in_continuous_time_are_finite_from_their_noisiest_level(make, process):
+    for steps in (1, 2, 3, 18):
+        for spacing in ("karras", "linspace"):
+            plan = make(process, steps, spacing=spacing)
+            assert plan.t[0] == pytest.approx(process.schedule.span[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("make, words", [
