@@ -420,11 +420,13 @@ def sample(
     for i in range(plan.rows):
         x = registers[0]
         c_noise = np.full(len(x), plan.c_noise[i])
-        output = forward(program, weights, plan.c_in[i] * x, c_noise, label)
-        image, rest = output[..., :channels], output[..., channels:]
+        # A self-conditioned network is given D_{i-1}, and a guide nothing.
+        before = {"estimate": history[0]}
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, **before)
+        image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:
             given = plan.c_in[i] * x, c_noise
-            other = forward(program, weights, *given, null) if guide is None else guide(*given, label)
+            other = forward(program, weights, *given, null, **before) if guide is None else guide(*given, label)
             image = _guided(plan, i, image, other[..., :channels])
         estimate = plan.c_skip[i] * x + plan.c_out[i] * image
         if plan.classifier is not None:

@@ -13,18 +13,29 @@ __all__ = ["sample"]
 
 
 def _output(
-    network: Network, plan: SamplerPlan, i: int, x: tf.Tensor, label: tf.Tensor, null: tf.Tensor, guide: Network | None
+    network: Network,
+    plan: SamplerPlan,
+    i: int,
+    x: tf.Tensor,
+    label: tf.Tensor,
+    null: tf.Tensor,
+    guide: Network | None,
+    before: tf.Tensor,
 ) -> tf.Tensor:
-    """F_i: guided in the channels of the image, of the class alone in those of a learned variance."""
+    """F_i: guided in the channels of the image, of the class alone in those of a learned variance.
+
+    A self-conditioned network is given D_{i-1}, and a guide nothing.
+    """
     x, guidance, channels = float(plan.c_in[i]) * x, float(plan.guidance[i]), x.shape[-1]
     c_noise = tf.fill([len(x)], tf.constant(plan.c_noise[i], tf.float64))
     if not plan.is_guided[i]:
-        return network.call(x, c_noise, label, network.no_features(len(x)))
+        return network.call(x, c_noise, label, network.no_features(len(x)), before)
     if guide is None:
         twice, c_noise, label = (tf.concat(pair, axis=0) for pair in ([x, x], [c_noise, c_noise], [label, null]))
-        wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(len(twice))), 2)
+        before = tf.concat([before, before], axis=0)
+        wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(len(twice)), before), 2)
     else:
-        wanted = network.call(x, c_noise, label, network.no_features(len(x)))
+        wanted = network.call(x, c_noise, label, network.no_features(len(x)), before)
         other = guide.call(x, c_noise, label, guide.no_features(len(x)))
     wanted, rest, other = wanted[..., :channels], wanted[..., channels:], other[..., :channels]
     guided = other + guidance * (wanted - other)
@@ -94,8 +105,8 @@ def sample(
         history = [tf.zeros_like(x) for _ in range(plan.history)]
         for i in range(plan.rows):
             x = registers[0]
-            output = _output(network, plan, i, x, label, null, steering.guide)
-            image, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] :]
+            output = _output(network, plan, i, x, label, null, steering.guide, history[0])
+            image, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] : 2 * x.shape[-1]]
             estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * image
             if plan.classifier is not None:
                 slope = _slope(steering.classifier, plan, i, x, label - network.program.labels.start)

@@ -14,18 +14,29 @@ __all__ = ["sample"]
 
 
 def _output(
-    network: Network, plan: SamplerPlan, i: int, x: Tensor, label: Tensor, null: Tensor, guide: Network | None
+    network: Network,
+    plan: SamplerPlan,
+    i: int,
+    x: Tensor,
+    label: Tensor,
+    null: Tensor,
+    guide: Network | None,
+    before: Tensor,
 ) -> Tensor:
-    """F_i: guided in the channels of the image, of the class alone in those of a learned variance."""
+    """F_i: guided in the channels of the image, of the class alone in those of a learned variance.
+
+    A self-conditioned network is given D_{i-1}, and a guide nothing.
+    """
     x, guidance, channels = float(plan.c_in[i]) * x, float(plan.guidance[i]), x.shape[1]
     c_noise = torch.full((len(x),), float(plan.c_noise[i]), dtype=torch.float64, device=x.device)
     if not plan.is_guided[i]:
-        return network.call(x, c_noise, label, network.no_features(len(x)))
+        return network.call(x, c_noise, label, network.no_features(len(x)), before)
     if guide is None:
         twice, c_noise, label = torch.cat([x, x]), torch.cat([c_noise, c_noise]), torch.cat([label, null])
-        wanted, other = network.call(twice, c_noise, label, network.no_features(len(twice))).chunk(2)
+        before = torch.cat([before, before])
+        wanted, other = network.call(twice, c_noise, label, network.no_features(len(twice)), before).chunk(2)
     else:
-        wanted = network.call(x, c_noise, label, network.no_features(len(x)))
+        wanted = network.call(x, c_noise, label, network.no_features(len(x)), before)
         other = guide.call(x, c_noise, label, guide.no_features(len(x)))
     wanted, rest, other = wanted[:, :channels], wanted[:, channels:], other[:, :channels]
     guided = other + guidance * (wanted - other)
@@ -95,8 +106,8 @@ def sample(
     history = [torch.zeros_like(x) for _ in range(plan.history)]
     for i in range(plan.rows):
         x = registers[0]
-        output = _output(network, plan, i, x, label, null, steering.guide)
-        image, rest = output[:, : x.shape[1]], output[:, x.shape[1] :]
+        output = _output(network, plan, i, x, label, null, steering.guide, history[0])
+        image, rest = output[:, : x.shape[1]], output[:, x.shape[1] : 2 * x.shape[1]]
         estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * image
         if plan.classifier is not None:
             slope = _slope(steering.classifier, plan, i, x, label - network.program.labels.start)

@@ -34,7 +34,7 @@ from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, relative
 from diffusion_core.process import PREDICTIONS, Process, misfit
 from diffusion_core.random import Stream
-from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.sampling.draw import noise_source, start_noise
 from diffusion_core.schedule import SCHEDULES, make_schedule
 from diffusion_core.unet import Node, Program, lower
@@ -138,7 +138,7 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
 
 
 def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.LOSSES) -> None:
-    """Rungs 1, 3 and 4: every loss of more than a distance, of the batch and of each image; gradients are recorded."""
+    """Rungs 1, 3, 4 and 6: every loss of more than a distance; its gradients are recorded."""
     for case in of:
         weights, batch = cases.scattered_weights(case.program), cases.cast(case.batch, backend.settings.host_dtype)
         distance = case.objective.distance
@@ -151,6 +151,14 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
         if case.program.self_conditioned:
             error = forward_error(backend, case.program, weights, batch, estimate=batch.noise)
             trace.judge(3, f"{case.name}, given an estimate", "network", error)
+            plan = make_plan(case.objective.process, "ddpm", variance="learned_range")
+            index, dtype = np.arange(case.size), backend.settings.host_dtype
+            start = start_noise(plan, cases.SEED, index, batch.images.shape[1:], dtype)
+            noise = noise_source(cases.SEED, index, batch.images.shape[1:], dtype)
+            got = backend.sample(backend.network(case.program, weights), plan, start, batch.label, noise)
+            rounded = {name: value.astype(dtype) for name, value in weights.items()}
+            wanted = reference.sample(case.program, rounded, plan, start, batch.label, noise)
+            trace.judge(6, f"{case.name}, DDPM-4", "sampling", np.abs(got - wanted).max())
 
 
 def forward_error(

@@ -30,7 +30,12 @@ IN_TRAINING = ("loss in training", "loss of each image")
 LOSSES = [
     f"{case.name}, {what}" for case in cases.LOSSES for what in (*IN_TRAINING, "running mean", "running variance")
 ]
-LOSSES += [f"{case.name}, given an estimate" for case in cases.LOSSES if case.program.self_conditioned]
+LOSSES += [
+    f"{case.name}, {what}"
+    for case in cases.LOSSES
+    if case.program.self_conditioned
+    for what in ("given an estimate", "DDPM-4")
+]
 BLOCKS = [case.name for case in cases.BLOCKS]
 BLOCKS += [f"{case.name}, {what}" for case in cases.BLOCKS if case.in_training for what in IN_TRAINING]
 BLOCKS += [
@@ -79,7 +84,7 @@ def test_rung_1_noising_target_and_loss(climb, precision, name):
 
 @BOTH
 @pytest.mark.parametrize("name", LOSSES)
-def test_rungs_1_and_3_every_loss(climb, precision, name):
+def test_rungs_1_3_and_6_every_loss(climb, precision, name):
     assert_passed(climb(trace.losses, precision)[name])
 
 

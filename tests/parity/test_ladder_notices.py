@@ -246,7 +246,7 @@ def test_rung_1_notices_other_losses(whole_loss, name):
     assert check(1, name, "float64", "this", "loss", relative(got, wanted)).passed == (name == "none")
 
 
-def test_rungs_1_and_4_notice_an_uncertainty_left_out_and_a_mean_with_another_gradient(exact):
+def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
     """Of which no loss tells: the gradients of one record are those of a backend that stops them elsewhere."""
     sound = trace.Trace("this", "float64")
     case = cases.LOSSES[-1]
@@ -256,14 +256,20 @@ def test_rungs_1_and_4_notice_an_uncertainty_left_out_and_a_mean_with_another_gr
     def certain(program: Program, *rest: Any) -> tuple:
         return replace(program, uncertainty=False), *rest
 
+    def deaf(program: Program, weights: Weights) -> tuple[Program, Weights]:
+        kernel = weights["conv0.weight"].copy()
+        kernel[:, 2:] = 0.0  # the channels of the estimate
+        return program, weights | {"conv0.weight": kernel}
+
     for faults, own, compared in (
         ({"trainer.gradients": turned}, (), ("", ", worst tensor")),
+        ({"network": deaf}, (", given an estimate", ", DDPM-4"), ()),
         ({"trainer": certain}, (", loss in training", ", loss of each image"), (", loss", "", ", worst tensor")),
     ):
         other = trace.Trace("this", "float64")
         trace.losses(Told(exact, faults), other, [case])
         assert [c.name for c in other.checks if not c.passed] == [case.name + what for what in own]
-        checks = [c for c in compare_arrays(sound.arrays, other.arrays, "float64", "this–this") if c.rung == 4]
+        checks = [c for c in compare_arrays(sound.arrays, other.arrays, "float64", "this–this") if case.name in c.name]
         assert [c.name for c in checks if not c.passed] == [case.name + what for what in compared]
 
 
