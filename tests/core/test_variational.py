@@ -1,0 +1,225 @@
+"""The losses of more than a distance, against formulas as the papers print them, image by image and pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import SELF_CONDITIONING, TrainerState
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.errors import DuetError
+from diffusion_core.levels import make_levels
+from diffusion_core.objectives import Objective
+from diffusion_core.parity import cases
+from diffusion_core.problem import Problem
+from diffusion_core.process import Process
+from diffusion_core.schedule import cosine, linear, make_schedule
+from diffusion_core.unet import UNetSpec, lower
+from diffusion_core.variational import bound_columns, step_log_variances
+from diffusion_core.weights import initial_weights
+
+PIXELS = np.array([0, 1, 17, 128, 254, 255])
+SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (), middle_attention=False, norm_groups=2)
+
+
+def normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def paper(betas: np.ndarray, t: int, x0: float, eps: float, eps_theta: float, v: float, learned: bool) -> float:
+    """L_vlb's term at t of one pixel in nats, eqs. 2 to 15 with the paper's t + 1, from betas and nothing else."""
+    alpha_bar = np.cumprod(1 - betas)
+    before = alpha_bar[t - 1] if t else 1.0
+    tilde = [(1 - alpha_bar[k - 1]) / (1 - alpha_bar[k]) * betas[k] for k in range(1, 3)]
+    beta_tilde = (1 - before) / (1 - alpha_bar[t]) * betas[t] if t else tilde[0]
+    share = (v + 1) / 2
+    variance = math.exp(v if learned else share * math.log(betas[t]) + (1 - share) * math.log(beta_tilde))
+    x_t = math.sqrt(alpha_bar[t]) * x0 + math.sqrt(1 - alpha_bar[t]) * eps
+    from_x0 = math.sqrt(before) * betas[t] / (1 - alpha_bar[t])
+    from_x_t = math.sqrt(1 - betas[t]) * (1 - before) / (1 - alpha_bar[t])
+    mean = from_x0 * x0 + from_x_t * x_t
+    ours = (x_t - betas[t] / math.sqrt(1 - alpha_bar[t]) * eps_theta) / math.sqrt(1 - betas[t])
+    if t:
+        ratio = beta_tilde / variance
+        return 0.5 * (-1 - math.log(ratio) + ratio + (mean - ours) ** 2 / variance)
+    std = math.sqrt(variance)
+    above = 1.0 if x0 > 0.999 else normal_cdf((x0 + 1 / 255 - ours) / std)
+    below = 0.0 if x0 < -0.999 else normal_cdf((x0 - 1 / 255 - ours) / std)
+    return -math.log(max(above - below, 1e-12))
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("schedule", [linear(1000), cosine(50)], ids=lambda s: s.name)
+def test_the_bound_is_the_paper_s(schedule, prediction, variance):
+    """Given as eps, whatever the network is asked for; to 1e-10, and at t = 0 with the bytes at both ends."""
+    betas = 1 - np.exp(np.diff(np.log(schedule.alpha**2), prepend=0.0))
+    levels = np.array([0, 0, 1, 2, 10, len(betas) // 2, len(betas) - 2])
+    shape = (len(levels), 1, len(PIXELS), 1)
+    rng = np.random.default_rng(0)
+    x0 = np.broadcast_to(PIXELS / 127.5 - 1, shape[:-1])[..., None].copy()
+    eps, error = rng.normal(size=shape), 0.1 * rng.normal(size=shape)
+    v = rng.uniform(-1, 1, shape) if variance == "learned_range" else np.log(betas[levels])[:, None, None, None] + error
+    process = Process(schedule, prediction)
+    columns = process.columns(levels)
+    table = bound_columns(process, variance, "vlb")[levels]
+    # F - target, of the prediction whose estimate of x_0 is that of eps + error.
+    estimate = -(schedule.sigma / schedule.alpha)[levels][:, None, None, None] * error
+    residual = estimate / columns.c_out[:, None, None, None]
+    objective = Objective(process, 0)
+    batch = objective.batch(x0, np.zeros(len(levels)), np.arange(len(levels)), np.float64)
+    got = reference._bound(replace(batch, variational=table), residual, residual, v)
+    wanted = [
+        np.mean([
+            paper(betas, t, *(float(a[i, 0, j, 0]) for a in (x0, eps, eps + error, v)), variance == "learned")
+            for j in range(len(PIXELS))
+        ])
+        for i, t in enumerate(levels)
+    ]  # fmt: skip
+    # T times, in bits.
+    np.testing.assert_allclose(got, np.array(wanted) * len(betas) / math.log(2), rtol=1e-10)
+
+
+def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound():
+    """Eq. 16: RESCALED_MSE of the published code weighs the bound in bits with T/1000."""
+    case = cases.LOSSES[0]
+    weights, batch = cases.scattered_weights(case.program), case.batch
+    options = {name: value for name, value in case.options.items() if name != "bound_weight"}
+
+    def losses(**changes):
+        made = replace(case, options=options | changes)
+        table = made.objective.variational
+        table = None if table is None else table[batch.c_noise.astype(int)]
+        return reference.losses_of(case.program, weights, replace(batch, variational=table), "mse")[0]
+
+    simple = losses(variance="fixed")
+    bound = losses(bound="vlb") - simple  # the batch keeps its weight
+    np.testing.assert_allclose(losses(), simple + 0.001 * bound, rtol=1e-12)
+    assert np.all(case.objective.variational[:, -1] == 0.2 * 4 / math.log(2))
+    assert not np.any(replace(case, options=options | {"bound": "vlb"}).batch.weight)
+
+
+def test_the_range_is_from_that_of_the_posterior_to_beta():
+    schedule = linear(1000)
+    small, large = step_log_variances(schedule.alpha, schedule.sigma)
+    np.testing.assert_allclose(np.exp(large), np.linspace(1e-4, 0.02, 1000), rtol=1e-11)
+    assert small[0] == small[1] == pytest.approx(-9.8167, abs=1e-4)
+    assert np.all(small[1:] < large[1:])
+
+
+def test_the_probabilities_of_all_bytes_add_up_to_one():
+    bytes_ = np.arange(256)
+    x0 = (bytes_ / 127.5 - 1).reshape(256, 1, 1, 1)
+    process = Process(cosine(10), "x0")
+    batch = Objective(process, 0).batch(x0, np.zeros(256), bytes_, np.float64)
+    table = np.repeat(bound_columns(process, "learned_range", "vlb")[:1], 256, axis=0)
+    table[:, -1] = 1.0  # nats, each once
+    for mean, v in ((0.0, 0.3), (-1.2, 1.0), (0.9, -1.0)):
+        nats = reference._bound(replace(batch, variational=table), *(2 * (mean - x0,)), np.full_like(x0, v))
+        assert np.sum(np.exp(-nats)) == pytest.approx(1.0, abs=256e-12)
+
+
+def test_an_uncertainty_starts_where_it_changes_nothing():
+    sure = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+    unsure = replace(sure, uncertainty=True)
+    weights = initial_weights(unsure.program, 0, np.float64)
+    batch = cases.noise_batch(lower(SPEC), SPEC.image_shape)
+    known = {name: weights[name] for name in initial_weights(sure.program, 0, np.float64)}
+    assert reference.loss(unsure.program, weights, batch, "mse") == reference.loss(sure.program, known, batch, "mse")
+    back = Problem.from_dict(json.loads(json.dumps(unsure.to_dict())))
+    assert back == unsure and back.program == unsure.program != sure.program
+
+
+def test_the_loss_of_an_uncertain_network_is_least_where_it_is_right():
+    """exp(-u) L + u has its least value, 1 + log L, at u = log L."""
+    program = replace(cases.LOSSES[2].program)
+    weights, batch = cases.scattered_weights(program), cases.LOSSES[2].batch
+    certain = reference.losses_of(replace(program, uncertainty=False), weights, batch, "huber")[0]
+    u = reference.forward(program, weights, batch.images, batch.c_noise, batch.label)[:, 0, 0, -1]
+    losses = reference.losses_of(program, weights, batch, "huber")[0]
+    np.testing.assert_allclose(losses, np.exp(-u) * certain + u, rtol=1e-12)
+    assert np.all(losses >= 1 + np.log(certain))
+
+
+def test_half_of_the_images_are_given_an_estimate():
+    objective = Objective(Process(cosine(10), "v"), 3, self_conditioned=True, value_range=(0.0, 1.0))
+    positions = np.arange(4000)
+    batch = objective.batch(np.zeros((4000, 1, 1, 1)), np.zeros(4000), positions, np.float64)
+    columns = dict(zip(SELF_CONDITIONING, batch.self_conditioning.T, strict=True))
+    assert set(columns["share"]) == {0.0, 1.0} and abs(columns["share"].mean() - 0.5) < 3.3 * 0.5 / math.sqrt(4000)
+    expected = objective.process.columns(batch.c_noise)
+    np.testing.assert_array_equal(columns["c_skip"], expected.c_skip)
+    np.testing.assert_array_equal(columns["c_out"], expected.c_out)
+    assert set(columns["lowest"]) == {0.0} and set(columns["highest"]) == {1.0}
+    part = objective.batch(np.zeros((7, 1, 1, 1)), np.zeros(7), positions[100:107], np.float64)
+    np.testing.assert_array_equal(part.self_conditioning, batch.self_conditioning[100:107])
+
+
+@pytest.mark.parametrize("first_t", [0, 2])
+def test_levels_follow_the_second_moments_of_their_losses(first_t):
+    """Against the published algorithm in words: deques of ten, roots of mean squares, a thousandth uniform."""
+    law = make_levels(linear(6), first_t, name="loss_second_moment")
+    history, kept = law.fresh(), [deque(maxlen=10) for _ in range(6)]
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        t, losses = rng.integers(first_t, 6, 8), rng.exponential(size=8)
+        history = history.after(t, losses)
+        for level, loss in zip(t, losses, strict=True):
+            kept[level].append(loss)
+        given = law.given(history)
+        if any(len(own) < 10 for own in kept[first_t:]):
+            assert given is law
+            continue
+        size = np.array([math.sqrt(np.mean(np.square(own))) if own else 0.0 for own in kept])
+        wanted = size / size.sum() * 0.999
+        wanted[first_t:] += 0.001 / (6 - first_t)
+        np.testing.assert_allclose(given.probability, wanted, rtol=1e-12, atol=1e-15)
+    assert given is not law
+    objective = Objective(Process(linear(6)), 0, first_t=first_t, levels={"name": "loss_second_moment"})
+    t, importance = objective.draw(np.arange(1000), history)
+    np.testing.assert_allclose(importance, 1 / ((6 - first_t) * wanted[t]), rtol=1e-12)
+    assert t.min() >= first_t and np.all(objective.draw(np.arange(1000))[1] == 1)
+
+
+def test_a_checkpoint_keeps_the_losses(tmp_path):
+    problem = Problem(SPEC, {"name": "linear", "T": 6}, "eps")
+    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    history = make_levels(linear(6), name="loss_second_moment").fresh().after([3, 3, 1], [0.5, 0.25, 1 / 3])
+    path = save_checkpoint(tmp_path, Checkpoint(8, problem, 0, state, {}, history))
+    back = load_checkpoint(path, SPEC).history
+    for name, value in vars(history).items():
+        np.testing.assert_array_equal(vars(back)[name], value, strict=True)
+    assert load_checkpoint(save_checkpoint(tmp_path, Checkpoint(16, problem, 0, state, {}))).history is None
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"variance": "lerned"}, "process.variance: 'lerned'.*Did you mean 'learned'"),
+    ({"variance": "learned", "bound": "vbl"}, "process.bound: 'vbl'"),
+    ({"variance": "learned", "bound_weight": 0.0}, "process.bound_weight: 0.0 was given; it must be a positive number"),
+    ({"variance": "learned", "input_perturbation": 0.1}, "process.input_perturbation: .*use 0"),
+    ({"variance": "learned", "bound": "vlb", "uncertainty": True}, "process.uncertainty: true .* hybrid"),
+    ({"variance": "learned", "bound": "vlb", "weighting": {"name": "snr"}}, "process.weighting: snr .* hybrid"),
+    ({"levels": {"name": "loss_second_moment", "history": 0}}, "process.levels.history: 0 was given"),
+    ({"levels": {"name": "loss_second_moment", "uniform_share": 0.0}}, "process.levels.uniform_share: 0.0 was given"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(options, words):
+    with pytest.raises(DuetError, match=words):
+        Objective(Process(linear()), 0, **options)
+
+
+def test_continuous_time_has_no_steps_to_bound_and_no_levels_to_remember():
+    for options in ({"variance": "learned"}, {"levels": {"name": "loss_second_moment"}}):
+        with pytest.raises(DuetError, match="flow_continuous has no"):
+            Objective(Process(make_schedule("flow_continuous"), "v"), 0, **options)
+
+
+def test_a_variance_needs_its_channels():
+    with pytest.raises(DuetError, match=r"process.variance: learned .* model.out_channels=2"):
+        Problem(SPEC, {"name": "linear"}, "eps", variance="learned")
+    assert Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance="learned").variance == "learned"
