@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import SELF_CONDITIONING, TrainerState
+from diffusion_core.backend import SELF_CONDITIONING, VARIATIONAL, TrainerState
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import make_levels
@@ -102,6 +102,9 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound():
     bound = losses(bound="vlb") - simple  # the batch keeps its weight
     np.testing.assert_allclose(losses(), simple + 0.001 * bound, rtol=1e-12)
     assert np.all(case.objective.variational[:, -1] == 0.2 * 4 / math.log(2))
+    for bound, gradient in (("hybrid", 0.0), ("vlb", 1.0)):  # of the mean
+        column = bound_columns(case.objective.process, "learned", bound)[:, VARIATIONAL.index("mean_gradient")]
+        assert np.all(column == gradient)
     assert not np.any(replace(case, options=options | {"bound": "vlb"}).batch.weight)
 
 
