@@ -106,8 +106,8 @@ class GroupNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, self.place.dtype)
         height, width, channels = x.shape[1:]
-        grouped = tf.reshape(x, [-1, height * width, self.block.groups, channels // self.block.groups])
-        normal = tf.reshape(_normalise(grouped, [1, 3], self.block.eps), [-1, height, width, channels])
+        grouped = tf.reshape(x, [-1, height, width, self.block.groups, channels // self.block.groups])
+        normal = tf.reshape(_normalise(grouped, [2, 1, 4], self.block.eps), [-1, height, width, channels])
         return normal * self.weight + self.bias
 
 
@@ -122,8 +122,10 @@ class BatchNorm(Module):
         x, eps = tf.cast(x, self.place.dtype), tf.constant(self.block.eps, self.place.dtype)
         if training is None:
             return (x - self.mean) * tf.math.rsqrt(self.variance + eps) * self.weight + self.bias
-        axes = list(range(x.shape.rank - 1))
-        mean, variance = tf.nn.moments(x, axes)
+        axes = list(range(x.shape.rank - 1))[::-1]
+        mean = _mean(x, axes)
+        variance = tf.reshape(_mean(tf.square(x - mean), axes), [-1])
+        mean = tf.reshape(mean, [-1])
         n = tf.cast(tf.size(x) // self.block.channels, x.dtype)
         unbiased = n / tf.maximum(n - 1, 1)
         momentum = tf.constant(self.block.momentum, x.dtype)
@@ -134,6 +136,17 @@ class BatchNorm(Module):
         return _normalise(x, axes, self.block.eps) * self.weight + self.bias
 
 
+def _mean(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    """The mean over some axes, which stay with length 1.
+
+    One at a time: over several axes at once TensorFlow adds number by number, and of the 500,000 numbers of a group of
+    a large image it loses the fourth digit in float32; this keeps all, and is faster.
+    """
+    for axis in axes:
+        x = tf.reduce_mean(x, axis=axis, keepdims=True)
+    return x
+
+
 def _normalise(x: tf.Tensor, axes: list[int], eps: float) -> tf.Tensor:
     """(x - mean) / sqrt(variance + eps) over some axes, with its gradient written out: half the operations.
 
@@ -142,14 +155,13 @@ def _normalise(x: tf.Tensor, axes: list[int], eps: float) -> tf.Tensor:
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor):
-        centred = x - tf.reduce_mean(x, axis=axes, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), axis=axes, keepdims=True)
+        centred = x - _mean(x, axes)
+        variance = _mean(tf.square(centred), axes)
         scale = tf.math.rsqrt(variance + tf.constant(eps, x.dtype))
         normal = centred * scale
 
         def gradient(dy: tf.Tensor) -> tf.Tensor:
-            along = tf.reduce_mean(dy * normal, axis=axes, keepdims=True)
-            return scale * (dy - tf.reduce_mean(dy, axis=axes, keepdims=True) - normal * along)
+            return scale * (dy - _mean(dy, axes) - normal * _mean(dy * normal, axes))
 
         return normal, gradient
 

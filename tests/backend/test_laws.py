@@ -20,7 +20,7 @@ from diffusion_core.optimiser import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import l2, l2_of_all, relative
 from diffusion_core.problem import Problem
-from diffusion_core.random import words
+from diffusion_core.random import Stream, words
 from diffusion_core.sampling import make_plan
 from diffusion_core.sampling.draw import draw
 from diffusion_core.unet import Node, Program
@@ -381,6 +381,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tm
     assert_same_bits(resumed.state(), read.state)
     assert steps(resumed, 3) == losses[3:]
     assert_same_bits(resumed.state(), whole.state())
+
+
+# Large images
+
+
+def test_a_norm_of_a_large_image_is_nearly_as_precise_as_one_of_a_small(backend):
+    """The sum over a group of 500,000 numbers that are added up one by one would lose a digit more."""
+    program = Program((Node("norm", GroupNorm(32, 4, 1e-5), ("x",)),))
+    weights = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
+    images = Stream(0, "large").normal([0], (256, 256, 32), dtype=backend.settings.host_dtype)
+    inputs = images, np.zeros(1), np.zeros(1, np.int32)
+    got, wanted = backend.network(program, weights).forward(*inputs), reference.forward(program, weights, *inputs)
+    assert relative(got, wanted) <= 5 * tolerance(backend)
 
 
 # What acts otherwise in training
