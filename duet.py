@@ -77,7 +77,7 @@ DEMO = (
         " sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500",
     ),
     ("climb the parity ladder", LADDER, RECORD + " whole=false"),
-    ("hand over to each other", LADDER, RECORD + " handover={x}/trace/{o}"),
+    ("hand over to each other", LADDER, RECORD + " whole=false handover={x}/trace/{o}"),
     (
         "compare",
         TORCH,

@@ -221,7 +221,7 @@ class GallerySchema:
 
 @dataclass
 class TraceSchema:
-    """Everything of `experiments.trace`; not `whole` is the ladder with one network instead of all."""
+    """Everything of `experiments.trace`; not `whole` is the ladder with a few networks and plans instead of all."""
 
     out: str = MISSING
     handover: str | None = None

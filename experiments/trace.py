@@ -5,7 +5,8 @@
     python -m experiments.trace backend=tf out=outputs/trace/tf handover=outputs/trace/torch
 
 The last form takes over the training state and the weights that the other framework left, and records what it
-makes of them. `whole=false` climbs with one network instead of all. `experiments.compare` reads two such records.
+makes of them. `whole=false` climbs with a few networks and plans instead of all, in either form.
+`experiments.compare` reads two such records.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ def main(cfg: DictConfig) -> None:
         if cfg.handover is None:
             done = _write_record(backend, out, precision, cfg.whole)
         else:
-            done = _take_over(backend, out, precision, Path(cfg.handover))
+            done = _take_over(backend, out, precision, Path(cfg.handover), cfg.whole)
         print(f"{cfg.backend.name}, {precision}: {done} in {perf_counter() - began:.0f} s: {out}", flush=True)
 
 
 def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> str:
-    trace = record(backend, cases.NETWORKS if whole else cases.FEW_NETWORKS)
+    trace = record(backend) if whole else record(backend, cases.FEW_NETWORKS, cases.FEW_PLANS)
     _write_arrays(out / f"{precision}.npz", trace.arrays)
     for step in (HANDOVER_STEP, STEPS):
         notes = {"backend": trace.backend, "precision": precision}
@@ -63,11 +64,12 @@ def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> s
     return f"{len(trace.checks) - len(failed)} of {len(trace.checks)} checks against the reference passed"
 
 
-def _take_over(backend: Backend, out: Path, precision: str, other: Path) -> str:
+def _take_over(backend: Backend, out: Path, precision: str, other: Path, whole: bool) -> str:
     checkpoints = other / precision / "checkpoints"
     middle = load_checkpoint(checkpoints / f"{HANDOVER_STEP * BATCH:012d}", cases.PARITY.program)
     last = load_checkpoint(checkpoints / f"{STEPS * BATCH:012d}", cases.PARITY.program)
-    arrays = continue_training(backend, middle.state) | sample_images(backend, last.state.ema)
+    plans = cases.PLANS if whole else {name: cases.PLANS[name] for name in cases.FEW_PLANS}
+    arrays = continue_training(backend, middle.state) | sample_images(backend, last.state.ema, plans)
     _write_arrays(out / "handover" / f"{precision}.npz", arrays)
     return f"went on from {other}"
 

@@ -65,6 +65,7 @@ __all__ = [
     "BLOCKS",
     "FEW_LEVELS",
     "FEW_NETWORKS",
+    "FEW_PLANS",
     "LOSSES",
     "NETWORKS",
     "PARITY",
@@ -411,6 +412,9 @@ PLANS |= {
     )
     for name, method in METHODS.items()
 }
+
+# Likewise: the one whose every state is compared, and the one with all columns in use.
+FEW_PLANS = ("DDIM-50", "two registers, three estimates")
 
 
 def scattered_weights(

@@ -88,13 +88,23 @@ class Trace:
         self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
 
 
-def record(backend: Backend, titles: Iterable[str] | None = None) -> Trace:
-    """Climb the ladder with one backend, whose settings say the precision; with all networks unless some are named."""
+def record(
+    backend: Backend, titles: Iterable[str] = tuple(cases.NETWORKS), plans: Iterable[str] = tuple(cases.PLANS)
+) -> Trace:
+    """Climb the ladder with one backend, whose settings say the precision.
+
+    Args:
+        backend: what climbs.
+        titles: of the networks.
+        plans: names of the plans that are sampled with, DDIM-50 among them; the tables of all are recorded.
+    """
     trace = Trace(backend.describe().backend, backend.settings.precision)
-    for rung in (tables, forward_noising, losses, blocks, optimiser, sampler_update, steered, likelihoods, training):
+    chosen = {name: cases.PLANS[name] for name in plans}
+    for rung in (tables, forward_noising, losses, blocks, optimiser, steered, likelihoods, training):
         rung(backend, trace)
-    networks(backend, trace, cases.NETWORKS if titles is None else titles)
-    sampling(backend, trace, trace.states[STEPS].ema)
+    sampler_update(backend, trace, chosen)
+    networks(backend, trace, titles)
+    sampling(backend, trace, trace.states[STEPS].ema, chosen)
     return trace
 
 
@@ -428,17 +438,17 @@ def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
     return float(trainer.step(batch, _LR(step * BATCH), decays).loss)
 
 
-def sampling(backend: Backend, trace: Trace, weights: Weights) -> None:
+def sampling(backend: Backend, trace: Trace, weights: Weights, plans: Mapping[str, SamplerPlan] = cases.PLANS) -> None:
     """Rung 6, second half: whole trajectories of trained weights, with their final uint8 images, are recorded."""
-    trace.arrays |= sample_images(backend, weights)
+    trace.arrays |= sample_images(backend, weights, plans)
 
 
-def sample_images(backend: Backend, weights: Weights) -> Arrays:
-    """Final images of every plan, as floats and as uint8, and the states of two samples along DDIM-50."""
+def sample_images(backend: Backend, weights: Weights, plans: Mapping[str, SamplerPlan] = cases.PLANS) -> Arrays:
+    """Final images of the plans as floats and as uint8, and the states of two samples along DDIM-50, one of them."""
     network = backend.network(cases.PARITY.program, weights)
-    paths: dict[str, list[NDArray]] = {name: [] for name in cases.PLANS}
+    paths: dict[str, list[NDArray]] = {name: [] for name in plans}
     arrays = {}
-    for name, plan in cases.PLANS.items():
+    for name, plan in plans.items():
         images = images_of(backend, network, plan, watch=lambda row, x, estimate, to=name: paths[to].append(x[:2]))
         arrays[f"6/{name}/images"] = images
         arrays[f"6/{name}/pixels"] = to_uint8(images)

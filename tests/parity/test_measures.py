@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_core.errors import DuetError
-from diffusion_core.parity.compare import differing, load_arrays, load_checks
+from diffusion_core.parity import cases
+from diffusion_core.parity.compare import compare_handover, differing, load_arrays, load_checks
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, check, l2, l2_of_all, ladder, relative, worst
 from diffusion_core.run import write_json
 
@@ -83,3 +84,23 @@ def test_a_record_that_is_missing_or_corrupt_is_one_clear_line(tmp_path):
     np.savez(tmp_path / "float64.npz", a=np.array([object()]))
     with pytest.raises(DuetError, match="it is not a record"):
         load_arrays(tmp_path / "float64.npz")
+
+
+def test_a_plan_that_only_one_record_has_does_not_pass():
+    images, pixels = np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1), np.uint8)
+    few = {f"6/{plan}/{what}": value for plan in cases.FEW_PLANS
+           for what, value in (("images", images), ("pixels", pixels))}  # fmt: skip
+
+    def of_plans(whole: dict, taken: dict) -> dict[str, bool]:
+        checks = compare_handover(whole, taken, "float32", "a–b")
+        return {c.name: c.passed for c in checks if c.rung == 6 and c.name != "DDIM-50, every state"}
+
+    names = {f"{plan}, {what}" for plan in cases.FEW_PLANS for what in ("images", "uint8")}
+    assert of_plans(few, few) == dict.fromkeys(names, True)
+    assert of_plans({}, {}) == dict.fromkeys(names, False)
+    more = few | {"6/DDPM-1000/images": images, "6/DDPM-1000/pixels": pixels}
+    for whole, taken in ((more, few), (few, more)):
+        assert [name for name, passed in of_plans(whole, taken).items() if not passed] == [
+            "DDPM-1000, images", "DDPM-1000, uint8",
+        ]  # fmt: skip
+    assert all(of_plans(more, more).values()) and len(of_plans(more, more)) == len(names) + 2
