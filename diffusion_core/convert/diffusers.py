@@ -51,7 +51,6 @@ from diffusion_core.convert.names import (
 )
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
-from diffusion_core.sampling.ddpm import VARIANCES
 from diffusion_core.unet import Node, Program, UNetSpec, lower
 from diffusion_core.unet.blocks import Attention, GroupNorm
 from diffusion_core.weights import Weights
@@ -149,6 +148,9 @@ _LEAVES = {
 }
 # Attention was spelled so until 2023.
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# The variances of DDPMScheduler that are Duet's too, beside learned_range; its "learned" is no logarithm, as ours is.
+FIXED = ("fixed_small", "fixed_large")
 
 
 def import_diffusers(
@@ -330,7 +332,7 @@ def _sampler_of(config: Mapping[str, Any]) -> str:
     if config.get("_class_name") not in ("DDPMScheduler", "DDPMParallelScheduler"):
         return ""
     variance = config.get("variance_type", "fixed_small")
-    unknown = [] if variance in VARIANCES else [f"variance {variance}"]
+    unknown = [] if variance in (*FIXED, "learned_range") else [f"variance {variance}"]
     unknown += ["thresholding"] if config.get("thresholding") else []
     if unknown:
         return f"; it samples as sampler=ddpm does, but Duet does not have its {' and its '.join(unknown)}"
@@ -395,8 +397,8 @@ def export_pipeline(
     Raises:
         DuetError: names the first field of the network or of the process that diffusers cannot say.
     """
-    if variance not in VARIANCES:
-        raise one_of("target.variance", variance, VARIANCES)
+    if variance not in FIXED:
+        raise one_of("target.variance", variance, FIXED)
     if clip is not None and not 0 < clip < math.inf:
         raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
     if not isinstance(problem.spec, UNetSpec):

@@ -31,6 +31,7 @@ from diffusion_core.process import Process, posterior
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
+from diffusion_core.variational import log_variance
 
 Array = NDArray[np.float64]
 
@@ -94,8 +95,7 @@ def _noise(variance: str, small: Array, large: Array) -> tuple[Array, Array | No
         return np.sqrt(small), None
     if variance == "fixed_large":
         return np.sqrt(large), None
-    if variance == "learned":
-        return np.ones_like(small), np.broadcast_to([0.0, 0.5], (len(small), 2)).copy()
     # The last row leads to clean data, where the small variance is 0; it draws no noise, so any number will do there.
-    low, high = np.log(np.append(small[:-1], large[-1])), np.log(large)
-    return np.ones_like(small), np.stack([high + low, high - low], axis=1) / 4
+    constant, slope = log_variance(variance, np.log(np.append(small[:-1], large[-1])), np.log(large))
+    # Half of a logarithm is that of the root.
+    return np.ones_like(small), np.stack([constant, slope], axis=1) / 2
