@@ -25,6 +25,7 @@ from diffusion_core.unet.program import Program
 from diffusion_core.weights import Weights
 
 __all__ = [
+    "CROSS_ENTROPY",
     "DISTANCES",
     "LEAST_SPREAD",
     "PRECISIONS",
@@ -51,6 +52,8 @@ __all__ = [
 PRECISIONS = ("float64", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
+# The distance of a classifier's logits from the class.
+CROSS_ENTROPY = "cross_entropy"
 # The c of sqrt(r^2 + c^2) - c, in the unit of the target, of which the noise has standard deviation 1.
 PSEUDO_HUBER_C = 0.03
 # The columns of `TrainBatch.variational` and of `TrainBatch.self_conditioning`.

@@ -54,7 +54,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from diffusion_core.backend import DISTANCES, TrainBatch
+from diffusion_core.backend import CROSS_ENTROPY, DISTANCES, TrainBatch
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import Levels, LossHistory, Times, make_levels
 from diffusion_core.process import Columns, Process
@@ -141,8 +141,8 @@ class Objective:
     value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise one_of("objective.distance", self.distance, DISTANCES)
+        if self.distance not in (*DISTANCES, CROSS_ENTROPY):
+            raise one_of("objective.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
         if not 0 <= self.drop_label <= 1:
             raise DuetError(f"objective.drop_label: {self.drop_label} was given; it is a probability, 0 to 1")
         if self.drop_label and self.null_label is None:

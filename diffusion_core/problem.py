@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_core.backend import CROSS_ENTROPY, DISTANCES
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
@@ -49,7 +50,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         given, images = self.spec.out_channels, self.spec.in_channels
-        if given not in (images, 2 * images):
+        if self.classifies and self.uncertainty:
+            raise DuetError("process.uncertainty: true was given; a classifier has logits alone, so use false")
+        if not self.classifies and given not in (images, 2 * images):
             raise DuetError(
                 f"model.out_channels: {given} was given for {images} in_channels; a prediction has the channels of its "
                 f"image, {images}, or twice as many ({2 * images}) with a variance for each"
@@ -64,6 +67,26 @@ class Problem:
         check_value_range(self.value_range)
         # Made at once, so that a mistake is found before anything is trained or written.
         _ = self.program, self.process
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a classifier of noisy pictures: of the process it has the levels, c_in and c_noise."""
+        return self.spec.classifies
+
+    def check_distance(self, distance: str) -> None:
+        """Refuse a distance of pixels for a classifier, and of logits for any other network."""
+        if self.classifies != (distance == CROSS_ENTROPY):
+            what = "a classifier" if self.classifies else "a network that is no classifier"
+            fits = CROSS_ENTROPY if self.classifies else ", ".join(DISTANCES)
+            raise DuetError(f"process.distance: {distance} was given for {what}; use {fits}")
+
+    def check_generates(self) -> None:
+        """Refuse a classifier where a network is needed that estimates pictures."""
+        if self.classifies:
+            raise DuetError(
+                "checkpoint: it is of a classifier, which estimates no pictures; give it as classifier=RUN, with "
+                "sampler.classifier=1, beside the checkpoint of a network that does"
+            )
 
     @cached_property
     def program(self) -> Program:
@@ -82,6 +105,7 @@ class Problem:
 
     def plan(self, sampler: str, **options: Any) -> SamplerPlan:
         """The plan of a sampler by name, whose clip is in the range of the values; see `sampling.make_plan`."""
+        self.check_generates()
         plan = make_plan(self.process, sampler, **options).within(self.value_range)
         if plan.learned is not None and self.spec.out_channels == self.spec.in_channels:
             raise DuetError(
@@ -96,6 +120,7 @@ class Problem:
         Raises:
             DuetError: for other images, other classes (none at all are fine), or other columns than those of the plan.
         """
+        guide.check_generates()
         self._check_leader("guide", guide, plan, ("c_skip", "c_out", "c_in", "c_noise"))
         own, other = ((p.program.classes, p.program.null_label) for p in (self, guide))
         if guide.program.classes and own != other:
@@ -103,6 +128,19 @@ class Problem:
                 f"guide: it has {other[0]} classes, and {other[1]} for no class, but the network that is sampled has "
                 f"{own[0]}, and {own[1]}; give one with the same, or with none"
             )
+
+    def check_classifier(self, classifier: Problem, plan: SamplerPlan) -> None:
+        """Refuse a network whose gradient cannot lead this one's plan.
+
+        Raises:
+            DuetError: for no classifier, other images, other classes, or other inputs than those of the plan.
+        """
+        if not classifier.classifies:
+            raise DuetError("classifier: the checkpoint is of a network that is none; train one, see model=classifier")
+        self._check_leader("classifier", classifier, plan, ("c_in", "c_noise"))
+        own, other = self.program.classes, classifier.program.classes
+        if own and own != other:
+            raise DuetError(f"classifier: it knows {other} classes, but the network that is sampled has {own}")
 
     def _check_leader(self, what: str, leader: Problem, plan: SamplerPlan, names: Sequence[str]) -> None:
         """Refuse a network for other images, or whose levels or columns of these names are not those of the plan."""

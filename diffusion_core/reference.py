@@ -28,7 +28,7 @@ from diffusion_core.unet import blocks
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import check_weights
 
-__all__ = ["block_function", "forward", "loss", "losses_of", "noised", "sample", "training_pass"]
+__all__ = ["block_function", "forward", "loss", "losses_of", "noised", "sample", "slope", "training_pass"]
 
 Array = NDArray[np.float64]
 
@@ -184,6 +184,10 @@ def _resample(b: blocks.Resample, x: Array) -> Array:
     return np.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns, optimize=True)
 
 
+def _mean(b: blocks.Mean, x: Array) -> Array:
+    return x.mean(axis=(1, 2))
+
+
 def _flatten(b: blocks.Flatten, x: Array) -> Array:
     return x.reshape(len(x), -1)
 
@@ -217,6 +221,7 @@ _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "AvgPool": _avg_pool,
     "MaxPool": _max_pool,
     "Resample": _resample,
+    "Mean": _mean,
     "Flatten": _flatten,
     "Unflatten": _unflatten,
 }
@@ -267,6 +272,22 @@ def forward(
     return program.run(functions, inputs, training)
 
 
+def slope(program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, chosen: NDArray) -> Array:
+    """The gradient by x of a classifier's log p(chosen | x), with shape (B, H, W, C), by differences of order 4."""
+    h, gradient = 1e-3, np.zeros(x.shape)
+    label, shape = np.asarray(chosen), x.shape[1:]
+    pixels = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+    for k, (image, level, wanted) in enumerate(zip(np.asarray(x, np.float64), c_noise, label, strict=True)):
+        total = np.zeros(len(pixels))
+        for steps, share in ((1, 8.0), (2, -1.0)):
+            for side in (1, -1):
+                moved = image + side * steps * h * pixels
+                logits = forward(program, weights, moved, np.full(len(moved), level), np.zeros(len(moved), np.int32))
+                total += side * share * log_softmax(logits)[:, wanted]
+        gradient[k] = (total / (12 * h)).reshape(shape)
+    return gradient
+
+
 def noised(batch: TrainBatch) -> tuple[Array, Array]:
     """(x_t, target) of a training batch."""
     x0, eps = batch.images.astype(np.float64), batch.noise.astype(np.float64)
@@ -280,11 +301,24 @@ def _pseudo_huber(r: Array) -> Array:
     return np.square(r) / (np.sqrt(np.square(r) + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
 
 
-_DISTANCES: dict[str, Callable[[Array], Array]] = {
-    "mse": np.square,
-    "l1": np.abs,
-    "huber": lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5),
-    "pseudo_huber": _pseudo_huber,
+def _of_pixels(distance: Callable[[Array], Array]) -> Callable[[Array, Array, NDArray], Array]:
+    """The mean over the pixels of each image; of an output with more channels the first ones count."""
+    return lambda output, target, label: distance(output[..., : target.shape[-1]] - target).mean(axis=(1, 2, 3))
+
+
+def log_softmax(logits: Array) -> Array:
+    """log p of each class, with shape (B, K)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+# Per image, of an output, its target and the class.
+_DISTANCES: dict[str, Callable[[Array, Array, NDArray], Array]] = {
+    "mse": _of_pixels(np.square),
+    "l1": _of_pixels(np.abs),
+    "huber": _of_pixels(lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5)),
+    "pseudo_huber": _of_pixels(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: -log_softmax(logits)[np.arange(len(label)), label],
 }
 
 
@@ -332,13 +366,13 @@ def losses_of(
         first = output_of(weights if held is None else held, None)[0][..., :channels]
         estimate = share * np.clip(c_skip * x + c_out * first, lowest, highest)
     output, statistics = output_of(weights, estimate)
-    residual = output[..., :channels] - target
-    still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
-    losses = batch.weight * _DISTANCES[distance](residual).mean(axis=(1, 2, 3))
+    losses = batch.weight * _DISTANCES[distance](output, target, batch.label)
     if program.uncertainty:
         uncertainty = output[..., -1].mean(axis=(1, 2))
         losses = np.exp(-uncertainty) * losses + uncertainty
     if batch.variational is not None:
+        residual = output[..., :channels] - target
+        still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
         losses = losses + _bound(batch, residual, still, output[..., channels : 2 * channels])
     return losses, statistics
 

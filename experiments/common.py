@@ -21,8 +21,8 @@ from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
 from diffusion_core.run import write_samples
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
-from diffusion_core.sampling.draw import check_labels, describe_labels, draw
-from diffusion_core.unet import NetworkSpec, make_spec
+from diffusion_core.sampling.draw import check_labels, describe_labels, draw, known_labels
+from diffusion_core.unet import NetworkSpec, Program, make_spec
 from diffusion_core.weights import Weights
 from experiments.entry import plain
 from experiments.progress import Counter
@@ -110,13 +110,18 @@ class Leaders:
 
     guide: Checkpoint | None = None
     guide_weights: str = "ema"
+    classifier: Checkpoint | None = None
+    classifier_weights: str = "ema"
 
     @staticmethod
     def of(cfg: DictConfig) -> Leaders:
         """Read those that a configuration names."""
-        guide = None if cfg.guide is None else load_checkpoint(cfg.guide)
-        check_which("guide_weights", cfg.guide_weights, len(guide.state.averages) if guide else 1)
-        return Leaders(guide, cfg.guide_weights)
+        found = []
+        for name in ("guide", "classifier"):
+            checkpoint, which = None if cfg[name] is None else load_checkpoint(cfg[name]), cfg[f"{name}_weights"]
+            check_which(f"{name}_weights", which, len(checkpoint.state.averages) if checkpoint else 1)
+            found += [checkpoint, which]
+        return Leaders(*found)
 
     def plan(self, problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
         """The plan of a sampler's configuration, which they fit."""
@@ -125,11 +130,22 @@ class Leaders:
             problem.check_guide(self.guide.problem, plan)
             if not np.any(plan.is_guided):
                 raise DuetError("guide: one was given, but nothing is guided; set sampler.guidance, for example to 2")
+        Steering(classifier=self.classifier and self.classifier.problem).check(plan)
+        if self.classifier is not None:
+            problem.check_classifier(self.classifier.problem, plan)
         return plan
+
+    @property
+    def classes(self) -> Program | None:
+        """The program whose classes samples are led to."""
+        return None if self.classifier is None else self.classifier.problem.program
 
     def steering(self, backend: Backend) -> Steering:
         """Build their networks."""
-        return Steering(guide=_network(backend, self.guide, self.guide_weights))
+        return Steering(
+            guide=_network(backend, self.guide, self.guide_weights),
+            classifier=_network(backend, self.classifier, self.classifier_weights),
+        )
 
 
 def _network(backend: Backend, checkpoint: Checkpoint | None, which: str) -> Network | None:
@@ -166,20 +182,21 @@ def check_which(key: str, which: str, averages: int) -> None:
         raise one_of(key, which, names)
 
 
-def check_sample(sample: DictConfig, problem: Problem, averages: int) -> None:
+def check_sample(sample: DictConfig, problem: Problem, averages: int, classifier: Program | None = None) -> None:
     """Refuse settings of sampling that do not fit the network, or a training with so many averages."""
-    sample_labels(sample.labels, sample.count, problem)
+    sample_labels(sample.labels, sample.count, problem, classifier)
     if sample.batch < 1:
         raise DuetError(f"sample.batch: {sample.batch} was given; it must be at least 1")
     check_which("sample.weights", sample.weights, averages)
 
 
-def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32]:
+def sample_labels(labels: Any, count: int, problem: Problem, classifier: Program | None = None) -> NDArray[np.int32]:
     """The class of each sample: one for all, a list that repeats, or every class in turn."""
-    program = problem.program
+    program, known = problem.program, known_labels(problem.program, classifier)
     if count < 1:
         raise DuetError(f"sample.count: {count} was given; it must be at least 1")
-    chosen = (program.labels or range(1)) if labels is None else labels
+    every = program.labels or (classifier.labels if classifier else range(1))
+    chosen = every if labels is None else labels
     chosen = list(chosen) if isinstance(chosen, (ListConfig, range)) else chosen
     try:
         chosen = np.atleast_1d(np.asarray(chosen))
@@ -188,8 +205,8 @@ def sample_labels(labels: Any, count: int, problem: Problem) -> NDArray[np.int32
         whole = False
     if not whole:
         raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
-    if labels is not None and (chosen.min() < 0 or chosen.max() > program.classes or not program.classes):
-        raise DuetError(f"sample.labels: {labels!r} was given; {describe_labels(program)}")
+    if labels is not None and not np.all(np.isin(chosen, known)):
+        raise DuetError(f"sample.labels: {labels!r} was given; {describe_labels(program, classifier)}")
     return np.resize(chosen, count).astype(np.int32)
 
 
@@ -209,7 +226,8 @@ def save_samples(
 
     Those two are called `denoising` and `generation`, with whatever follows "samples" in the name.
     """
-    labels = sample_labels(sample.labels, sample.count, problem)
+    classifier = steering.classifier.program if steering and steering.classifier else None
+    labels = sample_labels(sample.labels, sample.count, problem, classifier)
     white = problem.value_range
     frames: list[tuple[int, NDArray, NDArray]] = []
     shown = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()

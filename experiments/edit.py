@@ -79,7 +79,7 @@ class Given:
         if images.shape[1:] != problem.spec.image_shape:
             raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {problem.spec.image_shape}")
         if cfg.labels is not None:
-            return Sources(images, common.sample_labels(cfg.labels, len(images), problem))
+            return Sources(images, common.sample_labels(cfg.labels, len(images), problem, self.leaders.classes))
         if labels is None or not problem.program.classes:
             return Sources(images, np.full(len(images), problem.program.null_label or 0, np.int32))
         return Sources(images, labels)

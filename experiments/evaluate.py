@@ -9,6 +9,7 @@ Each group of metrics is chosen and configured by itself, and `none` leaves it o
 
     likelihood    bits per dimension, see `experiments.evaluation.likelihood`
     frechet       the Fréchet distance of samples to the data, see `experiments.evaluation.frechet`
+    accuracy      of a classifier at each level of noise, see `experiments.evaluation.accuracy`
 
 `evaluation.json` has the numbers of each under its name, with the protocol that they were measured by.
 """
@@ -25,7 +26,7 @@ from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json
 from experiments.entry import entry, plain
-from experiments.evaluation import frechet, likelihood
+from experiments.evaluation import accuracy, frechet, likelihood
 from experiments.evaluation.given import Given, Measure
 
 __all__ = ["METRICS"]
@@ -34,6 +35,7 @@ __all__ = ["METRICS"]
 METRICS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
     "likelihood": likelihood.METHODS,
     "frechet": frechet.METHODS,
+    "accuracy": accuracy.METHODS,
 }
 
 

@@ -6,7 +6,9 @@
     python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
 
 A checkpoint says itself what network and process it is of. A `guide` is the checkpoint of a weaker network of the same
-process, which guided rows lead away from: an earlier one of the run, or of a smaller network.
+process, which guided rows lead away from: an earlier one of the run, or of a smaller network. A `classifier` is the
+checkpoint of one that was trained on the same process; sampler.classifier=1 leads to its class, be the network told it
+or not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     found = load_checkpoint(cfg.checkpoint)
     leaders = Leaders.of(cfg)
     plan = leaders.plan(found.problem, plain(cfg.sampler))
-    check_sample(cfg.sample, found.problem, len(found.state.averages))
+    check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
         raise DuetError(f"out: {out} holds samples already; give another directory")

@@ -150,6 +150,8 @@ class LeaderSchema:
 
     guide: str | None = None
     guide_weights: str = "ema"
+    classifier: str | None = None
+    classifier_weights: str = "ema"
 
 
 @dataclass
@@ -199,6 +201,7 @@ class EvaluateSchema:
     samples: str | None = None
     likelihood: dict[str, Any] = field(default_factory=dict)
     frechet: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -66,12 +66,14 @@ def main(cfg: DictConfig) -> float:
     )
     trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
     result = _train(cfg, experiment, backend, trainer, run, start)
-    result |= _sample(cfg, experiment, backend, trainer, run, judge)
+    if experiment.plan is not None:
+        result |= _sample(cfg, experiment, backend, trainer, run, judge)
     run.close()
     result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(directory / "result.json", result)
     speed = f"{result['images_per_second']:,.0f} images/s"
-    print(f"trained in {result['train_seconds']:.1f} s, {speed}; samples: {directory / 'samples'}")
+    made = f"samples: {directory / 'samples'}" if experiment.plan is not None else f"classifier: {directory}"
+    print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
     return result["objective"]
 
 
@@ -80,7 +82,7 @@ class Experiment:
     """What a configuration describes, as objects of the core."""
 
     problem: Problem
-    plan: SamplerPlan
+    plan: SamplerPlan | None  # a classifier is not sampled
     objective: Objective
     loader: Loader
     adam: Adam
@@ -92,7 +94,8 @@ class Experiment:
     def of(cfg: DictConfig) -> Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
         problem = common.problem_of(cfg)
-        plan = common.plan_of(problem, plain(cfg.sampler))
+        problem.check_distance(cfg.process.distance)
+        plan = None if problem.classifies else common.plan_of(problem, plain(cfg.sampler))
         ema = make_ema(**plain(cfg.ema))
         common.check_sample(cfg.sample, problem, len(ema.profiles))
         program, process = problem.program, cfg.process
@@ -217,7 +220,7 @@ def _train(
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
         def sample(images_seen: int) -> None:
-            if images_seen < course.images:
+            if images_seen < course.images and experiment.plan is not None:
                 network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
                 name = f"samples-{images_seen:012d}"
                 images = common.save_samples(

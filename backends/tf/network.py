@@ -259,6 +259,11 @@ class Resample(Module):
         return tf.einsum("Hh,bhWc->bHWc", rows, tf.einsum("bhwc,Ww->bhWc", x, columns))
 
 
+class Mean(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(x, axis=[1, 2])
+
+
 class Flatten(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         return rearrange(x, "b h w c -> b (h w c)")
@@ -368,5 +373,5 @@ def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weigh
 
 
 def to_host(images: tf.Tensor) -> NDArray:
-    """Images as an array b h w c, copied."""
+    """Images as an array b h w c, or vectors, copied."""
     return images.numpy()

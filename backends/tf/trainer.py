@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -32,11 +32,18 @@ def _pseudo_huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return square / (tf.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
 
 
+def _of_pixels(distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """The mean over the pixels of each image; of an output with more channels the first ones count."""
+    return lambda output, target, label: tf.reduce_mean(distance(output[..., : target.shape[-1]], target), [1, 2, 3])
+
+
+# Per image, of an output, its target and the class.
 _DISTANCES = {
-    "mse": tf.math.squared_difference,
-    "l1": lambda a, b: tf.abs(a - b),
-    "huber": _huber,
-    "pseudo_huber": _pseudo_huber,
+    "mse": _of_pixels(tf.math.squared_difference),
+    "l1": _of_pixels(lambda a, b: tf.abs(a - b)),
+    "huber": _of_pixels(_huber),
+    "pseudo_huber": _of_pixels(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits),
 }
 
 
@@ -142,13 +149,12 @@ class Trainer:
         x, target = _noised(b)
         channels = x.shape[-1]
         output, statistics = self._output(b, x, self._estimate(b, x))
-        wanted = output[..., :channels]
-        losses = b.weight * tf.reduce_mean(self.distance(wanted, target), axis=[1, 2, 3])
+        losses = b.weight * self.distance(output, target, b.label)
         if self.program.uncertainty:
             uncertainty = tf.reduce_mean(output[..., -1], axis=[1, 2])
             losses = tf.exp(-uncertainty) * losses + uncertainty
         if b.variational is not None:
-            losses = losses + _bound(b, wanted - target, output[..., channels : 2 * channels])
+            losses = losses + _bound(b, output[..., :channels] - target, output[..., channels : 2 * channels])
         return tf.reduce_mean(b.importance * losses), losses, statistics
 
     def _loss_and_gradients(self, b: _Tensors) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:

@@ -208,6 +208,11 @@ class Resample(Module):
         return rows @ x @ columns.mT
 
 
+class Mean(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class Flatten(Module):
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(x, "b c h w -> b (h w c)")
@@ -317,5 +322,5 @@ def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:
 
 
 def to_host(images: Tensor) -> NDArray:
-    """Images b c h w as an array b h w c, copied: on the CPU the tensor's own memory would be handed out."""
-    return np.array(images.permute(0, 2, 3, 1).cpu().numpy(), order="C")
+    """Images b c h w as an array b h w c, or vectors; copied: on the CPU the tensor's own memory would go out."""
+    return np.array((images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().numpy(), order="C")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
@@ -28,11 +28,18 @@ def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     return square / (torch.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
 
 
+def _of_pixels(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The mean over the pixels of each image; of an output with more channels the first ones count."""
+    return lambda output, target, label: distance(output[:, : target.shape[1]], target).mean(dim=(1, 2, 3))
+
+
+# Per image, of an output, its target and the class.
 _DISTANCES = {
-    "mse": lambda a, b: F.mse_loss(a, b, reduction="none"),
-    "l1": lambda a, b: F.l1_loss(a, b, reduction="none"),
-    "huber": lambda a, b: F.huber_loss(a, b, reduction="none"),
-    "pseudo_huber": _pseudo_huber,
+    "mse": _of_pixels(lambda a, b: F.mse_loss(a, b, reduction="none")),
+    "l1": _of_pixels(lambda a, b: F.l1_loss(a, b, reduction="none")),
+    "huber": _of_pixels(lambda a, b: F.huber_loss(a, b, reduction="none")),
+    "pseudo_huber": _of_pixels(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: F.cross_entropy(logits, label, reduction="none"),
 }
 
 
@@ -149,13 +156,12 @@ class Trainer:
         x, target = _noised(b)
         channels = x.shape[1]
         output, statistics = self._output(b, x, self._estimate(b, x))
-        wanted = output[:, :channels]
-        losses = b.weight * self.distance(wanted, target).mean(dim=(1, 2, 3))
+        losses = b.weight * self.distance(output, target, b.label)
         if self.program.uncertainty:
             uncertainty = output[:, -1].mean(dim=(1, 2))
             losses = torch.exp(-uncertainty) * losses + uncertainty
         if b.variational is not None:
-            losses = losses + _bound(b, wanted - target, output[:, channels : 2 * channels])
+            losses = losses + _bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
         return (b.importance * losses).mean(), losses, statistics
 
     def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:

@@ -20,7 +20,7 @@ from diffusion_core.sampling.edit import Edit
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet.program import Program
 
-__all__ = ["check_labels", "describe_labels", "draw", "noise_source", "start_noise"]
+__all__ = ["check_labels", "describe_labels", "draw", "known_labels", "noise_source", "start_noise"]
 
 
 def start_noise(plan: SamplerPlan, seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NDArray:
@@ -45,24 +45,42 @@ def known_source(plan: SamplerPlan, pictures: NDArray, seed: int, index: NDArray
     return known
 
 
-def check_labels(labels: ArrayLike, program: Program, plan: SamplerPlan, has_guide: bool = False) -> NDArray[np.int32]:
+def check_labels(
+    labels: ArrayLike,
+    program: Program,
+    plan: SamplerPlan,
+    has_guide: bool = False,
+    classifier: Program | None = None,
+) -> NDArray[np.int32]:
     """The network's labels as int32, or an error that says which there are.
 
-    Guidance leads away from no class, unless there is another network that it leads away from.
+    Guidance leads away from no class, unless there is another network that it leads away from. A classifier leads to a
+    class, so that each label must be of one: the network's, or the classifier's own where the network knows none.
     """
     labels = np.asarray(labels)
-    if program.null_label is None:
-        if np.any(plan.is_guided) and not has_guide:
-            raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
+    if np.any(plan.is_guided) and program.null_label is None and not has_guide:
+        raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
+    if program.null_label is None and classifier is None:
         return np.zeros(labels.shape, np.int32)
-    if labels.size and (labels.min() < 0 or labels.max() > program.classes):
-        wrong = labels[(labels < 0) | (labels > program.classes)][0]
-        raise DuetError(f"label {wrong}: {describe_labels(program)}")
+    known = known_labels(program, classifier)
+    wrong = labels[~np.isin(labels, known)]
+    if wrong.size:
+        raise DuetError(f"label {wrong[0]}: {describe_labels(program, classifier)}")
     return labels.astype(np.int32)
 
 
-def describe_labels(program: Program) -> str:
-    """Which labels a network knows, for people."""
+def known_labels(program: Program, classifier: Program | None = None) -> list[int]:
+    """The labels that samples may have, rising; empty where nothing knows classes."""
+    if classifier is not None:
+        return list(program.labels or classifier.labels)
+    return list(range(program.classes + 1)) if program.null_label is not None else []
+
+
+def describe_labels(program: Program, classifier: Program | None = None) -> str:
+    """Which labels there are, for people."""
+    if classifier is not None:
+        known = known_labels(program, classifier)
+        return f"the classifier leads to classes {known[0]}..{known[-1]}"
     if not program.classes:
         return "the network has no classes"
     first, last = program.labels[0], program.labels[-1]
@@ -100,7 +118,8 @@ def draw(
         DuetError: for labels that the network does not have, or another number of them than the edit has samples.
     """
     steering = steering or Steering()
-    labels = check_labels(labels, network.program, plan, has_guide=steering.guide is not None)
+    classifier = None if steering.classifier is None else steering.classifier.program
+    labels = check_labels(labels, network.program, plan, steering.guide is not None, classifier)
     dtype = backend.settings.host_dtype
     if edit is not None and len(edit.index) != len(labels):
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")

@@ -8,6 +8,7 @@ from typing import Any
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.unet import standard as _standard  # noqa: F401  registers the lowering of UNetSpec
 from diffusion_core.unet.builder import NetworkSpec, lower, with_uncertainty
+from diffusion_core.unet.classifier import ClassifierSpec
 from diffusion_core.unet.double_conv import DoubleConvSpec
 from diffusion_core.unet.plain import PlainSpec
 from diffusion_core.unet.program import Node, Program, Training
@@ -17,6 +18,7 @@ from diffusion_core.unet.spec import UNetSpec
 
 __all__ = [
     "ARCHITECTURES",
+    "ClassifierSpec",
     "DoubleConvSpec",
     "NetworkSpec",
     "Node",
@@ -38,6 +40,7 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "simple": SimpleSpec,
     "sixteen_step": SixteenStepSpec,
     "plain": PlainSpec,
+    "classifier": ClassifierSpec,
 }
 
 

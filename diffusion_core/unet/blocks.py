@@ -26,6 +26,7 @@ Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of Py
     Upsample       every pixel twice in both directions
     AvgPool        mean of 2 x 2 pixels
     MaxPool        largest of 2 x 2 pixels
+    Mean           mean of all pixels, a vector
     Resample       twice or half the size, by one small matrix along each side
     Flatten        an image as a vector in the order h w c
     Unflatten      its inverse
@@ -66,6 +67,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MaxPool",
+    "Mean",
     "Modulate",
     "Multiply",
     "Number",
@@ -461,6 +463,11 @@ def _resampling(rule: str, taps: tuple[float, ...], padding: int, size: int) -> 
 
 
 @dataclass(frozen=True)
+class Mean(Kind):
+    """The mean of all pixels, per channel: an image as a vector."""
+
+
+@dataclass(frozen=True)
 class Flatten(Kind):
     """An image as a vector in the order h w c."""
 
@@ -478,6 +485,6 @@ KINDS: dict[str, type] = {
     for kind in (
         Sinusoid, Fourier, Number, Embedding, Linear, Conv, ConvTranspose, GroupNorm, LayerNorm, BatchNorm,
         SiLU, ReLU, GELU, Sigmoid, Attention, Dropout, Add, Multiply, Modulate, Concat,
-        Upsample, AvgPool, MaxPool, Resample, Flatten, Unflatten,
+        Upsample, AvgPool, MaxPool, Mean, Resample, Flatten, Unflatten,
     )
 }  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
+from typing import ClassVar
 
 from diffusion_core.errors import DuetError
 from diffusion_core.unet.blocks import Block, Concat, Conv, Fourier, Linear
@@ -32,6 +33,9 @@ class NetworkSpec:
         num_classes: classes; 0 for a network without.
         self_conditioning: whether the first layer is given an estimate of the image beside the image.
     """
+
+    # Whether the output is logits of the classes, and no prediction of an image.
+    classifies: ClassVar[bool] = False
 
     image_size: int
     in_channels: int = 3

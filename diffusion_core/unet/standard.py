@@ -29,13 +29,15 @@ from diffusion_core.unet.builder import Builder, lower
 from diffusion_core.unet.program import Program
 from diffusion_core.unet.spec import UNetSpec
 
+__all__ = ["UNetBuilder"]
+
 
 @lower.register
 def _(spec: UNetSpec) -> Program:
-    return _Lowering(spec).build()
+    return UNetBuilder(spec).build()
 
 
-class _Lowering(Builder):
+class UNetBuilder(Builder):
     """Each method adds one part of the network and gives the name of its value."""
 
     def __init__(self, spec: UNetSpec) -> None:
@@ -43,26 +45,12 @@ class _Lowering(Builder):
         self.dropouts = 0
 
     def build(self) -> Program:
+        """The whole network."""
         spec = self.spec
         self.embedded = self.embedding()
-        x = self.conv("conv_in", self.image(), spec.channels)
-        skips, image = [x], "x"
-        size = spec.image_size
-        for level, multiplier in enumerate(spec.multipliers):
-            attend = size in spec.attention_sizes
-            for i in range(spec.blocks_per_level):
-                x = self.stage(f"down.{level}.{i}", x, spec.channels * multiplier, attend)
-                skips.append(x)
-            if level < len(spec.multipliers) - 1:
-                x = self.downsample(f"down.{level}.down", x)
-                if spec.encoder == "residual":
-                    x = image = self.filtered_image(f"down.{level}.image", image, x)
-                skips.append(x)
-                size //= 2
-        x = self.residual("mid.block0", x, self.widths[x])
-        if spec.middle_attention:
-            x = self.attention("mid.attn", x)
-        x = self.residual("mid.block1", x, self.widths[x])
+        x, skips = self.encoder()
+        x = self.middle(x)
+        size = spec.image_size // 2 ** (len(spec.multipliers) - 1)
         for level, multiplier in reversed(list(enumerate(spec.multipliers))):
             for i in range(spec.blocks_per_level + 1):
                 x = self.concat(f"up.{level}.{i}.concat", x, skips.pop())
@@ -77,12 +65,37 @@ class _Lowering(Builder):
         self.conv("out.conv", x, spec.out_channels, scale=self.last)
         return self.program(spec.num_classes or None, spec.num_classes)
 
+    def encoder(self) -> tuple[str, list[str]]:
+        """The way down: its last value, and every one that the way up reads, the last one among them."""
+        spec = self.spec
+        x = self.conv("conv_in", self.image(), spec.channels)
+        skips, image = [x], "x"
+        for level, multiplier in enumerate(spec.multipliers):
+            attend = spec.image_size // 2**level in spec.attention_sizes
+            for i in range(spec.blocks_per_level):
+                x = self.stage(f"down.{level}.{i}", x, spec.channels * multiplier, attend)
+                skips.append(x)
+            if level < len(spec.multipliers) - 1:
+                x = self.downsample(f"down.{level}.down", x)
+                if spec.encoder == "residual":
+                    x = image = self.filtered_image(f"down.{level}.image", image, x)
+                skips.append(x)
+        return x, skips
+
+    def middle(self, x: str) -> str:
+        """Block, attention, block."""
+        x = self.residual("mid.block0", x, self.widths[x])
+        if self.spec.middle_attention:
+            x = self.attention("mid.attn", x)
+        return self.residual("mid.block1", x, self.widths[x])
+
     @property
     def last(self) -> float:
         """Variance scale of a layer that ends a residual branch."""
         return 0.0 if self.spec.zero_init else 1.0
 
     def embedding(self) -> str:
+        """The vector of the level, the class and the features."""
         spec, width = self.spec, 4 * self.spec.channels
         features = spec.channels * spec.embedding_multiplier
         if spec.embedding == "fourier":
@@ -159,6 +172,7 @@ class _Lowering(Builder):
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
 
     def downsample(self, name: str, x: str) -> str:
+        """Half the size."""
         width = self.widths[x]
         if self.spec.down == "block":
             return self.residual(name, x, width, self.resampling("down", AvgPool()))
@@ -168,6 +182,7 @@ class _Lowering(Builder):
         return self.conv(f"{name}.conv", x, width, stride=2, padding=(before, after, before, after))
 
     def upsample(self, name: str, x: str) -> str:
+        """Twice the size."""
         width = self.widths[x]
         if self.spec.up == "block":
             return self.residual(name, x, width, self.resampling("up", Upsample()))
@@ -188,9 +203,11 @@ class _Lowering(Builder):
         return self.add(f"{name}.sum", Add(self.spec.skip_scale), x, image)
 
     def norm(self, name: str, x: str) -> str:
+        """GroupNorm."""
         width = self.widths[x]
         groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
         return self.add(name, GroupNorm(width, groups, self.spec.norm_eps), x)
 
     def act(self, name: str, x: str) -> str:
+        """SiLU."""
         return self.add(name, SiLU(), x)

@@ -1,0 +1,57 @@
+"""How often a classifier is right at each level of noise: the group `accuracy` of `experiments.evaluate`.
+
+none      not measured
+levels    at levels of equal distance, from the cleanest to the noisiest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_core.data import from_uint8
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.accuracy import accuracies
+from experiments import common
+from experiments.evaluation.given import Given, Measure, Measured, Row
+from experiments.progress import Counter
+
+__all__ = ["METHODS"]
+
+
+def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
+    """The accuracy at so many levels, on every picture of the data set.
+
+    Args:
+        given: the checkpoint and the data.
+        count: of levels, at least 2.
+        batch: pictures at once.
+    """
+    problem, dataset = given.checkpoint.problem, given.dataset
+    if not problem.classifies:
+        raise DuetError("accuracy: the checkpoint is of a network that is no classifier")
+    common.check_data(dataset, problem.spec)
+    for name, value, least in (("count", count, 2), ("batch", batch, 1)):
+        if value < least:
+            raise DuetError(f"accuracy.{name}: {value} was given; it must be at least {least}")
+    span = problem.process.schedule.span
+    levels = np.linspace(*span, count)
+    levels = levels.round() if problem.process.schedule.is_table else levels
+
+    def measure(out: Path) -> Measured:
+        dtype = given.backend.settings.host_dtype
+        images = from_uint8(dataset.images, dtype, problem.value_range)
+        with Counter("accuracy", count * len(images), unit="evaluations") as progress:
+            found = accuracies(
+                given.network.forward, problem.process, images, dataset.labels, levels, given.seed, batch, progress
+            )
+        facts = {"levels": levels.tolist(), "accuracy": found.tolist(), "seed": given.seed, "data": given.data_facts()}
+        rows = tuple(Row(f"accuracy at t = {t:g}", float(share)) for t, share in zip(levels, found, strict=True))
+        return Measured(facts | given.checkpoint_facts(), rows)
+
+    return measure
+
+
+METHODS: Mapping[str, Callable[..., Measure]] = {"levels": _levels}
