@@ -20,6 +20,7 @@ from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
 from diffusion_core.schedule import cosine, linear
 from diffusion_core.training import make_batch
 from diffusion_core.unet import (
+    ClassifierSpec,
     DoubleConvSpec,
     NetworkSpec,
     Node,
@@ -48,6 +49,7 @@ from diffusion_core.unet.blocks import (
     LayerNorm,
     Linear,
     MaxPool,
+    Mean,
     Modulate,
     Multiply,
     Number,
@@ -63,6 +65,7 @@ from diffusion_core.weights import Weights, initial_weights
 
 __all__ = [
     "BLOCKS",
+    "CLASSIFIER",
     "FEW_LEVELS",
     "FEW_NETWORKS",
     "FEW_PLANS",
@@ -227,6 +230,14 @@ BLOCKS: tuple[BlockCase, ...] = (
     _image("Resample down with a filter", Resample("down", _FIR, 1), Upsample()),
     _image("Resample down, widened before", Resample("down", _FIR), Upsample(), _conv(8, 8, 3, 1, (2, 2, 2, 2)),
            size=10),
+    BlockCase(
+        "Mean",
+        (
+            Node("pre", _point(8, 8), ("x",)),
+            Node("block", Mean(), ("pre",)),
+            Node("join", Multiply(), ("pre", "block")),
+        ),
+    ),
     _image("Flatten, Unflatten", Flatten(), Linear(512, 128, True, 1.0), Unflatten(4, 4), Upsample()),
 )  # fmt: skip
 
@@ -248,13 +259,18 @@ class LossCase:
     size: int = 12
 
     @property
+    def classes(self) -> int:
+        """How many classes a classifier tells; 0 of any other network."""
+        return self.options.get("classes", 0)
+
+    @property
     def objective(self) -> Objective:
         """What makes the batch."""
         return Objective(Process(cosine(4), self.prediction), SEED, **self.options)
 
     @property
     def program(self) -> Program:
-        """Two convolutions, with running statistics between, where a first pass must leave no trace."""
+        """Two convolutions, with running statistics between, where a first pass must leave no trace; then logits."""
         given, outputs = (4 if self.objective.self_conditioned else 2), (2 if self.objective.variational is None else 4)
         nodes = [
             Node("conv0", _conv(given, 6, 3, 1, (1, 1, 1, 1), bias=False), ("with_estimate" if given == 4 else "x",)),
@@ -263,7 +279,10 @@ class LossCase:
         ]
         if given == 4:
             nodes.insert(0, Node("with_estimate", Concat(), ("x", "estimate")))
-        program = Program(tuple(nodes))
+        if self.classes:
+            nodes.append(Node("mean", Mean(), ("conv1",)))
+            nodes.append(Node("dense", Linear(outputs, self.classes, True, 1.0), ("mean",)))
+        program = Program(tuple(nodes), classes=self.classes)
         return with_uncertainty(program, 0.5, 8) if self.objective.uncertainty else program
 
     @property
@@ -273,7 +292,7 @@ class LossCase:
         drawn = Stream(SEED, "parity/bytes").uniform(index, 32).reshape(self.size, 4, 4, 2)
         images = from_uint8(np.clip(400 * drawn - 72, 0, 255).astype(np.uint8), np.float64)
         c_in, weight, importance = Stream(SEED, "parity/columns").uniform(index, 3).T + 0.5
-        batch = self.objective.batch(images, np.zeros(self.size, int), index, np.float64)
+        batch = self.objective.batch(images, index % max(self.classes, 1), index, np.float64)
         return replace(batch, c_in=c_in, weight=weight * batch.weight, importance=importance)
 
 
@@ -281,6 +300,7 @@ class LossCase:
 LOSSES: tuple[LossCase, ...] = (
     LossCase("hybrid of eps", "eps", {"variance": "learned_range", "bound_weight": 0.2}),
     LossCase("bound alone of x_0", "x0", {"variance": "learned", "bound": "vlb"}),
+    LossCase("classifier", "eps", {"distance": "cross_entropy", "classes": 5}),
     LossCase("uncertain huber", "v", {"uncertainty": True, "distance": "huber"}),
     LossCase(
         "hybrid of v, uncertain and self-conditioned", "v",
@@ -334,6 +354,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "plain": PlainSpec(16, channels=(4, 8, 16), bottleneck=32, time_scale=1e-3),
 }  # fmt: skip
 
+# Of the classes of the network that is trained and sampled.
+CLASSIFIER = ClassifierSpec(8, 1, 10, 8, (1, 2), 1, (4,), heads=2, norm_groups=4, num_classes=10, zero_init=False)
+
 # For those who cannot wait for all: the one whose parts the others have too.
 FEW_NETWORKS = ("time added, strided",)
 
@@ -376,8 +399,8 @@ FEW_LEVELS = Process(linear(20, 1e-3, 0.4), "v", 50.0)
 # and rounding with it. A network with twice the channels of its image is sampled with a variance of its own too.
 SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5)
 LEARNED = make_plan(_PROCESS, "ddpm", steps=4, variance="learned_range")
-# Led away from a second network, over a known half: all that steering has but a classifier.
-STEERED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance=2.5, rescale=0.7, threshold=0.9)
+# Led away from a second network and to the class of a third, over a known half: all that steering has.
+STEERED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance=2.5, rescale=0.7, threshold=0.9, classifier=0.5)
 
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),
@@ -443,7 +466,7 @@ def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) ->
     images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
     labels = Stream(SEED, "parity/label").integers(index, max(program.classes, 1))
     objective = Objective(
-        _PROCESS, SEED, null_label=program.null_label, drop_label=0.3 if program.classes else 0.0,
+        _PROCESS, SEED, null_label=program.null_label, drop_label=0.0 if program.null_label is None else 0.3,
         classes=program.classes,
     )  # fmt: skip
     c_in, weight = Stream(SEED, "parity/columns").uniform(index, 2).T + 0.5

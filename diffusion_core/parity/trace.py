@@ -354,7 +354,7 @@ def sampler_update(
 
 
 def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
-    """Rung 6: sampling that is led by a weaker network, over a picture that is known in part."""
+    """Rungs 3 and 6: a classifier; sampling that is led by it and by a weaker network, over a picture known in part."""
     program, plan, dtype = cases.PARITY.program, cases.STEERED, backend.settings.host_dtype
     weights, weaker = (
         {name: value.astype(dtype) for name, value in cases.scattered_weights(program, gain).items()}
@@ -367,11 +367,15 @@ def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
     def known(row: int) -> NDArray:
         return stream.normal(np.arange(count), shape, row, dtype)
 
-    steering = Steering(guide=backend.network(program, weaker), mask=mask, known=known)
+    telling = lower(cases.CLASSIFIER)
+    logits = {name: value.astype(dtype) for name, value in cases.scattered_weights(telling).items()}
+    classifier, batch = backend.network(telling, logits), cases.cast(cases.noise_batch(telling, shape), dtype)
+    trace.judge(3, "classifier", "network", forward_error(backend, telling, logits, batch, network=classifier))
+    steering = Steering(guide=backend.network(program, weaker), classifier=classifier, mask=mask, known=known)
     got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, steering)
     wanted = reference.sample(
-        program, weights, plan, start, label, noise, guide=partial(reference.forward, program, weaker), mask=mask,
-        known=known,
+        program, weights, plan, start, label, noise, guide=partial(reference.forward, program, weaker),
+        slope=partial(reference.slope, telling, logits), mask=mask, known=known,
     )  # fmt: skip
     trace.judge(6, "steered", "sampling", np.abs(got - wanted).max())
 

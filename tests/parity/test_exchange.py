@@ -20,7 +20,7 @@ LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in
 OWN = {
     1: 2 * 6 + 4 * LOSSES,
     2: BLOCKS + 3 * 4 + 3 * 2,
-    3: NETWORKS + GIVEN,
+    3: NETWORKS + GIVEN + 1,
     4: 2,
     5: 8,
     6: GIVEN + SHORT + NETWORKS + 3,

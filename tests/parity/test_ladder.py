@@ -119,8 +119,10 @@ def test_rung_6_short_trajectories(climb, precision, name):
 
 
 @BOTH
-def test_rung_6_steered(climb, precision):
-    assert_passed(climb(trace.steered, precision)["steered"])
+def test_rungs_3_and_6_steered(climb, precision):
+    checks = climb(trace.steered, precision)
+    assert_passed(checks["classifier"])
+    assert_passed(checks["steered"])
 
 
 @BOTH

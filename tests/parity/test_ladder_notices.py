@@ -1092,6 +1092,17 @@ def told_steering(**changes: Any) -> dict[str, Callable]:
 
 STEERING_FAULTS: dict[str, dict[str, Callable]] = {
     "no class for the guide": told_steering(guide=None),
+    "no classifier": {
+        "sample": lambda net, plan, *given: (
+            net,
+            replace(plan, classifier=None),
+            *given[:-1],
+            replace(given[-1], classifier=None),
+        )
+    },
+    "climbed a little less": told_plan(lambda p: {"classifier": 0.9999 * p.classifier}),
+    "climbed away": told_plan(lambda p: {"classifier": -p.classifier}),
+    "sigma for sigma^2": told_plan(lambda p: {"classifier": p.classifier / p.sigma[:-1]}),
     "nothing known": told_steering(mask=None, known=None),
     "the other half known": {"sample": lambda *given: (*given[:-1], replace(given[-1], mask=1 - given[-1].mask))},
     "known at the level after": {
