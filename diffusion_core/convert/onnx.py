@@ -250,6 +250,10 @@ def _pool(kind: str, g: Graph, b: blocks.AvgPool | blocks.MaxPool, x: Value) -> 
     return Value(y, (x.shape[0], *(size // b.factor for size in x.shape[1:])))
 
 
+def _mean(g: Graph, b: blocks.Mean, x: Value) -> Value:
+    return Value(_reshape(g, g.add("GlobalAveragePool", x), x.shape[0]), (x.shape[0],))
+
+
 def _resample(g: Graph, b: blocks.Resample, x: Value) -> Value:
     rows, columns = (b.matrix(size).astype(np.float32) for size in x.shape[1:])
     y = g.add("MatMul", rows, g.add("MatMul", x, columns.T))
@@ -292,6 +296,7 @@ EMITTERS: dict[str, Callable[..., Value]] = {
     "AvgPool": partial(_pool, "AveragePool"),
     "MaxPool": partial(_pool, "MaxPool"),
     "Resample": _resample,
+    "Mean": _mean,
     "Flatten": _flatten,
     "Unflatten": _unflatten,
 }

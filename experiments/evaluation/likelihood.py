@@ -180,6 +180,7 @@ def _pictures(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Which pictures of the data set are measured, in rising order, and the network's label of each."""
     problem, dataset = given.checkpoint.problem, given.dataset
+    problem.check_generates()
     program = problem.program
     common.check_data(dataset, problem.spec)
     if count is not None and not 1 <= count <= len(dataset):

@@ -37,6 +37,7 @@ from diffusion_core.unet.blocks import (
     LayerNorm,
     Linear,
     MaxPool,
+    Mean,
     Modulate,
     Multiply,
     Number,
@@ -475,6 +476,10 @@ def test_flatten_goes_row_by_row_and_pixel_by_pixel():
     for n, y, x, c in np.ndindex(2, 3, 4, 6):
         assert flat[n, (y * 4 + x) * 6 + c] == X[n, y, x, c]
     np.testing.assert_array_equal(apply(Unflatten(3, 4), flat), X[:, :3])
+
+
+def test_the_mean_is_that_of_each_channel():
+    np.testing.assert_allclose(apply(Mean(), X[:, :3]), X[:, :3].reshape(2, 12, 6).sum(axis=1) / 12, rtol=1e-12)
 
 
 def test_there_is_a_function_for_every_kind():
