@@ -284,7 +284,9 @@ def test_the_small_variance_is_too_small_for_resampling():
 def test_the_executor_paints_as_the_moments_say(monkeypatch):
     count, plan = 4000, resampled(ancestral(20), 2, 3)
 
-    def exact_eps(program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
+    def exact_eps(
+        program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray, **_
+    ) -> np.ndarray:
         alpha, sigma = PROCESS.schedule(t[0])
         estimate = MEAN + (x[:, 0, :, 0] - alpha * MEAN) @ gain(alpha, sigma).T
         return (x - alpha * estimate[:, None, :, None]) / sigma

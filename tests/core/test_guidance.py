@@ -84,7 +84,7 @@ def test_weight_0_is_without_the_class_and_weight_1_needs_one_evaluation(monkeyp
     np.testing.assert_allclose(sampled(PLAN.with_guidance(0.0)), sampled(PLAN, NOTHING), rtol=0, atol=1e-12)
     assert np.abs(sampled(PLAN, NOTHING) - sampled(PLAN)).max() > 0.1
     evaluations, forward = [], reference.forward
-    monkeypatch.setattr(reference, "forward", lambda *given: evaluations.append(1) or forward(*given))
+    monkeypatch.setattr(reference, "forward", lambda *given, **more: evaluations.append(1) or forward(*given, **more))
     for weights, count in ((1.0, 4), ([2.0, 1.0, 1.0, 0.0], 6)):
         evaluations.clear()
         sampled(PLAN.with_guidance(weights))
@@ -126,7 +126,7 @@ DOTS = np.linspace(-2, 2, 16).reshape(1, 4, 4, 1)
 
 
 def exactly(data: dict[int, Mixture]) -> Callable[..., np.ndarray]:
-    def forward(program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
+    def forward(program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray, **_) -> np.ndarray:
         alpha, sigma = PROCESS.schedule(t[0])
         return (x - alpha * data[int(label[0])].denoised(x, alpha, sigma)) / sigma
 
