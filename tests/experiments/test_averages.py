@@ -1,0 +1,153 @@
+"""Averages as a person meets them: trained with by configuration, stored, resumed, remade and sampled from."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_core.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.ema import Power
+from diffusion_core.run import read_metrics, read_samples
+from diffusion_core.snapshots import find_snapshots
+from diffusion_core.weights import Weights
+
+# The smallest network that there is, on eight images of 8x8, for 32 updates of 4 images.
+SMALL = [
+    *("experiment=plain", "model.image_size=8", "model.channels=[4]", "model.bottleneck=8", "data.options.size=8"),
+    *("data.options.count=8", "process.schedule.T=6", "+process.schedule.beta_start=0.05"),
+    *("+process.schedule.beta_end=0.6", "trainer.images=128", "trainer.batch=4", "trainer.log_images=4"),
+    *("trainer.checkpoint_images=64", "trainer.keep_checkpoints=null", "trainer.sample_images=0", "lr.peak=0.01"),
+    *("sample.count=2", "sample.batch=2", "backend.threads=1", "backend.device=cpu", "precision=float64"),
+]
+THIRD = "ema.beside=[{name: power, sigma_rel: 0.1}, {name: power, sigma_rel: 0.07}]"
+KEPT = ["ema=post_hoc", THIRD, "ema.snapshot_images=16"]
+HALF = f"checkpoints/{64:012d}"
+
+
+def start(module: str, *given: str) -> str:
+    """Run an entry point in this process; gives what it printed, to standard error where it was refused."""
+    main = importlib.import_module(f"experiments.{module}").main
+    out, errors = io.StringIO(), io.StringIO()
+    GlobalHydra.instance().clear()
+    with (
+        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            main()
+        except SystemExit as left:
+            assert left.code == 2
+            return errors.getvalue()
+    return out.getvalue()
+
+
+def train(directory: Path, backend: str, *words: str) -> str:
+    return start("train", f"backend={backend}", f"hydra.run.dir={directory}", *SMALL, *words)
+
+
+def apart(a: Weights, b: Weights) -> float:
+    return max(float(np.abs(a[name] - b[name]).max()) for name in b)
+
+
+@pytest.fixture(scope="module")
+def finished(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stored three averages."""
+    directory = tmp_path_factory.mktemp("averages") / "run"
+    train(directory, backend_name, *KEPT)
+    return directory
+
+
+@pytest.mark.backend
+def test_a_run_keeps_its_averages_and_stores_them(finished):
+    found = find_snapshots(finished)
+    assert [(one.images_seen, one.profile) for one in found] == [
+        (n, Power(sigma_rel)) for n in range(16, 129, 16) for sigma_rel in (0.05, 0.1, 0.07)
+    ]
+    checkpoint = load_checkpoint(finished)
+    for i in range(3):
+        assert apart(found[i - 3].weights(), checkpoint.state.averages[i]) == 0
+    gamma = Power(0.05).gamma
+    logged = [line["ema_decay"] for line in read_metrics(finished / "metrics.jsonl")]
+    np.testing.assert_allclose(logged, (1 - 1 / np.arange(1, 33)) ** (gamma + 1), rtol=1e-12)
+
+
+@pytest.mark.backend
+def test_resumed_equals_uninterrupted_with_its_averages_and_snapshots(finished, backend_name, tmp_path):
+    train(tmp_path, backend_name, *KEPT, "trainer.images=72")
+    # As if it had been killed before its last checkpoint: it stored something after the one that it goes on from.
+    late = tmp_path / "snapshots" / f"{72:012d}-ema.safetensors"
+    assert late.exists()
+    (tmp_path / "checkpoints" / f"{72:012d}").rename(tmp_path / "gone")
+    train(tmp_path, backend_name, *KEPT, "resume=latest")
+    assert not late.exists()
+    whole, resumed = load_checkpoint(finished), load_checkpoint(tmp_path)
+    assert list(whole.state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
+    for part, arrays in whole.state.parts.items():
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(resumed.state.parts[part][name], value, err_msg=f"{part} {name}")
+    one, other = find_snapshots(finished), find_snapshots(tmp_path)
+    assert [snapshot.sha256 for snapshot in one] == [snapshot.sha256 for snapshot in other]
+
+
+@pytest.mark.backend
+def test_an_average_is_remade_of_the_others_as_it_was_tracked(finished, tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    for file in (finished / "snapshots").glob("*"):
+        if "ema2" not in file.name:
+            shutil.copy(file, tmp_path / "snapshots")
+    tracked = load_checkpoint(finished).state.averages
+    printed = start("reconstruct_ema", f"run={tmp_path}", f"out={tmp_path / 'made'}", "ema.sigma_rel=0.07")
+    made = load_checkpoint(tmp_path / "made")
+    assert "power, sigma_rel 0.07, at 128 images: 16 of 16 snapshots, misfit" in printed
+    assert made.notes["profile_error"] < 0.02
+    error = apart(made.state.ema, tracked[2])
+    assert 0 < error < 0.05 * min(apart(tracked[i], tracked[2]) for i in (0, 1))
+
+
+@pytest.mark.backend
+def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
+    start("reconstruct_ema", f"run={finished}", f"out={tmp_path / 'made'}", "ema.sigma_rel=0.1", "images=128")
+    drawn = {}
+    for name, words in {"made": [f"checkpoint={tmp_path / 'made'}"],
+                        "kept": [f"checkpoint={finished}", "sample.weights=ema1"]}.items():  # fmt: skip
+        out = tmp_path / f"of {name}"
+        start("sample", f"backend={backend_name}", *words, f"out={out}", "sampler=ddpm", "sample.count=2",
+              "pictures=false", "backend.threads=1", "backend.device=cpu", "precision=float64")  # fmt: skip
+        drawn[name] = read_samples(out / "samples.npz")[0]
+    np.testing.assert_array_equal(drawn["made"], drawn["kept"])
+    assert weights_hash(tmp_path / "made") == weights_hash(finished, "ema1") != weights_hash(finished)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("words, told", [
+    (["ema=power"], "the checkpoint keeps 3 averages of the weights, but 1 were given"),
+    ([*KEPT, "ema.sigma_rel=0.06"], "'sigma_rel': 0.06"),
+    ([*KEPT, "trainer.batch=8"], "has seen 64 images in 16 updates, but the batch is 8"),
+])  # fmt: skip
+def test_going_on_with_other_averages_is_refused(finished, backend_name, tmp_path, words, told):
+    line = train(tmp_path / "run", backend_name, f"resume={finished / HALF}", *words)
+    assert line.startswith("error: resume: ") and line.count("\n") == 1 and told in line
+
+
+@pytest.mark.parametrize("words, told", [
+    (["run=nowhere", "out=made"], "run: nowhere does not exist"),
+    (["run=", "out=made"], "run: nothing was given"),
+    (["run=.", "out=made", "ema=post_hoc"], "ema.beside: averages were given, but one is made at a time"),
+])  # fmt: skip
+def test_remaking_refuses(tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    line = start("reconstruct_ema", *words)
+    assert line.startswith(f"error: {told}") and line.count("\n") == 1
+    assert os.listdir(tmp_path) == []
