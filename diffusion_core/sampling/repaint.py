@@ -15,7 +15,7 @@ The known part is then laid over x_u, not over x_s; noise is independent from pi
 Going up and down at one level is a walk, which forgets all but its own steps: an error of their variance stays, however
 short they are. Of two jointly normal pixels with exact estimates, one of them known, the other's mean and variance
 approach those of the condition with the large variance of `ddpm`, as r grows and j is 1; with the small one the
-variance ends at half. So the large one is the default here.
+variance ends little above half. So the large one is the default here.
 
 References:
     RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., 2022), algorithm 1 and the
