@@ -115,7 +115,7 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
     def judge(rung: int, name: str, kind: str, error: float) -> None:
         checks.append(check(rung, name, precision, pair, kind, error))
 
-    for group in ("schedule", "process", "plan", "batch", "weights", "data order"):
+    for group in ("schedule", "process", "plan", "batch", "weights", "data order", "decays"):
         judge(0, group, "bits", differing(under(a, f"0/{group}"), under(b, f"0/{group}")))
     for case in cases.BLOCKS:
         error = _both(a, b, f"2/{case.name}/", l2_of_all)

@@ -27,7 +27,7 @@ from diffusion_core.backend import (
 )
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import to_uint8
-from diffusion_core.ema import Ema, Power, Warmup, ema_update
+from diffusion_core.ema import PROFILES, Ema, Power, Warmup, ema_update, make_profile
 from diffusion_core.likelihood import dequantised, flow_density, variational_bound
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
@@ -130,6 +130,10 @@ def tables(backend: Backend, trace: Trace) -> None:
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
     for name, values in weights.items():
         trace.arrays[f"0/weights {name}"] = values
+    steps = range(1, STEPS + 1)
+    for name in PROFILES:
+        ema = Ema((make_profile(name),))
+        trace.arrays[f"0/decays {name}"] = np.array([ema.decays(step, step * BATCH, BATCH)[0] for step in steps])
     trace.arrays["0/data order"] = Stream(cases.SEED, "data/order").permutation(1437)
 
 

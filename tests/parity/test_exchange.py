@@ -25,7 +25,7 @@ OWN = {
     5: 8,
     6: GIVEN + SHORT + NETWORKS + 3,
 }
-COMPARED = {0: 6, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 11, 8: 2 * 6}
+COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 11, 8: 2 * 6}
 
 
 def assert_all_passed(checks, count):
