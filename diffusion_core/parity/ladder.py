@@ -88,7 +88,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "network": Tolerance(1e-12, 1e-5),
     "gradient": Tolerance(1e-12, 1e-5, "L2 relative"),
     "gradient, worst tensor": Tolerance(1e-12, 5e-5, "L2 relative"),
-    "pullback": Tolerance(1e-8, 1e-5, "relative to a difference quotient"),
+    "pullback": Tolerance(1e-9, 1e-5, "relative to a difference quotient"),
     "likelihood": Tolerance(1e-12, 2e-6),
     "optimiser, 1 step": Tolerance(1e-11, 1e-4, "learning rates"),
     "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, "learning rates"),
