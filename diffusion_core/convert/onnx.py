@@ -295,8 +295,8 @@ EMITTERS: dict[str, Callable[..., Value]] = {
     "Upsample": _upsample,
     "AvgPool": partial(_pool, "AveragePool"),
     "MaxPool": partial(_pool, "MaxPool"),
-    "Resample": _resample,
     "Mean": _mean,
+    "Resample": _resample,
     "Flatten": _flatten,
     "Unflatten": _unflatten,
 }

@@ -51,6 +51,7 @@ COUNTS = {
     "ddpmpp_32": 55_733_891,
     "denoising_autoencoder": 1_883_267,
     "digits": 396_121,
+    "digits_classifier": 626_122,
     "double_conv_attention": 23_331_457,
     "improved_32": 52_546_438,
     "landscape": 23_334_275,
