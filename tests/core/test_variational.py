@@ -141,8 +141,8 @@ def test_an_uncertainty_starts_where_it_changes_nothing():
 
 def test_the_loss_of_an_uncertain_network_is_least_where_it_is_right():
     """exp(-u) L + u has its least value, 1 + log L, at u = log L."""
-    program = replace(cases.LOSSES[2].program)
-    weights, batch = cases.scattered_weights(program), cases.LOSSES[2].batch
+    case = next(case for case in cases.LOSSES if case.name == "uncertain huber")
+    program, weights, batch = case.program, cases.scattered_weights(case.program), case.batch
     certain = reference.losses_of(replace(program, uncertainty=False), weights, batch, "huber")[0]
     u = reference.forward(program, weights, batch.images, batch.c_noise, batch.label)[:, 0, 0, -1]
     losses = reference.losses_of(program, weights, batch, "huber")[0]
