@@ -102,7 +102,7 @@ def default_spacing(problem: Problem) -> Any:
     """A grid that every method and every number of steps has in common, from end to end of the schedule."""
     schedule = problem.process.schedule
     # Where nothing is left of the signal log-SNR is infinite; a thousandth of it is as near as 8 bits can tell.
-    finite = np.isfinite(schedule.log_ratio[-1])
+    finite = np.isfinite(schedule.ends[1])
     return {"name": "log_snr"} if finite else {"name": "log_snr", "sigma_max": 1000.0}
 
 

@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta as beta_distribution
 
 from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
@@ -56,7 +55,9 @@ def polyexponential(steps: int, low: float, high: float, rho: float = 1.0) -> Ar
 
 def beta(steps: int, low: float, high: float, a: float = 0.6, b: float = 0.6) -> Array:
     """Quantiles of a Beta distribution over r (Lee et al., 2024), as diffusers has them."""
-    share = beta_distribution.ppf(1 - _shares(steps), _positive("a", a), _positive("b", b))
+    from scipy.special import betaincinv  # slow to import, and no other grid needs it
+
+    share = betaincinv(_positive("a", a), _positive("b", b), 1 - _shares(steps))
     return low + share * (high - low)
 
 

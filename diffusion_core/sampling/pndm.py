@@ -97,7 +97,8 @@ def _pseudo(
     t = visited(process.schedule, steps, spacing)
     shares, mix = stages
     staged = min(staged, len(t) - 1)
-    within = [t[i] + shares * (t[i + 1] - t[i]) for i in range(staged)]
+    # With weights of both, the last share is the next level itself and not one beside it by rounding.
+    within = [(1 - shares) * t[i] + shares * t[i + 1] for i in range(staged)]
     integrator = Integrator(name, plan_levels(process, np.concatenate([*within, t[staged:]])), "eps")
     first = staged * len(shares)
 

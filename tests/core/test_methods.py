@@ -8,10 +8,12 @@ from exact import NORMAL, fitted_order, moments
 
 from diffusion_core.process import Process
 from diffusion_core.sampling import METHODS, SAMPLERS, SamplerPlan, make_plan
-from diffusion_core.schedule import cosine, flow, linear
+from diffusion_core.schedule import cosine, flow, linear, make_schedule
 
 GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
 PROCESSES = {"linear": Process(linear(), "v"), "cosine": Process(cosine(), "v"), "flow": Process(flow(), "v")}
+
+CONTINUOUS = {"edm": Process(make_schedule("edm"), "edm"), "vp_sde": Process(make_schedule("vp_sde"), "eps")}
 
 
 def plan(name: str, steps: int, process: str = "linear", spacing: object = GRID) -> SamplerPlan:
@@ -53,6 +55,9 @@ def test_noise_and_evaluations_are_those_declared(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_number_of_steps_is_finite(name):
     """Plans refuse tables that are not finite; with them states of the size of their levels stay finite."""
+    for process in ("edm", "vp_sde"):
+        for steps in (1, 2, 3, 4, 9, 50):
+            make_plan(CONTINUOUS[process], METHODS[name].sampler, steps=steps, clip=None, **METHODS[name].options)
     for steps in range(1, 51):
         # The cosine's noisiest levels have next to no signal; the others follow at counts of all kinds.
         for process in PROCESSES if steps in (1, 2, 3, 4, 5, 10, 49, 50) else ["cosine"]:

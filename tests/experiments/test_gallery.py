@@ -69,14 +69,17 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
     assert "holds a gallery already" in capsys.readouterr().err
 
 
-def test_every_method_is_planned_within_its_budget_or_says_why_not():
-    options = {"spacing": default_spacing(PROBLEM)}
-    entries, left_out = planned(PROBLEM, [], [5, 9], options)
+@pytest.mark.parametrize("problem", [
+    PROBLEM, Problem(SPEC, {"name": "edm"}, "edm"), Problem(SPEC, {"name": "flow"}, "flow")
+], ids=lambda p: p.schedule["name"])  # fmt: skip
+def test_every_method_is_planned_within_its_budget_or_says_why_not(problem):
+    options = {"spacing": default_spacing(problem)}
+    entries, left_out = planned(problem, [], [5, 9], options)
     assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
     for one in entries:
         assert one.plan.rows <= one.budget
-        steps = next(n for n in range(1, 12) if plan_of(PROBLEM, METHODS[one.method], n, options).rows > one.budget)
-        assert plan_of(PROBLEM, METHODS[one.method], steps - 1, options).rows == one.plan.rows
+        steps = next(n for n in range(1, 12) if plan_of(problem, METHODS[one.method], n, options).rows > one.budget)
+        assert plan_of(problem, METHODS[one.method], steps - 1, options).rows == one.plan.rows
     first = {e.plan.alpha[0] for e in entries if not METHODS[e.method].stochastic}
     assert max(first) - min(first) < 1e-9  # all start from the same level
 
