@@ -343,10 +343,8 @@ def sigmoid(
     """alphas_cumprod falls from 1 to 0 along a sigmoid (Jabri et al., 2022, algorithm 2)."""
 
     def law(u: Array) -> Array:
-        def logistic(v: float | Array) -> Array:
-            return 1.0 / (1.0 + np.exp(-np.asarray(v) / tau))
-
-        return (logistic(end) - logistic(start + u * (end - start))) / (logistic(end) - logistic(start))
+        first, last = _logistic(np.array([start, end]) / tau)
+        return (last - _logistic((start + u * (end - start)) / tau)) / (last - first)
 
     return from_alphas_cumprod(law, T, "sigmoid", max_beta)
 

@@ -52,11 +52,13 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process, posterior
 
-__all__ = ["BOUNDS", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
+__all__ = ["BOUNDS", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
 
 Array = NDArray[np.float64]
 
+# What a network is trained for, and what a step can be given: a fixed one is then one of two.
 VARIANCES = ("fixed", "learned", "learned_range")
+STEP_VARIANCES = ("fixed_small", "fixed_large", *VARIANCES[1:])
 BOUNDS = ("hybrid", "vlb")
 
 

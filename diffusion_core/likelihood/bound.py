@@ -52,13 +52,12 @@ from diffusion_core.likelihood.pixels import discretised_gaussian
 from diffusion_core.process import Process, add_noise, eps_from_x0, posterior
 from diffusion_core.random import Stream
 from diffusion_core.schedule import AnySchedule, Schedule
-from diffusion_core.variational import log_variance, step_log_variances
+from diffusion_core.variational import STEP_VARIANCES, log_variance, step_log_variances
 
-__all__ = ["LAWS", "VARIANCES", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
+__all__ = ["LAWS", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
 
 Array = NDArray[np.float64]
 
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 LAWS = ("uniform", "importance")
 _EVEN_SHARE = 0.1
 
@@ -107,8 +106,8 @@ class Bound:
 
 def check_variance(variance: str, channels: int, outputs: int | None = None) -> None:
     """Refuse a variance that does not exist, or that a network with so many `outputs` channels has none for."""
-    if variance not in VARIANCES:
-        raise one_of("likelihood.variance", variance, VARIANCES)
+    if variance not in STEP_VARIANCES:
+        raise one_of("likelihood.variance", variance, STEP_VARIANCES)
     if variance.startswith("learned") and outputs is not None and outputs < 2 * channels:
         raise DuetError(
             f"likelihood.variance: {variance} was given, but the network has {outputs} channels for {channels} of the "
@@ -179,7 +178,7 @@ def variational_bound(
         label: the network's label of each, with shape (N,).
         index: the counter of each in the streams, with shape (N,).
         seed: of the streams.
-        variance: of the steps, one of `VARIANCES`.
+        variance: of the steps, one of `variational.STEP_VARIANCES`.
         levels: how many of the T-1 levels t > 0 are evaluated per image; None is all of them.
         law: how these are drawn, one of `LAWS`.
         clip: bound the estimate D to the value range, as all sampling does by default.

@@ -31,13 +31,11 @@ from diffusion_core.process import Process, posterior
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.variational import log_variance
+from diffusion_core.variational import STEP_VARIANCES, log_variance
 
 Array = NDArray[np.float64]
 
-__all__ = ["VARIANCES", "ddpm"]
-
-VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
+__all__ = ["ddpm"]
 
 
 def ddpm(
@@ -62,8 +60,8 @@ def ddpm(
     Raises:
         DuetError: for an unknown variance, steps and spacing that do not fit T, or a last_t that does not fit.
     """
-    if variance not in VARIANCES:
-        raise one_of("sampler.variance", variance, VARIANCES)
+    if variance not in STEP_VARIANCES:
+        raise one_of("sampler.variance", variance, STEP_VARIANCES)
     if last_t and not 0 <= last_t < process.schedule.steps:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{process.schedule.steps - 1}")
     levels_visited = visited(process.schedule, steps, spacing)

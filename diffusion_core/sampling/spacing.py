@@ -50,7 +50,7 @@ __all__ = ["SPACINGS", "Spacing", "Steps", "spaced", "spaced_times"]
 
 Steps = int | str | list[int] | None
 # A mapping is a grid of noise levels with its options, see `grid`.
-Spacing = str | list[int] | list[float] | list[float] | Mapping[str, object] | None
+Spacing = str | list[int] | list[float] | Mapping[str, object] | None
 
 
 def _leading(T: int, steps: int) -> NDArray:
