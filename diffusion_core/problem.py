@@ -112,7 +112,22 @@ class Problem:
                 f"sampler.variance: {options['variance']} was given, but the network has no channels for it; "
                 "use fixed_small or fixed_large"
             )
+        if plan.learned is not None:
+            self.check_learned("sampler.variance", options["variance"])
         return plan
+
+    def check_learned(self, what: str, variance: str) -> None:
+        """Refuse a variance of the steps that reads the network's second half as another one than was trained.
+
+        Args:
+            what: the option that says it.
+            variance: one of `variational.STEP_VARIANCES`.
+        """
+        if self.variance != "fixed" and variance in VARIANCES and variance != self.variance:
+            raise DuetError(
+                f"{what}: {variance} was given, but the network was trained with {self.variance}; use {self.variance}, "
+                "or fixed_small or fixed_large"
+            )
 
     def check_guide(self, guide: Problem, plan: SamplerPlan) -> None:
         """Refuse a network that guided rows of this one's plan cannot lead away from.

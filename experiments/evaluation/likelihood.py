@@ -61,6 +61,7 @@ def _vlb(
     problem = given.checkpoint.problem
     variance = variance or ("fixed_small" if problem.variance == "fixed" else problem.variance)
     check_variance(variance, problem.spec.in_channels, problem.spec.out_channels)
+    problem.check_learned("likelihood.variance", variance)
     chosen, label = _pictures(given, count, classes, batch)
 
     def bound(forward: Callable[..., NDArray], some: slice, progress: Callable[[int], None] | None = None) -> Any:

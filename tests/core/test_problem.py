@@ -57,6 +57,19 @@ def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
         Problem(replace(SPEC, out_channels=3), {"name": "linear"}, "eps")
 
 
+@pytest.mark.parametrize("trained, other", [("learned", "learned_range"), ("learned_range", "learned")])
+def test_a_learned_variance_is_read_as_it_was_trained(trained, other):
+    problem = Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance=trained)
+    with pytest.raises(
+        DuetError, match=f"^sampler.variance: {other} was given, .* trained with {trained}; use {trained}, or"
+    ):
+        problem.plan("ddpm", steps=4, variance=other)
+    for fits in (trained, "fixed_small", "fixed_large"):
+        problem.plan("ddpm", steps=4, variance=fits)
+    # Where it is not said what the second half is, as of weights without their pipeline, it is for the person to know.
+    assert replace(problem, variance="fixed").plan("ddpm", steps=4, variance=other).learned is not None
+
+
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
 def test_white_is_above_black(value_range):
     with pytest.raises(DuetError, match=r"value range: .* it must be two numbers"):

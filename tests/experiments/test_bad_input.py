@@ -194,6 +194,16 @@ def test_evaluation_refuses(tmp_path: Path, checkpoint: Path, words: list[str], 
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".log"] == []
 
 
+def test_a_bound_with_another_variance_than_was_trained_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    found = load_checkpoint(checkpoint).problem
+    problem = replace(found, spec=replace(found.spec, out_channels=2), variance="learned")
+    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    words = [f"checkpoint={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "likelihood=vlb", "data=digits"]
+    line = refused("evaluate", *words, "likelihood.variance=learned_range")
+    assert "likelihood.variance: learned_range was given" in line and "trained with learned" in line
+
+
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     line = train(tmp_path, f"resume={checkpoint}", "seed=4", "trainer.images=256", *SAME_NETWORK)
     assert "seed 0" in line and "seed 4" in line
