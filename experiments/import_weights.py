@@ -72,6 +72,7 @@ def _in_words(problem: Problem) -> str:
     words += [f"{problem.prediction} prediction", f"images in {list(problem.value_range)}"]
     words += [f"time_scale {problem.time_scale:g}"] if problem.time_scale != 1 else []
     words += [f"sigma_data {problem.sigma_data:g}"] if problem.prediction == "edm" else []
+    words += [f"variance {problem.variance}"] if problem.variance != "fixed" else []
     return ", ".join(words)
 
 

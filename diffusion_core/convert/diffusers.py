@@ -180,13 +180,15 @@ def import_diffusers(
             f"{path}: it holds no UNet2DModel (config.json) and no DDPMPipeline (model_index.json, unet/config.json)"
         )
     spec = spec_of(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
-    own, sampler = None, ""
+    own, sampler, variance = None, "", "fixed"
     if is_pipeline:
         folder = path / "scheduler" if (path / "scheduler").is_dir() else path
         file = folder / "scheduler_config.json"
         config = read_config(file)
         own, sampler = _process_of(config, str(file)) if process is None else None, _sampler_of(config)
-    problem, whose = problem_of(spec, process, own)
+        if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
+            variance = "learned_range"
+    problem, whose = problem_of(spec, process, own, variance)
     file = next(
         (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
         unet / f"{_WEIGHTS}.safetensors",
@@ -407,6 +409,10 @@ def export_pipeline(
         raise DuetError(f"value_range: {problem.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
     if problem.time_scale != 1:
         raise DuetError(f"process.time_scale: {problem.time_scale:g} was given; DDPMPipeline gives its network t")
+    if problem.variance == "learned":
+        raise DuetError("process.variance: learned was given; of learned variances DDPMScheduler has learned_range")
+    if problem.uncertainty:
+        raise DuetError("process.uncertainty: true was given; UNet2DModel has no channel for it")
     spec = problem.spec
     config = _config_of(spec, problem.program)
     if not spec.qkv_bias:  # its attentions have biases
@@ -442,6 +448,7 @@ def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
         ("down_padding", ((1, 1), (0, 1)) if spec.down == "conv" else (tuple(spec.down_padding),)),
         ("encoder", ("standard",)),
         ("skip_scale", (1.0,)),
+        ("self_conditioning", (False,)),
     ):
         given = getattr(spec, name)
         if (tuple(given) if isinstance(given, list) else given) not in fits:

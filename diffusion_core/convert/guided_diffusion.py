@@ -1,7 +1,8 @@
 """The UNets of improved-diffusion and guided-diffusion (ADM), from their state dicts.
 
 Names and shapes tell nearly everything: widths, levels, blocks, attention, scale and shift, how levels are resampled,
-classes, and a variance for each channel. What they do not tell is asked for: the size of the images and the heads.
+classes, and a variance for each channel, which is learned_range. What they do not tell is asked for: the size of the
+images and the heads.
 The order of q, k and v is head by head, unless the network was made with `use_new_attention_order`.
 
 Its linear schedule multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's. With
@@ -105,7 +106,9 @@ def import_guided_diffusion(
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    problem, whose = problem_of(spec, process)
+    # Its learn_sigma is that of improved DDPM; their code has "learned" too, but no option that asks for it.
+    variance = "learned_range" if spec.out_channels == 2 * spec.in_channels else "fixed"
+    problem, whose = problem_of(spec, process, variance=variance)
     if rescale_timesteps:
         problem = replace(problem, time_scale=1000 / problem.process.schedule.steps)
     names = model_names(spec, problem.program)

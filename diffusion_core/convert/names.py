@@ -78,19 +78,24 @@ class Imported:
 
 
 def problem_of(
-    spec: UNetSpec, process: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None
+    spec: UNetSpec,
+    process: Mapping[str, Any] | None,
+    own: Mapping[str, Any] | None = None,
+    variance: str = "fixed",
 ) -> tuple[Problem, str]:
     """(problem, where its process is from): what a person gave, else what the source says, else DDPM's.
 
     Args:
         process: what was given: the arguments of `Problem` beside the network, with schedule and prediction.
         own: the same of the source.
+        variance: what the source says of the second half of the output; it holds where none of them says another.
 
     Raises:
         DuetError: names what is missing, unknown or does not fit.
     """
     if process is None:
-        return (Problem(spec, **own), "its own") if own else (Problem(spec, **DDPM), ASSUMED)
+        found, whose = (own, "its own") if own else (DDPM, ASSUMED)
+        return Problem(spec, **{"variance": variance, **found}), whose
     known = [field.name for field in fields(Problem) if field.name != "spec"]
     for name in process:
         if name not in known:
@@ -100,7 +105,7 @@ def problem_of(
             raise DuetError(f"process.{name}: no value was given; {_WHOLE}")
     if not isinstance(process["schedule"], Mapping) or "name" not in process["schedule"]:
         raise DuetError(f"process.schedule: {process['schedule']!r} was given; it has a name and options; {_WHOLE}")
-    given = dict(process)
+    given = {"variance": variance, **process}
     if "value_range" in given:
         given["value_range"] = _pair(given["value_range"])
     try:

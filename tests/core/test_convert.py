@@ -265,6 +265,7 @@ def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
     ({"down_padding": (1, 0)}, "down_padding"),
     ({"encoder": "residual"}, "encoder"),
     ({"skip_scale": 0.5}, "skip_scale"),
+    ({"self_conditioning": True}, "self_conditioning: True was given; UNet2DModel can only say False"),
     ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
     ({"up": "block", "resample_projection": True}, "resample_projection"),
     ({"norm_group_channels": 4}, "norm_group_channels"),
@@ -283,6 +284,16 @@ def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
 def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
         export_pipeline(Problem(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"variance": "learned"}, "process.variance: learned was given; .* has learned_range"),
+    ({"variance": "learned_range", "uncertainty": True}, "process.uncertainty: true was given; UNet2DModel"),
+])  # fmt: skip
+def test_an_output_that_diffusers_cannot_read_is_refused(changes, words):
+    problem = Problem(ADM, {"name": "linear"}, "eps", **changes)
+    with pytest.raises(DuetError, match=f"^{words}"):
+        export_pipeline(problem, initial_weights(problem.program, 0))
 
 
 @pytest.mark.parametrize("changed", [
@@ -366,7 +377,29 @@ def test_whose_process_it_is_is_said(source, tmp_path):
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
     found = import_weights(source, path, never, given, options)
     assert found.whose == "as given"
-    assert found.problem == Problem(found.problem.spec, given["schedule"], "v", (0.0, 1.0), 0.5)
+    variance = "learned_range" if source == "guided_diffusion" else "fixed"
+    expected = Problem(found.problem.spec, given["schedule"], "v", (0.0, 1.0), 0.5, variance=variance)
+    assert found.problem == expected
+
+
+@pytest.mark.parametrize("source", ["diffusers", "guided_diffusion"])
+@pytest.mark.parametrize("channels, variance", [(3, "fixed"), (6, "learned_range")])
+def test_a_network_with_a_variance_comes_with_what_it_means(source, channels, variance, tmp_path):
+    spec = replace(ADM, out_channels=channels, qkv_order="qkv" if source == "diffusers" else "heads")
+    path, options = foreign(source, spec, tmp_path), SOURCES[source][1]
+    assert import_weights(source, path, never, None, options).problem.variance == variance
+    given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "eps"}
+    assert import_weights(source, path, never, given, options).problem.variance == variance
+    given["variance"] = "fixed"
+    assert import_weights(source, path, never, given, options).problem.variance == "fixed"
+
+
+@pytest.mark.parametrize("type_of_it", ["fixed_small", "learned"])
+def test_a_scheduler_that_reads_no_range_leaves_the_variance_unsaid(type_of_it, tmp_path):
+    foreign("diffusers", replace(ADM, qkv_order="qkv"), tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": type_of_it}))
+    assert import_weights("diffusers", tmp_path, never, None, {}).problem.variance == "fixed"
 
 
 def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path):
