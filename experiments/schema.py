@@ -125,7 +125,7 @@ class SampleSchema:
 
 @dataclass
 class TrainSchema:
-    """Everything of `experiments.train`; `change_objective` lets a resumed run be trained for something else."""
+    """Everything of `experiments.train`; `change_objective` lets a resumed run change its objective or averages."""
 
     seed: int = 0
     precision: str = "float32"

@@ -138,11 +138,12 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
     # What older checkpoints do not say is not compared.
-    for name, stored in found.notes.get("objective", {}).items():
-        given = experiment.objective.settings.get(name)
-        if stored != given and not cfg.change_objective:
+    stored, given = found.notes.get("objective", {}), experiment.objective.settings
+    changed = [name for name in stored if stored[name] != given.get(name)]
+    for name in changed:
+        if not cfg.change_objective:
             raise DuetError(
-                f"resume: {source} was trained with process.{name} {stored}, but {given} was given; "
+                f"resume: {source} was trained with process.{name} {stored[name]}, but {given.get(name)} was given; "
                 f"change_objective=true goes on with what is given"
             )
     if found.seed != cfg.seed:
@@ -154,10 +155,12 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
             f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
             f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
         )
-    return replace(found, state=_with_averages(found, experiment)), source
+    # The losses of another objective say nothing of those of this one.
+    history = None if changed else found.history
+    return replace(found, state=_with_averages(found, experiment, cfg.change_objective), history=history), source
 
 
-def _with_averages(found: Checkpoint, experiment: Experiment) -> TrainerState:
+def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> TrainerState:
     """The state of a checkpoint with the averages that the configuration asks for."""
     ema, state, batch = experiment.ema, found.state, experiment.course.batch
     if state.updates == 0:  # of weights that were imported: every average starts with theirs
@@ -167,9 +170,15 @@ def _with_averages(found: Checkpoint, experiment: Experiment) -> TrainerState:
             f"resume: the checkpoint keeps {len(state.averages)} averages of the weights, but {len(ema.profiles)} were "
             f"given, in ema and ema.beside; there must be as many"
         )
+    kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
+    differ = state.updates > 0 and kept != given
+    if differ and kept is not None and not ema.snapshot_images and not change:
+        raise DuetError(
+            f"resume: the checkpoint's averages are {kept}, but {given} were given; change_objective=true goes on with "
+            f"what is given"
+        )
     if ema.snapshot_images:
-        kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
-        if state.updates and kept != given:
+        if differ:
             raise DuetError(
                 f"resume: the checkpoint's averages are {kept}, but {given} were given; a snapshot is of one profile "
                 f"from the start, so give those, or ema.snapshot_images=0"
