@@ -42,7 +42,7 @@ from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["MIXES", "Edit", "image_to_image", "inpaint", "interpolate", "noised", "row_of", "tail"]
+__all__ = ["MIXES", "Edit", "falling", "image_to_image", "inpaint", "interpolate", "noised", "row_of", "tail"]
 
 Array = NDArray[np.float64]
 
@@ -81,7 +81,8 @@ def row_of(plan: SamplerPlan, strength: float) -> int:
 
 
 def tail(make: Callable[..., SamplerPlan], strength: float) -> SamplerPlan:
-    """The last rows of a plan, or where they need earlier ones, a plan of the same levels that begins there.
+    """The last rows of a plan, from the start of the step that is nearest; or where all of them need earlier ones, a
+    plan of the same levels that begins there.
 
     Args:
         make: makes the plan; its keywords take the place of the sampler's own options.
@@ -94,12 +95,38 @@ def tail(make: Callable[..., SamplerPlan], strength: float) -> SamplerPlan:
     row = row_of(whole, strength)
     if whole.stands_alone(row):
         return whole.tail(row)
+    nearest = sorted(range(whole.rows), key=lambda other: abs(other - row))
+    # The last row of a multistep solver, which leads to clean data, is often one of its own: that is no step of many.
+    inner = (other for other in nearest if 0 < other < whole.rows - 1)
+    if any(map(whole.stands_alone, inner)) or not _begins(make, whole):
+        return whole.tail(next(filter(whole.stands_alone, nearest)))
     t = whole.t[row:]
-    levels = [level for level, before in zip(t.tolist(), [np.inf, *t], strict=False) if level < before]
-    begun = make(steps=None, spacing=levels, guidance=1.0, guidance_convention="from_null", interval=None)
+    begun = _of_levels(make, falling(t[~_is_stage(whole)[row:]]))
     # Each row keeps the guidance that its level has in the whole.
-    nearest = np.abs(begun.t[:, None] - t).argmin(axis=1)
-    return replace(begun, guidance=whole.guidance[row:][nearest])
+    return replace(begun, guidance=whole.guidance[row:][np.abs(begun.t[:, None] - t).argmin(axis=1)])
+
+
+def falling(t: NDArray) -> list[float]:
+    """The levels that are below all before them, which `spacing` takes."""
+    return t[np.append(True, t[1:] < np.minimum.accumulate(t)[:-1])].tolist()
+
+
+def _of_levels(make: Callable[..., SamplerPlan], levels: list[float]) -> SamplerPlan:
+    """The plan whose steps start at these levels, not guided."""
+    return make(steps=None, spacing=levels, guidance=1.0, guidance_convention="from_null", interval=None)
+
+
+def _begins(make: Callable[..., SamplerPlan], whole: SamplerPlan) -> bool:
+    """Whether a plan is that of the levels at which its steps start, none of them moved or added by the sampler."""
+    return np.array_equal(_of_levels(make, falling(whole.t[~_is_stage(whole)])).t, whole.t)
+
+
+def _is_stage(plan: SamplerPlan) -> NDArray[np.bool_]:
+    """Which rows go on with a step rather than start one, with shape (N,): they lead on from a register that they
+    leave as it is, the picture that the step has started from.
+    """
+    kept = np.all(plan.state == np.eye(plan.registers), axis=2) & ~np.any(plan.denoised, axis=2) & (plan.noise == 0)
+    return np.any(kept[:, 1:] & (plan.state[:, 0, 1:] != 0), axis=1)
 
 
 def noised(plan: SamplerPlan, pictures: NDArray, index: NDArray, seed: int) -> Array:

@@ -17,7 +17,17 @@ from diffusion_core.process import Process
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, ddim, ddpm, dpm_solver, make_plan
 from diffusion_core.sampling.draw import draw
-from diffusion_core.sampling.edit import Edit, image_to_image, inpaint, interpolate, noised, row_of, slerp, tail
+from diffusion_core.sampling.edit import (
+    Edit,
+    falling,
+    image_to_image,
+    inpaint,
+    interpolate,
+    noised,
+    row_of,
+    slerp,
+    tail,
+)
 from diffusion_core.sampling.repaint import repaint, resampled
 from diffusion_core.schedule import linear, make_schedule
 from diffusion_core.unet import Program, UNetSpec, lower
@@ -90,6 +100,48 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
         np.testing.assert_allclose(begun.denoised[2:], whole.denoised[6:], rtol=1e-9, atol=1e-12)
         assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.stands_alone(0)
         np.testing.assert_array_equal(begun.guidance, np.linspace(1, 4, 10)[4:])
+
+
+@pytest.mark.parametrize("name, options", [
+    ("flow_heun", {"shift": 3.0}),
+    ("heun", {"s_churn": 10.0}),
+    ("restart", {}),
+    ("dpm2", {}),
+    ("dpm2_ancestral", {}),
+    ("dpmpp_2s_ancestral", {}),
+    ("dpmpp_sde", {}),
+    ("dpm_solver_singlestep", {"order": 3}),
+])  # fmt: skip
+def test_a_tail_of_steps_of_several_rows_starts_at_the_nearest_step(name, options):
+    process = Process(make_schedule("flow"), "v") if name == "flow_heun" else PROCESS
+    for steps in (2, 9):  # the first step is all that there is beside the last one, or there are more
+        make = partial(make_plan, process, name, steps=steps, **options)
+        whole, moved = make(), 0
+        alone = [row for row in range(whole.rows) if whole.stands_alone(row)]
+        for row in range(whole.rows):
+            begun = tail(make, (whole.rows - row) / whole.rows)
+            first = whole.rows - begun.rows
+            assert abs(first - row) == min(abs(other - row) for other in alone) <= 1
+            moved += first != row
+            np.testing.assert_array_equal(begun.t, whole.t[first:])
+            np.testing.assert_array_equal(begun.sigma, whole.sigma[first:])
+            np.testing.assert_array_equal(begun.noise[:, 0], whole.noise[first:, 0])
+    assert moved
+
+
+def test_a_tail_that_begins_anew_has_the_levels_at_which_steps_start():
+    for name, more in (("plms", 1), ("pndm", 9)):
+        make = partial(make_plan, PROCESS, name, steps=10)
+        whole, levels = make(), make_plan(PROCESS, "ddim", steps=10).t
+        for strength in (0.9, 0.75, 0.5):
+            begun = tail(make, strength)
+            kept = levels[levels <= whole.t[row_of(whole, strength)]]
+            assert begun.rows == len(kept) + more
+            np.testing.assert_array_equal(begun.t, make_plan(PROCESS, name, steps=None, spacing=kept.tolist()).t)
+
+
+def test_levels_fall_below_all_before_them():
+    assert falling(np.array([9, 7, 7, 8, 7.5, 3, 5, 2])) == [9, 7, 3, 2]
 
 
 def test_image_to_image_from_noise_alone_is_plain_sampling():
