@@ -95,11 +95,20 @@ def load_data(data: DictConfig) -> Dataset:
 
 
 def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None = None) -> SamplerPlan:
-    """The plan of a sampler's configuration, which leads away from a guide where there is one."""
+    """The plan of a sampler's configuration, which leads away from a guide where there is one.
+
+    Raises:
+        DuetError: if an option does not fit, or the plan leads up to noise rather than down from it.
+    """
     options = dict(sampler)
     if "name" not in options:
         raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
     plan = problem.plan(options.pop("name"), **options)
+    if plan.sigma[-1] >= plan.sigma[0]:
+        raise DuetError(
+            f"sampler: {sampler['name']} was given, which leads pictures up to noise; sampling starts from noise, so "
+            "choose one that leads down, such as ddim (mode=interpolate mode.encode=inversion inverts by itself)"
+        )
     check_labels(np.zeros(0, np.int32), problem.program, plan, has_guide=guide is not None)
     return plan
 

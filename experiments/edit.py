@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_core import pictures
+from diffusion_core.backend import Steering
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import from_uint8, to_uint8
 from diffusion_core.data.folder import SUFFIXES, read_picture
@@ -66,8 +67,12 @@ class Given:
         return self.checkpoint.problem
 
     def plan(self, **options: Any) -> SamplerPlan:
-        """The plan of the sampler, with other options of these names."""
-        return self.leaders.plan(self.problem, plain(self.cfg.sampler) | options)
+        """The plan of the sampler, which its leaders fit; with other options of these names, a part of that."""
+        sampler, guide = plain(self.cfg.sampler), self.leaders.guide
+        if not options:
+            return self.leaders.plan(self.problem, sampler)
+        # What leads the whole leads its parts, though a part may have another guidance, or none.
+        return common.plan_of(self.problem, sampler | options, guide and guide.problem)
 
     @cached_property
     def sources(self) -> Sources:
@@ -117,8 +122,11 @@ class Given:
         return from_uint8(images, np.float64, self.problem.value_range)
 
 
-# Samples of an edit with labels, near the range of the data.
-Sampled = Callable[[edit.Edit, NDArray[np.int32]], NDArray]
+class Sampled(Protocol):
+    """Samples of an edit with labels, near the range of the data; not `led`, by the network alone."""
+
+    def __call__(self, made: edit.Edit, labels: NDArray[np.int32], *, led: bool = True) -> NDArray:
+        """Draw them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +178,7 @@ def _interpolate(
     edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # looks at count and mix
     inverse = None
     if encode == "inversion":
-        levels = plan.t.tolist()
-        levels = [t for i, t in enumerate(levels) if i == 0 or t < levels[i - 1]]
-        inverse = given.problem.plan("ddim_inversion", steps=None, spacing=levels)
+        inverse = given.problem.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
     # Of two classes neither is that of the pictures between.
     nothing = given.problem.program.null_label or 0
     shared = np.where(labels[::2] == labels[1::2], labels[::2], nothing).astype(np.int32)
@@ -181,7 +187,8 @@ def _interpolate(
         if inverse is None:
             ends = [edit.noised(plan, some, pairs, given.seed) for some in (pixels[::2], pixels[1::2])]
         else:
-            ends = [sampled(edit.Edit(inverse, pairs, some), shared) for some in (pixels[::2], pixels[1::2])]
+            # What leads the way down has no part in what a picture's own noise is.
+            ends = [sampled(edit.Edit(inverse, pairs, some), shared, led=False) for some in (pixels[::2], pixels[1::2])]
         each = np.repeat(shared, count)
         return sampled(edit.interpolate(plan, *ends, count, mix), each), each
 
@@ -249,11 +256,11 @@ def main(cfg: DictConfig) -> None:
     write_json(out / "environment.json", environment(backend.describe()))
     steering = given.leaders.steering(backend)
 
-    def sampled(made: edit.Edit, label: NDArray[np.int32]) -> NDArray:
-        with Counter(made.plan.name, len(label)) as progress:
+    def sampled(made: edit.Edit, labels: NDArray[np.int32], *, led: bool = True) -> NDArray:
+        with Counter(made.plan.name, len(labels)) as progress:
             return draw(
-                backend, network, made.plan, given.problem.spec.image_shape, label, given.seed, batch=cfg.batch,
-                progress=progress, steering=steering, edit=made,
+                backend, network, made.plan, given.problem.spec.image_shape, labels, given.seed, batch=cfg.batch,
+                progress=progress, steering=steering if led else Steering(), edit=made,
             )  # fmt: skip
 
     images, labels = work.run(sampled)

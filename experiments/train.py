@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures
-from diffusion_core.backend import Backend, Trainer, TrainerState
+from diffusion_core.backend import Backend, Steering, Trainer, TrainerState
 from diffusion_core.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -96,6 +96,8 @@ class Experiment:
         problem = common.problem_of(cfg)
         problem.check_distance(cfg.process.distance)
         plan = None if problem.classifies else common.plan_of(problem, plain(cfg.sampler))
+        if plan is not None:
+            Steering().check(plan)  # samples of a training are led by nothing else
         ema = make_ema(**plain(cfg.ema))
         common.check_sample(cfg.sample, problem, len(ema.profiles))
         program, process = problem.program, cfg.process

@@ -82,6 +82,8 @@ def train(tmp_path: Path, *words: str) -> str:
         (["sampler.steps=1001"], ["1001", "1 to 1000"]),
         (["sampler.steps=many"], ["sampler.steps", "many", "whole number"]),
         (["sampler.eta=2"], ["sampler.eta", "between 0"]),
+        (["sampler.classifier=1"], ["sampler.classifier", "not 0", "has none"]),
+        (["sampler=ddim_inversion"], ["ddim_inversion", "up to noise", "such as ddim"]),
         (["sampler.spacing=leding"], ["leding", "leading", "trailing"]),
         (["process.schedule.name=lineer"], ["lineer", "linear", "cosine"]),
         (["+process.schedule.betta=1"], ["betta", "beta_end"]),
@@ -258,6 +260,12 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm:
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
+def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoint: Path) -> None:
+    for options in ([], ["sampler.ask=current"], ["sampler.steps=1"]):
+        words = [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler=ddim_inversion", *options]
+        assert "ddim_inversion was given, which leads pictures up to noise" in refused("sample", *words)
+
+
 def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path) -> None:
     line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sample.labels=11")
     assert "11" in line and "0..9" in line
@@ -290,6 +298,8 @@ def test_sampling_refuses_guidance(tmp_path: Path, checkpoint: Path, words: list
         (["mode=inpaint"], ["data=digits", "path=FILE"]),
         (["data=digits", "mode=interpolate", "images=[1,2,3]"], ["pairs"]),
         (["data=digits", "mode=inpaint", "sampler=heun"], ["inpainting", "repaint"]),
+        (["data=digits", "mode=image_to_image", "sampler=ddim_inversion"], ["ddim_inversion", "up to noise"]),
+        (["data=digits", "mode=inpaint", "sampler=ddim_inversion"], ["ddim_inversion", "up to noise"]),
         (["data=digits", "mode=inpaint", "mode.known=lft"], ["mode.known", "Did you mean 'left'"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -20,6 +21,7 @@ from diffusion_core import reference
 from diffusion_core.backend import Description, Settings, TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.data import load_dataset
+from diffusion_core.parity import cases
 from diffusion_core.pictures import save_png
 from diffusion_core.problem import Problem
 from diffusion_core.run import read_samples, write_samples
@@ -43,7 +45,12 @@ class Reference:
         return SimpleNamespace(program=program, weights=weights)
 
     def sample(self, network, plan, start, label, noise, watch=None, steering=None):
+        steering.check(plan)
         led = {"mask": steering.mask, "known": steering.known}
+        if steering.guide:
+            led["guide"] = partial(reference.forward, steering.guide.program, steering.guide.weights)
+        if steering.classifier:
+            led["slope"] = lambda x, t, label: np.ones_like(x)  # any one will do
         return reference.sample(network.program, network.weights, plan, start, label, noise, watch, **led)
 
 
@@ -96,3 +103,29 @@ def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path):
     assert images.shape == (3, 8, 8, 1) and list(labels) == [10, 10, 10]
     noisy, _ = edited(run, tmp_path / "b", *words, "sampler.spacing=[700,300,100,10]")
     assert np.abs(noisy[[0, 2]] - wanted).max() > 6
+
+
+def test_a_step_of_several_rows_is_not_taken_apart(run, tmp_path):
+    words = ["data=digits", "images=[3]", "mode=image_to_image"]
+    images, _ = edited(run, tmp_path, *words, "sampler=restart")
+    assert images.shape == (1, 8, 8, 1)
+
+
+def test_a_guide_leads_a_multistep_solver_from_a_later_level_on(run, tmp_path):
+    words = ["data=digits", "images=[3,8]", "mode=image_to_image", "sampler=dpm_solver", "sampler.guidance=2"]
+    plain, _ = edited(run, tmp_path / "a", *words)
+    # Led away from itself, a network goes where it would go with its class alone.
+    led, _ = edited(run, tmp_path / "b", *words, f"guide={run}")
+    alone, _ = edited(run, tmp_path / "c", *words[:-1])
+    np.testing.assert_array_equal(led, alone)
+    assert np.any(led != plain)
+
+
+def test_a_classifier_leads_down_from_inverted_pictures_not_up_to_them(run, tmp_path):
+    problem = Problem(cases.CLASSIFIER, {"name": "linear", "T": 1000}, "v")
+    state = TrainerState.fresh(cases.scattered_weights(problem.program))
+    save_checkpoint(tmp_path / "judge" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    words = ["data=digits", "images=[3,8]", "labels=7", "mode=interpolate", "mode.encode=inversion", "mode.count=2"]
+    plain, _ = edited(run, tmp_path / "a", *words)
+    led, labels = edited(run, tmp_path / "b", *words, f"classifier={tmp_path / 'judge'}", "sampler.classifier=20")
+    assert list(labels) == [7, 7] and np.any(led != plain)
