@@ -104,7 +104,7 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
 
 @pytest.mark.parametrize("name, options", [
     ("flow_heun", {"shift": 3.0}),
-    ("heun", {"s_churn": 10.0}),
+    ("heun", {"s_churn": 2.0}),
     ("restart", {}),
     ("dpm2", {}),
     ("dpm2_ancestral", {}),

@@ -107,7 +107,7 @@ def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path):
 
 def test_a_step_of_several_rows_is_not_taken_apart(run, tmp_path):
     words = ["data=digits", "images=[3]", "mode=image_to_image"]
-    images, _ = edited(run, tmp_path, *words, "sampler=restart")
+    images, _ = edited(run, tmp_path, *words, "sampler=restart", "sampler.steps=18")
     assert images.shape == (1, 8, 8, 1)
 
 
