@@ -324,12 +324,10 @@ class Steering:
             DuetError: for a classifier without a weight or a weight without one, half an inpainting, or a mask with a
                 solver that keeps more pictures than the one it is laid over.
         """
-        if (plan.classifier is not None) != (self.classifier is not None):
-            what = "has none" if self.classifier is None else "was given one"
-            raise DuetError(
-                f"sampler.classifier: the plan's weight is {'0' if plan.classifier is None else 'not 0'}, but sampling "
-                f"{what}; give both a weight and a classifier, or neither"
-            )
+        if plan.classifier is not None and self.classifier is None:
+            raise DuetError("sampler.classifier: a weight was given, but no classifier; add classifier=RUN, or use 0")
+        if plan.classifier is None and self.classifier is not None:
+            raise DuetError("classifier: one was given with weight 0; add sampler.classifier=1, or leave it out")
         if (self.mask is None) != (self.known is None):
             raise DuetError("inpainting: a mask and the known picture go together; give both, or neither")
         if self.mask is not None:

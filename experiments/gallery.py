@@ -3,14 +3,15 @@
     python -m experiments.gallery checkpoint=outputs/demo/torch out=outputs/gallery
     python -m experiments.gallery backend=tf checkpoint=RUN out=DIR methods=[DDIM,Heun] budgets=[10,20,50]
 
-All methods start from the same noise on the same grid of noise levels, without a clip, so that the deterministic ones
-have one common limit: the probability flow's, which `reference` draws in `reference_steps` steps. Their error is the
-root of the mean square over pixels and samples, in units of the data range [-1, 1]. A method that draws fresh noise has
+All methods start from the same noise on the same grid of noise levels (`spacing`), without a clip, so that the
+deterministic ones have one common limit: the probability flow's, which `reference` draws in `reference_steps` steps.
+Their error is the root of the mean square over pixels and samples, in units of the data range [-1, 1]. A method that draws fresh noise has
 no such limit, and its pictures are shown alone. Writes gallery.png, curves.png and .svg, gallery.json and gallery.html.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network
 from diffusion_core.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.data import to_uint8
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
@@ -59,10 +60,9 @@ def main(cfg: DictConfig) -> None:
         raise DuetError(f"out: {out} holds a gallery already; give another directory")
     if not cfg.budgets or min(cfg.budgets) < 1:
         raise DuetError(f"budgets: {list(cfg.budgets)} was given; it must be numbers of evaluations, at least 1")
-    options = {"spacing": plain(cfg.spacing) if cfg.spacing else default_spacing(problem), "guidance": cfg.guidance}
+    options = {"spacing": plain(cfg.spacing), "guidance": cfg.guidance}
     entries, left_out = planned(problem, list(cfg.methods), sorted(set(cfg.budgets)), options)
-    if cfg.reference not in METHODS:
-        raise one_of("reference", cfg.reference, METHODS)
+    check_method("reference", cfg.reference)
     reference = plan_of(problem, METHODS[cfg.reference], cfg.reference_steps, options)
     backend = open_backend(cfg)
     network = backend.network(problem.program, weights_of(found.state, cfg.sample.weights))
@@ -98,17 +98,17 @@ def main(cfg: DictConfig) -> None:
     print(f"{len(entries)} plans of {len({e.method for e in entries})} methods: {page}")
 
 
-def default_spacing(problem: Problem) -> Any:
-    """A grid that every method and every number of steps has in common, from end to end of the schedule."""
-    schedule = problem.process.schedule
-    # Where nothing is left of the signal log-SNR is infinite; a thousandth of it is as near as 8 bits can tell.
-    finite = np.isfinite(schedule.ends[1])
-    return {"name": "log_snr"} if finite else {"name": "log_snr", "sigma_max": 1000.0}
-
-
 def plan_of(problem: Problem, method: Method, steps: int, options: dict[str, Any]) -> SamplerPlan:
     """The plan of a method in so many steps, without a clip."""
     return problem.plan(method.sampler, steps=steps, clip=None, **(options | dict(method.options)))
+
+
+def check_method(key: str, name: str) -> None:
+    """Refuse a method that does not exist; names hold commas, so they are told apart by semicolons."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name.lower(), {known.lower(): known for known in METHODS}, n=1)
+        meant = next((f" Did you mean '{known}'?" for known in METHODS if known.lower() in near), "")
+        raise DuetError(f"{key}: '{name}' was given; it must be one of {'; '.join(METHODS)}.{meant}")
 
 
 def planned(
@@ -120,8 +120,7 @@ def planned(
         DuetError: for a method that does not exist, or one that was asked for and is not defined here.
     """
     for name in names:
-        if name not in METHODS:
-            raise one_of("methods", name, METHODS)
+        check_method("methods", name)
     entries, left_out = [], {}
     for name in names or METHODS:
         method = METHODS[name]

@@ -333,14 +333,16 @@ class Network(tf.Module):
         images = place.images(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            output = self.call(images, c_noise, label, features)
+            output = self.call(images, c_noise, label, features, None)
         return to_host(output), to_host(tape.gradient(output, images, place.images(cotangent)))
 
     def slope(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            log_p = tf.nn.log_softmax(self.call(x, c_noise, tf.zeros_like(chosen), self.no_features(len(x))), axis=1)
+            log_p = tf.nn.log_softmax(
+                self.call(x, c_noise, tf.zeros_like(chosen), self.no_features(len(x)), None), axis=1
+            )
             total = tf.reduce_sum(tf.gather(log_p, chosen, axis=1, batch_dims=1))
         return tape.gradient(total, x)
 

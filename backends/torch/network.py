@@ -290,7 +290,7 @@ class Network(nn.Module):
         c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
         features = self.no_features(len(x)) if features is None else place.tensor(features)
         images = place.images(x).requires_grad_()
-        output = self.call(images, c_noise, label, features)
+        output = self.call(images, c_noise, label, features, None)
         (pulled,) = torch.autograd.grad(output, images, place.images(cotangent))
         return to_host(output.detach()), to_host(pulled)
 
@@ -299,7 +299,7 @@ class Network(nn.Module):
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         # Copies, as what was made in inference mode cannot be differentiated by.
         x, c_noise, chosen = x.clone().requires_grad_(), c_noise.clone(), chosen.clone()
-        log_p = F.log_softmax(self.call(x, c_noise, torch.zeros_like(chosen), self.no_features(len(x))), dim=1)
+        log_p = F.log_softmax(self.call(x, c_noise, torch.zeros_like(chosen), self.no_features(len(x)), None), dim=1)
         return torch.autograd.grad(log_p.gather(1, chosen[:, None]).sum(), x)[0]
 
     def no_features(self, batch: int) -> Tensor:

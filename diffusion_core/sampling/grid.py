@@ -8,9 +8,10 @@ r_min, with u_i = i/(N-1):
     polyexponential   exp(log r_min + (1 - u)^rho (log r_max - log r_min))             rho = 1: exponential
     beta              r_min + (r_max - r_min) Q(1 - u), Q the quantiles of Beta(a, b)  a = b = 0.6
 
-The ends are those of the schedule unless `sigma_min` and `sigma_max` say otherwise; a schedule that ends without signal
-has no largest r, so there sigma_max must be given. Each r is a t of the schedule, in general a fractional one, at which
-the network is asked. The last row leads on to clean data.
+The ends are those of the schedule unless `sigma_min` and `sigma_max` say otherwise; but no grid starts above r = 100
+unasked. Beyond it next to nothing of the picture is left, and steps are lost there: the last level of the cosine table
+has r = 20,000, and one without signal has no largest r. Each r is a t of the schedule, in general a fractional one, at
+which the network is asked. The last row leads on to clean data.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 5,
@@ -35,6 +36,8 @@ from diffusion_core.schedule import AnySchedule
 __all__ = ["GRIDS", "karras", "visited"]
 
 Array = NDArray[np.float64]
+
+NOISE_ENOUGH = 100.0
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Array:
@@ -96,11 +99,12 @@ def visited(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1")
     low, high = np.exp(schedule.ends)
+    high = high if low >= NOISE_ENOUGH else min(high, NOISE_ENOUGH)
     low, high = float(options.pop("sigma_min", low)), float(options.pop("sigma_max", high))
     if not 0 < low < high < math.inf:
         raise DuetError(
             f"sampler.spacing: {name} from sigma_max {high:g} to sigma_min {low:g} was given; both must be positive "
-            "and finite, the first the larger (a schedule without signal at its end needs a sigma_max)"
+            "and finite, the first the larger"
         )
     ratios = build("sampler.spacing", GRIDS, name, options, steps, low, high)
     return schedule.t_of(np.log(ratios))

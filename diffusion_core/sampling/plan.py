@@ -295,8 +295,15 @@ class SamplerPlan:
                 raise DuetError(
                     f"sampler.interval: {interval!r} was given; it must be two rising sigma/alpha, as [0.2, 3]"
                 )
-            ends = low * self.alpha[:-1], high * self.alpha[:-1]
-            guidance[(self.sigma[:-1] < ends[0]) | (self.sigma[:-1] > ends[1])] = 1.0
+            alpha, sigma = self.alpha[:-1], self.sigma[:-1]
+            outside = (sigma < low * alpha) | (sigma > high * alpha)
+            if np.all(outside) and np.any(guidance != 1):
+                least, most = sigma[-1] / alpha[-1], sigma[0] / max(alpha[0], 1e-300)
+                raise DuetError(
+                    f"sampler.interval: {interval!r} was given; it holds none of the {self.rows} rows, whose "
+                    f"sigma/alpha are {most:.4g} .. {least:.4g}"
+                )
+            guidance[outside] = 1.0
         slope = None
         if classifier:
             # As D = (x + sigma^2 score) / alpha; where there is no signal a classifier has nothing to say.

@@ -204,5 +204,5 @@ def needs_signal(name: str, alpha: Array) -> None:
     if alpha[0] == 0:
         raise DuetError(
             f"sampler {name}: its first level has no signal (alpha 0), so sigma/alpha is infinite; use flow_heun or "
-            "ddim, or a grid with a sigma_max, as spacing={name: karras, sigma_max: 80}"
+            "ddim, or a grid, as spacing=karras"
         )

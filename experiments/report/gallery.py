@@ -152,7 +152,8 @@ def _page(report: Mapping[str, Any], sheet: bytes, svg: str) -> str:
             "Error against network evaluations",
             f"Distance to the probability flow's own sample from the same noise, which {reference['method']} gives in "
             f"{reference['steps']} steps. Root of the mean square, in units of the data range [-1, 1]; the dotted line "
-            "falls with the declared order. Lines that leave at the top are worse than no picture.",
+            "falls with the declared order. Lines that leave at the top are worse than no picture. "
+            f"Every method has the grid {_grid(report['options']['spacing'])}, and no clip.",
             f'<figure class="picture wide">{inline}</figure>',
         ),
         ("table", "Every number", "", _table(report["methods"], budgets) + _left_out(report["left_out"])),
@@ -165,6 +166,13 @@ def _page(report: Mapping[str, Any], sheet: bytes, svg: str) -> str:
         ),
     ]
     return document("Samplers on one checkpoint", header, sections)
+
+
+def _grid(spacing: Any) -> str:
+    """The grid in words."""
+    if not isinstance(spacing, Mapping):
+        return escape(spacing)
+    return escape(", ".join(f"{value}" if key == "name" else f"{key} {value}" for key, value in spacing.items()))
 
 
 def _table(methods: list[Mapping[str, Any]], budgets: list[int]) -> str:

@@ -10,7 +10,7 @@ from diffusion_core.process import Process
 from diffusion_core.sampling import ddim
 from diffusion_core.sampling.grid import GRIDS, visited
 from diffusion_core.sampling.spacing import SPACINGS, spaced
-from diffusion_core.schedule import cosine, flow, linear
+from diffusion_core.schedule import cosine, flow, linear, make_schedule
 
 
 def ratios(spacing, steps=9, schedule=None):
@@ -25,8 +25,9 @@ def ratios(spacing, steps=9, schedule=None):
 def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
     r = ratios(name, 12, schedule)
     assert np.all(np.diff(r) < 0)
-    np.testing.assert_allclose(r[[0, -1]], np.exp(schedule.log_ratio[[-1, 0]]), rtol=1e-9)
-    assert visited(schedule, 1, name) == pytest.approx([schedule.steps - 1])
+    # Both tables end above r = 100, where grids start unasked.
+    np.testing.assert_allclose(r[[0, -1]], [100.0, np.exp(schedule.log_ratio[0])], rtol=1e-9)
+    assert visited(schedule, 1, name) == pytest.approx(schedule.t_of([np.log(100.0)]))
 
 
 def test_steps_are_equal_in_what_each_grid_names():
@@ -84,8 +85,10 @@ def test_what_does_not_fit_is_refused(steps, spacing, words):
         visited(linear(), steps, spacing)
 
 
-def test_a_schedule_without_signal_at_its_end_needs_a_largest_level():
-    with pytest.raises(DuetError, match="needs a sigma_max"):
-        visited(flow(), 5, "karras")
+def test_a_schedule_without_signal_at_its_end_has_grids_too():
+    assert ratios("karras", 5, flow())[0] == pytest.approx(100)
     r = ratios({"name": "karras", "sigma_max": 50.0}, 5, flow())
     assert r[0] == pytest.approx(50)
+    # What is asked for is done, above 100 as well.
+    assert ratios({"name": "karras", "sigma_max": 150.0}, 5)[0] == pytest.approx(150)
+    assert ratios("karras", 5, make_schedule("edm"))[0] == pytest.approx(80)

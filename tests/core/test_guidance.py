@@ -95,8 +95,11 @@ def test_outside_the_interval_the_class_alone_counts():
     ratio = PLAN.sigma[:-1] / PLAN.alpha[:-1]
     plan = PLAN.with_guidance(3.0, interval=[ratio[2], ratio[1]])
     np.testing.assert_array_equal(plan.guidance, [1, 3, 3, 1])
-    assert not PLAN.with_guidance(3.0, interval=[1e-9, 1e-6]).is_guided.any()
-    np.testing.assert_array_equal(sampled(PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])), sampled(PLAN))
+    last = PLAN.with_guidance(3.0, interval=[0.0, ratio[-1]])
+    np.testing.assert_array_equal(last.guidance, [1, 1, 1, 3])
+    with pytest.raises(DuetError, match=r"interval: \[1e-09, 1e-06\] was given; it holds none of the 4 rows"):
+        PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])
+    assert not PLAN.with_guidance(1.0, interval=[1e-9, 1e-6]).is_guided.any()
 
 
 def test_the_whole_rescaling_gives_each_image_the_spread_of_its_class():

@@ -21,7 +21,7 @@ from diffusion_core.parity.cases import scattered_weights
 from diffusion_core.problem import Problem
 from diffusion_core.sampling import METHODS
 from diffusion_core.unet import UNetSpec
-from experiments.gallery import default_spacing, plan_of, planned
+from experiments.gallery import plan_of, planned
 from experiments.report.gallery import curves
 
 SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4)
@@ -73,7 +73,7 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
     PROBLEM, Problem(SPEC, {"name": "edm"}, "edm"), Problem(SPEC, {"name": "flow"}, "flow")
 ], ids=lambda p: p.schedule["name"])  # fmt: skip
 def test_every_method_is_planned_within_its_budget_or_says_why_not(problem):
-    options = {"spacing": default_spacing(problem)}
+    options = {"spacing": "log_snr"}
     entries, left_out = planned(problem, [], [5, 9], options)
     assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
     for one in entries:
@@ -85,8 +85,8 @@ def test_every_method_is_planned_within_its_budget_or_says_why_not(problem):
 
 
 def test_a_method_that_was_asked_for_must_be_defined():
-    with pytest.raises(DuetError, match="methods: 'DDIMM' was given"):
-        planned(PROBLEM, ["DDIMM"], [5], {"spacing": None})
+    with pytest.raises(DuetError, match=r"methods: 'ddimm' was given; it must be one of .*; .* Did you mean 'DDIM'"):
+        planned(PROBLEM, ["ddimm"], [5], {"spacing": None})
 
 
 def test_curves_have_a_panel_per_order_and_no_stochastic_line():
