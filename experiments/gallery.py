@@ -5,8 +5,9 @@
 
 All methods start from the same noise on the same grid of noise levels (`spacing`), without a clip, so that the
 deterministic ones have one common limit: the probability flow's, which `reference` draws in `reference_steps` steps.
-Their error is the root of the mean square over pixels and samples, in units of the data range [-1, 1]. A method that draws fresh noise has
-no such limit, and its pictures are shown alone. Writes gallery.png, curves.png and .svg, gallery.json and gallery.html.
+Their error is the root of the mean square over pixels and samples, in units of the data range [-1, 1]. A method that
+draws fresh noise has no such limit, and its pictures are shown alone. Writes gallery.png, curves.png and .svg,
+gallery.json and gallery.html.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def _output(
         wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(len(twice)), before), 2)
     else:
         wanted = network.call(x, c_noise, label, network.no_features(len(x)), before)
-        other = guide.call(x, c_noise, label, guide.no_features(len(x)))
+        other = guide.call(x, c_noise, label, guide.no_features(len(x)), None)
     wanted, rest, other = wanted[..., :channels], wanted[..., channels:], other[..., :channels]
     guided = other + guidance * (wanted - other)
     if plan.rescale:
