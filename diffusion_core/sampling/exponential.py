@@ -57,7 +57,7 @@ KINDS = ("midpoint", "heun", "bh1", "bh2", "exact")
 
 # Gauss's quadrature on 0 .. 1. Enough for e^l over any range of levels here: it is exact for polynomials of degree 63.
 _NODES, _SHARES = (0.5 * v + shift for v, shift in zip(np.polynomial.legendre.leggauss(32), (0.5, 0.0), strict=True))
-_POWERS = _NODES ** np.arange(4)[:, None]
+_POWERS = _NODES ** np.arange(5)[:, None]
 
 
 def weights(start: float, end: float, nodes: Sequence[float], rate: float = 1.0, kind: str = "exact") -> Array:

@@ -283,3 +283,10 @@ def test_what_does_not_fit_is_refused():
             sampler(Process(flow(), "v"), spacing="linspace")
     with pytest.raises(DuetError, match="it has no level between two"):
         dpm_solver_singlestep(Process(linear(), "next_level"))
+
+
+def test_the_highest_order_of_each_takes_every_number_of_steps():
+    """UniPC-4 puts its corrector through five values, the most of all."""
+    for sampler in ("unipc", "deis"):
+        for steps in range(1, 31):
+            make_plan(Process(linear(), "v"), sampler, steps=steps, order=4)

@@ -82,7 +82,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["sampler.steps=1001"], ["1001", "1 to 1000"]),
         (["sampler.steps=many"], ["sampler.steps", "many", "whole number"]),
         (["sampler.eta=2"], ["sampler.eta", "between 0"]),
-        (["sampler.classifier=1"], ["sampler.classifier", "not 0", "has none"]),
+        (["sampler.classifier=1"], ["sampler.classifier", "no classifier", "classifier=RUN"]),
         (["sampler=ddim_inversion"], ["ddim_inversion", "up to noise", "such as ddim"]),
         (["sampler.spacing=leding"], ["leding", "leading", "trailing"]),
         (["process.schedule.name=lineer"], ["lineer", "linear", "cosine"]),
