@@ -429,7 +429,7 @@ PLANS: dict[str, SamplerPlan] = {
 }
 # Every method by name, in about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All
 # have a clip: from t = 999 the estimates of an untrained network are hundreds, and so is their rounding.
-# LMS-3 has 15: in 16 steps one of its 512 float32 values lies on the border of two uint8 levels, where rounding decides.
+# LMS-3 has 15: in 16 steps one of its 512 float32 values lies on the border of two uint8 levels, and rounding decides.
 _EVALUATIONS = {name: 15 if name == "LMS-3" else 16 for name in METHODS}
 PLANS |= {
     f"{name} in {_EVALUATIONS[name] // method.evaluations} steps": make_plan(
