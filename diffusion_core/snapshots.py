@@ -197,10 +197,10 @@ def _read(path: Path) -> Snapshot:
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
-            raise DuetError(f"{path}: it has format {facts['format']}; this version of Duet reads format {FORMAT}")
+            raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")
         problem = _problem(facts["problem"])
         if facts["program_sha256"] != problem.program.sha256:
-            raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
+            raise DuetError("the version of Duet that wrote it builds another network from the same options")
         return Snapshot(
             path=path,
             images_seen=int(facts["images_seen"]),
@@ -211,8 +211,8 @@ def _read(path: Path) -> Snapshot:
             seed=int(facts["seed"]),
             sha256=facts["sha256"],
         )
-    except DuetError:
-        raise
+    except DuetError as error:  # of a profile or a problem that cannot be, too
+        raise DuetError(f"{path}: {error}") from error
     except OSError as error:
         raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -182,6 +183,15 @@ def test_any_flipped_byte_is_noticed(tmp_path):
         file.write_bytes(content[:length])
         with pytest.raises(DuetError, match=r"ema\.safetensors: it is"):
             [one.weights() for one in find_snapshots(tmp_path)]
+
+
+def test_a_profile_that_cannot_be_is_said_of_the_file(tmp_path):
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, PROBLEM, 3)[0]
+    content = file.read_bytes()
+    there = re.search(rb'sigma_rel\\": (0)\.', content).start(1)
+    file.write_bytes(content[:there] + b"1" + content[there + 1 :])
+    with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: ema\.sigma_rel: 1\.05 was given"):
+        find_snapshots(tmp_path)
 
 
 def test_a_failure_leaves_no_part_of_a_snapshot(tmp_path, monkeypatch):
