@@ -1,5 +1,24 @@
 """Statistics of results over seeds: what differs, by how much, and what the data exclude."""
 
 from diffusion_core.statistics.bootstrap import Interval, bootstrap_interval
+from diffusion_core.statistics.paired import (
+    SCALES,
+    Equivalence,
+    Paired,
+    compare,
+    equivalence_power,
+    holm,
+    pairs_needed,
+)
 
-__all__ = ["Interval", "bootstrap_interval"]
+__all__ = [
+    "SCALES",
+    "Equivalence",
+    "Interval",
+    "Paired",
+    "bootstrap_interval",
+    "compare",
+    "equivalence_power",
+    "holm",
+    "pairs_needed",
+]

@@ -1,0 +1,247 @@
+"""Paired comparison of two arms over seeds: difference, effect size, and equivalence within a margin.
+
+Two arms are run with the same n seeds, so seed i gives one difference ``d_i = b_i - a_i``, or ``ln(b_i / a_i)`` where
+a ratio is what counts. With mean m, standard deviation s (over n - 1) and standard error ``e = s/sqrt(n)``::
+
+    interval             m +- t(1 - alpha/2; n - 1) e
+    difference test      t = m/e                                         H0: the expected difference is 0
+    effect size          d_z = m/s,   g_z = J(n - 1) d_z,   J(k) = Gamma(k/2) / (sqrt(k/2) Gamma((k - 1)/2))
+    equivalence (TOST)   p = max(P(T > (m + margin)/e), P(T < (m - margin)/e))     H0: |expected difference| >= margin
+
+with T of Student's t law with n - 1 degrees of freedom. TOST rejects at level alpha exactly where the interval of
+confidence 1 - 2 alpha lies within (-margin, margin). So the data exclude every difference beyond the bound of that
+interval that is farther from zero, which is `Paired.excluded`: the least margin that the test would have granted.
+The margin is chosen before the data are seen; `excluded` says what they would bear, and is no margin to choose.
+
+The laws assume differences that are independent between seeds and about normal. Two cases have no such law, and both
+are results. One pair tells nothing of spread: intervals are the whole line and p is NaN. Differences that are all
+equal, as those of two bit-identical arms, have s = 0: the interval is the point m, and p is the limit for s -> 0.
+
+References:
+    A comparison of the two one-sided tests procedure and the power approach for assessing the equivalence of average
+    bioavailability (Schuirmann, 1987), https://doi.org/10.1007/BF01068419
+    Distribution theory for Glass's estimator of effect size and related estimators (Hedges, 1981),
+    https://doi.org/10.3102/10769986006002107
+    A simple sequentially rejective multiple test procedure (Holm, 1979), https://www.jstor.org/stable/4615733
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaincinv, gammaln, ndtr, stdtr, stdtrit
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.statistics.bootstrap import Interval
+
+__all__ = ["SCALES", "Equivalence", "Paired", "compare", "equivalence_power", "holm", "pairs_needed"]
+
+SCALES = ("difference", "ratio")
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What two one-sided t tests say of a margin.
+
+    Args:
+        margin: the largest difference that would not matter, in the unit of the differences.
+        alpha: the level of the test.
+        p: the larger of the two p values; NaN for one pair.
+        interval: of confidence ``1 - 2 alpha``.
+    """
+
+    margin: float
+    alpha: float
+    p: float
+    interval: Interval
+
+    @property
+    def holds(self) -> bool:
+        """Whether a difference of the margin or more is excluded."""
+        return self.p < self.alpha
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """The differences of two arms, one per seed.
+
+    Args:
+        differences: finite float64 numbers with shape (n,), n at least 1.
+    """
+
+    differences: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.differences, np.float64)
+        if given.ndim != 1 or len(given) < 1 or not np.all(np.isfinite(given)):
+            raise DuetError(f"differences: {given.tolist()} were given; they must be finite numbers, at least one")
+        object.__setattr__(self, "differences", given)
+
+    @property
+    def count(self) -> int:
+        """The number of pairs n."""
+        return len(self.differences)
+
+    @property
+    def identical(self) -> bool:
+        """Whether every difference is exactly zero."""
+        return not np.any(self.differences)
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; exactly the common value where all are equal."""
+        first = float(self.differences[0])
+        return first if np.all(self.differences == first) else float(self.differences.mean())
+
+    @property
+    def std(self) -> float:
+        """The standard deviation with n - 1 in its denominator; NaN for one pair."""
+        if self.count < 2:
+            return math.nan
+        return 0.0 if np.all(self.differences == self.differences[0]) else float(self.differences.std(ddof=1))
+
+    @property
+    def standard_error(self) -> float:
+        """That of the mean; NaN for one pair."""
+        return self.std / math.sqrt(self.count)
+
+    @property
+    def effect(self) -> float:
+        """Cohen's d_z, the mean in standard deviations; 0/0 is 0, and NaN stands for one pair."""
+        if self.std == 0:
+            return math.copysign(math.inf, self.mean) if self.mean else 0.0
+        return self.mean / self.std
+
+    @property
+    def effect_unbiased(self) -> float:
+        """Hedges's g_z, which is d_z without its bias; NaN below three pairs, where the factor does not exist."""
+        k = self.count - 1
+        if k < 2:
+            return math.nan
+        return self.effect * math.exp(gammaln(k / 2) - gammaln((k - 1) / 2)) / math.sqrt(k / 2)
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Student's interval; the whole line for one pair."""
+        if not 0 < confidence < 1:
+            raise DuetError(f"confidence: {confidence} was given; it must lie between 0 and 1")
+        if self.count < 2:
+            return Interval(-math.inf, math.inf, confidence)
+        half = float(stdtrit(self.count - 1, 0.5 + confidence / 2)) * self.standard_error
+        return Interval(self.mean - half, self.mean + half, confidence)
+
+    def p_value(self) -> float:
+        """Two-sided, of no expected difference; NaN for one pair."""
+        return 2 * self._tail(abs(self.mean))
+
+    def equivalence(self, margin: float, alpha: float = 0.05) -> Equivalence:
+        """Two one-sided tests of a margin.
+
+        Args:
+            margin: above 0, in the unit of the differences, stated before the data are seen.
+            alpha: the level, above 0 and below 0.5.
+
+        Raises:
+            DuetError: margin or level do not fit.
+        """
+        if not (0 < margin < math.inf):
+            raise DuetError(f"margin: {margin} was given; it must be a number above 0")
+        if not 0 < alpha < 0.5:
+            raise DuetError(f"alpha: {alpha} was given; it must lie between 0 and 0.5")
+        p = self._tail(margin - abs(self.mean))  # of the bound that is nearer
+        return Equivalence(margin, alpha, p, self.interval(1 - 2 * alpha))
+
+    def excluded(self, alpha: float = 0.05) -> float:
+        """The least margin that the data bear: differences beyond it are excluded; infinite for one pair."""
+        interval = self.interval(1 - 2 * alpha)
+        return max(abs(interval.low), abs(interval.high))
+
+    def _tail(self, distance: float) -> float:
+        """P(T > distance/e); the limit where e is 0."""
+        if self.count < 2:
+            return math.nan
+        if self.standard_error == 0:
+            return 0.0 if distance > 0 else 0.5 if distance == 0 else 1.0
+        return float(stdtr(self.count - 1, -distance / self.standard_error))
+
+
+def compare(baseline: ArrayLike, given: ArrayLike, scale: str = "difference") -> Paired:
+    """The paired differences of an arm from a baseline.
+
+    Args:
+        baseline: a, with shape (n,), in the order of the seeds.
+        given: b, with shape (n,), in the same order.
+        scale: "difference" for ``b - a``, "ratio" for ``ln(b/a)``, which needs positive values.
+
+    Raises:
+        DuetError: the shapes differ, a value is not finite, or a ratio does not exist.
+    """
+    a, b = np.asarray(baseline, np.float64), np.asarray(given, np.float64)
+    if scale not in SCALES:
+        raise one_of("scale", scale, SCALES)
+    if a.shape != b.shape:
+        raise DuetError(f"paired comparison: {a.shape} and {b.shape} values were given; there must be one of each seed")
+    if scale == "difference":
+        return Paired(b - a)
+    if np.any(a <= 0) or np.any(b <= 0):
+        raise DuetError(f"scale ratio: {min(a.min(), b.min())} was given; values must be positive, or use difference")
+    return Paired(np.log(b / a))
+
+
+def equivalence_power(margin: float, std: float, pairs: int, difference: float = 0.0, alpha: float = 0.05) -> float:
+    """The probability that TOST grants a margin.
+
+    Given the estimate S of the standard deviation, the mean M is normal and independent of it; the test grants
+    ``|M| < margin - t(1 - alpha; n - 1) S/sqrt(n)``, and the mean over S is taken along the quantiles of its law.
+
+    Args:
+        margin: of the test.
+        std: the true standard deviation of the differences, above 0.
+        pairs: n, at least 2.
+        difference: the true expected difference.
+        alpha: the level.
+    """
+    if pairs < 2 or std <= 0:
+        raise DuetError(f"power: {pairs} pairs and std {std} were given; at least 2 and a number above 0 are needed")
+    nodes, weights = _quadrature()
+    spread = std * np.sqrt(2 * gammaincinv((pairs - 1) / 2, (nodes + 1) / 2) / (pairs - 1))
+    error = std / math.sqrt(pairs)
+    room = margin - stdtrit(pairs - 1, 1 - alpha) * spread / math.sqrt(pairs)
+    granted = np.where(room > 0, ndtr((room - difference) / error) - ndtr((-room - difference) / error), 0.0)
+    return float(weights @ granted / 2)
+
+
+@functools.cache
+def _quadrature() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.polynomial.legendre.leggauss(128)
+
+
+def pairs_needed(margin: float, std: float, power: float = 0.8, alpha: float = 0.05, most: int = 1000) -> int | None:
+    """The least n with which TOST grants the margin to equal arms with that probability; None where it exceeds `most`.
+
+    Where the std is an estimate from a few pairs, so is this.
+    """
+    if std == 0:
+        return 2
+    low, high = 1, most
+    if equivalence_power(margin, std, most, alpha=alpha) < power:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if equivalence_power(margin, std, middle, alpha=alpha) >= power else (middle, high)
+    return high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, which bound the chance of any false finding in the family; NaN stays and counts not."""
+    p = np.asarray(p_values, np.float64)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted = p.copy()
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return adjusted.tolist()
