@@ -59,7 +59,8 @@ class Checkpoint:
         problem: network and process.
         seed: of the run's streams.
         state: weights, averages, moments and updates.
-        notes: anything else worth keeping, as plain data: backend, precision, versions, what was trained for.
+        notes: anything else worth keeping, as plain data: backend, precision, versions, what was trained for, and the
+            sampler that the run draws with.
         history: the losses that the next levels depend on, or None.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from diffusion_core.errors import DuetError, one_of
@@ -19,7 +19,14 @@ __all__ = ["build"]
 T = TypeVar("T")
 
 
-def build(what: str, registry: Mapping[str, Callable[..., T]], name: str, options: Mapping[str, Any], *given: Any) -> T:
+def build(
+    what: str,
+    registry: Mapping[str, Callable[..., T]],
+    name: str,
+    options: Mapping[str, Any],
+    *given: Any,
+    beside: Iterable[str] = (),
+) -> T:
     """Call ``registry[name](*given, **options)``.
 
     Args:
@@ -28,6 +35,7 @@ def build(what: str, registry: Mapping[str, Callable[..., T]], name: str, option
         name: which one.
         options: its options, as a person wrote them.
         given: leading arguments that are not options.
+        beside: options that the caller takes itself, which an error about another one names too.
 
     Raises:
         DuetError: the name or an option does not exist, one is missing, or a value has the wrong type.
@@ -40,7 +48,7 @@ def build(what: str, registry: Mapping[str, Callable[..., T]], name: str, option
     allowed = {p.name: p for p in parameters}
     for option, value in options.items():
         if option not in allowed:
-            raise one_of(f"option of {what} {name!r}", option, allowed)
+            raise one_of(f"option of {what} {name!r}", option, [*allowed, *beside])
         if option in hints and not _fits(value, hints[option]):
             raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_words(hints[option])}")
     for p in parameters:

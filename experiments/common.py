@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, average_names, load_backend
@@ -24,8 +24,9 @@ from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from diffusion_core.sampling.draw import check_labels, describe_labels, draw, known_labels
 from diffusion_core.unet import NetworkSpec, Program, make_spec
 from diffusion_core.weights import Weights
-from experiments.entry import plain
+from experiments.entry import CONFIGS, plain
 from experiments.progress import Counter
+from experiments.schema import TrainSchema
 
 __all__ = [
     "Leaders",
@@ -38,6 +39,7 @@ __all__ = [
     "plan_of",
     "problem_of",
     "sample_labels",
+    "sampler_of",
     "save_samples",
     "settings_of",
     "spec_of",
@@ -111,6 +113,26 @@ def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None 
         )
     check_labels(np.zeros(0, np.int32), problem.program, plan, has_guide=guide is not None)
     return plan
+
+
+def sampler_of(given: DictConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    """The options of the sampler that is used, and a line that says which it is.
+
+    A sampler that is named is taken as it is. Where none is, it is that of the run, as its checkpoint has it, since it
+    fits the process and its grid; or the default of training where the checkpoint has none, as of imported weights.
+    Options that are given without a name take the place of its own.
+    """
+    given = plain(given)
+    options, whose = given, "as given"
+    if "name" not in given:
+        own = checkpoint.notes.get("sampler")
+        options = dict(own or OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / "ddim.yaml"))) | given
+        whose = "the run's own" if own else "the default, as the checkpoint names none"
+        whose += f"; as given: {', '.join(given)}" if given else ""
+    usual = TrainSchema().sampler
+    told = {key: value for key, value in options.items() if key != "name" and usual.get(key, ...) != value}
+    words = [f"{key} {'null' if value is None else value}" for key, value in told.items()]
+    return options, f"sampler: {', '.join([options['name'], *words])} ({whose})"
 
 
 @dataclass(frozen=True, eq=False)

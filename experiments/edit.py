@@ -60,6 +60,7 @@ class Given:
         self.checkpoint = load_checkpoint(cfg.checkpoint)
         common.check_which("weights", cfg.weights, len(self.checkpoint.state.averages))
         self.leaders = common.Leaders.of(cfg)
+        cfg.sampler, self.sampler = common.sampler_of(cfg.sampler, self.checkpoint)
 
     @property
     def problem(self) -> Problem:
@@ -251,6 +252,7 @@ def main(cfg: DictConfig) -> None:
     if (out / "edited.npz").exists():
         raise DuetError(f"out: {out} holds edited pictures already; give another directory")
     backend = common.open_backend(cfg)
+    print(given.sampler, flush=True)
     network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", environment(backend.describe()))

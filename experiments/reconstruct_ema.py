@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_core.checkpoint import list_checkpoints, save_checkpoint
+from diffusion_core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diffusion_core.ema import describe, make_ema
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment
@@ -40,6 +40,8 @@ def main(cfg: DictConfig) -> None:
     snapshots = find_snapshots(cfg.run)
     found, made = reconstruct(snapshots, ema.profiles[0], cfg.images)
     notes = {"run": cfg.run, **found.notes, **environment()}
+    if list_checkpoints(Path(cfg.run) / "checkpoints"):
+        notes["sampler"] = load_checkpoint(cfg.run).notes.get("sampler")
     path = save_checkpoint(out / "checkpoints", replace(found, notes=notes))
     options = describe(ema.profiles[0])
     words = [options.pop("name"), *(f"{key} {value}" for key, value in options.items())]

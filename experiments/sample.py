@@ -5,10 +5,12 @@
     python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance=3 sampler.interval=[0.2,3] sampler.rescale=0.7
     python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
 
-A checkpoint says itself what network and process it is of. A `guide` is the checkpoint of a weaker network of the same
-process, which guided rows lead away from: an earlier one of the run, or of a smaller network. A `classifier` is the
-checkpoint of one that was trained on the same process; sampler.classifier=1 leads to its class, be the network told it
-or not.
+A checkpoint says itself what network and process it is of, and which sampler its run draws with; sampler=NAME takes
+another one, and options alone, as sampler.steps=100, change that of the run. Which it is is printed.
+
+A `guide` is the checkpoint of a weaker network of the same process, which guided rows lead away from: an earlier one of
+the run, or of a smaller network. A `classifier` is the checkpoint of one that was trained on the same process;
+sampler.classifier=1 leads to its class, be the network told it or not.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment, write_json
-from experiments.common import Leaders, check_sample, open_backend, save_samples, weights_of
+from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of
 from experiments.entry import entry, plain
 
 
@@ -30,12 +32,14 @@ def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)
     leaders = Leaders.of(cfg)
+    cfg.sampler, said = sampler_of(cfg.sampler, found)
     plan = leaders.plan(found.problem, plain(cfg.sampler))
     check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
         raise DuetError(f"out: {out} holds samples already; give another directory")
     backend = open_backend(cfg)
+    print(said, flush=True)
     network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", environment(backend.describe()))

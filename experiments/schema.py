@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from diffusion_core.backend import Settings
 from diffusion_core.convert import SOURCES
@@ -162,7 +162,7 @@ class SampleRunSchema(LeaderSchema):
     out: str = MISSING
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
-    sampler: dict[str, Any] = field(default_factory=_sampler)
+    sampler: dict[str, Any] = field(default_factory=dict)
     sample: SampleSchema = field(default_factory=SampleSchema)
     pictures: bool = True
 
@@ -183,7 +183,7 @@ class EditSchema(LeaderSchema):
     labels: Any = None
     variants: int = 1
     batch: int = 64
-    sampler: dict[str, Any] = field(default_factory=_sampler)
+    sampler: dict[str, Any] = field(default_factory=dict)
     mode: dict[str, Any] = field(default_factory=dict)
 
 
@@ -340,7 +340,11 @@ def register() -> None:
     """Give Hydra the schemas, under the names that the files in `configs` refer to."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        node = OmegaConf.structured(schema)
+        if schema in (SampleRunSchema, EditSchema):
+            # Whose options are given, where no sampler is named, only the checkpoint knows; `build` looks at them.
+            OmegaConf.set_struct(node.sampler, False)
+        store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():
         store.store(group="architecture", name=name, node=schema)
     for group, functions in (("source", SOURCES), ("target", TARGETS)):

@@ -225,7 +225,7 @@ def _train(
             notes = {
                 "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
                 "averages": [describe(profile) for profile in experiment.ema.profiles],
-                "objective": experiment.objective.settings,
+                "objective": experiment.objective.settings, "sampler": plain(cfg.sampler),
             }  # fmt: skip
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)

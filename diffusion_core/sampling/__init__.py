@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -115,6 +116,7 @@ def make_plan(
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    plan = build("sampler", SAMPLERS, name, options, process)
+    shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    plan = build("sampler", SAMPLERS, name, options, process, beside=shared)
     weight = per_row(guidance, plan.rows, guidance_convention)
     return replace(plan, threshold=threshold).with_guidance(weight, interval, rescale, classifier)

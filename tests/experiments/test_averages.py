@@ -123,9 +123,10 @@ def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
     for name, words in {"made": [f"checkpoint={tmp_path / 'made'}"],
                         "kept": [f"checkpoint={finished}", "sample.weights=ema1"]}.items():  # fmt: skip
         out = tmp_path / f"of {name}"
-        start("sample", f"backend={backend_name}", *words, f"out={out}", "sampler=ddpm", "sample.count=2",
+        start("sample", f"backend={backend_name}", *words, f"out={out}", "sample.count=2",
               "pictures=false", "backend.threads=1", "backend.device=cpu", "precision=float64")  # fmt: skip
-        drawn[name] = read_samples(out / "samples.npz")[0]
+        drawn[name], _, facts = read_samples(out / "samples.npz")
+        assert facts["plan"].startswith("ddpm")  # as the run draws, also from what is made of it
     np.testing.assert_array_equal(drawn["made"], drawn["kept"])
     assert weights_hash(tmp_path / "made") == weights_hash(finished, "ema1") != weights_hash(finished)
 

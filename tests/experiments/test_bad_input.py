@@ -266,6 +266,11 @@ def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoi
         assert "ddim_inversion was given, which leads pictures up to noise" in refused("sample", *words)
 
 
+def test_sampling_refuses_an_option_that_the_sampler_does_not_have(tmp_path: Path, checkpoint: Path) -> None:
+    line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler.guidence=2")
+    assert "ddim" in line and "guidence" in line and "Did you mean 'guidance'?" in line
+
+
 def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path) -> None:
     line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sample.labels=11")
     assert "11" in line and "0..9" in line

@@ -10,11 +10,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from diffusion_core.backend import TrainerState
+from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.ema import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
+from experiments.common import sampler_of
 from experiments.schema import register
 from experiments.train import Experiment
 
@@ -112,3 +115,28 @@ def test_options_are_given_by_hand() -> None:
     np.testing.assert_array_equal(process.schedule.alpha, expected.alpha)
     _, plan = composed("sampler.steps=null", "sampler.spacing=[999,400,7]")
     assert plan.t.tolist() == [999, 400, 7]
+
+
+KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance": 1.5, "rescale": 0.0}
+
+
+@pytest.mark.parametrize("words, own, wanted, said", [
+    ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance 1.5 (the run's own)"),
+    (["sampler.steps=9"], KARRAS, KARRAS | {"steps": 9}, "(the run's own; as given: steps)"),
+    (["sampler.interval=[0.2,3]"], KARRAS, KARRAS | {"interval": [0.2, 3]}, "interval [0.2, 3] (the run's own; as"),
+    (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance": 1.0}, "clip null (as given)"),
+    (["sampler=next_level", "sampler.rescale=1"], KARRAS,
+     {"name": "next_level", "clip": None, "guidance": 1.0, "rescale": 1}, "rescale 1 (as given)"),
+    (["sampler.eta=0.5"], None,
+     {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance": 1.0},
+     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (the default, as the checkpoint names none; as given: eta)"),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["sample", "edit"])
+def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, words, own, wanted, said) -> None:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(command, words)
+    found = Checkpoint(0, None, 0, TrainerState.fresh({}), {"sampler": own})
+    cfg.sampler, line = sampler_of(cfg.sampler, found)
+    assert cfg.sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
