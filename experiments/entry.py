@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import DATASETS
 from diffusion_core.ema import PROFILES
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LEVELS
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
@@ -85,9 +85,12 @@ def _leave(message: str, code: int) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """What Hydra and OmegaConf say, in one line, with the nearest key for one that does not exist."""
+    """What Hydra and OmegaConf say, in one line, with the nearest name for one that does not exist."""
     texts, cause = [], error
     while cause is not None:
+        if isinstance(cause, MissingConfigException) and cause.options:
+            group, _, given = cause.missing_cfg_file.rpartition("/")
+            return str(one_of(group, given, cause.options))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]

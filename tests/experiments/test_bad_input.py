@@ -77,7 +77,8 @@ def train(tmp_path: Path, *words: str) -> str:
     [
         (["trainer.batchh=3"], ["trainer.batchh", "trainer.batch?"]),
         (["trainer.batch=abc"], ["trainer.batch", "abc", "Integer"]),
-        (["backend=troch"], ["backend/troch", "torch", "tf"]),
+        (["backend=troch"], ["backend: 'troch' was given; it must be one of tf, torch. Did you mean 'torch'?"]),
+        (["sampler=huen"], ["sampler: 'huen' was given; it must be one of adams_bashforth, ddim", "mean 'heun'?"]),
         (["sampler.stepps=3"], ["sampler.stepps", "sampler.steps"]),
         (["sampler.steps=1001"], ["1001", "1 to 1000"]),
         (["sampler.steps=many"], ["sampler.steps", "many", "whole number"]),
@@ -112,7 +113,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["ema.decay=1"], ["ema.decay", "[0, 1)"]),
         (["ema.sigma_rel=0.1"], ["ema.sigma_rel"]),
         (["ema=power", "ema.sigma_rel=0.5"], ["ema.sigma_rel", "0.5", "0.2887"]),
-        (["ema=powr"], ["ema/powr", "power", "post_hoc"]),
+        (["ema=powr"], ["ema: 'powr'", "Did you mean 'power'?"]),
         (["ema.beside=[{name: powr}]"], ["powr", "Did you mean 'power'?"]),
         (["ema.snapshot_images=-1"], ["ema.snapshot_images", "-1", "0 for never"]),
         (["sample.weights=ema1"], ["ema1", "ema, weights"]),
@@ -139,7 +140,7 @@ def test_training_refuses(tmp_path: Path, words: list[str], named: list[str]) ->
         (["model=sixteen_step", "+model.skip_scale=1"], ["sixteen_step", "skip_scale", "channels"]),
         (["model.architecture=plain"], ["plain", "multipliers", "bottleneck"]),
         (["model.architecture=unnet"], ["unnet", "Did you mean 'unet'?"]),
-        (["model=landscapes"], ["model/landscapes", "landscape"]),
+        (["model=landscapes"], ["model: 'landscapes'", "Did you mean 'landscape'?"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
