@@ -59,7 +59,14 @@ def strip(images: Picture, scale: int = 1, pad: int = 2) -> Picture:
     return grid(images, len(images), scale, pad)
 
 
-def labelled_rows(rows: Sequence[tuple[str, Picture]], scale: int = 1, pad: int = 4, text_size: int = 14) -> Picture:
+def labelled_rows(
+    rows: Sequence[tuple[str, Picture]],
+    scale: int = 1,
+    pad: int = 4,
+    text_size: int = 14,
+    heads: Sequence[tuple[str, int]] = (),
+    corner: str = "",
+) -> Picture:
     """One row of pictures per caption, the caption on the left.
 
     Args:
@@ -67,7 +74,10 @@ def labelled_rows(rows: Sequence[tuple[str, Picture]], scale: int = 1, pad: int 
             The rows may differ in N, H and W; if one is in colour, the result is.
         scale: how many times each pixel is repeated in both directions.
         pad: pixels between and around the pictures.
-        text_size: height of the letters' box in pixels.
+        text_size: height of the letters' box in pixels; heads are a little smaller.
+        heads: pairs of a head and the number of pictures that it stands above, from left to right; all rows then have
+            as many pictures, of one width.
+        corner: what stands to the left of the heads.
     """
     if not rows:
         raise DuetError("labelled rows: no rows were given; there must be at least one (caption, pictures) pair")
@@ -80,7 +90,8 @@ def labelled_rows(rows: Sequence[tuple[str, Picture]], scale: int = 1, pad: int 
     margin = max(pad, text_size // 2)
     # A row is as high as the higher of its pictures and its caption; neighbouring rows share their padding.
     heights = [max(s.shape[0], math.ceil(box[3] - box[1]) + margin + pad) for s, box in zip(strips, boxes, strict=True)]
-    left = math.ceil(max(box[2] for box in boxes)) + 2 * margin
+    corner_width = ImageFont.load_default(size=text_size * 0.8).getlength(corner)
+    left = math.ceil(max(corner_width, *(box[2] for box in boxes))) + 2 * margin
     height = sum(heights) - pad * (len(rows) - 1)
     width = left + max(s.shape[1] for s in strips)
     channels = max(s.shape[2] for s in strips)
@@ -95,7 +106,32 @@ def labelled_rows(rows: Sequence[tuple[str, Picture]], scale: int = 1, pad: int 
         draw.multiline_text((margin, top + row_height / 2), caption, fill=INK, font=font, anchor="lm")
         top += row_height - pad
     sheet[:, :left] = np.asarray(captions)[..., None]
-    return sheet
+    if not heads:
+        return sheet
+    if {(len(images), images.shape[2]) for _, images in rows} != {(sum(n for _, n in heads), rows[0][1].shape[2])}:
+        raise DuetError(f"labelled rows: heads of {[n for _, n in heads]} pictures were given; no row may have others")
+    cell = scale * rows[0][1].shape[2] + pad
+    return np.concatenate([_headline(heads, corner, left, cell, sheet.shape[1:], margin, text_size * 0.8), sheet])
+
+
+def _headline(
+    heads: Sequence[tuple[str, int]],
+    corner: str,
+    left: int,
+    cell: int,
+    shape: tuple[int, int],
+    margin: int,
+    text_size: float,
+) -> Picture:
+    """A line of heads, each in the middle above its cells, with the width and channels of `shape`."""
+    font = ImageFont.load_default(size=text_size)
+    line = Image.new("L", (shape[0], math.ceil(1.4 * text_size) + margin // 2), BACKGROUND)
+    draw, at = ImageDraw.Draw(line), left
+    draw.text((margin, line.height), corner, fill=INK, font=font, anchor="ld")
+    for head, pictures in heads:
+        draw.text((at + pictures * cell / 2, line.height), head, fill=INK, font=font, anchor="md")
+        at += pictures * cell
+    return np.asarray(line)[..., None].repeat(shape[1], axis=2)
 
 
 def table(

@@ -23,6 +23,7 @@ from diffusion_core.run import write_samples
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from diffusion_core.sampling.draw import check_labels, describe_labels, draw, known_labels
 from diffusion_core.unet import NetworkSpec, Program, make_spec
+from diffusion_core.visible import levels_shown, rows_shown, shown
 from diffusion_core.weights import Weights
 from experiments.entry import CONFIGS, plain
 from experiments.progress import Counter
@@ -260,12 +261,15 @@ def save_samples(
     classifier = steering.classifier.program if steering and steering.classifier else None
     labels = sample_labels(sample.labels, sample.count, problem, classifier)
     white = problem.value_range
-    frames: list[tuple[int, NDArray, NDArray]] = []
-    shown = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
+    # Of each row that is shown, the state that it leads to and the estimate that it does so by.
+    frames: dict[int, tuple[NDArray, NDArray]] = {}
+    steps = rows_shown(plan, 10) if strips else np.zeros(0, int)
+    moments = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
 
     def watch(row: int, x: NDArray, estimate: NDArray) -> None:
-        if row in shown:
-            frames.append((row, to_uint8(x[:100], white), to_uint8(estimate[:10], white)))
+        if row in steps or row in moments:
+            level = plan.alpha[row + 1], plan.sigma[row + 1]
+            frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:1], white)
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
         images = draw(
@@ -280,21 +284,31 @@ def save_samples(
     columns = problem.spec.num_classes or 10
     pictures.save_png(directory / f"{name}.png", pictures.grid(finished[:100], columns, scale=scale))
     if strips:
-        chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(len(frames), 10)).astype(int)]
-        rows = [("x_t", np.stack([x[0] for _, x, _ in chosen])), ("estimate", np.stack([d[0] for _, _, d in chosen]))]
+        rows = [(of, np.concatenate([frames[row][i][:1] for row in steps])) for i, of in enumerate(("x_t", "estimate"))]
+        heads = [(_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in steps]
         which = name.removeprefix("samples")
-        pictures.save_png(directory / f"denoising{which}.png", pictures.labelled_rows(rows, scale=scale))
-        grids = [pictures.grid(x, columns, scale=max(1, scale // 2)) for _, x, _ in frames]
+        sheet = pictures.labelled_rows(rows, scale=scale, heads=heads, corner=_HEADS)
+        pictures.save_png(directory / f"denoising{which}.png", sheet)
+        grids = [pictures.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in moments]
         pictures.save_gif(directory / f"generation{which}.gif", grids)
     return finished
 
 
 def noising_strip(problem: Problem, images: NDArray, seed: int) -> NDArray[np.uint8]:
-    """The first images at ten levels from clean to noise."""
-    schedule = problem.process.schedule
+    """The first images as they are and at nine levels from clean to noise; see `visible`."""
+    levels = np.stack(problem.process.schedule(levels_shown(problem.process.schedule, 9)), axis=1)
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
-        noisy = [add_noise(image, eps, *schedule(t)) for t in schedule.evenly(9)]
-        rows.append(("" if k else "x_0 ... x_T", to_uint8(np.stack([image, *noisy]), problem.value_range)))
-    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size))
+        noisy = [shown(add_noise(image, eps, *level), *level, problem.value_range) for level in levels]
+        rows.append(("" if k else "x_t", np.stack([to_uint8(image, problem.value_range), *noisy])))
+    heads = [("0", 1), *((_ratio(*level), 1) for level in levels)]
+    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size), heads=heads, corner=_HEADS)
+
+
+_HEADS = "sigma/alpha"
+
+
+def _ratio(alpha: float, sigma: float) -> str:
+    ratio = sigma / alpha if alpha else np.inf
+    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"

@@ -71,6 +71,19 @@ def test_a_tall_caption_makes_room_for_itself():
     assert ink[-1] - ink[0] > 3 * 14
 
 
+def test_heads_stand_above_the_pictures_that_they_name():
+    images = noise(4, 16, 16, 1)
+    plain = labelled_rows([("row", images)], scale=3, pad=4)
+    sheet = labelled_rows([("row", images)], scale=3, pad=4, heads=[("a", 1), ("", 1), ("two", 2)])
+    line = sheet.shape[0] - plain.shape[0]
+    np.testing.assert_array_equal(sheet[line:], plain)
+    ink = np.flatnonzero((sheet[:line] < 128).any(axis=(0, 2))) - (sheet.shape[1] - strip(images, 3, 4).shape[1])
+    first, second = ink[ink < 52], ink[ink >= 52]
+    assert abs(first.mean() - 26) < 4 and abs(second.mean() - 156) < 4 and second[0] > 104
+    wide = labelled_rows([("", images)], heads=[("", 4)], corner="a long name of all heads")
+    assert (wide[:, : wide.shape[1] - strip(images, 1, 4).shape[1]] < 128).any()
+
+
 def test_difference_is_black_only_where_two_pictures_agree():
     a, b = noise(2, 6, 6, 3), noise(2, 6, 6, 3, seed=1)
     np.testing.assert_array_equal(difference(a, a, 1000), np.zeros_like(a))
@@ -132,6 +145,7 @@ def test_many_colours_come_close_and_do_not_flicker(tmp_path):
         (lambda: grid(noise(2, 4, 4, 1), 2, pad=-1), "pad"),
         (lambda: strip(noise(4, 4, 1)), r"\(4, 4, 1\)"),
         (lambda: labelled_rows([]), "at least one"),
+        (lambda: labelled_rows([("", noise(3, 4, 4, 1))], heads=[("a", 2)]), r"heads of \[2\] pictures"),
         (lambda: difference(noise(4, 4, 1), noise(4, 4, 3)), "one shape"),
         (lambda: difference(noise(4, 4, 1), noise(4, 4, 1), 0), "positive"),
         (lambda: png_bytes(noise(4, 4)), r"\(4, 4\)"),
