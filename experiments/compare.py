@@ -29,6 +29,7 @@ from diffusion_core.metrics.nearest import nearest, spread
 from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.run import environment, read_json, read_metrics, read_samples
+from diffusion_core.words import counted
 from experiments.entry import entry
 from experiments.report import write
 
@@ -95,7 +96,7 @@ def main(cfg: DictConfig) -> None:
     if (cfg.a is None) != (cfg.b is None):
         raise DuetError("compare: one of a and b was given; give two run directories, or traces=[..,..] alone")
     if cfg.traces and len(cfg.traces) != 2:
-        raise DuetError(f"compare: {len(cfg.traces)} traces were given; give two, one of each backend")
+        raise DuetError(f"compare: {counted(len(cfg.traces), 'trace')} given; give two, one of each backend")
     if cfg.a is None and not cfg.traces:
         raise DuetError("compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or both")
     here = environment()

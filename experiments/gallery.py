@@ -30,6 +30,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from diffusion_core.sampling.draw import draw
+from diffusion_core.words import counted
 from experiments.common import check_sample, open_backend, sample_labels, weights_of
 from experiments.entry import entry, plain
 from experiments.progress import Counter
@@ -96,7 +97,8 @@ def main(cfg: DictConfig) -> None:
     sheet = sheet_of(report["methods"], [to_uint8(i[: cfg.shown], problem.value_range) for i in images])
     page = write(report, pictures.png_bytes(sheet), out)
     write_json(out / "gallery.json", report)
-    print(f"{len(entries)} plans of {len({e.method for e in entries})} methods: {page}")
+    methods = counted(len({one.method for one in entries}), "method")
+    print(f"{counted(len(entries), 'plan')} of {methods}: {page}")
 
 
 def plan_of(problem: Problem, method: Method, steps: int, options: dict[str, Any]) -> SamplerPlan:
@@ -171,12 +173,12 @@ def sheet_of(methods: list[dict[str, Any]], shown: list[NDArray[np.uint8]]) -> N
     cells: dict[tuple[str, int], tuple[NDArray[np.uint8], str]] = {}
     for one, images in zip(methods, shown, strict=True):
         error = "stochastic" if one["error"] is None else f"error {one['error']:.2g}"
-        fewer = f"{one['evaluations']} evaluations, " if one["evaluations"] != one["budget"] else ""
+        fewer = f"{counted(one['evaluations'], 'evaluation')}, " if one["evaluations"] != one["budget"] else ""
         cells[one["name"], one["budget"]] = images, fewer + error
     return pictures.table(
         [[cells.get((name, budget)) for budget in budgets] for name in names],
         [f"{name}, order {next(m['order'] for m in methods if m['name'] == name)}" for name in names],
-        [f"{budget} evaluations" for budget in budgets],
+        [counted(budget, "evaluation") for budget in budgets],
         scale=max(1, 64 // shown[0].shape[1]),
     )
 

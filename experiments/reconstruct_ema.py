@@ -23,6 +23,7 @@ from diffusion_core.ema import describe, make_ema
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment
 from diffusion_core.snapshots import find_snapshots, reconstruct
+from diffusion_core.words import counted
 from experiments.entry import entry, plain
 
 
@@ -45,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     path = save_checkpoint(out / "checkpoints", replace(found, notes=notes))
     options = describe(ema.profiles[0])
     words = [options.pop("name"), *(f"{key} {value}" for key, value in options.items())]
-    used = f"{np.count_nonzero(made.coefficients)} of {len(snapshots)} snapshots"
+    used = f"{np.count_nonzero(made.coefficients)} of {counted(len(snapshots), 'snapshot')}"
     print(f"{', '.join(words)}, at {found.images_seen:,} images: {used}, misfit {made.error:.2g}: {path}")
 
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.run import environment, write_json
+from diffusion_core.words import counted
 from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of
 from experiments.entry import entry, plain
 
@@ -50,7 +51,8 @@ def main(cfg: DictConfig) -> None:
         images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
     )  # fmt: skip
     took = perf_counter() - began
-    print(f"{len(images)} samples in {took:.1f} s from {found.images_seen:,} images seen: {out / 'samples.png'}")
+    drawn = f"{counted(len(images), 'sample')} in {took:.1f} s"
+    print(f"{drawn} from {found.images_seen:,} images seen: {out / 'samples.png'}")
 
 
 if __name__ == "__main__":

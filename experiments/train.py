@@ -40,6 +40,7 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
+from diffusion_core.words import counted
 from experiments import common
 from experiments.entry import entry, plain
 from experiments.evaluation import frechet
@@ -60,7 +61,7 @@ def main(cfg: DictConfig) -> float:
     _save_hydra(directory)
     problem, loader = experiment.problem, experiment.loader
     print(f"run: {directory}\nnetwork: {count(problem.program):,} parameters")
-    print(f"data: {loader.dataset.name}, {len(loader.dataset):,} images", flush=True)
+    print(f"data: {loader.dataset.name}, {counted(len(loader.dataset), 'image')}", flush=True)
     pictures.save_png(
         directory / "samples" / "noising.png", common.noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
     )
@@ -169,8 +170,8 @@ def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> T
         state = replace(state, averages=(state.ema,) * len(ema.profiles))
     if len(state.averages) != len(ema.profiles):
         raise DuetError(
-            f"resume: the checkpoint keeps {len(state.averages)} averages of the weights, but {len(ema.profiles)} were "
-            f"given, in ema and ema.beside; there must be as many"
+            f"resume: the checkpoint keeps {counted(len(state.averages), 'average')} of the weights, but "
+            f"ema and ema.beside give {len(ema.profiles)}; there must be as many"
         )
     kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
     differ = state.updates > 0 and kept != given

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend import Description, Settings
 from diffusion_core.errors import DuetError
+from diffusion_core.words import counted
 
 # Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -131,7 +132,7 @@ def prepare(settings: Settings) -> Place:
 def describe(place: Place, settings: Settings) -> Description:
     """Device, precision and versions."""
     threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
-    name = f"cpu, {threads} threads"
+    name = f"cpu, {counted(threads, 'thread')}"
     if place.device.startswith("/GPU"):
         name = tf.config.experimental.get_device_details(CARDS[0]).get("device_name", place.device)
     mode = "XLA" if place.compile else "tf.function"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend import Description, Settings
 from diffusion_core.errors import DuetError
+from diffusion_core.words import counted
 
 __all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
 
@@ -88,7 +89,7 @@ def prepare(settings: Settings) -> Place:
 def describe(place: Place, settings: Settings) -> Description:
     """Device, precision and versions."""
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name() if place.device.type == "cuda" else f"cpu, {threads} threads"
+    name = torch.cuda.get_device_name() if place.device.type == "cuda" else f"cpu, {counted(threads, 'thread')}"
     mode = "torch.compile" if place.compile else "eager"
     versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
     return Description("torch", name, settings.precision, threads, mode, versions)

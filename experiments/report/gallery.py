@@ -11,7 +11,7 @@ from typing import Any
 from diffusion_core.checkpoint import write_atomically
 
 from .page import command, document, picture, scroll
-from .text import escape, number
+from .text import count, escape, number
 
 __all__ = ["curves", "write"]
 
@@ -141,7 +141,7 @@ def _page(report: Mapping[str, Any], sheet: bytes, svg: str) -> str:
     inline = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", inline, count=1)
     budgets = sorted({one["budget"] for one in report["methods"]})
     header = (
-        f'<p class="origin"><span>{report["samples"]} samples, seed {report["seed"]}</span>'
+        f'<p class="origin"><span>{count(report["samples"], "sample")}, seed {report["seed"]}</span>'
         f"<span>{escape(here['backend'])}, {escape(here['device'])}, {escape(here['precision'])}</span>"
         f"<span>trained on {report['images_seen']:,} images</span></p>{command(here['command'])}"
     )

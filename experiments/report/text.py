@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from diffusion_core.errors import DuetError
+from diffusion_core.words import counted as count
 
 __all__ = ["DASH", "brief", "count", "element", "escape", "moment", "number", "percent", "plain", "real"]
 
@@ -74,11 +75,6 @@ def brief(value: object) -> str:
 def percent(value: object) -> str:
     """A fraction of one as a percentage with one decimal."""
     return _special(value) or f"{100 * float(value):.1f} %"
-
-
-def count(n: int, noun: str) -> str:
-    """A number with its noun, as in "1 check" and "1,200 checks"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def element(tag: str, name: str, value: object) -> str:

@@ -133,7 +133,7 @@ def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("words, told", [
-    (["ema=power"], "the checkpoint keeps 3 averages of the weights, but 1 were given"),
+    (["ema=power"], "the checkpoint keeps 3 averages of the weights, but ema and ema.beside give 1"),
     ([*KEPT, "ema.sigma_rel=0.06"], "'sigma_rel': 0.06"),
     ([*KEPT, "trainer.batch=8"], "has seen 64 images in 16 updates, but the batch is 8"),
 ])  # fmt: skip

@@ -360,7 +360,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     [
         ([], "nothing was given"),
         (["a=somewhere"], "one of a and b"),
-        (["traces=[x]"], "1 traces"),
+        (["traces=[x]"], "1 trace given"),
         (["traces=[x,y]"], "x"),
         (["a=x", "b=y"], "x"),
     ],
