@@ -26,7 +26,7 @@ from diffusion_core import pictures
 from diffusion_core.backend import Steering
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import from_uint8, to_uint8
-from diffusion_core.data.folder import SUFFIXES, read_picture
+from diffusion_core.data.folder import SUFFIXES, fit_picture, open_picture
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.objectives import network_labels
 from diffusion_core.problem import Problem
@@ -60,7 +60,8 @@ class Given:
         self.checkpoint = load_checkpoint(cfg.checkpoint)
         common.check_which("weights", cfg.weights, len(self.checkpoint.state.averages))
         self.leaders = common.Leaders.of(cfg)
-        cfg.sampler, self.sampler = common.sampler_of(cfg.sampler, self.checkpoint)
+        cfg.sampler, sampler = common.sampler_of(cfg.sampler, self.checkpoint)
+        self.said = [sampler]  # what a person is told when all is known to fit
 
     @property
     def problem(self) -> Problem:
@@ -97,9 +98,8 @@ class Given:
         return dataset.images[chosen], network_labels(dataset.labels[chosen], program.classes, program.null_label)
 
     def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None]:
-        size, _, channels = self.problem.spec.image_shape
         if path.suffix.lower() in SUFFIXES:
-            return read_picture(path, size, channels)[None], None
+            return self.picture(path, self.problem.spec.in_channels)[None], None
         try:
             with np.load(path, allow_pickle=False) as file:
                 images, labels = file["images"], file.get("labels")
@@ -109,6 +109,15 @@ class Given:
             raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
         chosen = self._chosen(len(images))
         return images[chosen], None if labels is None else labels[chosen].astype(np.int32)
+
+    def picture(self, path: Path, channels: int) -> NDArray[np.uint8]:
+        """The picture of a file in the size of the network, with shape (H, W, channels); says what was done to it."""
+        picture, size = open_picture(path, channels), self.problem.spec.image_size
+        if picture.size != (size, size):
+            width, height = picture.size
+            cut = "" if width == height else f"cut to its central square of {min(picture.size)} and "
+            self.said.append(f"{path}: of {width} x {height} pixels, {cut}resized to {size} x {size} (Lanczos)")
+        return fit_picture(picture, size)
 
     def _chosen(self, count: int) -> list[int]:
         given = self.cfg.images
@@ -214,7 +223,7 @@ def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
         known: one of `PARTS`, or a picture that is white where pictures are known and black where not.
         keep: whether that part is known; else all but it is.
     """
-    mask = _mask(known, given.problem.spec.image_shape)
+    mask = _mask(given, known)
     mask = mask if keep else 1.0 - mask
     made = edit.inpaint(given.plan(), given.pixels(), mask[None])
     labels = np.repeat(given.sources.labels, given.cfg.variants)
@@ -223,8 +232,8 @@ def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
     return Work(lambda sampled: (sampled(made, labels), labels), shown)
 
 
-def _mask(known: str, shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    height, width, _ = shape
+def _mask(given: Given, known: str) -> NDArray[np.float64]:
+    height, width, _ = given.problem.spec.image_shape
     if known in PARTS:
         rows, columns = ((np.arange(n) + 0.5) / n for n in (height, width))
         top, bottom, left, right = PARTS[known]
@@ -232,7 +241,7 @@ def _mask(known: str, shape: tuple[int, int, int]) -> NDArray[np.float64]:
         return inside[..., None].astype(np.float64)
     if Path(known).suffix.lower() not in SUFFIXES:
         raise one_of("mode.known", known, [*PARTS, "the path of a picture"])
-    return (read_picture(known, height, 1) > 127).astype(np.float64)
+    return (given.picture(Path(known), 1) > 127).astype(np.float64)
 
 
 MODES: Mapping[str, Callable[..., Work]] = {
@@ -252,7 +261,7 @@ def main(cfg: DictConfig) -> None:
     if (out / "edited.npz").exists():
         raise DuetError(f"out: {out} holds edited pictures already; give another directory")
     backend = common.open_backend(cfg)
-    print(given.sampler, flush=True)
+    print("\n".join(given.said), flush=True)
     network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", environment(backend.describe()))

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.errors import DuetError
 
-__all__ = ["SUFFIXES", "image_folder", "read_picture"]
+__all__ = ["SUFFIXES", "fit_picture", "image_folder", "open_picture", "read_picture"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -71,23 +71,36 @@ def read_picture(file: str | Path, size: int, channels: int) -> NDArray[np.uint8
     Raises:
         DuetError: the file cannot be read, or its values have no known range.
     """
+    return fit_picture(open_picture(file, channels), size)
+
+
+def open_picture(file: str | Path, channels: int) -> Image.Image:
+    """One picture of 8 bits per channel, grey or RGB, of its own size and the right way up.
+
+    Raises:
+        DuetError: the file cannot be read, or its values have no known range.
+    """
     try:
         with Image.open(file) as opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
             picture = _eight_bit(picture)
-            picture = picture.convert("RGB" if channels == 3 else "L")
+            return picture.convert("RGB" if channels == 3 else "L")
     except DuetError as error:
         raise DuetError(f"picture {str(file)!r}: {error}") from None
     # Pillow's readers raise many kinds of error on broken files, a few of them unrelated to OSError.
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, Image.DecompressionBombError) as error:
         reason = "it is not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DuetError(f"picture {str(file)!r} cannot be read: {reason}; repair it or take it away") from error
+
+
+def fit_picture(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    """A picture cut to its central square and resized, with shape (size, size, channels)."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = (left, top, left + side, top + side)
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=square)
-    return np.asarray(picture).reshape(size, size, channels)
+    return np.asarray(picture).reshape(size, size, -1)
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -105,6 +105,21 @@ def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path):
     assert np.abs(noisy[[0, 2]] - wanted).max() > 6
 
 
+def test_what_a_file_is_cut_and_resized_to_is_said(run, tmp_path, capsys):
+    rows, columns = np.mgrid[:16, :24]
+    save_png(tmp_path / "wide.png", np.where((columns >= 4) & (columns < 20), 255, 0)[..., None].astype(np.uint8))
+    save_png(tmp_path / "mask.png", np.where(rows[:, :16] < 8, 255, 0)[..., None].astype(np.uint8))
+    save_png(tmp_path / "fits.png", np.full((8, 8, 1), 9, np.uint8))
+    words = ["mode=inpaint", "labels=7", f"mode.known={tmp_path}/mask.png"]
+    images, _ = edited(run, tmp_path / "a", f"path={tmp_path}/wide.png", *words)
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/wide.png: of 24 x 16 pixels, cut to its central square of 16 and resized to 8 x 8 (Lanc" in said
+    assert f"{tmp_path}/mask.png: of 16 x 16 pixels, resized to 8 x 8 (Lanczos)" in said
+    assert np.all(images[0, :4] > 240)
+    edited(run, tmp_path / "b", f"path={tmp_path}/fits.png", *words[:2])
+    assert "pixels" not in capsys.readouterr().out
+
+
 def test_a_step_of_several_rows_is_not_taken_apart(run, tmp_path):
     words = ["data=digits", "images=[3]", "mode=image_to_image"]
     images, _ = edited(run, tmp_path, *words, "sampler=restart", "sampler.steps=18")
