@@ -1,7 +1,7 @@
 """Edit pictures with a checkpoint, whichever framework wrote it.
 
     python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
-    python -m experiments.edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.encode=inversion
+    python -m experiments.edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.count=12
     python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
     python -m experiments.edit checkpoint=RUN out=DIR path=picture.png labels=7 mode=inpaint mode.known=mask.png
 
@@ -34,6 +34,7 @@ from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json, write_samples
 from diffusion_core.sampling import SamplerPlan, edit
 from diffusion_core.sampling.draw import draw
+from diffusion_core.words import counted
 from experiments import common
 from experiments.entry import entry, plain
 from experiments.progress import Counter
@@ -164,14 +165,17 @@ ENCODINGS = ("noise", "inversion")
 
 
 def _interpolate(
-    given: Given, *, strength: float = 0.6, encode: str = "noise", mix: str | None = None, count: int = 8
+    given: Given, *, strength: float = 0.6, encode: str = "inversion", mix: str | None = None, count: int = 8
 ) -> Work:
     """From each first to each second picture of pairs.
 
     Args:
         given: the configuration.
         strength: the share of the rows that are run.
-        encode: ``"noise"``, the same for both, or ``"inversion"``, each picture's own by DDIM.
+        encode: ``"inversion"``, each picture's own noise by DDIM, or ``"noise"``, the same for both. Inversion is the
+            default: it leads back to both pictures, up to the error of the steps and what guidance does on the way
+            down. A noise that has nothing to do with them ends at other pictures, and at a high strength these are
+            nearly one. It asks the network half as often.
         mix: one of `edit.MIXES`; None is lerp for noise and slerp for inversion.
         count: samples from one to the other.
     """
@@ -181,7 +185,9 @@ def _interpolate(
         raise DuetError(f"variants: {given.cfg.variants} was given; an interpolation has one, so use 1")
     images, labels = given.sources.images, given.sources.labels
     if len(images) % 2:
-        raise DuetError(f"images: {len(images)} were given; an interpolation needs pairs, the first and where it leads")
+        raise DuetError(
+            f"images: {counted(len(images), 'picture')} given; an interpolation needs pairs, from one to the other"
+        )
     plan, pixels = edit.tail(given.plan, strength), given.pixels()
     pairs = np.arange(len(images) // 2)
     mix = mix or ("lerp" if encode == "noise" else "slerp")
@@ -190,8 +196,11 @@ def _interpolate(
     if encode == "inversion":
         inverse = given.problem.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
     # Of two classes neither is that of the pictures between.
-    nothing = given.problem.program.null_label or 0
-    shared = np.where(labels[::2] == labels[1::2], labels[::2], nothing).astype(np.int32)
+    nothing, same = given.problem.program.null_label or 0, labels[::2] == labels[1::2]
+    shared = np.where(same, labels[::2], nothing).astype(np.int32)
+    if not np.all(same):
+        several = f"{np.sum(~same)} of {counted(len(pairs), 'pair')}"
+        given.said.append(f"of two classes, so drawn without a class: {several} (labels=CLASS draws all of one)")
 
     def run(sampled: Sampled) -> tuple[NDArray, NDArray[np.int32]]:
         if inverse is None:
@@ -284,7 +293,7 @@ def main(cfg: DictConfig) -> None:
             for k, (name, first) in enumerate(work.shown)]  # fmt: skip
     scale = max(1, 64 // given.problem.spec.image_size)
     pictures.save_png(out / "edited.png", pictures.labelled_rows(rows, scale=scale))
-    print(f"{len(finished)} pictures: {out / 'edited.png'}")
+    print(f"{counted(len(finished), 'picture')}: {out / 'edited.png'}")
 
 
 if __name__ == "__main__":

@@ -95,13 +95,16 @@ def test_inpainting_keeps_what_is_known(run, tmp_path):
     np.testing.assert_array_equal(again, images)
 
 
-def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path):
+def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path, capsys):
     words = ["data=digits", "images=[3,8]", "mode=interpolate", "mode.count=3", "mode.strength=0.25"]
-    images, labels = edited(run, tmp_path / "a", *words, "mode.encode=inversion", "sampler.spacing=[700,300,100,10]")
+    images, labels = edited(run, tmp_path / "a", *words, "sampler.spacing=[700,300,100,10]")
     wanted = load_dataset("digits", part="train").images[[3, 8]].astype(int)
     assert np.abs(images[[0, 2]] - wanted).max() <= 6  # one row of little noise there and back
     assert images.shape == (3, 8, 8, 1) and list(labels) == [10, 10, 10]
-    noisy, _ = edited(run, tmp_path / "b", *words, "sampler.spacing=[700,300,100,10]")
+    assert "of two classes, so drawn without a class: 1 of 1 pair" in capsys.readouterr().out
+    words += ["labels=7", "mode.encode=noise", "sampler.spacing=[700,300,100,10]"]
+    noisy, labels = edited(run, tmp_path / "b", *words)
+    assert list(labels) == [7, 7, 7] and "classes" not in capsys.readouterr().out
     assert np.abs(noisy[[0, 2]] - wanted).max() > 6
 
 
@@ -140,7 +143,7 @@ def test_a_classifier_leads_down_from_inverted_pictures_not_up_to_them(run, tmp_
     problem = Problem(cases.CLASSIFIER, {"name": "linear", "T": 1000}, "v")
     state = TrainerState.fresh(cases.scattered_weights(problem.program))
     save_checkpoint(tmp_path / "judge" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
-    words = ["data=digits", "images=[3,8]", "labels=7", "mode=interpolate", "mode.encode=inversion", "mode.count=2"]
+    words = ["data=digits", "images=[3,8]", "labels=7", "mode=interpolate", "mode.count=2"]
     plain, _ = edited(run, tmp_path / "a", *words)
     led, labels = edited(run, tmp_path / "b", *words, f"classifier={tmp_path / 'judge'}", "sampler.classifier=20")
     assert list(labels) == [7, 7] and np.any(led != plain)
