@@ -312,6 +312,32 @@ class ExportSchema:
     backend: BackendSchema = field(default_factory=BackendSchema)
 
 
+@dataclass
+class StudyFileSchema:
+    """A study file; see `experiments.studies.plan.Study`, which checks what is nested here."""
+
+    name: str = MISSING
+    title: str = ""
+    question: str = ""
+    seeds: list[int] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    alpha: float = 0.05
+
+
+@dataclass
+class StudySchema:
+    """Everything of `experiments.study`; `job` performs one job of the plan alone, as a launcher asks for."""
+
+    out: str = MISSING
+    dry_run: bool = False
+    job: str | None = None
+    study: StudyFileSchema = field(default_factory=StudyFileSchema)
+
+
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
@@ -325,6 +351,7 @@ SCHEMAS = {
     "import_weights": ImportSchema,
     "export_weights": ExportSchema,
     "reconstruct_ema": ReconstructSchema,
+    "study": StudySchema,
 }
 
 

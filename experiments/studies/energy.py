@@ -1,0 +1,69 @@
+"""The energy that the machine itself has counted, where it counts: Intel's and AMD's RAPL, and NVIDIA's NVML.
+
+RAPL counts microjoules of each processor package in a file that starts anew at its `max_energy_range_uj`; a kernel may
+let only the administrator read it. NVML counts millijoules of each GPU. Both are of the whole machine, so a difference
+is what one job took only while nothing else runs. A machine that counts neither reports nothing, and nothing is
+estimated in its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["read_counters", "spent"]
+
+POWERCAP = Path("/sys/class/powercap")
+
+# Per counter, joules and the joules after which it starts anew, or None where it does not.
+Counters = Mapping[str, tuple[float, float | None]]
+
+
+def read_counters(powercap: Path = POWERCAP) -> Counters:
+    """Every counter that can be read now; empty on most virtual machines."""
+    return _packages(powercap) | _gpus()
+
+
+def _packages(powercap: Path) -> dict[str, tuple[float, float | None]]:
+    found = {}
+    for zone in sorted(powercap.glob("*-rapl:*")):
+        if zone.name.count(":") > 1:  # a part of a package, which its package counts too
+            continue
+        try:
+            joules, most = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
+        except (OSError, ValueError):
+            continue
+        found[zone.name] = (joules, most)
+    return found
+
+
+def _gpus() -> dict[str, tuple[float, float | None]]:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return {}
+    if nvml.nvmlInit_v2():
+        return {}
+    count, found = ctypes.c_uint(), {}
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for index in range(count.value):
+        device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
+            continue
+        if not nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
+            found[f"gpu:{index}"] = (millijoules.value / 1e3, None)
+    nvml.nvmlShutdown()
+    return found
+
+
+def spent(before: Counters, after: Counters) -> float | None:
+    """The joules between two readings, of all counters that both have; None where there is none."""
+    both = [name for name in before if name in after]
+    if not both:
+        return None
+    total = 0.0
+    for name in both:
+        difference, most = after[name][0] - before[name][0], after[name][1]
+        total += difference if difference >= 0 or most is None else difference + most
+    return total

@@ -1,0 +1,217 @@
+"""Running the jobs of a plan: each once, in the environment of its backend, with its state told by files.
+
+A job's directory holds, beside what the command itself writes::
+
+    log.txt         what it printed
+    done.json       its identity, command, time and energy; written last, so a job is done where this fits
+    failed.json     the same with its exit code, where it failed; the next call tries again
+
+A training that was cut short goes on from its last checkpoint, which changes nothing in its numbers; what else was cut
+short is begun anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.callbacks import Callbacks  # a launcher asks for them, and nothing public makes them
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from diffusion_core.checkpoint import list_checkpoints
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.run import read_json, write_json
+from experiments.entry import plain
+from experiments.studies import energy
+from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge
+from hydra_plugins.duet_launcher.launcher import backend_python
+
+__all__ = ["State", "check", "launch", "perform", "plan_of", "runs_of", "state", "task"]
+
+_composing = threading.Lock()  # Hydra composes one configuration at a time
+
+
+@dataclass(frozen=True)
+class State:
+    """How a job stands: "done", "failed", "unfinished" or "missing", and what its marker says."""
+
+    word: str
+    facts: dict[str, Any]
+
+
+def state(job: Job, runs: Path) -> State:
+    """How a job stands, by its directory alone."""
+    directory = runs / job.name
+    if not directory.is_dir():
+        return State("missing", {})
+    for word, name in (("done", "done.json"), ("failed", "failed.json")):
+        if (directory / name).is_file():
+            facts = read_json(directory / name)
+            fits = facts.get("identity") == job.identity and (
+                word == "failed" or (directory / ENTRIES[job.entry].result).is_file()
+            )
+            if fits:
+                return State(word, facts)
+    return State("unfinished", {})
+
+
+def plan_of(cfg: DictConfig) -> Plan:
+    """The plan of a configuration of `experiments.study`, whose `study` part is a study file."""
+    return make_plan(make_study(plain(cfg.study)))
+
+
+def runs_of(cfg: DictConfig) -> Path:
+    """Where the directories of its jobs lie."""
+    return Path(cfg.out).absolute() / "runs"
+
+
+def task(cfg: DictConfig) -> int:
+    """Perform the job that a configuration names, and say how it ended; gives its exit code.
+
+    Raises:
+        DuetError: the plan has no such job, or a job before it is not done.
+    """
+    plan, runs = plan_of(cfg), runs_of(cfg)
+    jobs = {job.name: job for job in plan.jobs}
+    if cfg.job not in jobs:
+        raise one_of("job", cfg.job, jobs)
+    job = jobs[cfg.job]
+    for before in job.before:
+        if state(before, runs).word != "done":
+            raise DuetError(f"job: {job.name} goes on from {before.name}, which is not done; run that one first")
+    arms = dict.fromkeys(run.arm.name for run in plan.runs if job in run.jobs)
+    print(f"  start   {job.name}  ({'; '.join(arms)})", flush=True)
+    code = perform(job, runs)
+    facts = state(job, runs).facts
+    if code:
+        print(f"  FAILED  {job.name}  exit code {code}: {facts['said']}", flush=True)
+    else:
+        print(f"  done    {job.name}  {facts['seconds']:.0f} s", flush=True)
+    return code
+
+
+def check(plan: Plan) -> None:
+    """Compose the configuration of every command with the first seed, so that a mistake is found before any runs.
+
+    Raises:
+        DuetError: a key, a value or a file of the configuration does not exist, or the Python of a backend; it names
+            the stage.
+    """
+    for job in plan.jobs:
+        if job.seed == plan.study.seeds[0]:
+            _composed(job, job.overrides)
+            command(job, Path())
+
+
+def _composed(job: Job, overrides: Sequence[str]) -> DictConfig:
+    try:
+        with _composing:
+            return compose(job.entry, list(overrides))
+    except Exception as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DuetError(f"stage {job.stage!r}, told {' '.join(job.overrides)}: {line}") from error
+
+
+_backends: dict[tuple[str, ...], DictConfig] = {}  # by what a job is told of its backend, as composing takes its time
+
+
+def command(job: Job, runs: Path) -> list[str]:
+    """The command of a job, for the Python that owns its backend."""
+    told = tuple(o for o in job.overrides if o.startswith(("backend=", "backend.")))
+    if told not in _backends:
+        _backends[told] = _composed(job, told).backend
+    python = backend_python(_backends[told], os.environ)
+    return [str(python), "-m", f"experiments.{job.entry}", *job.arguments(runs)]
+
+
+def perform(job: Job, runs: Path) -> int:
+    """Run a job to its end, unless it is done; gives its exit code.
+
+    Raises:
+        DuetError: it cannot start.
+    """
+    directory = runs / job.name
+    if state(job, runs).word == "done":
+        return 0
+    words, resumed = command(job, runs), False
+    if job.entry == "train" and list_checkpoints(directory / "checkpoints"):
+        words, resumed = list(merge(words, ["resume=latest"])), True
+    elif directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("done.json", "failed.json"):
+        (directory / name).unlink(missing_ok=True)
+    facts: dict[str, Any] = {
+        "identity": job.identity,
+        "stage": job.stage,
+        "command": ["python", *words[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed": resumed,
+    }
+    before, began = energy.read_counters(), time.perf_counter()
+    with open(directory / "log.txt", "ab") as log:
+        code = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    facts |= {"seconds": time.perf_counter() - began, "joules": energy.spent(before, energy.read_counters())}
+    if code:
+        write_json(directory / "failed.json", facts | {"exit_code": code, "said": last_line(directory / "log.txt")})
+        return code
+    write_json(directory / "done.json", facts)
+    return 0
+
+
+def last_line(log: Path) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing was printed"
+
+
+def launch(plan: Plan, runs: Path, overrides: Sequence[str]) -> None:
+    """Run what is not done, stage by stage, with the launcher of the configuration.
+
+    A launcher may run jobs elsewhere, so how they ended is read from their directories.
+
+    Args:
+        plan: what there is to do.
+        runs: where the jobs' directories lie.
+        overrides: those of the study's own command.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    config = loader.load_configuration("study", list(overrides), RunMode.MULTIRUN, from_shell=False)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
+    given, number = list(config.hydra.overrides.task), 0
+    for wave in plan.waves:
+        ready = [
+            job
+            for job in wave
+            if state(job, runs).word != "done" and all(state(b, runs).word == "done" for b in job.before)
+        ]
+        if not ready:
+            continue
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+        returns = launcher.launch([[*given, f"job={job.name}"] for job in ready], number)
+        number += len(ready)
+        for job, result in zip(ready, returns, strict=True):
+            if result.status is JobStatus.FAILED and state(job, runs).word not in ("done", "failed"):
+                print(f"  FAILED  {job.name}  it could not start: {_raised(result)}", flush=True)
+
+
+def _raised(result: JobReturn) -> str:
+    try:
+        return str(result.return_value)
+    except Exception as error:
+        return str(error)

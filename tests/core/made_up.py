@@ -1,0 +1,107 @@
+"""A stand-in for the Python of a backend: it takes the commands of a study and writes runs made up from their words.
+
+Everything is a function of seed and backend, and every command is noted in `calls.txt` beside the stand-in. A training
+fails where a file `fail` beside it names its seed, and is cut short, with a checkpoint left behind, where `cut` does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+STEPS = 40
+
+
+def stand_in(folder: Path) -> Path:
+    """Write the executable into a folder."""
+    here = Path(__file__).resolve()
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{here}" "{folder}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def main(folder: Path, words: list[str]) -> int:
+    told = dict(word.split("=", 1) for word in words[2:])
+    told = {key: value.strip("'") for key, value in told.items()}
+    with open(folder / "calls.txt", "a") as file:
+        file.write(" ".join([words[1].removeprefix("experiments."), *words[2:]]) + "\n")
+    seed = int(told.get("seed", told.get("sample.seed", 0)))
+    if (folder / "fail").exists() and (folder / "fail").read_text() == str(seed):
+        print("error: the loss is nan", file=sys.stderr)
+        return 3
+    if words[1] == "experiments.sample":
+        write_samples(Path(told["out"]), seed, told["backend"], int(told.get("sampler.steps", 10)))
+        (Path(told["out"]) / "result.json").write_text(json.dumps({"sampled": 20, "sample_seconds": 2.0}))
+        return 0
+    out = Path(told["hydra.run.dir"])
+    if (folder / "cut").exists() and told.get("resume") != "latest":
+        (out / "checkpoints" / "000000000064").mkdir(parents=True)
+        (out / "checkpoints" / "000000000064" / "state.json").write_text("{}")
+        return 130
+    write_training(out, seed, told["backend"], "resume" in told)
+    return 0
+
+
+def losses(seed: int, backend: str) -> list[float]:
+    """A falling loss that the seed moves by some percent and the backend by 1e-6 of it."""
+    import numpy as np
+
+    k = np.arange(STEPS)
+    noise = np.random.default_rng(seed).normal(size=STEPS)
+    slip = 1e-6 * np.random.default_rng(1000 + seed).normal(size=STEPS) if backend == "tf" else 0.0
+    return ((0.05 + 0.9 / (1 + k / 4)) * np.exp(0.05 * noise) * (1 + slip)).tolist()
+
+
+def write_training(out: Path, seed: int, backend: str, second_half: bool = False) -> None:
+    """A run directory of a training, or of the second half of one."""
+    curve = losses(seed, backend)
+    first = STEPS // 2 if second_half else 0
+    lines = [
+        json.dumps({"images_seen": 64 * (k + 1), "loss": curve[k], "grad_norm": 1.0, "lr": 1e-3, "ema_decay": 0.9})
+        for k in range(first, STEPS)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (out / "config.yaml").write_text(f"seed: {seed}\nprecision: float32\nbackend: {{name: {backend}}}\n")
+    title, version = {"torch": ("PyTorch", "2.14.1"), "tf": ("TensorFlow", "2.21.0")}[backend]
+    facts = {
+        "command": f"python -m experiments.train backend={backend} seed={seed}", "commit": "abc1234",
+        "platform": "Linux", "processor": "a processor", "cores": 2, "python": "3.11.2", "device": "cpu",
+        "precision": "float32", "seed": seed, "parameters": 1234, "versions": {title: version, "numpy": "2.2.0"},
+        "data": {"name": "digits", "images": 1797, "sha256": "0" * 64},
+    }  # fmt: skip
+    (out / "environment.json").write_text(json.dumps(facts))
+    result = {
+        "objective": sum(curve[-10:]) / 10, "images_seen": 64 * STEPS, "train_seconds": 20.0 + seed,
+        "images_per_second": 300.0 + seed + (-90 if backend == "tf" else 0),
+        "first_step_seconds": 4.0 if backend == "tf" else 0.2, "seconds": 15.0, "sample_seconds": 2.0, "sampled": 20,
+        "peak_memory_mib": 500.0,
+    }  # fmt: skip
+    (out / "result.json").write_text(json.dumps(result))
+    write_samples(out / "samples", seed, backend)
+
+
+def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
+    """Twenty pictures of bars under fading noise, of which the backend moves a single value."""
+    import numpy as np
+
+    out.mkdir(parents=True, exist_ok=True)
+    labels = np.repeat(np.arange(10), 2)
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    for i, label in enumerate(labels):
+        images[i, label % 8, :, 0] = images[i, :, (label + seed) % 8, 0] = 200
+    if backend == "tf":
+        images[0, 4, 4, 0] ^= 1
+    facts = {"plan": "ddim", "seed": seed, "backend": backend, "weights_sha256": backend}
+    np.savez(out / "samples.npz", images=images, labels=labels, facts=np.array(json.dumps(facts)))
+    noise = np.random.default_rng(seed).integers(0, 256, images.shape)
+    shares = np.linspace(1, 0, steps)[:, None, None, None, None]
+    x = (shares * noise[:10] + (1 - shares) * images[:10]).astype(np.uint8)
+    estimate = np.broadcast_to(images[:10], x.shape)
+    np.savez(out / "trajectory.npz", row=np.arange(steps), x=x, estimate=estimate)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
