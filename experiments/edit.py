@@ -44,10 +44,11 @@ __all__ = ["MODES"]
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """The pictures of a configuration: uint8 with shape (N, H, W, C), and the network's label of each."""
+    """The pictures of a configuration: uint8 with shape (N, H, W, C), the network's label of each, and their names."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
+    names: list[str]
 
 
 class Given:
@@ -83,24 +84,25 @@ class Given:
         cfg, problem = self.cfg, self.problem
         if (cfg.path is None) == ("name" not in cfg.data):
             raise DuetError("data, path: give the pictures by one of the two, as data=digits or path=FILE")
-        images, labels = self._of_file(Path(cfg.path)) if cfg.path is not None else self._of_data()
+        images, labels, names = self._of_file(Path(cfg.path)) if cfg.path is not None else self._of_data()
         if images.shape[1:] != problem.spec.image_shape:
             raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {problem.spec.image_shape}")
         if cfg.labels is not None:
-            return Sources(images, common.sample_labels(cfg.labels, len(images), problem, self.leaders.classes))
+            return Sources(images, common.sample_labels(cfg.labels, len(images), problem, self.leaders.classes), names)
         if labels is None or not problem.program.classes:
-            return Sources(images, np.full(len(images), problem.program.null_label or 0, np.int32))
-        return Sources(images, labels)
+            return Sources(images, np.full(len(images), problem.program.null_label or 0, np.int32), names)
+        return Sources(images, labels, names)
 
-    def _of_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    def _of_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], list[str]]:
         dataset = common.load_data(self.cfg.data)
         common.check_data(dataset, self.problem.spec)
         chosen, program = self._chosen(len(dataset)), self.problem.program
-        return dataset.images[chosen], network_labels(dataset.labels[chosen], program.classes, program.null_label)
+        labels = network_labels(dataset.labels[chosen], program.classes, program.null_label)
+        return dataset.images[chosen], labels, [f"{self.cfg.data.name} {k}" for k in chosen]
 
-    def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None]:
+    def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
         if path.suffix.lower() in SUFFIXES:
-            return self.picture(path, self.problem.spec.in_channels)[None], None
+            return self.picture(path, self.problem.spec.in_channels)[None], None, [path.stem]
         try:
             with np.load(path, allow_pickle=False) as file:
                 images, labels = file["images"], file.get("labels")
@@ -109,7 +111,8 @@ class Given:
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
         chosen = self._chosen(len(images))
-        return images[chosen], None if labels is None else labels[chosen].astype(np.int32)
+        labels = None if labels is None else labels[chosen].astype(np.int32)
+        return images[chosen], labels, [f"{path.stem} {k}" for k in chosen]
 
     def picture(self, path: Path, channels: int) -> NDArray[np.uint8]:
         """The picture of a file in the size of the network, with shape (H, W, channels); says what was done to it."""
@@ -146,19 +149,22 @@ class Work:
 
     Args:
         run: from a function that samples an edit to the edited pictures, with shape (N, H, W, C), and their labels.
-        shown: what stands in front of each row of edited pictures: a caption, and uint8 pictures (K, H, W, C).
+        shown: what stands in front of each row of edited pictures: its caption, and uint8 pictures (K, H, W, C).
+        heads: what each of the K is, and at last what is made of them.
     """
 
     run: Callable[[Sampled], tuple[NDArray, NDArray[np.int32]]]
     shown: list[tuple[str, NDArray[np.uint8]]]
+    heads: tuple[str, ...]
 
 
 def _image_to_image(given: Given, *, strength: float = 0.6) -> Work:
     """Each picture with noise, sampled from there; see `sampling.edit`."""
     plan = edit.tail(given.plan, strength)
     made = edit.image_to_image(plan, given.pixels(), given.seed)
-    labels = np.repeat(given.sources.labels, given.cfg.variants)
-    return Work(lambda sampled: (sampled(made, labels), labels), [("", image[None]) for image in given.sources.images])
+    sources, labels = given.sources, np.repeat(given.sources.labels, given.cfg.variants)
+    shown = [(name, image[None]) for name, image in zip(sources.names, sources.images, strict=True)]
+    return Work(lambda sampled: (sampled(made, labels), labels), shown, ("picture", "edited"))
 
 
 ENCODINGS = ("noise", "inversion")
@@ -183,7 +189,7 @@ def _interpolate(
         raise one_of("mode.encode", encode, ENCODINGS)
     if given.cfg.variants != 1:
         raise DuetError(f"variants: {given.cfg.variants} was given; an interpolation has one, so use 1")
-    images, labels = given.sources.images, given.sources.labels
+    images, labels, names = given.sources.images, given.sources.labels, given.sources.names
     if len(images) % 2:
         raise DuetError(
             f"images: {counted(len(images), 'picture')} given; an interpolation needs pairs, from one to the other"
@@ -211,7 +217,8 @@ def _interpolate(
         each = np.repeat(shared, count)
         return sampled(edit.interpolate(plan, *ends, count, mix), each), each
 
-    return Work(run, [("", images[2 * k : 2 * k + 2]) for k in pairs])
+    shown = [("\n".join(names[2 * k : 2 * k + 2]), images[2 * k : 2 * k + 2]) for k in pairs]
+    return Work(run, shown, ("first", "second", "between"))
 
 
 # Which part of a picture is known, as shares of its height and width: rows, then columns.
@@ -235,10 +242,10 @@ def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
     mask = _mask(given, known)
     mask = mask if keep else 1.0 - mask
     made = edit.inpaint(given.plan(), given.pixels(), mask[None])
-    labels = np.repeat(given.sources.labels, given.cfg.variants)
-    hidden = np.where(mask == 1, given.sources.images, np.uint8(128))
-    shown = [("", np.stack(pair)) for pair in zip(given.sources.images, hidden, strict=True)]
-    return Work(lambda sampled: (sampled(made, labels), labels), shown)
+    sources, labels = given.sources, np.repeat(given.sources.labels, given.cfg.variants)
+    hidden = np.where(mask == 1, sources.images, np.uint8(128))
+    shown = [(name, np.stack(pair)) for name, *pair in zip(sources.names, sources.images, hidden, strict=True)]
+    return Work(lambda sampled: (sampled(made, labels), labels), shown, ("picture", "known", "edited"))
 
 
 def _mask(given: Given, known: str) -> NDArray[np.float64]:
@@ -288,12 +295,19 @@ def main(cfg: DictConfig) -> None:
     facts = {"mode": cfg.mode.name, "seed": given.seed, "images_seen": given.checkpoint.images_seen}
     facts |= {"weights_sha256": weights_hash(cfg.checkpoint, cfg.weights), "backend": cfg.backend.name}
     write_samples(out / "edited.npz", finished, labels, **facts)
-    each = len(finished) // len(work.shown)
-    rows = [(name, np.concatenate([first, finished[k * each : (k + 1) * each]]))
-            for k, (name, first) in enumerate(work.shown)]  # fmt: skip
-    scale = max(1, 64 // given.problem.spec.image_size)
-    pictures.save_png(out / "edited.png", pictures.labelled_rows(rows, scale=scale))
+    pictures.save_png(out / "edited.png", sheet_of(given.problem, work, finished, labels))
     print(f"{counted(len(finished), 'picture')}: {out / 'edited.png'}")
+
+
+def sheet_of(problem: Problem, work: Work, finished: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The picture: each row's own pictures, and what was made of them, with the class that they were made by."""
+    rows, each, program = [], len(finished) // len(work.shown), problem.program
+    for k, (name, first) in enumerate(work.shown):
+        label = labels[k * each]
+        words = [] if program.null_label is None else ["no class" if label == program.null_label else f"class {label}"]
+        rows.append(("\n".join([name, *words]), np.concatenate([first, finished[k * each : (k + 1) * each]])))
+    heads = [*((head, 1) for head in work.heads[:-1]), (work.heads[-1], each)]
+    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size), heads=heads)
 
 
 if __name__ == "__main__":
