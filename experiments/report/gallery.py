@@ -52,7 +52,7 @@ def curves(methods: list[Mapping[str, Any]], kind: str) -> bytes:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogFormatterSciNotation, NullLocator, ScalarFormatter
 
     lines = _lines(methods)
     orders = sorted({order for order, _ in lines.values()})
@@ -66,7 +66,7 @@ def curves(methods: list[Mapping[str, Any]], kind: str) -> bytes:
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axis in axes[len(orders) :]:
             axis.set_axis_off()
-        for axis, order in zip(axes, orders, strict=False):
+        for place, (axis, order) in enumerate(zip(axes, orders, strict=False)):
             own = [name for name, (o, _) in lines.items() if o == order]
             for name, (_, points) in lines.items():
                 if name not in own:
@@ -83,7 +83,8 @@ def curves(methods: list[Mapping[str, Any]], kind: str) -> bytes:
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xticks(_apart(sorted({one["budget"] for one in methods})))
             axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.tick_params(labelbottom=place + columns >= len(orders))  # where there is no panel below
             axis.yaxis.set_major_formatter(LogFormatterSciNotation())
             axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.03), labelspacing=0.35)
         figure.supxlabel("network evaluations", fontsize=10)

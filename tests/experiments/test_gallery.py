@@ -98,3 +98,20 @@ def test_curves_have_a_panel_per_order_and_no_stochastic_line():
     text = curves(methods, "svg").decode()
     assert "order 1" in text and "order 2" in text and "first" in text and "noisy" not in text
     assert curves(methods, "svg") == curves(methods, "svg")
+
+
+@pytest.mark.parametrize("orders, named", [(1, 1), (2, 2), (3, 2), (4, 2)])
+def test_the_lowest_panel_of_every_column_has_its_numbers(orders, named):
+    methods = [
+        {
+            "name": f"of {order}",
+            "order": order,
+            "stochastic": False,
+            "budget": n,
+            "evaluations": n,
+            "error": 3.0**-order,
+        }
+        for order in range(1, orders + 1)
+        for n in (77, 177)
+    ]
+    assert len(re.findall(r">177</text>", curves(methods, "svg").decode())) == named
