@@ -33,9 +33,12 @@ _MARKS = "osD^vPX*<>"
 
 
 def write(report: Mapping[str, Any], sheet: bytes, out: Path) -> Path:
-    """Write gallery.png, curves.png, curves.svg and gallery.html, each whole or not at all; gives the page."""
-    drawn = {kind: curves(report["methods"], kind) for kind in ("png", "svg")}
-    page = _page(report, sheet, drawn["svg"].decode())
+    """Write gallery.png, curves.png, curves.svg and gallery.html, each whole or not at all; gives the page.
+
+    Where no method is deterministic there are no curves.
+    """
+    drawn = {kind: curves(report["methods"], kind) for kind in ("png", "svg") if _lines(report["methods"])}
+    page = _page(report, sheet, drawn.get("svg", b"").decode())
     write_atomically(out / "gallery.png", sheet)
     for kind, data in drawn.items():
         write_atomically(out / f"curves.{kind}", data)
@@ -136,7 +139,7 @@ def _apart(values: list[int]) -> list[int]:
 def _page(report: Mapping[str, Any], sheet: bytes, svg: str) -> str:
     """The page."""
     here = report["environment"]
-    inline = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    inline = svg[svg.find("<svg") :].replace(_INK, "currentColor")
     # It takes the width of the page, and keeps its shape.
     inline = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', inline, count=1)
     inline = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", inline, count=1)
@@ -166,7 +169,7 @@ def _page(report: Mapping[str, Any], sheet: bytes, svg: str) -> str:
             "</figure>",
         ),
     ]
-    return document("Samplers on one checkpoint", header, sections)
+    return document("Samplers on one checkpoint", header, sections if svg else sections[1:])
 
 
 def _grid(spacing: Any) -> str:

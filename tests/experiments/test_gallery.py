@@ -18,11 +18,12 @@ from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.errors import DuetError
 from diffusion_core.parity.cases import scattered_weights
+from diffusion_core.pictures import png_bytes
 from diffusion_core.problem import Problem
 from diffusion_core.sampling import METHODS
 from diffusion_core.unet import UNetSpec
 from experiments.gallery import plan_of, planned
-from experiments.report.gallery import curves
+from experiments.report.gallery import curves, write
 
 SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4)
 SCHEDULE = {"name": "linear", "T": 100, "beta_end": 0.1}
@@ -115,3 +116,12 @@ def test_the_lowest_panel_of_every_column_has_its_numbers(orders, named):
         for n in (77, 177)
     ]
     assert len(re.findall(r">177</text>", curves(methods, "svg").decode())) == named
+
+
+def test_methods_that_draw_noise_alone_make_a_page_without_curves(tmp_path):
+    one = {"name": "DDPM", "order": 1, "stochastic": True, "budget": 5, "evaluations": 5, "error": None}
+    here = {"backend": "reference", "device": "cpu", "precision": "float64", "command": "it"}
+    report = {"methods": [one], "samples": 1, "seed": 0, "environment": here, "images_seen": 1, "left_out": {}}
+    report |= {"reference": {"method": "DDIM", "steps": 9}, "options": {"spacing": "log_snr"}}
+    page = write(report, png_bytes(np.zeros((4, 4, 1), np.uint8)), tmp_path).read_text()
+    assert "DDPM" in page and "Error against" not in page and not list(tmp_path.glob("curves*"))
