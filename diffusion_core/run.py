@@ -2,7 +2,7 @@
 
 config.yaml          the resolved configuration
 environment.json     command, commit, versions, device, data and its hash
-metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages)
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
 snapshots/           see `snapshots`; only if they were asked for
@@ -210,12 +210,12 @@ class RunDirectory:
         records = list(records)
         try:
             with open(self.metrics, "a") as file:
-                file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+                file.writelines(json.dumps(record.metrics) + "\n" for record in records)
         except OSError as error:
             raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
         if self._events is not None:
             for record in records:
-                for name, value in asdict(record).items():
+                for name, value in record.metrics.items():
                     if name != "images_seen":
                         self._events.add_scalar(f"train/{name}", value, record.images_seen)
             self._events.add_scalar("train/images_per_second", images_per_second, records[-1].images_seen)

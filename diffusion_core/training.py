@@ -12,11 +12,11 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from diffusion_core.backend import StepResult, TrainBatch, Trainer
+from diffusion_core.backend import StepResult, TrainBatch, Trainer, average_names
 from diffusion_core.data import Loader
 from diffusion_core.ema import Ema
 from diffusion_core.errors import DuetError
@@ -69,13 +69,20 @@ class Course:
 
 @dataclass(frozen=True)
 class Record:
-    """One step, as it is logged; the decay is that of the average that samples are drawn with."""
+    """One step, as it is logged; `decays` has one for each average, in the order of their names."""
 
     images_seen: int
     loss: float
     grad_norm: float
     lr: float
-    ema_decay: float
+    decays: tuple[float, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers by name, those of the averages as ema_decay, ema1_decay, ema2_decay ..."""
+        numbers = asdict(self)
+        decays = numbers.pop("decays")
+        return numbers | {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def train(
     hooks, fresh = hooks or Hooks(), objective.law.fresh()
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
-    waiting: list[tuple[int, StepResult, float, float]] = []
+    waiting: list[tuple[int, StepResult, float, tuple[float, ...]]] = []
     clock, interval = _Clock(), _Clock()
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
@@ -162,7 +169,7 @@ def train(
                 history = history.after(objective.draw(batch.positions, history)[0], result.losses())
                 if more:
                     ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
-            waiting.append((images_seen, result, lr, decays[0]))
+            waiting.append((images_seen, result, lr, decays))
             logs = course.due(course.log_images, images_seen)
             saves = course.due(course.checkpoint_images, images_seen)
             samples = course.due(course.sample_images, images_seen)

@@ -181,7 +181,7 @@ def test_records_hold_the_numbers_of_their_steps():
     assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
     assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
     assert {record.grad_norm for record in kept} == {2.0}
-    assert [record.ema_decay for record in kept] == [2 / 11, 3 / 12, 4 / 13, 5 / 14]
+    assert [record.metrics["ema_decay"] for record in kept] == [2 / 11, 3 / 12, 4 / 13, 5 / 14]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -78,9 +78,10 @@ def test_a_run_keeps_its_averages_and_stores_them(finished):
     checkpoint = load_checkpoint(finished)
     for i in range(3):
         assert apart(found[i - 3].weights(), checkpoint.state.averages[i]) == 0
-    gamma = Power(0.05).gamma
-    logged = [line["ema_decay"] for line in read_metrics(finished / "metrics.jsonl")]
-    np.testing.assert_allclose(logged, (1 - 1 / np.arange(1, 33)) ** (gamma + 1), rtol=1e-12)
+    lines = list(read_metrics(finished / "metrics.jsonl"))
+    for name, sigma_rel in {"ema": 0.05, "ema1": 0.1, "ema2": 0.07}.items():
+        logged = [line[f"{name}_decay"] for line in lines]
+        np.testing.assert_allclose(logged, (1 - 1 / np.arange(1, 33)) ** (Power(sigma_rel).gamma + 1), rtol=1e-12)
 
 
 @pytest.mark.backend
