@@ -146,9 +146,11 @@ class LearningRate:
                 f"and floor {self.floor} between 0 and the peak"
             )
         if self.decay in ("linear", "cosine") and self.total_images <= self.warmup_images:
+            shorter = f"or lr.warmup_images below it, such as {self.total_images // 10}"
             raise DuetError(
                 f"lr: {self.decay} decay ends at total_images {self.total_images}, which must be more than "
-                f"warmup_images {self.warmup_images}"
+                f"warmup_images {self.warmup_images}; set lr.total_images to the length of the run"
+                f"{f', {shorter}' if self.total_images > 0 else ''}"
             )
         if self.decay == "steps" and not (0 < self.factor < 1 and self.every_images >= 1):
             raise DuetError(
