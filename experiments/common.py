@@ -109,8 +109,8 @@ def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None 
     plan = problem.plan(options.pop("name"), **options)
     if plan.sigma[-1] >= plan.sigma[0]:
         raise DuetError(
-            f"sampler: {sampler['name']} was given, which leads pictures up to noise; sampling starts from noise, so "
-            "choose one that leads down, such as ddim (mode=interpolate mode.encode=inversion inverts by itself)"
+            f"sampler: {sampler['name']} was given, which leads pictures up to noise: it is what mode=interpolate of "
+            "experiments.edit encodes with; sampling starts from noise, so choose one that leads down, such as ddim"
         )
     check_labels(np.zeros(0, np.int32), problem.program, plan, has_guide=guide is not None)
     return plan

@@ -264,7 +264,9 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm:
 def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoint: Path) -> None:
     for options in ([], ["sampler.ask=current"], ["sampler.steps=1"]):
         words = [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler=ddim_inversion", *options]
-        assert "ddim_inversion was given, which leads pictures up to noise" in refused("sample", *words)
+        line = refused("sample", *words)
+        assert "ddim_inversion was given, which leads pictures up to noise" in line
+        assert "mode=interpolate of experiments.edit encodes with" in line
 
 
 def test_sampling_refuses_an_option_that_the_sampler_does_not_have(tmp_path: Path, checkpoint: Path) -> None:
