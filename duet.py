@@ -48,18 +48,23 @@ FORMAT = "1"  # of an environment; a change makes every older one outdated
 UNFINISHED = "unfinished"  # stands in the stamp while pip is at work
 DEMO_MARKER = ".duet-demo"
 
-# A job is a backend, and a precision where the work is cut by it; the slower ones come first. Two run at a time, each
-# on half of the cores.
+# A job is a backend, and what of it: a precision or a selection of tests. Two run at a time, each on half of the cores;
+# the slower ones come first.
 BOTH = (("torch", ""), ("tf", ""))
 TORCH = BOTH[:1]
 LADDER = tuple((backend, precision) for backend in ("tf", "torch") for precision in ("float64", "float32"))
 RECORD = "-m experiments.trace backend={b} precisions=[{p}] backend.threads={t} out={x}/trace/{b}"
-# The tests of each environment: those that know no backend run in one of them.
-SELECTED = {"torch": "not exchange and not slow and not gpu", "tf": "backend and not exchange and not slow and not gpu"}
+# The tests that know no backend, and those for which either will do, run in one of the environments.
+EACH = (
+    ("torch", "not backend and not together and not exchange and not slow and not gpu"),
+    ("tf", "backend and not either and not recorded and not slow and not gpu"),
+    ("torch", "backend and not recorded and not slow and not gpu"),
+    ("torch", "together and not slow"),
+)
 # What the tests run in order: title, jobs, arguments of their Python. {x} is a fresh folder, {b} the backend, {o} the
-# other one, {p} the precision, {t} the threads, {m} the tests of its environment.
+# other one, {p} the precision or the tests, {t} the threads.
 TESTS = (
-    ("all but the exchange", BOTH[::-1], "-m pytest -m {m}"),
+    ("all but the exchange", EACH, "-m pytest -m {p}"),
     ("climb the parity ladder", LADDER, RECORD),
     ("hand over to each other", LADDER, RECORD + " handover={x}/trace/{o}"),
     ("one against the other", TORCH, "-m pytest -m exchange"),
@@ -274,10 +279,9 @@ def stage(pythons: dict[str, str], jobs: tuple, template: str, folder: str, *mor
     """Run one row of a table, with `more` arguments and environment variables; its exit code."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     commands = []
-    for backend, precision in jobs:
+    for backend, part in jobs:
         other = next(name for name in DOWNLOAD if name != backend)
-        values = {"x": folder, "b": backend, "o": other, "p": precision, "t": str(max(1, cores // 2))}
-        values["m"] = SELECTED[backend]
+        values = {"x": folder, "b": backend, "o": other, "p": part, "t": str(max(1, cores // 2))}
         arguments = [*words(template, values), *more]
         say(shown(backend, arguments))
         commands.append((backend, [pythons[backend], *arguments], dict(os.environ, DUET_BACKEND=backend, **variables)))
@@ -290,9 +294,8 @@ def stage(pythons: dict[str, str], jobs: tuple, template: str, folder: str, *mor
 
 
 def words(template: str, values: dict[str, str]) -> list[str]:
-    """A command of a table as a list; values are spelled as Hydra reads them unquoted."""
-    escaped = {name: re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", value) for name, value in values.items() if name != "m"}
-    escaped["m"] = values.get("m", "")  # of pytest, not of Hydra
+    """A command of a table as a list; a folder is spelled as Hydra reads it unquoted."""
+    escaped = {**values, "x": re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", values["x"])}
     return [re.sub(r"{(\w)}", lambda found: escaped[found.group(1)], word) for word in shlex.split(template)]
 
 

@@ -16,7 +16,7 @@ from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.parity.ladder import TOLERANCES, l2_of_all
 from diffusion_core.run import read_metrics, read_samples
 
-pytestmark = pytest.mark.exchange
+pytestmark = pytest.mark.together
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

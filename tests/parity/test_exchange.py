@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from diffusion_core import reference
 from diffusion_core.parity import cases
-from diffusion_core.parity.compare import PRECISIONS
+from diffusion_core.parity.compare import PRECISIONS, under
 from diffusion_core.parity.ladder import RUNGS
+from diffusion_core.random import Stream
+from diffusion_core.unet import Program
+from diffusion_core.weights import Weights
 
 pytestmark = pytest.mark.exchange
 
@@ -69,3 +75,40 @@ def test_final_uint8_images_are_identical(exchange, plan, source, taker, precisi
     print(f"{plan}, {precision}: {np.count_nonzero(apart)} of {apart.size} pixels differ")
     assert apart.max() <= (1 if precision == "float32" else 0)
     assert len(np.unique(own)) > 50, "these are no images"
+
+
+@pytest.mark.parametrize("case", cases.LOSSES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_slope_of_every_reference_loss(exchange, name, case):
+    """Rung 4 without the other framework, along one direction of weight space; what has no gradient is held at rest."""
+    weights, batch = cases.scattered_weights(case.program), case.batch
+
+    def loss(moved: Weights) -> float:
+        losses, _ = reference.losses_of(case.program, moved, batch, case.objective.distance, held=weights)
+        return float(np.mean(batch.importance * losses))
+
+    assert_slope(under(exchange.arrays[f"{name}/float64"], f"4/{case.name}/"), case.program, weights, loss)
+
+
+@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_slope_of_the_reference_loss(exchange, name, case):
+    """The same of every block."""
+    weights = cases.scattered_weights(case.program, case.gain)
+    batch = cases.noise_batch(case.program, case.shape)
+    gradients = under(exchange.arrays[f"{name}/float64"], f"2/{case.name}/")
+    assert_slope(gradients, case.program, weights, lambda moved: reference.loss(case.program, moved, batch, "mse"))
+
+
+def assert_slope(
+    gradients: Weights, program: Program, weights: Weights, loss: Callable[[Weights], float], h: float = 1e-5
+) -> None:
+    direction = {
+        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in program.trained
+    }
+    slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
+    size = np.sqrt(sum(np.sum(g**2) for g in gradients.values()) * sum(np.sum(d**2) for d in direction.values()))
+    ahead, behind = (
+        loss(weights | {name: weights[name] + side * direction[name] for name in direction}) for side in (h, -h)
+    )
+    assert slope == pytest.approx((ahead - behind) / (2 * h), abs=1e-8 * size)

@@ -6,8 +6,9 @@ The checks that pass then are those of the group, and one of them must fail once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 
 import numpy as np
 import pytest
@@ -38,10 +39,15 @@ class Pair:
     two: dict[str, np.ndarray]
     judge: Callable[[dict, dict], list[Check]]
 
-    def passing(self, two: dict[str, np.ndarray] | None = None) -> list[Check]:
-        """The checks that pass, of the second record as it is or as it is given."""
+    def passing(self, two: dict[str, np.ndarray]) -> list[Check]:
+        """The checks that pass of the first record and another one."""
         with np.errstate(all="ignore"):
-            return [c for c in self.judge(self.one, self.two if two is None else two) if c.passed]
+            return [c for c in self.judge(self.one, two) if c.passed]
+
+    @cached_property
+    def whole(self) -> list[Check]:
+        """The checks that pass of the records as they are."""
+        return self.passing(self.two)
 
 
 def group_of(name: str) -> str:
@@ -52,7 +58,8 @@ def group_of(name: str) -> str:
     return f"{rung}/{rest.split('/')[0]}/"
 
 
-def pairs(exchange, precision: str) -> Iterator[Pair]:
+@cache
+def pairs(exchange, precision: str) -> tuple[Pair, ...]:
     """Every group of the records, once from lock step and once, where it is part of it, from the hand-over."""
     torch, tf = exchange.arrays[f"torch/{precision}"], exchange.arrays[f"tf/{precision}"]
     taken = exchange.arrays[f"tf/handover/{precision}"]
@@ -60,13 +67,15 @@ def pairs(exchange, precision: str) -> Iterator[Pair]:
     def group(record: dict, prefix: str) -> dict:
         return {prefix + rest: array for rest, array in under(record, prefix).items()}
 
-    for name in dict.fromkeys(map(group_of, torch)):
-        if name[0] in "0247" or name == "6/likelihood/":
-            judge = lambda a, b: compare_arrays(a, b, precision, "torch–tf")  # noqa: E731
-            yield Pair(name, group(torch, name), group(tf, name), judge)
-    for name, other in TAKEN.items():
-        judge = lambda a, b: compare_handover(a, b, precision, "torch–tf")  # noqa: E731
-        yield Pair(other, group(torch, name), group(taken, other), judge)
+    def judged_by(compare: Callable, name: str, one: dict, other: str, two: dict) -> Pair:
+        judge = partial(compare, precision=precision, pair="torch–tf")
+        return Pair(other, group(one, name), group(two, other), judge)
+
+    names = [name for name in dict.fromkeys(map(group_of, torch)) if name[0] in "0247" or name == "6/likelihood/"]
+    return (
+        *(judged_by(compare_arrays, name, torch, name, tf) for name in names),
+        *(judged_by(compare_handover, name, torch, other, taken) for name, other in TAKEN.items()),
+    )
 
 
 def some(arrays: dict[str, np.ndarray]) -> list[str]:
@@ -105,11 +114,10 @@ SPOILT = {
 def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
     unseen = []
     for pair in pairs(exchange, precision):
-        whole = pair.passing()
         size = max(float(np.abs(array.astype(np.float64)).max()) for array in pair.two.values())
         for name in some(pair.two):
             spoilt = SPOILT[fault](pair.two[name], size)
-            if len(pair.passing(pair.two | {name: spoilt})) >= len(whole):
+            if len(pair.passing(pair.two | {name: spoilt})) >= len(pair.whole):
                 unseen.append(name)
     assert not unseen
 
@@ -118,11 +126,10 @@ def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
 def test_a_missing_or_renamed_array_is_noticed(exchange, precision):
     unseen = []
     for pair in pairs(exchange, precision):
-        whole = pair.passing()
         for name in (next(iter(pair.two)), list(pair.two)[-1]):
             without = {other: array for other, array in pair.two.items() if other != name}
             for spoilt in (without, without | {f"{name} ": pair.two[name]}):
-                if len(pair.passing(spoilt)) >= len(whole):
+                if len(pair.passing(spoilt)) >= len(pair.whole):
                     unseen.append(name)
     assert not unseen
 
@@ -132,19 +139,18 @@ def test_transposed_axes_and_swapped_names_are_noticed(exchange, precision):
     transposed = swapped = 0
     unseen = []
     for pair in pairs(exchange, precision):
-        whole = pair.passing()
         names = some({name: array for name, array in pair.two.items() if array.ndim > 1} or pair.two)
         for name in names:
             array = pair.two[name]
             turned = array.swapaxes(-1, -2) if array.ndim > 1 else array
             if turned.shape == array.shape and not np.array_equal(turned, array):
                 transposed += 1
-                if len(pair.passing(pair.two | {name: turned})) >= len(whole):
+                if len(pair.passing(pair.two | {name: turned})) >= len(pair.whole):
                     unseen.append(f"{name}, transposed")
             for other in names:
                 if other > name and pair.two[other].shape == array.shape and not np.array_equal(pair.two[other], array):
                     swapped += 1
-                    if len(pair.passing(pair.two | {name: pair.two[other], other: array})) >= len(whole):
+                    if len(pair.passing(pair.two | {name: pair.two[other], other: array})) >= len(pair.whole):
                         unseen.append(f"{name} for {other}")
                     break
     assert not unseen
@@ -155,7 +161,7 @@ def test_transposed_axes_and_swapped_names_are_noticed(exchange, precision):
 def test_every_array_belongs_to_a_check_of_its_own_rung(exchange, precision):
     seen: set[str] = set()
     for pair in pairs(exchange, precision):
-        checks = pair.passing()
+        checks = pair.whole
         assert checks, f"nothing looks at {pair.group}"
         assert {c.rung for c in checks} == {int(pair.group[0])}, pair.group
         seen |= pair.one.keys() | pair.two.keys()

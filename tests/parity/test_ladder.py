@@ -1,23 +1,21 @@
-"""The ladder up to where the other framework is needed: a backend against the NumPy reference, in both precisions."""
+"""The ladder up to where the other framework is needed: a backend against the NumPy reference, in both precisions.
+
+For whoever works on one backend. `duet.py test` leaves these out: it climbs with `experiments.trace`, whose records
+hold the same checks, and `test_exchange` asks for every one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
 
-import numpy as np
 import pytest
 
-from diffusion_core import reference
 from diffusion_core.backend import DISTANCES
 from diffusion_core.parity import cases, trace
-from diffusion_core.parity.compare import under
 from diffusion_core.parity.ladder import Check
-from diffusion_core.random import Stream
-from diffusion_core.unet import Program
-from diffusion_core.weights import Weights
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.recorded]
 
 BOTH = pytest.mark.parametrize("precision", ["float64", "float32"])
 SHORT_PLANS = [name for name, plan in cases.PLANS.items() if plan.rows <= 20]
@@ -147,39 +145,3 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
     }
     assert sorted(climb(rung, "float64")) == sorted(asked[rung])
-
-
-@pytest.mark.parametrize("case", cases.LOSSES, ids=lambda case: case.name)
-def test_gradients_are_the_slope_of_every_reference_loss(measure, case):
-    """The same, with what has no gradient held at rest."""
-    weights, batch = cases.scattered_weights(case.program), case.batch
-    gradients = under(measure(trace.losses, "float64").arrays, f"4/{case.name}/")
-
-    def loss(moved: Weights) -> float:
-        losses, _ = reference.losses_of(case.program, moved, batch, case.objective.distance, held=weights)
-        return float(np.mean(batch.importance * losses))
-
-    assert_slope(gradients, case.program, weights, loss)
-
-
-@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
-def test_gradients_are_the_slope_of_the_reference_loss(measure, case):
-    """Rung 4 without the other framework: along one direction of weight space, by central differences."""
-    weights = cases.scattered_weights(case.program, case.gain)
-    batch = cases.noise_batch(case.program, case.shape)
-    gradients = under(measure(trace.blocks, "float64").arrays, f"2/{case.name}/")
-    assert_slope(gradients, case.program, weights, lambda moved: reference.loss(case.program, moved, batch, "mse"))
-
-
-def assert_slope(
-    gradients: Weights, program: Program, weights: Weights, loss: Callable[[Weights], float], h: float = 1e-5
-) -> None:
-    direction = {
-        p.name: Stream(cases.SEED, f"test/direction/{p.name}").normal([0], p.shape)[0] for p in program.trained
-    }
-    slope = sum(float(np.sum(gradients[name] * direction[name])) for name in direction)
-    size = np.sqrt(sum(np.sum(g**2) for g in gradients.values()) * sum(np.sum(d**2) for d in direction.values()))
-    ahead, behind = (
-        loss(weights | {name: weights[name] + side * direction[name] for name in direction}) for side in (h, -h)
-    )
-    assert slope == pytest.approx((ahead - behind) / (2 * h), abs=1e-8 * size)

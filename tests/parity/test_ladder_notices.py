@@ -33,7 +33,8 @@ from diffusion_core.unet.blocks import GELU, Add, AvgPool, GroupNorm, SiLU
 from diffusion_core.unet.program import Training
 from diffusion_core.weights import Weights, initial_weights
 
-pytestmark = pytest.mark.backend
+# The faults are those of comparisons, which both backends share: one backend is enough to show each of them.
+pytestmark = [pytest.mark.backend, pytest.mark.either]
 
 CASES = {case.name: case for case in cases.BLOCKS}
 

@@ -286,13 +286,15 @@ def test_test_runs_every_stage_in_order(checkout):
     result = checkout.duet("test")
     assert result.returncode == 0, result.stderr
     ran = [re.sub(r"threads=\d+", "threads=N", line) for line in stages(checkout)]
-    assert set(ran[:2]) == {
-        "torch|-m pytest -m not exchange and not slow and not gpu",
-        "tf|-m pytest -m backend and not exchange and not slow and not gpu",
+    assert set(ran[:4]) == {
+        "torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu",
+        "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
+        "torch|-m pytest -m backend and not recorded and not slow and not gpu",
+        "torch|-m pytest -m together and not slow",
     }
-    assert set(ran[2:6]) == traced("torch") | traced("tf")
-    assert set(ran[6:10]) == traced("torch", "tf") | traced("tf", "torch")
-    assert ran[10:] == ["torch|-m pytest -m exchange"]
+    assert set(ran[4:8]) == traced("torch") | traced("tf")
+    assert set(ran[8:12]) == traced("torch", "tf") | traced("tf", "torch")
+    assert ran[12:] == ["torch|-m pytest -m exchange"]
     assert result.stdout.count("passed") == 4
 
 
@@ -326,7 +328,7 @@ def test_code_5_of_a_stage_without_pytest_is_a_failure(checkout):
 
 def test_extra_arguments_reach_each_pytest(checkout):
     checkout.duet("test", "-k", "a or b")
-    assert sum(line.endswith(" -k a or b") for line in stages(checkout)) == 3
+    assert sum(line.endswith(" -k a or b") for line in stages(checkout)) == 5
 
 
 # --- demo ---------------------------------------------------------------------------------------------------------
@@ -386,4 +388,4 @@ def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend(duet
     for _, jobs, template in (*duet.TESTS, *duet.DEMO):
         assert {backend for backend, _ in jobs} <= set(duet.DOWNLOAD)
         assert set(re.findall(r"\bbackend=(\S+)", template)) <= {"{b}"}
-        assert ("{p}" in template) == all(precision for _, precision in jobs)
+        assert ("{p}" in template) == all(part for _, part in jobs)
