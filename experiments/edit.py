@@ -26,7 +26,7 @@ from diffusion_core import pictures
 from diffusion_core.backend import Steering
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import from_uint8, to_uint8
-from diffusion_core.data.folder import SUFFIXES, fit_picture, open_picture
+from diffusion_core.data.square import SUFFIXES, fit_picture, open_picture
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.objectives import network_labels
 from diffusion_core.problem import Problem

@@ -1,27 +1,62 @@
 """Data sets as arrays, and the order in which a run sees them.
 
-`load_dataset` makes one by name; `Loader` shows it; `to_uint8` and `from_uint8` go between stored
-pixels and network values.
+`load_dataset` makes one by name; `prepare` writes one to disk, from which any process reads it; `Loader` shows it;
+`to_uint8` and `from_uint8` go between stored pixels and network values.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from diffusion_core.data import cifar, digits, folder, shapes, store
+from diffusion_core.data import digits, shapes, store
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
+from diffusion_core.data.source import gather
+from diffusion_core.data.sources import ABOUT, SOURCES
+from diffusion_core.data.square import Square
 from diffusion_core.registry import build
 
-__all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "to_uint8"]
+__all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
+
+
+def read_options(name: str) -> tuple[set[str], set[str]]:
+    """The options of a published data set: those of `square.Square`, and those of reading its files."""
+    own = inspect.signature(SOURCES[name]).parameters
+    return set(inspect.signature(Square).parameters), set(own) - {"path"}
+
+
+def _reader(name: str) -> Callable[..., Dataset]:
+    """A function that reads the files of a published data set into memory, with the options of all that it takes."""
+    source, about = SOURCES[name], ABOUT[name]
+    squares, own = read_options(name)
+    usual = {"size": about.size, "channels": about.channels}
+
+    def read(path: str, part: str | None = None, **options: Any) -> Dataset:
+        square = Square(**usual | {key: value for key, value in options.items() if key in squares})
+        parts = source(Path(path).expanduser(), **{key: value for key, value in options.items() if key in own})
+        return gather(parts, part, square)
+
+    # The signature names every option, so that one that does not exist, or has another type, is refused.
+    made = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    for function in (Square, source):
+        hints = get_type_hints(function)
+        for key, p in inspect.signature(function).parameters.items():
+            if key not in made:
+                made[key] = p.replace(kind=p.KEYWORD_ONLY, default=usual.get(key, p.default))
+                read.__annotations__[key] = hints[key]
+    read.__signature__ = inspect.Signature(list(made.values()))
+    return read
+
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    "cifar10": cifar.cifar10,
     "digits": digits.digits,
     "shapes": shapes.shapes,
-    "image_folder": folder.image_folder,
     "store": store.open_store,
+    **{name: _reader(name) for name in SOURCES},
 }
 
 

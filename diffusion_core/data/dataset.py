@@ -2,7 +2,7 @@
 
 Pictures are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green,
 blue). Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names.
-The pictures may be a memory map: nothing here reads them all at once.
+The pictures may be memory maps: nothing here reads them all at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.data.shards import Shards
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "class_ids"]
 
 _HASH_BYTES = 1 << 24
 
@@ -30,7 +31,7 @@ class Dataset:
     """Labelled pictures, checked when made.
 
     Args:
-        images: uint8 with shape (N, S, S, C), C being 1 or 3; an array or a memory map.
+        images: uint8 with shape (N, S, S, C), C being 1 or 3; an array, a memory map, or several as one.
         labels: class ids with shape (N,); kept as int32.
         class_names: the name of each class id.
         name: what to call the data set in reports.
@@ -39,7 +40,7 @@ class Dataset:
         DuetError: a shape, a type or a label does not fit.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Shards
     labels: NDArray[np.int32]
     class_names: tuple[str, ...]
     name: str
@@ -48,7 +49,7 @@ class Dataset:
         images, labels = self.images, np.asarray(self.labels)
         names = tuple(str(name) for name in self.class_names)
         what = f"data set {self.name!r}"
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        if not isinstance(images, np.ndarray | Shards) or images.dtype != np.uint8:
             given = getattr(images, "dtype", type(images).__name__)
             raise DuetError(f"{what}: images of {given} were given; they must be a uint8 array")
         shape = images.shape
@@ -126,21 +127,7 @@ class Dataset:
             DuetError: there are no classes, one does not exist or is given twice, or none of them has a picture.
         """
         what = f"data set {self.name!r}"
-        if isinstance(classes, str) or not isinstance(classes, Iterable) or not (classes := list(classes)):
-            raise DuetError(f"{what}: the classes {classes!r} were given; they must be a list of ids or names")
-        known = {name: k for k, name in enumerate(self.class_names)}
-        ids = []
-        for one in classes:
-            if isinstance(one, str):
-                if one not in known:
-                    raise one_of(f"class of {what}", one, known)
-                ids.append(known[one])
-            elif isinstance(one, Integral) and not isinstance(one, bool) and 0 <= one < self.num_classes:
-                ids.append(int(one))
-            else:
-                raise DuetError(f"{what}: class {one!r} was given; the class ids are 0..{self.num_classes - 1}")
-            if ids[-1] in ids[:-1]:
-                raise DuetError(f"{what}: class {self.class_names[ids[-1]]!r} was given twice, among {classes}")
+        ids = class_ids(what, self.class_names, classes)
         new = np.full(self.num_classes, -1, np.int32)
         new[ids] = np.arange(len(ids))
         kept = np.flatnonzero(new[self.labels] >= 0)
@@ -167,3 +154,32 @@ class Dataset:
             )
         order = Stream(seed, "data/split").permutation(len(self))
         return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
+
+
+def class_ids(what: str, names: Sequence[str], classes: Iterable[int | str]) -> list[int]:
+    """The ids of classes that are given by id or by name.
+
+    Args:
+        what: whose they are; errors begin with it.
+        names: of each class id.
+        classes: at least one, none twice.
+
+    Raises:
+        DuetError: there are no classes, or one does not exist or is given twice.
+    """
+    if isinstance(classes, str) or not isinstance(classes, Iterable) or not (classes := list(classes)):
+        raise DuetError(f"{what}: the classes {classes!r} were given; they must be a list of ids or names")
+    known = {name: k for k, name in enumerate(names)}
+    ids = []
+    for one in classes:
+        if isinstance(one, str):
+            if one not in known:
+                raise one_of(f"class of {what}", one, known)
+            ids.append(known[one])
+        elif isinstance(one, Integral) and not isinstance(one, bool) and 0 <= one < len(names):
+            ids.append(int(one))
+        else:
+            raise DuetError(f"{what}: class {one!r} was given; the class ids are 0..{len(names) - 1}")
+        if ids[-1] in ids[:-1]:
+            raise DuetError(f"{what}: class {names[ids[-1]]!r} was given twice, among {classes}")
+    return ids

@@ -2,11 +2,13 @@
 
 A store is a directory::
 
-    images.npy   uint8 with shape (N, H, W, C), opened as a memory map
-    labels.npy   int32 with shape (N,)
-    data.json    name, class names, shape and the hash of the content
+    images-00000.npy ...   uint8 with shape (n, H, W, C) each, one after another, opened as memory maps
+    labels.npy             int32 with shape (N,)
+    names.txt              what each picture was called, one per line; only where pictures have names
+    data.json              name, class names, shape, the length of each file of images, and the hash of the content
 
-It is written beside its final name, flushed, then renamed: a reader sees a whole store or none.
+It is written beside its final name, flushed, then renamed: a reader sees a whole store or none. Directories of
+stores, one for each part of a data set, are what `prepare` writes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,12 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.errors import DuetError
+from diffusion_core.data.shards import Shards
+from diffusion_core.errors import DuetError, one_of
 
-__all__ = ["open_store", "save_store"]
+__all__ = ["finish_store", "open_store", "parts_of", "read_names", "save_store", "shard_length", "shard_name"]
 
-_FORMAT = 1
-_FITS = "a store is a directory that save_store wrote"
+_FORMAT = 2
+_FITS = "a store is a directory that experiments.prepare wrote"
+_SHARD_BYTES, _SHARD_PICTURES = 1 << 26, 2048
+
+
+def shard_length(picture_bytes: int) -> int:
+    """How many pictures a file of images begins with: up to 64 MiB, and few enough that many processes have work."""
+    return max(1, min(_SHARD_PICTURES, _SHARD_BYTES // picture_bytes))
+
+
+def shard_name(number: int) -> str:
+    """The name of a file of images."""
+    return f"images-{number:05d}.npy"
 
 
 def save_store(dataset: Dataset, directory: str | Path) -> Path:
@@ -40,20 +55,14 @@ def save_store(dataset: Dataset, directory: str | Path) -> Path:
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    header = {
-        "format": _FORMAT,
-        "name": dataset.name,
-        "class_names": dataset.class_names,
-        "shape": dataset.images.shape,
-        "sha256": dataset.sha256,
-    }
     try:
         part.mkdir()
-        _write_array(part / "images.npy", dataset.images)
-        _write_array(part / "labels.npy", dataset.labels)
-        with open(part / "data.json", "w", encoding="utf-8") as file:
-            json.dump(header, file, indent=2)
-            _flush(file)
+        step, lengths = shard_length(dataset.images[0].size), []
+        for start in range(0, len(dataset), step):
+            images = np.ascontiguousarray(dataset.images[start : start + step])
+            write_array(part / shard_name(len(lengths)), images)
+            lengths.append(len(images))
+        finish_store(part, lengths, dataset.labels, dataset.class_names, dataset.name)
         try:
             part.rename(final)
         except OSError:
@@ -65,23 +74,69 @@ def save_store(dataset: Dataset, directory: str | Path) -> Path:
     return final
 
 
-def open_store(directory: str | Path, verify: bool = True) -> Dataset:
-    """The data set that `save_store` wrote, its pictures a memory map.
+def finish_store(
+    directory: Path,
+    lengths: Sequence[int],
+    labels: NDArray[np.int32],
+    class_names: Sequence[str],
+    name: str,
+    names: Iterable[str] | None = None,
+) -> Dataset:
+    """Make a store of a directory that holds the files of images alone; gives what it holds.
 
     Args:
-        directory: the store.
+        directory: where they are.
+        lengths: of the files, in their order; one of length 0 need not be there.
+        labels: class ids with shape (N,).
+        class_names: the name of each class id.
+        name: of the data set.
+        names: of the pictures, if they have any.
+    """
+    files = [{"file": shard_name(k), "length": int(n)} for k, n in enumerate(lengths) if n]
+    dataset = Dataset(_open_images(directory, files), labels, tuple(class_names), name)
+    write_array(directory / "labels.npy", dataset.labels)
+    if names is not None:
+        with open(directory / "names.txt", "w", encoding="utf-8") as file:
+            file.writelines(name.replace("\n", " ") + "\n" for name in names)
+            _flush(file)
+    header = {
+        "format": _FORMAT,
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "shape": dataset.images.shape,
+        "images": files,
+        "sha256": dataset.sha256,
+    }
+    with open(directory / "data.json", "w", encoding="utf-8") as file:
+        json.dump(header, file, indent=2)
+        _flush(file)
+    return dataset
+
+
+def open_store(directory: str | Path, part: str | None = None, verify: bool = True) -> Dataset:
+    """The data set of a store, its pictures memory maps.
+
+    Args:
+        directory: the store, or a directory of several.
+        part: which of several; None will do where there is one alone.
         verify: read it all once and compare its hash. Without this, only shapes and lengths are checked.
 
     Raises:
-        DuetError: a file is missing, cut short or not what was written.
+        DuetError: there is no such part, or a file is missing, cut short or not what was written.
     """
     directory = Path(directory).expanduser()
+    if (parts := parts_of(directory)) and not (directory / "data.json").exists():
+        if part is None and len(parts) > 1:
+            raise DuetError(f"store {str(directory)!r}: no part was named; it holds {', '.join(parts)}")
+        if part is not None and part not in parts:
+            raise one_of(f"part of store {str(directory)!r}", part, parts)
+        directory = directory / (part or parts[0])
     header = _read_header(directory)
-    images = _read_array(directory / "images.npy", "r")
+    images = _open_images(directory, header["images"])
     labels = _read_array(directory / "labels.npy", None)
     if list(images.shape) != header["shape"]:
         raise DuetError(
-            f"store {str(directory)!r}: images.npy has shape {images.shape}, data.json says {tuple(header['shape'])}"
+            f"store {str(directory)!r}: its images have shape {images.shape}, data.json says {tuple(header['shape'])}"
         )
     try:
         dataset = Dataset(images, labels, tuple(header["class_names"]), header["name"])
@@ -93,6 +148,26 @@ def open_store(directory: str | Path, verify: bool = True) -> Dataset:
             f"data.json says {header['sha256'][:12]}; it has changed since it was written, so write it again"
         )
     return dataset
+
+
+def parts_of(directory: str | Path) -> list[str]:
+    """The names of the stores in a directory, the training part first."""
+    found = [path.parent.name for path in Path(directory).expanduser().glob("*/data.json")]
+    return sorted(found, key=lambda name: (name != "train", name))
+
+
+def read_names(directory: str | Path, count: int) -> list[str]:
+    """What the pictures of a store are called; by their places where they have no names."""
+    file = Path(directory).expanduser() / "names.txt"
+    names = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    return names if len(names) == count else [f"picture {k}" for k in range(count)]
+
+
+def write_array(file: Path, array: NDArray) -> None:
+    """Write an array as `.npy`, flushed."""
+    with open(file, "wb") as out:
+        np.save(out, array, allow_pickle=False)
+        _flush(out)
 
 
 def _holds(directory: Path, dataset: Dataset) -> bool:
@@ -127,8 +202,38 @@ def _read_header(directory: Path) -> dict:
         if not isinstance(header, dict) or not isinstance(header.get(key), kind):
             raise DuetError(f"store {str(directory)!r}: data.json has no valid {key!r}; {_FITS}")
     if header["format"] != _FORMAT:
-        raise DuetError(f"store {str(directory)!r}: its format is {header['format']}; this version reads {_FORMAT}")
+        raise DuetError(
+            f"store {str(directory)!r}: its format is {header['format']}; this version reads {_FORMAT}, "
+            f"so prepare it again"
+        )
+    files = header.get("images")
+    if not isinstance(files, list) or not files or not all(_is_shard(file) for file in files):
+        raise DuetError(f"store {str(directory)!r}: data.json has no valid 'images'; {_FITS}")
     return header
+
+
+def _is_shard(file: object) -> bool:
+    """Whether it says name and length of a file in the store itself."""
+    if not isinstance(file, dict) or not isinstance(file.get("length"), int):
+        return False
+    name = file.get("file")
+    return isinstance(name, str) and name.startswith("images-") and "/" not in name and "\\" not in name
+
+
+def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | Shards:
+    """The pictures of several files as one array; a single file is an ordinary memory map."""
+    maps = []
+    for file in files:
+        images = _read_array(directory / file["file"], "r")
+        if len(images) != file["length"]:
+            raise DuetError(
+                f"store {str(directory)!r}: {file['file']} has {len(images)} pictures, data.json says {file['length']}"
+            )
+        maps.append(images)
+    try:
+        return maps[0] if len(maps) == 1 else Shards(maps)
+    except DuetError as error:
+        raise DuetError(f"store {str(directory)!r}: {error}") from None
 
 
 def _read_array(file: Path, mmap_mode: str | None) -> NDArray:
@@ -136,12 +241,6 @@ def _read_array(file: Path, mmap_mode: str | None) -> NDArray:
         return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DuetError(f"store: {str(file)!r} is missing, cut short or no array: {error}; {_FITS}") from error
-
-
-def _write_array(file: Path, array: NDArray) -> None:
-    with open(file, "wb") as out:
-        np.save(out, array, allow_pickle=False)
-        _flush(out)
 
 
 def _flush(file: IO) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_core.data import Dataset, load_dataset
-from diffusion_core.data.folder import image_folder, read_picture
 from diffusion_core.data.shapes import KINDS, draw, scenes, shapes
+from diffusion_core.data.square import read_picture
 from diffusion_core.data.store import open_store, save_store
 from diffusion_core.errors import DuetError
 
@@ -87,6 +88,10 @@ def test_shapes_that_cannot_be_are_refused(options):
 
 
 # Folders
+
+
+def image_folder(path: Path, size: int, channels: int = 3) -> Dataset:
+    return load_dataset("image_folder", path=str(path), size=size, channels=channels)
 
 
 def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -297,7 +302,7 @@ def cut_short(path):
 
 def flip_last_bit(path):
     content = bytearray(path.read_bytes())
-    content[-1 if path.name == "images.npy" else -4] ^= 1
+    content[-1 if path.name == "images-00000.npy" else -4] ^= 1
     path.write_bytes(content)
 
 
@@ -312,27 +317,38 @@ def drop_key(path):
     path.write_text(json.dumps(header))
 
 
+def elsewhere(path):
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, "images": [{"file": "images-/../../secret.npy", "length": 12}]}))
+
+
 def newer(path):
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
 
 
 @pytest.mark.parametrize(
     ("file", "harm", "message"),
     [
-        ("images.npy", cut_short, "images.npy' is missing, cut short"),
+        ("images-00000.npy", cut_short, "images-00000.npy' is missing, cut short"),
         ("labels.npy", cut_short, "labels.npy' is missing, cut short"),
         ("data.json", cut_short, "data.json cannot be read"),
-        ("images.npy", lambda path: path.unlink(), "images.npy' is missing"),
+        ("images-00000.npy", lambda path: path.unlink(), "images-00000.npy' is missing"),
         ("labels.npy", lambda path: path.write_bytes(b""), "labels.npy' is missing, cut short"),
         ("data.json", lambda path: path.unlink(), "holds no data.json"),
-        ("images.npy", flip_last_bit, "has changed since"),
+        ("images-00000.npy", flip_last_bit, "has changed since"),
         ("labels.npy", flip_last_bit, "has changed since"),
         ("data.json", change_header, r"\(12, 8, 8, 3\), data.json says \(12, 8, 8, 1\)"),
         ("data.json", drop_key, "no valid 'sha256'"),
         ("data.json", lambda path: path.write_text("[]"), "no valid 'format'"),
-        ("data.json", newer, "format is 2"),
-        ("images.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "no array"),
+        ("data.json", newer, "format is 3"),
+        ("images-00000.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "no array"),
         ("labels.npy", lambda path: np.save(path, np.zeros(3, np.int32)), r"store .*\(3,\)"),
+        (
+            "images-00000.npy",
+            lambda path: np.save(path, np.zeros((3, 8, 8, 3), np.uint8)),
+            "has 3 pictures, .* says 12",
+        ),
+        ("data.json", elsewhere, "no valid 'images'"),
     ],
 )
 def test_a_harmed_store_is_refused(tmp_path, data, file, harm, message):
@@ -344,5 +360,22 @@ def test_a_harmed_store_is_refused(tmp_path, data, file, harm, message):
 
 def test_an_unverified_store_is_opened_by_shape_alone(tmp_path, data):
     store = save_store(data, tmp_path / "store")
-    flip_last_bit(store / "images.npy")
+    flip_last_bit(store / "images-00000.npy")
     assert open_store(store, verify=False).sha256 != data.sha256
+
+
+def test_many_files_are_one_array(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+    opened = open_store(save_store(data, tmp_path / "store"))
+    assert len(list((tmp_path / "store").glob("images-*.npy"))) == 3
+    assert opened.sha256 == data.sha256 and opened.images.shape == data.images.shape
+    rng = np.random.default_rng(0)
+    keys = [0, -1, 7, slice(None), slice(3, 11), slice(10, 2, -3), [11, 0, 5, 5, -2], data.labels == data.labels[0]]
+    for key in [*keys, rng.permutation(12), rng.integers(0, 12, (2, 3)), np.zeros(0, int)]:
+        np.testing.assert_array_equal(opened.images[key], data.images[key])
+    np.testing.assert_array_equal(np.asarray(opened.images), data.images)
+    for key in (12, -13, [0, 12]):
+        with pytest.raises(IndexError, match=r"out of 0\.\.11"):
+            opened.images[key]
+    assert opened.select([4, 9]).sha256 == data.select([4, 9]).sha256
+    assert [part.sha256 for part in opened.split(0.5, 1)] == [part.sha256 for part in data.split(0.5, 1)]

@@ -1,0 +1,360 @@
+r"""A data set made once, as a directory of stores that every process and both frameworks read::
+
+    README.md    the data card, for people
+    card.json    the same for programs
+    train/ ...   a store for each part, see `store`
+
+The work is cut into files of images whose borders depend on the source alone, so the bytes are the same for any
+number of processes, and each file is written whole or not at all. Until all is done the directory is called
+``.NAME.unfinished``; when it is made again with the same source and the same request, what is there is not done again.
+
+A picture that cannot be read is left out, counted and listed, as long as no more than a stated share of a part is.
+The pixels are a function of the source, the request and the version of Pillow, which resizes; the card names all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from diffusion_core.checkpoint import write_atomically
+from diffusion_core.data.archives import About
+from diffusion_core.data.dataset import Dataset
+from diffusion_core.data.source import Source
+from diffusion_core.data.square import Member, Picture, Square
+from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
+from diffusion_core.errors import DuetError
+
+__all__ = ["prepare"]
+
+_LISTED = 100
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One file of images to make."""
+
+    pictures: Sequence[Picture] | np.ndarray
+    first: int  # the place of the first in its source
+    square: Square
+    file: Path
+
+
+def prepare(
+    parts: Mapping[str, Source],
+    directory: str | Path,
+    square: Square,
+    about: About,
+    facts: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    tolerance: float = 0.01,
+    progress: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> dict[str, Any]:
+    """Write a data set to a new directory; if it is already there, nothing is done. Gives its card.
+
+    Args:
+        parts: what to write.
+        directory: where to.
+        square: what the pictures become.
+        about: what the card says of the data set.
+        facts: what else it says, as plain data.
+        workers: processes; None takes one per core.
+        tolerance: the share of a part that may be unreadable.
+        progress: called with a part, how many of its pictures are done, and how many it has.
+
+    Raises:
+        DuetError: the directory holds something else, too many pictures are unreadable, or another process is at it.
+    """
+    final = Path(directory).expanduser()
+    if workers is not None and workers < 1:
+        raise DuetError(f"workers: {workers} was given; it must be at least 1, or null for one per core")
+    if not 0 <= tolerance < 1:
+        raise DuetError(f"tolerance: {tolerance} was given; it is the share that may be unreadable, from 0 to below 1")
+    request = {
+        "square": asdict(square),
+        "parts": {part: {"count": len(source), "sha256": _fingerprint(source)} for part, source in parts.items()},
+        "pillow": PIL.__version__,
+    }
+    if (card := _finished(final, request)) is not None:
+        return card
+    unfinished = final.with_name(f".{final.name}.unfinished")
+    with _alone(unfinished):
+        if not _asks(unfinished / "request.json", request):
+            for old in unfinished.iterdir():
+                if old.name != "lock":
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            write_atomically(unfinished / "request.json", json.dumps(request).encode())
+        made, unreadable, sizes = {}, {}, {}
+        for part, source in parts.items():
+            records = _make_images(source, part, unfinished / part, square, workers, tolerance, progress)
+            made[part], unreadable[part], sizes[part] = _finish(source, unfinished / part, records)
+        card = _card(parts, made, unreadable, sizes, square, about, dict(facts or {})) | {"request": request}
+        write_atomically(unfinished / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+        write_atomically(unfinished / "README.md", _readme(card).encode())
+        for part in parts:
+            for record in (unfinished / part).glob("*.record.json"):
+                record.unlink()
+        (unfinished / "request.json").unlink()
+        (unfinished / "lock").unlink()
+        if final.is_dir():  # an empty one
+            final.rmdir()
+        unfinished.rename(final)
+    return card
+
+
+def _fingerprint(source: Source) -> str:
+    """A hash of what a source is: content for pixels and for archives' members, names, sizes and times for files."""
+    digest = hashlib.sha256(json.dumps([source.name, source.class_names, source.names]).encode())
+    digest.update(source.labels.astype("<i4").tobytes())
+    if isinstance(source.pictures, np.ndarray):
+        step = max(1, (1 << 24) // source.pictures[0].size)
+        digest.update(str(source.pictures.shape).encode())
+        for start in range(0, len(source), step):
+            digest.update(np.ascontiguousarray(source.pictures[start : start + step]))
+        return digest.hexdigest()
+    archives: dict[Path, str] = {}
+    for picture in source.pictures:
+        if isinstance(picture, bytes):
+            digest.update(hashlib.sha256(picture).digest())
+            continue
+        file = picture.archive if isinstance(picture, Member) else picture
+        if not isinstance(picture, Member) or file not in archives:
+            state = file.stat()
+            archives[file] = f"{state.st_size} {state.st_mtime_ns}"
+        digest.update(f"{picture if isinstance(picture, Path) else picture.name}\0{archives[file]}\0".encode())
+    return digest.hexdigest()
+
+
+def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The card of a directory that was made by the same request; None if it is not there, or empty."""
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return None
+    try:
+        card = json.loads((final / "card.json").read_text(encoding="utf-8"))
+        same = card["request"] == json.loads(json.dumps(request))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DuetError(
+            f"out: {str(final)!r} exists, holds no prepared data and is left as it is; give another directory"
+        ) from None
+    if not same:
+        raise DuetError(
+            f"out: {str(final)!r} was prepared from other files, or in another way, and is left as it is; "
+            f"give another directory, or take it away"
+        )
+    for part, kept in card["parts"].items():
+        if open_store(final / part).sha256 != kept["sha256"]:
+            raise DuetError(f"out: {str(final / part)!r} is not what its card says; take it away and prepare it again")
+    return card
+
+
+def _asks(file: Path, request: Mapping[str, Any]) -> bool:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(request))
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other processes from the same directory; the lock is gone with the process that holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DuetError(f"out: another process is writing {str(directory)!r}; let it finish") from None
+        yield
+
+
+def _make_images(
+    source: Source,
+    part: str,
+    directory: Path,
+    square: Square,
+    workers: int | None,
+    tolerance: float,
+    progress: Callable[[str, int, int], None],
+) -> list[dict[str, Any]]:
+    """Write every file of images of a part that is not there yet; gives their records in order."""
+    directory.mkdir(exist_ok=True)
+    total, step = len(source), shard_length(square.size * square.size * square.channels)
+    records: dict[int, dict[str, Any]] = {}
+    left = []
+    for number, first in enumerate(range(0, total, step)):
+        record = directory / f"{shard_name(number)}.record.json"
+        if record.exists():
+            records[number] = json.loads(record.read_text(encoding="utf-8"))
+        else:
+            left.append((number, first))
+
+    def job(first: int, number: int) -> _Job:
+        pictures = source.pictures[first : first + step]
+        pictures = np.ascontiguousarray(pictures) if isinstance(pictures, np.ndarray) else tuple(pictures)
+        return _Job(pictures, first, square, directory / shard_name(number))
+
+    def done(number: int, record: dict[str, Any]) -> None:
+        records[number] = record
+        failed = [(place, reason) for number in sorted(records) for place, reason in records[number]["failed"]]
+        if len(failed) > tolerance * total:
+            said = "; ".join(f"{source.called(place)}: {reason}" for place, reason in failed[:3])
+            raise DuetError(
+                f"{part}: {len(failed)} of {total} pictures cannot be read, more than the share of {tolerance:g} that "
+                f"may be left out ({said}); repair them, or set tolerance"
+            )
+        progress(part, sum(record["seen"] for record in records.values()), total)
+
+    progress(part, sum(record["seen"] for record in records.values()), total)
+    for number in sorted(records):  # what was done before counts against the tolerance as well
+        done(number, records[number])
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(left)))
+    if workers == 1:
+        for number, first in left:
+            done(number, _make(job(first, number)))
+        return [records[number] for number in sorted(records)]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running: dict[Future, int] = {}
+        try:
+            while left or running:
+                while left and len(running) < workers + 1:  # memory holds no more than these
+                    number, first = left.pop(0)
+                    running[pool.submit(_make, job(first, number))] = number
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    done(running.pop(future), future.result())
+        except BrokenExecutor as error:
+            raise DuetError(
+                f"{part}: a process died, perhaps for want of memory; run it again with fewer workers, and it goes on"
+            ) from error
+        finally:
+            for future in running:
+                future.cancel()
+    return [records[number] for number in sorted(records)]
+
+
+def _make(job: _Job) -> dict[str, Any]:
+    """Write one file of images and its record."""
+    images, kept, failed, sizes = [], [], [], Counter()
+    for place, picture in enumerate(job.pictures, job.first):
+        try:
+            pixels, (width, height) = job.square(picture, place)
+        except DuetError as error:
+            failed.append((place, str(error)))
+            continue
+        images.append(pixels)
+        kept.append(place)
+        sizes[f"{width} x {height}"] += 1
+    part = job.file.with_suffix(".part")
+    if images:
+        write_array(part, np.stack(images))
+        part.rename(job.file)
+    record = {"seen": len(job.pictures), "kept": kept, "failed": failed, "sizes": dict(sizes)}
+    write_atomically(job.file.with_name(f"{job.file.name}.record.json"), json.dumps(record).encode())
+    return record
+
+
+def _finish(
+    source: Source, directory: Path, records: Sequence[Mapping[str, Any]]
+) -> tuple[Dataset, list[tuple[str, str]], Counter]:
+    """Make a store of the files of a part; gives it, what was left out, and how often each size was seen."""
+    kept = np.concatenate([np.array(record["kept"], np.int64) for record in records])
+    if not kept.size:
+        raise DuetError(f"{source.name}: not one of its {len(source)} pictures can be read")
+    names = None if source.names is None else [source.names[place] for place in kept]
+    lengths = [len(record["kept"]) for record in records]
+    dataset = finish_store(directory, lengths, source.labels[kept], source.class_names, source.name, names)
+    failed = [(source.called(place), reason) for record in records for place, reason in record["failed"]]
+    return dataset, failed, sum((Counter(record["sizes"]) for record in records), Counter())
+
+
+def _card(
+    parts: Mapping[str, Source],
+    made: Mapping[str, Dataset],
+    unreadable: Mapping[str, list[tuple[str, str]]],
+    sizes: Mapping[str, Counter],
+    square: Square,
+    about: About,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """What is known of the prepared data, as plain data."""
+    described = {}
+    for part, dataset in made.items():
+        counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
+        described[part] = {
+            "pictures": len(dataset),
+            "sha256": dataset.sha256,
+            "classes": dict(zip(dataset.class_names, counts, strict=True)),
+            "sizes_before": {"different": len(sizes[part]), "most_common": dict(sizes[part].most_common(10))},
+            "unreadable": {"count": len(unreadable[part]), "first": dict(unreadable[part][:_LISTED])},
+        }
+    return {
+        "name": next(iter(parts.values())).name,
+        "title": about.title,
+        "homepage": about.homepage,
+        "licence": about.licence,
+        "citation": about.citation,
+        "picture": {"size": square.size, "channels": square.channels, "type": "uint8"},
+        "made": {
+            "crop": f"the largest square, {'in the middle' if square.crop == 'centre' else 'at a random place'}",
+            "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none where the size fits",
+            "seed": square.seed,
+        },
+        "parts": described,
+    } | facts
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    """The data card in Markdown."""
+    picture, made = card["picture"], card["made"]
+    lines = [f"# {card['title']}", ""]
+    lines += [f"{label}: {card[key]}  " for key, label in _SAID.items() if card.get(key)]
+    kind = "colour" if picture["channels"] == 3 else "grey"
+    lines += [
+        "",
+        "## Pictures",
+        "",
+        f"{picture['size']} x {picture['size']} pixels, {kind}, {picture['type']}.  ",
+        f"Cut: {made['crop']}.  ",
+        f"Resized: {made['resize']}.",
+        "",
+        "| part | pictures | classes | left out as unreadable | sizes before | SHA-256 of the content |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    for part, facts in card["parts"].items():
+        different, unreadable = facts["sizes_before"]["different"], facts["unreadable"]["count"]
+        before = f"{different} different" if different > 3 else ", ".join(facts["sizes_before"]["most_common"])
+        lines.append(
+            f"| {part} | {facts['pictures']:,} | {len(facts['classes'])} | {unreadable:,} | {before} | "
+            f"`{facts['sha256']}` |"
+        )
+    columns = f"| --- |{' ---: |' * len(card['parts'])}"
+    lines += ["", "## Classes", "", f"| class | {' | '.join(card['parts'])} |", columns]
+    every = dict.fromkeys(name for facts in card["parts"].values() for name in facts["classes"])
+    for name in every:
+        counts = " | ".join(f"{facts['classes'].get(name, 0):,}" for facts in card["parts"].values())
+        lines.append(f"| {name.replace('|', '/')} | {counts} |")
+    for part, facts in card["parts"].items():
+        if facts["unreadable"]["count"]:
+            lines += ["", f"## Left out of {part}", ""]
+            lines += [f"- `{name}`: {reason}" for name, reason in facts["unreadable"]["first"].items()]
+    if card.get("files"):
+        lines += ["", "## Read from", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
+        lines += [f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]]
+    if card.get("command"):
+        lines += ["", "## Made with", "", f"    {card['command']}"]
+    return "\n".join(lines) + "\n"
+
+
+_SAID = {"homepage": "Source", "licence": "Licence", "citation": "To cite"}

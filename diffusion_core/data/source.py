@@ -1,0 +1,155 @@
+"""What a data set was published as, before its pictures are brought to one shape.
+
+A source is one part of it (training, test): pictures of any size, their classes and their names. Reading a data set's
+files gives its parts by name, in order; they are then gathered in memory (`gather`) or written to a store (`prepare`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.data.dataset import Dataset, class_ids
+from diffusion_core.data.square import Picture, Square
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.random import Stream
+
+__all__ = ["HELD_OUT", "Source", "gather", "split_by_file", "split_by_stream"]
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Labelled pictures as they were published.
+
+    Args:
+        pictures: uint8 pixels with shape (N, H, W, C), C being 1 or 3; or a sequence of N files, see `square.Picture`.
+        labels: class ids with shape (N,); kept as int32.
+        class_names: the name of each class id.
+        name: what to call the data set in reports.
+        names: of the pictures, where they have any, with shape (N,).
+    """
+
+    pictures: Sequence[Picture] | NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    class_names: tuple[str, ...]
+    name: str
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if not len(self.pictures):
+            raise DuetError(f"{self.name}: it holds no pictures; there must be at least one")
+        if labels.shape != (len(self.pictures),) or labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise DuetError(
+                f"{self.name}: labels with shape {labels.shape} in {labels.min(initial=0)}..{labels.max(initial=0)} "
+                f"were given for {len(self.pictures)} pictures of {len(self.class_names)} classes; there must be one "
+                f"in 0..{len(self.class_names) - 1} for each"
+            )
+        object.__setattr__(self, "labels", labels.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def called(self, place: int) -> str:
+        """What to call a picture where it is listed."""
+        return self.names[place] if self.names else f"picture {place}"
+
+    def take(self, places: ArrayLike) -> Source:
+        """The pictures at some places, in that order."""
+        places = np.asarray(places, np.int64)
+        pictures = self.pictures
+        pictures = pictures[places] if isinstance(pictures, np.ndarray) else tuple(pictures[i] for i in places)
+        names = self.names and tuple(self.names[i] for i in places)
+        return replace(self, pictures=pictures, labels=self.labels[places], names=names)
+
+    def only(self, classes: Iterable[int | str]) -> Source:
+        """The pictures of some classes, as `Dataset.only`."""
+        ids = class_ids(f"data set {self.name!r}", self.class_names, classes)
+        new = np.full(len(self.class_names), -1, np.int32)
+        new[ids] = np.arange(len(ids))
+        kept = np.flatnonzero(new[self.labels] >= 0)
+        names = tuple(self.class_names[k] for k in ids)
+        if not kept.size:
+            raise DuetError(f"data set {self.name!r}: it has no picture of class {', '.join(names)}")
+        return replace(self.take(kept), labels=new[self.labels[kept]], class_names=names)
+
+
+def gather(parts: Mapping[str, Source], part: str | None, square: Square) -> Dataset:
+    """A part in memory; all of them, one after another, if none is named.
+
+    Raises:
+        DuetError: there is no such part, or a picture cannot be read.
+    """
+    if part is not None and part not in parts:
+        raise one_of(f"part of {next(iter(parts.values())).name}", part, parts)
+    sources = list(parts.values()) if part is None else [parts[part]]
+    images = np.empty((sum(map(len, sources)), square.size, square.size, square.channels), np.uint8)
+    place = 0
+    for source in sources:
+        for index, picture in enumerate(source.pictures):
+            images[place], _ = square(picture, index)
+            place += 1
+    labels = np.concatenate([source.labels for source in sources])
+    return Dataset(images, labels, sources[0].class_names, sources[0].name)
+
+
+def split_by_stream(parts: Mapping[str, Source], fraction: float, seed: int) -> dict[str, Source]:
+    """The parts with a share of the first drawn from it, by stream ``"data/split"``, as a last part "held_out".
+
+    Args:
+        parts: of a data set.
+        fraction: the share that is held out, rounded to whole pictures.
+        seed: of the stream.
+
+    Raises:
+        DuetError: a part would be empty, or there is a part of that name.
+    """
+    first, source = next(iter(parts.items()))
+    count = round(fraction * len(source)) if 0 < fraction < 1 else 0
+    if not 0 < count < len(source) or HELD_OUT in parts:
+        raise DuetError(
+            f"split: a share of {fraction} of {len(source)} pictures was given, with the parts {', '.join(parts)}; it "
+            f"must lie between 0 and 1, leave a picture on each side, and there may be no part {HELD_OUT!r} yet"
+        )
+    order = Stream(seed, "data/split").permutation(len(source))
+    kept, held_out = source.take(np.sort(order[count:])), source.take(np.sort(order[:count]))
+    return {**parts, first: kept, HELD_OUT: held_out}
+
+
+def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, Source]:
+    """The first part cut as a text file says, one line per picture: its name, white space, and its part.
+
+    Args:
+        parts: of a data set; the first takes the place of those that the file makes of it, the others stay.
+        file: every picture must be in it once, by its name in the source; empty lines are left out.
+
+    Raises:
+        DuetError: the file cannot be read, or a picture is missing, unknown or named twice.
+    """
+    (_, source), *others = parts.items()
+    if source.names is None:
+        raise DuetError(f"split: a file was given, but the pictures of {source.name} have no names; split by a share")
+    try:
+        lines = [line for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DuetError(f"split: {str(file)!r} cannot be read: {error}") from error
+    place, found = {name: i for i, name in enumerate(source.names)}, {}
+    for line in lines:
+        name, _, part = line.strip().rpartition(" " if " " in line.strip() else "\t")
+        name = name.strip()
+        if name not in place or name in found:
+            what = "is in it twice" if name in found else f"is no picture of {source.name}, as {source.names[0]!r} is"
+            raise DuetError(f"split: {str(file)!r}: {name or line!r} {what}; a line is NAME PART")
+        found[name] = part.strip()
+    if len(found) < len(place):
+        lost = next(name for name in source.names if name not in found)
+        raise DuetError(f"split: {str(file)!r} names no part for {lost!r} and {len(place) - len(found) - 1} more")
+    wanted = np.array([found[name] for name in source.names])
+    made = {part: source.take(np.flatnonzero(wanted == part)) for part in dict.fromkeys(found.values())}
+    return made | {name: other for name, other in others if name not in made}

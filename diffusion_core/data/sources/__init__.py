@@ -1,0 +1,42 @@
+"""The data sets that can be read from the files that they were published as.
+
+Each is a function from a path, with options of its own, to the parts of the data set by name; see `source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from diffusion_core.data.archives import About
+from diffusion_core.data.source import Source
+from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, mnist, stl10, svhn
+
+__all__ = ["ABOUT", "SOURCES"]
+
+SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
+    "cifar10": cifar.cifar10,
+    "cifar100": cifar.cifar100,
+    "mnist": mnist.mnist,
+    "fashion_mnist": mnist.fashion_mnist,
+    "svhn": svhn.svhn,
+    "stl10": stl10.stl10,
+    "celeba": celeba.celeba,
+    "flowers102": flowers.flowers102,
+    "image_folder": folder.image_folder,
+    "npz": arrays.npz,
+    "array": arrays.array,
+}
+
+ABOUT: Mapping[str, About] = {
+    "cifar10": cifar.CIFAR10,
+    "cifar100": cifar.CIFAR100,
+    "mnist": mnist.MNIST,
+    "fashion_mnist": mnist.FASHION,
+    "svhn": svhn.SVHN,
+    "stl10": stl10.STL10,
+    "celeba": celeba.CELEBA,
+    "flowers102": flowers.FLOWERS,
+    "image_folder": folder.FOLDER,
+    "npz": arrays.NPZ,
+    "array": arrays.ARRAY,
+}

@@ -1,0 +1,72 @@
+"""Pictures that are arrays already: an `.npz` file, or two `.npy` files.
+
+Pictures are uint8 with shape (N, H, W, C) or, if grey, (N, H, W). In an `.npz` file they are called ``images`` and
+their classes, if any, ``labels``; so a file of samples is one. Files of objects are pickles and are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.data.archives import About
+from diffusion_core.data.source import Source
+from diffusion_core.errors import DuetError
+
+__all__ = ["ARRAY", "NPZ", "array", "npz"]
+
+NPZ = About("pictures of an .npz file")
+ARRAY = About("pictures of an array")
+
+
+def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[str, Source]:
+    """The one part "all".
+
+    Args:
+        path: the file.
+        images: what its pictures are called.
+        labels: what their classes are called; if it has none of that name, all are of one class.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if images not in found:
+                raise DuetError(f"npz: {str(path)!r} holds no {images}; it holds {', '.join(found)}")
+            arrays = found[images], found.get(labels)
+    except DuetError:
+        raise
+    except Exception as error:  # a zip, a header and an array can each be broken
+        raise DuetError(f"npz: {str(path)!r} cannot be read as an .npz file of plain arrays ({error})") from error
+    return _one_part("npz", path, *arrays)
+
+
+def array(path: Path, *, labels: str | None = None) -> dict[str, Source]:
+    """The one part "all", its pictures a memory map.
+
+    Args:
+        path: an `.npy` file of pictures.
+        labels: one of their classes; None makes all one class.
+    """
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        ids = None if labels is None else np.load(Path(labels).expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DuetError(f"array: it cannot be read as an .npy file of plain numbers: {error}") from error
+    return _one_part("array", path, images, ids)
+
+
+def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) -> dict[str, Source]:
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise DuetError(
+            f"{what}: {str(path)!r} holds {images.dtype} with shape {images.shape}; "
+            f"pictures are uint8 with shape (N, H, W, C), C being 1 or 3"
+        )
+    if labels is None:
+        labels = np.zeros(len(images), np.int32)
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise DuetError(
+            f"{what}: the labels are {labels.dtype} {labels.shape}; they must be class ids, one per picture"
+        )
+    return {"all": Source(images, labels, tuple(str(k) for k in range(int(labels.max()) + 1)), path.stem)}

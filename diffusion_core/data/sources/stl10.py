@@ -1,0 +1,80 @@
+"""STL-10: colour pictures of 96 x 96 pixels, 5,000 + 8,000 in ten classes and 100,000 without a class.
+
+``stl10_binary.tar.gz``, or the folder that it unpacks to, holds train_X.bin, train_y.bin, test_X.bin, test_y.bin,
+unlabeled_X.bin and class_names.txt. A file of pictures is a row of 27,648 bytes each, as (channel, column, row); a file
+of labels has one byte each, from 1. Files of a folder are memory-mapped; those of an archive are read into memory.
+
+References:
+    An Analysis of Single-Layer Networks in Unsupervised Feature Learning (Coates et al., 2011),
+    https://cs.stanford.edu/~acoates/stl10
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_core.data.archives import About, Archive, find, members
+from diffusion_core.data.source import Source
+from diffusion_core.errors import DuetError
+
+__all__ = ["STL10", "stl10"]
+
+_ARCHIVE, _NAMES = "stl10_binary.tar.gz", "class_names.txt"
+_SHAPE = (3, 96, 96)
+_FITS = f"it must be {_ARCHIVE}, or the folder that it unpacks to"
+
+STL10 = About(
+    "STL-10, pictures in ten classes and many without",
+    "https://cs.stanford.edu/~acoates/stl10",
+    "not stated by its authors; its pictures are from ImageNet",
+    "Coates, Lee and Ng: An analysis of single-layer networks in unsupervised feature learning, 2011",
+    (
+        Archive(
+            (_ARCHIVE, "train_X.bin"),
+            f"http://ai.stanford.edu/~acoates/stl10/{_ARCHIVE}",
+            "91f7769df0f17e558f3565bffb0c7dfb",
+        ),
+    ),
+    96,
+)
+
+
+def stl10(path: Path, *, unlabelled: bool = False) -> dict[str, Source]:
+    """The parts "train" and "test", and "unlabelled", of one class, if it is wanted.
+
+    Args:
+        path: the archive, the folder that it unpacks to, or one that holds either.
+        unlabelled: whether those without a class are read too, 2.8 GB.
+    """
+    wanted = [f"{part}_{axis}.bin" for part in ("train", "test") for axis in "Xy"] + [_NAMES]
+    wanted += ["unlabeled_X.bin"] if unlabelled else []
+    first = find(path, "train_X.bin")
+    if first is not None:
+        files = {name: first.parent / name for name in wanted if (first.parent / name).is_file()}
+        read = {name: np.memmap(file, np.uint8, "r") for name, file in files.items() if file.stat().st_size}
+    else:
+        archive = path if path.is_file() else find(path, _ARCHIVE)
+        if archive is None:
+            raise DuetError(f"stl10: {str(path)!r} holds no {_ARCHIVE}; {_FITS}")
+        found, _ = members("stl10", archive, set(wanted).__contains__, _FITS)
+        read = {name: np.frombuffer(data, np.uint8) for name, data in found.items()}
+    for name in wanted:
+        if name not in read:
+            raise DuetError(f"stl10: {str(path)!r} holds no {name}, or an empty one; {_FITS}")
+        if name.endswith("X.bin") and read[name].size % np.prod(_SHAPE):
+            raise DuetError(f"stl10: {name} of {str(path)!r} is cut short; fetch it again")
+    names = tuple(bytes(read[_NAMES]).decode("utf-8", "replace").split())
+    made = {}
+    for part in ("train", "test"):
+        labels = read[f"{part}_y.bin"].astype(np.int32) - 1
+        made[part] = Source(_pictures(read[f"{part}_X.bin"]), labels, names, "stl10")
+    if unlabelled:
+        images = _pictures(read["unlabeled_X.bin"])
+        made["unlabelled"] = Source(images, np.zeros(len(images), np.int32), ("unlabelled",), "stl10")
+    return made
+
+
+def _pictures(data: np.ndarray) -> np.ndarray:
+    return data.reshape(-1, *_SHAPE).transpose(0, 3, 2, 1)

@@ -1,0 +1,172 @@
+"""From a picture of any size and mode to a square of bytes.
+
+A picture is turned as its camera says (EXIF), laid over white where it is transparent, cut to the largest square that
+fits, in the middle or at random along its longer side, and resized with an antialiasing filter (Lanczos). Nothing is
+squashed. Grey, palette, CMYK and 16-bit files become 8-bit grey or RGB. Of an animation, the first frame is taken.
+
+The place of a random cut is a function of (seed, index) in stream ``"data/crop"``, so that it does not depend on who
+reads the picture, nor when.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.random import Stream
+
+__all__ = ["CROPS", "Member", "SUFFIXES", "Picture", "Square", "fit_picture", "open_picture", "read_picture"]
+
+CROPS = ("centre", "random")
+# Of the files that are taken for pictures.
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a zip archive."""
+
+    archive: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+
+# A file, a file in an archive, the content of a file, or uint8 pixels with shape (H, W, C).
+Picture = Path | Member | bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Square:
+    """How pictures are brought to one shape.
+
+    Args:
+        size: height and width in pixels.
+        channels: 3 for colour, 1 for grey.
+        crop: ``"centre"`` or ``"random"``, see above.
+        seed: of the random places.
+
+    Raises:
+        DuetError: one of them does not fit.
+    """
+
+    size: int
+    channels: int = 3
+    crop: str = "centre"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.channels not in (1, 3):
+            raise DuetError(
+                f"pictures: size {self.size} and {self.channels} channels were given; "
+                f"the size must be at least 1 and the channels 1 or 3"
+            )
+        if self.crop not in CROPS:
+            raise one_of("crop", self.crop, CROPS)
+
+    def __call__(self, picture: Picture, index: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The square of a picture with shape (size, size, channels), and the width and height that it had.
+
+        Args:
+            picture: what to read.
+            index: its place in the source, which decides where a random cut is made.
+
+        Raises:
+            DuetError: it cannot be read, or its values have no known range.
+        """
+        opened = open_picture(picture, self.channels)
+        if self.crop == "centre":
+            return fit_picture(opened, self.size), opened.size
+        room = np.array(opened.size) - min(opened.size)
+        start = (Stream(self.seed, "data/crop").uniform([index], 2)[0] * (room + 1)).astype(int)
+        return fit_picture(opened, self.size, tuple(start.tolist())), opened.size
+
+
+def read_picture(file: str | Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """One picture file, cut to its central square and resized, with shape (size, size, channels).
+
+    Raises:
+        DuetError: the file cannot be read, or its values have no known range.
+    """
+    return fit_picture(open_picture(Path(file), channels), size)
+
+
+def open_picture(picture: Picture | str, channels: int) -> Image.Image:
+    """One picture of 8 bits per channel, grey or RGB, of its own size and the right way up.
+
+    Raises:
+        DuetError: it cannot be read, or its values have no known range.
+    """
+    opened = _from_pixels(picture) if isinstance(picture, np.ndarray) else _from_file(picture)
+    return opened.convert("RGB" if channels == 3 else "L")
+
+
+def fit_picture(picture: Image.Image, size: int, start: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture cut to a square as wide as its shorter side and resized, with shape (size, size, channels).
+
+    Args:
+        picture: grey or RGB.
+        size: height and width to bring it to.
+        start: left and top of the square; None takes the central one.
+    """
+    side = min(picture.size)
+    left, top = start or ((picture.width - side) // 2, (picture.height - side) // 2)
+    if picture.size != (size, size):
+        square = (left, top, left + side, top + side)
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=square)
+    return np.asarray(picture).reshape(size, size, -1)
+
+
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+
+
+@lru_cache(maxsize=4)
+def _opened(archive: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _from_file(picture: Path | Member | bytes | str) -> Image.Image:
+    what = "picture" if isinstance(picture, bytes) else f"picture {str(picture)!r}"
+    try:
+        file = picture
+        if isinstance(picture, Member):
+            file = io.BytesIO(_opened(picture.archive).read(picture.name))
+        elif isinstance(picture, bytes):
+            file = io.BytesIO(picture)
+        with Image.open(file) as opened:
+            opened.load()
+            return _eight_bit(ImageOps.exif_transpose(opened))
+    except DuetError as error:
+        raise DuetError(f"{what}: {error}") from None
+    # Pillow's readers raise many kinds of error on broken files, a few of them unrelated to OSError.
+    except (
+        OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, zipfile.BadZipFile,
+        Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        reason = "it is not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DuetError(f"{what} cannot be read: {reason}; repair it or take it away") from error
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """A picture of 8 bits per channel without transparency, which is laid over white."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.float64)
+        # 16-bit files arrive in several modes; wider ones do not say what white is.
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DuetError(f"its pixels are of mode {picture.mode!r}, without a known white; 8 or 16 bits would fit")
+        return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    # Grey stays grey, so its levels are kept exactly; all other kinds go by way of RGB.
+    return picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")

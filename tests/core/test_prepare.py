@@ -1,0 +1,313 @@
+"""Data sets read from the files that they are published as, and prepared once for both frameworks.
+
+This file runs in both environments, so a hash that is written here is one on which the two agree.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import archives
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_core.data import load_dataset
+from diffusion_core.data.archives import About
+from diffusion_core.data.prepare import prepare
+from diffusion_core.data.source import Source, split_by_file, split_by_stream
+from diffusion_core.data.sources import ABOUT, SOURCES
+from diffusion_core.data.square import Square
+from diffusion_core.data.store import open_store, parts_of, read_names
+from diffusion_core.errors import DuetError
+
+PUBLISHED = sorted(archives.WRITERS)
+OPTIONS = {"celeba": {"attribute": "Smiling"}}
+HASHES = {
+    "celeba": "37ddaf8d997d3966d798a3e222acbbdd5f6a317a76df0eb8c410a10ed40eba87",
+    "cifar10": "f8125981743ca60629e353bbc4cb7d99434ee32c20026cc26b7588a3aa804d9b",
+    "cifar100": "c2dbaa628ef710bc4bb80f8dff9b97adc4e04d2ac318009882423fc66d73b78f",
+    "fashion_mnist": "ac45d433b95e0b2e4d53c97cef85c0e566e162589e0e2afeb96b7d9a22b3bb91",
+    "flowers102": "c8d27a6ff1b14f9eba5c5a9923748c4f0bba92e39a703f14ec66e5de59f9f8b9",
+    "mnist": "1e88ce061a74fb764a3064c206ca83212bea1dd0ab668904a3120b6caad43a9d",
+    "stl10": "e7c9b8db03a8811e8291714abf0edc04f8be696f2b02bec73797a03e11a543bc",
+    "svhn": "1e24ae3db1414285fc6efc4e37dba925d869f486f46fe73576e9a6e90a77c139",
+}
+
+
+def written(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    archives.WRITERS[name](folder, archives.PICTURES[name])
+    return folder
+
+
+def pictures(count: int = 12, seed: int = 0, side: int = 8) -> Source:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    return Source(images, np.arange(count) % 3, ("a", "b", "c"), "toy", tuple(f"{k}.png" for k in range(count)))
+
+
+# Published archives
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_was_published_is_what_is_prepared(tmp_path, name):
+    where, about = written(tmp_path / "files", name), ABOUT[name]
+    assert about.missing(tmp_path) == [] and len(about.missing(tmp_path / "out")) == len(about.archives)
+    parts = SOURCES[name](where, **OPTIONS.get(name, {}))
+    side = archives.PICTURES[name]["train"][0].shape[1]
+    card = prepare(parts, tmp_path / "out", Square(side, about.channels), about, workers=1)
+    assert set(parts_of(tmp_path / "out")) == set(card["parts"]) == set(archives.PICTURES[name])
+    for part, (images, labels) in archives.PICTURES[name].items():
+        store = open_store(tmp_path / "out", part)
+        np.testing.assert_array_equal(store.images, images)
+        np.testing.assert_array_equal(store.labels, labels)
+        direct = load_dataset(name, path=str(where), part=part, size=side, **OPTIONS.get(name, {}))
+        assert direct.sha256 == store.sha256 == card["parts"][part]["sha256"]
+    assert card["parts"]["train"]["sha256"] == HASHES[name]
+
+
+def test_the_forms_in_which_mnist_comes_are_the_same_data(tmp_path):
+    hashes = set()
+    for form in (archives.mnist, lambda f, p: archives.mnist(f, p, packed=False), archives.mnist_npz):
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        form(folder, archives.PICTURES["mnist"])
+        assert not ABOUT["mnist"].missing(folder.parents[1])
+        hashes.add(load_dataset("mnist", path=str(folder.parents[1]), part="train").sha256)
+    assert hashes == {HASHES["mnist"]}
+
+
+def test_coarse_labels_are_the_first_byte_of_cifar_100(tmp_path):
+    where = written(tmp_path, "cifar100")
+    fine, coarse = (SOURCES["cifar100"](where, labels=kind)["train"] for kind in ("fine", "coarse"))
+    assert (len(fine.class_names), len(coarse.class_names)) == (100, 20)
+    np.testing.assert_array_equal(coarse.labels, fine.labels // 5)
+    with pytest.raises(DuetError, match="Did you mean 'coarse'"):
+        SOURCES["cifar100"](where, labels="corse")
+
+
+def test_the_unlabelled_part_of_stl_10_is_read_if_it_is_wanted(tmp_path):
+    images = archives.PICTURES["stl10"]["test"][0]
+    for part, (pixels, labels) in archives.PICTURES["stl10"].items():
+        (tmp_path / f"{part}_X.bin").write_bytes(b"".join(image.transpose(2, 1, 0).tobytes() for image in pixels))
+        (tmp_path / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
+    (tmp_path / "class_names.txt").write_text("a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n")
+    (tmp_path / "unlabeled_X.bin").write_bytes((tmp_path / "test_X.bin").read_bytes())
+    assert list(SOURCES["stl10"](tmp_path)) == ["train", "test"]
+    found = SOURCES["stl10"](tmp_path, unlabelled=True)["unlabelled"]
+    np.testing.assert_array_equal(found.pictures, images)
+    assert found.class_names == ("unlabelled",)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "message"),
+    [
+        ("mnist", lambda f: (f / "t10k-labels-idx1-ubyte.gz").unlink(), "holds no t10k-labels-idx1-ubyte.gz"),
+        ("mnist", lambda f: cut(f / "train-images-idx3-ubyte.gz"), "train-images.*cannot be read.*fetch it again"),
+        ("mnist", lambda f: (f / "mnist.npz").write_bytes(b"PK"), "is not Keras's mnist.npz"),
+        ("fashion_mnist", lambda f: (f / "train-labels-idx1-ubyte.gz").write_bytes(b"\0\0\x08\x01\0\0\0\x09ab"),
+         "no whole idx file"),
+        ("svhn", lambda f: cut(f / "test_32x32.mat"), "no MATLAB file with X, y"),
+        ("stl10", lambda f: cut(f / "stl10_binary.tar.gz"), "cannot be read as an archive"),
+        ("celeba", lambda f: cut(f / "img_align_celeba.zip"), "cannot be read as a zip archive"),
+        ("celeba", lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 0\n999999.jpg 1\n000002.jpg 2\n"),
+         "999999.jpg of part validation is missing"),
+        ("flowers102", lambda f: archives.tar(f / "102flowers.tgz", {"jpg/image_00001.jpg": b""}),
+         "image_00002.jpg is missing"),
+        ("cifar100", lambda f: (f / "cifar-100-binary.tar.gz").unlink(), "holds no train.bin"),
+    ],
+)  # fmt: skip
+def test_a_harmed_archive_is_refused(tmp_path, name, harm, message):
+    harm(written(tmp_path, name))
+    with pytest.raises(DuetError, match=message):
+        SOURCES[name](tmp_path)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_an_attribute_that_celeba_does_not_have_is_refused(tmp_path):
+    with pytest.raises(DuetError, match=r"'Smile' was given; .* Did you mean 'Smiling'"):
+        SOURCES["celeba"](written(tmp_path, "celeba"), attribute="Smile")
+
+
+def test_arrays_are_data_sets(tmp_path):
+    source = pictures(7)
+    np.savez(tmp_path / "toy.npz", images=source.pictures, labels=source.labels)
+    np.save(tmp_path / "toy.npy", source.pictures)
+    np.save(tmp_path / "labels.npy", source.labels)
+    both = [
+        load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8),
+        load_dataset("array", path=str(tmp_path / "toy.npy"), labels=str(tmp_path / "labels.npy"), size=8),
+    ]
+    assert both[0].sha256 == both[1].sha256
+    np.testing.assert_array_equal(both[0].images, source.pictures)
+    np.testing.assert_array_equal(both[0].labels, source.labels)
+    assert load_dataset("array", path=str(tmp_path / "toy.npy"), size=4, channels=1).images.shape == (7, 4, 4, 1)
+    np.savez(tmp_path / "objects.npz", images=np.array([{}]))
+    np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4, 3)))
+    for file, message in (("objects.npz", "plain arrays"), ("floats.npz", "float64 with shape"), ("no.npz", "cannot")):
+        with pytest.raises(DuetError, match=message):
+            load_dataset("npz", path=str(tmp_path / file))
+
+
+# Squares
+
+
+def test_a_random_cut_moves_along_the_longer_side_alone(tmp_path):
+    x = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None], (20, 60, 1))
+    square = Square(20, 1, "random", seed=3)
+    lefts = []
+    for index in range(400):
+        made, given = square(np.ascontiguousarray(x), index)
+        lefts.append(int(made[0, 0, 0]))
+        assert given == (60, 20)
+        np.testing.assert_array_equal(made[..., 0], np.broadcast_to(np.arange(20) + lefts[-1], (20, 20)))
+    # Each of the 41 places is as likely as any other, and the place is a function of (seed, index).
+    assert (min(lefts), max(lefts)) == (0, 40) and abs(np.mean(lefts) - 20) < 5 * np.sqrt((41**2 - 1) / 12 / 400)
+    assert [int(square(x, index)[0][0, 0, 0]) for index in (7, 3)] == [lefts[7], lefts[3]]
+    assert int(Square(20, 1)(x)[0][0, 0, 0]) == 20
+
+
+# Preparing
+
+
+def folder_of(tmp_path: Path, count: int, broken: tuple[int, ...] = ()) -> Source:
+    (tmp_path / "a").mkdir(parents=True)
+    for k in range(count):
+        file = tmp_path / "a" / f"{k:03d}.png"
+        Image.fromarray(np.full((9 + k, 12, 3), k, np.uint8)).save(file)
+        if k in broken:
+            cut(file)
+    return SOURCES["image_folder"](tmp_path)["all"]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 4)
+    parts = {"all": folder_of(tmp_path / "files", 11, broken=(2, 9))}
+    for workers in (1, 2):
+        prepare(parts, tmp_path / f"out{workers}", Square(8), About("toy"), workers=workers, tolerance=0.5)
+    assert content(tmp_path / "out1") == content(tmp_path / "out2")
+    assert len(list((tmp_path / "out1" / "all").glob("images-*.npy"))) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out1", "out2"]
+
+
+def test_what_cannot_be_read_is_counted_listed_and_left_out(tmp_path):
+    source = folder_of(tmp_path / "files", 20, broken=(3, 11))
+    card = prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1, tolerance=0.1)
+    facts = card["parts"]["all"]
+    assert (facts["pictures"], facts["unreadable"]["count"]) == (18, 2)
+    assert list(facts["unreadable"]["first"]) == ["a/003.png", "a/011.png"]
+    store = open_store(tmp_path / "out")
+    kept = [k for k in range(20) if k not in (3, 11)]
+    np.testing.assert_array_equal(store.images[:, 0, 0, 0], kept)
+    assert read_names(tmp_path / "out" / "all", 18) == [f"a/{k:03d}.png" for k in kept]
+    assert "`a/011.png`: " in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(DuetError, match=r"2 of 20 pictures cannot be read, .*0\.09 .*a/003\.png"):
+        prepare({"all": source}, tmp_path / "other", Square(8), About("toy"), workers=1, tolerance=0.09)
+    assert not (tmp_path / "other").exists()
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+    source, made = pictures(23), []
+    real = Square.__call__
+
+    def watched(self, picture, index=0):
+        if made[-1:] == [11]:
+            raise KeyboardInterrupt
+        made.append(index)
+        return real(self, picture, index)
+
+    monkeypatch.setattr(Square, "__call__", watched)
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    assert not (tmp_path / "out").exists()
+    made.clear()
+    seen = []
+    monkeypatch.setattr(Square, "__call__", lambda self, picture, index=0: (made.append(index), real(self, picture))[1])
+    request = {"all": source}, tmp_path / "out", Square(8), About("toy")
+    prepare(*request, workers=1, progress=lambda *now: seen.append(now))
+    assert made == list(range(10, 23)) and seen[0] == ("all", 10, 23) and seen[-1] == ("all", 23, 23)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(open_store(tmp_path / "out").images, source.pictures)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_request_starts_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+
+    def stop(part, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"all": pictures(23)}, tmp_path / "out", Square(8), About("toy"), workers=1, progress=stop)
+    other = pictures(23, seed=1)
+    prepare({"all": other}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    np.testing.assert_array_equal(open_store(tmp_path / "out").images, other.pictures)
+
+
+def test_what_is_there_is_kept(tmp_path):
+    first = prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    before = content(tmp_path / "out")
+    assert prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1) == json.loads(
+        json.dumps(first)
+    )
+    for parts, square in (({"all": pictures(seed=1)}, Square(8)), ({"all": pictures()}, Square(4))):
+        with pytest.raises(DuetError, match="prepared from other files, or in another way"):
+            prepare(parts, tmp_path / "out", square, About("toy"), workers=1)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DuetError, match="is left as it is"):
+        prepare({"all": pictures()}, tmp_path / "thesis", Square(8), About("toy"), workers=1)
+    assert content(tmp_path / "out") == before
+    (tmp_path / "out" / "all" / "images-00000.npy").write_bytes(b"")
+    with pytest.raises(DuetError, match="cut short"):
+        prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1)
+
+
+# Splits and classes
+
+
+def test_a_share_is_held_out_by_stream():
+    parts = split_by_stream({"train": pictures(50), "test": pictures(5)}, 0.2, seed=1)
+    assert {part: len(source) for part, source in parts.items()} == {"train": 40, "test": 5, "held_out": 10}
+    assert set(parts["train"].names) | set(parts["held_out"].names) == set(pictures(50).names)
+    again, other = (split_by_stream({"train": pictures(50)}, 0.2, seed)["held_out"].names for seed in (1, 2))
+    assert again == parts["held_out"].names != other
+    for fraction in (0, 1, 0.001):
+        with pytest.raises(DuetError, match="it must lie between 0 and 1"):
+            split_by_stream({"train": pictures(50)}, fraction, seed=1)
+
+
+def test_a_file_says_the_part_of_each_picture(tmp_path):
+    (tmp_path / "parts.txt").write_text("\n".join(f"{k}.png {'test' if k % 4 == 1 else 'train'}" for k in range(12)))
+    parts = split_by_file({"all": pictures()}, tmp_path / "parts.txt")
+    assert list(parts) == ["train", "test"] and parts["test"].names == ("1.png", "5.png", "9.png")
+    np.testing.assert_array_equal(parts["test"].pictures, pictures().pictures[[1, 5, 9]])
+    np.testing.assert_array_equal(parts["test"].labels, [1, 2, 0])
+    whole = (tmp_path / "parts.txt").read_text()
+    for text, message in (
+        (whole + "\n3.png test", r"3\.png. is in it twice"),
+        (whole + "\n77.png test", r"77\.png. is no picture of toy"),
+        ("0.png train", "names no part for '1.png' and 10 more"),
+    ):
+        (tmp_path / "parts.txt").write_text(text)
+        with pytest.raises(DuetError, match=message):
+            split_by_file({"all": pictures()}, tmp_path / "parts.txt")
+
+
+def test_classes_are_chosen_before_pictures_are_read():
+    source = pictures()
+    chosen = source.only(["c", 0])
+    assert chosen.class_names == ("c", "a")
+    np.testing.assert_array_equal(chosen.labels, [1, 0] * 4)
+    np.testing.assert_array_equal(chosen.pictures, source.pictures[source.labels != 1])
