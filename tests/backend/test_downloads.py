@@ -1,0 +1,65 @@
+"""Each environment fetches the files of data sets with what it has, and both prepare the same bytes from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import archives
+import pytest
+
+from diffusion_core.data import load_dataset
+from diffusion_core.data.archives import Archive
+from diffusion_core.data.sources import ABOUT
+from diffusion_core.errors import DuetError
+from downloads import fetch
+
+pytestmark = pytest.mark.backend
+
+# Written down, so that the two environments are held to the same one; see tests/core/test_prepare.py.
+CIFAR10 = "f8125981743ca60629e353bbc4cb7d99434ee32c20026cc26b7588a3aa804d9b"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Iterator[Archive]:
+    """CIFAR-10's archive, on a server."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    archives.cifar10(folder, archives.PICTURES["cifar10"])
+    (archive,) = ABOUT["cifar10"].archives
+    file = folder / archive.names[0]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{file.name}"
+        yield replace(archive, url=url, md5=hashlib.md5(file.read_bytes()).hexdigest())
+        server.shutdown()
+
+
+def test_what_is_fetched_is_what_was_published(tmp_path, good):
+    folder = tmp_path / "archives" / "cifar10"
+    assert ABOUT["cifar10"].missing(folder)
+    fetch("cifar10", good, folder, "")
+    assert [path.name for path in folder.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert not ABOUT["cifar10"].missing(folder)
+    assert load_dataset("cifar10", path=str(folder), part="train").sha256 == CIFAR10
+
+
+def test_what_cannot_be_fetched_is_named(tmp_path, good):
+    for archive, said in (
+        (replace(good, md5="0" * 32), "cannot be fetched"),
+        (replace(good, url=f"{good.url}.gone"), "cannot be fetched"),
+        (replace(good, url=None), "its authors give it to people alone"),
+    ):
+        with pytest.raises(DuetError, match=rf"cifar10: .*{said}.*bring cifar-10-binary\.tar\.gz from HOME to "):
+            fetch("cifar10", archive, tmp_path / "archives", "HOME")
+        assert not any(path.is_file() for path in (tmp_path / "archives").rglob("*"))
