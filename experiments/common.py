@@ -15,6 +15,7 @@ from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, average_names, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.data import Dataset, load_dataset, to_uint8
+from diffusion_core.data.store import parts_of
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
@@ -85,16 +86,33 @@ def spec_of(cfg: DictConfig) -> NetworkSpec:
 
 
 def load_data(data: DictConfig) -> Dataset:
-    """The data set of a configuration, or what stands in for it where its files are not given; the name says which."""
+    """The data set of a configuration: its files, its store, or what stands in for both; the name says which."""
     options, stand_in = plain(data.options), plain(data.stand_in)
     if options.get("path") == "":
         raise DuetError("data.options.path: an empty text was given; it is a file or a folder")
     if options.get("path", "") is not None:
         return load_dataset(data.name, **options)
+    if data.store and parts_of(data.store):
+        chosen = {"directory": data.store, "part": options.get("part"), "classes": options.get("classes")}
+        return _as_asked(data, load_dataset("store", **chosen), options)
     if not stand_in:
-        raise DuetError(f"data.options.path: null was given; data {data.name} is read from files, so name them")
+        raise DuetError(
+            f"data {data.name}: {data.store} holds no store, and data.options.path is null; make the store once with "
+            f"python -m experiments.prepare data={data.name}, or name the files with data.options.path=PATH"
+        )
     dataset = load_dataset(stand_in.pop("name"), **stand_in)
     return replace(dataset, name=f"{dataset.name}, in place of {data.name}")
+
+
+def _as_asked(data: DictConfig, dataset: Dataset, options: Mapping[str, Any]) -> Dataset:
+    """A prepared data set, if its pictures have the shape that the options name."""
+    for key, held in (("size", dataset.image_size), ("channels", dataset.channels)):
+        if options.get(key, held) != held:
+            raise DuetError(
+                f"data.options.{key}: {options[key]} was given, but {data.store} was prepared with {held}; "
+                f"give that, or prepare it anew with another data.store"
+            )
+    return dataset
 
 
 def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None = None) -> SamplerPlan:

@@ -122,8 +122,9 @@ def _known_keys() -> list[str]:
     keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
     from experiments.edit import MODES
     from experiments.evaluate import METRICS  # an entry point itself, it imports this file
+    from experiments.prepare import SPLITS
 
-    made = {"mode": MODES, "sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES}
+    made = {"mode": MODES, "sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES, "split": SPLITS}
     made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
     for group, functions in (made | METRICS).items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}

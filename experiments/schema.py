@@ -73,11 +73,13 @@ class BackendSchema(_schema_of(Settings, "precision")):
 class DataSchema:
     """A data set by name with its own options; `flip` mirrors half of the images.
 
-    `stand_in` is another one (name and options) that is used where options.path is null.
+    `store` is where `experiments.prepare` puts it, and where it is read from where options.path is null.
+    `stand_in` is another one (name and options) that is used where that is not there either.
     """
 
     name: str = MISSING
     flip: bool = False
+    store: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     stand_in: dict[str, Any] = field(default_factory=dict)
 
@@ -223,6 +225,19 @@ class GallerySchema:
 
 
 @dataclass
+class PrepareSchema:
+    """Everything of `experiments.prepare`; a split has a name and options, no `workers` means one per core."""
+
+    data: DataSchema = field(default_factory=DataSchema)
+    out: str = "${data.store}"
+    archives: str = "${oc.env:DUET_DATA,data}/archives"
+    download: bool = True
+    workers: int | None = None
+    tolerance: float = 0.01
+    split: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class TraceSchema:
     """Everything of `experiments.trace`; not `whole` is the ladder with a few networks and plans instead of all."""
 
@@ -344,6 +359,7 @@ SCHEMAS = {
     "edit": EditSchema,
     "gallery": GallerySchema,
     "evaluate": EvaluateSchema,
+    "prepare": PrepareSchema,
     "trace": TraceSchema,
     "networks": NetworksSchema,
     "compare": CompareSchema,
