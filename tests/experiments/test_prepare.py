@@ -97,7 +97,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
         (["data=mnist", "data.options.path=nowhere"], ["nowhere", "holds no train-images-idx3-ubyte.gz"]),
         (["data=mnist", "data.options.crop=center"], ["crop", "center", "Did you mean 'centre'"]),
         (["data=mnist", "data.options.sise=3"], ["data.options.sise", "data.options.size"]),
-        (["data=mnist", "split=strem"], ["split/strem"]),
+        (["data=mnist", "split=strem"], ["strem", "Did you mean 'stream'"]),
         (["data=mnist", "out="], ["out: nothing was given"]),
         (["data=mnist", "workers=0", "data.options.path=FILES"], ["workers: 0"]),
         (["data=mnist", "tolerance=1", "data.options.path=FILES"], ["tolerance: 1"]),
