@@ -238,6 +238,23 @@ class PrepareSchema:
 
 
 @dataclass
+class InspectSchema:
+    """Everything of `experiments.inspect`; no `parts` means all that are prepared, or the one that data means.
+
+    Pictures are near that differ by `within` levels; at most `compared` of a part are compared with at most as many.
+    """
+
+    out: str = MISSING
+    data: DataSchema = field(default_factory=DataSchema)
+    parts: list[str] = field(default_factory=list)
+    within: float = 4.0
+    compared: int = 50_000
+    pairs: int = 100
+    samples: int = 10
+    seed: int = 0
+
+
+@dataclass
 class TraceSchema:
     """Everything of `experiments.trace`; not `whole` is the ladder with a few networks and plans instead of all."""
 
@@ -360,6 +377,7 @@ SCHEMAS = {
     "gallery": GallerySchema,
     "evaluate": EvaluateSchema,
     "prepare": PrepareSchema,
+    "inspect": InspectSchema,
     "trace": TraceSchema,
     "networks": NetworksSchema,
     "compare": CompareSchema,

@@ -102,6 +102,8 @@ def gather(parts: Mapping[str, Source], part: str | None, square: Square) -> Dat
 def split_by_stream(parts: Mapping[str, Source], fraction: float, seed: int) -> dict[str, Source]:
     """The parts with a share of the first drawn from it, by stream ``"data/split"``, as a last part "held_out".
 
+    What is left of a part "all" is called "train".
+
     Args:
         parts: of a data set.
         fraction: the share that is held out, rounded to whole pictures.
@@ -119,7 +121,8 @@ def split_by_stream(parts: Mapping[str, Source], fraction: float, seed: int) -> 
         )
     order = Stream(seed, "data/split").permutation(len(source))
     kept, held_out = source.take(np.sort(order[count:])), source.take(np.sort(order[:count]))
-    return {**parts, first: kept, HELD_OUT: held_out}
+    others = {part: other for part, other in parts.items() if part != first}
+    return {"train" if first == "all" else first: kept, **others, HELD_OUT: held_out}
 
 
 def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, Source]:

@@ -1,10 +1,14 @@
-"""`experiments.prepare` as a person runs it, and what it prepared as training takes it. No framework is loaded."""
+"""`experiments.prepare` and `inspect` as a person runs them, and what was prepared as training takes it.
+
+No framework is loaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -25,13 +29,13 @@ from experiments.schema import register
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of the entry point, in this process to be quick."""
-    main = importlib.import_module("experiments.prepare").main
+def run(*words: str, module: str = "prepare") -> tuple[int, str, str]:
+    """Exit code, output and errors of an entry point, in this process to be quick."""
+    main = importlib.import_module(f"experiments.{module}").main
     out, err = io.StringIO(), io.StringIO()
     GlobalHydra.instance().clear()
     with (
-        mock.patch.object(sys, "argv", ["experiments.prepare", *words]),
+        mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
         mock.patch.dict(os.environ),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -80,11 +84,45 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
     words = ["data=image_folder", "data.options.size=8", "data.options.channels=1", where]
     code, _, err = run(*words, f"data.options.path={tmp_path / 'pictures'}", "workers=1", "split=stream")
     assert (code, err) == (0, "")
-    parts = [loaded(*words, f"data.options.part={part}") for part in ("all", "held_out")]
+    parts = [loaded(*words, f"data.options.part={part}") for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
-    with pytest.raises(DuetError, match="no part was named; it holds all, held_out"):
+    with pytest.raises(DuetError, match="no part was named; it holds train, held_out"):
         loaded(*words)
+
+
+def test_a_page_shows_what_is_in_every_part(tmp_path):
+    train, test = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), np.uint8)
+    test[7], train[13], test[9] = train[3], train[5] ^ 1, test[8]
+    for part, images in (("train", train), ("test", test)):
+        (tmp_path / "files" / part).mkdir(parents=True)
+        for k, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / "files" / part / f"{k:02d}.png")
+    lines = [f"{part}/{k:02d}.png {part}" for part in ("train", "test") for k in range(20)]
+    (tmp_path / "parts.txt").write_text("\n".join(lines))
+    words = ["data=image_folder", f"data.store={tmp_path / 'store'}", "data.options.size=8"]
+    files = [f"data.options.path={tmp_path / 'files'}", "split=file", f"split.path={tmp_path / 'parts.txt'}"]
+    assert run(*words, *files, "workers=1")[0] == 0
+    code, out, err = run(*words, f"out={tmp_path / 'page'}", module="inspect")
+    assert (code, err) == (0, "") and f"page: {tmp_path / 'page' / 'report.html'}" in out
+    report = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert {part: facts["pictures"] for part, facts in report["parts"].items()} == {"train": 20, "test": 20}
+    assert report["parts"]["test"]["classes"] == {"test": 20, "train": 0}
+    np.testing.assert_allclose(report["parts"]["train"]["mean"], train.mean(axis=(0, 1, 2)) / 255)
+    found = {
+        (tuple(near["parts"]), pair["first"], pair["second"], pair["same"])
+        for near in report["near"]["pairs"]
+        for pair in near["nearest"]
+    }
+    assert found == {
+        (("train", "train"), "train/05.png", "train/13.png", False),
+        (("train", "test"), "train/03.png", "test/07.png", True),
+        (("test", "test"), "test/08.png", "test/09.png", True),
+    }
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "train/03.png" in page and "8 x 8 (20)" in page and "http" not in page.split("<main", 1)[1].split("<svg")[0]
+    code, _, err = run(*words, f"out={tmp_path / 'page'}", module="inspect")
+    assert code == 2 and "holds a report already" in err
 
 
 @pytest.mark.parametrize(

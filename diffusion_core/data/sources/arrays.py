@@ -17,8 +17,8 @@ from diffusion_core.errors import DuetError
 
 __all__ = ["ARRAY", "NPZ", "array", "npz"]
 
-NPZ = About("pictures of an .npz file")
-ARRAY = About("pictures of an array")
+NPZ = About("Pictures of an .npz file")
+ARRAY = About("Pictures of an array")
 
 
 def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[str, Source]:

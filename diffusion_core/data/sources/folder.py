@@ -18,7 +18,7 @@ from diffusion_core.errors import DuetError
 
 __all__ = ["FOLDER", "image_folder"]
 
-FOLDER = About("pictures of a folder", size=64)
+FOLDER = About("Pictures of a folder", size=64)
 
 
 def image_folder(path: Path) -> dict[str, Source]:

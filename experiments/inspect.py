@@ -1,0 +1,192 @@
+"""Look at a data set before anything is trained on it: one page, and the same as JSON.
+
+    python -m experiments.inspect data=digits parts=[train,held_out] out=outputs/inspect
+    python -m experiments.inspect data=cifar10 out=outputs/inspect       # every part of the prepared store
+    python -m experiments.inspect data=image_folder data.options.path=FOLDER out=outputs/inspect
+
+It shows counts per class, sizes, channel means and histograms, the mean picture of each class, pictures drawn by
+stream, and pairs of pictures that are nearly alike, within a part and between parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from diffusion_core import pictures
+from diffusion_core.data import Dataset
+from diffusion_core.data.store import parts_of, read_names
+from diffusion_core.data.survey import Pairs, Survey, near_pairs, survey
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+from diffusion_core.run import environment, read_json
+from experiments.common import load_data
+from experiments.entry import entry
+from experiments.progress import Counter
+from experiments.report.data import write
+
+_CLASSES = 64
+
+
+@entry("inspect")
+def main(cfg: DictConfig) -> None:
+    """Read every part, look at it, compare them, and write the page."""
+    out = Path(cfg.out)
+    if (out / "report.json").exists():
+        raise DuetError(f"out: {out} holds a report already; give another directory")
+    for key in ("within", "pairs", "compared", "samples"):
+        if cfg[key] < 0:
+            raise DuetError(f"{key}: {cfg[key]} was given; it must be at least 0")
+    parts = _parts(cfg)
+    surveys = {}
+    for part, dataset in parts.items():
+        with Counter(f"{part}: reading", len(dataset)) as progress:
+            surveys[part] = survey(dataset, _CLASSES, progress)
+    chosen = {part: _chosen(len(dataset), cfg.compared, cfg.seed) for part, dataset in parts.items()}
+    near = _near(cfg, parts, surveys, chosen)
+    first = next(iter(parts.values()))
+    report = {
+        "title": f"The data set {first.name}",
+        "environment": environment(),
+        "parts": {part: _facts(dataset, surveys[part]) for part, dataset in parts.items()},
+        "card": _card(cfg.data.store) if parts_of(cfg.data.store or "") else None,
+        "near": {
+            "within": cfg.within,
+            "compared": {part: len(places) for part, places in chosen.items()},
+            "pairs": [_described(pairs, found, parts, chosen, _names(cfg, parts)) for pairs, found in near.items()],
+        },
+        "seed": cfg.seed,
+    }
+    sheets = _sheets(cfg, parts, surveys) | _pair_sheets(near, parts, chosen)
+    print(f"page: {write(report, {part: s.histograms for part, s in surveys.items()}, sheets, out)}")
+
+
+def _parts(cfg: DictConfig) -> dict[str, Dataset]:
+    """The data sets by part: those that are named, those of the store, or the one that the configuration means."""
+    wanted = list(cfg.parts)
+    if not wanted and cfg.data.name != "store" and cfg.data.options.get("path", "") is None:
+        wanted = parts_of(cfg.data.store or "")
+    elif not wanted and cfg.data.name == "store" and cfg.data.options.get("part") is None:
+        wanted = parts_of(cfg.data.options.directory)
+    if not wanted:
+        return {cfg.data.options.get("part") or "all": load_data(cfg.data)}
+    found = {}
+    for part in wanted:
+        data = cfg.data.copy()
+        data.options.part = part
+        found[part] = load_data(data)
+    if len({(d.images.shape[1:], d.class_names) for d in found.values()}) > 1:
+        shapes = ", ".join(f"{part}: {d.images.shape[1:]}, {d.num_classes} classes" for part, d in found.items())
+        raise DuetError(f"parts: {shapes}; they must be of one shape and the same classes, so look at them one by one")
+    return found
+
+
+def _chosen(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """The pictures that are compared: all, or so many drawn by stream."""
+    return np.arange(count) if count <= most else np.sort(Stream(seed, "inspect/pairs").permutation(count)[:most])
+
+
+def _near(
+    cfg: DictConfig,
+    parts: Mapping[str, Dataset],
+    surveys: Mapping[str, Survey],
+    chosen: Mapping[str, NDArray[np.int64]],
+) -> dict[tuple[str, str], Pairs]:
+    """Near pairs within each part and between each two."""
+    found = {}
+    for a, b in combinations_with_replacement(parts, 2):
+        first, second = (surveys[part].thumbnails[chosen[part]] for part in (a, b))
+        title = f"near pairs within {a}" if a == b else f"near pairs between {a} and {b}"
+        with Counter(title, len(first)) as progress:
+            found[a, b] = near_pairs(first, None if a == b else second, cfg.within, cfg.pairs, progress)
+    return found
+
+
+def _facts(dataset: Dataset, found: Survey) -> dict[str, Any]:
+    return {
+        "pictures": len(dataset),
+        "size": dataset.image_size,
+        "channels": dataset.channels,
+        "sha256": dataset.sha256,
+        "classes": dict(zip(dataset.class_names, found.counts.tolist(), strict=True)),
+        "mean": (found.mean / 255).tolist(),
+        "std": (found.std / 255).tolist(),
+        "histograms": found.histograms.tolist(),
+    }
+
+
+def _card(store: str) -> dict[str, Any] | None:
+    file = Path(store).expanduser() / "card.json"
+    return read_json(file) if file.is_file() else None
+
+
+def _names(cfg: DictConfig, parts: Mapping[str, Dataset]) -> dict[str, list[str]]:
+    """What the pictures of each part are called."""
+    root = Path(cfg.data.options.directory if cfg.data.name == "store" else cfg.data.store or "")
+    return {part: read_names(root / part, len(dataset)) for part, dataset in parts.items()}
+
+
+def _described(
+    pair: tuple[str, str],
+    found: Pairs,
+    parts: Mapping[str, Dataset],
+    chosen: Mapping[str, NDArray[np.int64]],
+    names: Mapping[str, list[str]],
+) -> dict[str, Any]:
+    """Near pairs as plain data, the same ones marked, and those whose classes differ."""
+    listed = []
+    for (i, j), distance in zip(found.places, found.distances, strict=True):
+        (a, b), (i, j) = pair, (chosen[pair[0]][i], chosen[pair[1]][j])
+        left, right = parts[a], parts[b]
+        listed.append({
+            "first": names[a][i], "second": names[b][j], "places": [int(i), int(j)], "distance": float(distance),
+            "classes": [left.class_names[left.labels[i]], right.class_names[right.labels[j]]],
+            "same": bool(np.array_equal(left.images[i], right.images[j])),
+        })  # fmt: skip
+    return {"parts": list(pair), "count": found.count, "nearest": listed}
+
+
+def _sheets(cfg: DictConfig, parts: Mapping[str, Dataset], surveys: Mapping[str, Survey]) -> dict[str, bytes]:
+    """Mean pictures and drawn pictures, a row for each class."""
+    sheets = {}
+    for part, dataset in parts.items():
+        scale = max(1, 48 // dataset.image_size)
+        means, present = surveys[part].class_means, np.flatnonzero(surveys[part].counts[:_CLASSES])
+        average = np.floor(means[present] + 0.5).astype(np.uint8)
+        sheets[f"means, {part}"] = pictures.png_bytes(pictures.grid(average, min(10, len(present)), scale))
+        order = Stream(cfg.seed, "inspect/samples").permutation(len(dataset))
+        rows = []
+        for k in present[:20] if cfg.samples else ():
+            places = order[dataset.labels[order] == k][: cfg.samples]
+            rows.append((dataset.class_names[k], np.asarray(dataset.images[places])))
+        if rows:
+            sheets[f"samples, {part}"] = pictures.png_bytes(pictures.labelled_rows(rows, scale))
+    return sheets
+
+
+def _pair_sheets(
+    near: Mapping[tuple[str, str], Pairs], parts: Mapping[str, Dataset], chosen: Mapping[str, NDArray[np.int64]]
+) -> dict[str, bytes]:
+    """The nearest pairs, one above the other."""
+    sheets = {}
+    for (a, b), found in near.items():
+        places = found.places[:12]
+        if len(places):
+            rows = [
+                (part, np.asarray(parts[part].images[chosen[part][places[:, side]]]))
+                for side, part in enumerate((a, b))
+            ]
+            sheets[f"pairs, {a}, {b}"] = pictures.png_bytes(
+                pictures.labelled_rows(rows, max(1, 48 // parts[a].image_size))
+            )
+    return sheets
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What is found in a data set is what NumPy finds in all of it at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_core.data import Dataset
+from diffusion_core.data.shapes import shapes
+from diffusion_core.data.survey import near_pairs, survey
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.resize import resize
+
+
+@pytest.fixture
+def data() -> Dataset:
+    return shapes(60, 16, 3, seed=0)
+
+
+def test_the_numbers_are_those_of_all_pictures_at_once(data, monkeypatch):
+    monkeypatch.setattr("diffusion_core.data.survey._BLOCK_BYTES", 5000)
+    found = survey(data)
+    x = data.images.astype(np.float64)
+    np.testing.assert_allclose(found.mean, x.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.std, x.std(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_array_equal(found.counts, np.bincount(data.labels, minlength=6))
+    for c in range(3):
+        np.testing.assert_array_equal(found.histograms[c], np.bincount(data.images[..., c].ravel(), minlength=256))
+    for k in range(6):
+        np.testing.assert_allclose(found.class_means[k], x[data.labels == k].mean(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(found.thumbnails, resize(data.images, 8).reshape(60, -1))
+
+
+def test_a_class_without_pictures_has_no_mean(data):
+    found = survey(Dataset(data.images, np.zeros(60, int), ("a", "b"), "toy"), shown=2)
+    assert found.counts.tolist() == [60, 0]
+    assert np.isnan(found.class_means[1]).all() and np.isfinite(found.class_means[0]).all()
+    assert len(survey(data, shown=2).class_means) == 2
+
+
+def brute_force(first, second, within):
+    """Every pair and its distance, one by one."""
+    pairs = []
+    for i, a in enumerate(first):
+        for j, b in enumerate(first if second is None else second):
+            distance = np.sqrt(np.mean((a.astype(float) - b) ** 2))
+            if distance <= within and (second is not None or i < j):
+                pairs.append((distance, i, j))
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("within", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize("between", [False, True])
+def test_near_pairs_are_those_found_one_by_one(monkeypatch, within, between):
+    monkeypatch.setattr("diffusion_core.data.survey._BLOCK_ROWS", 7)
+    rng = np.random.default_rng(0)
+    first = rng.integers(100, 156, (30, 48), np.uint8)
+    first[20] = first[3]
+    first[21] = first[4] + 2
+    second = rng.integers(100, 156, (17, 48), np.uint8) if between else None
+    if between:
+        second[[2, 9]] = first[[5, 6]]
+        second[11] = first[8] + 3
+    expected = brute_force(first, second, within)
+    assert len(expected) > 0
+    for most in (1000, 3):
+        found = near_pairs(first, second, within, most)
+        assert found.count == len(expected)
+        np.testing.assert_allclose(found.distances, [d for d, _, _ in expected[:most]], atol=1e-9)
+        np.testing.assert_array_equal(found.places, [[i, j] for _, i, j in expected[:most]])
+
+
+def test_a_copy_that_was_made_lighter_and_one_that_was_resized_are_near(data):
+    lighter = np.clip(data.images[:5].astype(int) + 2, 0, 255).astype(np.uint8)
+    large = shapes(60, 32, 3, seed=0)
+    first = survey(data).thumbnails
+    for copy in (resize(lighter, 8).reshape(5, -1), survey(large).thumbnails[:5]):
+        found = near_pairs(first, copy, 4.0)
+        assert {(k, k) for k in range(5)} <= set(map(tuple, found.places.tolist()))
+
+
+def test_pictures_of_two_kinds_are_not_compared():
+    with pytest.raises(DuetError, match=r"\(2, 64\) and \(2, 192\)"):
+        near_pairs(np.zeros((2, 64), np.uint8), np.zeros((2, 192), np.uint8), 1.0)
