@@ -213,8 +213,8 @@ def _pairs(near: Mapping[str, Any], parts: Mapping[str, Any], sheets: Mapping[st
         name = f"pairs, {a}, {b}"
         sheet = picture(name, f"near pairs, {title}", sheets, 640) if name in sheets else ""
         content += (
-            f'<figure class="picture" style="flex-basis:100%"><figcaption><h3>{escape(title)}</h3><p>{escape(said)}</p></figcaption>'
-            f"{sheet}{_table(title, head, rows) if rows else ''}</figure>"
+            f'<figure class="picture" style="flex-basis:100%"><figcaption><h3>{escape(title)}</h3>'
+            f"<p>{escape(said)}</p></figcaption>{sheet}{_table(title, head, rows) if rows else ''}</figure>"
         )
     return f'<div class="gallery">{content}</div>'
 
