@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -243,23 +244,6 @@ def test_a_scheduler_that_is_read_has_the_process_that_it_becomes(name, options,
         assert problem.prediction == {"epsilon": "eps", "sample": "x0"}[scheduler.config.prediction_type]
 
 
-@pytest.mark.slow
-def test_the_network_of_ddpm_at_its_full_size(tmp_path, open_backend, oracles):
-    net = unet(
-        oracles, sample_size=32, block_out_channels=(128, 256, 256, 256), attention_head_dim=None, norm_eps=1e-6,
-        freq_shift=1, flip_sin_to_cos=False, downsample_padding=0,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    net.save_pretrained(tmp_path)
-    found = import_weights("diffusers", tmp_path, never, None, {})
-    assert count(found.problem.program) == sum(p.numel() for p in net.parameters()) == 35_746_307
-    x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    expected = as_diffusers(net, x, T[:1])
-    network = open_backend("float32").network(found.problem.program, found.weights)
-    np.testing.assert_allclose(network.forward(x, T[:1], LABELS[:1]), expected, rtol=0, atol=1e-5)
-
-
 GUIDED = {
     "improved": {"attends": (False, True), "resample": "conv", "heads": 4, "head_channels": None},
     "ADM": {"attends": (True, True), "resample": "block", "heads": None, "head_channels": 4, "classes": 3},
@@ -357,3 +341,62 @@ def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
     with pytest.raises(DuetError, match=r"model.pt: it is no state dict of PyTorch"):
         import_weights("edm", tmp_path / "model.pt", read, None, {})
     assert not (tmp_path / "ran").exists()
+
+
+def of_ddpm(oracles: ModuleType) -> Any:
+    """diffusers' own class with the options of DDPM for CIFAR-10."""
+    return unet(
+        oracles, sample_size=32, block_out_channels=(128, 256, 256, 256), attention_head_dim=None, norm_eps=1e-6,
+        freq_shift=1, flip_sin_to_cos=False, downsample_padding=0,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+def improved(oracles: ModuleType) -> Any:
+    """improved-diffusion's for CIFAR-10."""
+    return oracles.randomised(oracles.GuidedUNet(
+        128, (1, 2, 2, 2), 3, (False, True, True, False), "conv", True, 6, 0, 32, False, 4, None
+    ))  # fmt: skip
+
+
+def of_edm(oracles: ModuleType, **options: Any) -> Any:
+    """EDM's for CIFAR-10."""
+    return oracles.randomised(oracles.EdmUNet(32, 128, (2, 2, 2), 4, (16,), song=True, augment=9, **options))
+
+
+FULL_SIZE = {
+    "ddpm_cifar10": ("diffusers", 35_746_307, of_ddpm, {}),
+    "improved_32": ("guided_diffusion", 52_546_438, improved, {"image_size": 32, "heads": 4, "qkv_order": "heads"}),
+    "ddpmpp_32": ("edm", 55_733_891, of_edm, {}),
+    "ncsnpp_32": (
+        "edm", 56_397_827, partial(of_edm, taps=(1, 3, 3, 1), fourier=True, residual=True), {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_network_of_others_at_its_full_size(name, tmp_path, open_backend, oracles):
+    import torch
+
+    source, parameters, make, options = FULL_SIZE[name]
+    net, path = make(oracles), tmp_path
+    if source == "diffusers":
+        net.save_pretrained(path)
+    else:
+        path = saved(net, tmp_path / "model.pt")
+    found = import_weights(source, path, open_backend("float32").read_arrays, None, options)
+    assert count(found.problem.program) == sum(p.numel() for p in net.parameters()) == parameters
+    x, level, nothing = np.random.default_rng(0).standard_normal((1, 32, 32, 3)), np.array([0.4]), np.zeros((1, 0))
+    t, label, features = T[:1], LABELS[:1], np.zeros((1, found.problem.program.features))
+    # A float64 network of diffusers computes its time embedding in float32 all the same.
+    for precision, atol in (("float32", 1e-5), ("float64", 1e-7 if source == "diffusers" else 1e-12)):
+        dtype = np.dtype(precision)
+        given, at = x.astype(dtype), (level if source == "edm" else t)
+        rest = {"diffusers": (), "guided_diffusion": (label,), "edm": (nothing, features.astype(dtype))}[source]
+        expected = theirs(net.to(getattr(torch, precision)), given, at, *rest)
+        network = open_backend(precision).network(found.problem.program, found.weights)
+        ours = network.forward(given, at, label, features.astype(dtype))
+        print(f"{name}, {precision}: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
