@@ -1,11 +1,13 @@
-"""What a Fréchet distance is measured on: functions from pictures to vectors.
+"""What metrics read of pictures: functions from pictures to vectors.
 
-Pictures are uint8 with shape (N, H, W, C), C being 1 or 3; features are float64 with shape (N, D), each row a function
-of its picture alone. Importing this package loads no framework and no runtime; a kind of features loads what it needs
-when it is made.
+Pictures are uint8 with shape (N, H, W, C), C being 1 or 3. What features compute are parts of a set as the metrics know
+them (`diffusion_core.metrics.metric`): features, spatial, probabilities, each row a function of its picture alone.
+Features that someone computed elsewhere are read from a file instead (`diffusion_core.metrics.files`).
 
-    digits      the kernel features of `diffusion_core.metrics.digits`; anywhere
-    inception   the pool of 2,048 numbers of Inception v3, in torch-fidelity's conversion of the graph of 2015
+Importing this package loads no framework and no runtime; a kind of features loads what it needs when it is made.
+
+    digits      the network of `diffusion_core.metrics.digits`; anywhere
+    inception   Inception v3, in torch-fidelity's conversion of the graph of 2015
     onnx        what any ONNX file computes, by onnxruntime
 """
 

@@ -1,15 +1,20 @@
-"""The kernel features of handwritten digits. A score on them is called "digits Fréchet", never FID."""
+"""What the shipped network of handwritten digits sees. A score on it is called a "digits" score, never FID."""
 
 from __future__ import annotations
 
-from diffusion_core.metrics.digits import fit_judge
+from diffusion_core.metrics import digits
+from diffusion_core.metrics.metric import FeatureKind
 from features.kind import Features
 
 __all__ = ["features"]
 
 
 def features() -> Features:
-    """The kernel between a grey picture, averaged to 8 x 8, and 100 training digits."""
-    judge = fit_judge()
-    facts = {"features": "digits", "width": len(judge.landmarks), "resize": "mean of square blocks to 8 x 8"}
-    return Features("digits Fréchet", judge.features, facts)
+    """The network of `diffusion_core.metrics.digits`, on grey pictures averaged to 8 x 8."""
+    facts = {
+        "kind": "digits",
+        "weights_sha256": digits.SHA256,
+        "resize": "mean of square blocks to 8 x 8",
+        "quantised": "uint8",
+    }
+    return Features(FeatureKind("digits", facts), digits.layers)

@@ -1,5 +1,12 @@
 """Inception v3 of 2015 as torch-fidelity converted it: the features of the Fréchet Inception distance.
 
+    features        the last pool, 2,048 numbers: of FID, KID, precision and recall
+    spatial         the first 7 channels of a layer of 17 x 17 places, 2,023 numbers: of sFID
+    probabilities   of 1,008 classes, without the last layer's bias: of the Inception score
+
+The spatial layer is what the graph of 2015 calls `mixed_6/conv` and torch-fidelity `Mixed_6d.branch1x1`, after its
+ReLU.
+
 The network takes uint8 pictures of 299 x 299 and three channels. How they are brought to that size is a choice:
 
     antialias     `diffusion_core.metrics.resize`: bilinear with antialiasing, rounded to uint8
@@ -12,6 +19,9 @@ are taken too (a test needs them), but then a score is not called FID.
 References:
     GANs trained by a two time-scale update rule converge to a local Nash equilibrium
     (Heusel et al., 2017), https://arxiv.org/abs/1706.08500
+    Generating images with sparse representations (Nash et al., 2021), https://arxiv.org/abs/2103.03841
+    Diffusion models beat GANs on image synthesis (Dhariwal and Nichol, 2021), https://arxiv.org/abs/2105.05233, whose
+    evaluation, https://github.com/openai/guided-diffusion, takes these layers
     torch-fidelity (Obukhov et al., 2020), https://github.com/toshas/torch-fidelity
 """
 
@@ -27,19 +37,20 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend import DEVICES
 from diffusion_core.errors import DuetError, one_of
+from diffusion_core.metrics.metric import FeatureKind
 from diffusion_core.metrics.resize import resize as antialiased
 from features.kind import Features, NotGiven, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
 
-SIZE, LAYER = 299, "2048"
+SIZE, LAYERS, SPATIAL_CHANNELS = 299, ("2048", "logits_unbiased"), 7
 RESIZES = ("antialias", "tensorflow1")
 # The value of `weights` that fetches the file.
 DOWNLOAD = "download"
 
 
 def features(*, weights: str | None = None, resize: str = "antialias", device: str = "auto") -> Features:
-    """The last pool of Inception v3, 2,048 numbers.
+    """The layers of Inception v3.
 
     Args:
         weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
@@ -84,25 +95,32 @@ def features(*, weights: str | None = None, resize: str = "antialias", device: s
     torch.save(state, safe)
     safe.seek(0)
     try:
-        network = source.FeatureExtractorInceptionV3("inception", [LAYER], feature_extractor_weights_path=safe)
+        network = source.FeatureExtractorInceptionV3("inception", list(LAYERS), feature_extractor_weights_path=safe)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DuetError(f"{path}: it does not hold the weights of Inception v3, as {name} does ({reason})") from error
     network = network.to(place)
+    seen: list[Any] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made))
 
     @torch.inference_mode()
-    def of(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def of(images: NDArray[np.uint8]) -> dict[str, NDArray]:
         pictures = as_colour(images)
         if resize == "antialias":
             pictures = antialiased(pictures, SIZE)
         given = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(place)
         # TF32 would round to ten bits.
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-            return network(given)[0].double().cpu().numpy()
+            pool, logits = network(given)
+        spatial = seen.pop()[:, :SPATIAL_CHANNELS].flatten(1)
+        probabilities = logits.double().softmax(dim=1)
+        found = {"features": pool, "spatial": spatial, "probabilities": probabilities}
+        return {name: layer.cpu().numpy() for name, layer in found.items()}
 
-    facts = {"features": "inception", "layer": LAYER, "width": int(LAYER), "resize": resize, "weights_sha256": sha256}
-    genuine = sha256.startswith(published)
-    return Features("FID" if genuine else f"Fréchet distance of Inception {sha256[:8]}", of, facts | _versions())
+    facts = {"kind": "inception", "resize": resize, "weights_sha256": sha256, "quantised": "uint8"}
+    is_published = sha256.startswith(published)
+    name = "Inception" if is_published else f"Inception {sha256[:8]}"
+    return Features(FeatureKind(name, facts, is_published), of, _versions())
 
 
 def _downloaded(url: str, name: str, sha256: str) -> Path:
@@ -121,7 +139,7 @@ def _downloaded(url: str, name: str, sha256: str) -> Path:
     return path
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {"versions": {name: version(name) for name in ("torch", "torch-fidelity")}}
+    return {name: version(name) for name in ("torch", "torch-fidelity")}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
+from diffusion_core.metrics.metric import FeatureKind, Parts
 
 __all__ = ["Features", "NotGiven", "as_colour", "extract"]
 
@@ -20,23 +20,23 @@ class NotGiven(DuetError):
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A function from pictures to vectors, with its name and its protocol.
+    """A function from pictures to vectors.
 
     Args:
-        score: what a Fréchet distance of these features is called; "FID" is kept for Inception with the published
-            weights.
-        of: the function: uint8 pictures (N, H, W, C) to float64 (N, D), for as many pictures as fit into memory.
-        facts: all that the numbers depend on beside the pictures, as plain data.
+        kind: name and protocol.
+        of: the function: uint8 pictures (N, H, W, C) to the parts of a set that it computes (`metrics.metric.Parts`),
+            each with a row per picture, for as many pictures as fit into memory.
+        versions: of what computes them, which the numbers should not depend on.
     """
 
-    score: str
-    of: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-    facts: Mapping[str, Any]
+    kind: FeatureKind
+    of: Callable[[NDArray[np.uint8]], Parts]
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def extract(
     features: Features, images: NDArray[np.uint8], batch: int, progress: Callable[[int], None] | None = None
-) -> NDArray[np.float64]:
+) -> dict[str, NDArray]:
     """The features of any number of pictures, `batch` of them at once.
 
     Args:
@@ -46,16 +46,19 @@ def extract(
         progress: called with the number of pictures that are done.
 
     Returns:
-        float64 with shape (N, D).
+        The parts that the features compute, of all pictures.
     """
     if batch < 1:
         raise DuetError(f"features: a batch of {batch} was given; it must be at least 1")
-    found = []
+    found: dict[str, NDArray] = {}
     for start in range(0, len(images), batch):
-        found.append(features.of(np.ascontiguousarray(images[start : start + batch])))
+        for name, values in features.of(np.ascontiguousarray(images[start : start + batch])).items():
+            # One array of the final size: joining pieces at the end would take the memory twice.
+            whole = found.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))
+            whole[start : start + batch] = values
         if progress:
             progress(min(start + batch, len(images)))
-    return np.concatenate(found)
+    return found
 
 
 def as_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

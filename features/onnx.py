@@ -1,7 +1,8 @@
 """Features that an ONNX file computes, by onnxruntime on the CPU.
 
-The file has one input of float32 pictures, ``b c h w`` or ``b h w c``, with one channel or three, and what its first
-output holds per picture, flattened, are the features. Pictures are brought to its size by
+The file has one input of float32 pictures, ``b c h w`` or ``b h w c``, with one channel or three. Which of its outputs
+are the features, the features of places and the probabilities or logits of classes is said by name; what an output
+holds per picture is flattened. Without a name, the first output has the features. Pictures are brought to its size by
 `diffusion_core.metrics.resize` and their values 0..255 to `low` .. `high`.
 """
 
@@ -12,23 +13,40 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from diffusion_core.convert.onnx import open_session
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.metrics.metric import FeatureKind
 from diffusion_core.metrics.resize import resize
 from features.kind import Features, as_colour
 
 __all__ = ["features"]
 
 
-def features(*, path: str, size: int | None = None, low: float = -1.0, high: float = 1.0, threads: int = 0) -> Features:
-    """What the first output of a file holds.
+def features(
+    *,
+    path: str,
+    size: int | None = None,
+    low: float = -1.0,
+    high: float = 1.0,
+    output: str | None = None,
+    spatial: str | None = None,
+    probabilities: str | None = None,
+    logits: str | None = None,
+    threads: int = 0,
+) -> Features:
+    """What the outputs of a file hold.
 
     Args:
         path: the file.
         size: height and width that it takes, in pixels; None where the file says so itself.
         low: the value of black.
         high: the value of white.
+        output: the output that has the features; None is the first.
+        spatial: that which has the features of places, if any.
+        probabilities: that which has the probabilities of classes, if any.
+        logits: that which has their logits, instead.
         threads: CPU threads; 0 leaves onnxruntime's choice.
 
     Raises:
@@ -60,17 +78,30 @@ def features(*, path: str, size: int | None = None, low: float = -1.0, high: flo
         raise DuetError(f"{path}: size {size} was given, but it takes pictures of {fixed} pixels")
     side = size or fixed
 
-    def of(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    names = [made.name for made in session.get_outputs()]
+    if probabilities and logits:
+        raise DuetError(f"{path}: probabilities and logits were given; one of them tells the classes")
+    wanted = {"features": output or names[0], "spatial": spatial, "probabilities": probabilities or logits}
+    wanted = {part: name for part, name in wanted.items() if name}
+    for name in wanted.values():
+        if name not in names:
+            raise one_of(f"{path}: output", name, names)
+
+    def of(images: NDArray[np.uint8]) -> dict[str, NDArray]:
         if channels < images.shape[3]:
             raise DuetError(f"{path}: pictures in colour were given; it takes grey ones")
         pictures = resize(as_colour(images) if channels == 3 else images, side)
         values = (low + pictures * ((high - low) / 255.0)).astype(np.float32)
         if axis == 1:
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        return np.asarray(session.run(None, {given.name: values})[0], np.float64).reshape(len(images), -1)
+        made = session.run(list(wanted.values()), {given.name: values})
+        found = {part: np.asarray(x).reshape(len(images), -1) for part, x in zip(wanted, made, strict=True)}
+        if logits:
+            found["probabilities"] = softmax(found["probabilities"].astype(np.float64), axis=1)
+        return found
 
     facts = {
-        "features": "onnx", "file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        "resize": "antialias", "size": side, "range": [low, high],
+        "kind": "onnx", "weights_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "outputs": wanted,
+        "resize": "antialias", "size": side, "range": [low, high], "quantised": "uint8",
     }  # fmt: skip
-    return Features(f"Fréchet distance of {Path(path).name}", of, facts)
+    return Features(FeatureKind(Path(path).name, facts), of)

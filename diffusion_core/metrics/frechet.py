@@ -7,7 +7,8 @@ With means m and covariances S (unbiased, as ``numpy.cov``)::
 The last trace is the sum of the singular values of ``S_a^(1/2) S_b^(1/2)``, and for any factors
 ``S = F^T F`` that of the singular values of ``F_a F_b^T``. Centred features divided by
 ``sqrt(N - 1)`` are such factors, so no matrix root is taken and a singular covariance needs no
-special care. The value is the squared distance, as is the custom for scores of this kind.
+special care; a QR decomposition in blocks of rows makes them at most D rows high. The value is the squared distance,
+as is the custom for scores of this kind.
 
 The estimate from finite samples is biased upwards; compare sets of one size, and against the floor
 that two halves of the real data give.
@@ -17,16 +18,35 @@ References:
     https://doi.org/10.1016/0047-259X(82)90077-X
     GANs trained by a two time-scale update rule converge to a local Nash equilibrium
     (Heusel et al., 2017), https://arxiv.org/abs/1706.08500
+    Generating images with sparse representations (Nash et al., 2021), https://arxiv.org/abs/2103.03841, for the
+    distance of spatial features
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
+from diffusion_core.metrics.blocks import blocks, rows
+from diffusion_core.metrics.metric import Found, Meaning, Measure, Metric, Parts
 
-__all__ = ["frechet_distance"]
+__all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A set of features summed up.
+
+    Args:
+        mean: with shape (D,).
+        factor: a triangular F with ``F^T F`` the covariance, with shape (min(N, D), D).
+    """
+
+    mean: NDArray[np.float64]
+    factor: NDArray[np.float64]
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
@@ -42,29 +62,62 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     Raises:
         DuetError: a set has fewer than two samples, a value is not finite, or the widths differ.
     """
-    a, b = _checked("a", features_a), _checked("b", features_b)
-    if a.shape[1] != b.shape[1]:
-        raise DuetError(f"Fréchet distance: {a.shape[1]} and {b.shape[1]} features were given; they must be as many")
-    factor_a, factor_b = _factor(a), _factor(b)
-    shift = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
-    overlap = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    # The exact value is not negative; rounding can make it so when the two sets are the same.
-    return max(0.0, float(shift + np.sum(factor_a**2) + np.sum(factor_b**2) - 2.0 * overlap))
+    return distance(fit_gaussian(features_a, "features a"), fit_gaussian(features_b, "features b"))
 
 
-def _factor(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A triangular F with ``F^T F`` the covariance, with shape (min(N, D), D)."""
-    centred = features - features.mean(axis=0)
-    return np.linalg.qr(centred, mode="r") / np.sqrt(len(features) - 1)
+def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
+    """Mean and covariance of features with shape (N, D), read twice in blocks of rows.
 
-
-def _checked(which: str, features: ArrayLike) -> NDArray[np.float64]:
-    features = np.asarray(features, np.float64)
+    Raises:
+        DuetError: there are fewer than two samples, or a value is not finite; `what` names them.
+    """
+    features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
         raise DuetError(
-            f"Fréchet distance: features {which} with shape {features.shape} were given; "
+            f"Fréchet distance: {what} with shape {features.shape} were given; "
             f"the shape must be (samples, features) with at least 2 samples"
         )
-    if not np.isfinite(features).all():
-        raise DuetError(f"Fréchet distance: features {which} hold values that are not finite numbers")
-    return features
+    mean = sum(rows(features, some).sum(axis=0) for some in blocks(features)) / len(features)
+    if not np.isfinite(mean).all():
+        raise DuetError(f"Fréchet distance: {what} hold values that are not finite numbers")
+    factor = np.zeros((0, features.shape[1]))
+    for some in blocks(features):
+        factor = np.linalg.qr(np.concatenate([factor, rows(features, some) - mean]), mode="r")
+    return Gaussian(mean, factor / np.sqrt(len(features) - 1))
+
+
+def distance(a: Gaussian, b: Gaussian) -> float:
+    """The squared Fréchet distance of two Gaussians.
+
+    Raises:
+        DuetError: they are of different widths.
+    """
+    if len(a.mean) != len(b.mean):
+        raise DuetError(f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; they must be as many")
+    overlap = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
+    # The exact value is not negative; rounding can make it so when the two sets are the same.
+    shift = np.sum((a.mean - b.mean) ** 2)
+    return max(0.0, float(shift + np.sum(a.factor**2) + np.sum(b.factor**2) - 2.0 * overlap))
+
+
+def _fit(part: str, reference: Parts) -> Measure:
+    real = fit_gaussian(reference[part], f"{part} of the reference")
+
+    def measure(samples: Parts) -> Found:
+        return Found({"distance": distance(fit_gaussian(samples[part], f"{part} of the samples"), real)})
+
+    return measure
+
+
+def _fit_features(reference: Parts, seed: int) -> Measure:
+    return _fit("features", reference)
+
+
+def _fit_spatial(reference: Parts, seed: int) -> Measure:
+    return _fit("spatial", reference)
+
+
+FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": Meaning("Fréchet distance", "FID", "lower")})
+SPATIAL_FRECHET = Metric(
+    _fit_spatial, ("spatial",), ("spatial",), {"distance": Meaning("spatial Fréchet distance", "sFID", "lower")}
+)

@@ -1,34 +1,44 @@
 """Is a sample a copy of a training picture, and do samples of a class differ as real pictures do.
 
 A distance is Euclidean over all values of a picture on the scale 0..1, that is uint8 / 255.
+
+A sample counts as memorised where it is at most a third as far from its nearest training picture as from the second
+nearest: relative to the second, since a plain picture is close to many. Pictures that the training set itself holds
+twice hide copies of them from this, so copies, at distance 0, are counted by themselves.
+
+References:
+    Diffusion probabilistic models generalize when they fail to memorize (Yoon et al., 2023),
+    https://openreview.net/forum?id=shciCbSk9h
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
+from diffusion_core.metrics.blocks import neighbours
+from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
 
-__all__ = ["nearest", "spread"]
+__all__ = ["MEMORISATION", "SPREAD", "nearest", "spread"]
 
-_BLOCK_BYTES = 1 << 25
+_SHOWN = 10
 
 
-def nearest(samples: NDArray[np.uint8], train: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The training picture closest to each sample; the first of them where several are.
+def nearest(
+    samples: NDArray[np.uint8], train: NDArray[np.uint8], count: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The training picture closest to each sample, or the closest few; the first of them where several are.
 
-    Both sets are read in blocks, so `train` may be a memory map of any length. Sums of squares of
-    uint8 values are exact in float64, so a copy has distance 0 exactly.
+    Both sets are read in blocks, so `train` may be a memory map of any length, and a copy has distance 0 exactly.
 
     Args:
         samples: uint8 with shape (N, H, W, C).
         train: uint8 with shape (M, H, W, C).
+        count: how many; None is one, without an axis of its own.
 
     Returns:
-        Indices into `train` and distances, both with shape (N,).
+        Indices into `train` and distances, both with shape (N,) or (N, count), nearest first.
     """
     _check("samples", samples)
     _check("training pictures", train)
@@ -37,23 +47,9 @@ def nearest(samples: NDArray[np.uint8], train: NDArray[np.uint8]) -> tuple[NDArr
             f"nearest: samples of {samples.shape[1:]} and training pictures of {train.shape[1:]} were given; "
             f"they must have one shape"
         )
-    indices = np.zeros(len(samples), np.int64)
-    squares = np.full(len(samples), np.inf)
-    # A block of either set, and a block of distances, stays within _BLOCK_BYTES of float64.
-    values = _BLOCK_BYTES // 8
-    step = max(1, min(values // samples[0].size, math.isqrt(values)))
-    for start in range(0, len(train), step):
-        b = _rows(train[start : start + step])
-        for first in range(0, len(samples), step):
-            here = slice(first, first + step)
-            a = _rows(samples[here])
-            between = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2.0 * a @ b.T
-            best = between.argmin(axis=1)
-            value = between[np.arange(len(a)), best]
-            closer = value < squares[here]
-            indices[here] = np.where(closer, start + best, indices[here])
-            squares[here] = np.where(closer, value, squares[here])
-    return indices, np.sqrt(squares) / 255.0
+    indices, squares = neighbours(samples, train, count or 1)
+    distances = np.sqrt(squares) / 255.0
+    return (indices[:, 0], distances[:, 0]) if count is None else (indices, distances)
 
 
 def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
@@ -76,14 +72,79 @@ def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> ND
         raise DuetError(f"spread: labels with shape {labels.shape} were given; the shape must be ({len(images)},)")
     result = np.full(num_classes, np.nan)
     for k in range(num_classes):
-        members = images[labels == k]
+        members = np.flatnonzero(labels == k)
         if len(members) > 1:
-            result[k] = np.sqrt(2.0 * np.var(members, axis=0, ddof=1, dtype=np.float64).sum()) / 255.0
+            # In two passes over pieces: a class of a large data set is not cast whole.
+            pieces = np.array_split(members, 1 + images[0].size * len(members) // (1 << 22))
+            mean = sum(images[piece].sum(axis=0, dtype=np.float64) for piece in pieces) / len(members)
+            total = sum(np.sum((images[piece] - mean) ** 2) for piece in pieces)
+            result[k] = np.sqrt(2.0 * total / (len(members) - 1)) / 255.0
     return result
 
 
-def _rows(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return images.reshape(len(images), -1).astype(np.float64)
+def _fit_memorisation(reference: Parts, seed: int, *, ratio: float = 1 / 3) -> Measure:
+    """Look for copies among the training pictures.
+
+    Args:
+        ratio: of the distances to the nearest and the second nearest, at which a sample counts as memorised.
+    """
+    if not 0 < ratio < 1:
+        raise DuetError(f"memorisation.ratio: {ratio} was given; it must lie between 0 and 1")
+    train = reference.get("training", reference["pictures"])
+    if len(train) < 2:
+        raise DoesNotApply("1 training picture was given; 2 are needed")
+
+    def measure(samples: Parts) -> Found:
+        pictures = samples["pictures"]
+        indices, distances = nearest(pictures, train, 2)
+        first, second = distances.T
+        memorised = first <= ratio * second
+        # A copy of one of two equal pictures has a ratio of 0 / 0.
+        relative = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
+        closest = np.argsort(relative, kind="stable")[:_SHOWN]
+        return Found(
+            {"memorised": memorised.mean(), "copies": (first == 0).mean(), "distance": np.median(first)},
+            arrays={"index": indices, "distance": distances},
+            shown=(
+                ("most like a\ntraining picture", pictures[closest]),
+                ("nearest", train[indices[closest, 0]]),
+                ("second nearest", train[indices[closest, 1]]),
+            ),
+        )
+
+    return measure
+
+
+def _fit_spread(reference: Parts, seed: int) -> Measure:
+    classes = int(reference["labels"].max()) + 1
+    real = spread(reference["pictures"], reference["labels"], classes)
+
+    def measure(samples: Parts) -> Found:
+        _check("samples", samples["pictures"])
+        ratio = spread(samples["pictures"], samples["labels"], classes) / real
+        if not np.isfinite(ratio).any():
+            raise DoesNotApply("no class has two samples")
+        return Found({"ratio": np.nanmean(ratio)}, arrays={"per_class": ratio})
+
+    return measure
+
+
+MEMORISATION = Metric(
+    _fit_memorisation,
+    ("pictures",),
+    ("pictures",),
+    {
+        "memorised": Meaning("memorised", better="lower"),
+        "copies": Meaning("copies of training pictures", better="lower"),
+        "distance": Meaning("median distance to the nearest training picture"),
+    },
+)
+SPREAD = Metric(
+    _fit_spread,
+    ("pictures", "labels"),
+    ("pictures", "labels"),
+    {"ratio": Meaning("spread within a class, as a share of that of the reference")},
+)
 
 
 def _check(what: str, images: NDArray[np.uint8]) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from diffusion_core.data.digits import digits
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.digits import fit_judge
+from diffusion_core.metrics import digits_training
+from diffusion_core.metrics.digits import SHA256, layers
+from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.kernel import kernel_distance
+from diffusion_core.metrics.metric import FeatureKind, Parts
 from diffusion_core.metrics.resize import resize
+from diffusion_core.random import Stream
 from diffusion_core.registry import build
 from features import FEATURES, Features, extract
 
@@ -93,14 +100,73 @@ def test_the_same_features_give_torch_fidelitys_number():
     def of(images):
         return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).double().numpy()
 
-    ours = Features("of a small network", of, {})
-    found = frechet_distance(extract(ours, a, 16), extract(ours, b, 7))
+    ours = Features(FeatureKind("small", {}), lambda images: {"features": of(images)})
+    found = frechet_distance(extract(ours, a, 16)["features"], extract(ours, b, 7)["features"])
     assert theirs > 0.1
     assert found == pytest.approx(theirs, rel=1e-6)
     # It can fail: a covariance divided by N instead of N - 1.
-    given = extract(ours, a, 16)
+    given = of(a)
     narrow = given.mean(axis=0) + (given - given.mean(axis=0)) * np.sqrt((len(a) - 1) / len(a))
-    assert frechet_distance(narrow, extract(ours, b, 7)) != pytest.approx(theirs, rel=1e-6)
+    assert frechet_distance(narrow, of(b)) != pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_sets() -> tuple[np.ndarray, np.ndarray]:
+    """Features of samples and of a reference, float32 as networks give them."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((24, 24)) / 4
+    sets = rng.standard_normal((150, 24)) @ mix + 0.2, rng.standard_normal((150, 24)) @ mix
+    return tuple(x.astype(np.float32) for x in sets)
+
+
+def measured(metric: str, samples: Parts, reference: Parts, **options: object) -> dict[str, float]:
+    found = METRICS[metric].fit(reference, 0, **options)(samples)
+    return {**found.numbers, **{f"{name} ±": error for name, error in found.errors.items()}}
+
+
+def test_the_same_features_give_torch_fidelitys_kernel_distance(two_sets):
+    """In subsets that are the whole sets, as the two draw subsets differently; and in one and the same subset."""
+    import torch
+    from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
+
+    fake, real = (x.astype(np.float64) for x in two_sets)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), kid_subsets=2, kid_subset_size=150, verbose=False
+    )["kernel_inception_distance_mean"]
+    ours = measured("kernel", {"features": fake}, {"features": real})["distance"]
+    assert ours == pytest.approx(theirs, rel=1e-6) and ours > 1e-3
+    for some in (slice(0, 40), slice(90, 130)):
+        x, y = fake[some], real[some]
+        assert kernel_distance(x, y) == pytest.approx(kernel_mmd(x, y), rel=1e-9)
+    assert kernel_distance(x + 1e-3, y) != pytest.approx(kernel_mmd(x, y), rel=1e-6)
+
+
+def test_the_same_features_give_torch_fidelitys_precision_and_recall(two_sets):
+    import torch
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    fake, real = two_sets[0] * 1.1, two_sets[1]
+    given = [torch.from_numpy(x).double() for x in (fake, real)]
+    theirs = prc_features_to_metric(*given, prc_neighborhood=3, prc_batch_size=64, save_cpu_ram=True, verbose=False)
+    ours = measured("manifold", {"features": fake}, {"features": real})
+    assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
+    assert 0.05 < min(ours["precision"], ours["recall"]) < max(ours["precision"], ours["recall"]) < 0.95
+    other = measured("manifold", {"features": fake}, {"features": real}, nearest=4)
+    assert other["precision"] != pytest.approx(theirs["precision"], abs=1e-6)
+
+
+def test_the_same_logits_give_torch_fidelitys_inception_score(two_sets):
+    import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = 3 * two_sets[0]
+    order = Stream(0, "metrics/score").permutation(len(logits))
+    theirs = isc_features_to_metric(torch.from_numpy(logits[order]), splits=7, shuffle=False)
+    given = {"probabilities": softmax(logits.astype(np.float64), axis=1)}
+    ours = measured("score", given, {}, splits=7)
+    assert ours["score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6) and ours["score"] > 1.5
+    assert ours["score ±"] == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    assert measured("score", given, {}, splits=6)["score"] != pytest.approx(theirs["inception_score_mean"], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -147,26 +213,52 @@ def inception(weights) -> Features:
 
 def test_inception_is_torch_fidelitys_network_on_pictures_resized_with_antialiasing(inception, theirs):
     images = pictures(2)
-    found = extract(inception, images, 2)
-    assert found.shape == (2, 2048) and found.dtype == np.float64
+    found = extract(inception, images, 2)["features"]
+    assert found.shape == (2, 2048)
     scale = np.abs(found).max()
     assert np.abs(found[0] - found[1]).max() > 0.05 * scale
     np.testing.assert_allclose(found[:1], theirs(resize(images[:1], 299)), atol=1e-5 * scale)
     # Not what torch-fidelity does with a small picture.
     assert np.abs(found[:1] - theirs(images[:1])).max() > 1e-2 * scale
-    assert inception.facts["resize"] == "antialias" and len(inception.facts["weights_sha256"]) == 64
+    assert inception.kind.facts["resize"] == "antialias" and len(inception.kind.facts["weights_sha256"]) == 64
+
+
+def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception_score(inception, weights):
+    import torch
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+
+    images = pictures(1)
+    network = source.FeatureExtractorInceptionV3(
+        "inception", ["logits_unbiased"], feature_extractor_weights_path=weights
+    )
+    # What the layer makes of what comes before it, by the functions of PyTorch alone.
+    seen: dict[str, torch.Tensor] = {}
+    network.Mixed_6c.register_forward_hook(lambda module, given, made: seen.update(before=made))
+    with torch.inference_mode():
+        (logits,) = network(torch.from_numpy(resize(images, 299).transpose(0, 3, 1, 2).copy()))
+        layer = network.Mixed_6d.branch1x1
+        raw = torch.nn.functional.conv2d(seen["before"], layer.conv.weight)
+        normal = torch.nn.functional.batch_norm(
+            raw, layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias, eps=layer.bn.eps
+        )
+    found = extract(inception, images, 1)
+    expected = torch.relu(normal)[:, :7].flatten(1).numpy()
+    assert found["spatial"].shape == (1, 7 * 17 * 17) and expected.max() > 0
+    np.testing.assert_allclose(found["spatial"], expected, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(found["probabilities"], logits.double().softmax(1).numpy(), rtol=1e-4)
+    assert found["probabilities"].shape == (1, 1008) and found["probabilities"].sum() == pytest.approx(1)
 
 
 def test_inception_resizes_as_torch_fidelity_where_asked_and_takes_grey_pictures_as_colour(weights, theirs):
     features = made("inception", weights=str(weights), resize="tensorflow1", device="cpu")
     images = pictures(1, channels=1)
     expected = theirs(np.repeat(images, 3, axis=3))
-    np.testing.assert_allclose(extract(features, images, 2), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(extract(features, images, 2)["features"], expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_only_the_published_weights_give_a_score_called_fid(inception):
-    assert "FID" not in inception.score and inception.score.startswith("Fréchet distance of Inception ")
-    assert "FID" not in made("digits").score
+    assert not inception.kind.is_published and inception.kind.name.startswith("Inception ")
+    assert not made("digits").kind.is_published
 
 
 def test_weights_that_carry_code_or_do_not_fit_are_refused(tmp_path, weights):
@@ -217,9 +309,16 @@ def test_a_download_that_fails_says_what_file_to_bring(monkeypatch, tmp_path):
 # Digits and ONNX
 
 
-def test_the_digits_features_are_those_of_the_judge():
-    judge, images = fit_judge(), digits().images[:20]
-    np.testing.assert_allclose(extract(made("digits"), images, 8), judge.features(images), rtol=1e-12)
+def test_the_digits_features_are_those_of_the_shipped_network_in_any_batch():
+    images = digits().images[:20]
+    found, expected = extract(made("digits"), images, 8), layers(images)
+    assert found.keys() == expected.keys() == {"features", "spatial", "probabilities"}
+    for part, values in expected.items():
+        np.testing.assert_allclose(found[part], values, rtol=1e-6, atol=1e-9)
+
+
+def test_training_gives_the_shipped_file_bit_for_bit():
+    assert hashlib.sha256(digits_training.packed(digits_training.train())).hexdigest() == SHA256
 
 
 def onnx_file(path: Path, shape: tuple[object, ...]) -> Path:
@@ -241,7 +340,7 @@ def onnx_file(path: Path, shape: tuple[object, ...]) -> Path:
         nodes,
         "means",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "row", "column")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     path.write_bytes(model.SerializeToString())
@@ -255,12 +354,22 @@ def test_an_onnx_file_gets_pictures_of_its_size_layout_and_range(tmp_path, shape
     features = made("onnx", path=str(path), low=0.0, high=1.0, threads=1)
     small = resize(images, 6) / 255.0
     expected = np.concatenate([small[:, 0].mean(axis=1), small[:, :, 0].mean(axis=1)], axis=1)
-    np.testing.assert_allclose(extract(features, images, 2), expected, atol=1e-6)
+    np.testing.assert_allclose(extract(features, images, 2)["features"], expected, atol=1e-6)
     signed = made("onnx", path=str(path), threads=1)
-    np.testing.assert_allclose(extract(signed, images, 5), 2 * expected - 1, atol=1e-6)
-    assert features.facts["size"] == 6 and features.score == "Fréchet distance of means.onnx"
+    np.testing.assert_allclose(extract(signed, images, 5)["features"], 2 * expected - 1, atol=1e-6)
+    assert features.kind.facts["size"] == 6 and features.kind.name == "means.onnx"
     grey = images[..., :1]
-    np.testing.assert_array_equal(extract(features, grey, 5), extract(features, np.repeat(grey, 3, axis=3), 5))
+    both = [extract(features, x, 5)["features"] for x in (grey, np.repeat(grey, 3, axis=3))]
+    np.testing.assert_array_equal(*both)
+    every = made("onnx", path=str(path), low=0.0, high=1.0, threads=1, output="row", spatial="y", logits="column")
+    found = extract(every, images, 5)
+    np.testing.assert_allclose(found["features"], expected[:, :3], atol=1e-6)
+    np.testing.assert_allclose(found["spatial"], expected, atol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], softmax(expected[:, 3:], axis=1), atol=1e-6)
+    with pytest.raises(DuetError, match="'rows' was given; it must be one of y, row, column"):
+        made("onnx", path=str(path), output="rows")
+    with pytest.raises(DuetError, match="probabilities and logits were given"):
+        made("onnx", path=str(path), probabilities="row", logits="row")
 
 
 def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path):

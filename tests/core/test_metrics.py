@@ -1,6 +1,9 @@
-"""Fréchet distance, the judge of digits, nearest neighbours and spread."""
+"""Every metric against closed forms, definitions and hand-made sets, and the shipped network of digits."""
 
 from __future__ import annotations
+
+import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
-from sklearn.svm import SVC
+from scipy.stats import wasserstein_distance
 
 from diffusion_core.data.digits import digits
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.digits import DigitsJudge, fit_judge
-from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.agreement import agreement
+from diffusion_core.metrics.blocks import neighbours
+from diffusion_core.metrics.digits import SHA256, WEIGHTS, layers
+from diffusion_core.metrics.digits_network import SHAPES, backward, forward
+from diffusion_core.metrics.evaluate import METRICS
+from diffusion_core.metrics.frechet import fit_gaussian, frechet_distance
+from diffusion_core.metrics.kernel import kernel_distance
+from diffusion_core.metrics.metric import DoesNotApply, Found, Parts
 from diffusion_core.metrics.nearest import nearest, spread
+from diffusion_core.metrics.score import score
+from diffusion_core.random import Stream
+
+
+def measured(metric: str, samples: Parts, reference: Parts, **options: Any) -> Found:
+    return METRICS[metric].fit(reference, 0, **options)(samples)
 
 
 def whitened(n: int, d: int, seed: int) -> np.ndarray:
@@ -85,70 +100,187 @@ def test_features_that_do_not_fit_are_refused(a, b, message):
         frechet_distance(a, b)
 
 
-# The judge of digits
+@pytest.mark.parametrize("block", [1, 900, 1 << 25])
+def test_features_read_in_blocks_of_any_size_give_one_gaussian(block, monkeypatch):
+    monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
+    x = (np.random.default_rng(0).standard_normal((40, 5)) * np.arange(1, 6) + 30).astype(np.float32)
+    found = fit_gaussian(x)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-13)
+    np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(x.T.astype(np.float64)), rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(scope="module")
-def judge() -> DigitsJudge:
-    return fit_judge()
+# Kernel distance
 
 
-def test_the_judge_knows_digits_it_has_not_seen(judge):
+def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+@pytest.mark.parametrize("block", [300, 1 << 25])
+def test_the_kernel_distance_is_the_mean_over_pairs_of_different_members(block, monkeypatch):
+    monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((13, 4)), rng.standard_normal((17, 4)) + 0.5
+    own = [np.mean(cubic(x, x)[~np.eye(len(x), dtype=bool)]) for x in (a, b)]
+    assert kernel_distance(a, b) == pytest.approx(sum(own) - 2 * cubic(a, b).mean(), rel=1e-12)
+
+
+def test_the_kernel_distance_has_no_bias_at_any_size():
+    """Over all pairs of a population its mean over draws is that of the population; the biased estimate's is not."""
+    rng = np.random.default_rng(1)
+    real, fake = rng.standard_normal((60, 3)), rng.standard_normal((60, 3)) * 1.3 + 0.2
+    truth, own = kernel_distance(fake, real), []
+    for _ in range(1500):
+        own.append(kernel_distance(rng.permutation(fake)[:5], rng.permutation(real)[:7]))
+    error = np.std(own) / np.sqrt(len(own))
+    assert np.mean(own) == pytest.approx(truth, abs=3.5 * error)
+    diagonal = np.mean(np.diag(cubic(fake, fake)) - np.mean(cubic(fake, fake))) / 5
+    assert diagonal > 10 * error  # what a mean over all pairs of five, with themselves, would add
+
+
+def test_the_kernel_metric_averages_subsets_and_says_how_far_they_vary():
+    rng = np.random.default_rng(0)
+    real, fake = rng.standard_normal((50, 3)), rng.standard_normal((40, 3)) + 1
+    whole = kernel_distance(fake, real)
+    found = measured("kernel", {"features": fake}, {"features": real}, subsets=300, size=20)
+    assert found.numbers["distance"] == pytest.approx(whole, abs=4 * found.errors["distance"] / np.sqrt(300))
+    assert (
+        found.errors["distance"] == pytest.approx(found.arrays["subsets"].std()) and len(found.arrays["subsets"]) == 300
+    )
+    assert measured("kernel", {"features": real}, {"features": real}).numbers["distance"] == kernel_distance(real, real)
+
+
+# Precision, recall, density and coverage
+
+
+def test_precision_recall_density_and_coverage_of_points_on_a_line():
+    """With k = 1, balls of 0 1 10 12 reach 1 1 2 2; of 0.5 2.5 30, 2 2 27.5."""
+    real, fake = np.array([[0.0], [1], [10], [12]]), np.array([[0.5], [2.5], [30]])
+    found = measured("manifold", {"features": fake}, {"features": real}, nearest=1, nearest_density=1, most=3 + 1)
+    # 0.5 lies in the balls of 0 and 1, 2.5 in none, 30 in none.
+    assert found.numbers["precision"] == pytest.approx(1 / 3)
+    assert found.numbers["density"] == pytest.approx(2 / 3)
+    # 0 and 1 lie in the ball of 0.5, 10 and 12 in that of 30.
+    assert found.numbers["recall"] == 1
+    # The balls of 0 and 1 hold 0.5, those of 10 and 12 hold nothing.
+    assert found.numbers["coverage"] == 0.5
+
+
+def brute(fake: np.ndarray, real: np.ndarray, k: int, k_density: int) -> dict[str, float]:
+    """The definitions, word by word."""
+    own = [np.sort(cdist(x, x), axis=1) for x in (fake, real)]
+    between = cdist(fake, real)
+    in_real = between <= own[1][None, :, k]
+    in_dense = between <= own[1][None, :, k_density]
+    return {
+        "precision": in_real.any(axis=1).mean(),
+        "recall": (between <= own[0][:, None, k]).any(axis=0).mean(),
+        "density": in_dense.sum() / k_density / len(fake),
+        "coverage": in_dense.any(axis=0).mean(),
+    }
+
+
+@pytest.mark.parametrize("block", [300, 1 << 25])
+def test_the_manifold_is_that_of_its_definitions(block, monkeypatch):
+    monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
+    rng = np.random.default_rng(2)
+    real, fake = rng.standard_normal((50, 3)), rng.standard_normal((31, 3)) * 1.2 + 0.8
+    found = measured("manifold", {"features": fake}, {"features": real})
+    assert found.numbers == pytest.approx(brute(fake, real, 3, 5))
+    assert found.numbers != pytest.approx(brute(fake, real, 4, 5))
+    alike = measured("manifold", {"features": real}, {"features": real})
+    assert alike.numbers == pytest.approx(brute(real, real, 3, 5)) and alike.numbers["coverage"] == 1
+
+
+def test_of_large_sets_so_many_points_are_drawn():
+    rng = np.random.default_rng(3)
+    real, fake = rng.standard_normal((90, 2)), rng.standard_normal((70, 2)) + 1
+    stream = Stream(4, "metrics/manifold")
+    chosen = [x[np.sort(stream.permutation(len(x), row)[:40])] for row, x in enumerate((real, fake))]
+    found = METRICS["manifold"].fit({"features": real}, 4, most=40)({"features": fake})
+    assert found.numbers == pytest.approx(brute(chosen[1], chosen[0], 3, 5))
+
+
+# Class score and agreement
+
+
+def test_the_score_of_sure_and_even_classes_is_their_number_and_of_unsure_ones_is_1():
+    sure = np.eye(4)[np.arange(40) % 4]
+    assert score(sure) == pytest.approx(4, rel=1e-12)
+    assert score(sure[:, :2][np.arange(40) % 4 < 2]) == pytest.approx(2, rel=1e-12)
+    assert score(np.full((40, 4), 0.25)) == pytest.approx(1, rel=1e-12)
+    assert score(np.eye(4)[np.zeros(40, int)]) == pytest.approx(1, rel=1e-12)
+    mixed = 0.7 * sure + 0.3 / 4
+    p = mixed[0]
+    assert score(mixed) == pytest.approx(np.exp(np.sum(p * np.log(4 * p))), rel=1e-12)
+    found = measured("score", {"probabilities": mixed}, {}, splits=1)
+    assert found.numbers["score"] == pytest.approx(score(mixed)) and not found.errors
+
+
+def test_agreement_counts_what_was_asked_and_what_was_seen():
+    seen = np.array([0, 1, 2, 2, 1, 0])
+    found = agreement(seen, [0, 1, 1, 2, 1, 0], 4)
+    assert found.confusion[1, 2] == 1 and found.confusion.sum() == 6 and found.rate == pytest.approx(5 / 6)
+    np.testing.assert_allclose(found.per_class, [1, 2 / 3, 1, np.nan])
+    reference = {"labels": np.arange(4)}
+    samples = {"probabilities": np.eye(4)[seen], "labels": np.array([0, 1, 1, 2, 1, 0])}
+    assert measured("agreement", samples, reference).numbers["rate"] == found.rate
+    with pytest.raises(DoesNotApply, match="tell 3 classes apart and the reference has 4"):
+        measured("agreement", samples | {"probabilities": np.eye(3)[seen]}, reference)
+
+
+@pytest.mark.parametrize("labels", [[0, 10], [-1, 0], [0], [0.0, 1.0]])
+def test_labels_that_are_no_classes_are_refused(labels):
+    with pytest.raises(DuetError, match=r"2 whole numbers in 0\.\.9"):
+        agreement(np.zeros(2, int), labels, 10)
+
+
+# The network of digits
+
+
+def test_the_shipped_network_knows_digits_it_has_not_seen():
     held_out = digits(part="held_out")
-    assert judge.accuracy == pytest.approx(358 / 360, abs=1.5 / 360)
-    assert judge.agreement(held_out.images, held_out.labels).rate == judge.accuracy
-    train = digits(part="train")
-    assert judge.gamma == pytest.approx(SVC(gamma="scale").fit(train.images.reshape(-1, 64) / 255, train.labels)._gamma)
+    seen = layers(held_out.images)["probabilities"].argmax(axis=1)
+    assert agreement(seen, held_out.labels, 10).rate == pytest.approx(357 / 360)
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == SHA256
+    assert len(WEIGHTS.read_bytes()) < 300_000
 
 
-def test_agreement_counts_what_was_asked_and_what_was_seen(judge):
+def test_its_gradient_is_the_slope_of_its_loss():
     data = digits(part="train")
-    wanted = (data.labels + (data.labels == 3)) % 10  # ask for a 4 where a 3 is shown
-    agreement = judge.agreement(data.images, wanted)
-    counts = np.bincount(data.labels, minlength=10)
-    assert agreement.confusion[4, 3] == counts[3] and agreement.confusion.sum() == len(data)
-    assert agreement.rate == pytest.approx(1 - counts[3] / len(data))
-    assert np.isnan(agreement.per_class[3])
-    assert agreement.per_class[4] == pytest.approx(counts[4] / (counts[3] + counts[4]))
-    np.testing.assert_array_equal(np.delete(agreement.per_class, [3, 4]), 1)
+    x, labels = data.images[:6, ..., 0] / 255.0, data.labels[:6]
+    rng = np.random.default_rng(0)
+    weights = {name: 0.3 * rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    along = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    _, gradients = backward(forward(weights, x), labels)
+    ahead, behind = (
+        backward(forward({name: w + step * along[name] for name, w in weights.items()}, x), labels)[0]
+        for step in (1e-6, -1e-6)
+    )
+    slope = sum(np.sum(gradients[name] * along[name]) for name in SHAPES)
+    assert (ahead - behind) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
-def test_labels_by_chance_agree_by_chance(judge):
+def test_the_size_of_the_digits_does_not_matter():
+    small, large = layers(digits().images[:50]), layers(digits(size=32).images[:50])
+    for part in small:
+        np.testing.assert_array_equal(small[part], large[part])
+
+
+def test_the_digits_frechet_distance_tells_real_digits_from_gaussians_of_each_class():
     data = digits()
-    shuffled = np.random.default_rng(0).permutation(data.labels)
-    assert judge.agreement(data.images, shuffled).rate == pytest.approx(0.1, abs=0.035)  # five deviations
-
-
-def test_the_size_of_the_digits_does_not_matter(judge):
-    small, large = digits().images[:50], digits(size=32).images[:50]
-    np.testing.assert_array_equal(judge.features(small), judge.features(large))
-    np.testing.assert_array_equal(judge.predict(small), judge.predict(large))
-
-
-def test_features_are_the_kernel_to_the_landmarks(judge):
-    images = digits(part="held_out").images
-    distances = cdist(images.reshape(-1, 64) / 255, judge.landmarks)
-    np.testing.assert_allclose(judge.features(images), np.exp(-judge.gamma * distances**2), rtol=1e-12)
-    train = digits(part="train")
-    rows = nearest((judge.landmarks * 255).round().astype(np.uint8).reshape(-1, 8, 8, 1), train.images)
-    np.testing.assert_array_equal(rows[1], 0)
-    np.testing.assert_array_equal(train.labels[rows[0]], np.repeat(np.arange(10), 10))
-
-
-def test_the_digits_frechet_tells_real_digits_from_gaussians_of_each_class(judge):
-    data = digits()
-    assert judge.frechet(data.images) < 1e-9
+    real = layers(data.images)["features"]
     rng = np.random.default_rng(0)
     fakes = []
     for k in range(10):
         x = data.images[data.labels == k].reshape(-1, 64)
         fakes.append(rng.multivariate_normal(x.mean(axis=0), np.cov(x.T), 90))
     fakes = np.clip(np.round(np.concatenate(fakes)), 0, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
-    floor = judge.floor(900)
-    assert 0 < floor < judge.floor(100)
-    assert judge.frechet(fakes) > 5 * floor
-    assert judge.frechet(data.images[data.labels != 3]) > 2 * floor
-    assert judge.floor(seed=1) != floor == judge.floor()
+    order = rng.permutation(len(data))
+    floor = frechet_distance(real[order[:898]], real[order[898:]])
+    assert frechet_distance(real, real) < 1e-9 * np.sum(real**2) / len(real)
+    assert frechet_distance(layers(fakes)["features"], real) > 4 * floor > 0
+    assert frechet_distance(real[data.labels != 3], real) > 2 * floor
 
 
 @pytest.mark.parametrize(
@@ -156,15 +288,29 @@ def test_the_digits_frechet_tells_real_digits_from_gaussians_of_each_class(judge
     [np.zeros((2, 12, 12, 1), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 1))],
     ids=["size", "colour", "type"],
 )
-def test_samples_that_are_no_digits_are_refused(judge, samples):
+def test_samples_that_are_no_digits_are_refused(samples):
     with pytest.raises(DuetError, match="multiple of 8"):
-        judge.predict(samples)
+        layers(samples)
 
 
-@pytest.mark.parametrize("labels", [[0, 10], [-1, 0], [0], [0.0, 1.0]])
-def test_labels_that_are_no_digits_are_refused(judge, labels):
-    with pytest.raises(DuetError, match=r"2 whole numbers in 0\.\.9"):
-        judge.agreement(digits().images[:2], labels)
+# Colours
+
+
+def test_colours_are_compared_by_how_far_their_values_must_move():
+    rng = np.random.default_rng(0)
+    real = rng.integers(20, 200, (6, 5, 5, 3)).astype(np.uint8)
+    shifted = real.copy()
+    shifted[..., 1] += 12
+    found = measured("colour", {"pictures": shifted}, {"pictures": real}).numbers
+    assert found["distance"] == pytest.approx(4) and found["brightness"] == pytest.approx(4)
+    assert found["contrast"] == pytest.approx(1) and found["clipped"] == 0
+    expected = np.mean([wasserstein_distance(real[..., c].ravel(), real[:3, ..., c].ravel()) for c in range(3)])
+    assert measured("colour", {"pictures": real[:3]}, {"pictures": real}).numbers["distance"] == pytest.approx(expected)
+    flat = (real.astype(int) - 110) // 2 + 110
+    assert measured("colour", {"pictures": flat.astype(np.uint8)}, {"pictures": real}).numbers["contrast"] < 0.52
+    white = real.copy()
+    white[:3] = 255
+    assert measured("colour", {"pictures": white}, {"pictures": real}).numbers["clipped"] == pytest.approx(0.5)
 
 
 # Nearest neighbours and spread
@@ -172,7 +318,7 @@ def test_labels_that_are_no_digits_are_refused(judge, labels):
 
 @pytest.mark.parametrize("block", [1, 3000, 1 << 25])
 def test_nearest_is_the_closest_of_all_in_blocks_of_any_size(block, monkeypatch):
-    monkeypatch.setattr("diffusion_core.metrics.nearest._BLOCK_BYTES", block)
+    monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     samples, train = rng.integers(0, 256, (9, 3, 3, 2), np.uint8), rng.integers(0, 256, (23, 3, 3, 2), np.uint8)
     samples[4], train[20] = train[7], train[7]
@@ -181,6 +327,29 @@ def test_nearest_is_the_closest_of_all_in_blocks_of_any_size(block, monkeypatch)
     np.testing.assert_array_equal(indices, distances.argmin(axis=1))
     np.testing.assert_allclose(values, distances.min(axis=1), rtol=1e-12)
     assert indices[4] == 7 and values[4] == 0
+    few, apart = nearest(samples, train, 3)
+    np.testing.assert_array_equal(few, np.argsort(distances, axis=1, kind="stable")[:, :3])
+    np.testing.assert_allclose(apart, np.sort(distances, axis=1)[:, :3], rtol=1e-12)
+    own = neighbours(train, train, 2, is_same=True)[0]
+    between = cdist(*2 * (train.reshape(23, -1).astype(float),)) + np.where(np.eye(23), np.inf, 0)
+    np.testing.assert_array_equal(own, np.argsort(between, axis=1, kind="stable")[:, :2])
+
+
+def test_copies_and_near_copies_are_told_from_new_pictures():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
+    samples = rng.integers(0, 256, (10, 4, 4, 1)).astype(np.uint8)
+    samples[2], samples[5] = train[17], train[8]
+    samples[5, 0, 0] ^= 4
+    data = {"pictures": rng.integers(0, 256, (5, 4, 4, 1)).astype(np.uint8)}
+    found = measured("memorisation", {"pictures": samples}, data | {"training": train})
+    assert found.numbers["memorised"] == 0.2 and found.numbers["copies"] == 0.1
+    assert found.arrays["index"][2, 0] == 17 and found.arrays["distance"][5, 0] == pytest.approx(4 / 255)
+    assert found.numbers["distance"] == np.median(nearest(samples, train)[1])
+    (_, shown), (_, first), _ = found.shown
+    np.testing.assert_array_equal(shown[:2], samples[[2, 5]])
+    np.testing.assert_array_equal(first[:2], train[[17, 8]])
+    assert measured("memorisation", {"pictures": samples}, data).numbers["memorised"] == 0
 
 
 def test_spread_is_the_root_mean_square_over_all_pairs():
@@ -191,6 +360,10 @@ def test_spread_is_the_root_mean_square_over_all_pairs():
         pairs = pdist(images[labels == k].reshape(-1, 16) / 255)
         assert result[k] == pytest.approx(np.sqrt(np.mean(pairs**2)), rel=1e-12)
     assert np.isnan(result[2:]).all()
+    given = {"pictures": images, "labels": labels}
+    half = given | {"pictures": images // 2 * 0 + 7}
+    assert measured("spread", given, given).numbers["ratio"] == 1
+    assert measured("spread", half, given).numbers["ratio"] == 0
 
 
 def test_pictures_of_two_shapes_are_not_compared():

@@ -1,0 +1,80 @@
+"""Do samples show the class that they were asked for, as a network of features sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+
+__all__ = ["AGREEMENT", "Agreement", "agreement"]
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How often pictures show the class they were asked for.
+
+    Args:
+        confusion: counts with shape (K, K): row is the class asked for, column the class seen.
+    """
+
+    confusion: NDArray[np.int64]
+
+    @property
+    def rate(self) -> float:
+        """The share of pictures that show their class."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def per_class(self) -> NDArray[np.float64]:
+        """The share within each class asked for, with shape (K,); NaN where there was no such picture."""
+        asked = self.confusion.sum(axis=1)
+        share = np.full(len(asked), np.nan)
+        return np.divide(np.diagonal(self.confusion), asked, out=share, where=asked > 0)
+
+
+def agreement(seen: NDArray[np.integer], labels: ArrayLike, classes: int) -> Agreement:
+    """How often the class seen is the class asked for.
+
+    Args:
+        seen: class ids 0..K-1 with shape (N,).
+        labels: those asked for, with shape (N,).
+        classes: K.
+
+    Raises:
+        DuetError: the labels are not as many whole numbers in 0..K-1.
+    """
+    labels = np.asarray(labels)
+    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == seen.shape
+    if not whole or labels.min() < 0 or labels.max() >= classes:
+        raise DuetError(
+            f"class agreement: labels of {labels.dtype} with shape {labels.shape} were given; "
+            f"there must be {len(seen)} whole numbers in 0..{classes - 1}"
+        )
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, seen), 1)
+    return Agreement(confusion)
+
+
+def _fit(reference: Parts, seed: int) -> Measure:
+    classes = int(reference["labels"].max()) + 1
+
+    def measure(samples: Parts) -> Found:
+        given = samples["probabilities"]
+        if given.shape[1] != classes:
+            raise DoesNotApply(f"the features tell {given.shape[1]} classes apart and the reference has {classes}")
+        found = agreement(given.argmax(axis=1), samples["labels"], classes)
+        return Found({"rate": found.rate}, arrays={"confusion": found.confusion})
+
+    return measure
+
+
+AGREEMENT = Metric(
+    _fit,
+    ("labels", "probabilities"),
+    ("labels",),
+    {"rate": Meaning("recognised as the class asked for", better="higher")},
+)

@@ -1,0 +1,91 @@
+"""Precision, recall, density and coverage: are samples where data are, and data where samples are.
+
+The ball of a point reaches to its k-th neighbour within its own set. With x the samples and y the reference::
+
+    precision = share of x in the ball of some y            recall   = share of y in the ball of some x
+    density   = mean over x of (balls of y it lies in) / k   coverage = share of y whose ball holds some x
+
+Precision and recall take k = 3, density and coverage k = 5, as their authors do; density is about 1 for perfect samples
+and may exceed it. They depend on how many points either set has, so the same number is taken of each where
+there are enough, drawn by stream "metrics/manifold".
+
+References:
+    Improved precision and recall metric for assessing generative models (Kynkäänniemi et al., 2019),
+    https://arxiv.org/abs/1904.06991
+    Reliable fidelity and diversity metrics for generative models (Naeem et al., 2020), https://arxiv.org/abs/2002.09797
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.blocks import neighbours, squared_distances
+from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.random import Stream
+
+__all__ = ["MANIFOLD", "radii"]
+
+
+def radii(points: NDArray, nearest: int) -> NDArray[np.float64]:
+    """The squared distance of each point to its 1st .. nearest-th neighbour in its own set, with shape (N, nearest)."""
+    return neighbours(points, points, nearest, is_same=True)[1]
+
+
+def _fit(reference: Parts, seed: int, *, nearest: int = 3, nearest_density: int = 5, most: int = 10_000) -> Measure:
+    """Fit the balls of the reference.
+
+    Args:
+        nearest: k of precision and recall.
+        nearest_density: k of density and coverage.
+        most: points of either set; of a larger one so many are drawn.
+    """
+    largest = max(nearest, nearest_density)
+    if min(nearest, nearest_density) < 1 or most <= largest:
+        raise DuetError(
+            f"manifold: nearest {nearest}, nearest_density {nearest_density} and most {most} were given; the first two "
+            f"must be at least 1 and the last larger than both"
+        )
+
+    def chosen(points: NDArray, what: str, row: int) -> NDArray:
+        if len(points) <= largest:
+            raise DoesNotApply(f"{len(points)} {what} were given; the {largest} nearest of each need more")
+        if len(points) <= most:
+            return points
+        return points[np.sort(Stream(seed, "metrics/manifold").permutation(len(points), row)[:most])]
+
+    real = chosen(reference["features"], "reference pictures", 0)
+    real_radii = radii(real, largest)
+
+    def measure(samples: Parts) -> Found:
+        fake = chosen(samples["features"], "samples", 1)
+        if fake.shape[1] != real.shape[1]:
+            raise DuetError(f"manifold: {fake.shape[1]} and {real.shape[1]} features were given; they must be as many")
+        fake_radii = radii(fake, nearest)[:, -1:]
+        precise, recalled, covered = (np.zeros(len(x), bool) for x in (fake, real, real))
+        inside = 0
+        for here, there, between in squared_distances(fake, real):
+            precise[here] |= (between <= real_radii[there, nearest - 1]).any(axis=1)
+            recalled[there] |= (between <= fake_radii[here]).any(axis=0)
+            dense = between <= real_radii[there, nearest_density - 1]
+            covered[there] |= dense.any(axis=0)
+            inside += np.count_nonzero(dense)
+        return Found(
+            {
+                "precision": precise.mean(),
+                "recall": recalled.mean(),
+                "density": inside / (nearest_density * len(fake)),
+                "coverage": covered.mean(),
+            }
+        )
+
+    return measure
+
+
+MANIFOLD = Metric(
+    _fit,
+    ("features",),
+    ("features",),
+    {name: Meaning(name, better="higher") for name in ("precision", "recall", "density", "coverage")},
+)

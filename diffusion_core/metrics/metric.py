@@ -1,0 +1,150 @@
+"""What a metric is: a function fitted to a reference, which then reads sets of samples and gives numbers.
+
+A set is a mapping of parts, each an array with one row per picture:
+
+    pictures        uint8 (N, H, W, C)
+    labels          class ids (N,): of a sample, the class that it was asked for
+    features        (N, D), what a network makes of each picture as a whole
+    spatial         (N, D'), what it makes of each of its places
+    probabilities   (N, K), what it gives each class
+
+A set has the parts that someone gave or some kind of features computed, and a metric says which it reads.
+A reference may also have `training`, the uint8 pictures that the network was trained on; where it has none, its own
+pictures stand for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError
+
+__all__ = [
+    "OF_FEATURES",
+    "PARTS",
+    "DoesNotApply",
+    "FeatureKind",
+    "Found",
+    "Meaning",
+    "Measure",
+    "Metric",
+    "Parts",
+    "Source",
+]
+
+Parts = Mapping[str, NDArray]
+
+PARTS = ("pictures", "labels", "features", "spatial", "probabilities")
+# Those that depend on which features were computed.
+OF_FEATURES = ("features", "spatial", "probabilities")
+
+
+class DoesNotApply(DuetError):
+    """A metric says nothing of these sets; whoever measures several leaves it out and says why."""
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """Which features a set has.
+
+    Args:
+        name: what stands before the name of a number that is measured on them, as in "digits Fréchet distance".
+        facts: all that they depend on beside the pictures, as plain data.
+        is_published: whether these are the features that FID and its like are defined by.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    is_published: bool = False
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """It as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A set with what is known of it.
+
+    Args:
+        parts: see above.
+        facts: which pictures they are, as plain data: of a reference they are part of every protocol.
+        kind: of its features, where it has some.
+    """
+
+    parts: Parts
+    facts: Mapping[str, Any]
+    kind: FeatureKind | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a number is called and read.
+
+    Args:
+        title: its name, to which that of the features is added where the metric reads any: "Fréchet distance".
+        published: the name that is kept for Inception with the published weights: "FID".
+        better: "lower" or "higher", or nothing where neither is.
+        unit: of the number.
+    """
+
+    title: str
+    published: str = ""
+    better: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a metric found in a set of samples.
+
+    Args:
+        numbers: by the names of `Metric.numbers`.
+        errors: what is by custom printed behind a number's ±, where it has such a thing.
+        arrays: details per sample or class, for who wants to look closer.
+        shown: captioned rows of pictures, where there is something to see.
+    """
+
+    numbers: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray] = field(default_factory=dict)
+    shown: tuple[tuple[str, NDArray], ...] = ()
+
+
+Measure = Callable[[Parts], Found]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Args:
+        fit: takes the reference, the seed of its streams, and its options as keyword-only arguments, checks them, and
+            gives what measures a set of samples against that reference.
+        samples: the parts of a set of samples that it reads.
+        reference: those of the reference.
+        numbers: what it gives.
+    """
+
+    fit: Callable[..., Measure]
+    samples: tuple[str, ...]
+    reference: tuple[str, ...]
+    numbers: Mapping[str, Meaning]
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether its numbers depend on which features were computed."""
+        return any(part in OF_FEATURES for part in (*self.samples, *self.reference))
+
+    def missing(self, samples: Parts, reference: Parts) -> tuple[str, ...]:
+        """The parts that it lacks, in words."""
+        lacking = [f"{part} of the samples" for part in self.samples if part not in samples]
+        return (*lacking, *(f"{part} of the reference" for part in self.reference if part not in reference))
