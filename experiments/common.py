@@ -297,6 +297,7 @@ def save_samples(
         )  # fmt: skip
     finished = to_uint8(images, white)
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
+    facts["conditional"] = bool(problem.program.classes or classifier)
     write_samples(directory / f"{name}.npz", finished, labels, **facts)
     scale = max(1, 64 // problem.spec.image_size)
     columns = problem.spec.num_classes or 10

@@ -2,10 +2,12 @@
 
     python -m experiments.compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
     python -m experiments.compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
+    python -m experiments.compare evaluations=[outputs/a,outputs/b,outputs/c] out=outputs/report
 
 It reads files and loads no framework, and leaves with exit code 1 if a check fails, as `diff` does. `crossed` names
 samples that one framework drew from the other's checkpoint (`experiments.sample`); which checkpoint that was is told by
-the hash of its weights.
+the hash of its weights. `evaluations` are directories of `experiments.evaluate`: their numbers stand in one line where
+they were measured by one protocol, and in lines of their own where not.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core import pictures
 from diffusion_core.data import load_dataset
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.digits import DigitsJudge, fit_judge
-from diffusion_core.metrics.nearest import nearest, spread
+from diffusion_core.metrics.files import read_source
+from diffusion_core.metrics.metric import Source
+from diffusion_core.metrics.protocol import Number, columns, read_numbers, values_of
 from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.run import environment, read_json, read_metrics, read_samples
+from diffusion_core.statistics.bootstrap import LEAST
 from diffusion_core.words import counted
 from experiments.entry import entry
+from experiments.evaluation.given import reference_of
+from experiments.evaluation.samples import Judge, chosen, features_of
 from experiments.report import write
 
 Report = dict[str, Any]
@@ -97,8 +103,11 @@ def main(cfg: DictConfig) -> None:
         raise DuetError("compare: one of a and b was given; give two run directories, or traces=[..,..] alone")
     if cfg.traces and len(cfg.traces) != 2:
         raise DuetError(f"compare: {counted(len(cfg.traces), 'trace')} given; give two, one of each backend")
-    if cfg.a is None and not cfg.traces:
-        raise DuetError("compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or both")
+    if cfg.a is None and not cfg.traces and not cfg.evaluations:
+        raise DuetError(
+            "compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or evaluations=[DIR,DIR], or all"
+        )
+    evaluated = {str(path): read_numbers(path) for path in cfg.evaluations}
     here = environment()
     report: Report = {
         "title": cfg.title,
@@ -115,7 +124,11 @@ def main(cfg: DictConfig) -> None:
         if runs[0].backend == runs[1].backend:
             runs = Run(runs[0].path, "a"), Run(runs[1].path, "b")
         crossed = [read_samples(Path(path) / "samples.npz") for path in cfg.crossed]
-        checks += _run_sections(runs, crossed, report, images, headlines)
+        found, judged = _run_sections(runs, crossed, report, images, headlines)
+        checks += found
+        evaluated = judged | evaluated
+    if evaluated:
+        report["quality"] = _quality(evaluated)
     passed = sum(c.passed for c in checks)
     report["rungs"] = ladder(checks)
     report["headlines"] = [
@@ -170,8 +183,8 @@ def _run_sections(
     report: Report,
     images: dict[str, bytes],
     headlines: list[dict[str, str]],
-) -> list[Check]:
-    """Fill in everything that comes from runs; gives the checks of lock-step training and equal samples."""
+) -> tuple[list[Check], dict[str, tuple[Number, ...]]]:
+    """Fill in everything that comes from runs; gives the checks of training and samples, and numbers."""
     a, b = runs
     pair, checks = f"{a.key}–{b.key}", []
     report["runs"] = [_run_facts(run) for run in runs]
@@ -220,8 +233,17 @@ def _run_sections(
         headlines.append({"label": "differing sample pixels", "value": f"{apart:,} of {left[0].size:,}", "note": title})
     report["cost"] = _cost(runs)
     report["pictures"] = _pictures(a, images)
-    _digits(runs, report, images, headlines)
-    return checks
+    found = _judged(runs, report, images)
+    rates = [number for run in runs for number in found.get(run.label, ()) if number.protocol["metric"] == "agreement"]
+    if rates:
+        headlines.append(
+            {
+                "label": "samples recognised as the class asked for",
+                "value": " / ".join(f"{rate:.1%}" for rate in values_of(rates)),
+                "note": " / ".join(run.label for run in runs),
+            }
+        )
+    return checks, found
 
 
 def _run_facts(run: Run) -> dict[str, Any]:
@@ -307,66 +329,66 @@ def _pictures(run: Run, images: dict[str, bytes]) -> list[dict[str, str]]:
     return found
 
 
-def _digits(runs: tuple[Run, Run], report: Report, images: dict[str, bytes], headlines: list[dict[str, str]]) -> None:
-    """Quality of class-conditional digits, where that is what was trained."""
+def _judged(runs: tuple[Run, Run], report: Report, images: dict[str, bytes]) -> dict[str, tuple[Number, ...]]:
+    """The numbers of class-conditional digits by subject, where that is what was trained.
+
+    The subjects are the runs and, to say what can be hoped for, as many digits that were held out, all against the
+    digits that were not.
+    """
     if any(run.config.data.name != "digits" or not run.config.model.num_classes for run in runs):
-        return
-    judge: DigitsJudge = fit_judge()
-    real = load_dataset("digits", size=runs[0].samples[0].shape[1])
-    real_spread = spread(real.images, real.labels, real.num_classes)
-    rates, distances, spreads = [], [], []
+        return {}
+    size = runs[0].samples[0].shape[1]
+    train, held_out = (load_dataset("digits", size=size, part=part) for part in ("train", "held_out"))
+    subjects = {run.label: read_source(run.path) for run in runs}
+    subjects["real digits, held out"] = Source({"pictures": held_out.images, "labels": held_out.labels}, {})
+    metrics = {"agreement": {}, "frechet": {}, "spread": {}, "memorisation": {}}
+    judge = Judge(features_of({"name": "digits"}), metrics, reference_of(train, {"part": "train"}))
+    fewest = min(map(len, subjects.values()))
+    found = {}
+    for label, source in subjects.items():
+        samples, sets = chosen(source, (len(source),), fewest, LEAST, judge.seed)
+        evaluation, _, _ = judge(samples, sets)
+        found[label] = evaluation.numbers
+        if label == runs[0].label:
+            _show_nearest(evaluation.found["memorisation"].shown, label, report, images)
     for run, facts in zip(runs, report["runs"], strict=True):
-        samples, labels, _ = run.samples
-        rates.append(judge.agreement(samples, labels).rate)
-        distances.append(judge.frechet(samples))
-        spreads.append(float(np.nanmean(spread(samples, labels, real.num_classes) / real_spread)))
-        facts["quality"] = {"class agreement": rates[-1], "digits Fréchet": distances[-1]}
-    count = len(runs[0].samples[0])
-    report["quality"] = {
-        "columns": [run.label for run in runs] + ["real digits"],
-        "rows": [
-            {
-                "name": f"recognised as the class asked for, of {count} samples",
-                "values": [*rates, judge.accuracy],
-                "format": "percent",
-                "better": "higher",
-            },
-            {
-                "name": "digits Fréchet distance",
-                "values": [*distances, judge.floor(count)],
-                "format": "number",
-                "better": "lower",
-            },
-            {
-                "name": "spread within a class, as a share of that of real digits",
-                "values": [*spreads, 1.0],
-                "format": "percent",
-                "better": "higher",
-            },
-        ],
-        "note": "The judge is a support vector machine fitted on real digits; for real digits its accuracy on held-out "
-        f"ones is shown, and the distance between two random halves of {min(count, 898)} real digits as the floor.",
-    }
-    headlines.append(
-        {
-            "label": "samples recognised as the class asked for",
-            "value": " / ".join(f"{rate:.1%}" for rate in rates),
-            "note": " / ".join(run.label for run in runs),
-        }
-    )
-    samples, labels, _ = runs[0].samples
-    train = load_dataset("digits", size=samples.shape[1], part="train").images
-    first = np.array([np.flatnonzero(labels == label)[0] for label in np.unique(labels)])
-    index, _ = nearest(samples[first], train)
-    rows = [("sample", samples[first]), ("nearest", train[index])]
-    images["nearest"] = pictures.png_bytes(pictures.labelled_rows(rows, scale=max(1, 64 // samples.shape[1])))
+        facts["quality"] = {number.name: number.value for number in found[run.label]}
+    return found
+
+
+def _show_nearest(shown: tuple[tuple[str, NDArray], ...], label: str, report: Report, images: dict[str, bytes]) -> None:
+    images["nearest"] = pictures.png_bytes(pictures.labelled_rows(shown, scale=max(1, 64 // shown[0][1].shape[1])))
     report["pictures"].append(
         {
             "title": "Nearest training images",
             "picture": "nearest",
-            "caption": f"a sample of each class, and the training image most like it ({runs[0].label})",
+            "caption": f"the samples that are most like training images, and the two nearest of these ({label})",
         }
     )
+
+
+def _quality(subjects: dict[str, tuple[Number, ...]]) -> Report:
+    """The table of numbers: one line for each that several subjects may be compared by, so by one protocol each."""
+    rows = []
+    for column in columns(subjects):
+        numbers = [column.numbers.get(subject) for subject in subjects]
+        rows.append(
+            {
+                "name": " ".join([column.title, *filter(None, [column.first.unit and f"[{column.first.unit}]"])]),
+                "values": [number and number.value for number in numbers],
+                "intervals": [
+                    number and number.interval and [number.interval.low, number.interval.high] for number in numbers
+                ],
+                "better": column.first.better,
+                "protocol": dict(column.first.protocol),
+            }
+        )
+    note = (
+        "Numbers stand in one line only if they were measured by one protocol: the same reference, number of samples, "
+        "features and options. In brackets: where a number lies with other samples of the same kind, by the bootstrap "
+        "over disjoint sets of them."
+    )
+    return {"columns": list(subjects), "rows": rows, "note": note}
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from diffusion_core.data import DATASETS
 from diffusion_core.ema import PROFILES
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LEVELS
+from diffusion_core.metrics.evaluate import METRICS, options_of
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
 from diffusion_core.weighting import WEIGHTINGS
 from experiments.schema import MODELS, SCHEMAS, register
+from features import FEATURES
 
 __all__ = ["entry", "plain"]
 
@@ -88,9 +90,11 @@ def _one_line(error: Exception) -> str:
     """What Hydra and OmegaConf say, in one line, with the nearest name for one that does not exist."""
     texts, cause = [], error
     while cause is not None:
-        if isinstance(cause, MissingConfigException) and cause.options:
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, given = cause.missing_cfg_file.rpartition("/")
-            return str(one_of(group, given, cause.options))
+            # Of a group of which several are chosen, Hydra does not say which there are.
+            if there := cause.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")):
+                return str(one_of(group, given, there))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
@@ -121,11 +125,13 @@ def _known_keys() -> list[str]:
     keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
     keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
     from experiments.edit import MODES
-    from experiments.evaluate import METRICS  # an entry point itself, it imports this file
+    from experiments.evaluate import METHODS  # an entry point itself, it imports this file
     from experiments.prepare import SPLITS
 
     made = {"mode": MODES, "sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES, "split": SPLITS}
     made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
-    for group, functions in (made | METRICS).items():
+    made |= {"features": FEATURES, **METHODS}
+    for group, functions in made.items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
+    keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in options_of(metric)}
     return sorted(keys)

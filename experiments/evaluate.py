@@ -1,17 +1,22 @@
 """Evaluate a checkpoint, or samples that were saved, whichever framework wrote them.
 
+    python -m experiments.evaluate samples=RUN data=digits features=digits out=DIR
+    python -m experiments.evaluate samples=RUN data=cifar10 features=inception features.weights=FILE.pth out=DIR
+    python -m experiments.evaluate samples=[A.npz,B.npz,C.npz] reference=FEATURES.npz metrics=[frechet,kernel] out=DIR
     python -m experiments.evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
-    python -m experiments.evaluate checkpoint=RUN data=digits likelihood=vlb likelihood.levels=50 out=DIR backend=tf
-    python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR
-    python -m experiments.evaluate samples=RUN/samples/samples.npz data=digits frechet=digits out=DIR
+    python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
 
-Each group of metrics is chosen and configured by itself, and `none` leaves it out; the groups are
+Samples are a run, a `.npz` file of pictures or of features, or a folder of PNG files; several of them are several sets.
+They are judged by every metric of the list `metrics` that applies (`diffusion_core.metrics.evaluate`), on the features
+of the group `features`; no backend is opened for that, and the numbers are the same in every environment. A checkpoint
+is judged by the groups
 
     likelihood    bits per dimension, see `experiments.evaluation.likelihood`
-    frechet       the Fréchet distance of samples to the data, see `experiments.evaluation.frechet`
     accuracy      of a classifier at each level of noise, see `experiments.evaluation.accuracy`
 
-`evaluation.json` has the numbers of each under its name, with the protocol that they were measured by.
+`evaluation.json` has every number under `numbers`, by metric and name, with its interval and its protocol, and details
+beside it; `evaluation.npz` has what metrics found per sample, and `memorisation.png` shows the samples that are most
+like training pictures. docs/evaluation.md says more.
 """
 
 from __future__ import annotations
@@ -23,18 +28,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError
+from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json
 from experiments.entry import entry, plain
-from experiments.evaluation import accuracy, frechet, likelihood
+from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.given import Given, Measure
 
-__all__ = ["METRICS"]
+__all__ = ["METHODS", "lines"]
 
-# Per group of the configuration, its methods by name; each gives a `Measure`.
-METRICS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
+# Per group of the configuration that judges a checkpoint, its methods by name; each gives a `Measure`.
+METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
     "likelihood": likelihood.METHODS,
-    "frechet": frechet.METHODS,
     "accuracy": accuracy.METHODS,
 }
 
@@ -43,28 +48,46 @@ METRICS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
 def main(cfg: DictConfig) -> None:
     """Check everything that is asked for, then measure it and write it down."""
     given, measures = Given(cfg), {}
-    for group, methods in METRICS.items():
+    for group, methods in METHODS.items():
         options = plain(cfg[group])
         name = options.pop("name", "none")
         if name != "none":
             measures[group] = build(group, methods, name, options, given)
+    if cfg.samples:
+        measures["samples"] = samples.measure(given)
     if not measures:
-        choices = ", ".join(f"{group}={name}" for group, methods in METRICS.items() for name in methods)
-        raise DuetError(f"evaluate: nothing was asked for; add one of {choices}, or several of different groups")
+        choices = ", ".join(f"{group}={name}" for group, methods in METHODS.items() for name in methods)
+        raise DuetError(f"evaluate: nothing was asked for; add samples=RUN, or checkpoint=RUN with one of {choices}")
     out = Path(cfg.out)
     if (out / "evaluation.json").exists():
         raise DuetError(f"out: {out} holds an evaluation already; give another directory")
-    facts = environment(given.backend.describe())
+    # Samples are judged without a backend, in an environment that may have none.
+    facts = environment(given.backend.describe() if set(measures) - {"samples"} else None)
+    results = {group: measure(out) for group, measure in measures.items()}
+    numbers = [number for result in results.values() for number in result.numbers]
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", facts)
-    results = {group: measure(out) for group, measure in measures.items()}
-    write_json(out / "evaluation.json", {group: result.facts for group, result in results.items()})
-    rows = [row for result in results.values() for row in result.rows]
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        error = "" if row.error is None else f" ± {row.error:.4f}"
-        print(f"{row.name:{width}}  {row.value:9.4f}{error} {row.unit}".rstrip())
+    write_json(
+        out / "evaluation.json",
+        {"numbers": nested(numbers), **{group: result.facts for group, result in results.items()}},
+    )
+    print("\n".join(lines(numbers)))
+    for name, reason in results["samples"].facts["left_out"].items() if "samples" in results else ():
+        print(f"left out: {name}: {reason}")
     print(f"written: {out / 'evaluation.json'}")
+
+
+def lines(numbers: list[Number]) -> list[str]:
+    """A table for people: name, value, interval, what is printed behind ±, unit."""
+    width = max(len(number.name) for number in numbers)
+    made = []
+    for number in numbers:
+        low_high = number.interval
+        interval = f"[{low_high.low:.4f}, {low_high.high:.4f}]" if low_high else ""
+        error = "" if number.error is None else f"± {number.error:.4f}"
+        made.append(f"{number.name:{width}}  {number.value:9.4f}  {interval:20}  {error} {number.unit}".rstrip())
+    found = {f"{number.interval.confidence:.0%}" for number in numbers if number.interval}
+    return [*made, f"[ , ]: {' and '.join(sorted(found))} intervals, from disjoint sets"] if found else made
 
 
 if __name__ == "__main__":

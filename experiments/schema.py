@@ -143,7 +143,10 @@ class TrainSchema:
     trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
     sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
-    frechet: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sets: int = 3
+    confidence: float = 0.95
 
 
 @dataclass
@@ -191,7 +194,11 @@ class EditSchema(LeaderSchema):
 
 @dataclass
 class EvaluateSchema:
-    """Everything of `experiments.evaluate`; each group of metrics has a name and options."""
+    """Everything of `experiments.evaluate`.
+
+    `samples` is a path or a list of them, `reference` a path in the place of data, `training` what the network was
+    trained on, where that is not the data; `metrics` has the options of each metric by its name.
+    """
 
     checkpoint: str | None = None
     out: str = MISSING
@@ -200,9 +207,16 @@ class EvaluateSchema:
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
     data: DataSchema = field(default_factory=DataSchema)
-    samples: str | None = None
+    training: DataSchema = field(default_factory=DataSchema)
+    samples: Any = None
+    reference: str | None = None
+    count: int | None = None
+    sets: int = 5
+    confidence: float = 0.95
+    keep_features: bool = False
+    features: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     likelihood: dict[str, Any] = field(default_factory=dict)
-    frechet: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
 
 
@@ -285,6 +299,7 @@ class CompareSchema:
     a: str | None = None
     b: str | None = None
     crossed: list[str] = field(default_factory=list)
+    evaluations: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     out: str = MISSING
     title: str = "One diffusion model, two frameworks"

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,10 +32,12 @@ from diffusion_core.data import Loader
 from diffusion_core.ema import Ema, describe, make_ema
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LossHistory
+from diffusion_core.metrics.evaluate import cut
+from diffusion_core.metrics.files import read_source
+from diffusion_core.metrics.protocol import nested
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
-from diffusion_core.registry import build
 from diffusion_core.run import RunDirectory, environment, write_json
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
@@ -43,9 +46,11 @@ from diffusion_core.weights import count, initial_weights
 from diffusion_core.words import counted
 from experiments import common
 from experiments.entry import entry, plain
-from experiments.evaluation import frechet
+from experiments.evaluate import lines
+from experiments.evaluation.given import reference_of
+from experiments.evaluation.samples import Judge, features_of
 from experiments.progress import Counter
-from features import FEATURES, Features, NotGiven
+from features import NotGiven
 
 
 @entry("train")
@@ -259,7 +264,7 @@ def _sample(
     backend: Backend,
     trainer: Trainer,
     run: RunDirectory,
-    judge: Features | str | None,
+    judge: Judge | str | None,
 ) -> dict[str, Any]:
     """The samples of the finished network, with their pictures, judged if wanted; gives number, time and score."""
     problem, images_seen = experiment.problem, experiment.course.images
@@ -272,36 +277,36 @@ def _sample(
     took = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
     result = {"sample_seconds": took, "sampled": len(images)}
-    if isinstance(judge, Features):
-        facts = frechet.distance(judge, images, experiment.loader.dataset)
-        print(f"{frechet.describe(facts)}: {facts['value']:.4f}", flush=True)
-        result["frechet"] = facts
+    if isinstance(judge, Judge):
+        found, _, _ = judge(read_source(run.path), cut(len(images), cfg.sets, cfg.seed))
+        print("\n".join(lines(found.numbers)), flush=True)
+        result["evaluation"] = {"numbers": nested(found.numbers), "left_out": found.left_out}
     elif judge:
         _say_unjudged(judge)
-        result["frechet"] = {"value": None, "reason": judge}
+        result["evaluation"] = {"numbers": {}, "reason": judge}
     return result
 
 
-def _judge(cfg: DictConfig, experiment: Experiment) -> Features | str | None:
-    """The features that the last samples are judged by; why they are not, where a file was not named; or None."""
-    options = plain(cfg.frechet)
-    name = options.pop("name", "none")
-    if name == "none":
-        return None
+def _judge(cfg: DictConfig, experiment: Experiment) -> Judge | str | None:
+    """How the last samples are judged; why they are not, where a file was not named; or None."""
     try:
-        features = build("frechet", FEATURES, name, options)
+        features = features_of(plain(cfg.features))
     except NotGiven as reason:
         _say_unjudged(str(reason))
         return str(reason)
-    shape = experiment.problem.spec.image_shape
-    frechet.check(features, (cfg.sample.count, *shape), experiment.loader.dataset)
-    return features
+    if features is None or experiment.plan is None:
+        return None
+    reference = reference_of(experiment.loader.dataset, plain(cfg.data.options))
+    judge = Judge(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
+    count = cfg.sample.count
+    judge.check({"pictures": np.empty((0, *experiment.problem.spec.image_shape), np.uint8)}, count, cfg.sets)
+    return judge
 
 
 def _say_unjudged(reason: str) -> None:
     print(
-        f"the samples get no Fréchet distance: {reason}; after the run, do it with "
-        f"experiments.evaluate samples=RUN/samples/samples.npz frechet=...",
+        f"the samples are not judged: {reason}; after the run, do it with "
+        f"experiments.evaluate samples=RUN data=... features=...",
         flush=True,
     )
 

@@ -15,10 +15,10 @@ from diffusion_core.backend import Forward
 from diffusion_core.process import Process, add_noise
 from diffusion_core.random import Stream
 
-__all__ = ["accuracies"]
+__all__ = ["recognised"]
 
 
-def accuracies(
+def recognised(
     forward: Forward,
     process: Process,
     pictures: NDArray,
@@ -27,8 +27,8 @@ def accuracies(
     seed: int,
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
-    """The share of pictures whose class has the largest logit at each level, with the shape of `levels`.
+) -> NDArray[np.bool_]:
+    """Whether each picture's class has the largest logit at each level, with shape (levels, N).
 
     Args:
         forward: the classifier's logits of (x, c_noise, label); see `backend.Network.forward`.
@@ -41,17 +41,15 @@ def accuracies(
         progress: called with the number of evaluations done after each batch.
     """
     eps = Stream(seed, "accuracy/noise").normal(np.arange(len(pictures)), pictures.shape[1:])
-    shares = []
-    for t in np.asarray(levels):
+    right = np.zeros((len(np.asarray(levels)), len(pictures)), bool)
+    for level, t in enumerate(np.asarray(levels)):
         (alpha, sigma), columns = process.schedule(t), process.columns(t)
-        right = 0
         for at in range(0, len(pictures), batch):
             some = slice(at, at + batch)
             x = add_noise(pictures[some], eps[some], alpha, sigma).astype(pictures.dtype)
             c_noise = np.full(len(x), columns.c_noise, np.float64)
             logits = forward((columns.c_in * x).astype(x.dtype), c_noise, np.zeros(len(x), np.int32))
-            right += int(np.sum(logits.argmax(axis=1) == labels[some]))
+            right[level, some] = logits.argmax(axis=1) == labels[some]
             if progress is not None:
-                progress(len(shares) * len(pictures) + at + len(x))
-        shares.append(right / len(pictures))
-    return np.array(shares)
+                progress(level * len(pictures) + at + len(x))
+    return right

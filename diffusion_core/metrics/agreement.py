@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
 
 __all__ = ["AGREEMENT", "Agreement", "agreement"]
 
@@ -76,5 +76,5 @@ AGREEMENT = Metric(
     _fit,
     ("labels", "probabilities"),
     ("labels",),
-    {"rate": Meaning("recognised as the class asked for", better="higher")},
+    {"rate": Meaning("recognised as the class asked for", better="higher", bounds=SHARE)},
 )

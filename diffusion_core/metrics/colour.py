@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.blocks import blocks
-from diffusion_core.metrics.metric import Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
 
 __all__ = ["COLOUR", "histograms"]
 
@@ -67,7 +67,7 @@ COLOUR = Metric(
     ("pictures",),
     ("pictures",),
     {
-        "distance": Meaning("colour histogram distance", better="lower", unit="levels"),
+        "distance": Meaning("colour histogram distance", better="lower", unit="levels", bounds=POSITIVE),
         "brightness": Meaning("brighter than the reference", unit="levels"),
         "contrast": Meaning("contrast, as a share of that of the reference"),
         "clipped": Meaning("more black and white values than the reference, as a share"),

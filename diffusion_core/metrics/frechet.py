@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.blocks import blocks, rows
-from diffusion_core.metrics.metric import Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
 
 __all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
 
@@ -117,7 +117,8 @@ def _fit_spatial(reference: Parts, seed: int) -> Measure:
     return _fit("spatial", reference)
 
 
-FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": Meaning("Fréchet distance", "FID", "lower")})
-SPATIAL_FRECHET = Metric(
-    _fit_spatial, ("spatial",), ("spatial",), {"distance": Meaning("spatial Fréchet distance", "sFID", "lower")}
-)
+_DISTANCE = Meaning("Fréchet distance", "FID", "lower", bounds=POSITIVE)
+_OF_PLACES = Meaning("spatial Fréchet distance", "sFID", "lower", bounds=POSITIVE)
+
+FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE})
+SPATIAL_FRECHET = Metric(_fit_spatial, ("spatial",), ("spatial",), {"distance": _OF_PLACES})

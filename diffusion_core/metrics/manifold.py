@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.blocks import neighbours, squared_distances
-from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
 from diffusion_core.random import Stream
 
 __all__ = ["MANIFOLD", "radii"]
@@ -87,5 +87,8 @@ MANIFOLD = Metric(
     _fit,
     ("features",),
     ("features",),
-    {name: Meaning(name, better="higher") for name in ("precision", "recall", "density", "coverage")},
+    {
+        name: Meaning(name, better="higher", bounds=POSITIVE if name == "density" else SHARE)
+        for name in ("precision", "recall", "density", "coverage")
+    },
 )

@@ -10,7 +10,7 @@ A set is a mapping of parts, each an array with one row per picture:
 
 A set has the parts that someone gave or some kind of features computed, and a metric says which it reads.
 A reference may also have `training`, the uint8 pictures that the network was trained on; where it has none, its own
-pictures stand for them.
+pictures stand for them. What its facts say under that name is of this part alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
+from diffusion_core.statistics import Interval
 
 __all__ = [
     "OF_FEATURES",
+    "OPTIONAL",
     "PARTS",
+    "POSITIVE",
+    "SHARE",
     "DoesNotApply",
     "FeatureKind",
     "Found",
@@ -38,7 +43,10 @@ __all__ = [
 
 Parts = Mapping[str, NDArray]
 
+SHARE, POSITIVE = (0.0, 1.0), (0.0, np.inf)
+
 PARTS = ("pictures", "labels", "features", "spatial", "probabilities")
+OPTIONAL = ("training",)
 # Those that depend on which features were computed.
 OF_FEATURES = ("features", "spatial", "probabilities")
 
@@ -94,12 +102,21 @@ class Meaning:
         published: the name that is kept for Inception with the published weights: "FID".
         better: "lower" or "higher", or nothing where neither is.
         unit: of the number.
+        bounds: between which the number lies, whatever the sets.
     """
 
     title: str
     published: str = ""
     better: str = ""
     unit: str = ""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+
+    def bounded(self, interval: Interval | None) -> Interval | None:
+        """What of an interval lies within the bounds."""
+        if interval is None:
+            return None
+        low, high = np.clip([interval.low, interval.high], *self.bounds)
+        return Interval(float(low), float(high), interval.confidence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +149,14 @@ class Metric:
         samples: the parts of a set of samples that it reads.
         reference: those of the reference.
         numbers: what it gives.
+        optional: the parts of the reference that it reads where they are there.
     """
 
     fit: Callable[..., Measure]
     samples: tuple[str, ...]
     reference: tuple[str, ...]
     numbers: Mapping[str, Meaning]
+    optional: tuple[str, ...] = ()
 
     @property
     def reads_features(self) -> bool:

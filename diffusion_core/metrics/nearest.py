@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.blocks import neighbours
-from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
 
 __all__ = ["MEMORISATION", "SPREAD", "nearest", "spread"]
 
@@ -134,16 +134,17 @@ MEMORISATION = Metric(
     ("pictures",),
     ("pictures",),
     {
-        "memorised": Meaning("memorised", better="lower"),
-        "copies": Meaning("copies of training pictures", better="lower"),
-        "distance": Meaning("median distance to the nearest training picture"),
+        "memorised": Meaning("memorised", better="lower", bounds=SHARE),
+        "copies": Meaning("copies of training pictures", better="lower", bounds=SHARE),
+        "distance": Meaning("median distance to the nearest training picture", bounds=POSITIVE),
     },
+    ("training",),
 )
 SPREAD = Metric(
     _fit_spread,
     ("pictures", "labels"),
     ("pictures", "labels"),
-    {"ratio": Meaning("spread within a class, as a share of that of the reference")},
+    {"ratio": Meaning("spread within a class, as a share of that of the reference", bounds=POSITIVE)},
 )
 
 

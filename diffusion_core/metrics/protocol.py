@@ -13,12 +13,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from diffusion_core.errors import DuetError
+from diffusion_core.run import read_json
 from diffusion_core.statistics import Interval
 
-__all__ = ["Column", "Number", "columns", "differences", "values_of"]
+__all__ = ["Column", "Number", "columns", "differences", "nested", "read_numbers", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Number:
         value: the number, of all samples together.
         protocol: see above, as plain data.
         interval: where the value lies with other samples of the same kind; None where that was not measured.
-        sets: the value of each disjoint set of the samples, from which the interval is.
+        without: the value of all samples but those of each disjoint set, from which the interval is.
         error: what is by custom printed behind ±, where there is such a thing.
         better: "lower" or "higher", or nothing.
         unit: of the value.
@@ -40,7 +42,7 @@ class Number:
     value: float
     protocol: Mapping[str, Any]
     interval: Interval | None = None
-    sets: tuple[float, ...] = ()
+    without: tuple[float, ...] = ()
     error: float | None = None
     better: str = ""
     unit: str = ""
@@ -65,7 +67,7 @@ class Number:
         try:
             given = {**data}
             sha256, interval = given.pop("protocol_sha256"), given.pop("interval")
-            given["value"], given["sets"] = _finite(given["value"]), tuple(map(_finite, given["sets"]))
+            given["value"], given["without"] = _finite(given["value"]), tuple(map(_finite, given["without"]))
             number = Number(**given, interval=interval and Interval(**interval))
         except (KeyError, TypeError) as error:
             raise DuetError(f"evaluation: an entry is no number with its protocol ({error})") from error
@@ -98,6 +100,27 @@ class Column:
     def first(self) -> Number:
         """Any one of the numbers, for what they share."""
         return next(iter(self.numbers.values()))
+
+
+def nested(numbers: Iterable[Number]) -> dict[str, dict[str, Any]]:
+    """Numbers as plain data, by the name of the metric and that of the number within it."""
+    made: dict[str, dict[str, Any]] = {}
+    for number in numbers:
+        made.setdefault(number.protocol["metric"], {})[number.protocol["number"]] = number.plain
+    return made
+
+
+def read_numbers(path: str | Path) -> tuple[Number, ...]:
+    """The numbers of an `evaluation.json`, or of the directory that holds one.
+
+    Raises:
+        DuetError: it is not one, or a protocol was changed after it was written.
+    """
+    path = Path(path) / "evaluation.json" if Path(path).is_dir() else Path(path)
+    data = read_json(path)
+    if not isinstance(data, Mapping) or not isinstance(data.get("numbers"), Mapping):
+        raise DuetError(f"{path}: it is no evaluation (it has no numbers)")
+    return tuple(Number.from_plain(number) for metric in data["numbers"].values() for number in metric.values())
 
 
 def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:

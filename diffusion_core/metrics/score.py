@@ -49,4 +49,6 @@ def _fit(reference: Parts, seed: int, *, splits: int = 10) -> Measure:
     return measure
 
 
-SCORE = Metric(_fit, ("probabilities",), (), {"score": Meaning("class score", "Inception score", "higher")})
+_SCORE = Meaning("class score", "Inception score", "higher", bounds=(1.0, np.inf))
+
+SCORE = Metric(_fit, ("probabilities",), (), {"score": _SCORE})

@@ -13,9 +13,9 @@ import numpy as np
 
 from diffusion_core.data import from_uint8
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.accuracy import accuracies
+from diffusion_core.metrics.accuracy import recognised
 from experiments import common
-from experiments.evaluation.given import Given, Measure, Measured, Row
+from experiments.evaluation.given import Given, Measure, Measured, number_of
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
@@ -44,12 +44,16 @@ def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
         dtype = given.backend.settings.host_dtype
         images = from_uint8(dataset.images, dtype, problem.value_range)
         with Counter("accuracy", count * len(images), unit="evaluations") as progress:
-            found = accuracies(
+            found = recognised(
                 given.network.forward, problem.process, images, dataset.labels, levels, given.seed, batch, progress
             )
-        facts = {"levels": levels.tolist(), "accuracy": found.tolist(), "seed": given.seed, "data": given.data_facts()}
-        rows = tuple(Row(f"accuracy at t = {t:g}", float(share)) for t, share in zip(levels, found, strict=True))
-        return Measured(facts | given.checkpoint_facts(), rows)
+        facts = {"seed": given.seed, "data": given.data_facts()}
+        numbers = (
+            number_of(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")
+            for t, right in zip(levels, found, strict=True)
+        )
+        shares = {"levels": levels.tolist(), "accuracy": found.mean(axis=1).tolist()}
+        return Measured(shares | facts | given.checkpoint_facts(), tuple(numbers))
 
     return measure
 

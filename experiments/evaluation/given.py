@@ -6,8 +6,8 @@ which then measures, writes files of its own into a directory and gives its numb
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,24 +18,17 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from diffusion_core.backend import Backend, Network
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, weights_hash
+from diffusion_core.checkpoint import Checkpoint, load_checkpoint, weights_hash, write_atomically
 from diffusion_core.data import Dataset
 from diffusion_core.errors import DuetError
-from diffusion_core.run import read_samples
+from diffusion_core.metrics.evaluate import cut, interval_of
+from diffusion_core.metrics.files import join, read_source
+from diffusion_core.metrics.metric import Source
+from diffusion_core.metrics.protocol import Number
 from experiments import common
 from experiments.entry import plain
 
-__all__ = ["Given", "Measure", "Measured", "Row"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A number for people; `error` is its standard error, None where it has none."""
-
-    name: str
-    value: float
-    error: float | None = None
-    unit: str = ""
+__all__ = ["Given", "Measure", "Measured", "number_of", "reference_of", "write_arrays"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +36,12 @@ class Measured:
     """What a metric found.
 
     Args:
-        facts: its numbers and their protocol, as plain data: its part of evaluation.json.
-        rows: what is printed of it.
+        facts: details and provenance, as plain data: its part of evaluation.json.
+        numbers: each with its protocol.
     """
 
     facts: dict[str, Any]
-    rows: tuple[Row, ...]
+    numbers: tuple[Number, ...]
 
 
 # Measures, and writes its files into the directory.
@@ -71,14 +64,29 @@ class Given:
         return found
 
     @cached_property
-    def samples(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """The pictures that are judged, uint8 with shape (N, H, W, C), and what their file says of them."""
-        if not self.cfg.samples:
-            raise DuetError("samples: none were given; add samples=RUN/samples/samples.npz, or another file of samples")
-        images, _, facts = read_samples(Path(self.cfg.samples))
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise DuetError(f"{self.cfg.samples}: it holds {images.dtype} of {images.shape}, no uint8 pictures")
-        return images, facts
+    def _sources(self) -> list[Source]:
+        given = self.cfg.samples
+        return [read_source(path) for path in ([given] if isinstance(given, str) else given)]
+
+    @cached_property
+    def samples(self) -> Source:
+        """What is judged: pictures, features of them, or both."""
+        return join(self._sources)
+
+    @property
+    def sets_given(self) -> tuple[int, ...]:
+        """How many samples each of the files has."""
+        return tuple(len(source) for source in self._sources)
+
+    @cached_property
+    def reference(self) -> Source:
+        """What samples are compared with."""
+        if self.cfg.reference:
+            if "name" in self.cfg.data:
+                raise DuetError("reference: a file and data were given; samples are compared with one of them")
+            return read_source(self.cfg.reference)
+        training = common.load_data(self.cfg.training) if "name" in self.cfg.training else None
+        return reference_of(self.dataset, plain(self.cfg.data.options), training)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -110,12 +118,6 @@ class Given:
             "weights_sha256": weights_hash(self.cfg.checkpoint, self.cfg.weights),
         }
 
-    def sample_facts(self) -> dict[str, Any]:
-        """Which samples, and how they were made."""
-        images, facts = self.samples
-        sha256 = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-        return {"file": str(self.cfg.samples), "images": len(images), "sha256": sha256, "made": facts}
-
     def data_facts(self) -> dict[str, Any]:
         """Which pictures."""
         return {
@@ -125,3 +127,37 @@ class Given:
             "images": len(self.dataset),
             "flip": False,
         }
+
+
+def reference_of(dataset: Dataset, options: Mapping[str, Any], training: Dataset | None = None) -> Source:
+    """A data set as a reference, with the pictures that the network was trained on, where these are others."""
+    parts = {"pictures": dataset.images, "labels": dataset.labels}
+    split = next((str(options[key]) for key in ("part", "split") if options.get(key)), "all")
+    facts = {"name": dataset.name, "split": split, "count": len(dataset), "sha256": dataset.sha256}
+    if training is not None:
+        parts["training"] = training.images
+        facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
+    return Source(parts, facts)
+
+
+def number_of(
+    given: Given, name: str, values: NDArray, key: str, protocol: Mapping[str, Any], better: str, unit: str = ""
+) -> Number:
+    """The mean of a value per picture, with its interval over disjoint sets of the pictures, where there are enough."""
+    whole, sets = float(values.mean()), given.cfg.sets
+    without: tuple[float, ...] = ()
+    if len(values) >= 2 * sets:
+        parts = cut(len(values), sets, given.seed)
+        without = tuple(float(np.delete(values, some).mean()) for some in parts.members)
+        protocol = {**protocol, "sets": dict(parts.facts)}
+    confidence = given.cfg.confidence
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    protocol = {**protocol, "confidence": confidence, "number": key}
+    return Number(name, whole, protocol, interval_of(whole, without, confidence), without, error, better, unit)
+
+
+def write_arrays(path: Path, **arrays: NDArray) -> None:
+    """Arrays as a compressed `.npz`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())

@@ -30,7 +30,7 @@ from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.objectives import network_labels
 from diffusion_core.random import Stream
 from experiments import common
-from experiments.evaluation.given import Given, Measure, Measured, Row
+from experiments.evaluation.given import Given, Measure, Measured, number_of, write_arrays
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
@@ -83,9 +83,9 @@ def _vlb(
         }
         parts = {"prior": found.prior, "steps": found.steps, "decoder": found.decoder}
         _draw_terms(out / "likelihood.png", per_level)
-        _write_arrays(out / "likelihood.npz", index=chosen, total=found.total, **parts, **per_level)
+        write_arrays(out / "likelihood.npz", index=chosen, total=found.total, **parts, **per_level)
         options = {"variance": variance, "levels": levels or T - 1, "law": law if levels else None, "clip": clip}
-        return _measured("vlb", found.total, parts, options | _protocol(given, chosen, classes))
+        return _measured(given, "vlb", found.total, parts, options | _protocol(given, chosen, classes))
 
     return measure
 
@@ -133,10 +133,10 @@ def _ode(
         parts = {"prior": in_bits * found.prior, "volume": in_bits * found.volume}
         # What is left are numbers of the range and the first level alone: the bins, and the way to the state.
         parts["scale"] = bits_per_dimension(found.scale, dimensions, value_range)
-        _write_arrays(out / "likelihood.npz", index=chosen, total=total, **parts)
+        write_arrays(out / "likelihood.npz", index=chosen, total=total, **parts)
         options = {"steps": steps, "solver": method, "divergence": divergence, "dequantisation": "uniform"}
         options["probes"] = probes if divergence == "hutchinson" else dimensions
-        return _measured("ode", total, parts, options | _protocol(given, chosen, classes))
+        return _measured(given, "ode", total, parts, options | _protocol(given, chosen, classes))
 
     return measure
 
@@ -165,14 +165,19 @@ def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _measured(method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]) -> Measured:
+def _measured(
+    given: Given, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]
+) -> Measured:
     """The mean over pictures of the total and of each of its terms."""
     means = {name: _summary(values) for name, values in terms.items()}
-    whole = _summary(total)
-    rows = [(f"likelihood, {method}", whole), *((f"  {name}", mean) for name, mean in means.items())]
+    protocol = {"metric": "likelihood", "method": method, **facts}
+    rows = {f"likelihood, {method}": ("bits_per_dim", total)}
+    rows |= {f"likelihood, {method}: {name}": (name, values) for name, values in terms.items()}
+    numbers = (
+        number_of(given, name, values, key, protocol, "lower", "bits/dim") for name, (key, values) in rows.items()
+    )
     return Measured(
-        {"method": method, **whole, "terms": means, **facts},
-        tuple(Row(name, mean["bits_per_dim"], mean["standard_error"], "bits/dim") for name, mean in rows),
+        {"method": method, **_summary(total), "terms": means, **facts, **given.checkpoint_facts()}, tuple(numbers)
     )
 
 
@@ -214,13 +219,7 @@ def _protocol(given: Given, chosen: NDArray, classes: bool) -> dict[str, Any]:
         "conditional": conditional,
         "seed": given.seed,
         "data": given.data_facts(),
-    } | given.checkpoint_facts()
-
-
-def _write_arrays(path: Path, **arrays: NDArray) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    }
 
 
 METHODS: Mapping[str, Callable[..., Measure]] = {"vlb": _vlb, "ode": _ode}

@@ -287,6 +287,13 @@ def _better(direction: object) -> str:
     return f'<span class="better">{arrow}</span>' if arrow else ""
 
 
+def _interval(ends: object) -> str:
+    if not isinstance(ends, Sequence):
+        return ""
+    low, high = (number(end) for end in ends)
+    return f"<br><small>[{low}, {high}]</small>"
+
+
 def _quality(report: Mapping) -> str:
     quality = report.get("quality") or {}
     rows, columns = quality.get("rows") or [], quality.get("columns") or []
@@ -302,9 +309,13 @@ def _quality(report: Mapping) -> str:
     lines = []
     for row in rows:
         show = percent if row.get("format") == "percent" else _text
-        values = list(row.get("values") or [])
+        values, intervals = (list(row.get(key) or []) for key in ("values", "intervals"))
         values += [None] * (len(columns) - len(values))
-        cells = "".join(f'<td class="num">{show(value)}</td>' for value in values)
+        intervals += [None] * (len(columns) - len(intervals))
+        cells = "".join(
+            f'<td class="num">{show(value)}{_interval(interval)}</td>'
+            for value, interval in zip(values, intervals, strict=False)
+        )
         lines.append(f'<tr><th scope="row">{escape(row.get("name"))}{_better(row.get("better"))}</th>{cells}</tr>')
     table = (
         f'<table class="quality"><caption class="hidden">Quality of the samples</caption><thead><tr><th scope="col">'

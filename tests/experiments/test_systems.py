@@ -99,10 +99,10 @@ def test_the_run_that_ends_with_a_fid_says_where_it_cannot(finished):
     name, directory, printed = finished
     result = json.loads((directory / "result.json").read_text())
     if name != "double_conv_attention":
-        assert "frechet" not in result
+        assert "evaluation" not in result
         return
-    assert result["frechet"]["value"] is None and "no weights were given" in result["frechet"]["reason"]
-    assert printed.count("the samples get no Fréchet distance: inception: no weights were given") == 2
+    assert result["evaluation"]["numbers"] == {} and "no weights were given" in result["evaluation"]["reason"]
+    assert printed.count("the samples are not judged: inception: no weights were given") == 2
     assert "FID" not in printed
 
 

@@ -1,0 +1,145 @@
+"""Judging samples by metrics: what `experiments.evaluate samples=...` does, and a training at its end.
+
+The metrics are those of `diffusion_core.metrics.evaluate`; on which features, the group `features` says. The reference
+is every picture of a data set as it is stored, never mirrored, of the size of the samples; or a file, as samples are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core import pictures
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics import evaluate as core
+from diffusion_core.metrics.evaluate import METRICS, Evaluation, Sets, evaluate
+from diffusion_core.metrics.files import write_features
+from diffusion_core.metrics.metric import OF_FEATURES, Source
+from diffusion_core.random import Stream
+from diffusion_core.registry import build
+from experiments.entry import plain
+from experiments.evaluation.given import Given, Measure, Measured, write_arrays
+from experiments.progress import Counter
+from features import FEATURES, Features, extract
+
+__all__ = ["Judge", "chosen", "features_of", "measure"]
+
+BATCH = 50  # pictures of 299 x 299 at once
+
+
+def features_of(options: Mapping[str, Any]) -> Features | None:
+    """The features of a configuration's group, or None."""
+    options = dict(options)
+    name = options.pop("name", "none")
+    return None if name == "none" else build("features", FEATURES, name, options)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """How samples are judged, checked when made.
+
+    Args:
+        features: what the metrics read of pictures; None where the sets have features of their own, or none.
+        metrics: names with their options.
+        reference: what samples are compared with.
+        seed: of the metrics' streams.
+        confidence: of the intervals.
+    """
+
+    features: Features | None
+    metrics: Mapping[str, Mapping[str, Any]]
+    reference: Source
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        fits = {name: metric.fit for name, metric in METRICS.items()}
+        for name, options in self.metrics.items():
+            # On parts of one picture each, only the name and the options are checked.
+            if name not in METRICS or any(option not in core.options_of(METRICS[name]) for option in options):
+                build(f"metrics.{name}", fits, name, options, {}, self.seed)
+
+    def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
+        """Refuse samples with such parts, of which the shape counts, that cannot be judged."""
+        core.cut(count, sets, self.seed)
+        shapes = [np.shape(side["pictures"])[1:] for side in (parts, self.reference.parts) if "pictures" in side]
+        if len(set(shapes)) > 1:
+            raise DuetError(
+                f"samples: they are {shapes[0]} (h, w, c) and the pictures of {self.reference.facts['name']} "
+                f"{shapes[1]}; bring the data to the size of the samples with data.options"
+            )
+        if self.features is not None and "pictures" in self.reference.parts:
+            self.features.of(np.ascontiguousarray(self.reference.parts["pictures"][:1]))
+
+    def __call__(self, samples: Source, sets: Sets) -> tuple[Evaluation, Source, Source]:
+        """Judge them; gives the samples and the reference too, with their features."""
+        samples, reference = (
+            _with_features(source, self.features, what)
+            for source, what in ((samples, "samples"), (self.reference, "reference"))
+        )
+        with Counter("metrics", len(self.metrics), unit="metrics") as progress:
+            found = evaluate(
+                self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress
+            )
+        return found, samples, reference
+
+
+def _with_features(source: Source, features: Features | None, what: str) -> Source:
+    """A set with features, computed where it has none."""
+    if features is None or (source.kind is not None and source.kind == features.kind):
+        return source
+    if source.kind is not None:
+        raise DuetError(f"features: {features.kind.name} was given, but the {what} have those of {source.kind.name}")
+    if "pictures" not in source.parts:
+        return source
+    with Counter(f"features of the {what}", len(source)) as progress:
+        parts = extract(features, source.parts["pictures"], BATCH, progress)
+    return replace(source, parts={**source.parts, **parts}, kind=features.kind)
+
+
+def measure(given: Given) -> Measure:
+    """Judge the samples of a configuration of `experiments.evaluate`."""
+    cfg = given.cfg
+    judge = Judge(features_of(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence)
+    samples, sets = chosen(given.samples, given.sets_given, cfg.count, cfg.sets, given.seed)
+    judge.check(samples.parts, len(samples), cfg.sets)
+
+    def run(out: Path) -> Measured:
+        found, judged, reference = judge(samples, sets)
+        if not found.numbers:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
+            raise DuetError(f"metrics: none of them applies; {reasons or 'choose some with metrics=[NAME,NAME]'}")
+        arrays = {f"{name}/{key}": array for name, one in found.found.items() for key, array in one.arrays.items()}
+        write_arrays(out / "evaluation.npz", **arrays)
+        for name, one in found.found.items():
+            if one.shown:
+                scale = max(1, 64 // one.shown[0][1].shape[1])
+                pictures.save_png(out / f"{name}.png", pictures.labelled_rows(one.shown, scale=scale))
+        if cfg.keep_features:
+            for source, name in ((judged, "samples"), (reference, "reference")):
+                if set(source.parts) & set(OF_FEATURES):
+                    write_features(out / "features" / f"{name}.npz", source)
+        facts = {
+            "samples": dict(samples.facts), "reference": dict(reference.facts),
+            "features": judged.kind and judged.kind.plain,
+            "versions": dict(judge.features.versions) if judge.features else {}, "left_out": dict(found.left_out),
+        }  # fmt: skip
+        return Measured(facts, found.numbers)
+
+    return run
+
+
+def chosen(sources: Source, sizes: tuple[int, ...], count: int | None, sets: int, seed: int) -> tuple[Source, Sets]:
+    """As many samples as asked for, by stream "evaluate/samples", and their sets: those given where they are enough."""
+    if count is None:
+        return sources, core.given(sizes) if len(sizes) >= core.LEAST else core.cut(len(sources), sets, seed)
+    if not 1 <= count <= len(sources):
+        raise DuetError(f"count: {count} was given; there are 1 to {len(sources)} samples, or null for all")
+    some = np.sort(Stream(seed, "evaluate/samples").permutation(len(sources))[:count])
+    parts: dict[str, NDArray] = {name: array[some] for name, array in sources.parts.items()}
+    return replace(sources, parts=parts), core.cut(count, sets, seed)

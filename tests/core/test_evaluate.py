@@ -1,0 +1,253 @@
+"""Numbers with their protocol: intervals that hold, columns that do not mix, and sets that are read from files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import softmax
+
+from diffusion_core.errors import DuetError
+from diffusion_core.metrics.evaluate import cut, evaluate, given, interval_of
+from diffusion_core.metrics.files import join, read_source, write_features
+from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.metric import FeatureKind, Source
+from diffusion_core.metrics.protocol import Number, columns, differences, nested, read_numbers, values_of
+from diffusion_core.random import Stream
+from diffusion_core.run import write_json, write_samples
+
+KIND = FeatureKind("small", {"kind": "small", "resize": "none"})
+FACTS = {"name": "toy", "split": "train", "count": 60, "sha256": "ab"}
+
+
+def sets_of(seed: int = 0, count: int = 30, kind: FeatureKind = KIND) -> tuple[Source, Source]:
+    rng = np.random.default_rng(seed)
+    samples = {"features": rng.standard_normal((count, 3)) + 0.5, "pictures": pictures(count, seed)}
+    reference = {"features": np.random.default_rng(9).standard_normal((60, 3)), "pictures": pictures(60, 9)}
+    return Source(samples, {"count": count}, kind), Source(reference, FACTS, kind)
+
+
+def pictures(count: int, seed: int = 0, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, channels)).astype(np.uint8)
+
+
+def numbers_of(metrics: dict, seed: int = 0, count: int = 30, **options) -> dict[str, Number]:
+    samples, reference = sets_of(seed, count)
+    found = evaluate(metrics, samples, cut(count, 3, 0), reference, **options)
+    return {number.name: number for number in found.numbers}
+
+
+# Sets and intervals
+
+
+def test_the_sets_are_disjoint_and_whole_and_those_of_their_stream():
+    sets = cut(20, 3, seed=5)
+    order = Stream(5, "evaluate/sets").permutation(20)
+    np.testing.assert_array_equal(sets.members[0], np.sort(order[:7]))
+    np.testing.assert_array_equal(np.sort(np.concatenate(sets.members)), np.arange(20))
+    assert sets.facts == {"by": "stream evaluate/sets", "seed": 5, "count": 3}
+    several = given([4, 2, 5])
+    assert [list(part) for part in several.members][1] == [4, 5] and several.facts["by"] == "given"
+    for refused in (lambda: cut(20, 2, 0), lambda: cut(5, 3, 0), lambda: given([4, 4]), lambda: given([4, 1, 4])):
+        with pytest.raises(DuetError, match="sets"):
+            refused()
+
+
+def test_a_number_is_that_of_all_samples_and_its_interval_from_leaving_out_each_set():
+    samples, reference = sets_of()
+    sets = cut(30, 3, 0)
+    (number,) = evaluate({"frechet": {}}, samples, sets, reference).numbers
+    x, y = samples.parts["features"], reference.parts["features"]
+    assert number.name == "small Fréchet distance" and number.value == frechet_distance(x, y)
+    without = [frechet_distance(np.delete(x, part, axis=0), y) for part in sets.members]
+    assert number.without == pytest.approx(without)
+    expected = interval_of(number.value, without, 0.95)
+    assert (number.interval.low, number.interval.high) == pytest.approx((max(0, expected.low), expected.high))
+    assert number.interval.low < number.value < number.interval.high
+
+
+def test_an_interval_from_sets_holds_the_truth_and_that_of_a_mean_is_the_means_of_the_sets():
+    rng, held = np.random.default_rng(0), []
+    spread = np.array([np.var(rng.standard_normal(60), ddof=1) for _ in range(4000)]).mean()
+    for _ in range(150):
+        x = rng.standard_normal(60)
+        without = [np.var(np.delete(x, part), ddof=1) for part in np.array_split(np.arange(60), 5)]
+        interval = interval_of(np.var(x, ddof=1), without, 0.95)
+        held.append(interval.low <= spread <= interval.high)
+    assert np.mean(held) == pytest.approx(0.93, abs=0.06)
+    parts = x.reshape(3, 20)
+    means = interval_of(x.mean(), [np.delete(parts, k, axis=0).mean() for k in range(3)], 0.95)
+    own = interval_of(parts.mean(), ((parts.sum() - parts.sum(axis=1)) / 40).tolist(), 0.95)
+    assert (means.low, means.high) == pytest.approx((own.low, own.high))
+    assert interval_of(1.0, [1.0, np.nan, 1.0], 0.95) is None and interval_of(1.0, [1.0, 1.0], 0.95) is None
+
+
+def test_what_a_metric_lacks_is_said_and_the_others_are_measured():
+    samples, reference = sets_of(count=12)
+    metrics = {"frechet": {}, "score": {}, "agreement": {}, "manifold": {"nearest_density": 11}}
+    found = evaluate(metrics, samples, cut(12, 3, 0), reference)
+    assert [number.name for number in found.numbers] == ["small Fréchet distance"]
+    assert found.left_out["score"] == "there are no probabilities of the samples"
+    assert "labels of the samples, probabilities of the samples, labels of the ref" in found.left_out["agreement"]
+    assert "the 11 nearest of each need more" in found.left_out["manifold"]
+    with pytest.raises(DuetError, match=r"metrics\.kernal\.name: 'kernal' .* Did you mean 'kernel'"):
+        evaluate({"kernal": {}}, samples, cut(12, 3, 0), reference)
+    with pytest.raises(DuetError, match=r"option of metrics\.kernel 'kernel': 'subset'"):
+        evaluate({"kernel": {"subset": 3}}, samples, cut(12, 3, 0), reference)
+    other = replace(reference, kind=FeatureKind("small", {"kind": "small", "resize": "bilinear"}))
+    with pytest.raises(DuetError, match="they must be the same"):
+        evaluate({"frechet": {}}, samples, cut(12, 3, 0), other)
+
+
+def test_only_the_published_features_give_a_number_called_fid():
+    samples, reference = (replace(s, kind=FeatureKind("Inception", {}, is_published=True)) for s in sets_of())
+    metrics = {"frechet": {}, "kernel": {}, "colour": {}, "manifold": {}}
+    names = [number.name for number in evaluate(metrics, samples, cut(30, 3, 0), reference).numbers]
+    assert {"FID", "KID", "colour histogram distance", "Inception precision"} <= set(names)
+    assert not any("ID" in name for name in numbers_of(metrics))
+
+
+# Protocols and columns
+
+
+def test_the_protocol_says_all_that_a_number_depends_on_and_nothing_else():
+    number = numbers_of({"kernel": {"subsets": 3}}, confidence=0.9)["small kernel distance"]
+    assert number.protocol == {
+        "metric": "kernel", "number": "distance", "options": {"subsets": 3, "size": 1000}, "seed": 0, "confidence": 0.9,
+        "samples": {"count": 30, "sets": {"by": "stream evaluate/sets", "seed": 0, "count": 3}},
+        "reference": FACTS, "features": dict(KIND.facts),
+    }  # fmt: skip
+    colour = numbers_of({"colour": {}})["colour histogram distance"]
+    assert "features" not in colour.protocol and colour.protocol["quantised"] == "uint8"
+    # Where samples of other pictures are compared with the same reference, the protocol is the same.
+    assert numbers_of({"colour": {}}, seed=4)["colour histogram distance"].protocol == colour.protocol
+    assert numbers_of({"colour": {}}, count=29)["colour histogram distance"].protocol != colour.protocol
+
+
+def test_what_is_known_of_the_training_pictures_is_of_the_memorisation_alone():
+    samples, reference = sets_of()
+    other = replace(reference, facts={**reference.facts, "training": {"sha256": "cd"}})
+    metrics = {"memorisation": {}, "colour": {}}
+    one, two = (evaluate(metrics, samples, cut(30, 3, 0), side).numbers for side in (reference, other))
+    changed = {a.protocol["metric"] for a, b in zip(one, two, strict=True) if a.protocol != b.protocol}
+    assert changed == {"memorisation"}
+
+
+CHANGES = {
+    "reference.sha256": {"reference": {**FACTS, "sha256": "cd"}},
+    "reference.split": {"reference": {**FACTS, "split": "test"}},
+    "samples.count": {"samples": {"count": 50}},
+    "features.resize": {"features": {"kind": "small", "resize": "tensorflow1"}},
+    "options.nearest": {"options": {"nearest": 5}},
+    "quantised": {"quantised": "float"},
+    "seed": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_number_of_another_protocol_never_stands_in_the_same_column(key):
+    protocol = {
+        "reference": FACTS, "samples": {"count": 40}, "features": dict(KIND.facts), "options": {"nearest": 3},
+        "seed": 0, "quantised": "uint8",
+    }  # fmt: skip
+    a, b, c = Number("FID", 3.0, protocol), Number("FID", 2.0, protocol | CHANGES[key]), Number("FID", 4.0, protocol)
+    assert differences([a.protocol, b.protocol]) == [key]
+    found = columns({"a": [a], "b": [b], "c": [c]})
+    assert [dict(column.numbers) for column in found] == [{"a": a, "c": c}, {"b": b}]
+    assert all(column.distinction.startswith(key) and column.distinction in column.title for column in found)
+    assert columns({"a": [a], "c": [c]})[0].title == "FID"
+    assert values_of([a, c]) == (3.0, 4.0)
+    with pytest.raises(DuetError, match=rf"FID: .* different protocols and do not compare \({key}: "):
+        values_of([a, b])
+
+
+def test_numbers_of_other_names_or_twice_for_one_place_are_refused():
+    a, b = Number("FID", 3.0, {}), Number("KID", 3.0, {})
+    assert len(columns({"a": [a, b]})) == 2
+    with pytest.raises(DuetError, match="FID and KID were given"):
+        values_of([a, b])
+    with pytest.raises(DuetError, match="a: it has FID twice"):
+        columns({"a": [a, a]})
+
+
+def test_numbers_come_back_from_their_file_and_a_changed_protocol_is_noticed(tmp_path: Path):
+    numbers = tuple(numbers_of({"frechet": {}, "kernel": {"subsets": 2}, "colour": {}}).values())
+    write_json(tmp_path / "evaluation.json", {"numbers": nested(numbers)})
+    assert read_numbers(tmp_path) == numbers
+    data = json.loads((tmp_path / "evaluation.json").read_text())
+    data["numbers"]["frechet"]["distance"]["protocol"]["samples"]["count"] = 50_000
+    write_json(tmp_path / "evaluation.json", data)
+    with pytest.raises(DuetError, match="the protocol of small Fréchet distance is not the one"):
+        read_numbers(tmp_path)
+
+
+# Files
+
+
+def test_samples_are_read_from_a_run_a_file_and_a_folder(tmp_path: Path):
+    images, labels = pictures(6, channels=3), np.array([0, 1, 2, 0, 1, 2])
+    write_samples(tmp_path / "run" / "samples" / "samples.npz", images, labels, conditional=True, seed=3)
+    np.savez(tmp_path / "batch.npz", arr_0=images, arr_1=labels)
+    for k, image in enumerate(images):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folder" / f"{k:03d}.png")
+    found = [read_source(tmp_path / name) for name in ("run", "run/samples/samples.npz", "batch.npz", "folder")]
+    for source in found:
+        np.testing.assert_array_equal(source.parts["pictures"], images)
+    assert len({source.facts["sha256"] for source in found}) == 1
+    assert found[0].facts["made"]["seed"] == 3 and "labels" not in found[3].parts
+    np.testing.assert_array_equal(found[2].parts["labels"], labels)
+    both = join([found[0], found[3]])
+    assert len(both) == 12 and "labels" not in both.parts
+    write_samples(tmp_path / "free.npz", images, 0 * labels, conditional=False)
+    assert "labels" not in read_source(tmp_path / "free.npz").parts
+
+
+def test_features_are_read_where_they_cannot_be_computed_and_give_the_same_numbers(tmp_path: Path):
+    samples, reference = sets_of()
+    for name, source in (("a", samples), ("b", reference)):
+        write_features(tmp_path / f"{name}.npz", source)
+    a, b = (read_source(tmp_path / f"{name}.npz") for name in "ab")
+    assert "pictures" not in a.parts and a.kind == KIND and b.facts == FACTS
+    metrics, sets = {"frechet": {}, "manifold": {}}, cut(30, 3, 0)
+    assert evaluate(metrics, a, sets, b).numbers == evaluate(metrics, samples, sets, reference).numbers
+    logits = np.random.default_rng(0).standard_normal((5, 4))
+    np.savez(tmp_path / "foreign.npz", features=logits, logits=logits)
+    foreign = read_source(tmp_path / "foreign.npz")
+    np.testing.assert_allclose(foreign.parts["probabilities"], softmax(logits, axis=1))
+    assert foreign.kind.name == "given" and foreign.kind.facts["width"] == {"features": 4, "probabilities": 4}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros(3)}, "it holds x; there must be one of images, features"),
+        ({"images": np.zeros((3, 4, 4, 1))}, "pictures are float64 with shape"),
+        ({"features": np.zeros((3, 4), np.int64)}, "features are int64"),
+        ({"images": pictures(3), "labels": np.zeros(2, np.int64)}, "3 pictures, 2 labels"),
+        ({"features": np.array([{}], object)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_files_that_hold_no_set_are_refused(tmp_path: Path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DuetError, match=message):
+        read_source(tmp_path / "x.npz")
+
+
+def test_folders_that_hold_no_set_are_refused(tmp_path: Path):
+    with pytest.raises(DuetError, match="no folder with PNG files"):
+        read_source(tmp_path)
+    Image.fromarray(pictures(1)[0, ..., 0]).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    with pytest.raises(DuetError, match=r"b\.png: it is \(4, 4, 3\) .* a\.png \(4, 4, 1\)"):
+        read_source(tmp_path)
+    Image.new("RGBA", (4, 4)).save(tmp_path / "b.png")
+    with pytest.raises(DuetError, match="its mode is RGBA"):
+        read_source(tmp_path)
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(DuetError, match=r"b\.png: it cannot be read"):
+        read_source(tmp_path)

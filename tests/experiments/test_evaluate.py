@@ -1,0 +1,178 @@
+"""Saved samples judged by `experiments.evaluate` and at the end of a training, and evaluations compared."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from diffusion_core.data import load_dataset
+from diffusion_core.metrics.digits import layers
+from diffusion_core.metrics.evaluate import METRICS, options_of
+from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.protocol import read_numbers
+from diffusion_core.run import read_samples, write_samples
+
+CPU = ("backend.threads=1", "backend.device=cpu")
+ON_DIGITS = ("data=digits", "data.options.part=held_out", "features=digits")
+
+
+def start(module: str, *given: str) -> tuple[str, str]:
+    """Run an entry point in this process; gives what was printed, and the error in one line."""
+    main = importlib.import_module(f"experiments.{module}").main
+    out, err = io.StringIO(), io.StringIO()
+    GlobalHydra.instance().clear()
+    with (
+        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.suppress(SystemExit),
+    ):
+        main()
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """Forty pictures of digits, of which some are spoilt, as the saved samples of a run."""
+    data = load_dataset("digits", part="train", size=16)
+    images = data.images[:40].copy()
+    images[:10] = 255 - images[:10]
+    path = tmp_path / "run" / "samples" / "samples.npz"
+    write_samples(path, images, data.labels[:40], plan="ddim-4", seed=3, conditional=True)
+    return path
+
+
+def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.common.load_backend", mock.Mock(side_effect=AssertionError))
+    out = tmp_path / "out"
+    words = (*ON_DIGITS, "data.options.size=16", "data@training=digits", "training.options={size: 16, part: train}")
+    said, error = start("evaluate", f"samples={tmp_path}/run", *words, f"out={out}", "sets=4", "keep_features=true")
+    assert error == ""
+    images, held_out = read_samples(samples)[0], load_dataset("digits", part="held_out", size=16)
+    expected = frechet_distance(*(layers(x)["features"] for x in (images, held_out.images)))
+    facts = json.loads((out / "evaluation.json").read_text())
+    assert set(facts["numbers"]) == set(METRICS) and facts["samples"]["left_out"] == {}
+    number = facts["numbers"]["frechet"]["distance"]
+    assert number["name"] == "digits Fréchet distance" and number["better"] == "lower"
+    assert number["value"] == pytest.approx(expected, rel=1e-9) and len(number["without"]) == 4
+    assert number["interval"]["low"] < expected < number["interval"]["high"]
+    assert number["protocol"]["reference"]["sha256"] == held_out.sha256
+    assert number["protocol"]["reference"]["split"] == "held_out"
+    assert facts["samples"]["samples"]["made"] == {"plan": "ddim-4", "seed": 3, "conditional": True}
+    assert facts["numbers"]["memorisation"]["copies"]["value"] == 0.75  # the samples are training digits
+    assert facts["numbers"]["agreement"]["rate"]["value"] >= 0.75
+    line = next(line for line in said.splitlines() if line.startswith("digits Fréchet distance"))
+    assert f"{expected:9.4f}  [{number['interval']['low']:.4f}, {number['interval']['high']:.4f}]" in line
+    assert "FID" not in said and Image.open(out / "memorisation.png").size[0] > 500
+    assert np.load(out / "evaluation.npz")["memorisation/index"].shape == (40, 2)
+    # The features that it kept, where neither the pictures nor their network are: the same numbers, columns and all.
+    kept = (f"samples={out}/features/samples.npz", f"reference={out}/features/reference.npz", "sets=4")
+    said, error = start("evaluate", *kept, f"out={tmp_path}/kept")
+    assert error == "" and "left out: colour: there are no pictures" in said
+    again = {n.name: n for n in read_numbers(tmp_path / "kept")}
+    assert set(again) < {n.name for n in read_numbers(out)}
+    assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 9
+
+
+def test_evaluations_are_compared_only_where_one_protocol_measured_them(samples, tmp_path):
+    base = (f"samples={samples}", *ON_DIGITS, "data.options.size=16", "metrics=[frechet,colour]")
+    for name, words in (("a", ()), ("b", ()), ("c", ("count=30",))):
+        assert start("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
+    given = ",".join(str(tmp_path / name) for name in "abc")
+    said, error = start("compare", f"evaluations=[{given}]", f"out={tmp_path}/report")
+    assert error == "" and "nothing of the two can be held to a tolerance" in said
+    quality = json.loads((tmp_path / "report" / "report.json").read_text())["quality"]
+    rows = [row for row in quality["rows"] if row["name"].startswith("digits Fréchet distance")]
+    assert [row["name"].partition(" (")[2] for row in rows] == ["samples.count 40)", "samples.count 30)"]
+    filled = [[value is not None for value in row["values"]] for row in rows]
+    assert filled == [[True, True, False], [False, False, True]]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "samples.count 30" in page and f"[{rows[0]['intervals'][0][0]:.3f}"[:5] in page
+
+
+def test_several_files_of_samples_are_several_sets(samples, tmp_path):
+    images, labels, _ = read_samples(samples)
+    for k in range(3):
+        write_samples(tmp_path / f"{k}.npz", images[12 * k : 12 * k + 12], labels[12 * k : 12 * k + 12])
+    files = ",".join(str(tmp_path / f"{k}.npz") for k in range(3))
+    words = (*ON_DIGITS, "data.options.size=16", "metrics=[frechet]")
+    assert start("evaluate", f"samples=[{files}]", *words, f"out={tmp_path}/out")[1] == ""
+    (number,) = read_numbers(tmp_path / "out")
+    assert number.protocol["samples"] == {"count": 36, "sets": {"by": "given", "count": 3, "sizes": [12, 12, 12]}}
+    real = layers(load_dataset("digits", part="held_out", size=16).images)["features"]
+    assert number.without[0] == pytest.approx(frechet_distance(layers(images[12:36])["features"], real))
+
+
+def test_every_metric_has_a_file_with_all_of_its_options():
+    from omegaconf import OmegaConf
+
+    configs = Path(__file__).resolve().parents[2] / "configs" / "metrics"
+    found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in configs.glob("*.yaml")}
+    assert found == {name: {name: pytest.approx(options_of(metric))} for name, metric in METRICS.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the pictures of digits (8, 8, 1)"),
+        (ON_DIGITS, "nothing was asked for; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
+        (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it is not a file of samples"),
+        (("samples=SAMPLES", "features=digits"), "data: none was given"),
+        (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; name torch-fidelity's file"),
+        (
+            ("samples=SAMPLES", "data=shapes", "features=inception", "features.weights=no.pth"),
+            "no.pth: it cannot be read",
+        ),
+        (("samples=SAMPLES", "data=shapes", "features=inception", "features.resise=x"), "Did you mean features.resize"),
+        (("samples=SAMPLES", "data=shapes", "features=onnx"), "add features.path=VALUE"),
+        (("samples=SAMPLES", "data=shapes", "metrics=[frechet,fid]"), "'fid' was given; it must be one of agreement"),
+        (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "sets=21"), "21 sets of at least 2 need 42"),
+        (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "count=41"), "there are 1 to 40 samples"),
+        (("samples=SAMPLES", *ON_DIGITS, "reference=SAMPLES"), "a file and data were given"),
+        (("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"), "none of them applies; frechet: there are no"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(samples, words, message, tmp_path):
+    given = [word.replace("SAMPLES", str(samples)) for word in words]
+    _, error = start("evaluate", *given, f"out={tmp_path}/out")
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_training_ends_with_the_score_that_it_was_told(tmp_path):
+    words = (
+        "experiment=double_conv_attention", "features=digits", f"hydra.run.dir={tmp_path}", "trainer.images=10",
+        "trainer.batch=10", "trainer.log_images=10", "trainer.checkpoint_images=10", "sample.count=6",
+        "model.image_size=16", "model.channels=4", "model.multipliers=[1,2]", "model.embedding=8", "model.heads=2",
+        "data.stand_in.size=16", "data.stand_in.count=20", "process.schedule.T=4",
+    )  # fmt: skip
+    said, error = start("train", *words, *CPU)
+    assert error == ""
+    number = json.loads((tmp_path / "result.json").read_text())["evaluation"]["numbers"]["frechet"]["distance"]
+    stand_in = load_dataset("shapes", count=20, size=16, channels=1)
+    images, _, _ = read_samples(tmp_path / "samples" / "samples.npz")
+    expected = frechet_distance(*(layers(x)["features"] for x in (images, stand_in.images)))
+    assert number["value"] == pytest.approx(expected) and number["protocol"]["samples"]["count"] == 6
+    assert f"digits Fréchet distance  {expected:9.4f}" in said
+
+
+def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
+    words = ("experiment=double_conv_attention", f"hydra.run.dir={tmp_path}/run", "data.stand_in.count=20")
+    for word, message in (
+        ("features.weights=no.pth", "no.pth: it cannot be read"),
+        ("sample.count=1", "3 sets of at least 2 need 6"),
+    ):
+        _, error = start("train", *words, *CPU, "features=digits" if "count" in word else "features=inception", word)
+        assert message in error and not (tmp_path / "run" / "config.yaml").exists()
