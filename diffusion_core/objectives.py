@@ -106,7 +106,7 @@ class Objective:
             sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`.
         null_label: the network's label that means "no class"; None for a network without one.
         drop_label: probability of training an image without its class.
-        features: how many numbers per image the network takes beside the class; zeros in training.
+        features: how many numbers per image the network takes beside the class; zeros where none are given.
         classes: number of classes; where it is not given, `null_label`, the last label, says it.
         first_t: the lowest level that is trained; 1 leaves out t = 0.
         weighting: name and options of the weights of the levels, see `weighting.make_weights`.
@@ -241,6 +241,7 @@ class Objective:
         positions: NDArray,
         dtype: DTypeLike = np.float32,
         history: LossHistory | None = None,
+        features: NDArray | None = None,
     ) -> TrainBatch:
         """The training batch of these images.
 
@@ -250,11 +251,18 @@ class Objective:
             positions: each image's position in the run, with shape (B,).
             dtype: of images, noise and columns; c_noise stays float64.
             history: the losses so far, for a law of levels that depends on them.
+            features: what the network is told of each image beside its class, with shape (B, features); None is zeros.
 
         Raises:
-            DuetError: if a label is out of range.
+            DuetError: if a label is out of range, or the features are not those of the network.
         """
         labels = self._labels(labels)
+        features = np.zeros((len(labels), self.features)) if features is None else features
+        if features.shape != (len(labels), self.features):
+            raise DuetError(
+                f"objective: features {features.shape} were given for {len(labels)} images; the network takes "
+                f"{self.features} of each"
+            )
         t, importance = self.draw(positions, history)
         if self.drop_label:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
@@ -278,7 +286,7 @@ class Objective:
             target_eps=columns.target_eps.astype(dtype),
             weight=self.weights(t).astype(dtype),
             importance=importance.astype(dtype),
-            features=np.zeros((len(t), self.features), dtype),
+            features=features.astype(dtype),
             positions=np.asarray(positions, np.int64),
             dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),
             variational=None if self.variational is None else self.variational[t].astype(dtype),

@@ -122,7 +122,7 @@ def make_batch(
 ) -> TrainBatch:
     """The batch of the step that starts at `images_seen`, of levels that depend on the losses before it, if they do."""
     images = loader.batch(images_seen, size)
-    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history)
+    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, images.features)
 
 
 def train(

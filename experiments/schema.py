@@ -71,7 +71,9 @@ class BackendSchema(_schema_of(Settings, "precision")):
 
 @dataclass
 class DataSchema:
-    """A data set by name with its own options; `flip` mirrors half of the images.
+    """A data set by name with its own options; `flip` mirrors half of the images, `augment` is EDM's probability.
+
+    `workers` processes make batches ahead; with 0 a thread makes one.
 
     `store` is where `experiments.prepare` puts it, and where it is read from where options.path is null.
     `stand_in` is another one (name and options) that is used where that is not there either.
@@ -79,6 +81,8 @@ class DataSchema:
 
     name: str = MISSING
     flip: bool = False
+    augment: float = 0.0
+    workers: int = 0
     store: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     stand_in: dict[str, Any] = field(default_factory=dict)

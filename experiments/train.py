@@ -9,6 +9,7 @@ Everything that a person can get wrong is looked at before the framework is load
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +30,8 @@ from diffusion_core.checkpoint import (
     write_atomically,
 )
 from diffusion_core.data import Loader
+from diffusion_core.data.augment import LABEL
+from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.ema import Ema, describe, make_ema
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LossHistory
@@ -117,16 +120,32 @@ class Experiment:
         )  # fmt: skip
         dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)
+        _check_loading(cfg.data, problem)
         dtype = common.settings_of(cfg, cfg.precision).host_dtype
         return Experiment(
             problem=problem,
             plan=plan,
             objective=objective,
-            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range),
+            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
             ema=ema,
             course=Course(**plain(cfg.trainer)),
+        )
+
+
+def _check_loading(data: DictConfig, problem: Problem) -> None:
+    """Refuse what the data cannot be loaded with, or the network not be trained with."""
+    if data.workers < 0:
+        raise DuetError(f"data.workers: {data.workers} was given; it is 0 for a thread, or a number of processes")
+    if data.augment and problem.program.features != LABEL:
+        raise DuetError(
+            f"data.augment: {data.augment} was given, but the network is told {problem.program.features} numbers of an "
+            f"image, not the {LABEL} of its augmentation; set model.augment_dim={LABEL}, or data.augment=0"
+        )
+    if data.augment and problem.variance != "fixed":
+        raise DuetError(
+            "data.augment: it moves pictures off the bytes that a learned variance needs; use data.augment=0"
         )
 
 
@@ -218,7 +237,8 @@ def _train(
     problem, course = experiment.problem, experiment.course
     last: list[Record] = []
     began = perf_counter()
-    with Counter("training", course.images, start=start.images_seen) as progress:
+    ahead = Prefetch(experiment.loader, cfg.data.workers) if cfg.data.workers else nullcontext(experiment.loader)
+    with ahead as loader, Counter("training", course.images, start=start.images_seen) as progress:
         note = ""
 
         def log(records: list[Record], speed: float) -> None:
@@ -251,7 +271,7 @@ def _train(
 
         hooks = Hooks(log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note))
         speed = train(
-            trainer, experiment.loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
+            trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history,
         )  # fmt: skip
     took = perf_counter() - began

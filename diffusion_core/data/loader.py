@@ -6,9 +6,10 @@ With n items and p = images seen so far::
     item    = permutation_e[p mod n]        from Stream(seed, "data/order") at row e
     flip    = word(p) even                  from Stream(seed, "data/flip") at counter p
 
-A batch is a slice of this one infinite sequence. So neither the batch size, nor the number of
-processes, nor a restart changes what is seen; batches run over the border of an epoch and nothing
-is dropped.
+A batch is a slice of this one infinite sequence, and a share of it, for one of several processes, is a slice of
+that. So neither the batch size, nor the number of processes, nor a restart changes what is seen; batches run over the
+border of an epoch and nothing is dropped. The augmentation of EDM, where it is wanted, is a function of p as well; see
+`augment`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from diffusion_core.data.augment import augment
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.errors import DuetError
@@ -38,6 +40,7 @@ class Images:
         indices: the items shown, int64 with shape (B,).
         epochs: the epoch of each, int64 with shape (B,).
         counters: the position of each in the run, int64 with shape (B,); random streams take them.
+        features: what was done to each by augmentation, with shape (B, 9); None without.
     """
 
     pixels: NDArray
@@ -45,6 +48,7 @@ class Images:
     indices: NDArray[np.int64]
     epochs: NDArray[np.int64]
     counters: NDArray[np.int64]
+    features: NDArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,10 @@ class Loader:
         flip: mirror half of the pictures left to right, drawn anew at each position.
         dtype: the type of the pixels.
         value_range: what the network sees for black and for white.
+        augment: the probability of each change of the augmentation of EDM; 0 makes none.
 
     Raises:
-        DuetError: the value range is not two numbers, the first below the second.
+        DuetError: the value range is not two numbers, the first below the second, or the probability is none.
     """
 
     dataset: Dataset
@@ -67,9 +72,12 @@ class Loader:
     flip: bool = False
     dtype: DTypeLike = np.float32
     value_range: Sequence[float] = VALUE_RANGE
+    augment: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", check_value_range(self.value_range))
+        if not 0 <= self.augment <= 1:
+            raise DuetError(f"data.augment: {self.augment} was given; it is a probability, 0 to 1")
 
     def batch(self, images_seen: int, size: int) -> Images:
         """The `size` pictures that follow the first `images_seen` of the run.
@@ -84,7 +92,7 @@ class Loader:
             )
         counters = np.arange(images_seen, images_seen + size, dtype=np.int64)
         epochs, places = np.divmod(counters, len(self.dataset))
-        indices = np.empty(size, np.int64)
+        indices = np.empty(len(counters), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = _permutation(self.seed, len(self.dataset), int(epoch))[places[here]]
@@ -92,8 +100,27 @@ class Loader:
         if self.flip:
             mirrored = Stream(self.seed, "data/flip").bits(counters, 1)[:, 0] % 2 == 0
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        pixels = from_uint8(images, self.dtype, self.value_range)
-        return Images(pixels, self.dataset.labels[indices], indices, epochs, counters)
+        labels = self.dataset.labels[indices]
+        if not self.augment:
+            return Images(from_uint8(images, self.dtype, self.value_range), labels, indices, epochs, counters)
+        exact = from_uint8(images, np.float64, self.value_range)
+        pixels, features = augment(exact, counters, self.seed, self.augment)
+        pixels, features = (array.astype(self.dtype) for array in (pixels, features))
+        return Images(pixels, labels, indices, epochs, counters, features)
+
+    def share(self, images_seen: int, size: int, rank: int, world: int) -> Images:
+        """What process `rank` of `world` takes of a batch; all shares, one after another, are the batch.
+
+        Raises:
+            DuetError: as `batch`, or there is no such process, or it would have nothing.
+        """
+        if not 0 <= rank < world or not 0 < world <= size:
+            raise DuetError(
+                f"share: process {rank} of {world} was given for {size} images; the processes are 0..{world - 1}, "
+                f"each with at least one image"
+            )
+        start, end = (size * k // world for k in (rank, rank + 1))
+        return self.batch(images_seen + start, end - start)
 
 
 @lru_cache(maxsize=4)

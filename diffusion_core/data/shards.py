@@ -6,7 +6,9 @@ more than that is read.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,23 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError
 
 __all__ = ["Shards"]
+
+
+def _place(part: NDArray) -> NDArray | tuple[Any, ...]:
+    """Where a whole memory map lies; an array, or a part of one, as it is."""
+    if not isinstance(part, np.memmap) or not isinstance(part.base, mmap.mmap) or part.filename is None:
+        return np.asarray(part)
+    return str(part.filename), part.dtype, part.shape, part.offset
+
+
+def _reopened(places: Sequence[NDArray | tuple[Any, ...]]) -> Shards:
+    parts = []
+    for place in places:
+        if isinstance(place, tuple):
+            file, dtype, shape, offset = place
+            place = np.memmap(file, dtype, "r", offset, shape)
+        parts.append(place)
+    return Shards(parts)
 
 
 class Shards:
@@ -67,6 +86,10 @@ class Shards:
             here = which == k
             found[here] = self.parts[k][places[here] - (self.ends[k] - len(self.parts[k]))]
         return found.reshape(*key.shape, *self.shape[1:])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the same files instead of being sent what they hold.
+        return _reopened, ([_place(part) for part in self.parts],)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray:
         return np.concatenate(self.parts).astype(dtype or self.dtype, copy=False)

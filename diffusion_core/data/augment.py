@@ -1,0 +1,139 @@
+r"""The augmentation of EDM: geometric changes of a picture, and a label of nine numbers that says which.
+
+Each of six changes is made with probability p, on its own; a picture without it has zeros in its place of the label.
+With a_0, a_1 in {0, 1}, a_3, a_4 uniform in (-pi, pi), and a_2, a_5, a_6, a_7 standard normal::
+
+    change          matrix on coordinates about the centre            label
+    mirrored        scale(1 - 2 a_0, 1)                               a_0                    with probability 1, not p
+    upside down     scale(1, 1 - 2 a_1)                               a_1
+    larger          scale(b^a_2, b^a_2),  b = 2^0.2                   a_2
+    turned          rotate(-a_3)                                      cos(a_3) - 1, sin(a_3)
+    stretched       rotate(a_4) scale(b^a_5, b^-a_5) rotate(-a_4)     a_5 cos(a_4), a_5 sin(a_4)
+    shifted         translate(a_6 / 8, a_7 / 8)  of the side          a_6, a_7
+
+They are made in this order, each on what the one before it made. The network is told the label, so that it learns
+from the changed pictures without making such ones where it is told zeros.
+
+A picture is continued beyond its border by reflection and resampled with a Lanczos kernel of radius 3, which is
+widened where the picture shrinks; its weights are normalised. The paper's own filter is a wavelet at twice the
+resolution; pictures that are mirrored alone are the same in both. The numbers of an image are drawn by its
+position in the run, in streams "data/augment" and "data/augment/normal".
+
+References:
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), appendix F.2,
+    https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.random import Stream
+
+__all__ = ["LABEL", "augment", "changes", "warp"]
+
+# Numbers of a label.
+LABEL = 9
+_BASE, _SHIFT, _RADIUS = 2.0**0.2, 1 / 8, 3
+
+
+def augment(
+    images: NDArray, positions: ArrayLike, seed: int, probability: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pictures changed at random, and what was done to each.
+
+    Args:
+        images: with shape (B, S, S, C).
+        positions: of each in the run, with shape (B,).
+        seed: the seed of the run.
+        probability: p, of each change; 0.12 for CIFAR-10 in the paper.
+
+    Returns:
+        Pictures in float64 with shape (B, S, S, C), and labels with shape (B, 9).
+
+    Raises:
+        DuetError: the probability is none.
+    """
+    if not 0 <= probability <= 1:
+        raise DuetError(f"data.augment: {probability} was given; it is a probability, 0 to 1")
+    matrices, labels = changes(positions, seed, probability)
+    changed = images.astype(np.float64)
+    for k, matrix in enumerate(matrices):
+        if np.any(matrix != np.eye(3)):
+            changed[k] = warp(changed[k], matrix)
+    return changed, labels
+
+
+def changes(positions: ArrayLike, seed: int, probability: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The matrices of the pictures at these positions, with shape (B, 3, 3), and their labels, with shape (B, 9).
+
+    A matrix maps (x, y, 1) of the old picture to that of the new; x is to the right and y down, in units of the side,
+    from the centre.
+    """
+    u = Stream(seed, "data/augment").uniform(positions, 10)
+    a = Stream(seed, "data/augment/normal").normal(positions, (4,))
+    on = u[:, :6] < np.array([1.0, *[probability] * 5])
+    if probability == 0:
+        on[:, 0] = False
+    mirrored, upside_down = (on[:, k] & (u[:, 6 + k] < 0.5) for k in (0, 1))
+    larger, stretched = on[:, 2] * a[:, 0], on[:, 4] * a[:, 1]
+    turned, axis = on[:, 3] * (2 * u[:, 8] - 1) * np.pi, (2 * u[:, 9] - 1) * np.pi
+    shifted = on[:, 5, None] * a[:, 2:]
+    labels = [mirrored, upside_down, larger, np.cos(turned) - 1, np.sin(turned)]
+    labels += [stretched * np.cos(axis), stretched * np.sin(axis), shifted[:, 0], shifted[:, 1]]
+    one = np.ones(len(u))
+    # Where nothing is stretched, the two turns must cancel to the bit.
+    axis = np.where(on[:, 4], axis, 0.0)
+    matrices = _scale(1.0 - 2.0 * mirrored, 1.0 - 2.0 * upside_down)
+    matrices = _rotate(-turned) @ _scale(_BASE**larger, _BASE**larger) @ matrices
+    matrices = _rotate(axis) @ _scale(_BASE**stretched, _BASE**-stretched) @ _rotate(-axis) @ matrices
+    move = _scale(one, one)
+    move[:, :2, 2] = _SHIFT * shifted
+    return move @ matrices, np.stack(labels, axis=1).astype(np.float64)
+
+
+def warp(image: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A picture with shape (S, S, C) under a matrix of `changes`, resampled."""
+    size = len(image)
+    inverse = np.linalg.inv(matrix)
+    centres = (np.arange(size) + 0.5) / size - 0.5
+    y, x = (grid.ravel() for grid in np.meshgrid(centres, centres, indexing="ij"))
+    # Where each new pixel lies in the old picture, in pixels; the first pixel's centre is 0.
+    at = inverse[:2, :2] @ np.stack([x, y]) + inverse[:2, 2:]
+    at = (at + 0.5) * size - 0.5
+    at = np.where(np.abs(at - np.rint(at)) < 1e-9, np.rint(at), at)  # a whole step stays one
+    stretch = max(1.0, float(np.linalg.norm(inverse[:2, :2], 2)))
+    taps = np.arange(-int(np.ceil(_RADIUS * stretch)), int(np.ceil(_RADIUS * stretch)) + 1)
+    first = np.floor(at)[..., None] + taps  # (2, S S, taps)
+    weights = _lanczos((first - at[..., None]) / stretch)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    columns, rows = _reflected(first.astype(np.int64), size)
+    values = image[rows[:, :, None], columns[:, None, :]]  # (S S, taps, taps, C)
+    return np.einsum("pj, pi, pjic -> pc", weights[1], weights[0], values, optimize=True).reshape(image.shape)
+
+
+def _lanczos(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(x) < _RADIUS, np.sinc(x) * np.sinc(x / _RADIUS), 0.0)
+
+
+def _reflected(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Places inside of 0 .. size-1, reflected at the first and the last, which are not repeated."""
+    if size == 1:
+        return np.zeros_like(index)
+    index = np.mod(index, 2 * (size - 1))
+    return np.minimum(index, 2 * (size - 1) - index)
+
+
+def _scale(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    made = np.zeros((len(x), 3, 3))
+    made[:, 0, 0], made[:, 1, 1], made[:, 2, 2] = x, y, 1.0
+    return made
+
+
+def _rotate(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    made = _scale(np.cos(angle), np.cos(angle))
+    made[:, 1, 0] = np.sin(angle)
+    made[:, 0, 1] = -made[:, 1, 0]
+    return made
