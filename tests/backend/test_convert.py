@@ -163,6 +163,7 @@ def test_the_original_ddpm_computes_the_same(precision, atol, tmp_path, backend_
         exact = reference.forward(program, weights, x, t, label)
         np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-12)
         ours = backend.network(program, weights).forward(x.astype(backend.settings.host_dtype), t, label)
+        print(f"ddpm_tf, {precision}: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
 
 
@@ -190,4 +191,5 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, diffusers_oracle,
     program = found.problem.program
     np.testing.assert_allclose(reference.forward(program, found.weights, x, t, label), expected, rtol=0, atol=1e-12)
     ours = backend.network(program, found.weights).forward(x, t, label)
+    print(f"diffusers {name}, float32: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
