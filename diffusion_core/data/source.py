@@ -18,7 +18,7 @@ from diffusion_core.data.square import Picture, Square
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
 
-__all__ = ["HELD_OUT", "Source", "gather", "split_by_file", "split_by_stream"]
+__all__ = ["HELD_OUT", "Source", "chosen_parts", "gather", "split_by_file", "split_by_stream"]
 
 HELD_OUT = "held_out"
 
@@ -81,14 +81,12 @@ class Source:
 
 
 def gather(parts: Mapping[str, Source], part: str | None, square: Square) -> Dataset:
-    """A part in memory; all of them, one after another, if none is named.
+    """A part in memory; "all" is all of them, one after another, and none need be named where there is one alone.
 
     Raises:
-        DuetError: there is no such part, or a picture cannot be read.
+        DuetError: there is no such part, none was named of several, or a picture cannot be read.
     """
-    if part is not None and part not in parts:
-        raise one_of(f"part of {next(iter(parts.values())).name}", part, parts)
-    sources = list(parts.values()) if part is None else [parts[part]]
+    sources = [parts[name] for name in chosen_parts(next(iter(parts.values())).name, list(parts), part)]
     images = np.empty((sum(map(len, sources)), square.size, square.size, square.channels), np.uint8)
     place = 0
     for source in sources:
@@ -97,6 +95,26 @@ def gather(parts: Mapping[str, Source], part: str | None, square: Square) -> Dat
             place += 1
     labels = np.concatenate([source.labels for source in sources])
     return Dataset(images, labels, sources[0].class_names, sources[0].name)
+
+
+def chosen_parts(what: str, parts: Sequence[str], part: str | None) -> list[str]:
+    """The parts that a name means: itself, every one for ``"all"``, the only one for None.
+
+    Args:
+        what: whose they are; errors name it.
+        parts: that there are.
+        part: the name.
+
+    Raises:
+        DuetError: there is no such part, or none was named of several.
+    """
+    if part is None and len(parts) > 1:
+        raise DuetError(f"part of {what}: none was named; it has {', '.join(parts)}, and all is them all")
+    if part in parts or part is None:
+        return [parts[0] if part is None else part]
+    if part != "all":
+        raise one_of(f"part of {what}", part, [*parts, "all"])
+    return list(parts)
 
 
 def split_by_stream(parts: Mapping[str, Source], fraction: float, seed: int) -> dict[str, Source]:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.shards import Shards
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.data.source import chosen_parts
+from diffusion_core.errors import DuetError
 
 __all__ = ["finish_store", "open_store", "parts_of", "read_names", "save_store", "shard_length", "shard_name"]
 
@@ -118,19 +119,28 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
 
     Args:
         directory: the store, or a directory of several.
-        part: which of several; None will do where there is one alone.
+        part: which of several; ``"all"`` is all of them, one after another, and None will do where there is one alone.
         verify: read it all once and compare its hash. Without this, only shapes and lengths are checked.
 
     Raises:
         DuetError: there is no such part, or a file is missing, cut short or not what was written.
     """
     directory = Path(directory).expanduser()
-    if (parts := parts_of(directory)) and not (directory / "data.json").exists():
-        if part is None and len(parts) > 1:
-            raise DuetError(f"store {str(directory)!r}: no part was named; it holds {', '.join(parts)}")
-        if part is not None and part not in parts:
-            raise one_of(f"part of store {str(directory)!r}", part, parts)
-        directory = directory / (part or parts[0])
+    parts = parts_of(directory)
+    if not parts or (directory / "data.json").exists():
+        return _open_one(directory, verify)
+    opened = [_open_one(directory / name, verify) for name in chosen_parts(f"store {str(directory)!r}", parts, part)]
+    first, *others = opened
+    if not others:
+        return first
+    if any(other.class_names != first.class_names for other in others):
+        raise DuetError(f"store {str(directory)!r}: its parts have other classes each, so they are not one data set")
+    images = Shards([shard for one in opened for shard in getattr(one.images, "parts", [one.images])])
+    return Dataset(images, np.concatenate([one.labels for one in opened]), first.class_names, first.name)
+
+
+def _open_one(directory: Path, verify: bool) -> Dataset:
+    """The data set of one store."""
     header = _read_header(directory)
     images = _open_images(directory, header["images"])
     labels = _read_array(directory / "labels.npy", None)

@@ -66,6 +66,9 @@ def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path,
     np.testing.assert_array_equal(train.images, archives.PICTURES["cifar10"]["train"][0])
     np.testing.assert_array_equal(test.labels, archives.PICTURES["cifar10"]["test"][1])
     assert train.name == "cifar10" and train.sha256 in out
+    both = loaded("data=cifar10", "data.options.part=all")
+    np.testing.assert_array_equal(both.images, np.concatenate([train.images, test.images]))
+    np.testing.assert_array_equal(both.labels, np.concatenate([train.labels, test.labels]))
     direct = loaded("data=store", f"data.options.directory={tmp_path / 'cifar10-32'}", "data.options.part=train")
     assert direct.sha256 == train.sha256
     wanted = [train.class_names[k] for k in np.unique(train.labels)[:2]]
@@ -87,7 +90,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
     parts = [loaded(*words, f"data.options.part={part}") for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
-    with pytest.raises(DuetError, match="no part was named; it holds train, held_out"):
+    with pytest.raises(DuetError, match="none was named; it has train, held_out, and all is them all"):
         loaded(*words)
 
 

@@ -185,7 +185,7 @@ STATED = {
         "schedule": ("linear", 300), "prediction": "eps", "distance": "l1", "flip": True,
         "t of the rows": [*range(299, -1, -1)], "noise": "posterior",
         "lr": {128: 1e-3, 6_000_000: 1e-3}, "batch": 128, "images": 6_000_000, "sample_images": 300_000,
-        "data": {"name": "cifar10", "part": "both", "size": 28}, "weight_decay": 0.0, "sampled with": "weights",
+        "data": {"name": "cifar10", "part": "all", "size": 28}, "weight_decay": 0.0, "sampled with": "weights",
     },
     "sixteen_step": {
         "image_shape": (32, 32, 3), "classes": 0, "schedule": ("flow", 16), "prediction": "next_level",
