@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from diffusion_core import pictures
 from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, average_names, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint
+from diffusion_core.continuous import ContinuousSchedule
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.data.store import parts_of
 from diffusion_core.errors import DuetError, one_of
@@ -138,15 +139,17 @@ def sampler_of(given: DictConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any
     """The options of the sampler that is used, and a line that says which it is.
 
     A sampler that is named is taken as it is. Where none is, it is that of the run, as its checkpoint has it, since it
-    fits the process and its grid; or the default of training where the checkpoint has none, as of imported weights.
-    Options that are given without a name take the place of its own.
+    fits the process and its grid. Where the checkpoint has none, as of imported weights, it is the default of training,
+    or in continuous time, where that one's spacing is poor, Heun's method on the grid of EDM. Options that are given
+    without a name take the place of its own.
     """
     given = plain(given)
     options, whose = given, "as given"
     if "name" not in given:
         own = checkpoint.notes.get("sampler")
-        options = dict(own or OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / "ddim.yaml"))) | given
-        whose = "the run's own" if own else "the default, as the checkpoint names none"
+        usual = "heun" if isinstance(checkpoint.problem.process.schedule, ContinuousSchedule) else "ddim"
+        options = dict(own or OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{usual}.yaml"))) | given
+        whose = "the run's own" if own else "a default, as the checkpoint names none"
         whose += f"; as given: {', '.join(given)}" if given else ""
     usual = TrainSchema().sampler
     told = {key: value for key, value in options.items() if key != "name" and usual.get(key, ...) != value}

@@ -121,8 +121,8 @@ def fit_picture(picture: Image.Image, size: int, start: tuple[int, int] | None =
     side = min(picture.size)
     left, top = start or ((picture.width - side) // 2, (picture.height - side) // 2)
     if picture.size != (size, size):
-        square = (left, top, left + side, top + side)
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=square)
+        # Cut first: the filter of a resize with a box reaches beyond its edge.
+        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture).reshape(size, size, -1)
 
 

@@ -14,9 +14,11 @@ from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.ema import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
 from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
 from diffusion_core.process import Process
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
+from diffusion_core.unet import UNetSpec
 from experiments.common import sampler_of
 from experiments.schema import register
 from experiments.train import Experiment
@@ -129,7 +131,7 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance"
      {"name": "next_level", "clip": None, "guidance": 1.0, "rescale": 1}, "rescale 1 (as given)"),
     (["sampler.eta=0.5"], None,
      {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance": 1.0},
-     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (the default, as the checkpoint names none; as given: eta)"),
+     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; as given: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, words, own, wanted, said) -> None:
@@ -137,6 +139,12 @@ def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, w
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(command, words)
-    found = Checkpoint(0, None, 0, TrainerState.fresh({}), {"sampler": own})
+    found = Checkpoint(0, Problem(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own})
     cfg.sampler, line = sampler_of(cfg.sampler, found)
     assert cfg.sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
+
+
+def test_imported_weights_of_continuous_time_are_drawn_from_on_the_grid_of_edm() -> None:
+    found = Checkpoint(0, Problem(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
+    options, line = sampler_of(OmegaConf.create({}), found)
+    assert (options["name"], options["spacing"]) == ("heun", "karras") and "a default" in line
