@@ -12,6 +12,7 @@ result.json          what the run ended with
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -34,7 +35,16 @@ from diffusion_core.errors import DuetError
 from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record
 
-__all__ = ["RunDirectory", "environment", "read_json", "read_metrics", "read_samples", "write_json", "write_samples"]
+__all__ = [
+    "RunDirectory",
+    "environment",
+    "read_json",
+    "read_metrics",
+    "read_samples",
+    "write_arrays",
+    "write_json",
+    "write_samples",
+]
 
 
 def environment(description: Description | None = None) -> dict[str, Any]:
@@ -131,10 +141,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
 
 def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
     """Samples as a compressed `.npz` of uint8 images, labels, and facts as JSON text."""
-    import io
+    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))))
 
+
+def write_arrays(path: Path, **arrays: NDArray) -> None:
+    """Arrays by name as a compressed `.npz`, whole or not at all."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))))
+    np.savez_compressed(buffer, **arrays)
     write_atomically(Path(path), buffer.getvalue())
 
 

@@ -21,7 +21,7 @@ from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
-from diffusion_core.run import write_samples
+from diffusion_core.run import write_arrays, write_samples
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from diffusion_core.sampling.draw import check_labels, describe_labels, draw, known_labels
 from diffusion_core.unet import NetworkSpec, Program, make_spec
@@ -275,9 +275,11 @@ def save_samples(
     steering: Steering | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
-    """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip and animation.
+    """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip, animation and states.
 
-    Those two are called `denoising` and `generation`, with whatever follows "samples" in the name.
+    Those are called `denoising`, `generation` and `trajectory`, with whatever follows "samples" in the name. The last
+    has, for the first ten samples, `x` and `estimate` as uint8 with shape (rows, 10, h, w, c), and for each the `row`
+    of the plan and the ratio `sigma_alpha` that it leads to.
     """
     classifier = steering.classifier.program if steering and steering.classifier else None
     labels = sample_labels(sample.labels, sample.count, problem, classifier)
@@ -290,7 +292,7 @@ def save_samples(
     def watch(row: int, x: NDArray, estimate: NDArray) -> None:
         if row in steps or row in moments:
             level = plan.alpha[row + 1], plan.sigma[row + 1]
-            frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:1], white)
+            frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:10], white)
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
         images = draw(
@@ -306,9 +308,15 @@ def save_samples(
     columns = problem.spec.num_classes or 10
     pictures.save_png(directory / f"{name}.png", pictures.grid(finished[:100], columns, scale=scale))
     if strips:
+        which = name.removeprefix("samples")
+        kept = sorted(frames)
+        write_arrays(
+            directory / f"trajectory{which}.npz",
+            row=np.array(kept), sigma_alpha=np.array([plan.sigma[row + 1] / plan.alpha[row + 1] for row in kept]),
+            x=np.stack([frames[row][0][:10] for row in kept]), estimate=np.stack([frames[row][1] for row in kept]),
+        )  # fmt: skip
         rows = [(of, np.concatenate([frames[row][i][:1] for row in steps])) for i, of in enumerate(("x_t", "estimate"))]
         heads = [(_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in steps]
-        which = name.removeprefix("samples")
         sheet = pictures.labelled_rows(rows, scale=scale, heads=heads, corner=_HEADS)
         pictures.save_png(directory / f"denoising{which}.png", sheet)
         grids = [pictures.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in moments]

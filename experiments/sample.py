@@ -51,6 +51,8 @@ def main(cfg: DictConfig) -> None:
         images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
     )  # fmt: skip
     took = perf_counter() - began
+    memory = backend.peak_memory_mib()
+    write_json(out / "result.json", {"sampled": len(images), "sample_seconds": took, "peak_memory_mib": memory})
     drawn = f"{counted(len(images), 'sample')} in {took:.1f} s"
     print(f"{drawn} from {found.images_seen:,} images seen: {out / 'samples.png'}")
 

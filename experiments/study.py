@@ -22,6 +22,8 @@ from omegaconf import DictConfig
 from experiments.entry import entry
 from experiments.studies import jobs
 from experiments.studies.plan import Plan
+from experiments.studies.report import report
+from experiments.studies.results import check_reads, outcomes
 
 
 @entry("study")
@@ -30,11 +32,17 @@ def main(cfg: DictConfig) -> None:
     if cfg.job is not None:
         sys.exit(jobs.task(cfg))
     plan, runs = jobs.plan_of(cfg), jobs.runs_of(cfg)
+    check_reads(plan.study)
     jobs.check(plan)
     print(table(plan, runs))
     if cfg.dry_run:
         return
     jobs.launch(plan, runs, HydraConfig.get().overrides.task)
+    page, content = report(plan, outcomes(plan, runs), runs.parent)
+    print(f"{content['verdict']['claim']}. {content['verdict']['sentence']}")
+    for line in content["excludes"]:
+        print(f"  {line['metric']}, {' and '.join(line['pairs'])}: {line['text']}")
+    print(f"report: {page}")
     failed = [job for job in plan.jobs if jobs.state(job, runs).word != "done"]
     if failed:
         print(f"{len(failed)} of {len(plan.jobs)} jobs are not done; their log.txt says why: {runs}")

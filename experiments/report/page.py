@@ -24,7 +24,7 @@ from .figures import bars, loss_figure
 from .ladder import failures, ladder, read_checks, verdict
 from .text import DASH, count, element, escape, moment, number, percent, plain, real
 
-__all__ = ["command", "document", "picture", "render", "scroll", "write"]
+__all__ = ["command", "document", "picture", "render", "scroll", "write", "write_page"]
 
 _NAMES = {"torch": "PyTorch", "tf": "TensorFlow"}
 _STYLES = {"torch": "torch", "tf": "tf"}
@@ -144,8 +144,12 @@ def write(report: Mapping, pictures: Mapping[str, bytes], directory: str | Path)
     Raises:
         DuetError: something in the report is no JSON value, or see `render`; nothing is written then.
     """
+    return write_page(report, render(report, pictures), directory)
+
+
+def write_page(report: Mapping, page: str, directory: str | Path) -> Path:
+    """Write a page and the report that it was made of, as `write` does."""
     directory = Path(directory)
-    page = render(report, pictures)
     data = json.dumps(plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if directory.exists() and not directory.is_dir():
         raise DuetError(f"report directory: {directory} is a file; it must be a directory or a new name")

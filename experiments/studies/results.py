@@ -1,0 +1,222 @@
+"""What the runs of a study ended with: metrics by name, curves, cost and samples, read from their directories.
+
+A metric of a study file stands where its `read` says, `<reader>.<path>`:
+
+    result.KEY            result.json of the last stage that has one, as `result.objective`
+    evaluation.KEY.KEY    evaluation.json of the last stage that has one
+    cost.KEY              one of the rows of `cost`, as `cost.images_per_second`
+    digits.frechet        the digits Fréchet distance of the last samples, see `diffusion_core.metrics.digits`
+    digits.agreement      the share of them that are recognised as the class asked for
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from diffusion_core.errors import DuetError, one_of
+from diffusion_core.metrics.digits import DigitsJudge, fit_judge
+from diffusion_core.run import read_json, read_metrics, read_samples
+from experiments.studies import jobs
+from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
+
+__all__ = ["COSTS", "READERS", "Outcome", "check_reads", "outcomes", "value"]
+
+# Rows of the table of cost: title, which direction is better, digits after the point are the page's matter.
+COSTS: Mapping[str, tuple[str, str]] = {
+    "images_per_second": ("training, images per second", "higher"),
+    "sampled_per_second": ("sampling, images per second", "higher"),
+    "first_step_seconds": ("first step, seconds (tracing and compiling)", "lower"),
+    "peak_memory_mib": ("peak memory, MiB", "lower"),
+    "seconds": ("whole run, seconds", "lower"),
+    "joules": ("energy, joules (of the whole machine)", "lower"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A run as it ended.
+
+    Args:
+        run: which.
+        directories: of its stages that are done, in order.
+        trouble: why it has no result; empty where it is whole.
+    """
+
+    run: Run
+    directories: tuple[Path, ...]
+    trouble: str = ""
+
+    def last(self, name: str) -> Path | None:
+        """The file of that name of the last stage that has one."""
+        return next((path / name for path in reversed(self.directories) if (path / name).is_file()), None)
+
+    @cached_property
+    def results(self) -> list[tuple[str, dict[str, Any]]]:
+        """(entry, result.json) of each stage that has one."""
+        pairs = zip(self.run.jobs, self.directories, strict=False)
+        return [(j.entry, read_json(d / "result.json")) for j, d in pairs if (d / "result.json").is_file()]
+
+    @cached_property
+    def markers(self) -> list[dict[str, Any]]:
+        """done.json of each stage."""
+        return [read_json(path / "done.json") for path in self.directories]
+
+    @cached_property
+    def environments(self) -> list[dict[str, Any]]:
+        """environment.json of each stage."""
+        return [
+            read_json(path / "environment.json") for path in self.directories if (path / "environment.json").is_file()
+        ]
+
+    @cached_property
+    def precision(self) -> str:
+        """That of its last stage."""
+        return str(OmegaConf.load(self.directories[-1] / "config.yaml").get("precision", ""))
+
+    @cached_property
+    def curves(self) -> dict[str, NDArray[np.float64]]:
+        """Metrics of training by name with shape (steps,), of all its stages; where two overlap, of the later."""
+        lines: dict[int, dict[str, float]] = {}
+        for path in self.directories:
+            if (path / "metrics.jsonl").is_file():
+                lines |= {int(line["images_seen"]): line for line in read_metrics(path / "metrics.jsonl")}
+        ordered = [lines[seen] for seen in sorted(lines)]
+        return {name: np.array([line[name] for line in ordered]) for name in (ordered[0] if ordered else ())}
+
+    @cached_property
+    def samples(self) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]] | None:
+        """Images, labels and facts of the last stage that draws."""
+        found = self._drawn("samples.npz")
+        return None if found is None else read_samples(found)
+
+    @cached_property
+    def trajectory(self) -> dict[str, NDArray] | None:
+        """Row, x and estimate of the states that samples went through, where they were kept."""
+        found = self._drawn("trajectory.npz")
+        if found is None:
+            return None
+        try:
+            with np.load(found, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:
+            raise DuetError(f"{found}: it is not a file of states ({error})") from error
+
+    def _drawn(self, name: str) -> Path | None:
+        for job, path in reversed(list(zip(self.run.jobs, self.directories, strict=False))):
+            place = ENTRIES[job.entry].samples
+            if place is not None and (path / place / name).is_file():
+                return path / place / name
+        return None
+
+    @cached_property
+    def cost(self) -> dict[str, float | None]:
+        """What it took, all stages together; None where a stage or the machine does not say."""
+        trained = [result for entry, result in self.results if entry == "train"]
+        drawn = [result for _, result in self.results if result.get("sampled")]
+        joules = [marker.get("joules") for marker in self.markers]
+        speeds = [(r["images_per_second"], r["seconds"]) for r in trained if r["seconds"]]
+        time = sum(seconds for _, seconds in speeds)
+        sampling = sum(r["sample_seconds"] for r in drawn)
+        memory = [r["peak_memory_mib"] for _, r in self.results if r.get("peak_memory_mib") is not None]
+        return {
+            "images_per_second": sum(speed * seconds for speed, seconds in speeds) / time if time else None,
+            "sampled_per_second": sum(r["sampled"] for r in drawn) / sampling if sampling else None,
+            "first_step_seconds": max((r["first_step_seconds"] for r in trained), default=None),
+            "peak_memory_mib": max(memory, default=None),
+            "seconds": sum(marker["seconds"] for marker in self.markers) if self.markers else None,
+            "joules": None if not joules or None in joules else sum(joules),
+        }
+
+
+def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
+    """Every run of a plan as it stands, in the order of the plan."""
+    found = []
+    for run in plan.runs:
+        directories, trouble = [], ""
+        for job in run.jobs:
+            stand = jobs.state(job, runs)
+            if stand.word != "done":
+                said = f"exit code {stand.facts['exit_code']}: {stand.facts['said']}" if stand.word == "failed" else ""
+                trouble = f"{job.name} {stand.word}" + (f", {said}" if said else "")
+                break
+            directories.append(runs / job.name)
+        found.append(Outcome(run, tuple(directories), trouble))
+    return found
+
+
+def _in_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:
+    file = outcome.last(name)
+    if file is None:
+        raise DuetError(f"no stage of {outcome.run.arm.name!r} writes {name}")
+    node = read_json(file)
+    for key in path:
+        if not isinstance(node, Mapping) or key not in node:
+            raise one_of(f"{file}: key", key, node if isinstance(node, Mapping) else ())
+        node = node[key]
+    return node
+
+
+def _cost(outcome: Outcome, path: Sequence[str]) -> object:
+    return outcome.cost[path[0]]
+
+
+@functools.cache
+def _judge() -> DigitsJudge:
+    return fit_judge()
+
+
+def _digits(outcome: Outcome, path: Sequence[str]) -> object:
+    if outcome.samples is None:
+        raise DuetError(f"no stage of {outcome.run.arm.name!r} draws samples")
+    images, labels, _ = outcome.samples
+    return _judge().frechet(images) if path == ["frechet"] else _judge().agreement(images, labels).rate
+
+
+READERS: Mapping[str, Callable[[Outcome, Sequence[str]], object]] = {
+    "result": functools.partial(_in_file, "result.json"),
+    "evaluation": functools.partial(_in_file, "evaluation.json"),
+    "cost": _cost,
+    "digits": _digits,
+}
+
+
+# The paths of those readers that know them.
+_PATHS = {"cost": tuple(COSTS), "digits": ("frechet", "agreement")}
+
+
+def check_reads(study: Study) -> None:
+    """Refuse a metric that is read from where nothing can stand."""
+    for metric in study.metrics:
+        reader, _, path = metric.read.partition(".")
+        where = f"study.metrics.{metric.name}.read"
+        if reader not in READERS:
+            raise one_of(where, reader, READERS)
+        if reader in _PATHS and path not in _PATHS[reader]:
+            raise one_of(f"{where}: {reader}", path, _PATHS[reader])
+
+
+def value(outcome: Outcome, metric: Metric) -> float:
+    """The metric of a run; NaN where it has none.
+
+    Raises:
+        DuetError: the study reads it from where nothing stands, or something that is no number.
+    """
+    if outcome.trouble:
+        return math.nan
+    reader, *path = metric.read.split(".")
+    found = READERS[reader](outcome, path)
+    if found is None:
+        return math.nan
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise DuetError(f"study.metrics.{metric.name}.read: {metric.read} is {found!r}; it must be a number")
+    return float(found)
