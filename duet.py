@@ -11,6 +11,7 @@ left alone until pyproject.toml, its constraints file or its Python changes. Pac
 and your own pip settings: about 3 GB for torch (its CUDA libraries included), 0.7 GB for tf.
 
     DUET_TORCH_PYTHON, DUET_TF_PYTHON           an interpreter of your own (conda) to use instead
+    DUET_BROWSER                                a Chromium of your own, or none; the tests operate the reports in it
 
 Exit code: 0 when all went well, 2 when something given does not fit, else that of what failed.
 """
@@ -61,6 +62,7 @@ EACH = (
     ("torch", "backend and not recorded and not slow and not gpu"),
     ("torch", "together and not slow"),
 )
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # What the tests run in order: title, jobs, arguments of their Python. {x} is a fresh folder, {b} the backend, {o} the
 # other one, {p} the precision or the tests, {t} the threads.
 TESTS = (
@@ -239,6 +241,14 @@ def failure(what: str, log: TextIO) -> Stop:
     return Stop(f"{what}; all output: {log.name}", 1)
 
 
+def browser() -> str | None:
+    """The Chromium that the tests marked `browser` operate pages in, or None where there is none."""
+    given = os.environ.get("DUET_BROWSER")
+    if given and given != "none" and not shutil.which(given):
+        raise Stop(f"DUET_BROWSER: {given!r} was given; it must be the path of a Chromium, or none")
+    return None if given == "none" else given or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def call(command: list[str], **options: object) -> int:
     """Run a command in the foreground; its exit code as a shell gives it."""
     return shell_code(subprocess.run(command, check=False, **options).returncode)
@@ -329,13 +339,19 @@ def run_command(args: list[str]) -> int:
 
 def test_command(args: list[str]) -> int:
     """duet.py test [PYTEST ARGS...]"""
+    found = browser()
     pythons = {backend: setup(backend) for backend in DOWNLOAD}
     rows = []
+    without = f"no {' or '.join(BROWSERS)} on PATH: the tests marked `browser` are NOT RUN, so no page is operated"
+    if not found:
+        say(without)
     with tempfile.TemporaryDirectory(prefix="duet-exchange-") as exchange:
         for title, jobs, template in TESTS:
             is_pytest = "-m pytest" in template
             say(f"{title}:")
             started = time.monotonic()
+            if not found and jobs is EACH:
+                jobs = tuple((backend, f"{selection} and not browser") for backend, selection in jobs)
             traces = str(Path(exchange) / "trace")
             code = stage(pythons, jobs, template, exchange, *(args if is_pytest else []), DUET_EXCHANGE=traces)
             # pytest leaves with 5 where it selects no test, as a person's own selection may well do in one stage
@@ -343,6 +359,8 @@ def test_command(args: list[str]) -> int:
             rows.append((title, passed, code, time.monotonic() - started))
     for title, passed, code, seconds in rows:
         say(f"{title:<24} {'passed' if passed else f'FAILED (exit code {code})':<22} {seconds:8.1f} s")
+    if not found:
+        say(without)
     return 0 if all(passed for _, passed, _, _ in rows) else 1
 
 

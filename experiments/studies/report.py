@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ _COLUMNS = 300  # points of a curve
 _BYTES = 3_000_000  # of all states that the page carries
 _GAIN = 64  # by which differences of pixels are shown
 
+# Figures by name: what draws each, and its numbers.
+Drawings = dict[str, tuple[Callable[[], Any], list[dict[str, Any]]]]
+
 ANSWERS = {
     "equivalent": "equivalent within the margin",
     "within margin": "different, by less than the margin",
@@ -43,19 +46,22 @@ ANSWERS = {
 
 def report(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> tuple[Path, dict[str, Any]]:
     """Write report.html, report.json and figures/; gives the path of the page and what it says."""
-    content, images, files = build(plan, outcomes)
+    content, images, drawings = build(plan, outcomes)
+    files: dict[str, bytes] = {}
+    for name, (draw, rows) in drawings.items():
+        files |= figures.files(name, draw, rows)
     for name, data in files.items():
         write_atomically(out / "figures" / name, data)
     return write_page(content, render(content, images, files), out), content
 
 
-def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], dict[str, bytes]]:
-    """The report as JSON values, its pictures, and the files of its figures."""
+def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
+    """The report as JSON values, its pictures, and its figures for papers, which are not drawn yet."""
     here, study = environment(), plan.study
     findings = analyse(plan, outcomes)
     whole = [outcome for outcome in outcomes if not outcome.trouble]
     images: dict[str, bytes] = {}
-    files: dict[str, bytes] = {}
+    drawings: Drawings = {}
     content: dict[str, Any] = {
         "title": study.title,
         "question": study.question,
@@ -66,11 +72,11 @@ def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict
         "alpha": study.alpha,
         "seeds": list(study.seeds),
         "arms": [arm.name for arm in plan.arms],
-        "findings": [_finding(finding, study.seeds, files) for finding in findings],
-        "curves": _curves(plan, whole, files),
+        "findings": [_finding(finding, study.seeds, drawings) for finding in findings],
+        "curves": _curves(plan, whole, drawings),
         "samples": _samples(plan, whole, images),
         "steps": _steps(plan, whole),
-        "cost": _cost(plan, whole, files),
+        "cost": _cost(plan, whole, drawings),
         "runs": [_run(plan, outcome, findings) for outcome in outcomes],
         "environments": _environments(whole),
         "machine": {key: here[key] for key in ("platform", "processor", "cores", "python")},
@@ -78,7 +84,7 @@ def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict
     content["verdict"] = _verdict(findings, outcomes)
     content["excludes"] = [line for finding in findings for line in _excludes(finding)]
     content["appendix"] = _appendix(plan, whole, content)
-    return content, images, files
+    return content, images, drawings
 
 
 def _plain(value: float | None) -> float | None:
@@ -89,7 +95,7 @@ def _ends(interval: Interval | None) -> list[float | None]:
     return [None, None] if interval is None else [_plain(interval.low), _plain(interval.high)]
 
 
-def _finding(finding: Finding, seeds: Sequence[int], files: dict[str, bytes]) -> dict[str, Any]:
+def _finding(finding: Finding, seeds: Sequence[int], drawings: Drawings) -> dict[str, Any]:
     metric = finding.metric
     arms = [
         {
@@ -107,7 +113,7 @@ def _finding(finding: Finding, seeds: Sequence[int], files: dict[str, bytes]) ->
     rows = [
         {"arm": a["arm"], "seed": seed, "value": v} for a in arms for seed, v in zip(seeds, a["values"], strict=True)
     ]
-    files |= figures.files(names[0], lambda: figures.values(metric.title, {a["arm"]: a["values"] for a in arms}), rows)
+    drawings[names[0]] = (lambda: figures.values(metric.title, {a["arm"]: a["values"] for a in arms}), rows)
     known = [c for c in comparisons if c["mean"] is not None]
     drawn = [
         {name: c[name] for name in ("arm", "differences", "mean")} | {"low": c["interval"][0], "high": c["interval"][1]}
@@ -115,7 +121,7 @@ def _finding(finding: Finding, seeds: Sequence[int], files: dict[str, bytes]) ->
     ]
     keys = ("arm", "baseline", "pairs", "mean", "effect", "p", "tost_p", "margin", "excluded", "answer")
     told = [{k: c[k] for k in keys} | {"low": c["interval"][0], "high": c["interval"][1]} for c in known]
-    files |= figures.files(names[1], lambda: figures.differences(axis, drawn, metric.bound), told)
+    drawings[names[1]] = (lambda: figures.differences(axis, drawn, metric.bound), told)
     return {
         "name": metric.name,
         "title": metric.title,
@@ -227,7 +233,7 @@ def _excludes(finding: Finding) -> list[dict[str, Any]]:
 # --- curves -------------------------------------------------------------------------------------------------------
 
 
-def _curves(plan: Plan, whole: Sequence[Outcome], files: dict[str, bytes]) -> dict[str, Any] | None:
+def _curves(plan: Plan, whole: Sequence[Outcome], drawings: Drawings) -> dict[str, Any] | None:
     """The smoothed loss of each arm: mean over seeds, with the interval of the mean as its band."""
     series: dict[str, Any] = {}
     for arm in plan.arms:
@@ -255,14 +261,14 @@ def _curves(plan: Plan, whole: Sequence[Outcome], files: dict[str, bytes]) -> di
         for arm, of in series.items()
         for x, m, low, high in zip(of["x"], of["mean"], of["low"], of["high"], strict=True)
     ]
-    files |= figures.files("curves", lambda: figures.curves("training loss", series), rows)
+    drawings["curves"] = (lambda: figures.curves("training loss", series), rows)
     return {"series": series, "figures": ["curves"]}
 
 
 # --- cost ---------------------------------------------------------------------------------------------------------
 
 
-def _cost(plan: Plan, whole: Sequence[Outcome], files: dict[str, bytes]) -> dict[str, Any]:
+def _cost(plan: Plan, whole: Sequence[Outcome], drawings: Drawings) -> dict[str, Any]:
     rows = []
     for arm in plan.arms:
         costs = [o.cost for o in whole if o.run.arm == arm]
@@ -280,7 +286,7 @@ def _cost(plan: Plan, whole: Sequence[Outcome], files: dict[str, bytes]) -> dict
     ]
     seconds = {o.run.arm.name: [p.cost["seconds"] for p in whole if p.run.arm == o.run.arm] for o in whole}
     if table:
-        files |= figures.files("cost", lambda: figures.values("whole run, seconds", seconds), table)
+        drawings["cost"] = (lambda: figures.values("whole run, seconds", seconds), table)
     resumed = sum(any(marker.get("resumed") for marker in o.markers) for o in whole)
     return {
         "columns": {key: {"title": title, "better": better} for key, (title, better) in COSTS.items()},

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 STEPS = 40
 
@@ -101,6 +103,30 @@ def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
     x = (shares * noise[:10] + (1 - shares) * images[:10]).astype(np.uint8)
     estimate = np.broadcast_to(images[:10], x.shape)
     np.savez(out / "trajectory.npz", row=np.arange(steps), x=x, estimate=estimate)
+
+
+def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: False) -> None:
+    """Write the directories of all jobs of a plan, as if its commands had run; those that fail leave their marker."""
+    from diffusion_core.run import write_json
+
+    for job in plan.jobs:
+        out = runs / job.name
+        words = ["python", "-m", f"experiments.{job.entry}", *job.arguments(Path("runs"))]
+        facts = {
+            "identity": job.identity, "command": words,
+            "seconds": 40.0 + job.seed, "joules": None, "resumed": False,
+        }  # fmt: skip
+        if any(map(failing, (*job.before, job))):
+            if failing(job):
+                write_json(out / "failed.json", facts | {"exit_code": 2, "said": "error: the loss is nan"})
+            continue
+        backend = next(word.split("=")[1] for word in job.overrides if word.startswith("backend="))
+        if job.entry == "sample":
+            steps = next((int(word.split("=")[1]) for word in job.overrides if word.startswith("sampler.steps=")), 10)
+            write_samples(out, job.seed, backend, steps)
+        else:
+            write_training(out, job.seed, backend, bool(job.before))
+        write_json(out / "done.json", facts)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,9 @@ def traced(backend, other=""):
 
 
 def test_test_runs_every_stage_in_order(checkout):
-    result = checkout.duet("test")
+    (checkout.root / "browser").write_text("")
+    (checkout.root / "browser").chmod(0o755)
+    result = checkout.duet("test", DUET_BROWSER=str(checkout.root / "browser"))
     assert result.returncode == 0, result.stderr
     ran = [re.sub(r"threads=\d+", "threads=N", line) for line in stages(checkout)]
     assert set(ran[:4]) == {
@@ -295,7 +297,15 @@ def test_test_runs_every_stage_in_order(checkout):
     assert set(ran[4:8]) == traced("torch") | traced("tf")
     assert set(ran[8:12]) == traced("torch", "tf") | traced("tf", "torch")
     assert ran[12:] == ["torch|-m pytest -m exchange"]
-    assert result.stdout.count("passed") == 4
+    assert result.stdout.count("passed") == 4 and "NOT RUN" not in result.stdout
+
+
+def test_without_a_browser_its_tests_are_left_out_and_that_is_said(checkout):
+    result = checkout.duet("test", DUET_BROWSER="none")
+    assert result.returncode == 0 and sum(line.endswith(" and not browser") for line in stages(checkout)) == 4
+    assert result.stdout.count("tests marked `browser` are NOT RUN") == 2
+    assert "NOT RUN" in result.stdout.splitlines()[-1]
+    assert "'a-browser' was given" in one_line(checkout.duet("test", DUET_BROWSER="a-browser"))
 
 
 def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):

@@ -1,0 +1,370 @@
+"""The report of a study: its numbers are those of its runs, it is whole in one file, and its controls work.
+
+The runs are made up (`made_up.py`): PyTorch and TensorFlow differ by a millionth of the loss and in one pixel.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import html
+import io
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_up import losses, make_up
+from scipy import stats
+
+from diffusion_core.errors import DuetError
+from experiments.report.study import render
+from experiments.studies.figures import files as drawn
+from experiments.studies.plan import Plan, make_plan, make_study
+from experiments.studies.report import build, report
+from experiments.studies.results import check_reads, outcomes
+
+SEEDS = [0, 1, 2, 3]
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "title": "Does <it> matter?",
+    "question": "One percent of the loss would not.",
+    "seeds": SEEDS,
+    "stages": {
+        "first half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=1280"]},
+        "second half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=2560"]},
+    },
+    "factors": {
+        "framework": {
+            "PyTorch": ["backend=torch"],
+            "TensorFlow": ["backend=tf"],
+            "hand-over": {"first half": ["backend=torch"], "second half": ["backend=tf"]},
+        }
+    },
+    "baseline": {"framework": "PyTorch"},
+    "metrics": {
+        "loss": {"title": "loss at the end", "read": "result.objective", "scale": "ratio", "margin": 1.01},
+        "agreement": {"read": "digits.agreement", "better": "higher", "margin": 0.02},
+        "speed": {"read": "cost.images_per_second", "better": "higher", "scale": "ratio", "margin": 1.05},
+        "parameters": {"read": "result.sampled"},
+    },
+}
+
+
+def made(folder: Path, options: dict[str, Any] = STUDY, failing: Any = lambda job: False) -> tuple[Plan, Path]:
+    plan = make_plan(make_study(options))
+    make_up(plan, folder / "runs", failing)
+    return plan, folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
+    """The folder of a study, its report.json and its page."""
+    plan, folder = made(tmp_path_factory.mktemp("study"))
+    page, _ = report(plan, outcomes(plan, folder / "runs"), folder)
+    return folder, json.loads((folder / "report.json").read_text()), page.read_text()
+
+
+def comparison(content: dict[str, Any], metric: str, arm: str = "TensorFlow") -> dict[str, Any]:
+    finding = next(f for f in content["findings"] if f["name"] == metric)
+    return next(c for c in finding["comparisons"] if c["arm"] == arm)
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_that_of_the_runs(study):
+    ends = {b: np.array([np.mean(losses(seed, b)[-10:]) for seed in SEEDS]) for b in ("torch", "tf")}
+    expected = stats.ttest_1samp(np.log(ends["tf"] / ends["torch"]), 0)
+    found = comparison(study[1], "loss")
+    assert found["differences"] == pytest.approx(np.log(ends["tf"] / ends["torch"]), abs=1e-15)
+    assert found["mean"] / (found["std"] / 2) == pytest.approx(expected.statistic, rel=1e-6)  # of tiny differences
+    assert found["interval"] == pytest.approx(expected.confidence_interval(0.95), rel=1e-6)
+    assert found["p"] == pytest.approx(min(1.0, 2 * expected.pvalue), rel=1e-6)  # Holm, of two equal ones
+    assert found["margin"] == math.log(1.01) and found["answer"] == "equivalent"
+    assert abs(found["excluded"]) < 1e-5
+
+
+def test_the_four_answers(study):
+    content = study[1]
+    assert comparison(content, "agreement")["identical"] and comparison(content, "agreement")["answer"] == "equivalent"
+    speed = comparison(content, "speed")
+    assert speed["answer"] == "different" and speed["mean"] == pytest.approx(math.log(211.5 / 301.5), rel=1e-3)
+    assert comparison(content, "parameters")["answer"] == "undecided"  # no margin was stated, and none differs
+    assert content["verdict"]["counts"] == {
+        "equivalent": 4, "within margin": 0, "different": 2, "undecided": 2, "no pairs": 0,
+    }  # fmt: skip
+    assert content["verdict"]["claim"] == "The arms differ"
+
+
+def test_all_equivalent_is_claimed_only_where_every_test_says_so(tmp_path):
+    options = copy.deepcopy(STUDY)
+    options["seeds"] = SEEDS[:2]
+    del options["metrics"]["speed"], options["metrics"]["parameters"]
+    plan, folder = made(tmp_path, options)
+    runs = outcomes(plan, folder / "runs")
+    assert build(plan, runs)[0]["verdict"]["claim"] == "The arms are equivalent within the stated margins"
+    del options["metrics"]["loss"]
+    plan = make_plan(make_study(options))
+    assert build(plan, outcomes(plan, folder / "runs"))[0]["verdict"]["claim"] == "The arms give identical results"
+    options["metrics"]["loss"] = STUDY["metrics"]["loss"] | {"margin": 1 + 1e-8}
+    plan = make_plan(make_study(options))
+    content = build(plan, outcomes(plan, folder / "runs"))[0]
+    assert content["verdict"]["claim"] == "The study leaves its question open"
+    told = next(line["text"] for line in content["excludes"] if line["metric"] == "loss at the end")
+    assert "equivalence is not shown" in told and "seeds would show it" in told
+
+
+def test_a_failed_run_is_told_and_its_seed_is_left_out_of_the_pairs(tmp_path):
+    plan, folder = made(tmp_path, failing=lambda job: job.seed == 1 and "backend=tf" in job.overrides)
+    content, pictures, _ = build(plan, outcomes(plan, folder / "runs"))
+    assert content["verdict"]["broken"] == 2 and content["verdict"]["style"] == "differ"
+    found = comparison(content, "loss")
+    assert found["seeds"] == [0, 2, 3] and found["missing"] == 1
+    page = render(content, pictures, {})
+    assert page.count("the loss is nan</span>") == 2 and "2 of 12 runs have no result" in page
+
+
+def test_one_seed_says_nothing_of_spread(tmp_path):
+    plan, folder = made(tmp_path, STUDY | {"seeds": [0]})
+    content, pictures, _ = build(plan, outcomes(plan, folder / "runs"))
+    found = comparison(content, "loss")
+    assert found["interval"] == [None, None] and found["tost_p"] is None and found["answer"] == "undecided"
+    assert "nothing is excluded" in render(content, pictures, {})
+
+
+def test_no_run_at_all_is_a_report_too(tmp_path):
+    plan = make_plan(make_study(STUDY))
+    content, pictures, _ = build(plan, outcomes(plan, tmp_path / "runs"))
+    assert content["verdict"]["counts"]["no pairs"] == 8 and "no pairs" in render(content, pictures, {})
+
+
+def test_curves_join_the_stages_and_average_over_seeds(study):
+    series = study[1]["curves"]["series"]
+    expected = np.mean([losses(seed, "torch") for seed in SEEDS], axis=0)
+    assert series["PyTorch"]["mean"] == pytest.approx(expected) and series["PyTorch"]["x"][-1] == 2560
+    handed = np.mean([losses(s, "torch")[:20] + losses(s, "tf")[20:] for s in SEEDS], axis=0)
+    assert series["hand-over"]["mean"] == pytest.approx(handed, rel=1e-12)
+    assert np.all(np.array(series["PyTorch"]["low"]) < expected)
+
+
+def test_cost_is_of_all_stages_and_energy_is_not_made_up(study):
+    cells = {row["arm"]: row["cells"] for row in study[1]["cost"]["rows"]}
+    assert cells["PyTorch"]["seconds"]["mean"] == pytest.approx(2 * 41.5)
+    assert cells["hand-over"]["images_per_second"]["mean"] == pytest.approx((301.5 + 211.5) / 2)
+    assert all(of["joules"] is None for of in cells.values()) and study[2].count("not reported</span>") == 3
+
+
+def test_a_metric_is_refused_before_any_run_where_nothing_can_stand():
+    for read, told in (("results.objective", "Did you mean 'result'"), ("cost.memory", "it must be one of images_per")):
+        with pytest.raises(DuetError, match=told):
+            check_reads(make_study(STUDY | {"metrics": {"x": {"read": read}}}))
+
+
+def test_a_key_that_a_file_has_not_is_named(study):
+    plan = make_plan(make_study(STUDY | {"metrics": {"x": {"read": "result.objectve"}}}))
+    with pytest.raises(DuetError, match=r"result\.json: key: 'objectve'.*Did you mean 'objective'"):
+        build(plan, outcomes(plan, study[0] / "runs"))
+
+
+# --- the page and its files ---------------------------------------------------------------------------------------
+
+
+def test_the_page_refers_to_nothing_but_its_runs(study):
+    links = re.findall(r'(?:href|src)="([^"]*)"', study[2])
+    outside = [link for link in links if not link.startswith(("#", "data:", "runs/"))]
+    assert outside == [] and sum(link.startswith("runs/") for link in links) == 24
+    assert all((study[0] / link).is_dir() for link in links if link.startswith("runs/"))
+    assert "Does &lt;it&gt; matter?" in study[2] and "<it>" not in study[2]
+
+
+def test_every_figure_can_be_taken_as_data_and_as_pictures(study):
+    folder, content, page = study
+    held = dict(re.findall(r'download="([^"]+)" href="data:[^;"]+(?:;charset=utf-8)?;base64,([^"]+)"', page))
+    names = {name for f in content["findings"] for name in f["figures"]} | {"curves", "cost"}
+    kinds = ("csv", "json", "svg", "png")
+    assert set(held) == {f"{name}.{kind}" for name in names for kind in kinds} | {"appendix.txt"}
+    for name, kind in itertools.product(names, kinds):
+        data = base64.b64decode(held[f"{name}.{kind}"])
+        assert data == (folder / "figures" / f"{name}.{kind}").read_bytes()
+        if kind == "svg":
+            assert ElementTree.fromstring(data).tag.endswith("svg")
+        elif kind == "png":
+            assert data.startswith(b"\x89PNG")
+        else:
+            rows = json.loads(data) if kind == "json" else list(csv.DictReader(io.StringIO(data.decode())))
+            assert len(rows) == len(json.loads((folder / "figures" / f"{name}.json").read_bytes())) > 0
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(held["differences-loss.csv"]).decode())))
+    assert float(rows[0]["mean"]) == comparison(content, "loss")["mean"]
+    assert base64.b64decode(held["appendix.txt"]).decode() == content["appendix"]
+
+
+def test_the_same_runs_give_the_same_files(study):
+    plan = make_plan(make_study(STUDY))
+    _, _, drawings = build(plan, outcomes(plan, study[0] / "runs"))
+    for name in ("curves", "differences-loss"):
+        files = drawn(name, *drawings[name])
+        assert {file: (study[0] / "figures" / file).read_bytes() for file in files} == files
+
+
+def test_the_appendix_says_how_the_numbers_were_made(study):
+    text = study[1]["appendix"]
+    for said in (
+        "Seeds: 0, 1, 2, 3", "Baseline: framework = PyTorch", "a processor, 2 cores", "TensorFlow 2.21.0",
+        "PyTorch 2.14.1", "margin 1.01", "sha256 000", "Energy: not reported", "commit abc1234",
+        "hand-over: first half: backend=torch; second half: backend=tf",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.count("  python -m experiments.train") == 4 * 5  # each shared job once
+
+
+# --- its controls -------------------------------------------------------------------------------------------------
+
+OPERATE = """
+const found = {};
+const text = (id) => document.getElementById(id).textContent;
+const pixels = (id) => {
+  const canvas = document.getElementById(id);
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return [canvas.width, canvas.height, ...data.filter((_, i) => i % 4 === 0)];
+};
+const turn = (id, value) => {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new Event("input", { bubbles: true }));
+};
+found.errors = window.errors;
+turn("walk-step", "0");
+found.first = [text("walk-said"), text("walk-a-name"), pixels("walk-a")];
+turn("walk-step", "9");
+found.last = [text("walk-said"), text("walk-b-name"), pixels("walk-a"), pixels("walk-b"), pixels("walk-d")];
+turn("walk-right", "0");
+found.same = [text("walk-said"), Math.max(...pixels("walk-d").slice(2))];
+turn("walk-what", "estimate");
+found.estimate = pixels("walk-a");
+
+const table = document.querySelector("#runs table");
+const column = (k) => [...table.tBodies[0].rows].map((row) => row.cells[k].textContent);
+const button = (k) => table.tHead.rows[0].cells[k].querySelector("button");
+button(2).click();
+found.up = [column(2), table.tHead.rows[0].cells[2].getAttribute("aria-sort")];
+button(2).click();
+found.down = [column(2), table.tHead.rows[0].cells[2].getAttribute("aria-sort")];
+button(0).click();
+found.arms = [column(0), table.tHead.rows[0].cells[2].getAttribute("aria-sort")];
+
+const paper = () => getComputedStyle(document.body).backgroundColor;
+found.theme = [paper()];
+document.getElementById("theme").click();
+found.theme.push(paper());
+document.getElementById("theme").click();
+found.theme.push(paper());
+
+const figure = document.querySelector(".figure.loss");
+const box = figure.querySelector("svg").getBoundingClientRect();
+const at = (x) => new PointerEvent("pointermove", { clientX: x, clientY: box.top + 5, bubbles: true });
+figure.dispatchEvent(at(box.left + box.width / 2));
+found.hover = [figure.querySelector(".readout").textContent, figure.querySelector(".readout").hidden];
+figure.dispatchEvent(new PointerEvent("pointerleave"));
+found.left = figure.querySelector(".readout").hidden;
+found.width = [document.documentElement.scrollWidth, innerWidth];
+document.documentElement.dataset.found = JSON.stringify(found);
+"""
+LISTEN = "window.errors = []; addEventListener('error', (event) => window.errors.push(event.message));"
+
+
+def operated(page: str, folder: Path, size: str = "1440,900") -> dict[str, Any]:
+    """What a script of ours finds when it operates a copy of the page in a headless Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.fail("no Chromium is on PATH; install one, or leave these tests out with -m 'not browser'")
+    for script in (LISTEN, OPERATE):
+        policy = base64.b64encode(sha256(script.encode()).digest()).decode()
+        page = page.replace("script-src 'sha256-", f"script-src 'sha256-{policy}' 'sha256-", 1)
+    page = page.replace("</head>", f"<script>{LISTEN}</script></head>").replace(
+        "</body>", f"<script>{OPERATE}</script></body>"
+    )
+    (folder / "operated.html").write_text(page)
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={size}", "--dump-dom", f"file://{folder / 'operated.html'}",
+    ]  # fmt: skip
+    dumped = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    found = re.search(r'<html[^>]* data-found="([^"]*)"', dumped.stdout)
+    assert found, f"the page could not be operated: {dumped.stderr[-2000:]} {dumped.stdout[:500]}"
+    return json.loads(html.unescape(found.group(1)))
+
+
+@pytest.fixture(scope="module")
+def found(study, tmp_path_factory) -> dict[str, Any]:
+    return operated(study[2], tmp_path_factory.mktemp("browser"))
+
+
+@pytest.mark.browser
+def test_the_page_raises_nothing_and_fits_its_window(found):
+    assert found["errors"] == [] and found["width"][0] <= found["width"][1]
+
+
+@pytest.mark.browser
+def test_the_slider_goes_through_the_states_of_both_arms(study, found):
+    """The pixels on the canvases are those of trajectory.npz, and the difference is theirs."""
+    plan = make_plan(make_study(STUDY))
+    states = {}
+    for outcome in outcomes(plan, study[0] / "runs"):
+        if outcome.run.seed == 0:
+            states[outcome.run.arm.name] = outcome.trajectory
+
+    def shown(values: np.ndarray) -> list[int]:
+        """Ten pictures of 8 x 8 on a canvas of five columns with a pixel between, which is empty and so 0."""
+        canvas = np.zeros((17, 44), int)
+        for k, picture in enumerate(values[..., 0]):
+            canvas[9 * (k // 5) : 9 * (k // 5) + 8, 9 * (k % 5) : 9 * (k % 5) + 8] = picture
+        return [44, 17, *canvas.ravel().tolist()]
+
+    a, b = states["PyTorch"]["x"].astype(int), states["TensorFlow"]["x"].astype(int)
+    apart = np.abs(a[-1] - b[-1])
+    assert found["first"] == ["all 640 values are equal", "PyTorch: row 1", shown(a[0])]
+    said, name, *canvases = found["last"]
+    assert said == "1 of 640 values differ, by at most 1 of 255" and name == "TensorFlow: row 10"
+    assert canvases == [shown(a[-1]), shown(b[-1]), shown(np.minimum(255, 64 * apart))]
+    assert found["same"] == ["all 640 values are equal", 0]
+    assert found["estimate"] == shown(states["PyTorch"]["estimate"][-1])
+
+
+@pytest.mark.browser
+def test_a_table_sorts_by_the_column_that_is_pressed(study, found):
+    values = sorted(run["values"]["loss"] for run in study[1]["runs"])
+    up, down = ([float(text) for text in found[way][0]] for way in ("up", "down"))
+    assert up == sorted(up) == [float(f"{v:.4f}") for v in values] and down == up[::-1]
+    assert [found["up"][1], found["down"][1]] == ["ascending", "descending"]
+    assert found["arms"] == [["hand-over"] * 4 + ["PyTorch"] * 4 + ["TensorFlow"] * 4, "none"]
+
+
+@pytest.mark.browser
+def test_the_theme_is_switched_and_back(found):
+    first, second, third = found["theme"]
+    assert first == third != second
+
+
+@pytest.mark.browser
+def test_curves_tell_their_values_under_the_pointer(study, found):
+    said, hidden = found["hover"]
+    series = study[1]["curves"]["series"]
+    middle = series["PyTorch"]["mean"][series["PyTorch"]["x"].index(1280)]
+    assert said.startswith("1,280 images · PyTorch ") and f"{middle:.4f}" in said and not hidden and found["left"]
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_telephone(study, tmp_path):
+    found = operated(study[2], tmp_path, "390,844")
+    assert found["errors"] == [] and found["width"][0] <= found["width"][1]
