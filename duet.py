@@ -82,7 +82,7 @@ DEMO = (
         "sample from the other's checkpoint",
         BOTH,
         "-m experiments.sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false"
-        " sampler.steps=25 sampler.spacing=trailing sampler.guidance=1.5 sample.count=500 sample.batch=500",
+        " sample.count=500 sample.batch=500",
     ),
     ("climb the parity ladder", LADDER, RECORD + " whole=false"),
     ("hand over to each other", LADDER, RECORD + " whole=false handover={x}/trace/{o}"),
