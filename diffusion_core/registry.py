@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from diffusion_core.errors import DuetError, one_of
 
-__all__ = ["build"]
+__all__ = ["build", "check"]
 
 T = TypeVar("T")
 
@@ -40,10 +40,28 @@ def build(
     Raises:
         DuetError: the name or an option does not exist, one is missing, or a value has the wrong type.
     """
+    check(what, registry, name, options, len(given), beside)
+    return registry[name](*given, **options)
+
+
+def check(
+    what: str,
+    registry: Mapping[str, Callable[..., Any]],
+    name: str,
+    options: Mapping[str, Any],
+    given: int = 0,
+    beside: Iterable[str] = (),
+) -> None:
+    """Refuse what `build` would refuse, and call nothing.
+
+    Args:
+        what: as in `build`, as are registry, name, options and beside.
+        given: how many leading arguments are not options.
+    """
     if name not in registry:
         raise one_of(f"{what}.name", name, registry)
     function = registry[name]
-    parameters = list(inspect.signature(function).parameters.values())[len(given) :]
+    parameters = list(inspect.signature(function).parameters.values())[given:]
     hints = typing.get_type_hints(function)
     allowed = {p.name: p for p in parameters}
     for option, value in options.items():
@@ -54,7 +72,6 @@ def build(
     for p in parameters:
         if p.default is p.empty and p.name not in options:
             raise DuetError(f"{what} {name!r}: no {p.name} was given; it takes {', '.join(allowed)}")
-    return function(*given, **options)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -35,6 +35,9 @@ from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Met
 
 __all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
 
+# The factor of what was read before goes through each decomposition again: larger blocks do so less often.
+_ROWS_PER_FEATURE = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
@@ -80,9 +83,10 @@ def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
     mean = sum(rows(features, some).sum(axis=0) for some in blocks(features)) / len(features)
     if not np.isfinite(mean).all():
         raise DuetError(f"Fréchet distance: {what} hold values that are not finite numbers")
-    factor = np.zeros((0, features.shape[1]))
-    for some in blocks(features):
-        factor = np.linalg.qr(np.concatenate([factor, rows(features, some) - mean]), mode="r")
+    factor, step = np.zeros((0, features.shape[1])), max(_ROWS_PER_FEATURE * features.shape[1], 1024)
+    for start in range(0, len(features), step):
+        block = rows(features, slice(start, start + step)) - mean
+        factor = np.linalg.qr(np.concatenate([factor, block]), mode="r")
     return Gaussian(mean, factor / np.sqrt(len(features) - 1))
 
 

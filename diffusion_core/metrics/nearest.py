@@ -121,9 +121,10 @@ def _fit_spread(reference: Parts, seed: int) -> Measure:
 
     def measure(samples: Parts) -> Found:
         _check("samples", samples["pictures"])
-        ratio = spread(samples["pictures"], samples["labels"], classes) / real
-        if not np.isfinite(ratio).any():
-            raise DoesNotApply("no class has two samples")
+        found = spread(samples["pictures"], samples["labels"], classes)
+        ratio = np.divide(found, real, out=np.full(classes, np.nan), where=real > 0)
+        if np.isnan(ratio).all():
+            raise DoesNotApply("no class has two samples, and two different pictures in the reference")
         return Found({"ratio": np.nanmean(ratio)}, arrays={"per_class": ratio})
 
     return measure

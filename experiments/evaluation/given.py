@@ -93,7 +93,8 @@ class Given:
         """The pictures, as they are stored: never mirrored, whatever training did."""
         if "name" not in self.cfg.data:
             raise DuetError(
-                "data: none was given; add data=NAME, and the part with data.options.part where it has parts"
+                "data: none was given; add data=NAME, and the part with data.options.part where it has parts "
+                "(or, for samples, reference=FILE)"
             )
         return common.load_data(self.cfg.data)
 

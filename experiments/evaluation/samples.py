@@ -21,7 +21,7 @@ from diffusion_core.metrics.evaluate import METRICS, Evaluation, Sets, evaluate
 from diffusion_core.metrics.files import write_features
 from diffusion_core.metrics.metric import OF_FEATURES, Source
 from diffusion_core.random import Stream
-from diffusion_core.registry import build
+from diffusion_core.registry import build, check
 from experiments.entry import plain
 from experiments.evaluation.given import Given, Measure, Measured, write_arrays
 from experiments.progress import Counter
@@ -60,9 +60,7 @@ class Judge:
     def __post_init__(self) -> None:
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
-            # On parts of one picture each, only the name and the options are checked.
-            if name not in METRICS or any(option not in core.options_of(METRICS[name]) for option in options):
-                build(f"metrics.{name}", fits, name, options, {}, self.seed)
+            check(f"metrics.{name}", fits, name, options, given=2)
 
     def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
         """Refuse samples with such parts, of which the shape counts, that cannot be judged."""

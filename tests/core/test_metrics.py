@@ -100,10 +100,10 @@ def test_features_that_do_not_fit_are_refused(a, b, message):
         frechet_distance(a, b)
 
 
-@pytest.mark.parametrize("block", [1, 900, 1 << 25])
-def test_features_read_in_blocks_of_any_size_give_one_gaussian(block, monkeypatch):
+@pytest.mark.parametrize("block", [300, 1 << 25])
+def test_features_read_in_blocks_give_one_gaussian(block, monkeypatch):
     monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
-    x = (np.random.default_rng(0).standard_normal((40, 5)) * np.arange(1, 6) + 30).astype(np.float32)
+    x = (np.random.default_rng(0).standard_normal((2500, 5)) * np.arange(1, 6) + 30).astype(np.float32)
     found = fit_gaussian(x)
     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-13)
     np.testing.assert_allclose(found.factor.T @ found.factor, np.cov(x.T.astype(np.float64)), rtol=1e-12, atol=1e-12)

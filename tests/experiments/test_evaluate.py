@@ -27,6 +27,10 @@ CPU = ("backend.threads=1", "backend.device=cpu")
 ON_DIGITS = ("data=digits", "data.options.part=held_out", "features=digits")
 
 
+# Of the samples below, in every environment.
+EVERYWHERE = {"frechet": 17.507410096101097, "spatial": 30.206739468461564, "kernel": 0.8545731259112307}
+
+
 def start(module: str, *given: str) -> tuple[str, str]:
     """Run an entry point in this process; gives what was printed, and the error in one line."""
     main = importlib.import_module(f"experiments.{module}").main
@@ -54,6 +58,7 @@ def samples(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.backend  # in both environments, for the same numbers
 def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(samples, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.common.load_backend", mock.Mock(side_effect=AssertionError))
     out = tmp_path / "out"
@@ -73,6 +78,8 @@ def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(sam
     assert facts["samples"]["samples"]["made"] == {"plan": "ddim-4", "seed": 3, "conditional": True}
     assert facts["numbers"]["memorisation"]["copies"]["value"] == 0.75  # the samples are training digits
     assert facts["numbers"]["agreement"]["rate"]["value"] >= 0.75
+    for metric, value in EVERYWHERE.items():
+        assert facts["numbers"][metric]["distance"]["value"] == pytest.approx(value, rel=1e-9)
     line = next(line for line in said.splitlines() if line.startswith("digits Fréchet distance"))
     assert f"{expected:9.4f}  [{number['interval']['low']:.4f}, {number['interval']['high']:.4f}]" in line
     assert "FID" not in said and Image.open(out / "memorisation.png").size[0] > 500
