@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from diffusion_core.data.digits import digits
 from diffusion_core.errors import DuetError, one_of
-from diffusion_core.metrics.digits import DigitsJudge, fit_judge
+from diffusion_core.metrics.agreement import agreement
+from diffusion_core.metrics.digits import layers
+from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.run import read_json, read_metrics, read_samples
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
@@ -171,15 +174,18 @@ def _cost(outcome: Outcome, path: Sequence[str]) -> object:
 
 
 @functools.cache
-def _judge() -> DigitsJudge:
-    return fit_judge()
+def _real() -> Gaussian:
+    return fit_gaussian(layers(digits().images)["features"])
 
 
 def _digits(outcome: Outcome, path: Sequence[str]) -> object:
     if outcome.samples is None:
         raise DuetError(f"no stage of {outcome.run.arm.name!r} draws samples")
     images, labels, _ = outcome.samples
-    return _judge().frechet(images) if path == ["frechet"] else _judge().agreement(images, labels).rate
+    seen = layers(images)
+    if path == ["frechet"]:
+        return distance(fit_gaussian(seen["features"]), _real())
+    return agreement(seen["probabilities"].argmax(axis=1), labels, seen["probabilities"].shape[1]).rate
 
 
 READERS: Mapping[str, Callable[[Outcome, Sequence[str]], object]] = {
