@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from diffusion_core.data import digits, shapes, store
+from diffusion_core.data import digits, shapes, store, toys
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
@@ -55,6 +55,8 @@ def _reader(name: str) -> Callable[..., Dataset]:
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits.digits,
     "shapes": shapes.shapes,
+    "toy": toys.toy,
+    "gaussian_mixture": toys.gaussian_mixture,
     "store": store.open_store,
     **{name: _reader(name) for name in SOURCES},
 }
