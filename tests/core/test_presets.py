@@ -60,6 +60,7 @@ COUNTS = {
     "shapes": 1_192_515,
     "simple": 3_482_231,
     "sixteen_step": 3_586_819,
+    "toy": 217_059,
 }
 
 
