@@ -5,7 +5,7 @@ A metric of a study file stands where its `read` says, `<reader>.<path>`:
     result.KEY            result.json of the last stage that has one, as `result.objective`
     evaluation.KEY.KEY    evaluation.json of the last stage that has one
     cost.KEY              one of the rows of `cost`, as `cost.images_per_second`
-    digits.frechet        the digits Fréchet distance of the last samples, see `diffusion_core.metrics.digits`
+    digits.frechet        the digits Fréchet distance of the last samples to the training digits
     digits.agreement      the share of them that are recognised as the class asked for
 """
 
@@ -175,7 +175,7 @@ def _cost(outcome: Outcome, path: Sequence[str]) -> object:
 
 @functools.cache
 def _real() -> Gaussian:
-    return fit_gaussian(layers(digits().images)["features"])
+    return fit_gaussian(layers(digits(part="train").images)["features"])
 
 
 def _digits(outcome: Outcome, path: Sequence[str]) -> object:
