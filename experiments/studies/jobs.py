@@ -104,16 +104,20 @@ def task(cfg: DictConfig) -> int:
 
 
 def check(plan: Plan) -> None:
-    """Compose the configuration of every command with the first seed, so that a mistake is found before any runs.
+    """Compose the configuration of commands with every level at least once, so that a mistake is found before any runs.
 
     Raises:
         DuetError: a key, a value or a file of the configuration does not exist, or the Python of a backend; it names
             the stage.
     """
-    for job in plan.jobs:
-        if job.seed == plan.study.seeds[0]:
-            _composed(job, job.overrides)
-            command(job, Path())
+    known, first = set(), plan.runs[0].arm.levels
+    for run in plan.runs:
+        apart = sum(own != other for own, other in zip(run.arm.levels, first, strict=True))
+        for job in run.jobs if apart <= 1 and run.seed == plan.runs[0].seed else ():
+            if job.identity not in known:
+                known.add(job.identity)
+                _composed(job, job.overrides)
+                command(job, Path())
 
 
 def _composed(job: Job, overrides: Sequence[str]) -> DictConfig:
