@@ -121,13 +121,7 @@ class Given:
 
     def data_facts(self) -> dict[str, Any]:
         """Which pictures."""
-        return {
-            "name": self.dataset.name,
-            "options": plain(self.cfg.data.options),
-            "sha256": self.dataset.sha256,
-            "images": len(self.dataset),
-            "flip": False,
-        }
+        return dict(reference_of(self.dataset, plain(self.cfg.data.options)).facts)
 
 
 def reference_of(dataset: Dataset, options: Mapping[str, Any], training: Dataset | None = None) -> Source:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Equivalence, Paired, compare, holm, pairs_needed
 from experiments.studies.plan import Arm, Metric, Plan
-from experiments.studies.results import Outcome, value
+from experiments.studies.results import Outcome, check_protocol, value
 
 __all__ = ["Comparison", "Finding", "Summary", "analyse"]
 
@@ -120,6 +120,7 @@ def analyse(plan: Plan, outcomes: Sequence[Outcome]) -> list[Finding]:
 
 
 def _finding(plan: Plan, metric: Metric, outcomes: Sequence[Outcome]) -> Finding:
+    check_protocol(metric, outcomes)
     found: dict[Arm, dict[int, float]] = {arm: {} for arm in plan.arms}
     for outcome in outcomes:
         found[outcome.run.arm][outcome.run.seed] = value(outcome, metric)

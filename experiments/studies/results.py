@@ -3,7 +3,8 @@
 A metric of a study file stands where its `read` says, `<reader>.<path>`:
 
     result.KEY            result.json of the last stage that has one, as `result.objective`
-    evaluation.KEY.KEY    evaluation.json of the last stage that has one
+    evaluation.KEY.KEY    evaluation.json of the last stage that has one, as `evaluation.numbers.frechet.distance`; all
+                          of its numbers that are compared must have been measured by one protocol
     cost.KEY              one of the rows of `cost`, as `cost.images_per_second`
     digits.frechet        the digits Fréchet distance of the last samples to the training digits
     digits.agreement      the share of them that are recognised as the class asked for
@@ -28,11 +29,12 @@ from diffusion_core.errors import DuetError, one_of
 from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
+from diffusion_core.metrics.protocol import Number, values_of
 from diffusion_core.run import read_json, read_metrics, read_samples
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
 
-__all__ = ["COSTS", "READERS", "Outcome", "check_reads", "outcomes", "value"]
+__all__ = ["COSTS", "READERS", "Outcome", "check_protocol", "check_reads", "outcomes", "value"]
 
 # Rows of the table of cost: title, which direction is better, digits after the point are the page's matter.
 COSTS: Mapping[str, tuple[str, str]] = {
@@ -221,8 +223,25 @@ def value(outcome: Outcome, metric: Metric) -> float:
         return math.nan
     reader, *path = metric.read.split(".")
     found = READERS[reader](outcome, path)
+    if _is_number(found):
+        found = found["value"]
     if found is None:
         return math.nan
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise DuetError(f"study.metrics.{metric.name}.read: {metric.read} is {found!r}; it must be a number")
     return float(found)
+
+
+def check_protocol(metric: Metric, outcomes: Sequence[Outcome]) -> None:
+    """Refuse to compare numbers of evaluations that were measured by different protocols."""
+    reader, *path = metric.read.split(".")
+    if reader != "evaluation":
+        return
+    found = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.trouble)
+    if numbers := [Number.from_plain(node) for node in found if _is_number(node)]:
+        values_of(numbers)
+
+
+def _is_number(node: object) -> bool:
+    """Whether it is a number of an evaluation, with its protocol."""
+    return isinstance(node, Mapping) and "protocol_sha256" in node

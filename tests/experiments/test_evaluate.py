@@ -16,12 +16,20 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from diffusion_core.backend import TrainerState
+from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.data import load_dataset
+from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits import layers
-from diffusion_core.metrics.evaluate import METRICS, options_of
+from diffusion_core.metrics.evaluate import METRICS, cut, options_of
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.protocol import read_numbers
+from diffusion_core.problem import Problem
 from diffusion_core.run import read_samples, write_samples
+from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import initial_weights
+from experiments.studies.plan import Metric
+from experiments.studies.results import Outcome, check_protocol, value
 
 CPU = ("backend.threads=1", "backend.device=cpu")
 ON_DIGITS = ("data=digits", "data.options.part=held_out", "features=digits")
@@ -78,8 +86,8 @@ def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(sam
     assert facts["samples"]["samples"]["made"] == {"plan": "ddim-4", "seed": 3, "conditional": True}
     assert facts["numbers"]["memorisation"]["copies"]["value"] == 0.75  # the samples are training digits
     assert facts["numbers"]["agreement"]["rate"]["value"] >= 0.75
-    for metric, value in EVERYWHERE.items():
-        assert facts["numbers"][metric]["distance"]["value"] == pytest.approx(value, rel=1e-9)
+    for metric, expected_value in EVERYWHERE.items():
+        assert facts["numbers"][metric]["distance"]["value"] == pytest.approx(expected_value, rel=1e-9)
     line = next(line for line in said.splitlines() if line.startswith("digits Fréchet distance"))
     assert f"{expected:9.4f}  [{number['interval']['low']:.4f}, {number['interval']['high']:.4f}]" in line
     assert "FID" not in said and Image.open(out / "memorisation.png").size[0] > 500
@@ -107,6 +115,36 @@ def test_evaluations_are_compared_only_where_one_protocol_measured_them(samples,
     assert filled == [[True, True, False], [False, False, True]]
     page = (tmp_path / "report" / "report.html").read_text()
     assert "samples.count 30" in page and f"[{rows[0]['intervals'][0][0]:.3f}"[:5] in page
+
+
+def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples, tmp_path):
+    base = (f"samples={samples}", *ON_DIGITS, "data.options.size=16", "metrics=[colour]")
+    for name, words in (("a", ()), ("b", ()), ("c", ("data.options.part=train",))):
+        assert start("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
+    a, b, c = (Outcome(mock.Mock(), (tmp_path / name,)) for name in "abc")
+    metric = Metric("colour", "colour", read="evaluation.numbers.colour.distance")
+    assert value(a, metric) == read_numbers(tmp_path / "a")[0].value
+    check_protocol(metric, [a, b])
+    with pytest.raises(DuetError, match=r"different protocols and do not compare \(reference.split: held_out, train;"):
+        check_protocol(metric, [a, b, c])
+
+
+def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path):
+    spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, norm_eps=1e-5)
+    problem = Problem(spec, {"name": "linear", "T": 20}, "eps")
+    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    words = ("data=digits", "likelihood=vlb", "likelihood.levels=2", "likelihood.count=12", "sets=3", *CPU)
+    said, error = start("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
+    assert error == ""
+    number = read_numbers(tmp_path / "out")[0]
+    totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
+    without = [np.delete(totals, some).mean() for some in cut(12, 3, 0).members]
+    assert number.value == pytest.approx(totals.mean()) and number.without == pytest.approx(without)
+    assert number.interval.low < number.value < number.interval.high
+    assert number.error == pytest.approx(totals.std(ddof=1) / np.sqrt(12))
+    assert number.protocol["data"]["split"] == "train" and "checkpoint" not in str(number.protocol)
+    assert "bits/dim" in said
 
 
 def test_several_files_of_samples_are_several_sets(samples, tmp_path):
