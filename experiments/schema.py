@@ -73,7 +73,7 @@ class BackendSchema(_schema_of(Settings, "precision")):
 class DataSchema:
     """A data set by name with its own options; `flip` mirrors half of the images, `augment` is EDM's probability.
 
-    `workers` processes make batches ahead; with 0 a thread makes one.
+    `workers` processes make batches ahead; with 0 a thread makes one. `loader` is duet, or grain, whose threads do.
 
     `store` is where `experiments.prepare` puts it, and where it is read from where options.path is null.
     `stand_in` is another one (name and options) that is used where that is not there either.
@@ -82,6 +82,7 @@ class DataSchema:
     name: str = MISSING
     flip: bool = False
     augment: float = 0.0
+    loader: str = "duet"
     workers: int = 0
     store: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

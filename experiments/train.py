@@ -9,7 +9,7 @@ Everything that a person can get wrong is looked at before the framework is load
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -31,9 +31,10 @@ from diffusion_core.checkpoint import (
 )
 from diffusion_core.data import Loader
 from diffusion_core.data.augment import LABEL
+from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.ema import Ema, describe, make_ema
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LossHistory
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
@@ -94,6 +95,7 @@ class Experiment:
     plan: SamplerPlan | None  # a classifier is not sampled
     objective: Objective
     loader: Loader
+    ahead: AbstractContextManager[Loader | Prefetch | Grain]  # the same, made ahead
     adam: Adam
     learning_rate: LearningRate
     ema: Ema
@@ -120,13 +122,17 @@ class Experiment:
         )  # fmt: skip
         dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)
-        _check_loading(cfg.data, problem)
+        _check_augment(cfg.data, problem)
         dtype = common.settings_of(cfg, cfg.precision).host_dtype
+        loader = Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment)
+        if cfg.data.loader not in LOADERS:
+            raise one_of("data.loader", cfg.data.loader, LOADERS)
         return Experiment(
             problem=problem,
             plan=plan,
             objective=objective,
-            loader=Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment),
+            loader=loader,
+            ahead=LOADERS[cfg.data.loader](loader, cfg.data.workers),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
             ema=ema,
@@ -134,10 +140,8 @@ class Experiment:
         )
 
 
-def _check_loading(data: DictConfig, problem: Problem) -> None:
-    """Refuse what the data cannot be loaded with, or the network not be trained with."""
-    if data.workers < 0:
-        raise DuetError(f"data.workers: {data.workers} was given; it is 0 for a thread, or a number of processes")
+def _check_augment(data: DictConfig, problem: Problem) -> None:
+    """Refuse an augmentation that the network cannot be trained with."""
     if data.augment and problem.program.features != LABEL:
         raise DuetError(
             f"data.augment: {data.augment} was given, but the network is told {problem.program.features} numbers of an "
@@ -147,6 +151,15 @@ def _check_loading(data: DictConfig, problem: Problem) -> None:
         raise DuetError(
             "data.augment: it moves pictures off the bytes that a learned variance needs; use data.augment=0"
         )
+
+
+def _in_order(loader: Loader, workers: int) -> AbstractContextManager[Loader | Prefetch]:
+    """The loader as it is, whose next batch the training loop makes in a thread; or made ahead by processes."""
+    return Prefetch(loader, workers) if workers else nullcontext(loader)
+
+
+# By data.loader: what makes the batches of a loader ahead, with so many workers.
+LOADERS = {"duet": _in_order, "grain": Grain}
 
 
 def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Checkpoint, Path | None]:
@@ -237,8 +250,7 @@ def _train(
     problem, course = experiment.problem, experiment.course
     last: list[Record] = []
     began = perf_counter()
-    ahead = Prefetch(experiment.loader, cfg.data.workers) if cfg.data.workers else nullcontext(experiment.loader)
-    with ahead as loader, Counter("training", course.images, start=start.images_seen) as progress:
+    with experiment.ahead as loader, Counter("training", course.images, start=start.images_seen) as progress:
         note = ""
 
         def log(records: list[Record], speed: float) -> None:

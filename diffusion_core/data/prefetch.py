@@ -46,7 +46,7 @@ class Prefetch:
 
     def __init__(self, loader: Loader, workers: int) -> None:
         if workers < 1:
-            raise DuetError(f"data.workers: {workers} was given; it must be at least 1 to make batches ahead")
+            raise DuetError(f"data.workers: {workers} was given; it is 0 for a thread, or a number of processes")
         self.loader, self.workers = loader, workers
         self._made: dict[tuple[int, int], Future[Images]] = {}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from diffusion_core.data import Dataset, Images, Loader
 from diffusion_core.data.augment import augment, changes, warp
+from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.data.shapes import shapes
 from diffusion_core.data.store import open_store, save_store
@@ -138,6 +141,17 @@ def test_other_processes_make_the_same_batches(tmp_path, monkeypatch):
             same(ahead.batch(seen, size), loader.batch(seen, size))
     with pytest.raises(DuetError, match=r"data\.workers: 0"):
         Prefetch(loader, 0)
+
+
+def test_grain_makes_the_same_batches_or_is_refused():
+    loader = Loader(shapes(12, 8), seed=1, flip=True, augment=0.3)
+    if find_spec("grain") is None:  # it is an extra
+        with pytest.raises(DuetError, match=r"data\.loader: grain was given, which this Python has not"):
+            Grain(loader, 0)
+        return
+    with Grain(loader, 2) as ahead:
+        for seen, size in ((0, 4), (4, 4), (8, 4), (0, 4), (12, 3)):
+            same(ahead.batch(seen, size), loader.batch(seen, size))
 
 
 def test_a_store_is_sent_by_name_and_an_array_as_it_is(tmp_path, monkeypatch):

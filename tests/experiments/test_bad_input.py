@@ -103,6 +103,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["data.augment=0.12"], ["data.augment: 0.12", "model.augment_dim=9"]),
         (["data.augment=2", "model.augment_dim=9"], ["data.augment: 2", "probability"]),
         (["data.workers=-1"], ["data.workers: -1"]),
+        (["data.loader=grian"], ["data.loader", "grian", "grain"]),
         (["data=image_folder", "data.options.path=nowhere"], ["nowhere"]),
         (["sample.labels=10000"], ["10000", "0..9"]),
         (["sample.labels=[1,-2]"], ["-2", "0..9"]),
