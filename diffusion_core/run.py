@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from diffusion_core.training import Record
 
 __all__ = [
     "RunDirectory",
+    "Tracker",
     "environment",
     "read_json",
     "read_metrics",
@@ -164,6 +165,38 @@ def read_samples(path: Path) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]
         raise DuetError(f"{path}: it is not a file of samples ({error})") from error
 
 
+class Tracker(Protocol):
+    """Something that a training reports to, with images seen as the step."""
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Numbers by name."""
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        """A picture with shape (H, W, C)."""
+
+    def close(self) -> None:
+        """Nothing more is told."""
+
+
+class _Events:
+    """The event file of TensorBoard."""
+
+    def __init__(self, path: Path, resume: int | None) -> None:
+        from tensorboardX import SummaryWriter  # slow to import, and reading runs does not need it
+
+        self._writer = SummaryWriter(str(path), purge_step=resume and resume + 1)
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, images_seen)
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        self._writer.add_image(name, image, images_seen, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class RunDirectory:
     """The directory of one run, open for writing.
 
@@ -198,17 +231,18 @@ class RunDirectory:
             )
         if resume is not None and self.metrics.exists():
             list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
-        self._events = None
+        self._trackers: list[Tracker] = []
 
     @property
     def metrics(self) -> Path:
         """The file of metrics."""
         return self.path / "metrics.jsonl"
 
-    def start(self, config: str, facts: Mapping[str, Any]) -> None:
-        """Cut what is later than the moment gone on from, write configuration and environment, open the events."""
-        from tensorboardX import SummaryWriter  # slow to import, and reading runs does not need it
+    def start(self, config: str, facts: Mapping[str, Any], trackers: Iterable[Tracker] = ()) -> None:
+        """Cut what is later than the moment gone on from, write configuration and environment, open the events.
 
+        The event file and the other `trackers` are told the same from then on.
+        """
         if self.resume is not None and self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
             write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -216,30 +250,32 @@ class RunDirectory:
             drop_snapshots_after(self.path / "snapshots", self.resume)
         write_atomically(self.path / "config.yaml", config.encode())
         write_json(self.path / "environment.json", facts)
-        self._events = SummaryWriter(str(self.path), purge_step=self.resume and self.resume + 1)
+        self._trackers = [_Events(self.path, self.resume), *trackers]
 
     def log(self, records: Iterable[Record], images_per_second: float) -> None:
-        """Append steps to the metrics and to the event file."""
+        """Append steps to the metrics, and tell the trackers."""
         records = list(records)
         try:
             with open(self.metrics, "a") as file:
                 file.writelines(json.dumps(record.metrics) + "\n" for record in records)
         except OSError as error:
             raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
-        if self._events is not None:
-            for record in records:
-                for name, value in record.metrics.items():
-                    if name != "images_seen":
-                        self._events.add_scalar(f"train/{name}", value, record.images_seen)
-            self._events.add_scalar("train/images_per_second", images_per_second, records[-1].images_seen)
+        told = [
+            {f"train/{name}": value for name, value in record.metrics.items() if name != "images_seen"}
+            for record in records
+        ]
+        told[-1]["train/images_per_second"] = images_per_second
+        for tracker in self._trackers:
+            for record, values in zip(records, told, strict=True):
+                tracker.scalars(values, record.images_seen)
 
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
-        """Add a picture to the event file."""
-        if self._events is not None:
-            self._events.add_image(name, image, images_seen, dataformats="HWC")
+        """Tell the trackers a picture with shape (H, W, C)."""
+        for tracker in self._trackers:
+            tracker.picture(name, image, images_seen)
 
     def close(self) -> None:
-        """Flush the event file."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Close the event file and the other trackers."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []

@@ -152,6 +152,7 @@ class TrainSchema:
     metrics: dict[str, Any] = field(default_factory=dict)
     sets: int = 3
     confidence: float = 0.95
+    tracker: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
 @dataclass

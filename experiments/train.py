@@ -48,7 +48,7 @@ from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
 from diffusion_core.weights import count, initial_weights
 from diffusion_core.words import counted
-from experiments import common
+from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
@@ -62,11 +62,12 @@ def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     experiment = Experiment.of(cfg)
-    judge = _judge(cfg, experiment)
+    judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
     start, source = _start(cfg, experiment, directory)
     run = RunDirectory(directory, start.images_seen if source else None, source)
     backend = common.open_backend(cfg)
-    run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start))
+    begun = [tracker(directory, plain(cfg))] if tracker else []
+    run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start), begun)
     _save_hydra(directory)
     problem, loader = experiment.problem, experiment.loader
     print(f"run: {directory}\nnetwork: {count(problem.program):,} parameters")

@@ -1,0 +1,123 @@
+"""Services that a training reports to beside its own files: group `tracker` of `experiments.train`, none by default.
+
+A tracker is told what the event file of TensorBoard is told, with images seen as the step: the metrics of each step,
+the speed, the samples. It is imported when it is named and not before, and a run's own files never depend on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from diffusion_core.errors import DuetError
+from diffusion_core.registry import build
+from diffusion_core.run import Tracker
+from experiments.entry import plain
+
+__all__ = ["TRACKERS", "choose"]
+
+# Starts a tracker of a run, given its directory and its configuration as plain data.
+Start = Callable[[Path, Mapping[str, Any]], Tracker]
+
+
+def choose(cfg: DictConfig) -> Start | None:
+    """What starts the tracker that a configuration names; None where it names none.
+
+    Raises:
+        DuetError: there is no such tracker, an option does not fit, or its package is not installed.
+    """
+    options = plain(cfg.tracker)
+    name = options.pop("name", "none")
+    return None if name == "none" else build("tracker", TRACKERS, name, options)
+
+
+def _package(tracker: str, name: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DuetError(
+            f"tracker: {tracker} was given, and its package is not installed here ({error}); "
+            f"`pip install {install}` into this environment, or leave tracker=none"
+        ) from error
+
+
+def wandb(
+    project: str = "duet", entity: str | None = None, group: str | None = None, mode: str = "online", run: str = ""
+) -> Start:
+    """Weights & Biases; `mode` is online, offline or disabled, and an empty `run` takes the name of its directory."""
+    if mode not in ("online", "offline", "disabled"):
+        raise DuetError(f"tracker.mode: {mode!r} was given; it must be online, offline or disabled")
+    package = _package("wandb", "wandb", "wandb")
+
+    def start(directory: Path, config: Mapping[str, Any]) -> Tracker:
+        begun = package.init(
+            project=project, entity=entity, group=group, mode=mode, name=run or directory.name, dir=str(directory),
+            config=dict(config),
+        )  # fmt: skip
+        begun.define_metric("*", step_metric="images_seen")
+        return _Wandb(package, begun)
+
+    return start
+
+
+class _Wandb:
+    def __init__(self, package: ModuleType, run: Any) -> None:
+        self._package, self._run = package, run
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        self._run.log({**values, "images_seen": images_seen})
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        self._run.log({name: self._package.Image(image.squeeze()), "images_seen": images_seen})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def mlflow(tracking_uri: str = "sqlite:///mlruns.db", experiment: str = "duet", run: str = "") -> Start:
+    """MLflow; the default keeps everything in a database beside the command, and an empty `run` is as for wandb."""
+    package = _package("mlflow", "mlflow", "mlflow")
+
+    def start(directory: Path, config: Mapping[str, Any]) -> Tracker:
+        client = package.MlflowClient(tracking_uri)
+        known = client.get_experiment_by_name(experiment)
+        number = client.create_experiment(experiment) if known is None else known.experiment_id
+        begun = client.create_run(number, run_name=run or directory.name).info.run_id
+        for key, value in _flat(config).items():
+            client.log_param(begun, key, str(value)[:500])
+        return _Mlflow(client, begun)
+
+    return start
+
+
+class _Mlflow:
+    def __init__(self, client: Any, run: str) -> None:
+        self._client, self._run = client, run
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=images_seen)
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        self._client.log_image(self._run, image.squeeze(), f"{name}-{images_seen:012d}.png")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested options by their dotted path."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return found
+
+
+TRACKERS: Mapping[str, Callable[..., Start]] = {"wandb": wandb, "mlflow": mlflow}

@@ -1,0 +1,145 @@
+"""Trackers are told what the event file is told, by stand-ins for their packages, and are imported only when named."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from diffusion_core.errors import DuetError
+from diffusion_core.run import RunDirectory
+from diffusion_core.training import Record
+from experiments import trackers
+from experiments.schema import register
+from experiments.trackers import choose
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def composed(*words: str, hydra: bool = False) -> DictConfig:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", list(words), return_hydra_config=hydra)
+
+
+class Noted:
+    """An object whose every method notes its call."""
+
+    def __init__(self, calls: list[tuple]) -> None:
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "get_experiment_by_name":
+            return lambda *given: None
+        return lambda *given, **named: (
+            self._calls.append((name, given, named)) or SimpleNamespace(info=SimpleNamespace(run_id="run 1"))
+        )
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """Stand-ins for both packages, and what they were called with."""
+    noted: list[tuple] = []
+    wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
+    wandb.init = lambda **named: noted.append(("init", (), named)) or Noted(noted)
+    wandb.Image = lambda image: ("image", image.shape)
+    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or Noted(noted)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    return noted
+
+
+def told(tmp_path: Path, *words: str) -> None:
+    """A run of two steps and a picture."""
+    start = choose(composed(*words))
+    run = RunDirectory(tmp_path / "a run")
+    run.start("seed: 1\n", {}, [start(run.path, {"lr": {"peak": 0.1}, "seed": 1})])
+    run.log([Record(64, 0.5, 1.0, 1e-3, (0.9,)), Record(128, 0.25, 1.0, 1e-3, (0.9,))], 99.0)
+    run.picture("samples", np.zeros((4, 4, 1), np.uint8), 128)
+    run.close()
+
+
+def test_wandb_is_told_every_step(tmp_path, calls):
+    told(tmp_path, "tracker=wandb", "tracker.mode=offline", "tracker.group=study")
+    init, *rest = calls
+    assert init[2] == {
+        "project": "duet", "entity": None, "group": "study", "mode": "offline", "name": "a run",
+        "dir": str(tmp_path / "a run"), "config": {"lr": {"peak": 0.1}, "seed": 1},
+    }  # fmt: skip
+    names = [name for name, *_ in rest]
+    assert names == ["define_metric", "log", "log", "log", "finish"]
+    first, second, picture = (given[0] for name, given, _ in rest if name == "log")
+    assert first["train/loss"] == 0.5 and first["images_seen"] == 64 and "train/images_per_second" not in first
+    assert second["train/loss"] == 0.25 and second["train/images_per_second"] == 99.0
+    assert picture == {"samples": ("image", (4, 4)), "images_seen": 128}
+
+
+def test_mlflow_is_told_every_step(tmp_path, calls):
+    told(tmp_path, "tracker=mlflow")
+    assert calls[0] == ("client", ("sqlite:///mlruns.db",), {})
+    params = {given[1]: given[2] for name, given, _ in calls if name == "log_param"}
+    assert params == {"lr.peak": "0.1", "seed": "1"}
+    losses = [(given[2], named["step"]) for name, given, named in calls if given[1:2] == ("train/loss",)]
+    assert losses == [(0.5, 64), (0.25, 128)]
+    assert [name for name, *_ in calls][-2:] == ["log_image", "set_terminated"]
+
+
+def test_the_run_keeps_its_own_files_beside_a_tracker(tmp_path, calls):
+    told(tmp_path, "tracker=wandb")
+    run = tmp_path / "a run"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2 and list(run.glob("events.out.tfevents*"))
+
+
+def test_none_is_the_default_and_imports_nothing(monkeypatch):
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises
+    importlib.reload(trackers)
+    assert trackers.choose(composed()) is None
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_one_clear_line(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DuetError, match=rf"tracker: {name} was given, .*`pip install {name}`.*tracker=none"):
+        choose(composed(f"tracker={name}"))
+
+
+def test_what_does_not_fit_is_refused(calls):
+    with pytest.raises(DuetError, match="must be online, offline or disabled"):
+        choose(composed("tracker=wandb", "tracker.mode=ofline"))
+    with pytest.raises(DuetError, match="Did you mean 'project'"):
+        choose(composed("tracker=wandb", "+tracker.projct=x"))
+
+
+# --- the extra sweeps ---------------------------------------------------------------------------------------------
+
+
+def test_a_search_composes_with_or_without_optuna():
+    cfg = composed("hparams_search=digits", hydra=True)
+    assert cfg.hydra.sweeper.n_trials == 20 and cfg.model.channels == 24
+    assert set(cfg.hydra.sweeper.params) == {"backend", "lr.peak", "process.drop_label", "ema.decay"}
+    assert cfg.hydra.launcher._target_.endswith("DuetLauncher")
+    for launcher in ("joblib", "submitit_local", "submitit_slurm"):
+        assert composed(f"hydra/launcher={launcher}", hydra=True).hydra.launcher._target_
+
+
+def test_a_missing_extra_is_one_clear_line():
+    from importlib.util import find_spec
+
+    from hydra_plugins.duet_launcher.extras import MissingLauncher, MissingSweeper
+
+    for owner, absent in ((MissingSweeper, "optuna"), (MissingLauncher, "joblib")):
+        with pytest.raises(DuetError, match=rf"{absent} was given, and .* is not installed here; `pip install -e"):
+            owner(absent, f"hydra_{absent}_plugin", n_trials=3)
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        target = composed("hparams_search=digits", hydra=True).hydra.sweeper._target_
+        assert target.endswith("MissingSweeper")
