@@ -90,6 +90,8 @@ def _one_line(error: Exception) -> str:
     """What Hydra and OmegaConf say, in one line, with the nearest name for one that does not exist."""
     texts, cause = [], error
     while cause is not None:
+        if isinstance(cause, DuetError):  # raised by what Hydra made, which wraps it
+            return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, given = cause.missing_cfg_file.rpartition("/")
             # Of a group of which several are chosen, Hydra does not say which there are.
@@ -127,10 +129,11 @@ def _known_keys() -> list[str]:
     from experiments.edit import MODES
     from experiments.evaluate import METHODS  # an entry point itself, it imports this file
     from experiments.prepare import SPLITS
+    from experiments.trackers import TRACKERS
 
     made = {"mode": MODES, "sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES, "split": SPLITS}
     made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
-    made |= {"features": FEATURES, **METHODS}
+    made |= {"features": FEATURES, "tracker": TRACKERS, **METHODS}
     for group, functions in made.items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
     keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in options_of(metric)}

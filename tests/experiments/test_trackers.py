@@ -88,7 +88,8 @@ def test_mlflow_is_told_every_step(tmp_path, calls):
     assert calls[0] == ("client", ("sqlite:///mlruns.db",), {})
     params = {given[1]: given[2] for name, given, _ in calls if name == "log_param"}
     assert params == {"lr.peak": "0.1", "seed": "1"}
-    losses = [(given[2], named["step"]) for name, given, named in calls if given[1:2] == ("train/loss",)]
+    metrics = [(*given[1:], named["step"]) for name, given, named in calls if name == "log_metric"]
+    losses = [(value, step) for name, value, step in metrics if name == "train/loss"]
     assert losses == [(0.5, 64), (0.25, 128)]
     assert [name for name, *_ in calls][-2:] == ["log_image", "set_terminated"]
 
