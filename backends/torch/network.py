@@ -96,6 +96,9 @@ class ConvTranspose(Module):
 
 class GroupNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
+        # The CPU's kernel for channels_last adds pixel by pixel: off by 6e-6 for 256 x 256 of them, the other by 1e-7.
+        if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] > 64 * 64:
+            x = x.contiguous()
         return F.group_norm(x, self.block.groups, self.weight, self.bias, self.block.eps)
 
 

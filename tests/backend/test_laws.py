@@ -386,14 +386,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tm
 # Large images
 
 
-def test_a_norm_of_a_large_image_is_nearly_as_precise_as_one_of_a_small(backend):
-    """The sum over a group of 500,000 numbers that are added up one by one would lose a digit more."""
+def test_a_norm_of_a_large_image_is_as_precise_as_one_of_a_small(backend):
+    """The sum over a group of 500,000 numbers that are added up one by one loses a digit or two."""
     program = Program((Node("norm", GroupNorm(32, 4, 1e-5), ("x",)),))
     weights = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
     images = Stream(0, "large").normal([0], (256, 256, 32), dtype=backend.settings.host_dtype)
     inputs = images, np.zeros(1), np.zeros(1, np.int32)
     got, wanted = backend.network(program, weights).forward(*inputs), reference.forward(program, weights, *inputs)
-    assert relative(got, wanted) <= 5 * tolerance(backend)
+    assert relative(got, wanted) <= tolerance(backend)
 
 
 # What acts otherwise in training
