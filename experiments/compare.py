@@ -169,9 +169,21 @@ def _sentence(checks: list[Check], agree: bool | None) -> str:
 _SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
 
 
+# Who makes batches ahead changes none of them, and where pixels lie is not what they are.
+_HOW_READ = ("workers", "loader", "store")
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """The parts of a run's configuration that make the experiment."""
+    config = OmegaConf.to_container(run.config, resolve=True)
+    data = {key: value for key, value in config.get("data", {}).items() if key not in _HOW_READ}
+    return {part: config.get(part) for part in _SAME} | {"data": data}
+
+
 def _differences(a: Run, b: Run) -> list[str]:
     """What makes two runs different experiments, in words; empty where they run in lock step."""
-    found = [part for part in _SAME if a.config.get(part) != b.config.get(part)]
+    one, two = _shared(a), _shared(b)
+    found = [part for part in _SAME if one[part] != two[part]]
     if a.environment["data"]["sha256"] != b.environment["data"]["sha256"]:
         found.append("pixels of the data")
     return found

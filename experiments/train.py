@@ -179,12 +179,12 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
     # What older checkpoints do not say is not compared.
-    stored, given = found.notes.get("objective", {}), experiment.objective.settings
+    stored, given = found.notes.get("trained_for", {}), _trained_for(cfg, experiment)
     changed = [name for name in stored if stored[name] != given.get(name)]
     for name in changed:
         if not cfg.change_objective:
             raise DuetError(
-                f"resume: {source} was trained with process.{name} {stored[name]}, but {given.get(name)} was given; "
+                f"resume: {source} was trained with {name} {stored[name]}, but {given.get(name)} was given; "
                 f"change_objective=true goes on with what is given"
             )
     if found.seed != cfg.seed:
@@ -199,6 +199,12 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
     # The losses of another objective say nothing of those of this one.
     history = None if changed else found.history
     return replace(found, state=_with_averages(found, experiment, cfg.change_objective), history=history), source
+
+
+def _trained_for(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
+    """What decides the losses of a run beside its network and levels, by the key that says it."""
+    given = {f"process.{name}": value for name, value in experiment.objective.settings.items()}
+    return given | {f"data.{name}": cfg.data[name] for name in ("flip", "augment")}
 
 
 def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> TrainerState:
@@ -264,7 +270,7 @@ def _train(
             notes = {
                 "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
                 "averages": [describe(profile) for profile in experiment.ema.profiles],
-                "objective": experiment.objective.settings, "sampler": plain(cfg.sampler),
+                "trained_for": _trained_for(cfg, experiment), "sampler": plain(cfg.sampler),
             }  # fmt: skip
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)

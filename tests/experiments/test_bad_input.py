@@ -224,7 +224,9 @@ def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: 
 
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     found = load_checkpoint(checkpoint)
-    save_checkpoint(tmp_path / "other", replace(found, notes={"objective": {"drop_label": 0.0, "distance": "l1"}}))
+    save_checkpoint(
+        tmp_path / "other", replace(found, notes={"trained_for": {"process.drop_label": 0.0, "process.distance": "l1"}})
+    )
     line = train(tmp_path, f"resume={tmp_path / 'other'}", "trainer.images=256", *SAME_NETWORK)
     assert "process.distance l1" in line and "mse was given" in line and "change_objective=true" in line
 

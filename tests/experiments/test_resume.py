@@ -44,12 +44,12 @@ def start(run: Path, *words: str) -> Checkpoint:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after one step, whose levels depend on its losses."""
-    _, experiment = configured()
+    cfg, experiment = configured()
     state = TrainerState.fresh(initial_weights(experiment.problem.program, 0, np.float32))
     history = experiment.objective.law.fresh().after(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
-        "objective": experiment.objective.settings,
+        "trained_for": train._trained_for(cfg, experiment),
     }
     checkpoint = Checkpoint(64, experiment.problem, 0, replace(state, updates=1), notes, history)
     save_checkpoint(path := tmp_path_factory.mktemp("run"), checkpoint)
@@ -62,6 +62,8 @@ def test_the_losses_of_another_objective_are_not_gone_on_with(run):
     with pytest.raises(DuetError, match=r"process.distance mse, but l1 was given; change_objective=true"):
         start(run, "process.distance=l1")
     assert start(run, "process.distance=l1", "change_objective=true").history is None
+    with pytest.raises(DuetError, match=r"data.flip False, but True was given; change_objective=true"):
+        start(run, "data.flip=true")
 
 
 def test_an_average_is_not_gone_on_with_by_another_profile(run):
