@@ -296,7 +296,8 @@ def _curves(report: Mapping, files: Mapping[str, bytes]) -> str:
     low, high = float(ends.min()), float(ends.max())
     if means.min() > 0:  # a band of few seeds may be far wider than all curves
         low, high = max(low, float(means.min()) / 2), min(high, float(means.max()) * 2)
-    axis = Axis(low / 1.05, high * 1.05, log=True) if low > 0 else _axis([low, high])
+    # Where the loss falls by little, a linear axis has more round numbers.
+    axis = Axis(low / 1.05, high * 1.05, log=True) if low > 0 and high > 8 * low else _axis([low, high])
     body, legend = "", ""
     few = len(series) <= 4
     for arm, of in series.items():
@@ -355,8 +356,11 @@ def _samples(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         arm = sheet["arm"]
         cells = f'<div class="cell">{picture(sheet["picture"], arm, pictures, 360)}<p>{escape(arm)}</p></div>'
         if "difference" in sheet:
-            share = f"{sheet['differing']:,} of {sheet['total']:,} uint8 values differ from {sheet['baseline']}"
-            said = f"difference × {samples['gain']}: {share}, by at most {sheet['largest']} of 255"
+            said = f"all {sheet['total']:,} uint8 values are those of {sheet['baseline']}"
+            if sheet["differing"]:
+                share = f"{sheet['differing']:,} of {sheet['total']:,} uint8 values differ from {sheet['baseline']}"
+                said = f"{share}, by at most {sheet['largest']} of 255"
+            said = f"difference × {samples['gain']}: {said}"
             apart = picture(sheet["difference"], f"{arm}: difference", pictures, 360)
             cells += f'<div class="cell">{apart}{element("p", "caption", said)}</div>'
         blocks += f'<figure class="compare sheet"><div class="cells two">{cells}</div></figure>'
