@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made_up import stand_in
 
 from diffusion_core.errors import DuetError
 from experiments import study as entry_point
 from experiments.studies.energy import read_counters, spent
 from experiments.studies.plan import Plan, make_plan, make_study, merge
+from experiments.studies.results import check_reads
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -243,6 +246,16 @@ def test_every_shipped_study_is_a_plan_that_composes(name, monkeypatch, capsys, 
     assert "missing" in capsys.readouterr().out
     file = (CONFIGS / "study" / f"{name}.yaml").read_text()
     assert file.startswith(f"# python -m experiments.study study={name}\n")
+
+
+def test_the_page_of_studies_names_them_all_and_its_example_is_one():
+    page = (CONFIGS.parent / "docs" / "studies.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(told) == sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL).group(1))
+    study = make_study(example)
+    check_reads(study)
+    assert [len(wave) for wave in make_plan(study).waves] == [10, 20]
 
 
 # --- energy -------------------------------------------------------------------------------------------------------
