@@ -37,7 +37,9 @@ def main(cfg: DictConfig) -> None:
     print(table(plan, runs))
     if cfg.dry_run:
         return
-    jobs.launch(plan, runs, HydraConfig.get().overrides.task)
+    given = HydraConfig.get().overrides
+    own = [override for override in given.hydra if not override.startswith("hydra.mode=")]  # Hydra's, not a person's
+    jobs.launch(plan, runs, [*own, *given.task])
     page, content = report(plan, outcomes(plan, runs), runs.parent)
     print(f"{content['verdict']['claim']}. {content['verdict']['sentence']}")
     for line in content["excludes"]:
