@@ -145,24 +145,21 @@ def _from_file(picture: Path | Member | bytes | str) -> Image.Image:
             file = io.BytesIO(picture)
         with Image.open(file) as opened:
             opened.load()
-            return _eight_bit(ImageOps.exif_transpose(opened))
+            return _eight_bit(ImageOps.exif_transpose(opened), is_wide=opened.mode == "I" and opened.format == "TIFF")
     except DuetError as error:
         raise DuetError(f"{what}: {error}") from None
-    # Pillow's readers raise many kinds of error on broken files, a few of them unrelated to OSError.
-    except (
-        OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, zipfile.BadZipFile,
-        Image.DecompressionBombError,
-    ) as error:  # fmt: skip
+    # What Pillow raises depends on the byte at which a broken file stops to make sense: struct.error of its EXIF, say.
+    except Exception as error:
         reason = "it is not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DuetError(f"{what} cannot be read: {reason}; repair it or take it away") from error
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """A picture of 8 bits per channel without transparency, which is laid over white."""
+def _eight_bit(picture: Image.Image, is_wide: bool) -> Image.Image:
+    """A picture of 8 bits per channel without transparency, which is laid over white; not of one of 32 bits."""
     if picture.mode == "F" or picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.float64)
-        # 16-bit files arrive in several modes; wider ones do not say what white is.
-        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        # 16-bit files arrive in several modes, of 32 bits among them; those that are so wide do not say what white is.
+        if is_wide or picture.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DuetError(f"its pixels are of mode {picture.mode!r}, without a known white; 8 or 16 bits would fit")
         return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
     if picture.has_transparency_data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -244,8 +245,16 @@ def test_an_unreadable_picture_is_named(tmp_path, suffix):
             read_picture(file, 8, 3)
 
 
-def test_a_picture_without_a_known_white_is_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+def test_a_picture_with_a_broken_note_of_its_camera_is_named(tmp_path, monkeypatch):
+    Image.fromarray(colours(8, 8)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda picture: struct.pack("I", "text"))  # as Pillow does then
+    with pytest.raises(DuetError, match=r"a\.jpg' cannot be read: required argument is not an integer"):
+        read_picture(tmp_path / "a.jpg", 8, 3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])  # however small their values
+def test_a_picture_without_a_known_white_is_refused(tmp_path, kind):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tiff")
     with pytest.raises(DuetError, match=r"a\.tiff'.*known white"):
         read_picture(tmp_path / "a.tiff", 4, 1)
 
