@@ -6,6 +6,7 @@ files gives its parts by name, in order; they are then gathered in memory (`gath
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, So
         file: every picture must be in it once, by its name in the source; empty lines are left out.
 
     Raises:
-        DuetError: the file cannot be read, or a picture is missing, unknown or named twice.
+        DuetError: the file cannot be read, a picture is missing, unknown or named twice, or a part's name is no word.
     """
     (_, source), *others = parts.items()
     if source.names is None:
@@ -162,12 +163,17 @@ def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, So
         raise DuetError(f"split: {str(file)!r} cannot be read: {error}") from error
     place, found = {name: i for i, name in enumerate(source.names)}, {}
     for line in lines:
-        name, _, part = line.strip().rpartition(" " if " " in line.strip() else "\t")
-        name = name.strip()
+        *name, part = line.strip().rsplit(maxsplit=1)
+        name = "".join(name)
         if name not in place or name in found:
             what = "is in it twice" if name in found else f"is no picture of {source.name}, as {source.names[0]!r} is"
             raise DuetError(f"split: {str(file)!r}: {name or line!r} {what}; a line is NAME PART")
-        found[name] = part.strip()
+        if not re.fullmatch(r"\w[\w-]*", part) or part == "all":  # it names a folder, and all of them are "all"
+            raise DuetError(
+                f"split: {str(file)!r}: {name} is in part {part!r}; the name of a part is a word of letters, digits, _ "
+                f"and -, and not 'all'"
+            )
+        found[name] = part
     if len(found) < len(place):
         lost = next(name for name in source.names if name not in found)
         raise DuetError(f"split: {str(file)!r} names no part for {lost!r} and {len(place) - len(found) - 1} more")
