@@ -42,6 +42,7 @@ from diffusion_core.errors import DuetError
 __all__ = ["prepare"]
 
 _LISTED = 100
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +94,12 @@ def prepare(
         return card
     unfinished = final.with_name(f".{final.name}.unfinished")
     with _alone(unfinished):
+        if (card := _finished(final, request)) is not None:  # another process was at it until a moment ago
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return card
         if not _asks(unfinished / "request.json", request):
             for old in unfinished.iterdir():
-                if old.name != "lock":
+                if old.name != _LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
         made, unreadable, sizes = {}, {}, {}
@@ -108,11 +112,12 @@ def prepare(
         for part in parts:
             for record in (unfinished / part).glob("*.record.json"):
                 record.unlink()
-        (unfinished / "request.json").unlink()
-        (unfinished / "lock").unlink()
         if final.is_dir():  # an empty one
             final.rmdir()
         unfinished.rename(final)
+        # Not before: a directory without them is one that was left, which whoever comes next would begin anew.
+        for name in ("request.json", _LOCK):
+            (final / name).unlink()
     return card
 
 
@@ -135,7 +140,7 @@ def _fingerprint(source: Source) -> str:
         if not isinstance(picture, Member) or file not in archives:
             state = file.stat()
             archives[file] = f"{state.st_size} {state.st_mtime_ns}"
-        digest.update(f"{picture if isinstance(picture, Path) else picture.name}\0{archives[file]}\0".encode())
+        digest.update(f"{picture.name}\0{archives[file]}\0".encode())  # the folder may be called by another path
     return digest.hexdigest()
 
 
@@ -172,7 +177,7 @@ def _asks(file: Path, request: Mapping[str, Any]) -> bool:
 def _alone(directory: Path) -> Iterator[None]:
     """Keep other processes from the same directory; the lock is gone with the process that holds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as lock:
+    with open(directory / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

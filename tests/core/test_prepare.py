@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import About
-from diffusion_core.data.prepare import prepare
+from diffusion_core.data.prepare import _finished, prepare
 from diffusion_core.data.source import Source, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
@@ -255,6 +255,46 @@ def test_another_request_starts_anew(tmp_path, monkeypatch):
     np.testing.assert_array_equal(open_store(tmp_path / "out").images, other.pictures)
 
 
+def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeypatch):
+    request = {"all": pictures()}, tmp_path / "out", Square(8), About("toy")
+    said, seen, rename = [], [], Path.rename
+
+    def another(part, done, total):
+        """What a second process is told while this one works."""
+        if done:
+            with pytest.raises(DuetError) as refused:
+                prepare(*request, workers=1)
+            said.append(str(refused.value))
+
+    def renamed(self, target):
+        made = rename(self, target)
+        if target == tmp_path / "out":
+            seen.extend(path.name for path in target.iterdir())
+        return made
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    first = prepare(*request, workers=1, progress=another)
+    assert len(said) == 1 and "another process is writing" in said[0]
+    assert ".lock" in seen  # held until all is in place
+    before = content(tmp_path / "out")
+    # A third, which looked before the first was done and got the lock after.
+    looked = [lambda *given: None, _finished]
+    monkeypatch.setattr("diffusion_core.data.prepare._finished", lambda *given: looked.pop(0)(*given))
+    monkeypatch.setattr("diffusion_core.data.prepare._make_images", None)
+    assert prepare(*request, workers=1) == json.loads(json.dumps(first))
+    assert content(tmp_path / "out") == before and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_folder_may_be_called_by_another_path(tmp_path, monkeypatch):
+    source = folder_of(tmp_path / "files", 3)
+    prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    monkeypatch.chdir(tmp_path)
+    again = SOURCES["image_folder"](Path("files"))["all"]
+    assert (
+        prepare({"all": again}, tmp_path / "out", Square(8), About("toy"), workers=1)["parts"]["all"]["pictures"] == 3
+    )
+
+
 def test_what_is_there_is_kept(tmp_path):
     first = prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1)
     before = content(tmp_path / "out")
@@ -299,10 +339,20 @@ def test_a_file_says_the_part_of_each_picture(tmp_path):
         (whole + "\n3.png test", r"3\.png. is in it twice"),
         (whole + "\n77.png test", r"77\.png. is no picture of toy"),
         ("0.png train", "names no part for '1.png' and 10 more"),
+        ("0.png", "'0.png' is no picture of toy"),
+        ("0.png ../elsewhere", "0.png is in part '../elsewhere'; the name of a part is a word"),
+        ("0.png all", "0.png is in part 'all'"),
     ):
         (tmp_path / "parts.txt").write_text(text)
         with pytest.raises(DuetError, match=message):
             split_by_file({"all": pictures()}, tmp_path / "parts.txt")
+
+
+def test_names_in_such_a_file_may_have_spaces_and_any_white_space_ends_them(tmp_path):
+    source = Source(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32), ("a",), "toy", ("my cat.png", "b.png"))
+    (tmp_path / "parts.txt").write_text("my cat.png\ttrain\nb.png   test\n")
+    parts = split_by_file({"all": source}, tmp_path / "parts.txt")
+    assert {part: found.names for part, found in parts.items()} == {"train": ("my cat.png",), "test": ("b.png",)}
 
 
 def test_classes_are_chosen_before_pictures_are_read():
