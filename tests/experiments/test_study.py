@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 from made_up import stand_in
 
 from diffusion_core.errors import DuetError
@@ -19,7 +19,6 @@ from experiments import study as entry_point
 from experiments.studies.energy import read_counters, spent
 from experiments.studies.plan import Plan, make_plan, make_study, merge
 from experiments.studies.results import check_reads
-from hydra_plugins.duet_launcher.local import LocalLauncher
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -175,6 +174,17 @@ def calls(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def launched(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, int]]:
+    """What a launcher is given from now on: itself, and how many jobs."""
+    noted: list[tuple[Any, int]] = []
+    owner = Plugins.instance().class_name_to_class[name]  # Hydra loads plugins as modules of its own
+    launch = owner.launch
+    monkeypatch.setattr(
+        owner, "launch", lambda self, *given: noted.append((self, len(given[0]))) or launch(self, *given)
+    )
+    return noted
+
+
 def test_a_dry_run_prints_the_table_and_writes_nothing(study, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, said = study("dry_run=true", name="halves")
@@ -185,12 +195,9 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(study, tmp_path):
 def test_what_is_done_is_not_done_again(study, tmp_path, monkeypatch):
     assert study("study.seeds=[0]")[0] == 0
     assert len(set(calls(tmp_path))) == 2
-    noted, launch = [], LocalLauncher.launch
-    monkeypatch.setattr(
-        LocalLauncher, "launch", lambda self, *given: noted.append(self.workers) or launch(self, *given)
-    )
+    noted = launched(monkeypatch, "hydra_plugins.duet_launcher.local.LocalLauncher")
     assert study("hydra.launcher.workers=2")[0] == 0  # one seed more
-    assert noted == [2]
+    assert [(launcher.workers, jobs) for launcher, jobs in noted] == [(2, 2)]
     new = calls(tmp_path)[2:]
     assert len(new) == 2 and all("seed=1" in call for call in new)
     marker = next(tmp_path.glob("out/runs/*/done.json"))
@@ -232,10 +239,9 @@ def test_one_job_can_be_called_by_its_name(study, tmp_path):
 
 
 def test_hydras_own_launcher_serves_as_well(study, tmp_path, monkeypatch):
-    noted, launch = [], BasicLauncher.launch
-    monkeypatch.setattr(BasicLauncher, "launch", lambda *given: noted.append(len(given[1])) or launch(*given))
+    noted = launched(monkeypatch, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
     assert study("hydra/launcher=basic", "study.seeds=[0]")[0] == 0 and len(calls(tmp_path)) == 2
-    assert noted == [2]
+    assert [jobs for _, jobs in noted] == [2]
 
 
 def test_a_mistake_in_a_level_is_found_before_anything_runs(study, tmp_path):
