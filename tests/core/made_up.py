@@ -25,7 +25,7 @@ def stand_in(folder: Path) -> Path:
 
 
 def main(folder: Path, words: list[str]) -> int:
-    told = dict(word.split("=", 1) for word in words[2:])
+    told = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     told = {key: value.strip("'") for key, value in told.items()}
     with open(folder / "calls.txt", "a") as file:
         file.write(" ".join([words[1].removeprefix("experiments."), *words[2:]]) + "\n")
