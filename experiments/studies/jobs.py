@@ -12,6 +12,7 @@ short is begun anew.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -116,27 +117,32 @@ def check(plan: Plan) -> None:
         for job in run.jobs if apart <= 1 and run.seed == plan.runs[0].seed else ():
             if job.identity not in known:
                 known.add(job.identity)
-                _composed(job, job.overrides)
+                _backends[_of_backend(job)] = _composed(job.stage, job.entry, job.overrides).backend
                 command(job, Path())
 
 
-def _composed(job: Job, overrides: Sequence[str]) -> DictConfig:
+@functools.cache  # composing takes its time, and what is asked of it repeats
+def _composed(stage: str, entry: str, overrides: tuple[str, ...]) -> DictConfig:
     try:
         with _composing:
-            return compose(job.entry, list(overrides))
+            return compose(entry, list(overrides))
     except Exception as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DuetError(f"stage {job.stage!r}, told {' '.join(job.overrides)}: {line}") from error
+        raise DuetError(f"stage {stage!r}, told {' '.join(overrides)}: {line}") from error
 
 
-_backends: dict[tuple[str, ...], DictConfig] = {}  # by what a job is told of its backend, as composing takes its time
+_backends: dict[tuple[str, ...], DictConfig] = {}
+
+
+def _of_backend(job: Job) -> tuple[str, ...]:
+    return tuple(o for o in job.overrides if o.startswith(("backend=", "backend.")))
 
 
 def command(job: Job, runs: Path) -> list[str]:
     """The command of a job, for the Python that owns its backend."""
-    told = tuple(o for o in job.overrides if o.startswith(("backend=", "backend.")))
+    told = _of_backend(job)
     if told not in _backends:
-        _backends[told] = _composed(job, told).backend
+        _backends[told] = _composed(job.stage, job.entry, told).backend
     python = backend_python(_backends[told], os.environ)
     return [str(python), "-m", f"experiments.{job.entry}", *job.arguments(runs)]
 

@@ -16,6 +16,7 @@ from made_up import stand_in
 
 from diffusion_core.errors import DuetError
 from experiments import study as entry_point
+from experiments.studies import figures
 from experiments.studies.energy import read_counters, spent
 from experiments.studies.plan import Plan, make_plan, make_study, merge
 from experiments.studies.results import check_reads
@@ -155,6 +156,7 @@ def study(tmp_path, monkeypatch, capsys):
     del options["stages"]["first half"], options["factors"]["framework"]["hand-over"]
     (files / "small.yaml").write_text(json.dumps(options))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "files", lambda name, draw, rows: {})  # what drawing takes is tested elsewhere
 
     def call(*words: str, name: str = "small") -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["study", "--config-dir", "files", f"study={name}", "out=out", *words])
