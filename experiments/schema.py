@@ -418,6 +418,7 @@ MODELS = {
 }
 
 
+@functools.cache
 def register() -> None:
     """Give Hydra the schemas, under the names that the files in `configs` refer to."""
     store = ConfigStore.instance()

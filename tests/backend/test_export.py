@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import call
 from safetensors import safe_open
 
 from diffusion_core import reference
@@ -26,7 +21,6 @@ from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.problem import Problem
 from diffusion_core.unet import UNetSpec
-from experiments import export_weights
 from experiments.targets import TARGETS
 
 # The target that is the own form of each backend.
@@ -53,25 +47,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Pat
 
 
 def export(*words: str) -> str:
-    """Run the entry point in this process; gives what it printed."""
-    out = io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", ["experiments.export_weights", *words]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-    ):
-        export_weights.main()
-    return out.getvalue()
+    """Run the entry point; gives what it printed."""
+    code, out, err = call("export_weights", *words)
+    assert code == 0, err
+    return out
 
 
 def refused(*words: str) -> str:
     """Check that the entry point refuses its arguments; gives the line."""
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-        export(*words)
-    assert left.value.code == 2
-    (line,) = err.getvalue().splitlines()
+    code, _, err = call("export_weights", *words)
+    assert code == 2
+    (line,) = err.splitlines()
     return line
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import os
 import shutil
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import call
 
 from diffusion_core.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.ema import Power
@@ -35,22 +30,10 @@ HALF = f"checkpoints/{64:012d}"
 
 
 def start(module: str, *given: str) -> str:
-    """Run an entry point in this process; gives what it printed, to standard error where it was refused."""
-    main = importlib.import_module(f"experiments.{module}").main
-    out, errors = io.StringIO(), io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(errors),
-    ):
-        try:
-            main()
-        except SystemExit as left:
-            assert left.code == 2
-            return errors.getvalue()
-    return out.getvalue()
+    """Run an entry point; gives what it printed, to standard error where it was refused."""
+    code, out, err = call(module, *given)
+    assert code in (0, 2)
+    return err if code else out
 
 
 def train(directory: Path, backend: str, *words: str) -> str:

@@ -5,21 +5,16 @@ None of these needs a framework: they are refused before one is loaded.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import call
 from PIL import Image
 
 from diffusion_core.backend import TrainerState
@@ -39,22 +34,12 @@ def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(module: str, *words: str) -> str:
-    """Check that an entry point refuses its arguments in one line; gives the line. In this process, to be quick."""
-    main = importlib.import_module(f"experiments.{module}").main
-    out, err = io.StringIO(), io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as left,
-    ):
-        main()
-    lines = err.getvalue().strip().splitlines()
-    assert left.value.code == 2
-    assert len(lines) == 1 and lines[0].startswith("error: "), err.getvalue()
-    assert out.getvalue() == ""
+    """Check that an entry point refuses its arguments in one line; gives the line."""
+    code, out, err = call(module, *words)
+    lines = err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert out == ""
     return lines[0]
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from commands import composed, enter
 
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
@@ -26,15 +21,6 @@ from experiments import targets, train
 
 SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4, num_classes=3, null_class="zero")
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 20}, "v")
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def run(module: str, *words: str) -> None:
-    """An entry point in this process."""
-    main = importlib.import_module(f"experiments.{module}").main
-    GlobalHydra.instance().clear()
-    with mock.patch.object(sys, "argv", [f"experiments.{module}", *words]), mock.patch.dict(os.environ):
-        main()
 
 
 @pytest.fixture
@@ -48,9 +34,9 @@ def trained(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("which", ["ema", "weights"])
 def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys):
-    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}", f"weights={which}")
+    enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}", f"weights={which}")
     assert "a UNet2DModel with classes" in capsys.readouterr().out
-    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}")
+    enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}")
     said = capsys.readouterr().out
     assert f"checkpoint={tmp_path / 'back'}" in said
     assert "process: linear, 20 levels, beta_start 0.0001, beta_end 0.02, v prediction, images in" in said
@@ -66,30 +52,30 @@ def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys
 
 
 def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp_path):
-    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
+    enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "process.schedule.T=50", "source.null_class=last")
-    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
+    enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
     problem = load_checkpoint(tmp_path / "back").problem
     assert (problem.prediction, problem.schedule) == ("x0", {"name": "cosine", "T": 50})
     assert (problem.spec.num_classes, problem.spec.null_class) == (2, "last")
     assert (problem.value_range, problem.time_scale) == ((-1.0, 1.0), 1.0)
     # What a process says of training alone is left behind.
     words = ("process=edm", "source.null_class=last")
-    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'edm'}", *words)
+    enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'edm'}", *words)
     assert load_checkpoint(tmp_path / "edm").problem.prediction == "edm"
 
 
 def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, capsys):
-    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
+    enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "+process.value_range=[0,1]", "+process.time_scale=0.25")
-    run("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
+    enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
     problem = load_checkpoint(tmp_path / "back").problem
     assert (problem.value_range, problem.time_scale) == ((0.0, 1.0), 0.25)
     assert "x0 prediction, images in [0.0, 1.0], time_scale 0.25 (as given)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module, words, named", [
-    ("import_weights", ["source=diffuser"], "source/diffuser"),
+    ("import_weights", ["source=diffuser"], "source: 'diffuser' was given"),
     ("import_weights", ["source=edm", "path=edm.pkl"], "edm.pkl: a pickle runs code"),
     ("import_weights", ["source=edm", "path=edm.npz"], "edm.npz: it cannot be read"),
     ("import_weights", ["source=edm", "path=edm.npz", "source.heads=3"], "Key 'heads' not in"),
@@ -98,19 +84,19 @@ def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, 
     ("import_weights", ["source=edm", "path="], "path: nothing was given"),
     ("import_weights", ["source=diffusers", "path=OUT", "+process.prediction=v"], "process.schedule: no value was"),
     ("import_weights", ["source=diffusers", "path=OUT", "process=v_cosine", "+process.lr=3"], "'lr' was given"),
-    ("import_weights", ["source=diffusers", "path=OUT", "process=v_cosin"], "process/v_cosin"),
+    ("import_weights", ["source=diffusers", "path=OUT", "process=v_cosin"], "process: 'v_cosin' was given"),
     ("export_weights", ["target=diffusers", "target.clip=-1"], "target.clip: -1.0 was given"),
     ("export_weights", ["target=native"], "backend: no value was given"),
     ("export_weights", ["target=diffusers", "weights=emaa"], "weights: 'emaa' was given"),
-    ("export_weights", ["target=flax"], "target/flax"),
+    ("export_weights", ["target=flax"], "target: 'flax' was given"),
     ("export_weights", ["target=diffusers", "target.variance=learned"], "target.variance: 'learned' was given"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained, tmp_path, capsys):
-    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'pipeline'}")
+    enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'pipeline'}")
     where = {"import_weights": ["path=nowhere"], "export_weights": [f"checkpoint={trained}"]}[module]
     words = [word.replace("OUT", str(tmp_path / "pipeline")) for word in words]
     with pytest.raises(SystemExit) as left:
-        run(module, *where, *words, f"out={tmp_path / 'out'}")
+        enter(module, *where, *words, f"out={tmp_path / 'out'}")
     line = capsys.readouterr().err
     assert left.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
     assert named in line
@@ -118,7 +104,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained,
 
 
 def test_nothing_is_written_over(trained, tmp_path, capsys):
-    run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
+    enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for module, words, line in (
         ("export_weights", ["target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}"],
@@ -131,7 +117,7 @@ def test_nothing_is_written_over(trained, tmp_path, capsys):
          "out: nothing was given; it is the directory to write"),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
-            run(module, *words)
+            enter(module, *words)
         assert capsys.readouterr().err == f"error: {line}\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert len(list_checkpoints(trained / "checkpoints")) == 1
@@ -149,7 +135,7 @@ def test_a_pipeline_is_there_whole_or_not_at_all(trained, tmp_path, capsys, monk
 
     monkeypatch.setattr(targets, "write_atomically", write)
     with pytest.raises(SystemExit):
-        run("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'new' / 'out'}")
+        enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'new' / 'out'}")
     assert "it cannot be written (No space left on device)" in capsys.readouterr().err
     assert len(written) == 3 and list((tmp_path / "new").iterdir()) == []
 
@@ -161,17 +147,16 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
     weights = initial_weights(program, 0, np.float32)
     np.savez(tmp_path / "model.npz", **write_weights(ddpm_tf.model_names(spec, program), weights))
     words = ("source=ddpm_tf", f"path={tmp_path / 'model.npz'}", "source.image_size=8", "source.norm_groups=4")
-    run("import_weights", *words, f"out={tmp_path / 'plain'}")
-    run("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
+    enter("import_weights", *words, f"out={tmp_path / 'plain'}")
+    enter("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
     network = (
         "channels=8 multipliers=[1,2] blocks_per_level=1 attention_sizes=[] heads=1 qkv_bias=true norm_groups=4 "
         "norm_eps=1e-6 down_padding=[0,1] num_classes=0 dropout=0.25"
     )
     given = ["experiment=digits", "process=eps_linear", "process.drop_label=0", "sampler.guidance=1"]
     given += [f"model.{word}" for word in network.split()]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", overrides=given)
-        experiment = train.Experiment.of(cfg)
+    cfg = composed("train", *given)
+    experiment = train.Experiment.of(cfg)
     cfg.resume = str(tmp_path / "told")
     start, source = train._start(cfg, experiment, tmp_path)
     assert source == find_checkpoint(tmp_path / "told")

@@ -5,9 +5,6 @@ The reference takes the place of a framework.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import enter
 
 from diffusion_core import reference
 from diffusion_core.backend import Description, Settings, TrainerState
@@ -65,13 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
     """The pictures and labels that a command writes."""
     words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", ["experiments.edit", *words]),
-        mock.patch.dict(os.environ),
-        mock.patch.object(common, "open_backend", lambda cfg: Reference()),
-    ):
-        importlib.import_module("experiments.edit").main()
+    with mock.patch.object(common, "open_backend", lambda cfg: Reference()):
+        enter("edit", *words)
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels

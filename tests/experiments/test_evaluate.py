@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import os
-import sys
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import call
 from PIL import Image
 
 from diffusion_core.backend import TrainerState
@@ -40,19 +35,9 @@ EVERYWHERE = {"frechet": 17.507410096101097, "spatial": 30.206739468461564, "ker
 
 
 def start(module: str, *given: str) -> tuple[str, str]:
-    """Run an entry point in this process; gives what was printed, and the error in one line."""
-    main = importlib.import_module(f"experiments.{module}").main
-    out, err = io.StringIO(), io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        contextlib.suppress(SystemExit),
-    ):
-        main()
-    return out.getvalue(), err.getvalue()
+    """Run an entry point; gives what was printed, and the error in one line."""
+    _, out, err = call(module, *given)
+    return out, err
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import re
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import enter
 
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
@@ -32,10 +28,7 @@ PROBLEM = Problem(SPEC, SCHEDULE, "v")
 
 def run(*words: str) -> None:
     """The entry point in this process."""
-    main = importlib.import_module("experiments.gallery").main
-    GlobalHydra.instance().clear()
-    with mock.patch.object(sys, "argv", ["experiments.gallery", *words]), mock.patch.dict(os.environ):
-        main()
+    enter("gallery", *words)
 
 
 @pytest.fixture(scope="module")

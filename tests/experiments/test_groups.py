@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from diffusion_core.backend import TrainerState
@@ -20,7 +19,6 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
 from diffusion_core.unet import UNetSpec
 from experiments.common import sampler_of
-from experiments.schema import register
 from experiments.train import Experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -28,10 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def experiment_of(*words: str) -> Experiment:
     """The objects of a configuration."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return Experiment.of(compose("train", list(words)))
+    return Experiment.of(commands.composed("train", *words))
 
 
 def composed(*words: str) -> tuple[Process, SamplerPlan]:
@@ -135,10 +130,7 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance"
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, words, own, wanted, said) -> None:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(command, words)
+    cfg = commands.composed(command, *words)
     found = Checkpoint(0, Problem(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own})
     cfg.sampler, line = sampler_of(cfg.sampler, found)
     assert cfg.sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line

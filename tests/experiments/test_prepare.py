@@ -5,54 +5,22 @@ No framework is loaded.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import os
-import sys
-from pathlib import Path
-from unittest import mock
 
 import archives
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from commands import call, composed
 from PIL import Image
 
 from diffusion_core.data import Dataset
 from diffusion_core.errors import DuetError
 from experiments.common import load_data
-from experiments.schema import register
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def run(*words: str, module: str = "prepare") -> tuple[int, str, str]:
-    """Exit code, output and errors of an entry point, in this process to be quick."""
-    main = importlib.import_module(f"experiments.{module}").main
-    out, err = io.StringIO(), io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as left:
-            return left.code, out.getvalue(), err.getvalue()
-    return 0, out.getvalue(), err.getvalue()
 
 
 def loaded(*words: str) -> Dataset:
     """The data set that training would take."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return load_data(compose("train", list(words)).data)
+    return load_data(composed("train", *words).data)
 
 
 def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path, monkeypatch):
@@ -60,7 +28,7 @@ def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path,
     (tmp_path / "archives" / "cifar10").mkdir(parents=True)
     archives.cifar10(tmp_path / "archives" / "cifar10", archives.PICTURES["cifar10"])
     assert loaded("data=cifar10", "data.stand_in.count=2").name == "shapes, in place of cifar10"
-    code, out, err = run("data=cifar10", "workers=1")
+    code, out, err = call("prepare", "data=cifar10", "workers=1")
     assert (code, err) == (0, "") and f"prepared: {tmp_path / 'cifar10-32'}" in out
     train, test = (loaded("data=cifar10", f"data.options.part={part}") for part in ("train", "test"))
     np.testing.assert_array_equal(train.images, archives.PICTURES["cifar10"]["train"][0])
@@ -85,7 +53,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
         Image.fromarray(np.full((9, 12), k, np.uint8)).save(tmp_path / "pictures" / "a" / f"{k}.png")
     where = f"data.store={tmp_path / 'store'}"
     words = ["data=image_folder", "data.options.size=8", "data.options.channels=1", where]
-    code, _, err = run(*words, f"data.options.path={tmp_path / 'pictures'}", "workers=1", "split=stream")
+    code, _, err = call("prepare", *words, f"data.options.path={tmp_path / 'pictures'}", "workers=1", "split=stream")
     assert (code, err) == (0, "")
     parts = [loaded(*words, f"data.options.part={part}") for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
@@ -105,8 +73,8 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     (tmp_path / "parts.txt").write_text("\n".join(lines))
     words = ["data=image_folder", f"data.store={tmp_path / 'store'}", "data.options.size=8"]
     files = [f"data.options.path={tmp_path / 'files'}", "split=file", f"split.path={tmp_path / 'parts.txt'}"]
-    assert run(*words, *files, "workers=1")[0] == 0
-    code, out, err = run(*words, f"out={tmp_path / 'page'}", module="inspect")
+    assert call("prepare", *words, *files, "workers=1")[0] == 0
+    code, out, err = call("inspect", *words, f"out={tmp_path / 'page'}")
     assert (code, err) == (0, "") and f"page: {tmp_path / 'page' / 'report.html'}" in out
     report = json.loads((tmp_path / "page" / "report.json").read_text())
     assert {part: facts["pictures"] for part, facts in report["parts"].items()} == {"train": 20, "test": 20}
@@ -124,7 +92,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     }
     page = (tmp_path / "page" / "report.html").read_text()
     assert "train/03.png" in page and "8 x 8 (20)" in page and "http" not in page.split("<main", 1)[1].split("<svg")[0]
-    code, _, err = run(*words, f"out={tmp_path / 'page'}", module="inspect")
+    code, _, err = call("inspect", *words, f"out={tmp_path / 'page'}")
     assert code == 2 and "holds a report already" in err
 
 
@@ -151,7 +119,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
     monkeypatch.setenv("DUET_DATA", str(tmp_path / "data"))
     (tmp_path / "files").mkdir()
     archives.mnist(tmp_path / "files", archives.PICTURES["mnist"])
-    code, out, err = run(*[word.replace("FILES", str(tmp_path / "files")) for word in words])
+    code, out, err = call("prepare", *[word.replace("FILES", str(tmp_path / "files")) for word in words])
     assert (code, out) == (2, "") and len(err.strip().splitlines()) == 1
     assert all(name in err for name in named), err
     assert not (tmp_path / "data").exists()

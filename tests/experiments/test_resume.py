@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from commands import composed
 from omegaconf import DictConfig
 
 from diffusion_core.backend import TrainerState
@@ -17,9 +16,7 @@ from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
 from diffusion_core.weights import initial_weights
 from experiments import train
-from experiments.schema import register
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = (
     "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_sizes=[]",
     "model.middle_attention=false", "process.levels.name=loss_second_moment", "trainer.batch=64",
@@ -29,11 +26,8 @@ TINY = (
 
 def configured(*words: str) -> tuple[DictConfig, train.Experiment]:
     """A configuration and what it describes."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", [*TINY, *words])
-        return cfg, train.Experiment.of(cfg)
+    cfg = composed("train", *TINY, *words)
+    return cfg, train.Experiment.of(cfg)
 
 
 def start(run: Path, *words: str) -> Checkpoint:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import os
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from commands import call, composed
 from PIL import Image
 
 from diffusion_core.checkpoint import load_checkpoint
@@ -22,7 +15,6 @@ from diffusion_core.data import to_uint8
 from diffusion_core.run import read_metrics, read_samples
 from diffusion_core.sampling.draw import draw
 from diffusion_core.weights import count
-from experiments.schema import register
 from experiments.train import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,17 +50,10 @@ def run(name: str, backend: str, directory: Path, *words: str) -> str:
 
 
 def start(module: str, *given: str) -> str:
-    """Run an entry point in this process; gives what was printed."""
-    main = importlib.import_module(f"experiments.{module}").main
-    out = io.StringIO()
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *given]),
-        mock.patch.dict(os.environ),
-        contextlib.redirect_stdout(out),
-    ):
-        main()
-    return out.getvalue()
+    """Run an entry point; gives what was printed."""
+    code, out, err = call(module, *given)
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
@@ -162,12 +147,9 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
     assert not np.array_equal(drawn["weights"], drawn["ema"])
 
 
-def composed(name: str):
+def configured(name: str):
     """(configuration, objects) of an experiment as its file is."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [f"experiment={name}"])
+    cfg = composed("train", f"experiment={name}")
     return cfg, Experiment.of(cfg)
 
 
@@ -237,7 +219,7 @@ def said(cfg, experiment: Experiment) -> dict:
 
 @pytest.mark.parametrize("name", STATED)
 def test_an_experiment_is_what_its_original_states(name):
-    got = said(*composed(name))
+    got = said(*configured(name))
     for key, wanted in STATED[name].items():
         if key in ("lr", "ema"):
             assert {at: pytest.approx(got[key](at)) for at in wanted} == wanted, key
@@ -248,10 +230,7 @@ def test_an_experiment_is_what_its_original_states(name):
 
 
 def test_the_schedule_that_the_text_of_plain_has_is_there():
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", ["experiment=plain", "process.schedule.name=plain_as_written"])
+    cfg = composed("train", "experiment=plain", "process.schedule.name=plain_as_written")
     schedule = Experiment.of(cfg).problem.process.schedule
     np.testing.assert_allclose(schedule.alpha**2, np.linspace(0.02, 1e-4, 1000), rtol=1e-12)
 
@@ -259,7 +238,7 @@ def test_the_schedule_that_the_text_of_plain_has_is_there():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_fits_together_at_full_size(name):
     """Network, process, sampler, data and course of the file as it is, without a backend."""
-    _, experiment = composed(name)
+    _, experiment = configured(name)
     assert count(experiment.problem.program) > 100_000
     batch = experiment.loader.batch(0, 2)
     assert batch.pixels.shape[1:] == experiment.problem.spec.image_shape

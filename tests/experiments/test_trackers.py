@@ -8,27 +8,20 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from diffusion_core.errors import DuetError
 from diffusion_core.run import RunDirectory
 from diffusion_core.training import Record
 from experiments import trackers
-from experiments.schema import register
 from experiments.trackers import choose
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def composed(*words: str, hydra: bool = False) -> DictConfig:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", list(words), return_hydra_config=hydra)
+    return commands.composed("train", *words, hydra=hydra)
 
 
 class Noted:

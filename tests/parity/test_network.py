@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from commands import composed
 
 from diffusion_core import reference
 from diffusion_core.errors import DuetError
@@ -18,7 +17,6 @@ from diffusion_core.parity.network import compare_network, network_inputs, recor
 from diffusion_core.parity.trace import training_errors
 from diffusion_core.unet import lower
 from experiments.common import spec_of
-from experiments.schema import register
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -90,10 +88,7 @@ def test_a_batch_of_one_vector_has_no_variance(open_backend):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_forward_pass_of_every_model_at_full_size(open_backend, model):
     """Some take minutes in NumPy, and ADM at 256 x 256 about 15 GB."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        spec = spec_of(compose("networks", [f"model={model}", "out=."]))
+    spec = spec_of(composed("networks", f"model={model}", "out=."))
     backend = open_backend("float32")
     weights, batch = network_inputs(spec, np.float32, 1)
     got = record_network(backend, spec, 1, gradients=False)["output"]
