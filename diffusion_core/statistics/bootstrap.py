@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
@@ -78,5 +78,5 @@ def bootstrap_interval(
     drawn = (Stream(seed, "statistics/bootstrap").uniform(np.arange(replicates), n) * n).astype(np.int64)
     mean = values.mean()
     low, high = np.quantile(values[drawn].mean(axis=1) - mean, [tail, 1 - tail])
-    wider = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - tail, n - 1) / stats.norm.ppf(1 - tail)
+    wider = np.sqrt(n / (n - 1)) * stdtrit(n - 1, 1 - tail) / ndtri(1 - tail)
     return Interval(float(mean + wider * low), float(mean + wider * high), confidence)
