@@ -5,12 +5,15 @@ No framework is loaded.
 
 from __future__ import annotations
 
+import functools
 import json
+from typing import Any
 
 import archives
 import numpy as np
 import pytest
 from commands import call, composed
+from omegaconf import DictConfig
 from PIL import Image
 
 from diffusion_core.data import Dataset
@@ -18,33 +21,41 @@ from diffusion_core.errors import DuetError
 from experiments.common import load_data
 
 
-def loaded(*words: str) -> Dataset:
-    """The data set that training would take."""
-    return load_data(composed("train", *words).data)
+@functools.cache
+def configured(*words: str) -> DictConfig:
+    """The data of a training."""
+    return composed("train", *words).data
+
+
+def loaded(*words: str, **options: Any) -> Dataset:
+    """The data set that training would take, with such data.options."""
+    data = configured(*words).copy()
+    data.options.update(options)
+    return load_data(data)
 
 
 def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("DUET_DATA", str(tmp_path))
     (tmp_path / "archives" / "cifar10").mkdir(parents=True)
     archives.cifar10(tmp_path / "archives" / "cifar10", archives.PICTURES["cifar10"])
-    assert loaded("data=cifar10", "data.stand_in.count=2").name == "shapes, in place of cifar10"
+    assert loaded("data=cifar10").name == "shapes, in place of cifar10"
     code, out, err = call("prepare", "data=cifar10", "workers=1")
     assert (code, err) == (0, "") and f"prepared: {tmp_path / 'cifar10-32'}" in out
-    train, test = (loaded("data=cifar10", f"data.options.part={part}") for part in ("train", "test"))
+    train, test = (loaded("data=cifar10", part=part) for part in ("train", "test"))
     np.testing.assert_array_equal(train.images, archives.PICTURES["cifar10"]["train"][0])
     np.testing.assert_array_equal(test.labels, archives.PICTURES["cifar10"]["test"][1])
     assert train.name == "cifar10" and train.sha256 in out
-    both = loaded("data=cifar10", "data.options.part=all")
+    both = loaded("data=cifar10", part="all")
     np.testing.assert_array_equal(both.images, np.concatenate([train.images, test.images]))
     np.testing.assert_array_equal(both.labels, np.concatenate([train.labels, test.labels]))
-    direct = loaded("data=store", f"data.options.directory={tmp_path / 'cifar10-32'}", "data.options.part=train")
+    direct = loaded("data=store", directory=str(tmp_path / "cifar10-32"), part="train")
     assert direct.sha256 == train.sha256
     wanted = [train.class_names[k] for k in np.unique(train.labels)[:2]]
-    chosen = loaded("data=cifar10", f"data.options.classes=[{','.join(wanted)}]")
+    chosen = loaded("data=cifar10", classes=wanted)
     assert chosen.class_names == tuple(wanted)
     assert len(chosen) == np.isin(train.labels, np.unique(train.labels)[:2]).sum()
     with pytest.raises(DuetError, match=r"data\.options\.channels: 1 was given, but .* was prepared with 3"):
-        loaded("data=cifar10", "data.options.channels=1")
+        loaded("data=cifar10", channels=1)
 
 
 def test_a_folder_is_split_and_trained_on(tmp_path):
@@ -55,7 +66,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
     words = ["data=image_folder", "data.options.size=8", "data.options.channels=1", where]
     code, _, err = call("prepare", *words, f"data.options.path={tmp_path / 'pictures'}", "workers=1", "split=stream")
     assert (code, err) == (0, "")
-    parts = [loaded(*words, f"data.options.part={part}") for part in ("train", "held_out")]
+    parts = [loaded(*words, part=part) for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
     with pytest.raises(DuetError, match="none was named; it has train, held_out, and all is them all"):
