@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from commands import call
 from PIL import Image
 
-from diffusion_core.backend import TrainerState
+from diffusion_core import reference
+from diffusion_core.backend import Description, TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.data import load_dataset
 from diffusion_core.errors import DuetError
@@ -114,12 +117,17 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
         check_protocol(metric, [a, b, c])
 
 
-def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path):
+def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkeypatch):
+    backend = SimpleNamespace(
+        describe=lambda: Description("reference", "cpu", "float64", 1, "eager"),
+        network=lambda *network: SimpleNamespace(forward=partial(reference.forward, *network)),
+    )
+    monkeypatch.setattr("experiments.common.open_backend", lambda cfg: backend)
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, norm_eps=1e-5)
     problem = Problem(spec, {"name": "linear", "T": 20}, "eps")
     state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
     save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
-    words = ("data=digits", "likelihood=vlb", "likelihood.levels=2", "likelihood.count=12", "sets=3", *CPU)
+    words = ("data=digits", "likelihood=vlb", "likelihood.levels=2", "likelihood.count=12", "sets=3")
     said, error = start("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
     assert error == ""
     number = read_numbers(tmp_path / "out")[0]
