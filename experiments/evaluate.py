@@ -83,11 +83,16 @@ def lines(numbers: list[Number]) -> list[str]:
     made = []
     for number in numbers:
         low_high = number.interval
-        interval = f"[{low_high.low:.4f}, {low_high.high:.4f}]" if low_high else ""
-        error = "" if number.error is None else f"± {number.error:.4f}"
-        made.append(f"{number.name:{width}}  {number.value:9.4f}  {interval:20}  {error} {number.unit}".rstrip())
+        interval = f"[{_brief(low_high.low)}, {_brief(low_high.high)}]" if low_high else ""
+        error = "" if number.error is None else f"± {_brief(number.error)}"
+        made.append(f"{number.name:{width}}  {_brief(number.value):>9}  {interval:20}  {error} {number.unit}".rstrip())
     found = {f"{number.interval.confidence:.0%}" for number in numbers if number.interval}
     return [*made, f"[ , ]: {' and '.join(sorted(found))} intervals, from disjoint sets"] if found else made
+
+
+def _brief(x: float) -> str:
+    """Four decimals, or as many digits of what is small, as a kernel distance on Inception is."""
+    return f"{x:.4f}" if x == 0 or abs(x) >= 0.1 else f"{x:.4g}"
 
 
 if __name__ == "__main__":

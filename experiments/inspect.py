@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
         "title": f"The data set {first.name}",
         "environment": environment(),
         "parts": {part: _facts(dataset, surveys[part]) for part, dataset in parts.items()},
-        "card": _card(cfg.data.store) if parts_of(cfg.data.store or "") else None,
+        "card": _card(cfg),
         "near": {
             "within": cfg.within,
             "compared": {part: len(places) for part, places in chosen.items()},
@@ -121,15 +121,25 @@ def _facts(dataset: Dataset, found: Survey) -> dict[str, Any]:
     }
 
 
-def _card(store: str) -> dict[str, Any] | None:
-    file = Path(store).expanduser() / "card.json"
-    return read_json(file) if file.is_file() else None
+def _store(cfg: DictConfig) -> Path | None:
+    """The directory of the stores that were read; None of data from elsewhere, whatever store of theirs there is."""
+    options, store = cfg.data.options, cfg.data.store
+    if cfg.data.name == "store":
+        store = options.directory
+    elif options.get("path", "") is not None:
+        store = None
+    return Path(store).expanduser() if store else None
+
+
+def _card(cfg: DictConfig) -> dict[str, Any] | None:
+    store = _store(cfg)
+    return read_json(store / "card.json") if store and (store / "card.json").is_file() else None
 
 
 def _names(cfg: DictConfig, parts: Mapping[str, Dataset]) -> dict[str, list[str]]:
     """What the pictures of each part are called."""
-    root = Path(cfg.data.options.directory if cfg.data.name == "store" else cfg.data.store or "")
-    return {part: read_names(root / part, len(dataset)) for part, dataset in parts.items()}
+    root = _store(cfg)
+    return {part: read_names(root and root / part, len(dataset)) for part, dataset in parts.items()}
 
 
 def _described(

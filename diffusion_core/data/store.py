@@ -166,10 +166,10 @@ def parts_of(directory: str | Path) -> list[str]:
     return sorted(found, key=lambda name: (name != "train", name))
 
 
-def read_names(directory: str | Path, count: int) -> list[str]:
-    """What the pictures of a store are called; by their places where they have no names."""
-    file = Path(directory).expanduser() / "names.txt"
-    names = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+def read_names(directory: Path | None, count: int) -> list[str]:
+    """What the pictures of a store are called; by their places where they have no names, or are of no store."""
+    file = directory and directory.expanduser() / "names.txt"
+    names = file.read_text(encoding="utf-8").split("\n")[:-1] if file and file.is_file() else []
     return names if len(names) == count else [f"picture {k}" for k in range(count)]
 
 

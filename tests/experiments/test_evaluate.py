@@ -21,11 +21,13 @@ from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.evaluate import METRICS, cut, options_of
 from diffusion_core.metrics.frechet import frechet_distance
-from diffusion_core.metrics.protocol import read_numbers
+from diffusion_core.metrics.protocol import Number, read_numbers
 from diffusion_core.problem import Problem
 from diffusion_core.run import read_samples, write_samples
+from diffusion_core.statistics import Interval
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
+from experiments.evaluate import lines
 from experiments.studies.plan import Metric
 from experiments.studies.results import Outcome, check_protocol, value
 
@@ -214,3 +216,9 @@ def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
     ):
         _, error = start("train", *words, *CPU, "features=digits" if "count" in word else "features=inception", word)
         assert message in error and not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_small_numbers_are_printed_with_their_digits():
+    interval = Interval(3.125e-4, 7.7e-4, 0.95)
+    said = lines([Number("KID", 5.2e-4, {}, interval, error=1.2e-4), Number("FID", 17.50741, {})])
+    assert said[:2] == ["KID    0.00052  [0.0003125, 0.00077]  ± 0.00012", "FID    17.5074"]

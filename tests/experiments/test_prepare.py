@@ -105,6 +105,11 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     assert "train/03.png" in page and "8 x 8 (20)" in page and "http" not in page.split("<main", 1)[1].split("<svg")[0]
     code, _, err = call("inspect", *words, f"out={tmp_path / 'page'}")
     assert code == 2 and "holds a report already" in err
+    # Pictures from elsewhere have neither the card nor the names of the store.
+    path = f"data.options.path={tmp_path / 'files' / 'test'}"
+    assert call("inspect", *words, path, f"out={tmp_path / 'other'}", "samples=0").code == 0
+    report = json.loads((tmp_path / "other" / "report.json").read_text())
+    assert report["card"] is None and report["near"]["pairs"][0]["nearest"][0]["first"] == "picture 8"
 
 
 @pytest.mark.parametrize(
