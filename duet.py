@@ -93,7 +93,9 @@ DEMO = (
         " traces=[{x}/trace/torch,{x}/trace/tf] out={x}"
         " 'title=Handwritten digits in PyTorch and TensorFlow' 'command=python3 duet.py demo'",
     ),
+    ("ask the same of three seeds", TORCH, "-m experiments.study study=demo out={x}/study hydra.launcher.workers=2"),
 )
+DEMO_REPORTS = ("report.html", "study/report.html")
 OFFLINE = r"connection broken|Failed to establish|Max retries|name resolution|timed out|CERTIFICATE|from versions: none"
 NO_MATCH = "No matching distribution|ResolutionImpossible"
 # Why a set-up failed: what the output shows, the cause, what to do. The first that matches counts.
@@ -369,7 +371,7 @@ def demo_command(args: list[str]) -> int:
     if args and not (len(args) == 2 and args[0] == "--out"):
         raise Stop(f"demo: {' '.join(args)!r} was given; it takes nothing or --out DIR")
     folder = Path(args[1]).expanduser().resolve() if args else ROOT / "outputs" / "demo"
-    marker, report = folder / DEMO_MARKER, folder / "report.html"
+    marker, reports = folder / DEMO_MARKER, [folder / name for name in DEMO_REPORTS]
     if folder.exists() and not marker.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Stop(f"--out: {folder} was given and holds something else; name a new or an empty folder")
     pythons = {backend: setup(backend) for backend in DOWNLOAD}
@@ -385,9 +387,10 @@ def demo_command(args: list[str]) -> int:
         code = stage(pythons, jobs, template, out)
         if code:
             raise Stop(f"the demo stopped with exit code {code} at: {title}", 1)
-    if not report.is_file():
-        raise Stop(f"the demo ran to its end but left no {report}", 1)
-    say(f"done in {time.monotonic() - started:.0f} s, set-up not counted; see {report}")
+    for report in reports:
+        if not report.is_file():
+            raise Stop(f"the demo ran to its end but left no {report}", 1)
+    say(f"done in {time.monotonic() - started:.0f} s, set-up not counted; see {' and '.join(map(str, reports))}")
     return 0
 
 

@@ -27,7 +27,8 @@ case "$*" in
 esac
 echo "$DUET_BACKEND|$*" >> "$FAKE_LOG"
 case "$*" in *"$FAKE_BREAKS"*) [ -n "$FAKE_BREAKS" ] && exit "${FAKE_CODE:-9}" ;; esac
-case "$*" in *experiments.compare*) [ -n "$FAKE_OUT" ] && touch "$FAKE_OUT/report.html" ;; esac
+case "$*" in *experiments.compare*) page="$FAKE_OUT" ;; *experiments.study*) page="$FAKE_OUT/study" ;; *) page= ;; esac
+[ -n "$FAKE_OUT" ] && [ -n "$page" ] && mkdir -p "$page" && touch "$page/report.html"
 exit 0
 """
 
@@ -348,12 +349,12 @@ def test_demo_runs_its_commands_and_says_where_the_report_is(checkout):
     out = checkout.root / "outputs" / "demo"
     result = checkout.duet("demo", FAKE_OUT=str(out))
     assert result.returncode == 0, result.stderr
-    assert str(out / "report.html") in result.stdout.splitlines()[-1]
+    assert all(str(out / name) in result.stdout.splitlines()[-1] for name in ("report.html", "study/report.html"))
     ran = stages(checkout)
     printed = re.findall(r"duet.py run (\w+) -- (.*)", result.stdout)
-    assert sorted(f"{backend}|{line}".replace("'", "") for backend, line in printed) == sorted(ran) and len(ran) == 13
+    assert sorted(f"{backend}|{line}".replace("'", "") for backend, line in printed) == sorted(ran) and len(ran) == 14
     kinds = [re.search(r"experiments\.(\w+)", line).group(1) for line in ran]
-    assert kinds == ["train"] * 2 + ["sample"] * 2 + ["trace"] * 8 + ["compare"]
+    assert kinds == ["train"] * 2 + ["sample"] * 2 + ["trace"] * 8 + ["compare", "study"]
 
 
 def test_demo_stops_at_the_first_failure(checkout):
