@@ -8,8 +8,7 @@ A process opens a store by its name, so its pictures are in memory once; a data 
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from types import TracebackType
 
@@ -18,6 +17,7 @@ import numpy as np
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.shards import Shards
 from diffusion_core.errors import DuetError
+from diffusion_core.workers import pool
 
 __all__ = ["Prefetch"]
 
@@ -59,8 +59,7 @@ class Prefetch:
         dataset = self.loader.dataset
         if isinstance(dataset.images, np.memmap):  # which would be sent as what it holds
             dataset = replace(dataset, images=Shards([dataset.images]))
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(self.workers, context, _open, (replace(self.loader, dataset=dataset),))
+        self._pool = pool(self.workers, _open, replace(self.loader, dataset=dataset))
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

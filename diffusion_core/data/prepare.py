@@ -18,12 +18,11 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member, Picture, Square
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.errors import DuetError
+from diffusion_core.workers import pool
 
 __all__ = ["prepare"]
 
@@ -230,13 +230,13 @@ def _make_images(
         for number, first in left:
             done(number, _make(job(first, number)))
         return [records[number] for number in sorted(records)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with pool(workers) as processes:
         running: dict[Future, int] = {}
         try:
             while left or running:
                 while left and len(running) < workers + 1:  # memory holds no more than these
                     number, first = left.pop(0)
-                    running[pool.submit(_make, job(first, number))] = number
+                    running[processes.submit(_make, job(first, number))] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     done(running.pop(future), future.result())
         except BrokenExecutor as error:

@@ -1,0 +1,32 @@
+"""Processes that work for another one."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+# One worker holds a pipe open and is busy; the process that it works for is then killed.
+KILLED = """
+import os, signal, threading
+from diffusion_core.workers import pool
+if __name__ == "__main__":
+    with pool(1) as processes:
+        processes.submit(os.open, {pipe!r}, os.O_WRONLY).result()
+        processes.submit(threading.Event().wait)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_they_end_with_the_process_that_they_work_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "killed.py").write_text(KILLED.format(pipe=str(tmp_path / "pipe")))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = subprocess.run([sys.executable, str(tmp_path / "killed.py")], env=environment, timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    ended, _, _ = select.select([pipe], [], [], 60)  # ready when nobody has it open to write any more
+    assert ended and os.read(pipe, 1) == b""
+    os.close(pipe)
