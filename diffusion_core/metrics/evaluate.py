@@ -31,7 +31,17 @@ from diffusion_core.metrics.colour import COLOUR
 from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
 from diffusion_core.metrics.kernel import KERNEL
 from diffusion_core.metrics.manifold import MANIFOLD
-from diffusion_core.metrics.metric import OPTIONAL, DoesNotApply, FeatureKind, Found, Meaning, Metric, Source
+from diffusion_core.metrics.metric import (
+    OPTIONAL,
+    DoesNotApply,
+    FeatureKind,
+    Found,
+    Meaning,
+    Measure,
+    Metric,
+    Parts,
+    Source,
+)
 from diffusion_core.metrics.nearest import MEMORISATION, SPREAD
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.metrics.score import SCORE
@@ -154,10 +164,7 @@ def evaluate(
         try:
             measure = build(f"metrics.{name}", fits, name, options, reference.parts, seed)
             whole = measure(samples.parts)
-            parts = [
-                measure({part: np.delete(samples.parts[part], some, axis=0) for part in metric.samples})
-                for some in sets.members
-            ]
+            parts = [_without(some, metric, measure, whole, samples.parts) for some in sets.members]
         except DoesNotApply as reason:
             left_out[name] = str(reason)
             continue
@@ -168,7 +175,7 @@ def evaluate(
         protocol |= {"features": dict(kind.facts)} if metric.reads_features else {"quantised": "uint8"}
         protocol |= {"seed": seed, "confidence": confidence}
         for key, value in whole.numbers.items():
-            meaning, without = metric.numbers[key], tuple(float(part.numbers[key]) for part in parts)
+            meaning, without = metric.numbers[key], tuple(float(part[key]) for part in parts)
             title = _title(meaning, kind if metric.reads_features else None)
             error = whole.errors.get(key)
             interval = meaning.bounded(interval_of(float(value), without, confidence))
@@ -181,6 +188,15 @@ def evaluate(
     if progress:
         progress(len(metrics), "")
     return Evaluation(tuple(numbers), left_out, found)
+
+
+def _without(
+    some: NDArray[np.int64], metric: Metric, measure: Measure, whole: Found, samples: Parts
+) -> Mapping[str, float]:
+    """The numbers of all samples but some."""
+    if whole.without:
+        return whole.without(some)
+    return measure({part: np.delete(samples[part], some, axis=0) for part in metric.samples}).numbers
 
 
 def _facts(metric: Metric, reference: Source) -> dict[str, Any]:

@@ -128,12 +128,14 @@ class Found:
         errors: what is by custom printed behind a number's ±, where it has such a thing.
         arrays: details per sample or class, for who wants to look closer.
         shown: captioned rows of pictures, where there is something to see.
+        without: the numbers of all samples but those at some places, where they follow from what was found of each.
     """
 
     numbers: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
     arrays: Mapping[str, NDArray] = field(default_factory=dict)
     shown: tuple[tuple[str, NDArray], ...] = ()
+    without: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
 
 
 Measure = Callable[[Parts], Found]

@@ -102,14 +102,20 @@ def _fit_memorisation(reference: Parts, seed: int, *, ratio: float = 1 / 3) -> M
         # A copy of one of two equal pictures has a ratio of 0 / 0.
         relative = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
         closest = np.argsort(relative, kind="stable")[:_SHOWN]
+
+        def without(some: NDArray[np.int64]) -> dict[str, float]:
+            rest, near = np.delete(memorised, some), np.delete(first, some)
+            return {"memorised": rest.mean(), "copies": (near == 0).mean(), "distance": np.median(near)}
+
         return Found(
-            {"memorised": memorised.mean(), "copies": (first == 0).mean(), "distance": np.median(first)},
+            without(np.array([], np.int64)),
             arrays={"index": indices, "distance": distances},
             shown=(
                 ("most like a\ntraining picture", pictures[closest]),
                 ("nearest", train[indices[closest, 0]]),
                 ("second nearest", train[indices[closest, 1]]),
             ),
+            without=without,
         )
 
     return measure

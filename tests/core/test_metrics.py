@@ -350,6 +350,10 @@ def test_copies_and_near_copies_are_told_from_new_pictures():
     np.testing.assert_array_equal(shown[:2], samples[[2, 5]])
     np.testing.assert_array_equal(first[:2], train[[17, 8]])
     assert measured("memorisation", {"pictures": samples}, data).numbers["memorised"] == 0
+    # What it says of fewer samples is what measuring them anew gives.
+    some = np.array([0, 3, 8])
+    anew = measured("memorisation", {"pictures": np.delete(samples, some, axis=0)}, data | {"training": train})
+    assert found.without(some) == anew.numbers != found.numbers
 
 
 def test_spread_is_the_root_mean_square_over_all_pairs():
