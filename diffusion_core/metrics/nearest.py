@@ -156,7 +156,7 @@ SPREAD = Metric(
 
 
 def _check(what: str, images: NDArray[np.uint8]) -> None:
-    shape = np.shape(images)
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or len(shape) != 4 or 0 in shape:
-        kind = getattr(images, "dtype", type(images).__name__)
+    # Not by its class: the pictures of a store are in several files.
+    shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", type(images).__name__)
+    if kind != np.uint8 or len(shape) != 4 or 0 in shape:
         raise DuetError(f"{what}: {kind} with shape {shape} was given; it must be uint8 with shape (N, H, W, C)")

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
+from diffusion_core.data.shards import Shards
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.evaluate import cut, evaluate, given, interval_of
+from diffusion_core.metrics.evaluate import METRICS, cut, evaluate, given, interval_of
 from diffusion_core.metrics.files import join, read_source, write_features
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.metric import FeatureKind, Source
@@ -135,6 +136,18 @@ def test_what_is_known_of_the_training_pictures_is_of_the_memorisation_alone():
     one, two = (evaluate(metrics, samples, cut(30, 3, 0), side).numbers for side in (reference, other))
     changed = {a.protocol["metric"] for a, b in zip(one, two, strict=True) if a.protocol != b.protocol}
     assert changed == {"memorisation"}
+
+
+def test_the_pictures_of_a_reference_may_be_in_several_files():
+    samples, reference = sets_of()
+    training, labels = pictures(50, 3), np.arange(60) % 2
+    samples = replace(samples, parts={**samples.parts, "labels": labels[:30]})
+    whole = replace(reference, parts={**reference.parts, "labels": labels, "training": training})
+    parts = {"pictures": Shards(np.split(pictures(60, 9), [25])), "training": Shards(np.split(training, [10, 40]))}
+    several = replace(whole, parts=whole.parts | parts)
+    metrics = {name: {} for name, metric in METRICS.items() if "pictures" in metric.reference}
+    one, two = (evaluate(metrics, samples, cut(30, 3, 0), side).numbers for side in (whole, several))
+    assert one == two and {number.protocol["metric"] for number in one} == {"memorisation", "spread", "colour"}
 
 
 CHANGES = {
