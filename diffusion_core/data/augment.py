@@ -16,8 +16,10 @@ from the changed pictures without making such ones where it is told zeros.
 
 A picture is continued beyond its border by reflection and resampled with a Lanczos kernel of radius 3, which is
 widened where the picture shrinks; its weights are normalised. The paper's own filter is a wavelet at twice the
-resolution; pictures that are mirrored alone are the same in both. The numbers of an image are drawn by its
-position in the run, in streams "data/augment" and "data/augment/normal".
+resolution; pictures that are mirrored alone are the same in both. Its published code (NVlabs/edm, training/augment.py)
+has a_4 = 0 in half of the stretched pictures; here a_4 is always drawn.
+
+The numbers of an image are drawn by its position in the run, in streams "data/augment" and "data/augment/normal".
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), appendix F.2,
