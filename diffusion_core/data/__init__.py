@@ -35,10 +35,10 @@ def _reader(name: str) -> Callable[..., Dataset]:
     squares, own = read_options(name)
     usual = {"size": about.size, "channels": about.channels}
 
-    def read(path: str, part: str | None = None, **options: Any) -> Dataset:
+    def read(path: str, part: str | None = None, classes: Any = None, **options: Any) -> Dataset:
         square = Square(**usual | {key: value for key, value in options.items() if key in squares})
         parts = source(Path(path).expanduser(), **{key: value for key, value in options.items() if key in own})
-        return gather(parts, part, square)
+        return gather(parts, part, square, classes)
 
     # The signature names every option, so that one that does not exist, or has another type, is refused.
     made = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}
@@ -73,5 +73,7 @@ def load_dataset(name: str, *, classes: Sequence[int | str] | None = None, **opt
     Raises:
         DuetError: the name is unknown, an option is unknown or missing, or the function refuses its value.
     """
+    if name in SOURCES:
+        return build("data", DATASETS, name, options | {"classes": classes})
     dataset = build("data", DATASETS, name, options)
     return dataset if classes is None else dataset.only(classes)

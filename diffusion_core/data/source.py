@@ -81,13 +81,20 @@ class Source:
         return replace(self.take(kept), labels=new[self.labels[kept]], class_names=names)
 
 
-def gather(parts: Mapping[str, Source], part: str | None, square: Square) -> Dataset:
+def gather(
+    parts: Mapping[str, Source], part: str | None, square: Square, classes: Iterable[int | str] | None = None
+) -> Dataset:
     """A part in memory; "all" is all of them, one after another, and none need be named where there is one alone.
 
+    Classes are chosen before pictures are read, as where they are written to a store.
+
     Raises:
-        DuetError: there is no such part, none was named of several, or a picture cannot be read.
+        DuetError: there is no such part, none was named of several, it has no picture of these classes, or one that
+            cannot be read.
     """
     sources = [parts[name] for name in chosen_parts(next(iter(parts.values())).name, list(parts), part)]
+    if classes is not None:
+        sources = [source.only(classes) for source in sources]
     images = np.empty((sum(map(len, sources)), square.size, square.size, square.channels), np.uint8)
     place = 0
     for source in sources:

@@ -355,6 +355,19 @@ def test_names_in_such_a_file_may_have_spaces_and_any_white_space_ends_them(tmp_
     assert {part: found.names for part, found in parts.items()} == {"train": ("my cat.png",), "test": ("b.png",)}
 
 
+def test_pictures_of_some_classes_are_the_same_read_directly_and_prepared(tmp_path):
+    for name in "ab":
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for k in range(3):
+            image = np.random.default_rng(k).integers(0, 256, (8, 30, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / "files" / name / f"{k}.png")
+    cut(tmp_path / "files" / "a" / "1.png")  # of a class that nobody asks for
+    direct = load_dataset("image_folder", path=str(tmp_path / "files"), size=8, crop="random", classes=["b"])
+    parts = {"all": SOURCES["image_folder"](tmp_path / "files")["all"].only(["b"])}
+    card = prepare(parts, tmp_path / "out", Square(8, crop="random"), About("toy"), workers=1)
+    assert card["parts"]["all"]["sha256"] == direct.sha256
+
+
 def test_classes_are_chosen_before_pictures_are_read():
     source = pictures()
     chosen = source.only(["c", 0])
