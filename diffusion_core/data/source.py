@@ -94,6 +94,10 @@ def gather(
     """
     sources = [parts[name] for name in chosen_parts(next(iter(parts.values())).name, list(parts), part)]
     if classes is not None:
+        first = sources[0]
+        ids = class_ids(f"data set {first.name!r}", first.class_names, classes)
+        # One of several parts may have no picture of them; that all have none is an error.
+        sources = [source for source in sources if np.isin(source.labels, ids).any()] or [first]
         sources = [source.only(classes) for source in sources]
     images = np.empty((sum(map(len, sources)), square.size, square.size, square.channels), np.uint8)
     place = 0
