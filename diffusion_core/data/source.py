@@ -82,7 +82,7 @@ class Source:
 
 
 def gather(
-    parts: Mapping[str, Source], part: str | None, square: Square, classes: Iterable[int | str] | None = None
+    parts: Mapping[str, Source], part: str | None, square: Square, classes: Sequence[int | str] | None = None
 ) -> Dataset:
     """A part in memory; "all" is all of them, one after another, and none need be named where there is one alone.
 
