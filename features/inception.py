@@ -9,9 +9,10 @@ ReLU.
 
 The network takes uint8 pictures of 299 x 299 and three channels. How they are brought to that size is a choice:
 
-    antialias     `diffusion_core.metrics.resize`: bilinear with antialiasing, rounded to uint8
     tensorflow1   bilinear as in the graph of 2015, without antialiasing and without rounding, by torch-fidelity; what
                   published numbers were measured with, and what torch-fidelity reports
+    antialias     `diffusion_core.metrics.resize`: bilinear with antialiasing, rounded to uint8; a number says so in its
+                  name, "FID, antialiased resize"
 
 The weights are a file of the project torch-fidelity, known by the hash in its name. Those that do not have this hash
 are taken too (a test needs them), but then a score is not called FID.
@@ -44,12 +45,13 @@ from features.kind import Features, NotGiven, as_colour
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
 
 SIZE, LAYERS, SPATIAL_CHANNELS = 299, ("2048", "logits_unbiased"), 7
-RESIZES = ("antialias", "tensorflow1")
+# Each with what it adds to the names of numbers.
+RESIZES = {"tensorflow1": "", "antialias": "antialiased resize"}
 # The value of `weights` that fetches the file.
 DOWNLOAD = "download"
 
 
-def features(*, weights: str | None = None, resize: str = "antialias", device: str = "auto") -> Features:
+def features(*, weights: str | None = None, resize: str = "tensorflow1", device: str = "auto") -> Features:
     """The layers of Inception v3.
 
     Args:
@@ -120,7 +122,7 @@ def features(*, weights: str | None = None, resize: str = "antialias", device: s
     facts = {"kind": "inception", "resize": resize, "weights_sha256": sha256, "quantised": "uint8"}
     is_published = sha256.startswith(published)
     name = "Inception" if is_published else f"Inception {sha256[:8]}"
-    return Features(FeatureKind(name, facts, is_published), of, _versions())
+    return Features(FeatureKind(name, facts, is_published, RESIZES[resize]), of, _versions())
 
 
 def _downloaded(url: str, name: str, sha256: str) -> Path:

@@ -208,7 +208,8 @@ def _facts(metric: Metric, reference: Source) -> dict[str, Any]:
 def _title(meaning: Meaning, kind: FeatureKind | None) -> str:
     if kind is None:
         return meaning.title
-    return meaning.published if kind.is_published and meaning.published else f"{kind.name} {meaning.title}"
+    title = meaning.published if kind.is_published and meaning.published else f"{kind.name} {meaning.title}"
+    return f"{title}, {kind.departure}" if kind.departure else title
 
 
 def options_of(metric: Metric) -> dict[str, Any]:

@@ -62,12 +62,15 @@ class FeatureKind:
     Args:
         name: what stands before the name of a number that is measured on them, as in "digits Fréchet distance".
         facts: all that they depend on beside the pictures, as plain data.
-        is_published: whether these are the features that FID and its like are defined by.
+        is_published: whether they are of the network that FID and its like are defined by.
+        departure: in what they still are not those of published numbers; it stands behind the name of every number, as
+            in "FID, antialiased resize".
     """
 
     name: str
     facts: Mapping[str, Any]
     is_published: bool = False
+    departure: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:

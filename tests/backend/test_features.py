@@ -208,7 +208,7 @@ def theirs(weights):
 
 @pytest.fixture(scope="module")
 def inception(weights) -> Features:
-    return made("inception", weights=str(weights), device="cpu")
+    return made("inception", weights=str(weights), resize="antialias", device="cpu")
 
 
 def test_inception_is_torch_fidelitys_network_on_pictures_resized_with_antialiasing(inception, theirs):
@@ -249,8 +249,9 @@ def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception
     assert found["probabilities"].shape == (1, 1008) and found["probabilities"].sum() == pytest.approx(1)
 
 
-def test_inception_resizes_as_torch_fidelity_where_asked_and_takes_grey_pictures_as_colour(weights, theirs):
-    features = made("inception", weights=str(weights), resize="tensorflow1", device="cpu")
+def test_inception_resizes_as_torch_fidelity_by_default_and_takes_grey_pictures_as_colour(weights, theirs):
+    features = made("inception", weights=str(weights), device="cpu")
+    assert features.kind.facts["resize"] == "tensorflow1"
     images = pictures(1, channels=1)
     expected = theirs(np.repeat(images, 3, axis=3))
     np.testing.assert_allclose(extract(features, images, 2)["features"], expected, atol=1e-5 * np.abs(expected).max())
@@ -258,6 +259,7 @@ def test_inception_resizes_as_torch_fidelity_where_asked_and_takes_grey_pictures
 
 def test_only_the_published_weights_give_a_score_called_fid(inception):
     assert not inception.kind.is_published and inception.kind.name.startswith("Inception ")
+    assert inception.kind.departure == "antialiased resize"
     assert not made("digits").kind.is_published
 
 
@@ -284,7 +286,7 @@ def test_weights_that_carry_code_or_do_not_fit_are_refused(tmp_path, weights):
     [
         ({}, "no weights were given; name torch-fidelity's file with weights=FILE.pth"),
         ({"weights": "nowhere.pth"}, "nowhere.pth: it cannot be read"),
-        ({"weights": "x.pth", "resize": "bicubic"}, "'bicubic' was given; it must be one of antialias, tensorflow1"),
+        ({"weights": "x.pth", "resize": "bicubic"}, "'bicubic' was given; it must be one of tensorflow1, antialias"),
         ({"weights": 3}, "weights: 3 was given; it must be text or null"),
     ],
 )

@@ -110,6 +110,14 @@ def test_only_the_published_features_give_a_number_called_fid():
     names = [number.name for number in evaluate(metrics, samples, cut(30, 3, 0), reference).numbers]
     assert {"FID", "KID", "colour histogram distance", "Inception precision"} <= set(names)
     assert not any("ID" in name for name in numbers_of(metrics))
+    samples, reference = (
+        replace(s, kind=replace(s.kind, departure="antialiased resize")) for s in (samples, reference)
+    )
+    names = [number.name for number in evaluate(metrics, samples, cut(30, 3, 0), reference).numbers]
+    assert {"FID, antialiased resize", "colour histogram distance", "Inception recall, antialiased resize"} <= set(
+        names
+    )
+    assert not {"FID", "KID"} & set(names)
 
 
 # Protocols and columns

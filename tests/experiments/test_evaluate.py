@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, composed
 from PIL import Image
 
 from diffusion_core import reference
@@ -206,6 +206,16 @@ def test_a_training_ends_with_the_score_that_it_was_told(tmp_path):
     expected = frechet_distance(*(layers(x)["features"] for x in (images, stand_in.images)))
     assert number["value"] == pytest.approx(expected) and number["protocol"]["samples"]["count"] == 6
     assert f"digits Fréchet distance  {expected:9.4f}" in said
+
+
+def test_inception_resizes_as_published_numbers_do_but_where_an_original_did_otherwise():
+    asked = {
+        word: composed("train", word).features for word in ("features=inception", "experiment=double_conv_attention")
+    }
+    assert [(one.name, one.resize) for one in asked.values()] == [
+        ("inception", "tensorflow1"),
+        ("inception", "antialias"),
+    ]
 
 
 def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
