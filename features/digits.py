@@ -17,4 +17,4 @@ def features() -> Features:
         "resize": "mean of square blocks to 8 x 8",
         "quantised": "uint8",
     }
-    return Features(FeatureKind("digits", facts), digits.layers)
+    return Features(FeatureKind("digits", facts, classes=digits.CLASSES), digits.layers)

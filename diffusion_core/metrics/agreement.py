@@ -1,14 +1,30 @@
-"""Do samples show the class that they were asked for, as a network of features sees it."""
+"""Do samples show the class that they were asked for, as a network of features sees it.
+
+Class id k of the labels must mean what class k of the network means. Where the names of both are known they are
+compared, and the metric does not apply where they differ; else the protocol says that they were not. Arrays without
+names have their class ids as names ("0", "1", ...), as digits have: what these show, only who gave them knows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.errors import DuetError
-from diffusion_core.metrics.metric import SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import (
+    SHARE,
+    DoesNotApply,
+    FeatureKind,
+    Found,
+    Meaning,
+    Measure,
+    Metric,
+    Parts,
+    Source,
+)
 
 __all__ = ["AGREEMENT", "Agreement", "agreement"]
 
@@ -72,9 +88,25 @@ def _fit(reference: Parts, seed: int) -> Measure:
     return measure
 
 
+def _compared(kind: FeatureKind, reference: Source) -> dict[str, Any]:
+    """Whether the classes have the same names on both sides."""
+    sides = {"the features": kind.classes, "the reference": reference.classes}
+    if unknown := [what for what, names in sides.items() if not names]:
+        return {"classes": f"not compared by name: the names of {' and '.join(unknown)} are not known"}
+    if kind.classes != reference.classes:
+        told, asked = (_brief(names) for names in sides.values())
+        raise DoesNotApply(f"the classes of the features are {told}, and those of the reference {asked}")
+    return {"classes": "of the same names"}
+
+
+def _brief(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 AGREEMENT = Metric(
     _fit,
     ("labels", "probabilities"),
     ("labels",),
     {"rate": Meaning("recognised as the class asked for", better="higher", bounds=SHARE)},
+    compared=_compared,
 )

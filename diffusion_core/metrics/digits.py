@@ -21,10 +21,12 @@ from diffusion_core.data.digits import NATIVE_SIZE
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits_network import SHAPES, forward, softmax
 
-__all__ = ["SHA256", "WEIGHTS", "layers"]
+__all__ = ["CLASSES", "SHA256", "WEIGHTS", "layers"]
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 SHA256 = "04b7bb1c269f5aa6faba0152c71bec6e7bad671784242d5c4403a3ef54595bc6"
+# What its classes are called, as `data.digits` calls them.
+CLASSES = tuple("0123456789")
 _BATCH = 512
 
 

@@ -163,6 +163,7 @@ def evaluate(
             left_out[name] = f"there are no {', '.join(missing)}"
             continue
         try:
+            compared = metric.compared(kind, reference) if metric and metric.compared else {}
             measure = build(f"metrics.{name}", fits, name, options, reference.parts, seed)
             whole = measure(samples.parts)
             parts = [_without(some, metric, measure, whole, samples.parts) for some in sets.members]
@@ -174,7 +175,7 @@ def evaluate(
         protocol |= {"options": options} if (options := options_of(metric) | dict(options)) else {}
         protocol |= {"reference": _facts(metric, reference)} if metric.reference else {}
         protocol |= {"features": dict(kind.facts)} if metric.reads_features else {"quantised": "uint8"}
-        protocol |= {"seed": seed, "confidence": confidence}
+        protocol |= {**compared, "seed": seed, "confidence": confidence}
         for key, value in whole.numbers.items():
             meaning, without = metric.numbers[key], tuple(float(part[key]) for part in parts)
             title = _title(meaning, kind if metric.reads_features else None)

@@ -71,7 +71,7 @@ def write_features(path: Path, source: Source) -> None:
     """Write a set without its pictures, for `read_source` to read where the features cannot be computed."""
     parts = {name: array for name, array in source.parts.items() if name in (*OF_FEATURES, "labels")}
     kind = source.kind and source.kind.plain
-    facts = {"source": dict(source.facts), "kind": kind, "conditional": "labels" in parts}
+    facts = {"source": dict(source.facts), "kind": kind, "conditional": "labels" in parts, "classes": source.classes}
     buffer = io.BytesIO()
     np.savez(buffer, **parts, facts=np.array(json.dumps(facts)))
     write_atomically(path, buffer.getvalue())
@@ -83,7 +83,7 @@ def _from_file(path: Path) -> Source:
             arrays = {name: file[name] for name in file.files}
             facts = json.loads(str(arrays.pop("facts", "{}")))
         kind = facts.pop("kind", None)
-        kind = kind and FeatureKind(**kind)
+        kind, classes = kind and FeatureKind(**kind), tuple(facts.pop("classes", ()))
     except Exception as error:
         raise DuetError(f"{path}: it is not a file of samples or features ({error})") from error
     parts = {_ALSO.get(name, name): array for name, array in arrays.items() if _ALSO.get(name, name) in PARTS}
@@ -99,9 +99,9 @@ def _from_file(path: Path) -> Source:
         widths = {name: array.shape[1] for name, array in parts.items() if name in OF_FEATURES}
         kind = FeatureKind("given", {"kind": "given", "width": widths})
     if "source" in facts:  # features that `write_features` wrote are of the pictures that they were computed from
-        return Source(parts, facts["source"], kind)
+        return Source(parts, facts["source"], kind, classes)
     own = {"name": path.stem, "count": len(next(iter(parts.values()))), "sha256": _hash(parts)}
-    return Source(parts, own | ({"made": facts} if facts else {}), kind)
+    return Source(parts, own | ({"made": facts} if facts else {}), kind, classes)
 
 
 def _from_folder(path: Path) -> Source:

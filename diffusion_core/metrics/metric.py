@@ -65,12 +65,17 @@ class FeatureKind:
         is_published: whether they are of the network that FID and its like are defined by.
         departure: in what they still are not those of published numbers; it stands behind the name of every number, as
             in "FID, antialiased resize".
+        classes: the names of the classes that their probabilities are of, in that order, where they are known.
     """
 
     name: str
     facts: Mapping[str, Any]
     is_published: bool = False
     departure: str = ""
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # from a file it comes as a list
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -86,11 +91,13 @@ class Source:
         parts: see above.
         facts: which pictures they are, as plain data: of a reference they are part of every protocol.
         kind: of its features, where it has some.
+        classes: the name of each class id of its labels, where they are known.
     """
 
     parts: Parts
     facts: Mapping[str, Any]
     kind: FeatureKind | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.parts.values())))
@@ -155,6 +162,8 @@ class Metric:
         reference: those of the reference.
         numbers: what it gives.
         optional: the parts of the reference that it reads where they are there.
+        compared: takes the kind of the features and the reference, and gives what the protocol says of how they fit
+            beyond their numbers, as plain data; raises `DoesNotApply` where they do not.
     """
 
     fit: Callable[..., Measure]
@@ -162,6 +171,7 @@ class Metric:
     reference: tuple[str, ...]
     numbers: Mapping[str, Meaning]
     optional: tuple[str, ...] = ()
+    compared: Callable[[FeatureKind, Source], Mapping[str, Any]] | None = None
 
     @property
     def reads_features(self) -> bool:

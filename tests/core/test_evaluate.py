@@ -104,6 +104,29 @@ def test_what_a_metric_lacks_is_said_and_the_others_are_measured():
         evaluate({"frechet": {}}, samples, cut(12, 3, 0), other)
 
 
+def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_path: Path):
+    labels = np.arange(12) % 3
+    seen = {"labels": labels, "probabilities": np.eye(3)[labels]}
+    told, asked = ("0", "1", "2"), ("1", "0", "2")
+
+    def judged(features: tuple[str, ...], reference: tuple[str, ...]):
+        known = Source(
+            {"labels": labels, "features": np.ones((12, 1))}, FACTS, replace(KIND, classes=features), reference
+        )
+        write_features(tmp_path / "known.npz", known)
+        both = (known, read_source(tmp_path / "known.npz"))
+        return [evaluate({"agreement": {}}, Source(seen, {}, s.kind), cut(12, 3, 0), s) for s in both]
+
+    for found in judged(told, told):
+        assert found.numbers[0].value == 1 and found.numbers[0].protocol["classes"] == "of the same names"
+    for found in judged(told, asked):
+        assert not found.numbers
+        assert found.left_out["agreement"].endswith("features are 0, 1, 2, and those of the reference 1, 0, 2")
+    for features, reference, unknown in (((), asked, "the features"), (told, (), "the reference")):
+        for found in judged(features, reference):
+            assert found.numbers[0].protocol["classes"] == f"not compared by name: the names of {unknown} are not known"
+
+
 def test_only_the_published_features_give_a_number_called_fid():
     samples, reference = (replace(s, kind=FeatureKind("Inception", {}, is_published=True)) for s in sets_of())
     metrics = {"frechet": {}, "kernel": {}, "colour": {}, "manifold": {}}
