@@ -653,7 +653,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(backend_name, open_backend
 def test_a_backend_says_what_it_runs_on(backend_name, open_backend, precision):
     description = open_backend(precision).describe()
     line = description.line()
-    assert line.startswith(f"{backend_name}: cpu, 1 threads, {precision}, ")
+    assert line.startswith(f"{backend_name}: cpu, 1 thread, {precision}, ")
     assert description.threads == 1 and description.backend == backend_name
     assert len(description.versions) >= 3 and all(version in line for version in description.versions.values())
 

@@ -1,6 +1,7 @@
 """Entry points as a person calls them, but in this process; and configurations as they compose them.
 
-Hydra composes every configuration twice, first to see whether it is a sweep. Here it is told that it is none.
+Hydra composes every configuration twice, first to see whether it is a sweep. Here it is told that it is none. Nor does
+it set up its logging, which closes the stream that TensorFlow's logger took when it was loaded: pytest's own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def enter(module: str, *words: str) -> None:
         mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
         mock.patch.dict(os.environ),
         mock.patch("hydra._internal.hydra.Hydra.get_mode", return_value=RunMode.RUN),
+        mock.patch("hydra._internal.hydra.configure_log"),
+        mock.patch("hydra.core.utils.configure_log"),
     ):
         main()
 
