@@ -6,12 +6,13 @@ next is due to the level.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend import Forward
+from diffusion_core.data.pixels import VALUE_RANGE, from_uint8
 from diffusion_core.process import Process, add_noise
 from diffusion_core.random import Stream
 
@@ -21,35 +22,44 @@ __all__ = ["recognised"]
 def recognised(
     forward: Forward,
     process: Process,
-    pictures: NDArray,
+    pictures: NDArray[np.uint8],
     labels: NDArray,
     levels: ArrayLike,
     seed: int,
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
+    *,
+    dtype: DTypeLike = np.float32,
+    value_range: Sequence[float] = VALUE_RANGE,
 ) -> NDArray[np.bool_]:
     """Whether each picture's class has the largest logit at each level, with shape (levels, N).
+
+    Pictures are read a batch at a time, so they may be memory maps of any length.
 
     Args:
         forward: the classifier's logits of (x, c_noise, label); see `backend.Network.forward`.
         process: what it was trained for.
-        pictures: x_0 in the range of the data, with shape (N, H, W, C).
+        pictures: uint8 with shape (N, H, W, C).
         labels: their classes, with shape (N,).
         levels: t of each.
         seed: of the noise.
         batch: pictures at once.
         progress: called with the number of evaluations done after each batch.
+        dtype: of what the network is given.
+        value_range: the values of the pixels 0 and 255.
     """
-    eps = Stream(seed, "accuracy/noise").normal(np.arange(len(pictures)), pictures.shape[1:])
-    right = np.zeros((len(np.asarray(levels)), len(pictures)), bool)
-    for level, t in enumerate(np.asarray(levels)):
-        (alpha, sigma), columns = process.schedule(t), process.columns(t)
-        for at in range(0, len(pictures), batch):
-            some = slice(at, at + batch)
-            x = add_noise(pictures[some], eps[some], alpha, sigma).astype(pictures.dtype)
+    levels, stream = np.asarray(levels), Stream(seed, "accuracy/noise")
+    right = np.zeros((len(levels), len(pictures)), bool)
+    for at in range(0, len(pictures), batch):
+        some = slice(at, at + batch)
+        clean = from_uint8(pictures[some], dtype, value_range)
+        eps = stream.normal(np.arange(at, at + len(clean)), clean.shape[1:])
+        for level, t in enumerate(levels):
+            (alpha, sigma), columns = process.schedule(t), process.columns(t)
+            x = add_noise(clean, eps, alpha, sigma).astype(clean.dtype)
             c_noise = np.full(len(x), columns.c_noise, np.float64)
             logits = forward((columns.c_in * x).astype(x.dtype), c_noise, np.zeros(len(x), np.int32))
             right[level, some] = logits.argmax(axis=1) == labels[some]
             if progress is not None:
-                progress(level * len(pictures) + at + len(x))
+                progress(len(levels) * at + (level + 1) * len(x))
     return right

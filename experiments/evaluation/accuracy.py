@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.data import from_uint8
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
 from experiments import common
@@ -41,12 +40,11 @@ def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
     levels = levels.round() if problem.process.schedule.is_table else levels
 
     def measure(out: Path) -> Measured:
-        dtype = given.backend.settings.host_dtype
-        images = from_uint8(dataset.images, dtype, problem.value_range)
-        with Counter("accuracy", count * len(images), unit="evaluations") as progress:
+        with Counter("accuracy", count * len(dataset), unit="evaluations") as progress:
             found = recognised(
-                given.network.forward, problem.process, images, dataset.labels, levels, given.seed, batch, progress
-            )
+                given.network.forward, problem.process, dataset.images, dataset.labels, levels, given.seed, batch,
+                progress, dtype=given.backend.settings.host_dtype, value_range=problem.value_range,
+            )  # fmt: skip
         facts = {"seed": given.seed, "data": given.data_facts()}
         numbers = (
             number_of(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")

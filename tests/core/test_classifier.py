@@ -70,14 +70,16 @@ def test_the_slope_of_the_reference_is_the_gradient_of_log_p():
 
 def test_accuracy_is_counted_at_each_level():
     labels = np.arange(6) % 3
-    pictures = (labels - 1.0).reshape(6, 1, 1, 1) * np.ones((6, 2, 2, 1))
+    pictures = np.array([0, 128, 255], np.uint8)[labels].reshape(6, 1, 1, 1) * np.ones((6, 2, 2, 1), np.uint8)
     process = PROBLEM.process
 
     def nearest(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray) -> np.ndarray:
         alpha, _ = process.schedule(c_noise[0])
         return -np.abs(x.mean(axis=(1, 2)) / alpha - np.array([-1.0, 0.0, 1.0]))
 
-    found = recognised(nearest, process, pictures, labels, [0, 999], seed=1, batch=4)
+    done = []
+    found = recognised(nearest, process, pictures, labels, [0, 999], seed=1, batch=4, progress=done.append)
+    assert done == [4, 8, 10, 12]
     assert found[0].all() and found[1].mean() < 1.0
     np.testing.assert_array_equal(found, recognised(nearest, process, pictures, labels, [0, 999], seed=1))
 
