@@ -11,13 +11,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blocks", "neighbours", "rows", "squared_distances"]
+__all__ = ["Chosen", "blocks", "neighbours", "rows", "squared_distances"]
 
 _BLOCK_BYTES = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some rows of an array as one; what is asked for is copied, and no more.
+
+    Args:
+        array: an array, a memory map, or `data.shards.Shards`.
+        places: of the rows, with shape (N,).
+    """
+
+    array: Any
+    places: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the rows together."""
+        return (len(self.places), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array."""
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: int | slice | NDArray) -> NDArray:
+        """A row, or several."""
+        return self.array[self.places[key]]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray:
+        return np.asarray(self.array[self.places], dtype)
 
 
 def blocks(array: NDArray) -> list[slice]:

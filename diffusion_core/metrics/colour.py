@@ -27,8 +27,9 @@ def histograms(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The share of each level in each channel of pictures (N, H, W, C), with shape (C, 256)."""
     counts = np.zeros((pictures.shape[3], 256), np.int64)
     for some in blocks(pictures):
+        block = pictures[some]
         for channel, line in enumerate(counts):
-            line += np.bincount(pictures[some][..., channel].reshape(-1), minlength=256)
+            line += np.bincount(block[..., channel].reshape(-1), minlength=256)
     return counts / counts.sum(axis=1, keepdims=True)
 
 

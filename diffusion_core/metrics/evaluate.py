@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.agreement import AGREEMENT
+from diffusion_core.metrics.blocks import Chosen
 from diffusion_core.metrics.colour import COLOUR
 from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
 from diffusion_core.metrics.kernel import KERNEL
@@ -198,7 +199,12 @@ def _without(
     """The numbers of all samples but some."""
     if whole.without:
         return whole.without(some)
-    return measure({part: np.delete(samples[part], some, axis=0) for part in metric.samples}).numbers
+    rest = np.delete(np.arange(len(samples[metric.samples[0]])), some)
+    # Pictures are large, and read piece by piece.
+    parts = {part: samples[part][rest] for part in metric.samples if part != "pictures"}
+    if "pictures" in metric.samples:
+        parts["pictures"] = Chosen(samples["pictures"], rest)
+    return measure(parts).numbers
 
 
 def _facts(metric: Metric, reference: Source) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from diffusion_core.data.shards import Shards
 from diffusion_core.errors import DuetError
+from diffusion_core.metrics import blocks
 from diffusion_core.metrics.evaluate import METRICS, cut, evaluate, given, interval_of
 from diffusion_core.metrics.files import join, read_source, write_features
 from diffusion_core.metrics.frechet import frechet_distance
@@ -69,6 +70,34 @@ def test_a_number_is_that_of_all_samples_and_its_interval_from_leaving_out_each_
     expected = interval_of(number.value, without, 0.95)
     assert (number.interval.low, number.interval.high) == pytest.approx((max(0, expected.low), expected.high))
     assert number.interval.low < number.value < number.interval.high
+
+
+def test_pictures_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_copy(monkeypatch):
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 8 * 64)  # some four pictures
+    labels, (samples, reference) = np.arange(60) % 2, sets_of()
+    read = []
+
+    class Watched(Shards):
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            read.append(found.size)
+            return found
+
+        def __array__(self, *given, **options):
+            raise AssertionError("all pictures were asked for")
+
+    parts = samples.parts | {"labels": labels[:30]}
+    given = replace(samples, parts=parts | {"pictures": Watched([parts["pictures"]])})
+    reference = replace(reference, parts=reference.parts | {"labels": labels})
+    sets = cut(30, 3, 0)
+    numbers = evaluate({"colour": {}, "spread": {}}, given, sets, reference).numbers
+    # A class that is small is read at once; the 20 pictures of two sets never are.
+    assert len(numbers) == 5 and max(read) <= 15 * parts["pictures"][0].size
+    for number in numbers:
+        metric = METRICS[number.protocol["metric"]]
+        measure = metric.fit(reference.parts, 0)
+        copies = ({part: np.delete(parts[part], some, axis=0) for part in metric.samples} for some in sets.members)
+        assert number.without == tuple(measure(copy).numbers[number.protocol["number"]] for copy in copies)
 
 
 def test_an_interval_from_sets_holds_the_truth_and_that_of_a_mean_is_the_means_of_the_sets():
