@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from diffusion_core.data import read_options
 from diffusion_core.data.archives import sha256_of
 from diffusion_core.data.prepare import prepare
-from diffusion_core.data.source import Source, split_by_file, split_by_stream
+from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.errors import DuetError, one_of
@@ -61,9 +61,10 @@ def main(cfg: DictConfig) -> None:
     split = plain(cfg.split)
     where = _files(name, options.get("path"), Path(cfg.archives).expanduser(), cfg.download)
     kept = {key: value for key, value in options.items() if key not in squares | {"path", "part", "classes"}}
-    parts = build("data", SOURCES, name, kept, where)
+    parts = every = build("data", SOURCES, name, kept, where)
     if options.get("classes") is not None:
-        parts = {part: source.only(options["classes"]) for part, source in parts.items()}
+        parts = only_classes(every, options["classes"])
+    without = [part for part in every if part not in parts]
     parts = build("split", SPLITS, split.pop("name", "none"), split, parts)
     files = [] if not about.archives else [_described(file) for file in about.found(where) if file.is_file()]
     facts = {"files": files, "command": environment()["command"]}
@@ -73,6 +74,8 @@ def main(cfg: DictConfig) -> None:
         left_out = made["unreadable"]["count"]
         note = f", {left_out:,} unreadable ones left out (README.md lists them)" if left_out else ""
         print(f"{part}: {made['pictures']:,} pictures in {len(made['classes'])} classes{note}, sha256 {made['sha256']}")
+    for part in without:
+        print(f"{part}: no picture of these classes, left out")
     print(f"prepared: {cfg.out}")
 
 

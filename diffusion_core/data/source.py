@@ -19,7 +19,7 @@ from diffusion_core.data.square import Picture, Square
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
 
-__all__ = ["HELD_OUT", "Source", "chosen_parts", "gather", "split_by_file", "split_by_stream"]
+__all__ = ["HELD_OUT", "Source", "chosen_parts", "gather", "only_classes", "split_by_file", "split_by_stream"]
 
 HELD_OUT = "held_out"
 
@@ -92,13 +92,8 @@ def gather(
         DuetError: there is no such part, none was named of several, it has no picture of these classes, or one that
             cannot be read.
     """
-    sources = [parts[name] for name in chosen_parts(next(iter(parts.values())).name, list(parts), part)]
-    if classes is not None:
-        first = sources[0]
-        ids = class_ids(f"data set {first.name!r}", first.class_names, classes)
-        # One of several parts may have no picture of them; that all have none is an error.
-        sources = [source for source in sources if np.isin(source.labels, ids).any()] or [first]
-        sources = [source.only(classes) for source in sources]
+    chosen = {name: parts[name] for name in chosen_parts(next(iter(parts.values())).name, list(parts), part)}
+    sources = list((chosen if classes is None else only_classes(chosen, classes)).values())
     images = np.empty((sum(map(len, sources)), square.size, square.size, square.channels), np.uint8)
     place = 0
     for source in sources:
@@ -107,6 +102,19 @@ def gather(
             place += 1
     labels = np.concatenate([source.labels for source in sources])
     return Dataset(images, labels, sources[0].class_names, sources[0].name)
+
+
+def only_classes(parts: Mapping[str, Source], classes: Sequence[int | str]) -> dict[str, Source]:
+    """The pictures of some classes of each part, as `Source.only`, without the parts that have none.
+
+    Raises:
+        DuetError: there are no classes, one does not exist or is given twice, or no part has a picture of them.
+    """
+    first = next(iter(parts.values()))
+    ids = class_ids(f"data set {first.name!r}", first.class_names, classes)
+    having = {part: source for part, source in parts.items() if np.isin(source.labels, ids).any()}
+    # That the first has none is what is said where none has any.
+    return {part: source.only(classes) for part, source in (having or parts).items()}
 
 
 def chosen_parts(what: str, parts: Sequence[str], part: str | None) -> list[str]:

@@ -58,6 +58,21 @@ def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path,
         loaded("data=cifar10", channels=1)
 
 
+def test_a_part_without_the_chosen_classes_is_left_out_as_where_files_are_read(tmp_path):
+    published = archives.PICTURES["mnist"]
+    test = (published["test"][0], 0 * published["test"][1])
+    (tmp_path / "files").mkdir()
+    archives.mnist(tmp_path / "files", published | {"test": test})
+    files, some = f"data.options.path={tmp_path / 'files'}", int(published["train"][1].max())
+    assert some > 0
+    words = ("data=mnist", files, f"data.options.classes=[{some}]", "workers=1", f"out={tmp_path / 'out'}")
+    code, out, err = call("prepare", *words)
+    assert (code, err) == (0, "") and "test: no picture of these classes, left out" in out
+    direct = loaded("data=mnist", files, part="all", classes=[some])
+    assert loaded("data=store", directory=str(tmp_path / "out"), part="all").sha256 == direct.sha256
+    assert call("prepare", "data=mnist", files, "data.options.classes=[]", f"out={tmp_path / 'no'}").code == 2
+
+
 def test_a_folder_is_split_and_trained_on(tmp_path):
     (tmp_path / "pictures" / "a").mkdir(parents=True)
     for k in range(10):
