@@ -4,6 +4,9 @@ A picture is turned as its camera says (EXIF), laid over white where it is trans
 fits, in the middle or at random along its longer side, and resized with an antialiasing filter (Lanczos). Nothing is
 squashed. Grey, palette, CMYK and 16-bit files become 8-bit grey or RGB. Of an animation, the first frame is taken.
 
+A value v of 16 bits becomes v / 257, rounded, in a grey file. Pillow hands over colour, and grey with transparency, as
+8 bits: there the lower byte is cut off, v // 256, which is at most one level away.
+
 The place of a random cut is a function of (seed, index) in stream ``"data/crop"``, so that it does not depend on who
 reads the picture, nor when.
 """

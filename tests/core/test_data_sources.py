@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,28 @@ def test_every_kind_of_file_becomes_what_a_person_sees(tmp_path, write, suffix, 
     if left[0] == left[1] == left[2] and right[0] == right[1] == right[2]:
         grey = image_folder(tmp_path, 4, 1).images[0]
         np.testing.assert_array_equal(grey, picture[..., :1])
+
+
+def sixteen_bit_colour(pixels: np.ndarray) -> bytes:
+    """A PNG of pixels (H, W, 3), which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_of_sixteen_bits_grey_is_rounded_and_of_colour_the_lower_byte_is_cut_off(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    (tmp_path / "colour.png").write_bytes(sixteen_bit_colour(values))
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
+    colour, grey = (read_picture(tmp_path / f"{name}.png", 8, c) for name, c in (("colour", 3), ("grey", 1)))
+    np.testing.assert_array_equal(colour, values >> 8)
+    np.testing.assert_array_equal(grey[..., 0], np.round(values[..., 0] / 257))
+    apart = grey[..., 0].astype(int) - colour[..., 0]
+    assert set(np.unique(apart)) == {-1, 0, 1}
 
 
 def test_a_folder_that_does_not_fit_is_refused(tmp_path):
