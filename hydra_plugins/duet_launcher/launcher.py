@@ -44,6 +44,7 @@ __all__ = [
     "backend_python",
     "entry_command",
     "inherited_overrides",
+    "job_config",
     "read_objective",
     "run_dir_override",
     "source_flags",
@@ -145,6 +146,14 @@ def run_dir_override(directory: Path) -> str:
     return f"hydra.run.dir='{path}'"
 
 
+def job_config(context: HydraContext, sweep: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
+    """The configuration of one job of a sweep, which knows its number."""
+    config = context.config_loader.load_sweep_config(sweep, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = number
+    return config
+
+
 def read_objective(run_dir: Path) -> float | None:
     """The number that a finished job left for the sweeper, or None where it left none.
 
@@ -193,9 +202,7 @@ class DuetLauncher(Launcher):
         entry = entry_command(sys.modules["__main__"], self.task_function)
         jobs = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
+            config = job_config(self.hydra_context, self.config, overrides, number)
             backend = OmegaConf.select(config, "backend")
             if not isinstance(backend, DictConfig):
                 raise LaunchError(f"job {number}: its config has no group 'backend', which hydra/launcher=duet needs")

@@ -15,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.duet_launcher.launcher import LaunchError
+from hydra_plugins.duet_launcher.launcher import LaunchError, job_config
 
 __all__ = ["LocalLauncher"]
 
@@ -46,12 +46,10 @@ class LocalLauncher(Launcher):
             initial_job_idx: the number of the first.
         """
         setup_globals()
-        configs = []
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
-            configs.append(config)
+        configs = [
+            job_config(self.hydra_context, self.config, overrides, number)
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
         with ThreadPoolExecutor(self.workers, "duet-jobs") as pool:
             try:
                 return list(pool.map(self._run, configs))

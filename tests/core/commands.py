@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import sys
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -20,9 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments.entry import CONFIGS
 from experiments.schema import register
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class Called(NamedTuple):

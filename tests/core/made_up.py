@@ -13,6 +13,21 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 40
+# The stages and arms of the study of the tests: two frameworks, and one after the other.
+HAND_OVER: dict[str, Any] = {
+    "stages": {
+        "first half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=1280"]},
+        "second half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=2560"]},
+    },
+    "factors": {
+        "framework": {
+            "PyTorch": ["backend=torch"],
+            "TensorFlow": ["backend=tf"],
+            "hand-over": {"first half": ["backend=torch"], "second half": ["backend=tf"]},
+        }
+    },
+    "baseline": {"framework": "PyTorch"},
+}
 
 
 def stand_in(folder: Path) -> Path:

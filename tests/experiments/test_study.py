@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.plugins import Plugins
-from made_up import stand_in
+from made_up import HAND_OVER, stand_in
 
 from diffusion_core.errors import DuetError
 from experiments import study as entry_point
@@ -28,18 +28,7 @@ STUDY: dict[str, Any] = {
     "title": "Does it matter?",
     "seeds": [0, 1],
     "common": ["backend.threads=1"],
-    "stages": {
-        "first half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=1280"]},
-        "second half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=2560"]},
-    },
-    "factors": {
-        "framework": {
-            "PyTorch": ["backend=torch"],
-            "TensorFlow": ["backend=tf"],
-            "hand-over": {"first half": ["backend=torch"], "second half": ["backend=tf"]},
-        }
-    },
-    "baseline": {"framework": "PyTorch"},
+    **HAND_OVER,
     "metrics": {"loss": {"read": "result.objective", "scale": "ratio", "margin": 1.01}},
 }
 

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up import losses, make_up
+from made_up import HAND_OVER, losses, make_up
 from scipy import stats
 
 from diffusion_core.errors import DuetError
@@ -39,18 +39,7 @@ STUDY: dict[str, Any] = {
     "title": "Does <it> matter?",
     "question": "One percent of the loss would not.",
     "seeds": SEEDS,
-    "stages": {
-        "first half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=1280"]},
-        "second half": {"entry": "train", "overrides": ["experiment=digits", "trainer.images=2560"]},
-    },
-    "factors": {
-        "framework": {
-            "PyTorch": ["backend=torch"],
-            "TensorFlow": ["backend=tf"],
-            "hand-over": {"first half": ["backend=torch"], "second half": ["backend=tf"]},
-        }
-    },
-    "baseline": {"framework": "PyTorch"},
+    **HAND_OVER,
     "metrics": {
         "loss": {"title": "loss at the end", "read": "result.objective", "scale": "ratio", "margin": 1.01},
         "agreement": {"read": "digits.agreement", "better": "higher", "margin": 0.02},
