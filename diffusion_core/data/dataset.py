@@ -21,7 +21,7 @@ from diffusion_core.data.shards import Shards
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
 
-__all__ = ["Dataset", "class_ids"]
+__all__ = ["Dataset", "class_ids", "unnamed"]
 
 _HASH_BYTES = 1 << 24
 
@@ -91,6 +91,11 @@ class Dataset:
         """How many classes there are, whether or not each has a picture here."""
         return len(self.class_names)
 
+    @property
+    def has_names(self) -> bool:
+        """Whether the classes have names of their own, not those of `unnamed`."""
+        return self.class_names != unnamed(self.num_classes)
+
     @cached_property
     def sha256(self) -> str:
         """Hash of shape, class names, labels and pixels, but not of the name; memory stays bounded."""
@@ -154,6 +159,11 @@ class Dataset:
             )
         order = Stream(seed, "data/split").permutation(len(self))
         return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
+
+
+def unnamed(count: int) -> tuple[str, ...]:
+    """What so many classes are called of which nobody says a name."""
+    return tuple(f"class {k}" for k in range(count))
 
 
 def class_ids(what: str, names: Sequence[str], classes: Iterable[int | str]) -> list[int]:

@@ -132,7 +132,7 @@ def reference_of(dataset: Dataset, options: Mapping[str, Any], training: Dataset
     if training is not None:
         parts["training"] = training.images
         facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
-    return Source(parts, facts, classes=dataset.class_names)
+    return Source(parts, facts, classes=dataset.class_names if dataset.has_names else ())
 
 
 def number_of(

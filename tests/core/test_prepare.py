@@ -21,6 +21,7 @@ from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.data.store import open_store, parts_of, read_names
 from diffusion_core.errors import DuetError
+from experiments.evaluation.given import reference_of
 
 PUBLISHED = sorted(archives.WRITERS)
 OPTIONS = {"celeba": {"attribute": "Smiling"}}
@@ -147,6 +148,8 @@ def test_arrays_are_data_sets(tmp_path):
     np.testing.assert_array_equal(both[0].images, source.pictures)
     np.testing.assert_array_equal(both[0].labels, source.labels)
     assert load_dataset("array", path=str(tmp_path / "toy.npy"), size=4, channels=1).images.shape == (7, 4, 4, 1)
+    # Their classes have no names that those of a network of digits could be taken for.
+    assert not both[0].has_names and reference_of(both[0], {}).classes == ()
     np.savez(tmp_path / "objects.npz", images=np.array([{}]))
     np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4, 3)))
     for file, message in (("objects.npz", "plain arrays"), ("floats.npz", "float64 with shape"), ("no.npz", "cannot")):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.data.archives import About
+from diffusion_core.data.dataset import unnamed
 from diffusion_core.data.source import Source
 from diffusion_core.errors import DuetError
 
@@ -69,4 +70,4 @@ def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) ->
         raise DuetError(
             f"{what}: the labels are {labels.dtype} {labels.shape}; they must be class ids, one per picture"
         )
-    return {"all": Source(images, labels, tuple(str(k) for k in range(int(labels.max()) + 1)), path.stem)}
+    return {"all": Source(images, labels, unnamed(int(labels.max()) + 1), path.stem)}
