@@ -66,6 +66,10 @@ class Course:
             return True
         return every > 0 and images_seen // every > (images_seen - self.batch) // every
 
+    def is_last(self, images_seen: int) -> bool:
+        """Whether the step that ends at `images_seen` is one of those that are logged last, by `log_images` alone."""
+        return images_seen - self.batch >= (self.images - self.batch) // self.log_images * self.log_images
+
 
 @dataclass(frozen=True)
 class Record:

@@ -9,6 +9,7 @@ Everything that a person can get wrong is looked at before the framework is load
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from diffusion_core.metrics.protocol import nested
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
-from diffusion_core.run import RunDirectory, environment, write_json
+from diffusion_core.run import RunDirectory, environment, read_json, read_metrics, write_json
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
@@ -64,6 +65,9 @@ def main(cfg: DictConfig) -> float:
     experiment = Experiment.of(cfg)
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
     start, source = _start(cfg, experiment, directory)
+    if (result := _result(directory, start.images_seen, experiment.course)) is not None:
+        print(f"run: {directory}\nit is finished, and nothing is left to do; a larger trainer.images goes on with it")
+        return result["objective"]
     run = RunDirectory(directory, start.images_seen if source else None, source)
     backend = common.open_backend(cfg)
     begun = [tracker(directory, plain(cfg))] if tracker else []
@@ -191,7 +195,9 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
-    if found.images_seen >= course.images or (course.images - found.images_seen) % course.batch:
+    left = course.images - found.images_seen
+    ended = left == 0 and latest  # a run that was cut short after its last step: samples and result are still made
+    if not ended and (left <= 0 or left % course.batch):
         raise DuetError(
             f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
             f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
@@ -199,6 +205,15 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
     # The losses of another objective say nothing of those of this one.
     history = None if changed else found.history
     return replace(found, state=_with_averages(found, experiment, cfg.change_objective), history=history), source
+
+
+def _result(directory: Path, images_seen: int, course: Course) -> dict[str, Any] | None:
+    """What a run that has reached its end ended with; None where it has not, or was cut short before it said so."""
+    file = directory / "result.json"
+    if images_seen < course.images or not file.exists():
+        return None
+    result = read_json(file)
+    return result if result.get("images_seen") == images_seen else None  # or of its end before it was made longer
 
 
 def _trained_for(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
@@ -255,7 +270,6 @@ def _train(
 ) -> dict[str, Any]:
     """The training itself; gives loss, speed and time."""
     problem, course = experiment.problem, experiment.course
-    last: list[Record] = []
     began = perf_counter()
     with experiment.ahead as loader, Counter("training", course.images, start=start.images_seen) as progress:
         note = ""
@@ -263,8 +277,7 @@ def _train(
         def log(records: list[Record], speed: float) -> None:
             nonlocal note
             run.log(records, speed)
-            last[:] = records
-            note = f"loss {_mean(records):.4f}, {speed:,.0f} images/s"
+            note = f"loss {sum(record.loss for record in records) / len(records):.4f}, {speed:,.0f} images/s"
 
         def checkpoint(images_seen: int, history: LossHistory | None) -> None:
             notes = {
@@ -294,7 +307,10 @@ def _train(
             hooks, start.images_seen, start.state.updates, start.history,
         )  # fmt: skip
     took = perf_counter() - began
-    return {"objective": _mean(last), "images_seen": course.images, "train_seconds": took, **speed}
+    # Read back, so that it does not depend on where the run was cut.
+    losses = [line["loss"] for line in read_metrics(run.metrics) if course.is_last(line["images_seen"])]
+    loss = sum(losses) / len(losses) if losses else math.nan
+    return {"objective": loss, "images_seen": course.images, "train_seconds": took, **speed}
 
 
 def _sample(
@@ -355,10 +371,6 @@ def _save_hydra(directory: Path) -> None:
     settings = HydraConfig.get()
     for name, part in (("hydra", settings), ("overrides", settings.overrides.task)):
         write_atomically(directory / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part).encode())
-
-
-def _mean(records: list[Record]) -> float:
-    return sum(record.loss for record in records) / len(records)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
     assert [decays for _, _, decays in steps] == [EMA.decays(k, 4 * k, 4) for k in range(1, 17)]
 
 
+@pytest.mark.parametrize("log_images", [4, 8, 10, 12, 30, 60, 64, 100])
+def test_the_last_steps_are_those_of_the_last_log(log_images):
+    told = []
+    hooks = Hooks(log=lambda records, speed: told.append([record.images_seen for record in records]))
+    course = Course(64, 4, log_images)
+    run(course, hooks=hooks)
+    # The first step, which is always logged alone, belongs to the first log.
+    last = told[0] + told[1] if len(told) == 2 else told[-1]
+    assert [n for n in range(4, 65, 4) if course.is_last(n)] == last
+
+
 def test_batches_are_those_of_the_data_order():
     batch = make_batch(LOADER, OBJECTIVE, 12, 4)
     images = LOADER.batch(12, 4)

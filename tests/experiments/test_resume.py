@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import composed
+from commands import call, composed
 from omegaconf import DictConfig
 
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
+from diffusion_core.run import read_json, read_metrics, read_samples
 from diffusion_core.weights import initial_weights
 from experiments import train
 
@@ -68,3 +70,41 @@ def test_an_average_is_not_gone_on_with_by_another_profile(run):
     # Snapshots are of one profile from the start, whatever is asked for.
     with pytest.raises(DuetError, match="a snapshot is of one profile"):
         start(run, "ema=power", "ema.snapshot_images=64", "change_objective=true")
+
+
+# A run of the plane, of five steps.
+TOY = (
+    "experiment=toy", "model.channels=8", "trainer.images=80", "trainer.batch=16", "trainer.log_images=32",
+    "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sampler.steps=2",
+    "backend.threads=1", "backend.device=cpu",
+)  # fmt: skip
+
+
+def trained(run: Path, backend: str, *words: str) -> str:
+    """Train the toy in this process; gives what was printed."""
+    code, out, err = call("train", f"backend={backend}", f"hydra.run.dir={run}", *TOY, *words)
+    assert code == 0, err
+    return out
+
+
+@pytest.mark.backend
+@pytest.mark.either
+def test_a_run_that_was_cut_short_after_its_last_step_is_finished(backend_name, tmp_path):
+    trained(whole := tmp_path / "whole", backend_name)
+    shutil.copytree(whole, cut := tmp_path / "cut")
+    (cut / "result.json").unlink()
+    for path in (cut / "samples").iterdir():
+        path.unlink()
+    trained(cut, backend_name, "resume=latest")
+    one, other = (read_json(path / "result.json") for path in (whole, cut))
+    lines = list(read_metrics(cut / "metrics.jsonl"))
+    assert lines == list(read_metrics(whole / "metrics.jsonl")) and len(lines) == 5
+    assert one["objective"] == other["objective"] == lines[4]["loss"]  # logged at 32, 64 and the end
+    assert one["images_seen"] == other["images_seen"] == 80 and one.keys() == other.keys()
+    np.testing.assert_array_equal(*(read_samples(path / "samples/samples.npz")[0] for path in (whole, cut)))
+    # What is finished is left as it is, and can be made longer.
+    result = (cut / "result.json").read_bytes()
+    assert "nothing is left to do" in trained(cut, backend_name, "resume=latest")
+    assert (cut / "result.json").read_bytes() == result
+    trained(cut, backend_name, "resume=latest", "trainer.images=96")
+    assert read_json(cut / "result.json")["images_seen"] == 96
