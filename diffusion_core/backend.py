@@ -285,12 +285,21 @@ class Network(Protocol):
 
 
 class Trainer(Protocol):
-    """A network with its optimiser and its moving averages, each of which takes a decay of its own."""
+    """A network with its optimiser and its moving averages, each of which takes a decay of its own.
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
-        """Forward, backward, running statistics, clip, optimiser, averages."""
+    A batch may be computed in equal pieces, one after another, whose losses and gradients are added up before the one
+    update: what is computed is the same but for rounding, and takes the memory of a piece. A program with batch
+    statistics cannot be computed so.
+    """
 
-    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
+        """Forward, backward, running statistics, clip, optimiser, averages.
+
+        Raises:
+            OutOfMemory: the step was not made, and may be tried again in more pieces.
+        """
+
+    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DuetError", "one_of"]
+__all__ = ["DuetError", "OutOfMemory", "one_of"]
 
 
 class DuetError(ValueError):
     """Something given to Duet does not fit; the message names it and what would."""
+
+
+class OutOfMemory(DuetError):
+    """The device has too little memory for what was asked of it; nothing was changed by what failed."""
 
 
 def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:

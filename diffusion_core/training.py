@@ -2,6 +2,8 @@
 
 A step at n images seen takes images n .. n+B-1 of the data order, and everything random in it is a function
 of their positions. So a run is cut and resumed at any step without a trace, in either framework.
+A batch that is too large for the memory is computed in pieces of `micro_batch` images, whose gradients are added up
+before the one update: the numbers are those of the whole batch but for rounding.
 The next batch is made on a thread while the device computes; a loss is read only when it is logged. Where the levels
 of a batch depend on the losses of the one before, both wait for each other, and these losses are a state of the run.
 """
@@ -19,12 +21,16 @@ import numpy as np
 from diffusion_core.backend import StepResult, TrainBatch, Trainer, average_names
 from diffusion_core.data import Loader
 from diffusion_core.ema import Ema
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, OutOfMemory, one_of
 from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
+from diffusion_core.unet.program import Program
 
 __all__ = ["Course", "Hooks", "Record", "train"]
+
+
+ON_OUT_OF_MEMORY = ("stop", "halve")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,10 @@ class Course:
 
     Args:
         images: total length.
-        batch: images per step.
+        batch: images per step, whatever computes them.
+        micro_batch: images that are computed at a time, a divisor of the batch; None computes all at once. It is what
+            memory limits, so it is given as a size, not as a number of pieces that would change with the batch.
+        on_out_of_memory: ``"stop"``, or ``"halve"`` the pieces of the batch as often as is needed.
         log_images: metrics are read and written at least this often.
         checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
         sample_images: sample pictures are made this often; 0 is at the end alone.
@@ -42,6 +51,8 @@ class Course:
 
     images: int
     batch: int = 128
+    micro_batch: int | None = None
+    on_out_of_memory: str = "stop"
     log_images: int = 6400
     checkpoint_images: int = 0
     sample_images: int = 0
@@ -58,6 +69,31 @@ class Course:
             fit = max(1, self.images // self.batch) * self.batch
             raise DuetError(
                 f"trainer.images: {self.images} is not a multiple of the batch {self.batch}; {fit} would fit"
+            )
+
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
+            raise DuetError(
+                f"trainer.micro_batch: {self.micro_batch} was given; it must divide the batch {self.batch}, or be null"
+            )
+        if self.on_out_of_memory not in ON_OUT_OF_MEMORY:
+            raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
+
+    @property
+    def pieces(self) -> int:
+        """Into how many equal pieces a batch is cut."""
+        return self.batch // (self.micro_batch or self.batch)
+
+    def check(self, program: Program) -> None:
+        """Refuse to cut the batches of a network that must see them whole.
+
+        Raises:
+            DuetError: for a network with batch statistics.
+        """
+        if program.has_batch_statistics and (self.pieces > 1 or self.on_out_of_memory == "halve"):
+            key, whole = ("micro_batch", "null") if self.pieces > 1 else ("on_out_of_memory", "stop")
+            raise DuetError(
+                f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which pieces of "
+                f"a batch would change; use {whole}, or a network with group norms"
             )
 
     def due(self, every: int, images_seen: int) -> bool:
@@ -99,6 +135,7 @@ class Hooks:
         sample: with images seen.
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
+        notice: with a line for people.
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
@@ -106,6 +143,7 @@ class Hooks:
     sample: Callable[[int], None] = lambda images_seen: None
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
+    notice: Callable[[str], None] = lambda line: None
 
 
 @dataclass
@@ -156,7 +194,7 @@ def train(
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
     waiting: list[tuple[int, StepResult, float, tuple[float, ...]]] = []
-    clock, interval = _Clock(), _Clock()
+    clock, interval, pieces = _Clock(), _Clock(), course.pieces
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
         while images_seen < course.images:
@@ -168,7 +206,7 @@ def train(
                 ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
             updates += 1
             lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
-            result = trainer.step(batch, lr, decays)
+            result, pieces = _step(trainer, batch, lr, decays, pieces, course, hooks)
             if history is not None:
                 history = history.after(objective.draw(batch.positions, history)[0], result.losses())
                 if more:
@@ -201,6 +239,26 @@ def train(
                 hooks.sample(images_seen)
             hooks.step(images_seen)
     return {"images_per_second": clock.speed, "first_step_seconds": clock.first_step, "seconds": clock.seconds}
+
+
+def _step(
+    trainer: Trainer,
+    batch: TrainBatch,
+    lr: float,
+    decays: tuple[float, ...],
+    pieces: int,
+    course: Course,
+    hooks: Hooks,
+) -> tuple[StepResult, int]:
+    """A step, and the number of pieces that it was made in: more than were asked for where memory did not suffice."""
+    while True:
+        try:
+            return trainer.step(batch, lr, decays, pieces), pieces
+        except OutOfMemory:
+            if course.on_out_of_memory != "halve" or batch.size // pieces % 2:
+                raise
+            pieces *= 2
+            hooks.notice(f"out of memory: from here on {batch.size // pieces} images are computed at a time")
 
 
 def _refuse_non_finite(records: list[Record]) -> None:

@@ -128,6 +128,8 @@ class Experiment:
         dataset = common.load_data(cfg.data)
         common.check_data(dataset, problem.spec)
         _check_augment(cfg.data, problem)
+        course = Course(**plain(cfg.trainer))
+        course.check(program)
         dtype = common.settings_of(cfg, cfg.precision).host_dtype
         loader = Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment)
         if cfg.data.loader not in LOADERS:
@@ -141,7 +143,7 @@ class Experiment:
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
             ema=ema,
-            course=Course(**plain(cfg.trainer)),
+            course=course,
         )
 
 

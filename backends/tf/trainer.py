@@ -66,6 +66,13 @@ def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
     return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
 
 
+def _pieces(b: _Tensors, count: int) -> Callable[[tf.Tensor], _Tensors]:
+    """So many equal pieces of a batch, of which each loss is a share of the batch's own: together they are it."""
+    shared = b._replace(importance=b.importance / count, dropout_key=None)
+    stacked = [None if t is None else tf.reshape(t, [count, -1, *t.shape[1:]]) for t in shared]
+    return lambda i: _Tensors(*(None if t is None else t[i] for t in stacked))._replace(dropout_key=b.dropout_key)
+
+
 def _to_pixels(column: tf.Tensor) -> tf.Tensor:
     return column[:, None, None, None]
 
@@ -116,7 +123,7 @@ class Trainer:
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._like(state.moment1, "first moment")
         self.moment2 = self._like(state.moment2, "second moment")
-        self.loss_and_gradients = place.function(self._loss_and_gradients)
+        self.loss_and_gradients = place.function(self._in_pieces)
         self.apply = place.function(self._apply)
         self.whole_step = place.function(self._whole_step)
 
@@ -165,6 +172,25 @@ class Trainer:
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
         return loss, losses, gradients, statistics
 
+    def _in_pieces(
+        self, b: _Tensors, pieces: int
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
+        """What `_loss_and_gradients` gives, of equal pieces one after another."""
+        if pieces == 1:
+            return self._loss_and_gradients(b)
+        piece, each = _pieces(b, pieces), b.label.shape[0] // pieces
+
+        def add(i: tf.Tensor, whole: tf.Tensor, losses: tf.TensorArray, sums: list[tf.Tensor]) -> tuple:
+            loss, some, gradients, _ = self._loss_and_gradients(piece(i))
+            return i + 1, whole + loss, losses.write(i, some), [s + g for s, g in zip(sums, gradients, strict=True)]
+
+        losses = tf.TensorArray(b.weight.dtype, pieces, element_shape=[each])
+        start = 0, tf.zeros([], b.weight.dtype), losses, [tf.zeros_like(p) for p in self.parameters.values()]
+        _, loss, losses, gradients = tf.while_loop(
+            lambda i, *_: i < pieces, add, start, parallel_iterations=1, maximum_iterations=pieces
+        )
+        return loss, losses.concat(), gradients, {}
+
     def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
         """Clip, optimiser and averages; `numbers` are those of `_numbers`."""
         clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *mixes = tf.unstack(numbers)
@@ -183,17 +209,16 @@ class Trainer:
                 average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
-    def _whole_step(self, b: _Tensors, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        loss, losses, gradients, statistics = self._loss_and_gradients(b)
+    def _whole_step(self, b: _Tensors, pieces: int, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss, losses, gradients, statistics = self._in_pieces(b, pieces)
         for name, value in statistics.items():
             self.tensors[name].assign(value)
         return loss, losses, self._apply(gradients, numbers)
 
     def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
-        """The scalars of this update, computed in float64 on the host and cast once."""
+        """The scalars of the next update, computed in float64 on the host and cast once."""
         adam, mixes = self.adam, shares(decays, len(self.averages))
-        self.updates += 1
-        correction1, correction2 = adam.corrections(self.updates)
+        correction1, correction2 = adam.corrections(self.updates + 1)
         clip = np.inf if adam.clip is None else adam.clip
         shrink = 1.0 - lr * adam.weight_decay
         fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)
@@ -201,21 +226,24 @@ class Trainer:
             np.array([clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, *mixes])
         )
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, losses, norm = self.whole_step(_tensors(batch, self.place), self._numbers(lr, decays))
+        loss, losses, norm = self.whole_step(_tensors(batch, self.place), pieces, self._numbers(lr, decays))
+        self.updates += 1
         return StepResult(loss, norm, losses.numpy)
 
-    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self.loss_and_gradients(_tensors(batch, self.place))
+        loss, _, gradients, _ = self.loss_and_gradients(_tensors(batch, self.place), pieces)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         check_weights(self.program, gradients, "gradients", trained=True)
         tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
-        return float(self.apply(tensors, self._numbers(lr, decays)))
+        norm = float(self.apply(tensors, self._numbers(lr, decays)))
+        self.updates += 1
+        return norm
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 import torch
@@ -60,6 +60,17 @@ def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
         return place.images(array) if array.ndim == 4 else place.tensor(array, _TYPES.get(name))
 
     return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
+
+
+def _pieces(b: _Tensors, count: int) -> Iterator[_Tensors]:
+    """So many equal pieces of a batch, of which each loss is a share of the batch's own: together they are it."""
+    if count == 1:
+        yield b
+        return
+    each, shared = len(b.label) // count, b._replace(importance=b.importance / count)
+    for i in range(count):
+        some = slice(i * each, (i + 1) * each)
+        yield _Tensors(*(None if t is None else t[some] for t in shared))._replace(dropout_key=b.dropout_key)
 
 
 def _to_pixels(column: Tensor) -> Tensor:
@@ -164,6 +175,16 @@ class Trainer:
             losses = losses + _bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
         return (b.importance * losses).mean(), losses, statistics
 
+    def _in_pieces(self, b: _Tensors, pieces: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `_loss` gives, of equal pieces one after another; the parameters hold the gradients."""
+        self.optimiser.zero_grad(set_to_none=True)  # of a step that was given up
+        whole, each, statistics = 0.0, [], {}
+        for piece in _pieces(b, pieces):
+            loss, losses, statistics = self.loss(piece)
+            loss.backward()
+            whole, each = whole + loss.detach(), [*each, losses.detach()]
+        return whole, torch.cat(each), statistics
+
     def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:
         """Clip, optimiser and averages, with the gradients that the parameters hold."""
         mixes = shares(decays, len(self.averages))
@@ -178,20 +199,19 @@ class Trainer:
         self.updates += 1
         return norm
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float]) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, losses, statistics = self.loss(_tensors(batch, self.place))
-        loss.backward()
+        loss, losses, statistics = self._in_pieces(_tensors(batch, self.place), pieces)
         for name, value in statistics.items():
             self.tensors[name].copy_(value)
-        losses = losses.detach()
-        return StepResult(loss.detach(), self._apply(lr, decays), lambda: losses.cpu().numpy())
+        return StepResult(loss, self._apply(lr, decays), lambda: losses.cpu().numpy())
 
-    def gradients(self, batch: TrainBatch) -> tuple[float, Weights]:
+    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, _ = self.loss(_tensors(batch, self.place))
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
-        return loss.item(), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
+        loss, _, _ = self._in_pieces(_tensors(batch, self.place), pieces)
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items()}
+        self.optimiser.zero_grad(set_to_none=True)
+        return float(loss), read_parameters(gradients)
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""

@@ -69,6 +69,7 @@ __all__ = [
     "FEW_LEVELS",
     "FEW_NETWORKS",
     "FEW_PLANS",
+    "IN_PIECES",
     "LOSSES",
     "NETWORKS",
     "PARITY",
@@ -437,6 +438,9 @@ PLANS |= {
     )
     for name, method in METHODS.items()
 }
+
+# The block of a network whose batch is computed in pieces: what it drops is a function of an image's position.
+IN_PIECES = "Dropout"
 
 # Likewise: the one whose every state is compared, and the one with all columns in use.
 FEW_PLANS = ("DDIM-50", "two registers, three estimates")

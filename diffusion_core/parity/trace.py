@@ -7,7 +7,7 @@ It is written as `.npz` files without pickle, one per precision, so the two fram
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ from diffusion_core.ema import PROFILES, Ema, Power, Warmup, ema_update, make_pr
 from diffusion_core.likelihood import dequantised, flow_density, variational_bound
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
-from diffusion_core.parity.ladder import Check, check, relative
+from diffusion_core.parity.ladder import Check, check, relative, worst
 from diffusion_core.process import PREDICTIONS, Process, misfit
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, make_plan
@@ -100,7 +100,7 @@ def record(
     """
     trace = Trace(backend.describe().backend, backend.settings.precision)
     chosen = {name: cases.PLANS[name] for name in plans}
-    for rung in (tables, forward_noising, losses, blocks, optimiser, steered, likelihoods, training):
+    for rung in (tables, forward_noising, losses, blocks, pieces, optimiser, steered, likelihoods, training):
         rung(backend, trace)
     sampler_update(backend, trace, chosen)
     networks(backend, trace, titles)
@@ -236,6 +236,23 @@ def blocks(backend: Backend, trace: Trace) -> None:
         _, gradients = gradients_of(backend, case.program, weights, batch)
         for name, gradient in gradients.items():
             trace.arrays[f"2/{case.name}/{name}"] = gradient
+
+
+def pieces(backend: Backend, trace: Trace, count: int = 2) -> None:
+    """Rungs 1 and 4: a batch in pieces; its losses against the reference, its gradients against those of the whole."""
+    case = next(case for case in cases.BLOCKS if case.name == cases.IN_PIECES)
+    weights = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(case.program).items()}
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+    # No two images count alike, so that one piece cannot stand for the other.
+    batch = replace(batch, importance=batch.weight)
+    losses, _ = reference.losses_of(case.program, weights, batch, "mse")
+    trainer = backend.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
+    (_, whole), (_, added) = trainer.gradients(batch), trainer.gradients(batch, count)
+    trace.judge(4, "gradients in pieces", "gradient, worst tensor", worst(added, whole))
+    result = trainer.step(batch, 0.0, (0.0,), count)
+    wanted = np.mean(batch.importance * losses)
+    trace.judge(1, "in pieces, loss in training", "loss", relative(float(result.loss), wanted))
+    trace.judge(1, "in pieces, loss of each image", "loss", relative(result.losses(), losses))
 
 
 def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBatch]:

@@ -101,6 +101,11 @@ class Program:
         return tuple(p for p in self.parameters if p.trained)
 
     @property
+    def has_batch_statistics(self) -> bool:
+        """Whether in training what an image is made into depends on the others that are computed with it."""
+        return any(node.kind == "BatchNorm" for node in self.nodes)
+
+    @property
     def self_conditioned(self) -> bool:
         """Whether a block reads the estimate."""
         return any("estimate" in node.inputs for node in self.nodes)

@@ -255,6 +255,18 @@ def test_a_step_is_gradients_and_update(backend, trainer):
         assert l2_of_all(arrays, parts(halves.state())[part]) <= tolerance(backend), part
 
 
+def test_steps_in_pieces_are_those_of_the_whole_batch(backend, trainer):
+    batch, cut = new_batch(backend), new_trainer(backend)
+    for _ in range(2):
+        whole, added = trainer.step(batch, 1e-3, (0.9,)), cut.step(batch, 1e-3, (0.9,), 2)
+        assert relative([float(added.loss), float(added.grad_norm)], [float(whole.loss), float(whole.grad_norm)]) <= (
+            tolerance(backend)
+        )
+        assert relative(added.losses(), whole.losses()) <= tolerance(backend)
+    for part, arrays in parts(cut.state()).items():
+        assert l2_of_all(arrays, parts(trainer.state())[part]) <= tolerance(backend), part
+
+
 def test_gradients_change_nothing(backend, trainer):
     before = trainer.state()
     trainer.gradients(new_batch(backend))

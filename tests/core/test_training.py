@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -12,13 +12,15 @@ import pytest
 from diffusion_core.backend import StepResult, TrainBatch
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.ema import Ema, Power, Warmup
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, OutOfMemory
 from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.process import Process
 from diffusion_core.schedule import linear
 from diffusion_core.training import Course, Hooks, Record, make_batch, train
+from diffusion_core.unet import Node, Program
+from diffusion_core.unet.blocks import BatchNorm, GroupNorm
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
@@ -33,9 +35,14 @@ class Recorder:
 
     losses: object = lambda step: 1.0 / step
     per_image: object = lambda batch: np.zeros(0)
+    room: int = 10**9  # how many images it can compute at a time
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
 
-    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces: int = 1) -> StepResult:
+        if batch.size // pieces > self.room:
+            raise OutOfMemory("too little memory")
+        self.pieces.append(pieces)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
         return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0), lambda: self.per_image(batch))
@@ -210,11 +217,37 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
     class Exploding(Recorder):
-        def step(self, batch, lr, decays):
+        def step(self, batch, lr, decays, pieces):
             return StepResult(1.0, math.inf)
 
     with pytest.raises(DuetError, match="the gradient norm inf"):
         run(Course(8, 4), Exploding())
+
+
+def test_a_batch_is_computed_in_pieces_of_the_size_that_was_asked_for():
+    assert run(Course(24, 12, micro_batch=3)).pieces == [4, 4]
+    assert run(Course(24, 12)).pieces == [1, 1]
+
+
+def test_pieces_are_halved_where_memory_does_not_suffice_and_stay_so():
+    said = []
+    course = Course(36, 12, micro_batch=12, on_out_of_memory="halve")
+    trainer = run(course, Recorder(room=3), Hooks(notice=said.append))
+    assert trainer.pieces == [4, 4, 4] and trainer.steps == run(Course(36, 12)).steps
+    assert [line.split()[6] for line in said] == ["6", "3"]
+    with pytest.raises(OutOfMemory):  # three images cannot be halved
+        run(course, Recorder(room=2))
+    with pytest.raises(OutOfMemory):
+        run(replace(course, on_out_of_memory="stop"), Recorder(room=3))
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 4}, {"on_out_of_memory": "halve"}])
+def test_a_network_that_must_see_its_batch_whole_is_not_trained_in_pieces(options):
+    mixing = Program((Node("norm", BatchNorm(2, 1e-3, 0.1), ("x",)),))
+    Course(24, 12).check(mixing)
+    Course(24, 12, **options).check(Program((Node("norm", GroupNorm(2, 1, 1e-3), ("x",)),)))
+    with pytest.raises(DuetError, match=f"trainer.{next(iter(options))}: .* has batch statistics"):
+        Course(24, 12, **options).check(mixing)
 
 
 def test_a_mistake_in_the_data_is_raised_by_the_loop():
@@ -233,6 +266,9 @@ def test_the_summary_counts_steps_alone():
     ({"images": 0}, "trainer.images: 0 was given"),
     ({"images": 128, "batch": 0}, "trainer.batch: 0"),
     ({"images": 128, "log_images": 0}, "trainer.log_images: 0"),
+    ({"images": 128, "micro_batch": 48}, "trainer.micro_batch: 48 was given; it must divide the batch 128"),
+    ({"images": 128, "micro_batch": 0}, "trainer.micro_batch: 0"),
+    ({"images": 128, "on_out_of_memory": "half"}, "trainer.on_out_of_memory: .* Did you mean 'halve'"),
     ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
     ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),
 ])  # fmt: skip

@@ -24,10 +24,10 @@ BLOCKS, NETWORKS, PLANS = len(cases.BLOCKS), len(cases.NETWORKS), len(cases.PLAN
 SHORT = sum(plan.rows <= 20 for plan in cases.PLANS.values())
 LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in cases.LOSSES)
 OWN = {
-    1: 2 * 6 + 4 * LOSSES,
+    1: 2 * 6 + 4 * LOSSES + 2,
     2: BLOCKS + 3 * 4 + 3 * 2,
     3: NETWORKS + GIVEN + 1,
-    4: 2,
+    4: 2 + 1,
     5: 8,
     6: GIVEN + SHORT + NETWORKS + 3,
 }

@@ -47,6 +47,7 @@ OPTIMISER = [
     *(f"{what} after {steps}" for what in ("weights", "moving average", "second average")
       for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip
+PIECES = ["gradients in pieces", *(f"in pieces, {what}" for what in IN_TRAINING)]
 LIKELIHOODS = ["pullback, output", "pullback", "bound, every term"]
 
 
@@ -105,6 +106,12 @@ def test_rungs_3_and_6_whole_networks(kept, precision, title):
 
 
 @BOTH
+@pytest.mark.parametrize("name", PIECES)
+def test_rungs_1_and_4_a_batch_in_pieces(climb, precision, name):
+    assert_passed(climb(trace.pieces, precision)[name])
+
+
+@BOTH
 @pytest.mark.parametrize("name", OPTIMISER)
 def test_rung_5_optimiser_clip_and_average(climb, precision, name):
     assert_passed(climb(trace.optimiser, precision)[name])
@@ -130,7 +137,8 @@ def test_rungs_4_and_6_pullback_and_bound(climb, precision, name):
 
 
 RUNGS = (
-    trace.forward_noising, trace.losses, trace.blocks, trace.optimiser, trace.sampler_update, trace.likelihoods,
+    trace.forward_noising, trace.losses, trace.blocks, trace.pieces, trace.optimiser, trace.sampler_update,
+    trace.likelihoods,
 )  # fmt: skip
 
 
@@ -140,6 +148,7 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
         trace.losses: LOSSES,
         trace.forward_noising: BATCHES,
         trace.blocks: BLOCKS,
+        trace.pieces: PIECES,
         trace.optimiser: OPTIMISER,
         trace.likelihoods: LIKELIHOODS,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],

@@ -274,6 +274,26 @@ def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
         assert [c.name for c in checks if not c.passed] == [case.name + what for what in compared]
 
 
+def in_pieces(**change: Callable[[TrainBatch], np.ndarray]) -> Callable:
+    """Another batch where it is computed in pieces."""
+    return lambda batch, *rest: (*(told_batch(**change)(batch) if rest[-1:] == (2,) else (batch,)), *rest)
+
+
+PIECES_FAULTS = {
+    "sums not shared out": in_pieces(importance=lambda b: 2 * b.importance),
+    "the last piece alone": in_pieces(importance=lambda b: b.importance * (np.arange(4) // 2)),
+    "pieces counted alike": in_pieces(importance=lambda b: np.repeat(b.importance.reshape(2, 2).mean(1), 2)),
+    "dropout by the place in a piece": in_pieces(positions=lambda b: b.positions % 2),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *PIECES_FAULTS.values()], ids=["none", *PIECES_FAULTS])
+def test_rungs_1_and_4_notice_other_sums_of_pieces(exact, fault):
+    checks = climbed(trace.pieces, exact, {"trainer.gradients": fault, "trainer.step": fault} if fault else {})
+    noticed = [checks[name].passed for name in ("gradients in pieces", "in pieces, loss in training")]
+    assert noticed == [fault is None] * 2
+
+
 # Rung 2: blocks
 
 
