@@ -1,0 +1,25 @@
+"""What the peers in PyTorch share: threads and TF32 as Duet has them, and pictures to train on."""
+
+from __future__ import annotations
+
+import torch
+
+from peers import Task
+
+__all__ = ["pictures", "start"]
+
+
+def start(task: Task) -> str:
+    """Set what PyTorch keeps globally; gives the device."""
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = task.device == "cuda"
+    return task.device
+
+
+def pictures(task: Task, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A batch of uint8 pictures b c h w on the device, and their classes or None."""
+    shape = (task.batch, task.channels, task.size, task.size)
+    labels = torch.arange(task.batch, device=device) % task.classes if task.classes else None
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device), labels
