@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.optimiser import Adam
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.unet.cost import Convolution
 from diffusion_core.unet.program import Program
 from diffusion_core.weights import Weights
 
@@ -355,6 +356,7 @@ class Backend:
     device: ClassVar[Any]  # prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
+    products: ClassVar[Any]  # convolutions, matrix_gflops
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
@@ -404,6 +406,14 @@ class Backend:
     def exported(self, program: Program, path: Path) -> Forward:
         """What `export` wrote, read back: a function that is called as `Network.forward` is."""
         return self.files.exported(program, path, self.place)
+
+    def convolutions(self, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
+        """A function that does each convolution forward and backward once, for so many images, and waits for them."""
+        return self.products.convolutions(self.place, shapes, batch)
+
+    def matrix_gflops(self) -> float:
+        """The rate of a product of two large matrices, in 1e9 additions and multiplications per second."""
+        return self.products.matrix_gflops(self.place)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion_core.unet.blocks import (
     Attention,
@@ -30,9 +30,19 @@ from diffusion_core.unet.blocks import (
 )
 from diffusion_core.unet.program import Node, Program
 
-__all__ = ["Product", "multiply_adds", "products"]
+__all__ = ["Convolution", "Product", "convolutions", "multiply_adds", "products"]
 
 _VECTOR = 0  # the size of what is no image
+
+
+class Convolution(NamedTuple):
+    """One of a kernel that reaches as far to every side, on an image of this height and width."""
+
+    size: int
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,18 @@ def products(program: Program, size: int) -> tuple[Product, ...]:
 def multiply_adds(program: Program, size: int) -> int:
     """Those of one network evaluation of one image."""
     return sum(product.multiply_adds for product in products(program, size))
+
+
+def convolutions(program: Program, size: int) -> tuple[Convolution, ...]:
+    """Those of a program on square images of this height and width; a transposed one as that of its backward pass."""
+    found = []
+    for product in products(program, size):
+        block, given = product.node.block, product.size
+        if isinstance(block, Conv):
+            found.append(Convolution(given, block.inputs, block.outputs, block.kernel, block.stride))
+        elif isinstance(block, ConvTranspose):
+            found.append(Convolution(given * block.stride, block.outputs, block.inputs, block.kernel, block.stride))
+    return tuple(found)
 
 
 def _follow(found: list[Product], node: Node, *sizes: int, **_: Any) -> int:
