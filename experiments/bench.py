@@ -1,165 +1,142 @@
-"""Measure training and sampling of each backend on the same network, in interleaved rounds.
+"""Measure training and sampling of each backend, and of what one would use instead, in interleaved rounds.
 
     python -m experiments.bench out=outputs/bench
-    python -m experiments.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true] repeats=9
+    python -m experiments.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
+    python -m experiments.bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
+    python -m experiments.bench out=outputs/cuda device=cuda model=ddpm_cifar10 batch=128 images=64
 
-Every contestant is a process of its own, in the environment that owns its backend, and waits while another works.
-A figure is the median over rounds, and a ratio the median of the ratios within a round: a machine that slows down
-slows all. It loads no framework itself.
+Every contestant is a process of its own, in the environment that owns its framework, and waits while another works.
+Times are medians over rounds, and a ratio is the median of the ratios within a round. Written are bench.json with every
+round, and a figure of each work as SVG, PNG, CSV and JSON. It loads no framework itself.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from diffusion_core.backend import Settings
+from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
+from diffusion_core.unet.cost import multiply_adds
 from diffusion_core.weights import count
+from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
+from experiments.benchmark.figures import bars, growth
+from experiments.benchmark.table import rows, table
+from experiments.benchmark.work import WORK
 from experiments.common import problem_of
-from experiments.entry import CONFIGS, entry
-from hydra_plugins.duet_launcher.launcher import backend_python
+from experiments.entry import entry
+from peers import PEERS
 
-WORK = ("train", "sample")
-
-
-@dataclass
-class Contestant:
-    """A backend in a mode, as a waiting process, with the rounds that it did."""
-
-    name: str
-    process: subprocess.Popen
-    line: str = ""
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    warmup: dict[str, float] = field(default_factory=dict)
-    memory: float = 0.0
-
-    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one line and read the answer."""
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise DuetError(f"bench: {self.name} stopped with exit code {self.process.wait()}; its output is above")
-        told = json.loads(answer)
-        if "error" in told:
-            raise DuetError(f"bench: {self.name}: {told['error']}")
-        return told
-
-    def work(self, what: str) -> float:
-        """One round; images per second."""
-        answer = self.ask({"work": what})
-        self.memory = max(self.memory, answer["peak_memory_mib"])
-        return answer["images"] / answer["seconds"]
+VARIED = {"batch": "batch", "images": "images", "ddim_steps": "ddim_steps", "image_size": "model.image_size"}
+_ROUNDS = ("batch", "steps", "images", "ddim_steps")
 
 
 @entry("bench")
 def main(cfg: DictConfig) -> None:
-    """Start the contestants, interleave their rounds, write bench.json and print the table."""
+    """Start the contestants, interleave their rounds, and write what they took."""
     for what in cfg.work:
         if what not in WORK:
             raise one_of("work", what, WORK)
-    for name in ("repeats", "batch", "steps", "images"):
+    for name in ("repeats", *_ROUNDS):
         if cfg[name] < 1:
             raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
-    problem = problem_of(cfg)
-    names = _backends(cfg)
-    _settings(cfg, False)  # refused here rather than in every contestant
-    contestants = [_start(cfg, problem, name, mode) for name in names for mode in cfg.compile]
+    modes = _modes(cfg)
+    points = _points(cfg)
+    problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
+    made: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    facts: dict[str, Any] = {}
+    for point, problem in zip(points, problems, strict=True):
+        value = {} if cfg.vary is None else {cfg.vary: OmegaConf.select(point, VARIED[cfg.vary])}
+        found, contestants = _measure(point, problem, modes)
+        made += [value | row for row in found]
+        left_out |= {one.mode.name: one.left_out for one in contestants if one.left_out}
+        facts |= {one.mode.name: one.facts for one in contestants if one.facts}
+    out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
+    write_json(out / "bench.json", _facts(cfg, problems) | {"contestants": facts, "left_out": left_out, "rows": made})
+    drawn = bars(made, rounds) if cfg.vary is None else growth(cfg.vary, made, rounds)
+    for name, content in drawn.items():
+        write_atomically(out / name, content)
+    print(f"figures and bench.json: {out}")
+
+
+def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[list[dict[str, Any]], list[Contestant]]:
+    """The rows of one network at one size of work, and who competed."""
+    rounds = {name: cfg[name] for name in _ROUNDS}
+    contestants: list[Contestant] = []
     try:
-        for what in cfg.work:
-            for contestant in contestants:
-                answer = contestant.ask({"work": what})
-                contestant.warmup[what] = answer["seconds"]
-            for _ in range(cfg.repeats):
-                for contestant in contestants:
-                    contestant.rounds.setdefault(what, []).append(contestant.work(what))
+        for mode in modes:
+            contestants.append(start(mode, problem, rounds, cfg.device, cfg.threads))
+            one = contestants[-1]
+            print(f"left out: {one.left_out}" if one.left_out else one.facts["line"], flush=True)
+        taking_part = [one for one in contestants if not one.left_out]
+        work = list(cfg.work) + ["convolutions"] * ("train" in cfg.work and "convolutions" not in cfg.work)
+        interleave(taking_part, work, cfg.repeats)
     finally:
-        for contestant in contestants:
-            contestant.process.stdin.close()
-            contestant.process.wait()
-    rows = [_row(contestant, contestants[0], what) for what in cfg.work for contestant in contestants]
-    facts = environment() | {"batch": cfg.batch, "repeats": cfg.repeats, "parameters": count(problem.program)}
-    facts |= {"problem": problem.to_dict(), "precision": cfg.precision}
-    write_json(Path(cfg.out) / "bench.json", {"environment": facts, "rows": rows})
-    _print(rows, cfg, count(problem.program))
+        for one in contestants:
+            one.stop()
+    found = rows(taking_part, cfg.work, problem, rounds)
+    size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
+    title = f"{size}{cfg.images} samples; medians of {cfg.repeats} interleaved rounds"
+    Console(width=140).print(table(found, rounds, title))
+    return found, contestants
 
 
-def _backends(cfg: DictConfig) -> list[str]:
-    known = sorted((path.stem for path in (CONFIGS / "backend").glob("*.yaml")), reverse=True)
-    for name in cfg.backends:
+def _modes(cfg: DictConfig) -> list[Mode]:
+    """Who competes: those that are named, or all; each in each precision and with and without compiling."""
+    known = (*BACKENDS, *PEERS)
+    for name in cfg.contestants:
         if name not in known:
-            raise one_of("backends", name, known)
-    return list(cfg.backends) or known
+            raise one_of("contestants", name, known)
+    for precision in cfg.precisions:
+        Settings(cfg.device, precision, False, cfg.threads)
+    named = list(cfg.contestants) or list(known)
+    made = [Mode(name, precision, mode) for name in named for precision in cfg.precisions for mode in cfg.compile]
+    kept = [mode for mode in made if mode.contestant in BACKENDS or mode.precision != "float64"]
+    if not kept:
+        raise DuetError("bench: nobody competes; name contestants, precisions and compile")
+    return kept
 
 
-def _start(cfg: DictConfig, problem: Problem, name: str, mode: bool) -> Contestant:
-    backend = OmegaConf.load(CONFIGS / "backend" / f"{name}.yaml")
-    python = backend_python(backend, os.environ, CONFIGS.parent)
-    process = subprocess.Popen(
-        [str(python), "-m", "experiments.bench_worker"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
-    )  # fmt: skip
-    contestant = Contestant(f"{name}, compiled" if mode else name, process)
-    task = {"backend": name, "settings": asdict(_settings(cfg, mode)), "problem": problem.to_dict()}
-    contestant.line = contestant.ask(task | {"batch": cfg.batch, "steps": cfg.steps, "images": cfg.images})["line"]
-    print(contestant.line, flush=True)
-    return contestant
+def _points(cfg: DictConfig) -> list[DictConfig]:
+    """The configuration at each value of what is varied."""
+    if cfg.vary is None:
+        if cfg["values"]:
+            raise DuetError(f"values: {list(cfg['values'])} were given, but not of what; add vary=batch or the like")
+        return [cfg]
+    if cfg.vary not in VARIED:
+        raise one_of("vary", cfg.vary, VARIED)
+    if not cfg["values"] or any(not isinstance(value, int) or value < 1 for value in cfg["values"]):
+        raise DuetError(f"values: {cfg['values']} was given; it must be a list of whole numbers of at least 1")
+    points = []
+    for value in cfg["values"]:
+        point = cfg.copy()
+        OmegaConf.update(point, VARIED[cfg.vary], value)
+        points.append(point)
+    return points
 
 
-def _settings(cfg: DictConfig, mode: bool) -> Settings:
-    return Settings(cfg.device, cfg.precision, mode, cfg.threads, cfg.deterministic)
-
-
-def _row(contestant: Contestant, first: Contestant, what: str) -> dict[str, Any]:
-    speeds = contestant.rounds[what]
-    ratios = [mine / other for mine, other in zip(speeds, first.rounds[what], strict=True)]
+def _facts(cfg: DictConfig, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What was measured, where and how."""
     return {
-        "work": what,
-        "contestant": contestant.name,
-        "images_per_second": median(speeds),
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "ratio_to_first": median(ratios),
-        "ratio_lowest": min(ratios),
-        "ratio_highest": max(ratios),
-        "first_round_seconds": contestant.warmup[what],
-        "peak_memory_mib": contestant.memory,
-        "on": contestant.line,
+        "environment": environment(),
+        "settings": {name: cfg[name] for name in (*_ROUNDS, "repeats", "device", "threads", "vary")},
+        "problems": [
+            problem.to_dict()
+            | {
+                "parameters": count(problem.program),
+                "multiply_adds_per_image": multiply_adds(problem.program, problem.spec.image_size),
+            }
+            for problem in problems
+        ],
     }
-
-
-def _print(rows: list[dict[str, Any]], cfg: DictConfig, parameters: int) -> None:
-    title = f"{parameters:,} parameters, batch {cfg.batch}, {cfg.precision}, median of {cfg.repeats} interleaved rounds"
-    table = Table(title=title)
-    for name in ("work", "contestant", "images/s", "range", "ratio to first", "first round, s", "peak memory, MiB"):
-        table.add_column(name, justify="left" if name in ("work", "contestant") else "right")
-    for row in rows:
-        table.add_row(
-            {"train": "training step", "sample": "DDIM-50"}[row["work"]],
-            row["contestant"],
-            f"{row['images_per_second']:,.1f}",
-            f"{row['slowest']:,.1f} .. {row['fastest']:,.1f}",
-            f"{row['ratio_to_first']:.2f} [{row['ratio_lowest']:.2f} .. {row['ratio_highest']:.2f}]",
-            f"{row['first_round_seconds']:.1f}",
-            f"{row['peak_memory_mib']:,.0f}",
-        )
-    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -314,20 +314,25 @@ class CompareSchema:
 
 @dataclass
 class BenchSchema:
-    """Everything of `experiments.bench`; no `backends` means all, `compile` lists the modes of each."""
+    """Everything of `experiments.bench`.
+
+    No `contestants` means all; `precisions` and `compile` list the modes of each; `vary` names what takes the `values`.
+    """
 
     out: str = MISSING
-    precision: str = "float32"
+    contestants: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=lambda: ["float32"])
+    compile: list[bool] = field(default_factory=lambda: [False])
     device: str = "auto"
     threads: int | None = None
-    deterministic: bool = False
-    backends: list[str] = field(default_factory=list)
-    compile: list[bool] = field(default_factory=lambda: [False])
-    work: list[str] = field(default_factory=lambda: ["train", "sample"])
+    work: list[str] = field(default_factory=lambda: ["train", "ddim"])
     batch: int = 64
     steps: int = 4
     images: int = 16
-    repeats: int = 5
+    ddim_steps: int = 50
+    repeats: int = 10
+    vary: str | None = None
+    values: list[int] = field(default_factory=list)
     model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
 

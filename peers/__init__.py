@@ -33,7 +33,6 @@ class Task:
         size: height and width of the pictures.
         channels: of the pictures.
         classes: how many classes there are; 0 is none.
-        width: of the first level.
         multipliers: of the width at each level.
         blocks: residual blocks per level on the way down.
         attention: the sizes at which there is attention.
@@ -53,7 +52,6 @@ class Task:
     size: int
     channels: int
     classes: int
-    width: int
     multipliers: tuple[int, ...]
     blocks: int
     attention: tuple[int, ...]

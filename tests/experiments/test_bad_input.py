@@ -365,8 +365,10 @@ def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None
 
 def test_bench_refuses(tmp_path: Path) -> None:
     assert "wrk" in refused("bench", f"out={tmp_path}", "work=[wrk]")
-    assert "jax" in refused("bench", f"out={tmp_path}", "backends=[jax]")
-    assert "float16" in refused("bench", f"out={tmp_path}", "precision=float16")
+    assert "jax" in refused("bench", f"out={tmp_path}", "contestants=[jax]")
+    assert "float16" in refused("bench", f"out={tmp_path}", "precisions=[float16]")
+    assert "colour" in refused("bench", f"out={tmp_path}", "vary=colour", "values=[1]")
+    assert "values" in refused("bench", f"out={tmp_path}", "values=[1]")
     assert "steps: 0" in refused("bench", f"out={tmp_path}", "steps=0")
 
 

@@ -1,0 +1,51 @@
+"""The products of a network alone, as fast as TensorFlow's own kernels do them: what no step can be faster than."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import tensorflow as tf
+
+from backends.tf.device import Place
+from diffusion_core.unet.cost import Convolution
+
+__all__ = ["convolutions", "matrix_gflops"]
+
+
+def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
+    """A function that does each convolution forward and backward once, for so many images, and waits for them."""
+    prepared = []
+    with tf.device(place.device):
+        for shape in shapes:
+            x = tf.cast(tf.random.normal([batch, shape.size, shape.size, shape.inputs]), place.compute)
+            weight = tf.random.normal([shape.kernel, shape.kernel, shape.inputs, shape.outputs])
+            prepared.append((x, tf.cast(weight, place.compute), shape))
+
+    @place.function
+    def all_of_them() -> tf.Tensor:
+        done = []
+        for x, weight, shape in prepared:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch((x, weight))
+                padding = [[0, 0], [shape.kernel // 2] * 2, [shape.kernel // 2] * 2, [0, 0]]
+                y = tf.nn.conv2d(x, weight, shape.stride, padding)
+            done += [tf.reduce_sum(one) for one in tape.gradient(y, (x, weight), tf.stop_gradient(y))]
+        return tf.add_n(done)
+
+    def run() -> None:
+        all_of_them().numpy()
+
+    return run
+
+
+def matrix_gflops(place: Place, size: int = 2048, rounds: int = 5) -> float:
+    """The rate of a product of two square matrices, in 1e9 additions and multiplications per second; the best round."""
+    with tf.device(place.device):
+        a = tf.cast(tf.random.normal([size, size]), place.compute)
+    took = []
+    for _ in range(rounds):
+        began = perf_counter()
+        tf.linalg.matmul(a, a)[0, 0].numpy()
+        took.append(perf_counter() - began)
+    return 2e-9 * size**3 / min(took)

@@ -1,0 +1,172 @@
+"""Contestants as waiting processes, each in the environment that owns its framework, and their interleaved rounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from diffusion_core.backend import Settings
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.unet import UNetSpec
+from diffusion_core.weights import count
+from experiments.entry import CONFIGS
+from hydra_plugins.duet_launcher.launcher import backend_python
+from peers import PEERS, Task
+
+__all__ = ["BACKENDS", "Contestant", "Mode", "interleave", "start"]
+
+BACKENDS = ("torch", "tf")
+# The network of a peer where Duet's is no UNetSpec: the levels of the tutorials.
+_USUAL = {"multipliers": (1, 2, 4), "blocks": 1, "attention": (), "groups": 8}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Who competes, and how it computes."""
+
+    contestant: str
+    precision: str
+    compile: bool
+
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
+        words = [self.contestant.replace("_", "-")]
+        words += [self.precision] * (self.precision != "float32") + ["compiled"] * self.compile
+        return " ".join(words)
+
+
+@dataclass
+class Contestant:
+    """A waiting process, with the rounds that it did.
+
+    Args:
+        mode: who it is.
+        process: the process.
+        facts: what it said of itself.
+        ready: seconds from its start until it waited for work.
+        first: seconds of the first round by work, in which it builds, traces and compiles.
+        seconds: of one image by work, with shape (rounds,).
+        memory: the most that it used, in MiB.
+        left_out: why it does not compete; empty where it does.
+    """
+
+    mode: Mode
+    process: subprocess.Popen
+    facts: dict[str, Any] = field(default_factory=dict)
+    ready: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    memory: float = 0.0
+    left_out: str = ""
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one line and read the answer.
+
+        Raises:
+            DuetError: it says that it cannot, or it stopped.
+        """
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = self.process.wait()
+            raise DuetError(f"bench: {self.mode.name} stopped with exit code {code}; its output is above")
+        told = json.loads(answer)
+        if "error" in told:
+            raise DuetError(f"bench: {self.mode.name}: {told['error']}")
+        return told
+
+    def round(self, work: str) -> tuple[float, float]:
+        """Seconds of one round, and of one image."""
+        answer = self.ask({"work": work})
+        self.memory = max(self.memory, answer["peak_memory_mib"])
+        return answer["seconds"], answer["seconds"] / answer["images"]
+
+    def rounds(self, work: str) -> NDArray[np.float64]:
+        """Seconds of one image in each round."""
+        return np.array(self.seconds[work])
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Contestant:
+    """Start a contestant and wait until it is ready; a peer that is not installed is left out, and says why.
+
+    Args:
+        mode: who.
+        problem: Duet's network and process.
+        rounds: batch, steps, images and ddim_steps.
+        device: as in `Settings`.
+        threads: as in `Settings`.
+    """
+    is_peer = mode.contestant in PEERS
+    owner = PEERS[mode.contestant][1] if is_peer else mode.contestant
+    python = backend_python(OmegaConf.load(CONFIGS / "backend" / f"{owner}.yaml"), os.environ, CONFIGS.parent)
+    began = perf_counter()
+    process = subprocess.Popen(
+        [str(python), "-m", "experiments.benchmark.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
+    )  # fmt: skip
+    made = Contestant(mode, process)
+    if is_peer:
+        asked = {"task": asdict(_task(mode, problem, rounds, device, threads))}
+    else:
+        settings = Settings(device, mode.precision, mode.compile, threads, deterministic=False)
+        asked = {"settings": asdict(settings), "problem": problem.to_dict(), **rounds}
+    try:
+        made.facts = made.ask({"contestant": mode.contestant} | asked)
+    except DuetError as error:
+        if not is_peer:
+            raise
+        made.left_out = str(error)
+    made.ready = perf_counter() - began
+    return made
+
+
+def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Task:
+    """The work of a peer: a network of the same levels, or of the usual ones."""
+    spec, levels = problem.spec, _USUAL
+    if isinstance(spec, UNetSpec):
+        levels = {
+            "multipliers": tuple(spec.multipliers), "blocks": spec.blocks_per_level,
+            "attention": tuple(spec.attention_sizes), "groups": spec.norm_groups,
+        }  # fmt: skip
+    return Task(
+        size=spec.image_size, channels=spec.in_channels, classes=spec.num_classes, **levels,
+        parameters=count(problem.program), T=len(problem.process.schedule.alpha), **rounds,
+        device="cuda" if device == "cuda" else "cpu", threads=threads, compile=mode.compile,
+        bf16=mode.precision == "bf16",
+    )  # fmt: skip
+
+
+def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: int) -> None:
+    """Do each work in rounds in which every contestant has its turn, after one round each to warm up.
+
+    The order turns by one from round to round, so that none always follows the same other one.
+    """
+    for what in work:
+        able = [one for one in contestants if what in one.facts.get("work", ())]
+        for one in able:
+            one.first[what], _ = one.round(what)
+        for k in range(repeats):
+            turn = k % max(1, len(able))
+            done = {id(one): one.round(what)[1] for one in able[turn:] + able[:turn]}
+            for one in able:
+                one.seconds.setdefault(what, []).append(done[id(one)])

@@ -1,0 +1,111 @@
+"""The rounds of work that a backend of Duet is measured by, whole as a run does them.
+
+train           steps of `diffusion_core.training.train`: pictures of a data set, noise, forward, backward, clip, Adam,
+                moving average
+ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations or one per step of the
+                process
+forward         as many network evaluations as `ddim` does, and nothing else: from host arrays and back
+convolutions    those of one training step, forward and backward, and nothing else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffusion_core.backend import Backend, Trainer, TrainerState
+from diffusion_core.data import Dataset, Loader
+from diffusion_core.ema import make_ema
+from diffusion_core.objectives import Objective
+from diffusion_core.optimiser import Adam, LearningRate
+from diffusion_core.problem import Problem
+from diffusion_core.random import Stream
+from diffusion_core.sampling import ddim, ddpm
+from diffusion_core.sampling.draw import draw
+from diffusion_core.training import Course, train
+from diffusion_core.unet.cost import convolutions
+from diffusion_core.weights import initial_weights
+
+__all__ = ["WORK", "works"]
+
+WORK = ("train", "ddim", "ddpm", "forward", "convolutions")
+_PICTURES = 1024
+
+
+def works(
+    backend: Backend, problem: Problem, batch: int, steps: int, images: int, ddim_steps: int
+) -> dict[str, Callable[[], int]]:
+    """What can be asked for; each does one round and gives the number of images in it."""
+    program, shape = problem.program, problem.spec.image_shape
+    weights = initial_weights(program, 0, backend.settings.host_dtype)
+    made: dict[str, Any] = {}
+
+    def once(name: str, make: Callable[[], Any]) -> Any:
+        """What is made in the first round that needs it."""
+        if name not in made:
+            made[name] = make()
+        return made[name]
+
+    def network() -> Any:
+        return once("network", lambda: backend.network(program, weights))
+
+    def step() -> int:
+        run = once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
+        run.go_on(batch, steps)
+        return steps * batch
+
+    def sample(plan: Any) -> int:
+        draw(backend, network(), plan, shape, np.resize(program.labels or [0], images), 0, batch=images)
+        return images
+
+    def forward() -> int:
+        x = once("x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=weights_dtype(weights)))
+        label = np.resize(program.labels or [0], images)
+        for _ in range(ddim_steps):
+            network().forward(x, np.zeros(images), label)
+        return images
+
+    def products() -> int:
+        once("convolutions", lambda: backend.convolutions(convolutions(program, problem.spec.image_size), batch))()
+        return batch
+
+    return {
+        "train": step,
+        "ddim": lambda: sample(once("ddim", lambda: ddim(problem.process, ddim_steps))),
+        "ddpm": lambda: sample(once("ddpm", lambda: ddpm(problem.process))),
+        "forward": forward,
+        "convolutions": products,
+    }
+
+
+def weights_dtype(weights: dict[str, Any]) -> np.dtype:
+    """The type of a network's weights on the host."""
+    return next(iter(weights.values())).dtype
+
+
+class _Run:
+    """A training that goes on by some steps at a time."""
+
+    def __init__(self, backend: Backend, problem: Problem, state: TrainerState) -> None:
+        program, (size, _, channels) = problem.program, problem.spec.image_shape
+        self.objective = Objective(
+            problem.process, 0, null_label=program.null_label, features=program.features, classes=program.classes,
+            variance=problem.variance, uncertainty=problem.uncertainty, self_conditioned=program.self_conditioned,
+            value_range=problem.value_range,
+        )  # fmt: skip
+        pixels = Stream(0, "bench/pixels").bits(np.arange(_PICTURES), size * size * channels) >> 24
+        pictures = pixels.astype(np.uint8).reshape(_PICTURES, size, size, channels)
+        classes = max(program.classes, 1)
+        dataset = Dataset(pictures, np.arange(_PICTURES) % classes, tuple(map(str, range(classes))), "bench")
+        self.loader = Loader(dataset, 0, dtype=backend.settings.host_dtype, value_range=problem.value_range)
+        self.trainer: Trainer = backend.trainer(program, state, Adam(), "mse")
+        self.rate, self.ema = LearningRate(1e-4), make_ema("fixed", decay=0.999)
+        self.images_seen = self.updates = 0
+
+    def go_on(self, batch: int, steps: int) -> None:
+        course = Course(self.images_seen + steps * batch, batch, log_images=steps * batch)
+        given = (self.trainer, self.loader, self.objective, self.rate, self.ema, course)
+        train(*given, images_seen=self.images_seen, updates=self.updates)
+        self.images_seen, self.updates = course.images, self.updates + steps

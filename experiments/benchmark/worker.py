@@ -1,0 +1,80 @@
+"""One contestant of `experiments.bench`: a process that waits for work, does it, and says how long it took.
+
+It reads one JSON object per line from standard input and answers with one per line. The first says what to build, a
+backend of Duet or a peer; after that ``{"work": "train"}`` is one round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from time import perf_counter
+from typing import Any, TextIO
+
+from diffusion_core.backend import Settings, load_backend
+from diffusion_core.errors import DuetError
+from diffusion_core.problem import Problem
+from diffusion_core.weights import count
+from experiments.benchmark.work import works
+from peers import PEERS, Task, Work
+
+
+def _duet(task: Mapping[str, Any]) -> tuple[dict[str, Any], Work, Callable[[], float]]:
+    """A backend: what it is, its work, and its peak memory."""
+    backend = load_backend(task["contestant"], Settings(**task["settings"]))
+    problem = Problem.from_dict(task["problem"])
+    description = backend.describe()
+    facts = {
+        "line": description.line(),
+        "versions": dict(description.versions),
+        "parameters": count(problem.program),
+        "matrix_gflops": backend.matrix_gflops(),
+    }
+    rounds = {key: task[key] for key in ("batch", "steps", "images", "ddim_steps")}
+    return facts, works(backend, problem, **rounds), backend.peak_memory_mib
+
+
+def _peer(task: Mapping[str, Any]) -> tuple[dict[str, Any], Work, Callable[[], float]]:
+    """A peer, the same."""
+    module, _ = PEERS[task["contestant"]]
+    try:
+        contest = import_module(module).contest
+    except ImportError as error:
+        raise DuetError(f"it is not installed here ({error}); `pip install -e .[bench]` brings it") from error
+    facts, work = contest(Task.of(task["task"]))
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    facts |= {"line": f"{task['contestant']}: {facts['parameters']:,} parameters ({versions})"}
+    return facts, work, _peak_of_process
+
+
+def _peak_of_process() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Serve rounds until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a framework prints must not mix with the answers
+    task = json.loads(sys.stdin.readline())
+    try:
+        _serve(task, answers)
+    except DuetError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+
+
+def _serve(task: Mapping[str, Any], answers: TextIO) -> None:
+    facts, work, memory = (_peer if task["contestant"] in PEERS else _duet)(task)
+    print(json.dumps(facts | {"work": list(work)}), file=answers)
+    for line in sys.stdin:
+        began = perf_counter()
+        images = work[json.loads(line)["work"]]()
+        answer = {"seconds": perf_counter() - began, "images": images, "peak_memory_mib": memory()}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()
