@@ -17,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ __all__ = [
     "find_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "mend_checkpoints",
     "pack",
     "save_checkpoint",
     "weights_hash",
@@ -85,9 +88,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         _write_flushed(beside, content)
         os.replace(beside, path)
         _flush_directory(path.parent)
-    except OSError as error:
-        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
-        raise DuetError(f"{path}: it cannot be written ({error.strerror or error})") from error
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError):
+            raise DuetError(f"{path}: it cannot be written ({error.strerror or error})") from error
+        raise
 
 
 def _write_flushed(path: Path, content: bytes) -> None:
@@ -124,7 +130,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         raise DuetError(f"keep_checkpoints: {keep} was given; it must be at least 1, or null to keep all")
     parent = Path(parent)
     final = parent / f"{checkpoint.images_seen:012d}"
-    beside = _hidden(final, ".new")
+    beside = _hidden(final, "new")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
@@ -159,35 +165,63 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         if keep is not None:
             for old in [path for path in list_checkpoints(parent) if path.name <= final.name][:-keep]:
                 _discard(old)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise DuetError(f"{final}: the checkpoint cannot be written ({error.strerror or error})") from error
+        if isinstance(error, OSError):
+            raise DuetError(f"{final}: the checkpoint cannot be written ({error.strerror or error})") from error
+        raise
     return final
 
 
+def mend_checkpoints(parent: Path) -> None:
+    """Undo what a kill left half done: give a checkpoint its name back, and delete what is none.
+
+    For who holds the run alone: of another process that writes there, it would delete what is being written.
+
+    Raises:
+        DuetError: if that cannot be done.
+    """
+    parent = Path(parent)
+    hidden = [path for path in parent.iterdir() if _HIDDEN.fullmatch(path.name)] if parent.is_dir() else []
+    for path in hidden:
+        mark, final = _HIDDEN.fullmatch(path.name)["mark"], parent / _HIDDEN.fullmatch(path.name)["name"]
+        try:
+            if mark == "old" and not final.exists():
+                os.rename(path, final)
+                _flush_directory(parent)
+        except OSError as error:
+            raise DuetError(f"{final}: the checkpoint cannot be put back ({error.strerror or error})") from error
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# Names beside a checkpoint's that no reader takes for one. What is called old is always whole.
+_HIDDEN = re.compile(r"\.(?P<mark>new|old|gone)\.(?P<name>\d+)\.\d+")
+
+
 def _hidden(path: Path, mark: str) -> Path:
-    """A name beside a checkpoint's that no reader takes for one."""
-    return path.with_name(f"{mark}.{path.name}.{os.getpid()}")
+    return path.with_name(f".{mark}.{path.name}.{os.getpid()}")
 
 
 def _discard(path: Path) -> None:
     # Hidden first: a reader never sees a checkpoint with some files missing.
-    hidden = _hidden(path, ".old")
+    hidden = _hidden(path, "gone")
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _replace_directory(new: Path, path: Path) -> None:
-    old = _hidden(path, ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    # No two names can be exchanged at once everywhere; a kill in between is mended by `mend_checkpoints`.
+    old, gone = _hidden(path, "old"), _hidden(path, "gone")
+    shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, old)
     try:
         os.rename(new, path)
-    except OSError:
+    except BaseException:
         os.rename(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    os.rename(old, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _state_hash(state: Mapping[str, Any]) -> str:

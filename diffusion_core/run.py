@@ -17,27 +17,33 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import Description
-from diffusion_core.checkpoint import list_checkpoints, write_atomically
+from diffusion_core.checkpoint import list_checkpoints, mend_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
+from diffusion_core.lock import locked
 from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record
 
 __all__ = [
     "RunDirectory",
     "Tracker",
+    "claim",
     "environment",
     "read_json",
     "read_metrics",
@@ -174,31 +180,90 @@ class Tracker(Protocol):
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         """A picture with shape (H, W, C)."""
 
-    def close(self) -> None:
-        """Nothing more is told."""
+    def close(self, failed: bool = False) -> None:
+        """Nothing more is told; of a run that ended before its end, if it failed."""
 
 
 class _Events:
-    """The event file of TensorBoard."""
+    """The event file of TensorBoard.
+
+    Written in this thread: the usual writer's own thread ends where the disk is full, and its queue then waits for
+    ever.
+    """
 
     def __init__(self, path: Path, resume: int | None) -> None:
-        from tensorboardX import SummaryWriter  # slow to import, and reading runs does not need it
+        from tensorboardX import event_file_writer, summary  # slow to import, and reading runs does not need it
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(path), purge_step=resume and resume + 1)
+        self._make, self._pb = summary, event_pb2
+        # By default a name is that of its second, and a run that is soon gone on with would write over it.
+        self._writer = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
+        if resume is not None:  # what is later was cut
+            self._write(resume + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def _write(self, images_seen: int, **content: Any) -> None:
+        self._writer.write_event(self._pb.Event(step=images_seen, wall_time=time.time(), **content))
 
     def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, images_seen)
+        told = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
+        self._write(images_seen, summary=self._make.Summary(value=told))
 
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
-        self._writer.add_image(name, image, images_seen, dataformats="HWC")
+        self._write(images_seen, summary=self._make.image(name, image, dataformats="HWC"))
+        self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._writer.close()
 
 
+# A file that a kill left beside the one that it was to become; see `write_atomically`.
+_BESIDE = re.compile(r"\..+\.(\d+)")
+
+
+@contextmanager
+def claim(path: str | Path) -> Iterator[None]:
+    """Hold a run directory for this process alone; what a kill left half done in it is mended first.
+
+    Args:
+        path: where it is; made if it is not there.
+
+    Raises:
+        DuetError: if another process holds it, or it cannot be written.
+    """
+    path = Path(path)
+    _make_directory(path)
+    with locked(path):
+        mend_checkpoints(path / "checkpoints")
+        for folder in (path, *(path / name for name in ("checkpoints", "snapshots", "samples", ".hydra"))):
+            for left in folder.iterdir() if folder.is_dir() else ():
+                beside = _BESIDE.fullmatch(left.name)
+                if beside and left.is_file() and not _lives(int(beside[1])):
+                    left.unlink(missing_ok=True)
+        yield
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuetError(f"{path}: the run directory cannot be made ({error.strerror})") from error
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process of this number runs here."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 class RunDirectory:
-    """The directory of one run, open for writing.
+    """The directory of one run, open for writing; as a context manager, which closes it however it ends.
 
     Args:
         path: where it is; made if it is not there.
@@ -211,10 +276,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, resume: int | None = None, source: Path | None = None) -> None:
         self.path, self.resume = Path(path), resume
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DuetError(f"{self.path}: the run directory cannot be made ({error.strerror})") from error
+        _make_directory(self.path)
         if not os.access(self.path, os.W_OK):
             raise DuetError(f"{self.path}: the run directory cannot be written; give another hydra.run.dir")
         holds_run = self.metrics.exists() or (self.path / "checkpoints").exists()
@@ -233,6 +295,12 @@ class RunDirectory:
             list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
         self._trackers: list[Tracker] = []
 
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=kind is not None)
+
     @property
     def metrics(self) -> Path:
         """The file of metrics."""
@@ -243,14 +311,16 @@ class RunDirectory:
 
         The event file and the other `trackers` are told the same from then on.
         """
+        self._trackers = list(trackers)
         if self.resume is not None and self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
             write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         if self.resume is not None:
             drop_snapshots_after(self.path / "snapshots", self.resume)
-        write_atomically(self.path / "config.yaml", config.encode())
         write_json(self.path / "environment.json", facts)
-        self._trackers = [_Events(self.path, self.resume), *trackers]
+        write_atomically(self.path / "config.yaml", config.encode())
+        with self._told():
+            self._trackers = [_Events(self.path, self.resume), *self._trackers]
 
     def log(self, records: Iterable[Record], images_per_second: float) -> None:
         """Append steps to the metrics, and tell the trackers."""
@@ -258,6 +328,8 @@ class RunDirectory:
         try:
             with open(self.metrics, "a") as file:
                 file.writelines(json.dumps(record.metrics) + "\n" for record in records)
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint of this moment must not be there without them
         except OSError as error:
             raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
         told = [
@@ -265,17 +337,28 @@ class RunDirectory:
             for record in records
         ]
         told[-1]["train/images_per_second"] = images_per_second
-        for tracker in self._trackers:
-            for record, values in zip(records, told, strict=True):
-                tracker.scalars(values, record.images_seen)
+        with self._told():
+            for tracker in self._trackers:
+                for record, values in zip(records, told, strict=True):
+                    tracker.scalars(values, record.images_seen)
 
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         """Tell the trackers a picture with shape (H, W, C)."""
-        for tracker in self._trackers:
-            tracker.picture(name, image, images_seen)
+        with self._told():
+            for tracker in self._trackers:
+                tracker.picture(name, image, images_seen)
 
-    def close(self) -> None:
-        """Close the event file and the other trackers."""
-        for tracker in self._trackers:
-            tracker.close()
-        self._trackers = []
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DuetError(f"{self.path}: events cannot be written ({error.strerror or error})") from error
+
+    def close(self, failed: bool = False) -> None:
+        """Close the event file and the other trackers; where the run failed, what they raise is left unsaid."""
+        trackers, self._trackers = self._trackers, []
+        with ExitStack() as stack:
+            for tracker in trackers:
+                stack.enter_context(suppress(Exception) if failed else self._told())
+                stack.callback(tracker.close, failed)

@@ -77,8 +77,8 @@ class _Wandb:
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._run.log({name: self._package.Image(image.squeeze()), "images_seen": images_seen})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 def mlflow(tracking_uri: str = "sqlite:///mlruns.db", experiment: str = "duet", run: str = "") -> Start:
@@ -108,8 +108,8 @@ class _Mlflow:
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._client.log_image(self._run, image.squeeze(), f"{name}-{images_seen:012d}.png")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, failed: bool = False) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
 def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:

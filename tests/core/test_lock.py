@@ -1,0 +1,106 @@
+"""A directory is one process's, however that process ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion_core import lock as module
+from diffusion_core.errors import DuetError
+from diffusion_core.lock import LOCK, locked
+from diffusion_core.run import claim
+
+HOLDS = """
+import sys
+from diffusion_core.lock import locked
+with locked(sys.argv[1]):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_at_a_time_and_the_other_is_told_who(tmp_path):
+    with locked(tmp_path):
+        words = rf"it is in use by process {os.getpid()} on \S+, since \S+; wait"
+        with pytest.raises(DuetError, match=words) as told, locked(tmp_path):
+            pass
+        assert str(tmp_path) in str(told.value) and "\n" not in str(told.value)
+        with locked(tmp_path, ".another"):
+            pass
+    assert not os.listdir(tmp_path)
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["killed", "ended"])
+def test_another_process_holds_it_until_it_ends(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "holds\n"
+    with pytest.raises(DuetError, match=f"in use by process {process.pid} on"), claim(tmp_path):
+        pass
+    process.send_signal(number) if number else None
+    process.communicate()
+    assert (tmp_path / LOCK).exists() == bool(number)  # and is no lock
+    with claim(tmp_path):
+        pass
+    assert not os.listdir(tmp_path)
+
+
+def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch):
+    """Of two that wait for the same file, the second locks one whose name is gone, and must not take it for its own."""
+    flock, turns = fcntl.flock, []
+
+    def later(descriptor: int, how: int) -> None:
+        if not turns:  # between opening and locking, another one held it, and a third has it now
+            turns.append(1)
+            os.unlink(tmp_path / LOCK)
+            turns.append(os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT))
+            flock(turns[1], how)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", later)
+    with pytest.raises(DuetError, match="it is in use by another process"), locked(tmp_path):
+        pass
+    os.close(turns[1])
+    with locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+    def none(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", none)
+    with pytest.warns(UserWarning, match="keeps no locks"), locked(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    def refused(path: Path, *given: int) -> int:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(module.os, "open", refused)
+    words = r"cannot be written \(Read-only file system\); give another one"
+    with pytest.raises(DuetError, match=words), claim(tmp_path):
+        pass
+
+
+def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = [f".config.yaml.{int(ended.stdout)}", f"samples/.samples.npz.{os.getpid()}"]
+    kept = ["config.yaml", f".result.json.{os.getppid()}", ".hydra/hydra.yaml"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with claim(tmp_path):
+        pass
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
