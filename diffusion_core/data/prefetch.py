@@ -70,9 +70,13 @@ class Prefetch:
         try:
             if (images_seen, size) not in self._made:
                 self._begin(images_seen, size)
-            for k in range(1, self.workers + 1):
-                if (images_seen + k * size, size) not in self._made:
-                    self._begin(images_seen + k * size, size)
+            following = [(images_seen + k * size, size) for k in range(1, self.workers + 1)]
+            for one in following:
+                if one not in self._made:
+                    self._begin(*one)
+            # What was begun and is not asked for next would be kept for ever.
+            for one in self._made.keys() - {(images_seen, size), *following}:
+                self._made.pop(one).cancel()
             return self._made.pop((images_seen, size)).result()
         except BrokenExecutor as error:
             raise DuetError(

@@ -139,6 +139,7 @@ def test_other_processes_make_the_same_batches(tmp_path, monkeypatch):
         # In order, again from the start, and with another size, as after a resume.
         for seen, size in ((0, 4), (4, 4), (8, 4), (0, 4), (12, 3)):
             same(ahead.batch(seen, size), loader.batch(seen, size))
+            assert list(ahead._made) == [(seen + size, size)]  # nothing else is kept
     with pytest.raises(DuetError, match=r"data\.workers: 0"):
         Prefetch(loader, 0)
 
@@ -152,6 +153,7 @@ def test_grain_makes_the_same_batches_or_is_refused():
     with Grain(loader, 2) as ahead:
         for seen, size in ((0, 4), (4, 4), (8, 4), (0, 4), (12, 3)):
             same(ahead.batch(seen, size), loader.batch(seen, size))
+            assert list(ahead._made) == [(seen + size, size)]  # nothing else is kept
 
 
 def test_a_store_is_sent_by_name_and_an_array_as_it_is(tmp_path, monkeypatch):
