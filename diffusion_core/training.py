@@ -136,6 +136,7 @@ class Hooks:
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
         notice: with a line for people.
+        stops: whether to end before the end, after a checkpoint; asked after each step and after samples.
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
@@ -144,6 +145,7 @@ class Hooks:
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
     notice: Callable[[str], None] = lambda line: None
+    stops: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -179,7 +181,7 @@ def train(
     updates: int = 0,
     history: LossHistory | None = None,
 ) -> dict[str, float]:
-    """Train from `images_seen`, after so many `updates`, to the end of the course.
+    """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
 
     Args:
         history: the losses so far, of an objective whose levels depend on them; others than it keeps start anew.
@@ -213,7 +215,8 @@ def train(
                     ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
             waiting.append((images_seen, result, lr, decays))
             logs = course.due(course.log_images, images_seen)
-            saves = course.due(course.checkpoint_images, images_seen)
+            stops = more and hooks.stops()
+            saves = stops or course.due(course.checkpoint_images, images_seen)
             samples = course.due(course.sample_images, images_seen)
             stores = ema.snapshot_images > 0 and course.due(ema.snapshot_images, images_seen)
             records = []
@@ -235,9 +238,14 @@ def train(
                 hooks.snapshot(images_seen)
             if saves:
                 hooks.checkpoint(images_seen, history)
-            if samples:
+            if samples and not stops:
                 hooks.sample(images_seen)
+                stops = more and hooks.stops()
+                if stops and not saves:
+                    hooks.checkpoint(images_seen, history)
             hooks.step(images_seen)
+            if stops:
+                break
     return {"images_per_second": clock.speed, "first_step_seconds": clock.first_step, "seconds": clock.seconds}
 
 

@@ -303,7 +303,6 @@ def save_samples(
     finished = to_uint8(images, white)
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
     facts["conditional"] = bool(problem.program.classes or classifier)
-    write_samples(directory / f"{name}.npz", finished, labels, **facts)
     scale = max(1, 64 // problem.spec.image_size)
     columns = problem.spec.num_classes or 10
     pictures.save_png(directory / f"{name}.png", pictures.grid(finished[:100], columns, scale=scale))
@@ -321,6 +320,8 @@ def save_samples(
         pictures.save_png(directory / f"denoising{which}.png", sheet)
         grids = [pictures.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in moments]
         pictures.save_gif(directory / f"generation{which}.gif", grids)
+    # Last, so that where it is there, all the others are.
+    write_samples(directory / f"{name}.npz", finished, labels, **facts)
     return finished
 
 

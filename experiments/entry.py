@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import inspect
 import os
@@ -18,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_core import stopping
 from diffusion_core.continuous import CONTINUOUS
 from diffusion_core.data import DATASETS
 from diffusion_core.ema import PROFILES
@@ -31,6 +33,9 @@ from experiments.schema import MODELS, SCHEMAS, register
 from features import FEATURES
 
 __all__ = ["entry", "plain"]
+
+# No room on the disk, in the quota, or in the largest file that is allowed; writing does not say which file.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -49,7 +54,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            with _one_clear_line():
+            with _one_clear_line(), stopping.raised():
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
 
         return main
@@ -67,9 +72,13 @@ def _one_clear_line() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _leave(_one_line(error), 2)
     except OSError as error:  # Hydra makes the output directory before any task of ours runs
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        _leave(f"{error.filename}: it cannot be read or written ({error.strerror})", 2)
+        what = f"{error.filename}: it cannot be read or written" if error.filename else "a file cannot be written"
+        _leave(f"{what} ({error.strerror})", 2)
+    except stopping.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
 

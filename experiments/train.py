@@ -10,6 +10,8 @@ Everything that a person can get wrong is looked at before the framework is load
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +22,12 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core import pictures
+from diffusion_core import pictures, stopping
 from diffusion_core.backend import Backend, Steering, Trainer, TrainerState
 from diffusion_core.checkpoint import (
     Checkpoint,
     find_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     save_checkpoint,
     weights_hash,
@@ -43,7 +46,7 @@ from diffusion_core.metrics.protocol import nested
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
-from diffusion_core.run import RunDirectory, environment, read_json, read_metrics, write_json
+from diffusion_core.run import RunDirectory, claim, environment, read_json, read_metrics, write_json
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
@@ -64,16 +67,36 @@ def main(cfg: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
     experiment = Experiment.of(cfg)
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
-    start, source = _start(cfg, experiment, directory)
-    if (result := _result(directory, start.images_seen, experiment.course)) is not None:
-        print(f"run: {directory}\nit is finished, and nothing is left to do; a larger trainer.images goes on with it")
-        return result["objective"]
-    run = RunDirectory(directory, start.images_seen if source else None, source)
+    with claim(directory):
+        start, source = _start(cfg, experiment, directory)
+        if (result := _result(directory, start.images_seen, experiment.course)) is not None:
+            print(
+                f"run: {directory}\nit is finished, and nothing is left to do; a larger trainer.images goes on with it"
+            )
+            return result["objective"]
+        own = cfg.resume in OWN
+        with RunDirectory(directory, start.images_seen if source or own else None, None if own else source) as run:
+            try:
+                return _run(cfg, experiment, run, start, source, judge, tracker)
+            except stopping.Stopped as stopped:
+                raise stopping.Stopped(stopped.number, f"to go on: {_again(directory)}") from None
+
+
+def _run(
+    cfg: DictConfig,
+    experiment: Experiment,
+    run: RunDirectory,
+    start: Checkpoint,
+    source: Path | None,
+    judge: Judge | str | None,
+    tracker: trackers.Start | None,
+) -> float:
+    """The run itself, in a directory that is its own."""
+    directory, problem, loader = run.path, experiment.problem, experiment.loader
     backend = common.open_backend(cfg)
     begun = [tracker(directory, plain(cfg))] if tracker else []
-    run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start), begun)
+    run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start, source), begun)
     _save_hydra(directory)
-    problem, loader = experiment.problem, experiment.loader
     print(f"run: {directory}\nnetwork: {count(problem.program):,} parameters")
     print(f"data: {loader.dataset.name}, {counted(len(loader.dataset), 'image')}", flush=True)
     pictures.save_png(
@@ -90,6 +113,13 @@ def main(cfg: DictConfig) -> float:
     made = f"samples: {directory / 'samples'}" if experiment.plan is not None else f"classifier: {directory}"
     print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
     return result["objective"]
+
+
+def _again(directory: Path) -> str:
+    """The command that goes on with the run of this one."""
+    ours = ("resume=", "hydra.run.dir=")
+    words = [word for word in sys.argv[1:] if not word.startswith(ours)]
+    return shlex.join(["python", "-m", "experiments.train", *words, "resume=latest", f"hydra.run.dir={directory}"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,16 +199,31 @@ def _in_order(loader: Loader, workers: int) -> AbstractContextManager[Loader | P
 LOADERS = {"duet": _in_order, "grain": Grain}
 
 
+# What `resume` says of the run in this directory: go on with it; or do so if there is one, and else begin.
+OWN = ("latest", "auto")
+
+
+def _source(resume: str | None, directory: Path) -> Path | None:
+    """The checkpoint that is gone on from; None begins anew."""
+    if resume not in OWN:
+        return resume and find_checkpoint(resume)
+    if list_checkpoints(directory / "checkpoints"):
+        return find_checkpoint(directory)
+    if (directory / "environment.json").exists():  # cut short before its first checkpoint: as it began
+        came = read_json(directory / "environment.json")["resumed_from"]
+        return came and find_checkpoint(came["source"])
+    if resume == "latest":
+        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
+    return None
+
+
 def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Checkpoint, Path | None]:
-    """Where training starts, and from which checkpoint: of this run (`latest`), of another one, or none."""
+    """Where training starts, and from which checkpoint: of this run (`latest`, `auto`), of another one, or none."""
     problem, course = experiment.problem, experiment.course
-    if cfg.resume is None:
+    source = _source(cfg.resume, directory)
+    if source is None:
         weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
         return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.ema.profiles)), {}), None
-    latest = cfg.resume == "latest"
-    if latest and not (directory / "checkpoints").is_dir():
-        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
-    source = find_checkpoint(directory if latest else cfg.resume)
     found = load_checkpoint(source, problem.spec)
     for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
         stored, given = getattr(found.problem, name), getattr(problem, name)
@@ -198,7 +243,9 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
     left = course.images - found.images_seen
-    ended = left == 0 and latest  # a run that was cut short after its last step: samples and result are still made
+    ended = (
+        left == 0 and cfg.resume in OWN
+    )  # a run that was cut short after its last step: samples and result are still made
     if not ended and (left <= 0 or left % course.batch):
         raise DuetError(
             f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
@@ -255,15 +302,18 @@ def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> T
     return state
 
 
-def _facts(cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint) -> dict[str, Any]:
+def _facts(
+    cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint, source: Path | None
+) -> dict[str, Any]:
     """What the run directory keeps of where and from what the run was made."""
     dataset, program = experiment.loader.dataset, experiment.problem.program
+    came = source and {"source": str(source.absolute()), "images_seen": start.images_seen, "notes": dict(start.notes)}
     return environment(backend.describe()) | {
         "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
         "parameters": count(program),
         "program_sha256": program.sha256,
         "seed": cfg.seed,
-        "resumed_from": cfg.resume and {"images_seen": start.images_seen, "notes": dict(start.notes)},
+        "resumed_from": came,
     }
 
 
@@ -273,7 +323,8 @@ def _train(
     """The training itself; gives loss, speed and time."""
     problem, course = experiment.problem, experiment.course
     began = perf_counter()
-    with experiment.ahead as loader, Counter("training", course.images, start=start.images_seen) as progress:
+    counter = Counter("training", course.images, start=start.images_seen)
+    with stopping.noted() as stop, experiment.ahead as loader, counter as progress:
         note = ""
 
         def log(records: list[Record], speed: float) -> None:
@@ -290,24 +341,43 @@ def _train(
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
+        def name_of(images_seen: int) -> str:
+            return f"samples-{images_seen:012d}"
+
         def sample(images_seen: int) -> None:
-            if images_seen < course.images and experiment.plan is not None:
-                network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
-                name = f"samples-{images_seen:012d}"
-                images = common.save_samples(
-                    backend, network, problem, experiment.plan, run.path / "samples", cfg.sample, name
-                )
+            if images_seen == course.images or experiment.plan is None:
+                return
+            try:
+                with stopping.raised():
+                    network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+                    images = common.save_samples(
+                        backend, network, problem, experiment.plan, run.path / "samples", cfg.sample,
+                        name_of(images_seen),
+                    )  # fmt: skip
+            except stopping.Stopped as stopped:
+                stop.number = stopped.number
+            else:
                 run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
 
         def snapshot(images_seen: int) -> None:
             given = trainer.state(), experiment.ema.profiles, course.batch, problem, cfg.seed
             save_snapshots(run.path / "snapshots", images_seen, *given)
 
-        hooks = Hooks(log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note))
+        # Pictures that were due when the run was cut short.
+        own = (run.path / "checkpoints" / f"{start.images_seen:012d}").is_dir()
+        due = own and course.due(course.sample_images, start.images_seen)
+        if due and not (run.path / "samples" / f"{name_of(start.images_seen)}.npz").exists():
+            sample(start.images_seen)
+        hooks = Hooks(
+            log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note),
+            stops=lambda: bool(stop),
+        )  # fmt: skip
         speed = train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history,
         )  # fmt: skip
+    if stop:
+        raise stopping.Stopped(stop.number)  # the checkpoint is written
     took = perf_counter() - began
     # Read back, so that it does not depend on where the run was cut.
     losses = [line["loss"] for line in read_metrics(run.metrics) if course.is_last(line["images_seen"])]

@@ -32,9 +32,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from diffusion_core import stopping
 from diffusion_core.checkpoint import list_checkpoints
 from diffusion_core.errors import DuetError, one_of
-from diffusion_core.run import read_json, write_json
+from diffusion_core.lock import locked
+from diffusion_core.run import claim, read_json, write_json
 from experiments.entry import plain
 from experiments.studies import energy
 from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge
@@ -151,16 +153,22 @@ def perform(job: Job, runs: Path) -> int:
     """Run a job to its end, unless it is done; gives its exit code.
 
     Raises:
-        DuetError: it cannot start.
+        DuetError: it cannot start, or another process runs it.
     """
+    runs.mkdir(parents=True, exist_ok=True)
+    with locked(runs, f".{job.name}.lock"):
+        return 0 if state(job, runs).word == "done" else _perform(job, runs)
+
+
+def _perform(job: Job, runs: Path) -> int:
     directory = runs / job.name
-    if state(job, runs).word == "done":
-        return 0
     words, resumed = command(job, runs), False
-    if job.entry == "train" and list_checkpoints(directory / "checkpoints"):
-        words, resumed = list(merge(words, ["resume=latest"])), True
-    elif directory.exists():
-        shutil.rmtree(directory)
+    if directory.exists():
+        with claim(directory):  # which a training may hold that outlived its study
+            if job.entry == "train" and list_checkpoints(directory / "checkpoints"):
+                words, resumed = list(merge(words, ["resume=latest"])), True
+            else:
+                shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("done.json", "failed.json"):
         (directory / name).unlink(missing_ok=True)
@@ -173,9 +181,7 @@ def perform(job: Job, runs: Path) -> int:
     }
     before, began = energy.read_counters(), time.perf_counter()
     with open(directory / "log.txt", "ab") as log:
-        code = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
+        code = stopping.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     facts |= {"seconds": time.perf_counter() - began, "joules": energy.spent(before, energy.read_counters())}
     if code:
         write_json(directory / "failed.json", facts | {"exit_code": code, "said": last_line(directory / "log.txt")})

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_core import stopping
 from diffusion_core.errors import DuetError
 
 __all__ = [
@@ -219,7 +219,7 @@ def _run(number: int, config: DictConfig, run_dir: Path, command: list[str]) -> 
     log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))} [{command[0]}]")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    code = subprocess.run(command, check=False).returncode
+    code = stopping.run(command)
     result = JobReturn(
         overrides=overrides,
         cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),

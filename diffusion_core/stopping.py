@@ -1,0 +1,115 @@
+"""Ending when the scheduler or a person says so: SIGTERM, SIGUSR1 and Ctrl-C.
+
+Either at once, where nothing would be lost (`raised`), or when it suits (`noted`). A process that was stopped leaves
+with exit code 128 + n, n being the signal, as a shell says it of one that the signal ended.
+
+A process that waits for another one, as that of a sweep does, passes the signal on and waits on: the other one has
+something to save. Ctrl-C is not passed on, since a terminal sends it to both.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+__all__ = ["SIGNALS", "Noted", "Stopped", "noted", "raised", "run"]
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # Windows has no SIGUSR1
+
+_running: set[subprocess.Popen] = set()
+
+
+class Stopped(BaseException):
+    """The process was told to end; no error, so nothing that handles errors holds it up.
+
+    Args:
+        number: the signal.
+        advice: what there is to do now.
+    """
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        self.number = signal.Signals(number)
+        name = "Ctrl-C" if number == signal.SIGINT else self.number.name
+        super().__init__(f"stopped by {name}" + (f"; {advice}" if advice else ""))
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return 128 + self.number
+
+
+@dataclass
+class Noted:
+    """The signal that came, or None."""
+
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """While in it, a signal raises `Stopped`."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _pass_on(number)
+        raise Stopped(number)
+
+    with _handled(handle):
+        yield
+
+
+@contextmanager
+def noted() -> Iterator[Noted]:
+    """While in it, a signal is noted in what it gives; a second Ctrl-C ends the process at once."""
+    found = Noted()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        found.number = number
+        _pass_on(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with _handled(handle):
+        yield found
+
+
+@contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _pass_on(number: int) -> None:
+    for process in tuple(_running) if number != signal.SIGINT else ():
+        process.send_signal(number)
+
+
+def run(words: Sequence[str], **options: Any) -> int:
+    """Run a command to its end, also where this process is told to end; gives the exit code, as a shell says it."""
+    process = subprocess.Popen(words, **options)
+    _running.add(process)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.wait()
+        raise
+    finally:
+        _running.discard(process)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,141 @@
+"""Signals end a process where nothing is lost, with the code that a scheduler expects."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from test_training import Recorder, run
+
+from diffusion_core import stopping
+from diffusion_core.stopping import SIGNALS, Stopped, noted, raised
+from diffusion_core.training import Course, Hooks
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_raised_or_noted_and_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped, raised():
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == CODES[number]
+    with noted() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop and stop.number == number
+        with pytest.raises(Stopped), raised():
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    assert not isinstance(stopped.value, Exception)
+
+
+def test_what_is_said():
+    assert str(Stopped(signal.SIGTERM)) == "stopped by SIGTERM"
+    assert str(Stopped(signal.SIGINT, "to go on: x")) == "stopped by Ctrl-C; to go on: x"
+
+
+def test_a_second_ctrl_c_is_not_waited_for():
+    code = (
+        "import os, signal; from diffusion_core.stopping import noted\n"
+        "with noted():\n    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n    print('never')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stdout == ""
+
+
+def test_a_thread_leaves_signals_alone():
+    seen = []
+
+    def work() -> None:
+        with noted() as stop:
+            seen.append((bool(stop), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+WAITS = """
+import signal, sys
+from diffusion_core.stopping import noted
+with noted() as stop:
+    print("waits", flush=True)
+    signal.pause()
+sys.exit(128 + stop.number)
+"""
+RUNS = f"""
+import os, subprocess, sys, threading
+from diffusion_core import stopping
+
+popen = subprocess.Popen
+def told(*given, **options):
+    process = popen(*given, stdout=subprocess.PIPE, text=True, **options)
+    def tell():
+        process.stdout.readline()
+        os.kill(os.getpid(), {int(signal.SIGTERM)})
+    threading.Thread(target=tell).start()
+    return process
+stopping.subprocess.Popen = told
+try:
+    with stopping.raised():
+        stopping.run([sys.executable, "-c", {WAITS!r}])
+except stopping.Stopped as stopped:
+    print(stopped.code, len(stopping._running))
+"""
+
+
+def test_a_process_that_waits_for_another_passes_the_signal_on_and_waits():
+    done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "143 0\n", done.stderr
+
+
+def test_the_code_of_a_command_is_said_as_a_shell_says_it():
+    for code, expected in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)):
+        assert stopping.run([sys.executable, "-c", code]) == expected
+
+
+# The training loop.
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 16])
+@pytest.mark.parametrize("checkpoint_images", [0, 8])
+def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_images):
+    trainer, done = Recorder(), []
+
+    def stops() -> bool:
+        return len(trainer.steps) >= at
+
+    hooks = Hooks(
+        lambda records, speed: done.extend(("log", record.images_seen) for record in records),
+        lambda images_seen, history: done.append(("checkpoint", images_seen)),
+        stops=stops,
+    )
+    course = Course(64, 4, log_images=24, checkpoint_images=checkpoint_images)
+    first = run(course, trainer, hooks).steps
+    assert len(first) == at
+    assert [n for what, n in done if what == "log"] == [4 * k for k in range(1, at + 1)]
+    assert done[-1] == ("checkpoint", 4 * at) and done.count(done[-1]) == 1  # after what it has seen is logged
+    rest = run(course, images_seen=4 * at, updates=at).steps if at < 16 else []
+    assert first + rest == run(course).steps
+
+
+@pytest.mark.parametrize("checkpoint_images, saved", [(0, [8]), (8, [8]), (4, [4, 8])])
+def test_a_stop_while_samples_are_drawn_needs_no_further_step(checkpoint_images, saved):
+    drawn, kept = [], []
+    hooks = Hooks(
+        checkpoint=lambda images_seen, history: kept.append(images_seen), sample=drawn.append, stops=lambda: bool(drawn)
+    )
+    steps = run(Course(64, 4, checkpoint_images=checkpoint_images, sample_images=8), hooks=hooks).steps
+    assert len(steps) == 2 and drawn == [8] and kept == saved
+
+
+def test_a_stop_before_samples_leaves_them_out():
+    drawn = []
+    hooks = Hooks(sample=drawn.append, stops=lambda: True)
+    assert len(run(Course(64, 4, sample_images=4), hooks=hooks).steps) == 1 and not drawn
