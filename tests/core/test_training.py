@@ -102,7 +102,7 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
 def test_the_last_steps_are_those_of_the_last_log(log_images):
     told = []
     hooks = Hooks(log=lambda records, speed: told.append([record.images_seen for record in records]))
-    course = Course(64, 4, log_images)
+    course = Course(64, 4, log_images=log_images)
     run(course, hooks=hooks)
     # The first step, which is always logged alone, belongs to the first log.
     last = told[0] + told[1] if len(told) == 2 else told[-1]
