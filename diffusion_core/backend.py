@@ -9,7 +9,7 @@ A backend is found by its entry point in the group ``duet.backends``, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -72,8 +72,28 @@ Forward = Callable[..., NDArray]
 Pullback = Callable[..., tuple[NDArray, NDArray]]
 # z_i for row i of a plan, with the shape of the images.
 NoiseSource = Callable[[int], NDArray]
-# Called after each row of a plan with (row, register 0, estimate of x_0) as host arrays.
-Watch = Callable[[int, NDArray, NDArray], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Somebody who looks at samples on their way.
+
+    Args:
+        see: called with (row, register 0, estimate of x_0) as host arrays.
+        rows: after which rows of a plan; None is after each. What lies between them runs without a stop.
+    """
+
+    see: Callable[[int, NDArray, NDArray], None]
+    rows: Collection[int] | None = None
+
+    def __call__(self, row: int, x: NDArray, estimate: NDArray) -> None:
+        """See the state after a row, if it is one of those that are looked at."""
+        if self.rows is None or row in self.rows:
+            self.see(row, x, estimate)
+
+    def of(self, rows: int) -> Collection[int]:
+        """Which of so many rows are looked at."""
+        return range(rows) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)

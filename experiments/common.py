@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_core import pictures
-from diffusion_core.backend import Backend, Network, Settings, Steering, TrainerState, average_names, load_backend
+from diffusion_core.backend import (
+    Backend,
+    Network,
+    Settings,
+    Steering,
+    TrainerState,
+    Watch,
+    average_names,
+    load_backend,
+)
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.continuous import ContinuousSchedule
 from diffusion_core.data import Dataset, load_dataset, to_uint8
@@ -289,15 +298,16 @@ def save_samples(
     steps = rows_shown(plan, 10) if strips else np.zeros(0, int)
     moments = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
 
-    def watch(row: int, x: NDArray, estimate: NDArray) -> None:
-        if row in steps or row in moments:
-            level = plan.alpha[row + 1], plan.sigma[row + 1]
-            frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:10], white)
+    def see(row: int, x: NDArray, estimate: NDArray) -> None:
+        level = plan.alpha[row + 1], plan.sigma[row + 1]
+        frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:10], white)
+
+    watch = Watch(see, frozenset([*map(int, steps), *map(int, moments)])) if strips else None
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
         images = draw(
             backend, network, plan, problem.spec.image_shape, labels, sample.seed,
-            batch=sample.batch, watch=watch if strips else None, progress=progress,
+            batch=sample.batch, watch=watch, progress=progress,
             steering=steering,
         )  # fmt: skip
     finished = to_uint8(images, white)

@@ -7,6 +7,7 @@ Tensors are ``b h w c``, or ``b c``. Each class computes what the function of th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import tensorflow as tf
@@ -292,6 +293,8 @@ class Network(tf.Module):
         self.program, self.place = program, place
         self.blocks = build(program, weights, place)
         self.call = place.function(self.apply_program)
+        # What `make` makes of this network and a key, once, as tracing it takes seconds.
+        self.made = cache(lambda make, *key: make(self, *key))
 
     def apply_program(
         self,
@@ -340,15 +343,15 @@ class Network(tf.Module):
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            log_p = tf.nn.log_softmax(
-                self.call(x, c_noise, tf.zeros_like(chosen), self.no_features(len(x)), None), axis=1
-            )
+            nothing = tf.zeros_like(chosen), self.no_features(tf.shape(x)[0]), None
+            log_p = tf.nn.log_softmax(self.call(x, c_noise, *nothing), axis=1)
             total = tf.reduce_sum(tf.gather(log_p, chosen, axis=1, batch_dims=1))
         return tape.gradient(total, x)
 
-    def no_features(self, batch: int) -> tf.Tensor:
+    def no_features(self, batch: int | tf.Tensor) -> tf.Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
-        return self.place.tensor(np.zeros((batch, self.program.features)))
+        with tf.device(self.place.device):
+            return tf.zeros([batch, self.program.features], self.place.dtype)
 
     def tensors_by_name(self) -> dict[str, tf.Variable]:
         """All variables under the names of the manifest."""

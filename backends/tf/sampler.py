@@ -1,21 +1,26 @@
-"""The executor of sampler plans in TensorFlow."""
+"""The executor of sampler plans in TensorFlow: a stretch of rows is one loop in one graph."""
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.network import Network, to_host
 from diffusion_core.backend import LEAST_SPREAD, NoiseSource, Steering, Watch
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.sampling.rows import Form, Row
 
 __all__ = ["sample"]
+
+# Rows that a loop is handed at once, and what their noise may take: memory must not grow with the number of steps.
+_ROWS, _BYTES = 64, 2**24
 
 
 def _output(
     network: Network,
-    plan: SamplerPlan,
-    i: int,
+    form: Form,
+    row: Row,
     x: tf.Tensor,
     label: tf.Tensor,
     null: tf.Tensor,
@@ -26,22 +31,22 @@ def _output(
 
     A self-conditioned network is given D_{i-1}, and a guide nothing.
     """
-    x, guidance, channels = float(plan.c_in[i]) * x, float(plan.guidance[i]), x.shape[-1]
-    c_noise = tf.fill([len(x)], tf.constant(plan.c_noise[i], tf.float64))
-    if not plan.is_guided[i]:
-        return network.call(x, c_noise, label, network.no_features(len(x)), before)
+    x, batch, channels = row.c_in * x, tf.shape(x)[0], x.shape[-1]
+    c_noise = tf.fill([batch], row.c_noise)
+    if not form.guided:
+        return network.call(x, c_noise, label, network.no_features(batch), before)
     if guide is None:
         twice, c_noise, label = (tf.concat(pair, axis=0) for pair in ([x, x], [c_noise, c_noise], [label, null]))
         before = tf.concat([before, before], axis=0)
-        wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(len(twice)), before), 2)
+        wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(2 * batch), before), 2)
     else:
-        wanted = network.call(x, c_noise, label, network.no_features(len(x)), before)
-        other = guide.call(x, c_noise, label, guide.no_features(len(x)), None)
+        wanted = network.call(x, c_noise, label, network.no_features(batch), before)
+        other = guide.call(x, c_noise, label, guide.no_features(batch), None)
     wanted, rest, other = wanted[..., :channels], wanted[..., channels:], other[..., :channels]
-    guided = other + guidance * (wanted - other)
-    if plan.rescale:
+    guided = other + row.guidance * (wanted - other)
+    if form.rescale:
         spread = _spread(wanted) / tf.maximum(_spread(guided), tf.constant(LEAST_SPREAD, guided.dtype))
-        guided = (plan.rescale * spread + (1.0 - plan.rescale)) * guided
+        guided = (form.rescale * spread + (1.0 - form.rescale)) * guided
     return tf.concat([guided, rest], axis=-1)
 
 
@@ -50,39 +55,85 @@ def _spread(images: tf.Tensor) -> tf.Tensor:
     return tf.math.reduce_std(images, axis=(1, 2, 3), keepdims=True)
 
 
-def _slope(classifier: Network, plan: SamplerPlan, i: int, x: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-    """The gradient of log p(class | x) at row i."""
-    c_in = float(plan.c_in[i])
-    c_noise = tf.fill([len(x)], tf.constant(plan.c_noise[i], tf.float64))
-    return c_in * classifier.slope(c_in * x, c_noise, label)
+def _slope(classifier: Network, row: Row, x: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    """The gradient of log p(class | x) at a row."""
+    return row.c_in * classifier.slope(row.c_in * x, tf.fill([tf.shape(x)[0]], row.c_noise), label)
 
 
-def _bounded(plan: SamplerPlan, estimate: tf.Tensor) -> tf.Tensor:
+def _bounded(form: Form, estimate: tf.Tensor) -> tf.Tensor:
     """Estimates within the plan's bounds, or within each image's own and brought back to them."""
-    if plan.bounds is None:
+    if form.bounds is None:
         return estimate
-    if plan.threshold is None:
-        return tf.clip_by_value(estimate, *plan.bounds)
-    middle, half = plan.scale
+    if form.threshold is None:
+        return tf.clip_by_value(estimate, *form.bounds)
+    middle, half = form.scale
     y = (estimate - middle) / half
-    sizes = tf.sort(tf.reshape(tf.abs(y), [len(y), -1]), axis=1)
-    below, above, share = plan.quantile(sizes.shape[1])
-    bound = tf.maximum(sizes[:, below] + share * (sizes[:, above] - sizes[:, below]), plan.clip)[:, None, None, None]
-    return middle + half * (plan.clip / bound * tf.minimum(tf.maximum(y, -bound), bound))
+    sizes = tf.sort(tf.reshape(tf.abs(y), [-1, y.shape[1:].num_elements()]), axis=1)
+    below, above, share = form.quantile(sizes.shape[1])
+    bound = tf.maximum(sizes[:, below] + share * (sizes[:, above] - sizes[:, below]), form.clip)[:, None, None, None]
+    return middle + half * (form.clip / bound * tf.minimum(tf.maximum(y, -bound), bound))
 
 
-def _advance(
-    plan: SamplerPlan, i: int, registers: list[tf.Tensor], history: list[tf.Tensor], z: tf.Tensor | None
-) -> list[tf.Tensor]:
-    """state[i] X + denoised[i] D + noise[i] z, register by register."""
+def _advance(row: Row, registers: list[tf.Tensor], history: list[tf.Tensor], z: tf.Tensor | None) -> list[tf.Tensor]:
+    """state X + denoised D + noise z, register by register."""
     advanced = []
-    for r in range(plan.registers):
-        terms = [float(plan.state[i, r, q]) * x for q, x in enumerate(registers)]
-        terms += [float(plan.denoised[i, r, h]) * d for h, d in enumerate(history)]
+    for state, denoised, noise in zip(row.state, row.denoised, row.noise, strict=True):
+        terms = [weight * x for weight, x in zip(state, registers, strict=True)]
+        terms += [weight * d for weight, d in zip(denoised, history, strict=True)]
         if z is not None:
-            terms.append(float(plan.noise[i, r]) * z)
+            terms.append(noise * z)
         advanced.append(sum(terms[1:], start=terms[0]))
     return advanced
+
+
+def _next(
+    network: Network,
+    form: Form,
+    row: Row,
+    registers: list[tf.Tensor],
+    history: list[tf.Tensor],
+    label: tf.Tensor,
+    null: tf.Tensor,
+    z: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    known: tf.Tensor | None,
+    steering: Steering,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """(registers, history) after a row."""
+    x = registers[0]
+    output = _output(network, form, row, x, label, null, steering.guide, history[0])
+    image, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] : 2 * x.shape[-1]]
+    estimate = row.c_skip * x + row.c_out * image
+    if form.classified:
+        slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
+        estimate = estimate + row.classifier * slope
+    history = [_bounded(form, estimate), *history[:-1]]
+    if z is not None and form.learned:
+        z = tf.exp(row.learned[0] + row.learned[1] * rest) * z
+    registers = _advance(row, registers, history, z)
+    if mask is not None:
+        registers[0] = mask * known + (1.0 - mask) * registers[0]
+    return registers, history
+
+
+def _loop(network: Network, form: Form, guide: Network | None, classifier: Network | None):
+    """The rows of a form as a function of their numbers, how many they are, the state, and what they are given.
+
+    Where the place compiles it is one graph. Elsewhere only the network is, which all forms then share: to trace a loop
+    around it takes longer than it ever saves.
+    """
+    steering = Steering(guide, classifier)
+
+    def loop(numbers, count, registers, history, label, null, noise, mask, known):
+        def body(i, registers, history):
+            row = form.row(tf.unstack(tf.cast(numbers[i], network.place.dtype)))._replace(c_noise=numbers[i, 0])
+            z, over = (None if images is None else images[i] for images in (noise, known))
+            return i + 1, *_next(network, form, row, registers, history, label, null, z, mask, over, steering)
+
+        start = (tf.constant(0), registers, history)
+        return tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)[1:]
+
+    return network.place.function(loop) if network.place.compile else loop
 
 
 def sample(
@@ -96,6 +147,17 @@ def sample(
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.Backend.sample`."""
     place = network.place
+    longest = max(1, min(_ROWS, plan.rows, _BYTES // start.nbytes))
+    numbers, noisy, everywhere = plan.numbers(), plan.is_noisy, np.ones(plan.rows, bool)
+
+    def block(source: NoiseSource, wanted: NDArray, rows: range, room: int) -> tf.Tensor:
+        """The pictures of some rows, with zeros where none are wanted, and behind them."""
+        pictures = np.zeros((room, *start.shape), place.dtype.as_numpy_dtype)
+        for k, i in enumerate(rows):
+            if wanted[i]:
+                pictures[k] = source(i)
+        return place.tensor(pictures)
+
     with tf.device(place.device):
         label = place.tensor(label, tf.int32)
         null = tf.fill([len(label)], network.program.null_label or 0)
@@ -103,21 +165,15 @@ def sample(
         x = place.images(start)
         registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(x) for _ in range(plan.history)]
-        for i in range(plan.rows):
-            x = registers[0]
-            output = _output(network, plan, i, x, label, null, steering.guide, history[0])
-            image, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] : 2 * x.shape[-1]]
-            estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * image
-            if plan.classifier is not None:
-                slope = _slope(steering.classifier, plan, i, x, label - network.program.labels.start)
-                estimate = estimate + float(plan.classifier[i]) * slope
-            history = [_bounded(plan, estimate), *history[:-1]]
-            z = place.images(noise(i)) if plan.is_noisy[i] else None
-            if z is not None and plan.learned is not None:
-                z = tf.exp(float(plan.learned[i, 0]) + float(plan.learned[i, 1]) * rest) * z
-            registers = _advance(plan, i, registers, history, z)
-            if mask is not None:
-                registers[0] = mask * place.images(steering.known(i)) + (1.0 - mask) * registers[0]
+        for form, rows in plan.stretches(longest, () if watch is None else watch.of(plan.rows)):
+            loop = network.made(_loop, form, steering.guide, steering.classifier)
+            room = longest if place.compile else len(rows)  # a graph is compiled for one shape
+            table = np.zeros((room, numbers.shape[1]))
+            table[: len(rows)] = numbers[rows.start : rows.stop]
+            z = block(noise, noisy, rows, room) if noisy.any() else None
+            known = None if mask is None else block(steering.known, everywhere, rows, room)
+            given = place.tensor(table, tf.float64), tf.constant(len(rows)), registers, history
+            registers, history = loop(*given, label, null, z, mask, known)
             if watch is not None:
-                watch(i, to_host(registers[0]), to_host(history[0]))
+                watch(rows[-1], to_host(registers[0]), to_host(history[0]))
         return to_host(registers[0])

@@ -302,12 +302,13 @@ class Network(nn.Module):
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         # Copies, as what was made in inference mode cannot be differentiated by.
         x, c_noise, chosen = x.clone().requires_grad_(), c_noise.clone(), chosen.clone()
-        log_p = F.log_softmax(self.call(x, c_noise, torch.zeros_like(chosen), self.no_features(len(x)), None), dim=1)
+        nothing = torch.zeros_like(chosen), self.no_features(len(x)), None
+        log_p = F.log_softmax(self.call(x, c_noise, *nothing), dim=1)
         return torch.autograd.grad(log_p.gather(1, chosen[:, None]).sum(), x)[0]
 
     def no_features(self, batch: int) -> Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
-        return self.place.tensor(np.zeros((batch, self.program.features)))
+        return torch.zeros((batch, self.program.features), dtype=self.place.dtype, device=self.place.device)
 
     def tensors_by_name(self) -> dict[str, Tensor]:
         """All tensors under the names of the manifest; those that are trained are parameters, the others buffers."""

@@ -9,14 +9,15 @@ from torch import Tensor
 from backends.torch.network import Network, to_host
 from diffusion_core.backend import LEAST_SPREAD, NoiseSource, Steering, Watch
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.sampling.rows import Form, Row
 
 __all__ = ["sample"]
 
 
 def _output(
     network: Network,
-    plan: SamplerPlan,
-    i: int,
+    form: Form,
+    row: Row,
     x: Tensor,
     label: Tensor,
     null: Tensor,
@@ -27,22 +28,22 @@ def _output(
 
     A self-conditioned network is given D_{i-1}, and a guide nothing.
     """
-    x, guidance, channels = float(plan.c_in[i]) * x, float(plan.guidance[i]), x.shape[1]
-    c_noise = torch.full((len(x),), float(plan.c_noise[i]), dtype=torch.float64, device=x.device)
-    if not plan.is_guided[i]:
-        return network.call(x, c_noise, label, network.no_features(len(x)), before)
+    x, batch, channels = row.c_in * x, len(x), x.shape[1]
+    c_noise = torch.full((batch,), row.c_noise, dtype=torch.float64, device=x.device)
+    if not form.guided:
+        return network.call(x, c_noise, label, network.no_features(batch), before)
     if guide is None:
         twice, c_noise, label = torch.cat([x, x]), torch.cat([c_noise, c_noise]), torch.cat([label, null])
         before = torch.cat([before, before])
-        wanted, other = network.call(twice, c_noise, label, network.no_features(len(twice)), before).chunk(2)
+        wanted, other = network.call(twice, c_noise, label, network.no_features(2 * batch), before).chunk(2)
     else:
-        wanted = network.call(x, c_noise, label, network.no_features(len(x)), before)
-        other = guide.call(x, c_noise, label, guide.no_features(len(x)), None)
+        wanted = network.call(x, c_noise, label, network.no_features(batch), before)
+        other = guide.call(x, c_noise, label, guide.no_features(batch), None)
     wanted, rest, other = wanted[:, :channels], wanted[:, channels:], other[:, :channels]
-    guided = other + guidance * (wanted - other)
-    if plan.rescale:
+    guided = other + row.guidance * (wanted - other)
+    if form.rescale:
         spread = _spread(wanted) / _spread(guided).clamp(min=LEAST_SPREAD)
-        guided = (plan.rescale * spread + (1.0 - plan.rescale)) * guided
+        guided = (form.rescale * spread + (1.0 - form.rescale)) * guided
     return torch.cat([guided, rest], dim=1)
 
 
@@ -51,39 +52,66 @@ def _spread(images: Tensor) -> Tensor:
     return images.std(dim=(1, 2, 3), correction=0, keepdim=True)
 
 
-def _slope(classifier: Network, plan: SamplerPlan, i: int, x: Tensor, label: Tensor) -> Tensor:
-    """The gradient of log p(class | x) at row i."""
-    c_in = float(plan.c_in[i])
-    c_noise = torch.full((len(x),), float(plan.c_noise[i]), dtype=torch.float64, device=x.device)
-    return c_in * classifier.slope(c_in * x, c_noise, label)
+def _slope(classifier: Network, row: Row, x: Tensor, label: Tensor) -> Tensor:
+    """The gradient of log p(class | x) at a row."""
+    c_noise = torch.full((len(x),), row.c_noise, dtype=torch.float64, device=x.device)
+    return row.c_in * classifier.slope(row.c_in * x, c_noise, label)
 
 
-def _bounded(plan: SamplerPlan, estimate: Tensor) -> Tensor:
+def _bounded(form: Form, estimate: Tensor) -> Tensor:
     """Estimates within the plan's bounds, or within each image's own and brought back to them."""
-    if plan.bounds is None:
+    if form.bounds is None:
         return estimate
-    if plan.threshold is None:
-        return estimate.clamp(*plan.bounds)
-    middle, half = plan.scale
+    if form.threshold is None:
+        return estimate.clamp(*form.bounds)
+    middle, half = form.scale
     y = (estimate - middle) / half
     sizes = y.abs().flatten(1).sort(dim=1).values
-    below, above, share = plan.quantile(sizes.shape[1])
-    bound = (sizes[:, below] + share * (sizes[:, above] - sizes[:, below])).clamp(min=plan.clip)[:, None, None, None]
-    return middle + half * (plan.clip / bound * torch.minimum(torch.maximum(y, -bound), bound))
+    below, above, share = form.quantile(sizes.shape[1])
+    bound = (sizes[:, below] + share * (sizes[:, above] - sizes[:, below])).clamp(min=form.clip)[:, None, None, None]
+    return middle + half * (form.clip / bound * torch.minimum(torch.maximum(y, -bound), bound))
 
 
-def _advance(
-    plan: SamplerPlan, i: int, registers: list[Tensor], history: list[Tensor], z: Tensor | None
-) -> list[Tensor]:
-    """state[i] X + denoised[i] D + noise[i] z, register by register."""
+def _advance(row: Row, registers: list[Tensor], history: list[Tensor], z: Tensor | None) -> list[Tensor]:
+    """state X + denoised D + noise z, register by register."""
     advanced = []
-    for r in range(plan.registers):
-        terms = [float(plan.state[i, r, q]) * x for q, x in enumerate(registers)]
-        terms += [float(plan.denoised[i, r, h]) * d for h, d in enumerate(history)]
+    for state, denoised, noise in zip(row.state, row.denoised, row.noise, strict=True):
+        terms = [weight * x for weight, x in zip(state, registers, strict=True)]
+        terms += [weight * d for weight, d in zip(denoised, history, strict=True)]
         if z is not None:
-            terms.append(float(plan.noise[i, r]) * z)
+            terms.append(noise * z)
         advanced.append(sum(terms[1:], start=terms[0]))
     return advanced
+
+
+def _next(
+    network: Network,
+    form: Form,
+    row: Row,
+    registers: list[Tensor],
+    history: list[Tensor],
+    label: Tensor,
+    null: Tensor,
+    z: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    steering: Steering,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(registers, history) after a row."""
+    x = registers[0]
+    output = _output(network, form, row, x, label, null, steering.guide, history[0])
+    image, rest = output[:, : x.shape[1]], output[:, x.shape[1] : 2 * x.shape[1]]
+    estimate = row.c_skip * x + row.c_out * image
+    if form.classified:
+        slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
+        estimate = estimate + row.classifier * slope
+    history = [_bounded(form, estimate), *history[:-1]]
+    if z is not None and form.learned:
+        z = torch.exp(row.learned[0] + row.learned[1] * rest) * z
+    registers = _advance(row, registers, history, z)
+    if mask is not None:
+        registers[0] = mask * known + (1.0 - mask) * registers[0]
+    return registers, history
 
 
 @torch.inference_mode()
@@ -98,27 +126,19 @@ def sample(
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.Backend.sample`."""
     place = network.place
+    numbers, noisy = plan.numbers(), plan.is_noisy
     label = place.tensor(label, torch.int64)
     null = torch.full_like(label, network.program.null_label or 0)
     mask = None if steering.mask is None else place.images(steering.mask)
     x = place.images(start)
     registers = [x] + [torch.zeros_like(x) for _ in range(plan.registers - 1)]
     history = [torch.zeros_like(x) for _ in range(plan.history)]
-    for i in range(plan.rows):
-        x = registers[0]
-        output = _output(network, plan, i, x, label, null, steering.guide, history[0])
-        image, rest = output[:, : x.shape[1]], output[:, x.shape[1] : 2 * x.shape[1]]
-        estimate = float(plan.c_skip[i]) * x + float(plan.c_out[i]) * image
-        if plan.classifier is not None:
-            slope = _slope(steering.classifier, plan, i, x, label - network.program.labels.start)
-            estimate = estimate + float(plan.classifier[i]) * slope
-        history = [_bounded(plan, estimate), *history[:-1]]
-        z = place.images(noise(i)) if plan.is_noisy[i] else None
-        if z is not None and plan.learned is not None:
-            z = torch.exp(float(plan.learned[i, 0]) + float(plan.learned[i, 1]) * rest) * z
-        registers = _advance(plan, i, registers, history, z)
-        if mask is not None:
-            registers[0] = mask * place.images(steering.known(i)) + (1.0 - mask) * registers[0]
+    for form, rows in plan.stretches(ends=() if watch is None else watch.of(plan.rows)):
+        for i in rows:
+            row = form.row(numbers[i].tolist())
+            z = place.images(noise(i)) if noisy[i] else None
+            known = None if mask is None else place.images(steering.known(i))
+            registers, history = _next(network, form, row, registers, history, label, null, z, mask, known, steering)
         if watch is not None:
-            watch(i, to_host(registers[0]), to_host(history[0]))
+            watch(rows[-1], to_host(registers[0]), to_host(history[0]))
     return to_host(registers[0])

@@ -477,7 +477,9 @@ def sample_images(backend: Backend, weights: Weights, plans: Mapping[str, Sample
     paths: dict[str, list[NDArray]] = {name: [] for name in plans}
     arrays = {}
     for name, plan in plans.items():
-        images = images_of(backend, network, plan, watch=lambda row, x, estimate, to=name: paths[to].append(x[:2]))
+        images = images_of(
+            backend, network, plan, watch=Watch(lambda row, x, estimate, to=name: paths[to].append(x[:2]))
+        )
         arrays[f"6/{name}/images"] = images
         arrays[f"6/{name}/pixels"] = to_uint8(images)
     return arrays | {"6/DDIM-50/trajectory": np.stack(paths["DDIM-50"])}

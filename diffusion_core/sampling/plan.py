@@ -43,7 +43,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.process import Process
 from diffusion_core.sampling.guidance import Guidance, per_row
+from diffusion_core.sampling.rows import Form, Stretch
 
 __all__ = ["SamplerPlan", "plan_levels"]
 
@@ -214,11 +215,47 @@ class SamplerPlan:
         """Whether each row needs the network with and without the class, with shape (N,)."""
         return self.guidance != 1
 
-    def quantile(self, n: int) -> tuple[int, int, float]:
-        """Where the quantile of dynamic thresholding lies among n sorted numbers: (below, above, share of above)."""
-        at = (self.threshold or 0.0) * (n - 1)
-        below = int(at)
-        return below, min(below + 1, n - 1), at - below
+    def numbers(self) -> Array:
+        """The coefficients of each row side by side, as `rows.Form.row` takes them apart, with shape (N, K).
+
+        Rows without noise have 0 for a and b of a learned variance: its factor is then 1, whatever the output.
+        """
+        none = np.zeros(self.rows)
+        learned = np.zeros((self.rows, 2)) if self.learned is None else self.learned * self.is_noisy[:, None]
+        classifier = none if self.classifier is None else self.classifier
+        columns = (self.c_noise, self.c_in, self.c_skip, self.c_out, self.guidance, classifier)
+        tables = (learned, self.state, self.denoised, self.noise)
+        return np.column_stack([*columns, *(table.reshape(self.rows, -1) for table in tables)])
+
+    def stretches(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[Stretch]:
+        """The rows in order, cut where their form changes, where one is of the longest length, and after some rows.
+
+        Args:
+            longest: rows of a stretch; None is any number.
+            ends: the rows that a stretch ends with.
+        """
+        guided, first = self.is_guided, 0
+        forms = {g: self._form(g) for g in set(guided.tolist())}
+        for row in range(self.rows):
+            last = row + 1 == self.rows or guided[row + 1] != guided[row]
+            if last or row in ends or row + 1 - first == longest:
+                yield Stretch(forms[bool(guided[row])], range(first, row + 1))
+                first = row + 1
+
+    def _form(self, guided: bool) -> Form:
+        """What its rows share beside numbers, of those that are guided or those that are not."""
+        return Form(
+            guided=guided,
+            classified=self.classifier is not None,
+            learned=self.learned is not None,
+            registers=self.registers,
+            history=self.history,
+            bounds=self.bounds,
+            scale=self.scale,
+            clip=self.clip,
+            threshold=self.threshold,
+            rescale=self.rescale if guided else 0.0,
+        )
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import Settings, Steering, TrainBatch, TrainerState, load_backend
+from diffusion_core.backend import Settings, Steering, TrainBatch, TrainerState, Watch, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.ema import ema_update
 from diffusion_core.errors import DuetError
@@ -22,7 +22,7 @@ from diffusion_core.parity.ladder import l2, l2_of_all, relative
 from diffusion_core.problem import Problem
 from diffusion_core.random import Stream, words
 from diffusion_core.sampling import make_plan
-from diffusion_core.sampling.draw import draw
+from diffusion_core.sampling.draw import draw, noise_source, start_noise
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import (
     GELU,
@@ -623,9 +623,22 @@ def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
         x[...] = estimate[...] = np.nan
 
     plain = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
-    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=watch), plain)
+    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=Watch(watch)), plain)
     np.testing.assert_array_equal(last[0], plain)
     assert rows == list(range(PLAN.rows))
+
+
+def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
+    seen: dict[str, dict[int, np.ndarray]] = {"all": {}, "some": {}}
+
+    def watcher(name: str, rows: Any) -> Watch:
+        return Watch(lambda row, x, estimate: seen[name].update({row: np.stack([x, estimate])}), rows)
+
+    for name, rows in (("all", None), ("some", {1, 3})):
+        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=watcher(name, rows))
+    assert list(seen["some"]) == [1, 3] and list(seen["all"]) == list(range(PLAN.rows))
+    for row, states in seen["some"].items():
+        np.testing.assert_array_equal(states, seen["all"][row])
 
 
 def test_sampling_changes_no_array_that_it_was_given(backend, network):
@@ -692,3 +705,15 @@ def test_compiled_numbers_are_the_same(open_backend):
         losses = [float(trainer.step(batch, 1e-3, (0.9,)).loss) for trainer in trainers]
         assert relative(losses[1], losses[0]) <= 1e-6
     assert l2_of_all(trainers[1].state().weights, trainers[0].state().weights) <= 1e-6
+
+
+@pytest.mark.slow if find_spec("torch") else lambda test: test
+def test_compiled_samples_are_those_of_the_reference(open_backend):
+    # Every column of a plan in use, with and without guidance and noise, bounded by a quantile.
+    plan = replace(cases.PLANS["two registers, three estimates"], clip=1.0, threshold=0.9, rescale=0.5)
+    network = open_backend("float64", compile=True).network(TINY, WEIGHTS)
+    labels, index = np.array([0, 3], np.int32), np.arange(2)
+    start, noise = start_noise(plan, 3, index, SHAPE, float), noise_source(3, index, SHAPE, float)
+    wanted = reference.sample(TINY, WEIGHTS, plan, start, labels, noise)
+    got = open_backend("float64", compile=True).sample(network, plan, start, labels, noise)
+    assert np.abs(got - wanted).max() <= 1e-10

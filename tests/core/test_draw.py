@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import Settings, Steering
+from diffusion_core.backend import Settings, Steering, Watch
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
@@ -52,7 +52,7 @@ def test_a_sample_is_the_same_in_any_batch():
 
 def test_progress_and_watch():
     seen, rows = [], []
-    pictures(np.zeros(5, int), batch=2, progress=seen.append, watch=lambda row, x, estimate: rows.append(len(x)))
+    pictures(np.zeros(5, int), batch=2, progress=seen.append, watch=Watch(lambda row, x, estimate: rows.append(len(x))))
     assert seen == [2, 4, 5] and rows == [2, 2, 2]
 
 

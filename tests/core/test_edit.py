@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_core import reference
-from diffusion_core.backend import Settings
+from diffusion_core.backend import Settings, Watch
 from diffusion_core.errors import DuetError
 from diffusion_core.process import Process
 from diffusion_core.random import Stream
@@ -69,7 +69,7 @@ def test_strength_is_the_share_of_the_rows_that_are_run():
 
 def test_the_tail_of_a_plan_goes_on_as_the_whole():
     plan, seen = ddim(PROCESS, 6), {}
-    whole = drawn(plan, watch=lambda row, x, estimate: seen.update({row: x}))
+    whole = drawn(plan, watch=Watch(lambda row, x, estimate: seen.update({row: x})))
     later = replace(image_to_image(plan.tail(4), PICTURES, 5), start=seen[3])
     np.testing.assert_array_equal(drawn(later.plan, later), whole)
     np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
@@ -223,7 +223,7 @@ def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
     plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
     many = np.repeat(PICTURES[:1], 300, axis=0)
     edit = inpaint(plan, many, np.ones((1, 1, 1)))
-    drawn(plan, edit, np.zeros(300, int), batch=300, watch=lambda row, x, estimate: seen.update({row: x}))
+    drawn(plan, edit, np.zeros(300, int), batch=300, watch=Watch(lambda row, x, estimate: seen.update({row: x})))
     for row, x in seen.items():
         noise = x - plan.alpha[row + 1] * PICTURES[0]
         # 4800 normal numbers: 5 standard errors.

@@ -1,0 +1,72 @@
+"""The rows of a plan as executors take them say what its tables say, in order, and none is lost between stretches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion_core.parity import cases
+from diffusion_core.process import Process
+from diffusion_core.sampling import SamplerPlan, ddim, make_plan
+from diffusion_core.sampling.rows import Stretch
+from diffusion_core.schedule import linear
+
+PROCESS = Process(linear(), "eps")
+RECURRENCE = cases.PLANS["two registers, three estimates"]
+LEARNED = make_plan(PROCESS, "ddpm", steps=6, variance="learned_range").with_guidance(1.0, classifier=0.5)
+
+
+def form(plan: SamplerPlan, row: int):
+    return next(stretch.form for stretch in plan.stretches() if row in stretch.rows)
+
+
+@pytest.mark.parametrize("plan", [RECURRENCE, LEARNED, ddim(PROCESS, 5, eta=0.5)], ids=lambda plan: plan.name)
+def test_a_row_has_the_numbers_of_the_tables(plan):
+    numbers = plan.numbers()
+    for i in range(plan.rows):
+        row = form(plan, i).row(numbers[i].tolist())
+        for name in ("c_noise", "c_in", "c_skip", "c_out", "guidance"):
+            assert getattr(row, name) == getattr(plan, name)[i], name
+        assert row.classifier == (0.0 if plan.classifier is None else plan.classifier[i])
+        for name in ("state", "denoised", "noise"):
+            np.testing.assert_array_equal(getattr(row, name), getattr(plan, name)[i], strict=True)
+
+
+def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
+    numbers, noisy = LEARNED.numbers(), LEARNED.is_noisy
+    rows = [form(LEARNED, i).row(numbers[i]) for i in range(LEARNED.rows)]
+    assert noisy.any() and not noisy.all()
+    for row, is_noisy, learned in zip(rows, noisy, LEARNED.learned, strict=True):
+        assert row.learned == (tuple(learned) if is_noisy else (0.0, 0.0))
+    assert form(LEARNED, 0).learned and form(LEARNED, 0).classified and not form(RECURRENCE, 0).learned
+
+
+@pytest.mark.parametrize("longest", [None, 1, 3])
+@pytest.mark.parametrize("ends", [(), (0,), (2, 6), range(8)])
+def test_stretches_are_all_rows_in_order_and_end_where_they_are_asked_to(longest, ends):
+    stretches = list(RECURRENCE.stretches(longest, ends))
+    assert [row for stretch in stretches for row in stretch.rows] == list(range(RECURRENCE.rows))
+    last = {stretch.rows[-1] for stretch in stretches}
+    assert set(ends) <= last
+    assert max(len(stretch.rows) for stretch in stretches) <= (longest or RECURRENCE.rows)
+    for stretch in stretches:
+        assert set(RECURRENCE.is_guided[list(stretch.rows)]) == {stretch.form.guided}
+    if longest is None:  # no cut that nobody asked for
+        turns = np.flatnonzero(np.diff(RECURRENCE.is_guided))
+        assert last == {*turns, *ends, RECURRENCE.rows - 1}
+
+
+def test_plans_that_are_computed_alike_have_one_form():
+    short, long = ddim(PROCESS, 5), ddim(PROCESS, 50, eta=0.5)
+    assert form(short, 0) == form(long, 49) and hash(form(short, 0)) == hash(form(long, 49))
+    others = [short.with_guidance(2.0), replace(short, clip=2.0), short.within((0.0, 1.0)), RECURRENCE, LEARNED]
+    forms = {form(plan, 0) for plan in (short, *others)}
+    assert len(forms) == 1 + len(others)
+    # What an unguided row never reads makes no form of its own.
+    assert form(short.with_guidance(1.0, rescale=0.7), 0) == form(short, 0)
+
+
+def test_a_stretch_of_a_whole_plan():
+    assert list(ddim(PROCESS, 5).stretches()) == [Stretch(form(ddim(PROCESS, 5), 0), range(5))]
