@@ -79,7 +79,7 @@ def main(cfg: DictConfig) -> float:
             try:
                 return _run(cfg, experiment, run, start, source, judge, tracker)
             except stopping.Stopped as stopped:
-                raise stopping.Stopped(stopped.number, f"to go on: {_again(directory)}") from None
+                raise stopping.Stopped(stopped.number, _again(directory, experiment.course)) from None
 
 
 def _run(
@@ -115,11 +115,15 @@ def _run(
     return result["objective"]
 
 
-def _again(directory: Path) -> str:
-    """The command that goes on with the run of this one."""
-    ours = ("resume=", "hydra.run.dir=")
-    words = [word for word in sys.argv[1:] if not word.startswith(ours)]
-    return shlex.join(["python", "-m", "experiments.train", *words, "resume=latest", f"hydra.run.dir={directory}"])
+def _again(directory: Path, course: Course) -> str:
+    """How far the run of this command came, and the command that goes on with it."""
+    found, words = list_checkpoints(directory / "checkpoints"), sys.argv[1:]
+    seen = f"its last checkpoint has seen {int(found[-1].name):,}" if found else "it has seen 0"
+    begun = found or (directory / "environment.json").exists()  # if not, it begins as it was told
+    kept = [word for word in words if not word.startswith(("hydra.run.dir=", "resume=" if begun else "hydra.run.dir="))]
+    kept += [*(["resume=latest"] if begun else []), f"hydra.run.dir={directory}"]
+    command = shlex.join(["python", "-m", "experiments.train", *kept])
+    return f"{seen} of {course.images:,} images; to go on: {command}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -138,6 +140,60 @@ def test_start_writes_what_the_run_is(tmp_path):
     for name in [tag.encode() for tag in (*tags, "samples")]:
         assert name in content
     assert b"late" not in content
+
+
+class Told:
+    """A tracker that notes how it is closed, and cannot be told anything else."""
+
+    def __init__(self, closing: Exception | None = None) -> None:
+        self.closed, self.closing = [], closing
+
+    def close(self, failed: bool = False) -> None:
+        self.closed.append(failed)
+        if self.closing:
+            raise self.closing
+
+
+@pytest.mark.parametrize("error", [KeyError("a defect"), KeyboardInterrupt()])
+def test_a_run_that_fails_closes_its_trackers(tmp_path, error):
+    trackers = [Told(ValueError("the service is away")), Told()]
+    with pytest.raises(type(error)) as raised, RunDirectory(tmp_path) as run:
+        run.start("seed: 1\n", {}, trackers)
+        raise error
+    assert raised.value is error, "what closing raises does not hide it"
+    assert [tracker.closed for tracker in trackers] == [[True], [True]]
+    with RunDirectory(tmp_path / "whole") as run:
+        run.start("seed: 1\n", {}, [whole := Told()])
+        run.close()
+    assert whole.closed == [False]
+
+
+def test_a_run_that_cannot_start_closes_its_trackers(tmp_path):
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(DuetError, match=r"config\.yaml: it cannot be written"), RunDirectory(tmp_path) as run:
+        run.start("seed: 1\n", {}, [tracker := Told()])
+    assert tracker.closed == [True]
+
+
+def test_events_that_cannot_be_written_are_one_line_and_nobody_waits(tmp_path, monkeypatch):
+    threads = threading.active_count()
+    with (
+        pytest.raises(DuetError, match=r"events cannot be written \(No space left") as told,
+        RunDirectory(tmp_path) as run,
+    ):
+        run.start("seed: 1\n", {})
+        assert threading.active_count() == threads
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(run._trackers[0]._writer, "write_event", lambda event: (_ for _ in ()).throw(full))
+        run.log(records(*range(1, 100)), 1.0)
+    assert "\n" not in str(told.value) and len(seen(run)) == 99
+
+
+def test_each_life_has_events_of_its_own(tmp_path):
+    for _ in range(3):  # within the same second
+        with RunDirectory(tmp_path, resume=0) as run:
+            run.start("seed: 1\n", {})
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):

@@ -75,7 +75,9 @@ def stopped_by(number: int, process: subprocess.Popen[str], seconds: float, trai
     process.send_signal(number)
     said, _ = process.communicate()
     if number != signal.SIGKILL and process.returncode == 128 + number:
-        assert f"stopped by {signal.Signals(number).name}; to go on: " in said and "resume=latest" in said, said
+        assert f"stopped by {signal.Signals(number).name}; its last checkpoint" in said and "resume=latest" in said, (
+            said
+        )
     assert process.returncode in (0, -number, 128 + number), said
     return process.returncode != 0
 

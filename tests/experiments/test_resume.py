@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +15,12 @@ from commands import call, composed
 from omegaconf import DictConfig
 
 from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
-from diffusion_core.run import read_json, read_metrics, read_samples
+from diffusion_core.run import read_json, read_metrics, read_samples, write_json
 from diffusion_core.weights import initial_weights
-from experiments import train
+from experiments import common, train
 
 TINY = (
     "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_sizes=[]",
@@ -87,24 +90,81 @@ def trained(run: Path, backend: str, *words: str) -> str:
     return out
 
 
+@pytest.fixture(scope="module")
+def whole(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the toy."""
+    trained(run := tmp_path_factory.mktemp("whole") / "run", backend_name)
+    return run
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs have the same weights, metrics and samples, bit for bit."""
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert read_json(one / "result.json")["objective"] == read_json(other / "result.json")["objective"]
+    last = [find_checkpoint(run) for run in (one, other)]
+    assert last[0].name == last[1].name
+    assert read_json(last[0] / "state.json")["files"] == read_json(last[1] / "state.json")["files"]
+    made = [sorted((run / "samples").glob("samples*.npz")) for run in (one, other)]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+    for paths in zip(*made, strict=True):
+        np.testing.assert_array_equal(*(read_samples(path)[0] for path in paths))
+
+
 @pytest.mark.backend
 @pytest.mark.either
-def test_a_run_that_was_cut_short_after_its_last_step_is_finished(backend_name, tmp_path):
-    trained(whole := tmp_path / "whole", backend_name)
+def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend_name, tmp_path):
     shutil.copytree(whole, cut := tmp_path / "cut")
     (cut / "result.json").unlink()
     for path in (cut / "samples").iterdir():
         path.unlink()
     trained(cut, backend_name, "resume=latest")
-    one, other = (read_json(path / "result.json") for path in (whole, cut))
+    assert_same(cut, whole)
     lines = list(read_metrics(cut / "metrics.jsonl"))
-    assert lines == list(read_metrics(whole / "metrics.jsonl")) and len(lines) == 5
-    assert one["objective"] == other["objective"] == lines[4]["loss"]  # logged at 32, 64 and the end
-    assert one["images_seen"] == other["images_seen"] == 80 and one.keys() == other.keys()
-    np.testing.assert_array_equal(*(read_samples(path / "samples/samples.npz")[0] for path in (whole, cut)))
+    assert read_json(cut / "result.json").keys() == read_json(whole / "result.json").keys()
+    assert read_json(cut / "result.json")["objective"] == lines[4]["loss"] and len(lines) == 5  # logged at 32, 64, 80
     # What is finished is left as it is, and can be made longer.
     result = (cut / "result.json").read_bytes()
     assert "nothing is left to do" in trained(cut, backend_name, "resume=latest")
     assert (cut / "result.json").read_bytes() == result
     trained(cut, backend_name, "resume=latest", "trainer.images=96")
     assert read_json(cut / "result.json")["images_seen"] == 96
+
+
+@pytest.mark.backend
+@pytest.mark.either
+def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
+    whole, backend_name, tmp_path, monkeypatch
+):
+    draw, calls = common.save_samples, []
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) in (1, 3):  # of the samples at 48, and of the last ones
+            os.kill(os.getpid(), signal.SIGTERM if len(calls) == 1 else signal.SIGUSR1)
+        return draw(*given, **named)
+
+    monkeypatch.setattr(common, "save_samples", stopped)
+    words = (f"backend={backend_name}", f"hydra.run.dir={tmp_path / 'run'}", *TOY, "trainer.sample_images=48")
+    for code, name, seen in ((143, "SIGTERM", 48), (138, "SIGUSR1", 80)):
+        left = call("train", *words, "resume=auto")
+        assert left.code == code and len(left.err.splitlines()) == 1
+        assert left.err.startswith(f"stopped by {name}; its last checkpoint has seen {seen} of 80 images; to go on: ")
+        assert left.err.strip().endswith(f"resume=latest hydra.run.dir={tmp_path / 'run'}")
+    trained(tmp_path / "run", backend_name, "trainer.sample_images=48", "resume=auto")
+    drawn = tmp_path / "run/samples/samples-000000000048.npz"
+    assert len(calls) == 4 and len(read_samples(drawn)[0]) == 4
+    drawn.unlink()
+    assert_same(tmp_path / "run", whole)
+
+
+def test_where_a_run_goes_on_from(run, tmp_path):
+    """Its last checkpoint; before it has one, where it began; and where there is no run, nowhere."""
+    assert train._source(None, run) is None and train._source(str(run), tmp_path) == run / "000000000064"
+    assert train._source("auto", tmp_path) is None
+    with pytest.raises(DuetError, match="holds no checkpoint; name the run to go on with"):
+        train._source("latest", tmp_path)
+    for came, expected in ((None, None), ({"source": str(run)}, run / "000000000064")):
+        write_json(tmp_path / "environment.json", {"resumed_from": came})
+        assert train._source("latest", tmp_path) == train._source("auto", tmp_path) == expected
+    shutil.copytree(run, tmp_path / "checkpoints")
+    assert train._source("latest", tmp_path) == tmp_path / "checkpoints/000000000064"

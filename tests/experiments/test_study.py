@@ -15,9 +15,12 @@ from hydra.core.plugins import Plugins
 from made_up import HAND_OVER, stand_in
 
 from diffusion_core.errors import DuetError
+from diffusion_core.lock import locked
+from diffusion_core.run import claim
 from experiments import study as entry_point
-from experiments.studies import figures
+from experiments.studies import figures, jobs
 from experiments.studies.energy import read_counters, spent
+from experiments.studies.jobs import perform
 from experiments.studies.plan import Plan, make_plan, make_study, merge
 from experiments.studies.results import check_reads
 
@@ -216,6 +219,20 @@ def test_a_training_that_was_cut_goes_on_from_its_checkpoint(study, tmp_path):
     assert study("study.seeds=[0]")[0] == 0
     assert sum("resume=latest" in call for call in calls(tmp_path)) == 2 and len(calls(tmp_path)) == 4
     assert all(json.loads(path.read_text())["resumed"] for path in tmp_path.glob("out/runs/*/done.json"))
+
+
+def test_a_job_that_another_process_runs_is_left_alone(tmp_path, monkeypatch):
+    job, runs = plan_of().jobs[0], tmp_path / "runs"
+    (runs / job.name).mkdir(parents=True)
+    monkeypatch.setattr(jobs, "command", lambda job, runs: pytest.fail("it was about to start"))
+    with locked(runs, f".{job.name}.lock"), pytest.raises(DuetError, match="in use by process"):
+        perform(job, runs)
+    # Nor is a training that outlived its study deleted under it.
+    monkeypatch.setattr(jobs, "command", lambda job, runs: [])
+    (runs / job.name / "metrics.jsonl").write_text("precious")
+    with claim(runs / job.name), pytest.raises(DuetError, match="in use by process"):
+        perform(job, runs)
+    assert (runs / job.name / "metrics.jsonl").read_text() == "precious"
 
 
 def test_one_job_can_be_called_by_its_name(study, tmp_path):
