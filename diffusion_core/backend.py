@@ -24,6 +24,7 @@ from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet.cost import Convolution
 from diffusion_core.unet.program import Program
 from diffusion_core.weights import Weights
+from diffusion_core.world import Team, World
 
 __all__ = [
     "CROSS_ENTROPY",
@@ -371,18 +372,24 @@ class Backend:
 
     Args:
         settings: how it computes; they are fixed when it is made, as some are of the whole process.
+        world: the place of this process among those that compute together.
     """
 
-    device: ClassVar[Any]  # prepare, describe, peak_memory_mib
+    device: ClassVar[Any]  # Place.group, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
     products: ClassVar[Any]  # convolutions, matrix_gflops
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, world: World | None = None) -> None:
         self.settings = settings
-        self.place = self.device.prepare(settings)
+        self.place = self.device.prepare(settings, world or World())
+
+    @property
+    def team(self) -> Team:
+        """The processes that compute together."""
+        return Team(self.place.group.world, self.place.group.add_array)
 
     def describe(self) -> Description:
         """Device, precision and versions."""
@@ -440,8 +447,10 @@ class Backend:
         return self.device.peak_memory_mib(self.place)
 
 
-def load_backend(name: str, settings: Settings) -> Any:
+def load_backend(name: str, settings: Settings, world: World | None = None) -> Any:
     """The backend of that name; the only place where one is chosen, and nothing is imported before.
+
+    One that is to compute alone is made of its settings, without a `world`.
 
     Raises:
         DuetError: if no installed package offers it, or it cannot be imported here.
@@ -458,4 +467,4 @@ def load_backend(name: str, settings: Settings) -> Any:
             f"backend {name}: it cannot be imported in this Python ({error}); "
             f"start it with: python3 duet.py run {name} -- -m experiments..."
         ) from error
-    return factory(settings)
+    return factory(settings) if world is None else factory(settings, world)

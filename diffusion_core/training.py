@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.unet.program import Program
+from diffusion_core.world import Team, World
 
 __all__ = ["Course", "Hooks", "Record", "train"]
 
@@ -39,9 +40,10 @@ class Course:
 
     Args:
         images: total length.
-        batch: images per step, whatever computes them.
-        micro_batch: images that are computed at a time, a divisor of the batch; None computes all at once. It is what
-            memory limits, so it is given as a size, not as a number of pieces that would change with the batch.
+        batch: images per step, of all processes together.
+        micro_batch: images that a process computes at a time, a divisor of its share of the batch; None computes all at
+            once. It is what memory limits, so it is given as a size, not as a number of pieces, which would change
+            with the batch and the number of processes.
         on_out_of_memory: ``"stop"``, or ``"halve"`` the pieces of the batch as often as is needed.
         log_images: metrics are read and written at least this often.
         checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
@@ -78,22 +80,39 @@ class Course:
         if self.on_out_of_memory not in ON_OUT_OF_MEMORY:
             raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
 
-    @property
-    def pieces(self) -> int:
-        """Into how many equal pieces a batch is cut."""
-        return self.batch // (self.micro_batch or self.batch)
+    def pieces(self, world: World) -> int:
+        """Into how many equal pieces a process cuts its share of a batch."""
+        share = world.share(self.batch)
+        size = share.stop - share.start
+        return size // (self.micro_batch or size)
 
-    def check(self, program: Program) -> None:
-        """Refuse to cut the batches of a network that must see them whole.
+    def check(self, program: Program, world: World | None = None) -> None:
+        """Refuse to share a batch among more processes than it has images, or to cut it where it must be seen whole.
 
         Raises:
-            DuetError: for a network with batch statistics.
+            DuetError: for unequal pieces, or a network with batch statistics.
         """
-        if program.has_batch_statistics and (self.pieces > 1 or self.on_out_of_memory == "halve"):
-            key, whole = ("micro_batch", "null") if self.pieces > 1 else ("on_out_of_memory", "stop")
+        world = world or World()
+        if self.batch < world.size:
             raise DuetError(
-                f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which pieces of "
-                f"a batch would change; use {whole}, or a network with group norms"
+                f"trainer.batch: {self.batch} was given for {world.size} processes; each needs at least one image"
+            )
+        if self.micro_batch and self.batch % (world.size * self.micro_batch):
+            raise DuetError(
+                f"trainer.micro_batch: {self.micro_batch} was given, which {world.size} processes cannot cut the batch "
+                f"{self.batch} into; it must divide the share of each, or be null"
+            )
+        cut = {"micro_batch": self.pieces(world) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
+        for key, fits in (("micro_batch", "null"), ("on_out_of_memory", "stop")):
+            if program.has_batch_statistics and cut[key]:
+                raise DuetError(
+                    f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which "
+                    f"pieces of a batch would change; use {fits}, or a network with group norms"
+                )
+        if program.has_batch_statistics and world.size > 1:
+            raise DuetError(
+                f"parallel: {world.kind} was given, but the network has batch statistics, which shares of a batch "
+                f"would change; use none, or a network with group norms"
             )
 
     def due(self, every: int, images_seen: int) -> bool:
@@ -164,9 +183,13 @@ class _Clock:
 def make_batch(
     loader: Loader, objective: Objective, images_seen: int, size: int, history: LossHistory | None = None
 ) -> TrainBatch:
-    """The batch of the step that starts at `images_seen`, of levels that depend on the losses before it, if they do."""
+    """The batch of the step that starts at `images_seen`, of levels that depend on the losses before it, if they do.
+
+    Of a loader that shows a share of each batch it is that share, whose loss and gradients are parts of the whole's.
+    """
     images = loader.batch(images_seen, size)
-    return objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, images.features)
+    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, images.features)
+    return batch if batch.size == size else replace(batch, importance=batch.importance * (batch.size / size))
 
 
 def train(
@@ -180,11 +203,13 @@ def train(
     images_seen: int = 0,
     updates: int = 0,
     history: LossHistory | None = None,
+    team: Team | None = None,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
 
     Args:
         history: the losses so far, of an objective whose levels depend on them; others than it keeps start anew.
+        team: the processes that each compute a share of a batch, of which `loader` shows this one's.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -192,11 +217,11 @@ def train(
     Raises:
         DuetError: if the loss is not finite when it is read; no checkpoint is written after that.
     """
-    hooks, fresh = hooks or Hooks(), objective.law.fresh()
+    hooks, team, fresh = hooks or Hooks(), team or Team(), objective.law.fresh()
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
     waiting: list[tuple[int, StepResult, float, tuple[float, ...]]] = []
-    clock, interval, pieces = _Clock(), _Clock(), course.pieces
+    clock, interval, pieces = _Clock(), _Clock(), course.pieces(team.world)
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
         while images_seen < course.images:
@@ -210,7 +235,9 @@ def train(
             lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
             result, pieces = _step(trainer, batch, lr, decays, pieces, course, hooks)
             if history is not None:
-                history = history.after(objective.draw(batch.positions, history)[0], result.losses())
+                positions = np.arange(images_seen - course.batch, images_seen)
+                losses = team.gather(result.losses(), course.batch)
+                history = history.after(objective.draw(positions, history)[0], losses)
                 if more:
                     ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
             waiting.append((images_seen, result, lr, decays))

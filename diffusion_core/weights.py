@@ -6,6 +6,7 @@ share the bits, in every framework. They are drawn in float64 and cast once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,9 +17,18 @@ from diffusion_core.random import Stream
 from diffusion_core.unet.blocks import Parameter
 from diffusion_core.unet.program import Program
 
-__all__ = ["Weights", "check_weights", "count", "initial_weights", "shape_misfits"]
+__all__ = ["Weights", "check_weights", "count", "hash_of", "initial_weights", "shape_misfits"]
 
 Weights = dict[str, NDArray]
+
+
+def hash_of(weights: Weights) -> str:
+    """The hash of names and bits."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(weights[name]))
+    return found.hexdigest()
 
 
 def initial_weights(program: Program, seed: int, dtype: DTypeLike = np.float64) -> Weights:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +38,7 @@ from diffusion_core.sampling.draw import check_labels, describe_labels, draw, kn
 from diffusion_core.unet import NetworkSpec, Program, make_spec
 from diffusion_core.visible import levels_shown, rows_shown, shown
 from diffusion_core.weights import Weights
+from diffusion_core.world import World
 from experiments.entry import CONFIGS, plain
 from experiments.progress import Counter
 from experiments.schema import TrainSchema
@@ -56,14 +59,38 @@ __all__ = [
     "settings_of",
     "spec_of",
     "weights_of",
+    "world_of",
 ]
 
 
 def open_backend(cfg: DictConfig) -> Backend:
     """The backend that the configuration names; prints which device and precision it uses."""
-    backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision))
+    world = world_of(cfg)
+    backend = load_backend(
+        cfg.backend.name, settings_of(cfg, cfg.precision), *([world] if world.kind != "none" else [])
+    )
     print(backend.describe().line(), flush=True)
     return backend
+
+
+def world_of(cfg: DictConfig) -> World:
+    """The place of this process among those that compute together; any but the first says nothing from then on.
+
+    Raises:
+        DuetError: if `parallel` is not what this process was started with.
+    """
+    if "parallel" not in cfg:
+        return World()
+    name = cfg.parallel.name
+    if name == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise DuetError(
+            "parallel: none was given, but torchrun started several processes, which would all do the same; "
+            "add parallel=ddp"
+        )
+    world = World.of(name, os.environ, cfg.parallel.timeout_seconds)
+    if not world.leads:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process is there
+    return world
 
 
 def settings_of(cfg: DictConfig, precision: str) -> Settings:
@@ -308,9 +335,11 @@ def save_samples(
         images = draw(
             backend, network, plan, problem.spec.image_shape, labels, sample.seed,
             batch=sample.batch, watch=watch, progress=progress,
-            steering=steering,
+            steering=steering, team=backend.team,
         )  # fmt: skip
     finished = to_uint8(images, white)
+    if not backend.team.world.leads:
+        return finished
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
     facts["conditional"] = bool(problem.program.classes or classifier)
     scale = max(1, 64 // problem.spec.image_size)

@@ -4,6 +4,7 @@
     python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
     python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance=3 sampler.interval=[0.2,3] sampler.rescale=0.7
     python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
+    torchrun --nproc-per-node=2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
 A checkpoint says itself what network and process it is of, and which sampler its run draws with; sampler=NAME takes
 another one, and options alone, as sampler.steps=100, change that of the run. Which it is is printed.
@@ -42,14 +43,18 @@ def main(cfg: DictConfig) -> None:
     backend = open_backend(cfg)
     print(said, flush=True)
     network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
-    write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    write_json(out / "environment.json", environment(backend.describe()))
+    leads = backend.team.world.leads
+    if leads:
+        write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        write_json(out / "environment.json", environment(backend.describe()))
     began = perf_counter()
     images = save_samples(
         backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
         steering=leaders.steering(backend),
         images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
     )  # fmt: skip
+    if not leads:
+        return
     took = perf_counter() - began
     memory = backend.peak_memory_mib()
     write_json(out / "result.json", {"sampled": len(images), "sample_seconds": took, "peak_memory_mib": memory})

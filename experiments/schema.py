@@ -120,6 +120,14 @@ class ProcessSchema:
 
 
 @dataclass
+class ParallelSchema:
+    """Whether several processes compute one run together, and how long one waits for another that does not answer."""
+
+    name: str = "none"
+    timeout_seconds: float = 600.0
+
+
+@dataclass
 class SampleSchema:
     """What is sampled at the end of training, or by `experiments.sample`."""
 
@@ -139,6 +147,7 @@ class TrainSchema:
     resume: str | None = None
     change_objective: bool = False
     backend: BackendSchema = field(default_factory=BackendSchema)
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)
     data: DataSchema = field(default_factory=DataSchema)
     model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
@@ -173,6 +182,7 @@ class SampleRunSchema(LeaderSchema):
     out: str = MISSING
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)
     sampler: dict[str, Any] = field(default_factory=dict)
     sample: SampleSchema = field(default_factory=SampleSchema)
     pictures: bool = True

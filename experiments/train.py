@@ -1,6 +1,8 @@
 """Train a diffusion model.
 
     python -m experiments.train backend=tf experiment=digits
+    torchrun --nproc-per-node=2 -m experiments.train backend=torch parallel=ddp experiment=digits
+    python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker experiment=digits
     python -m experiments.train -m backend=torch,tf seed=0,1
     python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
 
@@ -11,8 +13,10 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -50,8 +54,9 @@ from diffusion_core.run import RunDirectory, claim, environment, read_json, read
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, train
-from diffusion_core.weights import count, initial_weights
+from diffusion_core.weights import count, hash_of, initial_weights
 from diffusion_core.words import counted
+from diffusion_core.world import World
 from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines
@@ -66,8 +71,9 @@ def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     experiment = Experiment.of(cfg)
+    leads = experiment.world.leads
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
-    with claim(directory):
+    with claim(directory) if leads else _passed_through(directory):
         start, source = _start(cfg, experiment, directory)
         if (result := _result(directory, start.images_seen, experiment.course)) is not None:
             print(
@@ -75,25 +81,69 @@ def main(cfg: DictConfig) -> float:
             )
             return result["objective"]
         own = cfg.resume in OWN
-        with RunDirectory(directory, start.images_seen if source or own else None, None if own else source) as run:
+        at = start.images_seen if source or own else None
+        with RunDirectory(directory, at, None if own else source) if leads else nullcontext() as run:
             try:
                 return _run(cfg, experiment, run, start, source, judge, tracker)
             except stopping.Stopped as stopped:
                 raise stopping.Stopped(stopped.number, _again(directory, experiment.course)) from None
 
 
+@contextmanager
+def _passed_through(directory: Path) -> Iterator[None]:
+    """The directory that Hydra made for a process that keeps nothing; deleted if it is not the run's own."""
+    try:
+        yield
+    finally:
+        held = list(directory.iterdir()) if directory.is_dir() else []
+        if all(path.suffix == ".log" for path in held):
+            for path in held:
+                path.unlink()
+            directory.rmdir()
+
+
 def _run(
     cfg: DictConfig,
     experiment: Experiment,
-    run: RunDirectory,
+    run: RunDirectory | None,
     start: Checkpoint,
     source: Path | None,
     judge: Judge | str | None,
     tracker: trackers.Start | None,
 ) -> float:
-    """The run itself, in a directory that is its own."""
+    """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
+    problem, backend = experiment.problem, common.open_backend(cfg)
+    backend.team.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
+    backend.team.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_of(start.state.weights)}")
+    if run is not None:
+        _begin(cfg, experiment, run, backend, start, source, tracker)
+    trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
+    result = _train(cfg, experiment, backend, trainer, run, start)
+    if experiment.plan is not None:
+        result |= _sample(cfg, experiment, backend, trainer, run, judge)
+    backend.team.wait()
+    if run is None:
+        return math.nan
+    run.close()
+    result["peak_memory_mib"] = backend.peak_memory_mib()
+    write_json(run.path / "result.json", result)
+    speed = f"{result['images_per_second']:,.0f} images/s"
+    made = f"samples: {run.path / 'samples'}" if experiment.plan is not None else f"classifier: {run.path}"
+    print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
+    return result["objective"]
+
+
+def _begin(
+    cfg: DictConfig,
+    experiment: Experiment,
+    run: RunDirectory,
+    backend: Backend,
+    start: Checkpoint,
+    source: Path | None,
+    tracker: trackers.Start | None,
+) -> None:
+    """Write what a run directory holds from the first, and say what is trained on what."""
     directory, problem, loader = run.path, experiment.problem, experiment.loader
-    backend = common.open_backend(cfg)
     begun = [tracker(directory, plain(cfg))] if tracker else []
     run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start, source), begun)
     _save_hydra(directory)
@@ -102,17 +152,6 @@ def _run(
     pictures.save_png(
         directory / "samples" / "noising.png", common.noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
     )
-    trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
-    result = _train(cfg, experiment, backend, trainer, run, start)
-    if experiment.plan is not None:
-        result |= _sample(cfg, experiment, backend, trainer, run, judge)
-    run.close()
-    result["peak_memory_mib"] = backend.peak_memory_mib()
-    write_json(directory / "result.json", result)
-    speed = f"{result['images_per_second']:,.0f} images/s"
-    made = f"samples: {directory / 'samples'}" if experiment.plan is not None else f"classifier: {directory}"
-    print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
-    return result["objective"]
 
 
 def _again(directory: Path, course: Course) -> str:
@@ -139,10 +178,12 @@ class Experiment:
     learning_rate: LearningRate
     ema: Ema
     course: Course
+    world: World
 
     @staticmethod
     def of(cfg: DictConfig) -> Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
+        world = common.world_of(cfg)
         problem = common.problem_of(cfg)
         problem.check_distance(cfg.process.distance)
         plan = None if problem.classifies else common.plan_of(problem, plain(cfg.sampler))
@@ -163,7 +204,7 @@ class Experiment:
         common.check_data(dataset, problem.spec)
         _check_augment(cfg.data, problem)
         course = Course(**plain(cfg.trainer))
-        course.check(program)
+        course.check(program, world)
         dtype = common.settings_of(cfg, cfg.precision).host_dtype
         loader = Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment)
         if cfg.data.loader not in LOADERS:
@@ -173,11 +214,12 @@ class Experiment:
             plan=plan,
             objective=objective,
             loader=loader,
-            ahead=LOADERS[cfg.data.loader](loader, cfg.data.workers),
+            ahead=LOADERS[cfg.data.loader](replace(loader, world=world), cfg.data.workers),
             adam=Adam(**plain(cfg.optimiser)),
             learning_rate=LearningRate(**plain(cfg.lr)),
             ema=ema,
             course=course,
+            world=world,
         )
 
 
@@ -322,10 +364,15 @@ def _facts(
 
 
 def _train(
-    cfg: DictConfig, experiment: Experiment, backend: Backend, trainer: Trainer, run: RunDirectory, start: Checkpoint
+    cfg: DictConfig,
+    experiment: Experiment,
+    backend: Backend,
+    trainer: Trainer,
+    run: RunDirectory | None,
+    start: Checkpoint,
 ) -> dict[str, Any]:
     """The training itself; gives loss, speed and time."""
-    problem, course = experiment.problem, experiment.course
+    problem, course, team = experiment.problem, experiment.course, backend.team
     began = perf_counter()
     counter = Counter("training", course.images, start=start.images_seen)
     with stopping.noted() as stop, experiment.ahead as loader, counter as progress:
@@ -352,37 +399,51 @@ def _train(
             if images_seen == course.images or experiment.plan is None:
                 return
             try:
-                with stopping.raised():
+                # Of several processes none can leave the others alone with the samples.
+                with stopping.raised() if team.world.size == 1 else nullcontext():
                     network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
                     images = common.save_samples(
-                        backend, network, problem, experiment.plan, run.path / "samples", cfg.sample,
+                        backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
                         name_of(images_seen),
                     )  # fmt: skip
             except stopping.Stopped as stopped:
                 stop.number = stopped.number
             else:
+                if run is None:
+                    return
                 run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
 
         def snapshot(images_seen: int) -> None:
             given = trainer.state(), experiment.ema.profiles, course.batch, problem, cfg.seed
             save_snapshots(run.path / "snapshots", images_seen, *given)
 
-        # Pictures that were due when the run was cut short.
-        own = (run.path / "checkpoints" / f"{start.images_seen:012d}").is_dir()
-        due = own and course.due(course.sample_images, start.images_seen)
-        if due and not (run.path / "samples" / f"{name_of(start.images_seen)}.npz").exists():
+        def is_missing(images_seen: int) -> bool:
+            """Whether pictures are not there that were due when the run was cut short."""
+            own = (run.path / "checkpoints" / f"{images_seen:012d}").is_dir()
+            due = own and course.due(course.sample_images, images_seen)
+            return due and not (run.path / "samples" / f"{name_of(images_seen)}.npz").exists()
+
+        def stops() -> bool:
+            if team.any(bool(stop)) and not stop:
+                stop.number = signal.SIGTERM  # another process was told so
+            return bool(stop)
+
+        if team.any(run is not None and is_missing(start.images_seen)):
             sample(start.images_seen)
-        hooks = Hooks(
-            log, checkpoint, sample, snapshot, step=lambda images_seen: progress(images_seen, note),
-            stops=lambda: bool(stop),
-        )  # fmt: skip
+        hooks = Hooks(sample=sample, stops=stops)
+        if run is not None:
+            tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
+            hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, **tell)
         speed = train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
-            hooks, start.images_seen, start.state.updates, start.history,
+            hooks, start.images_seen, start.state.updates, start.history, team,
         )  # fmt: skip
+    team.agree("the trained network", lambda: hash_of(trainer.state().weights))
     if stop:
         raise stopping.Stopped(stop.number)  # the checkpoint is written
     took = perf_counter() - began
+    if run is None:
+        return {}
     # Read back, so that it does not depend on where the run was cut.
     losses = [line["loss"] for line in read_metrics(run.metrics) if course.is_last(line["images_seen"])]
     loss = sum(losses) / len(losses) if losses else math.nan
@@ -394,17 +455,20 @@ def _sample(
     experiment: Experiment,
     backend: Backend,
     trainer: Trainer,
-    run: RunDirectory,
+    run: RunDirectory | None,
     judge: Judge | str | None,
 ) -> dict[str, Any]:
     """The samples of the finished network, with their pictures, judged if wanted; gives number, time and score."""
     problem, images_seen = experiment.problem, experiment.course.images
     network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
     began = perf_counter()
+    facts = {} if run is None else {"weights_sha256": weights_hash(run.path, cfg.sample.weights)}
     images = common.save_samples(
-        backend, network, problem, experiment.plan, run.path / "samples", cfg.sample,
-        images_seen=images_seen, weights_sha256=weights_hash(run.path, cfg.sample.weights),
+        backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
+        images_seen=images_seen, **facts,
     )  # fmt: skip
+    if run is None:
+        return {}
     took = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
     result = {"sample_seconds": took, "sampled": len(images)}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend import Description, Settings
 from diffusion_core.errors import DuetError
 from diffusion_core.words import counted
+from diffusion_core.world import World
 
 # Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -55,6 +56,8 @@ with _without_chatter():
     for card in CARDS:  # once, before TensorFlow starts; it would else take all memory of every card
         tf.config.experimental.set_memory_growth(card, True)
 
+from backends.tf.parallel import Group  # noqa: E402 - it imports TensorFlow
+
 # A new network is a new function: TensorFlow takes that for a mistake after the fifth.
 tf.get_logger().setLevel("ERROR")
 
@@ -70,12 +73,14 @@ class Place:
         dtype: of weights, images and sums.
         compute: of the inputs of products; bfloat16 under mixed precision.
         compile: whether functions are compiled with XLA.
+        group: the processes that compute together.
     """
 
     device: str
     dtype: tf.DType
     compute: tf.DType
     compile: bool
+    group: Group
 
     def mixed(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
         """The inputs of a product, in `compute`."""
@@ -100,11 +105,12 @@ class Place:
         return tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
 
 
-def prepare(settings: Settings) -> Place:
-    """Choose the device and set what TensorFlow keeps globally.
+def prepare(settings: Settings, world: World) -> Place:
+    """Choose the device, set what TensorFlow keeps globally, and meet the other processes.
 
     Raises:
-        DuetError: if CUDA is asked for and not there, or threads are set after TensorFlow has started.
+        DuetError: if CUDA is asked for and not there, threads are set after TensorFlow has started, or the other
+            processes are not there.
     """
     if settings.device == "cuda" and not CARDS:
         raise DuetError(
@@ -126,7 +132,8 @@ def prepare(settings: Settings) -> Place:
         tf.config.experimental.enable_op_determinism()
     dtype = tf.float64 if settings.precision == "float64" else tf.float32
     compute = tf.bfloat16 if settings.precision == "bf16" else dtype
-    return Place("/GPU:0" if use_cuda else "/CPU:0", dtype, compute, settings.compile)
+    device = "/GPU:0" if use_cuda else "/CPU:0"
+    return Place(device, dtype, compute, settings.compile, Group(world, device))
 
 
 def describe(place: Place, settings: Settings) -> Description:

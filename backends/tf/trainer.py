@@ -209,6 +209,11 @@ class Trainer:
                 average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
+    def _together(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Loss and gradients of all processes."""
+        loss, *gradients = self.place.group.add([loss, *gradients])
+        return loss, gradients
+
     def _whole_step(self, b: _Tensors, pieces: int, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         loss, losses, gradients, statistics = self._in_pieces(b, pieces)
         for name, value in statistics.items():
@@ -228,13 +233,20 @@ class Trainer:
 
     def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, losses, norm = self.whole_step(_tensors(batch, self.place), pieces, self._numbers(lr, decays))
+        b, numbers = _tensors(batch, self.place), self._numbers(lr, decays)
+        if self.place.group.world.size == 1:
+            loss, losses, norm = self.whole_step(b, pieces, numbers)
+        else:  # statistics, which a share of a batch has none of, are not among what processes do together
+            loss, losses, gradients, _ = self.loss_and_gradients(b, pieces)
+            loss, gradients = self._together(loss, gradients)
+            norm = self.apply(gradients, numbers)
         self.updates += 1
         return StepResult(loss, norm, losses.numpy)
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
         loss, _, gradients, _ = self.loss_and_gradients(_tensors(batch, self.place), pieces)
+        loss, gradients = self._together(loss, gradients)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from backends.torch.parallel import Group
 from diffusion_core.backend import Description, Settings
 from diffusion_core.errors import DuetError
 from diffusion_core.words import counted
+from diffusion_core.world import World
 
 __all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
 
@@ -31,12 +33,14 @@ class Place:
         dtype: of weights, images and sums.
         compute: of the inputs of products; bfloat16 under mixed precision.
         compile: whether functions are compiled.
+        group: the processes that compute together.
     """
 
     device: torch.device
     dtype: torch.dtype
     compute: torch.dtype
     compile: bool
+    group: Group
 
     def mixed(self) -> AbstractContextManager:
         """The context in which a network computes its products in `compute`."""
@@ -57,11 +61,11 @@ class Place:
         return torch.compile(function) if self.compile else function
 
 
-def prepare(settings: Settings) -> Place:
-    """Choose the device and set what PyTorch keeps globally.
+def prepare(settings: Settings, world: World) -> Place:
+    """Choose the device, set what PyTorch keeps globally, and meet the other processes.
 
     Raises:
-        DuetError: if CUDA is asked for and not there.
+        DuetError: if CUDA is asked for and not there, or the other processes are not.
     """
     has_cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not has_cuda:
@@ -83,7 +87,11 @@ def prepare(settings: Settings) -> Place:
     torch.backends.cuda.enable_cudnn_sdp(any_order)
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     compute = torch.bfloat16 if settings.precision == "bf16" else dtype
-    return Place(torch.device("cuda" if use_cuda else "cpu"), dtype, compute, settings.compile)
+    device = torch.device("cuda" if use_cuda else "cpu")
+    if use_cuda and world.size > 1:
+        device = torch.device("cuda", world.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return Place(device, dtype, compute, settings.compile, Group(world, device))
 
 
 def describe(place: Place, settings: Settings) -> Description:

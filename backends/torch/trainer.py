@@ -176,13 +176,17 @@ class Trainer:
         return (b.importance * losses).mean(), losses, statistics
 
     def _in_pieces(self, b: _Tensors, pieces: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What `_loss` gives, of equal pieces one after another; the parameters hold the gradients."""
+        """What `_loss` gives, of equal pieces one after another; the parameters hold the gradients.
+
+        Loss and gradients are those of all processes, the losses of images of this one alone.
+        """
         self.optimiser.zero_grad(set_to_none=True)  # of a step that was given up
         whole, each, statistics = 0.0, [], {}
         for piece in _pieces(b, pieces):
             loss, losses, statistics = self.loss(piece)
             loss.backward()
             whole, each = whole + loss.detach(), [*each, losses.detach()]
+        self.place.group.add([whole, *(parameter.grad for parameter in self.parameters.values())])
         return whole, torch.cat(each), statistics
 
     def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:

@@ -15,7 +15,7 @@ border of an epoch and nothing is dropped. The augmentation of EDM, where it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +26,7 @@ from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.errors import DuetError
 from diffusion_core.random import Stream
+from diffusion_core.world import World
 
 __all__ = ["Images", "Loader"]
 
@@ -62,6 +63,7 @@ class Loader:
         dtype: the type of the pixels.
         value_range: what the network sees for black and for white.
         augment: the probability of each change of the augmentation of EDM; 0 makes none.
+        world: of several processes, the one whose share of each batch is shown.
 
     Raises:
         DuetError: the value range is not two numbers, the first below the second, or the probability is none.
@@ -73,6 +75,7 @@ class Loader:
     dtype: DTypeLike = np.float32
     value_range: Sequence[float] = VALUE_RANGE
     augment: float = 0.0
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", check_value_range(self.value_range))
@@ -80,11 +83,13 @@ class Loader:
             raise DuetError(f"data.augment: {self.augment} was given; it is a probability, 0 to 1")
 
     def batch(self, images_seen: int, size: int) -> Images:
-        """The `size` pictures that follow the first `images_seen` of the run.
+        """The `size` pictures that follow the first `images_seen` of the run, or this process's share of them.
 
         Raises:
             DuetError: `images_seen` is negative or `size` is not positive.
         """
+        if self.world.size > 1:
+            return replace(self, world=World()).share(images_seen, size, self.world.rank, self.world.size)
         if images_seen < 0 or size < 1:
             raise DuetError(
                 f"batch: {size} images from position {images_seen} were asked for; "
@@ -119,8 +124,8 @@ class Loader:
                 f"share: process {rank} of {world} was given for {size} images; the processes are 0..{world - 1}, "
                 f"each with at least one image"
             )
-        start, end = (size * k // world for k in (rank, rank + 1))
-        return self.batch(images_seen + start, end - start)
+        mine = World(rank, world).share(size)
+        return self.batch(images_seen + mine.start, mine.stop - mine.start)
 
 
 @lru_cache(maxsize=4)

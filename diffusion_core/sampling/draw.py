@@ -19,6 +19,7 @@ from diffusion_core.random import Stream
 from diffusion_core.sampling.edit import Edit
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.unet.program import Program
+from diffusion_core.world import Team
 
 __all__ = ["check_labels", "describe_labels", "draw", "known_labels", "noise_source", "start_noise"]
 
@@ -100,6 +101,7 @@ def draw(
     progress: Callable[[int], None] | None = None,
     steering: Steering | None = None,
     edit: Edit | None = None,
+    team: Team | None = None,
 ) -> NDArray:
     """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
 
@@ -113,19 +115,22 @@ def draw(
         progress: called with the number of samples done after each batch.
         steering: what leads all of them; None is nothing beside the plan.
         edit: what each sample starts from and keeps, with the plan; None is noise, and nothing.
+        team: the processes that each draw some of the batches; all are given all samples.
 
     Raises:
         DuetError: for labels that the network does not have, or another number of them than the edit has samples.
     """
-    steering = steering or Steering()
+    steering, team = steering or Steering(), team or Team()
     classifier = None if steering.classifier is None else steering.classifier.program
     labels = check_labels(labels, network.program, plan, steering.guide is not None, classifier)
     dtype = backend.settings.host_dtype
     if edit is not None and len(edit.index) != len(labels):
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")
     indices = first + np.arange(len(labels)) if edit is None else edit.index
-    done = []
-    for at in range(0, len(labels), batch):
+    images = np.zeros((len(labels), *shape), dtype)
+    for number, at in enumerate(range(0, len(labels), batch)):
+        if not team.world.takes(number):
+            continue
         some = slice(at, at + batch)
         index, led = indices[some], steering
         start = start_noise(plan, seed, index, shape, dtype)
@@ -135,7 +140,11 @@ def draw(
             known = known_source(plan, edit.pictures[some], seed, index, dtype)
             led = replace(steering, mask=edit.mask[some].astype(dtype), known=known)
         noise = noise_source(seed, index, shape, dtype)
-        done.append(backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led))
+        images[some] = backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led)
         if progress is not None:
             progress(at + len(index))
-    return np.concatenate(done) if done else np.zeros((0, *shape), dtype)
+    if team.world.size > 1:  # a round at a time, which is no more memory than that of a batch of each
+        for at in range(0, len(images), batch * team.world.size):
+            some = slice(at, at + batch * team.world.size)
+            images[some] = team.add(images[some])
+    return images

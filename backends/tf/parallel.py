@@ -1,0 +1,90 @@
+"""Adding up over processes in TensorFlow, by the collectives of `MultiWorkerMirroredStrategy`.
+
+The strategy joins the processes and adds up; it places no variables, as every process makes the same ones from the same
+bits. A process has one device: of a machine with several GPUs each worker is shown one, as `experiments.workers` does,
+so that `MirroredStrategy`, the same within one process, is not needed beside it. What adds up is a graph of its own,
+between that of the gradients and that of the update: XLA compiles those two, and the one that sends is the same for
+every process, whatever the shape of its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from diffusion_core.errors import DuetError
+from diffusion_core.world import KINDS, World
+
+__all__ = ["KIND", "Group"]
+
+KIND = "multiworker"
+# What is sent at once: enough for a network's full rate, and little beside the gradients themselves.
+_BUCKET_BYTES = 25 * 2**20
+
+
+class Group:
+    """The processes that compute together; one alone sends nothing.
+
+    Args:
+        world: the place of this process.
+        device: what it computes on.
+
+    Raises:
+        DuetError: if the world is joined by something else, or the others do not come.
+    """
+
+    def __init__(self, world: World, device: str) -> None:
+        self.world, self.device = world, device
+        if world.kind not in ("none", KIND):
+            raise DuetError(
+                f"parallel: {world.kind} was given, but TensorFlow's processes are joined by {KIND}: {KINDS[KIND]}"
+            )
+        if world.size == 1:
+            return
+        try:
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise _lost(world, error) from error
+        self._add = tf.function(self._sums, autograph=False)
+        self._add_array = tf.function(self._sums, autograph=False, reduce_retracing=True)
+
+    def _sums(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        options = tf.distribute.experimental.CommunicationOptions(
+            bytes_per_pack=_BUCKET_BYTES, timeout_seconds=self.world.timeout_seconds
+        )
+
+        def add(given: list[tf.Tensor]) -> list[tf.Tensor]:
+            with tf.device(self.device):  # the inputs of a graph have none yet, and the strategy asks them for it
+                placed = [tf.identity(tensor) for tensor in given]
+                return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed, options)
+
+        return self.strategy.run(add, (tensors,))
+
+    def add(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """The sums over all processes of tensors of one type, in the place of these."""
+        if self.world.size == 1:
+            return tensors
+        try:
+            return self._add(list(tensors))
+        except tf.errors.OpError as error:
+            raise _lost(self.world, error) from error
+
+    def add_array(self, array: NDArray) -> NDArray:
+        """The sum over all processes of arrays of one shape."""
+        with tf.device(self.device):
+            given = tf.constant(np.asarray(array))
+        try:
+            return self._add_array([given])[0].numpy()
+        except tf.errors.OpError as error:
+            raise _lost(self.world, error) from error
+
+
+def _lost(world: World, error: Exception) -> DuetError:
+    reason = next((line for line in str(error).splitlines() if "abort" in line or "peer" in line), type(error).__name__)
+    return DuetError(
+        f"parallel: process {world.rank} of {world.size} has lost another one, which ended or does not answer; "
+        f"the last checkpoint is whole, and resume=latest goes on from it ({reason.strip()[:200]})"
+    )

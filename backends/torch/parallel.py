@@ -1,0 +1,96 @@
+"""Adding up over processes in PyTorch: gloo between CPUs, nccl between GPUs.
+
+`DistributedDataParallel` is not used. It averages over processes alike, where shares may be unequal; it wants one
+module and one forward pass of it, where a step may have two; and it puts other parameters together from its second
+step on, so that a resumed run would add up in another order than the one that went on. Here the order is that of the
+manifest from the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_core.errors import DuetError
+from diffusion_core.world import KINDS, World
+
+__all__ = ["KIND", "Group"]
+
+KIND = "ddp"
+# What is sent at once: enough for a network's full rate, and little beside the gradients themselves.
+_BUCKET_BYTES = 25 * 2**20
+
+
+class Group:
+    """The processes that compute together; one alone sends nothing.
+
+    Args:
+        world: the place of this process.
+        device: what it computes on.
+
+    Raises:
+        DuetError: if the world is joined by something else, or the others do not come.
+    """
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self.world, self.device = world, device
+        if world.kind not in ("none", KIND):
+            raise DuetError(
+                f"parallel: {world.kind} was given, but PyTorch's processes are joined by {KIND}: {KINDS[KIND]}"
+            )
+        if world.size > 1 and not dist.is_initialized():
+            try:
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size,
+                    timeout=timedelta(seconds=world.timeout_seconds),
+                )  # fmt: skip
+            except (RuntimeError, ValueError) as error:
+                raise _lost(world, error) from error
+
+    def add(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The sums over all processes of tensors of one type, in the place of these."""
+        if self.world.size == 1:
+            return tensors
+        sent = []
+        try:
+            for bucket in _buckets(tensors):
+                flat = torch.cat([tensor.flatten() for tensor in bucket])
+                sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+            for bucket, flat, work in sent:
+                work.wait()
+                for tensor, added in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                    tensor.copy_(added.view(tensor.shape))
+        except RuntimeError as error:
+            raise _lost(self.world, error) from error
+        return tensors
+
+    def add_array(self, array: NDArray) -> NDArray:
+        """The sum over all processes of arrays of one shape."""
+        return self.add([torch.tensor(np.ascontiguousarray(array), device=self.device)])[0].cpu().numpy()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in lists of about so many bytes."""
+    bucket, size = [], 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= _BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _lost(world: World, error: Exception) -> DuetError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return DuetError(
+        f"parallel: process {world.rank} of {world.size} has lost another one, which ended or does not answer; "
+        f"the last checkpoint is whole, and resume=latest goes on from it ({reason})"
+    )

@@ -1,0 +1,105 @@
+"""Start the processes of a run that computes with several, on this machine, and end them together.
+
+    python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker experiment=digits
+    python -m experiments.workers 2 -m experiments.sample backend=tf parallel=multiworker checkpoint=RUN out=DIR
+
+The first word is how many, the others are what each Python is given. Every worker is told its place in TF_CONFIG, as
+TensorFlow's strategies want it; on a machine with GPUs each is shown one of them. `torchrun` does the same for PyTorch.
+When one ends with an error the others are ended, and its exit code is that of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+
+__all__ = ["environments", "main", "run_together"]
+
+# How long a worker may take to end when it is asked to, in seconds: enough for a checkpoint.
+_GRACE = 20.0
+
+
+def environments(ports: Sequence[int], given: Mapping[str, str], cards: int = 0) -> list[dict[str, str]]:
+    """The environment of each worker on this machine.
+
+    Args:
+        ports: one that is free for each.
+        given: the environment that they share.
+        cards: GPUs of this machine, of which each worker is shown one.
+    """
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    told = []
+    for index in range(len(ports)):
+        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        shown = {"CUDA_VISIBLE_DEVICES": str(index % cards)} if cards else {}
+        told.append({**given, "TF_CONFIG": json.dumps(place), **shown})
+    return told
+
+
+def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) -> int:
+    """Run a command once in each environment to the end of all; gives the exit code of the first that failed, or 0.
+
+    A signal that asks this process to end is passed on to all.
+    """
+    workers = [subprocess.Popen(command, env=dict(environ)) for environ in environs]
+
+    def pass_on(number: int, _: object) -> None:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                worker.send_signal(number)
+
+    kept = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    code, asked = 0, None
+    try:
+        while any(worker.poll() is None for worker in workers):
+            failed = [worker.returncode for worker in workers if worker.returncode not in (None, 0)]
+            if failed and asked is None:
+                code, asked = failed[0], time.monotonic()
+                pass_on(signal.SIGTERM, None)
+            if asked is not None and time.monotonic() - asked > _GRACE:
+                pass_on(signal.SIGKILL, None)
+            time.sleep(0.05)
+    finally:
+        for worker in workers:
+            worker.kill()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    code = code or next((worker.returncode for worker in workers if worker.returncode), 0)
+    return 128 - code if code < 0 else code
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _cards() -> int:
+    """How many GPUs this machine has, without loading a framework."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    return len(listed.splitlines())
+
+
+def main() -> None:
+    """Start so many workers and leave with their exit code."""
+    count, *words = sys.argv[1:] or [""]
+    if not count.isdecimal() or int(count) < 1 or not words:
+        print("error: workers: give how many and what they run, as in\n" + __doc__.splitlines()[2], file=sys.stderr)
+        sys.exit(2)
+    sys.exit(run_together([sys.executable, *words], environments(_free_ports(int(count)), os.environ, _cards())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Several processes do what one does: here threads, which meet where processes would, with a trainer of two weights."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_core.backend import Settings, StepResult, TrainBatch
+from diffusion_core.data import Dataset, Loader
+from diffusion_core.ema import Ema, Warmup
+from diffusion_core.errors import DuetError
+from diffusion_core.objectives import Objective
+from diffusion_core.optimiser import LearningRate
+from diffusion_core.process import Process
+from diffusion_core.sampling import ddim
+from diffusion_core.sampling.draw import draw
+from diffusion_core.schedule import linear
+from diffusion_core.training import Course, Hooks, make_batch, train
+from diffusion_core.unet import Node, Program
+from diffusion_core.unet.blocks import BatchNorm
+from diffusion_core.world import KINDS, Team, World
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
+LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True, dtype=np.float64)
+# Levels that follow the losses, which the processes must tell each other.
+OBJECTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_moment", "history": 1})
+SIZES = [2, 3, 4]
+
+
+@dataclass
+class Meeting:
+    """Where the threads add up; with a fault, each keeps what it has."""
+
+    size: int
+    fault: bool = False
+    held: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size, timeout=20)
+
+    def add(self, rank: int, array: np.ndarray) -> np.ndarray:
+        self.held[rank] = array
+        self.barrier.wait()
+        total = array if self.fault else sum(self.held[k] for k in range(self.size))
+        self.barrier.wait()
+        return total
+
+
+def together(size: int, task: Callable[[Team], Any], fault: bool = False) -> list[Any]:
+    """What the task gives in each of so many threads; the first exception is raised."""
+    meeting, given = Meeting(size, fault), [None] * size
+
+    def work(rank: int) -> None:
+        try:
+            given[rank] = task(Team(World(rank, size), partial(meeting.add, rank)))
+        except BaseException as error:
+            given[rank] = error
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    errors = [one for one in given if isinstance(one, BaseException)]
+    for error in sorted(errors, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
+        raise error
+    return given
+
+
+class Descent:
+    """Gradient descent of F = w0 x + w1, which adds up what the processes have as a backend does."""
+
+    def __init__(self, team: Team) -> None:
+        self.team, self.weights, self.levels = team, np.zeros(2), []
+
+    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces: int = 1) -> StepResult:
+        residual = self.weights[0] * batch.images + self.weights[1] - batch.noise
+        losses = np.mean(residual**2, axis=(1, 2, 3))
+        slope = [np.mean(2 * residual * x, axis=(1, 2, 3)) for x in (batch.images, 1.0)]
+        parts = np.array([np.mean(batch.importance * column) for column in (losses, *slope)])
+        loss, *gradient = self.team.add(parts)
+        self.weights = self.weights - lr * np.array(gradient)
+        self.levels.append(batch.c_noise)
+        return StepResult(loss, np.linalg.norm(gradient), lambda: losses)
+
+
+def trained(team: Team) -> tuple[list[float], np.ndarray]:
+    """(losses, weights) of a short run."""
+    found: list[float] = []
+    hooks = Hooks(log=lambda records, speed: found.extend(record.loss for record in records))
+    trainer, course = Descent(team), Course(100, 10, log_images=10)
+    train(
+        trainer,
+        replace(LOADER, world=team.world),
+        OBJECTIVE,
+        LearningRate(0.1),
+        Ema((Warmup(0.9),)),
+        course,
+        hooks,
+        team=team,
+    )
+    return found, trainer.weights
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_processes_train_as_one_does(size):
+    losses, weights = trained(Team())
+    for found, reached in together(size, trained):
+        np.testing.assert_allclose(found, losses, rtol=1e-12)
+        np.testing.assert_allclose(reached, weights, rtol=1e-12)
+
+
+def test_a_sum_that_is_left_out_is_noticed():
+    losses, _ = trained(Team())
+    found, _ = together(2, trained, fault=True)[0]
+    assert np.max(np.abs(np.array(found) - losses)) > 1e-2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_shares_of_a_batch_are_the_batch_and_their_losses_add_up_to_its(size):
+    whole = make_batch(LOADER, OBJECTIVE, 20, 10)
+    parts = [make_batch(replace(LOADER, world=World(rank, size)), OBJECTIVE, 20, 10) for rank in range(size)]
+    for name in whole.arrays.keys() - {"importance", "dropout_key"}:
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    losses = np.square(whole.noise).mean(axis=(1, 2, 3))
+    added = sum(np.mean(part.importance * np.square(part.noise).mean(axis=(1, 2, 3))) for part in parts)
+    np.testing.assert_allclose(added, np.mean(whole.importance * losses), rtol=1e-14)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
+    drawn = []
+
+    def sample(network: Any, plan: Any, start: np.ndarray, label: np.ndarray, noise: Any, *rest: Any) -> np.ndarray:
+        drawn.append(len(start))
+        return start * len(start) + noise(0)  # of another batch it is another picture
+
+    backend = SimpleNamespace(settings=Settings(precision="float64"), sample=sample)
+    network, plan = SimpleNamespace(program=Program(())), ddim(Process(linear()), 2, eta=1.0)
+
+    def all_of_them(team: Team) -> np.ndarray:
+        return draw(backend, network, plan, (2, 2, 1), np.zeros(11, int), seed=3, batch=2, team=team)
+
+    alone = all_of_them(Team())
+    drawn.clear()
+    for found in together(size, all_of_them):
+        np.testing.assert_array_equal(found, alone)
+    assert sorted(drawn) == [1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 64])
+@pytest.mark.parametrize("size", [1, *SIZES])
+def test_shares_are_in_order_and_differ_by_one_at_most(size, count):
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [i for share in shares for i in range(count)[share]] == list(range(count))
+    lengths = [share.stop - share.start for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+    assert [sum(World(rank, size).takes(k) for rank in range(size)) for k in range(9)] == [1] * 9
+
+
+def test_processes_tell_each_other_what_they_have():
+    def task(team: Team) -> Any:
+        mine = np.arange(7.0)[team.world.share(7)]
+        return team.gather(mine, 7), team.any(team.world.rank == 2), team.any(False)
+
+    for gathered, one, none in together(3, task):
+        np.testing.assert_array_equal(gathered, np.arange(7.0))
+        assert one and not none
+    assert Team().any(True) and not Team().any(False)
+
+
+def test_processes_that_hold_different_things_do_not_go_on():
+    assert together(3, lambda team: team.agree("the seed", lambda: "same")) == [None] * 3
+    with pytest.raises(DuetError, match="parallel: the seed of process 1 is not that of process 0"):
+        together(3, lambda team: team.agree("the seed", lambda: str(team.world.rank == 1)))
+
+
+CONFIG = {"cluster": {"worker": ["a:1", "a:2", "b:1", "b:2"]}, "task": {"type": "worker", "index": 3}}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize("kind, told, found", [
+    ("none", {"RANK": "1", "WORLD_SIZE": "2"}, (0, 1, 0)),
+    ("ddp", {"RANK": "1", "WORLD_SIZE": "2"}, (1, 2, 0)),
+    ("ddp", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
+    ("ddp", SLURM, (5, 8, 1)),
+    ("multiworker", {"TF_CONFIG": json.dumps(CONFIG)}, (3, 4, 1)),
+    ("multiworker", SLURM, (5, 8, 1)),
+])  # fmt: skip
+def test_a_process_knows_its_place_by_who_started_it(kind, told, found):
+    world = World.of(kind, told)
+    assert (world.rank, world.size, world.local) == found and world.kind == kind
+
+
+@pytest.mark.parametrize("kind, told, words", [
+    ("dpp", {}, "parallel: 'dpp' was given; .* Did you mean 'ddp'"),
+    ("ddp", {}, "ddp was given, but .* start it as: torchrun --nproc-per-node=2"),
+    ("multiworker", {"RANK": "1", "WORLD_SIZE": "2"}, "multiworker was given, but .* experiments.workers 2"),
+    ("ddp", {"RANK": "2", "WORLD_SIZE": "2"}, "process 2 of 2 was given; they are 0 .. 1"),
+    ("ddp", {"RANK": "one", "WORLD_SIZE": "2"}, "which are no numbers"),
+    ("multiworker", {"TF_CONFIG": "{"}, "TF_CONFIG: it cannot be read"),
+    ("multiworker", {"TF_CONFIG": json.dumps({**CONFIG, "task": {"type": "worker", "index": 4}})}, "cannot be read"),
+    ("multiworker", {"TF_CONFIG": json.dumps({**CONFIG, "task": {"type": "ps", "index": 0}})}, "other tasks"),
+])  # fmt: skip
+def test_a_process_that_does_not_know_its_place_is_refused(kind, told, words):
+    with pytest.raises(DuetError, match=words):
+        World.of(kind, told)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"batch": 3}, "trainer.batch: 3 was given for 4 processes"),
+    ({"batch": 12, "micro_batch": 6}, "trainer.micro_batch: 6 was given, which 4 processes cannot cut the batch 12"),
+    ({"batch": 12}, "parallel: ddp was given, but the network has batch statistics"),
+])  # fmt: skip
+def test_a_batch_that_cannot_be_shared_is_refused(options, words):
+    mixing = Program((Node("norm", BatchNorm(2, 1e-3, 0.1), ("x",)),))
+    with pytest.raises(DuetError, match=words):
+        Course(12, **options).check(mixing, World(0, 4, kind="ddp"))
+    assert Course(12, 12, micro_batch=1).pieces(World(0, 4)) == 3
+    assert set(KINDS) == {"none", "ddp", "multiworker"}
