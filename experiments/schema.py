@@ -140,7 +140,11 @@ class SampleSchema:
 
 @dataclass
 class TrainSchema:
-    """Everything of `experiments.train`; `change_objective` lets a resumed run change its objective or averages."""
+    """Everything of `experiments.train`.
+
+    `resume` is a run or a checkpoint to go on from, `latest` for the run in this directory, or `auto` for that one or,
+    where there is none, a new one; `change_objective` lets a resumed run change its objective or averages.
+    """
 
     seed: int = 0
     precision: str = "float32"

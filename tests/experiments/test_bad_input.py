@@ -5,6 +5,7 @@ None of these needs a framework: they are refused before one is loaded.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -332,6 +333,17 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = refused("train", f"hydra.run.dir={tmp_path / 'file' / 'run'}", *TINY.split())
     assert str(tmp_path / "file") in line
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what writes is not ours, and the system does not say which file."""
+
+    def full(cfg: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("experiments.train.Experiment.of", full)
+    line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split())
+    assert line == "error: a file cannot be written (No space left on device)"
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:

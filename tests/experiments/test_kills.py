@@ -135,11 +135,11 @@ def test_runs_killed_at_random_moments_end_as_the_uninterrupted_ones(tmp_path):
             ended(stage, tmp_path / arm / "whole")
         whole, kills = left_of(tmp_path / arm / "whole"), 0
         assert len(whole["metrics"].splitlines()) == IMAGES // 16 and not whole["hidden"]
-        runs = 0
-        while kills < (wanted * (number + 1)) // len(ARMS) - (wanted * number) // len(ARMS):
+        runs, share = 0, (wanted * (number + 1)) // len(ARMS) - (wanted * number) // len(ARMS)
+        while kills < share:
             run, runs = tmp_path / arm / f"{runs}", runs + 1
             for stage in stages:
-                for _ in range(6):  # a run is killed a few times, and then left alone
+                for _ in range(min(share - kills, 6 // len(stages))):  # killed a few times, and then left alone
                     training = chance.random() < 0.85
                     signum = signal.SIGTERM if chance.random() < 0.1 and training else signal.SIGKILL
                     after = chance.uniform(0, 1.5 if training else 4.0)
