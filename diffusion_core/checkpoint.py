@@ -27,15 +27,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
 from diffusion_core.backend import TrainerState, average_names
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LossHistory
 from diffusion_core.problem import Problem
+from diffusion_core.reading import parse_json, read_bytes, read_json, reading
 from diffusion_core.unet import NetworkSpec, Program, lower
-from diffusion_core.weights import check_weights
+from diffusion_core.weights import check_numbers, check_weights
 
 __all__ = [
     "Checkpoint",
@@ -259,12 +259,13 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         network: what it must be of, if that is known; of a spec an error can say in which field the two differ.
 
     Raises:
-        DuetError: if it is missing, corrupt, of another network, or written by a later version.
+        DuetError: if it is missing, corrupt, of another network, or written by a later version, or if a number in it is
+            not finite: what is trained or sampled from there would be lost.
     """
     path = find_checkpoint(path)
-    try:
-        state = json.loads((path / "state.json").read_text())
-        version, hashes = state["format"], state["files"]
+    with reading(path / "state.json"):
+        state = parse_json(read_bytes(path / "state.json"))
+        version, hashes, notes = state["format"], state["files"], state["notes"]
         if version not in _READ:
             readable = " and ".join(map(str, _READ))
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
@@ -273,48 +274,45 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         problem = Problem.from_dict(state["problem"])
         if state["program_sha256"] != problem.program.sha256:
             raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
-        names = ("weights", *average_names(state["averages"] if version > 2 else 1), "moment1", "moment2")
+        images_seen, updates, seed = (_whole(state, name) for name in ("images_seen", "updates", "seed"))
+        averages = _whole(state, "averages") if version > 2 else 1
+        if not 1 <= averages < len(hashes):  # of which each has a file
+            raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
+        names = ("weights", *average_names(averages), "moment1", "moment2")
         parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
             history = LossHistory(**_read_part(path / name, hashes[name]))
-        checkpoint = Checkpoint(
-            images_seen=int(state["images_seen"]),
-            problem=problem,
-            seed=int(state["seed"]),
-            state=TrainerState.of_parts(parts, int(state["updates"])),
-            notes=state["notes"],
-            history=history,
-        )
-    except OSError as error:
-        raise DuetError(f"{error.filename or path}: it cannot be read ({error.strerror or error})") from error
-    except DuetError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DuetError(f"{path / 'state.json'}: it is corrupt ({type(error).__name__}: {error})") from error
+        state = TrainerState.of_parts(parts, updates)
+        checkpoint = Checkpoint(images_seen, problem, seed, state, dict(notes), history)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
         check_weights(problem.program, arrays, str(path / f"{part}.safetensors"))
+        check_numbers(arrays, str(path / f"{part}.safetensors"))
     return checkpoint
+
+
+def _whole(state: Mapping[str, Any], name: str) -> int:
+    """A count of state.json."""
+    if type(state[name]) is not int or state[name] < 0:
+        raise TypeError(f"{name} {state[name]!r} is no whole number from 0")
+    return state[name]
 
 
 def weights_hash(path: str | Path, part: str = "ema") -> str:
     """The hash of one file of a checkpoint: two samplers with the same one drew from the same weights."""
-    try:
-        return json.loads((find_checkpoint(path) / "state.json").read_text())["files"][f"{part}.safetensors"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DuetError(f"{path}: its state.json cannot be read ({error})") from error
+    file = find_checkpoint(path) / "state.json"
+    with reading(file):
+        return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
 def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:
-    content = path.read_bytes()
+    content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one in state.json)")
-    try:
+    with reading(path, "it is not a safetensors file"):
         return tensors.load(content)
-    except SafetensorError as error:
-        raise DuetError(f"{path}: it is not a safetensors file ({error})") from error
 
 
 def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,13 @@ __all__ = ["DuetError", "OutOfMemory", "one_of"]
 
 
 class DuetError(ValueError):
-    """Something given to Duet does not fit; the message names it and what would."""
+    """Something given to Duet does not fit; the message names it and what would.
+
+    Names that stand in files are quoted in messages, so what does not print, line ends among it, is written as escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
 
 class OutOfMemory(DuetError):

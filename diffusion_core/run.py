@@ -37,6 +37,7 @@ from diffusion_core.backend import Description
 from diffusion_core.checkpoint import list_checkpoints, mend_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import locked
+from diffusion_core.reading import open_npz, parse_json, read_bytes, read_json
 from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record
 
@@ -110,39 +111,25 @@ def write_json(path: Path, data: Any) -> None:
     write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DuetError: if it is missing or corrupt.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DuetError(f"{path}: it is not JSON ({error})") from error
-
-
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
     """The lines of a metrics file; a last line that was cut short by a kill is left out.
 
     Raises:
         DuetError: if it is missing, or another line is not a record with its images seen.
     """
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror})") from error
+    lines = read_bytes(path).splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = parse_json(line)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise DuetError(f"{path}: line {number} is not JSON ({error})") from error
             return
         if not isinstance(record, dict) or "images_seen" not in record:
             raise DuetError(f"{path}: line {number} is not a record of metrics (it has no images_seen)")
+        for name, value in record.items():
+            if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
+                raise DuetError(f"{path}: line {number} is not a record of metrics ({name} is {value!r})")
         yield record
 
 
@@ -164,11 +151,13 @@ def read_samples(path: Path) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]
     Raises:
         DuetError: if it is missing or corrupt.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["images"], file["labels"], json.loads(str(file["facts"]))
-    except Exception as error:
-        raise DuetError(f"{path}: it is not a file of samples ({error})") from error
+    with open_npz(path, "a file of samples") as file:
+        images, labels, facts = file["images"], file["labels"], parse_json(str(file["facts"]))
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(f"images are {images.dtype} {images.shape}, labels {labels.shape}")
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
+        return images, labels, facts
 
 
 class Tracker(Protocol):

@@ -83,6 +83,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+# A table of more would fill the memory.
+MOST_LEVELS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -463,12 +465,12 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
     """The schedule of that name, a table or continuous, with its own options and those of `transformed`.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a T below 2.
+        DuetError: for a name or an option that does not exist, or a T below 2 or above `MOST_LEVELS`.
     """
     laws = SCHEDULES | CONTINUOUS
     T = options.get("T", 2)
-    if isinstance(T, int) and T < 2:
-        raise DuetError(f"schedule.T: {T} was given; a schedule has at least 2 levels")
+    if isinstance(T, int) and not 2 <= T <= MOST_LEVELS:
+        raise DuetError(f"schedule.T: {T} was given; a schedule has at least 2 levels, and at most {MOST_LEVELS}")
     shared = list(inspect.signature(transformed).parameters)[1:]
     own = {option: value for option, value in options.items() if option not in shared}
     if name in laws:

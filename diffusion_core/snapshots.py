@@ -18,15 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors import numpy as tensors
+from safetensors import safe_open
 
 from diffusion_core.backend import TrainerState, average_names
 from diffusion_core.checkpoint import Checkpoint, pack, write_atomically
 from diffusion_core.ema import Combination, Profile, combine, describe, make_profile
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
-from diffusion_core.weights import Weights, check_weights
+from diffusion_core.reading import open_regular, parse_json, read_tensors, reading
+from diffusion_core.weights import Weights, check_numbers, check_weights
 
 __all__ = ["Snapshot", "drop_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
 
@@ -61,17 +61,13 @@ class Snapshot:
         """The average by name.
 
         Raises:
-            DuetError: if the file is missing, corrupt or does not fit its problem.
+            DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
         """
-        try:
-            arrays = tensors.load(self.path.read_bytes())
-        except OSError as error:
-            raise DuetError(f"{self.path}: it cannot be read ({error.strerror or error})") from error
-        except SafetensorError as error:
-            raise DuetError(f"{self.path}: it is not a safetensors file ({error})") from error
+        arrays = read_tensors(self.path)
         if _hash(arrays, _facts(self)) != self.sha256:
             raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
         check_weights(self.problem.program, arrays, str(self.path))
+        check_numbers(arrays, str(self.path))
         return arrays
 
 
@@ -193,8 +189,8 @@ def _facts(one: Snapshot) -> dict[str, str]:
 
 def _read(path: Path) -> Snapshot:
     """The header of a file."""
-    try:
-        with safe_open(path, framework="numpy") as file:
+    with reading(path, "it is no snapshot"):
+        with open_regular(path), safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
             raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")
@@ -206,25 +202,17 @@ def _read(path: Path) -> Snapshot:
             images_seen=int(facts["images_seen"]),
             updates=int(facts["updates"]),
             batch=int(facts["batch"]),
-            profile=make_profile(**json.loads(facts["average"])),
+            profile=make_profile(**parse_json(facts["average"])),
             problem=problem,
             seed=int(facts["seed"]),
             sha256=facts["sha256"],
         )
-    except DuetError as error:  # of a profile or a problem that cannot be, too
-        raise DuetError(f"{path}: {error}") from error
-    except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
-    except SafetensorError as error:
-        raise DuetError(f"{path}: it is not a safetensors file ({error})") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DuetError(f"{path}: its header is corrupt ({type(error).__name__}: {error})") from error
 
 
 @lru_cache(maxsize=1)
 def _problem(text: str) -> Problem:
     """The problem of a header: one for all the snapshots of a run, whose program is then built once."""
-    return Problem.from_dict(json.loads(text))
+    return Problem.from_dict(parse_json(text))
 
 
 def _hash(arrays: Weights, facts: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from diffusion_core.random import Stream
 from diffusion_core.unet.blocks import Parameter
 from diffusion_core.unet.program import Program
 
-__all__ = ["Weights", "check_weights", "count", "hash_of", "initial_weights", "shape_misfits"]
+__all__ = ["Weights", "check_numbers", "check_weights", "count", "hash_of", "initial_weights", "shape_misfits"]
 
 Weights = dict[str, NDArray]
 
@@ -86,3 +86,24 @@ def check_weights(
     if misfits:
         more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
         raise DuetError(f"{source}: {misfits[0]}{more}")
+
+
+def check_numbers(weights: Mapping[str, NDArray], source: str = "weights") -> None:
+    """Refuse weights that are no floating numbers or not finite: a network computes nothing from them.
+
+    Args:
+        source: what errors call them.
+
+    Raises:
+        DuetError: names the first such weight and counts its numbers and the other weights of the kind.
+    """
+    types = {
+        name: value.dtype for name, value in sorted(weights.items()) if value.dtype not in (np.float32, np.float64)
+    }
+    for name, dtype in types.items():
+        raise DuetError(f"{source}: {name} is of type {dtype}; weights are float32 or float64")
+    lost = {name: value.size - int(np.count_nonzero(np.isfinite(value))) for name, value in sorted(weights.items())}
+    if lost := {name: number for name, number in lost.items() if number}:
+        name, number = next(iter(lost.items()))
+        more = f", and so are some of {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise DuetError(f"{source}: {number} of the {weights[name].size} numbers of {name} are not finite{more}")

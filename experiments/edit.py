@@ -30,6 +30,7 @@ from diffusion_core.data.square import SUFFIXES, fit_picture, open_picture
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.objectives import network_labels
 from diffusion_core.problem import Problem
+from diffusion_core.reading import open_npz
 from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json, write_samples
 from diffusion_core.sampling import SamplerPlan, edit
@@ -103,11 +104,8 @@ class Given:
     def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
         if path.suffix.lower() in SUFFIXES:
             return self.picture(path, self.problem.spec.in_channels)[None], None, [path.stem]
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                images, labels = file["images"], file.get("labels")
-        except Exception as error:
-            raise DuetError(f"path: {path} is no picture and no .npz with images ({error})") from error
+        with open_npz(path, "a picture or an .npz with images") as file:
+            images, labels = file["images"], file.get("labels")
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
         chosen = self._chosen(len(images))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors import numpy as tensors
 
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_npz, read_json, read_tensors
 
 __all__ = ["Reader", "read_arrays", "read_config"]
 
@@ -32,15 +30,10 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
         )
     if path.suffix not in (".safetensors", ".npz"):
         return framework(path)
-    try:
-        if path.suffix == ".safetensors":
-            return tensors.load(path.read_bytes())
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # what these readers raise depends on the byte at which the file stops to make sense
-        raise DuetError(f"{path}: it is no {path.suffix} file of arrays ({_first_line(error)})") from error
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    with open_npz(path) as file:
+        return dict(file)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -49,16 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DuetError: if it is missing or something else.
     """
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise DuetError(f"{path}: it cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DuetError(f"{path}: it is not JSON ({_first_line(error)})") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise DuetError(f"{path}: it holds a {type(config).__name__}; a configuration is a mapping")
     return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,15 +5,14 @@ Nothing is unpickled and no link in an archive is followed.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_unpacked
 
 __all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_of"]
 
@@ -92,12 +91,12 @@ def need(what: str, where: Path, *names: str) -> Path:
 
 
 def content(what: str, file: Path) -> bytes:
-    """A file's bytes, unpacked if it is gzipped."""
+    """A file's bytes, unpacked if it is packed."""
     try:
-        data = file.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise DuetError(f"{what}: {str(file)!r} cannot be read: {error}; fetch it again") from error
+        with open_unpacked(file, "a whole file") as opened:
+            return opened.read()
+    except DuetError as error:
+        raise DuetError(f"{what}: {error}; fetch it again") from error
 
 
 def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> tuple[dict[str, bytes], list[str]]:
@@ -114,7 +113,7 @@ def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> 
     """
     found, names = {}, []
     try:
-        with tarfile.open(file, "r:*") as archive:
+        with open_unpacked(file, "a whole archive") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
@@ -123,10 +122,10 @@ def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> 
                 if wanted(name):
                     found[name] = archive.extractfile(member).read()
             # An archive ends before its file does, and gzip compares its checksum at the end of the file.
-            while archive.fileobj.read(1 << 20):
+            while opened.read(1 << 20):
                 pass
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DuetError(f"{what}: {str(file)!r} cannot be read as an archive: {error}; {fits}") from error
+    except DuetError as error:
+        raise DuetError(f"{what}: {error}; {fits}") from error
     return found, names
 
 

@@ -37,6 +37,7 @@ from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member, Picture, Square
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import read_json
 from diffusion_core.workers import pool
 
 __all__ = ["prepare"]
@@ -149,9 +150,9 @@ def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     try:
-        card = json.loads((final / "card.json").read_text(encoding="utf-8"))
+        card = read_json(final / "card.json")
         same = card["request"] == json.loads(json.dumps(request))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DuetError, KeyError, TypeError):
         raise DuetError(
             f"out: {str(final)!r} exists, holds no prepared data and is left as it is; give another directory"
         ) from None
@@ -168,8 +169,8 @@ def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _asks(file: Path, request: Mapping[str, Any]) -> bool:
     try:
-        return json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(request))
-    except (OSError, ValueError):
+        return read_json(file) == json.loads(json.dumps(request))
+    except DuetError:
         return False
 
 
@@ -202,7 +203,7 @@ def _make_images(
     for number, first in enumerate(range(0, total, step)):
         record = directory / f"{shard_name(number)}.record.json"
         if record.exists():
-            records[number] = json.loads(record.read_text(encoding="utf-8"))
+            records[number] = read_json(record)
         else:
             left.append((number, first))
 

@@ -18,6 +18,7 @@ from diffusion_core.data.dataset import Dataset, class_ids
 from diffusion_core.data.square import Picture, Square
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
+from diffusion_core.reading import read_text
 
 __all__ = ["HELD_OUT", "Source", "chosen_parts", "gather", "only_classes", "split_by_file", "split_by_stream"]
 
@@ -176,10 +177,7 @@ def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, So
     (_, source), *others = parts.items()
     if source.names is None:
         raise DuetError(f"split: a file was given, but the pictures of {source.name} have no names; split by a share")
-    try:
-        lines = [line for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DuetError(f"split: {str(file)!r} cannot be read: {error}") from error
+    lines = [line for line in read_text(Path(file).expanduser()).splitlines() if line.strip()]
     place, found = {name: i for i, name in enumerate(source.names)}, {}
     for line in lines:
         *name, part = line.strip().rsplit(maxsplit=1)

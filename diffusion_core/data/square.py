@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.random import Stream
+from diffusion_core.reading import read_member
 
 __all__ = ["CROPS", "Member", "SUFFIXES", "Picture", "Square", "fit_picture", "open_picture", "read_picture"]
 
@@ -143,7 +144,7 @@ def _from_file(picture: Path | Member | bytes | str) -> Image.Image:
     try:
         file = picture
         if isinstance(picture, Member):
-            file = io.BytesIO(_opened(picture.archive).read(picture.name))
+            file = io.BytesIO(read_member(_opened(picture.archive), picture.name))
         elif isinstance(picture, bytes):
             file = io.BytesIO(picture)
         with Image.open(file) as opened:

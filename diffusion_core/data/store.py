@@ -27,6 +27,7 @@ from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import chosen_parts
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import read_json, read_npy, read_text
 
 __all__ = ["finish_store", "open_store", "parts_of", "read_names", "save_store", "shard_length", "shard_name"]
 
@@ -143,7 +144,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
     """The data set of one store."""
     header = _read_header(directory)
     images = _open_images(directory, header["images"])
-    labels = _read_array(directory / "labels.npy", None)
+    labels = _read_array(directory / "labels.npy", mapped=False)
     if list(images.shape) != header["shape"]:
         raise DuetError(
             f"store {str(directory)!r}: its images have shape {images.shape}, data.json says {tuple(header['shape'])}"
@@ -169,7 +170,7 @@ def parts_of(directory: str | Path) -> list[str]:
 def read_names(directory: Path | None, count: int) -> list[str]:
     """What the pictures of a store are called; by their places where they have no names, or are of no store."""
     file = directory and directory.expanduser() / "names.txt"
-    names = file.read_text(encoding="utf-8").split("\n")[:-1] if file and file.is_file() else []
+    names = read_text(file).split("\n")[:-1] if file and file.is_file() else []
     return names if len(names) == count else [f"picture {k}" for k in range(count)]
 
 
@@ -201,12 +202,12 @@ def _holds(directory: Path, dataset: Dataset) -> bool:
 
 
 def _read_header(directory: Path) -> dict:
+    if not (directory / "data.json").exists():
+        raise DuetError(f"store: {str(directory)!r} holds no data.json; {_FITS}")
     try:
-        header = json.loads((directory / "data.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DuetError(f"store: {str(directory)!r} holds no data.json; {_FITS}") from None
-    except (OSError, ValueError) as error:
-        raise DuetError(f"store {str(directory)!r}: data.json cannot be read: {error}; {_FITS}") from error
+        header = read_json(directory / "data.json")
+    except DuetError as error:
+        raise DuetError(f"store: {error}; {_FITS}") from error
     kinds = {"format": int, "name": str, "class_names": list, "shape": list, "sha256": str}
     for key, kind in kinds.items():
         if not isinstance(header, dict) or not isinstance(header.get(key), kind):
@@ -234,10 +235,10 @@ def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | 
     """The pictures of several files as one array; a single file is an ordinary memory map."""
     maps = []
     for file in files:
-        images = _read_array(directory / file["file"], "r")
-        if len(images) != file["length"]:
+        images = _read_array(directory / file["file"], mapped=True)
+        if images.ndim != 4 or len(images) != file["length"]:
             raise DuetError(
-                f"store {str(directory)!r}: {file['file']} has {len(images)} pictures, data.json says {file['length']}"
+                f"store {str(directory)!r}: {file['file']} has shape {images.shape}, data.json says {file['length']}"
             )
         maps.append(images)
     try:
@@ -246,11 +247,11 @@ def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | 
         raise DuetError(f"store {str(directory)!r}: {error}") from None
 
 
-def _read_array(file: Path, mmap_mode: str | None) -> NDArray:
+def _read_array(file: Path, mapped: bool) -> NDArray:
     try:
-        return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DuetError(f"store: {str(file)!r} is missing, cut short or no array: {error}; {_FITS}") from error
+        return read_npy(file, mapped)
+    except DuetError as error:
+        raise DuetError(f"store: {error}; {_FITS}") from error
 
 
 def _flush(file: IO) -> None:

@@ -22,6 +22,7 @@ from scipy.special import softmax
 from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.metrics.metric import OF_FEATURES, PARTS, FeatureKind, Source
+from diffusion_core.reading import open_npz, open_regular, parse_json, reading
 
 __all__ = ["join", "read_source", "write_features"]
 
@@ -78,14 +79,11 @@ def write_features(path: Path, source: Source) -> None:
 
 
 def _from_file(path: Path) -> Source:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-            facts = json.loads(str(arrays.pop("facts", "{}")))
+    with open_npz(path, "a file of samples or features") as file:
+        arrays = dict(file)
+        facts = parse_json(str(arrays.pop("facts", "{}")))
         kind = facts.pop("kind", None)
         kind, classes = kind and FeatureKind(**kind), tuple(facts.pop("classes", ()))
-    except Exception as error:
-        raise DuetError(f"{path}: it is not a file of samples or features ({error})") from error
     parts = {_ALSO.get(name, name): array for name, array in arrays.items() if _ALSO.get(name, name) in PARTS}
     if "logits" in arrays:
         parts["probabilities"] = softmax(arrays["logits"].astype(np.float64), axis=1)
@@ -110,11 +108,8 @@ def _from_folder(path: Path) -> Source:
         raise DuetError(f"{path}: it is no run with samples/samples.npz, and no folder with PNG files")
     pictures: NDArray[np.uint8] | None = None
     for k, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                mode, picture = image.mode, np.asarray(image)
-        except (OSError, ValueError) as error:
-            raise DuetError(f"{file}: it cannot be read ({error})") from error
+        with reading(file, "it is not a picture"), open_regular(file) as opened, Image.open(opened) as image:
+            mode, picture = image.mode, np.asarray(image)
         if mode not in ("L", "RGB"):
             raise DuetError(f"{file}: its mode is {mode}; samples must be grey or red, green and blue, of 8 bits")
         picture = picture.reshape(*picture.shape[:2], -1)

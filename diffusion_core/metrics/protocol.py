@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import reading
 from diffusion_core.run import read_json
 from diffusion_core.statistics import Interval
 
@@ -120,7 +121,8 @@ def read_numbers(path: str | Path) -> tuple[Number, ...]:
     data = read_json(path)
     if not isinstance(data, Mapping) or not isinstance(data.get("numbers"), Mapping):
         raise DuetError(f"{path}: it is no evaluation (it has no numbers)")
-    return tuple(Number.from_plain(number) for metric in data["numbers"].values() for number in metric.values())
+    with reading(path, "it is no evaluation"):
+        return tuple(Number.from_plain(number) for metric in data["numbers"].values() for number in metric.values())
 
 
 def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:

@@ -21,6 +21,7 @@ from diffusion_core.errors import DuetError
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
 from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
+from diffusion_core.reading import open_npz, reading
 from diffusion_core.run import read_json
 
 __all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks", "pixels_apart"]
@@ -39,11 +40,8 @@ def load_arrays(path: Path) -> dict[str, NDArray]:
         raise DuetError(
             f"{path}: there is no such record; write it with experiments.trace (handover/ with handover=...)"
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:
-        raise DuetError(f"{path}: it is not a record of experiments.trace ({error})") from error
+    with open_npz(path, "a record of experiments.trace") as file:
+        return dict(file)
 
 
 def own_checks(directory: Path) -> list[Check]:
@@ -58,15 +56,13 @@ def load_checks(path: Path) -> list[Check]:
         DuetError: if it is missing or corrupt.
     """
     names = ("rung", "name", "precision", "backend", "error", "tolerance", "unit")
-    loaded = read_json(path)
-    try:
+    with reading(path, "it holds no checks of experiments.trace"):
+        loaded = read_json(path)
         checks = [Check(**{name: entry[name] for name in names}) for entry in loaded["checks"]]
         # JSON has no infinity: an error that was not a finite number comes back as null, and must still fail.
         return [
             replace(c, error=float("inf" if c.error is None else c.error), tolerance=float(c.tolerance)) for c in checks
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DuetError(f"{path}: it holds no checks of experiments.trace ({type(error).__name__}: {error})") from error
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, NDArray]:

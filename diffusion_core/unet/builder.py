@@ -21,6 +21,9 @@ from diffusion_core.unet.program import INPUTS, Node, Program
 
 __all__ = ["Builder", "NetworkSpec", "lower", "with_uncertainty"]
 
+# Far beyond any network; a stored spec that asks for more would keep a reader busy for ever.
+MOST_BLOCKS = 20_000
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -95,6 +98,8 @@ class Builder:
 
     def add(self, name: str, block: Block, *inputs: str, width: int | None = None) -> str:
         """Add a node; its value has `width` channels, by default as many as its first input."""
+        if len(self.nodes) == MOST_BLOCKS:
+            raise DuetError(f"model: it has more than {MOST_BLOCKS} blocks; fewer levels, or fewer blocks of each, fit")
         self.nodes.append(Node(name, block, inputs))
         self.widths[name] = self.widths[inputs[0]] if width is None else width
         return name

@@ -30,6 +30,7 @@ from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.metrics.protocol import Number, values_of
+from diffusion_core.reading import open_npz
 from diffusion_core.run import read_json, read_metrics, read_samples
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
@@ -110,11 +111,8 @@ class Outcome:
         found = self._drawn("trajectory.npz")
         if found is None:
             return None
-        try:
-            with np.load(found, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except Exception as error:
-            raise DuetError(f"{found}: it is not a file of states ({error})") from error
+        with open_npz(found, "a file of states") as file:
+            return dict(file)
 
     def _drawn(self, name: str) -> Path | None:
         for job, path in reversed(list(zip(self.run.jobs, self.directories, strict=False))):

@@ -87,10 +87,22 @@ def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
 
 
 def test_numbers_that_are_not_ordinary_survive(tmp_path):
-    odd = moment()
-    odd.state.moment1["conv_in.bias"][:] = [-0.0, np.nan, np.inf, np.finfo(np.float32).smallest_subnormal]
+    odd, ends = moment(), np.finfo(np.float32)
+    odd.state.moment1["conv_in.bias"][:] = [-0.0, ends.max, -ends.tiny, ends.smallest_subnormal]
     expected = odd.state.moment1["conv_in.bias"].tobytes()
     assert load_checkpoint(save_checkpoint(tmp_path, odd)).state.moment1["conv_in.bias"].tobytes() == expected
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_numbers_that_are_not_finite_are_refused_with_their_place_and_count(tmp_path, part):
+    odd = moment()
+    odd.state.parts[part]["conv_in.bias"][:2] = [np.nan, -np.inf]
+    odd.state.parts[part]["out.conv.weight"][0, 0, 0, 0] = np.inf
+    path = save_checkpoint(tmp_path, odd)
+    with pytest.raises(DuetError) as caught:
+        load_checkpoint(path)
+    said = "2 of the 4 numbers of conv_in.bias are not finite, and so are some of 1 more"
+    assert str(caught.value) == f"{path / part}.safetensors: {said}"
 
 
 def positions(size: int) -> list[int]:

@@ -15,6 +15,7 @@ from diffusion_core.data.archives import About
 from diffusion_core.data.dataset import unnamed
 from diffusion_core.data.source import Source
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_npz, read_npy
 
 __all__ = ["ARRAY", "NPZ", "array", "npz"]
 
@@ -30,15 +31,10 @@ def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[s
         images: what its pictures are called.
         labels: what their classes are called; if it has none of that name, all are of one class.
     """
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            if images not in found:
-                raise DuetError(f"npz: {str(path)!r} holds no {images}; it holds {', '.join(found)}")
-            arrays = found[images], found.get(labels)
-    except DuetError:
-        raise
-    except Exception as error:  # a zip, a header and an array can each be broken
-        raise DuetError(f"npz: {str(path)!r} cannot be read as an .npz file of plain arrays ({error})") from error
+    with open_npz(path, "an .npz file of plain arrays") as found:
+        if images not in found:
+            raise DuetError(f"npz: {str(path)!r} holds no {images}; it holds {', '.join(found)}")
+        arrays = found[images], found.get(labels)
     return _one_part("npz", path, *arrays)
 
 
@@ -49,12 +45,8 @@ def array(path: Path, *, labels: str | None = None) -> dict[str, Source]:
         path: an `.npy` file of pictures.
         labels: one of their classes; None makes all one class.
     """
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        ids = None if labels is None else np.load(Path(labels).expanduser(), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DuetError(f"array: it cannot be read as an .npy file of plain numbers: {error}") from error
-    return _one_part("array", path, images, ids)
+    ids = None if labels is None else read_npy(Path(labels).expanduser())
+    return _one_part("array", path, read_npy(path, mapped=True), ids)
 
 
 def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) -> dict[str, Source]:

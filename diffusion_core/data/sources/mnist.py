@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from diffusion_core.data.archives import About, Archive, content, find, need
 from diffusion_core.data.source import Source
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_npz
 
 __all__ = ["FASHION", "MNIST", "fashion_mnist", "mnist"]
 
@@ -73,11 +74,8 @@ def mnist(path: Path) -> dict[str, Source]:
         path: the folder that holds the four files or mnist.npz, at any depth; or that one file.
     """
     if file := find(path, _NPZ):
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                read = [arrays[f"{axis}_{part}"] for part in ("train", "test") for axis in "xy"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DuetError(f"mnist: {str(file)!r} is not Keras's mnist.npz ({error}); fetch it again") from error
+        with open_npz(file, "Keras's mnist.npz") as arrays:
+            read = [arrays[f"{axis}_{part}"] for part in ("train", "test") for axis in "xy"]
         return _parts("mnist", read, tuple("0123456789"))
     return _parts("mnist", _idx_files("mnist", path), tuple("0123456789"))
 
