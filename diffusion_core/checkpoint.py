@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -51,6 +52,8 @@ __all__ = [
 
 # Format 2 is format 3 with one average, and without the number of them.
 FORMAT, _READ = 3, (2, 3)
+# More than the header of a file has for each array; names are short.
+_HEADER_BYTES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +282,8 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         if not 1 <= averages < len(hashes):  # of which each has a file
             raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
-        parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"]) for part in names}
+        most = sum(_HEADER_BYTES + 8 * math.prod(p.shape) for p in problem.program.parameters) + _HEADER_BYTES
+        parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
             history = LossHistory(**_read_part(path / name, hashes[name]))
@@ -307,8 +311,8 @@ def weights_hash(path: str | Path, part: str = "ema") -> str:
         return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
-def _read_part(path: Path, sha256: str) -> dict[str, NDArray]:
-    content = read_bytes(path)
+def _read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray]:
+    content = read_bytes(path, most)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one in state.json)")
     with reading(path, "it is not a safetensors file"):

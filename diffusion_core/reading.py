@@ -34,6 +34,7 @@ from safetensors import numpy as tensors
 from diffusion_core.errors import DuetError
 
 __all__ = [
+    "check_tensors",
     "most_unpacked",
     "open_npz",
     "open_regular",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _LEAST_UNPACKED, _MOST_PACKING = 1 << 28, 200
-_PIECE = 1 << 20
+_PIECE, _MOST_ARCHIVE = 1 << 20, 1 << 35
 # Of plain numbers and text; objects are pickles, and records are nothing that Duet has.
 _KINDS = "biufcUS"
 _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
@@ -174,8 +175,30 @@ def read_tensors(path: str | Path, most: int | None = None) -> dict[str, NDArray
     Raises:
         DuetError: if it cannot be read, or is something else.
     """
+    check_tensors(path)
     with reading(path, "it is not a safetensors file"):
         return tensors.load(read_bytes(path, most))
+
+
+def check_tensors(path: str | Path) -> None:
+    """Refuse a safetensors file that is shorter or longer than its header says, before more of it is read.
+
+    Raises:
+        DuetError: so, or if it is something else.
+    """
+    with reading(path, "it is not a safetensors file"), open_regular(path) as file:
+        _check_places(file)
+
+
+def _check_places(file: BinaryIO) -> None:
+    size, head = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        raise EOFError("it is cut short")
+    header = parse_json(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if (promised := 8 + length + max(ends, default=0)) != size:
+        raise ValueError(f"it is cut short or overlong: its header promises {promised} bytes, and there are {size}")
 
 
 def read_npy(path: str | Path, mapped: bool = False) -> NDArray:
@@ -264,7 +287,10 @@ def _header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, np.dtype]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"its format is {version}; (1, 0) and (2, 0) are read")
-    shape, is_fortran, dtype = readers[version](file)
+    try:
+        shape, is_fortran, dtype = readers[version](file)
+    except (MemoryError, RecursionError) as error:  # of Python's parser, for a header of many brackets
+        raise ValueError("its header is nested too deeply") from error
     if dtype.hasobject:
         raise ValueError("it holds objects, which are pickles, and nothing is unpickled")
     if dtype.kind not in _KINDS or not dtype.itemsize:
@@ -291,21 +317,25 @@ def _read_array(file: BinaryIO, shape: Sequence[int], order: str, dtype: np.dtyp
 
 
 @contextmanager
-def open_unpacked(path: str | Path, what: str) -> Iterator[BinaryIO]:
-    """A file, unpacked if it is packed by gzip or bzip2, from which no more than `most_unpacked` is read.
+def open_unpacked(path: str | Path, what: str, most: int | None = None) -> Iterator[BinaryIO]:
+    """A file, unpacked if it is packed by gzip or bzip2.
 
     Args:
         path: the file.
         what: what it should be, with its article; errors say it, those of the caller's block as well.
+        most: how many bytes may be read from it; None allows `most_unpacked`, up to 32 GiB.
 
     Raises:
-        DuetError: if it cannot be read, or unpacks to more.
+        DuetError: if it cannot be read, or goes on beyond that.
     """
     with reading(path, f"it is not {what}"), open_regular(path) as file:
         unpack = _UNPACKERS.get(file.read(2), lambda plain: plain)
         file.seek(0)
         size = os.fstat(file.fileno()).st_size
-        yield _Bounded(unpack(file), most_unpacked(size))
+        most = min(most_unpacked(size), _MOST_ARCHIVE) if most is None else most
+        if size > most:  # gzip would look through all zeros behind its end, byte by byte
+            raise ValueError(f"it has {size} bytes; at most {most} are read")
+        yield _Bounded(unpack(file), most)
 
 
 class _Bounded(io.RawIOBase):
@@ -330,5 +360,5 @@ class _Bounded(io.RawIOBase):
         left = self._most - self._file.tell()
         content = self._file.read(left + 1 if size < 0 else min(size, left + 1))
         if len(content) > left:
-            raise ValueError(f"it unpacks to more than {self._most} bytes")
+            raise ValueError(f"it has more than {self._most} bytes")
         return content

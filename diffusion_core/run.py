@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ from diffusion_core.checkpoint import list_checkpoints, mend_checkpoints, write_
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import locked
 from diffusion_core.reading import open_npz, parse_json, read_bytes, read_json
+from diffusion_core.reading import open_npz, open_regular, parse_json, read_json, reading
 from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record
 
@@ -53,6 +55,9 @@ __all__ = [
     "write_json",
     "write_samples",
 ]
+
+# Far beyond any line of metrics.
+_LINE_BYTES = 1 << 20
 
 
 def environment(description: Description | None = None) -> dict[str, Any]:
@@ -117,20 +122,26 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
     Raises:
         DuetError: if it is missing, or another line is not a record with its images seen.
     """
-    lines = read_bytes(path).splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = parse_json(line)
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise DuetError(f"{path}: line {number} is not JSON ({error})") from error
-            return
-        if not isinstance(record, dict) or "images_seen" not in record:
-            raise DuetError(f"{path}: line {number} is not a record of metrics (it has no images_seen)")
-        for name, value in record.items():
-            if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
-                raise DuetError(f"{path}: line {number} is not a record of metrics ({name} is {value!r})")
-        yield record
+    broken: Exception | None = None
+    with reading(path, "it is no file of metrics"), open_regular(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, _LINE_BYTES), b""), 1):
+            if broken is not None or len(line) == _LINE_BYTES:
+                raise DuetError(f"{path}: line {number - 1} is not JSON ({broken})") from broken
+            try:
+                record = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                broken = error
+                continue
+            _check_record(f"{path}: line {number}", record)
+            yield record
+
+
+def _check_record(where: str, record: Any) -> None:
+    if not isinstance(record, dict) or "images_seen" not in record:
+        raise DuetError(f"{where} is not a record of metrics (it has no images_seen)")
+    for name, value in record.items():
+        if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
+            raise DuetError(f"{where} is not a record of metrics ({name} is {value!r})")
 
 
 def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:

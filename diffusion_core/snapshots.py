@@ -25,7 +25,7 @@ from diffusion_core.checkpoint import Checkpoint, pack, write_atomically
 from diffusion_core.ema import Combination, Profile, combine, describe, make_profile
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
-from diffusion_core.reading import open_regular, parse_json, read_tensors, reading
+from diffusion_core.reading import check_tensors, parse_json, read_tensors, reading
 from diffusion_core.weights import Weights, check_numbers, check_weights
 
 __all__ = ["Snapshot", "drop_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
@@ -189,8 +189,9 @@ def _facts(one: Snapshot) -> dict[str, str]:
 
 def _read(path: Path) -> Snapshot:
     """The header of a file."""
+    check_tensors(path)
     with reading(path, "it is no snapshot"):
-        with open_regular(path), safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
             raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")

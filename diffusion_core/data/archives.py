@@ -16,6 +16,9 @@ from diffusion_core.reading import open_unpacked
 
 __all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_of"]
 
+# Of one file that is read whole.
+_MOST_BYTES = 1 << 28
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -93,7 +96,7 @@ def need(what: str, where: Path, *names: str) -> Path:
 def content(what: str, file: Path) -> bytes:
     """A file's bytes, unpacked if it is packed."""
     try:
-        with open_unpacked(file, "a whole file") as opened:
+        with open_unpacked(file, "a whole file", _MOST_BYTES) as opened:
             return opened.read()
     except DuetError as error:
         raise DuetError(f"{what}: {error}; fetch it again") from error

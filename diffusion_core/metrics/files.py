@@ -108,7 +108,7 @@ def _from_folder(path: Path) -> Source:
         raise DuetError(f"{path}: it is no run with samples/samples.npz, and no folder with PNG files")
     pictures: NDArray[np.uint8] | None = None
     for k, file in enumerate(files):
-        with reading(file, "it is not a picture"), open_regular(file) as opened, Image.open(opened) as image:
+        with reading(file, "it cannot be read"), open_regular(file), Image.open(file) as image:
             mode, picture = image.mode, np.asarray(image)
         if mode not in ("L", "RGB"):
             raise DuetError(f"{file}: its mode is {mode}; samples must be grey or red, green and blue, of 8 bits")

@@ -247,7 +247,7 @@ def test_samples_that_are_no_samples_are_refused(tmp_path):
     with pytest.raises(DuetError, match="labels"):
         read_samples(path)
     np.savez(path, images=np.array([{"an": "object"}], dtype=object), labels=[0], facts="{}")
-    with pytest.raises(DuetError, match="not a file of samples .*pickles"):
+    with pytest.raises(DuetError, match=r"not a file of samples .*pickles"):
         read_samples(path)
     with pytest.raises(DuetError, match="it cannot be read"):
         read_samples(tmp_path / "none.npz")

@@ -60,6 +60,7 @@ def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) ->
         labels = np.zeros(len(images), np.int32)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise DuetError(
-            f"{what}: the labels are {labels.dtype} {labels.shape}; they must be class ids, one per picture"
+            f"{what}: the labels of {str(path)!r} are {labels.dtype} {labels.shape}; they must be class ids, one per "
+            f"picture"
         )
     return {"all": Source(images, labels, unnamed(int(labels.max()) + 1), path.stem)}
