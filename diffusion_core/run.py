@@ -38,7 +38,6 @@ from diffusion_core.backend import Description
 from diffusion_core.checkpoint import list_checkpoints, mend_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import locked
-from diffusion_core.reading import open_npz, parse_json, read_bytes, read_json
 from diffusion_core.reading import open_npz, open_regular, parse_json, read_json, reading
 from diffusion_core.snapshots import drop_snapshots_after
 from diffusion_core.training import Record

@@ -38,6 +38,7 @@ from experiments.entry import entry
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, chosen, features_of
 from experiments.report import write
+from experiments.stored import read_config
 
 Report = dict[str, Any]
 
@@ -53,8 +54,8 @@ class Run:
     def config(self) -> DictConfig:
         """Its resolved configuration."""
         try:
-            return OmegaConf.load(self.path / "config.yaml")
-        except Exception as error:
+            return read_config(self.path / "config.yaml")
+        except DuetError as error:
             raise DuetError(f"{self.path}: it is not a run of experiments.train ({error})") from error
 
     @cached_property

@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,10 +31,12 @@ from diffusion_core.ema import PROFILES
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LEVELS
 from diffusion_core.metrics.evaluate import METRICS, options_of
+from diffusion_core.reading import reading
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
 from diffusion_core.weighting import WEIGHTINGS
 from experiments.schema import MODELS, SCHEMAS, register
+from experiments.stored import check_yaml
 from features import FEATURES
 
 __all__ = ["entry", "plain"]
@@ -38,6 +45,14 @@ __all__ = ["entry", "plain"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+# Where Hydra makes what a configuration names, and what of it is trusted: the plugins, and the parts of Optuna's.
+_MAKERS = ("hydra.launcher.", "hydra.sweeper.")
+_MADE = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+_LOGGING, _LOGS = (
+    ("hydra.job_logging.", "hydra.hydra_logging."),
+    re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w*"),
+)
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -54,12 +69,63 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+<<<<<<< HEAD
             with _one_clear_line(), stopping.raised():
+=======
+            with _one_clear_line(), _looked_at():
+>>>>>>> 7f1c152 (Look at every configuration file before Hydra reads it, and make nothing that one names)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
 
         return main
 
     return decorate
+
+
+@contextmanager
+def _looked_at() -> Iterator[None]:
+    """Look at every file before Hydra reads it and at every configuration before Hydra makes anything of it.
+
+    Duet makes nothing that a configuration names; Hydra makes its sweeper, its launcher and its callbacks, and with
+    them whatever stands in their options under ``_target_``. The pickle that it can run again is refused.
+    """
+    flags = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("--e")]  # it may be shortened
+    if any("--experimental-rerun".startswith(flag) for flag in flags):
+        raise DuetError("--experimental-rerun: it reads a pickle, which runs code; give the overrides of the run again")
+    Plugins.instance()  # which finds what reads files
+    files = SourcesRegistry.instance().resolve("file")
+    read, compose = files.load_config, ConfigLoaderImpl.load_configuration
+
+    def checked_file(source: ConfigSource, config_path: str) -> Any:
+        path = Path(source.path, source._normalize_file_name(config_path))
+        if path.exists():  # Hydra says what is missing, and what there is
+            check_yaml(path)
+        with reading(path, "it is no configuration"):
+            return read(source, config_path)
+
+    def checked(*given: Any, **named: Any) -> DictConfig:
+        config = compose(*given, **named)
+        _refuse_targets(OmegaConf.to_container(config, resolve=False))
+        return config
+
+    with (
+        mock.patch.object(files, "load_config", checked_file),
+        mock.patch.object(ConfigLoaderImpl, "load_configuration", checked),
+    ):
+        yield
+
+
+def _refuse_targets(node: Any, path: str = "") -> None:
+    """Refuse a class or function that a configuration names, but for those that sweepers and launchers are made of."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            made = key == "_target_" and not (here.startswith(_MAKERS) and str(value).startswith(_MADE))
+            if made or (key in ("class", "()") and here.startswith(_LOGGING) and not _LOGS.fullmatch(str(value))):
+                raise DuetError(f"{here}: {value!r} was given; a configuration names no class or function to call")
+            _refuse_targets(value, here)
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            _refuse_targets(value, f"{path}[{place}]")
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from diffusion_core.data.digits import digits
 from diffusion_core.errors import DuetError, one_of
@@ -32,6 +31,7 @@ from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.metrics.protocol import Number, values_of
 from diffusion_core.reading import open_npz
 from diffusion_core.run import read_json, read_metrics, read_samples
+from experiments.stored import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
 
@@ -87,7 +87,7 @@ class Outcome:
     @cached_property
     def precision(self) -> str:
         """That of its last stage."""
-        return str(OmegaConf.load(self.directories[-1] / "config.yaml").get("precision", ""))
+        return str(read_config(self.directories[-1] / "config.yaml").get("precision", ""))
 
     @cached_property
     def curves(self) -> dict[str, NDArray[np.float64]]:

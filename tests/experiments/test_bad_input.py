@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from PIL import Image
 
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
+from experiments.stored import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "model.channels=8 model.norm_groups=4 model.attention_sizes=[] model.middle_attention=false trainer.images=128"
@@ -392,3 +395,65 @@ def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
             (tmp_path / name / f"{precision}.json").write_text("{" if name == "b" else whole)
     line = refused("compare", f"out={tmp_path}", f"traces=[{tmp_path / 'a'},{tmp_path / 'b'}]")
     assert str(tmp_path / "b" / "float64.json") in line and "not JSON" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["hydra.sweeper._target_=os.system"], "hydra.sweeper._target_: 'os.system'"),
+        (["+hydra.callbacks.x._target_=builtins.print"], "hydra.callbacks.x._target_: 'builtins.print'"),
+        (["+hydra.sweeper.x._target_=shutil.rmtree", "+hydra.sweeper.x.path=EVIL"], "hydra.sweeper.x._target_"),
+        (["+sampler._target_=os.system"], "sampler._target_: 'os.system'"),
+        (["+hydra.job_logging.handlers.x.class=os.system"], "hydra.job_logging.handlers.x.class: 'os.system'"),
+        (["--experimental-rerun=EVIL"], "it reads a pickle, which runs code"),
+        (["--exp=EVIL"], "it reads a pickle, which runs code"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_nothing_is_made_that_a_configuration_names(tmp_path: Path, words: list[str], named: str) -> None:
+    (tmp_path / "evil").mkdir()
+    words = [word.replace("EVIL", str(tmp_path / "evil")) for word in words]
+    assert named in train(tmp_path, *words) and (tmp_path / "evil").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("x: !!python/object/apply:os.system ['touch EVIL']", "it has the tag"),
+        ("a: [1\n b", "while parsing a flow sequence"),
+        ("a: " + "[" * 5000, "nested more than 50 deep"),
+        (
+            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrst")),
+            "entries",
+        ),
+        ("seed: 1\nseed: 2", "while constructing a mapping"),
+        ("hydra: {callbacks: {x: {_target_: os.mkdir, path: EVIL}}}", "hydra.callbacks.x._target_: 'os.mkdir'"),
+    ],
+    ids=["tag", "cut", "deep", "aliases", "twice", "target"],
+)
+def test_a_configuration_file_of_others_is_data_alone(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    file = tmp_path / "configs" / "experiment" / "theirs.yaml"
+    file.write_text("# @package _global_\n" + text.replace("EVIL", str(tmp_path / "evil")))
+    words = [f"--config-dir={tmp_path / 'configs'}", f"hydra.run.dir={tmp_path / 'run'}", "experiment=theirs"]
+    assert named in refused("train", *words)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: ${oc.env:HOME}",
+        "seed: !!python/object/apply:os.getcwd []",
+        "[1, 2]",
+        "seed: 1\nseed: 2",
+        "a: &a [*a]",
+        "\0",
+    ],
+)
+def test_the_configuration_of_a_run_is_data_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(DuetError, match=r"config\.yaml: "):
+        read_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("seed: 1\nmodel: {rate: 1e-3}\n")
+    assert read_config(tmp_path / "config.yaml") == {"seed": 1, "model": {"rate": 1e-3}}
