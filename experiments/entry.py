@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -49,10 +48,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Where Hydra makes what a configuration names, and what of it is trusted: the plugins, and the parts of Optuna's.
 _MAKERS = ("hydra.launcher.", "hydra.sweeper.")
 _MADE = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-_LOGGING, _LOGS = (
-    ("hydra.job_logging.", "hydra.hydra_logging."),
-    re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w*"),
-)
+_LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
+_LOGS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w*")
 
 
 def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -69,11 +66,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-<<<<<<< HEAD
-            with _one_clear_line(), stopping.raised():
-=======
-            with _one_clear_line(), _looked_at():
->>>>>>> 7f1c152 (Look at every configuration file before Hydra reads it, and make nothing that one names)
+            with _one_clear_line(), stopping.raised(), _looked_at():
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
 
         return main
@@ -107,11 +100,11 @@ def _looked_at() -> Iterator[None]:
         _refuse_targets(OmegaConf.to_container(config, resolve=False))
         return config
 
-    with (
-        mock.patch.object(files, "load_config", checked_file),
-        mock.patch.object(ConfigLoaderImpl, "load_configuration", checked),
-    ):
+    files.load_config, ConfigLoaderImpl.load_configuration = checked_file, checked
+    try:
         yield
+    finally:
+        files.load_config, ConfigLoaderImpl.load_configuration = read, compose
 
 
 def _refuse_targets(node: Any, path: str = "") -> None:
