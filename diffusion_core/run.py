@@ -197,6 +197,7 @@ class _Events:
         self._make, self._pb = summary, event_pb2
         # By default a name is that of its second, and a run that is soon gone on with would write over it.
         self._writer = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._flushed = time.monotonic()
         if resume is not None:  # what is later was cut
             self._write(resume + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
@@ -206,6 +207,9 @@ class _Events:
     def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
         told = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
         self._write(images_seen, summary=self._make.Summary(value=told))
+        if time.monotonic() - self._flushed > 10:  # so that one can look on
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._write(images_seen, summary=self._make.image(name, image, dataformats="HWC"))
