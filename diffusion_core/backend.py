@@ -10,7 +10,8 @@ A backend is found by its entry point in the group ``duet.backends``, so that a 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, SupportsFloat
@@ -269,8 +270,13 @@ class Description:
     mode: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is the processor."""
+        return self.device.startswith("cpu")
+
     def line(self) -> str:
-        """One line that says which device and precision are used."""
+        """One line that says which device, precision and mode are used."""
         framework = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.backend}: {self.device}, {self.precision}, {self.mode} ({framework})"
 
@@ -390,6 +396,12 @@ class Backend:
     def team(self) -> Team:
         """The processes that compute together."""
         return Team(self.place.group.world, self.place.group.add_array)
+
+    def in_mode(self, compile: bool) -> Backend:
+        """The same backend with its functions compiled, or not."""
+        other = copy(self)
+        other.settings, other.place = (replace(part, compile=compile) for part in (self.settings, self.place))
+        return other
 
     def describe(self) -> Description:
         """Device, precision and versions."""

@@ -29,6 +29,7 @@ from diffusion_core.continuous import ContinuousSchedule
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.data.store import parts_of
 from diffusion_core.errors import DuetError, one_of
+from diffusion_core.modes import Costs, Work, compiles
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
@@ -48,6 +49,7 @@ __all__ = [
     "check_data",
     "check_sample",
     "check_which",
+    "in_mode",
     "load_data",
     "noising_strip",
     "open_backend",
@@ -63,12 +65,20 @@ __all__ = [
 ]
 
 
-def open_backend(cfg: DictConfig) -> Backend:
-    """The backend that the configuration names; prints which device and precision it uses."""
+def open_backend(cfg: DictConfig, kind: str = "sample", work: Work | None = None, begun: bool | None = None) -> Backend:
+    """The backend that the configuration names; prints which device, precision and mode it uses.
+
+    Args:
+        cfg: with the backend and the precision.
+        kind: of the work, ``"train"`` or ``"sample"``.
+        work: what is asked for, where the mode is chosen by it; None is little.
+        begun: whether functions were compiled in the run that is gone on with; None is a new one.
+    """
     world = world_of(cfg)
-    backend = load_backend(
-        cfg.backend.name, settings_of(cfg, cfg.precision), *([world] if world.kind != "none" else [])
-    )
+    alone = world.kind == "none"
+    backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision), *([] if alone else [world]))
+    # What passes between processes was compiled nowhere yet.
+    backend = in_mode(backend, cfg, kind, *((work, begun) if alone else ()))
     print(backend.describe().line(), flush=True)
     return backend
 
@@ -93,10 +103,24 @@ def world_of(cfg: DictConfig) -> World:
     return world
 
 
+def in_mode(
+    backend: Backend, cfg: DictConfig, kind: str, work: Work | None = None, begun: bool | None = None
+) -> Backend:
+    """A backend in the mode that the configuration gives, or that is fastest for the work; see `open_backend`."""
+    # They were measured on processors.
+    costs = plain(cfg.backend.costs).get(kind) if backend.describe().on_cpu else None
+    compile = compiles(cfg.backend.compile, costs and Costs(**costs), work, begun)
+    return backend if compile == backend.settings.compile else backend.in_mode(compile)
+
+
 def settings_of(cfg: DictConfig, precision: str) -> Settings:
-    """The settings of a backend's configuration: what is there beside who it is and whose Python runs it."""
+    """The settings of a backend's configuration: what is there beside who it is and whose Python runs it.
+
+    Where the mode is chosen by the work, they are those of little work.
+    """
     names = {field.name for field in fields(Settings)}
-    return Settings(precision=precision, **{key: value for key, value in plain(cfg.backend).items() if key in names})
+    given = {key: value for key, value in plain(cfg.backend).items() if key in names}
+    return Settings(precision=precision, **given | {"compile": compiles(cfg.backend.compile, None, None)})
 
 
 def problem_of(cfg: DictConfig) -> Problem:

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
+from diffusion_core.modes import sampling_work
 from diffusion_core.run import environment, write_json
 from diffusion_core.words import counted
 from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of
@@ -40,7 +41,8 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     if (out / "samples.npz").exists():
         raise DuetError(f"out: {out} holds samples already; give another directory")
-    backend = open_backend(cfg)
+    program, shape = found.problem.program, found.problem.spec.image_shape
+    backend = open_backend(cfg, "sample", sampling_work(program, shape, plan, cfg.sample.count, cfg.sample.batch))
     print(said, flush=True)
     network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
     leads = backend.team.world.leads

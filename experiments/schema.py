@@ -20,6 +20,7 @@ from omegaconf import MISSING, OmegaConf
 
 from diffusion_core.backend import Settings
 from diffusion_core.convert import SOURCES
+from diffusion_core.modes import AUTO
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.sampling import make_plan
 from diffusion_core.training import Course
@@ -61,12 +62,17 @@ def _sampler() -> dict[str, Any]:
 
 @dataclass
 class BackendSchema(_schema_of(Settings, "precision")):
-    """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep."""
+    """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep.
+
+    `compile` is true, false or auto, which weighs with `costs`, by kind of work, what it takes and saves; see `modes`.
+    """
 
     name: str = MISSING
     title: str = MISSING
     environment: str = MISSING
     python: str | None = None
+    compile: Any = AUTO
+    costs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

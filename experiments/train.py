@@ -47,6 +47,7 @@ from diffusion_core.levels import LossHistory
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
+from diffusion_core.modes import Work, sampling_work, training_work
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import Adam, LearningRate
 from diffusion_core.problem import Problem
@@ -112,7 +113,8 @@ def _run(
     tracker: trackers.Start | None,
 ) -> float:
     """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
-    problem, backend = experiment.problem, common.open_backend(cfg)
+    begun = _mode_begun_in(cfg, start)
+    problem, backend = experiment.problem, common.open_backend(cfg, "train", experiment.training_work, begun)
     backend.team.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
     backend.team.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_of(start.state.weights)}")
     if run is not None:
@@ -120,7 +122,7 @@ def _run(
     trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
     result = _train(cfg, experiment, backend, trainer, run, start)
     if experiment.plan is not None:
-        result |= _sample(cfg, experiment, backend, trainer, run, judge)
+        result |= _sample(cfg, experiment, _drawing(cfg, experiment, backend), trainer, run, judge)
     backend.team.wait()
     if run is None:
         return math.nan
@@ -180,6 +182,12 @@ class Experiment:
     course: Course
     world: World
 
+    @property
+    def training_work(self) -> Work:
+        """What the whole course asks for, whatever of it is left: a run that is cut keeps its mode."""
+        shape = self.problem.spec.image_shape
+        return training_work(self.problem.program, shape, self.course.images, self.course.batch)
+
     @staticmethod
     def of(cfg: DictConfig) -> Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
@@ -221,6 +229,18 @@ class Experiment:
             course=course,
             world=world,
         )
+
+
+def _mode_begun_in(cfg: DictConfig, start: Checkpoint) -> bool | None:
+    """Whether functions were compiled in the run that is gone on with, if it was of the same backend."""
+    return start.notes.get("compile") if start.notes.get("backend") == cfg.backend.name else None
+
+
+def _drawing(cfg: DictConfig, experiment: Experiment, backend: Backend) -> Backend:
+    """The backend in the mode in which samples are drawn, which each time is little work or much by itself."""
+    spec, sample = experiment.problem.spec, cfg.sample
+    work = sampling_work(experiment.problem.program, spec.image_shape, experiment.plan, sample.count, sample.batch)
+    return common.in_mode(backend, cfg, "sample", work)
 
 
 def _check_augment(data: DictConfig, problem: Problem) -> None:
@@ -354,7 +374,9 @@ def _facts(
     """What the run directory keeps of where and from what the run was made."""
     dataset, program = experiment.loader.dataset, experiment.problem.program
     came = source and {"source": str(source.absolute()), "images_seen": start.images_seen, "notes": dict(start.notes)}
+    drawing = None if experiment.plan is None else _drawing(cfg, experiment, backend)
     return environment(backend.describe()) | {
+        "sampling_mode": drawing and drawing.describe().mode,
         "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
         "parameters": count(program),
         "program_sha256": program.sha256,
@@ -388,6 +410,7 @@ def _train(
                 "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
                 "averages": [describe(profile) for profile in experiment.ema.profiles],
                 "trained_for": _trained_for(cfg, experiment), "sampler": plain(cfg.sampler),
+                "compile": backend.settings.compile,
             }  # fmt: skip
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
@@ -401,9 +424,10 @@ def _train(
             try:
                 # Of several processes none can leave the others alone with the samples.
                 with stopping.raised() if team.world.size == 1 else nullcontext():
-                    network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+                    drawing = _drawing(cfg, experiment, backend)
+                    network = drawing.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
                     images = common.save_samples(
-                        backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
+                        drawing, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
                         name_of(images_seen),
                     )  # fmt: skip
             except stopping.Stopped as stopped:
