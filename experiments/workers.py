@@ -4,8 +4,9 @@
     python -m experiments.workers 2 -m experiments.sample backend=tf parallel=multiworker checkpoint=RUN out=DIR
 
 The first word is how many, the others are what each Python is given. Every worker is told its place in TF_CONFIG, as
-TensorFlow's strategies want it; on a machine with GPUs each is shown one of them. `torchrun` does the same for PyTorch.
-When one ends with an error the others are ended, and its exit code is that of all.
+TensorFlow's strategies want it, and in the variables of `torchrun`, which does the same for PyTorch; on a machine with
+GPUs each worker is shown one. When one ends with an error the others are asked to end, and its exit code is that of
+all.
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ def environments(ports: Sequence[int], given: Mapping[str, str], cards: int = 0)
         given: the environment that they share.
         cards: GPUs of this machine, of which each worker is shown one.
     """
-    addresses = [f"127.0.0.1:{port}" for port in ports]
+    addresses, count = [f"127.0.0.1:{port}" for port in ports], str(len(ports))
     told = []
     for index in range(len(ports)):
         place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        shown = {"CUDA_VISIBLE_DEVICES": str(index % cards)} if cards else {}
-        told.append({**given, "TF_CONFIG": json.dumps(place), **shown})
+        rank = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": count}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+        shown = {"CUDA_VISIBLE_DEVICES": str(index % cards), "LOCAL_RANK": "0"} if cards else {}
+        told.append({**given, "TF_CONFIG": json.dumps(place), **rank, **meeting, **shown})
     return told
 
 
 def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) -> int:
     """Run a command once in each environment to the end of all; gives the exit code of the first that failed, or 0.
 
-    A signal that asks this process to end is passed on to all.
+    A signal that asks this process to end is passed on to all, but for Ctrl-C, which a terminal sends to all itself.
     """
     workers = [subprocess.Popen(command, env=dict(environ)) for environ in environs]
 
@@ -55,13 +58,14 @@ def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) 
             with suppress(ProcessLookupError):
                 worker.send_signal(number)
 
-    kept = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on, signal.SIGINT: lambda *_: None}
+    kept = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     code, asked = 0, None
     try:
-        while any(worker.poll() is None for worker in workers):
-            failed = [worker.returncode for worker in workers if worker.returncode not in (None, 0)]
+        while None in (codes := [worker.poll() for worker in workers]):
+            failed = [code for code in codes if code]
             if failed and asked is None:
-                code, asked = failed[0], time.monotonic()
+                code, asked = min(failed), time.monotonic()  # of two, that of a signal, which comes first
                 pass_on(signal.SIGTERM, None)
             if asked is not None and time.monotonic() - asked > _GRACE:
                 pass_on(signal.SIGKILL, None)
@@ -71,7 +75,7 @@ def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) 
             worker.kill()
         for number, handler in kept.items():
             signal.signal(number, handler)
-    code = code or next((worker.returncode for worker in workers if worker.returncode), 0)
+    code = code or min([code for code in codes if code], default=0)
     return 128 - code if code < 0 else code
 
 

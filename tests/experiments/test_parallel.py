@@ -1,0 +1,166 @@
+"""Real processes that compute one run together: as one process would, and none left over when one dies.
+
+    pytest -m slow tests/experiments/test_parallel.py
+
+tries 2 and 4 processes in both precisions, from the first step, and lets one die in each framework.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call, composed
+
+from diffusion_core.checkpoint import find_checkpoint, load_checkpoint
+from diffusion_core.parity.ladder import l2_of_all
+from diffusion_core.run import read_metrics, read_samples
+from experiments.workers import environments, run_together
+
+pytestmark = pytest.mark.backend
+
+ROOT = Path(__file__).resolve().parents[2]
+# Levels that follow the losses, shares of 4 and 3 images, and batches of samples of which the last is smaller.
+WORDS = (
+    "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_level=1", "data.options.count=64",
+    "backend.threads=1", "backend.device=cpu", "trainer.images=56", "trainer.batch=7", "trainer.log_images=7",
+    "trainer.checkpoint_images=28", "lr.warmup_images=0", "lr.decay=constant", "sample.count=11", "sample.batch=3",
+    "sampler.steps=3", "process.schedule.T=4", "process.levels.name=loss_second_moment", "+process.levels.history=1",
+)  # fmt: skip
+KIND = {"torch": "ddp", "tf": "multiworker"}
+LAUNCHER = {
+    "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node={size}", "-m", "experiments.train"],
+    "tf": ["-m", "experiments.workers", "{size}", "-m", "experiments.train"],
+}
+ROUNDING = {"float64": 1e-12, "float32": 1e-6}
+
+
+def words(backend: str, run: Path, precision: str, *more: str) -> list[str]:
+    return [*WORDS, f"backend={backend}", f"precision={precision}", f"hydra.run.dir={run}", *more]
+
+
+def together(size: int, backend: str, run: Path, precision: str, *more: str) -> None:
+    """A run of several processes, started as the documentation says."""
+    command = [word.format(size=size) for word in LAUNCHER[backend]]
+    given = words(backend, run, precision, f"parallel={KIND[backend]}", *more)
+    done = subprocess.run(
+        [sys.executable, *command, *given], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("run: ") == 1, "one process alone speaks"
+
+
+def alone(backend: str, run: Path, precision: str, *more: str) -> Path:
+    done = call("train", *words(backend, run, precision, *more))
+    assert done.code == 0, done.err
+    return run
+
+
+def assert_same_run(one: Path, other: Path, precision: str, after: int = 0) -> None:
+    """Losses, weights and samples; nothing in a checkpoint tells how many made it."""
+    a, b = (
+        [line for line in read_metrics(run / "metrics.jsonl") if line["images_seen"] > after] for run in (one, other)
+    )
+    assert [line["images_seen"] for line in a] == [line["images_seen"] for line in b] and a
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(*([line[name] for line in run] for run in (a, b)), rtol=ROUNDING[precision])
+    states = [load_checkpoint(find_checkpoint(run)) for run in (one, other)]
+    for part, arrays in states[0].state.parts.items():
+        assert l2_of_all(arrays, states[1].state.parts[part]) <= 10 * ROUNDING[precision], part
+    np.testing.assert_array_equal(states[0].history.counts, states[1].history.counts)
+    told = [json.loads((find_checkpoint(run) / "state.json").read_text()) for run in (one, other)]
+    assert told[0].keys() == told[1].keys() and told[0]["notes"].keys() == told[1]["notes"].keys()
+    pictures = [read_samples(run / "samples/samples.npz")[0] for run in (one, other)]
+    if precision == "float64":
+        np.testing.assert_array_equal(*pictures)
+    assert np.std(pictures[0]) > 10
+
+
+def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, backend_name):
+    one, two = alone(backend_name, tmp_path / "one", "float64"), tmp_path / "two"
+    together(2, backend_name, two, "float64", f"resume={one}/checkpoints/{28:012d}")
+    assert_same_run(one, two, "float64", after=28)
+    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == [f"{56:012d}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("size", [2, 4])
+def test_more_processes_train_from_the_first_step_as_one_and_one_goes_on(tmp_path, backend_name, size, precision):
+    one, several = alone(backend_name, tmp_path / "one", precision), tmp_path / "several"
+    together(size, backend_name, several, precision)
+    assert_same_run(one, several, precision)
+    rest = alone(backend_name, tmp_path / "rest", precision, f"resume={several}/checkpoints/{28:012d}")
+    assert_same_run(one, rest, precision, after=28)
+
+
+def dies(backend: str, run: Path) -> tuple[int, str]:
+    """The exit code and the words of two processes of which the second dies in the middle of a run."""
+    given = words(
+        backend,
+        run,
+        "float32",
+        "sample.count=1",
+        f"parallel={KIND[backend]}",
+        "trainer.images=700000",
+        "trainer.sample_images=28",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.workers", "2", "-m", "experiments.train", *given], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("samples-"):  # which are drawn after the checkpoint of the same moment
+            second = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[1]
+            os.kill(int(second), signal.SIGKILL)
+            break
+    rest, _ = process.communicate(timeout=100)
+    return process.returncode, "".join(said) + rest
+
+
+@pytest.mark.either
+def test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(tmp_path, backend_name):
+    code, said = dies(backend_name, tmp_path / "run")
+    # Of the one that was killed, or of the one that lost it, whichever is seen to have ended first.
+    assert code in (128 + signal.SIGKILL, 2) and "Traceback" not in said, said
+    assert "error: parallel: process 0 of 2 has lost another one" in said and "resume=latest" in said
+    assert load_checkpoint(find_checkpoint(tmp_path / "run")).images_seen >= 28
+
+
+@pytest.mark.slow
+def test_in_either_framework(tmp_path, backend_name):
+    test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(tmp_path, backend_name)
+
+
+def test_a_person_is_told_what_does_not_go_together(tmp_path, backend_name, monkeypatch):
+    other = next(kind for name, kind in KIND.items() if name != backend_name)
+    for environ in environments([1, 2], {})[:1]:
+        for name in ("TF_CONFIG", "RANK", "WORLD_SIZE"):
+            monkeypatch.setenv(name, environ[name])
+    done = call("train", *words(backend_name, tmp_path / "a", "float64", f"parallel={other}"))
+    assert done.code == 2 and f"parallel: {other} was given, but" in done.err and KIND[backend_name] in done.err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    done = call("train", *words(backend_name, tmp_path / "b", "float64"))
+    assert done.code == 2 and "add parallel=ddp" in done.err
+
+
+CODES = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+
+
+@pytest.mark.either
+def test_workers_end_together_and_each_is_told_its_place():
+    assert run_together([sys.executable, "-c", "pass"], environments([1, 2, 3], os.environ)) == 0
+    assert run_together([sys.executable, "-c", CODES], environments([1, 2, 3], os.environ)) == 3
+    told = environments([5, 6], {"HOME": "here"}, cards=1)
+    assert [json.loads(one["TF_CONFIG"])["task"]["index"] for one in told] == [0, 1]
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in told} == {"0"} and told[0]["HOME"] == "here"
+    assert composed("train", "parallel=ddp").parallel.name == "ddp"
