@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.optimiser import Adam
 from diffusion_core.sampling.plan import SamplerPlan
-from diffusion_core.unet.cost import Convolution
 from diffusion_core.unet.program import Program
+from diffusion_core.unet.work import Convolution
 from diffusion_core.weights import Weights
 from diffusion_core.world import Team, World
 

@@ -24,7 +24,7 @@ from diffusion_core.checkpoint import write_atomically
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.problem import Problem
 from diffusion_core.run import environment, write_json
-from diffusion_core.unet.cost import multiply_adds
+from diffusion_core.unet.work import multiply_adds
 from diffusion_core.weights import count
 from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
@@ -132,7 +132,7 @@ def _facts(cfg: DictConfig, problems: Sequence[Problem]) -> dict[str, Any]:
             problem.to_dict()
             | {
                 "parameters": count(problem.program),
-                "multiply_adds_per_image": multiply_adds(problem.program, problem.spec.image_size),
+                "multiply_adds_per_image": multiply_adds(problem.program, problem.spec.image_shape),
             }
             for problem in problems
         ],

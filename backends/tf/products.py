@@ -8,7 +8,7 @@ from time import perf_counter
 import tensorflow as tf
 
 from backends.tf.device import Place
-from diffusion_core.unet.cost import Convolution
+from diffusion_core.unet.work import Convolution
 
 __all__ = ["convolutions", "matrix_gflops"]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from backends.torch.device import Place
-from diffusion_core.unet.cost import Convolution
+from diffusion_core.unet.work import Convolution
 
 __all__ = ["convolutions", "matrix_gflops"]
 

@@ -8,14 +8,30 @@ they cost is the way of the numbers through memory.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from diffusion_core.unet import blocks
 from diffusion_core.unet.blocks import Block
 from diffusion_core.unet.program import Program
 
-__all__ = ["multiply_adds", "numbers", "shapes"]
+__all__ = ["Convolution", "convolutions", "multiply_adds", "numbers", "shapes"]
 
 Shape = tuple[int, ...]
+
+
+class Convolution(NamedTuple):
+    """One whose kernel reaches as far to every side, on a square image of this height and width."""
+
+    size: int
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one image."""
+        return self.kernel**2 * self.inputs * self.outputs * (self.size // self.stride) ** 2
 
 
 def shapes(program: Program, image: Shape) -> dict[str, Shape]:
@@ -38,6 +54,20 @@ def multiply_adds(program: Program, image: Shape) -> int:
     return sum(
         _cost(node.block, values.get(node.inputs[0], (program.features,)), values[node.name]) for node in program.nodes
     )
+
+
+def convolutions(program: Program, image: Shape) -> tuple[Convolution, ...]:
+    """Those of one forward pass; a transposed one as that of its backward pass."""
+    values, found = shapes(program, image) | {"x": image, "estimate": image}, []
+    for node in program.nodes:
+        block = node.block
+        if isinstance(block, blocks.Conv):
+            size = values[node.inputs[0]][0]
+            found.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride))
+        elif isinstance(block, blocks.ConvTranspose):
+            size = values[node.inputs[0]][0] * block.stride
+            found.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride))
+    return tuple(found)
 
 
 def _shape(block: Block, x: Shape, y: Shape = ()) -> Shape:

@@ -16,7 +16,7 @@ from rich.table import Table
 from scipy.stats import binom
 
 from diffusion_core.problem import Problem
-from diffusion_core.unet.cost import Convolution, convolutions, multiply_adds
+from diffusion_core.unet.work import convolutions, multiply_adds
 from experiments.benchmark.contestants import Contestant
 
 __all__ = ["TITLES", "median_interval", "rows", "table"]
@@ -70,15 +70,10 @@ def _share(one: Contestant, problem: Problem) -> float | None:
     """A step's rate of products by that of its convolutions alone."""
     if "convolutions" not in one.seconds:
         return None
-    size = problem.spec.image_size
-    alone = sum(_count(shape) for shape in convolutions(problem.program, size))
-    whole = multiply_adds(problem.program, size)
-    rates = (whole / one.rounds("train").mean()) / (alone / one.rounds("convolutions").mean())
-    return float(rates)
-
-
-def _count(shape: Convolution) -> float:
-    return shape.kernel**2 * shape.inputs * shape.outputs * (shape.size / shape.stride) ** 2
+    image = problem.spec.image_shape
+    alone = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
+    rates = multiply_adds(problem.program, image) / one.rounds("train"), alone / one.rounds("convolutions")
+    return float(np.median(rates[0] / rates[1]))
 
 
 def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: str) -> Table:

@@ -25,7 +25,7 @@ from diffusion_core.random import Stream
 from diffusion_core.sampling import ddim, ddpm
 from diffusion_core.sampling.draw import draw
 from diffusion_core.training import Course, train
-from diffusion_core.unet.cost import convolutions
+from diffusion_core.unet.work import convolutions
 from diffusion_core.weights import initial_weights
 
 __all__ = ["WORK", "works"]
@@ -68,7 +68,7 @@ def works(
         return images
 
     def products() -> int:
-        once("convolutions", lambda: backend.convolutions(convolutions(program, problem.spec.image_size), batch))()
+        once("convolutions", lambda: backend.convolutions(convolutions(program, shape), batch))()
         return batch
 
     return {

@@ -8,7 +8,7 @@ import pytest
 from diffusion_core.backend import Settings, load_backend
 from diffusion_core.pictures import grid
 from diffusion_core.unet import lower, make_spec
-from diffusion_core.unet.cost import multiply_adds
+from diffusion_core.unet.work import multiply_adds
 from diffusion_core.weights import initial_weights
 
 
@@ -39,4 +39,4 @@ def test_a_program_costs_what_pytorch_counts(architecture: str, options: dict) -
     x, t = np.zeros((2, 8, 8, 3), np.float32), np.zeros(2)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:  # it knows no other on the CPU
         network.forward(x, t, np.zeros(2, np.int32))
-    assert counted.get_total_flops() == 2 * 2 * multiply_adds(program, 8)
+    assert counted.get_total_flops() == 2 * 2 * multiply_adds(program, (8, 8, 3))
