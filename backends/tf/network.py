@@ -251,7 +251,27 @@ class AvgPool(Module):
 
 class MaxPool(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.nn.max_pool2d(x, self.block.factor, self.block.factor, "VALID")
+        return _max_pool(x, self.block.factor)
+
+
+def _max_pool(x: tf.Tensor, factor: int) -> tf.Tensor:
+    """The largest of each window, whose gradient goes to the first of them: XLA has no reproducible kernel for it."""
+
+    @tf.custom_gradient
+    def pool(x: tf.Tensor):
+        largest = tf.nn.max_pool2d(x, factor, factor, "VALID")
+
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            parts, taken = [], tf.zeros_like(largest, tf.bool)
+            for value in tf.unstack(rearrange(x, "b (h i) (w j) c -> (i j) b h w c", i=factor, j=factor)):
+                first = (value == largest) & ~taken
+                parts.append(tf.where(first, dy, tf.zeros([], dy.dtype)))
+                taken |= first
+            return rearrange(tf.stack(parts), "(i j) b h w c -> b (h i) (w j) c", i=factor, j=factor)
+
+        return largest, gradient
+
+    return pool(x)
 
 
 class Resample(Module):

@@ -717,3 +717,15 @@ def test_compiled_samples_are_those_of_the_reference(open_backend):
     wanted = reference.sample(TINY, WEIGHTS, plan, start, labels, noise)
     got = open_backend("float64", compile=True).sample(network, plan, start, labels, noise)
     assert np.abs(got - wanted).max() <= 1e-10
+
+
+# As a compiler may have no kernel for the gradient of a block; two minutes: pytest -m slow -k compiled_gradients
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
+def test_compiled_gradients_of_every_block_are_the_same(open_backend, case):
+    weights, batch = cases.scattered_weights(case.program), cases.noise_batch(case.program, case.shape, 2)
+    plain, compiled = (
+        backend.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse").gradients(batch)[1]
+        for backend in (open_backend("float64"), open_backend("float64", compile=True))
+    )
+    assert l2_of_all(compiled, plain) <= 1e-12
