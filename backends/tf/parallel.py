@@ -9,6 +9,7 @@ every process, whatever the shape of its share.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,9 +46,14 @@ class Group:
         if world.size == 1:
             return
         try:
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(_cluster())
         except (tf.errors.OpError, RuntimeError) as error:
             raise _lost(world, error) from error
+        if self.strategy.num_replicas_in_sync != world.size:
+            raise DuetError(
+                f"parallel: {world.size} processes have {self.strategy.num_replicas_in_sync} devices; each must see "
+                f"one, as CUDA_VISIBLE_DEVICES or Slurm's --gpus-per-task=1 shows it"
+            )
         self._add = tf.function(self._sums, autograph=False)
         self._add_array = tf.function(self._sums, autograph=False, reduce_retracing=True)
 
@@ -80,6 +86,13 @@ class Group:
             return self._add_array([given])[0].numpy()
         except tf.errors.OpError as error:
             raise _lost(self.world, error) from error
+
+
+def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
+    """Who the workers are, where Slurm knows it; else TF_CONFIG says it."""
+    if "TF_CONFIG" in os.environ:
+        return None
+    return tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
 
 
 def _lost(world: World, error: Exception) -> DuetError:

@@ -122,7 +122,7 @@ def test_a_search_composes_with_or_without_optuna():
     assert cfg.hydra.sweeper.n_trials == 20 and cfg.model.channels == 24
     assert set(cfg.hydra.sweeper.params) == {"backend", "lr.peak", "process.drop_label", "ema.decay"}
     assert cfg.hydra.launcher._target_.endswith("DuetLauncher")
-    for launcher in ("joblib", "submitit_local", "submitit_slurm"):
+    for launcher in ("joblib", "submitit_local", "submitit_slurm", "slurm"):
         assert composed(f"hydra/launcher={launcher}", hydra=True).hydra.launcher._target_
 
 
