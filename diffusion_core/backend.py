@@ -318,6 +318,10 @@ class Trainer(Protocol):
     A batch may be computed in equal pieces, one after another, whose losses and gradients are added up before the one
     update: what is computed is the same but for rounding, and takes the memory of a piece. A program with batch
     statistics cannot be computed so.
+
+    A step whose loss or gradient is not finite changes nothing but the number of updates, and nor do the steps after
+    it until it is forgiven: what is not read before the next step is still there when it is. It is found on the device,
+    without a wait for it.
     """
 
     def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
@@ -325,6 +329,15 @@ class Trainer(Protocol):
 
         Raises:
             OutOfMemory: the step was not made, and may be tried again in more pieces.
+        """
+
+    def forgive(self) -> None:
+        """Take updates again after one that was not finite."""
+
+    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+        """The value of each block in the training pass of a batch, and the loss of each image as "losses", by name.
+
+        Nothing is changed. Images are b h w c; of a self-conditioned program the second pass is seen.
         """
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:

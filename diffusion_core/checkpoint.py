@@ -255,11 +255,12 @@ def find_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = None, finite: bool = True) -> Checkpoint:
     """Read a checkpoint; see `find_checkpoint` for the path.
 
     Args:
         network: what it must be of, if that is known; of a spec an error can say in which field the two differ.
+        finite: refuse numbers that are not finite, as all but those who look for them do.
 
     Raises:
         DuetError: if it is missing, corrupt, of another network, or written by a later version, or if a number in it is
@@ -293,7 +294,8 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
         check_weights(problem.program, arrays, str(path / f"{part}.safetensors"))
-        check_numbers(arrays, str(path / f"{part}.safetensors"))
+        if finite:
+            check_numbers(arrays, str(path / f"{part}.safetensors"))
     return checkpoint
 
 

@@ -28,7 +28,7 @@ from diffusion_core.unet import blocks
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import check_weights
 
-__all__ = ["block_function", "forward", "loss", "losses_of", "noised", "sample", "slope", "training_pass"]
+__all__ = ["block_function", "forward", "look", "loss", "losses_of", "noised", "sample", "slope", "training_pass"]
 
 Array = NDArray[np.float64]
 
@@ -341,6 +341,7 @@ def losses_of(
     batch: TrainBatch,
     distance: str,
     held: Mapping[str, NDArray] | None = None,
+    values: dict[str, Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """(the loss of each image, with shape (B,); new running statistics by name).
 
@@ -351,10 +352,11 @@ def losses_of(
         distance: the name of one of `backend.DISTANCES`.
         held: the weights of what has no gradient: of a first pass, and of the mean in the bound. They are `weights`
             unless given; the slope of this function with `held` at rest is the gradient that training must have.
+        values: filled with the value of each block by its name, where it is given.
     """
 
     def output_of(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
-        training = Training(batch.dropout_key, batch.positions)
+        training = Training(batch.dropout_key, batch.positions, values=values)
         scaled = batch.c_in[:, None, None, None] * x
         given = (scaled, batch.c_noise, batch.label, batch.features, estimate, training)
         return forward(program, weights, *given), training.statistics
@@ -375,6 +377,13 @@ def losses_of(
         still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
         losses = losses + _bound(batch, residual, still, output[..., channels : 2 * channels])
     return losses, statistics
+
+
+def look(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
+    """The value of each block in a training pass, and the loss of each image, by name; see `backend.Trainer.look`."""
+    values: dict[str, Array] = {}
+    losses, _ = losses_of(program, weights, batch, distance, values=values)
+    return values | {"losses": losses}
 
 
 def _normal_cdf(x: Array) -> Array:

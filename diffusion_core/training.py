@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 
@@ -28,10 +29,11 @@ from diffusion_core.optimiser import LearningRate
 from diffusion_core.unet.program import Program
 from diffusion_core.world import Team, World
 
-__all__ = ["Course", "Hooks", "Record", "train"]
+__all__ = ["Course", "Hooks", "Record", "Trouble", "make_batch", "train"]
 
 
 ON_OUT_OF_MEMORY = ("stop", "halve")
+NON_FINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Course:
             once. It is what memory limits, so it is given as a size, not as a number of pieces, which would change
             with the batch and the number of processes.
         on_out_of_memory: ``"stop"``, or ``"halve"`` the pieces of the batch as often as is needed.
+        non_finite: where a loss or a gradient is not finite, ``"stop"``, or ``"skip"`` the update, for which every loss
+            is read at once.
+        most_skipped: updates skipped one after another, after which training stops all the same.
         log_images: metrics are read and written at least this often.
         checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
         sample_images: sample pictures are made this often; 0 is at the end alone.
@@ -55,6 +60,8 @@ class Course:
     batch: int = 128
     micro_batch: int | None = None
     on_out_of_memory: str = "stop"
+    non_finite: str = "stop"
+    most_skipped: int = 10
     log_images: int = 6400
     checkpoint_images: int = 0
     sample_images: int = 0
@@ -79,6 +86,10 @@ class Course:
             )
         if self.on_out_of_memory not in ON_OUT_OF_MEMORY:
             raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
+        if self.non_finite not in NON_FINITE:
+            raise one_of("trainer.non_finite", self.non_finite, NON_FINITE)
+        if self.most_skipped < 0:
+            raise DuetError(f"trainer.most_skipped: {self.most_skipped} was given; it must be at least 0")
 
     def pieces(self, world: World) -> int:
         """Into how many equal pieces a process cuts its share of a batch."""
@@ -128,20 +139,57 @@ class Course:
 
 @dataclass(frozen=True)
 class Record:
-    """One step, as it is logged; `decays` has one for each average, in the order of their names."""
+    """One step, as it is logged; `decays` has one for each average, in the order of their names.
+
+    Where updates may be skipped, `skipped` says whether this one was, 1 or 0.
+    """
 
     images_seen: int
     loss: float
     grad_norm: float
     lr: float
     decays: tuple[float, ...]
+    skipped: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """The numbers by name, those of the averages as ema_decay, ema1_decay, ema2_decay ..."""
         numbers = asdict(self)
         decays = numbers.pop("decays")
+        if self.skipped is None:
+            del numbers["skipped"]
         return numbers | {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A step whose loss or gradient is not finite.
+
+    Args:
+        images_seen: before the step.
+        batch: images of the step.
+        updates: before the step.
+        lr: the learning rate.
+        decays: of the averages.
+        loss: of the batch.
+        grad_norm: of the gradient, unclipped.
+        history: the losses that the levels of its batch depend on, or None.
+    """
+
+    images_seen: int
+    batch: int
+    updates: int
+    lr: float
+    decays: tuple[float, ...]
+    loss: float
+    grad_norm: float
+    history: LossHistory | None = None
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        seen = self.images_seen + self.batch
+        return f"the loss is {self.loss} and the gradient norm {self.grad_norm} at {seen} images seen"
 
 
 @dataclass(frozen=True)
@@ -155,6 +203,7 @@ class Hooks:
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
         notice: with a line for people.
+        trouble: with a step that is not finite, while the trainer holds what it held before; says what was kept of it.
         stops: whether to end before the end, after a checkpoint; asked after each step and after samples.
     """
 
@@ -164,6 +213,7 @@ class Hooks:
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
     notice: Callable[[str], None] = lambda line: None
+    trouble: Callable[[Trouble], str] = lambda trouble: ""
     stops: Callable[[], bool] = lambda: False
 
 
@@ -215,12 +265,14 @@ def train(
         images_per_second, first_step_seconds and seconds of the steps.
 
     Raises:
-        DuetError: if the loss is not finite when it is read; no checkpoint is written after that.
+        DuetError: if a loss or a gradient is not finite when it is read, unless its update is to be skipped; no
+            checkpoint is written after that, and the trainer holds what it held before.
     """
     hooks, team, fresh = hooks or Hooks(), team or Team(), objective.law.fresh()
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
-    waiting: list[tuple[int, StepResult, float, tuple[float, ...]]] = []
+    waiting: list[tuple[int, StepResult, float, tuple[float, ...], int | None]] = []
+    skips, streak = course.non_finite == "skip", 0
     clock, interval, pieces = _Clock(), _Clock(), course.pieces(team.world)
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
@@ -234,13 +286,30 @@ def train(
             updates += 1
             lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
             result, pieces = _step(trainer, batch, lr, decays, pieces, course, hooks)
-            if history is not None:
+            trouble, fine = (
+                Trouble(images_seen - course.batch, course.batch, updates - 1, lr, decays, 0.0, 0.0, history),
+                True,
+            )
+            if skips or history is not None:  # what comes next depends on it
+                trouble = replace(trouble, loss=float(result.loss), grad_norm=float(result.grad_norm))
+                fine = math.isfinite(trouble.loss + trouble.grad_norm)
+                if not fine and (not skips or streak == course.most_skipped):
+                    _stop(trouble, hooks, f" and {streak} updates before it were skipped" if streak else "")
+                if not fine:
+                    kept = hooks.trouble(trouble) if not streak else ""
+                    hooks.notice(f"an update is skipped: {trouble.said}{kept}")
+                    trainer.forgive()
+                streak = 0 if fine else streak + 1
+            if history is not None and not fine:
+                if more:
+                    ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
+            elif history is not None:
                 positions = np.arange(images_seen - course.batch, images_seen)
                 losses = team.gather(result.losses(), course.batch)
                 history = history.after(objective.draw(positions, history)[0], losses)
                 if more:
                     ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
-            waiting.append((images_seen, result, lr, decays))
+            waiting.append((images_seen, result, lr, decays, int(not fine) if skips else None))
             logs = course.due(course.log_images, images_seen)
             stops = more and hooks.stops()
             saves = stops or course.due(course.checkpoint_images, images_seen)
@@ -248,7 +317,7 @@ def train(
             stores = ema.snapshot_images > 0 and course.due(ema.snapshot_images, images_seen)
             records = []
             if logs or saves or samples or stores or not clock.first_step:
-                records = [Record(n, float(r.loss), float(r.grad_norm), a, d) for n, r, a, d in waiting]
+                records = [Record(n, float(r.loss), float(r.grad_norm), *other) for n, r, *other in waiting]
                 waiting = []
             took = time.perf_counter() - began
             if not clock.first_step:
@@ -258,7 +327,8 @@ def train(
                     one.seconds += took
                     one.images += course.batch
             if records:
-                _refuse_non_finite(records)
+                if not skips:
+                    _stop_at_first(records, updates, course, hooks)
                 hooks.log(records, interval.speed or clock.speed)
                 interval = _Clock()
             if stores:
@@ -296,10 +366,16 @@ def _step(
             hooks.notice(f"out of memory: from here on {batch.size // pieces} images are computed at a time")
 
 
-def _refuse_non_finite(records: list[Record]) -> None:
-    for record in records:
-        if not math.isfinite(record.loss) or not np.isfinite(record.grad_norm):
-            raise DuetError(
-                f"training: the loss is {record.loss} and the gradient norm {record.grad_norm} at "
-                f"{record.images_seen} images seen; a lower learning rate or a gradient clip may help"
-            )
+def _stop_at_first(records: list[Record], updates: int, course: Course, hooks: Hooks) -> None:
+    """Stop at the first of the last steps that is not finite, of so many updates; those after it changed nothing."""
+    for before, record in enumerate(records, updates - len(records)):
+        if not math.isfinite(record.loss + record.grad_norm):
+            seen = record.images_seen - course.batch
+            _stop(Trouble(seen, course.batch, before, record.lr, record.decays, record.loss, record.grad_norm), hooks)
+
+
+def _stop(trouble: Trouble, hooks: Hooks, more: str = "") -> NoReturn:
+    raise DuetError(
+        f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, and "
+        f"trainer.non_finite=skip leaves such updates out{hooks.trouble(trouble)}"
+    )

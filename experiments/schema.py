@@ -416,6 +416,16 @@ class StudySchema:
     study: StudyFileSchema = field(default_factory=StudyFileSchema)
 
 
+@dataclass
+class ReplaySchema:
+    """Everything of `experiments.replay`; `precision` null is that of the run, so many `images` are looked into."""
+
+    bundle: str = MISSING
+    precision: str | None = None
+    images: int = 4
+    backend: BackendSchema = field(default_factory=BackendSchema)
+
+
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
@@ -432,6 +442,7 @@ SCHEMAS = {
     "export_weights": ExportSchema,
     "reconstruct_ema": ReconstructSchema,
     "study": StudySchema,
+    "replay": ReplaySchema,
 }
 
 

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures, stopping
 from diffusion_core.backend import Backend, Steering, Trainer, TrainerState
+from diffusion_core.bundle import save_bundle
 from diffusion_core.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -54,7 +55,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.run import RunDirectory, claim, environment, read_json, read_metrics, write_json
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.snapshots import save_snapshots
-from diffusion_core.training import Course, Hooks, Record, train
+from diffusion_core.training import Course, Hooks, Record, Trouble, make_batch, train
 from diffusion_core.weights import count, hash_of, initial_weights
 from diffusion_core.words import counted
 from diffusion_core.world import World
@@ -415,6 +416,20 @@ def _train(
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
+        def trouble(found: Trouble) -> str:
+            batch = make_batch(
+                experiment.loader, experiment.objective, found.images_seen, found.batch, found.history
+            )  # the whole of it, whatever share of it this process computes
+            notes = {
+                "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
+                "seed": cfg.seed, "config": OmegaConf.to_yaml(cfg, resolve=True),
+            }  # fmt: skip
+            path = save_bundle(
+                run.path / "non_finite", found, problem, cfg.seed, trainer.state(), batch, experiment.adam,
+                experiment.objective.distance, notes,
+            )  # fmt: skip
+            return f"; to look at it: python -m experiments.replay backend={cfg.backend.name} bundle={path}"
+
         def name_of(images_seen: int) -> str:
             return f"samples-{images_seen:012d}"
 
@@ -457,7 +472,7 @@ def _train(
         hooks = Hooks(sample=sample, stops=stops)
         if run is not None:
             tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
-            hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, **tell)
+            hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, trouble=trouble, **tell)
         speed = train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history, team,
@@ -469,7 +484,11 @@ def _train(
     if run is None:
         return {}
     # Read back, so that it does not depend on where the run was cut.
-    losses = [line["loss"] for line in read_metrics(run.metrics) if course.is_last(line["images_seen"])]
+    losses = [
+        line["loss"]
+        for line in read_metrics(run.metrics)
+        if course.is_last(line["images_seen"]) and math.isfinite(line["loss"])
+    ]
     loss = sum(losses) / len(losses) if losses else math.nan
     return {"objective": loss, "images_seen": course.images, "train_seconds": took, **speed}
 

@@ -109,6 +109,10 @@ def _bound(b: _Tensors, residual: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
     return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
 
 
+# The first numbers of an update that changes nothing; the shares of the averages are 0.
+_IDLE = (1, 1, 1, 1, 0, 0, 0, 1, 1)
+
+
 class Trainer:
     """See `diffusion_core.backend.Trainer`."""
 
@@ -119,10 +123,12 @@ class Trainer:
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._like(average, "moving average") for average in state.averages]
-        self.updates = state.updates
+        self.updates, self.values = state.updates, None
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._like(state.moment1, "first moment")
         self.moment2 = self._like(state.moment2, "second moment")
+        with tf.device(place.device):
+            self.failed = tf.Variable(False)
         self.loss_and_gradients = place.function(self._in_pieces)
         self.apply = place.function(self._apply)
         self.whole_step = place.function(self._whole_step)
@@ -138,7 +144,7 @@ class Trainer:
 
     def _output(self, b: _Tensors, x: tf.Tensor, estimate: tf.Tensor | None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """F in training, and the new running statistics by name."""
-        training, scaled = Training(b.dropout_key, b.positions), _to_pixels(b.c_in) * x
+        training, scaled = Training(b.dropout_key, b.positions, values=self.values), _to_pixels(b.c_in) * x
         output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
         return output, training.statistics
 
@@ -191,13 +197,22 @@ class Trainer:
         )
         return loss, losses.concat(), gradients, {}
 
-    def _apply(self, gradients: list[tf.Tensor], numbers: tf.Tensor) -> tf.Tensor:
-        """Clip, optimiser and averages; `numbers` are those of `_numbers`."""
-        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *mixes = tf.unstack(numbers)
+    def _apply(
+        self, loss: tf.Tensor, gradients: list[tf.Tensor], statistics: dict[str, tf.Tensor], numbers: tf.Tensor
+    ) -> tf.Tensor:
+        """Clip, running statistics, optimiser and averages; `numbers` are those of `_numbers`."""
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+        failed = self.failed.assign(self.failed | ~tf.math.is_finite(norm + loss))
+        for name, value in statistics.items():
+            self.tensors[name].assign(tf.where(failed, self.tensors[name], value))
+        idle = tf.constant([*_IDLE, *[0] * (numbers.shape[0] - len(_IDLE))], numbers.dtype)
+        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *mixes = tf.unstack(
+            tf.where(failed, idle, numbers)
+        )
         factor = tf.minimum(tf.constant(1, norm.dtype), clip / (norm + tf.constant(1e-6, norm.dtype)))
+        factor = tf.where(failed, tf.zeros_like(factor), factor)
         for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True):
-            g = gradient * factor
+            g = tf.math.multiply_no_nan(gradient, factor)
             m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
             v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
             kept = p * shrink if name in self.decays else p
@@ -216,9 +231,7 @@ class Trainer:
 
     def _whole_step(self, b: _Tensors, pieces: int, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         loss, losses, gradients, statistics = self._in_pieces(b, pieces)
-        for name, value in statistics.items():
-            self.tensors[name].assign(value)
-        return loss, losses, self._apply(gradients, numbers)
+        return loss, losses, self._apply(loss, gradients, statistics, numbers)
 
     def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
         """The scalars of the next update, computed in float64 on the host and cast once."""
@@ -239,9 +252,13 @@ class Trainer:
         else:  # statistics, which a share of a batch has none of, are not among what processes do together
             loss, losses, gradients, _ = self.loss_and_gradients(b, pieces)
             loss, gradients = self._together(loss, gradients)
-            norm = self.apply(gradients, numbers)
+            norm = self.apply(loss, gradients, {}, numbers)
         self.updates += 1
         return StepResult(loss, norm, losses.numpy)
+
+    def forgive(self) -> None:
+        """Take updates again after one that was not finite."""
+        self.failed.assign(False)
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
@@ -253,9 +270,16 @@ class Trainer:
         """The second half of a step, with given gradients; returns their global norm."""
         check_weights(self.program, gradients, "gradients", trained=True)
         tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
-        norm = float(self.apply(tensors, self._numbers(lr, decays)))
+        norm = float(self.apply(tf.zeros([], self.place.dtype), tensors, {}, self._numbers(lr, decays)))
         self.updates += 1
         return norm
+
+    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+        """The value of each block in the training pass of a batch, and the loss of each image, by name."""
+        self.values = {}
+        _, losses, _ = self._loss(_tensors(batch, self.place))
+        values, self.values = self.values | {"losses": losses}, None
+        return {name: to_host(tf.cast(value, self.place.dtype)) for name, value in values.items()}
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""

@@ -119,7 +119,7 @@ class Trainer:
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._like(average, "moving average") for average in state.averages]
-        self.updates = state.updates
+        self.updates, self.values = state.updates, None
         decays = [self.parameters[p.name] for p in program.trained if p.decay]
         others = [self.parameters[p.name] for p in program.trained if not p.decay]
         groups = [
@@ -137,6 +137,7 @@ class Trainer:
                 "exp_avg": self.moment1[name],
                 "exp_avg_sq": self.moment2[name],
             }
+        self.failed = torch.zeros((), dtype=torch.bool, device=place.device)
         self.loss = place.function(self._loss)
 
     def _like(self, arrays: Weights, what: str, trained: bool = False) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ class Trainer:
 
     def _output(self, b: _Tensors, x: Tensor, estimate: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """F in training, and the new running statistics by name."""
-        training, scaled = Training(b.dropout_key, b.positions), _to_pixels(b.c_in) * x
+        training, scaled = Training(b.dropout_key, b.positions, values=self.values), _to_pixels(b.c_in) * x
         output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
         return output, training.statistics
 
@@ -189,26 +190,36 @@ class Trainer:
         self.place.group.add([whole, *(parameter.grad for parameter in self.parameters.values())])
         return whole, torch.cat(each), statistics
 
-    def _apply(self, lr: float, decays: Sequence[float]) -> Tensor:
-        """Clip, optimiser and averages, with the gradients that the parameters hold."""
+    @torch.no_grad()
+    def _apply(self, loss: Tensor | float, statistics: dict[str, Tensor], lr: float, decays: Sequence[float]) -> Tensor:
+        """Clip, running statistics, optimiser and averages, with the gradients that the parameters hold."""
         mixes = shares(decays, len(self.averages))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
+        self.failed = self.failed | ~torch.isfinite(norm + loss)
+        for name, value in statistics.items():
+            self.tensors[name].copy_(torch.where(self.failed, self.tensors[name], value))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
+        # What a scaler of gradients sets: a step that it marks changes nothing, and is not counted, as it is here.
+        self.optimiser.found_inf = self.failed.to(torch.float32)
         self.optimiser.step()
+        torch._foreach_add_([each["step"] for each in self.optimiser.state.values()], self.optimiser.found_inf)
         self.optimiser.zero_grad(set_to_none=True)
         tensors = [tensor.detach() for tensor in self.tensors.values()]
         for average, mix in zip(self.averages, mixes, strict=True):
-            torch._foreach_lerp_(list(average.values()), tensors, mix)
+            mix = torch.where(self.failed, 0.0, torch.full_like(norm, mix, dtype=self.place.dtype))
+            torch._foreach_lerp_(list(average.values()), tensors, [mix] * len(tensors))
         self.updates += 1
         return norm
 
     def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         loss, losses, statistics = self._in_pieces(_tensors(batch, self.place), pieces)
-        for name, value in statistics.items():
-            self.tensors[name].copy_(value)
-        return StepResult(loss, self._apply(lr, decays), lambda: losses.cpu().numpy())
+        return StepResult(loss, self._apply(loss, statistics, lr, decays), lambda: losses.cpu().numpy())
+
+    def forgive(self) -> None:
+        """Take updates again after one that was not finite."""
+        self.failed = torch.zeros_like(self.failed)
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
@@ -221,7 +232,15 @@ class Trainer:
         """The second half of a step, with given gradients; returns their global norm."""
         for name, tensor in self._like(gradients, "gradients", trained=True).items():
             self.parameters[name].grad = tensor
-        return float(self._apply(lr, decays))
+        return float(self._apply(0.0, {}, lr, decays))
+
+    @torch.no_grad()
+    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+        """The value of each block in the training pass of a batch, and the loss of each image, by name."""
+        self.values = {}
+        _, losses, _ = self._loss(_tensors(batch, self.place))
+        values, self.values = self.values | {"losses": losses}, None
+        return {name: to_host(value.to(self.place.dtype)) for name, value in values.items()}
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""

@@ -33,11 +33,13 @@ class Training:
         key: the two words of the dropout stream.
         positions: each image's position in the run, its counter in that stream, with shape (B,).
         statistics: new running statistics by full name, filled by the blocks.
+        values: the value of each block by its name, filled where somebody looks at them; None keeps none.
     """
 
     key: Any
     positions: Any
     statistics: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Program:
         for node, done in zip(self.nodes, self.last_use, strict=True):
             given = {"training": training} if node.block.in_training else {}
             values[node.name] = modules[node.name](*[values[name] for name in node.inputs], **given)
+            if training is not None and training.values is not None:
+                training.values[node.name] = values[node.name]
             for name in done:
                 del values[name]
         return values[self.nodes[-1].name]
