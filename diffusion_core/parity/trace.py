@@ -336,6 +336,21 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
                 moment = {name: (1 - adam.beta1) * clipped * value for name, value in wide.items()}
                 error = max(relative(got.moment1[name], moment[name]) for name in moment)
                 trace.judge(5, "clipped first moment", "loss", error)
+    before, lost = trainer.state(), {name: value.copy() for name, value in gradients.items()}
+    lost["a.bias"][0] = np.nan
+    for one in (lost, gradients):  # of which the second is sound, but is not taken before the first is forgiven
+        trainer.update(one, lr, tuple(decays.values()))
+    trace.judge(5, "changed by updates that are not finite", "bits", _changed(before, trainer.state()))
+    trainer.forgive()
+    trainer.update(gradients, lr, tuple(decays.values()))
+    expected = formula(adam, *expected, wide, steps + 3, lr, decaying)
+    trace.judge(5, "weights after the next", "optimiser, 1000 steps", _apart(trainer.state().weights, expected[0]) / lr)
+
+
+def _changed(a: TrainerState, b: TrainerState) -> float:
+    """How many numbers of two states differ."""
+    pairs = [(a.parts[part][name], b.parts[part][name]) for part in a.parts for name in a.parts[part]]
+    return float(sum(np.count_nonzero(one != other) for one, other in pairs))
 
 
 def _apart(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:

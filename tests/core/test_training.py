@@ -18,7 +18,7 @@ from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.process import Process
 from diffusion_core.schedule import linear
-from diffusion_core.training import Course, Hooks, Record, make_batch, train
+from diffusion_core.training import Course, Hooks, Record, Trouble, make_batch, train
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import BatchNorm, GroupNorm
 
@@ -224,6 +224,70 @@ def test_a_gradient_that_is_not_finite_ends_the_run():
         run(Course(8, 4), Exploding())
 
 
+@pytest.mark.parametrize("objective", ["plain", "adaptive"])
+def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
+    told: list[Trouble] = []
+
+    def trouble(found: Trouble) -> str:
+        told.append(found)
+        return "; kept"
+
+    chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
+    trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
+    with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip leaves such updates out; kept"):
+        run(Course(32, 4, log_images=16), trainer, Hooks(trouble=trouble), chosen)
+    (found,) = told
+    assert (found.images_seen, found.batch, found.updates, found.lr) == (8, 4, 2, RATE(12))
+    assert (found.history is None) == (objective == "plain") and found.decays == EMA.decays(3, 12, 4)
+
+
+@dataclass
+class Forgiven(Recorder):
+    """A trainer that says when it was forgiven."""
+
+    forgiven: list[int] = field(default_factory=list)
+
+    def forgive(self) -> None:
+        self.forgiven.append(len(self.steps))
+
+
+def test_updates_that_are_not_finite_are_skipped_counted_and_told_once_a_streak():
+    kept, told, said = [], [], []
+    hooks = Hooks(
+        lambda records, speed: kept.extend(records), notice=said.append, trouble=lambda found: told.append(found) or ""
+    )
+    bad = (2, 3, 6)
+    trainer = Forgiven(lambda k: math.inf if k in bad else 1.0)
+    run(Course(32, 4, log_images=16, non_finite="skip", most_skipped=2), trainer, hooks)
+    assert trainer.forgiven == list(bad) and len(said) == 3
+    assert [record.metrics["skipped"] for record in kept] == [int(k in bad) for k in range(1, 9)]
+    assert [found.images_seen for found in told] == [4, 20]
+    assert trainer.steps == run(Course(32, 4)).steps  # every batch, rate and decay is that of its place in the run
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(most):
+    course = Course(64, 4, non_finite="skip", most_skipped=most)
+    trainer = Forgiven(lambda k: math.nan if 3 <= k <= 3 + most else 1.0)
+    with pytest.raises(DuetError, match=r"the loss is nan .* at \d+ images seen"):
+        run(course, trainer)
+    assert len(trainer.steps) == 3 + most
+    run(course, Forgiven(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
+
+
+def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
+    def histories(bad: int) -> dict[int, LossHistory]:
+        kept = {}
+        hooks = Hooks(checkpoint=lambda images_seen, history: kept.update({images_seen: history}))
+        trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
+        run(Course(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
+        return kept
+
+    plain, skipped = histories(0), histories(3)
+    assert np.array_equal(skipped[12].losses, plain[8].losses)
+    assert not np.array_equal(plain[12].losses, plain[8].losses)
+
+
 def test_a_batch_is_computed_in_pieces_of_the_size_that_was_asked_for():
     assert run(Course(24, 12, micro_batch=3)).pieces == [4, 4]
     assert run(Course(24, 12)).pieces == [1, 1]
@@ -268,6 +332,8 @@ def test_the_summary_counts_steps_alone():
     ({"images": 128, "log_images": 0}, "trainer.log_images: 0"),
     ({"images": 128, "micro_batch": 48}, "trainer.micro_batch: 48 was given; it must divide the batch 128"),
     ({"images": 128, "micro_batch": 0}, "trainer.micro_batch: 0"),
+    ({"images": 128, "non_finite": "skp"}, "trainer.non_finite: .* Did you mean 'skip'"),
+    ({"images": 128, "most_skipped": -1}, "trainer.most_skipped: -1"),
     ({"images": 128, "on_out_of_memory": "half"}, "trainer.on_out_of_memory: .* Did you mean 'halve'"),
     ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
     ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),

@@ -949,6 +949,10 @@ UPDATE_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
         {"trainer.update": lambda g, lr, decay: (g | {"a.bias": np.zeros_like(g["a.bias"])}, lr, decay)},
         ("global norm", "clipped first moment", WEIGHTS),
     ),
+    "a gradient of zeros for one that is not finite": (
+        {"trainer.update": lambda g, lr, decay: ({n: np.nan_to_num(x) for n, x in g.items()}, lr, decay)},
+        ("changed by updates that are not finite",),
+    ),
     "one gradient transposed": (
         {"trainer.update": lambda g, lr, decay: (g | {"a.weight": g["a.weight"].swapaxes(2, 3)}, lr, decay)},
         ("clipped first moment", WEIGHTS),
