@@ -43,7 +43,7 @@ BLOCKS += [
     for what in ("mean", "variance")
 ]
 OPTIMISER = [
-    "global norm", "clipped first moment",
+    "global norm", "clipped first moment", "changed by updates that are not finite", "weights after the next",
     *(f"{what} after {steps}" for what in ("weights", "moving average", "second average")
       for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip

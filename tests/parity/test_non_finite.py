@@ -1,0 +1,63 @@
+"""A step that is not finite, whole, in one backend: nothing of it stays, and it can be looked into."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion_core import reference
+from diffusion_core.backend import TrainBatch, TrainerState
+from diffusion_core.optimiser import Adam
+from diffusion_core.parity import cases
+from diffusion_core.parity.ladder import TOLERANCES, relative
+
+pytestmark = pytest.mark.backend
+
+CASE = next(case for case in cases.BLOCKS if case.name == "BatchNorm")
+PROGRAM = CASE.program
+WEIGHTS, BATCH = cases.scattered_weights(PROGRAM), cases.noise_batch(PROGRAM, CASE.shape)
+ADAM, DECAYS = Adam(weight_decay=0.01), (0.9,)
+
+
+def with_one(number: float) -> TrainBatch:
+    """The batch with one value of one image that is not finite."""
+    images = BATCH.images.copy()
+    images[1, 2, 3, 0] = number
+    return replace(BATCH, images=images)
+
+
+def bits(state: TrainerState) -> dict[str, bytes]:
+    return {f"{part}/{name}": a.tobytes() for part, arrays in state.parts.items() for name, a in arrays.items()}
+
+
+def test_a_step_that_is_not_finite_changes_no_bit_and_nor_do_those_after_it(open_backend):
+    backend = open_backend("float64")
+    trainer = backend.trainer(PROGRAM, TrainerState.fresh(WEIGHTS), ADAM, "mse")
+    trainer.step(BATCH, 1e-3, DECAYS)
+    before = trainer.state()
+    assert bits(before) != bits(TrainerState.fresh(WEIGHTS))
+    with np.errstate(all="ignore"):
+        for number in (np.nan, np.inf):
+            assert not np.isfinite(float(trainer.step(with_one(number), 1e-3, DECAYS).grad_norm))
+    assert np.isfinite(float(trainer.step(BATCH, 1e-3, DECAYS).grad_norm))
+    after = trainer.state()
+    assert bits(after) == bits(before) and after.updates == 4
+    # What is gone on with there, here or elsewhere, is the same.
+    trainer.forgive()
+    resumed = backend.trainer(PROGRAM, after, ADAM, "mse")
+    for one in (trainer, resumed):
+        one.step(BATCH, 1e-3, DECAYS)
+    assert bits(trainer.state()) == bits(resumed.state()) != bits(before)
+
+
+def test_every_value_of_a_step_can_be_looked_at_beside_the_reference(open_backend):
+    trainer = open_backend("float64").trainer(PROGRAM, TrainerState.fresh(WEIGHTS), ADAM, "mse")
+    found, wanted = trainer.look(BATCH), reference.look(PROGRAM, WEIGHTS, BATCH, "mse")
+    assert list(found) == list(wanted) == [*(node.name for node in PROGRAM.nodes), "losses"]
+    for name, value in wanted.items():
+        assert relative(found[name], value) <= TOLERANCES["network"].float64, name
+    assert bits(trainer.state()) == bits(TrainerState.fresh(WEIGHTS))
+    lost = {name: np.count_nonzero(~np.isfinite(value)) for name, value in trainer.look(with_one(np.nan)).items()}
+    assert lost["losses"] and next(iter(lost.values()))
