@@ -95,9 +95,10 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """Which of so many images in order this process computes."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+    def share(self, count: int, unit: int = 1) -> slice:
+        """Which of so many images in order this process computes, in whole units but for the last one of all."""
+        units = -(-count // unit)
+        return slice(*(min(count, unit * (units * rank // self.size)) for rank in (self.rank, self.rank + 1)))
 
     def takes(self, number: int) -> bool:
         """Whether this process draws the batch of samples of this number."""
@@ -151,13 +152,14 @@ class Team:
     world: World = World()
     add: Callable[[NDArray], NDArray] = lambda array: array
 
-    def gather(self, part: NDArray, count: int) -> NDArray:
+    def gather(self, part: NDArray, count: int, unit: int = 1) -> NDArray:
         """What all processes have of `count` items, in order, with shape (count, ...); `part` is this one's share."""
         if self.world.size == 1:
             return part
-        whole = np.zeros((count, *part.shape[1:]), part.dtype)
-        whole[self.world.share(count)] = part
-        return self.add(whole)
+        # Sums with zeros, which are exact; of whole numbers as those of floats, which every framework adds up.
+        whole = np.zeros((count, *part.shape[1:]), np.result_type(part, np.float32))
+        whole[self.world.share(count, unit)] = part
+        return self.add(whole).astype(part.dtype, copy=False)
 
     def any(self, flag: bool) -> bool:
         """Whether one process says so."""

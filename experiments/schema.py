@@ -232,6 +232,7 @@ class EvaluateSchema:
     seed: int = 0
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)
     data: DataSchema = field(default_factory=DataSchema)
     training: DataSchema = field(default_factory=DataSchema)
     samples: Any = None

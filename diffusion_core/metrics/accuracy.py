@@ -31,6 +31,7 @@ def recognised(
     *,
     dtype: DTypeLike = np.float32,
     value_range: Sequence[float] = VALUE_RANGE,
+    only: slice | None = None,
 ) -> NDArray[np.bool_]:
     """Whether each picture's class has the largest logit at each level, with shape (levels, N).
 
@@ -47,11 +48,13 @@ def recognised(
         progress: called with the number of evaluations done after each batch.
         dtype: of what the network is given.
         value_range: the values of the pixels 0 and 255.
+        only: from which picture to which, for one of several processes, of which the result then is; None is all.
     """
     levels, stream = np.asarray(levels), Stream(seed, "accuracy/noise")
-    right = np.zeros((len(levels), len(pictures)), bool)
-    for at in range(0, len(pictures), batch):
-        some = slice(at, at + batch)
+    first, last, _ = (only or slice(None)).indices(len(pictures))
+    right = np.zeros((len(levels), last - first), bool)
+    for at in range(first, last, batch):
+        some = slice(at, min(at + batch, last))
         clean = from_uint8(pictures[some], dtype, value_range)
         eps = stream.normal(np.arange(at, at + len(clean)), clean.shape[1:])
         for level, t in enumerate(levels):
@@ -59,7 +62,7 @@ def recognised(
             x = add_noise(clean, eps, alpha, sigma).astype(clean.dtype)
             c_noise = np.full(len(x), columns.c_noise, np.float64)
             logits = forward((columns.c_in * x).astype(x.dtype), c_noise, np.zeros(len(x), np.int32))
-            right[level, some] = logits.argmax(axis=1) == labels[some]
+            right[level, at - first : at - first + len(x)] = logits.argmax(axis=1) == labels[some]
             if progress is not None:
-                progress(len(levels) * at + (level + 1) * len(x))
+                progress(len(levels) * (at - first) + (level + 1) * len(x))
     return right

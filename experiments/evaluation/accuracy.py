@@ -40,11 +40,14 @@ def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
     levels = levels.round() if problem.process.schedule.is_table else levels
 
     def measure(out: Path) -> Measured:
-        with Counter("accuracy", count * len(dataset), unit="evaluations") as progress:
-            found = recognised(
+        team = given.backend.team
+        mine = team.world.share(len(dataset), batch)
+        with Counter("accuracy", count * (mine.stop - mine.start), unit="evaluations") as progress:
+            part = recognised(
                 given.network.forward, problem.process, dataset.images, dataset.labels, levels, given.seed, batch,
-                progress, dtype=given.backend.settings.host_dtype, value_range=problem.value_range,
+                progress, dtype=given.backend.settings.host_dtype, value_range=problem.value_range, only=mine,
             )  # fmt: skip
+        found = team.gather(part.T, len(dataset), batch).T
         facts = {"seed": given.seed, "data": given.data_facts()}
         numbers = (
             number_of(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")

@@ -75,8 +75,9 @@ def _vlb(
 
     def measure(out: Path) -> Measured:
         forward, T = given.network.forward, problem.process.schedule.steps
-        with Counter("bound", len(chosen) * (1 + (levels or T - 1)), unit="evaluations") as progress:
-            found = bound(forward, slice(None), progress)
+        mine = given.backend.team.world.share(len(chosen), batch)
+        with Counter("bound", (mine.stop - mine.start) * (1 + (levels or T - 1)), unit="evaluations") as progress:
+            found = _whole(given, bound(forward, mine, progress), len(chosen), batch)
         per_level = {
             name: found.at_levels(values, T)
             for name, values in (("bits_per_dim", found.terms), ("x0_mse", found.x0_mse), ("eps_mse", found.eps_mse))
@@ -126,8 +127,9 @@ def _ode(
 
     def measure(out: Path) -> Measured:
         pullback = given.network.pullback
-        with Counter("flow", len(chosen)) as progress:
-            found = density(pullback, slice(None), progress)
+        mine = given.backend.team.world.share(len(chosen), batch)
+        with Counter("flow", mine.stop - mine.start) as progress:
+            found = _whole(given, density(pullback, mine, progress), len(chosen), batch)
         in_bits = -1.0 / (dimensions * np.log(2.0))
         total = bits_per_dimension(found.log_density, dimensions, value_range)
         parts = {"prior": in_bits * found.prior, "volume": in_bits * found.volume}
@@ -139,6 +141,12 @@ def _ode(
         return _measured(given, "ode", total, parts, options | _protocol(given, chosen, classes))
 
     return measure
+
+
+def _whole(given: Given, found: Any, count: int, batch: int) -> Any:
+    """What all processes found, each of its share of so many pictures."""
+    gather = given.backend.team.gather
+    return type(found)(**{name: gather(values, count, batch) for name, values in vars(found).items()})
 
 
 def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:

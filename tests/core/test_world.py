@@ -17,6 +17,8 @@ from diffusion_core.backend import Settings, StepResult, TrainBatch
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.ema import Ema, Warmup
 from diffusion_core.errors import DuetError
+from diffusion_core.likelihood import flow_density, variational_bound
+from diffusion_core.metrics.accuracy import recognised
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.process import Process
@@ -162,9 +164,42 @@ def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
 def test_shares_are_in_order_and_differ_by_one_at_most(size, count):
     shares = [World(rank, size).share(count) for rank in range(size)]
     assert [i for share in shares for i in range(count)[share]] == list(range(count))
+    units = [World(rank, size).share(count, 3) for rank in range(size)]
+    assert [i for share in units for i in range(count)[share]] == list(range(count))
+    assert all(share.start % 3 == 0 or share.start == count for share in units)
     lengths = [share.stop - share.start for share in shares]
     assert max(lengths) - min(lengths) <= 1
     assert [sum(World(rank, size).takes(k) for rank in range(size)) for k in range(9)] == [1] * 9
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_rounding(size):
+    """Of networks whose output depends on their batch, so that others would be noticed; the bound mixes its pairs."""
+    process, index, label = Process(linear(4)), np.arange(13), np.zeros(13, np.int32)
+
+    def forward(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray) -> np.ndarray:
+        return np.sin(x) + c_noise[:, None, None, None]
+
+    def pullback(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> tuple:
+        return np.sin(x) + 0.01 * np.sin(x.sum()), np.cos(x) * cotangent
+
+    def found(team: Team) -> list[np.ndarray]:
+        some = team.world.share(13, 2)
+        given = label[some], index[some], 3
+        bound = variational_bound(forward, process, PICTURES[some], *given, batch=2, clip=False)
+        density = flow_density(pullback, process, PICTURES[some] / 255.0, *given, steps=2, batch=2)
+        right = recognised(
+            lambda x, *_: np.sin(x + x.sum()).reshape(len(x), -1), process, PICTURES, LOADER.dataset.labels, [0, 3],
+            3, 2, only=some,
+        )  # fmt: skip
+        parts = [*vars(bound).values(), *vars(density).values(), right.T]
+        return [team.gather(part, 13, 2) for part in parts]
+
+    alone = found(Team())
+    for several in together(size, found):
+        for k, (one, other) in enumerate(zip(alone, several, strict=True)):
+            assert one.dtype == other.dtype
+            np.testing.assert_allclose(one, other, rtol=1e-12 if k < 6 else 0, atol=0)
 
 
 def test_processes_tell_each_other_what_they_have():

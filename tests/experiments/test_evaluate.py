@@ -27,6 +27,7 @@ from diffusion_core.run import read_samples, write_samples
 from diffusion_core.statistics import Interval
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
+from diffusion_core.world import Team
 from experiments.evaluate import lines
 from experiments.studies.plan import Metric
 from experiments.studies.results import Outcome, check_protocol, value
@@ -121,6 +122,7 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
 
 def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkeypatch):
     backend = SimpleNamespace(
+        team=Team(),
         describe=lambda: Description("reference", "cpu", "float64", 1, "eager"),
         network=lambda *network: SimpleNamespace(forward=partial(reference.forward, *network)),
     )

@@ -35,8 +35,8 @@ WORDS = (
 )  # fmt: skip
 KIND = {"torch": "ddp", "tf": "multiworker"}
 LAUNCHER = {
-    "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node={size}", "-m", "experiments.train"],
-    "tf": ["-m", "experiments.workers", "{size}", "-m", "experiments.train"],
+    "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node={size}", "-m", "experiments.{entry}"],
+    "tf": ["-m", "experiments.workers", "{size}", "-m", "experiments.{entry}"],
 }
 ROUNDING = {"float64": 1e-12, "float32": 1e-6}
 
@@ -45,16 +45,15 @@ def words(backend: str, run: Path, precision: str, *more: str) -> list[str]:
     return [*WORDS, f"backend={backend}", f"precision={precision}", f"hydra.run.dir={run}", *more]
 
 
-def together(size: int, backend: str, run: Path, precision: str, *more: str) -> None:
-    """A run of several processes, started as the documentation says."""
-    command = [word.format(size=size) for word in LAUNCHER[backend]]
-    given = words(backend, run, precision, f"parallel={KIND[backend]}", *more)
+def together(size: int, backend: str, *given: str, entry: str = "train") -> None:
+    """An entry point in several processes, started as the documentation says."""
+    command = [word.format(size=size, entry=entry) for word in LAUNCHER[backend]]
     done = subprocess.run(
-        [sys.executable, *command, *given], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=300,
+        [sys.executable, *command, *given, f"parallel={KIND[backend]}"], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("run: ") == 1, "one process alone speaks"
+    assert done.stdout.count("float64, ") + done.stdout.count("float32, ") == 1, "one process alone speaks"
 
 
 def alone(backend: str, run: Path, precision: str, *more: str) -> Path:
@@ -85,7 +84,7 @@ def assert_same_run(one: Path, other: Path, precision: str, after: int = 0) -> N
 
 def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, backend_name):
     one, two = alone(backend_name, tmp_path / "one", "float64"), tmp_path / "two"
-    together(2, backend_name, two, "float64", f"resume={one}/checkpoints/{28:012d}")
+    together(2, backend_name, *words(backend_name, two, "float64", f"resume={one}/checkpoints/{28:012d}"))
     assert_same_run(one, two, "float64", after=28)
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == [f"{56:012d}"]
 
@@ -95,14 +94,44 @@ def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, 
 @pytest.mark.parametrize("size", [2, 4])
 def test_more_processes_train_from_the_first_step_as_one_and_one_goes_on(tmp_path, backend_name, size, precision):
     one, several = alone(backend_name, tmp_path / "one", precision), tmp_path / "several"
-    together(size, backend_name, several, precision)
+    together(size, backend_name, *words(backend_name, several, precision))
     assert_same_run(one, several, precision)
     rest = alone(backend_name, tmp_path / "rest", precision, f"resume={several}/checkpoints/{28:012d}")
     assert_same_run(one, rest, precision, after=28)
 
 
-def dies(backend: str, run: Path) -> tuple[int, str]:
-    """The exit code and the words of two processes of which the second dies in the middle of a run."""
+@pytest.mark.slow
+def test_samples_and_likelihoods_of_two_processes_are_those_of_one(tmp_path, backend_name):
+    run = alone(backend_name, tmp_path / "run", "float64")
+    common = [
+        f"checkpoint={run}",
+        f"backend={backend_name}",
+        "precision=float64",
+        "backend.threads=1",
+        "backend.device=cpu",
+    ]
+    likelihood = ["data=toy", "data.options.count=23", "likelihood=ode", "likelihood.batch=4", "likelihood.steps=3"]
+    for entry, given, files in (
+        ("sample", ["sample.count=11", "sample.batch=3"], ["samples.npz", "samples.png"]),
+        ("evaluate", likelihood, ["likelihood.npz", "evaluation.json"]),
+    ):
+        one, two = tmp_path / f"{entry}1", tmp_path / f"{entry}2"
+        assert call(entry, *common, *given, f"out={one}").code == 0
+        together(2, backend_name, *common, *given, f"out={two}", entry=entry)
+        for name in files:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, backend_name):
+    code, said = interrupted(backend_name, tmp_path / "run", signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and said.count("stopped by SIGTERM") == 2 and "Traceback" not in said, said
+    images_seen = [line["images_seen"] for line in read_metrics(tmp_path / "run/metrics.jsonl")][-1]
+    assert load_checkpoint(find_checkpoint(tmp_path / "run")).images_seen == images_seen
+
+
+def interrupted(backend: str, run: Path, number: int) -> tuple[int, str]:
+    """The exit code and the words of two processes of which the second is sent a signal in the middle of a run."""
     given = words(
         backend,
         run,
@@ -121,7 +150,7 @@ def dies(backend: str, run: Path) -> tuple[int, str]:
         said.append(line)
         if line.startswith("samples-"):  # which are drawn after the checkpoint of the same moment
             second = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[1]
-            os.kill(int(second), signal.SIGKILL)
+            os.kill(int(second), number)
             break
     rest, _ = process.communicate(timeout=100)
     return process.returncode, "".join(said) + rest
@@ -129,7 +158,7 @@ def dies(backend: str, run: Path) -> tuple[int, str]:
 
 @pytest.mark.either
 def test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(tmp_path, backend_name):
-    code, said = dies(backend_name, tmp_path / "run")
+    code, said = interrupted(backend_name, tmp_path / "run", signal.SIGKILL)
     # Of the one that was killed, or of the one that lost it, whichever is seen to have ended first.
     assert code in (128 + signal.SIGKILL, 2) and "Traceback" not in said, said
     assert "error: parallel: process 0 of 2 has lost another one" in said and "resume=latest" in said
