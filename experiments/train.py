@@ -473,7 +473,8 @@ def _train(
         if run is not None:
             tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
             hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, trouble=trouble, **tell)
-        speed = train(
+        # Told to end while it drew those pictures, it takes no step: the next start draws them.
+        speed = {} if stops() else train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history, team,
         )  # fmt: skip

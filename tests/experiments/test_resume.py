@@ -139,20 +139,20 @@ def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
 
     def stopped(*given: Any, **named: Any) -> Any:
         calls.append(given)
-        if len(calls) in (1, 3):  # of the samples at 48, and of the last ones
-            os.kill(os.getpid(), signal.SIGTERM if len(calls) == 1 else signal.SIGUSR1)
+        if len(calls) in (1, 2, 4):  # of the samples at 48, the same when it is gone on with, and of the last ones
+            os.kill(os.getpid(), signal.SIGUSR1 if len(calls) == 4 else signal.SIGTERM)
         return draw(*given, **named)
 
     monkeypatch.setattr(common, "save_samples", stopped)
     words = (f"backend={backend_name}", f"hydra.run.dir={tmp_path / 'run'}", *TOY, "trainer.sample_images=48")
-    for code, name, seen in ((143, "SIGTERM", 48), (138, "SIGUSR1", 80)):
+    for code, name, seen in ((143, "SIGTERM", 48), (143, "SIGTERM", 48), (138, "SIGUSR1", 80)):
         left = call("train", *words, "resume=auto")
         assert left.code == code and len(left.err.splitlines()) == 1
         assert left.err.startswith(f"stopped by {name}; its last checkpoint has seen {seen} of 80 images; to go on: ")
         assert left.err.strip().endswith(f"resume=latest hydra.run.dir={tmp_path / 'run'}")
     trained(tmp_path / "run", backend_name, "trainer.sample_images=48", "resume=auto")
     drawn = tmp_path / "run/samples/samples-000000000048.npz"
-    assert len(calls) == 4 and len(read_samples(drawn)[0]) == 4
+    assert len(calls) == 5 and len(read_samples(drawn)[0]) == 4
     drawn.unlink()
     assert_same(tmp_path / "run", whole)
 
