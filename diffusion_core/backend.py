@@ -311,6 +311,9 @@ class Network(Protocol):
     def weights(self) -> Weights:
         """The weights by name, in the canonical axes."""
 
+    def load(self, weights: Weights) -> None:
+        """Take other weights; what was traced or compiled is kept."""
+
 
 class Trainer(Protocol):
     """A network with its optimiser and its moving averages, each of which takes a decay of its own.

@@ -399,7 +399,7 @@ def _train(
     began = perf_counter()
     counter = Counter("training", course.images, start=start.images_seen)
     with stopping.noted() as stop, experiment.ahead as loader, counter as progress:
-        note = ""
+        note, drawing, network = "", None, None
 
         def log(records: list[Record], speed: float) -> None:
             nonlocal note
@@ -436,11 +436,16 @@ def _train(
         def sample(images_seen: int) -> None:
             if images_seen == course.images or experiment.plan is None:
                 return
+            nonlocal drawing, network
             try:
                 # Of several processes none can leave the others alone with the samples.
                 with stopping.raised() if team.world.size == 1 else nullcontext():
-                    drawing = _drawing(cfg, experiment, backend)
-                    network = drawing.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+                    weights = common.weights_of(trainer.state(), cfg.sample.weights)
+                    if network is None:
+                        drawing = _drawing(cfg, experiment, backend)
+                        network = drawing.network(problem.program, weights)
+                    else:  # another one would be traced anew, and TensorFlow keeps all that it ever traced
+                        network.load(weights)
                     images = common.save_samples(
                         drawing, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
                         name_of(images_seen),

@@ -385,6 +385,13 @@ class Network(tf.Module):
         """The weights by name, in the canonical axes."""
         return read_parameters(self.program, self.tensors_by_name())
 
+    def load(self, weights: Weights) -> None:
+        """Take other weights; what was traced or compiled is kept."""
+        check_weights(self.program, weights)
+        tensors = self.tensors_by_name()
+        for p in self.program.parameters:
+            tensors[p.name].assign(self.place.tensor(from_canonical(weights[p.name], p.axes)))
+
 
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
     """Tensors as arrays in the canonical axes, copied; those that are there."""

@@ -319,6 +319,14 @@ class Network(nn.Module):
         """The weights by name, in the canonical axes."""
         return read_parameters(self.tensors_by_name())
 
+    @torch.no_grad()
+    def load(self, weights: Weights) -> None:
+        """Take other weights; what was traced or compiled is kept."""
+        check_weights(self.program, weights)
+        tensors = self.tensors_by_name()
+        for p in self.program.parameters:
+            tensors[p.name].copy_(self.place.tensor(weights[p.name]))
+
 
 def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:
     """Tensors as arrays in the canonical axes, copied."""

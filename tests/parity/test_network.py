@@ -75,6 +75,23 @@ def test_gradients_of_one_side_alone_are_no_agreement(records):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("precision, dtype", [("float32", np.float32), ("float64", np.float64)])
+def test_a_network_that_takes_other_weights_is_the_network_of_those(open_backend, precision, dtype):
+    backend, program = open_backend(precision), lower(SPEC)
+    one, batch = network_inputs(SPEC, dtype, 2)
+    other = {name: 1.25 * value + dtype(0.125) for name, value in one.items()}
+    inputs = batch.images, batch.c_noise, batch.label
+    network, fresh = backend.network(program, one), backend.network(program, other)
+    before = network.forward(*inputs)  # whatever is traced is traced here
+    network.load(other)
+    np.testing.assert_array_equal(network.forward(*inputs), fresh.forward(*inputs))
+    assert all(np.array_equal(value, other[name]) for name, value in network.weights().items())
+    assert not np.array_equal(before, network.forward(*inputs))
+    with pytest.raises(DuetError, match="the network needs"):
+        network.load({name: value[..., None] for name, value in other.items()})
+
+
+@pytest.mark.backend
 def test_a_batch_of_one_vector_has_no_variance(open_backend):
     """BatchNorm of a single value per channel: the biased variance is zero, and nothing becomes infinite."""
     case = next(case for case in cases.BLOCKS if case.name == "BatchNorm of a vector")
