@@ -448,7 +448,8 @@ class Backend:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
         steering = steering or Steering()
         steering.check(plan)
-        return self.samplers.sample(network, plan, start, label, noise, watch, steering)
+        with self.place.within_memory():
+            return self.samplers.sample(network, plan, start, label, noise, watch, steering)
 
     def read_arrays(self, path: Path) -> Weights:
         """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""

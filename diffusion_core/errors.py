@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DuetError", "OutOfMemory", "one_of"]
+__all__ = ["DuetError", "OutOfMemory", "one_of", "too_little_memory"]
 
 
 class DuetError(ValueError):
@@ -24,6 +24,15 @@ class DuetError(ValueError):
 
 class OutOfMemory(DuetError):
     """The device has too little memory for what was asked of it; nothing was changed by what failed."""
+
+
+def too_little_memory(device: str, reason: object) -> OutOfMemory:
+    """The error for a device that has too little memory, with what its framework says of it in one line."""
+    said = next(iter(str(reason).strip().splitlines()), "")[:200]
+    return OutOfMemory(
+        f"{device}: it has too little memory; compute fewer images at a time with trainer.micro_batch (or let "
+        f"trainer.on_out_of_memory=halve find how many), and draw fewer with sample.batch ({said})"
+    )
 
 
 def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:

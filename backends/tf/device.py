@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import Description, Settings
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, too_little_memory
 from diffusion_core.words import counted
 from diffusion_core.world import World
 
@@ -85,6 +85,14 @@ class Place:
     def mixed(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
         """The inputs of a product, in `compute`."""
         return [tf.cast(tensor, self.compute) for tensor in tensors]
+
+    @contextmanager
+    def within_memory(self) -> Iterator[None]:
+        """What runs in it and finds too little memory raises `OutOfMemory`."""
+        try:
+            yield
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise too_little_memory(self.device.strip("/"), error) from error
 
     def tensor(self, array: NDArray, dtype: tf.DType | None = None) -> tf.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

@@ -248,9 +248,11 @@ class Trainer:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         b, numbers = _tensors(batch, self.place), self._numbers(lr, decays)
         if self.place.group.world.size == 1:
-            loss, losses, norm = self.whole_step(b, pieces, numbers)
+            with self.place.within_memory():
+                loss, losses, norm = self.whole_step(b, pieces, numbers)
         else:  # statistics, which a share of a batch has none of, are not among what processes do together
-            loss, losses, gradients, _ = self.loss_and_gradients(b, pieces)
+            with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
+                loss, losses, gradients, _ = self.loss_and_gradients(b, pieces)
             loss, gradients = self._together(loss, gradients)
             norm = self.apply(loss, gradients, {}, numbers)
         self.updates += 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from backends.torch.parallel import Group
 from diffusion_core.backend import Description, Settings
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, too_little_memory
 from diffusion_core.words import counted
 from diffusion_core.world import World
 
@@ -47,6 +48,18 @@ class Place:
         if self.compute == self.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
+
+    @contextmanager
+    def within_memory(self) -> Iterator[None]:
+        """What runs in it and finds too little memory raises `OutOfMemory`."""
+        try:
+            yield
+        except MemoryError as error:
+            raise too_little_memory(str(self.device), error) from error
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise too_little_memory(str(self.device), error) from error
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

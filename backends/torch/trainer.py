@@ -183,10 +183,11 @@ class Trainer:
         """
         self.optimiser.zero_grad(set_to_none=True)  # of a step that was given up
         whole, each, statistics = 0.0, [], {}
-        for piece in _pieces(b, pieces):
-            loss, losses, statistics = self.loss(piece)
-            loss.backward()
-            whole, each = whole + loss.detach(), [*each, losses.detach()]
+        with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
+            for piece in _pieces(b, pieces):
+                loss, losses, statistics = self.loss(piece)
+                loss.backward()
+                whole, each = whole + loss.detach(), [*each, losses.detach()]
         self.place.group.add([whole, *(parameter.grad for parameter in self.parameters.values())])
         return whole, torch.cat(each), statistics
 

@@ -15,7 +15,7 @@ from diffusion_core import reference
 from diffusion_core.backend import Settings, Steering, TrainBatch, TrainerState, Watch, load_backend
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.ema import ema_update
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, OutOfMemory
 from diffusion_core.optimiser import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import l2, l2_of_all, relative
@@ -265,6 +265,22 @@ def test_steps_in_pieces_are_those_of_the_whole_batch(backend, trainer):
         assert relative(added.losses(), whole.losses()) <= tolerance(backend)
     for part, arrays in parts(cut.state()).items():
         assert l2_of_all(arrays, parts(trainer.state())[part]) <= tolerance(backend), part
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
+    """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
+    raised = {
+        "torch": lambda: import_module("torch").OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n..."),
+        "tf": lambda: import_module("tensorflow").errors.ResourceExhaustedError(None, None, "CUDA out of memory\n..."),
+    }[backend.describe().backend]()
+    advice = r"too little memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
+    with pytest.raises(OutOfMemory, match=advice) as found, backend.place.within_memory():
+        raise raised
+    assert "\n" not in str(found.value)
+    with pytest.raises(OutOfMemory), backend.place.within_memory():
+        np.empty(2**55)  # more than an address space holds
+    with pytest.raises(RuntimeError, match="another"), backend.place.within_memory():
+        raise RuntimeError("another")
 
 
 def test_gradients_change_nothing(backend, trainer):
