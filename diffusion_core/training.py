@@ -376,6 +376,6 @@ def _stop_at_first(records: list[Record], updates: int, course: Course, hooks: H
 
 def _stop(trouble: Trouble, hooks: Hooks, more: str = "") -> NoReturn:
     raise DuetError(
-        f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, and "
-        f"trainer.non_finite=skip leaves such updates out{hooks.trouble(trouble)}"
+        f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, or, for single steps, "
+        f"trainer.non_finite=skip{hooks.trouble(trouble)}"
     )

@@ -234,7 +234,7 @@ def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
 
     chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
     trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
-    with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip leaves such updates out; kept"):
+    with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; kept"):
         run(Course(32, 4, log_images=16), trainer, Hooks(trouble=trouble), chosen)
     (found,) = told
     assert (found.images_seen, found.batch, found.updates, found.lr) == (8, 4, 2, RATE(12))
