@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # MiB per minute by which memory may grow after the warm-up: a leak of the state of this network, with each checkpoint
 # (about every second), is a hundred times as much; one of a batch with each step as well.
 SLOPE = 0.5
-WARM_UP = 0.2  # of the time
+WARM_UP = 0.4  # of the time, with the compiling of training and of sampling
 WORDS = (
     "experiment=digits model.channels=16 model.norm_groups=4 model.attention_sizes=[] model.middle_attention=false "
     "trainer.images=1000000000 trainer.batch=32 trainer.log_images=320 trainer.checkpoint_images=1280 "
