@@ -98,7 +98,10 @@ def left_of(run: Path) -> dict[str, object]:
 @pytest.mark.backend
 @pytest.mark.either
 def test_a_killed_process_is_gone_on_with_exactly(backend_name, tmp_path):
-    stage = (640, f"backend={backend_name} trainer.checkpoint_images=16 trainer.log_images=16")
+    stage = (
+        640,
+        f"backend={backend_name} trainer.checkpoint_images=16 trainer.log_images=16 trainer.sample_images=160",
+    )
     for place in ("whole", "killed"):
         if place == "killed":
             for metrics in (4, 20):  # lines, when it is killed
