@@ -100,16 +100,16 @@ def _next(
     steering: Steering,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """(registers, history) after a row."""
-    x = registers[0]
+    x, channels = registers[0], registers[0].shape[-1]
     output = _output(network, form, row, x, label, null, steering.guide, history[0])
-    image, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] : 2 * x.shape[-1]]
+    image = output if output.shape[-1] == channels else output[..., :channels]
     estimate = row.c_skip * x + row.c_out * image
     if form.classified:
         slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
         estimate = estimate + row.classifier * slope
     history = [_bounded(form, estimate), *history[:-1]]
     if z is not None and form.learned:
-        z = tf.exp(row.learned[0] + row.learned[1] * rest) * z
+        z = tf.exp(row.learned[0] + row.learned[1] * output[..., channels : 2 * channels]) * z
     registers = _advance(row, registers, history, z)
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
@@ -126,8 +126,9 @@ def _loop(network: Network, form: Form, guide: Network | None, classifier: Netwo
 
     def loop(numbers, count, registers, history, label, null, noise, mask, known):
         def body(i, registers, history):
-            row = form.row(tf.unstack(tf.cast(numbers[i], network.place.dtype)))._replace(c_noise=numbers[i, 0])
-            z, over = (None if images is None else images[i] for images in (noise, known))
+            own, z, over = (None if array is None else tf.gather(array, i) for array in (numbers, noise, known))
+            c_noise, *_ = tf.unstack(own)
+            row = form.row(tf.unstack(tf.cast(own, network.place.dtype)))._replace(c_noise=c_noise)
             return i + 1, *_next(network, form, row, registers, history, label, null, z, mask, over, steering)
 
         start = (tf.constant(0), registers, history)

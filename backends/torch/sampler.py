@@ -98,16 +98,16 @@ def _next(
     steering: Steering,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(registers, history) after a row."""
-    x = registers[0]
+    x, channels = registers[0], registers[0].shape[1]
     output = _output(network, form, row, x, label, null, steering.guide, history[0])
-    image, rest = output[:, : x.shape[1]], output[:, x.shape[1] : 2 * x.shape[1]]
+    image = output if output.shape[1] == channels else output[:, :channels]
     estimate = row.c_skip * x + row.c_out * image
     if form.classified:
         slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
         estimate = estimate + row.classifier * slope
     history = [_bounded(form, estimate), *history[:-1]]
     if z is not None and form.learned:
-        z = torch.exp(row.learned[0] + row.learned[1] * rest) * z
+        z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
     registers = _advance(row, registers, history, z)
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
