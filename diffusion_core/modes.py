@@ -14,7 +14,8 @@ begins: the same work has the same mode on any machine, at any load, and a run t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from diffusion_core.errors import DuetError, one_of
 from diffusion_core.sampling.plan import SamplerPlan
@@ -40,10 +41,22 @@ class Costs:
     per_call: float
     per_giga: float
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value >= 0:
+    @staticmethod
+    def of(given: Mapping[str, float] | None) -> Costs | None:
+        """Those of a configuration; None where it has none.
+
+        Raises:
+            DuetError: for other names, or what is no time.
+        """
+        if given is None:
+            return None
+        names = [field.name for field in fields(Costs)]
+        if sorted(given) != sorted(names):
+            raise DuetError(f"backend.costs: {', '.join(given)} were given; they are {', '.join(names)}")
+        for name, value in given.items():
+            if not (isinstance(value, (int, float)) and value >= 0):
                 raise DuetError(f"backend.costs: {name} {value} was given; it is a time in seconds, at least 0")
+        return Costs(**given)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def in_mode(
     """A backend in the mode that the configuration gives, or that is fastest for the work; see `open_backend`."""
     # They were measured on processors.
     costs = plain(cfg.backend.costs).get(kind) if backend.describe().on_cpu else None
-    compile = compiles(cfg.backend.compile, costs and Costs(**costs), work, begun)
+    compile = compiles(cfg.backend.compile, Costs.of(costs), work, begun)
     return backend if compile == backend.settings.compile else backend.in_mode(compile)
 
 

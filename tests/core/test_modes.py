@@ -102,6 +102,15 @@ def test_another_mode_is_one_clear_line(given):
         compiles(given, COSTS, None)
 
 
-def test_costs_are_times():
-    with pytest.raises(DuetError, match=r"backend\.costs: per_giga -1 was given"):
-        Costs(0.1, 0.1, -1)
+@pytest.mark.parametrize("value", [-1, float("nan"), "much"])
+def test_costs_are_times(value):
+    with pytest.raises(DuetError, match=rf"^backend\.costs: per_giga {value} was given; it is a time"):
+        Costs.of({"per_block": 0.1, "per_call": 0.1, "per_giga": value})
+
+
+def test_costs_have_their_names():
+    assert Costs.of(None) is None and Costs.of(vars(COSTS)) == COSTS
+    with pytest.raises(
+        DuetError, match=r"^backend\.costs: per_blok, .* were given; they are per_block, per_call, per_giga"
+    ):
+        Costs.of({"per_blok": 0.1, "per_call": 0.1, "per_giga": 0.1})
