@@ -170,7 +170,7 @@ def test_every_metric_has_a_file_with_all_of_its_options():
     [
         (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the pictures of digits (8, 8, 1)"),
         (ON_DIGITS, "nothing was asked for; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
-        (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it is not a file of samples"),
+        (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),
         (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; name torch-fidelity's file"),
         (
