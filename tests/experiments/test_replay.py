@@ -1,0 +1,65 @@
+"""A step that is not finite, as a person meets it: training stops with a line, and the step is done again from it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call
+from safetensors.numpy import load_file, save_file
+
+from diffusion_core.bundle import load_bundle
+from diffusion_core.checkpoint import list_checkpoints
+from diffusion_core.run import read_json, read_metrics
+
+# The smallest network that there is, on eight images of 8x8; its second update throws the weights far away.
+SMALL = [
+    *("experiment=plain", "model.image_size=8", "model.channels=[4]", "model.bottleneck=8", "data.options.size=8"),
+    *("data.options.count=8", "process.schedule.T=6", "+process.schedule.beta_start=0.05"),
+    *("+process.schedule.beta_end=0.6", "trainer.images=32", "trainer.batch=4", "trainer.sample_images=0"),
+    *("trainer.log_images=32", "backend.threads=1", "backend.device=cpu", "precision=float64"),
+    *("lr.peak=1e200", "lr.decay=steps", "lr.factor=0.5", "lr.every_images=4", "optimiser.clip=null"),
+]
+
+pytestmark = pytest.mark.either
+
+
+@pytest.fixture(scope="module")
+def refused(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that stopped, and what it said."""
+    directory = tmp_path_factory.mktemp("replay") / "run"
+    code, _, said = call("train", f"backend={backend_name}", f"hydra.run.dir={directory}", *SMALL)
+    assert code == 2
+    return directory, said
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_kept(refused, backend_name):
+    directory, said = refused
+    assert len(said.strip().splitlines()) == 1 and "trainer.non_finite=skip" in said
+    bundle = directory / "non_finite" / re.search(r"bundle=\S*/(\d{12})$", said.strip())[1]
+    found = load_bundle(bundle)
+    # The first update was sound; what it led to is where the second one starts, though six more were made before the
+    # losses were read.
+    assert (found.moment.images_seen, found.moment.state.updates) == (4, 1)
+    assert not np.isfinite(found.grad_norm) and found.moment.notes["backend"] == backend_name
+    assert all(np.isfinite(value).all() for value in found.moment.state.weights.values())
+    assert list_checkpoints(directory / "checkpoints") == []
+    assert [line["images_seen"] for line in read_metrics(directory / "metrics.jsonl")] == [4]
+
+
+def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_name, tmp_path):
+    (bundle,) = (refused[0] / "non_finite").iterdir()
+    code, said, _ = call("replay", f"backend={backend_name}", f"bundle={bundle}", "backend.threads=1")
+    report = read_json(bundle / f"replay-{backend_name}-float64.json")
+    assert code == 0 and "it happens again" in said and report["reproduced"]
+    assert report["loss"] == report["then"]["loss"]
+    kinds = ("batch", "weights", "block", "loss", "gradient")
+    first = report["first"]
+    assert first["kind"] in kinds[2:] and f"first: {first['kind']} {first['name']}" in said
+    file = shutil.copytree(bundle, tmp_path / "changed") / "batch.safetensors"
+    save_file({**load_file(file), "noise": load_file(file)["noise"] * np.nan}, file)
+    code, _, said = call("replay", f"backend={backend_name}", f"bundle={file.parent}")
+    assert code == 2 and "batch.safetensors: it is corrupt" in said
