@@ -12,6 +12,7 @@ from backends.tf.device import Place
 from backends.tf.network import Network, to_host
 from diffusion_core.backend import Forward
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_regular
 from diffusion_core.unet.program import Program
 
 __all__ = ["export", "exported", "read_arrays"]
@@ -27,6 +28,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         DuetError: if it cannot be read.
     """
     try:
+        for file in Path(path).parent.glob(f"{Path(path).name}.*"):
+            open_regular(file).close()
         reader = tf.train.load_checkpoint(str(path))
         types = reader.get_variable_to_dtype_map()
         # Text is the graph of the objects that were saved, no variable.

@@ -15,6 +15,7 @@ from backends.torch.device import Place
 from backends.torch.network import Network
 from diffusion_core.backend import Forward
 from diffusion_core.errors import DuetError
+from diffusion_core.reading import open_regular
 from diffusion_core.unet.program import Program
 
 __all__ = ["export", "exported", "read_arrays"]
@@ -27,7 +28,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         DuetError: if it cannot be read, holds anything else than tensors and plain numbers, or is no mapping of names.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         hint = "; a checkpoint of TensorFlow is read with backend=tf" if Path(f"{path}.index").exists() else ""
         raise DuetError(f"{path}: it cannot be read ({error.strerror or error}){hint}") from error
