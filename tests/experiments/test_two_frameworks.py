@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +88,18 @@ def test_a_run_handed_over_half_way_ends_as_the_uninterrupted_one(
 
 def test_a_killed_run_resumed_is_the_same_run(sweep: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["backend=torch", f"hydra.run.dir={run}", *TINY]
-    start(python_of("torch"), "train", *words, "trainer.images=128")
-    start(python_of("torch"), "train", *words, "resume=latest")
+    words = ["backend=torch", f"hydra.run.dir={run}", *TINY, "trainer.checkpoint_images=32", "resume=auto"]
+    for lines in (1, 5):  # of its metrics, when it is killed
+        command = [str(python_of("torch")), "-m", "experiments.train", *words]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        next((line for line in process.stdout if line.startswith("data: ")), None)
+        file = run / "metrics.jsonl"
+        while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < lines):
+            pass
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    start(python_of("torch"), "train", *words)
     resumed, whole = load_checkpoint(run), load_checkpoint(sweep["torch"])
     for name, value in whole.state.weights.items():
         np.testing.assert_array_equal(resumed.state.weights[name], value)
