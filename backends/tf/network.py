@@ -361,10 +361,12 @@ class Network(tf.Module):
 
     def slope(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
+        # Within another graph not as a function of its own: its gradient is handed shapes that XLA must know before.
+        call = self.call if tf.executing_eagerly() else self.apply_program
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             nothing = tf.zeros_like(chosen), self.no_features(tf.shape(x)[0]), None
-            log_p = tf.nn.log_softmax(self.call(x, c_noise, *nothing), axis=1)
+            log_p = tf.nn.log_softmax(call(x, c_noise, *nothing), axis=1)
             total = tf.reduce_sum(tf.gather(log_p, chosen, axis=1, batch_dims=1))
         return tape.gradient(total, x)
 
