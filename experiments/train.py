@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -97,11 +97,13 @@ def _passed_through(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        held = list(directory.iterdir()) if directory.is_dir() else []
-        if all(path.suffix == ".log" for path in held):
-            for path in held:
-                path.unlink()
-            directory.rmdir()
+        # It may be that of another such process too, and what is raised here would hide what was raised before.
+        with suppress(OSError):
+            held = list(directory.iterdir())
+            if all(path.suffix == ".log" for path in held):
+                for path in held:
+                    path.unlink(missing_ok=True)
+                directory.rmdir()
 
 
 def _run(
@@ -484,7 +486,7 @@ def _train(
             hooks, start.images_seen, start.state.updates, start.history, team,
         )  # fmt: skip
     team.agree("the trained network", lambda: hash_of(trainer.state().weights))
-    if stop:
+    if stops():  # also one that was told so after its last step: the others would wait for its samples
         raise stopping.Stopped(stop.number)  # the checkpoint is written
     took = perf_counter() - began
     if run is None:
