@@ -34,7 +34,7 @@ from diffusion_core.backend import TrainerState, average_names
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LossHistory
 from diffusion_core.problem import Problem
-from diffusion_core.reading import parse_json, read_bytes, read_json, reading
+from diffusion_core.reading import read_bytes, read_json, reading
 from diffusion_core.unet import NetworkSpec, Program, lower
 from diffusion_core.weights import check_numbers, check_weights
 
@@ -44,6 +44,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "mend_checkpoints",
+    "most_bytes",
     "pack",
     "save_checkpoint",
     "weights_hash",
@@ -268,7 +269,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
     """
     path = find_checkpoint(path)
     with reading(path / "state.json"):
-        state = parse_json(read_bytes(path / "state.json"))
+        state = read_json(path / "state.json", "it is corrupt")
         version, hashes, notes = state["format"], state["files"], state["notes"]
         if version not in _READ:
             readable = " and ".join(map(str, _READ))
@@ -283,7 +284,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         if not 1 <= averages < len(hashes):  # of which each has a file
             raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
-        most = sum(_HEADER_BYTES + 8 * math.prod(p.shape) for p in problem.program.parameters) + _HEADER_BYTES
+        most = most_bytes(problem.program)
         parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
@@ -297,6 +298,11 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         if finite:
             check_numbers(arrays, str(path / f"{part}.safetensors"))
     return checkpoint
+
+
+def most_bytes(program: Program) -> int:
+    """More than a file of the weights of a program has, but for the facts in its header."""
+    return sum(_HEADER_BYTES + 8 * math.prod(p.shape) for p in program.parameters) + _HEADER_BYTES
 
 
 def _whole(state: Mapping[str, Any], name: str) -> int:

@@ -51,6 +51,8 @@ __all__ = [
 
 _LEAST_UNPACKED, _MOST_PACKING = 1 << 28, 200
 _PIECE, _MOST_ARCHIVE = 1 << 20, 1 << 35
+# What safetensors itself reads.
+_MOST_HEADER = 100_000_000
 # Of plain numbers and text; objects are pickles, and records are nothing that Duet has.
 _KINDS = "biufcUS"
 _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
@@ -159,13 +161,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, said: str = "it is not JSON") -> Any:
     """The data in a JSON file.
+
+    Args:
+        path: the file.
+        said: what an error says of it, see `reading`.
 
     Raises:
         DuetError: if it is missing or corrupt.
     """
-    with reading(path, "it is not JSON"):
+    with reading(path, said):
         return parse_json(read_bytes(path, _LEAST_UNPACKED))
 
 
@@ -195,6 +201,8 @@ def _check_places(file: BinaryIO) -> None:
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > size - 8:
         raise EOFError("it is cut short")
+    if length > _MOST_HEADER:
+        raise ValueError(f"its header has {length} bytes; at most {_MOST_HEADER} are read")
     header = parse_json(file.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if (promised := 8 + length + max(ends, default=0)) != size:

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import safe_open
 
 from diffusion_core.backend import TrainerState, average_names
-from diffusion_core.checkpoint import Checkpoint, pack, write_atomically
+from diffusion_core.checkpoint import Checkpoint, most_bytes, pack, write_atomically
 from diffusion_core.ema import Combination, Profile, combine, describe, make_profile
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
@@ -63,8 +63,9 @@ class Snapshot:
         Raises:
             DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
         """
-        arrays = read_tensors(self.path)
-        if _hash(arrays, _facts(self)) != self.sha256:
+        facts = _facts(self)
+        arrays = read_tensors(self.path, most_bytes(self.problem.program) + len(json.dumps(facts)))
+        if _hash(arrays, facts) != self.sha256:
             raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
         check_weights(self.problem.program, arrays, str(self.path))
         check_numbers(arrays, str(self.path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import resource
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,11 +16,13 @@ import mutations
 import numpy as np
 import pytest
 from mutations import TARGETS, Target
+from safetensors import safe_open
 
 from diffusion_core import reading
 from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_npz, read_npy
+from diffusion_core.reading import check_tensors, open_npz, read_npy
+from diffusion_core.snapshots import find_snapshots
 
 HERE = Path(__file__).resolve().parent
 
@@ -104,6 +108,31 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, mon
     said = rf"bomb.npz: .*\(it would unpack to {size + 128} bytes; one of its size has at most {size}\)"
     with pytest.raises(DuetError, match=said), open_npz(tmp_path / "bomb.npz"):
         pass
+
+
+def test_no_file_is_read_that_is_larger_than_what_belongs_there(tmp_path):
+    def sparse(file: Path, head: bytes = b"", size: int = 1 << 40) -> None:
+        with open(file, "wb") as opened:
+            opened.write(head)
+            opened.truncate(size)
+
+    TARGETS["checkpoint"].make(tmp_path)
+    (state,) = tmp_path.glob("*/state.json")
+    sparse(state)
+    with pytest.raises(DuetError, match=r"state.json: it has 1099511627776 bytes; what belongs there has at most"):
+        TARGETS["checkpoint"].read(tmp_path)
+    TARGETS["snapshots"].make(tmp_path)
+    (file, _) = (one.path for one in find_snapshots(tmp_path))
+    with safe_open(file, framework="numpy") as opened:
+        facts = opened.metadata()
+    header = {"__metadata__": facts, "x": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}
+    head = json.dumps(header).encode()
+    sparse(file, struct.pack("<Q", len(head)) + head, 8 + len(head) + (1 << 40))
+    with pytest.raises(DuetError, match=rf"{file.name}: it has \d+ bytes; what belongs there has at most \d+$"):
+        find_snapshots(tmp_path)[0].weights()
+    sparse(tmp_path / "a.safetensors", struct.pack("<Q", 100_000_001), 1 << 30)
+    with pytest.raises(DuetError, match=r"its header has 100000001 bytes; at most 100000000 are read"):
+        check_tensors(tmp_path / "a.safetensors")
 
 
 class Malice:
