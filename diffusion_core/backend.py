@@ -400,7 +400,7 @@ class Backend:
     device: ClassVar[Any]  # Place.group, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
-    products: ClassVar[Any]  # convolutions, matrix_gflops
+    products: ClassVar[Any]  # convolutions, matrix_product
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
@@ -467,9 +467,9 @@ class Backend:
         """A function that does each convolution forward and backward once, for so many images, and waits for them."""
         return self.products.convolutions(self.place, shapes, batch)
 
-    def matrix_gflops(self) -> float:
-        """The rate of a product of two large matrices, in 1e9 additions and multiplications per second."""
-        return self.products.matrix_gflops(self.place)
+    def matrix_product(self, size: int) -> Callable[[], None]:
+        """A function that multiplies two square matrices and waits for them."""
+        return self.products.matrix_product(self.place, size)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

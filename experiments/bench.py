@@ -1,9 +1,10 @@
-"""Measure training and sampling of each backend, and of what one would use instead, in interleaved rounds.
+r"""Measure training and sampling of each backend, and of what one would use instead, in interleaved rounds.
 
     python -m experiments.bench out=outputs/bench
     python -m experiments.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
     python -m experiments.bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
-    python -m experiments.bench out=outputs/cuda device=cuda model=ddpm_cifar10 batch=128 images=64
+    python -m experiments.bench out=outputs/cuda device=cuda model=ddpm_cifar10 batch=128 images=64 \
+        precisions=[float32,bf16] compile=[false,true]
 
 Every contestant is a process of its own, in the environment that owns its framework, and waits while another works.
 Times are medians over rounds, and a ratio is the median of the ratios within a round. Written are bench.json with every
@@ -29,7 +30,7 @@ from diffusion_core.weights import count
 from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import rows, table
-from experiments.benchmark.work import WORK
+from experiments.benchmark.work import ALONE, WORK
 from experiments.common import problem_of
 from experiments.entry import entry
 from peers import PEERS
@@ -47,6 +48,8 @@ def main(cfg: DictConfig) -> None:
     for name in ("repeats", *_ROUNDS):
         if cfg[name] < 1:
             raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
+    if cfg.device not in ("cpu", "cuda"):
+        raise one_of("device", cfg.device, ("cpu", "cuda"))  # the same for all
     modes = _modes(cfg)
     points = _points(cfg)
     problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
@@ -68,25 +71,27 @@ def main(cfg: DictConfig) -> None:
 
 
 def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[list[dict[str, Any]], list[Contestant]]:
-    """The rows of one network at one size of work, and who competed."""
+    """The rows of one network at one size of work, and who competed; each work has processes of its own."""
     rounds = {name: cfg[name] for name in _ROUNDS}
-    contestants: list[Contestant] = []
-    try:
-        for mode in modes:
-            contestants.append(start(mode, problem, rounds, cfg.device, cfg.threads))
-            one = contestants[-1]
-            print(f"left out: {one.left_out}" if one.left_out else one.facts["line"], flush=True)
-        taking_part = [one for one in contestants if not one.left_out]
-        work = list(cfg.work) + ["convolutions"] * ("train" in cfg.work and "convolutions" not in cfg.work)
-        interleave(taking_part, work, cfg.repeats)
-    finally:
-        for one in contestants:
-            one.stop()
-    found = rows(taking_part, cfg.work, problem, rounds)
+    made: list[dict[str, Any]] = []
+    everyone: list[Contestant] = []
+    for what in cfg.work:
+        contestants: list[Contestant] = []
+        try:
+            for mode in modes:
+                contestants.append(start(mode, problem, rounds, cfg.device, cfg.threads))
+                one = contestants[-1]
+                print(f"left out: {one.left_out}" if one.left_out else one.facts["line"], flush=True)
+            interleave(contestants, [what, *(ALONE if what == "train" else ())], cfg.repeats)
+        finally:
+            for one in contestants:
+                one.stop()
+        made += rows(contestants, what, problem, rounds)
+        everyone += contestants
     size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
     title = f"{size}{cfg.images} samples; medians of {cfg.repeats} interleaved rounds"
-    Console(width=140).print(table(found, rounds, title))
-    return found, contestants
+    Console(width=140).print(table(made, rounds, title))
+    return made, everyone
 
 
 def _modes(cfg: DictConfig) -> list[Mode]:

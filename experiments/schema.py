@@ -344,7 +344,7 @@ class BenchSchema:
     contestants: list[str] = field(default_factory=list)
     precisions: list[str] = field(default_factory=lambda: ["float32"])
     compile: list[bool] = field(default_factory=lambda: [False])
-    device: str = "auto"
+    device: str = "cpu"
     threads: int | None = None
     work: list[str] = field(default_factory=lambda: ["train", "ddim"])
     batch: int = 64

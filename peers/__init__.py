@@ -3,16 +3,16 @@
 Each module builds a network of the same levels, in the form that its own documentation teaches, with as many parameters
 as Duet's or as near as its widths allow, and gives the same rounds of work: steps of training (a batch of uint8
 pictures to network values, noise, forward, backward, clip, Adam, moving average) and whole sampling from noise to host
-arrays. A module loads its framework when it is imported, and nothing else of Duet imports it.
+arrays. TF32 is off, as it is in Duet. A module loads its framework when it is imported; nothing else of Duet imports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["PEERS", "Task", "Work", "nearest"]
+__all__ = ["PEERS", "Contest", "Task", "Work", "nearest"]
 
 # A round of work: what it is called, and a function that does one and gives the number of images in it.
 Work = dict[str, Callable[[], int]]
@@ -23,6 +23,20 @@ PEERS = {
     "denoising_diffusion_pytorch": ("peers.lucidrains", "torch"),
     "keras": ("peers.keras", "tf"),
 }
+
+
+class Contest(NamedTuple):
+    """A contestant that is ready.
+
+    Args:
+        facts: its versions and its number of parameters.
+        work: what can be asked of it.
+        peak_memory_mib: reads the most memory used so far: of the device where it has its own, else of the process.
+    """
+
+    facts: dict[str, Any]
+    work: Work
+    peak_memory_mib: Callable[[], float]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 
-from peers import Task, Work, nearest
-from peers.pytorch import pictures, start
+from peers import Contest, Task, nearest
+from peers.pytorch import peak_memory_mib, pictures, start
 
 __all__ = ["contest"]
 
@@ -39,8 +39,8 @@ def _width(task: Task) -> int:
     return nearest(count, task.parameters, task.groups, task.groups)
 
 
-def contest(task: Task) -> tuple[dict[str, Any], Work]:
-    """What it is, and its work."""
+def contest(task: Task) -> Contest:
+    """Build it."""
     device = start(task)
     network = _network(task, _width(task)).to(device)
     forward = torch.compile(network) if task.compile else network
@@ -81,8 +81,9 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
         "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    return facts, {
+    work = {
         "train": train,
         "ddim": lambda: draw(diffusers.DDIMScheduler(task.T, beta_schedule="linear"), task.ddim_steps),
         "ddpm": lambda: draw(diffusers.DDPMScheduler(task.T, beta_schedule="linear"), task.T),
     }
+    return Contest(facts, work, peak_memory_mib)

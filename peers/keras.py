@@ -7,6 +7,7 @@ attention by einsum, strided convolution down, UpSampling2D and convolution up.
 from __future__ import annotations
 
 import math
+import resource
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from peers import Task, Work, nearest
+from peers import Contest, Task, nearest
 
 __all__ = ["contest"]
 
@@ -73,12 +74,12 @@ def _network(task: Task, width: int) -> keras.Model:
         inputs.append(label)
         time = layers.Add()([time, layers.Embedding(task.classes + 1, 4 * width)(label)])
     x = layers.Conv2D(width, 3, padding="same")(image)
-    skips, last = [x], len(widths) - 1
+    skips, deepest = [x], len(widths) - 1
     for level, units in enumerate(widths):
         for _ in range(task.blocks):
             x = attend(block(x, units), level)
             skips.append(x)
-        if level != last:
+        if level != deepest:
             x = layers.Conv2D(units, 3, strides=2, padding="same")(x)
             skips.append(x)
     x = block(x, widths[-1])
@@ -89,7 +90,8 @@ def _network(task: Task, width: int) -> keras.Model:
         if level:
             x = layers.Conv2D(units, 3, padding="same")(layers.UpSampling2D(2)(x))
     x = keras.activations.swish(layers.GroupNormalization(groups)(x))
-    return keras.Model(inputs, layers.Conv2D(task.channels, 3, padding="same", kernel_initializer="zeros")(x))
+    last = layers.Conv2D(task.channels, 3, padding="same", kernel_initializer="zeros", dtype="float32")
+    return keras.Model(inputs, last(x))
 
 
 class _Diffusion(keras.Model):
@@ -117,8 +119,10 @@ class _Diffusion(keras.Model):
         return {"loss": loss}
 
 
-def contest(task: Task) -> tuple[dict[str, Any], Work]:
-    """What it is, and its work."""
+def contest(task: Task) -> Contest:
+    """Build it."""
+    for card in tf.config.list_physical_devices("GPU"):  # it would else take all memory from the other contestants
+        tf.config.experimental.set_memory_growth(card, True)
     if task.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(task.threads)
         tf.config.threading.set_inter_op_parallelism_threads(task.threads)
@@ -130,7 +134,8 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
         network, average = _network(task, width), _network(task, width)
         average.set_weights(network.get_weights())
         model = _Diffusion(task, network, average)
-        model.compile(keras.optimizers.Adam(1e-4, global_clipnorm=1.0), jit_compile=task.compile or "auto")
+        model.compile(keras.optimizers.Adam(1e-4, global_clipnorm=1.0), jit_compile=task.compile)
+        average.jit_compile = task.compile  # which `predict` compiles
     shape = (task.batch, task.size, task.size, task.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     labels = np.arange(task.batch, dtype=np.int32) % max(task.classes, 1)
@@ -167,4 +172,11 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
         "parameters": network.count_params(),
     }
-    return facts, {"train": train, "ddim": lambda: draw(task.ddim_steps, 0.0), "ddpm": lambda: draw(task.T, 1.0)}
+    work = {"train": train, "ddim": lambda: draw(task.ddim_steps, 0.0), "ddpm": lambda: draw(task.T, 1.0)}
+    return Contest(facts, work, lambda: _peak_memory_mib(task.device))
+
+
+def _peak_memory_mib(device: str) -> float:
+    if device == "cuda":
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -7,14 +7,13 @@ parameters are not equal work: on 32 x 32 pictures it does about a fifth less.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-from peers import Task, Work, nearest
-from peers.pytorch import pictures, start
+from peers import Contest, Task, nearest
+from peers.pytorch import peak_memory_mib, pictures, start
 
 __all__ = ["contest"]
 
@@ -32,10 +31,12 @@ def _width(task: Task) -> int:
     return nearest(count, task.parameters, 8, 2)
 
 
-def contest(task: Task) -> tuple[dict[str, Any], Work]:
-    """What it is, and its work."""
+def contest(task: Task) -> Contest:
+    """Build it."""
     device = start(task)
     network = _network(task, _width(task)).to(device)
+    if task.compile:
+        network.compile()
 
     def process(steps: int) -> GaussianDiffusion:
         return GaussianDiffusion(
@@ -44,7 +45,6 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
         ).to(device)  # fmt: skip
 
     diffusion = process(task.ddim_steps)
-    forward = torch.compile(diffusion) if task.compile else diffusion
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
     average = EMA(diffusion, beta=0.999, update_every=1, update_after_step=0)
     images, _ = pictures(task, device)
@@ -53,7 +53,7 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
     def train() -> int:
         for _ in range(task.steps):
             with mixed:
-                loss = forward(images.float().div(255))
+                loss = diffusion(images.float().div(255))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
@@ -72,4 +72,5 @@ def contest(task: Task) -> tuple[dict[str, Any], Work]:
         "versions": {name: version(name) for name in names},
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    return facts, {"train": train, "ddim": lambda: draw(diffusion), "ddpm": lambda: draw(process(task.T))}
+    work = {"train": train, "ddim": lambda: draw(diffusion), "ddpm": lambda: draw(process(task.T))}
+    return Contest(facts, work, peak_memory_mib)

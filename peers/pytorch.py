@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 
 from peers import Task
 
-__all__ = ["pictures", "start"]
+__all__ = ["peak_memory_mib", "pictures", "start"]
 
 
 def start(task: Task) -> str:
@@ -23,3 +25,10 @@ def pictures(task: Task, device: str) -> tuple[torch.Tensor, torch.Tensor | None
     shape = (task.batch, task.channels, task.size, task.size)
     labels = torch.arange(task.batch, device=device) % task.classes if task.classes else None
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=device), labels
+
+
+def peak_memory_mib() -> float:
+    """The most memory used so far: of the GPU where one was used, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
 
 import tensorflow as tf
 
 from backends.tf.device import Place
 from diffusion_core.unet.work import Convolution
 
-__all__ = ["convolutions", "matrix_gflops"]
+__all__ = ["convolutions", "matrix_product"]
 
 
 def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
@@ -39,13 +38,12 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
     return run
 
 
-def matrix_gflops(place: Place, size: int = 2048, rounds: int = 5) -> float:
-    """The rate of a product of two square matrices, in 1e9 additions and multiplications per second; the best round."""
+def matrix_product(place: Place, size: int) -> Callable[[], None]:
+    """A function that multiplies two square matrices and waits for them."""
     with tf.device(place.device):
         a = tf.cast(tf.random.normal([size, size]), place.compute)
-    took = []
-    for _ in range(rounds):
-        began = perf_counter()
+
+    def run() -> None:
         tf.linalg.matmul(a, a)[0, 0].numpy()
-        took.append(perf_counter() - began)
-    return 2e-9 * size**3 / min(took)
+
+    return run

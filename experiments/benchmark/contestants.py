@@ -54,18 +54,16 @@ class Contestant:
         mode: who it is.
         process: the process.
         facts: what it said of itself.
-        ready: seconds from its start until it waited for work.
-        first: seconds of the first round by work, in which it builds, traces and compiles.
-        seconds: of one image by work, with shape (rounds,).
-        memory: the most that it used, in MiB.
+        first: seconds from its start to the end of its first round: import, build, trace and compile.
+        seconds: of one image by work, in each round.
+        memory: the most that it used by the end of the first work, in MiB.
         left_out: why it does not compete; empty where it does.
     """
 
     mode: Mode
     process: subprocess.Popen
     facts: dict[str, Any] = field(default_factory=dict)
-    ready: float = 0.0
-    first: dict[str, float] = field(default_factory=dict)
+    first: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
     memory: float = 0.0
     left_out: str = ""
@@ -90,11 +88,10 @@ class Contestant:
             raise DuetError(f"bench: {self.mode.name}: {told['error']}")
         return told
 
-    def round(self, work: str) -> tuple[float, float]:
-        """Seconds of one round, and of one image."""
+    def round(self, work: str) -> tuple[float, float, float]:
+        """Seconds of one round, of one image in it, and the most memory used by then."""
         answer = self.ask({"work": work})
-        self.memory = max(self.memory, answer["peak_memory_mib"])
-        return answer["seconds"], answer["seconds"] / answer["images"]
+        return answer["seconds"], answer["seconds"] / answer["images"], answer["peak_memory_mib"]
 
     def rounds(self, work: str) -> NDArray[np.float64]:
         """Seconds of one image in each round."""
@@ -107,7 +104,7 @@ class Contestant:
 
 
 def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Contestant:
-    """Start a contestant and wait until it is ready; a peer that is not installed is left out, and says why.
+    """Start a contestant and wait until it is ready; one that cannot start is left out, and says why.
 
     Args:
         mode: who.
@@ -133,10 +130,8 @@ def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
     try:
         made.facts = made.ask({"contestant": mode.contestant} | asked)
     except DuetError as error:
-        if not is_peer:
-            raise
         made.left_out = str(error)
-    made.ready = perf_counter() - began
+    made.first = perf_counter() - began
     return made
 
 
@@ -151,7 +146,7 @@ def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
     return Task(
         size=spec.image_size, channels=spec.in_channels, classes=spec.num_classes, **levels,
         parameters=count(problem.program), T=len(problem.process.schedule.alpha), **rounds,
-        device="cuda" if device == "cuda" else "cpu", threads=threads, compile=mode.compile,
+        device=device, threads=threads, compile=mode.compile,
         bf16=mode.precision == "bf16",
     )  # fmt: skip
 
@@ -159,14 +154,23 @@ def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
 def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: int) -> None:
     """Do each work in rounds in which every contestant has its turn, after one round each to warm up.
 
-    The order turns by one from round to round, so that none always follows the same other one.
+    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out, and
+    says why.
     """
-    for what in work:
-        able = [one for one in contestants if what in one.facts.get("work", ())]
-        for one in able:
-            one.first[what], _ = one.round(what)
-        for k in range(repeats):
+    for at, what in enumerate(work):
+        taking_part = [one for one in contestants if what in one.facts.get("work", ())]
+        for k in range(repeats + 1):
+            able = [one for one in taking_part if not one.left_out]
             turn = k % max(1, len(able))
-            done = {id(one): one.round(what)[1] for one in able[turn:] + able[:turn]}
-            for one in able:
-                one.seconds.setdefault(what, []).append(done[id(one)])
+            for one in able[turn:] + able[:turn]:
+                try:
+                    took, each, memory = one.round(what)
+                except DuetError as error:
+                    one.left_out = str(error)
+                    continue
+                if k:
+                    one.seconds.setdefault(what, []).append(each)
+                elif not at:
+                    one.first += took
+                if not at:
+                    one.memory = max(one.memory, memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def growth(key: str, made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int
             both = figure.subplots(1, 2)
             names = list(dict.fromkeys(row["contestant"] for row in chosen))
             for axes, column, label in zip(both, ("milliseconds", "peak_memory_mib"), ("ms", "peak MiB"), strict=True):
-                for mark, name in zip(_MARKS, names, strict=False):
+                for mark, name in zip(itertools.cycle(_MARKS), names, strict=False):
                     points = sorted((row[key], row[column]) for row in chosen if row["contestant"] == name)
                     axes.plot(*zip(*points, strict=True), marker=mark, color=_colour(name), label=name, markersize=4)
                 values = sorted({row[key] for row in chosen})

@@ -18,6 +18,7 @@ from scipy.stats import binom
 from diffusion_core.problem import Problem
 from diffusion_core.unet.work import convolutions, multiply_adds
 from experiments.benchmark.contestants import Contestant
+from experiments.benchmark.work import ALONE, MATRIX
 
 __all__ = ["TITLES", "median_interval", "rows", "table"]
 
@@ -26,7 +27,6 @@ TITLES = {
     "ddim": "DDIM-{ddim_steps}",
     "ddpm": "DDPM, every step",
     "forward": "{ddim_steps} evaluations alone",
-    "convolutions": "convolutions alone",
 }
 
 
@@ -38,42 +38,44 @@ def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tu
 
 
 def rows(
-    contestants: Sequence[Contestant], work: Sequence[str], problem: Problem, rounds: Mapping[str, int]
+    contestants: Sequence[Contestant], what: str, problem: Problem, rounds: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """A row for each contestant at each work, as plain data; ratios of time are to the first that does the work."""
+    """A row for each contestant at a work, as plain data; ratios of time are to the first that does it."""
     made = []
-    for what in work:
-        able = [one for one in contestants if what in one.seconds]
-        for one in able:
-            seconds, ratio = one.rounds(what), one.rounds(what) / able[0].rounds(what)
-            low, high = median_interval(ratio)
-            per_round = {"train": rounds["batch"] * rounds["steps"], "convolutions": rounds["batch"]}
-            images = per_round.get(what, rounds["images"])
-            unit = rounds["steps"] if what == "train" else 1
-            made.append(
+    able = [one for one in contestants if what in one.seconds and not one.left_out]
+    for one in able:
+        seconds, ratio = one.rounds(what), one.rounds(what) / able[0].rounds(what)
+        low, high = median_interval(ratio)
+        images = rounds["batch"] * rounds["steps"] if what == "train" else rounds["images"]
+        unit = rounds["steps"] if what == "train" else 1
+        made.append(
                 {
                     "work": what, "contestant": one.mode.name, "parameters": one.facts["parameters"],
                     "images_per_second": float(1 / np.median(seconds)),
                     "milliseconds": float(1e3 * np.median(seconds) * images / unit),
                     "slowest": float(1 / seconds.max()), "fastest": float(1 / seconds.min()),
                     "ratio": float(np.median(ratio)), "ratio_low": low, "ratio_high": high,
-                    "first_seconds": one.ready + one.first[what],
+                    "first_seconds": one.first,
                     "peak_memory_mib": one.memory,
-                    "share_of_convolutions": _share(one, problem) if what == "train" else None,
+                    **_products(one, problem, rounds),
                     "seconds_per_image": seconds.tolist(),
                 }
             )  # fmt: skip
     return made
 
 
-def _share(one: Contestant, problem: Problem) -> float | None:
-    """A step's rate of products by that of its convolutions alone."""
-    if "convolutions" not in one.seconds:
-        return None
+def _products(one: Contestant, problem: Problem, rounds: Mapping[str, int]) -> dict[str, float | None]:
+    """The rate of a training step's products, in 1e9 operations per second, and by those of products alone."""
+    found = dict.fromkeys(("gflops", "share_of_convolutions", "share_of_matrix"))
+    if not set(one.seconds) >= {"train", *ALONE}:
+        return found
     image = problem.spec.image_shape
-    alone = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
-    rates = multiply_adds(problem.program, image) / one.rounds("train"), alone / one.rounds("convolutions")
-    return float(np.median(rates[0] / rates[1]))
+    # A multiplication and an addition, forward once and backward twice.
+    rate = 6e-9 * multiply_adds(problem.program, image) / one.rounds("train")
+    convolved = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
+    alone = 6e-9 * convolved / one.rounds("convolutions"), 2e-9 * MATRIX**3 / one.rounds("matrix")
+    rates = (np.median(rate), np.median(rate / alone[0]), np.median(rate / alone[1]))
+    return dict(zip(found, map(float, rates), strict=True))
 
 
 def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: str) -> Table:
@@ -83,11 +85,22 @@ def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: s
     "of conv." is the rate of a step's products by that of its convolutions alone.
     """
     found = Table(title=title)
-    heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "first, s", "peak MiB", "of conv.")
+    heads = (
+        "work",
+        "contestant",
+        "ms",
+        "images/s",
+        "range",
+        "time by first",
+        "first, s",
+        "peak MiB",
+        "GFLOP/s",
+        "of conv.",
+    )
     for name in heads:
         found.add_column(name, justify="left" if name in ("work", "contestant") else "right")
     for row in made:
-        share = row["share_of_convolutions"]
+        rate, share = row["gflops"], row["share_of_convolutions"]
         found.add_row(
             TITLES[row["work"]].format(**rounds),
             row["contestant"],
@@ -97,6 +110,7 @@ def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: s
             f"{row['ratio']:.2f} [{row['ratio_low']:.2f} .. {row['ratio_high']:.2f}]",
             f"{row['first_seconds']:.1f}",
             f"{row['peak_memory_mib']:,.0f}",
+            "" if rate is None else f"{rate:,.0f}",
             "" if share is None else f"{share:.0%}",
         )
     return found

@@ -28,9 +28,11 @@ from diffusion_core.training import Course, train
 from diffusion_core.unet.work import convolutions
 from diffusion_core.weights import initial_weights
 
-__all__ = ["WORK", "works"]
+__all__ = ["ALONE", "MATRIX", "WORK", "works"]
 
-WORK = ("train", "ddim", "ddpm", "forward", "convolutions")
+WORK = ("train", "ddim", "ddpm", "forward")
+ALONE = ("convolutions", "matrix")  # what a training step is compared with
+MATRIX = 2048
 _PICTURES = 1024
 
 
@@ -71,12 +73,17 @@ def works(
         once("convolutions", lambda: backend.convolutions(convolutions(program, shape), batch))()
         return batch
 
+    def matrix() -> int:
+        once("matrix", lambda: backend.matrix_product(MATRIX))()
+        return 1
+
     return {
         "train": step,
         "ddim": lambda: sample(once("ddim", lambda: ddim(problem.process, ddim_steps))),
         "ddpm": lambda: sample(once("ddpm", lambda: ddpm(problem.process))),
         "forward": forward,
         "convolutions": products,
+        "matrix": matrix,
     }
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from time import perf_counter
 from typing import Any, TextIO
@@ -20,11 +19,11 @@ from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.weights import count
 from experiments.benchmark.work import works
-from peers import PEERS, Task, Work
+from peers import PEERS, Contest, Task
 
 
-def _duet(task: Mapping[str, Any]) -> tuple[dict[str, Any], Work, Callable[[], float]]:
-    """A backend: what it is, its work, and its peak memory."""
+def _duet(task: Mapping[str, Any]) -> Contest:
+    """A backend."""
     backend = load_backend(task["contestant"], Settings(**task["settings"]))
     problem = Problem.from_dict(task["problem"])
     description = backend.describe()
@@ -32,27 +31,22 @@ def _duet(task: Mapping[str, Any]) -> tuple[dict[str, Any], Work, Callable[[], f
         "line": description.line(),
         "versions": dict(description.versions),
         "parameters": count(problem.program),
-        "matrix_gflops": backend.matrix_gflops(),
     }
     rounds = {key: task[key] for key in ("batch", "steps", "images", "ddim_steps")}
-    return facts, works(backend, problem, **rounds), backend.peak_memory_mib
+    return Contest(facts, works(backend, problem, **rounds), backend.peak_memory_mib)
 
 
-def _peer(task: Mapping[str, Any]) -> tuple[dict[str, Any], Work, Callable[[], float]]:
-    """A peer, the same."""
+def _peer(task: Mapping[str, Any]) -> Contest:
+    """What one would use instead."""
     module, _ = PEERS[task["contestant"]]
     try:
         contest = import_module(module).contest
     except ImportError as error:
         raise DuetError(f"it is not installed here ({error}); `pip install -e .[bench]` brings it") from error
-    facts, work = contest(Task.of(task["task"]))
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    facts |= {"line": f"{task['contestant']}: {facts['parameters']:,} parameters ({versions})"}
-    return facts, work, _peak_of_process
-
-
-def _peak_of_process() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    made = contest(Task.of(task["task"]))
+    versions = ", ".join(f"{name} {version}" for name, version in made.facts["versions"].items())
+    line = f"{task['contestant']}: {made.facts['parameters']:,} parameters ({versions})"
+    return made._replace(facts=made.facts | {"line": line})
 
 
 def main() -> None:
@@ -67,12 +61,12 @@ def main() -> None:
 
 
 def _serve(task: Mapping[str, Any], answers: TextIO) -> None:
-    facts, work, memory = (_peer if task["contestant"] in PEERS else _duet)(task)
-    print(json.dumps(facts | {"work": list(work)}), file=answers)
+    made = (_peer if task["contestant"] in PEERS else _duet)(task)
+    print(json.dumps(made.facts | {"work": list(made.work)}), file=answers)
     for line in sys.stdin:
         began = perf_counter()
-        images = work[json.loads(line)["work"]]()
-        answer = {"seconds": perf_counter() - began, "images": images, "peak_memory_mib": memory()}
+        images = made.work[json.loads(line)["work"]]()
+        answer = {"seconds": perf_counter() - began, "images": images, "peak_memory_mib": made.peak_memory_mib()}
         print(json.dumps(answer), file=answers)
 
 
