@@ -3,7 +3,7 @@
 Each module builds a network of the same levels, in the form that its own documentation teaches, with as many parameters
 as Duet's or as near as its widths allow, and gives the same rounds of work: steps of training (a batch of uint8
 pictures to network values, noise, forward, backward, clip, Adam, moving average) and whole sampling from noise to host
-arrays. TF32 is off, as it is in Duet. A module loads its framework when it is imported; nothing else of Duet imports it.
+arrays. TF32 is off, as in Duet. A module loads its framework when it is imported; nothing else of Duet imports it.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
 def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: int) -> None:
     """Do each work in rounds in which every contestant has its turn, after one round each to warm up.
 
-    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out, and
-    says why.
+    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out,
+    and says why.
     """
     for at, what in enumerate(work):
         taking_part = [one for one in contestants if what in one.facts.get("work", ())]
