@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import TrainBatch, TrainerState
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint, write_atomically
+from diffusion_core.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    pack,
+    save_checkpoint,
+    write_atomically,
+)
 from diffusion_core.errors import DuetError
 from diffusion_core.optimiser import Adam
 from diffusion_core.problem import Problem
@@ -31,9 +38,11 @@ from diffusion_core.run import write_json
 from diffusion_core.training import Trouble
 from diffusion_core.weights import Weights
 
-__all__ = ["Bundle", "Place", "load_bundle", "places", "save_bundle"]
+__all__ = ["KEPT", "Bundle", "Place", "is_kept", "load_bundle", "places", "save_bundle"]
 
 FORMAT = 1
+# Of how many streaks of skipped updates the first step is kept: each takes the room of a checkpoint.
+KEPT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +94,12 @@ class Place:
         finite = np.isfinite(array)
         largest = float(np.max(np.abs(array[finite]), initial=0.0))
         return Place(kind, name, int(array.size - np.count_nonzero(finite)), int(array.size), largest)
+
+
+def is_kept(parent: Path, trouble: Trouble) -> bool:
+    """Whether a step is kept under `parent`: the first that were skipped, and the one that ends a run."""
+    others = [path for path in list_checkpoints(parent) if int(path.name) != trouble.images_seen]
+    return trouble.ends or len(others) < KEPT
 
 
 def save_bundle(

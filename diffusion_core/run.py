@@ -6,6 +6,7 @@ metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_de
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
 snapshots/           see `snapshots`; only if they were asked for
+non_finite/          see `bundle`; only if a step was not finite
 samples/             uint8 `.npz` and a PNG grid
 result.json          what the run ended with
 """
@@ -236,8 +237,10 @@ def claim(path: str | Path) -> Iterator[None]:
     path = Path(path)
     _make_directory(path)
     with locked(path):
-        mend_checkpoints(path / "checkpoints")
-        for folder in (path, *(path / name for name in ("checkpoints", "snapshots", "samples", ".hydra"))):
+        for name in ("checkpoints", "non_finite"):
+            mend_checkpoints(path / name)
+        kept = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
+        for folder in (path, *kept, *list_checkpoints(path / "non_finite")):
             for left in folder.iterdir() if folder.is_dir() else ():
                 beside = _BESIDE.fullmatch(left.name)
                 if beside and left.is_file() and not _lives(int(beside[1])):

@@ -174,6 +174,7 @@ class Trouble:
         loss: of the batch.
         grad_norm: of the gradient, unclipped.
         history: the losses that the levels of its batch depend on, or None.
+        ends: whether training stops at it; if not, its update is skipped.
     """
 
     images_seen: int
@@ -184,6 +185,7 @@ class Trouble:
     loss: float
     grad_norm: float
     history: LossHistory | None = None
+    ends: bool = False
 
     @property
     def said(self) -> str:
@@ -198,7 +200,8 @@ class Hooks:
 
     Args:
         log: with the records since the last call and the images per second of late.
-        checkpoint: with images seen, and the losses that the levels depend on, or None.
+        checkpoint: with images seen, the losses that the levels depend on, or None, and how many updates were skipped
+            one after another up to there: what a run that is gone on with starts from.
         sample: with images seen.
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
@@ -208,13 +211,21 @@ class Hooks:
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
-    checkpoint: Callable[[int, LossHistory | None], None] = lambda images_seen, history: None
+    checkpoint: Callable[[int, LossHistory | None, int], None] = lambda images_seen, history, skipped: None
     sample: Callable[[int], None] = lambda images_seen: None
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
     notice: Callable[[str], None] = lambda line: None
     trouble: Callable[[Trouble], str] = lambda trouble: ""
     stops: Callable[[], bool] = lambda: False
+
+
+# A step that is not logged yet, and whose loss may not have been read: a record, but for its result.
+_Waiting = tuple[int, StepResult, float, tuple[float, ...], int | None]
+
+
+def _records(waiting: list[_Waiting]) -> list[Record]:
+    return [Record(n, float(r.loss), float(r.grad_norm), *other) for n, r, *other in waiting]
 
 
 @dataclass
@@ -254,12 +265,14 @@ def train(
     updates: int = 0,
     history: LossHistory | None = None,
     team: Team | None = None,
+    skipped: int = 0,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
 
     Args:
         history: the losses so far, of an objective whose levels depend on them; others than it keeps start anew.
         team: the processes that each compute a share of a batch, of which `loader` shows this one's.
+        skipped: how many updates were skipped one after another up to `images_seen`.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -271,8 +284,8 @@ def train(
     hooks, team, fresh = hooks or Hooks(), team or Team(), objective.law.fresh()
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
-    waiting: list[tuple[int, StepResult, float, tuple[float, ...], int | None]] = []
-    skips, streak = course.non_finite == "skip", 0
+    waiting: list[_Waiting] = []
+    skips, streak = course.non_finite == "skip", skipped
     clock, interval, pieces = _Clock(), _Clock(), course.pieces(team.world)
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
@@ -293,7 +306,9 @@ def train(
             if skips or history is not None:  # what comes next depends on it
                 trouble = replace(trouble, loss=float(result.loss), grad_norm=float(result.grad_norm))
                 fine = math.isfinite(trouble.loss + trouble.grad_norm)
-                if not fine and (not skips or streak == course.most_skipped):
+                if not fine and (not skips or streak >= course.most_skipped):
+                    if skips and waiting:
+                        hooks.log(_records(waiting), interval.speed or clock.speed)
                     _stop(trouble, hooks, f" and {streak} updates before it were skipped" if streak else "")
                 if not fine:
                     kept = hooks.trouble(trouble) if not streak else ""
@@ -317,8 +332,7 @@ def train(
             stores = ema.snapshot_images > 0 and course.due(ema.snapshot_images, images_seen)
             records = []
             if logs or saves or samples or stores or not clock.first_step:
-                records = [Record(n, float(r.loss), float(r.grad_norm), *other) for n, r, *other in waiting]
-                waiting = []
+                records, waiting = _records(waiting), []
             took = time.perf_counter() - began
             if not clock.first_step:
                 clock.first_step = took
@@ -334,12 +348,12 @@ def train(
             if stores:
                 hooks.snapshot(images_seen)
             if saves:
-                hooks.checkpoint(images_seen, history)
+                hooks.checkpoint(images_seen, history, streak)
             if samples and not stops:
                 hooks.sample(images_seen)
                 stops = more and hooks.stops()
                 if stops and not saves:
-                    hooks.checkpoint(images_seen, history)
+                    hooks.checkpoint(images_seen, history, streak)
             hooks.step(images_seen)
             if stops:
                 break
@@ -377,5 +391,5 @@ def _stop_at_first(records: list[Record], updates: int, course: Course, hooks: H
 def _stop(trouble: Trouble, hooks: Hooks, more: str = "") -> NoReturn:
     raise DuetError(
         f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, or, for single steps, "
-        f"trainer.non_finite=skip{hooks.trouble(trouble)}"
+        f"trainer.non_finite=skip{hooks.trouble(replace(trouble, ends=True))}"
     )

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures, stopping
 from diffusion_core.backend import Backend, Steering, Trainer, TrainerState
-from diffusion_core.bundle import save_bundle
+from diffusion_core.bundle import is_kept, save_bundle
 from diffusion_core.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -307,6 +307,8 @@ def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Ch
                 f"resume: {source} was trained with {name} {stored[name]}, but {given.get(name)} was given; "
                 f"change_objective=true goes on with what is given"
             )
+    if type(found.notes.get("skipped", 0)) is not int:
+        raise DuetError(f"resume: {source} says that {found.notes['skipped']!r} updates were skipped before it")
     if found.seed != cfg.seed:
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
@@ -408,17 +410,19 @@ def _train(
             run.log(records, speed)
             note = f"loss {sum(record.loss for record in records) / len(records):.4f}, {speed:,.0f} images/s"
 
-        def checkpoint(images_seen: int, history: LossHistory | None) -> None:
+        def checkpoint(images_seen: int, history: LossHistory | None, skipped: int) -> None:
             notes = {
                 "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
                 "averages": [describe(profile) for profile in experiment.ema.profiles],
                 "trained_for": _trained_for(cfg, experiment), "sampler": plain(cfg.sampler),
-                "compile": backend.settings.compile,
+                "compile": backend.settings.compile, "skipped": skipped,
             }  # fmt: skip
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
         def trouble(found: Trouble) -> str:
+            if not is_kept(run.path / "non_finite", found):
+                return ""
             batch = make_batch(
                 experiment.loader, experiment.objective, found.images_seen, found.batch, found.history
             )  # the whole of it, whatever share of it this process computes
@@ -484,6 +488,7 @@ def _train(
         speed = {} if stops() else train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history, team,
+            start.notes.get("skipped", 0),
         )  # fmt: skip
     team.agree("the trained network", lambda: hash_of(trainer.state().weights))
     if stops():  # also one that was told so after its last step: the others would wait for its samples

@@ -12,7 +12,7 @@ from test_checkpoint import PROBLEM, assert_same, moment
 
 from diffusion_core import reference
 from diffusion_core.backend import TrainBatch
-from diffusion_core.bundle import load_bundle, places, save_bundle, some
+from diffusion_core.bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
 from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.errors import DuetError
@@ -56,6 +56,17 @@ def test_weights_that_are_not_finite_are_read_from_a_bundle_alone(tmp_path):
     assert math.isnan(load_bundle(path).moment.state.weights["conv_in.bias"][0])
     with pytest.raises(DuetError, match=r"weights.safetensors: 1 of the 4 numbers of conv_in.bias are not finite"):
         load_checkpoint(path)
+
+
+def test_the_first_skipped_steps_are_kept_and_the_one_that_ends_the_run(tmp_path):
+    def at(images_seen: int, ends: bool = False) -> bool:
+        return is_kept(tmp_path, replace(TROUBLE, images_seen=images_seen, ends=ends))
+
+    for number in range(KEPT):
+        assert at(number)
+        (tmp_path / f"{number:012d}").mkdir()
+    assert not at(KEPT) and at(KEPT, ends=True)
+    assert at(0)  # of a run that was cut and comes there again
 
 
 @pytest.mark.parametrize("name", ["batch.safetensors", "step.json", "weights.safetensors"])

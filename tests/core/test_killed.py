@@ -79,7 +79,7 @@ def live(directory: Path, dtype: type) -> None:
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)
 
-        def checkpoint(images_seen: int, history: LossHistory | None) -> None:
+        def checkpoint(images_seen: int, history: LossHistory | None, skipped: int) -> None:
             save_checkpoint(directory / "checkpoints", replace(start, images_seen=images_seen, state=trainer.now), 1)
 
         def snapshot(images_seen: int) -> None:

@@ -104,3 +104,13 @@ def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path):
     with claim(tmp_path):
         pass
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+
+
+def test_a_step_half_kept_by_a_kill_is_deleted(tmp_path):
+    whole, half = tmp_path / "non_finite/000000000064", tmp_path / "non_finite/.new.000000000128.1"
+    for folder in (whole, half):
+        folder.mkdir(parents=True)
+        (folder / f".step.json.{os.getpid()}").write_text("")
+    with claim(tmp_path):
+        pass
+    assert list((tmp_path / "non_finite").iterdir()) == [whole] and not list(whole.iterdir())

@@ -114,7 +114,7 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 
     hooks = Hooks(
         lambda records, speed: done.extend(("log", record.images_seen) for record in records),
-        lambda images_seen, history: done.append(("checkpoint", images_seen)),
+        lambda images_seen, history, skipped: done.append(("checkpoint", images_seen)),
         stops=stops,
     )
     course = Course(64, 4, log_images=24, checkpoint_images=checkpoint_images)
@@ -130,7 +130,9 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 def test_a_stop_while_samples_are_drawn_needs_no_further_step(checkpoint_images, saved):
     drawn, kept = [], []
     hooks = Hooks(
-        checkpoint=lambda images_seen, history: kept.append(images_seen), sample=drawn.append, stops=lambda: bool(drawn)
+        checkpoint=lambda images_seen, history, skipped: kept.append(images_seen),
+        sample=drawn.append,
+        stops=lambda: bool(drawn),
     )
     steps = run(Course(64, 4, checkpoint_images=checkpoint_images, sample_images=8), hooks=hooks).steps
     assert len(steps) == 2 and drawn == [8] and kept == saved

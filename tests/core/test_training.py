@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -69,7 +70,7 @@ ADAPTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_mo
 def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
     """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
     kept = {}
-    hooks = Hooks(checkpoint=lambda images_seen, history: kept.update({images_seen: history}))
+    hooks = Hooks(checkpoint=lambda images_seen, history, skipped: kept.update({images_seen: history}))
 
     def recorder() -> Recorder:
         return Recorder(per_image=lambda batch: batch.c_noise + 1.0)
@@ -138,7 +139,7 @@ def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
     happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "snapshot": [], "order": []}
 
     def note(what: str):
-        def hook(images_seen: int, history: LossHistory | None = None) -> None:
+        def hook(images_seen: int, history: LossHistory | None = None, skipped: int = 0) -> None:
             happened[what].append(images_seen)
             happened["order"].append(what)
 
@@ -207,7 +208,7 @@ def test_records_hold_the_numbers_of_their_steps():
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, step):
     kept = []
     hooks = Hooks(
-        lambda records, speed: kept.extend(r.images_seen for r in records), lambda n, _: kept.append(n), kept.append
+        lambda records, speed: kept.extend(r.images_seen for r in records), lambda n, *_: kept.append(n), kept.append
     )
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
@@ -275,10 +276,40 @@ def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(mos
     run(course, Forgiven(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
 
 
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninterrupted_one_does(cut):
+    bad, found = {2, 4, 5, 6, 7}, {}
+    hooks = Hooks(checkpoint=lambda images_seen, history, skipped: found.update({images_seen: skipped}))
+
+    def last(most: int, first: int = 0, **start: int) -> int | None:
+        course = Course(32, 4, checkpoint_images=4, non_finite="skip", most_skipped=most)
+        try:
+            run(course, Forgiven(lambda k: math.nan if k + first in bad else 1.0), hooks, **start)
+        except DuetError as error:
+            return int(re.search(r"at (\d+) images seen", str(error))[1])
+        return None
+
+    assert last(4) is None and [found[4 * k] for k in range(1, 9)] == [0, 1, 0, 1, 2, 3, 4, 0]
+    skipped = found[4 * cut]
+    assert last(3) == 28
+    if cut < 7:
+        assert last(3, cut, images_seen=4 * cut, updates=cut, skipped=skipped) == 28
+
+
+def test_what_was_skipped_before_a_run_stops_is_logged():
+    kept, told = [], []
+    hooks = Hooks(lambda records, speed: kept.extend(records), trouble=lambda found: told.append(found) or "")
+    course = Course(64, 4, log_images=64, non_finite="skip", most_skipped=2)
+    with pytest.raises(DuetError, match="and 2 updates before it were skipped"):
+        run(course, Forgiven(lambda k: math.nan if k >= 3 else 1.0), hooks)
+    assert [(record.images_seen, record.skipped) for record in kept] == [(4, 0), (8, 0), (12, 1), (16, 1)]
+    assert [(found.images_seen, found.ends) for found in told] == [(8, False), (16, True)]
+
+
 def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
     def histories(bad: int) -> dict[int, LossHistory]:
         kept = {}
-        hooks = Hooks(checkpoint=lambda images_seen, history: kept.update({images_seen: history}))
+        hooks = Hooks(checkpoint=lambda images_seen, history, skipped: kept.update({images_seen: history}))
         trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
         run(Course(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
         return kept
