@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,8 +37,8 @@ from diffusion_core.sampling.draw import check_labels, describe_labels, draw, kn
 from diffusion_core.unet import NetworkSpec, Program, make_spec
 from diffusion_core.visible import levels_shown, rows_shown, shown
 from diffusion_core.weights import Weights
-from diffusion_core.world import World
 from experiments.entry import CONFIGS, plain
+from experiments.processes import world_of
 from experiments.progress import Counter
 from experiments.schema import TrainSchema
 
@@ -61,7 +59,6 @@ __all__ = [
     "settings_of",
     "spec_of",
     "weights_of",
-    "world_of",
 ]
 
 
@@ -81,26 +78,6 @@ def open_backend(cfg: DictConfig, kind: str = "sample", work: Work | None = None
     backend = in_mode(backend, cfg, kind, *((work, begun) if alone else ()))
     print(backend.describe().line(), flush=True)
     return backend
-
-
-def world_of(cfg: DictConfig) -> World:
-    """The place of this process among those that compute together; any but the first says nothing from then on.
-
-    Raises:
-        DuetError: if `parallel` is not what this process was started with.
-    """
-    if "parallel" not in cfg:
-        return World()
-    name = cfg.parallel.name
-    if name == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise DuetError(
-            "parallel: none was given, but torchrun started several processes, which would all do the same; "
-            "add parallel=ddp"
-        )
-    world = World.of(name, os.environ, cfg.parallel.timeout_seconds)
-    if not world.leads:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this process is there
-    return world
 
 
 def in_mode(

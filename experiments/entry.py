@@ -34,6 +34,7 @@ from diffusion_core.reading import reading
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
 from diffusion_core.weighting import WEIGHTINGS
+from experiments.processes import one_speaks, world_of
 from experiments.schema import MODELS, SCHEMAS, register
 from experiments.stored import check_yaml
 from features import FEATURES
@@ -58,7 +59,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            with _one_clear_line():  # Hydra adds lines of its own to an exception that reaches it
+            with _one_clear_line(), one_speaks(world_of(cfg)):  # Hydra adds lines to an exception that reaches it
                 return task(cfg)
 
         @functools.wraps(task)

@@ -33,10 +33,10 @@ from diffusion_core.errors import DuetError
 from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.registry import build
 from diffusion_core.run import environment, write_json
-from experiments import common
 from experiments.entry import entry, plain
 from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.given import Given, Measure
+from experiments.processes import world_of
 
 __all__ = ["METHODS", "lines"]
 
@@ -50,7 +50,7 @@ METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
 @entry("evaluate")
 def main(cfg: DictConfig) -> None:
     """Check everything that is asked for, then measure it and write it down."""
-    given, measures, world = Given(cfg), {}, common.world_of(cfg)
+    given, measures, world = Given(cfg), {}, world_of(cfg)
     for group, methods in METHODS.items():
         options = plain(cfg[group])
         name = options.pop("name", "none")

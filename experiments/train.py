@@ -12,9 +12,9 @@ Everything that a person can get wrong is looked at before the framework is load
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,8 +65,10 @@ from experiments.entry import entry, plain
 from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, features_of
+from experiments.processes import starter, world_of
 from experiments.progress import Counter
 from features import NotGiven
+from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
 
 @entry("train")
@@ -88,7 +91,8 @@ def main(cfg: DictConfig) -> float:
             try:
                 return _run(cfg, experiment, run, start, source, judge, tracker)
             except stopping.Stopped as stopped:
-                raise stopping.Stopped(stopped.number, _again(directory, experiment.course)) from None
+                advice = _again(directory, experiment.course, experiment.world, HydraConfig.get()) if leads else ""
+                raise stopping.Stopped(stopped.number, advice) from None
 
 
 @contextmanager
@@ -159,14 +163,18 @@ def _begin(
     )
 
 
-def _again(directory: Path, course: Course) -> str:
-    """How far the run of this command came, and the command that goes on with it."""
-    found, words = list_checkpoints(directory / "checkpoints"), sys.argv[1:]
+def _again(directory: Path, course: Course, world: World, settings: HydraConf) -> str:
+    """How far the run came, and the command that goes on with it, which one started in a sweep may not have had."""
+    found, task = list_checkpoints(directory / "checkpoints"), list(settings.overrides.task)
     seen = f"its last checkpoint has seen {int(found[-1].name):,}" if found else "it has seen 0"
-    begun = found or (directory / "environment.json").exists()  # if not, it begins as it was told
-    kept = [word for word in words if not word.startswith(("hydra.run.dir=", "resume=" if begun else "hydra.run.dir="))]
-    kept += [*(["resume=latest"] if begun else []), f"hydra.run.dir={directory}"]
-    command = shlex.join(["python", "-m", "experiments.train", *kept])
+    if found or (directory / "environment.json").exists():  # if not, it begins as it was told
+        task = [*(word for word in task if not word.startswith("resume=")), "resume=latest"]
+    own = [source for source in settings.runtime.config_sources if source["provider"] == "command-line"]
+    name = settings.job.config_name
+    given = [*source_flags(None if name == "train" else name, own), *inherited_overrides(settings.overrides.hydra)]
+    plainly = re.fullmatch(r"[\w./-]+", str(directory))
+    place = f"hydra.run.dir={directory}" if plainly else run_dir_override(directory)
+    command = shlex.join([*starter(world), "-m", "experiments.train", *given, *task, place])
     return f"{seen} of {course.images:,} images; to go on: {command}"
 
 
@@ -194,7 +202,7 @@ class Experiment:
     @staticmethod
     def of(cfg: DictConfig) -> Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
-        world = common.world_of(cfg)
+        world = world_of(cfg)
         problem = common.problem_of(cfg)
         problem.check_distance(cfg.process.distance)
         plan = None if problem.classifies else common.plan_of(problem, plain(cfg.sampler))

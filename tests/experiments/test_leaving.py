@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import composed
 from numpy.typing import NDArray
 
 from diffusion_core import stopping
@@ -18,6 +21,7 @@ from diffusion_core.errors import DuetError
 from diffusion_core.training import Course
 from diffusion_core.world import Team, World
 from experiments import train
+from experiments.processes import one_speaks, world_of
 
 
 def test_processes_that_share_a_directory_delete_it_once_and_hide_nothing(tmp_path):
@@ -42,6 +46,48 @@ def test_a_directory_that_fills_while_it_is_left_is_left(tmp_path, monkeypatch):
     with pytest.raises(DuetError, match="why"), train._passed_through(shared):
         raise DuetError("why")
     assert (shared / "lock").exists()
+
+
+@pytest.mark.parametrize("parallel, size, starts", [
+    ("none", 1, "python"),
+    ("ddp", 3, "torchrun --nproc-per-node=3"),
+    ("multiworker", 2, "python -m experiments.workers 2"),
+])  # fmt: skip
+def test_the_command_to_go_on_with_starts_what_was_started(parallel, size, starts, tmp_path, monkeypatch):
+    """In the process of a sweep `sys.argv` is that of the sweep, and a worker's is not that of who started it."""
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "backend=torch,tf", "seed=0,1"])
+    task = ["backend=tf", "seed=1", f"parallel={parallel}", "+model.channel_mult=[1, 2]", "resume=auto"]
+    settings = composed("train", *task, "hydra.run.dir=elsewhere", hydra=True).hydra
+    world = World(0, size, kind=parallel)
+    (run := tmp_path / "run").mkdir()
+    said = train._again(run, Course(16, 8), world, settings)
+    assert said == (
+        f"it has seen 0 of 16 images; to go on: {starts} -m experiments.train backend=tf seed=1 parallel={parallel} "
+        f"'+model.channel_mult=[1, 2]' resume=auto hydra.run.dir={run}"
+    )
+    (run / "environment.json").write_text("{}")
+    assert train._again(run, Course(16, 8), world, settings).endswith(f"resume=latest hydra.run.dir={run}")
+
+
+def test_a_directory_that_the_grammar_of_overrides_would_read_otherwise_is_quoted(tmp_path):
+    settings = composed("train", "backend=tf", hydra=True).hydra
+    run = tmp_path / "lr=1,seed=2"
+    word = shlex.split(train._again(run, Course(16, 8), World(), settings))[-1]
+    assert composed("train", "backend=tf", word, hydra=True).hydra.run.dir == str(run)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_process_that_leads_speaks_alone_and_asking_who_does_changes_nothing(rank, monkeypatch, capsys):
+    cfg = composed("train", "backend=torch", "parallel=ddp")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stream = sys.stdout
+    world = world_of(cfg)
+    assert world == World(rank, 2, kind="ddp", timeout_seconds=world.timeout_seconds) and sys.stdout is stream
+    with one_speaks(world):
+        print("inside")
+    print("after")
+    assert sys.stdout is stream and capsys.readouterr().out == ("after\n" if rank else "inside\nafter\n")
 
 
 @pytest.mark.parametrize("told", [False, True])
