@@ -327,11 +327,18 @@ class Trainer(Protocol):
     without a wait for it.
     """
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+    ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages.
 
+        Args:
+            again: whether the step is to be tried again in more pieces where memory does not suffice for its loss and
+                gradients. A backend may compute it slower then, and another way to rounding.
+
         Raises:
-            OutOfMemory: the step was not made, and may be tried again in more pieces.
+            OutOfMemory: nothing was changed, and the step may be tried again.
+            DuetError: memory ended where part of an update may have been made.
         """
 
     def forgive(self) -> None:

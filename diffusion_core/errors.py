@@ -26,12 +26,20 @@ class OutOfMemory(DuetError):
     """The device has too little memory for what was asked of it; nothing was changed by what failed."""
 
 
-def too_little_memory(device: str, reason: object) -> OutOfMemory:
-    """The error for a device that has too little memory, with what its framework says of it in one line."""
+def too_little_memory(device: str, reason: object, changes: bool = False) -> DuetError:
+    """The error for a device that has too little memory, with what its framework says of it in one line.
+
+    Args:
+        device: its name.
+        reason: what the framework says.
+        changes: whether what failed may have changed something, so that it must not be tried again; the error is an
+            `OutOfMemory` if not.
+    """
     said = next(iter(str(reason).strip().splitlines()), "")[:200]
-    return OutOfMemory(
+    after = "; an update may be half made: go on from the last checkpoint with resume=latest" if changes else ""
+    return (DuetError if changes else OutOfMemory)(
         f"{device}: it has too little memory; compute fewer images at a time with trainer.micro_batch (or let "
-        f"trainer.on_out_of_memory=halve find how many), and draw fewer with sample.batch ({said})"
+        f"trainer.on_out_of_memory=halve find how many), and draw fewer with sample.batch{after} ({said})"
     )
 
 

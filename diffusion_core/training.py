@@ -370,11 +370,12 @@ def _step(
     hooks: Hooks,
 ) -> tuple[StepResult, int]:
     """A step, and the number of pieces that it was made in: more than were asked for where memory did not suffice."""
+    halves = course.on_out_of_memory == "halve"
     while True:
         try:
-            return trainer.step(batch, lr, decays, pieces), pieces
+            return trainer.step(batch, lr, decays, pieces, halves), pieces
         except OutOfMemory:
-            if course.on_out_of_memory != "halve" or batch.size // pieces % 2:
+            if not halves or batch.size // pieces % 2:
                 raise
             pieces *= 2
             hooks.notice(f"out of memory: from here on {batch.size // pieces} images are computed at a time")

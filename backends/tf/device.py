@@ -87,12 +87,12 @@ class Place:
         return [tf.cast(tensor, self.compute) for tensor in tensors]
 
     @contextmanager
-    def within_memory(self) -> Iterator[None]:
-        """What runs in it and finds too little memory raises `OutOfMemory`."""
+    def within_memory(self, changes: bool = False) -> Iterator[None]:
+        """What runs in it and finds too little memory raises the error for it; see `too_little_memory`."""
         try:
             yield
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            raise too_little_memory(self.device.strip("/"), error) from error
+            raise too_little_memory(self.device.strip("/"), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: tf.DType | None = None) -> tf.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

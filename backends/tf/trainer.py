@@ -129,7 +129,7 @@ class Trainer:
         self.moment2 = self._like(state.moment2, "second moment")
         with tf.device(place.device):
             self.failed = tf.Variable(False)
-        self.loss_and_gradients = place.function(self._in_pieces)
+        self.in_pieces = place.function(self._in_pieces)
         self.apply = place.function(self._apply)
         self.whole_step = place.function(self._whole_step)
 
@@ -171,6 +171,7 @@ class Trainer:
         return tf.reduce_mean(b.importance * losses), losses, statistics
 
     def _loss_and_gradients(self, b: _Tensors) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
+        """What `_loss` gives, and the gradients."""
         parameters = list(self.parameters.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
@@ -196,6 +197,11 @@ class Trainer:
             lambda i, *_: i < pieces, add, start, parallel_iterations=1, maximum_iterations=pieces
         )
         return loss, losses.concat(), gradients, {}
+
+    def _together(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Loss and gradients of all processes."""
+        loss, *gradients = self.place.group.add([loss, *gradients])
+        return loss, gradients
 
     def _apply(
         self, loss: tf.Tensor, gradients: list[tf.Tensor], statistics: dict[str, tf.Tensor], numbers: tf.Tensor
@@ -224,12 +230,8 @@ class Trainer:
                 average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
-    def _together(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Loss and gradients of all processes."""
-        loss, *gradients = self.place.group.add([loss, *gradients])
-        return loss, gradients
-
     def _whole_step(self, b: _Tensors, pieces: int, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`_in_pieces` and `_apply` in one graph: faster, but where memory ends in it part of an update may be made."""
         loss, losses, gradients, statistics = self._in_pieces(b, pieces)
         return loss, losses, self._apply(loss, gradients, statistics, numbers)
 
@@ -244,17 +246,20 @@ class Trainer:
             np.array([clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, *mixes])
         )
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+    ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        b, numbers = _tensors(batch, self.place), self._numbers(lr, decays)
-        if self.place.group.world.size == 1:
-            with self.place.within_memory():
-                loss, losses, norm = self.whole_step(b, pieces, numbers)
-        else:  # statistics, which a share of a batch has none of, are not among what processes do together
+        numbers = self._numbers(lr, decays)
+        if self.place.group.world.size == 1 and not again:
+            with self.place.within_memory(changes=True):
+                loss, losses, norm = self.whole_step(_tensors(batch, self.place), pieces, numbers)
+        else:
             with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-                loss, losses, gradients, _ = self.loss_and_gradients(b, pieces)
-            loss, gradients = self._together(loss, gradients)
-            norm = self.apply(loss, gradients, {}, numbers)
+                loss, losses, gradients, statistics = self.in_pieces(_tensors(batch, self.place), pieces)
+            with self.place.within_memory(changes=True):
+                loss, gradients = self._together(loss, gradients)
+                norm = self.apply(loss, gradients, statistics, numbers)
         self.updates += 1
         return StepResult(loss, norm, losses.numpy)
 
@@ -264,7 +269,7 @@ class Trainer:
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self.loss_and_gradients(_tensors(batch, self.place), pieces)
+        loss, _, gradients, _ = self.in_pieces(_tensors(batch, self.place), pieces)
         loss, gradients = self._together(loss, gradients)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 

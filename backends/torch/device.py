@@ -50,16 +50,16 @@ class Place:
         return torch.autocast(self.device.type, dtype=self.compute)
 
     @contextmanager
-    def within_memory(self) -> Iterator[None]:
-        """What runs in it and finds too little memory raises `OutOfMemory`."""
+    def within_memory(self, changes: bool = False) -> Iterator[None]:
+        """What runs in it and finds too little memory raises the error for it; see `too_little_memory`."""
         try:
             yield
         except MemoryError as error:
-            raise too_little_memory(str(self.device), error) from error
+            raise too_little_memory(str(self.device), error, changes) from error
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            raise too_little_memory(str(self.device), error) from error
+            raise too_little_memory(str(self.device), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

@@ -176,24 +176,38 @@ class Trainer:
             losses = losses + _bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
         return (b.importance * losses).mean(), losses, statistics
 
-    def _in_pieces(self, b: _Tensors, pieces: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What `_loss` gives, of equal pieces one after another; the parameters hold the gradients.
+    def _loss_and_gradients(self, b: _Tensors) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+        """What `_loss` gives, and the gradients, which are added to those that the parameters hold."""
+        loss, losses, statistics = self.loss(b)
+        loss.backward()
+        return loss.detach(), losses.detach(), [p.grad for p in self.parameters.values()], statistics
 
-        Loss and gradients are those of all processes, the losses of images of this one alone.
-        """
+    def _in_pieces(self, b: _Tensors, pieces: int) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+        """What `_loss_and_gradients` gives, of equal pieces one after another."""
         self.optimiser.zero_grad(set_to_none=True)  # of a step that was given up
-        whole, each, statistics = 0.0, [], {}
-        with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-            for piece in _pieces(b, pieces):
-                loss, losses, statistics = self.loss(piece)
-                loss.backward()
-                whole, each = whole + loss.detach(), [*each, losses.detach()]
-        self.place.group.add([whole, *(parameter.grad for parameter in self.parameters.values())])
-        return whole, torch.cat(each), statistics
+        whole, each = 0.0, []
+        for piece in _pieces(b, pieces):
+            loss, losses, gradients, statistics = self._loss_and_gradients(piece)
+            whole, each = whole + loss, [*each, losses]
+        return whole, torch.cat(each), gradients, statistics
+
+    def _together(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients of all processes."""
+        loss, *gradients = self.place.group.add([loss, *gradients])
+        return loss, gradients
 
     @torch.no_grad()
-    def _apply(self, loss: Tensor | float, statistics: dict[str, Tensor], lr: float, decays: Sequence[float]) -> Tensor:
-        """Clip, running statistics, optimiser and averages, with the gradients that the parameters hold."""
+    def _apply(
+        self,
+        loss: Tensor | float,
+        gradients: Sequence[Tensor],
+        statistics: dict[str, Tensor],
+        lr: float,
+        decays: Sequence[float],
+    ) -> Tensor:
+        """Clip, running statistics, optimiser and averages."""
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
         mixes = shares(decays, len(self.averages))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
         self.failed = self.failed | ~torch.isfinite(norm + loss)
@@ -210,13 +224,19 @@ class Trainer:
         for average, mix in zip(self.averages, mixes, strict=True):
             mix = torch.where(self.failed, 0.0, torch.full_like(norm, mix, dtype=self.place.dtype))
             torch._foreach_lerp_(list(average.values()), tensors, [mix] * len(tensors))
-        self.updates += 1
         return norm
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+    ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        loss, losses, statistics = self._in_pieces(_tensors(batch, self.place), pieces)
-        return StepResult(loss, self._apply(loss, statistics, lr, decays), lambda: losses.cpu().numpy())
+        with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
+            loss, losses, gradients, statistics = self._in_pieces(_tensors(batch, self.place), pieces)
+        with self.place.within_memory(changes=True):
+            loss, gradients = self._together(loss, gradients)
+            norm = self._apply(loss, gradients, statistics, lr, decays)
+        self.updates += 1
+        return StepResult(loss, norm, lambda: losses.cpu().numpy())
 
     def forgive(self) -> None:
         """Take updates again after one that was not finite."""
@@ -224,16 +244,17 @@ class Trainer:
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, _ = self._in_pieces(_tensors(batch, self.place), pieces)
-        gradients = {name: parameter.grad for name, parameter in self.parameters.items()}
+        loss, _, gradients, _ = self._in_pieces(_tensors(batch, self.place), pieces)
+        loss, gradients = self._together(loss, gradients)
         self.optimiser.zero_grad(set_to_none=True)
-        return float(loss), read_parameters(gradients)
+        return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
-        for name, tensor in self._like(gradients, "gradients", trained=True).items():
-            self.parameters[name].grad = tensor
-        return float(self._apply(0.0, {}, lr, decays))
+        tensors = list(self._like(gradients, "gradients", trained=True).values())
+        norm = float(self._apply(0.0, tensors, {}, lr, decays))
+        self.updates += 1
+        return norm
 
     @torch.no_grad()
     def look(self, batch: TrainBatch) -> dict[str, NDArray]:

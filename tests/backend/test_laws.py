@@ -267,20 +267,64 @@ def test_steps_in_pieces_are_those_of_the_whole_batch(backend, trainer):
         assert l2_of_all(arrays, parts(trainer.state())[part]) <= tolerance(backend), part
 
 
-def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
-    """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
-    raised = {
+def out_of_memory(backend: Any) -> Exception:
+    """What the framework raises."""
+    return {
         "torch": lambda: import_module("torch").OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n..."),
         "tf": lambda: import_module("tensorflow").errors.ResourceExhaustedError(None, None, "CUDA out of memory\n..."),
     }[backend.describe().backend]()
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
+    """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
     advice = r"too little memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
     with pytest.raises(OutOfMemory, match=advice) as found, backend.place.within_memory():
-        raise raised
+        raise out_of_memory(backend)
     assert "\n" not in str(found.value)
     with pytest.raises(OutOfMemory), backend.place.within_memory():
         np.empty(2**55)  # more than an address space holds
     with pytest.raises(RuntimeError, match="another"), backend.place.within_memory():
         raise RuntimeError("another")
+
+
+def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(backend, trainer, monkeypatch):
+    """Memory ends in the last of its gradients; then the same step is made, in pieces."""
+    batch, short = new_batch(backend), new_trainer(backend)
+    before = short.state()
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
+        patch.setattr(short, "_loss_and_gradients", ends_in(short._loss_and_gradients, out_of_memory(backend)))
+        short.step(batch, 1e-3, (0.9,), 1, True)
+    assert_same_bits(short.state(), before)
+    for pieces in (2, 1):
+        losses = [
+            float(trainer.step(batch, 1e-3, (0.9,)).loss),
+            float(short.step(batch, 1e-3, (0.9,), pieces, True).loss),
+        ]
+        assert relative(*losses) <= tolerance(backend)
+    for part, arrays in parts(short.state()).items():
+        assert l2_of_all(arrays, parts(trainer.state())[part]) <= tolerance(backend), part
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, again):
+    short = new_trainer(backend)
+    patched = ends_in(short._apply, out_of_memory(backend))
+    monkeypatch.setattr(short, "_apply", patched)
+    if hasattr(short, "apply"):  # of which a graph is made
+        monkeypatch.setattr(short, "apply", patched)
+    with pytest.raises(DuetError, match=r"too little memory; .* half made: .* resume=latest \(CUDA") as found:
+        short.step(new_batch(backend), 1e-3, (0.9,), 1, again)
+    assert not isinstance(found.value, OutOfMemory)
+
+
+def ends_in(function: Any, error: Exception) -> Any:
+    """The function, but that it ends in an error when all that it does is done."""
+
+    def ending(*given: Any) -> None:
+        function(*given)
+        raise error
+
+    return ending
 
 
 def test_gradients_change_nothing(backend, trainer):

@@ -63,7 +63,7 @@ class Trainer:
     def __init__(self, state: TrainerState) -> None:
         self.now = state
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again=False) -> StepResult:
         aim, now = batch.noise.mean(), self.now
         weights = {name: value + lr * (aim - value) for name, value in now.weights.items()}
         average = {name: value + (1 - decays[0]) * (weights[name] - value) for name, value in now.ema.items()}
