@@ -20,6 +20,8 @@ import math
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -40,6 +42,7 @@ from diffusion_core.weights import check_numbers, check_weights
 
 __all__ = [
     "Checkpoint",
+    "drop_left",
     "find_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
@@ -86,7 +89,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         DuetError: if it cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_flushed(beside, content)
@@ -98,6 +101,41 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise DuetError(f"{path}: it cannot be written ({error.strerror or error})") from error
         raise
+
+
+# A file that a kill left beside the one that it was to become, and after how many seconds nobody writes it any more.
+_BESIDE = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)")
+_LEFT_SECONDS = 86400
+
+
+def _host() -> str:
+    """This machine's name, as a part of a file's: another one may write to the same disk."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "-"
+
+
+def drop_left(directory: Path) -> None:
+    """Delete what killed calls of `write_atomically` left in a directory, but nothing that may still be written."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        found = _BESIDE.fullmatch(path.name)
+        if found is None or not path.is_file():
+            continue
+        with suppress(FileNotFoundError):  # it got its name meanwhile
+            here = found["host"] == _host()
+            if not _lives(int(found["pid"])) if here else time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process of this number runs here."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _write_flushed(path: Path, content: bytes) -> None:

@@ -2,7 +2,8 @@
 
 config.yaml          the resolved configuration
 environment.json     command, commit, versions, device, data and its hash
-metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages)
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages); what
+                     is not finite is null
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
 snapshots/           see `snapshots`; only if they were asked for
@@ -18,7 +19,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import Description
-from diffusion_core.checkpoint import list_checkpoints, mend_checkpoints, write_atomically
+from diffusion_core.checkpoint import drop_left, list_checkpoints, mend_checkpoints, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import locked
 from diffusion_core.reading import open_npz, open_regular, parse_json, read_json, reading
@@ -116,8 +116,14 @@ def write_json(path: Path, data: Any) -> None:
     write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
 
 
+def _line(record: Mapping[str, float]) -> str:
+    return json.dumps(_plain(record)) + "\n"
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
     """The lines of a metrics file; a last line that was cut short by a kill is left out.
+
+    Numbers that were not finite, as those of a skipped update, are NaN.
 
     Raises:
         DuetError: if it is missing, or another line is not a record with its images seen.
@@ -132,16 +138,18 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
             except (ValueError, RecursionError) as error:
                 broken = error
                 continue
-            _check_record(f"{path}: line {number}", record)
-            yield record
+            yield _record(f"{path}: line {number}", record)
 
 
-def _check_record(where: str, record: Any) -> None:
+def _record(where: str, record: Any) -> dict[str, float]:
     if not isinstance(record, dict) or "images_seen" not in record:
         raise DuetError(f"{where} is not a record of metrics (it has no images_seen)")
-    for name, value in record.items():
+    # JSON has no NaN; see `_plain`.
+    found = {name: math.nan if value is None and name != "images_seen" else value for name, value in record.items()}
+    for name, value in found.items():
         if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
             raise DuetError(f"{where} is not a record of metrics ({name} is {value!r})")
+    return found
 
 
 def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
@@ -220,10 +228,6 @@ class _Events:
         self._writer.close()
 
 
-# A file that a kill left beside the one that it was to become; see `write_atomically`.
-_BESIDE = re.compile(r"\..+\.(\d+)")
-
-
 @contextmanager
 def claim(path: str | Path) -> Iterator[None]:
     """Hold a run directory for this process alone; what a kill left half done in it is mended first.
@@ -241,10 +245,7 @@ def claim(path: str | Path) -> Iterator[None]:
             mend_checkpoints(path / name)
         kept = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
         for folder in (path, *kept, *list_checkpoints(path / "non_finite")):
-            for left in folder.iterdir() if folder.is_dir() else ():
-                beside = _BESIDE.fullmatch(left.name)
-                if beside and left.is_file() and not _lives(int(beside[1])):
-                    left.unlink(missing_ok=True)
+            drop_left(folder)
         yield
 
 
@@ -253,19 +254,6 @@ def _make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DuetError(f"{path}: the run directory cannot be made ({error.strerror})") from error
-
-
-def _lives(pid: int) -> bool:
-    """Whether another process of this number runs here."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 class RunDirectory:
@@ -320,7 +308,7 @@ class RunDirectory:
         self._trackers = list(trackers)
         if self.resume is not None and self.metrics.exists():
             kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
-            write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_atomically(self.metrics, "".join(map(_line, kept)).encode())
         if self.resume is not None:
             drop_snapshots_after(self.path / "snapshots", self.resume)
         write_json(self.path / "environment.json", facts)
@@ -333,7 +321,7 @@ class RunDirectory:
         records = list(records)
         try:
             with open(self.metrics, "a") as file:
-                file.writelines(json.dumps(record.metrics) + "\n" for record in records)
+                file.writelines(_line(record.metrics) for record in records)
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint of this moment must not be there without them
         except OSError as error:

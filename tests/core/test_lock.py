@@ -6,16 +6,20 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from diffusion_core import checkpoint
 from diffusion_core import lock as module
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import LOCK, locked
 from diffusion_core.run import claim
+
+HOST = socket.gethostname()
 
 HOLDS = """
 import sys
@@ -94,23 +98,41 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         pass
 
 
-def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path):
+def beside(name: str, pid: int, monkeypatch: pytest.MonkeyPatch, host: str = HOST) -> str:
+    """The name of a file that a process of a machine was killed in writing, in a directory."""
+    kept = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "getpid", lambda: pid)
+        patch.setattr(socket, "gethostname", lambda: host)
+        patch.setattr(checkpoint, "_write_flushed", lambda path, content: kept.update(name=path.name))
+        with pytest.raises(DuetError):
+            checkpoint.write_atomically(Path(name), b"")
+    return str(Path(name).with_name(kept["name"]))
+
+
+def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = [f".config.yaml.{int(ended.stdout)}", f"samples/.samples.npz.{os.getpid()}"]
-    kept = ["config.yaml", f".result.json.{os.getppid()}", ".hydra/hydra.yaml"]
+    dead, lives, elsewhere = int(ended.stdout), os.getppid(), "gpu-7.cluster"
+    old = beside("b.npz", dead, monkeypatch, elsewhere)
+    left = [beside("config.yaml", dead, monkeypatch), beside("samples/samples.npz", os.getpid(), monkeypatch), old]
+    # Of another machine nothing is known but that nobody takes a day to write a file.
+    other = beside("samples/samples.npz", dead, monkeypatch, elsewhere)
+    kept = ["config.yaml", beside("result.json", lives, monkeypatch), other, ".hydra/hydra.yaml", ".notes.12"]
     for name in (*left, *kept):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
+    os.utime(old, (0, 0))
     with claim(tmp_path):
         pass
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
 
 
-def test_a_step_half_kept_by_a_kill_is_deleted(tmp_path):
+def test_a_step_half_kept_by_a_kill_is_deleted(tmp_path, monkeypatch):
     whole, half = tmp_path / "non_finite/000000000064", tmp_path / "non_finite/.new.000000000128.1"
     for folder in (whole, half):
         folder.mkdir(parents=True)
-        (folder / f".step.json.{os.getpid()}").write_text("")
+        (folder / beside("step.json", os.getpid(), monkeypatch)).write_text("")
     with claim(tmp_path):
         pass
     assert list((tmp_path / "non_finite").iterdir()) == [whole] and not list(whole.iterdir())

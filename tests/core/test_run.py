@@ -41,6 +41,24 @@ def test_metrics_are_read_back_exactly(tmp_path):
     assert list(read_metrics(run.metrics)) == [record.metrics for record in records(128, 256, 384)]
 
 
+def test_numbers_of_skipped_updates_are_json_and_read_as_nan(tmp_path):
+    (run := RunDirectory(tmp_path)).log(
+        [*records(128), Record(256, math.inf, math.nan, 1e-4, (0.5,), 1), *records(384)], 1.0
+    )
+    with RunDirectory(tmp_path, resume=256) as resumed:
+        resumed.start("seed: 1\n", {})  # which writes them anew
+    for line in run.metrics.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    first, second = read_metrics(run.metrics)
+    assert first == records(128)[0].metrics
+    assert math.isnan(second["loss"]) and math.isnan(second["grad_norm"]) and second["skipped"] == 1
+    run.metrics.write_text('{"images_seen": 4, "loss": NaN}\n')  # as they were once written
+    assert math.isnan(next(read_metrics(run.metrics))["loss"])
+    run.metrics.write_text('{"images_seen": null}\n')
+    with pytest.raises(DuetError, match="images_seen is None"):
+        list(read_metrics(run.metrics))
+
+
 def test_resuming_cuts_the_metrics_at_the_checkpoint(tmp_path):
     RunDirectory(tmp_path).log(records(128, 256, 384, 512), 1.0)
     run = RunDirectory(tmp_path, resume=256)
