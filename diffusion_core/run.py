@@ -2,8 +2,8 @@
 
 config.yaml          the resolved configuration
 environment.json     command, commit, versions, device, data and its hash
-metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages); what
-                     is not finite is null
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages);
+                     null for what is not finite
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
 snapshots/           see `snapshots`; only if they were asked for
