@@ -16,8 +16,8 @@ import re
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,36 +28,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import pictures, stopping
-from diffusion_core.backend import Backend, Steering, Trainer, TrainerState
+from diffusion_core.backend import Backend, Trainer
 from diffusion_core.bundle import is_kept, save_bundle
 from diffusion_core.checkpoint import (
     Checkpoint,
-    find_checkpoint,
     list_checkpoints,
-    load_checkpoint,
     save_checkpoint,
     weights_hash,
     write_atomically,
 )
-from diffusion_core.data import Loader
-from diffusion_core.data.augment import LABEL
-from diffusion_core.data.grain import Grain
-from diffusion_core.data.prefetch import Prefetch
-from diffusion_core.ema import Ema, describe, make_ema
-from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LossHistory
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
-from diffusion_core.modes import Work, sampling_work, training_work
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import Adam, LearningRate
-from diffusion_core.problem import Problem
-from diffusion_core.run import RunDirectory, claim, environment, read_json, read_metrics, write_json
-from diffusion_core.sampling import SamplerPlan
+from diffusion_core.modes import sampling_work
+from diffusion_core.run import RunDirectory, claim, environment, read_metrics, write_json
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks, Record, Trouble, make_batch, train
-from diffusion_core.weights import count, hash_of, initial_weights
+from diffusion_core.weights import count, hash_of
 from diffusion_core.words import counted
 from diffusion_core.world import World
 from experiments import common, trackers
@@ -65,8 +53,17 @@ from experiments.entry import entry, plain
 from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, features_of
-from experiments.processes import starter, world_of
+from experiments.experiment import Experiment
+from experiments.processes import starter
 from experiments.progress import Counter
+from experiments.resuming import (
+    OWN,
+    made_by,
+    mode_begun_in,
+    notes_to_go_on,
+    result_of,
+    start_of,
+)
 from features import NotGiven
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
@@ -79,8 +76,8 @@ def main(cfg: DictConfig) -> float:
     leads = experiment.world.leads
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
     with claim(directory) if leads else _passed_through(directory):
-        start, source = _start(cfg, experiment, directory)
-        if (result := _result(directory, start.images_seen, experiment.course)) is not None:
+        start, source = start_of(cfg, experiment, directory)
+        if (result := result_of(directory, start.images_seen, experiment.course)) is not None:
             print(
                 f"run: {directory}\nit is finished, and nothing is left to do; a larger trainer.images goes on with it"
             )
@@ -120,7 +117,7 @@ def _run(
     tracker: trackers.Start | None,
 ) -> float:
     """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
-    begun = _mode_begun_in(cfg, start)
+    begun = mode_begun_in(cfg, start)
     problem, backend = experiment.problem, common.open_backend(cfg, "train", experiment.training_work, begun)
     backend.team.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
     backend.team.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_of(start.state.weights)}")
@@ -178,207 +175,11 @@ def _again(directory: Path, course: Course, world: World, settings: HydraConf) -
     return f"{seen} of {course.images:,} images; to go on: {command}"
 
 
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """What a configuration describes, as objects of the core."""
-
-    problem: Problem
-    plan: SamplerPlan | None  # a classifier is not sampled
-    objective: Objective
-    loader: Loader
-    ahead: AbstractContextManager[Loader | Prefetch | Grain]  # the same, made ahead
-    adam: Adam
-    learning_rate: LearningRate
-    ema: Ema
-    course: Course
-    world: World
-
-    @property
-    def training_work(self) -> Work:
-        """What the whole course asks for, whatever of it is left: a run that is cut keeps its mode."""
-        shape = self.problem.spec.image_shape
-        return training_work(self.problem.program, shape, self.course.images, self.course.batch)
-
-    @staticmethod
-    def of(cfg: DictConfig) -> Experiment:
-        """Make them all, so that a mistake anywhere is found at once."""
-        world = world_of(cfg)
-        problem = common.problem_of(cfg)
-        problem.check_distance(cfg.process.distance)
-        plan = None if problem.classifies else common.plan_of(problem, plain(cfg.sampler))
-        if plan is not None:
-            Steering().check(plan)  # samples of a training are led by nothing else
-        ema = make_ema(**plain(cfg.ema))
-        common.check_sample(cfg.sample, problem, len(ema.profiles))
-        program, process = problem.program, cfg.process
-        objective = Objective(
-            problem.process, cfg.seed, process.distance, program.null_label, process.drop_label,
-            features=program.features, classes=program.classes, first_t=process.first_t,
-            weighting=plain(process.weighting), levels=plain(process.levels), offset_noise=process.offset_noise,
-            input_perturbation=process.input_perturbation, variance=process.variance, bound=process.bound,
-            bound_weight=process.bound_weight, uncertainty=process.uncertainty,
-            self_conditioned=program.self_conditioned, value_range=problem.value_range,
-        )  # fmt: skip
-        dataset = common.load_data(cfg.data)
-        common.check_data(dataset, problem.spec)
-        _check_augment(cfg.data, problem)
-        course = Course(**plain(cfg.trainer))
-        course.check(program, world)
-        dtype = common.settings_of(cfg, cfg.precision).host_dtype
-        loader = Loader(dataset, cfg.seed, cfg.data.flip, dtype, problem.value_range, cfg.data.augment)
-        if cfg.data.loader not in LOADERS:
-            raise one_of("data.loader", cfg.data.loader, LOADERS)
-        return Experiment(
-            problem=problem,
-            plan=plan,
-            objective=objective,
-            loader=loader,
-            ahead=LOADERS[cfg.data.loader](replace(loader, world=world), cfg.data.workers),
-            adam=Adam(**plain(cfg.optimiser)),
-            learning_rate=LearningRate(**plain(cfg.lr)),
-            ema=ema,
-            course=course,
-            world=world,
-        )
-
-
-def _mode_begun_in(cfg: DictConfig, start: Checkpoint) -> bool | None:
-    """Whether functions were compiled in the run that is gone on with, if it was of the same backend."""
-    return start.notes.get("compile") if start.notes.get("backend") == cfg.backend.name else None
-
-
 def _drawing(cfg: DictConfig, experiment: Experiment, backend: Backend) -> Backend:
     """The backend in the mode in which samples are drawn, which each time is little work or much by itself."""
     spec, sample = experiment.problem.spec, cfg.sample
     work = sampling_work(experiment.problem.program, spec.image_shape, experiment.plan, sample.count, sample.batch)
     return common.in_mode(backend, cfg, "sample", work)
-
-
-def _check_augment(data: DictConfig, problem: Problem) -> None:
-    """Refuse an augmentation that the network cannot be trained with."""
-    if data.augment and problem.program.features != LABEL:
-        raise DuetError(
-            f"data.augment: {data.augment} was given, but the network is told {problem.program.features} numbers of an "
-            f"image, not the {LABEL} of its augmentation; set model.augment_dim={LABEL}, or data.augment=0"
-        )
-    if data.augment and problem.variance != "fixed":
-        raise DuetError(
-            "data.augment: it moves pictures off the bytes that a learned variance needs; use data.augment=0"
-        )
-
-
-def _in_order(loader: Loader, workers: int) -> AbstractContextManager[Loader | Prefetch]:
-    """The loader as it is, whose next batch the training loop makes in a thread; or made ahead by processes."""
-    return Prefetch(loader, workers) if workers else nullcontext(loader)
-
-
-# By data.loader: what makes the batches of a loader ahead, with so many workers.
-LOADERS = {"duet": _in_order, "grain": Grain}
-
-
-# What `resume` says of the run in this directory: go on with it; or do so if there is one, and else begin.
-OWN = ("latest", "auto")
-
-
-def _source(resume: str | None, directory: Path) -> Path | None:
-    """The checkpoint that is gone on from; None begins anew."""
-    if resume not in OWN:
-        return resume and find_checkpoint(resume)
-    if list_checkpoints(directory / "checkpoints"):
-        return find_checkpoint(directory)
-    if (directory / "environment.json").exists():  # cut short before its first checkpoint: as it began
-        came = read_json(directory / "environment.json")["resumed_from"]
-        return came and find_checkpoint(came["source"])
-    if resume == "latest":
-        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to go on with, as in hydra.run.dir=RUN")
-    return None
-
-
-def _start(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Checkpoint, Path | None]:
-    """Where training starts, and from which checkpoint: of this run (`latest`, `auto`), of another one, or none."""
-    problem, course = experiment.problem, experiment.course
-    source = _source(cfg.resume, directory)
-    if source is None:
-        weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
-        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.ema.profiles)), {}), None
-    found = load_checkpoint(source, problem.spec)
-    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
-        stored, given = getattr(found.problem, name), getattr(problem, name)
-        if stored != given:
-            raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
-    # What older checkpoints do not say is not compared.
-    stored, given = found.notes.get("trained_for", {}), _trained_for(cfg, experiment)
-    changed = [name for name in stored if stored[name] != given.get(name)]
-    for name in changed:
-        if not cfg.change_objective:
-            raise DuetError(
-                f"resume: {source} was trained with {name} {stored[name]}, but {given.get(name)} was given; "
-                f"change_objective=true goes on with what is given"
-            )
-    if type(found.notes.get("skipped", 0)) is not int:
-        raise DuetError(f"resume: {source} says that {found.notes['skipped']!r} updates were skipped before it")
-    if found.seed != cfg.seed:
-        raise DuetError(
-            f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
-        )
-    left = course.images - found.images_seen
-    ended = (
-        left == 0 and cfg.resume in OWN
-    )  # a run that was cut short after its last step: samples and result are still made
-    if not ended and (left <= 0 or left % course.batch):
-        raise DuetError(
-            f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
-            f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
-        )
-    # The losses of another objective say nothing of those of this one.
-    history = None if changed else found.history
-    return replace(found, state=_with_averages(found, experiment, cfg.change_objective), history=history), source
-
-
-def _result(directory: Path, images_seen: int, course: Course) -> dict[str, Any] | None:
-    """What a run that has reached its end ended with; None where it has not, or was cut short before it said so."""
-    file = directory / "result.json"
-    if images_seen < course.images or not file.exists():
-        return None
-    result = read_json(file)
-    return result if result.get("images_seen") == images_seen else None  # or of its end before it was made longer
-
-
-def _trained_for(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
-    """What decides the losses of a run beside its network and levels, by the key that says it."""
-    given = {f"process.{name}": value for name, value in experiment.objective.settings.items()}
-    return given | {f"data.{name}": cfg.data[name] for name in ("flip", "augment")}
-
-
-def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> TrainerState:
-    """The state of a checkpoint with the averages that the configuration asks for."""
-    ema, state, batch = experiment.ema, found.state, experiment.course.batch
-    if state.updates == 0:  # of weights that were imported: every average starts with theirs
-        state = replace(state, averages=(state.ema,) * len(ema.profiles))
-    if len(state.averages) != len(ema.profiles):
-        raise DuetError(
-            f"resume: the checkpoint keeps {counted(len(state.averages), 'average')} of the weights, but "
-            f"ema and ema.beside give {len(ema.profiles)}; there must be as many"
-        )
-    kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
-    differ = state.updates > 0 and kept != given
-    if differ and kept is not None and not ema.snapshot_images and not change:
-        raise DuetError(
-            f"resume: the checkpoint's averages are {kept}, but {given} were given; change_objective=true goes on with "
-            f"what is given"
-        )
-    if ema.snapshot_images:
-        if differ:
-            raise DuetError(
-                f"resume: the checkpoint's averages are {kept}, but {given} were given; a snapshot is of one profile "
-                f"from the start, so give those, or ema.snapshot_images=0"
-            )
-        if found.images_seen != state.updates * batch:
-            raise DuetError(
-                f"resume: the checkpoint has seen {found.images_seen} images in {state.updates} updates, but the batch "
-                f"is {batch}; snapshots need the same batch from the start, or give ema.snapshot_images=0"
-            )
-    return state
 
 
 def _facts(
@@ -419,12 +220,7 @@ def _train(
             note = f"loss {sum(record.loss for record in records) / len(records):.4f}, {speed:,.0f} images/s"
 
         def checkpoint(images_seen: int, history: LossHistory | None, skipped: int) -> None:
-            notes = {
-                "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
-                "averages": [describe(profile) for profile in experiment.ema.profiles],
-                "trained_for": _trained_for(cfg, experiment), "sampler": plain(cfg.sampler),
-                "compile": backend.settings.compile, "skipped": skipped,
-            }  # fmt: skip
+            notes = notes_to_go_on(cfg, experiment, backend, skipped)
             found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
@@ -434,10 +230,7 @@ def _train(
             batch = make_batch(
                 experiment.loader, experiment.objective, found.images_seen, found.batch, found.history
             )  # the whole of it, whatever share of it this process computes
-            notes = {
-                "backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions,
-                "seed": cfg.seed, "config": OmegaConf.to_yaml(cfg, resolve=True),
-            }  # fmt: skip
+            notes = made_by(cfg, backend) | {"seed": cfg.seed, "config": OmegaConf.to_yaml(cfg, resolve=True)}
             path = save_bundle(
                 run.path / "non_finite", found, problem, cfg.seed, trainer.state(), batch, experiment.adam,
                 experiment.objective.distance, notes,

@@ -42,7 +42,7 @@ from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Course, Hooks
 from diffusion_core.unet import PlainSpec
 from diffusion_core.weights import initial_weights
-from experiments.train import _source
+from experiments.resuming import source_of
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
@@ -74,7 +74,7 @@ class Trainer:
 def live(directory: Path, dtype: type) -> None:
     """One life of the process that runs in a directory: from where it is to the end of the course."""
     with claim(directory):
-        source = _source("auto", directory)
+        source = source_of("auto", directory)
         start = Checkpoint(0, PROBLEM, 1, TrainerState.fresh(initial_weights(PROBLEM.program, 1, dtype)), {})
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)

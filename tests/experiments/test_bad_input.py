@@ -344,7 +344,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(cfg: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("experiments.train.Experiment.of", full)
+    monkeypatch.setattr("experiments.experiment.Experiment.of", full)
     line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split())
     assert line == "error: a file cannot be written (No space left on device)"
 

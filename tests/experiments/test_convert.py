@@ -17,7 +17,8 @@ from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.unet import UNetSpec, lower
 from diffusion_core.weights import initial_weights
-from experiments import targets, train
+from experiments import resuming, targets
+from experiments.experiment import Experiment
 
 SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4, num_classes=3, null_class="zero")
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 20}, "v")
@@ -156,11 +157,11 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
     given = ["experiment=digits", "process=eps_linear", "process.drop_label=0", "sampler.guidance=1"]
     given += [f"model.{word}" for word in network.split()]
     cfg = composed("train", *given)
-    experiment = train.Experiment.of(cfg)
+    experiment = Experiment.of(cfg)
     cfg.resume = str(tmp_path / "told")
-    start, source = train._start(cfg, experiment, tmp_path)
+    start, source = resuming.start_of(cfg, experiment, tmp_path)
     assert source == find_checkpoint(tmp_path / "told")
     np.testing.assert_array_equal(start.state.weights["conv_in.weight"], weights["conv_in.weight"])
     cfg.resume = str(tmp_path / "plain")
     with pytest.raises(DuetError, match=r"another network, with model.dropout 0.0 \(given: 0.25\)$"):
-        train._start(cfg, experiment, tmp_path)
+        resuming.start_of(cfg, experiment, tmp_path)

@@ -19,7 +19,7 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
 from diffusion_core.unet import UNetSpec
 from experiments.common import sampler_of
-from experiments.train import Experiment
+from experiments.experiment import Experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

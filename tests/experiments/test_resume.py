@@ -20,7 +20,8 @@ from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
 from diffusion_core.run import read_json, read_metrics, read_samples, write_json
 from diffusion_core.weights import initial_weights
-from experiments import common, train
+from experiments import common, resuming
+from experiments.experiment import Experiment
 
 TINY = (
     "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_sizes=[]",
@@ -29,15 +30,15 @@ TINY = (
 )  # fmt: skip
 
 
-def configured(*words: str) -> tuple[DictConfig, train.Experiment]:
+def configured(*words: str) -> tuple[DictConfig, Experiment]:
     """A configuration and what it describes."""
     cfg = composed("train", *TINY, *words)
-    return cfg, train.Experiment.of(cfg)
+    return cfg, Experiment.of(cfg)
 
 
 def start(run: Path, *words: str) -> Checkpoint:
     """Where a run starts that goes on from this one."""
-    return train._start(*configured(f"resume='{run}'", *words), run)[0]
+    return resuming.start_of(*configured(f"resume='{run}'", *words), run)[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = experiment.objective.law.fresh().after(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
-        "trained_for": train._trained_for(cfg, experiment),
+        "trained_for": resuming.trained_for(cfg, experiment),
     }
     checkpoint = Checkpoint(64, experiment.problem, 0, replace(state, updates=1), notes, history)
     save_checkpoint(path := tmp_path_factory.mktemp("run"), checkpoint)
@@ -159,12 +160,12 @@ def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
 
 def test_where_a_run_goes_on_from(run, tmp_path):
     """Its last checkpoint; before it has one, where it began; and where there is no run, nowhere."""
-    assert train._source(None, run) is None and train._source(str(run), tmp_path) == run / "000000000064"
-    assert train._source("auto", tmp_path) is None
+    assert resuming.source_of(None, run) is None and resuming.source_of(str(run), tmp_path) == run / "000000000064"
+    assert resuming.source_of("auto", tmp_path) is None
     with pytest.raises(DuetError, match="holds no checkpoint; name the run to go on with"):
-        train._source("latest", tmp_path)
+        resuming.source_of("latest", tmp_path)
     for came, expected in ((None, None), ({"source": str(run)}, run / "000000000064")):
         write_json(tmp_path / "environment.json", {"resumed_from": came})
-        assert train._source("latest", tmp_path) == train._source("auto", tmp_path) == expected
+        assert resuming.source_of("latest", tmp_path) == resuming.source_of("auto", tmp_path) == expected
     shutil.copytree(run, tmp_path / "checkpoints")
-    assert train._source("latest", tmp_path) == tmp_path / "checkpoints/000000000064"
+    assert resuming.source_of("latest", tmp_path) == tmp_path / "checkpoints/000000000064"

@@ -15,7 +15,7 @@ from diffusion_core.data import to_uint8
 from diffusion_core.run import read_metrics, read_samples
 from diffusion_core.sampling.draw import draw
 from diffusion_core.weights import count
-from experiments.train import Experiment
+from experiments.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
