@@ -10,7 +10,8 @@ every process, whatever the shape of its share.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
@@ -73,19 +74,15 @@ class Group:
         """The sums over all processes of tensors of one type, in the place of these."""
         if self.world.size == 1:
             return tensors
-        try:
+        with _connected(self.world):
             return self._add(list(tensors))
-        except tf.errors.OpError as error:
-            raise _lost(self.world, error) from error
 
     def add_array(self, array: NDArray) -> NDArray:
         """The sum over all processes of arrays of one shape."""
         with tf.device(self.device):
             given = tf.constant(np.asarray(array))
-        try:
+        with _connected(self.world):
             return self._add_array([given])[0].numpy()
-        except tf.errors.OpError as error:
-            raise _lost(self.world, error) from error
 
 
 def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
@@ -93,6 +90,17 @@ def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
     if "TF_CONFIG" in os.environ:
         return None
     return tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
+
+
+@contextmanager
+def _connected(world: World) -> Iterator[None]:
+    """Where the connection to the others breaks in it, they are lost; want of memory passes."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError as error:
+        raise _lost(world, error) from error
 
 
 def _lost(world: World, error: Exception) -> DuetError:

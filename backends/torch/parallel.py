@@ -4,11 +4,17 @@
 module and one forward pass of it, where a step may have two; and it puts other parameters together from its second
 step on, so that a resumed run would add up in another order than the one that went on. Here the order is that of the
 manifest from the first step.
+
+Arrays of the host are added up between the hosts, over gloo also where the devices have nccl: what is asked after each
+step, whether to stop, then waits for no device.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -23,8 +29,12 @@ from diffusion_core.world import KINDS, World
 __all__ = ["KIND", "Group"]
 
 KIND = "ddp"
-# What is sent at once: enough for a network's full rate, and little beside the gradients themselves.
+# What is sent at once, and how many of them are before the first is waited for: enough for a network's full rate, and
+# little beside the gradients themselves.
 _BUCKET_BYTES = 25 * 2**20
+_IN_FLIGHT = 3
+# By which words the connection is known to be what failed: gloo has no type of its own for its errors.
+_CONNECTION = ("gloo", "connection", "pair closure")
 
 
 class Group:
@@ -39,40 +49,37 @@ class Group:
     """
 
     def __init__(self, world: World, device: torch.device) -> None:
-        self.world, self.device = world, device
+        self.world = world
         if world.kind not in ("none", KIND):
             raise DuetError(
                 f"parallel: {world.kind} was given, but PyTorch's processes are joined by {KIND}: {KINDS[KIND]}"
             )
         if world.size > 1 and not dist.is_initialized():
-            try:
+            _check_meeting()
+            with _connected(world):
                 dist.init_process_group(
-                    "nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size,
+                    "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size,
                     timeout=timedelta(seconds=world.timeout_seconds),
                 )  # fmt: skip
-            except (RuntimeError, ValueError) as error:
-                raise _lost(world, error) from error
 
     def add(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The sums over all processes of tensors of one type, in the place of these."""
         if self.world.size == 1:
             return tensors
-        sent = []
-        try:
+        sent = deque()
+        with _connected(self.world):
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.flatten() for tensor in bucket])
                 sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-            for bucket, flat, work in sent:
-                work.wait()
-                for tensor, added in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                    tensor.copy_(added.view(tensor.shape))
-        except RuntimeError as error:
-            raise _lost(self.world, error) from error
+                if len(sent) == _IN_FLIGHT:
+                    _take(*sent.popleft())
+            while sent:
+                _take(*sent.popleft())
         return tensors
 
     def add_array(self, array: NDArray) -> NDArray:
         """The sum over all processes of arrays of one shape."""
-        return self.add([torch.tensor(np.ascontiguousarray(array), device=self.device)])[0].cpu().numpy()
+        return self.add([torch.tensor(np.ascontiguousarray(array))])[0].numpy()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -86,6 +93,38 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             bucket, size = [], 0
     if bucket:
         yield bucket
+
+
+def _take(bucket: list[Tensor], flat: Tensor, work: dist.Work) -> None:
+    """Wait for the sums, and put them in the place of what was sent."""
+    work.wait()
+    for tensor, added in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        tensor.copy_(added.view(tensor.shape))
+
+
+def _check_meeting() -> None:
+    """Refuse to start where nobody said where the processes meet."""
+    for name, fits in (("MASTER_ADDR", "the host of process 0"), ("MASTER_PORT", "a free port of that host")):
+        given = os.environ.get(name, "")
+        if not given or (name == "MASTER_PORT" and not given.isdecimal()):
+            raise DuetError(
+                f"parallel: {name} is {given!r}; it must be {fits}, as torchrun and configs/hydra/launcher/slurm.yaml "
+                f"set it"
+            )
+
+
+@contextmanager
+def _connected(world: World) -> Iterator[None]:
+    """Where the connection to the others breaks in it, they are lost; other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).lower()
+        if isinstance(error, dist.DistError) or (
+            not isinstance(error, torch.OutOfMemoryError) and any(word in said for word in _CONNECTION)
+        ):
+            raise _lost(world, error) from error
+        raise
 
 
 def _lost(world: World, error: Exception) -> DuetError:

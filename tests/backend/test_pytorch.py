@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend import Settings, load_backend
+from diffusion_core.errors import DuetError
 from diffusion_core.pictures import grid
 from diffusion_core.unet import lower, make_spec
 from diffusion_core.unet.work import multiply_adds
 from diffusion_core.weights import initial_weights
+from diffusion_core.world import World
 
 
 def test_a_grid_is_that_of_torchvision() -> None:
@@ -40,3 +42,74 @@ def test_a_program_costs_what_pytorch_counts(architecture: str, options: dict) -
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:  # it knows no other on the CPU
         network.forward(x, t, np.zeros(2, np.int32))
     assert counted.get_total_flops() == 2 * 2 * multiply_adds(program, (8, 8, 3))
+
+
+class Sums:
+    """What `torch.distributed` is asked to add up over two processes that hold the same."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.out, self.most = error, 0, 0
+
+    def all_reduce(self, tensor, async_op: bool):
+        self.out += 1
+        self.most = max(self.most, self.out)
+
+        def wait() -> None:
+            self.out -= 1
+            if self.error is not None:
+                raise self.error
+            tensor.mul_(2)
+
+        return type("Work", (), {"wait": staticmethod(wait)})
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, sums: Sums):
+    import torch.distributed
+
+    from backends.torch import parallel
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", sums.all_reduce)
+    monkeypatch.setattr(parallel, "_BUCKET_BYTES", 32)
+    return parallel.Group(World(0, 2, 0, "ddp"), torch.device("cpu"))
+
+
+def test_few_of_the_gradients_are_sent_at_once(monkeypatch) -> None:
+    import torch
+
+    sums, rng = Sums(), np.random.default_rng(1)
+    arrays = [rng.normal(size=shape) for shape in ((3,), (2, 2), (5, 1), (1,), (4, 2), (7,), (6,), (2, 3))]
+    added = joined(monkeypatch, sums).add([torch.tensor(array) for array in arrays])
+    for array, found in zip(arrays, added, strict=True):
+        np.testing.assert_array_equal(found.numpy(), 2 * array)
+    assert sums.most == 3 and sums.out == 0
+
+
+def test_only_a_broken_connection_is_a_lost_process(monkeypatch) -> None:
+    """The words are those of gloo where a process was killed, did not answer, or had done either before."""
+    import torch
+
+    for said in (
+        "[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:2433: Connection reset by peer.",
+        "[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv",
+        "Application timeout caused pair closure",
+    ):
+        with pytest.raises(DuetError, match=r"process 0 of 2 has lost another one, .* resume=latest"):
+            joined(monkeypatch, Sums(RuntimeError(said))).add([torch.ones(2)])
+    with pytest.raises(DuetError, match="has lost another one"):
+        joined(monkeypatch, Sums(torch.distributed.DistBackendError("NCCL"))).add([torch.ones(2)])
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")):
+        with pytest.raises(type(error), match=str(error)):
+            joined(monkeypatch, Sums(error)).add([torch.ones(2)])
+
+
+@pytest.mark.parametrize(("name", "given"), [("MASTER_ADDR", None), ("MASTER_PORT", None), ("MASTER_PORT", "first")])
+def test_a_place_to_meet_that_nobody_named_is_one_clear_line(monkeypatch, name: str, given: str | None) -> None:
+    import torch
+
+    from backends.torch.parallel import Group
+
+    for key, value in ({"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"} | {name: given}).items():
+        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
+    with pytest.raises(DuetError, match=f"parallel: {name} is '{given or ''}'; it must be"):
+        Group(World(0, 2, 0, "ddp"), torch.device("cpu"))

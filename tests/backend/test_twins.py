@@ -57,6 +57,18 @@ def parameters(function: ast.FunctionDef) -> tuple[str, ...]:
     return (*(a.arg for a in named), *defaults)
 
 
+def methods(backend: str) -> list[str]:
+    """All methods of a trainer in order, the private ones too."""
+    body = ast.parse((FOLDERS[backend] / "trainer.py").read_text()).body
+    (trainer,) = (node for node in body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+    return [item.name for item in trainer.body if isinstance(item, ast.FunctionDef)]
+
+
+def test_a_step_of_training_has_the_same_parts_in_the_same_order():
+    alone = {"_whole_step", "_numbers"}  # one graph of all parts, and the scalars that it is given
+    assert [name for name in methods("tf") if name not in alone] == methods("torch")
+
+
 def test_both_have_the_same_files():
     assert sorted(path.name for path in FOLDERS["tf"].glob("*.py")) == FILES
     assert {"network.py", "trainer.py", "sampler.py", "device.py"} < set(FILES)
