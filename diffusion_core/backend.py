@@ -397,7 +397,8 @@ class Steering:
 class Backend:
     """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
-    Another class with the same methods is a backend too.
+    Another class with the same methods is a backend too; `convolutions` and `matrix_product`, which `experiments.bench`
+    alone calls, may be missing, and nothing but that command misses them.
 
     Args:
         settings: how it computes; they are fixed when it is made, as some are of the whole process.
@@ -407,7 +408,7 @@ class Backend:
     device: ClassVar[Any]  # Place.group, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
-    products: ClassVar[Any]  # convolutions, matrix_product
+    products: ClassVar[Any]  # convolutions, matrix_product: for experiments.bench alone
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 

@@ -124,6 +124,7 @@ def test_a_search_composes_with_or_without_optuna():
     assert cfg.hydra.launcher._target_.endswith("DuetLauncher")
     for launcher in ("joblib", "submitit_local", "submitit_slurm", "slurm"):
         assert composed(f"hydra/launcher={launcher}", hydra=True).hydra.launcher._target_
+    assert "export SLURM_KILL_BAD_EXIT=1" in composed("hydra/launcher=slurm", hydra=True).hydra.launcher.setup
 
 
 def test_a_missing_extra_is_one_clear_line():
