@@ -3,7 +3,7 @@
     non_finite/000000012800/        images seen before the step
         weights.safetensors ...     a checkpoint of that moment, see `checkpoint`
         batch.safetensors           the very batch, whole, whatever number of processes shared it
-        step.json                   learning rate, decays, optimiser, distance, and what the step gave
+        step.json                   learning rate, decays, optimiser, distance, what the step gave, hash of itself
 
 The trainer takes no update that is not finite (`backend.Trainer`), so what it holds when the loss is read is what it
 held before the step. The random numbers of the step are in the batch, or, those of dropout, a function of its key and
@@ -21,26 +21,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import TrainBatch, TrainerState
+from diffusion_core.backend import (
+    CROSS_ENTROPY,
+    DISTANCES,
+    PRECISIONS,
+    SELF_CONDITIONING,
+    VARIATIONAL,
+    TrainBatch,
+    TrainerState,
+)
 from diffusion_core.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
+    own_hash,
     pack,
+    read_part,
     save_checkpoint,
     write_atomically,
 )
-from diffusion_core.errors import DuetError
+from diffusion_core.errors import DuetError, one_of
 from diffusion_core.optimiser import Adam
 from diffusion_core.problem import Problem
-from diffusion_core.reading import read_bytes, read_json, read_tensors, reading
+from diffusion_core.reading import read_json, reading
 from diffusion_core.run import write_json
 from diffusion_core.training import Trouble
 from diffusion_core.weights import Weights
 
 __all__ = ["KEPT", "Bundle", "Place", "is_kept", "load_bundle", "places", "save_bundle"]
 
-FORMAT = 1
+FORMAT = 2
 # Of how many streaks of skipped updates the first step is kept: each takes the room of a checkpoint.
 KEPT = 3
 
@@ -125,16 +135,17 @@ def save_bundle(
     write_atomically(path / "batch.safetensors", content)
     step = {
         "format": FORMAT,
-        "lr": trouble.lr,
-        "decays": trouble.decays,
+        "lr": float(trouble.lr),
+        "decays": list(map(float, trouble.decays)),
         "adam": asdict(adam),
         "distance": distance,
         # JSON has no infinity.
         "loss": str(trouble.loss),
         "grad_norm": str(trouble.grad_norm),
+        "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_json(path / "step.json", step)
+    write_json(path / "step.json", step | {"sha256": own_hash(step)})
     return path
 
 
@@ -142,28 +153,65 @@ def load_bundle(path: str | Path) -> Bundle:
     """Read a bundle.
 
     Raises:
-        DuetError: if it is missing, corrupt, or written by a later version.
+        DuetError: if it is missing, corrupt, written by another version, or holds what its step cannot be done with.
     """
     path = Path(path)
     if not (path / "step.json").exists():
         raise DuetError(f"bundle: {path} holds no step.json; give a directory that a training left in its non_finite")
     moment = load_checkpoint(path, finite=False)
     with reading(path / "step.json"):
-        step = read_json(path / "step.json")
+        step = read_json(path / "step.json", "it is corrupt")
         if step["format"] != FORMAT:
-            raise DuetError(f"{path}: it has format {step['format']}; this version of Duet reads format {FORMAT}")
-        if hashlib.sha256(read_bytes(path / "batch.safetensors")).hexdigest() != step["batch_sha256"]:
-            raise DuetError(f"{path / 'batch.safetensors'}: it is corrupt (its hash is not the one in step.json)")
-        return Bundle(
-            moment=moment,
-            batch=TrainBatch(**read_tensors(path / "batch.safetensors")),
-            adam=Adam(**step["adam"]),
-            distance=str(step["distance"]),
-            lr=float(step["lr"]),
-            decays=tuple(map(float, step["decays"])),
-            loss=float(step["loss"]),
-            grad_norm=float(step["grad_norm"]),
-        )
+            raise DuetError(f"it has format {step['format']}; this version of Duet reads format {FORMAT}")
+        if step["sha256"] != own_hash(step):
+            raise DuetError("it is corrupt (its hash is not the one that it names)")
+        decays, distance = tuple(map(float, step["decays"])), step["distance"]
+        if len(decays) != len(moment.state.averages):
+            raise DuetError(f"it has {len(decays)} decays for {len(moment.state.averages)} averages")
+        if distance not in (*DISTANCES, CROSS_ENTROPY):
+            raise one_of("distance", distance, (*DISTANCES, CROSS_ENTROPY))
+        moment.problem.check_distance(distance)
+        adam, lr = Adam(**step["adam"]), float(step["lr"])
+        loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
+        sha256, size = str(step["batch_sha256"]), int(step["batch_bytes"])
+    with reading(path / "state.json"):
+        if not isinstance(backend := moment.notes["backend"], str):
+            raise DuetError(f"its notes name the backend {backend!r}; a name would fit")
+        if (precision := moment.notes["precision"]) not in PRECISIONS:
+            raise one_of("precision", precision, PRECISIONS)
+    with reading(path / "batch.safetensors"):
+        arrays = read_part(path / "batch.safetensors", sha256, size)
+        _check_batch(arrays, moment.problem)
+    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm)
+
+
+def _check_batch(arrays: Mapping[str, NDArray], problem: Problem) -> None:
+    """Refuse arrays that are no batch of a problem.
+
+    Raises:
+        DuetError: for names, shapes, types or labels that do not fit.
+    """
+    program = problem.program
+    own = {"images": problem.spec.image_shape, "noise": problem.spec.image_shape, "features": (program.features,)}
+    own |= {"variational": (len(VARIATIONAL),)} if problem.variance != "fixed" else {}
+    own |= {"self_conditioning": (len(SELF_CONDITIONING),)} if program.self_conditioned else {}
+    whole = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
+    wanted = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]
+    if sorted(wanted) != sorted(arrays):
+        raise DuetError(f"it has the arrays {', '.join(sorted(arrays))}; a batch has {', '.join(sorted(wanted))}")
+    images = arrays["label"].size
+    for name, array in arrays.items():
+        shape = (2,) if name == "dropout_key" else (images, *own.get(name, ()))
+        types = (whole[name],) if name in whole else (np.float64,) if name == "c_noise" else (np.float32, np.float64)
+        if array.shape != shape or array.dtype not in types:
+            raise DuetError(
+                f"{name} is of type {array.dtype} with shape {array.shape}; a batch of {images} images of its network "
+                f"has {' or '.join(np.dtype(one).name for one in types)} with shape {shape}"
+            )
+    bounds = {"label": max(1, program.classes + (program.null_label is not None)), "dropout_key": 1 << 32}
+    for name, bound in bounds.items():
+        if images < 1 or arrays[name].min() < 0 or arrays[name].max() >= bound:
+            raise DuetError(f"{name}: {images} images were given with numbers that are not all in 0..{bound - 1}")
 
 
 def some(batch: TrainBatch, images: NDArray) -> TrainBatch:

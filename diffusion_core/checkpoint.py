@@ -48,7 +48,9 @@ __all__ = [
     "load_checkpoint",
     "mend_checkpoints",
     "most_bytes",
+    "own_hash",
     "pack",
+    "read_part",
     "save_checkpoint",
     "weights_hash",
     "write_atomically",
@@ -196,7 +198,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
             "notes": dict(checkpoint.notes),
             "files": hashes,
         }
-        state["sha256"] = _state_hash(state)
+        state["sha256"] = own_hash(state)
         _write_flushed(beside / "state.json", json.dumps(state, indent=2).encode())
         _flush_directory(beside)
         if final.exists():
@@ -266,9 +268,9 @@ def _replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _state_hash(state: Mapping[str, Any]) -> str:
-    """The hash of all other entries of state.json, as they are read back."""
-    entries = json.loads(json.dumps({name: value for name, value in state.items() if name != "sha256"}))
+def own_hash(entries: Mapping[str, Any]) -> str:
+    """The hash of all other entries of a file that names its own as "sha256", as they are read back."""
+    entries = json.loads(json.dumps({name: value for name, value in entries.items() if name != "sha256"}))
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
@@ -312,7 +314,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         if version not in _READ:
             readable = " and ".join(map(str, _READ))
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
-        if state["sha256"] != _state_hash(state):
+        if state["sha256"] != own_hash(state):
             raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
         problem = Problem.from_dict(state["problem"])
         if state["program_sha256"] != problem.program.sha256:
@@ -323,18 +325,17 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
             raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
         most = most_bytes(problem.program)
-        parts = {part: _read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
+        parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
-            history = LossHistory(**_read_part(path / name, hashes[name]))
+            history = LossHistory(**read_part(path / name, hashes[name]))
         state = TrainerState.of_parts(parts, updates)
         checkpoint = Checkpoint(images_seen, problem, seed, state, dict(notes), history)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
         check_weights(problem.program, arrays, str(path / f"{part}.safetensors"))
-        if finite:
-            check_numbers(arrays, str(path / f"{part}.safetensors"))
+        check_numbers(arrays, str(path / f"{part}.safetensors"), finite)
     return checkpoint
 
 
@@ -357,10 +358,15 @@ def weights_hash(path: str | Path, part: str = "ema") -> str:
         return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
-def _read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray]:
+def read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray]:
+    """The arrays of a file of which another one knows the hash, and how many bytes it has at most.
+
+    Raises:
+        DuetError: if it is missing, larger, or another file.
+    """
     content = read_bytes(path, most)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one in state.json)")
+        raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one that was written down)")
     with reading(path, "it is not a safetensors file"):
         return tensors.load(content)
 

@@ -88,11 +88,12 @@ def check_weights(
         raise DuetError(f"{source}: {misfits[0]}{more}")
 
 
-def check_numbers(weights: Mapping[str, NDArray], source: str = "weights") -> None:
+def check_numbers(weights: Mapping[str, NDArray], source: str = "weights", finite: bool = True) -> None:
     """Refuse weights that are no floating numbers or not finite: a network computes nothing from them.
 
     Args:
         source: what errors call them.
+        finite: False takes those that are not finite.
 
     Raises:
         DuetError: names the first such weight and counts its numbers and the other weights of the kind.
@@ -102,6 +103,8 @@ def check_numbers(weights: Mapping[str, NDArray], source: str = "weights") -> No
     }
     for name, dtype in types.items():
         raise DuetError(f"{source}: {name} is of type {dtype}; weights are float32 or float64")
+    if not finite:
+        return
     lost = {name: value.size - int(np.count_nonzero(np.isfinite(value))) for name, value in sorted(weights.items())}
     if lost := {name: number for name, number in lost.items() if number}:
         name, number = next(iter(lost.items()))

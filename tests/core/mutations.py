@@ -43,10 +43,12 @@ from typing import Any
 import numpy as np
 
 from diffusion_core import checkpoint as checkpoints
-from diffusion_core.backend import TrainerState
+from diffusion_core import reference
+from diffusion_core.backend import TrainBatch, TrainerState
+from diffusion_core.bundle import load_bundle, save_bundle
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint
 from diffusion_core.convert.arrays import read_arrays, read_config
-from diffusion_core.data import Dataset
+from diffusion_core.data import Dataset, Loader
 from diffusion_core.data.archives import content, members
 from diffusion_core.data.sources.arrays import array, npz
 from diffusion_core.data.store import open_store, read_names, save_store
@@ -54,12 +56,15 @@ from diffusion_core.ema import make_profile
 from diffusion_core.errors import DuetError
 from diffusion_core.levels import LossHistory
 from diffusion_core.metrics.files import read_source
+from diffusion_core.objectives import Objective
+from diffusion_core.optimiser import Adam
 from diffusion_core.parity.compare import load_arrays, load_checks
 from diffusion_core.problem import Problem
 from diffusion_core.random import Stream
 from diffusion_core.reading import read_json
 from diffusion_core.run import read_metrics, read_samples, write_json, write_samples
 from diffusion_core.snapshots import find_snapshots, save_snapshots
+from diffusion_core.training import Trouble, make_batch
 from diffusion_core.unet import UNetSpec
 
 SECONDS, MEMORY = 20, 1 << 30
@@ -130,8 +135,39 @@ def _reseal_checkpoint(root: Path) -> None:
         state["files"] = {
             name: hashlib.sha256((file.parent / name).read_bytes()).hexdigest() for name in state["files"]
         }
-        state["sha256"] = checkpoints._state_hash(state)
+        state["sha256"] = checkpoints.own_hash(state)
         file.write_text(json.dumps(state))
+
+
+def _make_bundle(root: Path) -> None:
+    loader = Loader(Dataset(_pictures()[:, :4, :4, :1], np.zeros(6, int), ("a",), "toy"), seed=3)
+    trouble = Trouble(1280, 4, 10, 1e-3, (0.9,), math.inf, math.nan)
+    batch = make_batch(loader, Objective(PROBLEM.process, seed=3), 1280, 4)
+    notes = {"backend": "torch", "precision": "float32"}
+    save_bundle(root, trouble, PROBLEM, 3, _state(), batch, Adam(), "mse", notes)
+
+
+def _read_bundle(root: Path) -> Any:
+    (path,) = root.iterdir()
+    found = load_bundle(path)
+    moment, facts = found.moment, (found.adam, found.distance, found.lr, found.decays, found.loss, found.grad_norm)
+    return moment.images_seen, moment.problem, dict(moment.notes), moment.state.parts, found.batch.arrays, facts
+
+
+def _sound_bundle(found: Any) -> bool:
+    """Whether its step can be done."""
+    _, problem, notes, parts, arrays, (_, distance, *_) = found
+    with np.errstate(all="ignore"):
+        values = reference.look(problem.program, parts["weights"], TrainBatch(**arrays), distance)
+    return {type(notes[name]) for name in ("backend", "precision")} == {str} and values["losses"].shape == (4,)
+
+
+def _reseal_bundle(root: Path) -> None:
+    _reseal_checkpoint(root)
+    for file in root.glob("*/step.json"):
+        content, step = (file.parent / "batch.safetensors").read_bytes(), json.loads(file.read_text())
+        step |= {"batch_sha256": hashlib.sha256(content).hexdigest(), "batch_bytes": len(content)}
+        file.write_text(json.dumps(step | {"sha256": checkpoints.own_hash(step)}))
 
 
 def _make_snapshots(root: Path) -> None:
@@ -268,6 +304,7 @@ def _always(found: Any) -> bool:
 
 TARGETS = {
     "checkpoint": Target(_make_checkpoint, _read_checkpoint, _sound_checkpoint, True, _reseal_checkpoint),
+    "bundle": Target(_make_bundle, _read_bundle, _sound_bundle, True, _reseal_bundle),
     "snapshots": Target(_make_snapshots, _read_snapshots, _sound_snapshots),
     "store": Target(_make_store, _read_store, _sound_store),
     "samples": Target(_make_samples, lambda root: read_samples(root / "samples.npz"), _sound_samples),
@@ -595,7 +632,7 @@ def run(targets: dict[str, Target], numbers: Iterable[int], seed: int, say: Call
             file, harm = (fit[draw(len(fit))], harm) if fit else (files[draw(len(files))], HARMS["splice"][1])
             harm(file, draw, evil)
             resealed = False
-            if target.sealed and draw(2):
+            if target.sealed and draw(2) and all(path.is_file() for path in files):  # to read a pipe would not end
                 try:
                     target.reseal(work)
                     resealed = True

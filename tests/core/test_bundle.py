@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from test_checkpoint import PROBLEM, assert_same, moment
 from diffusion_core import reference
 from diffusion_core.backend import TrainBatch
 from diffusion_core.bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
-from diffusion_core.checkpoint import load_checkpoint
+from diffusion_core.checkpoint import load_checkpoint, own_hash, pack
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.errors import DuetError
 from diffusion_core.objectives import Objective
@@ -24,6 +26,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.zeros(8, int), ("a",), "toy"), seed=3)
 OBJECTIVE = Objective(PROBLEM.process, seed=3)
 TROUBLE = Trouble(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan)
+NOTES = {"precision": "float32"}
 ADAM = Adam(clip=None, weight_decay=0.1)
 
 
@@ -33,7 +36,7 @@ def batch() -> TrainBatch:
 
 def saved(parent, given: TrainBatch, state=None):
     state = state or moment().state
-    notes = moment().notes
+    notes = moment().notes | NOTES
     return save_bundle(parent, TROUBLE, PROBLEM, 3, replace(state, updates=12), given, ADAM, "mse", notes)
 
 
@@ -41,7 +44,9 @@ def test_a_bundle_is_read_back_as_it_was(tmp_path):
     path = saved(tmp_path, batch())
     assert path == tmp_path / "000000001280"
     found = load_bundle(path)
-    assert_same(found.moment, moment())  # of which the updates are those before the step
+    assert_same(
+        found.moment, replace(moment(), notes=moment().notes | NOTES)
+    )  # of which the updates are those before the step
     assert (found.adam, found.distance, found.lr, found.decays) == (ADAM, "mse", 1e-3, (0.9, 0.99))
     assert found.loss == math.inf and math.isnan(found.grad_norm)
     assert found.batch.arrays.keys() == batch().arrays.keys()
@@ -82,11 +87,64 @@ def test_a_harmed_bundle_is_refused(tmp_path, name):
         load_bundle(path.parent)
 
 
-def test_a_bundle_of_a_later_version_is_refused(tmp_path):
+def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, **changes) -> Path:
+    """Change a bundle as who means harm would, with right hashes."""
+    if arrays is not None:
+        content = pack({name: value for name, value in (batch().arrays | arrays).items() if value is not None})
+        (path / "batch.safetensors").write_bytes(content)
+        changes |= {"batch_sha256": hashlib.sha256(content).hexdigest(), "batch_bytes": len(content)}
+    for file, new in (("state.json", {} if notes is None else {"notes": notes}), ("step.json", changes)):
+        facts = json.loads((path / file).read_text()) | new
+        (path / file).write_text(json.dumps(facts | {"sha256": own_hash(facts)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"format": 3}, "step.json: it has format 3"),
+        ({"distance": "mre"}, r"step.json: distance: 'mre' was given; it must be one of .* Did you mean 'mse'"),
+        (
+            {"distance": "cross_entropy"},
+            "step.json: process.distance: cross_entropy was given for a network",
+        ),
+        ({"decays": [0.9]}, "step.json: it has 1 decays for 2 averages"),
+        ({"adam": {"beta": 1}}, "step.json: it is corrupt .*beta"),
+        ({"batch_bytes": 10}, r"batch.safetensors: it has \d+ bytes; what belongs there has at most 10"),
+        ({"batch_bytes": None}, "step.json: it is corrupt"),
+        ({"notes": {"backend": "torch"}}, "state.json: it is corrupt .*'precision'"),
+        ({"notes": NOTES}, "state.json: it is corrupt .*'backend'"),
+        ({"notes": {"backend": "torch", "precision": "half"}}, "state.json: precision: 'half' was given"),
+        ({"arrays": {"alpha": np.ones(3, np.float32)}}, r"batch.safetensors: alpha is .*\(3,\); .* shape \(4,\)"),
+        ({"arrays": {"images": np.ones((4, 8, 8, 1))}}, r"images is .*\(4, 8, 8, 1\); .* shape \(4, 4, 4, 1\)"),
+        ({"arrays": {"label": np.zeros(4)}}, r"label is of type float64 .* has int32 with"),
+        ({"arrays": {"label": np.full(4, 7, np.int32)}}, "label: 4 images were given with numbers .* not all in 0..0"),
+        ({"arrays": {"features": None}}, "batch.safetensors: it has the arrays"),
+        ({"arrays": {"self_conditioning": np.ones((4, 5))}}, "batch.safetensors: it has the arrays"),
+    ],
+)
+def test_a_bundle_whose_step_cannot_be_done_is_refused_by_a_line(tmp_path, changes, said):
+    path = rewrite(saved(tmp_path, batch()))
+    assert load_bundle(path).distance == "mse"
+    with pytest.raises(DuetError, match=said) as caught:
+        load_bundle(rewrite(path, **changes))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_changed_number_of_a_step_is_noticed(tmp_path):
     path = saved(tmp_path, batch()) / "step.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(DuetError, match="format 2"):
-        load_bundle(path.parent)
+    text = path.read_text()
+    for at in [i for i, letter in enumerate(text) if letter.isdigit()]:
+        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        with pytest.raises(DuetError, match=r"step\.json: it (is corrupt|has format)"):
+            load_bundle(path.parent)
+
+
+def test_weights_of_whole_numbers_are_refused_in_a_bundle_too(tmp_path):
+    state = moment().state
+    state.weights["conv_in.bias"] = state.weights["conv_in.bias"].astype(np.int32)
+    with pytest.raises(DuetError, match=r"conv_in.bias is of type int32"):
+        load_bundle(saved(tmp_path, batch(), state))
 
 
 def harmed(what: str):
