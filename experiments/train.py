@@ -275,9 +275,10 @@ def _train(
             return due and not (run.path / "samples" / f"{name_of(images_seen)}.npz").exists()
 
         def stops() -> bool:
-            if team.any(bool(stop)) and not stop:
+            agreed = team.any(bool(stop))
+            if agreed and not stop:
                 stop.number = signal.SIGTERM  # another process was told so
-            return bool(stop)
+            return agreed  # not what this one was told meanwhile: the others go on, and are asked again
 
         if team.any(run is not None and is_missing(start.images_seen)):
             sample(start.images_seen)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from diffusion_core import stopping
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.errors import DuetError
-from diffusion_core.training import Course
+from diffusion_core.training import Course, Hooks
 from diffusion_core.world import Team, World
 from experiments import train
 from experiments.processes import one_speaks, world_of
@@ -90,6 +92,18 @@ def test_the_process_that_leads_speaks_alone_and_asking_who_does_changes_nothing
     assert sys.stdout is stream and capsys.readouterr().out == ("after\n" if rank else "inside\nafter\n")
 
 
+def trained_by_one_of_two(add: Callable[[NDArray], NDArray]) -> dict[str, float]:
+    """What the training gives in the second process, which keeps nothing, of an experiment that takes no step."""
+    state = TrainerState.fresh({"w": np.zeros(1, np.float32)}, 1)
+    experiment = SimpleNamespace(
+        problem=None, course=Course(16, 8), ahead=nullcontext(), objective=None, learning_rate=None, ema=None
+    )
+    return train._train(
+        None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
+        SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {}),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_a_process_told_to_end_after_its_last_step_ends_with_the_others(told, monkeypatch):
     """Another process was told to end while it wrote the last checkpoint, where this one takes no step any more."""
@@ -99,22 +113,31 @@ def test_a_process_told_to_end_after_its_last_step_ends_with_the_others(told, mo
         # The other one holds the same weights; of flags, it says what it was told.
         return np.full_like(array, array.max() if len(array) > 1 or not done else float(told))
 
-    def trained(*_: object) -> dict[str, float]:
-        done.append(True)
+    monkeypatch.setattr(train, "train", lambda *_: done.append(True) or {})
+    if not told:
+        assert trained_by_one_of_two(add) == {}
+        return
+    with pytest.raises(stopping.Stopped) as stopped:
+        trained_by_one_of_two(add)
+    assert stopped.value.number == signal.SIGTERM
+
+
+def test_a_signal_while_the_processes_agree_counts_the_next_time(monkeypatch):
+    """They agreed to go on, so the one that is told so then goes on as well."""
+    tells, answers = [], []
+
+    def add(array: NDArray) -> NDArray:
+        if tells:
+            os.kill(os.getpid(), tells.pop())
+        return np.full_like(array, array.max())
+
+    def trained(*given: object) -> dict[str, float]:
+        hooks = next(one for one in given if isinstance(one, Hooks))
+        tells.append(signal.SIGUSR1)
+        answers.extend([hooks.stops(), hooks.stops()])
         return {}
 
     monkeypatch.setattr(train, "train", trained)
-    state = TrainerState.fresh({"w": np.zeros(1, np.float32)}, 1)
-    experiment = SimpleNamespace(
-        problem=None, course=Course(16, 8), ahead=nullcontext(), objective=None, learning_rate=None, ema=None
-    )
-    given = (
-        None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
-        SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {}),
-    )  # fmt: skip
-    if not told:
-        assert train._train(*given) == {}
-        return
     with pytest.raises(stopping.Stopped) as stopped:
-        train._train(*given)
-    assert stopped.value.number == signal.SIGTERM
+        trained_by_one_of_two(add)
+    assert answers == [False, True] and stopped.value.number == signal.SIGUSR1
