@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import pytest
 from commands import composed
 from numpy.typing import NDArray
 
-from diffusion_core import stopping
+from diffusion_core import stopping, training
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.errors import DuetError
@@ -100,7 +101,7 @@ def trained_by_one_of_two(add: Callable[[NDArray], NDArray]) -> dict[str, float]
     )
     return train._train(
         None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
-        SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {}),
+        SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {"skipped": 3}),
     )  # fmt: skip
 
 
@@ -113,9 +114,13 @@ def test_a_process_told_to_end_after_its_last_step_ends_with_the_others(told, mo
         # The other one holds the same weights; of flags, it says what it was told.
         return np.full_like(array, array.max() if len(array) > 1 or not done else float(told))
 
-    monkeypatch.setattr(train, "train", lambda *_: done.append(True) or {})
+    def trained(*given: object) -> dict[str, float]:
+        done.append(signature(training.train).bind(*given).arguments["skipped"])
+        return {}
+
+    monkeypatch.setattr(train, "train", trained)
     if not told:
-        assert trained_by_one_of_two(add) == {}
+        assert trained_by_one_of_two(add) == {} and done == [3]  # it goes on counting
         return
     with pytest.raises(stopping.Stopped) as stopped:
         trained_by_one_of_two(add)

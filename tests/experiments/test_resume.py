@@ -15,7 +15,7 @@ from commands import call, composed
 from omegaconf import DictConfig
 
 from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from diffusion_core.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
 from diffusion_core.run import read_json, read_metrics, read_samples, write_json
@@ -169,3 +169,12 @@ def test_where_a_run_goes_on_from(run, tmp_path):
         assert resuming.source_of("latest", tmp_path) == resuming.source_of("auto", tmp_path) == expected
     shutil.copytree(run, tmp_path / "checkpoints")
     assert resuming.source_of("latest", tmp_path) == tmp_path / "checkpoints/000000000064"
+
+
+def test_a_count_of_skipped_updates_that_is_none_is_refused(run, tmp_path):
+    found = load_checkpoint(run)
+    save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": "two"}))
+    with pytest.raises(DuetError, match="says that 'two' updates were skipped"):
+        start(tmp_path)
+    save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": 2}))
+    assert start(tmp_path).notes["skipped"] == 2
