@@ -39,6 +39,7 @@ from diffusion_core.unet.blocks import (
     Sinusoid,
 )
 from diffusion_core.weights import Weights
+from diffusion_core.world import World
 
 pytestmark = pytest.mark.backend
 
@@ -315,6 +316,20 @@ def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, ag
     with pytest.raises(DuetError, match=r"too little memory; .* half made: .* resume=latest \(CUDA") as found:
         short.step(new_batch(backend), 1e-3, (0.9,), 1, again)
     assert not isinstance(found.value, OutOfMemory)
+
+
+def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
+    name = backend.describe().backend
+    parallel, memory = import_module(f"backends.{name}.parallel"), out_of_memory(backend)
+    lost = {
+        "torch": lambda: RuntimeError("gloo: Connection reset by peer"),
+        "tf": lambda: import_module("tensorflow").errors.UnavailableError(None, None, "Connection reset by peer"),
+    }[name]()
+    world = World(0, 2, 0, parallel.KIND)
+    with pytest.raises(type(memory)), parallel._connected(world):
+        raise memory
+    with pytest.raises(DuetError, match="process 0 of 2 has lost another one"), parallel._connected(world):
+        raise lost
 
 
 def ends_in(function: Any, error: Exception) -> Any:
