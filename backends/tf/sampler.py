@@ -1,4 +1,4 @@
-"""The executor of sampler plans in TensorFlow: a stretch of rows is one loop in one graph."""
+"""The executor of sampler plans in TensorFlow: a stretch of rows is a loop, and one graph where the place compiles."""
 
 from __future__ import annotations
 
@@ -131,6 +131,10 @@ def _loop(network: Network, form: Form, guide: Network | None, classifier: Netwo
             row = form.row(tf.unstack(tf.cast(own, network.place.dtype)))._replace(c_noise=c_noise)
             return i + 1, *_next(network, form, row, registers, history, label, null, z, mask, over, steering)
 
+        if not network.place.compile:  # to ask a tensor whether it goes on would be to wait for the device at each row
+            for i in range(count):
+                _, registers, history = body(i, registers, history)
+            return registers, history
         start = (tf.constant(0), registers, history)
         return tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)[1:]
 
@@ -166,14 +170,17 @@ def sample(
         x = place.images(start)
         registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(x) for _ in range(plan.history)]
-        for form, rows in plan.stretches(longest, () if watch is None else watch.of(plan.rows)):
+        stretches = list(plan.stretches(longest, () if watch is None else watch.of(plan.rows)))
+        most = max((len(rows) for _, rows in stretches), default=0)
+        for form, rows in stretches:
             loop = network.made(_loop, form, steering.guide, steering.classifier)
-            room = longest if place.compile else len(rows)  # a graph is compiled for one shape
+            # A graph is compiled for one shape, and for any number of rows in it.
+            room, count = (most, tf.constant(len(rows))) if place.compile else (len(rows), len(rows))
             table = np.zeros((room, numbers.shape[1]))
             table[: len(rows)] = numbers[rows.start : rows.stop]
             z = block(noise, noisy, rows, room) if noisy.any() else None
             known = None if mask is None else block(steering.known, everywhere, rows, room)
-            given = place.tensor(table, tf.float64), tf.constant(len(rows)), registers, history
+            given = place.tensor(table, tf.float64), count, registers, history
             registers, history = loop(*given, label, null, z, mask, known)
             if watch is not None:
                 watch(rows[-1], to_host(registers[0]), to_host(history[0]))

@@ -716,6 +716,19 @@ def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
         np.testing.assert_array_equal(states, seen["all"][row])
 
 
+def test_nothing_waits_for_the_device_between_rows(backend_name, backend, network, monkeypatch):
+    """To ask a tensor whether it is true is to wait for all that was computed before it."""
+    wanted = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
+    tensor = {
+        "torch": lambda: import_module("torch").Tensor,
+        "tf": lambda: type(import_module("tensorflow").constant(True)),
+    }[backend_name]()
+    asked = []
+    monkeypatch.setattr(tensor, "__bool__", lambda one: asked.append(one) or bool(one.numpy()))
+    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3), wanted)
+    assert not asked
+
+
 def test_sampling_changes_no_array_that_it_was_given(backend, network):
     dtype = backend.settings.host_dtype
     start, noise = np.ones((2, *SHAPE), dtype), np.full((2, *SHAPE), 0.5, dtype)
