@@ -170,12 +170,11 @@ def sample(
         x = place.images(start)
         registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(x) for _ in range(plan.history)]
-        stretches = list(plan.stretches(longest, () if watch is None else watch.of(plan.rows)))
-        most = max((len(rows) for _, rows in stretches), default=0)
-        for form, rows in stretches:
+        for form, rows in plan.stretches(longest, () if watch is None else watch.of(plan.rows)):
             loop = network.made(_loop, form, steering.guide, steering.classifier)
-            # A graph is compiled for one shape, and for any number of rows in it.
-            room, count = (most, tf.constant(len(rows))) if place.compile else (len(rows), len(rows))
+            # A graph is compiled for one shape, and for any number of rows in it; of another shape, as when somebody
+            # watches, it would round in another way.
+            room, count = (longest, tf.constant(len(rows))) if place.compile else (len(rows), len(rows))
             table = np.zeros((room, numbers.shape[1]))
             table[: len(rows)] = numbers[rows.start : rows.stop]
             z = block(noise, noisy, rows, room) if noisy.any() else None

@@ -799,12 +799,15 @@ def test_compiled_numbers_are_the_same(open_backend):
 def test_compiled_samples_are_those_of_the_reference(open_backend):
     # Every column of a plan in use, with and without guidance and noise, bounded by a quantile.
     plan = replace(cases.PLANS["two registers, three estimates"], clip=1.0, threshold=0.9, rescale=0.5)
-    network = open_backend("float64", compile=True).network(TINY, WEIGHTS)
+    compiled = open_backend("float64", compile=True)
+    network = compiled.network(TINY, WEIGHTS)
     labels, index = np.array([0, 3], np.int32), np.arange(2)
     start, noise = start_noise(plan, 3, index, SHAPE, float), noise_source(3, index, SHAPE, float)
     wanted = reference.sample(TINY, WEIGHTS, plan, start, labels, noise)
-    got = open_backend("float64", compile=True).sample(network, plan, start, labels, noise)
+    got = compiled.sample(network, plan, start, labels, noise)
     assert np.abs(got - wanted).max() <= 1e-10
+    nothing = Watch(lambda row, x, estimate: None)
+    np.testing.assert_array_equal(compiled.sample(network, plan, start, labels, noise, nothing), got)
 
 
 # Led by a weaker network and a classifier, over a known half. Half a minute with XLA, minutes with torch.compile:
