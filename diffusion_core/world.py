@@ -90,6 +90,24 @@ class World:
             raise DuetError(f"parallel: this process was told its place as {found}, which are no numbers") from error
         return World(rank, size, local, kind, timeout_seconds)
 
+    def check_joined(self, framework: str, kind: str) -> None:
+        """Refuse processes that are joined by something else than the kind that a framework has.
+
+        Raises:
+            DuetError: so.
+        """
+        if self.kind not in ("none", kind):
+            raise DuetError(
+                f"parallel: {self.kind} was given, but {framework}'s processes are joined by {kind}: {KINDS[kind]}"
+            )
+
+    def lost(self, reason: str) -> DuetError:
+        """What is raised where another process ended or does not answer."""
+        return DuetError(
+            f"parallel: process {self.rank} of {self.size} has lost another one, which ended or does not answer; "
+            f"the last checkpoint is whole, and resume=latest goes on from it ({reason.strip()[:200]})"
+        )
+
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes and speaks."""

@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError
-from diffusion_core.world import KINDS, World
+from diffusion_core.world import World
 
 __all__ = ["KIND", "Group"]
 
@@ -40,16 +40,13 @@ class Group:
 
     def __init__(self, world: World, device: str) -> None:
         self.world, self.device = world, device
-        if world.kind not in ("none", KIND):
-            raise DuetError(
-                f"parallel: {world.kind} was given, but TensorFlow's processes are joined by {KIND}: {KINDS[KIND]}"
-            )
+        world.check_joined("TensorFlow", KIND)
         if world.size == 1:
             return
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(_cluster())
         except (tf.errors.OpError, RuntimeError) as error:
-            raise _lost(world, error) from error
+            raise world.lost(_reason(error)) from error
         if self.strategy.num_replicas_in_sync != world.size:
             raise DuetError(
                 f"parallel: {world.size} processes have {self.strategy.num_replicas_in_sync} devices; each must see "
@@ -100,12 +97,9 @@ def _connected(world: World) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError:
         raise
     except tf.errors.OpError as error:
-        raise _lost(world, error) from error
+        raise world.lost(_reason(error)) from error
 
 
-def _lost(world: World, error: Exception) -> DuetError:
-    reason = next((line for line in str(error).splitlines() if "abort" in line or "peer" in line), type(error).__name__)
-    return DuetError(
-        f"parallel: process {world.rank} of {world.size} has lost another one, which ended or does not answer; "
-        f"the last checkpoint is whole, and resume=latest goes on from it ({reason.strip()[:200]})"
-    )
+def _reason(error: Exception) -> str:
+    """The line that says it, of the many that a collective's error has."""
+    return next((line for line in str(error).splitlines() if "abort" in line or "peer" in line), type(error).__name__)

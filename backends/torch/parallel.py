@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.errors import DuetError
-from diffusion_core.world import KINDS, World
+from diffusion_core.world import World
 
 __all__ = ["KIND", "Group"]
 
@@ -50,10 +50,7 @@ class Group:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world = world
-        if world.kind not in ("none", KIND):
-            raise DuetError(
-                f"parallel: {world.kind} was given, but PyTorch's processes are joined by {KIND}: {KINDS[KIND]}"
-            )
+        world.check_joined("PyTorch", KIND)
         if world.size > 1 and not dist.is_initialized():
             _check_meeting()
             with _connected(world):
@@ -123,13 +120,5 @@ def _connected(world: World) -> Iterator[None]:
         if isinstance(error, dist.DistError) or (
             not isinstance(error, torch.OutOfMemoryError) and any(word in said for word in _CONNECTION)
         ):
-            raise _lost(world, error) from error
+            raise world.lost(str(error).strip().splitlines()[0]) from error
         raise
-
-
-def _lost(world: World, error: Exception) -> DuetError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return DuetError(
-        f"parallel: process {world.rank} of {world.size} has lost another one, which ended or does not answer; "
-        f"the last checkpoint is whole, and resume=latest goes on from it ({reason})"
-    )
