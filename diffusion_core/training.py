@@ -299,12 +299,10 @@ def train(
             updates += 1
             lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
             result, pieces = _step(trainer, batch, lr, decays, pieces, course, hooks)
-            trouble, fine = (
-                Trouble(images_seen - course.batch, course.batch, updates - 1, lr, decays, 0.0, 0.0, history),
-                True,
-            )
+            fine = True
             if skips or history is not None:  # what comes next depends on it
-                trouble = replace(trouble, loss=float(result.loss), grad_norm=float(result.grad_norm))
+                numbers = lr, decays, float(result.loss), float(result.grad_norm)
+                trouble = Trouble(images_seen - course.batch, course.batch, updates - 1, *numbers, history)
                 fine = math.isfinite(trouble.loss + trouble.grad_norm)
                 if not fine and (not skips or streak >= course.most_skipped):
                     if skips and waiting:
@@ -315,13 +313,11 @@ def train(
                     hooks.notice(f"an update is skipped: {trouble.said}{kept}")
                     trainer.forgive()
                 streak = 0 if fine else streak + 1
-            if history is not None and not fine:
-                if more:
-                    ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
-            elif history is not None:
-                positions = np.arange(images_seen - course.batch, images_seen)
-                losses = team.gather(result.losses(), course.batch)
-                history = history.after(objective.draw(positions, history)[0], losses)
+            if history is not None:
+                if fine:
+                    positions = np.arange(images_seen - course.batch, images_seen)
+                    losses = team.gather(result.losses(), course.batch)
+                    history = history.after(objective.draw(positions, history)[0], losses)
                 if more:
                     ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
             waiting.append((images_seen, result, lr, decays, int(not fine) if skips else None))

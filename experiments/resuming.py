@@ -80,9 +80,8 @@ def start_of(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
     left = course.images - found.images_seen
-    ended = (
-        left == 0 and cfg.resume in OWN
-    )  # a run that was cut short after its last step: samples and result are still made
+    # Of a run that was cut short after its last step, samples and result are still made.
+    ended = left == 0 and cfg.resume in OWN
     if not ended and (left <= 0 or left % course.batch):
         raise DuetError(
             f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
