@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 
-from peers import Contest, Task, nearest
-from peers.pytorch import peak_memory_mib, pictures, start
+from peers import Contest, Task
+from peers.pytorch import built, parameters, peak_memory_mib, pictures, start
 
 __all__ = ["contest"]
 
@@ -31,18 +31,10 @@ def _network(task: Task, width: int) -> diffusers.UNet2DModel:
     )
 
 
-def _width(task: Task) -> int:
-    def count(width: int) -> int:
-        with torch.device("meta"):
-            return sum(p.numel() for p in _network(task, width).parameters())
-
-    return nearest(count, task.parameters, task.groups, task.groups)
-
-
 def contest(task: Task) -> Contest:
     """Build it."""
     device = start(task)
-    network = _network(task, _width(task)).to(device)
+    network = built(_network, task, task.groups, task.groups).to(device)
     forward = torch.compile(network) if task.compile else network
     noising = diffusers.DDPMScheduler(task.T, beta_schedule="linear")
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
@@ -79,7 +71,7 @@ def contest(task: Task) -> Contest:
 
     facts = {
         "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": parameters(network),
     }
     work = {
         "train": train,

@@ -12,8 +12,8 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-from peers import Contest, Task, nearest
-from peers.pytorch import peak_memory_mib, pictures, start
+from peers import Contest, Task
+from peers.pytorch import built, parameters, peak_memory_mib, pictures, start
 
 __all__ = ["contest"]
 
@@ -23,18 +23,10 @@ def _network(task: Task, width: int) -> Unet:
     return Unet(width, dim_mults=task.multipliers, channels=task.channels, full_attn=attends)
 
 
-def _width(task: Task) -> int:
-    def count(width: int) -> int:
-        with torch.device("meta"):
-            return sum(p.numel() for p in _network(task, width).parameters())
-
-    return nearest(count, task.parameters, 8, 2)
-
-
 def contest(task: Task) -> Contest:
     """Build it."""
     device = start(task)
-    network = _network(task, _width(task)).to(device)
+    network = built(_network, task, 8, 2).to(device)
     if task.compile:
         network.compile()
 
@@ -70,7 +62,7 @@ def contest(task: Task) -> Contest:
     names = ("denoising-diffusion-pytorch", "torch")
     facts = {
         "versions": {name: version(name) for name in names},
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": parameters(network),
     }
     work = {"train": train, "ddim": lambda: draw(diffusion), "ddpm": lambda: draw(process(task.T))}
     return Contest(facts, work, peak_memory_mib)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 
 import torch
 
-from peers import Task
+from peers import Task, nearest
 
-__all__ = ["peak_memory_mib", "pictures", "start"]
+__all__ = ["built", "parameters", "peak_memory_mib", "pictures", "start"]
 
 
 def start(task: Task) -> str:
@@ -25,6 +26,21 @@ def pictures(task: Task, device: str) -> tuple[torch.Tensor, torch.Tensor | None
     shape = (task.batch, task.channels, task.size, task.size)
     labels = torch.arange(task.batch, device=device) % task.classes if task.classes else None
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=device), labels
+
+
+def parameters(network: torch.nn.Module) -> int:
+    """How many numbers it learns."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def built(build: Callable[[Task, int], torch.nn.Module], task: Task, least: int, step: int) -> torch.nn.Module:
+    """A network of the width at which it has about as many parameters as the task says."""
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return parameters(build(task, width))
+
+    return build(task, nearest(count, task.parameters, least, step))
 
 
 def peak_memory_mib() -> float:

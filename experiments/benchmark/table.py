@@ -49,22 +49,22 @@ def rows(
         images = rounds["batch"] * rounds["steps"] if what == "train" else rounds["images"]
         unit = rounds["steps"] if what == "train" else 1
         made.append(
-                {
-                    "work": what, "contestant": one.mode.name, "parameters": one.facts["parameters"],
-                    "images_per_second": float(1 / np.median(seconds)),
-                    "milliseconds": float(1e3 * np.median(seconds) * images / unit),
-                    "slowest": float(1 / seconds.max()), "fastest": float(1 / seconds.min()),
-                    "ratio": float(np.median(ratio)), "ratio_low": low, "ratio_high": high,
-                    "first_seconds": one.first,
-                    "peak_memory_mib": one.memory,
-                    **_products(one, problem, rounds),
-                    "seconds_per_image": seconds.tolist(),
-                }
-            )  # fmt: skip
+            {
+                "work": what, "contestant": one.mode.name, "parameters": one.facts["parameters"],
+                "images_per_second": float(1 / np.median(seconds)),
+                "milliseconds": float(1e3 * np.median(seconds) * images / unit),
+                "slowest": float(1 / seconds.max()), "fastest": float(1 / seconds.min()),
+                "ratio": float(np.median(ratio)), "ratio_low": low, "ratio_high": high,
+                "first_seconds": one.first,
+                "peak_memory_mib": one.memory,
+                **_products(one, problem),
+                "seconds_per_image": seconds.tolist(),
+            }
+        )  # fmt: skip
     return made
 
 
-def _products(one: Contestant, problem: Problem, rounds: Mapping[str, int]) -> dict[str, float | None]:
+def _products(one: Contestant, problem: Problem) -> dict[str, float | None]:
     """The rate of a training step's products, in 1e9 operations per second, and by those of products alone."""
     found = dict.fromkeys(("gflops", "share_of_convolutions", "share_of_matrix"))
     if not set(one.seconds) >= {"train", *ALONE}:
@@ -85,19 +85,8 @@ def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: s
     "of conv." is the rate of a step's products by that of its convolutions alone.
     """
     found = Table(title=title)
-    heads = (
-        "work",
-        "contestant",
-        "ms",
-        "images/s",
-        "range",
-        "time by first",
-        "first, s",
-        "peak MiB",
-        "GFLOP/s",
-        "of conv.",
-    )
-    for name in heads:
+    heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "first, s", "peak MiB", "GFLOP/s")
+    for name in (*heads, "of conv."):
         found.add_column(name, justify="left" if name in ("work", "contestant") else "right")
     for row in made:
         rate, share = row["gflops"], row["share_of_convolutions"]

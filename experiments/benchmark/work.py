@@ -6,6 +6,7 @@ ddim, ddpm      samples from the shared streams to host arrays, with few network
                 process
 forward         as many network evaluations as `ddim` does, and nothing else: from host arrays and back
 convolutions    those of one training step, forward and backward, and nothing else
+matrix          the product of two square matrices
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def works(
         return images
 
     def forward() -> int:
-        x = once("x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=weights_dtype(weights)))
+        x = once(
+            "x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=backend.settings.host_dtype)
+        )
         label = np.resize(program.labels or [0], images)
         for _ in range(ddim_steps):
             network().forward(x, np.zeros(images), label)
@@ -85,11 +88,6 @@ def works(
         "convolutions": products,
         "matrix": matrix,
     }
-
-
-def weights_dtype(weights: dict[str, Any]) -> np.dtype:
-    """The type of a network's weights on the host."""
-    return next(iter(weights.values())).dtype
 
 
 class _Run:
