@@ -489,9 +489,16 @@ def _in_npz(file: Path, draw: Draw, evil: Path) -> None:
     ]
     with zipfile.ZipFile(file, "w", method, compresslevel=1) as archive:
         for name, data in inside:
-            archive.writestr(name, data)
+            archive.writestr(_member(name), data, method, 1)
         if way == 7:
             archive.writestr("bomb.npy" if draw(2) else inside[place][0], _bomb())
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member with this very name, which `zipfile` itself would cut at a NUL."""
+    member = zipfile.ZipInfo()
+    member.filename = name
+    return member
 
 
 @cache

@@ -99,6 +99,15 @@ def test_the_judge_notices_memory_that_is_not_bounded(tmp_path):
     assert answer.startswith("fault: ") and "Memory" in answer
 
 
+def test_an_array_without_a_name_is_written_by_the_harm_and_refused_in_one_line(tmp_path):
+    TARGETS["samples"].make(tmp_path)
+    told = iter((0, 5, 3, 0))  # of the first array, another name, an empty one, and not packed
+    mutations._in_npz(tmp_path / "samples.npz", lambda below: next(told), tmp_path / "evil")
+    assert b"\0.npy" in (tmp_path / "samples.npz").read_bytes()
+    with pytest.raises(DuetError, match=r"samples.npz: it is not a file of samples \(.+\)$"):
+        TARGETS["samples"].read(tmp_path)
+
+
 def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     size = 1 << 20
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros(size, np.uint8))
