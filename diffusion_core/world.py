@@ -118,10 +118,6 @@ class World:
         units = -(-count // unit)
         return slice(*(min(count, unit * (units * rank // self.size)) for rank in (self.rank, self.rank + 1)))
 
-    def takes(self, number: int) -> bool:
-        """Whether this process draws the batch of samples of this number."""
-        return number % self.size == self.rank
-
 
 def _torchrun(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     if "RANK" not in environ or "WORLD_SIZE" not in environ:

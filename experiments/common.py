@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -310,13 +310,14 @@ def save_samples(
     name: str = "samples",
     strips: bool = True,
     steering: Steering | None = None,
+    pause: Callable[[], None] | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write `<name>.npz`, `<name>.png` and, if wanted, the denoising strip, animation and states.
 
     Those are called `denoising`, `generation` and `trajectory`, with whatever follows "samples" in the name. The last
     has, for the first ten samples, `x` and `estimate` as uint8 with shape (rows, 10, h, w, c), and for each the `row`
-    of the plan and the ratio `sigma_alpha` that it leads to.
+    of the plan and the ratio `sigma_alpha` that it leads to. `pause` is that of `draw`.
     """
     classifier = steering.classifier.program if steering and steering.classifier else None
     labels = sample_labels(sample.labels, sample.count, problem, classifier)
@@ -336,7 +337,7 @@ def save_samples(
         images = draw(
             backend, network, plan, problem.spec.image_shape, labels, sample.seed,
             batch=sample.batch, watch=watch, progress=progress,
-            steering=steering, team=backend.team,
+            steering=steering, team=backend.team, pause=pause,
         )  # fmt: skip
     finished = to_uint8(images, white)
     if not backend.team.world.leads:

@@ -1,17 +1,23 @@
-"""The processes that compute together: which of them this one is, how all are started, and who speaks."""
+"""The processes that compute together: which of them this one is, how all are started, who speaks, and how they end.
+
+One that ends by itself leaves the others waiting. So of several that are told to end each notes it, and all end where
+they next ask each other (`told`); one that computes alone may end at once.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from omegaconf import DictConfig
 
+from diffusion_core import stopping
 from diffusion_core.errors import DuetError
-from diffusion_core.world import World
+from diffusion_core.world import Team, World
 
-__all__ = ["one_speaks", "starter", "world_of"]
+__all__ = ["leave_if_told", "one_speaks", "pausing", "starter", "told", "world_of"]
 
 
 def world_of(cfg: DictConfig) -> World:
@@ -49,3 +55,31 @@ def starter(world: World) -> list[str]:
         "multiworker": ["python", "-m", "experiments.workers", str(world.size)],
     }
     return words[world.kind]
+
+
+def told(team: Team, stop: stopping.Noted) -> bool:
+    """Whether a process of the team was told to end; every one asks at the same place, and then has it in `stop`.
+
+    A signal that comes while they agree to go on counts the next time.
+    """
+    agreed = team.any(bool(stop))
+    if agreed and not stop:
+        stop.number = signal.SIGTERM  # another one was told so
+    return agreed
+
+
+def leave_if_told(team: Team, stop: stopping.Noted) -> None:
+    """End all processes here, if one of them was told to end; every one asks at the same place.
+
+    Raises:
+        Stopped: in every process.
+    """
+    if told(team, stop):
+        raise stopping.Stopped(stop.number)
+
+
+@contextmanager
+def pausing(team: Team, stop: stopping.Noted) -> Iterator[Callable[[], None]]:
+    """While in it, a signal ends a process that computes alone at once, and several where they call what it gives."""
+    with stopping.raised() if team.world.size == 1 else nullcontext():
+        yield lambda: leave_if_told(team, stop)

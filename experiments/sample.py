@@ -21,6 +21,7 @@ from time import perf_counter
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_core import stopping
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
 from diffusion_core.errors import DuetError
 from diffusion_core.modes import sampling_work
@@ -28,6 +29,7 @@ from diffusion_core.run import environment, write_json
 from diffusion_core.words import counted
 from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of
 from experiments.entry import entry, plain
+from experiments.processes import pausing
 
 
 @entry("sample")
@@ -50,11 +52,12 @@ def main(cfg: DictConfig) -> None:
         write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         write_json(out / "environment.json", environment(backend.describe()))
     began = perf_counter()
-    images = save_samples(
-        backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
-        steering=leaders.steering(backend),
-        images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
-    )  # fmt: skip
+    with stopping.noted() as stop, pausing(backend.team, stop) as pause:
+        images = save_samples(
+            backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
+            steering=leaders.steering(backend), pause=pause,
+            images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
+        )  # fmt: skip
     if not leads:
         return
     took = perf_counter() - began

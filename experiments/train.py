@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -54,7 +53,7 @@ from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, features_of
 from experiments.experiment import Experiment
-from experiments.processes import starter
+from experiments.processes import leave_if_told, pausing, starter, told
 from experiments.progress import Counter
 from experiments.resuming import (
     OWN,
@@ -121,13 +120,14 @@ def _run(
     problem, backend = experiment.problem, common.open_backend(cfg, "train", experiment.training_work, begun)
     backend.team.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
     backend.team.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_of(start.state.weights)}")
-    if run is not None:
-        _begin(cfg, experiment, run, backend, start, source, tracker)
-    trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
-    result = _train(cfg, experiment, backend, trainer, run, start)
-    if experiment.plan is not None:
-        result |= _sample(cfg, experiment, _drawing(cfg, experiment, backend), trainer, run, judge)
-    backend.team.wait()
+    with stopping.noted() as stop:
+        if run is not None:
+            _begin(cfg, experiment, run, backend, start, source, tracker)
+        trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
+        result = _train(cfg, experiment, backend, trainer, run, start, stop)
+        if experiment.plan is not None:
+            result |= _sample(cfg, experiment, _drawing(cfg, experiment, backend), trainer, run, judge, stop)
+        leave_if_told(backend.team, stop)  # all wait here for the one that writes
     if run is None:
         return math.nan
     run.close()
@@ -206,12 +206,13 @@ def _train(
     trainer: Trainer,
     run: RunDirectory | None,
     start: Checkpoint,
+    stop: stopping.Noted,
 ) -> dict[str, Any]:
     """The training itself; gives loss, speed and time."""
     problem, course, team = experiment.problem, experiment.course, backend.team
     began = perf_counter()
     counter = Counter("training", course.images, start=start.images_seen)
-    with stopping.noted() as stop, experiment.ahead as loader, counter as progress:
+    with experiment.ahead as loader, counter as progress:
         note, drawing, network = "", None, None
 
         def log(records: list[Record], speed: float) -> None:
@@ -245,8 +246,7 @@ def _train(
                 return
             nonlocal drawing, network
             try:
-                # Of several processes none can leave the others alone with the samples.
-                with stopping.raised() if team.world.size == 1 else nullcontext():
+                with pausing(team, stop) as pause:
                     weights = common.weights_of(trainer.state(), cfg.sample.weights)
                     if network is None:
                         drawing = _drawing(cfg, experiment, backend)
@@ -255,7 +255,7 @@ def _train(
                         network.load(weights)
                     images = common.save_samples(
                         drawing, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
-                        name_of(images_seen),
+                        name_of(images_seen), pause=pause,
                     )  # fmt: skip
             except stopping.Stopped as stopped:
                 stop.number = stopped.number
@@ -274,27 +274,20 @@ def _train(
             due = own and course.due(course.sample_images, images_seen)
             return due and not (run.path / "samples" / f"{name_of(images_seen)}.npz").exists()
 
-        def stops() -> bool:
-            agreed = team.any(bool(stop))
-            if agreed and not stop:
-                stop.number = signal.SIGTERM  # another process was told so
-            return agreed  # not what this one was told meanwhile: the others go on, and are asked again
-
         if team.any(run is not None and is_missing(start.images_seen)):
             sample(start.images_seen)
-        hooks = Hooks(sample=sample, stops=stops)
+        hooks = Hooks(sample=sample, stops=lambda: told(team, stop))
         if run is not None:
             tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
             hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, trouble=trouble, **tell)
         # Told to end while it drew those pictures, it takes no step: the next start draws them.
-        speed = {} if stops() else train(
+        speed = {} if told(team, stop) else train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
             hooks, start.images_seen, start.state.updates, start.history, team,
             start.notes.get("skipped", 0),
         )  # fmt: skip
     team.agree("the trained network", lambda: hash_of(trainer.state().weights))
-    if stops():  # also one that was told so after its last step: the others would wait for its samples
-        raise stopping.Stopped(stop.number)  # the checkpoint is written
+    leave_if_told(team, stop)  # also one that was told so after its last step; the checkpoint is written
     took = perf_counter() - began
     if run is None:
         return {}
@@ -315,29 +308,41 @@ def _sample(
     trainer: Trainer,
     run: RunDirectory | None,
     judge: Judge | str | None,
+    stop: stopping.Noted,
 ) -> dict[str, Any]:
     """The samples of the finished network, with their pictures, judged if wanted; gives number, time and score."""
     problem, images_seen = experiment.problem, experiment.course.images
-    network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
-    began = perf_counter()
-    facts = {} if run is None else {"weights_sha256": weights_hash(run.path, cfg.sample.weights)}
-    images = common.save_samples(
-        backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
-        images_seen=images_seen, **facts,
-    )  # fmt: skip
+    with pausing(backend.team, stop) as pause:
+        network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+        began = perf_counter()
+        facts = {} if run is None else {"weights_sha256": weights_hash(run.path, cfg.sample.weights)}
+        images = common.save_samples(
+            backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample, pause=pause,
+            images_seen=images_seen, **facts,
+        )  # fmt: skip
     if run is None:
         return {}
     took = perf_counter() - began
     run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
-    result = {"sample_seconds": took, "sampled": len(images)}
+    try:
+        with stopping.raised():  # this process judges alone, and the others wait until it asks them
+            judged = _judged(cfg, run, judge, len(images))
+    except stopping.Stopped as stopped:
+        stop.number = stopped.number
+        judged = {}
+    return {"sample_seconds": took, "sampled": len(images)} | judged
+
+
+def _judged(cfg: DictConfig, run: RunDirectory, judge: Judge | str | None, count: int) -> dict[str, Any]:
+    """What is said of the samples of a run; printed, and given."""
     if isinstance(judge, Judge):
-        found, _, _ = judge(read_source(run.path), cut(len(images), cfg.sets, cfg.seed))
+        found, _, _ = judge(read_source(run.path), cut(count, cfg.sets, cfg.seed))
         print("\n".join(lines(found.numbers)), flush=True)
-        result["evaluation"] = {"numbers": nested(found.numbers), "left_out": found.left_out}
-    elif judge:
+        return {"evaluation": {"numbers": nested(found.numbers), "left_out": found.left_out}}
+    if judge:
         _say_unjudged(judge)
-        result["evaluation"] = {"numbers": {}, "reason": judge}
-    return result
+        return {"evaluation": {"numbers": {}, "reason": judge}}
+    return {}
 
 
 def _judge(cfg: DictConfig, experiment: Experiment) -> Judge | str | None:

@@ -102,6 +102,7 @@ def draw(
     steering: Steering | None = None,
     edit: Edit | None = None,
     team: Team | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> NDArray:
     """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
 
@@ -116,6 +117,7 @@ def draw(
         steering: what leads all of them; None is nothing beside the plan.
         edit: what each sample starts from and keeps, with the plan; None is noise, and nothing.
         team: the processes that each draw some of the batches; all are given all samples.
+        pause: called after each round of batches, by every process; what it raises ends the drawing.
 
     Raises:
         DuetError: for labels that the network does not have, or another number of them than the edit has samples.
@@ -128,23 +130,24 @@ def draw(
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")
     indices = first + np.arange(len(labels)) if edit is None else edit.index
     images = np.zeros((len(labels), *shape), dtype)
-    for number, at in enumerate(range(0, len(labels), batch)):
-        if not team.world.takes(number):
-            continue
-        some = slice(at, at + batch)
-        index, led = indices[some], steering
-        start = start_noise(plan, seed, index, shape, dtype)
-        if edit is not None and edit.start is not None:
-            start = edit.start[some].astype(dtype)
-        if edit is not None and edit.mask is not None:
-            known = known_source(plan, edit.pictures[some], seed, index, dtype)
-            led = replace(steering, mask=edit.mask[some].astype(dtype), known=known)
-        noise = noise_source(seed, index, shape, dtype)
-        images[some] = backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led)
-        if progress is not None:
-            progress(at + len(index))
-    if team.world.size > 1:  # a round at a time, which is no more memory than that of a batch of each
-        for at in range(0, len(images), batch * team.world.size):
-            some = slice(at, at + batch * team.world.size)
-            images[some] = team.add(images[some])
+    for met in range(0, len(labels), batch * team.world.size):  # a round, of a batch for each process
+        at = met + batch * team.world.rank
+        if at < len(labels):
+            some = slice(at, at + batch)
+            index, led = indices[some], steering
+            start = start_noise(plan, seed, index, shape, dtype)
+            if edit is not None and edit.start is not None:
+                start = edit.start[some].astype(dtype)
+            if edit is not None and edit.mask is not None:
+                known = known_source(plan, edit.pictures[some], seed, index, dtype)
+                led = replace(steering, mask=edit.mask[some].astype(dtype), known=known)
+            noise = noise_source(seed, index, shape, dtype)
+            images[some] = backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led)
+            if progress is not None:
+                progress(at + len(index))
+        if team.world.size > 1:
+            together = slice(met, met + batch * team.world.size)
+            images[together] = team.add(images[together])
+        if pause is not None:
+            pause()
     return images

@@ -23,7 +23,7 @@ from diffusion_core.checkpoint import Checkpoint
 from diffusion_core.errors import DuetError
 from diffusion_core.training import Course, Hooks
 from diffusion_core.world import Team, World
-from experiments import train
+from experiments import common, train
 from experiments.processes import one_speaks, world_of
 
 
@@ -99,10 +99,11 @@ def trained_by_one_of_two(add: Callable[[NDArray], NDArray]) -> dict[str, float]
     experiment = SimpleNamespace(
         problem=None, course=Course(16, 8), ahead=nullcontext(), objective=None, learning_rate=None, ema=None
     )
-    return train._train(
-        None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
-        SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {"skipped": 3}),
-    )  # fmt: skip
+    with stopping.noted() as stop:
+        return train._train(
+            None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
+            SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {"skipped": 3}), stop,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -146,3 +147,37 @@ def test_a_signal_while_the_processes_agree_counts_the_next_time(monkeypatch):
     with pytest.raises(stopping.Stopped) as stopped:
         trained_by_one_of_two(add)
     assert answers == [False, True] and stopped.value.number == signal.SIGUSR1
+
+
+def last_samples_of_one_of_two(add: Callable[[NDArray], NDArray], save: Callable[..., None]) -> None:
+    """The second process while the last samples are drawn, as `save` does it."""
+    team = Team(World(1, 2, kind="ddp"), add)
+    backend = SimpleNamespace(team=team, network=lambda program, weights: None)
+    experiment = SimpleNamespace(problem=SimpleNamespace(program=None), course=Course(16, 8), plan=None)
+    trainer = SimpleNamespace(state=lambda: SimpleNamespace(parts={"ema": {}}))
+    cfg = SimpleNamespace(sample=SimpleNamespace(weights="ema"))
+    with pytest.MonkeyPatch.context() as patch, stopping.raised(), stopping.noted() as stop:
+        patch.setattr(common, "save_samples", save)
+        train._sample(cfg, experiment, backend, trainer, None, None, stop)
+
+
+@pytest.mark.parametrize("told_here", [True, False])
+def test_a_signal_while_the_last_samples_are_drawn_ends_all_after_the_same_round(told_here):
+    """One that ended at once would leave the others waiting for its batch."""
+    drawn, asked = [], []
+
+    def save(*given: object, pause: Callable[[], None], **named: object) -> None:
+        for number in range(3):
+            if told_here and number == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            drawn.append(number)
+            pause()
+
+    def add(array: NDArray) -> NDArray:
+        asked.append(float(array[0]))
+        return array if told_here else np.full_like(array, len(asked) == 2)  # the other one was told so
+
+    with pytest.raises(stopping.Stopped) as stopped:
+        last_samples_of_one_of_two(add, save)
+    assert drawn == [0, 1] and asked == ([0, 1] if told_here else [0, 0])
+    assert stopped.value.number == (signal.SIGUSR1 if told_here else signal.SIGTERM)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +131,33 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, backend_name):
     assert load_checkpoint(find_checkpoint(tmp_path / "run")).images_seen == images_seen
 
 
-def interrupted(backend: str, run: Path, number: int) -> tuple[int, str]:
-    """The exit code and the words of two processes of which the second is sent a signal in the middle of a run."""
+@pytest.mark.slow
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_signal_while_the_last_samples_are_drawn_stops_all_and_the_run_is_gone_on_with(
+    tmp_path, backend_name, all_of_them
+):
+    long = ("trainer.images=7", "trainer.sample_images=0", "sample.count=90000")
+    code, said = interrupted(backend_name, tmp_path / "run", signal.SIGTERM, "training: 7/7", long, all_of_them)
+    assert code == 128 + signal.SIGTERM and "lost another one" not in said and "Traceback" not in said, said
+    assert said.count("stopped by SIGTERM") == 2 and "its last checkpoint has seen 7 of 7 images" in said, said
+    assert not (tmp_path / "run/samples/samples.npz").exists()
+    alone(backend_name, tmp_path / "run", "float32", *long[:2], "resume=latest")
+    assert len(read_samples(tmp_path / "run/samples/samples.npz")[0]) == 11
+
+
+def interrupted(
+    backend: str, run: Path, number: int, at: str = "samples-", more: Sequence[str] = (), all_of_them: bool = False
+) -> tuple[int, str]:
+    """The exit code and the words of two processes of which the second is sent a signal in the middle of a run.
+
+    Args:
+        backend: of both.
+        run: their directory.
+        number: of the signal.
+        at: how the line begins after which it is sent; of samples it is printed after the checkpoint of their moment.
+        more: of the configuration.
+        all_of_them: whether the signal is sent to who started them, and so to both.
+    """
     given = words(
         backend,
         run,
@@ -140,6 +166,7 @@ def interrupted(backend: str, run: Path, number: int) -> tuple[int, str]:
         f"parallel={KIND[backend]}",
         "trainer.images=700000",
         "trainer.sample_images=28",
+        *more,
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.workers", "2", "-m", "experiments.train", *given], cwd=ROOT, text=True,
@@ -148,9 +175,9 @@ def interrupted(backend: str, run: Path, number: int) -> tuple[int, str]:
     said = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith("samples-"):  # which are drawn after the checkpoint of the same moment
+        if line.startswith(at):
             second = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[1]
-            os.kill(int(second), number)
+            os.kill(process.pid if all_of_them else int(second), number)
             break
     rest, _ = process.communicate(timeout=100)
     return process.returncode, "".join(said) + rest
