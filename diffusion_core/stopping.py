@@ -1,10 +1,13 @@
-"""Ending when the scheduler or a person says so: SIGTERM, SIGUSR1 and Ctrl-C.
+"""Ending when the scheduler or a person says so: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C.
 
 Either at once, where nothing would be lost (`raised`), or when it suits (`noted`). A process that was stopped leaves
 with exit code 128 + n, n being the signal, as a shell says it of one that the signal ended.
 
 A process that waits for another one, as that of a sweep does, passes the signal on and waits on: the other one has
 something to save. Ctrl-C is not passed on, since a terminal sends it to both.
+
+SIGUSR2 is handled where nobody else does: submitit, which starts the launcher `slurm`, takes it to call the same task
+again, and would wait for that in vain if it were handled here.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from typing import Any
 __all__ = ["SIGNALS", "Noted", "Stopped", "noted", "raised", "run"]
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has no SIGUSR1
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)  # Windows has neither of the last two
 
 _running: set[subprocess.Popen] = set()
 
@@ -88,12 +91,19 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS if not _is_anothers(number)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _is_anothers(number: int) -> bool:
+    """Whether who started this process waits for the signal itself."""
+    handler = signal.getsignal(number)
+    is_ours = not callable(handler) or getattr(handler, "__module__", None) == __name__
+    return signal.Signals(number).name == "SIGUSR2" and not is_ours
 
 
 def _pass_on(number: int) -> None:

@@ -21,6 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
+from diffusion_core.stopping import SIGNALS
+
 __all__ = ["environments", "main", "run_together"]
 
 # How long a worker may take to end when it is asked to, in seconds: enough for a checkpoint.
@@ -58,7 +60,7 @@ def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) 
             with suppress(ProcessLookupError):
                 worker.send_signal(number)
 
-    handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on, signal.SIGINT: lambda *_: None}
+    handlers = dict.fromkeys(SIGNALS, pass_on) | {signal.SIGINT: lambda *_: None}
     kept = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     code, asked = 0, None
     try:

@@ -15,7 +15,7 @@ from diffusion_core import stopping
 from diffusion_core.stopping import SIGNALS, Stopped, noted, raised
 from diffusion_core.training import Course, Hooks
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGUSR2: 140}
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -32,6 +32,23 @@ def test_a_signal_is_raised_or_noted_and_handlers_are_put_back(number):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
     assert not isinstance(stopped.value, Exception)
+
+
+def test_a_launcher_that_waits_for_a_signal_itself_gets_it():
+    """As submitit does for SIGUSR2; ours within ours are no launcher's."""
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    try:
+        with noted() as stop, raised():
+            os.kill(os.getpid(), signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [signal.SIGUSR2] and not stop
+    with noted() as stop:
+        with pytest.raises(Stopped), raised():
+            os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert stop.number == signal.SIGUSR2
 
 
 def test_what_is_said():
