@@ -29,7 +29,7 @@ from diffusion_core.optimiser import LearningRate
 from diffusion_core.unet.program import Program
 from diffusion_core.world import Team, World
 
-__all__ = ["Course", "Hooks", "Record", "Trouble", "make_batch", "train"]
+__all__ = ["Carried", "Course", "Hooks", "Record", "Trouble", "make_batch", "train"]
 
 
 ON_OUT_OF_MEMORY = ("stop", "halve")
@@ -91,11 +91,18 @@ class Course:
         if self.most_skipped < 0:
             raise DuetError(f"trainer.most_skipped: {self.most_skipped} was given; it must be at least 0")
 
-    def pieces(self, world: World) -> int:
-        """Into how many equal pieces a process cuts its share of a batch."""
+    def share(self, world: World) -> int:
+        """How many images of a batch a process computes."""
         share = world.share(self.batch)
-        size = share.stop - share.start
-        return size // (self.micro_batch or size)
+        return share.stop - share.start
+
+    def pieces(self, world: World, most: int | None = None) -> int:
+        """Into how many equal pieces a process cuts its share of a batch; halved while they have over `most` images."""
+        size = self.share(world)
+        pieces = size // (self.micro_batch or size)
+        while most is not None and size // pieces > most and _can_halve(size, pieces):
+            pieces *= 2
+        return pieces
 
     def check(self, program: Program, world: World | None = None) -> None:
         """Refuse to share a batch among more processes than it has images, or to cut it where it must be seen whole.
@@ -194,14 +201,28 @@ class Trouble:
         return f"the loss is {self.loss} and the gradient norm {self.grad_norm} at {seen} images seen"
 
 
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What a run that is gone on with starts from, beside what its trainer holds.
+
+    Args:
+        history: the losses so far, of an objective whose levels depend on them.
+        skipped: how many updates were skipped one after another.
+        halved: how many images are computed at a time, where memory did not suffice for those that were asked for.
+    """
+
+    history: LossHistory | None = None
+    skipped: int = 0
+    halved: int | None = None
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the loop calls; none of it can change the numbers.
 
     Args:
         log: with the records since the last call and the images per second of late.
-        checkpoint: with images seen, the losses that the levels depend on, or None, and how many updates were skipped
-            one after another up to there: what a run that is gone on with starts from.
+        checkpoint: with images seen, and what a run that is gone on with starts from.
         sample: with images seen.
         snapshot: with images seen, before a checkpoint of the same moment.
         step: with images seen, after each step and what it led to.
@@ -211,7 +232,7 @@ class Hooks:
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
-    checkpoint: Callable[[int, LossHistory | None, int], None] = lambda images_seen, history, skipped: None
+    checkpoint: Callable[[int, Carried], None] = lambda images_seen, carried: None
     sample: Callable[[int], None] = lambda images_seen: None
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
@@ -263,16 +284,14 @@ def train(
     hooks: Hooks | None = None,
     images_seen: int = 0,
     updates: int = 0,
-    history: LossHistory | None = None,
+    carried: Carried | None = None,
     team: Team | None = None,
-    skipped: int = 0,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
 
     Args:
-        history: the losses so far, of an objective whose levels depend on them; others than it keeps start anew.
+        carried: from where the run was cut; a history of others than the objective keeps starts anew.
         team: the processes that each compute a share of a batch, of which `loader` shows this one's.
-        skipped: how many updates were skipped one after another up to `images_seen`.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -281,12 +300,15 @@ def train(
         DuetError: if a loss or a gradient is not finite when it is read, unless its update is to be skipped; no
             checkpoint is written after that, and the trainer holds what it held before.
     """
-    hooks, team, fresh = hooks or Hooks(), team or Team(), objective.law.fresh()
+    hooks, team, carried, fresh = hooks or Hooks(), team or Team(), carried or Carried(), objective.law.fresh()
+    history, streak = carried.history, carried.skipped
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
     waiting: list[_Waiting] = []
-    skips, streak = course.non_finite == "skip", skipped
-    clock, interval, pieces = _Clock(), _Clock(), course.pieces(team.world)
+    skips, clock, interval = course.non_finite == "skip", _Clock(), _Clock()
+    pieces = course.pieces(team.world, carried.halved if course.on_out_of_memory == "halve" else None)
+    if pieces > course.pieces(team.world):
+        hooks.notice(f"as before it was cut, {course.share(team.world) // pieces} images are computed at a time")
     with ThreadPoolExecutor(1, "duet-batches") as pool:
         ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
         while images_seen < course.images:
@@ -344,12 +366,12 @@ def train(
             if stores:
                 hooks.snapshot(images_seen)
             if saves:
-                hooks.checkpoint(images_seen, history, streak)
+                hooks.checkpoint(images_seen, Carried(history, streak, _halved(course, team, pieces)))
             if samples and not stops:
                 hooks.sample(images_seen)
                 stops = more and hooks.stops()
                 if stops and not saves:
-                    hooks.checkpoint(images_seen, history, streak)
+                    hooks.checkpoint(images_seen, Carried(history, streak, _halved(course, team, pieces)))
             hooks.step(images_seen)
             if stops:
                 break
@@ -371,10 +393,23 @@ def _step(
         try:
             return trainer.step(batch, lr, decays, pieces, halves), pieces
         except OutOfMemory:
-            if not halves or batch.size // pieces % 2:
+            if not halves or not _can_halve(batch.size, pieces):
                 raise
             pieces *= 2
             hooks.notice(f"out of memory: from here on {batch.size // pieces} images are computed at a time")
+
+
+def _can_halve(size: int, pieces: int) -> bool:
+    return size // pieces % 2 == 0
+
+
+def _halved(course: Course, team: Team, pieces: int) -> int | None:
+    """How many images a process computes at a time that halved its pieces, the fewest of all; None where none did."""
+    if course.on_out_of_memory != "halve":
+        return None
+    own = course.share(team.world) // pieces if pieces > course.pieces(team.world) else 0
+    found = team.gather(np.array([own]), team.world.size)
+    return int(found[found > 0].min(initial=course.batch)) if found.any() else None
 
 
 def _stop_at_first(records: list[Record], updates: int, course: Course, hooks: Hooks) -> None:

@@ -17,7 +17,7 @@ from diffusion_core.checkpoint import Checkpoint, find_checkpoint, list_checkpoi
 from diffusion_core.ema import describe
 from diffusion_core.errors import DuetError
 from diffusion_core.run import read_json
-from diffusion_core.training import Course
+from diffusion_core.training import Carried, Course
 from diffusion_core.weights import initial_weights
 from diffusion_core.words import counted
 from experiments.entry import plain
@@ -25,6 +25,7 @@ from experiments.experiment import Experiment
 
 __all__ = [
     "OWN",
+    "carried_by",
     "made_by",
     "mode_begun_in",
     "notes_to_go_on",
@@ -73,8 +74,11 @@ def start_of(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[
                 f"resume: {source} was trained with {name} {stored[name]}, but {given.get(name)} was given; "
                 f"change_objective=true goes on with what is given"
             )
-    if type(found.notes.get("skipped", 0)) is not int:
-        raise DuetError(f"resume: {source} says that {found.notes['skipped']!r} updates were skipped before it")
+    skipped, halved = found.notes.get("skipped", 0), found.notes.get("halved")
+    if type(skipped) is not int:
+        raise DuetError(f"resume: {source} says that {skipped!r} updates were skipped before it")
+    if halved is not None and (type(halved) is not int or halved < 1):
+        raise DuetError(f"resume: {source} says that {halved!r} images were computed at a time")
     if found.seed != cfg.seed:
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
@@ -148,16 +152,18 @@ def made_by(cfg: DictConfig, backend: Backend) -> dict[str, Any]:
     return {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
 
 
-def notes_to_go_on(cfg: DictConfig, experiment: Experiment, backend: Backend, skipped: int) -> dict[str, Any]:
-    """What a checkpoint says beside its numbers, which `start_of` and `mode_begun_in` look at, and who samples.
+def carried_by(start: Checkpoint) -> Carried:
+    """What a run starts from, beside what its trainer holds."""
+    return Carried(start.history, start.notes.get("skipped", 0), start.notes.get("halved"))
 
-    Args:
-        skipped: how many updates were skipped one after another up to it.
-    """
+
+def notes_to_go_on(cfg: DictConfig, experiment: Experiment, backend: Backend, carried: Carried) -> dict[str, Any]:
+    """What a checkpoint says beside its numbers, which those who go on with it look at, and who samples."""
     return made_by(cfg, backend) | {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
         "trained_for": trained_for(cfg, experiment),
         "sampler": plain(cfg.sampler),
         "compile": backend.settings.compile,
-        "skipped": skipped,
+        "skipped": carried.skipped,
+        "halved": carried.halved,
     }

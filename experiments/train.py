@@ -36,14 +36,13 @@ from diffusion_core.checkpoint import (
     weights_hash,
     write_atomically,
 )
-from diffusion_core.levels import LossHistory
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
 from diffusion_core.modes import sampling_work
 from diffusion_core.run import RunDirectory, claim, environment, read_metrics, write_json
 from diffusion_core.snapshots import save_snapshots
-from diffusion_core.training import Course, Hooks, Record, Trouble, make_batch, train
+from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
 from diffusion_core.weights import count, hash_of
 from diffusion_core.words import counted
 from diffusion_core.world import World
@@ -57,6 +56,7 @@ from experiments.processes import leave_if_told, pausing, starter, told
 from experiments.progress import Counter
 from experiments.resuming import (
     OWN,
+    carried_by,
     made_by,
     mode_begun_in,
     notes_to_go_on,
@@ -220,9 +220,9 @@ def _train(
             run.log(records, speed)
             note = f"loss {sum(record.loss for record in records) / len(records):.4f}, {speed:,.0f} images/s"
 
-        def checkpoint(images_seen: int, history: LossHistory | None, skipped: int) -> None:
-            notes = notes_to_go_on(cfg, experiment, backend, skipped)
-            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, history)
+        def checkpoint(images_seen: int, carried: Carried) -> None:
+            notes = notes_to_go_on(cfg, experiment, backend, carried)
+            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, carried.history)
             save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
 
         def trouble(found: Trouble) -> str:
@@ -283,8 +283,7 @@ def _train(
         # Told to end while it drew those pictures, it takes no step: the next start draws them.
         speed = {} if told(team, stop) else train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
-            hooks, start.images_seen, start.state.updates, start.history, team,
-            start.notes.get("skipped", 0),
+            hooks, start.images_seen, start.state.updates, carried_by(start), team,
         )  # fmt: skip
     team.agree("the trained network", lambda: hash_of(trainer.state().weights))
     leave_if_told(team, stop)  # also one that was told so after its last step; the checkpoint is written

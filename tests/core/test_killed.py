@@ -33,7 +33,6 @@ from diffusion_core.checkpoint import (
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.ema import Ema, Warmup
 from diffusion_core.errors import DuetError
-from diffusion_core.levels import LossHistory
 from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.problem import Problem
@@ -79,7 +78,7 @@ def live(directory: Path, dtype: type) -> None:
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)
 
-        def checkpoint(images_seen: int, history: LossHistory | None, skipped: int) -> None:
+        def checkpoint(images_seen: int, carried: training.Carried) -> None:
             save_checkpoint(directory / "checkpoints", replace(start, images_seen=images_seen, state=trainer.now), 1)
 
         def snapshot(images_seen: int) -> None:

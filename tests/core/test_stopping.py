@@ -131,7 +131,7 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 
     hooks = Hooks(
         lambda records, speed: done.extend(("log", record.images_seen) for record in records),
-        lambda images_seen, history, skipped: done.append(("checkpoint", images_seen)),
+        lambda images_seen, carried: done.append(("checkpoint", images_seen)),
         stops=stops,
     )
     course = Course(64, 4, log_images=24, checkpoint_images=checkpoint_images)
@@ -147,7 +147,7 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 def test_a_stop_while_samples_are_drawn_needs_no_further_step(checkpoint_images, saved):
     drawn, kept = [], []
     hooks = Hooks(
-        checkpoint=lambda images_seen, history, skipped: kept.append(images_seen),
+        checkpoint=lambda images_seen, carried: kept.append(images_seen),
         sample=drawn.append,
         stops=lambda: bool(drawn),
     )

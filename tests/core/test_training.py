@@ -19,7 +19,7 @@ from diffusion_core.objectives import Objective
 from diffusion_core.optimiser import LearningRate
 from diffusion_core.process import Process
 from diffusion_core.schedule import linear
-from diffusion_core.training import Course, Hooks, Record, Trouble, make_batch, train
+from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import BatchNorm, GroupNorm
 
@@ -70,14 +70,14 @@ ADAPTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_mo
 def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
     """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
     kept = {}
-    hooks = Hooks(checkpoint=lambda images_seen, history, skipped: kept.update({images_seen: history}))
+    hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried.history}))
 
     def recorder() -> Recorder:
         return Recorder(per_image=lambda batch: batch.c_noise + 1.0)
 
     course = Course(64, 4, checkpoint_images=4)
     whole = run(course, recorder(), hooks, ADAPTIVE).steps
-    rest = run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, history=kept[cut]).steps
+    rest = run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, carried=Carried(kept[cut])).steps
     assert rest == whole[cut // 4 :]
     assert np.all(kept[64].counts == 2) and np.array_equal(kept[64].losses, np.arange(1.0, 5)[:, None] * [1, 1])
     if cut == 60:  # by then all levels are known, and a run that forgets them draws others
@@ -279,7 +279,7 @@ def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(mos
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninterrupted_one_does(cut):
     bad, found = {2, 4, 5, 6, 7}, {}
-    hooks = Hooks(checkpoint=lambda images_seen, history, skipped: found.update({images_seen: skipped}))
+    hooks = Hooks(checkpoint=lambda images_seen, carried: found.update({images_seen: carried.skipped}))
 
     def last(most: int, first: int = 0, **start: int) -> int | None:
         course = Course(32, 4, checkpoint_images=4, non_finite="skip", most_skipped=most)
@@ -293,7 +293,7 @@ def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninte
     skipped = found[4 * cut]
     assert last(3) == 28
     if cut < 7:
-        assert last(3, cut, images_seen=4 * cut, updates=cut, skipped=skipped) == 28
+        assert last(3, cut, images_seen=4 * cut, updates=cut, carried=Carried(skipped=skipped)) == 28
 
 
 def test_what_was_skipped_before_a_run_stops_is_logged():
@@ -309,7 +309,7 @@ def test_what_was_skipped_before_a_run_stops_is_logged():
 def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
     def histories(bad: int) -> dict[int, LossHistory]:
         kept = {}
-        hooks = Hooks(checkpoint=lambda images_seen, history, skipped: kept.update({images_seen: history}))
+        hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried.history}))
         trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
         run(Course(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
         return kept
@@ -335,6 +335,23 @@ def test_pieces_are_halved_where_memory_does_not_suffice_and_stay_so():
     with pytest.raises(DuetError) as found:  # a step that is not to be tried again need not be such that it can be
         run(replace(course, on_out_of_memory="stop"), Recorder(room=3))
     assert not isinstance(found.value, OutOfMemory)
+
+
+def test_a_run_that_is_gone_on_with_computes_as_many_images_at_a_time_as_before_it_was_cut():
+    """Else the sums of its steps would be taken in another order than those of the uninterrupted run."""
+    kept, said = {}, []
+    course = Course(36, 12, checkpoint_images=12, on_out_of_memory="halve")
+    hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried}), notice=said.append)
+    run(course, Recorder(room=3), hooks)
+    assert [kept[n].halved for n in (12, 24, 36)] == [3, 3, 3] and len(said) == 2
+    start = {"images_seen": 12, "updates": 1, "carried": kept[12]}
+    assert run(course, Recorder(), hooks, **start).pieces == [4, 4] and kept[36].halved == 3
+    assert said[2:] == ["as before it was cut, 3 images are computed at a time"]
+    assert run(replace(course, micro_batch=2), Recorder(), **start).pieces == [6, 6]  # what is asked for is less
+    assert run(replace(course, on_out_of_memory="stop"), Recorder(), hooks, **start).pieces == [1, 1]
+    assert kept[36].halved is None
+    run(course, Recorder(), hooks)
+    assert {carried.halved for carried in kept.values()} == {None}
 
 
 @pytest.mark.parametrize("options", [{"micro_batch": 4}, {"on_out_of_memory": "halve"}])

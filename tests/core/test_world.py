@@ -25,7 +25,7 @@ from diffusion_core.process import Process
 from diffusion_core.sampling import ddim
 from diffusion_core.sampling.draw import draw
 from diffusion_core.schedule import linear
-from diffusion_core.training import Course, Hooks, make_batch, train
+from diffusion_core.training import Course, Hooks, _halved, make_batch, train
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import BatchNorm
 from diffusion_core.world import KINDS, Team, World
@@ -125,6 +125,12 @@ def test_a_sum_that_is_left_out_is_noticed():
     losses, _ = trained(Team())
     found, _ = together(2, trained, fault=True)[0]
     assert np.max(np.abs(np.array(found) - losses)) > 1e-2
+
+
+def test_what_is_kept_of_halved_pieces_is_what_suffices_for_every_process():
+    course = Course(24, 12, on_out_of_memory="halve")
+    for halved, expected in (({2}, 2), ({1, 2}, 2), (set(), None)):
+        assert together(3, lambda team, h=halved: _halved(course, team, 1 + (team.world.rank in h))) == [expected] * 3
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -116,7 +116,7 @@ def test_a_process_told_to_end_after_its_last_step_ends_with_the_others(told, mo
         return np.full_like(array, array.max() if len(array) > 1 or not done else float(told))
 
     def trained(*given: object) -> dict[str, float]:
-        done.append(signature(training.train).bind(*given).arguments["skipped"])
+        done.append(signature(training.train).bind(*given).arguments["carried"].skipped)
         return {}
 
     monkeypatch.setattr(train, "train", trained)

@@ -176,5 +176,8 @@ def test_a_count_of_skipped_updates_that_is_none_is_refused(run, tmp_path):
     save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": "two"}))
     with pytest.raises(DuetError, match="says that 'two' updates were skipped"):
         start(tmp_path)
+    save_checkpoint(tmp_path, replace(found, notes={**found.notes, "halved": 0}))
+    with pytest.raises(DuetError, match="says that 0 images were computed at a time"):
+        start(tmp_path)
     save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": 2}))
     assert start(tmp_path).notes["skipped"] == 2
