@@ -265,15 +265,13 @@ MODES: Mapping[str, Callable[..., Work]] = {
 }
 
 
-@entry("edit")
+@entry("edit", keeps=("edited.npz", "edited pictures"))
 def main(cfg: DictConfig) -> None:
     """Look at everything that is asked for, then edit, and write the pictures."""
     given = Given(cfg)
     options = plain(cfg.mode)
     work = build("mode", MODES, options.pop("name", "none"), options, given)
     out = Path(cfg.out)
-    if (out / "edited.npz").exists():
-        raise DuetError(f"out: {out} holds edited pictures already; give another directory")
     backend = common.open_backend(cfg)
     print("\n".join(given.said), flush=True)
     network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from diffusion_core.errors import DuetError, one_of
 from diffusion_core.levels import LEVELS
 from diffusion_core.metrics.evaluate import METRICS, options_of
 from diffusion_core.reading import reading
+from diffusion_core.run import claim
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.schedule import SCHEDULES
 from diffusion_core.weighting import WEIGHTINGS
@@ -53,13 +54,22 @@ _LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 _LOGS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w*")
 
 
-def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a task into a `main` that reads ``configs/<name>.yaml``."""
+def entry(
+    name: str, keeps: tuple[str, str] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a task into a `main` that reads ``configs/<name>.yaml``.
+
+    Args:
+        name: of the file.
+        keeps: the last file that the task writes into its directory `out`, and what that is, for people. While the
+            task is done, the directory is its process's alone; one that has such a file is refused.
+    """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            with _one_clear_line(), one_speaks(world_of(cfg)):  # Hydra adds lines to an exception that reaches it
+            # Hydra adds lines to an exception that reaches it.
+            with _one_clear_line(), one_speaks(world_of(cfg)), _own(cfg, keeps):
                 return task(cfg)
 
         @functools.wraps(task)
@@ -73,6 +83,19 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         return main
 
     return decorate
+
+
+@contextmanager
+def _own(cfg: DictConfig, keeps: tuple[str, str] | None) -> Iterator[None]:
+    """Hold the directory that a task writes; a process that helps another one writes nothing and holds none."""
+    if keeps is None:
+        yield
+        return
+    file, what = keeps
+    with claim(cfg.out) if world_of(cfg).leads else nullcontext():
+        if Path(cfg.out, file).exists():
+            raise DuetError(f"out: {cfg.out} holds {what} already; give another directory")
+        yield
 
 
 @contextmanager

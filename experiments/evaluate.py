@@ -47,7 +47,7 @@ METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
 }
 
 
-@entry("evaluate")
+@entry("evaluate", keeps=("evaluation.json", "an evaluation"))
 def main(cfg: DictConfig) -> None:
     """Check everything that is asked for, then measure it and write it down."""
     given, measures, world = Given(cfg), {}, world_of(cfg)
@@ -62,8 +62,6 @@ def main(cfg: DictConfig) -> None:
         choices = ", ".join(f"{group}={name}" for group, methods in METHODS.items() for name in methods)
         raise DuetError(f"evaluate: nothing was asked for; add samples=RUN, or checkpoint=RUN with one of {choices}")
     out = Path(cfg.out)
-    if (out / "evaluation.json").exists():
-        raise DuetError(f"out: {out} holds an evaluation already; give another directory")
     if not world.leads:  # it helps with what a network computes, and keeps nothing
         with tempfile.TemporaryDirectory() as aside:
             for group, measure in measures.items():

@@ -52,14 +52,12 @@ class Entry:
     plan: SamplerPlan
 
 
-@entry("gallery")
+@entry("gallery", keeps=("gallery.json", "a gallery"))
 def main(cfg: DictConfig) -> None:
     """Draw with every method, and write pictures, numbers and the page."""
     found = load_checkpoint(cfg.checkpoint)
     problem, out = found.problem, Path(cfg.out)
     check_sample(cfg.sample, problem, len(found.state.averages))
-    if (out / "gallery.json").exists():
-        raise DuetError(f"out: {out} holds a gallery already; give another directory")
     if not cfg.budgets or min(cfg.budgets) < 1:
         raise DuetError(f"budgets: {list(cfg.budgets)} was given; it must be numbers of evaluations, at least 1")
     options = {"spacing": plain(cfg.spacing), "guidance": cfg.guidance}

@@ -34,12 +34,10 @@ from experiments.report.data import write
 _CLASSES = 64
 
 
-@entry("inspect")
+@entry("inspect", keeps=("report.json", "a report"))
 def main(cfg: DictConfig) -> None:
     """Read every part, look at it, compare them, and write the page."""
     out = Path(cfg.out)
-    if (out / "report.json").exists():
-        raise DuetError(f"out: {out} holds a report already; give another directory")
     for key in ("within", "pairs", "compared", "samples"):
         if cfg[key] < 0:
             raise DuetError(f"{key}: {cfg[key]} was given; it must be at least 0")

@@ -26,7 +26,7 @@ from experiments.common import settings_of, spec_of
 from experiments.entry import entry
 
 
-@entry("networks")
+@entry("networks", keeps=("network.json", "a record"))
 def main(cfg: DictConfig) -> None:
     """Record a network in each precision, and compare it if another record is given."""
     spec, out = spec_of(cfg), Path(cfg.out)
@@ -35,8 +35,6 @@ def main(cfg: DictConfig) -> None:
         raise one_of("precisions", unknown[0] if unknown else "nothing", PRECISIONS)
     if cfg.batch < 1:
         raise DuetError(f"batch: {cfg.batch} was given; it must be at least 1")
-    if (out / "network.json").exists():
-        raise DuetError(f"out: {out} holds a record already; give another directory")
     others = {p: load_arrays(Path(cfg.other) / f"{p}.npz") for p in cfg.precisions} if cfg.other else {}
     parameters = count(lower(spec))
     print(f"{parameters:,} parameters, images {spec.image_shape}", flush=True)

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import stopping
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
-from diffusion_core.errors import DuetError
 from diffusion_core.modes import sampling_work
 from diffusion_core.run import environment, write_json
 from diffusion_core.words import counted
@@ -32,7 +31,7 @@ from experiments.entry import entry, plain
 from experiments.processes import pausing
 
 
-@entry("sample")
+@entry("sample", keeps=("samples.npz", "samples"))
 def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)
@@ -41,8 +40,6 @@ def main(cfg: DictConfig) -> None:
     plan = leaders.plan(found.problem, plain(cfg.sampler))
     check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
-    if (out / "samples.npz").exists():
-        raise DuetError(f"out: {out} holds samples already; give another directory")
     program, shape = found.problem.program, found.problem.spec.image_shape
     backend = open_backend(cfg, "sample", sampling_work(program, shape, plan, cfg.sample.count, cfg.sample.batch))
     print(said, flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 from diffusion_core.backend import TrainerState
 from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.errors import DuetError
+from diffusion_core.lock import LOCK, locked
 from diffusion_core.problem import Problem
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
@@ -324,6 +326,17 @@ def test_samples_are_not_written_over(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "samples.npz").write_bytes(b"precious")
     assert "holds samples already" in refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path}")
     assert (tmp_path / "samples.npz").read_bytes() == b"precious"
+
+
+_WRITE = ("sample", "edit", "gallery", "evaluate", "networks batch=0", "inspect data=digits within=-1")
+
+
+@pytest.mark.parametrize("entry", _WRITE)
+def test_a_directory_that_another_process_writes_is_refused(tmp_path: Path, entry: str) -> None:
+    words = [*entry.split(), f"out={tmp_path}"]
+    with locked(tmp_path):
+        assert f"{tmp_path}: it is in use by process {os.getpid()}" in refused(*words)
+    assert "in use" not in refused(*words) and not (tmp_path / LOCK).exists()
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
