@@ -3,12 +3,13 @@ r"""Measure training and sampling of each backend, and of what one would use ins
     python -m experiments.bench out=outputs/bench
     python -m experiments.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
     python -m experiments.bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
-    python -m experiments.bench out=outputs/cuda device=cuda model=ddpm_cifar10 batch=128 images=64 \
-        precisions=[float32,bf16] compile=[false,true]
+    python -m experiments.bench out=outputs/cuda device=cuda
 
 Every contestant is a process of its own, in the environment that owns its framework, and waits while another works.
-Times are medians over rounds, and a ratio is the median of the ratios within a round. Written are bench.json with every
-round, and a figure of each work as SVG, PNG, CSV and JSON. It loads no framework itself.
+Times are medians over rounds, and a ratio is the median of the ratios within a round. ``device=cuda`` is other work,
+see configs/device/cuda.yaml. Who fails is left out and says why. Written are bench.json with every round and how far
+the targets of `experiments.benchmark.targets` are met, and a figure of each work as SVG, PNG, CSV and JSON. It loads no
+framework itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from diffusion_core.weights import count
 from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import rows, table
+from experiments.benchmark.targets import Target, targets, targets_table
 from experiments.benchmark.work import ALONE, WORK
 from experiments.common import problem_of
 from experiments.entry import entry
@@ -48,22 +50,27 @@ def main(cfg: DictConfig) -> None:
     for name in ("repeats", *_ROUNDS):
         if cfg[name] < 1:
             raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
-    if cfg.device not in ("cpu", "cuda"):
-        raise one_of("device", cfg.device, ("cpu", "cuda"))  # the same for all
+    if cfg.at_once is not None and cfg.at_once < 1:
+        raise DuetError(f"at_once: {cfg.at_once} was given; it must be at least 1, or null for all")
     modes = _modes(cfg)
     points = _points(cfg)
     problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
     made: list[dict[str, Any]] = []
+    reached: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     facts: dict[str, Any] = {}
     for point, problem in zip(points, problems, strict=True):
         value = {} if cfg.vary is None else {cfg.vary: OmegaConf.select(point, VARIED[cfg.vary])}
         found, contestants = _measure(point, problem, modes)
         made += [value | row for row in found]
+        reached += [value | one.to_dict() for one in _reached(point, found)]
         left_out |= {one.mode.name: one.left_out for one in contestants if one.left_out}
         facts |= {one.mode.name: one.facts for one in contestants if one.facts}
+    if not made:
+        raise DuetError(f"bench: nobody took part; {next(iter(left_out.values()))}")
     out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
-    write_json(out / "bench.json", _facts(cfg, problems) | {"contestants": facts, "left_out": left_out, "rows": made})
+    told = {"contestants": facts, "left_out": left_out, "targets": reached, "rows": made}
+    write_json(out / "bench.json", _facts(cfg, problems) | told)
     drawn = bars(made, rounds) if cfg.vary is None else growth(cfg.vary, made, rounds)
     for name, content in drawn.items():
         write_atomically(out / name, content)
@@ -75,23 +82,39 @@ def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[
     rounds = {name: cfg[name] for name in _ROUNDS}
     made: list[dict[str, Any]] = []
     everyone: list[Contestant] = []
+    at_once = cfg.at_once or len(modes)
     for what in cfg.work:
         contestants: list[Contestant] = []
-        try:
-            for mode in modes:
-                contestants.append(start(mode, problem, rounds, cfg.device, cfg.threads))
-                one = contestants[-1]
-                print(f"left out: {one.left_out}" if one.left_out else one.facts["line"], flush=True)
-            interleave(contestants, [what, *(ALONE if what == "train" else ())], cfg.repeats)
-        finally:
-            for one in contestants:
-                one.stop()
+        for first in range(0, len(modes), at_once):
+            present: list[Contestant] = []
+            try:
+                for mode in modes[first : first + at_once]:
+                    present.append(start(mode, problem, rounds, cfg.device, cfg.threads))
+                    if not present[-1].left_out:
+                        print(present[-1].facts["line"], flush=True)
+                interleave(present, [what, *(ALONE if what == "train" else ())], cfg.repeats)
+            finally:
+                for one in present:
+                    one.stop()
+            for one in present:
+                if one.left_out:
+                    print(f"left out: {one.left_out}", flush=True)
+            contestants += present
         made += rows(contestants, what, problem, rounds)
         everyone += contestants
+    turns = "interleaved " if at_once > 1 else ""
     size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
-    title = f"{size}{cfg.images} samples; medians of {cfg.repeats} interleaved rounds"
+    title = f"{size}{cfg.images} samples; medians of {cfg.repeats} {turns}rounds"
     Console(width=140).print(table(made, rounds, title))
     return made, everyone
+
+
+def _reached(cfg: DictConfig, made: Sequence[dict[str, Any]]) -> list[Target]:
+    """The targets that these rows decide, printed."""
+    found = targets(made, cfg.device, {name: cfg[name] for name in _ROUNDS})
+    if found:
+        Console(width=140).print(targets_table(found))
+    return found
 
 
 def _modes(cfg: DictConfig) -> list[Mode]:

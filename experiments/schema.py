@@ -338,6 +338,7 @@ class BenchSchema:
     """Everything of `experiments.bench`.
 
     No `contestants` means all; `precisions` and `compile` list the modes of each; `vary` names what takes the `values`.
+    The group `device` says on what, and which work fits it; of the contestants `at_once` are there, null being all.
     """
 
     out: str = MISSING
@@ -352,6 +353,7 @@ class BenchSchema:
     images: int = 16
     ddim_steps: int = 50
     repeats: int = 10
+    at_once: int | None = None
     vary: str | None = None
     values: list[int] = field(default_factory=list)
     model: Any = MISSING

@@ -31,12 +31,13 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
     return run
 
 
-def matrix_product(place: Place, size: int) -> Callable[[], None]:
-    """A function that multiplies two square matrices and waits for them."""
+def matrix_product(place: Place, size: int, times: int) -> Callable[[], None]:
+    """A function that multiplies two square matrices so many times and waits for the last product."""
     a = torch.randn(size, size, device=place.device, dtype=place.compute)
 
     def run() -> None:
-        torch.mm(a, a)
+        for _ in range(times):
+            torch.mm(a, a)
         _wait(place)
 
     return run

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -52,16 +53,16 @@ class Contestant:
 
     Args:
         mode: who it is.
-        process: the process.
+        process: the process; None where there is no environment for it.
         facts: what it said of itself.
         first: seconds from its start to the end of its first round: import, build, trace and compile.
         seconds: of one image by work, in each round.
         memory: the most that it used by the end of the first work, in MiB.
-        left_out: why it does not compete; empty where it does.
+        left_out: why it does not compete, or not to the end; empty where it does.
     """
 
     mode: Mode
-    process: subprocess.Popen
+    process: subprocess.Popen | None
     facts: dict[str, Any] = field(default_factory=dict)
     first: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -99,8 +100,10 @@ class Contestant:
 
     def stop(self) -> None:
         """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
+        if self.process is not None:
+            with suppress(BrokenPipeError):  # it stopped by itself, and had something left to read
+                self.process.stdin.close()
+            self.process.wait()
 
 
 def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Contestant:
@@ -115,7 +118,10 @@ def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
     """
     is_peer = mode.contestant in PEERS
     owner = PEERS[mode.contestant][1] if is_peer else mode.contestant
-    python = backend_python(OmegaConf.load(CONFIGS / "backend" / f"{owner}.yaml"), os.environ, CONFIGS.parent)
+    try:
+        python = backend_python(OmegaConf.load(CONFIGS / "backend" / f"{owner}.yaml"), os.environ, CONFIGS.parent)
+    except DuetError as error:
+        return Contestant(mode, None, left_out=f"bench: {mode.name}: {error}")
     began = perf_counter()
     process = subprocess.Popen(
         [str(python), "-m", "experiments.benchmark.worker"],
@@ -154,8 +160,8 @@ def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
 def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: int) -> None:
     """Do each work in rounds in which every contestant has its turn, after one round each to warm up.
 
-    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out,
-    and says why.
+    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out
+    of this work and of what follows, and says why.
     """
     for at, what in enumerate(work):
         taking_part = [one for one in contestants if what in one.facts.get("work", ())]
@@ -166,7 +172,8 @@ def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: 
                 try:
                     took, each, memory = one.round(what)
                 except DuetError as error:
-                    one.left_out = str(error)
+                    one.left_out = f"{error} (at {what})"
+                    one.seconds.pop(what, None)
                     continue
                 if k:
                     one.seconds.setdefault(what, []).append(each)

@@ -18,7 +18,7 @@ from scipy.stats import binom
 from diffusion_core.problem import Problem
 from diffusion_core.unet.work import convolutions, multiply_adds
 from experiments.benchmark.contestants import Contestant
-from experiments.benchmark.work import ALONE, MATRIX
+from experiments.benchmark.work import ALONE
 
 __all__ = ["TITLES", "median_interval", "rows", "table"]
 
@@ -42,7 +42,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """A row for each contestant at a work, as plain data; ratios of time are to the first that does it."""
     made = []
-    able = [one for one in contestants if what in one.seconds and not one.left_out]
+    able = [one for one in contestants if what in one.seconds]
     for one in able:
         seconds, ratio = one.rounds(what), one.rounds(what) / able[0].rounds(what)
         low, high = median_interval(ratio)
@@ -51,6 +51,7 @@ def rows(
         made.append(
             {
                 "work": what, "contestant": one.mode.name, "parameters": one.facts["parameters"],
+                "who": one.mode.contestant, "precision": one.mode.precision, "compiled": one.mode.compile,
                 "images_per_second": float(1 / np.median(seconds)),
                 "milliseconds": float(1e3 * np.median(seconds) * images / unit),
                 "slowest": float(1 / seconds.max()), "fastest": float(1 / seconds.min()),
@@ -64,32 +65,36 @@ def rows(
     return made
 
 
-def _products(one: Contestant, problem: Problem) -> dict[str, float | None]:
+def _products(one: Contestant, problem: Problem) -> dict[str, Any]:
     """The rate of a training step's products, in 1e9 operations per second, and by those of products alone."""
-    found = dict.fromkeys(("gflops", "share_of_convolutions", "share_of_matrix"))
+    shares = ("share_of_convolutions", "share_of_matrix")
+    found = dict.fromkeys(("gflops", *(f"{name}{end}" for name in shares for end in ("", "_low", "_high"))))
     if not set(one.seconds) >= {"train", *ALONE}:
         return found
     image = problem.spec.image_shape
     # A multiplication and an addition, forward once and backward twice.
     rate = 6e-9 * multiply_adds(problem.program, image) / one.rounds("train")
     convolved = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
-    alone = 6e-9 * convolved / one.rounds("convolutions"), 2e-9 * MATRIX**3 / one.rounds("matrix")
-    rates = (np.median(rate), np.median(rate / alone[0]), np.median(rate / alone[1]))
-    return dict(zip(found, map(float, rates), strict=True))
+    alone = 6e-9 * convolved / one.rounds("convolutions"), 2e-9 * one.facts["matrix"] ** 3 / one.rounds("matrix")
+    found["gflops"] = float(np.median(rate))
+    for name, peak in zip(shares, alone, strict=True):
+        found[name] = float(np.median(rate / peak))
+        found[f"{name}_low"], found[f"{name}_high"] = median_interval(rate / peak)
+    return found
 
 
 def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: str) -> Table:
     """The rows for a terminal.
 
     "first" is the time from the start of the process to the end of the first round: import, build, trace and compile.
-    "of conv." is the rate of a step's products by that of its convolutions alone.
+    "of conv." is the rate of a step's products by that of its convolutions alone, and "of matrix" by that of matrices.
     """
     found = Table(title=title)
     heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "first, s", "peak MiB", "GFLOP/s")
-    for name in (*heads, "of conv."):
+    for name in (*heads, "of conv.", "of matrix"):
         found.add_column(name, justify="left" if name in ("work", "contestant") else "right")
     for row in made:
-        rate, share = row["gflops"], row["share_of_convolutions"]
+        rate, shares = row["gflops"], (row["share_of_convolutions"], row["share_of_matrix"])
         found.add_row(
             TITLES[row["work"]].format(**rounds),
             row["contestant"],
@@ -100,6 +105,6 @@ def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: s
             f"{row['first_seconds']:.1f}",
             f"{row['peak_memory_mib']:,.0f}",
             "" if rate is None else f"{rate:,.0f}",
-            "" if share is None else f"{share:.0%}",
+            *("" if share is None else f"{share:.0%}" for share in shares),
         )
     return found

@@ -6,13 +6,13 @@ ddim, ddpm      samples from the shared streams to host arrays, with few network
                 process
 forward         as many network evaluations as `ddim` does, and nothing else: from host arrays and back
 convolutions    those of one training step, forward and backward, and nothing else
-matrix          the product of two square matrices
+matrix          products of two square matrices, in the same types
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,9 +31,18 @@ from diffusion_core.weights import initial_weights
 
 __all__ = ["ALONE", "MATRIX", "WORK", "works"]
 
+
+class Matrix(NamedTuple):
+    """The size of square matrices, and how many products a round has."""
+
+    size: int
+    products: int
+
+
 WORK = ("train", "ddim", "ddpm", "forward")
 ALONE = ("convolutions", "matrix")  # what a training step is compared with
-MATRIX = 2048
+# The matrices whose products are the peak of a device, and how many keep it at work while it is told of the next.
+MATRIX = {"cpu": Matrix(2048, 1), "cuda": Matrix(8192, 32)}
 _PICTURES = 1024
 
 
@@ -77,8 +86,8 @@ def works(
         return batch
 
     def matrix() -> int:
-        once("matrix", lambda: backend.matrix_product(MATRIX))()
-        return 1
+        once("matrix", lambda: backend.matrix_product(*MATRIX[backend.settings.device]))()
+        return MATRIX[backend.settings.device].products
 
     return {
         "train": step,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib import import_module
 from time import perf_counter
@@ -18,7 +19,7 @@ from diffusion_core.backend import Settings, load_backend
 from diffusion_core.errors import DuetError
 from diffusion_core.problem import Problem
 from diffusion_core.weights import count
-from experiments.benchmark.work import works
+from experiments.benchmark.work import MATRIX, works
 from peers import PEERS, Contest, Task
 
 
@@ -31,6 +32,7 @@ def _duet(task: Mapping[str, Any]) -> Contest:
         "line": description.line(),
         "versions": dict(description.versions),
         "parameters": count(problem.program),
+        "matrix": MATRIX[backend.settings.device].size,
     }
     rounds = {key: task[key] for key in ("batch", "steps", "images", "ddim_steps")}
     return Contest(facts, works(backend, problem, **rounds), backend.peak_memory_mib)
@@ -58,6 +60,10 @@ def main() -> None:
         _serve(task, answers)
     except DuetError as error:
         print(json.dumps({"error": str(error)}), file=answers)
+    except Exception as error:  # of a framework: too little memory, or what it cannot compile
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        print(json.dumps({"error": f"{type(error).__name__}: {lines[0]}"}), file=answers)
 
 
 def _serve(task: Mapping[str, Any], answers: TextIO) -> None:

@@ -398,6 +398,8 @@ def test_bench_refuses(tmp_path: Path) -> None:
     assert "colour" in refused("bench", f"out={tmp_path}", "vary=colour", "values=[1]")
     assert "values" in refused("bench", f"out={tmp_path}", "values=[1]")
     assert "steps: 0" in refused("bench", f"out={tmp_path}", "steps=0")
+    assert "at_once: 0" in refused("bench", f"out={tmp_path}", "at_once=0")
+    assert "cpu, cuda" in refused("bench", f"out={tmp_path}", "device=gpu")
 
 
 def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 from commands import call, composed
 
 from diffusion_core.errors import DuetError
-from experiments.bench import VARIED, _points
-from experiments.benchmark.contestants import Contestant, Mode, interleave
+from experiments.bench import VARIED, _modes, _points
+from experiments.benchmark.contestants import Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import median_interval, rows
+from experiments.benchmark.targets import targets
 from experiments.common import problem_of
-from peers import nearest
+from peers import PEERS, nearest
 
 ROUNDS = {"batch": 8, "steps": 2, "images": 4, "ddim_steps": 5}
 
@@ -38,7 +40,7 @@ def test_a_ratio_is_taken_within_a_round():
     load = np.array([1, 5, 1, 5, 1, 5, 1, 5, 5])
     contestants = []
     for name, seconds in (("torch", 0.1 * load), ("diffusers", 0.2 * load[::1])):
-        one = Contestant(Mode(name, "float32", False), None, {"parameters": 1}, 5.0)
+        one = Contestant(Mode(name, "float32", False), None, {"parameters": 1, "matrix": 2048}, 5.0)
         one.seconds = {"train": list(seconds), "convolutions": list(seconds / 2), "matrix": list(seconds)}
         contestants.append(one)
     problem = problem_of(composed("bench", "out=x"))
@@ -63,6 +65,74 @@ def test_what_varies_is_set_alone():
         assert points[0] != points[1] and len(points) == 2
 
 
+def test_a_gpu_is_given_work_that_fills_it_unless_told_otherwise():
+    plain, gpu = (composed("bench", "out=x", f"device={name}") for name in ("cpu", "cuda"))
+    assert plain == composed("bench", "out=x") and plain.device == "cpu"
+    assert (gpu.device, gpu.model.channels, gpu.batch, gpu.at_once) == ("cuda", 128, 128, 1)
+    assert [mode.name for mode in _modes(gpu)][:4] == ["torch", "torch compiled", "torch bf16", "torch bf16 compiled"]
+    assert {mode.contestant for mode in _modes(gpu)} == {"torch", "tf", *PEERS}
+    told = composed("bench", "out=x", "device=cuda", "model=digits", "batch=3", "compile=[true]", "at_once=null")
+    assert (told.device, told.model.channels, told.batch, told.at_once) == ("cuda", 24, 3, None)
+    assert told.compile == [True] and told.precisions == gpu.precisions
+
+
+def made_row(name: str, what: str, milliseconds: float, *, memory: float = 100.0, **told) -> dict:
+    """A row of three rounds, of which the machine is five times slower in the second."""
+    who, *words = name.split()
+    shares = {f"share_of_{of}{end}": told.get(of) for of in ("convolutions", "matrix") for end in ("", "_low", "_high")}
+    return shares | {
+        "work": what, "contestant": name, "who": who, "compiled": "compiled" in words, "milliseconds": milliseconds,
+        "precision": "bf16" if "bf16" in words else "float32", "peak_memory_mib": memory,
+        "seconds_per_image": [milliseconds * load for load in (1, 5, 1)],
+    }  # fmt: skip
+
+
+def test_a_target_is_met_missed_or_not_there():
+    rows = [
+        made_row("torch", "train", 90, convolutions=0.6), made_row("torch compiled", "train", 95, convolutions=0.9),
+        made_row("torch bf16", "train", 1, convolutions=0.1),  # other work: it counts on a GPU alone
+        made_row("tf compiled", "train", 110, convolutions=0.4, memory=120), made_row("diffusers", "train", 100),
+        made_row("torch", "ddim", 80), made_row("diffusers", "ddim", 100), made_row("diffusers compiled", "ddim", 70),
+        made_row("tf", "ddim", 50), made_row("torch compiled", "ddim", 71),
+    ]  # fmt: skip
+    found = {one.name: one for one in targets(rows, "cpu", ROUNDS | {"ddim_steps": 50})}
+    wanted = {
+        "training step by the fastest peer of the framework: torch by diffusers": (0.9, True),
+        "training step, slower backend by the faster: tf compiled by torch": (110 / 90, False),
+        "training step, share of convolutions measured in float32: torch": (0.6, True),
+        "training step, share of convolutions measured in float32: tf compiled": (0.4, False),
+        "DDIM-50: torch by diffusers": (0.8, True),
+        "DDIM-50: torch compiled by diffusers": (0.71, False),
+        "peak memory in training by the leanest peer: torch by diffusers": (1.0, True),
+        "peak memory in training by the leanest peer: tf compiled by diffusers": (1.2, False),
+    }
+    # Neither keras nor denoising_diffusion_pytorch took part, nor tf compiled in sampling.
+    assert {name: (pytest.approx(one.measured), one.met) for name, one in found.items()} == wanted
+    assert all(one.resolved and one.low == pytest.approx(one.high) for one in found.values())
+    few = targets(rows, "cpu", ROUNDS)
+    assert [one.name for one in few] == [name for name in wanted if not name.startswith("DDIM")]
+    assert not targets([], "cpu", ROUNDS) and not targets([], "cuda", ROUNDS)
+
+
+def test_the_targets_of_a_gpu_are_for_the_fastest_mode():
+    rows = [made_row("torch", "train", 90, matrix=0.7), made_row("torch bf16 compiled", "train", 30, matrix=0.2)]
+    rows += [made_row("diffusers", "train", 100), made_row("diffusers bf16 compiled", "train", 33)]
+    faster, equal, share = targets(rows, "cuda", ROUNDS)
+    assert faster.name == "training step: torch bf16 compiled by diffusers"
+    assert (faster.wanted, faster.measured, faster.met) == (0.5, pytest.approx(0.3), True)
+    assert (equal.wanted, equal.measured, equal.met) == (pytest.approx(1 / 1.2), pytest.approx(30 / 33), False)
+    assert share.name.endswith("share of matrix measured in bf16: torch bf16 compiled")
+    assert (share.measured, share.wanted, share.met, share.resolved) == (0.2, None, None, None)
+    assert {"name", "wanted", "measured", "low", "high", "met", "resolved"} <= set(faster.to_dict())
+
+
+def test_a_median_with_both_sides_in_its_interval_is_not_resolved():
+    near = made_row("torch", "ddim", 84) | {"seconds_per_image": [80.0, 84.0, 90.0]}
+    rival = made_row("diffusers", "ddim", 100) | {"seconds_per_image": [100.0, 100.0, 100.0]}
+    (found,) = targets([near, rival], "cpu", ROUNDS | {"ddim_steps": 50})
+    assert found.met and not found.resolved and (found.low, found.high) == (0.8, 0.9)
+
+
 def test_a_peer_takes_the_nearest_width():
     assert nearest(lambda width: width**2, 1000, 8, 8) == 32
     assert nearest(lambda width: width**2, 600, 8, 8) == 24
@@ -82,6 +152,43 @@ def test_who_fails_is_left_out_and_the_others_go_on():
     assert keras.left_out and not keras.seconds
     assert torch.seconds == {"train": [0.5] * 3, "matrix": [0.5] * 3}
     assert (torch.first, torch.memory) == (3.0, 10.0)  # of the first round, and of the first work
+
+
+def test_who_fails_beside_its_work_keeps_it():
+    class Stub(Contestant):
+        def round(self, work: str) -> tuple[float, float, float]:
+            if work == "convolutions" or (self.seconds.get("train") and self.mode.compile):
+                raise DuetError("out of memory")
+            return 2.0, 0.5, 10.0
+
+    work = ["train", "convolutions", "matrix"]
+    both = [Stub(Mode("torch", "float32", mode), None, {"work": work, "parameters": 1}) for mode in (False, True)]
+    interleave(both, work, 3)
+    kept, failed = both
+    assert kept.seconds == {"train": [0.5] * 3} and kept.left_out == "out of memory (at convolutions)"
+    assert not failed.seconds and failed.left_out == "out of memory (at train)"
+    (row,) = rows(both, "train", problem_of(composed("bench", "out=x")), ROUNDS)
+    assert row["images_per_second"] == 2 and row["share_of_convolutions"] is None
+
+
+def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch):
+    """It is not the error of a person, and not one that Duet raises: whatever a framework may say."""
+    problem = problem_of(composed("bench", "out=x"))
+    monkeypatch.setattr("experiments.benchmark.contestants.backend_python", lambda *_: Path(sys.executable))
+    one = start(Mode("torch", "float32", False), problem, ROUNDS | {"batch": None}, "cpu", 1)
+    try:
+        interleave([one], ["train"], 1)
+    finally:
+        one.stop()
+    assert "TypeError" in one.left_out and not one.seconds
+
+    def nowhere(*_: object) -> Path:
+        raise DuetError("there is no environment of torch here")
+
+    monkeypatch.setattr("experiments.benchmark.contestants.backend_python", nowhere)
+    one = start(Mode("torch", "float32", False), problem, ROUNDS, "cpu", 1)
+    one.stop()
+    assert one.left_out == "bench: torch: there is no environment of torch here"
 
 
 @pytest.mark.together
