@@ -475,9 +475,9 @@ class Backend:
         """A function that does each convolution forward and backward once, for so many images, and waits for them."""
         return self.products.convolutions(self.place, shapes, batch)
 
-    def matrix_product(self, size: int, times: int = 1) -> Callable[[], None]:
-        """A function that multiplies two square matrices so many times and waits for the last product."""
-        return self.products.matrix_product(self.place, size, times)
+    def matrix_product(self, size: int) -> Callable[[], None]:
+        """A function that multiplies two square matrices and waits for them."""
+        return self.products.matrix_product(self.place, size)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -31,13 +31,12 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
     return run
 
 
-def matrix_product(place: Place, size: int, times: int) -> Callable[[], None]:
-    """A function that multiplies two square matrices so many times and waits for the last product."""
+def matrix_product(place: Place, size: int) -> Callable[[], None]:
+    """A function that multiplies two square matrices and waits for them."""
     a = torch.randn(size, size, device=place.device, dtype=place.compute)
 
     def run() -> None:
-        for _ in range(times):
-            torch.mm(a, a)
+        torch.mm(a, a)
         _wait(place)
 
     return run
