@@ -59,6 +59,7 @@ __all__ = [
     "settings_of",
     "spec_of",
     "weights_of",
+    "which_of",
 ]
 
 
@@ -199,18 +200,21 @@ class Leaders:
     """The other networks that lead sampling, as their checkpoints have them; see `backend.Steering`."""
 
     guide: Checkpoint | None = None
-    guide_weights: str = "ema"
+    guide_weights: str | None = None
     classifier: Checkpoint | None = None
-    classifier_weights: str = "ema"
+    classifier_weights: str | None = None
 
     @staticmethod
     def of(cfg: DictConfig) -> Leaders:
         """Read those that a configuration names."""
         found = []
         for name in ("guide", "classifier"):
-            checkpoint, which = None if cfg[name] is None else load_checkpoint(cfg[name]), cfg[f"{name}_weights"]
-            check_which(f"{name}_weights", which, len(checkpoint.state.averages) if checkpoint else 1)
-            found += [checkpoint, which]
+            checkpoint, key = None if cfg[name] is None else load_checkpoint(cfg[name]), f"{name}_weights"
+            if checkpoint is not None:
+                cfg[key] = which_of(key, cfg[key], checkpoint)
+            elif cfg[key] is not None:
+                check_which(key, cfg[key], 1)
+            found += [checkpoint, cfg[key]]
         return Leaders(*found)
 
     def plan(self, problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
@@ -270,6 +274,17 @@ def check_which(key: str, which: str, averages: int) -> None:
     names = (*average_names(averages), "weights")
     if which not in names:
         raise one_of(key, which, names)
+
+
+def which_of(key: str, given: str | None, checkpoint: Checkpoint) -> str:
+    """Which weights of a checkpoint are taken: those that are named, or else those that its run draws samples with.
+
+    Raises:
+        DuetError: for a name of weights that it does not have.
+    """
+    which = checkpoint.notes.get("weights", "ema") if given is None else given
+    check_which(key, which, len(checkpoint.state.averages))
+    return which
 
 
 def check_sample(sample: DictConfig, problem: Problem, averages: int, classifier: Program | None = None) -> None:

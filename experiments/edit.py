@@ -61,7 +61,7 @@ class Given:
             if cfg[name] < 1:
                 raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
         self.checkpoint = load_checkpoint(cfg.checkpoint)
-        common.check_which("weights", cfg.weights, len(self.checkpoint.state.averages))
+        cfg.weights = common.which_of("weights", cfg.weights, self.checkpoint)
         self.leaders = common.Leaders.of(cfg)
         cfg.sampler, sampler = common.sampler_of(cfg.sampler, self.checkpoint)
         self.said = [sampler]  # what a person is told when all is known to fit

@@ -24,7 +24,7 @@ from diffusion_core.backend import Backend
 from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.errors import DuetError
 from diffusion_core.registry import build
-from experiments.common import check_which, open_backend, weights_of
+from experiments.common import open_backend, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.targets import TARGETS
 
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {cfg.out!r} was given and exists already; give another place")
     found = load_checkpoint(cfg.checkpoint)
-    check_which("weights", cfg.weights, len(found.state.averages))
+    cfg.weights = which_of("weights", cfg.weights, found)
     target = options.pop("name")
 
     def opened(name: str) -> Backend:

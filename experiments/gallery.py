@@ -31,7 +31,7 @@ from diffusion_core.run import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from diffusion_core.sampling.draw import draw
 from diffusion_core.words import counted
-from experiments.common import check_sample, open_backend, sample_labels, weights_of
+from experiments.common import check_sample, open_backend, sample_labels, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.progress import Counter
 from experiments.report.gallery import write
@@ -57,6 +57,7 @@ def main(cfg: DictConfig) -> None:
     """Draw with every method, and write pictures, numbers and the page."""
     found = load_checkpoint(cfg.checkpoint)
     problem, out = found.problem, Path(cfg.out)
+    cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
     check_sample(cfg.sample, problem, len(found.state.averages))
     if not cfg.budgets or min(cfg.budgets) < 1:
         raise DuetError(f"budgets: {list(cfg.budgets)} was given; it must be numbers of evaluations, at least 1")

@@ -163,6 +163,7 @@ def notes_to_go_on(cfg: DictConfig, experiment: Experiment, backend: Backend, ca
         "averages": [describe(profile) for profile in experiment.ema.profiles],
         "trained_for": trained_for(cfg, experiment),
         "sampler": plain(cfg.sampler),
+        "weights": cfg.sample.weights,
         "compile": backend.settings.compile,
         "skipped": carried.skipped,
         "halved": carried.halved,

@@ -6,8 +6,9 @@
     python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
     torchrun --nproc-per-node=2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
-A checkpoint says itself what network and process it is of, and which sampler its run draws with; sampler=NAME takes
-another one, and options alone, as sampler.steps=100, change that of the run. Which it is is printed.
+A checkpoint says itself what network and process it is of, and which sampler and which of its weights its run draws
+with; sampler=NAME takes another one, and options alone, as sampler.steps=100, change that of the run, as
+sample.weights=ema does the weights. Which it is is printed.
 
 A `guide` is the checkpoint of a weaker network of the same process, which guided rows lead away from: an earlier one of
 the run, or of a smaller network. A `classifier` is the checkpoint of one that was trained on the same process;
@@ -26,7 +27,7 @@ from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomi
 from diffusion_core.modes import sampling_work
 from diffusion_core.run import environment, write_json
 from diffusion_core.words import counted
-from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of
+from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.processes import pausing
 
@@ -38,11 +39,12 @@ def main(cfg: DictConfig) -> None:
     leaders = Leaders.of(cfg)
     cfg.sampler, said = sampler_of(cfg.sampler, found)
     plan = leaders.plan(found.problem, plain(cfg.sampler))
+    cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
     check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
     program, shape = found.problem.program, found.problem.spec.image_shape
     backend = open_backend(cfg, "sample", sampling_work(program, shape, plan, cfg.sample.count, cfg.sample.batch))
-    print(said, flush=True)
+    print(f"{said}\nweights: {cfg.sample.weights}", flush=True)
     network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
     leads = backend.team.world.leads
     if leads:

@@ -145,6 +145,13 @@ class SampleSchema:
 
 
 @dataclass
+class DrawSchema(SampleSchema):
+    """What is sampled of a checkpoint; no `weights` are those that its run draws with."""
+
+    weights: str | None = None
+
+
+@dataclass
 class TrainSchema:
     """Everything of `experiments.train`.
 
@@ -176,12 +183,12 @@ class TrainSchema:
 
 @dataclass
 class LeaderSchema:
-    """Other networks that lead sampling: the checkpoint of each, and which of its weights."""
+    """Other networks that lead sampling: the checkpoint of each, and which of its weights; null are its run's own."""
 
     guide: str | None = None
-    guide_weights: str = "ema"
+    guide_weights: str | None = None
     classifier: str | None = None
-    classifier_weights: str = "ema"
+    classifier_weights: str | None = None
 
 
 @dataclass
@@ -194,17 +201,17 @@ class SampleRunSchema(LeaderSchema):
     backend: BackendSchema = field(default_factory=BackendSchema)
     parallel: ParallelSchema = field(default_factory=ParallelSchema)
     sampler: dict[str, Any] = field(default_factory=dict)
-    sample: SampleSchema = field(default_factory=SampleSchema)
+    sample: DrawSchema = field(default_factory=DrawSchema)
     pictures: bool = True
 
 
 @dataclass
 class EditSchema(LeaderSchema):
-    """Everything of `experiments.edit`; a mode has a name and options."""
+    """Everything of `experiments.edit`; a mode has a name and options, no `weights` are those the run draws with."""
 
     checkpoint: str = MISSING
     out: str = MISSING
-    weights: str = "ema"
+    weights: str | None = None
     seed: int = 0
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
@@ -223,12 +230,13 @@ class EvaluateSchema:
     """Everything of `experiments.evaluate`.
 
     `samples` is a path or a list of them, `reference` a path in the place of data, `training` what the network was
-    trained on, where that is not the data; `metrics` has the options of each metric by its name.
+    trained on, where that is not the data; `metrics` has the options of each metric by its name. No `weights` are those
+    that the run of the checkpoint draws with.
     """
 
     checkpoint: str | None = None
     out: str = MISSING
-    weights: str = "ema"
+    weights: str | None = None
     seed: int = 0
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
@@ -262,7 +270,7 @@ class GallerySchema:
     reference: str = "DPM-Solver++ 3M, exact"
     reference_steps: int = 500
     shown: int = 3
-    sample: SampleSchema = field(default_factory=lambda: SampleSchema(count=16))
+    sample: DrawSchema = field(default_factory=lambda: DrawSchema(count=16))
 
 
 @dataclass
@@ -383,12 +391,12 @@ class ReconstructSchema:
 
 @dataclass
 class ExportSchema:
-    """Everything of `experiments.export_weights`."""
+    """Everything of `experiments.export_weights`; no `weights` are those that the run draws with."""
 
     checkpoint: str = MISSING
     out: str = MISSING
     target: Any = MISSING
-    weights: str = "ema"
+    weights: str | None = None
     precision: str = "float32"
     backend: BackendSchema = field(default_factory=BackendSchema)
 

@@ -60,7 +60,7 @@ class Given:
         if not self.cfg.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
         found = load_checkpoint(self.cfg.checkpoint)
-        common.check_which("weights", self.cfg.weights, len(found.state.averages))
+        self.cfg.weights = common.which_of("weights", self.cfg.weights, found)
         return found
 
     @cached_property

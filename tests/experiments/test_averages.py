@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, composed
 
-from diffusion_core.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from diffusion_core.ema import Power
+from diffusion_core.errors import DuetError
 from diffusion_core.run import read_metrics, read_samples
 from diffusion_core.snapshots import find_snapshots
 from diffusion_core.weights import Weights
+from experiments.common import which_of
 
 # The smallest network that there is, on eight images of 8x8, for 32 updates of 4 images.
 SMALL = [
@@ -113,6 +116,35 @@ def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
         assert facts["plan"].startswith("ddpm")  # as the run draws, also from what is made of it
     np.testing.assert_array_equal(drawn["made"], drawn["kept"])
     assert weights_hash(tmp_path / "made") == weights_hash(finished, "ema1") != weights_hash(finished)
+
+
+@pytest.mark.backend
+def test_samples_are_drawn_with_the_weights_that_their_run_draws_with(finished, backend_name, tmp_path):
+    """As the tutorial's run, which draws with its weights themselves, does."""
+    found = load_checkpoint(finished)
+    old = save_checkpoint(tmp_path / "run", replace(found, notes={}))  # which does not say it
+    for run, words, which in (
+        (finished, [], "weights"), (finished, ["sample.weights=ema1"], "ema1"), (old, ["sampler=ddim"], "ema"),
+    ):  # fmt: skip
+        out = tmp_path / f"out{which}"
+        start("sample", f"backend={backend_name}", f"checkpoint={run}", f"out={out}", *words, "sampler.steps=2",
+              "sample.count=1", "pictures=false", "backend.threads=1", "backend.device=cpu")  # fmt: skip
+        assert read_samples(out / "samples.npz")[2]["weights_sha256"] == weights_hash(finished, which)
+
+
+@pytest.mark.backend
+def test_weights_are_those_that_are_named_or_that_the_run_draws_with(finished):
+    found = load_checkpoint(finished)
+    for notes, given, which in (
+        ({}, None, "ema"), ({"weights": "ema1"}, None, "ema1"), ({"weights": "ema1"}, "weights", "weights"),
+    ):  # fmt: skip
+        assert which_of("weights", given, replace(found, notes=notes)) == which
+    for notes, given in (({"weights": ["x"]}, None), ({}, "ema7")):
+        with pytest.raises(DuetError, match=r"weights: .* was given; it must be one of ema, ema1"):
+            which_of("weights", given, replace(found, notes=notes))
+    for words in (["edit"], ["evaluate"], ["export_weights", "target=native"]):
+        assert composed(*words).weights is None
+    assert composed("gallery").sample.weights is composed("sample").sample.weights is None
 
 
 @pytest.mark.backend
