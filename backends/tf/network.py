@@ -20,7 +20,7 @@ from diffusion_core.unet.blocks import ATTENTION_ORDERS
 from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "from_canonical", "read_parameters"]
+__all__ = ["Network", "build", "convolve", "from_canonical", "read_parameters"]
 
 # From the canonical axes of a parameter to those of TensorFlow's kernels; others are the same.
 _NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
@@ -87,10 +87,28 @@ class Linear(Module):
 
 class Conv(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        top, bottom, left, right = self.block.padding
         x, weight = self.place.mixed(x, self.weight)
-        y = tf.nn.conv2d(x, weight, self.block.stride, [[0, 0], [top, bottom], [left, right], [0, 0]])
+        y = convolve(x, weight, self.block.stride, self.block.padding)
         return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
+
+
+def convolve(x: tf.Tensor, weight: tf.Tensor, stride: int, padding: tuple[int, int, int, int]) -> tf.Tensor:
+    """A convolution with zeros on (top, bottom, left, right).
+
+    TensorFlow has two ways on a CPU, and takes oneDNN's, twice as fast backward, only where the padding has a name.
+    """
+    top, bottom, left, right = padding
+    if (top, bottom, left, right) == (*_same(x.shape[1], weight, stride), *_same(x.shape[2], weight, stride)):
+        return tf.nn.conv2d(x, weight, stride, "SAME")
+    if any(padding):
+        x = tf.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]])
+    return tf.nn.conv2d(x, weight, stride, "VALID")
+
+
+def _same(size: int, weight: tf.Tensor, stride: int) -> tuple[int, int]:
+    """The zeros (before, behind) of what TensorFlow calls the same padding."""
+    total = max(0, (-(-size // stride) - 1) * stride + weight.shape[0] - size)
+    return total // 2, total - total // 2
 
 
 class ConvTranspose(Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from backends.tf.device import Place
+from backends.tf.network import convolve
 from diffusion_core.unet.work import Convolution
 
 __all__ = ["convolutions", "matrix_product"]
@@ -27,8 +28,7 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
         for x, weight, shape in prepared:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch((x, weight))
-                padding = [[0, 0], [shape.kernel // 2] * 2, [shape.kernel // 2] * 2, [0, 0]]
-                y = tf.nn.conv2d(x, weight, shape.stride, padding)
+                y = convolve(x, weight, shape.stride, (shape.kernel // 2,) * 4)
             done += [tf.reduce_sum(one) for one in tape.gradient(y, (x, weight), tf.stop_gradient(y))]
         return tf.add_n(done)
 
