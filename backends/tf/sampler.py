@@ -17,7 +17,7 @@ __all__ = ["sample"]
 _ROWS, _BYTES = 64, 2**24
 
 
-def _output(
+def _inputs(
     network: Network,
     form: Form,
     row: Row,
@@ -26,22 +26,39 @@ def _output(
     null: tf.Tensor,
     guide: Network | None,
     before: tf.Tensor,
-) -> tf.Tensor:
-    """F_i: guided in the channels of the image, of the class alone in those of a learned variance.
+) -> tuple[tf.Tensor, ...]:
+    """What the network is called with at a row: of the class and of none, one after the other, where it guides itself.
 
-    A self-conditioned network is given D_{i-1}, and a guide nothing.
+    A self-conditioned network is given D_{i-1}.
     """
-    x, batch, channels = row.c_in * x, tf.shape(x)[0], x.shape[-1]
-    c_noise = tf.fill([batch], row.c_noise)
+    if form.guided and guide is None:
+        x, label, before = (tf.concat(pair, axis=0) for pair in ([x, x], [label, null], [before, before]))
+    batch = tf.shape(x)[0]
+    return row.c_in * x, tf.fill([batch], row.c_noise), label, network.no_features(batch), before
+
+
+def _answers(
+    network: Network, form: Form, inputs: tuple[tf.Tensor, ...], label: tf.Tensor, steering: Steering
+) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+    """(F of the network, F of its guide, the classifier's gradient of log p(class | x)); None where there is none.
+
+    A guide is given no estimate.
+    """
+    guide, other, slope = steering.guide, None, None
+    if form.guided and guide is not None:
+        other = guide.call(*inputs[:3], guide.no_features(tf.shape(label)[0]), None)
+    if form.classified:
+        x, c_noise = (one[: tf.shape(label)[0]] for one in inputs[:2])
+        slope = steering.classifier.slope(x, c_noise, label - network.program.labels.start)
+    return network.call(*inputs), other, slope
+
+
+def _output(form: Form, row: Row, wanted: tf.Tensor, other: tf.Tensor | None, channels: int) -> tf.Tensor:
+    """F_i: guided in the channels of the image, of the class alone in those of a learned variance."""
     if not form.guided:
-        return network.call(x, c_noise, label, network.no_features(batch), before)
-    if guide is None:
-        twice, c_noise, label = (tf.concat(pair, axis=0) for pair in ([x, x], [c_noise, c_noise], [label, null]))
-        before = tf.concat([before, before], axis=0)
-        wanted, other = tf.split(network.call(twice, c_noise, label, network.no_features(2 * batch), before), 2)
-    else:
-        wanted = network.call(x, c_noise, label, network.no_features(batch), before)
-        other = guide.call(x, c_noise, label, guide.no_features(batch), None)
+        return wanted
+    if other is None:
+        wanted, other = tf.split(wanted, 2)
     wanted, rest, other = wanted[..., :channels], wanted[..., channels:], other[..., :channels]
     guided = other + row.guidance * (wanted - other)
     if form.rescale:
@@ -53,11 +70,6 @@ def _output(
 def _spread(images: tf.Tensor) -> tf.Tensor:
     """The standard deviation of each image."""
     return tf.math.reduce_std(images, axis=(1, 2, 3), keepdims=True)
-
-
-def _slope(classifier: Network, row: Row, x: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-    """The gradient of log p(class | x) at a row."""
-    return row.c_in * classifier.slope(row.c_in * x, tf.fill([tf.shape(x)[0]], row.c_noise), label)
 
 
 def _bounded(form: Form, estimate: tf.Tensor) -> tf.Tensor:
@@ -87,26 +99,23 @@ def _advance(row: Row, registers: list[tf.Tensor], history: list[tf.Tensor], z: 
 
 
 def _next(
-    network: Network,
     form: Form,
     row: Row,
     registers: list[tf.Tensor],
     history: list[tf.Tensor],
-    label: tf.Tensor,
-    null: tf.Tensor,
+    answers: tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None],
     z: tf.Tensor | None,
     mask: tf.Tensor | None,
     known: tf.Tensor | None,
-    steering: Steering,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """(registers, history) after a row."""
+    wanted, other, slope = answers
     x, channels = registers[0], registers[0].shape[-1]
-    output = _output(network, form, row, x, label, null, steering.guide, history[0])
+    output = _output(form, row, wanted, other, channels)
     image = output if output.shape[-1] == channels else output[..., :channels]
     estimate = row.c_skip * x + row.c_out * image
-    if form.classified:
-        slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
-        estimate = estimate + row.classifier * slope
+    if slope is not None:
+        estimate = estimate + row.classifier * (row.c_in * slope)
     history = [_bounded(form, estimate), *history[:-1]]
     if z is not None and form.learned:
         z = tf.exp(row.learned[0] + row.learned[1] * output[..., channels : 2 * channels]) * z
@@ -119,26 +128,38 @@ def _next(
 def _loop(network: Network, form: Form, guide: Network | None, classifier: Network | None):
     """The rows of a form as a function of their numbers, how many they are, the state, and what they are given.
 
-    Where the place compiles it is one graph. Elsewhere only the network is, which all forms then share: to trace a loop
-    around it takes longer than it ever saves.
+    Where the place compiles it is one graph. Elsewhere what comes before the networks and what comes behind them are
+    graphs of their own: one around all would have the networks traced anew for every form, which takes seconds.
     """
-    steering = Steering(guide, classifier)
+    place, steering = network.place, Steering(guide, classifier)
+
+    def row_of(numbers: tf.Tensor) -> Row:
+        return form.row(tf.unstack(tf.cast(numbers, place.dtype)))._replace(c_noise=numbers[0])
+
+    def before(numbers, x, label, null, estimate):
+        return _inputs(network, form, row_of(numbers), x, label, null, guide, estimate)
+
+    def behind(numbers, *given):
+        return _next(form, row_of(numbers), *given)
+
+    if not place.compile:
+        before, behind = place.function(before), place.function(behind)
 
     def loop(numbers, count, registers, history, label, null, noise, mask, known):
         def body(i, registers, history):
             own, z, over = (None if array is None else tf.gather(array, i) for array in (numbers, noise, known))
-            c_noise, *_ = tf.unstack(own)
-            row = form.row(tf.unstack(tf.cast(own, network.place.dtype)))._replace(c_noise=c_noise)
-            return i + 1, *_next(network, form, row, registers, history, label, null, z, mask, over, steering)
+            inputs = before(own, registers[0], label, null, history[0])
+            answers = _answers(network, form, inputs, label, steering)
+            return i + 1, *behind(own, registers, history, answers, z, mask, over)
 
-        if not network.place.compile:  # to ask a tensor whether it goes on would be to wait for the device at each row
+        if not place.compile:  # to ask a tensor whether it goes on would be to wait for the device at each row
             for i in range(count):
                 _, registers, history = body(i, registers, history)
             return registers, history
         start = (tf.constant(0), registers, history)
         return tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)[1:]
 
-    return network.place.function(loop) if network.place.compile else loop
+    return place.function(loop) if place.compile else loop
 
 
 def sample(

@@ -14,7 +14,7 @@ from diffusion_core.sampling.rows import Form, Row
 __all__ = ["sample"]
 
 
-def _output(
+def _inputs(
     network: Network,
     form: Form,
     row: Row,
@@ -23,22 +23,39 @@ def _output(
     null: Tensor,
     guide: Network | None,
     before: Tensor,
-) -> Tensor:
-    """F_i: guided in the channels of the image, of the class alone in those of a learned variance.
+) -> tuple[Tensor, ...]:
+    """What the network is called with at a row: of the class and of none, one after the other, where it guides itself.
 
-    A self-conditioned network is given D_{i-1}, and a guide nothing.
+    A self-conditioned network is given D_{i-1}.
     """
-    x, batch, channels = row.c_in * x, len(x), x.shape[1]
-    c_noise = torch.full((batch,), row.c_noise, dtype=torch.float64, device=x.device)
+    if form.guided and guide is None:
+        x, label, before = torch.cat([x, x]), torch.cat([label, null]), torch.cat([before, before])
+    c_noise = torch.full((len(x),), row.c_noise, dtype=torch.float64, device=x.device)
+    return row.c_in * x, c_noise, label, network.no_features(len(x)), before
+
+
+def _answers(
+    network: Network, form: Form, inputs: tuple[Tensor, ...], label: Tensor, steering: Steering
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(F of the network, F of its guide, the classifier's gradient of log p(class | x)); None where there is none.
+
+    A guide is given no estimate.
+    """
+    guide, other, slope = steering.guide, None, None
+    if form.guided and guide is not None:
+        other = guide.call(*inputs[:3], guide.no_features(len(label)), None)
+    if form.classified:
+        x, c_noise = (one[: len(label)] for one in inputs[:2])
+        slope = steering.classifier.slope(x, c_noise, label - network.program.labels.start)
+    return network.call(*inputs), other, slope
+
+
+def _output(form: Form, row: Row, wanted: Tensor, other: Tensor | None, channels: int) -> Tensor:
+    """F_i: guided in the channels of the image, of the class alone in those of a learned variance."""
     if not form.guided:
-        return network.call(x, c_noise, label, network.no_features(batch), before)
-    if guide is None:
-        twice, c_noise, label = torch.cat([x, x]), torch.cat([c_noise, c_noise]), torch.cat([label, null])
-        before = torch.cat([before, before])
-        wanted, other = network.call(twice, c_noise, label, network.no_features(2 * batch), before).chunk(2)
-    else:
-        wanted = network.call(x, c_noise, label, network.no_features(batch), before)
-        other = guide.call(x, c_noise, label, guide.no_features(batch), None)
+        return wanted
+    if other is None:
+        wanted, other = wanted.chunk(2)
     wanted, rest, other = wanted[:, :channels], wanted[:, channels:], other[:, :channels]
     guided = other + row.guidance * (wanted - other)
     if form.rescale:
@@ -50,12 +67,6 @@ def _output(
 def _spread(images: Tensor) -> Tensor:
     """The standard deviation of each image."""
     return images.std(dim=(1, 2, 3), correction=0, keepdim=True)
-
-
-def _slope(classifier: Network, row: Row, x: Tensor, label: Tensor) -> Tensor:
-    """The gradient of log p(class | x) at a row."""
-    c_noise = torch.full((len(x),), row.c_noise, dtype=torch.float64, device=x.device)
-    return row.c_in * classifier.slope(row.c_in * x, c_noise, label)
 
 
 def _bounded(form: Form, estimate: Tensor) -> Tensor:
@@ -85,26 +96,23 @@ def _advance(row: Row, registers: list[Tensor], history: list[Tensor], z: Tensor
 
 
 def _next(
-    network: Network,
     form: Form,
     row: Row,
     registers: list[Tensor],
     history: list[Tensor],
-    label: Tensor,
-    null: Tensor,
+    answers: tuple[Tensor, Tensor | None, Tensor | None],
     z: Tensor | None,
     mask: Tensor | None,
     known: Tensor | None,
-    steering: Steering,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(registers, history) after a row."""
+    wanted, other, slope = answers
     x, channels = registers[0], registers[0].shape[1]
-    output = _output(network, form, row, x, label, null, steering.guide, history[0])
+    output = _output(form, row, wanted, other, channels)
     image = output if output.shape[1] == channels else output[:, :channels]
     estimate = row.c_skip * x + row.c_out * image
-    if form.classified:
-        slope = _slope(steering.classifier, row, x, label - network.program.labels.start)
-        estimate = estimate + row.classifier * slope
+    if slope is not None:
+        estimate = estimate + row.classifier * (row.c_in * slope)
     history = [_bounded(form, estimate), *history[:-1]]
     if z is not None and form.learned:
         z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
@@ -138,7 +146,9 @@ def sample(
             row = form.row(numbers[i].tolist())
             z = place.images(noise(i)) if noisy[i] else None
             known = None if mask is None else place.images(steering.known(i))
-            registers, history = _next(network, form, row, registers, history, label, null, z, mask, known, steering)
+            inputs = _inputs(network, form, row, registers[0], label, null, steering.guide, history[0])
+            answers = _answers(network, form, inputs, label, steering)
+            registers, history = _next(form, row, registers, history, answers, z, mask, known)
         if watch is not None:
             watch(rows[-1], to_host(registers[0]), to_host(history[0]))
     return to_host(registers[0])
