@@ -3,7 +3,8 @@
     python -m experiments.replay backend=torch bundle=outputs/RUN/non_finite/000000012800
     python -m experiments.replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800
 
-The bundle is what a training left behind (`diffusion_core.bundle`). The step is computed as it was, whole; then its
+The bundle is what a training left behind (`diffusion_core.bundle`). The step is computed as it was, whole, and where
+`backend.compile` is auto in the mode of that training, if it was of the same backend; then its
 first images that are not finite, or its first ones, once more block by block, beside the NumPy reference in float64
 where the network is small. What is found is printed and written to replay-BACKEND-PRECISION.json in the bundle.
 """
@@ -26,8 +27,9 @@ from diffusion_core.errors import DuetError
 from diffusion_core.optimiser import global_norm
 from diffusion_core.run import write_json
 from diffusion_core.weights import count
-from experiments.common import settings_of
+from experiments.common import in_mode, settings_of
 from experiments.entry import entry
+from experiments.resuming import mode_begun_in
 
 # Parameters of a network that the reference computes in a moment.
 _SMALL = 2_000_000
@@ -41,6 +43,7 @@ def main(cfg: DictConfig) -> None:
     bundle = load_bundle(cfg.bundle)
     precision, state = cfg.precision or str(bundle.moment.notes["precision"]), bundle.moment.state
     backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
+    backend = in_mode(backend, cfg, "train", begun=mode_begun_in(cfg, bundle.moment))
     print(backend.describe().line(), flush=True)
     program = bundle.moment.problem.program
     trainer = backend.trainer(program, state, bundle.adam, bundle.distance)

@@ -143,13 +143,15 @@ def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> T
 
 
 def mode_begun_in(cfg: DictConfig, start: Checkpoint) -> bool | None:
-    """Whether functions were compiled in the run that is gone on with, if it was of the same backend."""
-    return start.notes.get("compile") if start.notes.get("backend") == cfg.backend.name else None
+    """Whether functions were compiled in the run that is gone on with, if it says so and was of the same backend."""
+    begun = start.notes.get("compile") if start.notes.get("backend") == cfg.backend.name else None
+    return begun if isinstance(begun, bool) else None
 
 
 def made_by(cfg: DictConfig, backend: Backend) -> dict[str, Any]:
-    """What computed something that is kept."""
-    return {"backend": cfg.backend.name, "precision": cfg.precision, "versions": backend.describe().versions}
+    """What computed something that is kept, and in which mode, which `mode_begun_in` looks at."""
+    facts = {"backend": cfg.backend.name, "precision": cfg.precision, "compile": backend.settings.compile}
+    return facts | {"versions": backend.describe().versions}
 
 
 def carried_by(start: Checkpoint) -> Carried:
@@ -164,7 +166,6 @@ def notes_to_go_on(cfg: DictConfig, experiment: Experiment, backend: Backend, ca
         "trained_for": trained_for(cfg, experiment),
         "sampler": plain(cfg.sampler),
         "weights": cfg.sample.weights,
-        "compile": backend.settings.compile,
         "skipped": carried.skipped,
         "halved": carried.halved,
     }

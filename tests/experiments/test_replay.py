@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import call
+from commands import call, composed
 from safetensors.numpy import load_file, save_file
 
 from diffusion_core.bundle import load_bundle
 from diffusion_core.checkpoint import list_checkpoints
 from diffusion_core.run import read_json, read_metrics
+from experiments import replay
+from experiments.resuming import mode_begun_in
 
 # The smallest network that there is, on eight images of 8x8; its second update throws the weights far away.
 SMALL = [
@@ -23,6 +26,8 @@ SMALL = [
     *("trainer.log_images=32", "backend.threads=1", "backend.device=cpu", "precision=float64"),
     *("lr.peak=1e200", "lr.decay=steps", "lr.factor=0.5", "lr.every_images=4", "optimiser.clip=null"),
 ]
+
+EAGER = {"torch": "eager", "tf": "tf.function"}
 
 pytestmark = pytest.mark.either
 
@@ -56,6 +61,8 @@ def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_na
     report = read_json(bundle / f"replay-{backend_name}-float64.json")
     assert code == 0 and "it happens again" in said and report["reproduced"]
     assert report["loss"] == report["then"]["loss"]
+    # Of small work, the mode that auto takes for it.
+    assert load_bundle(bundle).moment.notes["compile"] is False and report["backend"]["mode"] == EAGER[backend_name]
     kinds = ("batch", "weights", "block", "loss", "gradient")
     first = report["first"]
     assert first["kind"] in kinds[2:] and f"first: {first['kind']} {first['name']}" in said
@@ -63,3 +70,17 @@ def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_na
     save_file({**load_file(file), "noise": load_file(file)["noise"] * np.nan}, file)
     code, _, said = call("replay", f"backend={backend_name}", f"bundle={file.parent}")
     assert code == 2 and "batch.safetensors: it is corrupt" in said
+
+
+def test_the_step_is_done_again_in_the_mode_of_its_run(refused, backend_name, monkeypatch):
+    """Another framework's mode says nothing, nor does what is none."""
+    (path,) = (refused[0] / "non_finite").iterdir()
+    bundle, taken = load_bundle(path), []
+    own = {**bundle.moment.notes, "compile": True}
+    monkeypatch.setattr(replay, "in_mode", lambda backend, cfg, kind, begun: taken.append((kind, begun)) or backend)
+    monkeypatch.setattr(replay, "load_bundle", lambda path: replace(bundle, moment=replace(bundle.moment, notes=own)))
+    assert call("replay", f"backend={backend_name}", f"bundle={path}", "backend.threads=1").code == 0
+    assert taken == [("train", True)]
+    cfg = composed("replay", f"backend={backend_name}", f"bundle={path}")
+    for other in ({"backend": "another"}, {"compile": "yes"}, {"compile": None}):
+        assert mode_begun_in(cfg, replace(bundle.moment, notes=own | other)) is None
