@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from diffusion_core.continuous import ContinuousSchedule
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.data.store import parts_of
 from diffusion_core.errors import DuetError, one_of
-from diffusion_core.modes import Costs, Work, compiles
+from diffusion_core.modes import Costs, Work, compiles, sampling_work
 from diffusion_core.problem import Problem
 from diffusion_core.process import add_noise
 from diffusion_core.random import Stream
@@ -47,6 +47,7 @@ __all__ = [
     "check_data",
     "check_sample",
     "check_which",
+    "drawing_work",
     "in_mode",
     "load_data",
     "noising_strip",
@@ -89,6 +90,17 @@ def in_mode(
     costs = plain(cfg.backend.costs).get(kind) if backend.describe().on_cpu else None
     compile = compiles(cfg.backend.compile, Costs.of(costs), work, begun)
     return backend if compile == backend.settings.compile else backend.in_mode(compile)
+
+
+def drawing_work(problem: Problem, drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> Work:
+    """The work by which the mode is chosen of drawing so many samples with each of some plans.
+
+    It is the mean of theirs, as each plan may have to be compiled for itself.
+    """
+    shape = problem.spec.image_shape
+    works = [sampling_work(problem.program, shape, plan, count, batch) for plan, count in drawn]
+    calls, numbers = (sum(getattr(work, name) for work in works) // len(works) for name in ("calls", "numbers"))
+    return Work(len(problem.program.nodes), calls, numbers)
 
 
 def settings_of(cfg: DictConfig, precision: str) -> Settings:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,13 +147,19 @@ class Work:
 
     Args:
         run: from a function that samples an edit to the edited pictures, with shape (N, H, W, C), and their labels.
+        drawn: the plans that are run, each with how many pictures go through it.
         shown: what stands in front of each row of edited pictures: its caption, and uint8 pictures (K, H, W, C).
         heads: what each of the K is, and at last what is made of them.
     """
 
     run: Callable[[Sampled], tuple[NDArray, NDArray[np.int32]]]
+    drawn: list[tuple[SamplerPlan, int]]
     shown: list[tuple[str, NDArray[np.uint8]]]
     heads: tuple[str, ...]
+
+
+def _all_at_once(made: edit.Edit, labels: NDArray[np.int32], sampled: Sampled) -> tuple[NDArray, NDArray[np.int32]]:
+    return sampled(made, labels), labels
 
 
 def _image_to_image(given: Given, *, strength: float = 0.6) -> Work:
@@ -162,7 +168,8 @@ def _image_to_image(given: Given, *, strength: float = 0.6) -> Work:
     made = edit.image_to_image(plan, given.pixels(), given.seed)
     sources, labels = given.sources, np.repeat(given.sources.labels, given.cfg.variants)
     shown = [(name, image[None]) for name, image in zip(sources.names, sources.images, strict=True)]
-    return Work(lambda sampled: (sampled(made, labels), labels), shown, ("picture", "edited"))
+    run = partial(_all_at_once, made, labels)
+    return Work(run, [(plan, len(labels))], shown, ("picture", "edited"))
 
 
 ENCODINGS = ("noise", "inversion")
@@ -216,7 +223,8 @@ def _interpolate(
         return sampled(edit.interpolate(plan, *ends, count, mix), each), each
 
     shown = [("\n".join(names[2 * k : 2 * k + 2]), images[2 * k : 2 * k + 2]) for k in pairs]
-    return Work(run, shown, ("first", "second", "between"))
+    drawn = [(plan, len(pairs) * count)] + ([] if inverse is None else 2 * [(inverse, len(pairs))])
+    return Work(run, drawn, shown, ("first", "second", "between"))
 
 
 # Which part of a picture is known, as shares of its height and width: rows, then columns.
@@ -243,7 +251,8 @@ def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
     sources, labels = given.sources, np.repeat(given.sources.labels, given.cfg.variants)
     hidden = np.where(mask == 1, sources.images, np.uint8(128))
     shown = [(name, np.stack(pair)) for name, *pair in zip(sources.names, sources.images, hidden, strict=True)]
-    return Work(lambda sampled: (sampled(made, labels), labels), shown, ("picture", "known", "edited"))
+    run = partial(_all_at_once, made, labels)
+    return Work(run, [(made.plan, len(labels))], shown, ("picture", "known", "edited"))
 
 
 def _mask(given: Given, known: str) -> NDArray[np.float64]:
@@ -272,7 +281,7 @@ def main(cfg: DictConfig) -> None:
     options = plain(cfg.mode)
     work = build("mode", MODES, options.pop("name", "none"), options, given)
     out = Path(cfg.out)
-    backend = common.open_backend(cfg)
+    backend = common.open_backend(cfg, "sample", common.drawing_work(given.problem, work.drawn, cfg.batch))
     print("\n".join(given.said), flush=True)
     network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())

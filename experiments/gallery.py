@@ -31,7 +31,7 @@ from diffusion_core.run import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from diffusion_core.sampling.draw import draw
 from diffusion_core.words import counted
-from experiments.common import check_sample, open_backend, sample_labels, weights_of, which_of
+from experiments.common import check_sample, drawing_work, open_backend, sample_labels, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.progress import Counter
 from experiments.report.gallery import write
@@ -65,7 +65,8 @@ def main(cfg: DictConfig) -> None:
     entries, left_out = planned(problem, list(cfg.methods), sorted(set(cfg.budgets)), options)
     check_method("reference", cfg.reference)
     reference = plan_of(problem, METHODS[cfg.reference], cfg.reference_steps, options)
-    backend = open_backend(cfg)
+    drawn = [(plan, cfg.sample.count) for plan in (*(one.plan for one in entries), reference)]
+    backend = open_backend(cfg, "sample", drawing_work(problem, drawn, cfg.sample.batch))
     network = backend.network(problem.program, weights_of(found.state, cfg.sample.weights))
     images = _drawn(cfg, backend, network, problem, entries, reference)
     limit = images.pop()

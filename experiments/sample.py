@@ -24,10 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core import stopping
 from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
-from diffusion_core.modes import sampling_work
 from diffusion_core.run import environment, write_json
 from diffusion_core.words import counted
-from experiments.common import Leaders, check_sample, open_backend, sampler_of, save_samples, weights_of, which_of
+from experiments.common import (
+    Leaders,
+    check_sample,
+    drawing_work,
+    open_backend,
+    sampler_of,
+    save_samples,
+    weights_of,
+    which_of,
+)
 from experiments.entry import entry, plain
 from experiments.processes import pausing
 
@@ -42,8 +50,7 @@ def main(cfg: DictConfig) -> None:
     cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
     check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
-    program, shape = found.problem.program, found.problem.spec.image_shape
-    backend = open_backend(cfg, "sample", sampling_work(program, shape, plan, cfg.sample.count, cfg.sample.batch))
+    backend = open_backend(cfg, "sample", drawing_work(found.problem, [(plan, cfg.sample.count)], cfg.sample.batch))
     print(f"{said}\nweights: {cfg.sample.weights}", flush=True)
     network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
     leads = backend.team.world.leads

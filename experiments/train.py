@@ -39,7 +39,6 @@ from diffusion_core.checkpoint import (
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
-from diffusion_core.modes import sampling_work
 from diffusion_core.run import RunDirectory, claim, environment, read_metrics, write_json
 from diffusion_core.snapshots import save_snapshots
 from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
@@ -177,8 +176,7 @@ def _again(directory: Path, course: Course, world: World, settings: HydraConf) -
 
 def _drawing(cfg: DictConfig, experiment: Experiment, backend: Backend) -> Backend:
     """The backend in the mode in which samples are drawn, which each time is little work or much by itself."""
-    spec, sample = experiment.problem.spec, cfg.sample
-    work = sampling_work(experiment.problem.program, spec.image_shape, experiment.plan, sample.count, sample.batch)
+    work = common.drawing_work(experiment.problem, [(experiment.plan, cfg.sample.count)], cfg.sample.batch)
     return common.in_mode(backend, cfg, "sample", work)
 
 

@@ -38,6 +38,7 @@ def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
     span = problem.process.schedule.span
     levels = np.linspace(*span, count)
     levels = levels.round() if problem.process.schedule.is_table else levels
+    given.asks(len(dataset) * count, batch)
 
     def measure(out: Path) -> Measured:
         team = given.backend.team

@@ -25,6 +25,8 @@ from diffusion_core.metrics.evaluate import cut, interval_of
 from diffusion_core.metrics.files import join, read_source
 from diffusion_core.metrics.metric import Source
 from diffusion_core.metrics.protocol import Number
+from diffusion_core.modes import Work
+from diffusion_core.unet.work import numbers
 from experiments import common
 from experiments.entry import plain
 
@@ -53,6 +55,7 @@ class Given:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.seed = cfg, int(cfg.seed)
+        self.work: Work | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -100,8 +103,13 @@ class Given:
 
     @cached_property
     def backend(self) -> Backend:
-        """The backend; a metric opens it when it measures, not when it checks."""
-        return common.open_backend(self.cfg)
+        """The backend; a metric opens it when it measures, not when it checks, and says before what it `asks`."""
+        return common.open_backend(self.cfg, "sample", self.work)
+
+    def asks(self, images: int, batch: int) -> None:
+        """Say how many images, and in what batches, the network will be asked about; the mode is chosen by it."""
+        program, shape = self.checkpoint.problem.program, self.checkpoint.problem.spec.image_shape
+        self.work = Work(len(program.nodes), -(-images // batch), images * numbers(program, shape))
 
     @cached_property
     def network(self) -> Network:

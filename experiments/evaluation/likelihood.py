@@ -27,6 +27,7 @@ from diffusion_core.data import Dataset
 from diffusion_core.errors import DuetError
 from diffusion_core.likelihood import bits_per_dimension, dequantised, flow_density, variational_bound
 from diffusion_core.likelihood.bound import check_variance
+from diffusion_core.likelihood.flow import METHODS as SOLVERS
 from diffusion_core.objectives import network_labels
 from diffusion_core.random import Stream
 from experiments import common
@@ -72,6 +73,7 @@ def _vlb(
         )  # fmt: skip
 
     bound(lambda *inputs: None, slice(0, 0))  # the core checks its options on no picture at all
+    given.asks(len(chosen) * (1 + (levels or problem.process.schedule.steps - 1)), batch)
 
     def measure(out: Path) -> Measured:
         forward, T = given.network.forward, problem.process.schedule.steps
@@ -124,6 +126,9 @@ def _ode(
         )  # fmt: skip
 
     density(lambda *inputs: None, slice(0, 0))
+    vectors = probes if divergence == "hutchinson" else dimensions
+    pullbacks = steps * len(SOLVERS[method].nodes) * vectors
+    given.asks(2 * len(chosen) * pullbacks, batch)  # each forward and backward
 
     def measure(out: Path) -> Measured:
         pullback = given.network.pullback
@@ -137,7 +142,7 @@ def _ode(
         parts["scale"] = bits_per_dimension(found.scale, dimensions, value_range)
         write_arrays(out / "likelihood.npz", index=chosen, total=total, **parts)
         options = {"steps": steps, "solver": method, "divergence": divergence, "dequantisation": "uniform"}
-        options["probes"] = probes if divergence == "hutchinson" else dimensions
+        options["probes"] = vectors
         return _measured(given, "ode", total, parts, options | _protocol(given, chosen, classes))
 
     return measure

@@ -18,6 +18,7 @@ from diffusion_core import reference
 from diffusion_core.backend import Description, Settings, TrainerState
 from diffusion_core.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.data import load_dataset
+from diffusion_core.modes import Costs, sampling_work
 from diffusion_core.parity import cases
 from diffusion_core.pictures import save_png
 from diffusion_core.problem import Problem
@@ -35,6 +36,9 @@ class Reference:
 
     settings = Settings(precision="float64")
 
+    def __init__(self):
+        self.drawn = []
+
     def describe(self):
         return Description("reference", "cpu", "float64", 1, "eager")
 
@@ -43,6 +47,7 @@ class Reference:
 
     def sample(self, network, plan, start, label, noise, watch=None, steering=None):
         steering.check(plan)
+        self.drawn.append((plan, len(start)))
         led = {"mask": steering.mask, "known": steering.known}
         if steering.guide:
             led["guide"] = partial(reference.forward, steering.guide.program, steering.guide.weights)
@@ -62,11 +67,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
     """The pictures and labels that a command writes."""
     words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
-    with mock.patch.object(common, "open_backend", lambda cfg: Reference()):
+    backend, asked = Reference(), []
+    with mock.patch.object(common, "open_backend", lambda cfg, kind, work: asked.append((kind, work)) or backend):
         enter("edit", *words)
+    # The mode was chosen by what was then drawn.
+    assert asked == [("sample", common.drawing_work(PROBLEM, backend.drawn, 64))]
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels
+
+
+def test_the_work_of_several_plans_is_the_mean_of_theirs():
+    """The sum of what compiling saves in each, less what it takes for each, has the sign of that of the mean."""
+    shape, (few, many) = (8, 8, 1), (PROBLEM.plan("ddim", steps=steps) for steps in (4, 12))
+    one, other = sampling_work(PROBLEM.program, shape, few, 3, 2), sampling_work(PROBLEM.program, shape, many, 5, 2)
+    assert common.drawing_work(PROBLEM, [(few, 3)], 2) == one
+    mean = common.drawing_work(PROBLEM, [(few, 3), (many, 5)], 2)
+    for costs in (Costs(0.1, 1e-3, 1.0), Costs(0.0, 1e-3, 0.0), Costs(0.01, 0.0, 1.0)):
+        assert 2 * mean.saving(costs) == pytest.approx(one.saving(costs) + other.saving(costs))
 
 
 def test_inpainting_keeps_what_is_known(run, tmp_path):

@@ -22,11 +22,13 @@ from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.evaluate import METRICS, cut, options_of
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.protocol import Number, read_numbers
+from diffusion_core.modes import Work
 from diffusion_core.problem import Problem
 from diffusion_core.run import read_samples, write_samples
 from diffusion_core.statistics import Interval
-from diffusion_core.unet import UNetSpec
-from diffusion_core.weights import initial_weights
+from diffusion_core.unet import Program, UNetSpec
+from diffusion_core.unet.work import numbers
+from diffusion_core.weights import Weights, initial_weights
 from diffusion_core.world import Team
 from experiments.evaluate import lines
 from experiments.studies.plan import Metric
@@ -121,12 +123,18 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
 
 
 def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkeypatch):
+    asked, images = [], []
+
+    def forward(program: Program, weights: Weights, x: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
+        images.append(len(x))
+        return reference.forward(program, weights, x, *inputs)
+
     backend = SimpleNamespace(
         team=Team(),
         describe=lambda: Description("reference", "cpu", "float64", 1, "eager"),
-        network=lambda *network: SimpleNamespace(forward=partial(reference.forward, *network)),
+        network=lambda *network: SimpleNamespace(forward=partial(forward, *network)),
     )
-    monkeypatch.setattr("experiments.common.open_backend", lambda cfg: backend)
+    monkeypatch.setattr("experiments.common.open_backend", lambda cfg, kind, work: asked.append(work) or backend)
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, norm_eps=1e-5)
     problem = Problem(spec, {"name": "linear", "T": 20}, "eps")
     state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
@@ -135,6 +143,9 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkey
     said, error = start("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
     assert error == ""
     number = read_numbers(tmp_path / "out")[0]
+    # The mode was chosen by what was then computed.
+    of_one = numbers(problem.program, (8, 8, 1))
+    assert asked == [Work(len(problem.program.nodes), -(-sum(images) // 128), sum(images) * of_one)]
     totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
     without = [np.delete(totals, some).mean() for some in cut(12, 3, 0).members]
     assert number.value == pytest.approx(totals.mean()) and number.without == pytest.approx(without)
