@@ -30,12 +30,16 @@ from diffusion_core.errors import DuetError, one_of
 
 __all__ = ["KINDS", "Team", "World"]
 
-# What `parallel` may be, and how each is started.
+# What `parallel` may be, and the words before ``-m MODULE`` that start so many processes, all on one machine.
 KINDS = {
-    "none": "python -m experiments.train",
-    "ddp": "torchrun --nproc-per-node=2 -m experiments.train backend=torch parallel=ddp",
-    "multiworker": "python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker",
+    "none": "python",
+    "ddp": "torchrun --nproc-per-node={size}",
+    "multiworker": "python -m experiments.workers {size}",
 }
+
+
+def _example(kind: str) -> str:
+    return f"{KINDS[kind].format(size=2)} -m experiments.train ... parallel={kind}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class World:
         if found is None:
             raise DuetError(
                 f"parallel: {kind} was given, but this process was not told which of how many it is; "
-                f"start it as: {KINDS[kind]}"
+                f"start it as: {_example(kind)}"
             )
         try:
             rank, size, local = (int(number) for number in found)
@@ -98,7 +102,7 @@ class World:
         """
         if self.kind not in ("none", kind):
             raise DuetError(
-                f"parallel: {self.kind} was given, but {framework}'s processes are joined by {kind}: {KINDS[kind]}"
+                f"parallel: {self.kind} was given, but {framework}'s processes are joined by {kind}: {_example(kind)}"
             )
 
     def lost(self, reason: str) -> DuetError:
@@ -107,6 +111,11 @@ class World:
             f"parallel: process {self.rank} of {self.size} has lost another one, which ended or does not answer; "
             f"the last checkpoint is whole, and resume=latest goes on from it ({reason.strip()[:200]})"
         )
+
+    @property
+    def starter(self) -> list[str]:
+        """The words before ``-m MODULE`` that start as many processes of this kind, all on one machine."""
+        return KINDS[self.kind].format(size=self.size).split()
 
     @property
     def leads(self) -> bool:

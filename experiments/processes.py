@@ -1,4 +1,4 @@
-"""The processes that compute together: which of them this one is, how all are started, who speaks, and how they end.
+"""The processes that compute together: which of them this one is, who speaks, and how they end.
 
 One that ends by itself leaves the others waiting. So of several that are told to end each notes it, and all end where
 they next ask each other (`told`); one that computes alone may end at once.
@@ -17,7 +17,7 @@ from diffusion_core import stopping
 from diffusion_core.errors import DuetError
 from diffusion_core.world import Team, World
 
-__all__ = ["leave_if_told", "one_speaks", "pausing", "starter", "told", "world_of"]
+__all__ = ["leave_if_told", "one_speaks", "pausing", "told", "world_of"]
 
 
 def world_of(cfg: DictConfig) -> World:
@@ -45,16 +45,6 @@ def one_speaks(world: World) -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
-
-
-def starter(world: World) -> list[str]:
-    """The words before ``-m MODULE`` that start as many processes, all on one machine."""
-    words = {
-        "none": ["python"],
-        "ddp": ["torchrun", f"--nproc-per-node={world.size}"],
-        "multiworker": ["python", "-m", "experiments.workers", str(world.size)],
-    }
-    return words[world.kind]
 
 
 def told(team: Team, stop: stopping.Noted) -> bool:

@@ -51,7 +51,7 @@ from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, features_of
 from experiments.experiment import Experiment
-from experiments.processes import leave_if_told, pausing, starter, told
+from experiments.processes import leave_if_told, pausing, told
 from experiments.progress import Counter
 from experiments.resuming import (
     OWN,
@@ -170,7 +170,7 @@ def _again(directory: Path, course: Course, world: World, settings: HydraConf) -
     given = [*source_flags(None if name == "train" else name, own), *inherited_overrides(settings.overrides.hydra)]
     plainly = re.fullmatch(r"[\w./-]+", str(directory))
     place = f"hydra.run.dir={directory}" if plainly else run_dir_override(directory)
-    command = shlex.join([*starter(world), "-m", "experiments.train", *given, *task, place])
+    command = shlex.join([*world.starter, "-m", "experiments.train", *given, *task, place])
     return f"{seen} of {course.images:,} images; to go on: {command}"
 
 
