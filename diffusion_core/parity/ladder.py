@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.errors import DuetError
+
 __all__ = [
     "RUNGS",
     "TOLERANCES",
@@ -66,40 +68,46 @@ RUNGS = (
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is allowed in each precision, and the unit of the error."""
+    """What is allowed in each precision, and the unit of the error; None in bfloat16 where no claim is made."""
 
     float64: float
     float32: float
+    bf16: float | None = None
     unit: str = "relative"
 
-    def of(self, precision: str) -> float:
+    def of(self, precision: str) -> float | None:
         """The tolerance in a precision."""
-        return {"float64": self.float64, "float32": self.float32}[precision]
+        return {"float64": self.float64, "float32": self.float32, "bf16": self.bf16}[precision]
 
 
+# In bfloat16 the inputs of products have eight bits; what stands between products is float32 or not, as a framework has
+# it. Measured on a CPU in both: a layer is off by 0.009, a network by 0.023, the gradient of a U-Net by 0.026.
+# A mistake in a network shows from 0.1 on, so that these two have 2.5 times what was measured, and no more. No
+# claim is made of what multiplies rounding: the gradient of a single tensor (0.5) or of `simple` (0.19), the samples of
+# an untrained network (0.76), and training in lock step.
 TOLERANCES: Mapping[str, Tolerance] = {
-    "bits": Tolerance(0, 0, "differing values"),
-    "noised": Tolerance(1e-13, 5e-6),
-    "loss": Tolerance(1e-12, 1e-6),
-    "block": Tolerance(1e-13, 5e-6),
-    "block, large logits": Tolerance(3e-13, 1.5e-5),
-    "block gradient": Tolerance(1e-13, 1e-5, "L2 relative"),
-    "block gradient, large logits": Tolerance(3e-13, 3e-5, "L2 relative"),
-    "network": Tolerance(1e-12, 1e-5),
-    "gradient": Tolerance(1e-12, 1e-5, "L2 relative"),
-    "gradient, worst tensor": Tolerance(1e-12, 5e-5, "L2 relative"),
-    "pullback": Tolerance(1e-9, 1e-5, "relative to a difference quotient"),
-    "likelihood": Tolerance(1e-12, 2e-6),
-    "optimiser, 1 step": Tolerance(1e-11, 1e-4, "learning rates"),
-    "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, "learning rates"),
-    "sampling": Tolerance(1e-10, 1e-4, "absolute, images in [-1, 1]"),
-    "pixels": Tolerance(0, 1e-3, "share of uint8 values"),
+    "bits": Tolerance(0, 0, 0, unit="differing values"),
+    "noised": Tolerance(1e-13, 5e-6, 5e-6),
+    "loss": Tolerance(1e-12, 1e-6, 2e-2),
+    "block": Tolerance(1e-13, 5e-6, 4e-2),
+    "block, large logits": Tolerance(3e-13, 1.5e-5, 4e-2),
+    "block gradient": Tolerance(1e-13, 1e-5, unit="L2 relative"),
+    "block gradient, large logits": Tolerance(3e-13, 3e-5, unit="L2 relative"),
+    "network": Tolerance(1e-12, 1e-5, 6e-2),
+    "gradient": Tolerance(1e-12, 1e-5, 6e-2, unit="L2 relative"),
+    "gradient, worst tensor": Tolerance(1e-12, 5e-5, unit="L2 relative"),
+    "pullback": Tolerance(1e-9, 1e-5, 8e-2, unit="relative to a difference quotient"),
+    "likelihood": Tolerance(1e-12, 2e-6, 2e-2),
+    "optimiser, 1 step": Tolerance(1e-11, 1e-4, 1e-4, unit="learning rates"),
+    "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, 2e-3, unit="learning rates"),
+    "sampling": Tolerance(1e-10, 1e-4, unit="absolute, images in [-1, 1]"),
+    "pixels": Tolerance(0, 1e-3, unit="share of uint8 values"),
     "training loss, 10 steps": Tolerance(1e-12, 1e-6),
     "training loss, 100 steps": Tolerance(1e-10, 1e-4),
     "training loss, 1000 steps": Tolerance(1e-8, 1e-3),
-    "training weights, 10 steps": Tolerance(1e-12, 1e-6, "L2 relative"),
-    "training weights, 100 steps": Tolerance(1e-10, 1e-5, "L2 relative"),
-    "next step": Tolerance(1e-12, 1e-6, "L2 relative"),
+    "training weights, 10 steps": Tolerance(1e-12, 1e-6, unit="L2 relative"),
+    "training weights, 100 steps": Tolerance(1e-10, 1e-5, unit="L2 relative"),
+    "next step": Tolerance(1e-12, 1e-6, unit="L2 relative"),
 }
 
 
@@ -126,9 +134,16 @@ class Check:
 
 
 def check(rung: int, name: str, precision: str, backend: str, kind: str, error: float) -> Check:
-    """A check with the tolerance of its kind."""
+    """A check with the tolerance of its kind.
+
+    Raises:
+        DuetError: if no claim is made of that kind in that precision.
+    """
     tolerance = TOLERANCES[kind]
-    return Check(rung, name, precision, backend, float(error), tolerance.of(precision), tolerance.unit)
+    allowed = tolerance.of(precision)
+    if allowed is None:
+        raise DuetError(f"{kind}: no claim is made of it in {precision}, so nothing can be held to it")
+    return Check(rung, name, precision, backend, float(error), allowed, tolerance.unit)
 
 
 def relative(a: ArrayLike, b: ArrayLike) -> float:

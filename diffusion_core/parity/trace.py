@@ -31,7 +31,7 @@ from diffusion_core.ema import PROFILES, Ema, Power, Warmup, ema_update, make_pr
 from diffusion_core.likelihood import dequantised, flow_density, variational_bound
 from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
-from diffusion_core.parity.ladder import Check, check, relative, worst
+from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
 from diffusion_core.process import PREDICTIONS, Process, misfit
 from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, make_plan
@@ -71,7 +71,7 @@ class Trace:
 
     Args:
         backend: its name.
-        precision: ``"float64"`` or ``"float32"``.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
         checks: against the reference, done.
         arrays: to be compared with the other framework.
         states: trainer states by step, for the hand-over.
@@ -84,8 +84,9 @@ class Trace:
     states: dict[int, TrainerState] = field(default_factory=dict)
 
     def judge(self, rung: int, name: str, kind: str, error: float) -> None:
-        """Add a check against the reference."""
-        self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
+        """Add a check against the reference, if a claim is made of its kind in this precision."""
+        if TOLERANCES[kind].of(self.precision) is not None:
+            self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
 
 
 def record(
@@ -224,9 +225,9 @@ def training_errors(
     return errors
 
 
-def blocks(backend: Backend, trace: Trace) -> None:
+def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None = None) -> None:
     """Rung 2: the forward pass of every block against the reference; its gradients are recorded."""
-    for case in cases.BLOCKS:
+    for case in cases.BLOCKS if of is None else of:
         weights = cases.scattered_weights(case.program, case.gain)
         batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
         trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))

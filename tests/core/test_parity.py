@@ -135,8 +135,12 @@ def test_a_check_passes_within_its_tolerance_alone(error, passed):
 def test_each_precision_has_its_tolerance():
     for tolerance in TOLERANCES.values():
         assert 0 <= tolerance.of("float64") <= tolerance.of("float32") < 1
-        with pytest.raises(KeyError):
-            tolerance.of("bf16")
+        assert tolerance.of("bf16") is None or tolerance.of("float32") <= tolerance.of("bf16") < 1
+
+
+def test_what_no_claim_is_made_of_cannot_pass():
+    with pytest.raises(DuetError, match=r"^sampling: no claim is made of it in bf16"):
+        check(6, "name", "bf16", "torch", "sampling", 0.0)
 
 
 def test_a_ladder_has_every_check_on_its_rung():
