@@ -1,7 +1,14 @@
-"""The ladder on a CUDA device, against the same reference and within the same tolerances: `pytest -m gpu`."""
+"""The ladder on a CUDA device, against the same reference and within the same tolerances: `pytest -m gpu`.
+
+What was measured, each check with its error and its tolerance, is written as JSON when the last test is done: to the
+file that DUET_GPU_JSON names, else to outputs/gpu-BACKEND.json.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +18,56 @@ from diffusion_core import reference
 from diffusion_core.backend import TrainerState
 from diffusion_core.optimiser import Adam
 from diffusion_core.parity import cases, trace
-from diffusion_core.parity.ladder import check, l2, l2_of_all
-from diffusion_core.unet import lower
+from diffusion_core.parity.ladder import Check, check, l2, l2_of_all
+from diffusion_core.run import environment, write_json
+from diffusion_core.unet import Node, Program, lower
+from diffusion_core.unet.blocks import Conv, Linear, Mean
 from diffusion_core.weights import initial_weights
 
 pytestmark = [pytest.mark.backend, pytest.mark.gpu]
 
-RUNGS = (trace.forward_noising, trace.blocks, trace.networks, trace.optimiser, trace.sampler_update)
+
+def networks(backend: Any, measured: trace.Trace) -> None:
+    trace.networks(backend, measured, cases.NETWORKS)
+
+
+RUNGS = (trace.forward_noising, trace.losses, trace.blocks, networks, trace.optimiser, trace.steered, trace.likelihoods)
+# In bfloat16 no claim is made of the samples of an untrained network.
+CLIMBED = [(precision, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
+CLIMBED += [(precision, trace.sampler_update) for precision in ("float64", "float32")]
+
+
+class Measured:
+    """What the tests of this file measure.
+
+    Args:
+        checks: all of them, passed or not.
+        devices: a line about each backend in a precision.
+    """
+
+    def __init__(self) -> None:
+        self.checks: list[Check] = []
+        self.devices: dict[str, str] = {}
+
+    def add(self, backend: Any, *checks: Check) -> None:
+        """Keep checks, and then hold them to their tolerances."""
+        self.devices[backend.settings.precision] = backend.describe().line()
+        self.checks += checks
+        failed = [f"{c.name}: {c.error:.3g} > {c.tolerance:.3g} {c.unit}" for c in checks if not c.passed]
+        assert checks and not failed
+
+    def write(self, path: Path) -> None:
+        """As plain data."""
+        told = {"environment": environment(), "devices": self.devices}
+        write_json(path, told | {"checks": [one.to_dict() for one in self.checks]})
+
+
+@pytest.fixture(scope="module")
+def measured(backend_name) -> Iterator[Measured]:
+    made = Measured()
+    yield made
+    if made.checks:
+        made.write(Path(os.environ.get("DUET_GPU_JSON", f"outputs/gpu-{backend_name}.json")))
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -32,28 +82,63 @@ def parity_trainer(backend: Any, state: TrainerState | None = None) -> Any:
     )
 
 
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.__name__)
-def test_the_ladder_holds_on_the_device(cuda, rung):
-    assert not cuda.describe().device.startswith("cpu")
-    measured = trace.Trace(cuda.describe().backend, cuda.settings.precision)
-    rung(cuda, measured)
-    assert measured.checks
-    failed = [f"{c.name}: {c.error:.3g} > {c.tolerance:.3g}" for c in measured.checks if not c.passed]
-    assert not failed
+@pytest.mark.parametrize(("precision", "rung"), CLIMBED, ids=lambda one: one if isinstance(one, str) else one.__name__)
+def test_the_ladder_holds_on_the_device(open_backend, measured, precision, rung):
+    backend = open_backend(precision, device="cuda", threads=None)
+    assert not backend.describe().device.startswith("cpu")
+    made = trace.Trace(backend.describe().backend, precision)
+    rung(backend, made)
+    measured.add(backend, *made.checks)
 
 
-def test_training_on_the_device_is_training_on_the_cpu(cuda, open_backend):
+def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured):
+    title = cases.FEW_NETWORKS[0]
+    spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
+    weights, batch = (
+        cases.scattered_weights(program),
+        cases.cast(cases.noise_batch(program, spec.image_shape), np.float32),
+    )
+    backends = [open_backend(precision, device="cuda", threads=None) for precision in ("bf16", "float32")]
+    gradients = [trace.gradients_of(backend, program, weights, batch)[1] for backend in backends]
+    name = backends[0].describe().backend
+    measured.add(backends[0], check(4, title, "bf16", name, "gradient", l2_of_all(*gradients)))
+
+
+def test_products_do_not_round_to_ten_bits(open_backend, measured):
+    """TF32 is off: a wide product and a wide convolution are those of float64, where ten bits would show as 3e-4."""
+    program = Program(
+        (
+            Node("conv", Conv(512, 512, 3, 1, (1, 1, 1, 1), False, 1.0), ("x",)),
+            Node("mean", Mean(), ("conv",)),
+            Node("linear", Linear(512, 512, False, 1.0), ("mean",)),
+        )
+    )
+    weights = {name: value.astype(np.float32) for name, value in cases.scattered_weights(program).items()}
+    batch = cases.cast(cases.noise_batch(program, (8, 8, 512)), np.float32)
+    backend = open_backend("float32", device="cuda", threads=None)
+    for last in (1, len(program.nodes)):
+        part = Program(program.nodes[:last])
+        error = trace.forward_error(backend, part, {p.name: weights[p.name] for p in part.parameters}, batch)
+        name = backend.describe().backend
+        measured.add(backend, check(3, f"512 channels to {part.nodes[-1].name}", "float32", name, "network", error))
+
+
+def test_training_on_the_device_is_training_on_the_cpu(cuda, open_backend, measured):
     """Rung 7 between the devices of one framework."""
+
+    def checked(name: str, kind: str, error: float) -> Check:
+        return check(7, f"{name}, by the CPU's", cuda.settings.precision, cuda.describe().backend, kind, error)
+
     here, there = parity_trainer(open_backend(cuda.settings.precision)), parity_trainer(cuda)
     for step in range(1, 11):
         losses = [
             trace.training_step(b, t, step) for b, t in ((open_backend(cuda.settings.precision), here), (cuda, there))
         ]
         error = abs(losses[1] - losses[0]) / losses[0]
-        assert check(7, "", cuda.settings.precision, "", "training loss, 10 steps", error).passed
+        measured.add(cuda, checked(f"loss of step {step}", "training loss, 10 steps", error))
     for part in ("weights", "ema", "ema1"):
         error = l2_of_all(there.state().parts[part], here.state().parts[part])
-        assert check(7, part, cuda.settings.precision, "", "training weights, 10 steps", error).passed
+        measured.add(cuda, checked(f"{part} after 10 steps", "training weights, 10 steps", error))
 
 
 def test_a_repeated_run_has_the_same_bits(cuda):
@@ -78,7 +163,7 @@ def test_a_state_goes_from_the_device_to_the_cpu_and_back(cuda, open_backend):
         np.testing.assert_array_equal(back.state().weights[name], value, err_msg=name)
 
 
-def test_bfloat16_on_the_device_is_near_the_reference_and_learns(open_backend):
+def test_bfloat16_on_the_device_learns(open_backend):
     backend = open_backend("bf16", device="cuda", threads=None)
     spec = cases.NETWORKS["time added, strided"]
     program = lower(spec)
@@ -88,7 +173,7 @@ def test_bfloat16_on_the_device_is_near_the_reference_and_learns(open_backend):
     )
     got = backend.network(program, weights).forward(batch.images, batch.c_noise, batch.label)
     wanted = reference.forward(program, weights, batch.images, batch.c_noise, batch.label)
-    assert 1e-4 < l2(got, wanted) < 2e-2
+    assert l2(got, wanted) > 1e-4  # it is bfloat16 at all; how near it must be says the ladder
     trainer = backend.trainer(program, TrainerState.fresh(weights), Adam(), "mse")
     losses = [float(trainer.step(batch, 1e-3, (0.9,)).loss) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
