@@ -71,8 +71,9 @@ def test_a_gpu_is_given_work_that_fills_it_unless_told_otherwise():
     assert (gpu.device, gpu.model.channels, gpu.batch, gpu.at_once) == ("cuda", 128, 128, 1)
     assert [mode.name for mode in _modes(gpu)][:4] == ["torch", "torch compiled", "torch bf16", "torch bf16 compiled"]
     assert {mode.contestant for mode in _modes(gpu)} == {"torch", "tf", *PEERS}
+    assert composed("bench", "device=cuda").out == "outputs/bench-cuda"
     told = composed("bench", "out=x", "device=cuda", "model=digits", "batch=3", "compile=[true]", "at_once=null")
-    assert (told.device, told.model.channels, told.batch, told.at_once) == ("cuda", 24, 3, None)
+    assert told.out == "x" and (told.device, told.model.channels, told.batch, told.at_once) == ("cuda", 24, 3, None)
     assert told.compile == [True] and told.precisions == gpu.precisions
 
 
