@@ -105,7 +105,8 @@ def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[
     turns = "interleaved " if at_once > 1 else ""
     size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
     title = f"{size}{cfg.images} samples; medians of {cfg.repeats} {turns}rounds"
-    Console(width=150).print(table(made, rounds, title))
+    if made:
+        Console(width=150).print(table(made, rounds, title))
     return made, everyone
 
 
