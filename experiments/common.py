@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ def drawing_work(problem: Problem, drawn: Iterable[tuple[SamplerPlan, int]], bat
     """
     shape = problem.spec.image_shape
     works = [sampling_work(problem.program, shape, plan, count, batch) for plan, count in drawn]
-    calls, numbers = (sum(getattr(work, name) for work in works) // len(works) for name in ("calls", "numbers"))
-    return Work(len(problem.program.nodes), calls, numbers)
+    return Work(*(sum(values) // len(works) for values in zip(*map(astuple, works), strict=True)))
 
 
 def settings_of(cfg: DictConfig, precision: str) -> Settings:

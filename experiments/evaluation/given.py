@@ -26,7 +26,6 @@ from diffusion_core.metrics.files import join, read_source
 from diffusion_core.metrics.metric import Source
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.modes import Work
-from diffusion_core.unet.work import numbers
 from experiments import common
 from experiments.entry import plain
 
@@ -108,8 +107,8 @@ class Given:
 
     def asks(self, images: int, batch: int) -> None:
         """Say how many images, and in what batches, the network will be asked about; the mode is chosen by it."""
-        program, shape = self.checkpoint.problem.program, self.checkpoint.problem.spec.image_shape
-        self.work = Work(len(program.nodes), -(-images // batch), images * numbers(program, shape))
+        problem = self.checkpoint.problem
+        self.work = Work.of(problem.program, problem.spec.image_shape, -(-images // batch), images)
 
     @cached_property
     def network(self) -> Network:

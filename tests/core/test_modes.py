@@ -12,13 +12,13 @@ from diffusion_core.errors import DuetError
 from diffusion_core.modes import Costs, Work, compiles, sampling_work, training_work
 from diffusion_core.parity import cases
 from diffusion_core.sampling import make_plan
-from diffusion_core.unet import Node, Program, lower
+from diffusion_core.unet import Node, Program, UNetSpec, lower
 from diffusion_core.unet.blocks import Attention, Conv, Linear, Mean
 from diffusion_core.unet.work import multiply_adds, numbers, shapes
 
 PROGRAM, SHAPE = cases.PARITY.program, cases.PARITY.spec.image_shape
 PLAN = make_plan(cases.PARITY.process, "ddim", steps=10)
-COSTS = Costs(per_block=0.1, per_call=1e-4, per_giga=0.01)
+COSTS = Costs(per_block=0.1, per_call=1e-4, per_giga=0.02, per_tera=0.5)
 
 PROGRAMS = {case.name: (case.program, case.shape) for case in cases.BLOCKS}
 PROGRAMS |= {
@@ -61,8 +61,9 @@ def test_multiply_adds_are_those_of_the_products():
 
 def test_twice_the_images_are_twice_the_work():
     one, two = (training_work(PROGRAM, SHAPE, images, 10) for images in (100, 200))
-    assert (two.calls, two.numbers) == (2 * one.calls, 2 * one.numbers)
+    assert (two.calls, two.numbers, two.products) == (2 * one.calls, 2 * one.numbers, 2 * one.products)
     assert one.numbers == 300 * numbers(PROGRAM, SHAPE) and one.calls == 10
+    assert one.products == 300 * multiply_adds(PROGRAM, SHAPE)
     drawn = sampling_work(PROGRAM, SHAPE, PLAN, 25, 10)
     assert (drawn.calls, drawn.numbers) == (3 * 10, 250 * numbers(PROGRAM, SHAPE))
     guided = sampling_work(PROGRAM, SHAPE, PLAN.with_guidance(2.0), 25, 10)
@@ -76,15 +77,25 @@ def test_there_is_a_length_from_which_on_compiling_pays():
     modes = [auto(int(images)) for images in np.geomspace(10, 1e7, 40)]
     turn = modes.index(True)
     assert turn > 0 and all(modes[turn:])
-    assert compiles("auto", replace(COSTS, per_call=0.0, per_giga=0.0), Work(1, 10**9, 10**18)) is False
+    assert compiles("auto", replace(COSTS, per_call=0.0, per_giga=0.0), Work(1, 10**9, 10**18, 0)) is False
+
+
+def test_compiling_never_pays_where_its_slower_products_outweigh_what_it_saves():
+    """However long the work: in large networks products grow with the square of the channels, numbers with them."""
+    narrow, wide = (
+        training_work(lower(UNetSpec(8, 1, 1, channels, (1, 2), 1, ())), (8, 8, 1), 10**9, 64) for channels in (32, 512)
+    )
+    assert compiles("auto", COSTS, narrow) and not compiles("auto", COSTS, wide)
+    assert compiles("auto", replace(COSTS, per_tera=0.0), wide)
 
 
 def test_a_saving_in_closed_form():
-    assert Work(blocks=100, calls=50, numbers=10**12).saving(COSTS) == pytest.approx(0.5 + 10.0 - 10.0)
+    work = Work(blocks=100, calls=50, numbers=10**12, products=3 * 10**12)
+    assert work.saving(COSTS) == pytest.approx(0.5 + 20.0 - 1.5 - 10.0)
 
 
 def test_what_is_said_is_done_whatever_the_work():
-    much, little = Work(1, 10**9, 10**18), Work(1, 1, 1)
+    much, little = Work(1, 10**9, 10**18, 1), Work(1, 1, 1, 1)
     for given in (True, False):
         assert compiles(given, COSTS, much) is compiles(given, COSTS, little, begun=not given) is given
     assert compiles("auto", COSTS, much) and not compiles("auto", COSTS, little)
@@ -92,7 +103,7 @@ def test_what_is_said_is_done_whatever_the_work():
 
 
 def test_a_run_goes_on_in_the_mode_that_it_was_begun_in():
-    much, little = Work(1, 10**9, 10**18), Work(1, 1, 1)
+    much, little = Work(1, 10**9, 10**18, 1), Work(1, 1, 1, 1)
     assert compiles("auto", COSTS, little, begun=True) and not compiles("auto", COSTS, much, begun=False)
 
 
@@ -105,12 +116,12 @@ def test_another_mode_is_one_clear_line(given):
 @pytest.mark.parametrize("value", [-1, float("nan"), "much"])
 def test_costs_are_times(value):
     with pytest.raises(DuetError, match=rf"^backend\.costs: per_giga {value} was given; it is a time"):
-        Costs.of({"per_block": 0.1, "per_call": 0.1, "per_giga": value})
+        Costs.of({"per_block": 0.1, "per_call": 0.1, "per_giga": value, "per_tera": 0.1})
 
 
 def test_costs_have_their_names():
     assert Costs.of(None) is None and Costs.of(vars(COSTS)) == COSTS
     with pytest.raises(
-        DuetError, match=r"^backend\.costs: per_blok, .* were given; they are per_block, per_call, per_giga"
+        DuetError, match=r"^backend\.costs: per_blok, .* were given; they are per_block, per_call, per_giga, per_tera"
     ):
-        Costs.of({"per_blok": 0.1, "per_call": 0.1, "per_giga": 0.1})
+        Costs.of({"per_blok": 0.1, "per_call": 0.1, "per_giga": 0.1, "per_tera": 0.1})

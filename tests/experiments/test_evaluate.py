@@ -27,7 +27,6 @@ from diffusion_core.problem import Problem
 from diffusion_core.run import read_samples, write_samples
 from diffusion_core.statistics import Interval
 from diffusion_core.unet import Program, UNetSpec
-from diffusion_core.unet.work import numbers
 from diffusion_core.weights import Weights, initial_weights
 from diffusion_core.world import Team
 from experiments.evaluate import lines
@@ -144,8 +143,7 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkey
     assert error == ""
     number = read_numbers(tmp_path / "out")[0]
     # The mode was chosen by what was then computed.
-    of_one = numbers(problem.program, (8, 8, 1))
-    assert asked == [Work(len(problem.program.nodes), -(-sum(images) // 128), sum(images) * of_one)]
+    assert asked == [Work.of(problem.program, (8, 8, 1), -(-sum(images) // 128), sum(images))]
     totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
     without = [np.delete(totals, some).mean() for some in cut(12, 3, 0).members]
     assert number.value == pytest.approx(totals.mean()) and number.without == pytest.approx(without)
