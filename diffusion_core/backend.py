@@ -353,6 +353,9 @@ class Trainer(Protocol):
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
+    def passes(self, batch: TrainBatch) -> None:
+        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
+
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
 

@@ -92,7 +92,7 @@ def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[
                     present.append(start(mode, problem, rounds, cfg.device, cfg.threads))
                     if not present[-1].left_out:
                         print(present[-1].facts["line"], flush=True)
-                interleave(present, [what, *(ALONE if what == "train" else ())], cfg.repeats)
+                interleave(present, [what, *ALONE[what]], cfg.repeats)
             finally:
                 for one in present:
                     one.stop()

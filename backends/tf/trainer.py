@@ -273,6 +273,11 @@ class Trainer:
         loss, gradients = self._together(loss, gradients)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
+    def passes(self, batch: TrainBatch) -> None:
+        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
+        _, _, gradients, _ = self.in_pieces(_tensors(batch, self.place), 1)
+        float(tf.reshape(gradients[0], [-1])[0])
+
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         check_weights(self.program, gradients, "gradients", trained=True)

@@ -249,6 +249,12 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 
+    def passes(self, batch: TrainBatch) -> None:
+        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
+        _, _, gradients, _ = self._in_pieces(_tensors(batch, self.place), 1)
+        float(gradients[0].flatten()[0])  # the last that is computed
+        self.optimiser.zero_grad(set_to_none=True)
+
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         tensors = list(self._like(gradients, "gradients", trained=True).values())

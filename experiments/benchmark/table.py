@@ -26,7 +26,6 @@ TITLES = {
     "train": "training step",
     "ddim": "DDIM-{ddim_steps}",
     "ddpm": "DDPM, every step",
-    "forward": "{ddim_steps} evaluations alone",
 }
 
 
@@ -58,43 +57,58 @@ def rows(
                 "ratio": float(np.median(ratio)), "ratio_low": low, "ratio_high": high,
                 "first_seconds": one.first,
                 "peak_memory_mib": one.memory,
-                **_products(one, problem),
+                **_beside(one, what, problem),
                 "seconds_per_image": seconds.tolist(),
             }
         )  # fmt: skip
     return made
 
 
-def _products(one: Contestant, problem: Problem) -> dict[str, Any]:
-    """The rate of a training step's products, in 1e9 operations per second, and by those of products alone."""
-    shares = ("share_of_convolutions", "share_of_matrix")
-    found = dict.fromkeys(("gflops", *(f"{name}{end}" for name in shares for end in ("", "_low", "_high"))))
-    if not set(one.seconds) >= {"train", *ALONE}:
-        return found
-    image = problem.spec.image_shape
-    # A multiplication and an addition, forward once and backward twice.
-    rate = 6e-9 * multiply_adds(problem.program, image) / one.rounds("train")
-    convolved = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
-    alone = 6e-9 * convolved / one.rounds("convolutions"), 2e-9 * one.facts["matrix"] ** 3 / one.rounds("matrix")
-    found["gflops"] = float(np.median(rate))
-    for name, peak in zip(shares, alone, strict=True):
-        found[name] = float(np.median(rate / peak))
-        found[f"{name}_low"], found[f"{name}_high"] = median_interval(rate / peak)
-    return found
+def _beside(one: Contestant, what: str, problem: Problem) -> dict[str, Any]:
+    """A work beside what it is compared with: numbers, each with the ends of its interval; None where it was not done.
+
+    Of a training step: the rate of its products, in 1e9 operations per second, by those of convolutions and matrices
+    alone, and the share of its time beside the passes through the network. Of sampling: its time by that of as many
+    evaluations alone.
+    """
+    names = ("gflops", "share_of_convolutions", "share_of_matrix", "share_beside_passes", "by_evaluations")
+    measured: dict[str, NDArray] = {}
+    if set(one.seconds) >= {what, *ALONE[what]}:
+        seconds = one.rounds(what)
+        if what == "ddim":
+            measured["by_evaluations"] = seconds / one.rounds("evaluations")
+        if what == "train":
+            image = problem.spec.image_shape
+            # A multiplication and an addition, forward once and backward twice.
+            rate = 6e-9 * multiply_adds(problem.program, image) / seconds
+            convolved = sum(shape.multiply_adds for shape in convolutions(problem.program, image))
+            measured["gflops"] = rate
+            measured["share_of_convolutions"] = rate * one.rounds("convolutions") / (6e-9 * convolved)
+            measured["share_of_matrix"] = rate * one.rounds("matrix") / (2e-9 * one.facts["matrix"] ** 3)
+            measured["share_beside_passes"] = 1 - one.rounds("passes") / seconds
+    told: dict[str, Any] = {}
+    for name in names:
+        ends = (float(np.median(measured[name])), *median_interval(measured[name])) if name in measured else [None] * 3
+        told |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    return told
 
 
 def table(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], title: str) -> Table:
     """The rows for a terminal.
 
     "first" is the time from the start of the process to the end of the first round: import, build, trace and compile.
-    "of conv." is the rate of a step's products by that of its convolutions alone, and "of matrix" by that of matrices.
+    "of conv." is the rate of a step's products by that of its convolutions alone, and "of matrix" by that of matrices;
+    "beside" is what a step takes beside its passes through the network, or sampling more than as many evaluations.
     """
     found = Table(title=title)
     heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "first, s", "peak MiB", "GFLOP/s")
-    for name in (*heads, "of conv.", "of matrix"):
+    for name in (*heads, "of conv.", "of matrix", "beside"):
         found.add_column(name, justify="left" if name in ("work", "contestant") else "right")
     for row in made:
-        rate, shares = row["gflops"], (row["share_of_convolutions"], row["share_of_matrix"])
+        rate, beside = row["gflops"], row["share_beside_passes"]
+        if row["by_evaluations"] is not None:
+            beside = row["by_evaluations"] - 1
+        shares = row["share_of_convolutions"], row["share_of_matrix"], beside
         found.add_row(
             TITLES[row["work"]].format(**rounds),
             row["contestant"],

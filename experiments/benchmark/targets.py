@@ -26,6 +26,7 @@ __all__ = ["Target", "targets", "targets_table"]
 
 Row = Mapping[str, Any]
 _DDIM_STEPS = 50  # of which the targets of sampling speak
+_LARGE = 30_000_000  # parameters from which on the target of what is beside the passes holds: those of ddpm_cifar10
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def _of_a_cpu(made: Sequence[Row]) -> Iterator[Target | None]:
         yield _ratio("training step, slower backend by the faster", both[-1], both[0], 1.15)
     for name in BACKENDS:
         yield _share("training step", "share_of_convolutions", best["train", name], 0.5)
+    for name in BACKENDS:
+        if best["train", name] is not None and best["train", name]["parameters"] >= _LARGE:
+            yield _share("training step", "share_beside_passes", best["train", name], 0.05, least=False)
+        yield _share(f"DDIM-{_DDIM_STEPS}", "by_evaluations", best["ddim", name], 1.03, least=False)
     diffusers, lucidrains = (
         _best(made, "ddim", peer, compiled=False) for peer in ("diffusers", "denoising_diffusion_pytorch")
     )
@@ -151,12 +156,12 @@ def _memory_ratio(what: str, ours: Row | None, theirs: Row | None, wanted: float
     return Target(_named(what, ours, theirs), wanted, ratio, ratio, ratio)
 
 
-def _share(what: str, column: str, row: Row | None, wanted: float | None) -> Target | None:
-    """The rate of a step's products by a peak that was measured in the same types."""
+def _share(what: str, column: str, row: Row | None, wanted: float | None, least: bool = True) -> Target | None:
+    """A work by a part of it, or by a peak, that was measured in the same process and types."""
     if row is None or row[column] is None:
         return None
     name = f"{what}, {column.replace('_', ' ')} measured in {row['precision']}: {row['contestant']}"
-    return Target(name, wanted, row[column], row[f"{column}_low"], row[f"{column}_high"], least=True)
+    return Target(name, wanted, row[column], row[f"{column}_low"], row[f"{column}_high"], least)
 
 
 def targets_table(found: Sequence[Target]) -> Table:

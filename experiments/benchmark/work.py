@@ -4,7 +4,8 @@ train           steps of `diffusion_core.training.train`: pictures of a data set
                 moving average
 ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations or one per step of the
                 process
-forward         as many network evaluations as `ddim` does, and nothing else: from host arrays and back
+evaluations     as many of the network as `ddim` does, and nothing else: from host arrays and back
+passes          those of one training step, forward and backward, and nothing else
 convolutions    those of one training step, forward and backward, and nothing else
 matrix          products of two square matrices, in the same types
 """
@@ -25,7 +26,7 @@ from diffusion_core.problem import Problem
 from diffusion_core.random import Stream
 from diffusion_core.sampling import ddim, ddpm
 from diffusion_core.sampling.draw import draw
-from diffusion_core.training import Course, train
+from diffusion_core.training import Course, make_batch, train
 from diffusion_core.unet.work import convolutions
 from diffusion_core.weights import initial_weights
 
@@ -39,8 +40,9 @@ class Matrix(NamedTuple):
     products: int
 
 
-WORK = ("train", "ddim", "ddpm", "forward")
-ALONE = ("convolutions", "matrix")  # what a training step is compared with
+WORK = ("train", "ddim", "ddpm")
+# What a work is compared with, done by itself.
+ALONE = {"train": ("passes", "convolutions", "matrix"), "ddim": ("evaluations",), "ddpm": ()}
 # The matrices whose products are the peak of a device: so large that to start one and to wait for it counts nothing.
 MATRIX = {"cpu": Matrix(2048, 1), "cuda": Matrix(16384, 8)}
 _PICTURES = 1024
@@ -72,7 +74,7 @@ def works(
         draw(backend, network(), plan, shape, np.resize(program.labels or [0], images), 0, batch=images)
         return images
 
-    def forward() -> int:
+    def evaluations() -> int:
         x = once(
             "x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=backend.settings.host_dtype)
         )
@@ -80,6 +82,11 @@ def works(
         for _ in range(ddim_steps):
             network().forward(x, np.zeros(images), label)
         return images
+
+    def passes() -> int:
+        run = once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
+        run.trainer.passes(once("batch", lambda: make_batch(run.loader, run.objective, 0, batch)))
+        return batch
 
     def products() -> int:
         once("convolutions", lambda: backend.convolutions(convolutions(program, shape), batch))()
@@ -96,7 +103,8 @@ def works(
         "train": step,
         "ddim": lambda: sample(once("ddim", lambda: ddim(problem.process, ddim_steps))),
         "ddpm": lambda: sample(once("ddpm", lambda: ddpm(problem.process))),
-        "forward": forward,
+        "evaluations": evaluations,
+        "passes": passes,
         "convolutions": products,
         "matrix": matrix,
     }

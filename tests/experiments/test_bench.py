@@ -42,6 +42,7 @@ def test_a_ratio_is_taken_within_a_round():
     for name, seconds in (("torch", 0.1 * load), ("diffusers", 0.2 * load[::1])):
         one = Contestant(Mode(name, "float32", False), None, {"parameters": 1, "matrix": 2048}, 5.0)
         one.seconds = {"train": list(seconds), "convolutions": list(seconds / 2), "matrix": list(seconds)}
+        one.seconds |= {"passes": list(0.75 * seconds), "ddim": list(seconds), "evaluations": list(seconds / 1.25)}
         contestants.append(one)
     problem = problem_of(composed("bench", "out=x"))
     first, second = rows(contestants, "train", problem, ROUNDS)
@@ -51,6 +52,8 @@ def test_a_ratio_is_taken_within_a_round():
     assert second["first_seconds"] == 5.0
     assert 0.5 < first["share_of_convolutions"] < 0.55  # the digits network is nearly all convolutions
     assert first["gflops"] == pytest.approx(2 * second["gflops"])
+    assert first["share_beside_passes_low"] == pytest.approx(0.25) and first["by_evaluations"] is None
+    assert [row["by_evaluations"] for row in rows(contestants, "ddim", problem, ROUNDS)] == pytest.approx([1.25] * 2)
     drawn = bars([first, second], ROUNDS)
     assert sorted(name.rsplit(".")[1] for name in drawn) == ["csv", "json", "png", "svg"]
     points = [row | {"batch": b, "peak_memory_mib": 10.0 * b} for b in (1, 2) for row in (first, second)]
@@ -80,9 +83,12 @@ def test_a_gpu_is_given_work_that_fills_it_unless_told_otherwise():
 def made_row(name: str, what: str, milliseconds: float, *, memory: float = 100.0, **told) -> dict:
     """A row of three rounds, of which the machine is five times slower in the second."""
     who, *words = name.split()
-    shares = {f"share_of_{of}{end}": told.get(of) for of in ("convolutions", "matrix") for end in ("", "_low", "_high")}
+    columns = {"share_of_convolutions": "convolutions", "share_of_matrix": "matrix"}
+    columns |= {"share_beside_passes": "beside", "by_evaluations": "evaluations"}
+    shares = {f"{name}{end}": told.get(key) for name, key in columns.items() for end in ("", "_low", "_high")}
     return shares | {
         "work": what, "contestant": name, "who": who, "compiled": "compiled" in words, "milliseconds": milliseconds,
+        "parameters": told.get("parameters", 1),
         "precision": "bf16" if "bf16" in words else "float32", "peak_memory_mib": memory,
         "seconds_per_image": [milliseconds * load for load in (1, 5, 1)],
     }  # fmt: skip
@@ -94,7 +100,7 @@ def test_a_target_is_met_missed_or_not_there():
         made_row("torch bf16", "train", 1, convolutions=0.1),  # other work: it counts on a GPU alone
         made_row("tf compiled", "train", 110, convolutions=0.4, memory=120), made_row("diffusers", "train", 100),
         made_row("torch", "ddim", 80), made_row("diffusers", "ddim", 100), made_row("diffusers compiled", "ddim", 70),
-        made_row("tf", "ddim", 50), made_row("torch compiled", "ddim", 71),
+        made_row("tf", "ddim", 50, evaluations=1.02), made_row("torch compiled", "ddim", 71, evaluations=1.2),
     ]  # fmt: skip
     found = {one.name: one for one in targets(rows, "cpu", ROUNDS | {"ddim_steps": 50})}
     wanted = {
@@ -102,6 +108,8 @@ def test_a_target_is_met_missed_or_not_there():
         "training step, slower backend by the faster: tf compiled by torch": (110 / 90, False),
         "training step, share of convolutions measured in float32: torch": (0.6, True),
         "training step, share of convolutions measured in float32: tf compiled": (0.4, False),
+        "DDIM-50, by evaluations measured in float32: torch compiled": (1.2, False),
+        "DDIM-50, by evaluations measured in float32: tf": (1.02, True),
         "DDIM-50: torch by diffusers": (0.8, True),
         "DDIM-50: torch compiled by diffusers": (0.71, False),
         "peak memory in training by the leanest peer: torch by diffusers": (1.0, True),
@@ -113,6 +121,15 @@ def test_a_target_is_met_missed_or_not_there():
     few = targets(rows, "cpu", ROUNDS)
     assert [one.name for one in few] == [name for name in wanted if not name.startswith("DDIM")]
     assert not targets([], "cpu", ROUNDS) and not targets([], "cuda", ROUNDS)
+
+
+def test_what_is_beside_the_passes_is_judged_in_large_networks():
+    def found(parameters: int) -> list:
+        row = made_row("torch", "train", 90, beside=0.04, parameters=parameters)
+        return [(one.name, one.measured, one.met) for one in targets([row], "cpu", ROUNDS)]
+
+    name = "training step, share beside passes measured in float32: torch"
+    assert found(400_000) == [] and found(36_000_000) == [(name, 0.04, True)]
 
 
 def test_the_targets_of_a_gpu_are_for_the_fastest_mode():
@@ -210,8 +227,8 @@ def test_both_backends_and_a_peer_compete(tmp_path: Path):
 def test_every_contestant_does_every_work(tmp_path: Path):
     """With `pip install -e .[bench]`: pytest -m slow tests/experiments/test_bench.py"""
     words = ("batch=4", "steps=1", "images=2", "ddim_steps=2", "repeats=1", "process.schedule.T=20")
-    done = call("bench", f"out={tmp_path}", "work=[train,ddim,ddpm,forward]", "compile=[false,true]", *words)
+    done = call("bench", f"out={tmp_path}", "work=[train,ddim,ddpm]", "compile=[false,true]", *words)
     assert done.code == 0, done.err
     told = json.loads((tmp_path / "bench.json").read_text())
     assert not told["left_out"]
-    assert len(told["rows"]) == 3 * 10 + 4
+    assert len(told["rows"]) == 3 * 10
