@@ -1,12 +1,12 @@
 """Start the processes of a run that computes with several, on this machine, and end them together.
 
-    python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker experiment=digits
+    python -m experiments.workers 2 -m experiments.train backend=torch parallel=ddp experiment=digits
     python -m experiments.workers 2 -m experiments.sample backend=tf parallel=multiworker checkpoint=RUN out=DIR
 
 The first word is how many, the others are what each Python is given. Every worker is told its place in TF_CONFIG, as
-TensorFlow's strategies want it, and in the variables of `torchrun`, which does the same for PyTorch; on a machine with
-GPUs each worker is shown one. When one ends with an error the others are asked to end, and its exit code is that of
-all.
+TensorFlow's strategies want it, and in the variables of `torchrun`, which PyTorch's processes read; on a machine with
+GPUs each worker is shown one, of those in CUDA_VISIBLE_DEVICES where it is set. When one ends with an error the others
+are asked to end, and its exit code is that of all.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import takewhile
 
 from diffusion_core.stopping import SIGNALS
 
-__all__ = ["environments", "main", "run_together"]
+__all__ = ["environments", "main", "run_together", "visible_cards"]
 
 # How long a worker may take to end when it is asked to, in seconds: enough for a checkpoint.
 _GRACE = 20.0
 
 
-def environments(ports: Sequence[int], given: Mapping[str, str], cards: int = 0) -> list[dict[str, str]]:
+def environments(ports: Sequence[int], given: Mapping[str, str], cards: Sequence[str] = ()) -> list[dict[str, str]]:
     """The environment of each worker on this machine.
 
     Args:
         ports: one that is free for each.
         given: the environment that they share.
-        cards: GPUs of this machine, of which each worker is shown one.
+        cards: GPUs by the names of CUDA_VISIBLE_DEVICES, of which each worker is shown one.
     """
     addresses, count = [f"127.0.0.1:{port}" for port in ports], str(len(ports))
     told = []
@@ -43,7 +44,7 @@ def environments(ports: Sequence[int], given: Mapping[str, str], cards: int = 0)
         place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         rank = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": count}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
-        shown = {"CUDA_VISIBLE_DEVICES": str(index % cards), "LOCAL_RANK": "0"} if cards else {}
+        shown = {"CUDA_VISIBLE_DEVICES": cards[index % len(cards)], "LOCAL_RANK": "0"} if cards else {}
         told.append({**given, "TF_CONFIG": json.dumps(place), **rank, **meeting, **shown})
     return told
 
@@ -89,13 +90,16 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _cards() -> int:
-    """How many GPUs this machine has, without loading a framework."""
+def visible_cards(given: Mapping[str, str]) -> list[str]:
+    """The GPUs that may be used, by the names of CUDA_VISIBLE_DEVICES, without loading a framework."""
+    if "CUDA_VISIBLE_DEVICES" in given:
+        names = (name.strip() for name in given["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(takewhile(lambda name: name not in ("", "-1"), names))  # CUDA ends its list there too
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return 0
-    return len(listed.splitlines())
+        return []
+    return [str(number) for number in range(len(listed.splitlines()))]
 
 
 def main() -> None:
@@ -104,7 +108,8 @@ def main() -> None:
     if not count.isdecimal() or int(count) < 1 or not words:
         print("error: workers: give how many and what they run, as in\n" + __doc__.splitlines()[2], file=sys.stderr)
         sys.exit(2)
-    sys.exit(run_together([sys.executable, *words], environments(_free_ports(int(count)), os.environ, _cards())))
+    environs = environments(_free_ports(int(count)), os.environ, visible_cards(os.environ))
+    sys.exit(run_together([sys.executable, *words], environs))
 
 
 if __name__ == "__main__":
