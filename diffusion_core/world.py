@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import DuetError, one_of
 
-__all__ = ["KINDS", "Team", "World"]
+__all__ = ["KINDS", "Team", "World", "started_together"]
 
 # What `parallel` may be, and the words before ``-m MODULE`` that start so many processes, all on one machine.
 KINDS = {
@@ -156,6 +157,26 @@ def _slurm(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     if "SLURM_PROCID" not in environ or "SLURM_NTASKS" not in environ:
         return None
     return environ["SLURM_PROCID"], environ["SLURM_NTASKS"], environ.get("SLURM_LOCALID", "0")
+
+
+def started_together(environ: Mapping[str, str]) -> str | None:
+    """The variable that says that a process was started as one of several; None where nothing says so.
+
+    What cannot be read says nothing. A script that Slurm runs on the first of its machines is one process, though
+    SLURM_NTASKS counts what the allocation has room for: it is a step that has several.
+    """
+
+    def several(number: str) -> bool:
+        return number.isdecimal() and int(number) > 1
+
+    if several(environ.get("WORLD_SIZE", "")):
+        return "WORLD_SIZE"
+    if "SLURM_PROCID" in environ and several(environ.get("SLURM_STEP_NUM_TASKS", "")):
+        return "SLURM_STEP_NUM_TASKS"
+    with suppress(DuetError):
+        if (told := _tf_config(environ)) is not None and told[1] > 1:
+            return "TF_CONFIG"
+    return None
 
 
 _TOLD: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"ddp": _torchrun, "multiworker": _tf_config}

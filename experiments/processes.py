@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from diffusion_core import stopping
 from diffusion_core.errors import DuetError
-from diffusion_core.world import Team, World
+from diffusion_core.world import Team, World, started_together
 
 __all__ = ["leave_if_told", "one_speaks", "pausing", "told", "world_of"]
 
@@ -29,10 +29,10 @@ def world_of(cfg: DictConfig) -> World:
     if "parallel" not in cfg:
         return World()
     name = cfg.parallel.name
-    if name == "none" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if name == "none" and (variable := started_together(os.environ)):
         raise DuetError(
-            "parallel: none was given, but torchrun started several processes, which would all do the same; "
-            "add parallel=ddp"
+            f"parallel: none was given, but several processes were started, as {variable} says, which would all do the "
+            f"same; add parallel=ddp, for TensorFlow parallel=multiworker, or unset {variable} for one that is alone"
         )
     return World.of(name, os.environ, cfg.parallel.timeout_seconds)
 

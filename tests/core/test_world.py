@@ -28,7 +28,7 @@ from diffusion_core.schedule import linear
 from diffusion_core.training import Course, Hooks, _halved, make_batch, train
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import BatchNorm
-from diffusion_core.world import KINDS, Team, World
+from diffusion_core.world import KINDS, Team, World, started_together
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True, dtype=np.float64)
@@ -242,6 +242,21 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 def test_a_process_knows_its_place_by_who_started_it(kind, told, found):
     world = World.of(kind, told)
     assert (world.rank, world.size, world.local) == found and world.kind == kind
+
+
+@pytest.mark.parametrize("told, variable", [
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE"),
+    ({"TF_CONFIG": json.dumps(CONFIG)}, "TF_CONFIG"),
+    (SLURM | {"SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS"),
+    ({}, None),
+    ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+    ({"WORLD_SIZE": "many", "TF_CONFIG": "{"}, None),
+    ({"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})}, None),
+    (SLURM | {"SLURM_PROCID": "0"}, None),  # the script of an allocation, which is one process
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, None),  # a job of submitit's
+])  # fmt: skip
+def test_a_process_knows_whether_it_is_one_of_several(told, variable):
+    assert started_together(told) == variable
 
 
 @pytest.mark.parametrize("kind, told, words", [
