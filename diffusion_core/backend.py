@@ -353,9 +353,6 @@ class Trainer(Protocol):
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
-    def passes(self, batch: TrainBatch) -> None:
-        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
-
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
 
@@ -400,8 +397,8 @@ class Steering:
 class Backend:
     """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
-    Another class with the same methods is a backend too; `convolutions` and `matrix_product`, which `experiments.bench`
-    alone calls, may be missing, and nothing but that command misses them.
+    Another class with the same methods is a backend too; the methods that end in `_alone`, which
+    `experiments.bench` alone calls, may be missing, and nothing but that command misses them.
 
     Args:
         settings: how it computes; they are fixed when it is made, as some are of the whole process.
@@ -411,7 +408,7 @@ class Backend:
     device: ClassVar[Any]  # Place.group, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
-    products: ClassVar[Any]  # convolutions, matrix_product: for experiments.bench alone
+    products: ClassVar[Any]  # what experiments.bench alone calls
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
@@ -474,13 +471,21 @@ class Backend:
         """What `export` wrote, read back: a function that is called as `Network.forward` is."""
         return self.files.exported(program, path, self.place)
 
-    def convolutions(self, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
+    def passes_alone(self, trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
+        """A function that passes a batch, which lies on the device, forward and backward, and waits."""
+        return self.products.passes(trainer, batch)
+
+    def evaluations_alone(self, network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
+        """A function that evaluates a network so many times on images, which lie on the device, and waits."""
+        return self.products.evaluations(network, images, label, count)
+
+    def convolutions_alone(self, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
         """A function that does each convolution forward and backward once, for so many images, and waits for them."""
         return self.products.convolutions(self.place, shapes, batch)
 
-    def matrix_product(self, size: int) -> Callable[[], None]:
+    def matrices_alone(self, size: int) -> Callable[[], None]:
         """A function that multiplies two square matrices and waits for them."""
-        return self.products.matrix_product(self.place, size)
+        return self.products.matrices(self.place, size)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

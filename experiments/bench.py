@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,73 +42,76 @@ VARIED = {"batch": "batch", "images": "images", "ddim_steps": "ddim_steps", "ima
 _ROUNDS = ("batch", "steps", "images", "ddim_steps")
 
 
-@entry("bench")
+@entry("bench", keeps=("bench.json", "a bench"))
 def main(cfg: DictConfig) -> None:
     """Start the contestants, interleave their rounds, and write what they took."""
     for what in cfg.work:
         if what not in WORK:
             raise one_of("work", what, WORK)
-    for name in ("repeats", *_ROUNDS):
+    for name in ("repeats", "limit_s", *_ROUNDS):
         if cfg[name] < 1:
             raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
-    if cfg.at_once is not None and cfg.at_once < 1:
-        raise DuetError(f"at_once: {cfg.at_once} was given; it must be at least 1, or null for all")
+    if cfg.device not in ("cpu", "cuda"):
+        raise one_of("device", cfg.device, ("cpu", "cuda"))  # the same for all
     modes = _modes(cfg)
     points = _points(cfg)
     problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
-    made: list[dict[str, Any]] = []
-    reached: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
+    told: dict[str, Any] = {"contestants": {}, "left_out": {}, "targets": [], "rows": []}
     for point, problem in zip(points, problems, strict=True):
         value = {} if cfg.vary is None else {cfg.vary: OmegaConf.select(point, VARIED[cfg.vary])}
-        found, contestants = _measure(point, problem, modes)
-        made += [value | row for row in found]
-        reached += [value | one.to_dict() for one in _reached(point, found)]
-        left_out |= {one.mode.name: one.left_out for one in contestants if one.left_out}
-        facts |= {one.mode.name: one.facts for one in contestants if one.facts}
-    if not made:
-        raise DuetError(f"bench: nobody took part; {next(iter(left_out.values()))}")
-    out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
-    told = {"contestants": facts, "left_out": left_out, "targets": reached, "rows": made}
+        made: list[dict[str, Any]] = []
+        for what in cfg.work:
+            found, contestants = _measure(point, problem, modes, what)
+            made += found
+            told["rows"] += [value | row for row in found]
+            told["contestants"] |= {one.mode.name: one.facts for one in contestants if one.facts}
+            told["left_out"] |= {one.mode.name: one.left_out for one in contestants if one.left_out}
+            write_json(out / "bench.json", _facts(cfg, problems) | told)  # now, as the next work may not end
+        if made:
+            Console(width=160).print(table(made, rounds, _title(point, problem)))
+        told["targets"] += [value | one.to_dict() for one in _reached(point, made)]
     write_json(out / "bench.json", _facts(cfg, problems) | told)
-    drawn = bars(made, rounds) if cfg.vary is None else growth(cfg.vary, made, rounds)
+    if not told["rows"]:
+        raise DuetError(f"bench: nobody took part; {next(iter(told['left_out'].values()))}")
+    drawn = bars(told["rows"], rounds) if cfg.vary is None else growth(cfg.vary, told["rows"], rounds)
     for name, content in drawn.items():
         write_atomically(out / name, content)
     print(f"figures and bench.json: {out}")
 
 
-def _measure(cfg: DictConfig, problem: Problem, modes: Sequence[Mode]) -> tuple[list[dict[str, Any]], list[Contestant]]:
-    """The rows of one network at one size of work, and who competed; each work has processes of its own."""
+def _measure(
+    cfg: DictConfig, problem: Problem, modes: Sequence[Mode], what: str
+) -> tuple[list[dict[str, Any]], list[Contestant]]:
+    """The rows of one work of one network, and who competed; each work has processes of its own."""
     rounds = {name: cfg[name] for name in _ROUNDS}
-    made: list[dict[str, Any]] = []
     everyone: list[Contestant] = []
     at_once = cfg.at_once or len(modes)
-    for what in cfg.work:
-        contestants: list[Contestant] = []
-        for first in range(0, len(modes), at_once):
-            present: list[Contestant] = []
+    for first in range(0, len(modes), at_once):
+        present: list[Contestant] = []
+        with TemporaryDirectory() as cache:
             try:
                 for mode in modes[first : first + at_once]:
-                    present.append(start(mode, problem, rounds, cfg.device, cfg.threads))
+                    own = Path(cache, str(len(present)))
+                    present.append(start(mode, problem, rounds, cfg.device, cfg.threads, cfg.limit_s, own))
                     if not present[-1].left_out:
                         print(present[-1].facts["line"], flush=True)
                 interleave(present, [what, *ALONE[what]], cfg.repeats)
             finally:
                 for one in present:
                     one.stop()
-            for one in present:
-                if one.left_out:
-                    print(f"left out: {one.left_out}", flush=True)
-            contestants += present
-        made += rows(contestants, what, problem, rounds)
-        everyone += contestants
-    turns = "interleaved " if at_once > 1 else ""
+        for one in present:
+            if one.left_out:
+                print(f"left out: {one.left_out}", flush=True)
+        everyone += present
+    return rows(everyone, what, problem, rounds, at_once >= len(modes)), everyone
+
+
+def _title(cfg: DictConfig, problem: Problem) -> str:
+    """What a table is about."""
+    turns = "interleaved " if cfg.at_once is None else ""
     size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
-    title = f"{size}{cfg.images} samples; medians of {cfg.repeats} {turns}rounds"
-    if made:
-        Console(width=150).print(table(made, rounds, title))
-    return made, everyone
+    return f"{size}{cfg.images} samples; medians of {cfg.repeats} {turns}rounds"
 
 
 def _reached(cfg: DictConfig, made: Sequence[dict[str, Any]]) -> list[Target]:

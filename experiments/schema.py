@@ -347,6 +347,7 @@ class BenchSchema:
 
     No `contestants` means all; `precisions` and `compile` list the modes of each; `vary` names what takes the `values`.
     The group `device` says on what, and which work fits it; of the contestants `at_once` are there, null being all.
+    A round that takes longer than `limit_s` is given up.
     """
 
     out: str = MISSING
@@ -361,6 +362,7 @@ class BenchSchema:
     images: int = 16
     ddim_steps: int = 50
     repeats: int = 10
+    limit_s: float = 1800.0
     at_once: int | None = None
     vary: str | None = None
     values: list[int] = field(default_factory=list)

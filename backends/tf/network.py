@@ -88,21 +88,23 @@ class Linear(Module):
 class Conv(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x, weight = self.place.mixed(x, self.weight)
-        y = convolve(x, weight, self.block.stride, self.block.padding)
-        return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, y.dtype))
+        return convolve(x, weight, self.bias, self.block.stride, self.block.padding)
 
 
-def convolve(x: tf.Tensor, weight: tf.Tensor, stride: int, padding: tuple[int, int, int, int]) -> tf.Tensor:
+def convolve(
+    x: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor | None, stride: int, padding: tuple[int, int, int, int]
+) -> tf.Tensor:
     """A convolution with zeros on (top, bottom, left, right).
 
     TensorFlow has two ways on a CPU, and takes oneDNN's, twice as fast backward, only where the padding has a name.
     """
     top, bottom, left, right = padding
     if (top, bottom, left, right) == (*_same(x.shape[1], weight, stride), *_same(x.shape[2], weight, stride)):
-        return tf.nn.conv2d(x, weight, stride, "SAME")
-    if any(padding):
-        x = tf.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]])
-    return tf.nn.conv2d(x, weight, stride, "VALID")
+        y = tf.nn.conv2d(x, weight, stride, "SAME")
+    else:
+        x = tf.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]]) if any(padding) else x
+        y = tf.nn.conv2d(x, weight, stride, "VALID")
+    return y if bias is None else tf.nn.bias_add(y, tf.cast(bias, y.dtype))
 
 
 def _same(size: int, weight: tf.Tensor, stride: int) -> tuple[int, int]:

@@ -1,16 +1,45 @@
-"""The products of a network alone, as fast as TensorFlow's own kernels do them: what no step can be faster than."""
+"""Parts of a step or a sample alone, as fast as TensorFlow does them: what the whole cannot be faster than."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from backends.tf.device import Place
-from backends.tf.network import convolve
+from backends.tf.network import Network, convolve
+from backends.tf.trainer import Trainer, tensors
+from diffusion_core.backend import TrainBatch
 from diffusion_core.unet.work import Convolution
 
-__all__ = ["convolutions", "matrix_product"]
+__all__ = ["convolutions", "evaluations", "matrices", "passes"]
+
+
+def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
+    """A function that passes a batch, which lies on the device, forward and backward, and waits."""
+    given = tensors(batch, trainer.place)
+
+    def run() -> None:
+        _, _, gradients, _ = trainer.in_pieces(given, 1)
+        tf.reshape(gradients[0], [-1])[0].numpy()
+
+    return run
+
+
+def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
+    """A function that evaluates a network so many times on images, which lie on the device, and waits."""
+    place = network.place
+    x, label = place.images(images), place.tensor(label, tf.int32)
+    with tf.device(place.device):
+        c_noise, features = tf.zeros([len(x)], tf.float64), network.no_features(len(x))
+
+    def run() -> None:
+        for _ in range(count):
+            output = network.call(x, c_noise, label, features, None)
+        output[0, 0, 0, 0].numpy()
+
+    return run
 
 
 def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
@@ -28,7 +57,7 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
         for x, weight, shape in prepared:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch((x, weight))
-                y = convolve(x, weight, shape.stride, (shape.kernel // 2,) * 4)
+                y = convolve(x, weight, None, shape.stride, shape.padding)
             done += [tf.reduce_sum(one) for one in tape.gradient(y, (x, weight), tf.stop_gradient(y))]
         return tf.add_n(done)
 
@@ -38,7 +67,7 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
     return run
 
 
-def matrix_product(place: Place, size: int) -> Callable[[], None]:
+def matrices(place: Place, size: int) -> Callable[[], None]:
     """A function that multiplies two square matrices and waits for them."""
     with tf.device(place.device):
         a = tf.cast(tf.random.normal([size, size]), place.compute)

@@ -19,7 +19,7 @@ from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
 
-__all__ = ["Trainer", "noised"]
+__all__ = ["Trainer", "noised", "tensors"]
 
 
 def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -57,7 +57,7 @@ _TYPES = {
 }
 
 
-def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
+def tensors(batch: TrainBatch, place: Place) -> _Tensors:
     """The fields of a batch on the device."""
 
     def tensor(name: str, array: NDArray) -> tf.Tensor:
@@ -84,7 +84,7 @@ def _noised(b: _Tensors) -> tuple[tf.Tensor, tf.Tensor]:
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x, target = _noised(_tensors(batch, place))
+    x, target = _noised(tensors(batch, place))
     return to_host(x), to_host(target)
 
 
@@ -253,10 +253,10 @@ class Trainer:
         numbers = self._numbers(lr, decays)
         if self.place.group.world.size == 1 and not again:
             with self.place.within_memory(changes=True):
-                loss, losses, norm = self.whole_step(_tensors(batch, self.place), pieces, numbers)
+                loss, losses, norm = self.whole_step(tensors(batch, self.place), pieces, numbers)
         else:
             with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-                loss, losses, gradients, statistics = self.in_pieces(_tensors(batch, self.place), pieces)
+                loss, losses, gradients, statistics = self.in_pieces(tensors(batch, self.place), pieces)
             with self.place.within_memory(changes=True):
                 loss, gradients = self._together(loss, gradients)
                 norm = self.apply(loss, gradients, statistics, numbers)
@@ -269,14 +269,9 @@ class Trainer:
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self.in_pieces(_tensors(batch, self.place), pieces)
+        loss, _, gradients, _ = self.in_pieces(tensors(batch, self.place), pieces)
         loss, gradients = self._together(loss, gradients)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
-
-    def passes(self, batch: TrainBatch) -> None:
-        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
-        _, _, gradients, _ = self.in_pieces(_tensors(batch, self.place), 1)
-        float(tf.reshape(gradients[0], [-1])[0])
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
@@ -289,7 +284,7 @@ class Trainer:
     def look(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}
-        _, losses, _ = self._loss(_tensors(batch, self.place))
+        _, losses, _ = self._loss(tensors(batch, self.place))
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(tf.cast(value, self.place.dtype)) for name, value in values.items()}
 

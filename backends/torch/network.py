@@ -21,7 +21,7 @@ from diffusion_core.unet.blocks import ATTENTION_ORDERS
 from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "read_parameters"]
+__all__ = ["Network", "build", "convolve", "read_parameters"]
 
 
 class Module(nn.Module):
@@ -83,10 +83,15 @@ class Linear(Module):
 
 class Conv(Module):
     def forward(self, x: Tensor) -> Tensor:
-        top, bottom, left, right = self.block.padding
-        if top == bottom and left == right:
-            return F.conv2d(x, self.weight, self.bias, self.block.stride, (top, left))
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.block.stride)
+        return convolve(x, self.weight, self.bias, self.block.stride, self.block.padding)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int, int, int]) -> Tensor:
+    """A convolution with zeros on (top, bottom, left, right)."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, stride, (top, left))
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
 
 
 class ConvTranspose(Module):

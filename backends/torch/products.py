@@ -1,16 +1,45 @@
-"""The products of a network alone, as fast as PyTorch's own kernels do them: what no step can be faster than."""
+"""Parts of a step or a sample alone, as fast as PyTorch does them: what the whole cannot be faster than."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from backends.torch.device import Place
+from backends.torch.network import Network, convolve
+from backends.torch.trainer import Trainer, tensors
+from diffusion_core.backend import TrainBatch
 from diffusion_core.unet.work import Convolution
 
-__all__ = ["convolutions", "matrix_product"]
+__all__ = ["convolutions", "evaluations", "matrices", "passes"]
+
+
+def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
+    """A function that passes a batch, which lies on the device, forward and backward, and waits."""
+    given = tensors(batch, trainer.place)
+
+    def run() -> None:
+        trainer.in_pieces(given, 1)
+        _wait(trainer.place)
+
+    return run
+
+
+def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
+    """A function that evaluates a network so many times on images, which lie on the device, and waits."""
+    place = network.place
+    x, label = place.images(images), place.tensor(label, torch.int64)
+    c_noise, features = torch.zeros(len(x), dtype=torch.float64, device=x.device), network.no_features(len(x))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(count):
+            network.call(x, c_noise, label, features, None)
+        _wait(place)
+
+    return run
 
 
 def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
@@ -24,14 +53,14 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
 
     def run() -> None:
         for x, weight, shape in prepared:
-            y = F.conv2d(x, weight, stride=shape.stride, padding=shape.kernel // 2)
+            y = convolve(x, weight, None, shape.stride, shape.padding)
             torch.autograd.grad(y, (x, weight), y.detach())
         _wait(place)
 
     return run
 
 
-def matrix_product(place: Place, size: int) -> Callable[[], None]:
+def matrices(place: Place, size: int) -> Callable[[], None]:
     """A function that multiplies two square matrices and waits for them."""
     a = torch.randn(size, size, device=place.device, dtype=place.compute)
 

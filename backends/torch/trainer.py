@@ -20,7 +20,7 @@ from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
 from diffusion_core.weights import Weights, check_weights
 
-__all__ = ["Trainer", "noised"]
+__all__ = ["Trainer", "noised", "tensors"]
 
 
 def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ _TYPES = {
 }
 
 
-def _tensors(batch: TrainBatch, place: Place) -> _Tensors:
+def tensors(batch: TrainBatch, place: Place) -> _Tensors:
     """The fields of a batch on the device."""
 
     def tensor(name: str, array: NDArray) -> Tensor:
@@ -84,7 +84,7 @@ def _noised(b: _Tensors) -> tuple[Tensor, Tensor]:
 
 def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x, target = _noised(_tensors(batch, place))
+    x, target = _noised(tensors(batch, place))
     return to_host(x), to_host(target)
 
 
@@ -139,6 +139,7 @@ class Trainer:
             }
         self.failed = torch.zeros((), dtype=torch.bool, device=place.device)
         self.loss = place.function(self._loss)
+        self.in_pieces = self._in_pieces
 
     def _like(self, arrays: Weights, what: str, trained: bool = False) -> dict[str, Tensor]:
         """Arrays as tensors with the layout of the network's."""
@@ -231,7 +232,7 @@ class Trainer:
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-            loss, losses, gradients, statistics = self._in_pieces(_tensors(batch, self.place), pieces)
+            loss, losses, gradients, statistics = self.in_pieces(tensors(batch, self.place), pieces)
         with self.place.within_memory(changes=True):
             loss, gradients = self._together(loss, gradients)
             norm = self._apply(loss, gradients, statistics, lr, decays)
@@ -244,16 +245,10 @@ class Trainer:
 
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self._in_pieces(_tensors(batch, self.place), pieces)
+        loss, _, gradients, _ = self.in_pieces(tensors(batch, self.place), pieces)
         loss, gradients = self._together(loss, gradients)
         self.optimiser.zero_grad(set_to_none=True)
         return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
-
-    def passes(self, batch: TrainBatch) -> None:
-        """The passes of a step forward and backward, waited for; what they give stays on the device and is dropped."""
-        _, _, gradients, _ = self._in_pieces(_tensors(batch, self.place), 1)
-        float(gradients[0].flatten()[0])  # the last that is computed
-        self.optimiser.zero_grad(set_to_none=True)
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
@@ -266,7 +261,7 @@ class Trainer:
     def look(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}
-        _, losses, _ = self._loss(_tensors(batch, self.place))
+        _, losses, _ = self._loss(tensors(batch, self.place))
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(value.to(self.place.dtype)) for name, value in values.items()}
 

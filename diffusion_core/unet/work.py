@@ -20,18 +20,21 @@ Shape = tuple[int, ...]
 
 
 class Convolution(NamedTuple):
-    """One whose kernel reaches as far to every side, on a square image of this height and width."""
+    """One on a square image of this height and width; `padding` is (top, bottom, left, right)."""
 
     size: int
     inputs: int
     outputs: int
     kernel: int
     stride: int
+    padding: tuple[int, int, int, int]
 
     @property
     def multiply_adds(self) -> int:
         """For one image."""
-        return self.kernel**2 * self.inputs * self.outputs * (self.size // self.stride) ** 2
+        top, bottom, left, right = self.padding
+        height, width = ((self.size + zeros - self.kernel) // self.stride + 1 for zeros in (top + bottom, left + right))
+        return self.kernel**2 * self.inputs * self.outputs * height * width
 
 
 def shapes(program: Program, image: Shape) -> dict[str, Shape]:
@@ -63,10 +66,10 @@ def convolutions(program: Program, image: Shape) -> tuple[Convolution, ...]:
         block = node.block
         if isinstance(block, blocks.Conv):
             size = values[node.inputs[0]][0]
-            found.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride))
+            found.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride, block.padding))
         elif isinstance(block, blocks.ConvTranspose):
-            size = values[node.inputs[0]][0] * block.stride
-            found.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride))
+            size, padding = values[node.name][0], (block.crop,) * 4
+            found.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride, padding))
     return tuple(found)
 
 

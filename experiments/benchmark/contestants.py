@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Timer
 from time import perf_counter
 from typing import Any
 
@@ -55,39 +57,58 @@ class Contestant:
         mode: who it is.
         process: the process; None where there is no environment for it.
         facts: what it said of itself.
-        first: seconds from its start to the end of its first round: import, build, trace and compile.
+        ready: seconds from its start until it was ready: import and build.
+        first: seconds of its first round, in which it traces and compiles.
         seconds: of one image by work, in each round.
-        memory: the most that it used by the end of the first work, in MiB.
+        memory: the most that it used by the end of its first round, in MiB.
         left_out: why it does not compete, or not to the end; empty where it does.
+        limit: seconds after which a round is given up.
     """
 
     mode: Mode
     process: subprocess.Popen | None
     facts: dict[str, Any] = field(default_factory=dict)
+    ready: float = 0.0
     first: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
     memory: float = 0.0
     left_out: str = ""
+    limit: float = 3600.0
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Send one line and read the answer.
 
         Raises:
-            DuetError: it says that it cannot, or it stopped.
+            DuetError: it says that it cannot, it stopped, or it took longer than its limit and was ended.
         """
+        clock = Timer(self.limit, self.process.kill)
+        clock.start()
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
+        late = not clock.is_alive()
+        clock.cancel()
         if not answer:
             code = self.process.wait()
-            raise DuetError(f"bench: {self.mode.name} stopped with exit code {code}; its output is above")
+            why = f"was ended after {self.limit:g} s" if late else f"stopped with exit code {code}"
+            raise DuetError(f"bench: {self.mode.name} {why}; its output is above")
         told = json.loads(answer)
         if "error" in told:
             raise DuetError(f"bench: {self.mode.name}: {told['error']}")
         return told
+
+    def does(self, work: str) -> bool:
+        """Whether it can do a work, and has not failed at it."""
+        return work in self.facts.get("work", ())
+
+    def fail(self, work: str, why: str) -> None:
+        """It does a work no more, and what it did of it does not count."""
+        self.left_out = self.left_out or f"{why} (at {work})"
+        self.facts["work"] = [one for one in self.facts["work"] if one != work]
+        self.seconds.pop(work, None)
 
     def round(self, work: str) -> tuple[float, float, float]:
         """Seconds of one round, of one image in it, and the most memory used by then."""
@@ -106,7 +127,9 @@ class Contestant:
             self.process.wait()
 
 
-def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Contestant:
+def start(
+    mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None, limit: float, cache: Path
+) -> Contestant:
     """Start a contestant and wait until it is ready; one that cannot start is left out, and says why.
 
     Args:
@@ -115,6 +138,8 @@ def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
         rounds: batch, steps, images and ddim_steps.
         device: as in `Settings`.
         threads: as in `Settings`.
+        limit: seconds after which it is given up.
+        cache: an empty directory for what its framework compiles: what an earlier run left there would be no compiling.
     """
     is_peer = mode.contestant in PEERS
     owner = PEERS[mode.contestant][1] if is_peer else mode.contestant
@@ -126,8 +151,9 @@ def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
     process = subprocess.Popen(
         [str(python), "-m", "experiments.benchmark.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
     )  # fmt: skip
-    made = Contestant(mode, process)
+    made = Contestant(mode, process, limit=limit)
     if is_peer:
         asked = {"task": asdict(_task(mode, problem, rounds, device, threads))}
     else:
@@ -137,7 +163,7 @@ def start(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
         made.facts = made.ask({"contestant": mode.contestant} | asked)
     except DuetError as error:
         made.left_out = str(error)
-    made.first = perf_counter() - began
+    made.ready = perf_counter() - began
     return made
 
 
@@ -158,26 +184,22 @@ def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, 
 
 
 def interleave(contestants: Sequence[Contestant], work: Sequence[str], repeats: int) -> None:
-    """Do each work in rounds in which every contestant has its turn, after one round each to warm up.
+    """Do all works in rounds in which every contestant has its turn at each, after one round to warm up.
 
-    The order turns by one from round to round, so that none always follows the same other one. Who fails is left out
-    of this work and of what follows, and says why.
+    The order is drawn for each round, so that none always follows the same other one. Who fails at the first work is
+    left out, and who fails at another one does that no more; it says why.
     """
-    for at, what in enumerate(work):
-        taking_part = [one for one in contestants if what in one.facts.get("work", ())]
-        for k in range(repeats + 1):
-            able = [one for one in taking_part if not one.left_out]
-            turn = k % max(1, len(able))
-            for one in able[turn:] + able[:turn]:
+    for k in range(repeats + 1):
+        for at, what in enumerate(work):
+            able = [one for one in contestants if one.does(work[0]) and one.does(what)]
+            for place in np.random.default_rng((k, at)).permutation(len(able)):
+                one = able[place]
                 try:
                     took, each, memory = one.round(what)
                 except DuetError as error:
-                    one.left_out = f"{error} (at {what})"
-                    one.seconds.pop(what, None)
+                    one.fail(what, str(error))
                     continue
                 if k:
                     one.seconds.setdefault(what, []).append(each)
                 elif not at:
-                    one.first += took
-                if not at:
-                    one.memory = max(one.memory, memory)
+                    one.first, one.memory = took, memory

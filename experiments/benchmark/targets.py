@@ -1,7 +1,7 @@
 """What was to be reached, and whether it was: the targets of speed and memory, from the rows of a bench.
 
 A target compares the fastest of some rows with the fastest of others (with the leanest, where it is about memory), or
-states a share that one row has. A ratio is the median over rounds of the ratios within a round, with its interval; it
+states a share that one row has. A ratio is that of `table.compared`, with its interval; it
 is met or not by the median, and resolved if the interval lies on one side of what was wanted. A target of which a
 contestant did not take part to the end is not there.
 
@@ -19,7 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.benchmark.contestants import BACKENDS
-from experiments.benchmark.table import median_interval
+from experiments.benchmark.table import compared
 from peers import PEERS
 
 __all__ = ["Target", "targets", "targets_table"]
@@ -141,11 +141,11 @@ def _named(what: str, ours: Row, theirs: Row) -> str:
 
 
 def _ratio(what: str, ours: Row | None, theirs: Row | None, wanted: float) -> Target | None:
-    """Time by time, round by round."""
+    """Time by time, round by round where they were done together."""
     if ours is None or theirs is None:
         return None
-    ratios = np.divide(ours["seconds_per_image"], theirs["seconds_per_image"])
-    return Target(_named(what, ours, theirs), wanted, float(np.median(ratios)), *median_interval(ratios))
+    seconds = (np.array(row["seconds_per_image"]) for row in (ours, theirs))
+    return Target(_named(what, ours, theirs), wanted, *compared(*seconds, ours["together"]))
 
 
 def _memory_ratio(what: str, ours: Row | None, theirs: Row | None, wanted: float) -> Target | None:

@@ -4,8 +4,8 @@ train           steps of `diffusion_core.training.train`: pictures of a data set
                 moving average
 ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations or one per step of the
                 process
-evaluations     as many of the network as `ddim` does, and nothing else: from host arrays and back
-passes          those of one training step, forward and backward, and nothing else
+evaluations     as many of the network as `ddim` does, and nothing else, of images that lie on the device
+passes          those of one training step, forward and backward, and nothing else, of a batch that lies on the device
 convolutions    those of one training step, forward and backward, and nothing else
 matrix          products of two square matrices, in the same types
 """
@@ -79,22 +79,21 @@ def works(
             "x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=backend.settings.host_dtype)
         )
         label = np.resize(program.labels or [0], images)
-        for _ in range(ddim_steps):
-            network().forward(x, np.zeros(images), label)
+        once("evaluations", lambda: backend.evaluations_alone(network(), x, label, ddim_steps))()
         return images
 
     def passes() -> int:
         run = once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
-        run.trainer.passes(once("batch", lambda: make_batch(run.loader, run.objective, 0, batch)))
+        once("passes", lambda: backend.passes_alone(run.trainer, make_batch(run.loader, run.objective, 0, batch)))()
         return batch
 
     def products() -> int:
-        once("convolutions", lambda: backend.convolutions(convolutions(program, shape), batch))()
+        once("convolutions", lambda: backend.convolutions_alone(convolutions(program, shape), batch))()
         return batch
 
     def matrix() -> int:
         size, products = MATRIX[backend.settings.device]
-        multiply = once("matrix", lambda: backend.matrix_product(size))
+        multiply = once("matrix", lambda: backend.matrices_alone(size))
         for _ in range(products):
             multiply()
         return products

@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from time import perf_counter
 from typing import Any, TextIO
@@ -56,14 +57,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a framework prints must not mix with the answers
     task = json.loads(sys.stdin.readline())
-    try:
+    with _told(answers):
         _serve(task, answers)
-    except DuetError as error:
-        print(json.dumps({"error": str(error)}), file=answers)
-    except Exception as error:  # of a framework: too little memory, or what it cannot compile
-        traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        print(json.dumps({"error": f"{type(error).__name__}: {lines[0]}"}), file=answers)
 
 
 def _serve(task: Mapping[str, Any], answers: TextIO) -> None:
@@ -71,9 +66,23 @@ def _serve(task: Mapping[str, Any], answers: TextIO) -> None:
     print(json.dumps(made.facts | {"work": list(made.work)}), file=answers)
     for line in sys.stdin:
         began = perf_counter()
-        images = made.work[json.loads(line)["work"]]()
-        answer = {"seconds": perf_counter() - began, "images": images, "peak_memory_mib": made.peak_memory_mib()}
-        print(json.dumps(answer), file=answers)
+        with _told(answers):
+            images = made.work[json.loads(line)["work"]]()
+            answer = {"seconds": perf_counter() - began, "images": images, "peak_memory_mib": made.peak_memory_mib()}
+            print(json.dumps(answer), file=answers)
+
+
+@contextmanager
+def _told(answers: TextIO) -> Iterator[None]:
+    """Answer with what goes wrong."""
+    try:
+        yield
+    except DuetError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+    except Exception as error:  # of a framework: too little memory, or what it cannot compile
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        print(json.dumps({"error": f"{type(error).__name__}: {lines[0]}"}), file=answers)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_a_padding_with_a_name_is_the_padding_that_is_meant(open_backend, kernel
     for padding in ((0, 0, 0, 0), (0, 1, 0, 1), (1, 1, 1, 1), (1, 1, 0, 1), (1, 2, 1, 2), (2, 2, 2, 2)):
         top, bottom, left, right = padding
         wanted = tf.nn.conv2d(x, weight, stride, [[0, 0], [top, bottom], [left, right], [0, 0]])
-        np.testing.assert_allclose(convolve(x, weight, stride, padding), wanted, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(convolve(x, weight, None, stride, padding), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_no_convolution_of_a_step_has_a_padding_that_onednn_refuses(open_backend):

@@ -21,11 +21,6 @@ FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py"))
 # What one backend needs and the other does not, and why.
 ALONE = {
     ("tf", "network.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
-    (
-        "tf",
-        "network.py",
-        "convolve",
-    ),  # PyTorch takes its fast kernels whether or not a padding has a name
     ("torch", "device.py", "captured"),  # XLA has a whole loop in one graph, torch.compile one call of a network
 }
 # What is called otherwise, and why.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from diffusion_core.errors import DuetError
 from experiments.bench import VARIED, _modes, _points
 from experiments.benchmark.contestants import Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
-from experiments.benchmark.table import median_interval, rows
+from experiments.benchmark.table import compared, median_interval, rows
 from experiments.benchmark.targets import targets
 from experiments.common import problem_of
 from peers import PEERS, nearest
@@ -40,7 +42,7 @@ def test_a_ratio_is_taken_within_a_round():
     load = np.array([1, 5, 1, 5, 1, 5, 1, 5, 5])
     contestants = []
     for name, seconds in (("torch", 0.1 * load), ("diffusers", 0.2 * load[::1])):
-        one = Contestant(Mode(name, "float32", False), None, {"parameters": 1, "matrix": 2048}, 5.0)
+        one = Contestant(Mode(name, "float32", False), None, {"parameters": 1, "matrix": 2048}, 5.0, 20.0)
         one.seconds = {"train": list(seconds), "convolutions": list(seconds / 2), "matrix": list(seconds)}
         one.seconds |= {"passes": list(0.75 * seconds), "ddim": list(seconds), "evaluations": list(seconds / 1.25)}
         contestants.append(one)
@@ -49,7 +51,7 @@ def test_a_ratio_is_taken_within_a_round():
     assert (first["ratio"], second["ratio"]) == (1.0, pytest.approx(2.0))
     assert second["ratio_low"] == second["ratio_high"] == pytest.approx(2.0)
     assert second["milliseconds"] == pytest.approx(1e3 * 8 * np.median(0.2 * load))
-    assert second["first_seconds"] == 5.0
+    assert (second["ready_seconds"], second["compile_seconds"]) == (5.0, pytest.approx(20.0 - 16 * 1.0))
     assert 0.5 < first["share_of_convolutions"] < 0.55  # the digits network is nearly all convolutions
     assert first["gflops"] == pytest.approx(2 * second["gflops"])
     assert first["share_beside_passes_low"] == pytest.approx(0.25) and first["by_evaluations"] is None
@@ -90,7 +92,7 @@ def made_row(name: str, what: str, milliseconds: float, *, memory: float = 100.0
         "work": what, "contestant": name, "who": who, "compiled": "compiled" in words, "milliseconds": milliseconds,
         "parameters": told.get("parameters", 1),
         "precision": "bf16" if "bf16" in words else "float32", "peak_memory_mib": memory,
-        "seconds_per_image": [milliseconds * load for load in (1, 5, 1)],
+        "seconds_per_image": [milliseconds * load for load in (1, 5, 1)], "together": True,
     }  # fmt: skip
 
 
@@ -169,13 +171,13 @@ def test_who_fails_is_left_out_and_the_others_go_on():
     torch, keras = both
     assert keras.left_out and not keras.seconds
     assert torch.seconds == {"train": [0.5] * 3, "matrix": [0.5] * 3}
-    assert (torch.first, torch.memory) == (3.0, 10.0)  # of the first round, and of the first work
+    assert (torch.ready, torch.first, torch.memory) == (1.0, 2.0, 10.0)  # of the first round of the first work
 
 
 def test_who_fails_beside_its_work_keeps_it():
     class Stub(Contestant):
         def round(self, work: str) -> tuple[float, float, float]:
-            if work == "convolutions" or (self.seconds.get("train") and self.mode.compile):
+            if work == "convolutions" or (self.seconds.get("matrix") and self.mode.compile):
                 raise DuetError("out of memory")
             return 2.0, 0.5, 10.0
 
@@ -183,17 +185,49 @@ def test_who_fails_beside_its_work_keeps_it():
     both = [Stub(Mode("torch", "float32", mode), None, {"work": work, "parameters": 1}) for mode in (False, True)]
     interleave(both, work, 3)
     kept, failed = both
-    assert kept.seconds == {"train": [0.5] * 3} and kept.left_out == "out of memory (at convolutions)"
-    assert not failed.seconds and failed.left_out == "out of memory (at train)"
+    assert kept.seconds == {"train": [0.5] * 3, "matrix": [0.5] * 3}
+    assert kept.left_out == failed.left_out == "out of memory (at convolutions)"
+    assert "train" not in failed.seconds  # it failed there in a later round, and what it did before does not count
     (row,) = rows(both, "train", problem_of(composed("bench", "out=x")), ROUNDS)
     assert row["images_per_second"] == 2 and row["share_of_convolutions"] is None
 
 
-def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch):
+def test_the_order_of_a_round_is_drawn():
+    """With one that turns, each contestant but one always follows the same other one."""
+    order: list[str] = []
+
+    class Stub(Contestant):
+        def round(self, work: str) -> tuple[float, float, float]:
+            order.append(self.mode.contestant)
+            return 1.0, 1.0, 1.0
+
+    names = ["torch", "tf", "keras", "diffusers"]
+    interleave([Stub(Mode(name, "float32", False), None, {"work": ["train"]}) for name in names], ["train"], 11)
+    rounds = [order[k : k + 4] for k in range(0, len(order), 4)]
+    assert len(rounds) == 12 and all(sorted(one) == sorted(names) for one in rounds)
+    before_tf = [one[one.index("tf") - 1] for one in rounds if one[0] != "tf"]
+    assert len(set(before_tf)) == 3
+
+
+def test_rounds_that_were_not_together_have_the_wider_interval():
+    ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    assert compared(ours, theirs, True) == (0.5, 0.5, 0.5)
+    assert compared(ours, theirs, False) == (0.5, 1 / 6, 1.5)
+
+
+def test_who_hangs_is_ended():
+    process = subprocess.Popen([sys.executable, "-c", "input(); input()"], text=True, stdin=PIPE, stdout=PIPE)
+    one = Contestant(Mode("torch", "float32", False), process, {"work": ["train"]}, limit=0.2)
+    interleave([one], ["train"], 3)
+    one.stop()
+    assert one.left_out == "bench: torch was ended after 0.2 s; its output is above (at train)" and not one.seconds
+
+
+def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch, tmp_path):
     """It is not the error of a person, and not one that Duet raises: whatever a framework may say."""
     problem = problem_of(composed("bench", "out=x"))
     monkeypatch.setattr("experiments.benchmark.contestants.backend_python", lambda *_: Path(sys.executable))
-    one = start(Mode("torch", "float32", False), problem, ROUNDS | {"batch": None}, "cpu", 1)
+    one = start(Mode("torch", "float32", False), problem, ROUNDS | {"batch": None}, "cpu", 1, 60, tmp_path)
     try:
         interleave([one], ["train"], 1)
     finally:
@@ -204,7 +238,7 @@ def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch):
         raise DuetError("there is no environment of torch here")
 
     monkeypatch.setattr("experiments.benchmark.contestants.backend_python", nowhere)
-    one = start(Mode("torch", "float32", False), problem, ROUNDS, "cpu", 1)
+    one = start(Mode("torch", "float32", False), problem, ROUNDS, "cpu", 1, 60, tmp_path)
     one.stop()
     assert one.left_out == "bench: torch: there is no environment of torch here"
 
