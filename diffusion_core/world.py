@@ -12,7 +12,8 @@ then each makes the same update of the same weights, and what is kept of a run h
 Samples are shared as whole batches, process r drawing the batches r, r + W, r + 2W ...: the kernels then see the same
 shapes whatever W is, and the same bits come out.
 
-Who starts the processes tells each its place, by what `torchrun`, TensorFlow or Slurm put into the environment.
+Who starts the processes, `experiments.workers` on one machine, tells each its place, by what `torchrun`, TensorFlow or
+Slurm put into the environment.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["KINDS", "Team", "World", "started_together"]
 # What `parallel` may be, and the words before ``-m MODULE`` that start so many processes, all on one machine.
 KINDS = {
     "none": "python",
-    "ddp": "torchrun --nproc-per-node={size}",
+    "ddp": "python -m experiments.workers {size}",
     "multiworker": "python -m experiments.workers {size}",
 }
 

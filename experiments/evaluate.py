@@ -5,7 +5,7 @@
     python -m experiments.evaluate samples=[A.npz,B.npz,C.npz] reference=FEATURES.npz metrics=[frechet,kernel] out=DIR
     python -m experiments.evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
     python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
-    torchrun --nproc-per-node=2 -m experiments.evaluate parallel=ddp checkpoint=RUN data=digits likelihood=vlb out=DIR
+    python -m experiments.workers 2 -m experiments.evaluate parallel=ddp checkpoint=RUN data=digits likelihood=ode out=D
 
 Samples are a run, a `.npz` file of pictures or of features, or a folder of PNG files; several of them are several sets.
 They are judged by every metric of the list `metrics` that applies (`diffusion_core.metrics.evaluate`), on the features

@@ -4,7 +4,7 @@
     python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
     python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance=3 sampler.interval=[0.2,3] sampler.rescale=0.7
     python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
-    torchrun --nproc-per-node=2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
+    python -m experiments.workers 2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
 A checkpoint says itself what network and process it is of, and which sampler and which of its weights its run draws
 with; sampler=NAME takes another one, and options alone, as sampler.steps=100, change that of the run, as

@@ -1,7 +1,7 @@
 """Train a diffusion model.
 
     python -m experiments.train backend=tf experiment=digits
-    torchrun --nproc-per-node=2 -m experiments.train backend=torch parallel=ddp experiment=digits
+    python -m experiments.workers 2 -m experiments.train backend=torch parallel=ddp experiment=digits
     python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker experiment=digits
     python -m experiments.train -m backend=torch,tf seed=0,1
     python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf

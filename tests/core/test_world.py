@@ -261,7 +261,7 @@ def test_a_process_knows_whether_it_is_one_of_several(told, variable):
 
 @pytest.mark.parametrize("kind, told, words", [
     ("dpp", {}, "parallel: 'dpp' was given; .* Did you mean 'ddp'"),
-    ("ddp", {}, "ddp was given, but .* start it as: torchrun --nproc-per-node=2"),
+    ("ddp", {}, "ddp was given, but .* start it as: python -m experiments.workers 2"),
     ("multiworker", {"RANK": "1", "WORLD_SIZE": "2"}, "multiworker was given, but .* experiments.workers 2"),
     ("ddp", {"RANK": "2", "WORLD_SIZE": "2"}, "process 2 of 2 was given; they are 0 .. 1"),
     ("ddp", {"RANK": "one", "WORLD_SIZE": "2"}, "which are no numbers"),

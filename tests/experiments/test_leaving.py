@@ -53,7 +53,7 @@ def test_a_directory_that_fills_while_it_is_left_is_left(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("parallel, size, starts", [
     ("none", 1, "python"),
-    ("ddp", 3, "torchrun --nproc-per-node=3"),
+    ("ddp", 3, "python -m experiments.workers 3"),
     ("multiworker", 2, "python -m experiments.workers 2"),
 ])  # fmt: skip
 def test_the_command_to_go_on_with_starts_what_was_started(parallel, size, starts, tmp_path, monkeypatch):

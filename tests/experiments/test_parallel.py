@@ -35,10 +35,8 @@ WORDS = (
     "sampler.steps=3", "process.schedule.T=4", "process.levels.name=loss_second_moment", "+process.levels.history=1",
 )  # fmt: skip
 KIND = {"torch": "ddp", "tf": "multiworker"}
-LAUNCHER = {
-    "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node={size}", "-m", "experiments.{entry}"],
-    "tf": ["-m", "experiments.workers", "{size}", "-m", "experiments.{entry}"],
-}
+WORKERS = ["-m", "experiments.workers", "{size}"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node={size}"]
 ROUNDING = {"float64": 1e-12, "float32": 1e-6}
 
 
@@ -46,9 +44,9 @@ def words(backend: str, run: Path, precision: str, *more: str) -> list[str]:
     return [*WORDS, f"backend={backend}", f"precision={precision}", f"hydra.run.dir={run}", *more]
 
 
-def together(size: int, backend: str, *given: str, entry: str = "train") -> None:
+def together(size: int, backend: str, *given: str, entry: str = "train", launcher: Sequence[str] = WORKERS) -> None:
     """An entry point in several processes, started as the documentation says."""
-    command = [word.format(size=size, entry=entry) for word in LAUNCHER[backend]]
+    command = [*(word.format(size=size) for word in launcher), "-m", f"experiments.{entry}"]
     done = subprocess.run(
         [sys.executable, *command, *given, f"parallel={KIND[backend]}"], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
@@ -88,6 +86,13 @@ def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, 
     together(2, backend_name, *words(backend_name, two, "float64", f"resume={one}/checkpoints/{28:012d}"))
     assert_same_run(one, two, "float64", after=28)
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == [f"{56:012d}"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_of_pytorch_too(tmp_path, backend_name):
+    if KIND[backend_name] == "ddp":
+        together(2, backend_name, *words(backend_name, tmp_path / "run", "float64"), launcher=TORCHRUN)
+        assert len(read_samples(tmp_path / "run/samples/samples.npz")[0]) == 11
 
 
 @pytest.mark.slow
