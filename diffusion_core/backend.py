@@ -328,13 +328,13 @@ class Trainer(Protocol):
     """
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages.
 
         Args:
-            again: whether the step is to be tried again in more pieces where memory does not suffice for its loss and
-                gradients. A backend may compute it slower then, and another way to rounding.
+            may_repeat: whether the step is to be tried again in more pieces where memory does not suffice for its loss
+                and gradients. A backend may compute it slower then, and another way to rounding.
 
         Raises:
             OutOfMemory: nothing was changed, and the step may be tried again.

@@ -228,7 +228,3 @@ class Team:
         if np.any(held != held[0]):
             other = np.flatnonzero(held != held[0])
             raise DuetError(f"parallel: {what} of process {other[0]} is not that of process 0; start the run again")
-
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        self.any(False)

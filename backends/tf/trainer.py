@@ -247,11 +247,11 @@ class Trainer:
         )
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         numbers = self._numbers(lr, decays)
-        if self.place.group.world.size == 1 and not again:
+        if self.place.group.world.size == 1 and not may_repeat:
             with self.place.within_memory(changes=True):
                 loss, losses, norm = self.whole_step(tensors(batch, self.place), pieces, numbers)
         else:

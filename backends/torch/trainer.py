@@ -228,7 +228,7 @@ class Trainer:
         return norm
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         with self.place.within_memory():  # before anything is sent, so that a process alone can do it again

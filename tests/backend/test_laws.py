@@ -306,15 +306,15 @@ def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(back
         assert l2_of_all(arrays, parts(trainer.state())[part]) <= tolerance(backend), part
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, again):
+@pytest.mark.parametrize("may_repeat", [False, True])
+def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, may_repeat):
     short = new_trainer(backend)
     patched = ends_in(short._apply, out_of_memory(backend))
     monkeypatch.setattr(short, "_apply", patched)
     if hasattr(short, "apply"):  # of which a graph is made
         monkeypatch.setattr(short, "apply", patched)
     with pytest.raises(DuetError, match=r"too little memory; .* half made: .* resume=latest \(CUDA") as found:
-        short.step(new_batch(backend), 1e-3, (0.9,), 1, again)
+        short.step(new_batch(backend), 1e-3, (0.9,), 1, may_repeat)
     assert not isinstance(found.value, OutOfMemory)
 
 

@@ -40,9 +40,9 @@ class Recorder:
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
     pieces: list[int] = field(default_factory=list)
 
-    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces: int = 1, again=False) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces=1, may_repeat=False) -> StepResult:
         if batch.size // pieces > self.room:
-            raise (OutOfMemory if again else DuetError)("too little memory")
+            raise (OutOfMemory if may_repeat else DuetError)("too little memory")
         self.pieces.append(pieces)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
     class Exploding(Recorder):
-        def step(self, batch, lr, decays, pieces, again):
+        def step(self, batch, lr, decays, pieces, may_repeat):
             return StepResult(1.0, math.inf)
 
     with pytest.raises(DuetError, match="the gradient norm inf"):

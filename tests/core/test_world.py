@@ -84,7 +84,7 @@ class Descent:
     def __init__(self, team: Team) -> None:
         self.team, self.weights, self.levels = team, np.zeros(2), []
 
-    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces: int = 1, again=False) -> StepResult:
+    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces=1, may_repeat=False) -> StepResult:
         residual = self.weights[0] * batch.images + self.weights[1] - batch.noise
         losses = np.mean(residual**2, axis=(1, 2, 3))
         slope = [np.mean(2 * residual * x, axis=(1, 2, 3)) for x in (batch.images, 1.0)]
