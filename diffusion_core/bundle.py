@@ -68,6 +68,7 @@ class Bundle:
         decays: of the averages.
         loss: that the step gave; NaN and infinities are told apart.
         grad_norm: that it gave.
+        pieces: equal ones in which the batch is computed, so that it needs no more memory than the training.
     """
 
     moment: Checkpoint
@@ -78,6 +79,7 @@ class Bundle:
     decays: tuple[float, ...]
     loss: float
     grad_norm: float
+    pieces: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def save_bundle(
         # JSON has no infinity.
         "loss": str(trouble.loss),
         "grad_norm": str(trouble.grad_norm),
+        "pieces": trouble.pieces,
         "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -173,7 +176,7 @@ def load_bundle(path: str | Path) -> Bundle:
         moment.problem.check_distance(distance)
         adam, lr = Adam(**step["adam"]), float(step["lr"])
         loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
-        sha256, size = str(step["batch_sha256"]), int(step["batch_bytes"])
+        sha256, size, pieces = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
     with reading(path / "state.json"):
         if not isinstance(backend := moment.notes["backend"], str):
             raise DuetError(f"its notes name the backend {backend!r}; a name would fit")
@@ -182,7 +185,13 @@ def load_bundle(path: str | Path) -> Bundle:
     with reading(path / "batch.safetensors"):
         arrays = read_part(path / "batch.safetensors", sha256, size)
         _check_batch(arrays, moment.problem)
-    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm)
+    with reading(path / "step.json"):
+        images = arrays["label"].size
+        if type(pieces) is not int or pieces < 1 or images % pieces:
+            raise DuetError(f"it has the pieces {pieces!r}; a divisor of the {images} images of its batch would fit")
+        if pieces > 1 and moment.problem.program.has_batch_statistics:
+            raise DuetError(f"it has {pieces} pieces for a network with batch statistics; 1 would fit")
+    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, pieces)
 
 
 def _check_batch(arrays: Mapping[str, NDArray], problem: Problem) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import NoReturn
 
 import numpy as np
@@ -182,6 +183,7 @@ class Trouble:
         grad_norm: of the gradient, unclipped.
         history: the losses that the levels of its batch depend on, or None.
         ends: whether training stops at it; if not, its update is skipped.
+        pieces: the fewest equal ones of the batch of which none is more than a process computed at a time.
     """
 
     images_seen: int
@@ -193,6 +195,7 @@ class Trouble:
     grad_norm: float
     history: LossHistory | None = None
     ends: bool = False
+    pieces: int = 1
 
     @property
     def said(self) -> str:
@@ -324,10 +327,17 @@ def train(
             fine = True
             if skips or history is not None:  # what comes next depends on it
                 numbers = lr, decays, float(result.loss), float(result.grad_norm)
-                trouble = Trouble(images_seen - course.batch, course.batch, updates - 1, *numbers, history)
+                trouble = Trouble(
+                    images_seen - course.batch,
+                    course.batch,
+                    updates - 1,
+                    *numbers,
+                    history,
+                    pieces=_of_all(pieces, course, team),
+                )
                 fine = math.isfinite(trouble.loss + trouble.grad_norm)
                 if not fine and (not skips or streak >= course.most_skipped):
-                    if skips and waiting:
+                    if waiting:
                         hooks.log(_records(waiting), interval.speed or clock.speed)
                     _stop(trouble, hooks, f" and {streak} updates before it were skipped" if streak else "")
                 if not fine:
@@ -359,9 +369,12 @@ def train(
                     one.seconds += took
                     one.images += course.batch
             if records:
-                if not skips:
-                    _stop_at_first(records, updates, course, hooks)
-                hooks.log(records, interval.speed or clock.speed)
+                sound = records if skips else _before_trouble(records)
+                if sound:
+                    hooks.log(sound, interval.speed or clock.speed)
+                if len(sound) < len(records):
+                    before = updates - len(records) + len(sound)
+                    _stop(_trouble_of(records[len(sound)], before, course, _of_all(pieces, course, team)), hooks)
                 interval = _Clock()
             if stores:
                 hooks.snapshot(images_seen)
@@ -412,12 +425,20 @@ def _halved(course: Course, team: Team, pieces: int) -> int | None:
     return int(found[found > 0].min(initial=course.batch)) if found.any() else None
 
 
-def _stop_at_first(records: list[Record], updates: int, course: Course, hooks: Hooks) -> None:
-    """Stop at the first of the last steps that is not finite, of so many updates; those after it changed nothing."""
-    for before, record in enumerate(records, updates - len(records)):
-        if not math.isfinite(record.loss + record.grad_norm):
-            seen = record.images_seen - course.batch
-            _stop(Trouble(seen, course.batch, before, record.lr, record.decays, record.loss, record.grad_norm), hooks)
+def _of_all(pieces: int, course: Course, team: Team) -> int:
+    """Into how many equal pieces the whole batch is cut where none is to have more images than those of a process."""
+    most = course.share(team.world) // pieces
+    return next(n for n in range(1, course.batch + 1) if course.batch % n == 0 and course.batch // n <= most)
+
+
+def _before_trouble(records: list[Record]) -> list[Record]:
+    """Those before the first that is not finite; those after it changed nothing."""
+    return list(takewhile(lambda record: math.isfinite(record.loss + record.grad_norm), records))
+
+
+def _trouble_of(record: Record, updates: int, course: Course, pieces: int) -> Trouble:
+    seen, numbers = record.images_seen - course.batch, (record.lr, record.decays, record.loss, record.grad_norm)
+    return Trouble(seen, course.batch, updates, *numbers, pieces=pieces)
 
 
 def _stop(trouble: Trouble, hooks: Hooks, more: str = "") -> NoReturn:

@@ -3,8 +3,8 @@
     python -m experiments.replay backend=torch bundle=outputs/RUN/non_finite/000000012800
     python -m experiments.replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800
 
-The bundle is what a training left behind (`diffusion_core.bundle`). The step is computed as it was, whole, and where
-`backend.compile` is auto in the mode of that training, if it was of the same backend; then its
+The bundle is what a training left behind (`diffusion_core.bundle`). The step is computed as it was, in pieces of no
+more images, and where `backend.compile` is auto in the mode of that training, if it was of the same backend; then its
 first images that are not finite, or its first ones, once more block by block, beside the NumPy reference in float64
 where the network is small. What is found is printed and written to replay-BACKEND-PRECISION.json in the bundle.
 """
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     trainer = backend.trainer(program, state, bundle.adam, bundle.distance)
     beside: Mapping[str, NDArray] = {}
     with np.errstate(all="ignore"):
-        loss, gradients = trainer.gradients(bundle.batch)
+        loss, gradients = trainer.gradients(bundle.batch, bundle.pieces)
         norm = global_norm(gradients)
         chosen = _chosen(bundle, trainer, cfg.images)
         batch = some(bundle.batch, chosen)

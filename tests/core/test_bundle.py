@@ -25,7 +25,7 @@ from diffusion_core.training import Trouble, make_batch
 PICTURES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.zeros(8, int), ("a",), "toy"), seed=3)
 OBJECTIVE = Objective(PROBLEM.process, seed=3)
-TROUBLE = Trouble(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan)
+TROUBLE = Trouble(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan, pieces=2)
 NOTES = {"precision": "float32"}
 ADAM = Adam(clip=None, weight_decay=0.1)
 
@@ -48,7 +48,7 @@ def test_a_bundle_is_read_back_as_it_was(tmp_path):
         found.moment, replace(moment(), notes=moment().notes | NOTES)
     )  # of which the updates are those before the step
     assert (found.adam, found.distance, found.lr, found.decays) == (ADAM, "mse", 1e-3, (0.9, 0.99))
-    assert found.loss == math.inf and math.isnan(found.grad_norm)
+    assert found.loss == math.inf and math.isnan(found.grad_norm) and found.pieces == 2
     assert found.batch.arrays.keys() == batch().arrays.keys()
     for name, array in batch().arrays.items():
         assert found.batch.arrays[name].tobytes() == array.tobytes()
@@ -112,6 +112,8 @@ def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, *
         ({"adam": {"beta": 1}}, "step.json: it is corrupt .*beta"),
         ({"batch_bytes": 10}, r"batch.safetensors: it has \d+ bytes; what belongs there has at most 10"),
         ({"batch_bytes": None}, "step.json: it is corrupt"),
+        ({"pieces": 3}, "step.json: it has the pieces 3; a divisor of the 4 images"),
+        ({"pieces": "2"}, "step.json: it has the pieces '2'"),
         ({"notes": {"backend": "torch"}}, "state.json: it is corrupt .*'precision'"),
         ({"notes": NOTES}, "state.json: it is corrupt .*'backend'"),
         ({"notes": {"backend": "torch", "precision": "half"}}, "state.json: precision: 'half' was given"),
@@ -129,6 +131,14 @@ def test_a_bundle_whose_step_cannot_be_done_is_refused_by_a_line(tmp_path, chang
     with pytest.raises(DuetError, match=said) as caught:
         load_bundle(rewrite(path, **changes))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bundle_that_names_no_pieces_is_one(tmp_path):
+    path = saved(tmp_path, batch())
+    facts = json.loads((path / "step.json").read_text())
+    del facts["pieces"]
+    (path / "step.json").write_text(json.dumps(facts | {"sha256": own_hash(facts)}))
+    assert load_bundle(path).pieces == 1
 
 
 def test_every_changed_number_of_a_step_is_noticed(tmp_path):

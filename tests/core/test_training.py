@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from diffusion_core import training
 from diffusion_core.backend import StepResult, TrainBatch
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.ema import Ema, Power, Warmup
@@ -22,6 +23,7 @@ from diffusion_core.schedule import linear
 from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
 from diffusion_core.unet import Node, Program
 from diffusion_core.unet.blocks import BatchNorm, GroupNorm
+from diffusion_core.world import Team, World
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
@@ -213,7 +215,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
         run(Course(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
-    assert kept == ([] if step == 1 else [4])
+    assert kept == list(range(4, 4 * step, 4))  # what was read before it
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
@@ -233,12 +235,17 @@ def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
         told.append(found)
         return "; kept"
 
+    def log(records: list[Record], speed: float) -> None:
+        logged.extend(record.images_seen for record in records)
+
+    logged: list[int] = []
     chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
     trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
     with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; kept"):
-        run(Course(32, 4, log_images=16), trainer, Hooks(trouble=trouble), chosen)
+        run(Course(32, 4, micro_batch=2, log_images=16), trainer, Hooks(log, trouble=trouble), chosen)
     (found,) = told
-    assert (found.images_seen, found.batch, found.updates, found.lr) == (8, 4, 2, RATE(12))
+    assert logged == [4, 8]
+    assert (found.images_seen, found.batch, found.updates, found.lr, found.pieces) == (8, 4, 2, RATE(12), 2)
     assert (found.history is None) == (objective == "plain") and found.decays == EMA.decays(3, 12, 4)
 
 
@@ -390,3 +397,12 @@ def test_the_summary_counts_steps_alone():
 def test_a_course_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
         Course(**options)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "rank", "size", "whole"),
+    [(8, None, 0, 1, 1), (8, 2, 0, 1, 4), (8, None, 1, 2, 2), (8, 2, 1, 2, 4), (7, None, 0, 2, 7), (12, 3, 0, 2, 4)],
+)
+def test_a_batch_is_done_again_in_pieces_that_one_process_computed(batch, micro_batch, rank, size, whole):
+    course, world = Course(batch, batch, micro_batch=micro_batch), World(rank, size)
+    assert training._of_all(course.pieces(world), course, Team(world)) == whole

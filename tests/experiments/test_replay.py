@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ SMALL = [
     *("+process.schedule.beta_end=0.6", "trainer.images=32", "trainer.batch=4", "trainer.sample_images=0"),
     *("trainer.log_images=32", "backend.threads=1", "backend.device=cpu", "precision=float64"),
     *("lr.peak=1e200", "lr.decay=steps", "lr.factor=0.5", "lr.every_images=4", "optimiser.clip=null"),
+    "trainer.micro_batch=2",
 ]
 
 EAGER = {"torch": "eager", "tf": "tf.function"}
@@ -70,6 +72,17 @@ def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_na
     save_file({**load_file(file), "noise": load_file(file)["noise"] * np.nan}, file)
     code, _, said = call("replay", f"backend={backend_name}", f"bundle={file.parent}")
     assert code == 2 and "batch.safetensors: it is corrupt" in said
+
+
+def test_the_step_is_done_again_in_its_pieces(refused, backend_name, monkeypatch):
+    (bundle,) = (refused[0] / "non_finite").iterdir()
+    trainer, given = import_module(f"backends.{backend_name}.trainer").Trainer, []
+    gradients = trainer.gradients
+    monkeypatch.setattr(trainer, "gradients", lambda self, *args: given.append(args[1:]) or gradients(self, *args))
+    found = load_bundle(bundle)
+    assert found.pieces == 2
+    assert call("replay", f"backend={backend_name}", f"bundle={bundle}", "backend.threads=1").code == 0
+    assert given == [(2,)]
 
 
 def test_the_step_is_done_again_in_the_mode_of_its_run(refused, backend_name, monkeypatch):
