@@ -142,12 +142,14 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
     """Rung 1: x_t, target and loss, for every distance, of levels of a table and in continuous time."""
     case = cases.BLOCKS[0]
     weights = cases.scattered_weights(case.program)
+    state = TrainerState.fresh(weights)
+    trainers = {distance: backend.trainer(case.program, state, Adam(), distance) for distance in DISTANCES}
     for title, make in (("", cases.noise_batch), (", EDM", cases.edm_batch)):
         batch = cases.cast(make(case.program, case.shape), backend.settings.host_dtype)
         for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
             trace.judge(1, f"{name}{title}", "noised", relative(got, wanted))
-        for distance in DISTANCES:
-            loss, _ = gradients_of(backend, case.program, weights, batch, distance)
+        for distance, trainer in trainers.items():
+            loss, _ = trainer.gradients(batch)
             wanted = reference.loss(case.program, weights, batch, distance)
             trace.judge(1, f"loss {distance}{title}", "loss", relative(loss, wanted))
 
