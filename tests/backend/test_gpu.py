@@ -1,7 +1,7 @@
 """The ladder on a CUDA device, against the same reference and within the same tolerances: `pytest -m gpu`.
 
-What was measured, each check with its error and its tolerance, is written as JSON when the last test is done: to the
-file that DUET_GPU_JSON names, else to outputs/gpu-BACKEND.json.
+What was measured, each check with its error, its tolerance and its mode, is written as JSON when the last test is done:
+to the file that DUET_GPU_JSON names, else to outputs/gpu-BACKEND.json.
 """
 
 from __future__ import annotations
@@ -31,35 +31,59 @@ def networks(backend: Any, measured: trace.Trace) -> None:
     trace.networks(backend, measured, cases.NETWORKS)
 
 
+def few_networks(backend: Any, measured: trace.Trace) -> None:
+    trace.networks(backend, measured, (*cases.FEW_NETWORKS, "ADM, learned variance", "landscape"))
+
+
+def few_samplers(backend: Any, measured: trace.Trace) -> None:
+    few = ("two registers, three estimates", "DDIM-20, eta 0.5, guidance 2", "DPM-Solver++ 3M-SDE-20")
+    trace.sampler_update(backend, measured, {name: cases.PLANS[name] for name in few})
+
+
+def training_step(backend: Any, measured: trace.Trace) -> None:
+    """The losses of a step of training by the reference's."""
+    for title in cases.FEW_NETWORKS:
+        spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
+        batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
+        errors = trace.training_errors(backend, program, cases.scattered_weights(program), batch)
+        for what, error in errors.items():
+            measured.judge(1, f"{title}, {what}", "loss", error)
+
+
 RUNGS = (trace.forward_noising, trace.losses, trace.blocks, networks, trace.optimiser, trace.steered, trace.likelihoods)
 # In bfloat16 no claim is made of the samples of an untrained network.
-CLIMBED = [(precision, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
-CLIMBED += [(precision, trace.sampler_update) for precision in ("float64", "float32")]
+CLIMBED = [(precision, False, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
+CLIMBED += [(precision, False, trace.sampler_update) for precision in ("float64", "float32")]
+# A compiler takes many seconds for every network, and XLA for every plan: a few of each.
+COMPILED = [(p, True, rung) for p in ("float32", "bf16") for rung in (few_networks, training_step, trace.optimiser)]
+COMPILED += [("float32", True, few_samplers)]
+MODES = pytest.mark.parametrize("compile", (False, True), ids=("plain", "compiled"))
 
 
 class Measured:
     """What the tests of this file measure.
 
     Args:
-        checks: all of them, passed or not.
-        devices: a line about each backend in a precision.
+        checks: all of them, passed or not, as plain data, each with its mode.
+        devices: a line about each backend in a precision and a mode.
     """
 
     def __init__(self) -> None:
-        self.checks: list[Check] = []
+        self.checks: list[dict[str, Any]] = []
         self.devices: dict[str, str] = {}
 
     def add(self, backend: Any, *checks: Check) -> None:
         """Keep checks, and then hold them to their tolerances."""
-        self.devices[backend.settings.precision] = backend.describe().line()
-        self.checks += checks
+        told = backend.describe()
+        self.devices[f"{told.precision}, {told.mode}"] = told.line()
+        self.checks += [one.to_dict() | {"mode": told.mode} for one in checks]
         failed = [f"{c.name}: {c.error:.3g} > {c.tolerance:.3g} {c.unit}" for c in checks if not c.passed]
         assert checks and not failed
 
     def write(self, path: Path) -> None:
         """As plain data."""
         told = {"environment": environment(), "devices": self.devices}
-        write_json(path, told | {"checks": [one.to_dict() for one in self.checks]})
+        write_json(path, told | {"checks": self.checks})
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +106,31 @@ def parity_trainer(backend: Any, state: TrainerState | None = None) -> Any:
     )
 
 
-@pytest.mark.parametrize(("precision", "rung"), CLIMBED, ids=lambda one: one if isinstance(one, str) else one.__name__)
-def test_the_ladder_holds_on_the_device(open_backend, measured, precision, rung):
-    backend = open_backend(precision, device="cuda", threads=None)
-    assert not backend.describe().device.startswith("cpu")
+@pytest.mark.parametrize(
+    ("precision", "compile", "rung"),
+    [
+        pytest.param(*one, id=f"{one[0]}-{'compiled' if one[1] else 'plain'}-{one[2].__name__}")
+        for one in CLIMBED + COMPILED
+    ],
+)
+def test_the_ladder_holds_on_the_device(open_backend, measured, precision, compile, rung):
+    backend = open_backend(precision, device="cuda", threads=None, compile=compile)
+    assert not backend.describe().on_cpu
     made = trace.Trace(backend.describe().backend, precision)
     rung(backend, made)
     measured.add(backend, *made.checks)
 
 
-def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured):
+@MODES
+def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured, compile):
     title = cases.FEW_NETWORKS[0]
     spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
     weights, batch = (
         cases.scattered_weights(program),
         cases.cast(cases.noise_batch(program, spec.image_shape), np.float32),
     )
-    backends = [open_backend(precision, device="cuda", threads=None) for precision in ("bf16", "float32")]
+    modes = ("bf16", compile), ("float32", False)
+    backends = [open_backend(precision, device="cuda", threads=None, compile=mode) for precision, mode in modes]
     gradients = [trace.gradients_of(backend, program, weights, batch)[1] for backend in backends]
     name = backends[0].describe().backend
     measured.add(backends[0], check(4, title, "bf16", name, "gradient", l2_of_all(*gradients)))
@@ -123,17 +155,21 @@ def test_products_do_not_round_to_ten_bits(open_backend, measured):
         measured.add(backend, check(3, f"512 channels to {part.nodes[-1].name}", "float32", name, "network", error))
 
 
-def test_training_on_the_device_is_training_on_the_cpu(cuda, open_backend, measured):
-    """Rung 7 between the devices of one framework."""
+@pytest.mark.parametrize(
+    ("precision", "compile"),
+    (("float64", False), ("float32", False), ("float32", True)),
+    ids=("float64-plain", "float32-plain", "float32-compiled"),
+)
+def test_training_on_the_device_is_training_on_the_cpu(open_backend, measured, precision, compile):
+    """Rung 7 between the devices of one framework; on the CPU nothing is compiled."""
+    cpu, cuda = open_backend(precision), open_backend(precision, device="cuda", threads=None, compile=compile)
 
     def checked(name: str, kind: str, error: float) -> Check:
-        return check(7, f"{name}, by the CPU's", cuda.settings.precision, cuda.describe().backend, kind, error)
+        return check(7, f"{name}, by the CPU's", precision, cuda.describe().backend, kind, error)
 
-    here, there = parity_trainer(open_backend(cuda.settings.precision)), parity_trainer(cuda)
+    here, there = parity_trainer(cpu), parity_trainer(cuda)
     for step in range(1, 11):
-        losses = [
-            trace.training_step(b, t, step) for b, t in ((open_backend(cuda.settings.precision), here), (cuda, there))
-        ]
+        losses = [trace.training_step(b, t, step) for b, t in ((cpu, here), (cuda, there))]
         error = abs(losses[1] - losses[0]) / losses[0]
         measured.add(cuda, checked(f"loss of step {step}", "training loss, 10 steps", error))
     for part in ("weights", "ema", "ema1"):
@@ -163,8 +199,9 @@ def test_a_state_goes_from_the_device_to_the_cpu_and_back(cuda, open_backend):
         np.testing.assert_array_equal(back.state().weights[name], value, err_msg=name)
 
 
-def test_bfloat16_on_the_device_learns(open_backend):
-    backend = open_backend("bf16", device="cuda", threads=None)
+@MODES
+def test_bfloat16_on_the_device_learns(open_backend, compile):
+    backend = open_backend("bf16", device="cuda", threads=None, compile=compile)
     spec = cases.NETWORKS["time added, strided"]
     program = lower(spec)
     weights, batch = (
