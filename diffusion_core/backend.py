@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, SupportsFloat
+from typing import Any, ClassVar, Protocol, SupportsFloat, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ __all__ = [
     "Watch",
     "average_names",
     "load_backend",
+    "within_memory",
 ]
 
 PRECISIONS = ("float64", "float32", "bf16")
@@ -394,6 +396,23 @@ class Steering:
             plan.check_inpainting()
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def within_memory(method: _Method) -> _Method:
+    """A method of what has a `place`, where too little memory is one line that says what to change.
+
+    It must change nothing that a second call would find.
+    """
+
+    @wraps(method)
+    def limited(self: Any, *given: Any, **named: Any) -> Any:
+        with self.place.within_memory():
+            return method(self, *given, **named)
+
+    return limited  # type: ignore[return-value]
+
+
 class Backend:
     """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
@@ -431,18 +450,22 @@ class Backend:
         """Device, precision and versions."""
         return self.device.describe(self.place, self.settings)
 
+    @within_memory
     def network(self, program: Program, weights: Weights) -> Network:
         """Build a network for inference."""
         return self.networks.Network(program, weights, self.place)
 
+    @within_memory
     def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
         """Build a network for training, going on from `state`."""
         return self.trainers.Trainer(program, state, adam, distance, self.place)
 
+    @within_memory
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
         """(x_t, target) of a batch, as the training step computes them."""
         return self.trainers.noised(batch, self.place)
 
+    @within_memory
     def sample(
         self,
         network: Network,
@@ -456,8 +479,7 @@ class Backend:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
         steering = steering or Steering()
         steering.check(plan)
-        with self.place.within_memory():
-            return self.samplers.sample(network, plan, start, label, noise, watch, steering)
+        return self.samplers.sample(network, plan, start, label, noise, watch, steering)
 
     def read_arrays(self, path: Path) -> Weights:
         """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""

@@ -39,7 +39,8 @@ def too_little_memory(device: str, reason: object, changes: bool = False) -> Due
     after = "; an update may be half made: go on from the last checkpoint with resume=latest" if changes else ""
     return (DuetError if changes else OutOfMemory)(
         f"{device}: it has too little memory; compute fewer images at a time with trainer.micro_batch (or let "
-        f"trainer.on_out_of_memory=halve find how many), and draw fewer with sample.batch{after} ({said})"
+        f"trainer.on_out_of_memory=halve find how many), draw fewer with sample.batch and measure fewer with "
+        f"likelihood.batch or accuracy.batch{after} ({said})"
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.random import words
+from diffusion_core.backend import within_memory
 from diffusion_core.unet.blocks import ATTENTION_ORDERS
 from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
@@ -351,6 +352,7 @@ class Network(tf.Module):
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
         return tf.cast(self.program.run(self.blocks, inputs, training), self.place.dtype)
 
+    @within_memory
     def forward(
         self,
         x: NDArray,
@@ -366,6 +368,7 @@ class Network(tf.Module):
         estimate = None if estimate is None else place.images(estimate)
         return to_host(self.call(place.images(x), c_noise, label, features, estimate))
 
+    @within_memory
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:

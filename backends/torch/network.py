@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backends.torch.device import Place
 from backends.torch.random import words
+from diffusion_core.backend import within_memory
 from diffusion_core.unet.blocks import ATTENTION_ORDERS
 from diffusion_core.unet.program import Node, Program, Training
 from diffusion_core.weights import Weights, check_weights
@@ -274,6 +275,7 @@ class Network(nn.Module):
         with self.place.mixed():
             return self.program.run(self.blocks, inputs, training).to(self.place.dtype)
 
+    @within_memory
     @torch.inference_mode()
     def forward(
         self,
@@ -290,6 +292,7 @@ class Network(nn.Module):
         estimate = None if estimate is None else place.images(estimate)
         return to_host(self.call(place.images(x), c_noise, label, features, estimate))
 
+    @within_memory
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from backends.torch.device import Place
 from backends.torch.network import Network, read_parameters, to_host
-from diffusion_core.backend import PSEUDO_HUBER_C, SMALLEST_PROBABILITY, StepResult, TrainBatch, TrainerState
+from diffusion_core.backend import (
+    PSEUDO_HUBER_C,
+    SMALLEST_PROBABILITY,
+    StepResult,
+    TrainBatch,
+    TrainerState,
+    within_memory,
+)
 from diffusion_core.ema import shares
 from diffusion_core.optimiser import Adam
 from diffusion_core.unet.program import Program, Training
@@ -243,6 +250,7 @@ class Trainer:
         """Take updates again after one that was not finite."""
         self.failed = torch.zeros_like(self.failed)
 
+    @within_memory
     def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
         loss, _, gradients, _ = self.in_pieces(tensors(batch, self.place), pieces)
@@ -257,6 +265,7 @@ class Trainer:
         self.updates += 1
         return norm
 
+    @within_memory
     @torch.no_grad()
     def look(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image, by name."""

@@ -288,6 +288,30 @@ def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
         raise RuntimeError("another")
 
 
+def test_whatever_computes_says_in_one_line_that_memory_does_not_suffice(backend, trainer, monkeypatch):
+    def short(*given: Any, **named: Any) -> None:
+        raise out_of_memory(backend)
+
+    batch, state = new_batch(backend), trainer.state()
+    network = backend.network(TINY, state.weights)
+    images = batch.images, batch.c_noise, batch.label
+    with monkeypatch.context() as patch:
+        for part in (backend.trainers, backend.networks):
+            for name in ("tensors", "build", "to_host", "read_parameters"):
+                patch.setattr(part, name, short, raising=False)
+        for computes in (
+            lambda: new_trainer(backend),
+            lambda: backend.network(TINY, state.weights),
+            lambda: backend.noised(batch),
+            lambda: trainer.gradients(batch),
+            lambda: trainer.look(batch),
+            lambda: network.forward(*images),
+            lambda: network.pullback(*images, batch.noise),
+        ):
+            with pytest.raises(OutOfMemory, match=r"too little memory; .* likelihood\.batch"):
+                computes()
+
+
 def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(backend, trainer, monkeypatch):
     """Memory ends in the last of its gradients; then the same step is made, in pieces."""
     batch, short = new_batch(backend), new_trainer(backend)
