@@ -517,7 +517,7 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
     # As a training step hands them over: the positions must reach the device whole.
-    b = import_module(f"{package}.trainer")._tensors(batch, backend.place)
+    b = import_module(f"{package}.trainer").tensors(batch, backend.place)
     got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, words(key, index, n, row))
 
