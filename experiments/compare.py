@@ -97,7 +97,7 @@ class Run:
         return f"{self.backend} {self.mark}".strip()
 
 
-@entry("compare")
+@entry("compare", keeps=("report.html", "a report"))
 def main(cfg: DictConfig) -> None:
     """Read, compare, and write report.html and report.json."""
     if (cfg.a is None) != (cfg.b is None):

@@ -26,7 +26,7 @@ from diffusion_core.errors import one_of
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
-from diffusion_core.run import environment, write_json
+from diffusion_core.run import claim, environment, write_json
 from experiments.common import settings_of
 from experiments.entry import entry
 
@@ -39,13 +39,14 @@ def main(cfg: DictConfig) -> None:
         if precision not in PRECISIONS:
             raise one_of("precisions", precision, PRECISIONS)
     for precision in cfg.precisions:
-        backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
-        print(backend.describe().line(), flush=True)
-        began = perf_counter()
-        if cfg.handover is None:
-            done = _write_record(backend, out, precision, cfg.whole)
-        else:
-            done = _take_over(backend, out, precision, Path(cfg.handover), cfg.whole)
+        with claim(out / precision):  # `out` may be at the same time that of a record in another precision
+            backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
+            print(backend.describe().line(), flush=True)
+            began = perf_counter()
+            if cfg.handover is None:
+                done = _write_record(backend, out, precision, cfg.whole)
+            else:
+                done = _take_over(backend, out, precision, Path(cfg.handover), cfg.whole)
         print(f"{cfg.backend.name}, {precision}: {done} in {perf_counter() - began:.0f} s: {out}", flush=True)
 
 

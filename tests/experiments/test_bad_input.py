@@ -25,6 +25,7 @@ from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from diffusion_core.errors import DuetError
 from diffusion_core.lock import LOCK, locked
 from diffusion_core.problem import Problem
+from diffusion_core.run import claim
 from diffusion_core.unet import UNetSpec
 from diffusion_core.weights import initial_weights
 from experiments.stored import read_config
@@ -389,6 +390,16 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
 )
 def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None:
     assert named in refused("compare", f"out={tmp_path}", *words)
+
+
+def test_reports_and_parity_records_are_written_by_one_process_and_no_report_is_written_over(tmp_path: Path) -> None:
+    with claim(tmp_path):
+        assert "in use by process" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
+    (tmp_path / "report.html").write_text("")
+    assert "holds a report already" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
+    with claim(tmp_path / "float32"):
+        assert "in use by process" in refused("trace", f"out={tmp_path}", "precisions=[float32]", "backend=torch")
+    assert not (tmp_path / "float32.json").exists()
 
 
 def test_bench_refuses(tmp_path: Path) -> None:
