@@ -26,8 +26,9 @@ from diffusion_core.stopping import SIGNALS
 
 __all__ = ["environments", "main", "run_together", "visible_cards"]
 
-# How long a worker may take to end when it is asked to, in seconds: enough for a checkpoint.
-_GRACE = 20.0
+# Where one fails, how long the others may take to find it out and say so, and then to end when they are asked to, in
+# seconds: enough for a checkpoint.
+_ALONE, _GRACE = 1.0, 20.0
 
 
 def environments(ports: Sequence[int], given: Mapping[str, str], cards: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -63,14 +64,17 @@ def run_together(command: Sequence[str], environs: Sequence[Mapping[str, str]]) 
 
     handlers = dict.fromkeys(SIGNALS, pass_on) | {signal.SIGINT: lambda *_: None}
     kept = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    code, asked = 0, None
+    code, failed_at, asked = 0, None, False
     try:
         while None in (codes := [worker.poll() for worker in workers]):
             failed = [code for code in codes if code]
-            if failed and asked is None:
-                code, asked = min(failed), time.monotonic()  # of two, that of a signal, which comes first
+            if failed and failed_at is None:
+                code, failed_at = min(failed), time.monotonic()  # of two, that of a signal, which comes first
+            waited = 0.0 if failed_at is None else time.monotonic() - failed_at
+            if waited > _ALONE and not asked:
+                asked = True
                 pass_on(signal.SIGTERM, None)
-            if asked is not None and time.monotonic() - asked > _GRACE:
+            if waited > _ALONE + _GRACE:
                 pass_on(signal.SIGKILL, None)
             time.sleep(0.05)
     finally:

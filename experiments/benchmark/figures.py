@@ -43,7 +43,7 @@ def bars(made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int]) -> dict[s
                     va="center", fontsize=7.5,
                 )  # fmt: skip
             axes.axvline(1, color="#7f7f7f", linewidth=0.8, linestyle=":")
-            axes.set(yticks=list(places), yticklabels=[row["contestant"] for row in chosen], xlim=(0, 1.15 * max(high)))
+            axes.set(yticks=list(places), yticklabels=[row["contestant"] for row in chosen], xlim=(0, 1.2 * max(high)))
             axes.set(title=title, xlabel=f"time, by that of {chosen[0]['contestant']} in the same round")
             return figure
 
