@@ -48,8 +48,8 @@ def main(cfg: DictConfig) -> None:
     for what in cfg.work:
         if what not in WORK:
             raise one_of("work", what, WORK)
-    for name in ("repeats", "limit_s", *_ROUNDS):
-        if cfg[name] < 1:
+    for name in ("repeats", "limit_s", "at_once", *_ROUNDS):
+        if cfg[name] is not None and cfg[name] < 1:
             raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
     if cfg.device not in ("cpu", "cuda"):
         raise one_of("device", cfg.device, ("cpu", "cuda"))  # the same for all

@@ -83,7 +83,7 @@ def test_the_work_of_several_plans_is_the_mean_of_theirs():
     one, other = sampling_work(PROBLEM.program, shape, few, 3, 2), sampling_work(PROBLEM.program, shape, many, 5, 2)
     assert common.drawing_work(PROBLEM, [(few, 3)], 2) == one
     mean = common.drawing_work(PROBLEM, [(few, 3), (many, 5)], 2)
-    for costs in (Costs(0.1, 1e-3, 1.0), Costs(0.0, 1e-3, 0.0), Costs(0.01, 0.0, 1.0)):
+    for costs in (Costs(0.1, 1e-3, 1.0, 0.0), Costs(0.0, 1e-3, 0.0, 0.1), Costs(0.01, 0.0, 1.0, 0.1)):
         assert 2 * mean.saving(costs) == pytest.approx(one.saving(costs) + other.saving(costs))
 
 
