@@ -66,6 +66,7 @@ def growth(key: str, made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int
 
         def draw(chosen: Sequence[Mapping[str, Any]] = chosen, title: str = title) -> Figure:
             from matplotlib.figure import Figure
+            from matplotlib.ticker import LogLocator
 
             figure = Figure((7.5, 3.2))
             both = figure.subplots(1, 2)
@@ -75,8 +76,14 @@ def growth(key: str, made: Sequence[Mapping[str, Any]], rounds: Mapping[str, int
                     points = sorted((row[key], row[column]) for row in chosen if row["contestant"] == name)
                     axes.plot(*zip(*points, strict=True), marker=mark, color=_colour(name), label=name, markersize=4)
                 values = sorted({row[key] for row in chosen})
-                axes.set(xscale="log", yscale="log", xlabel=key.replace("_", " "), ylabel=label)
+                axes.set(xscale="log", xlabel=key.replace("_", " "), ylabel=label)
                 axes.set_xticks(values, [f"{value:g}" for value in values])
+                if column == "milliseconds":
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                else:
+                    axes.set_ylim(bottom=0)  # most of it is there before any work
+                axes.yaxis.set_major_formatter("{x:,.0f}")
                 axes.minorticks_off()
             both[0].legend(fontsize=7.5)
             figure.suptitle(title, fontsize=10)
