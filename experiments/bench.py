@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     points = _points(cfg)
     problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
     out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
-    told: dict[str, Any] = {"contestants": {}, "left_out": {}, "targets": [], "rows": []}
+    told = _facts(cfg, problems) | {"contestants": {}, "left_out": {}, "targets": [], "rows": []}
     for point, problem in zip(points, problems, strict=True):
         value = {} if cfg.vary is None else {cfg.vary: OmegaConf.select(point, VARIED[cfg.vary])}
         made: list[dict[str, Any]] = []
@@ -67,11 +67,11 @@ def main(cfg: DictConfig) -> None:
             told["rows"] += [value | row for row in found]
             told["contestants"] |= {one.mode.name: one.facts for one in contestants if one.facts}
             told["left_out"] |= {one.mode.name: one.left_out for one in contestants if one.left_out}
-            write_json(out / "bench.json", _facts(cfg, problems) | told)  # now, as the next work may not end
+            write_json(out / "bench.json", told)  # now, as the next work may not end
         if made:
             Console(width=160).print(table(made, rounds, _title(point, problem)))
         told["targets"] += [value | one.to_dict() for one in _reached(point, made)]
-    write_json(out / "bench.json", _facts(cfg, problems) | told)
+    write_json(out / "bench.json", told)
     if not told["rows"]:
         raise DuetError(f"bench: nobody took part; {next(iter(told['left_out'].values()))}")
     drawn = bars(told["rows"], rounds) if cfg.vary is None else growth(cfg.vary, told["rows"], rounds)

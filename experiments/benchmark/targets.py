@@ -157,7 +157,7 @@ def _memory_ratio(what: str, ours: Row | None, theirs: Row | None, wanted: float
 
 
 def _share(what: str, column: str, row: Row | None, wanted: float | None, least: bool = True) -> Target | None:
-    """A work by a part of it, or by a peak, that was measured in the same process and types."""
+    """A work by a part of it, or by a peak, that was measured beside it in the same types."""
     if row is None or row[column] is None:
         return None
     name = f"{what}, {column.replace('_', ' ')} measured in {row['precision']}: {row['contestant']}"

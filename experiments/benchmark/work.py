@@ -65,9 +65,11 @@ def works(
     def network() -> Any:
         return once("network", lambda: backend.network(program, weights))
 
+    def run() -> _Run:
+        return once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
+
     def step() -> int:
-        run = once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
-        run.go_on(batch, steps)
+        run().go_on(batch, steps)
         return steps * batch
 
     def sample(plan: Any) -> int:
@@ -83,8 +85,8 @@ def works(
         return images
 
     def passes() -> int:
-        run = once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
-        once("passes", lambda: backend.passes_alone(run.trainer, make_batch(run.loader, run.objective, 0, batch)))()
+        own = run()
+        once("passes", lambda: backend.passes_alone(own.trainer, make_batch(own.loader, own.objective, 0, batch)))()
         return batch
 
     def products() -> int:
