@@ -12,8 +12,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import Archive
-from diffusion_core.errors import DuetError
 
 __all__ = ["fetch"]
 

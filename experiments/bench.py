@@ -22,13 +22,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from diffusion_core.backend import Settings
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.problem import Problem
-from diffusion_core.run import environment, write_json
-from diffusion_core.unet.work import multiply_adds
-from diffusion_core.weights import count
+from diffusion_core.backend.interface import Settings
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.flops import multiply_adds
+from diffusion_core.networks.weights import count
+from diffusion_core.runs.run_directory import environment, write_json
 from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import rows, table

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_core import pictures
-from diffusion_core.backend import (
+from diffusion_core.backend.compile_policy import Costs, Work, compiles, sampling_work
+from diffusion_core.backend.interface import (
     Backend,
     Network,
     Settings,
@@ -22,21 +22,21 @@ from diffusion_core.backend import (
     average_names,
     load_backend,
 )
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint
-from diffusion_core.continuous import ContinuousSchedule
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, load_dataset, to_uint8
 from diffusion_core.data.store import parts_of
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.modes import Costs, Work, compiles, sampling_work
-from diffusion_core.problem import Problem
-from diffusion_core.process import add_noise
-from diffusion_core.random import Stream
-from diffusion_core.run import write_arrays, write_samples
+from diffusion_core.diffusion.continuous import ContinuousSchedule
+from diffusion_core.diffusion.process import add_noise
+from diffusion_core.images import render as pictures
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import check_labels, describe_labels, draw, known_labels
+from diffusion_core.model.noise_strip import levels_shown, rows_shown, shown
+from diffusion_core.networks import NetworkSpec, Program, make_spec
+from diffusion_core.networks.weights import Weights
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
+from diffusion_core.runs.run_directory import write_arrays, write_samples
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
-from diffusion_core.sampling.draw import check_labels, describe_labels, draw, known_labels
-from diffusion_core.unet import NetworkSpec, Program, make_spec
-from diffusion_core.visible import levels_shown, rows_shown, shown
-from diffusion_core.weights import Weights
 from experiments.entry import CONFIGS, plain
 from experiments.processes import world_of
 from experiments.progress import Counter

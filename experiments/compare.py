@@ -23,17 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core import pictures
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import counted
 from diffusion_core.data import load_dataset
-from diffusion_core.errors import DuetError
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.images import render as pictures
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.metric import Source
 from diffusion_core.metrics.protocol import Number, columns, read_numbers, values_of
 from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
-from diffusion_core.run import environment, read_json, read_metrics, read_samples
+from diffusion_core.runs.run_directory import environment, read_metrics, read_samples
 from diffusion_core.statistics.bootstrap import LEAST
-from diffusion_core.words import counted
 from experiments.entry import entry
 from experiments.evaluation.given import reference_of
 from experiments.evaluation.samples import Judge, chosen, features_of

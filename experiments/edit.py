@@ -22,20 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_core import pictures
-from diffusion_core.backend import Steering
-from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
+from diffusion_core.backend.interface import Steering
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.registry import build
+from diffusion_core.common.text import counted
 from diffusion_core.data import from_uint8, to_uint8
 from diffusion_core.data.square import SUFFIXES, fit_picture, open_picture
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.objectives import network_labels
-from diffusion_core.problem import Problem
-from diffusion_core.reading import open_npz
-from diffusion_core.registry import build
-from diffusion_core.run import environment, write_json, write_samples
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.files.safe_read import open_npz
+from diffusion_core.images import render as pictures
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import draw
+from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.runs.run_directory import environment, write_json, write_samples
 from diffusion_core.sampling import SamplerPlan, edit
-from diffusion_core.sampling.draw import draw
-from diffusion_core.words import counted
+from diffusion_core.training.objective import network_labels
 from experiments import common
 from experiments.entry import entry, plain
 from experiments.progress import Counter

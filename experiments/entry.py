@@ -23,18 +23,18 @@ from hydra.plugins.config_source import ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_core import stopping
-from diffusion_core.continuous import CONTINUOUS
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import DATASETS
-from diffusion_core.ema import PROFILES
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.levels import LEVELS
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
+from diffusion_core.diffusion.schedule import SCHEDULES
+from diffusion_core.diffusion.timestep_sampling import LEVELS
+from diffusion_core.files.safe_read import reading
 from diffusion_core.metrics.evaluate import METRICS, options_of
-from diffusion_core.reading import reading
-from diffusion_core.run import claim
+from diffusion_core.optim import PROFILES
+from diffusion_core.runs.run_directory import claim
+from diffusion_core.runtime import signals as stopping
 from diffusion_core.sampling import SAMPLERS
-from diffusion_core.schedule import SCHEDULES
-from diffusion_core.weighting import WEIGHTINGS
 from experiments.processes import one_speaks, world_of
 from experiments.schema import MODELS, SCHEMAS, register
 from experiments.stored import check_yaml

@@ -28,11 +28,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import build
+from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.protocol import Number, nested
-from diffusion_core.registry import build
-from diffusion_core.run import environment, write_json
+from diffusion_core.runs.run_directory import environment, write_json
 from experiments.entry import entry, plain
 from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.given import Given, Measure

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Steering
+from diffusion_core.backend.compile_policy import Work, training_work
+from diffusion_core.backend.interface import Steering
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Loader
 from diffusion_core.data.augment import LABEL
 from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
-from diffusion_core.ema import Ema, make_ema
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.modes import Work, training_work
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import Adam, LearningRate
-from diffusion_core.problem import Problem
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.optim import Ema, make_ema
+from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.runtime.distributed import World
 from diffusion_core.sampling import SamplerPlan
-from diffusion_core.training import Course
-from diffusion_core.world import World
+from diffusion_core.training.loop import Course
+from diffusion_core.training.objective import Objective
 from experiments import common
 from experiments.entry import plain
 from experiments.processes import world_of

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Backend
-from diffusion_core.checkpoint import load_checkpoint
-from diffusion_core.errors import DuetError
-from diffusion_core.registry import build
+from diffusion_core.backend.interface import Backend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import build
+from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.common import open_backend, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.targets import TARGETS

@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core import pictures
-from diffusion_core.backend import Backend, Network
-from diffusion_core.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.backend.interface import Backend, Network
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import counted
 from diffusion_core.data import to_uint8
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.run import environment, write_json
+from diffusion_core.images import render as pictures
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import draw
+from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.runs.run_directory import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
-from diffusion_core.sampling.draw import draw
-from diffusion_core.words import counted
 from experiments.common import check_sample, drawing_work, open_backend, sample_labels, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.progress import Counter

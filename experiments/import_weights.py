@@ -23,14 +23,14 @@ from typing import Any
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core.backend import TrainerState, load_backend
-from diffusion_core.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from diffusion_core.backend.interface import TrainerState, load_backend
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import import_weights
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.run import environment
-from diffusion_core.schedule import AnySchedule
-from diffusion_core.weights import count
+from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.weights import count
+from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from diffusion_core.runs.run_directory import environment
 from experiments.common import settings_of
 from experiments.entry import entry, plain
 from experiments.schema import ProcessSchema

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core import pictures
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
 from diffusion_core.data.store import parts_of, read_names
 from diffusion_core.data.survey import Pairs, Survey, near_pairs, survey
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
-from diffusion_core.run import environment, read_json
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.images import render as pictures
+from diffusion_core.runs.run_directory import environment
 from experiments.common import load_data
 from experiments.entry import entry
 from experiments.progress import Counter

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_core.backend import load_backend
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.backend.interface import load_backend
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks import lower
+from diffusion_core.networks.weights import count
 from diffusion_core.parity.compare import PRECISIONS, load_arrays
 from diffusion_core.parity.network import compare_network, record_network
-from diffusion_core.run import environment, write_json
-from diffusion_core.unet import lower
-from diffusion_core.weights import count
+from diffusion_core.runs.run_directory import environment, write_json
 from experiments.common import settings_of, spec_of
 from experiments.entry import entry
 

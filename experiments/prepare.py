@@ -16,15 +16,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.registry import build
 from diffusion_core.data import read_options
 from diffusion_core.data.archives import sha256_of
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.registry import build
-from diffusion_core.run import environment
+from diffusion_core.runs.run_directory import environment
 from downloads import fetch
 from experiments.entry import entry, plain
 from experiments.progress import Counter

@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from omegaconf import DictConfig
 
-from diffusion_core import stopping
-from diffusion_core.errors import DuetError
-from diffusion_core.world import Team, World, started_together
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime.distributed import Team, World, started_together
 
 __all__ = ["leave_if_told", "one_speaks", "pausing", "told", "world_of"]
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from diffusion_core.ema import describe, make_ema
-from diffusion_core.errors import DuetError
-from diffusion_core.run import environment
-from diffusion_core.snapshots import find_snapshots, reconstruct
-from diffusion_core.words import counted
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import counted
+from diffusion_core.optim import describe, make_ema
+from diffusion_core.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from diffusion_core.runs.ema_snapshots import find_snapshots, reconstruct
+from diffusion_core.runs.run_directory import environment
 from experiments.entry import entry, plain
 
 

@@ -3,7 +3,7 @@
     python -m experiments.replay backend=torch bundle=outputs/RUN/non_finite/000000012800
     python -m experiments.replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800
 
-The bundle is what a training left behind (`diffusion_core.bundle`). The step is computed as it was, in pieces of no
+The bundle is what a training left behind (`diffusion_core.runs.failure_bundle`). The step is computed as it was, in pieces of no
 more images, and where `backend.compile` is auto in the mode of that training, if it was of the same backend; then its
 first images that are not finite, or its first ones, once more block by block, beside the NumPy reference in float64
 where the network is small. What is found is printed and written to replay-BACKEND-PRECISION.json in the bundle.
@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core import reference
-from diffusion_core.backend import Trainer, load_backend
-from diffusion_core.bundle import Bundle, Place, load_bundle, places, some
-from diffusion_core.errors import DuetError
-from diffusion_core.optimiser import global_norm
-from diffusion_core.run import write_json
-from diffusion_core.weights import count
+from diffusion_core.backend.interface import Trainer, load_backend, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.weights import count
+from diffusion_core.optim.adam import global_norm
+from diffusion_core.runs.failure_bundle import Bundle, Place, load_bundle, places, some
+from diffusion_core.runs.run_directory import write_json
 from experiments.common import in_mode, settings_of
 from experiments.entry import entry
 from experiments.resuming import mode_begun_in

@@ -12,14 +12,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Backend, TrainerState
-from diffusion_core.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
-from diffusion_core.ema import describe
-from diffusion_core.errors import DuetError
-from diffusion_core.run import read_json
-from diffusion_core.training import Carried, Course
-from diffusion_core.weights import initial_weights
-from diffusion_core.words import counted
+from diffusion_core.backend.interface import Backend, TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import counted
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim import describe
+from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+from diffusion_core.training.loop import Carried, Course
 from experiments.entry import plain
 from experiments.experiment import Experiment
 

@@ -22,10 +22,11 @@ from time import perf_counter
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core import stopping
-from diffusion_core.checkpoint import load_checkpoint, weights_hash, write_atomically
-from diffusion_core.run import environment, write_json
-from diffusion_core.words import counted
+from diffusion_core.common.text import counted
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
+from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runtime import signals as stopping
 from experiments.common import (
     Leaders,
     check_sample,

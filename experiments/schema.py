@@ -18,13 +18,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from diffusion_core.backend import Settings
+from diffusion_core.backend.compile_policy import AUTO
+from diffusion_core.backend.interface import Settings
 from diffusion_core.convert import SOURCES
-from diffusion_core.modes import AUTO
-from diffusion_core.optimiser import Adam, LearningRate
+from diffusion_core.networks import ARCHITECTURES
+from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.sampling import make_plan
-from diffusion_core.training import Course
-from diffusion_core.unet import ARCHITECTURES
+from diffusion_core.training.loop import Course
 from experiments.targets import TARGETS
 
 __all__ = ["MODELS", "SCHEMAS", "register"]

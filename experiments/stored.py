@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core.reading import read_text, reading
+from diffusion_core.files.safe_read import read_text, reading
 
 __all__ = ["check_yaml", "read_config"]
 

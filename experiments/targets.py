@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core import reference
-from diffusion_core.backend import Backend, Forward
-from diffusion_core.checkpoint import Checkpoint, write_atomically
+from diffusion_core.backend.interface import Backend, Forward, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.convert import export_pipeline
 from diffusion_core.convert.onnx import onnx_model, open_onnx, save_onnx
-from diffusion_core.errors import DuetError
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.weights import Weights
 from diffusion_core.parity.ladder import relative
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream
-from diffusion_core.weights import Weights
+from diffusion_core.runs.checkpoint import Checkpoint
 
 __all__ = ["TARGETS"]
 

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Backend, load_backend
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
-from diffusion_core.errors import one_of
+from diffusion_core.backend.interface import Backend, load_backend
+from diffusion_core.common.errors import one_of
+from diffusion_core.files.atomic import write_atomically
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
-from diffusion_core.run import claim, environment, write_json
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import claim, environment, write_json
 from experiments.common import settings_of
 from experiments.entry import entry
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.errors import DuetError
-from diffusion_core.registry import build
-from diffusion_core.run import Tracker
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import build
+from diffusion_core.runs.run_directory import Tracker
 from experiments.entry import plain
 
 __all__ = ["TRACKERS", "choose"]

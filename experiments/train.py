@@ -26,25 +26,21 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core import pictures, stopping
-from diffusion_core.backend import Backend, Trainer
-from diffusion_core.bundle import is_kept, save_bundle
-from diffusion_core.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    save_checkpoint,
-    weights_hash,
-    write_atomically,
-)
+from diffusion_core.backend.interface import Backend, Trainer
+from diffusion_core.common.text import counted
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.images import render as pictures
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
-from diffusion_core.run import RunDirectory, claim, environment, read_metrics, write_json
-from diffusion_core.snapshots import save_snapshots
-from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
-from diffusion_core.weights import count, hash_of
-from diffusion_core.words import counted
-from diffusion_core.world import World
+from diffusion_core.networks.weights import count, hash_of
+from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, weights_hash
+from diffusion_core.runs.ema_snapshots import save_snapshots
+from diffusion_core.runs.failure_bundle import is_kept, save_bundle
+from diffusion_core.runs.run_directory import RunDirectory, claim, environment, read_metrics, write_json
+from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime.distributed import World
+from diffusion_core.training.loop import Carried, Course, Hooks, Record, Trouble, make_batch, train
 from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines

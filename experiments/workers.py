@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import takewhile
 
-from diffusion_core.stopping import SIGNALS
+from diffusion_core.runtime.signals import SIGNALS
 
 __all__ = ["environments", "main", "run_together", "visible_cards"]
 

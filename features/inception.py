@@ -11,7 +11,7 @@ The network takes uint8 pictures of 299 x 299 and three channels. How they are b
 
     tensorflow1   bilinear as in the graph of 2015, without antialiasing and without rounding, by torch-fidelity; what
                   published numbers were measured with, and what torch-fidelity reports
-    antialias     `diffusion_core.metrics.resize`: bilinear with antialiasing, rounded to uint8; a number says so in its
+    antialias     `diffusion_core.images.resize`: bilinear with antialiasing, rounded to uint8; a number says so in its
                   name, "FID, antialiased resize"
 
 The weights are a file of the project torch-fidelity, known by the hash in its name. Those that do not have this hash
@@ -36,10 +36,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import DEVICES
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.backend.interface import DEVICES
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.images.resize import resize as antialiased
 from diffusion_core.metrics.metric import FeatureKind
-from diffusion_core.metrics.resize import resize as antialiased
 from features.kind import Features, NotGiven, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
@@ -58,7 +58,7 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
         weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
             where PyTorch keeps such files, or takes it from there.
         resize: how pictures are brought to 299 x 299, one of `RESIZES`.
-        device: as `diffusion_core.backend.Settings.device`.
+        device: as `diffusion_core.backend.interface.Settings.device`.
 
     Raises:
         NotGiven: no weights were named.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.metric import FeatureKind, Parts
 
 __all__ = ["Features", "NotGiven", "as_colour", "extract"]

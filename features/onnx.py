@@ -3,7 +3,7 @@
 The file has one input of float32 pictures, ``b c h w`` or ``b h w c``, with one channel or three. Which of its outputs
 are the features, the features of places and the probabilities or logits of classes is said by name; what an output
 holds per picture is flattened. Without a name, the first output has the features. Pictures are brought to its size by
-`diffusion_core.metrics.resize` and their values 0..255 to `low` .. `high`.
+`diffusion_core.images.resize` and their values 0..255 to `low` .. `high`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.onnx import open_session
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.images.resize import resize
 from diffusion_core.metrics.metric import FeatureKind
-from diffusion_core.metrics.resize import resize
 from features.kind import Features, as_colour
 
 __all__ = ["features"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_core.backend import Settings, load_backend
+from diffusion_core.backend.interface import Settings, load_backend
 
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
 

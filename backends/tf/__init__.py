@@ -1,9 +1,9 @@
-"""The TensorFlow backend: the seam of `diffusion_core.backend`, file by file the twin of `backends.torch`."""
+"""The TensorFlow backend: the seam of `diffusion_core.backend.interface`, file by file the twin of `backends.torch`."""
 
 from __future__ import annotations
 
 from backends.tf import device, files, network, products, sampler, trainer
-from diffusion_core import backend
+from diffusion_core.backend.interface import interface as backend
 
 __all__ = ["Backend"]
 

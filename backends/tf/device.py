@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import Description, Settings
-from diffusion_core.errors import DuetError, too_little_memory
-from diffusion_core.words import counted
-from diffusion_core.world import World
+from diffusion_core.backend.interface import Description, Settings
+from diffusion_core.common.errors import DuetError, too_little_memory
+from diffusion_core.common.text import counted
+from diffusion_core.runtime.distributed import World
 
 # Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

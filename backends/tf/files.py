@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.network import Network, to_host
-from diffusion_core.backend import Forward
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_regular
-from diffusion_core.unet.program import Program
+from diffusion_core.backend.interface import Forward
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import open_regular
+from diffusion_core.networks.program import Program
 
 __all__ = ["export", "exported", "read_arrays"]
 

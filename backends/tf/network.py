@@ -1,7 +1,7 @@
 """Block kinds as TensorFlow modules, and the network that runs a program with them.
 
 Tensors are ``b h w c``, or ``b c``. Each class computes what the function of the same kind in
-`diffusion_core.reference` defines; the numbers come from the block, none from a default.
+`diffusion_core.backend.reference` defines; the numbers come from the block, none from a default.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.random import words
-from diffusion_core.backend import within_memory
-from diffusion_core.unet.blocks import ATTENTION_ORDERS
-from diffusion_core.unet.program import Node, Program, Training
-from diffusion_core.weights import Weights, check_weights
+from diffusion_core.backend.interface import within_memory
+from diffusion_core.networks.blocks import ATTENTION_ORDERS
+from diffusion_core.networks.program import Node, Program, Training
+from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "convolve", "from_canonical", "read_parameters"]
 
@@ -361,7 +361,7 @@ class Network(tf.Module):
         features: NDArray | None = None,
         estimate: NDArray | None = None,
     ) -> NDArray:
-        """See `diffusion_core.backend.Network`."""
+        """See `diffusion_core.backend.interface.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
         features = self.no_features(len(x)) if features is None else place.tensor(features)
@@ -372,7 +372,7 @@ class Network(tf.Module):
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.Network`."""
+        """See `diffusion_core.backend.interface.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
         features = self.no_features(len(x)) if features is None else place.tensor(features)

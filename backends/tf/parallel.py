@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.world import World
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runtime.distributed import World
 
 __all__ = ["KIND", "Group"]
 

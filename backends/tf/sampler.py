@@ -7,7 +7,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.network import Network, to_host
-from diffusion_core.backend import LEAST_SPREAD, NoiseSource, Steering, Watch
+from diffusion_core.backend.interface import LEAST_SPREAD, NoiseSource, Steering, Watch
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Form, Row
 
@@ -171,7 +171,7 @@ def sample(
     watch: Watch | None,
     steering: Steering,
 ) -> NDArray:
-    """Run a plan; see `diffusion_core.backend.Backend.sample`."""
+    """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
     place = network.place
     longest = max(1, min(_ROWS, plan.rows, _BYTES // start.nbytes))
     numbers, noisy, everywhere = plan.numbers(), plan.is_noisy, np.ones(plan.rows, bool)

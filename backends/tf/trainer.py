@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import Place
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
-from diffusion_core.backend import (
+from diffusion_core.backend.interface import (
     PSEUDO_HUBER_C,
     SMALLEST_PROBABILITY,
     StepResult,
@@ -21,10 +21,10 @@ from diffusion_core.backend import (
     TrainerState,
     within_memory,
 )
-from diffusion_core.ema import shares
-from diffusion_core.optimiser import Adam
-from diffusion_core.unet.program import Program, Training
-from diffusion_core.weights import Weights, check_weights
+from diffusion_core.networks.program import Program, Training
+from diffusion_core.networks.weights import Weights, check_weights
+from diffusion_core.optim import shares
+from diffusion_core.optim.adam import Adam
 
 __all__ = ["Trainer", "noised", "tensors"]
 
@@ -100,7 +100,7 @@ def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
 
 
 def _bound(b: _Tensors, residual: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
-    """The weighted bound of each image; see `diffusion_core.backend.TrainBatch`."""
+    """The weighted bound of each image; see `diffusion_core.backend.interface.TrainBatch`."""
     *columns, weight = tf.unstack(b.variational, axis=1)
     offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
     still = tf.stop_gradient(residual)
@@ -121,7 +121,7 @@ _IDLE = (1, 1, 1, 1, 0, 0, 0, 1, 1)
 
 
 class Trainer:
-    """See `diffusion_core.backend.Trainer`."""
+    """See `diffusion_core.backend.interface.Trainer`."""
 
     def __init__(self, program: Program, state: TrainerState, adam: Adam, distance: str, place: Place) -> None:
         self.program, self.adam, self.place = program, adam, place

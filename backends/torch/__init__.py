@@ -1,9 +1,9 @@
-"""The PyTorch backend: the seam of `diffusion_core.backend`, file by file the twin of `backends.tf`."""
+"""The PyTorch backend: the seam of `diffusion_core.backend.interface`, file by file the twin of `backends.tf`."""
 
 from __future__ import annotations
 
 from backends.torch import device, files, network, products, sampler, trainer
-from diffusion_core import backend
+from diffusion_core.backend.interface import interface as backend
 
 __all__ = ["Backend"]
 

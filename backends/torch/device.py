@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from backends.torch.parallel import Group
-from diffusion_core.backend import Description, Settings
-from diffusion_core.errors import DuetError, too_little_memory
-from diffusion_core.words import counted
-from diffusion_core.world import World
+from diffusion_core.backend.interface import Description, Settings
+from diffusion_core.common.errors import DuetError, too_little_memory
+from diffusion_core.common.text import counted
+from diffusion_core.runtime.distributed import World
 
 __all__ = ["Place", "captured", "describe", "peak_memory_mib", "prepare"]
 

@@ -13,10 +13,10 @@ from safetensors.torch import save
 
 from backends.torch.device import Place
 from backends.torch.network import Network
-from diffusion_core.backend import Forward
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_regular
-from diffusion_core.unet.program import Program
+from diffusion_core.backend.interface import Forward
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import open_regular
+from diffusion_core.networks.program import Program
 
 __all__ = ["export", "exported", "read_arrays"]
 

@@ -1,7 +1,7 @@
 """Block kinds as PyTorch modules, and the network that runs a program with them.
 
 Tensors are ``b c h w`` in channels_last, or ``b c``. Each class computes what the function of the same
-kind in `diffusion_core.reference` defines; the numbers come from the block, none from a default.
+kind in `diffusion_core.backend.reference` defines; the numbers come from the block, none from a default.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from backends.torch.device import Place
 from backends.torch.random import words
-from diffusion_core.backend import within_memory
-from diffusion_core.unet.blocks import ATTENTION_ORDERS
-from diffusion_core.unet.program import Node, Program, Training
-from diffusion_core.weights import Weights, check_weights
+from diffusion_core.backend.interface import within_memory
+from diffusion_core.networks.blocks import ATTENTION_ORDERS
+from diffusion_core.networks.program import Node, Program, Training
+from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "convolve", "read_parameters"]
 
@@ -285,7 +285,7 @@ class Network(nn.Module):
         features: NDArray | None = None,
         estimate: NDArray | None = None,
     ) -> NDArray:
-        """See `diffusion_core.backend.Network`."""
+        """See `diffusion_core.backend.interface.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
         features = self.no_features(len(x)) if features is None else place.tensor(features)
@@ -296,7 +296,7 @@ class Network(nn.Module):
     def pullback(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.Network`."""
+        """See `diffusion_core.backend.interface.Network`."""
         place = self.place
         c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
         features = self.no_features(len(x)) if features is None else place.tensor(features)

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_core.errors import DuetError
-from diffusion_core.world import World
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runtime.distributed import World
 
 __all__ = ["KIND", "Group"]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from backends.torch.device import Place
 from backends.torch.network import Network, convolve
 from backends.torch.trainer import Trainer, tensors
-from diffusion_core.backend import TrainBatch
-from diffusion_core.unet.work import Convolution
+from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.networks.flops import Convolution
 
 __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.torch.network import Network, to_host
-from diffusion_core.backend import LEAST_SPREAD, NoiseSource, Steering, Watch
+from diffusion_core.backend.interface import LEAST_SPREAD, NoiseSource, Steering, Watch
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Form, Row
 
@@ -132,7 +132,7 @@ def sample(
     watch: Watch | None,
     steering: Steering,
 ) -> NDArray:
-    """Run a plan; see `diffusion_core.backend.Backend.sample`."""
+    """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
     place = network.place
     numbers, noisy = plan.numbers(), plan.is_noisy
     label = place.tensor(label, torch.int64)

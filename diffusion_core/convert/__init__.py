@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.common.registry import build
 from diffusion_core.convert.arrays import Reader
 from diffusion_core.convert.ddpm_tf import import_ddpm_tf
 from diffusion_core.convert.diffusers import export_pipeline, import_diffusers
 from diffusion_core.convert.edm import import_edm
 from diffusion_core.convert.guided_diffusion import import_guided_diffusion
 from diffusion_core.convert.names import Imported
-from diffusion_core.registry import build
 
 __all__ = ["SOURCES", "Imported", "export_pipeline", "import_weights"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_npz, read_json, read_tensors
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import open_npz, read_json, read_tensors
 
 __all__ = ["Reader", "read_arrays", "read_config"]
 

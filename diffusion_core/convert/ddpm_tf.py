@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     HWIO,
@@ -31,9 +32,8 @@ from diffusion_core.convert.names import (
     qkv,
     read_weights,
 )
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import Node, Program, UNetSpec
-from diffusion_core.unet.blocks import Attention
+from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks.blocks import Attention
 
 __all__ = ["import_ddpm_tf", "model_names", "spec_of"]
 

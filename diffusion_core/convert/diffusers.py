@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.arrays import Reader, read_arrays, read_config
 from diffusion_core.convert.names import (
     DENSE_1X1,
@@ -49,11 +50,10 @@ from diffusion_core.convert.names import (
     read_weights,
     write_weights,
 )
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.problem import Problem
-from diffusion_core.unet import Node, Program, UNetSpec, lower
-from diffusion_core.unet.blocks import Attention, GroupNorm
-from diffusion_core.weights import Weights
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import Node, Program, UNetSpec, lower
+from diffusion_core.networks.blocks import Attention, GroupNorm
+from diffusion_core.networks.weights import Weights
 
 __all__ = ["export_pipeline", "import_diffusers", "model_names", "spec_of"]
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     SAME,
@@ -40,8 +41,7 @@ from diffusion_core.convert.names import (
     problem_of,
     read_weights,
 )
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import Node, Program, UNetSpec
+from diffusion_core.networks import Node, Program, UNetSpec
 
 __all__ = ["import_edm", "model_names", "spec_of"]
 

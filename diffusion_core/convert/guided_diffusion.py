@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     CONV1D,
@@ -35,8 +36,7 @@ from diffusion_core.convert.names import (
     problem_of,
     read_weights,
 )
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.unet import Node, Program, UNetSpec
+from diffusion_core.networks import Node, Program, UNetSpec
 
 __all__ = ["import_guided_diffusion", "model_names", "spec_of"]
 

@@ -23,11 +23,11 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.problem import Problem
-from diffusion_core.unet import Node, Program, UNetSpec
-from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.weights import Weights, shape_misfits
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
+from diffusion_core.networks.weights import Weights, shape_misfits
 
 __all__ = [
     "CONV1D",

@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import blocks
-from diffusion_core.unet.program import Program
-from diffusion_core.weights import Weights, check_weights
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks import blocks
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
 

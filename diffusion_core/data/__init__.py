@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from diffusion_core.common.registry import build
 from diffusion_core.data import digits, shapes, store, toys
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
@@ -18,7 +19,6 @@ from diffusion_core.data.pixels import from_uint8, to_uint8
 from diffusion_core.data.source import gather
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
-from diffusion_core.registry import build
 
 __all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
 

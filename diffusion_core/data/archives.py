@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_unpacked
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import open_unpacked
 
 __all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_of"]
 

@@ -31,8 +31,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 
 __all__ = ["LABEL", "augment", "changes", "warp"]
 

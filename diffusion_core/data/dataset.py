@@ -17,9 +17,9 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.shards import Shards
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.random import Stream
 
 __all__ = ["Dataset", "class_ids", "unnamed"]
 

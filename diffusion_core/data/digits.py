@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.random import Stream
 
 __all__ = ["NATIVE_SIZE", "digits"]
 

@@ -15,8 +15,8 @@ from types import TracebackType
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.loader import Images, Loader
-from diffusion_core.errors import DuetError
 
 __all__ = ["Grain"]
 

@@ -21,12 +21,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data.augment import augment
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
-from diffusion_core.world import World
+from diffusion_core.runtime.distributed import World
 
 __all__ = ["Images", "Loader"]
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 
 __all__ = ["VALUE_RANGE", "check_value_range", "from_uint8", "to_uint8"]
 

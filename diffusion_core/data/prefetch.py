@@ -14,10 +14,10 @@ from types import TracebackType
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.shards import Shards
-from diffusion_core.errors import DuetError
-from diffusion_core.workers import pool
+from diffusion_core.runtime.process_pool import pool
 
 __all__ = ["Prefetch"]
 

@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 import PIL
 
-from diffusion_core.checkpoint import write_atomically
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member, Picture, Square
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import read_json
-from diffusion_core.workers import pool
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runtime.process_pool import pool
 
 __all__ = ["prepare"]
 

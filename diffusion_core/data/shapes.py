@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
 
 __all__ = ["KINDS", "Scenes", "draw", "scenes", "shapes"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset, class_ids
 from diffusion_core.data.square import Picture, Square
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.random import Stream
-from diffusion_core.reading import read_text
+from diffusion_core.files.safe_read import read_text
 
 __all__ = ["HELD_OUT", "Source", "chosen_parts", "gather", "only_classes", "split_by_file", "split_by_stream"]
 

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.random import Stream
-from diffusion_core.reading import read_member
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
+from diffusion_core.files.safe_read import read_member
 
 __all__ = ["CROPS", "Member", "SUFFIXES", "Picture", "Square", "fit_picture", "open_picture", "read_picture"]
 

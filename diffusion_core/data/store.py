@@ -23,11 +23,11 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import chosen_parts
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import read_json, read_npy, read_text
+from diffusion_core.files.safe_read import read_json, read_npy, read_text
 
 __all__ = ["finish_store", "open_store", "parts_of", "read_names", "save_store", "shard_length", "shard_name"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.errors import DuetError
-from diffusion_core.metrics.resize import resize
+from diffusion_core.images.resize import resize
 
 __all__ = ["THUMBNAIL", "Pairs", "Survey", "near_pairs", "survey"]
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import to_uint8
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.random import Stream
 
 __all__ = ["TOYS", "Mixture", "gaussian_mixture", "picture_mixture", "toy", "toy_mixture"]
 

@@ -45,14 +45,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend import Forward
+from diffusion_core.backend.interface import Forward
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.diffusion.process import Process, add_noise, eps_from_x0, posterior
+from diffusion_core.diffusion.schedule import AnySchedule, Schedule
+from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance, step_log_variances
 from diffusion_core.likelihood.pixels import discretised_gaussian
-from diffusion_core.process import Process, add_noise, eps_from_x0, posterior
-from diffusion_core.random import Stream
-from diffusion_core.schedule import AnySchedule, Schedule
-from diffusion_core.variational import STEP_VARIANCES, log_variance, step_log_variances
 
 __all__ = ["LAWS", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
 

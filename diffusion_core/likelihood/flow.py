@@ -33,11 +33,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend import Pullback
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.backend.interface import Pullback
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.likelihood.bound import prior_scale
-from diffusion_core.process import Columns, Process
-from diffusion_core.random import Stream
 
 __all__ = ["DIVERGENCES", "METHODS", "FlowDensity", "Tableau", "flow_density"]
 

@@ -26,8 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import check_value_range, from_uint8
-from diffusion_core.random import Stream
 
 __all__ = ["bits_per_dimension", "dequantised", "discretised_gaussian", "log_normal_interval"]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from diffusion_core.backend import Forward
+from diffusion_core.backend.interface import Forward
+from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import VALUE_RANGE, from_uint8
-from diffusion_core.process import Process, add_noise
-from diffusion_core.random import Stream
+from diffusion_core.diffusion.process import Process, add_noise
 
 __all__ = ["recognised"]
 

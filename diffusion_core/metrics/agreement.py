@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.metric import (
     SHARE,
     DoesNotApply,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import blocks
 from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
 

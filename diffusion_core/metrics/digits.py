@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.digits import NATIVE_SIZE
-from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits_network import SHAPES, forward, softmax
 
 __all__ = ["CLASSES", "SHA256", "WEIGHTS", "layers"]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.checkpoint import pack, write_atomically
+from diffusion_core.common.random import Stream
 from diffusion_core.data.digits import digits
+from diffusion_core.files.atomic import pack, write_atomically
 from diffusion_core.metrics.digits_network import SHAPES, backward, forward
-from diffusion_core.random import Stream
 
 __all__ = ["train"]
 

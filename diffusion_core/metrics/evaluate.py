@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.common.registry import build
 from diffusion_core.metrics.agreement import AGREEMENT
 from diffusion_core.metrics.blocks import Chosen
 from diffusion_core.metrics.colour import COLOUR
@@ -47,8 +49,6 @@ from diffusion_core.metrics.metric import (
 from diffusion_core.metrics.nearest import MEMORISATION, SPREAD
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.metrics.score import SCORE
-from diffusion_core.random import Stream
-from diffusion_core.registry import build
 from diffusion_core.statistics import Interval, bootstrap_interval
 from diffusion_core.statistics.bootstrap import LEAST
 

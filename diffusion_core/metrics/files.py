@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import softmax
 
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.files.safe_read import open_npz, open_regular, parse_json, reading
 from diffusion_core.metrics.metric import OF_FEATURES, PARTS, FeatureKind, Source
-from diffusion_core.reading import open_npz, open_regular, parse_json, reading
 
 __all__ = ["join", "read_source", "write_features"]
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import blocks, rows
 from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
 

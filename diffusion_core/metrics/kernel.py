@@ -19,10 +19,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.metrics.blocks import blocks, rows
 from diffusion_core.metrics.metric import Found, Meaning, Measure, Metric, Parts
-from diffusion_core.random import Stream
 
 __all__ = ["KERNEL", "kernel_distance"]
 

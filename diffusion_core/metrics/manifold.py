@@ -20,10 +20,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.metrics.blocks import neighbours, squared_distances
 from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
-from diffusion_core.random import Stream
 
 __all__ = ["MANIFOLD", "radii"]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import neighbours
 from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
 

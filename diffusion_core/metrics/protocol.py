@@ -16,9 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import reading
-from diffusion_core.run import read_json
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import read_json, reading
 from diffusion_core.statistics import Interval
 
 __all__ = ["Column", "Number", "columns", "differences", "nested", "read_numbers", "values_of"]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
-from diffusion_core.random import Stream
 
 __all__ = ["SCORE", "score"]
 

@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from diffusion_core.backend import TrainBatch
-from diffusion_core.continuous import edm
+from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
-from diffusion_core.objectives import Objective
-from diffusion_core.problem import Problem
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
-from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
-from diffusion_core.schedule import cosine, linear
-from diffusion_core.training import make_batch
-from diffusion_core.unet import (
+from diffusion_core.diffusion.continuous import edm
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, linear
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import (
     ClassifierSpec,
     DoubleConvSpec,
     NetworkSpec,
@@ -31,7 +28,7 @@ from diffusion_core.unet import (
     UNetSpec,
     with_uncertainty,
 )
-from diffusion_core.unet.blocks import (
+from diffusion_core.networks.blocks import (
     GELU,
     Add,
     Attention,
@@ -61,7 +58,10 @@ from diffusion_core.unet.blocks import (
     Unflatten,
     Upsample,
 )
-from diffusion_core.weights import Weights, initial_weights
+from diffusion_core.networks.weights import Weights, initial_weights
+from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
+from diffusion_core.training.loop import make_batch
+from diffusion_core.training.objective import Objective
 
 __all__ = [
     "BLOCKS",

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import open_npz, read_json, reading
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
 from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
-from diffusion_core.reading import open_npz, reading
-from diffusion_core.run import read_json
 
 __all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks", "pixels_apart"]
 

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import Backend, TrainBatch, TrainerState
-from diffusion_core.errors import DuetError
-from diffusion_core.optimiser import Adam
+from diffusion_core.backend.interface import Backend, TrainBatch, TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks import NetworkSpec, lower
+from diffusion_core.networks.weights import Weights
+from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import under
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
-from diffusion_core.unet import NetworkSpec, lower
-from diffusion_core.weights import Weights
 
 __all__ = ["compare_network", "network_inputs", "record_network"]
 

@@ -13,8 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core import reference
-from diffusion_core.backend import (
+from diffusion_core.backend.interface import (
     DISTANCES,
     Backend,
     Network,
@@ -24,22 +23,23 @@ from diffusion_core.backend import (
     Trainer,
     TrainerState,
     Watch,
+    reference,
 )
-from diffusion_core.continuous import CONTINUOUS
+from diffusion_core.common.random import Stream
 from diffusion_core.data import to_uint8
-from diffusion_core.ema import PROFILES, Ema, Power, Warmup, ema_update, make_profile
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.process import PREDICTIONS, Process, misfit
+from diffusion_core.diffusion.schedule import SCHEDULES, make_schedule
 from diffusion_core.likelihood import dequantised, flow_density, variational_bound
-from diffusion_core.optimiser import Adam, LearningRate, adam_update, clip_factor, global_norm
+from diffusion_core.model.generate import noise_source, start_noise
+from diffusion_core.networks import Node, Program, lower
+from diffusion_core.networks.blocks import Conv
+from diffusion_core.networks.weights import Weights, initial_weights
+from diffusion_core.optim import PROFILES, Ema, Power, Warmup, ema_update, make_profile
+from diffusion_core.optim.adam import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
-from diffusion_core.process import PREDICTIONS, Process, misfit
-from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, make_plan
-from diffusion_core.sampling.draw import noise_source, start_noise
-from diffusion_core.schedule import SCHEDULES, make_schedule
-from diffusion_core.unet import Node, Program, lower
-from diffusion_core.unet.blocks import Conv
-from diffusion_core.weights import Weights, initial_weights
 
 __all__ = [
     "AVERAGES",

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from diffusion_core.process import Process
-from diffusion_core.registry import build
+from diffusion_core.common.registry import build
+from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.deis import deis

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process, posterior
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps

@@ -19,12 +19,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.process import Process
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import ancestral, churned, log_ratio, needs_signal, stepped
-from diffusion_core.schedule import AnySchedule
 
 __all__ = ["dpm2", "dpm2_ancestral"]
 

@@ -38,14 +38,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.exponential import Form, Integrator, multistep, orders_of, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import log_ratio
-from diffusion_core.schedule import AnySchedule
 
 __all__ = ["BETWEEN", "SOLVER_TYPES", "dpm_solver", "dpm_solver_singlestep"]
 

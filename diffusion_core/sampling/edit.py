@@ -37,9 +37,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.process import add_noise
-from diffusion_core.random import Stream
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import add_noise
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = ["MIXES", "Edit", "falling", "image_to_image", "inpaint", "interpolate", "noised", "row_of", "tail"]

@@ -43,7 +43,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import one_of
+from diffusion_core.common.errors import one_of
 from diffusion_core.sampling.steps import needs_signal
 
 __all__ = ["KINDS", "PREDICTS", "Integrator", "multistep", "orders_of", "recurrence", "weights"]

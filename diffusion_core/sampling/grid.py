@@ -28,10 +28,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.registry import build
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import build
+from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, spaced, spaced_times
-from diffusion_core.schedule import AnySchedule
 
 __all__ = ["GRIDS", "karras", "visited"]
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, one_of
 
 __all__ = ["CONVENTIONS", "Guidance", "convert", "per_row"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_core.process import Process
+from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps

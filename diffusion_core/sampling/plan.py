@@ -49,8 +49,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.guidance import Guidance, per_row
 from diffusion_core.sampling.rows import Form, Stretch
 

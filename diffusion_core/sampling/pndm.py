@@ -27,8 +27,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Form, Integrator, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels

@@ -29,8 +29,8 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps

@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
-from diffusion_core.registry import build
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import build
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.grid import karras, visited
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import log_ratio, stepped
-from diffusion_core.schedule import AnySchedule
 
 __all__ = ["CIFAR10", "Restart", "restart"]
 

@@ -44,7 +44,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, one_of
 
 __all__ = ["SPACINGS", "Spacing", "Steps", "spaced", "spaced_times"]
 

@@ -36,10 +36,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.schedule import AnySchedule
 
 __all__ = ["VARIABLES", "ancestral", "churned", "log_ratio", "needs_signal", "shifted", "stepped"]
 

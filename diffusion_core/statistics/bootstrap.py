@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 
 __all__ = ["LEAST", "Interval", "bootstrap_interval"]
 

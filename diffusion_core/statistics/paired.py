@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaincinv, gammaln, ndtr, stdtr, stdtrit
 
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.statistics.bootstrap import Interval
 
 __all__ = ["SCALES", "Equivalence", "Paired", "compare", "equivalence_power", "holm", "pairs_needed"]

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from diffusion_core.backend import Settings
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.unet import UNetSpec
-from diffusion_core.weights import count
+from diffusion_core.backend.interface import Settings
+from diffusion_core.common.errors import DuetError
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import count
 from experiments.entry import CONFIGS
 from hydra_plugins.duet_launcher.launcher import backend_python
 from peers import PEERS, Task

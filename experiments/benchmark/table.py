@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import binom
 
-from diffusion_core.problem import Problem
-from diffusion_core.unet.work import convolutions, multiply_adds
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.flops import convolutions, multiply_adds
 from experiments.benchmark.contestants import Contestant
 from experiments.benchmark.work import ALONE
 

@@ -1,6 +1,6 @@
 """The rounds of work that a backend of Duet is measured by, whole as a run does them.
 
-train           steps of `diffusion_core.training.train`: pictures of a data set, noise, forward, backward, clip, Adam,
+train           steps of `diffusion_core.training.loop.train`: pictures of a data set, noise, forward, backward, clip, Adam,
                 moving average
 ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations or one per step of the
                 process
@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_core.backend import Backend, Trainer, TrainerState
+from diffusion_core.backend.interface import Backend, Trainer, TrainerState
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.ema import make_ema
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import Adam, LearningRate
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import draw
+from diffusion_core.networks.flops import convolutions
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim import make_ema
+from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.sampling import ddim, ddpm
-from diffusion_core.sampling.draw import draw
-from diffusion_core.training import Course, make_batch, train
-from diffusion_core.unet.work import convolutions
-from diffusion_core.weights import initial_weights
+from diffusion_core.training.loop import Course, make_batch, train
+from diffusion_core.training.objective import Objective
 
 __all__ = ["ALONE", "MATRIX", "WORK", "works"]
 

@@ -16,10 +16,10 @@ from importlib import import_module
 from time import perf_counter
 from typing import Any, TextIO
 
-from diffusion_core.backend import Settings, load_backend
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.weights import count
+from diffusion_core.backend.interface import Settings, load_backend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.weights import count
 from experiments.benchmark.work import MATRIX, works
 from peers import PEERS, Contest, Task
 

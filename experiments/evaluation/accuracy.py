@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
 from experiments import common
 from experiments.evaluation.given import Given, Measure, Measured, number_of

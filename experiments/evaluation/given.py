@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.backend import Backend, Network
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, weights_hash, write_atomically
+from diffusion_core.backend.compile_policy import Work
+from diffusion_core.backend.interface import Backend, Network
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from diffusion_core.errors import DuetError
+from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.evaluate import cut, interval_of
 from diffusion_core.metrics.files import join, read_source
 from diffusion_core.metrics.metric import Source
 from diffusion_core.metrics.protocol import Number
-from diffusion_core.modes import Work
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from experiments import common
 from experiments.entry import plain
 

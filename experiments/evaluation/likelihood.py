@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.checkpoint import write_atomically
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
-from diffusion_core.errors import DuetError
+from diffusion_core.files.atomic import write_atomically
 from diffusion_core.likelihood import bits_per_dimension, dequantised, flow_density, variational_bound
 from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.likelihood.flow import METHODS as SOLVERS
-from diffusion_core.objectives import network_labels
-from diffusion_core.random import Stream
+from diffusion_core.training.objective import network_labels
 from experiments import common
 from experiments.evaluation.given import Given, Measure, Measured, number_of, write_arrays
 from experiments.progress import Counter

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core import pictures
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.common.registry import build, check
+from diffusion_core.images import render as pictures
 from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Sets, evaluate
 from diffusion_core.metrics.files import write_features
 from diffusion_core.metrics.metric import OF_FEATURES, Source
-from diffusion_core.random import Stream
-from diffusion_core.registry import build, check
 from experiments.entry import plain
 from experiments.evaluation.given import Given, Measure, Measured, write_arrays
 from experiments.progress import Counter

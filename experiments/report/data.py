@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.run import write_json
-from diffusion_core.words import counted
+from diffusion_core.common.text import counted
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.runs.run_directory import write_json
 
 from .page import command, document, picture, scroll
 from .text import element, escape, number, percent

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.checkpoint import write_atomically
+from diffusion_core.files.atomic import write_atomically
 
 from .page import command, document, picture, scroll
 from .text import count, escape, number

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.atomic import write_atomically
 
 from .figures import bars, loss_figure
 from .ladder import failures, ladder, read_checks, verdict

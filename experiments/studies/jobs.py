@@ -32,11 +32,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from diffusion_core import stopping
-from diffusion_core.checkpoint import list_checkpoints
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.lock import locked
-from diffusion_core.run import claim, read_json, write_json
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.files.lock import locked
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs.checkpoint import list_checkpoints
+from diffusion_core.runs.run_directory import claim, write_json
+from diffusion_core.runtime import signals as stopping
 from experiments.entry import plain
 from experiments.studies import energy
 from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge

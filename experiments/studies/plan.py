@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.statistics.paired import SCALES
 
 __all__ = ["ENTRIES", "Arm", "Entry", "Job", "Metric", "Plan", "Run", "Study", "make_plan", "make_study", "merge"]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core import pictures
-from diffusion_core.checkpoint import write_atomically
-from diffusion_core.run import environment
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.images import render as pictures
+from diffusion_core.runs.run_directory import environment
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Paired
 from experiments.report.figures import decimate, smooth

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.digits import digits
-from diffusion_core.errors import DuetError, one_of
+from diffusion_core.files.safe_read import open_npz, read_json
 from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.metrics.protocol import Number, values_of
-from diffusion_core.reading import open_npz
-from diffusion_core.run import read_json, read_metrics, read_samples
+from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.stored import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study

@@ -35,8 +35,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from diffusion_core import stopping
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runtime import signals as stopping
 
 __all__ = [
     "DuetLauncher",

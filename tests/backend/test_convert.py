@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
-from diffusion_core import reference
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, import_weights
 from diffusion_core.convert.names import write_weights
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import UNetSpec, lower
-from diffusion_core.weights import initial_weights
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.weights import initial_weights
 
 pytestmark = pytest.mark.backend
 

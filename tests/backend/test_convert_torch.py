@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_core import reference
+from diffusion_core.backend.interface import reference
 from diffusion_core.convert import Imported, diffusers, export_pipeline, import_weights
 from diffusion_core.convert.arrays import read_config
-from diffusion_core.problem import Problem
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import count, initial_weights
 from diffusion_core.sampling import make_plan
-from diffusion_core.unet import UNetSpec
-from diffusion_core.weights import count, initial_weights
 
 T = np.array([3, 700])
 LABELS = np.array([0, 2])
@@ -322,7 +322,7 @@ def test_a_state_dict_of_edm_computes_the_same(name, prefix, tmp_path, open_back
 def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
     import torch
 
-    from diffusion_core.errors import DuetError
+    from diffusion_core.common.errors import DuetError
 
     class Code:
         def __reduce__(self):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.ema import InverseGamma, Profile, Warmup, ema_update
+from diffusion_core.optim import InverseGamma, Profile, Warmup, ema_update
 
 UPDATES = 60
 VALUES = np.random.default_rng(0).normal(size=UPDATES + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_core.schedule import Schedule, make_schedule
+from diffusion_core.diffusion.schedule import Schedule, make_schedule
 
 # Our name and options, and theirs.
 NAMES = {

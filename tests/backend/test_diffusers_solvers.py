@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.process import Process
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import Schedule, linear
 from diffusion_core.sampling import SamplerPlan, make_plan
 from diffusion_core.sampling.grid import karras
-from diffusion_core.schedule import Schedule, linear
 
 SHAPE = (2, 3, 4, 4)
 TOLERANCE = 1e-10

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from exact import execute
 
-from diffusion_core.continuous import edm
-from diffusion_core.process import Process
+from diffusion_core.diffusion.continuous import edm
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import flow, linear
 from diffusion_core.sampling import (
     SamplerPlan,
     ddim,
@@ -33,7 +34,6 @@ from diffusion_core.sampling import (
     heun,
     lms,
 )
-from diffusion_core.schedule import flow, linear
 
 LINEAR, FLOW, EDM = Process(linear(), "eps"), Process(flow(), "flow"), Process(edm(), "edm", sigma_data=0.5)
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}

@@ -13,10 +13,10 @@ from threading import Thread
 import archives
 import pytest
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import Archive
 from diffusion_core.data.sources import ABOUT
-from diffusion_core.errors import DuetError
 from downloads import fetch
 
 pytestmark = pytest.mark.backend

@@ -12,15 +12,14 @@ import pytest
 from commands import call
 from safetensors import safe_open
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.backend.interface import TrainerState, reference
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.onnx import open_onnx
-from diffusion_core.errors import DuetError
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
-from diffusion_core.problem import Problem
-from diffusion_core.unet import UNetSpec
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from experiments.targets import TARGETS
 
 # The target that is the own form of each backend.

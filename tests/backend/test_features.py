@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.common.registry import build
 from diffusion_core.data.digits import digits
-from diffusion_core.errors import DuetError
+from diffusion_core.images.resize import resize
 from diffusion_core.metrics import digits_training
 from diffusion_core.metrics.digits import SHA256, layers
 from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.kernel import kernel_distance
 from diffusion_core.metrics.metric import FeatureKind, Parts
-from diffusion_core.metrics.resize import resize
-from diffusion_core.random import Stream
-from diffusion_core.registry import build
 from features import FEATURES, Features, extract
 
 

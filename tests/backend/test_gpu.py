@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainerState
-from diffusion_core.optimiser import Adam
+from diffusion_core.backend.interface import TrainerState, reference
+from diffusion_core.networks import Node, Program, lower
+from diffusion_core.networks.blocks import Conv, Linear, Mean
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.ladder import Check, check, l2, l2_of_all
-from diffusion_core.run import environment, write_json
-from diffusion_core.unet import Node, Program, lower
-from diffusion_core.unet.blocks import Conv, Linear, Mean
-from diffusion_core.weights import initial_weights
+from diffusion_core.runs.run_directory import environment, write_json
 
 pytestmark = [pytest.mark.backend, pytest.mark.gpu]
 

@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import Settings, Steering, TrainBatch, TrainerState, Watch, load_backend
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.ema import ema_update
-from diffusion_core.errors import DuetError, OutOfMemory
-from diffusion_core.optimiser import Adam
-from diffusion_core.parity import cases, trace
-from diffusion_core.parity.ladder import l2, l2_of_all, relative
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream, words
-from diffusion_core.sampling import make_plan
-from diffusion_core.sampling.draw import draw, noise_source, start_noise
-from diffusion_core.unet import Node, Program
-from diffusion_core.unet.blocks import (
+from diffusion_core.backend.interface import (
+    Settings,
+    Steering,
+    TrainBatch,
+    TrainerState,
+    Watch,
+    load_backend,
+    reference,
+)
+from diffusion_core.common.errors import DuetError, OutOfMemory
+from diffusion_core.common.random import Stream, words
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import draw, noise_source, start_noise
+from diffusion_core.networks import Node, Program
+from diffusion_core.networks.blocks import (
     GELU,
     Add,
     Attention,
@@ -38,8 +39,14 @@ from diffusion_core.unet.blocks import (
     SiLU,
     Sinusoid,
 )
-from diffusion_core.weights import Weights
-from diffusion_core.world import World
+from diffusion_core.networks.weights import Weights
+from diffusion_core.optim import ema_update
+from diffusion_core.optim.adam import Adam
+from diffusion_core.parity import cases, trace
+from diffusion_core.parity.ladder import l2, l2_of_all, relative
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.runtime.distributed import World
+from diffusion_core.sampling import make_plan
 
 pytestmark = pytest.mark.backend
 

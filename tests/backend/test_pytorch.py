@@ -7,16 +7,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from diffusion_core.backend import Settings, Steering, load_backend
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import Settings, Steering, load_backend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.images.render import grid
+from diffusion_core.model.generate import noise_source, start_noise
+from diffusion_core.networks import lower, make_spec
+from diffusion_core.networks.flops import multiply_adds
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
-from diffusion_core.pictures import grid
+from diffusion_core.runtime.distributed import World
 from diffusion_core.sampling import make_plan
-from diffusion_core.sampling.draw import noise_source, start_noise
-from diffusion_core.unet import lower, make_spec
-from diffusion_core.unet.work import multiply_adds
-from diffusion_core.weights import initial_weights
-from diffusion_core.world import World
 
 
 def test_a_grid_is_that_of_torchvision() -> None:

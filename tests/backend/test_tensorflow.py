@@ -36,9 +36,9 @@ def test_no_convolution_of_a_step_has_a_padding_that_onednn_refuses(open_backend
     """Neither forward nor backward: with an explicit one TensorFlow falls back to kernels of half the speed."""
     import tensorflow as tf
 
-    from diffusion_core.backend import TrainerState
-    from diffusion_core.optimiser import Adam
-    from diffusion_core.weights import initial_weights
+    from diffusion_core.backend.interface import TrainerState
+    from diffusion_core.networks.weights import initial_weights
+    from diffusion_core.optim.adam import Adam
 
     backend = open_backend("float32")
     program, spec = cases.PARITY.program, cases.PARITY.spec

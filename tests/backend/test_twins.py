@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import backends
-from diffusion_core import reference
+from diffusion_core.backend.interface import reference
+from diffusion_core.networks.blocks import KINDS
 from diffusion_core.parity import cases
-from diffusion_core.unet.blocks import KINDS
 
 FOLDERS = {name: Path(backends.__file__).parent / name for name in ("torch", "tf")}
 FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py"))

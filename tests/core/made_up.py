@@ -122,7 +122,7 @@ def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
 
 def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: False) -> None:
     """Write the directories of all jobs of a plan, as if its commands had run; those that fail leave their marker."""
-    from diffusion_core.run import write_json
+    from diffusion_core.runs.run_directory import write_json
 
     for job in plan.jobs:
         out = runs / job.name

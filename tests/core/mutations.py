@@ -42,30 +42,30 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core import checkpoint as checkpoints
-from diffusion_core import reference
-from diffusion_core.backend import TrainBatch, TrainerState
-from diffusion_core.bundle import load_bundle, save_bundle
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint
+from diffusion_core.backend.interface import TrainBatch, TrainerState, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.convert.arrays import read_arrays, read_config
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.data.archives import content, members
 from diffusion_core.data.sources.arrays import array, npz
 from diffusion_core.data.store import open_store, read_names, save_store
-from diffusion_core.ema import make_profile
-from diffusion_core.errors import DuetError
-from diffusion_core.levels import LossHistory
+from diffusion_core.diffusion.timestep_sampling import LossHistory
+from diffusion_core.files.atomic import pack
+from diffusion_core.files.safe_read import read_json
 from diffusion_core.metrics.files import read_source
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import Adam
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.optim import make_profile
+from diffusion_core.optim.adam import Adam
 from diffusion_core.parity.compare import load_arrays, load_checks
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream
-from diffusion_core.reading import read_json
-from diffusion_core.run import read_metrics, read_samples, write_json, write_samples
-from diffusion_core.snapshots import find_snapshots, save_snapshots
-from diffusion_core.training import Trouble, make_batch
-from diffusion_core.unet import UNetSpec
+from diffusion_core.runs import checkpoint as checkpoints
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.runs.ema_snapshots import find_snapshots, save_snapshots
+from diffusion_core.runs.failure_bundle import load_bundle, save_bundle
+from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json, write_samples
+from diffusion_core.training.loop import Trouble, make_batch
+from diffusion_core.training.objective import Objective
 
 SECONDS, MEMORY = 20, 1 << 30
 PROBLEM = Problem(

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
-from diffusion_core.unet import (
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.networks import (
     ARCHITECTURES,
     DoubleConvSpec,
     NetworkSpec,
@@ -23,8 +23,8 @@ from diffusion_core.unet import (
     UNetSpec,
     lower,
 )
-from diffusion_core.unet.blocks import Resample
-from diffusion_core.unet.classifier import ClassifierSpec
+from diffusion_core.networks.blocks import Resample
+from diffusion_core.networks.classifier import ClassifierSpec
 
 TINY: dict[str, NetworkSpec] = {
     "double_conv": DoubleConvSpec(8, 2, 2, channels=4, multipliers=(1, 2, 4), embedding=8, heads=2),

@@ -7,16 +7,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Images, Loader
 from diffusion_core.data.augment import augment, changes, warp
 from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.data.shapes import shapes
 from diffusion_core.data.store import open_store, save_store
-from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective
-from diffusion_core.process import Process
-from diffusion_core.schedule import make_schedule
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import make_schedule
+from diffusion_core.training.objective import Objective
 
 
 def matrix(a: float, b: float, c: float, d: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:

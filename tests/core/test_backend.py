@@ -7,9 +7,9 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from diffusion_core import backend as module
-from diffusion_core.backend import Description, Settings, TrainerState, load_backend
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import Description, Settings, TrainerState, load_backend
+from diffusion_core.backend.interface import interface as module
+from diffusion_core.common.errors import DuetError
 
 
 @pytest.mark.parametrize("precision, dtype", [("float64", np.float64), ("float32", np.float32), ("bf16", np.float32)])

@@ -18,11 +18,11 @@ import pytest
 from mutations import TARGETS, Target
 from safetensors import safe_open
 
-from diffusion_core import reading
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import read_arrays
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import check_tensors, open_npz, read_npy
-from diffusion_core.snapshots import find_snapshots
+from diffusion_core.files import safe_read as reading
+from diffusion_core.files.safe_read import check_tensors, open_npz, read_npy
+from diffusion_core.runs.ema_snapshots import find_snapshots
 
 HERE = Path(__file__).resolve().parent
 

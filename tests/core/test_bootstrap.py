@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.statistics import Interval, bootstrap_interval
 
 

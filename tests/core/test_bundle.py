@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from test_checkpoint import PROBLEM, assert_same, moment
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainBatch
-from diffusion_core.bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
-from diffusion_core.checkpoint import load_checkpoint, own_hash, pack
+from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import Adam
-from diffusion_core.training import Trouble, make_batch
+from diffusion_core.files.atomic import pack
+from diffusion_core.optim.adam import Adam
+from diffusion_core.runs.checkpoint import load_checkpoint, own_hash
+from diffusion_core.runs.failure_bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
+from diffusion_core.training.loop import Trouble, make_batch
+from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.zeros(8, int), ("a",), "toy"), seed=3)

@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_core import checkpoint as module
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import (
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import PlainSpec, UNetSpec, lower
+from diffusion_core.runs import checkpoint as module
+from diffusion_core.runs.checkpoint import (
     Checkpoint,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
     weights_hash,
-    write_atomically,
 )
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream
-from diffusion_core.unet import PlainSpec, UNetSpec, lower
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")

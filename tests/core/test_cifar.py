@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, load_dataset
 from diffusion_core.data.sources.cifar import CLASS_NAMES
-from diffusion_core.errors import DuetError
 
 COUNTS = {**{f"data_batch_{k}.bin": k for k in range(1, 6)}, "test_batch.bin": 4}
 RNG = np.random.default_rng(0)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import add_noise
 from diffusion_core.metrics.accuracy import recognised
-from diffusion_core.objectives import Objective
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.generate import check_labels, describe_labels
+from diffusion_core.networks import ClassifierSpec, UNetSpec, lower
 from diffusion_core.parity import cases
-from diffusion_core.problem import Problem
-from diffusion_core.process import add_noise
-from diffusion_core.random import Stream
-from diffusion_core.sampling.draw import check_labels, describe_labels
-from diffusion_core.unet import ClassifierSpec, UNetSpec, lower
+from diffusion_core.training.objective import Objective
 
 SPEC = cases.CLASSIFIER
 PROBLEM = Problem(SPEC, {"name": "linear"}, "eps")

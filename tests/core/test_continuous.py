@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.continuous import CONTINUOUS, ContinuousSchedule
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import Schedule, linear, make_schedule
 from diffusion_core.sampling import ddim, ddpm, dpm_solver
 from diffusion_core.sampling.grid import GRIDS, visited
-from diffusion_core.schedule import Schedule, linear, make_schedule
 
 MADE = {name: make_schedule(name) for name in CONTINUOUS}
 EACH = pytest.mark.parametrize("name", MADE)

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, diffusers, edm, export_pipeline, guided_diffusion, import_weights
 from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.convert.names import CONV1D, DENSE_1X1, HWIO, SAME, TRANSPOSED, TRANSPOSED_1X1, qkv, write_weights
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import make_plan
-from diffusion_core.unet import UNetSpec, lower
-from diffusion_core.unet.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.weights import initial_weights
 
 SMALL = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), norm_groups=4)
 ADM = replace(

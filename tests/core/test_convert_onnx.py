@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainBatch
+from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import onnx as convert
-from diffusion_core.errors import DuetError
+from diffusion_core.networks import Node, Program, lower
+from diffusion_core.networks.blocks import KINDS, Concat, Conv, Sinusoid
+from diffusion_core.networks.weights import Weights
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
-from diffusion_core.unet import Node, Program, lower
-from diffusion_core.unet.blocks import KINDS, Concat, Conv, Sinusoid
-from diffusion_core.weights import Weights
 
 
 def checked(model: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset, to_uint8
-from diffusion_core.errors import DuetError
 
 
 def toy(n: int = 13, size: int = 4, channels: int = 3) -> Dataset:

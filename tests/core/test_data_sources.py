@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, load_dataset
 from diffusion_core.data.shapes import KINDS, draw, scenes, shapes
 from diffusion_core.data.square import read_picture
 from diffusion_core.data.store import open_store, save_store
-from diffusion_core.errors import DuetError
 
 # Shapes
 

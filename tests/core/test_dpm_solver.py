@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, flow, linear, make_schedule
 from diffusion_core.sampling import SamplerPlan, ddim, dpm_solver
-from diffusion_core.schedule import SCHEDULES, Schedule, flow, linear, make_schedule
 
 M, S = 0.3, 0.5
 

@@ -9,16 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import Settings, Steering, Watch
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
+from diffusion_core.backend.interface import Settings, Steering, Watch, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import flow, linear
+from diffusion_core.model.generate import check_labels, draw, noise_source, start_noise
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import ddim
-from diffusion_core.sampling.draw import check_labels, draw, noise_source, start_noise
-from diffusion_core.schedule import flow, linear
-from diffusion_core.unet import UNetSpec, lower
-from diffusion_core.weights import initial_weights
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
 BLIND = replace(PROGRAM, null_label=None, classes=0)

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import Settings, Watch
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
+from diffusion_core.backend.interface import Settings, Watch, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear, make_schedule
+from diffusion_core.model.generate import draw
+from diffusion_core.networks import Program, UNetSpec, lower
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import SamplerPlan, ddim, ddpm, dpm_solver, make_plan
-from diffusion_core.sampling.draw import draw
 from diffusion_core.sampling.edit import (
     Edit,
     falling,
@@ -29,9 +31,6 @@ from diffusion_core.sampling.edit import (
     tail,
 )
 from diffusion_core.sampling.repaint import repaint, resampled
-from diffusion_core.schedule import linear, make_schedule
-from diffusion_core.unet import Program, UNetSpec, lower
-from diffusion_core.weights import initial_weights
 
 PROCESS = Process(linear(), "eps")
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.ema import (
+from diffusion_core.common.errors import DuetError
+from diffusion_core.optim import (
     PROFILES,
     Ema,
     Fixed,
@@ -24,7 +25,6 @@ from diffusion_core.ema import (
     shares,
     step_weights,
 )
-from diffusion_core.errors import DuetError
 
 BATCH = 4
 

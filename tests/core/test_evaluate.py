@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data.shards import Shards
-from diffusion_core.errors import DuetError
 from diffusion_core.metrics import blocks
 from diffusion_core.metrics.evaluate import METRICS, cut, evaluate, given, interval_of
 from diffusion_core.metrics.files import join, read_source, write_features
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.metric import FeatureKind, Source
 from diffusion_core.metrics.protocol import Number, columns, differences, nested, read_numbers, values_of
-from diffusion_core.random import Stream
-from diffusion_core.run import write_json, write_samples
+from diffusion_core.runs.run_directory import write_json, write_samples
 
 KIND = FeatureKind("small", {"kind": "small", "resize": "none"})
 FACTS = {"name": "toy", "split": "train", "count": 60, "sha256": "ab"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from exact import NORMAL, POINTS, TWO_NORMALS, Mixture, error, exactly, execute, fitted_order, moments
 
-from diffusion_core.process import Process
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import flow, linear
 from diffusion_core.sampling import ddim, ddpm
-from diffusion_core.schedule import flow, linear
 
 GRID = {"name": "log_snr", "sigma_min": 0.05, "sigma_max": 20.0}
 PROCESS = Process(linear(), "v")

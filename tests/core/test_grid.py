@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedule
 from diffusion_core.sampling import ddim
 from diffusion_core.sampling.grid import GRIDS, visited
 from diffusion_core.sampling.spacing import SPACINGS, spaced
-from diffusion_core.schedule import cosine, flow, linear, make_schedule
 
 
 def ratios(spacing, steps=9, schedule=None):

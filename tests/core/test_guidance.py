@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from exact import Mixture
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import Program, UNetSpec
 from diffusion_core.parity import cases
-from diffusion_core.problem import Problem
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
 from diffusion_core.sampling import SamplerPlan, ddim, make_plan
 from diffusion_core.sampling.guidance import CONVENTIONS, convert, per_row
-from diffusion_core.schedule import linear
-from diffusion_core.unet import Program, UNetSpec
 
 PROCESS = Process(linear(), "eps")
 PLAN = replace(make_plan(PROCESS, "ddim", steps=4, eta=0.5, spacing="karras"), clip=None)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, flow, linear
 from diffusion_core.sampling import ddim, ddim_inversion
-from diffusion_core.schedule import cosine, flow, linear
 
 PROCESSES = {"eps": Process(linear(), "eps"), "v": Process(cosine(), "v"), "flow": Process(flow(), "x0")}
 

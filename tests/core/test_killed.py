@@ -20,27 +20,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_core import training
-from diffusion_core.backend import StepResult, TrainBatch, TrainerState
-from diffusion_core.checkpoint import (
+from diffusion_core.backend.interface import StepResult, TrainBatch, TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import Dataset, Loader
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import PlainSpec
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim import Ema, Warmup
+from diffusion_core.optim.adam import LearningRate
+from diffusion_core.runs.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
     mend_checkpoints,
     save_checkpoint,
-    write_atomically,
 )
-from diffusion_core.data import Dataset, Loader
-from diffusion_core.ema import Ema, Warmup
-from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import LearningRate
-from diffusion_core.problem import Problem
-from diffusion_core.run import RunDirectory, claim
-from diffusion_core.snapshots import save_snapshots
-from diffusion_core.training import Course, Hooks
-from diffusion_core.unet import PlainSpec
-from diffusion_core.weights import initial_weights
+from diffusion_core.runs.ema_snapshots import save_snapshots
+from diffusion_core.runs.run_directory import RunDirectory, claim
+from diffusion_core.training.loop import Course, Hooks
+from diffusion_core.training.loop import loop as training
+from diffusion_core.training.objective import Objective
 from experiments.resuming import source_of
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.continuous import CONTINUOUS
-from diffusion_core.errors import DuetError
-from diffusion_core.levels import LEVELS, make_levels
-from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.diffusion.timestep_sampling import LEVELS, make_levels
 
 LAWS = [
     {"name": "uniform"}, {"name": "low_discrepancy", "strata": 64}, {"name": "log_normal"},

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data import from_uint8
-from diffusion_core.errors import DuetError
+from diffusion_core.diffusion.process import Process, posterior
+from diffusion_core.diffusion.schedule import Schedule, cosine, flow, jsd, linear, make_schedule
 from diffusion_core.likelihood import (
     bits_per_dimension,
     dequantised,
@@ -23,9 +26,6 @@ from diffusion_core.likelihood import (
 from diffusion_core.likelihood.bound import level_law
 from diffusion_core.likelihood.flow import DIVERGENCES, METHODS, Tableau
 from diffusion_core.likelihood.pixels import log_normal_interval
-from diffusion_core.process import Process, posterior
-from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, jsd, linear, make_schedule
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
 

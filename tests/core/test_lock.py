@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core import checkpoint
-from diffusion_core import lock as module
-from diffusion_core.errors import DuetError
-from diffusion_core.lock import LOCK, locked
-from diffusion_core.run import claim
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files import lock as module
+from diffusion_core.files.lock import LOCK, locked
+from diffusion_core.runs import checkpoint
+from diffusion_core.runs.run_directory import claim
 
 HOST = socket.gethostname()
 
 HOLDS = """
 import sys
-from diffusion_core.lock import locked
+from diffusion_core.files.lock import locked
 with locked(sys.argv[1]):
     print("holds", flush=True)
     sys.stdin.read()

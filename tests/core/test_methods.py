@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from exact import NORMAL, fitted_order, moments
 
-from diffusion_core.process import Process
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedule
 from diffusion_core.sampling import METHODS, SAMPLERS, SamplerPlan, make_plan
-from diffusion_core.schedule import cosine, flow, linear, make_schedule
 
 GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
 PROCESSES = {"linear": Process(linear(), "v"), "cosine": Process(cosine(), "v"), "flow": Process(flow(), "v")}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.continuous import CONTINUOUS
-from diffusion_core.levels import LEVELS
-from diffusion_core.process import PREDICTIONS
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.process import PREDICTIONS
+from diffusion_core.diffusion.schedule import SCHEDULES
+from diffusion_core.diffusion.timestep_sampling import LEVELS
 from diffusion_core.sampling.grid import GRIDS
-from diffusion_core.schedule import SCHEDULES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
 

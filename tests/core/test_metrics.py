@@ -13,8 +13,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import wasserstein_distance
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data.digits import digits
-from diffusion_core.errors import DuetError
 from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.blocks import neighbours
 from diffusion_core.metrics.digits import SHA256, WEIGHTS, layers
@@ -25,7 +26,6 @@ from diffusion_core.metrics.kernel import kernel_distance
 from diffusion_core.metrics.metric import DoesNotApply, Found, Parts
 from diffusion_core.metrics.nearest import nearest, spread
 from diffusion_core.metrics.score import score
-from diffusion_core.random import Stream
 
 
 def measured(metric: str, samples: Parts, reference: Parts, **options: Any) -> Found:

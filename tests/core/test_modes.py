@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
-from diffusion_core.modes import Costs, Work, compiles, sampling_work, training_work
+from diffusion_core.backend.compile_policy import Costs, Work, compiles, sampling_work, training_work
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks import Node, Program, UNetSpec, lower
+from diffusion_core.networks.blocks import Attention, Conv, Linear, Mean
+from diffusion_core.networks.flops import multiply_adds, numbers, shapes
 from diffusion_core.parity import cases
 from diffusion_core.sampling import make_plan
-from diffusion_core.unet import Node, Program, UNetSpec, lower
-from diffusion_core.unet.blocks import Attention, Conv, Linear, Mean
-from diffusion_core.unet.work import multiply_adds, numbers, shapes
 
 PROGRAM, SHAPE = cases.PARITY.program, cases.PARITY.spec.image_shape
 PLAN = make_plan(cases.PARITY.process, "ddim", steps=10)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective, network_labels
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
-from diffusion_core.schedule import cosine, flow, linear
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, flow, linear
+from diffusion_core.training.objective import Objective, network_labels
 
 PROCESS = Process(linear(), "v")
 OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, drop_label=0.25)

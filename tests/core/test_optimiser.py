@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.errors import DuetError
-from diffusion_core.optimiser import DECAYS, Adam, LearningRate, adam_update, clip_factor, global_norm
-from diffusion_core.random import Stream
-from diffusion_core.unet import UNetSpec, lower
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.optim.adam import DECAYS, Adam, LearningRate, adam_update, clip_factor, global_norm
 
 SIZES = st.floats(-1e3, 1e3).filter(lambda g: abs(g) > 1e-3)
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from scipy.special import stdtr, stdtrit
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.statistics.paired import Paired, compare, equivalence_power, holm, pairs_needed
 
 A = np.array([0.91, 1.40, 0.72, 1.13, 1.05, 0.88])

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.parity.compare import differing, load_arrays, load_checks, under
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, Check, check, l2, l2_of_all, ladder, relative, worst
-from diffusion_core.random import Stream
-from diffusion_core.run import write_json
+from diffusion_core.runs.run_directory import write_json
 
 A = Stream(0, "parity").normal([0], (3, 4))[0]
 PAIR = {"one": A, "two": 10 * A[:2]}

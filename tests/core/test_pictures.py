@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from diffusion_core.errors import DuetError
-from diffusion_core.pictures import (
+from diffusion_core.common.errors import DuetError
+from diffusion_core.images.render import (
     BACKGROUND,
     difference,
     grid,

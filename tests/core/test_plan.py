@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import flow, linear
 from diffusion_core.sampling import SamplerPlan, ddim, ddpm, make_plan
 from diffusion_core.sampling.plan import plan_levels
-from diffusion_core.schedule import flow, linear
 
 PROCESS = Process(linear(), "eps")
 

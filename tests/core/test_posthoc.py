@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from diffusion_core.ema import Fixed, HalfLife, InverseGamma, Power, Warmup, combine, ema_update, step_weights
-from diffusion_core.ema.posthoc import _rows
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.optim import Fixed, HalfLife, InverseGamma, Power, Warmup, combine, ema_update, step_weights
+from diffusion_core.optim.posthoc_ema import _rows
 
 BATCH, LAST = 8, 600
 MIXED = [(Power(0.05), 90), (Warmup(0.99), 90), (Power(0.05), 200), (Fixed(0.97, 150), 333), (Warmup(0.99), 333),

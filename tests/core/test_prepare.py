@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import About
 from diffusion_core.data.prepare import _finished, prepare
@@ -20,7 +21,6 @@ from diffusion_core.data.source import Source, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.data.store import open_store, parts_of, read_names
-from diffusion_core.errors import DuetError
 from experiments.evaluation.given import reference_of
 
 PUBLISHED = sorted(archives.WRITERS)

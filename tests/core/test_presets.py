@@ -12,11 +12,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import ARCHITECTURES, Program, UNetSpec, lower, make_spec
-from diffusion_core.unet.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
-from diffusion_core.weights import count
+from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, make_spec
+from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
+from diffusion_core.networks.weights import count
 from experiments.common import problem_of
 from experiments.schema import register
 

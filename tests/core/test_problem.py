@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import ARCHITECTURES, UNetSpec
 from diffusion_core.parity import cases
-from diffusion_core.problem import Problem
-from diffusion_core.unet import ARCHITECTURES, UNetSpec
 
 SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "cosine", "T": 10}, "v")

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from diffusion_core import process
-from diffusion_core.continuous import CONTINUOUS
-from diffusion_core.errors import DuetError
-from diffusion_core.process import PREDICTIONS, Process, misfit, posterior
-from diffusion_core.random import Stream
-from diffusion_core.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion import process
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.process import PREDICTIONS, Process, misfit, posterior
+from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 
 X0, EPS = (Stream(0, name).normal(np.arange(5), (3, 2, 1)) for name in ("x0", "eps"))
 ALPHA, SIGMA = np.array([0.99, 0.8, 0.5, 0.1, 1.0]), np.array([0.1, 0.6, 0.5, 3.0, 20.0])

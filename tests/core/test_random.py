@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.random import Stream, philox4x32, words
+from diffusion_core.common.random import Stream, philox4x32, words
 
 SEEDS = st.integers(0, 2**63)
 NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)

@@ -9,16 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainBatch
-from diffusion_core.errors import DuetError
-from diffusion_core.objectives import Objective
-from diffusion_core.process import Process
-from diffusion_core.random import Stream
-from diffusion_core.sampling import SamplerPlan, ddim
-from diffusion_core.schedule import linear
-from diffusion_core.unet import Node, Program, UNetSpec, lower
-from diffusion_core.unet.blocks import (
+from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
+from diffusion_core.networks import Node, Program, UNetSpec, lower
+from diffusion_core.networks.blocks import (
     ATTENTION_ORDERS,
     GELU,
     KINDS,
@@ -49,8 +46,10 @@ from diffusion_core.unet.blocks import (
     Unflatten,
     Upsample,
 )
-from diffusion_core.unet.program import Training
-from diffusion_core.weights import initial_weights
+from diffusion_core.networks.program import Training
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.sampling import SamplerPlan, ddim
+from diffusion_core.training.objective import Objective
 
 
 def numbers(name: str, *shape: int) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_core.errors import DuetError, one_of
-from diffusion_core.registry import build
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.registry import build
 
 
 def mix(base: str, share: float, count: int = 2, name: str | None = None, fast: bool = False, any_=None) -> tuple:

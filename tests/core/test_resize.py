@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_core.errors import DuetError
-from diffusion_core.metrics.resize import resize, resize_matrix
+from diffusion_core.common.errors import DuetError
+from diffusion_core.images.resize import resize, resize_matrix
 
 SIZES = [(8, 299), (64, 299), (299, 299), (640, 299), (7, 3), (5, 12), (1, 4), (4, 1)]
 

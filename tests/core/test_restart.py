@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from exact import NORMAL, moments
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import flow, linear
 from diffusion_core.sampling import euler, heun, restart
-from diffusion_core.schedule import flow, linear
 
 LINEAR = Process(linear(), "v")
 GRID = {"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}

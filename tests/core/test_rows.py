@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
 from diffusion_core.parity import cases
-from diffusion_core.process import Process
 from diffusion_core.sampling import SamplerPlan, ddim, make_plan
 from diffusion_core.sampling.rows import Stretch
-from diffusion_core.schedule import linear
 
 PROCESS = Process(linear(), "eps")
 RECURRENCE = cases.PLANS["two registers, three estimates"]

@@ -11,19 +11,19 @@ import threading
 import numpy as np
 import pytest
 
-from diffusion_core import run as module
-from diffusion_core.backend import Description
-from diffusion_core.errors import DuetError
-from diffusion_core.run import (
+from diffusion_core.backend.interface import Description
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs import run_directory as module
+from diffusion_core.runs.run_directory import (
     RunDirectory,
     environment,
-    read_json,
     read_metrics,
     read_samples,
     write_json,
     write_samples,
 )
-from diffusion_core.training import Record
+from diffusion_core.training.loop import Record
 
 
 def records(*images_seen: int) -> list[Record]:

@@ -12,15 +12,15 @@ import warnings
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
-from diffusion_core.process import PREDICTIONS, Process
-from diffusion_core.random import Stream
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import PREDICTIONS, Process
+from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.networks import Node, Program
+from diffusion_core.networks.blocks import Conv
 from diffusion_core.sampling import SamplerPlan, ddim, ddpm, next_level
 from diffusion_core.sampling.spacing import SPACINGS
-from diffusion_core.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
-from diffusion_core.unet import Node, Program
-from diffusion_core.unet.blocks import Conv
 
 M, S = 0.3, 0.5
 # The rows of a plan do not know the prediction, so each is met on one schedule.

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import posterior
-from diffusion_core.schedule import (
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import posterior
+from diffusion_core.diffusion.schedule import (
     SCHEDULES,
     Schedule,
     constant,

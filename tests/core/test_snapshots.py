@@ -10,15 +10,21 @@ from functools import cache
 import numpy as np
 import pytest
 
-from diffusion_core import checkpoint as files
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import load_checkpoint, save_checkpoint
-from diffusion_core.ema import Power, Profile, Warmup, ema_update
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.random import Stream
-from diffusion_core.snapshots import Snapshot, drop_snapshots_after, find_snapshots, reconstruct, save_snapshots
-from diffusion_core.unet import UNetSpec
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.optim import Power, Profile, Warmup, ema_update
+from diffusion_core.runs import checkpoint as files
+from diffusion_core.runs.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_core.runs.ema_snapshots import (
+    Snapshot,
+    drop_snapshots_after,
+    find_snapshots,
+    reconstruct,
+    save_snapshots,
+)
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
 PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")

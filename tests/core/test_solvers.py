@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from exact import NORMAL, TWO_NORMALS, error, exactly, execute, moments
 
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear
 from diffusion_core.sampling import (
     SamplerPlan,
     ddim,
@@ -29,7 +30,6 @@ from diffusion_core.sampling import (
     unipc,
 )
 from diffusion_core.sampling.exponential import KINDS, weights
-from diffusion_core.schedule import Schedule, cosine, flow, linear
 
 PROCESS = Process(linear(), "v")
 OURS = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.sampling.spacing import SPACINGS, spaced
 
 EXPECTED = {

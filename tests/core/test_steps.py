@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute
 
-from diffusion_core.continuous import cosine_continuous, edm, ve_sde, vp_sde
-from diffusion_core.errors import DuetError
-from diffusion_core.process import Process
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.continuous import cosine_continuous, edm, ve_sde, vp_sde
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, flow, linear
 from diffusion_core.sampling import (
     adams_bashforth,
     ddim,
@@ -24,7 +25,6 @@ from diffusion_core.sampling import (
     heun,
     lms,
 )
-from diffusion_core.schedule import cosine, flow, linear
 
 LINEAR, COSINE, FLOW = (Process(schedule(), "v") for schedule in (linear, cosine, flow))
 GRID = {"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}

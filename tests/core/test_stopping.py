@@ -11,9 +11,9 @@ import threading
 import pytest
 from test_training import Recorder, run
 
-from diffusion_core import stopping
-from diffusion_core.stopping import SIGNALS, Stopped, noted, raised
-from diffusion_core.training import Course, Hooks
+from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime.signals import SIGNALS, Stopped, noted, raised
+from diffusion_core.training.loop import Course, Hooks
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGUSR2: 140}
 
@@ -58,7 +58,7 @@ def test_what_is_said():
 
 def test_a_second_ctrl_c_is_not_waited_for():
     code = (
-        "import os, signal; from diffusion_core.stopping import noted\n"
+        "import os, signal; from diffusion_core.runtime.signals import noted\n"
         "with noted():\n    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n    print('never')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -80,7 +80,7 @@ def test_a_thread_leaves_signals_alone():
 
 WAITS = """
 import select, sys
-from diffusion_core.stopping import noted
+from diffusion_core.runtime.signals import noted
 with noted() as stop:
     print("waits", flush=True)
     while not stop:
@@ -89,7 +89,7 @@ sys.exit(128 + stop.number)
 """
 RUNS = f"""
 import os, subprocess, sys, threading
-from diffusion_core import stopping
+from diffusion_core.runtime import signals as stopping
 
 popen = subprocess.Popen
 def told(*given, **options):

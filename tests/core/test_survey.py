@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.data.shapes import shapes
 from diffusion_core.data.survey import near_pairs, survey
-from diffusion_core.errors import DuetError
-from diffusion_core.metrics.resize import resize
+from diffusion_core.images.resize import resize
 
 
 @pytest.fixture

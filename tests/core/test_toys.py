@@ -6,10 +6,10 @@ import exact
 import numpy as np
 import pytest
 
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data import from_uint8, load_dataset
 from diffusion_core.data.toys import TOYS, Mixture, picture_mixture, toy_mixture
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
 
 LEVELS = [(1.0, 0.05), (0.8, 0.6), (0.1, 0.995), (1.0, 20.0)]
 

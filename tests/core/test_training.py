@@ -10,20 +10,20 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from diffusion_core import training
-from diffusion_core.backend import StepResult, TrainBatch
+from diffusion_core.backend.interface import StepResult, TrainBatch
+from diffusion_core.common.errors import DuetError, OutOfMemory
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.ema import Ema, Power, Warmup
-from diffusion_core.errors import DuetError, OutOfMemory
-from diffusion_core.levels import LossHistory
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import LearningRate
-from diffusion_core.process import Process
-from diffusion_core.schedule import linear
-from diffusion_core.training import Carried, Course, Hooks, Record, Trouble, make_batch, train
-from diffusion_core.unet import Node, Program
-from diffusion_core.unet.blocks import BatchNorm, GroupNorm
-from diffusion_core.world import Team, World
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
+from diffusion_core.diffusion.timestep_sampling import LossHistory
+from diffusion_core.networks import Node, Program
+from diffusion_core.networks.blocks import BatchNorm, GroupNorm
+from diffusion_core.optim import Ema, Power, Warmup
+from diffusion_core.optim.adam import LearningRate
+from diffusion_core.runtime.distributed import Team, World
+from diffusion_core.training.loop import Carried, Course, Hooks, Record, Trouble, make_batch, train
+from diffusion_core.training.loop import loop as training
+from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)

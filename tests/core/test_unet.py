@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
-from diffusion_core.unet import Node, Program, Training, UNetSpec, lower
-from diffusion_core.unet.blocks import (
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks import Node, Program, Training, UNetSpec, lower
+from diffusion_core.networks.blocks import (
     Add,
     Attention,
     BatchNorm,
@@ -22,7 +22,7 @@ from diffusion_core.unet.blocks import (
     Resample,
     SiLU,
 )
-from diffusion_core.weights import count
+from diffusion_core.networks.weights import count
 
 TINY = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3)
 

@@ -10,19 +10,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import SELF_CONDITIONING, VARIATIONAL, TrainerState
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.errors import DuetError
-from diffusion_core.levels import make_levels
-from diffusion_core.objectives import Objective
+from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainerState, reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, linear, make_schedule
+from diffusion_core.diffusion.timestep_sampling import make_levels
+from diffusion_core.diffusion.variational import bound_columns, step_log_variances
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
-from diffusion_core.problem import Problem
-from diffusion_core.process import Process
-from diffusion_core.schedule import cosine, linear, make_schedule
-from diffusion_core.unet import UNetSpec, lower
-from diffusion_core.variational import bound_columns, step_log_variances
-from diffusion_core.weights import initial_weights
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.training.objective import Objective
 
 PIXELS = np.array([0, 1, 17, 128, 254, 255])
 SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (), middle_attention=False, norm_groups=2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_core.process import Process, add_noise
+from diffusion_core.diffusion.process import Process, add_noise
+from diffusion_core.diffusion.schedule import make_schedule
+from diffusion_core.model.noise_strip import levels_shown, rows_shown, shown
 from diffusion_core.sampling import make_plan
-from diffusion_core.schedule import make_schedule
-from diffusion_core.visible import levels_shown, rows_shown, shown
 
 NAMES = ["linear", "cosine", "flow", "plain_as_written", "vp_sde", "ve_sde", "edm", "flow_continuous"]
 

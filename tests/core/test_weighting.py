@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_core.continuous import CONTINUOUS
-from diffusion_core.errors import DuetError
-from diffusion_core.levels import make_levels
-from diffusion_core.objectives import Objective
-from diffusion_core.process import PREDICTIONS, Process, add_noise, misfit
-from diffusion_core.random import Stream
-from diffusion_core.schedule import Schedule, cosine, flow, linear, make_schedule
-from diffusion_core.weighting import WEIGHTINGS
-from diffusion_core.weighting import make_weights as make
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
+from diffusion_core.diffusion.loss_weighting import make_weights as make
+from diffusion_core.diffusion.process import PREDICTIONS, Process, add_noise, misfit
+from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear, make_schedule
+from diffusion_core.diffusion.timestep_sampling import make_levels
+from diffusion_core.training.objective import Objective
 
 CHOSEN = [
     {"name": "snr"}, {"name": "min_snr"}, {"name": "min_snr", "gamma": 0.3}, {"name": "p2"},

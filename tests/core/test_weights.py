@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
-from diffusion_core.random import Stream
-from diffusion_core.unet import Node, Program, UNetSpec, lower
-from diffusion_core.unet.blocks import Conv, Embedding, Linear, Parameter
-from diffusion_core.weights import check_weights, count, initial_weights
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.networks import Node, Program, UNetSpec, lower
+from diffusion_core.networks.blocks import Conv, Embedding, Linear, Parameter
+from diffusion_core.networks.weights import check_weights, count, initial_weights
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3))
 

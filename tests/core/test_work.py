@@ -7,8 +7,8 @@ import math
 import pytest
 from commands import composed
 
-from diffusion_core.unet import lower
-from diffusion_core.unet.work import convolutions, multiply_adds
+from diffusion_core.networks import lower
+from diffusion_core.networks.flops import convolutions, multiply_adds
 from experiments.common import spec_of
 
 

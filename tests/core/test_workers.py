@@ -11,7 +11,7 @@ import sys
 # One worker holds a pipe open and is busy; the process that it works for is then killed.
 KILLED = """
 import os, signal, threading
-from diffusion_core.workers import pool
+from diffusion_core.runtime.process_pool import pool
 if __name__ == "__main__":
     with pool(1) as processes:
         processes.submit(os.open, {pipe!r}, os.O_WRONLY).result()

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend import Settings, StepResult, TrainBatch
+from diffusion_core.backend.interface import Settings, StepResult, TrainBatch
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.ema import Ema, Warmup
-from diffusion_core.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
 from diffusion_core.likelihood import flow_density, variational_bound
 from diffusion_core.metrics.accuracy import recognised
-from diffusion_core.objectives import Objective
-from diffusion_core.optimiser import LearningRate
-from diffusion_core.process import Process
+from diffusion_core.model.generate import draw
+from diffusion_core.networks import Node, Program
+from diffusion_core.networks.blocks import BatchNorm
+from diffusion_core.optim import Ema, Warmup
+from diffusion_core.optim.adam import LearningRate
+from diffusion_core.runtime.distributed import KINDS, Team, World, started_together
 from diffusion_core.sampling import ddim
-from diffusion_core.sampling.draw import draw
-from diffusion_core.schedule import linear
-from diffusion_core.training import Course, Hooks, _halved, make_batch, train
-from diffusion_core.unet import Node, Program
-from diffusion_core.unet.blocks import BatchNorm
-from diffusion_core.world import KINDS, Team, World, started_together
+from diffusion_core.training.loop import Course, Hooks, _halved, make_batch, train
+from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True, dtype=np.float64)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from commands import call, composed
 
-from diffusion_core.checkpoint import load_checkpoint, save_checkpoint, weights_hash
-from diffusion_core.ema import Power
-from diffusion_core.errors import DuetError
-from diffusion_core.run import read_metrics, read_samples
-from diffusion_core.snapshots import find_snapshots
-from diffusion_core.weights import Weights
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.weights import Weights
+from diffusion_core.optim import Power
+from diffusion_core.runs.checkpoint import load_checkpoint, save_checkpoint, weights_hash
+from diffusion_core.runs.ema_snapshots import find_snapshots
+from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.common import which_of
 
 # The smallest network that there is, on eight images of 8x8, for 32 updates of 4 images.

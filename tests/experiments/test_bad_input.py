@@ -20,14 +20,14 @@ import pytest
 from commands import call
 from PIL import Image
 
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.errors import DuetError
-from diffusion_core.lock import LOCK, locked
-from diffusion_core.problem import Problem
-from diffusion_core.run import claim
-from diffusion_core.unet import UNetSpec
-from diffusion_core.weights import initial_weights
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.lock import LOCK, locked
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import claim
 from experiments.stored import read_config
 
 ROOT = Path(__file__).resolve().parents[2]

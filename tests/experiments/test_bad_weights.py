@@ -12,7 +12,7 @@ import mutations
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 
 pytestmark = pytest.mark.backend
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import call, composed
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from experiments.bench import VARIED, _modes, _points
 from experiments.benchmark.contestants import Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 from commands import composed, enter
 
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf
 from diffusion_core.convert.names import write_weights
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.unet import UNetSpec, lower
-from diffusion_core.weights import initial_weights
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.runs.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from experiments import resuming, targets
 from experiments.experiment import Experiment
 

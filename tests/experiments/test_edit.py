@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 from commands import enter
 
-from diffusion_core import reference
-from diffusion_core.backend import Description, Settings, TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.backend.compile_policy import Costs, sampling_work
+from diffusion_core.backend.interface import Description, Settings, TrainerState, reference
 from diffusion_core.data import load_dataset
-from diffusion_core.modes import Costs, sampling_work
+from diffusion_core.images.render import save_png
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
-from diffusion_core.pictures import save_png
-from diffusion_core.problem import Problem
-from diffusion_core.run import read_samples, write_samples
-from diffusion_core.unet import UNetSpec
-from diffusion_core.weights import initial_weights
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import read_samples, write_samples
 from experiments import common
 
 SPEC = UNetSpec(8, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2, num_classes=10, zero_init=False)

@@ -13,22 +13,21 @@ import pytest
 from commands import call, composed
 from PIL import Image
 
-from diffusion_core import reference
-from diffusion_core.backend import Description, TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.backend.compile_policy import Work
+from diffusion_core.backend.interface import Description, TrainerState, reference
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
-from diffusion_core.errors import DuetError
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.evaluate import METRICS, cut, options_of
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.protocol import Number, read_numbers
-from diffusion_core.modes import Work
-from diffusion_core.problem import Problem
-from diffusion_core.run import read_samples, write_samples
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import Program, UNetSpec
+from diffusion_core.networks.weights import Weights, initial_weights
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import read_samples, write_samples
+from diffusion_core.runtime.distributed import Team
 from diffusion_core.statistics import Interval
-from diffusion_core.unet import Program, UNetSpec
-from diffusion_core.weights import Weights, initial_weights
-from diffusion_core.world import Team
 from experiments.evaluate import lines
 from experiments.studies.plan import Metric
 from experiments.studies.results import Outcome, check_protocol, value

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from commands import enter
 
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, save_checkpoint
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.images.render import png_bytes
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
 from diffusion_core.parity.cases import scattered_weights
-from diffusion_core.pictures import png_bytes
-from diffusion_core.problem import Problem
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.sampling import METHODS
-from diffusion_core.unet import UNetSpec
 from experiments.gallery import plan_of, planned
 from experiments.report.gallery import curves, write
 

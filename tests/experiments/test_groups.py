@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint
-from diffusion_core.ema import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
-from diffusion_core.errors import DuetError
-from diffusion_core.problem import Problem
-from diffusion_core.process import Process
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import cosine, linear, make_schedule, with_log_snr_shift
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks import UNetSpec
+from diffusion_core.optim import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
+from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SamplerPlan
-from diffusion_core.schedule import cosine, linear, make_schedule, with_log_snr_shift
-from diffusion_core.unet import UNetSpec
 from experiments.common import sampler_of
 from experiments.experiment import Experiment
 

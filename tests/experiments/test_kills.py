@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.checkpoint import find_checkpoint
-from diffusion_core.run import read_json, read_samples
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs.checkpoint import find_checkpoint
+from diffusion_core.runs.run_directory import read_samples
 from hydra_plugins.duet_launcher.launcher import backend_python
 
 ROOT = Path(__file__).resolve().parents[2]

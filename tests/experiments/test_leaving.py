@@ -17,12 +17,13 @@ import pytest
 from commands import composed
 from numpy.typing import NDArray
 
-from diffusion_core import stopping, training
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint
-from diffusion_core.errors import DuetError
-from diffusion_core.training import Course, Hooks
-from diffusion_core.world import Team, World
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runs.checkpoint import Checkpoint
+from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime.distributed import Team, World
+from diffusion_core.training.loop import Course, Hooks
+from diffusion_core.training.loop import loop as training
 from experiments import common, train
 from experiments.processes import one_speaks, world_of
 

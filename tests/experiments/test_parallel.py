@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from commands import call, composed
 
-from diffusion_core.checkpoint import find_checkpoint, load_checkpoint
 from diffusion_core.parity.ladder import l2_of_all
-from diffusion_core.run import read_metrics, read_samples
+from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
+from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.workers import environments, run_together, visible_cards
 
 pytestmark = pytest.mark.backend

@@ -16,8 +16,8 @@ from commands import call, composed
 from omegaconf import DictConfig
 from PIL import Image
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from diffusion_core.errors import DuetError
 from experiments.common import load_data
 
 

@@ -13,9 +13,10 @@ import pytest
 from commands import call, composed
 from safetensors.numpy import load_file, save_file
 
-from diffusion_core.bundle import load_bundle
-from diffusion_core.checkpoint import list_checkpoints
-from diffusion_core.run import read_json, read_metrics
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs.checkpoint import list_checkpoints
+from diffusion_core.runs.failure_bundle import load_bundle
+from diffusion_core.runs.run_directory import read_metrics
 from experiments import replay
 from experiments.resuming import mode_begun_in
 

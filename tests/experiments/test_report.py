@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from experiments.report import render, write
 from experiments.report.figures import Axis, decimate, loss_figure, smooth
 

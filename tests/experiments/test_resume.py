@@ -14,12 +14,13 @@ import pytest
 from commands import call, composed
 from omegaconf import DictConfig
 
-from diffusion_core.backend import TrainerState
-from diffusion_core.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.ema import describe
-from diffusion_core.errors import DuetError
-from diffusion_core.run import read_json, read_metrics, read_samples, write_json
-from diffusion_core.weights import initial_weights
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim import describe
+from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json
 from experiments import common, resuming
 from experiments.experiment import Experiment
 

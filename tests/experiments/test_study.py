@@ -14,9 +14,9 @@ import yaml
 from hydra.core.plugins import Plugins
 from made_up import HAND_OVER, stand_in
 
-from diffusion_core.errors import DuetError
-from diffusion_core.lock import locked
-from diffusion_core.run import claim
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.lock import locked
+from diffusion_core.runs.run_directory import claim
 from experiments import study as entry_point
 from experiments.studies import figures, jobs
 from experiments.studies.energy import read_counters, spent

@@ -26,7 +26,7 @@ import pytest
 from made_up import HAND_OVER, losses, make_up
 from scipy import stats
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from experiments.report.study import render
 from experiments.studies.figures import files as drawn
 from experiments.studies.plan import Plan, make_plan, make_study

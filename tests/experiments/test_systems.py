@@ -10,11 +10,11 @@ import pytest
 from commands import call, composed
 from PIL import Image
 
-from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.data import to_uint8
-from diffusion_core.run import read_metrics, read_samples
-from diffusion_core.sampling.draw import draw
-from diffusion_core.weights import count
+from diffusion_core.model.generate import draw
+from diffusion_core.networks.weights import count
+from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from diffusion_core.errors import DuetError
-from diffusion_core.run import RunDirectory
-from diffusion_core.training import Record
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runs.run_directory import RunDirectory
+from diffusion_core.training.loop import Record
 from experiments import trackers
 from experiments.trackers import choose
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from diffusion_core.checkpoint import load_checkpoint
 from diffusion_core.parity.ladder import TOLERANCES, l2_of_all
-from diffusion_core.run import read_metrics, read_samples
+from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.runs.run_directory import read_metrics, read_samples
 
 pytestmark = pytest.mark.together
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from diffusion_core.networks import Program
+from diffusion_core.networks.weights import Weights
 from diffusion_core.parity.compare import PRECISIONS, compare_records, load_arrays, own_checks
 from diffusion_core.parity.ladder import Check
-from diffusion_core.unet import Program
-from diffusion_core.weights import Weights
 
 NAMES = ("torch", "tf")
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend import Trainer, TrainerState
-from diffusion_core.optimiser import Adam
+from diffusion_core.backend.interface import Trainer, TrainerState
+from diffusion_core.networks import lower
+from diffusion_core.networks.weights import Weights
+from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.ladder import Check, check, l2_of_all
-from diffusion_core.unet import lower
-from diffusion_core.weights import Weights
 
 pytestmark = pytest.mark.backend
 

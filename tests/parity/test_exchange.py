@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from diffusion_core import reference
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.random import Stream
+from diffusion_core.networks import Program
+from diffusion_core.networks.weights import Weights
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS, under
 from diffusion_core.parity.ladder import RUNGS
-from diffusion_core.random import Stream
-from diffusion_core.unet import Program
-from diffusion_core.weights import Weights
 
 pytestmark = pytest.mark.exchange
 

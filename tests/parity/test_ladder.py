@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 
-from diffusion_core.backend import DISTANCES
+from diffusion_core.backend.interface import DISTANCES
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.ladder import Check
 

@@ -18,20 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState
-from diffusion_core.ema import ema_update
-from diffusion_core.optimiser import Adam, adam_update, clip_factor, global_norm
+from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState, reference
+from diffusion_core.common.random import words
+from diffusion_core.diffusion.process import Columns, Process
+from diffusion_core.networks import Node, Program, lower
+from diffusion_core.networks.blocks import GELU, Add, AvgPool, GroupNorm, SiLU
+from diffusion_core.networks.program import Training
+from diffusion_core.networks.weights import Weights, initial_weights
+from diffusion_core.optim import ema_update
+from diffusion_core.optim.adam import Adam, adam_update, clip_factor, global_norm
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.compare import compare_arrays, differing
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative
-from diffusion_core.process import Columns, Process
-from diffusion_core.random import words
 from diffusion_core.sampling import SamplerPlan
-from diffusion_core.unet import Node, Program, lower
-from diffusion_core.unet.blocks import GELU, Add, AvgPool, GroupNorm, SiLU
-from diffusion_core.unet.program import Training
-from diffusion_core.weights import Weights, initial_weights
 
 # The faults are those of comparisons, which both backends share: one backend is enough to show each of them.
 pytestmark = [pytest.mark.backend, pytest.mark.either]

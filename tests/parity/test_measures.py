@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import compare_handover, differing, load_arrays, load_checks
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, check, l2, l2_of_all, ladder, relative, worst
-from diffusion_core.run import write_json
+from diffusion_core.runs.run_directory import write_json
 
 A = np.array([[3.0, -4.0], [0.0, 0.0]])
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from commands import composed
 
-from diffusion_core import reference
-from diffusion_core.errors import DuetError
+from diffusion_core.backend.interface import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks import lower
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.parity.network import compare_network, network_inputs, record_network
 from diffusion_core.parity.trace import training_errors
-from diffusion_core.unet import lower
 from experiments.common import spec_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core import reference
-from diffusion_core.backend import TrainBatch, TrainerState
-from diffusion_core.optimiser import Adam
+from diffusion_core.backend.interface import TrainBatch, TrainerState, reference
+from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 

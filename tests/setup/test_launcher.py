@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 from hydra_plugins.duet_launcher.launcher import (
     LaunchError,
     backend_python,

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About
 from diffusion_core.data.dataset import unnamed
 from diffusion_core.data.source import Source
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_npz, read_npy
+from diffusion_core.files.safe_read import open_npz, read_npy
 
 __all__ = ["ARRAY", "NPZ", "array", "npz"]
 

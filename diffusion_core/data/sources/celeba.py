@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import About, Archive, need
 from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member
-from diffusion_core.errors import DuetError, one_of
 
 __all__ = ["CELEBA", "celeba"]
 

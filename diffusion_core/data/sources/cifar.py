@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import About, Archive, find, members
 from diffusion_core.data.source import Source
-from diffusion_core.errors import DuetError, one_of
 
 __all__ = ["CIFAR10", "CIFAR100", "CLASS_NAMES", "cifar10", "cifar100"]
 

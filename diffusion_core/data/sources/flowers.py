@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About, Archive, find, members, need
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources.matlab import read_mat
-from diffusion_core.errors import DuetError
 
 __all__ = ["FLOWERS", "flowers102"]
 

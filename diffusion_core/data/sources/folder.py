@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About
 from diffusion_core.data.source import Source
 from diffusion_core.data.square import SUFFIXES
-from diffusion_core.errors import DuetError
 
 __all__ = ["FOLDER", "image_folder"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from diffusion_core.errors import DuetError
+from diffusion_core.common.errors import DuetError
 
 __all__ = ["read_mat"]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About, Archive, content, find, need
 from diffusion_core.data.source import Source
-from diffusion_core.errors import DuetError
-from diffusion_core.reading import open_npz
+from diffusion_core.files.safe_read import open_npz
 
 __all__ = ["FASHION", "MNIST", "fashion_mnist", "mnist"]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import About, Archive, find, members
 from diffusion_core.data.source import Source
-from diffusion_core.errors import DuetError
 
 __all__ = ["STL10", "stl10"]
 

@@ -1,0 +1,493 @@
+"""The executable specification: programs and plans in NumPy float64, forward only.
+
+Each function here says what a block kind means; the backends must agree with it. It is written to be
+read, not to be fast. Values are images ``b h w c`` or vectors ``b c``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from einops import rearrange
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.backend.interface import (
+    LEAST_SPREAD,
+    PSEUDO_HUBER_C,
+    SMALLEST_PROBABILITY,
+    Forward,
+    NoiseSource,
+    TrainBatch,
+)
+from diffusion_core.common.random import words
+from diffusion_core.diffusion import process
+from diffusion_core.networks import blocks
+from diffusion_core.networks.program import Program, Training
+from diffusion_core.networks.weights import check_weights
+from diffusion_core.sampling.plan import SamplerPlan
+
+__all__ = ["block_function", "forward", "look", "loss", "losses_of", "noised", "sample", "slope", "training_pass"]
+
+Array = NDArray[np.float64]
+
+
+def _sinusoid(b: blocks.Sinusoid, c_noise: Array) -> Array:
+    angle = c_noise[:, None] * np.array(b.frequencies())
+    parts = (np.sin(angle), np.cos(angle)) if b.sin_first else (np.cos(angle), np.sin(angle))
+    return np.concatenate(parts, axis=-1)
+
+
+def _fourier(b: blocks.Fourier, c_noise: Array, frequencies: Array) -> Array:
+    angle = 2.0 * np.pi * c_noise[:, None] * frequencies
+    parts = (np.sin(angle), np.cos(angle)) if b.sin_first else (np.cos(angle), np.sin(angle))
+    return np.concatenate(parts, axis=-1)
+
+
+def _number(b: blocks.Number, c_noise: Array) -> Array:
+    return b.scale * c_noise[:, None]
+
+
+def _embedding(b: blocks.Embedding, label: NDArray, weight: Array) -> Array:
+    return np.concatenate([weight, np.zeros((1, b.dim))])[label] if b.zero else weight[label]
+
+
+def _linear(b: blocks.Linear, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
+    return x @ weight.T + bias
+
+
+def _conv(b: blocks.Conv, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
+    top, bottom, left, right = b.padding
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (b.kernel, b.kernel), axis=(1, 2))
+    windows = windows[:, :: b.stride, :: b.stride]
+    return np.tensordot(windows, weight, axes=((3, 4, 5), (1, 2, 3))) + bias
+
+
+def _conv_transpose(b: blocks.ConvTranspose, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
+    batch, height, width, _ = x.shape
+    rows, columns = ((n - 1) * b.stride + b.kernel for n in (height, width))
+    y = np.zeros((batch, rows, columns, b.outputs))
+    for i in range(b.kernel):
+        for j in range(b.kernel):
+            part = y[:, i : i + (height - 1) * b.stride + 1 : b.stride, j : j + (width - 1) * b.stride + 1 : b.stride]
+            part += x @ weight[:, :, i, j]
+    return y[:, b.crop : rows - b.crop, b.crop : columns - b.crop] + bias
+
+
+def _normalised(x: Array, axis: tuple[int, ...], eps: float) -> Array:
+    centred = x - x.mean(axis=axis, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(axis=axis, keepdims=True) + eps)
+
+
+def _group_norm(b: blocks.GroupNorm, x: Array, weight: Array, bias: Array) -> Array:
+    grouped = rearrange(x, "b ... (g c) -> b (...) g c", g=b.groups)
+    return _normalised(grouped, (1, 3), b.eps).reshape(x.shape) * weight + bias
+
+
+def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Array:
+    if len(b.shape) == 1:
+        return _normalised(x, (-1,), b.eps) * weight + bias
+    weight, bias = (rearrange(array, "c h w -> h w c") for array in (weight, bias))
+    return _normalised(x, (1, 2, 3), b.eps) * weight + bias
+
+
+def _batch_norm(
+    b: blocks.BatchNorm,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    mean: Array,
+    variance: Array,
+    name: str,
+    training: Training | None,
+) -> Array:
+    if training is None:
+        return (x - mean) / np.sqrt(variance + b.eps) * weight + bias
+    axes = tuple(range(x.ndim - 1))
+    n = x.size // b.channels
+    unbiased = n / max(n - 1, 1)
+    moved = mean + b.momentum * (x.mean(axis=axes) - mean)
+    training.statistics[f"{name}.mean"] = moved
+    training.statistics[f"{name}.variance"] = variance + b.momentum * (x.var(axis=axes) * unbiased - variance)
+    return _normalised(x, axes, b.eps) * weight + bias
+
+
+def _silu(b: blocks.SiLU, x: Array) -> Array:
+    return x / (1.0 + np.exp(-x))
+
+
+def _relu(b: blocks.ReLU, x: Array) -> Array:
+    return np.maximum(x, 0.0)
+
+
+def _gelu(b: blocks.GELU, x: Array) -> Array:
+    return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
+
+
+def _sigmoid(b: blocks.Sigmoid, x: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _attention(b: blocks.Attention, qkv: Array) -> Array:
+    order = blocks.ATTENTION_ORDERS[b.order]
+    q, k, v = rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=b.heads)
+    logits = q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) -> Array:
+    if training is None:
+        return x
+    drawn = words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
+    return np.where(drawn.reshape(x.shape) >= b.threshold, x / (1.0 - b.rate), 0.0)
+
+
+def _vector_to_pixels(vector: Array, like: Array) -> Array:
+    return vector[:, None, None, :] if like.ndim > vector.ndim else vector
+
+
+def _add(b: blocks.Add, x: Array, y: Array) -> Array:
+    return (x + _vector_to_pixels(y, x)) * b.scale
+
+
+def _multiply(b: blocks.Multiply, x: Array, y: Array) -> Array:
+    return x * _vector_to_pixels(y, x)
+
+
+def _modulate(b: blocks.Modulate, x: Array, vector: Array) -> Array:
+    scale, shift = np.split(_vector_to_pixels(vector, x), 2, axis=-1)
+    return x * (1.0 + scale) + shift
+
+
+def _concat(b: blocks.Concat, x: Array, y: Array) -> Array:
+    return np.concatenate([x, np.broadcast_to(_vector_to_pixels(y, x), (*x.shape[:-1], y.shape[-1]))], axis=-1)
+
+
+def _upsample(b: blocks.Upsample, x: Array) -> Array:
+    return x.repeat(b.factor, axis=1).repeat(b.factor, axis=2)
+
+
+def _avg_pool(b: blocks.AvgPool, x: Array) -> Array:
+    return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).mean(axis=3)
+
+
+def _max_pool(b: blocks.MaxPool, x: Array) -> Array:
+    return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).max(axis=3)
+
+
+def _resample(b: blocks.Resample, x: Array) -> Array:
+    rows, columns = b.matrix(x.shape[1]), b.matrix(x.shape[2])
+    return np.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns, optimize=True)
+
+
+def _mean(b: blocks.Mean, x: Array) -> Array:
+    return x.mean(axis=(1, 2))
+
+
+def _flatten(b: blocks.Flatten, x: Array) -> Array:
+    return x.reshape(len(x), -1)
+
+
+def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
+    return x.reshape(len(x), b.height, b.width, -1)
+
+
+_FUNCTIONS: dict[str, Callable[..., Array]] = {
+    "Sinusoid": _sinusoid,
+    "Fourier": _fourier,
+    "Number": _number,
+    "Embedding": _embedding,
+    "Linear": _linear,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "GroupNorm": _group_norm,
+    "LayerNorm": _layer_norm,
+    "BatchNorm": _batch_norm,
+    "SiLU": _silu,
+    "ReLU": _relu,
+    "GELU": _gelu,
+    "Sigmoid": _sigmoid,
+    "Attention": _attention,
+    "Dropout": _dropout,
+    "Add": _add,
+    "Multiply": _multiply,
+    "Modulate": _modulate,
+    "Concat": _concat,
+    "Upsample": _upsample,
+    "AvgPool": _avg_pool,
+    "MaxPool": _max_pool,
+    "Resample": _resample,
+    "Mean": _mean,
+    "Flatten": _flatten,
+    "Unflatten": _unflatten,
+}
+
+
+def block_function(name: str, block: blocks.Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
+    """The function of one block of a program, with its weights bound by full name."""
+    own = {p.name: np.asarray(weights[f"{name}.{p.name}"], np.float64) for p in block.parameters()}
+    own |= {"name": name} if block.in_training else {}
+    function = _FUNCTIONS[type(block).__name__]
+
+    # The block's own arguments come after its inputs.
+    return lambda *inputs, **training: function(block, *inputs, **own, **training)
+
+
+def forward(
+    program: Program,
+    weights: Mapping[str, NDArray],
+    x: NDArray,
+    c_noise: ArrayLike,
+    label: ArrayLike,
+    features: ArrayLike | None = None,
+    estimate: ArrayLike | None = None,
+    training: Training | None = None,
+) -> Array:
+    """The network's raw output F.
+
+    Args:
+        program: the network.
+        weights: by full name.
+        x: images, with shape (B, H, W, C).
+        c_noise: one number per image, with shape (B,).
+        label: one class per image, with shape (B,).
+        features: numbers beside the class, with shape (B, F); None is zeros.
+        estimate: of x_0, for a self-conditioned network, with the shape of x; None is zeros.
+        training: None in evaluation; its statistics are filled in training.
+    """
+    check_weights(program, weights)
+    functions = {node.name: block_function(node.name, node.block, weights) for node in program.nodes}
+    features = np.zeros((len(x), program.features)) if features is None else np.asarray(features, np.float64)
+    inputs = {
+        "x": np.asarray(x, np.float64),
+        "c_noise": np.asarray(c_noise, np.float64),
+        "label": np.asarray(label),
+        "features": features,
+        "estimate": np.zeros(np.shape(x)) if estimate is None else np.asarray(estimate, np.float64),
+    }
+    return program.run(functions, inputs, training)
+
+
+def slope(program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, chosen: NDArray) -> Array:
+    """The gradient by x of a classifier's log p(chosen | x), with shape (B, H, W, C), by differences of order 4."""
+    h, gradient = 1e-3, np.zeros(x.shape)
+    label, shape = np.asarray(chosen), x.shape[1:]
+    pixels = np.eye(int(np.prod(shape))).reshape(-1, *shape)
+    for k, (image, level, wanted) in enumerate(zip(np.asarray(x, np.float64), c_noise, label, strict=True)):
+        total = np.zeros(len(pixels))
+        for steps, share in ((1, 8.0), (2, -1.0)):
+            for side in (1, -1):
+                moved = image + side * steps * h * pixels
+                logits = forward(program, weights, moved, np.full(len(moved), level), np.zeros(len(moved), np.int32))
+                total += side * share * log_softmax(logits)[:, wanted]
+        gradient[k] = (total / (12 * h)).reshape(shape)
+    return gradient
+
+
+def noised(batch: TrainBatch) -> tuple[Array, Array]:
+    """(x_t, target) of a training batch."""
+    x0, eps = batch.images.astype(np.float64), batch.noise.astype(np.float64)
+    return process.add_noise(x0, eps, batch.alpha, batch.sigma), process.add_noise(
+        x0, eps, batch.target_x0, batch.target_eps
+    )
+
+
+def _pseudo_huber(r: Array) -> Array:
+    # sqrt(r^2 + c^2) - c as a quotient, in which nothing cancels where r is small.
+    return np.square(r) / (np.sqrt(np.square(r) + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
+def _of_pixels(distance: Callable[[Array], Array]) -> Callable[[Array, Array, NDArray], Array]:
+    """The mean over the pixels of each image; of an output with more channels the first ones count."""
+    return lambda output, target, label: distance(output[..., : target.shape[-1]] - target).mean(axis=(1, 2, 3))
+
+
+def log_softmax(logits: Array) -> Array:
+    """log p of each class, with shape (B, K)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+# Per image, of an output, its target and the class.
+_DISTANCES: dict[str, Callable[[Array, Array, NDArray], Array]] = {
+    "mse": _of_pixels(np.square),
+    "l1": _of_pixels(np.abs),
+    "huber": _of_pixels(lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5)),
+    "pseudo_huber": _of_pixels(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: -log_softmax(logits)[np.arange(len(label)), label],
+}
+
+
+def loss(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> float:
+    """The training loss, see `backend.TrainBatch`."""
+    return training_pass(program, weights, batch, distance)[0]
+
+
+def training_pass(
+    program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str
+) -> tuple[float, dict[str, Array]]:
+    """The first half of a training step: (loss, new running statistics by name)."""
+    losses, statistics = losses_of(program, weights, batch, distance)
+    return float(np.mean(batch.importance * losses)), statistics
+
+
+def losses_of(
+    program: Program,
+    weights: Mapping[str, NDArray],
+    batch: TrainBatch,
+    distance: str,
+    held: Mapping[str, NDArray] | None = None,
+    values: dict[str, Array] | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """(the loss of each image, with shape (B,); new running statistics by name).
+
+    Args:
+        program: the network.
+        weights: by full name.
+        batch: see `backend.TrainBatch`.
+        distance: the name of one of `backend.DISTANCES`.
+        held: the weights of what has no gradient: of a first pass, and of the mean in the bound. They are `weights`
+            unless given; the slope of this function with `held` at rest is the gradient that training must have.
+        values: filled with the value of each block by its name, where it is given.
+    """
+
+    def output_of(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
+        training = Training(batch.dropout_key, batch.positions, values=values)
+        scaled = batch.c_in[:, None, None, None] * x
+        given = (scaled, batch.c_noise, batch.label, batch.features, estimate, training)
+        return forward(program, weights, *given), training.statistics
+
+    x, target = noised(batch)
+    channels, estimate = x.shape[-1], None
+    if batch.self_conditioning is not None:
+        c_skip, c_out, share, lowest, highest = batch.self_conditioning.T[..., None, None, None]
+        first = output_of(weights if held is None else held, None)[0][..., :channels]
+        estimate = share * np.clip(c_skip * x + c_out * first, lowest, highest)
+    output, statistics = output_of(weights, estimate)
+    losses = batch.weight * _DISTANCES[distance](output, target, batch.label)
+    if program.uncertainty:
+        uncertainty = output[..., -1].mean(axis=(1, 2))
+        losses = np.exp(-uncertainty) * losses + uncertainty
+    if batch.variational is not None:
+        residual = output[..., :channels] - target
+        still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
+        losses = losses + _bound(batch, residual, still, output[..., channels : 2 * channels])
+    return losses, statistics
+
+
+def look(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
+    """The value of each block in a training pass, and the loss of each image, by name; see `backend.Trainer.look`."""
+    values: dict[str, Array] = {}
+    losses, _ = losses_of(program, weights, batch, distance, values=values)
+    return values | {"losses": losses}
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-math.sqrt(0.5) * x)
+
+
+def _bound(batch: TrainBatch, residual: Array, still: Array, spread: Array) -> Array:
+    """The variational term of each image; see `variational`."""
+    *columns, weight = batch.variational.astype(np.float64).T
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = (column[:, None, None, None] for column in columns)
+    u, e = offset + scale * spread, error * (still + mean_gradient * (residual - still))
+    divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
+    # The bin of an image's byte, mirrored so that its open side, or the far one, is at minus infinity: the
+    # difference is then one of small numbers.
+    black, white = batch.images < lowest, batch.images > highest
+    e = np.where(black, e, np.where(white, -e, np.abs(e)))
+    narrow = np.exp(-0.5 * u)
+    beyond = np.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -np.log(np.maximum(probability, SMALLEST_PROBABILITY))
+    return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
+
+
+def _guided(plan: SamplerPlan, i: int, wanted: Array, other: Array) -> Array:
+    """F_i of the output with the class and that of what it leads away from."""
+    guided = other + plan.guidance[i] * (wanted - other)
+    if not plan.rescale:
+        return guided
+    spread, own = (v.std(axis=(1, 2, 3), keepdims=True) for v in (wanted, guided))
+    return (plan.rescale * spread / np.maximum(own, LEAST_SPREAD) + 1.0 - plan.rescale) * guided
+
+
+def _bounded(plan: SamplerPlan, estimate: Array) -> Array:
+    """Estimates within the plan's bounds, or within each image's own and brought back to them."""
+    if plan.bounds is None:
+        return estimate
+    if plan.threshold is None:
+        return np.clip(estimate, *plan.bounds)
+    middle, half = plan.scale
+    y = (estimate - middle) / half
+    bound = np.maximum(np.quantile(np.abs(y), plan.threshold, axis=(1, 2, 3), keepdims=True), plan.clip)
+    return middle + half * np.clip(y, -bound, bound) * plan.clip / bound
+
+
+def sample(
+    program: Program,
+    weights: Mapping[str, NDArray],
+    plan: SamplerPlan,
+    start: NDArray,
+    label: NDArray,
+    noise: NoiseSource,
+    watch: Callable[[int, Array, Array], None] | None = None,
+    guide: Forward | None = None,
+    slope: Forward | None = None,
+    mask: NDArray | None = None,
+    known: NoiseSource | None = None,
+) -> Array:
+    """Run a plan; see `backend.Backend.sample`, and `backend.Steering` for the rest.
+
+    Args:
+        program: the network.
+        weights: its weights.
+        plan: the rows.
+        start: register 0 before the first row.
+        label: the network's labels.
+        noise: z of each row.
+        watch: called after each row.
+        guide: the weaker network's output as a function of (x, c_noise, label); None is this one's without a class.
+        slope: the gradient of a classifier's log p(class | x), of (x, c_noise, class).
+        mask: where the picture is known.
+        known: the known picture at the level that row i leads to.
+    """
+    registers = [np.asarray(start, np.float64)] + [np.zeros(start.shape) for _ in range(plan.registers - 1)]
+    history = [np.zeros(start.shape) for _ in range(plan.history)]
+    null = np.full_like(label, program.null_label or 0)
+    channels = start.shape[-1]
+    for i in range(plan.rows):
+        x = registers[0]
+        c_noise = np.full(len(x), plan.c_noise[i])
+        # A self-conditioned network is given D_{i-1}, and a guide nothing.
+        before = {"estimate": history[0]}
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, **before)
+        image, rest = output[..., :channels], output[..., channels : 2 * channels]
+        if plan.is_guided[i]:
+            given = plan.c_in[i] * x, c_noise
+            other = forward(program, weights, *given, null, **before) if guide is None else guide(*given, label)
+            image = _guided(plan, i, image, other[..., :channels])
+        estimate = plan.c_skip[i] * x + plan.c_out[i] * image
+        if plan.classifier is not None:
+            gradient = plan.c_in[i] * slope(plan.c_in[i] * x, c_noise, label - program.labels.start)
+            estimate = estimate + plan.classifier[i] * gradient
+        estimate = _bounded(plan, estimate)
+        history = [estimate, *history[:-1]]
+        z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
+        if plan.learned is not None and plan.is_noisy[i]:
+            z = np.exp(plan.learned[i, 0] + plan.learned[i, 1] * rest) * z
+        registers = [
+            sum(plan.state[i, r, q] * registers[q] for q in range(plan.registers))
+            + sum(plan.denoised[i, r, h] * history[h] for h in range(plan.history))
+            + plan.noise[i, r] * z
+            for r in range(plan.registers)
+        ]
+        if mask is not None:
+            registers[0] = mask * np.asarray(known(i), np.float64) + (1.0 - mask) * registers[0]
+        if watch is not None:
+            watch(i, registers[0], estimate)
+    return registers[0]

@@ -1,0 +1,314 @@
+r"""Processes: what the network is asked for, as columns of numbers.
+
+With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every parameterisation is
+
+    D(x_t) = c_skip x_t + c_out F(c_in x_t, c_noise)       the estimate of x_0
+    target = target_x0 x_0 + target_eps eps                what F is trained to match
+
+    prediction   target                         c_skip                    c_out                        c_in   c_noise
+    eps          eps                            1/alpha                   -sigma/alpha                 1      t
+    x0           x_0                            0                         1                            1      t
+    v            alpha eps - sigma x_0          alpha/(alpha^2+sigma^2)   -sigma/(alpha^2+sigma^2)     1      t
+    score        -eps/sigma                     1/alpha                   sigma^2/alpha                1      t
+    flow         eps - x_0                      1/(alpha+sigma)           -sigma/(alpha+sigma)         1      t
+    next_level   alpha_s x_0 + sigma_s eps      sigma_s/d                 -sigma_t/d                   1      t
+    edm          (sigma x_0/m - m alpha eps)/q  m^2 alpha/q^2             m sigma/q                    1/q    log(r)/4
+    vp           eps                            1/alpha                   -r                           1/p    t
+    ve           -eps                           1/alpha                   r                            1/alpha  log(r/2)
+    iddpm        eps                            1/alpha                   -r                           1/p    level
+
+    r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
+
+t is the level's index, or the time of a continuous schedule, and every c_noise is multiplied with `time_scale`, for
+networks that count otherwise. v is stated for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is
+dx_t/dt of the straight line, alpha = 1 - t and sigma = t, and for any other schedule the same difference.
+
+The last four are the preconditionings of Karras et al., table 1, whose noise has the scale sigma_edm = r on the data as
+they are, x_t/alpha. So their c_skip and c_in are divided by alpha here, which for edm leaves nothing that is infinite
+where alpha is 0 but c_noise. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp has
+time_scale = M - 1 = 999 on the schedule vp_sde. iddpm tells the network the level of the table that is nearest in r,
+counted from the cleanest, 0, as every level here (their table is counted from the noisiest, and turned over on the way
+to the network).
+
+next_level maps x_t to x_s, the same picture with the same eps at the next less noisy level s = t - 1, which is clean
+data, (1, 0), after t = 0. Its columns solve the two equations of x_t and x_s for x_0, with
+``d = sigma_s alpha_t - sigma_t alpha_s``. As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is
+0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels. All columns are float64; t = 0
+means one noise step.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
+    Progressive Distillation for Fast Sampling (Salimans & Ho, 2022), appendix D, https://arxiv.org/abs/2202.00512
+    Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), the score,
+    https://arxiv.org/abs/2011.13456
+    Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 7 and table 1,
+    https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.schedule import AnySchedule
+
+__all__ = [
+    "PREDICTIONS",
+    "Columns",
+    "Process",
+    "add_noise",
+    "eps_from_x0",
+    "flow_from_x0_eps",
+    "misfit",
+    "posterior",
+    "score_from_x0",
+    "v_from_x0_eps",
+    "x0_from_eps",
+    "x0_from_flow",
+    "x0_from_score",
+    "x0_from_v",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The numbers of a process at some levels; each has the shape of the levels asked for."""
+
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
+    target_x0: Array
+    target_eps: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """What a law of columns is given: the schedule, levels t on it with their alpha and sigma, and sigma_data."""
+
+    schedule: AnySchedule
+    t: Array
+    alpha: Array
+    sigma: Array
+    sigma_data: float
+
+    @property
+    def log_ratio(self) -> Array:
+        """log(sigma/alpha)."""
+        return np.log(self.sigma) - np.log(self.alpha)
+
+
+def _columns(
+    at: _Place,
+    c_skip: ArrayLike,
+    c_out: ArrayLike,
+    target_x0: ArrayLike,
+    target_eps: ArrayLike,
+    c_in: ArrayLike = 1.0,
+    c_noise: Array | None = None,
+) -> Columns:
+    """Columns with the shape of the levels; unless they say otherwise, the network is given x_t and t."""
+    given = (c_skip, c_out, c_in, at.t if c_noise is None else c_noise, target_x0, target_eps)
+    return Columns(*(np.broadcast_to(column, at.alpha.shape).astype(np.float64) for column in given))
+
+
+def _eps(at: _Place) -> Columns:
+    return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0)
+
+
+def _x0(at: _Place) -> Columns:
+    return _columns(at, 0.0, 1.0, 1.0, 0.0)
+
+
+def _v(at: _Place) -> Columns:
+    power = at.alpha**2 + at.sigma**2
+    return _columns(at, at.alpha / power, -at.sigma / power, -at.sigma, at.alpha)
+
+
+def _score(at: _Place) -> Columns:
+    return _columns(at, 1.0 / at.alpha, at.sigma**2 / at.alpha, 0.0, -1.0 / at.sigma)
+
+
+def _flow(at: _Place) -> Columns:
+    total = at.alpha + at.sigma
+    return _columns(at, 1.0 / total, -at.sigma / total, -1.0, 1.0)
+
+
+def _next_level(at: _Place) -> Columns:
+    if np.any(at.t != np.floor(at.t)):
+        raise DuetError(f"process next_level: it has no level between two, so t must be whole, not {at.t.ravel()[:5]}")
+    # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
+    whole = at.t.astype(np.int64)
+    alpha_s, sigma_s = np.append(1.0, at.schedule.alpha)[whole], np.append(0.0, at.schedule.sigma)[whole]
+    determinant = sigma_s * at.alpha - at.sigma * alpha_s
+    return _columns(at, sigma_s / determinant, -at.sigma / determinant, alpha_s, sigma_s)
+
+
+def _edm(at: _Place) -> Columns:
+    m, q = at.sigma_data, np.hypot(at.sigma_data * at.alpha, at.sigma)
+    return _columns(
+        at,
+        c_skip=m**2 * at.alpha / q**2,
+        c_out=m * at.sigma / q,
+        target_x0=at.sigma / (m * q),
+        target_eps=-m * at.alpha / q,
+        c_in=1.0 / q,
+        c_noise=at.log_ratio / 4.0,
+    )
+
+
+def _vp(at: _Place) -> Columns:
+    return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=1.0 / np.hypot(at.alpha, at.sigma))
+
+
+def _ve(at: _Place) -> Columns:
+    c_noise = at.log_ratio - np.log(2.0)
+    return _columns(at, 1.0 / at.alpha, at.sigma / at.alpha, 0.0, -1.0, c_in=1.0 / at.alpha, c_noise=c_noise)
+
+
+def _iddpm(at: _Place) -> Columns:
+    ratio = np.exp(at.schedule.log_ratio)
+    nearest = np.searchsorted(0.5 * (ratio[:-1] + ratio[1:]), at.sigma / at.alpha)
+    c_in = 1.0 / np.hypot(at.alpha, at.sigma)
+    return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=c_in, c_noise=nearest)
+
+
+# A new prediction is a law here.
+PREDICTIONS: dict[str, Callable[[_Place], Columns]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "v": _v,
+    "score": _score,
+    "flow": _flow,
+    "next_level": _next_level,
+    "edm": _edm,
+    "vp": _vp,
+    "ve": _ve,
+    "iddpm": _iddpm,
+}
+# Those that are defined where alpha is 0, and those that count the levels of a table.
+_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level")
+_COUNTING = ("next_level", "iddpm")
+
+
+def misfit(schedule: AnySchedule, prediction: str) -> str | None:
+    """Why a prediction is not defined on a schedule, in words; None where it is."""
+    if prediction in _COUNTING and not schedule.is_table:
+        return f"it counts the levels of a table, and the time of {schedule.name} is continuous"
+    if prediction not in _WITHOUT_SIGNAL and schedule.ends[1] == np.inf:
+        lost = "log(sigma/alpha) is infinite" if prediction == "edm" else f"x_0 cannot be recovered from {prediction}"
+        return f"{lost} where alpha is 0; use prediction v or x0"
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """A schedule with a parameterisation.
+
+    Args:
+        schedule: the noise levels.
+        prediction: one of `PREDICTIONS`.
+        time_scale: what c_noise is multiplied with on its way to the network; 1000/T for networks that were trained
+            with "rescaled timesteps", 999 for those of the VP SDE.
+        sigma_data: standard deviation of the data, which edm alone asks for.
+    """
+
+    schedule: AnySchedule
+    prediction: str = "eps"
+    time_scale: float = 1.0
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise one_of("process.prediction", self.prediction, PREDICTIONS)
+        for name in ("time_scale", "sigma_data"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise DuetError(f"process.{name}: {getattr(self, name)} was given; it must be a positive number")
+        if why := misfit(self.schedule, self.prediction):
+            raise DuetError(f"process {self.prediction}: {why}")
+
+    def columns(self, t: ArrayLike) -> Columns:
+        """The columns at the levels t, in the span of the schedule; next_level has levels at whole t alone."""
+        t = np.asarray(t)
+        made = PREDICTIONS[self.prediction](_Place(self.schedule, t, *self.schedule(t), self.sigma_data))
+        return replace(made, c_noise=self.time_scale * made.c_noise)
+
+
+def _per_image(column: ArrayLike, like: NDArray) -> Array:
+    """A column with shape (B,), or a number, made to multiply images with shape (B, ...)."""
+    column = np.asarray(column, dtype=np.float64)
+    return column.reshape(column.shape + (1,) * (like.ndim - column.ndim)) if column.ndim else column
+
+
+def add_noise(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """Forward noising, x_t = alpha x_0 + sigma eps (Ho et al., eq. 4); levels broadcast over (B, ...)."""
+    return _per_image(alpha, x0) * x0 + _per_image(sigma, eps) * eps
+
+
+def x0_from_eps(x: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (x_t - sigma eps) / alpha."""
+    return (x - _per_image(sigma, x) * eps) / _per_image(alpha, x)
+
+
+def eps_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """Eps = (x_t - alpha x_0) / sigma."""
+    return (x - _per_image(alpha, x) * x0) / _per_image(sigma, x)
+
+
+def v_from_x0_eps(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """v = alpha eps - sigma x_0 (Salimans & Ho, appendix D)."""
+    return _per_image(alpha, x0) * eps - _per_image(sigma, x0) * x0
+
+
+def x0_from_v(x: NDArray, v: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)."""
+    a, s = _per_image(alpha, x), _per_image(sigma, x)
+    return (a * x - s * v) / (a**2 + s**2)
+
+
+def flow_from_x0_eps(x0: NDArray, eps: NDArray) -> NDArray:
+    """The flow's velocity eps - x_0 (Lipman et al., 2022), at any level."""
+    return eps - x0
+
+
+def x0_from_flow(x: NDArray, flow: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (x_t - sigma flow) / (alpha + sigma)."""
+    a, s = _per_image(alpha, x), _per_image(sigma, x)
+    return (x - s * flow) / (a + s)
+
+
+def score_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """The score grad log p(x_t | x_0) = -(x_t - alpha x_0) / sigma^2 = -eps / sigma."""
+    return -eps_from_x0(x, x0, alpha, sigma) / _per_image(sigma, x)
+
+
+def x0_from_score(x: NDArray, score: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
+    """x_0 = (x_t + sigma^2 score) / alpha (Tweedie)."""
+    return (x + _per_image(sigma, x) ** 2 * score) / _per_image(alpha, x)
+
+
+def posterior(
+    alpha_t: ArrayLike, sigma_t: ArrayLike, alpha_s: ArrayLike, sigma_s: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    r"""q(x_s | x_t, x_0) for a less noisy level s < t, of any schedule (Ho et al., eqs. 6 and 7).
+
+    With ``a = alpha_t/alpha_s`` and ``b = sigma_t^2 - a^2 sigma_s^2`` (beta_t when s = t - 1)::
+
+        mean     = (a sigma_s^2 / sigma_t^2) x_t + (alpha_s b / sigma_t^2) x_0
+        variance = b sigma_s^2 / sigma_t^2
+
+    Returns:
+        (coefficient of x_t, coefficient of x_0, variance, b). At s = clean data, (1, 0), the variance is 0.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = (np.asarray(v, dtype=np.float64) for v in (alpha_t, sigma_t, alpha_s, sigma_s))
+    ratio = alpha_t / alpha_s
+    # sigma_t^2 - a^2 sigma_s^2 as a product of sum and difference: fewer digits cancel at close levels.
+    step = (sigma_t - ratio * sigma_s) * (sigma_t + ratio * sigma_s)
+    return ratio * (sigma_s / sigma_t) ** 2, alpha_s * step / sigma_t**2, step * (sigma_s / sigma_t) ** 2, step

@@ -1,0 +1,147 @@
+r"""Learned variances and the variational bound, as columns of numbers.
+
+A network with twice the channels gives F and, for the variance of each pixel, F2. A reverse step is then a normal
+distribution with the mean of the posterior at the estimate D (`process.posterior`) and the variance
+
+    log variance = a + b F2
+
+    variance         a                           b
+    learned          0                           1
+    learned_range    (log b_t + log v_t) / 2     (log b_t - log v_t) / 2       v_t at F2 = -1, b_t at F2 = 1
+
+with the posterior's own variance v_t and beta_t = b_t, between which the right one lies. At t = 0 the posterior has
+no variance, and v_0 stands for that of t = 1.
+
+The bound on -log p(x_0) has a term per level: the divergence of the posterior q from the step p, and at t = 0, where
+the step must hit the byte of each pixel, minus the logarithm of its probability. Measured in standard deviations of
+the posterior, q is N(0, 1) and p is N(e, exp(u)),
+
+    u        = offset + scale F2                          offset = a - log v_t,    scale = b
+    e        = error (F - target)                         error  = c_x0 c_out / sqrt(v_t)
+
+since D - x_0 = c_out (F - target) for every prediction, and the means differ by c_x0 (D - x_0), c_x0 being the
+posterior's coefficient of x_0. So both terms, per pixel and in nats, are plain arithmetic of four columns:
+
+    KL       = (u + exp(-u) - 1 + exp(-u) e^2) / 2
+    decoder  = -log( Phi((h - e) exp(-u/2)) - Phi((-h - e) exp(-u/2)) )
+
+where h is half a byte's width over sqrt(v_t), and the bins of black and white reach to infinity. A probability below
+1e-12 counts as 1e-12 and has no gradient, as in the published code; that code has an approximation in place of Phi,
+the normal distribution function.
+
+    objective    loss of an image                                  gradient of the bound reaches the mean
+    hybrid       weight distance(F, target) + w T bound            no     w = 0.001: L_simple + 0.001 L_vlb
+    vlb          T bound                                           yes    L_vlb
+
+The bound is the mean over pixels and channels, in bits; T times its mean over uniformly drawn levels is the sum over
+the levels. t = 0 means one noise step.
+
+References:
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eqs. 15 and 16,
+    https://arxiv.org/abs/2102.09672
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 13, the decoder, https://arxiv.org/abs/2006.11239
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.process import Process, posterior
+
+__all__ = ["BOUNDS", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
+
+Array = NDArray[np.float64]
+
+# What a network is trained for, and what a step can be given: a fixed one is then one of two.
+VARIANCES = ("fixed", "learned", "learned_range")
+STEP_VARIANCES = ("fixed_small", "fixed_large", *VARIANCES[1:])
+BOUNDS = ("hybrid", "vlb")
+
+
+def step_log_variances(alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
+    """(log v_t, log b_t), the least and the greatest variance that a step down from each level should have.
+
+    Args:
+        alpha: of the levels that are visited, the least noisy one first, with shape (n,), n >= 2; the step of entry i
+            leads to entry i - 1, and that of entry 0 to clean data.
+        sigma: the same.
+
+    Raises:
+        DuetError: if there are less than two levels.
+    """
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    if len(alpha) < 2:
+        raise DuetError(f"process.variance: a learned variance needs at least 2 levels, and {len(alpha)} was given")
+    _, _, small, large = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
+    small[0] = small[1]
+    return np.log(small), np.log(large)
+
+
+def log_variance(variance: str, small: ArrayLike, large: ArrayLike) -> tuple[Array, Array]:
+    """(a, b) of log variance = a + b F2.
+
+    Args:
+        variance: ``"learned"`` or ``"learned_range"``.
+        small: log v_t, see `step_log_variances`.
+        large: log b_t.
+
+    Raises:
+        DuetError: for another variance.
+    """
+    small, large = np.asarray(small, np.float64), np.asarray(large, np.float64)
+    if variance == "learned":
+        return np.zeros_like(small), np.ones_like(small)
+    if variance == "learned_range":
+        return (large + small) / 2, (large - small) / 2
+    raise one_of("process.variance", variance, VARIANCES[1:])
+
+
+def bound_columns(
+    process: Process,
+    variance: str,
+    bound: str = "hybrid",
+    weight: float = 0.001,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Array:
+    """The columns of the bound at every level, with shape (T, 8), in the order of `backend.VARIATIONAL`.
+
+    Args:
+        process: schedule and parameterisation.
+        variance: ``"learned"`` or ``"learned_range"``.
+        bound: ``"hybrid"`` or ``"vlb"``.
+        weight: w, of hybrid alone.
+        value_range: what black and white are to the network.
+
+    Raises:
+        DuetError: for a variance or a bound that does not exist, or a weight that is not positive.
+    """
+    if bound not in BOUNDS:
+        raise one_of("process.bound", bound, BOUNDS)
+    if not 0 < weight < math.inf:
+        raise DuetError(f"process.bound_weight: {weight} was given; it must be a positive number")
+    schedule = process.schedule
+    if not schedule.is_table:
+        raise DuetError(f"process.variance: {variance} is of steps between levels, and {schedule.name} has none")
+    alpha, sigma = schedule.alpha, schedule.sigma
+    small, large = step_log_variances(alpha, sigma)
+    a, b = log_variance(variance, small, large)
+    _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
+    per_std = np.exp(-0.5 * small)
+    black, white = value_range
+    half = (white - black) / 510
+    hybrid = bound == "hybrid"
+    columns = (
+        a - small,
+        b,
+        from_x0 * process.columns(np.arange(schedule.steps)).c_out * per_std,
+        np.where(np.arange(schedule.steps) == 0, half * per_std, 0.0),
+        black + half,
+        white - half,
+        0.0 if hybrid else 1.0,
+        (weight if hybrid else 1.0) * schedule.steps / math.log(2),
+    )
+    return np.stack(np.broadcast_arrays(*columns), axis=1)

@@ -1,0 +1,55 @@
+r"""Noisy pictures for people: the levels at which they are worth seeing, and the pixels that show them.
+
+Between data and noise, x_t = alpha x_0 + sigma eps is drawn as
+
+    m + (x_t - alpha m) / sqrt(alpha^2 + (sigma/h)^2)         m the middle of the value range, h half its length
+
+which is x_0 itself where there is no noise, and h eps + m where there is nothing else, so that one standard deviation
+fills the range. In [-1, 1] that is x_t/sqrt(alpha^2 + sigma^2): what a variance-preserving process keeps as it is, and
+all others look like it at the same sigma/alpha, however large their x_t are.
+
+Levels are even in log(sigma/alpha), which is minus half of the log-SNR, between two beyond which nothing more is seen:
+noise of a fortieth of the range, and pictures of a tenth of the noise. Even in t, most would crowd at one end: nearly
+all of those of EDM lie beyond the noisier one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.data.pixels import VALUE_RANGE, to_uint8
+from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.sampling.plan import SamplerPlan
+
+__all__ = ["levels_shown", "rows_shown", "shown"]
+
+# The least and the largest log(sigma/alpha) that is shown, in a value range of [-1, 1].
+_ENDS = (math.log(0.05), math.log(10.0))
+
+
+def shown(
+    x: ArrayLike, alpha: float, sigma: float, value_range: tuple[float, float] = VALUE_RANGE
+) -> NDArray[np.uint8]:
+    """The pixels that show x_t at the level (alpha, sigma), with the shape of `x`."""
+    middle, half = (value_range[0] + value_range[1]) / 2, (value_range[1] - value_range[0]) / 2
+    x = np.asarray(x, np.float64)
+    return to_uint8(middle + (x - alpha * middle) / math.hypot(alpha, sigma / half), value_range)
+
+
+def levels_shown(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
+    """So many t of a schedule, rising and even in log(sigma/alpha), with shape (n,)."""
+    return schedule.t_of(np.linspace(*np.clip(_ENDS, *schedule.ends), n))
+
+
+def rows_shown(plan: SamplerPlan, n: int) -> NDArray[np.int64]:
+    """At most so many rows of a plan, rising, the last one among them.
+
+    What the others lead to is nearest to levels that are even in log(sigma/alpha), as far as the plan has such.
+    """
+    with np.errstate(divide="ignore"):
+        visible = np.clip(np.log(plan.sigma[1:]) - np.log(plan.alpha[1:]), *_ENDS)
+    wanted = np.linspace(visible.min(), visible.max(), max(1, n - 1))
+    return np.unique([*np.abs(visible - wanted[:, None]).argmin(axis=1), plan.rows - 1])

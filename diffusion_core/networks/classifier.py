@@ -1,0 +1,65 @@
+"""A noise-aware classifier: the encoder of the UNet, then the mean of all pixels, then a dense layer.
+
+embed:  as in the UNet, without a class
+down:   as in the UNet
+mid:    as in the UNet
+out:    GroupNorm -> SiLU -> Mean -> Linear                          K logits
+
+It sees pictures at the noise of any level, so that the gradient of its log p(class | x_t) can lead sampling there.
+
+References:
+    Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), section 4, https://arxiv.org/abs/2105.05233
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.blocks import Mean
+from diffusion_core.networks.builder import lower
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.unet import UNetBuilder
+from diffusion_core.networks.unet_spec import UNetSpec
+
+__all__ = ["ClassifierSpec"]
+
+
+@dataclass(frozen=True)
+class ClassifierSpec(UNetSpec):
+    """The options are those of `UNetSpec`; what only the way up has is not used.
+
+    `num_classes` is K, at least 2, and `out_channels`, the number of logits, is K too. The classes are what the network
+    tells, and nothing that it is told.
+    """
+
+    classifies: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 2 or self.out_channels != self.num_classes:
+            raise DuetError(
+                f"model.num_classes, model.out_channels: {self.num_classes} and {self.out_channels} were given; a "
+                "classifier has as many outputs as classes, at least 2"
+            )
+        if self.self_conditioning:
+            raise DuetError("model.self_conditioning: true was given; a classifier is given no estimate, so use false")
+
+
+@lower.register
+def _(spec: ClassifierSpec) -> Program:
+    return _Lowering(spec).build()
+
+
+class _Lowering(UNetBuilder):
+    def build(self) -> Program:
+        self.embedded = self.embedding()
+        x, _ = self.encoder()
+        x = self.act("out.act", self.norm("out.norm", self.middle(x)))
+        x = self.add("out.mean", Mean(), x)
+        self.linear("out.dense", x, self.spec.num_classes, scale=self.last)
+        return self.program(classes=self.spec.num_classes)
+
+    def with_class(self, h: str) -> str:
+        return h

@@ -1,0 +1,149 @@
+"""The UNet of double convolutions with self-attention after every stage, as a much-read DDPM tutorial has it.
+
+double:     Conv 3x3 -> GroupNorm(1) -> GELU -> Conv 3x3 -> GroupNorm(1); residual: GELU(x + all that)
+embed:      c_noise -> Sinusoid (+ class) -> SiLU                    a vector per sample; a dense layer of it per stage
+down:       MaxPool -> residual double (w to w) -> double (w to w') -> + time, on every pixel -> attention
+bottom:     double -> double -> double
+up:         bilinear x2, corners in line -> [skip, x] -> residual double (w to w) -> double (w to w/2 to w') -> + time
+            -> attention
+attention:  y = x + MHA(LayerNorm(x));  y + Linear(GELU(Linear(LayerNorm(y))))          a pixel is a token
+out:        Conv 1x1
+
+The convolutions stand in front of norms, so they have no bias. The attention's key has one, as in the original: its
+gradient is rounding noise and nothing else, since it moves all logits of a query alike.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239, for the process
+    Attention Is All You Need (Vaswani et al., 2017), section 3, https://arxiv.org/abs/1706.03762
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.blocks import (
+    GELU,
+    Add,
+    Attention,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    MaxPool,
+    Resample,
+    SiLU,
+    Sinusoid,
+)
+from diffusion_core.networks.builder import Builder, NetworkSpec, lower
+from diffusion_core.networks.program import Program
+
+__all__ = ["DoubleConvSpec"]
+
+
+@dataclass(frozen=True)
+class DoubleConvSpec(NetworkSpec):
+    """A UNet of double convolutions and attention; the label 0 means "no class", the classes are 1 .. num_classes.
+
+    Args:
+        image_size: height and width in pixels, divisible by 2^(levels - 1).
+        in_channels: channels of an image.
+        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
+        num_classes: classes; 0 for a network without.
+        channels: the base width.
+        multipliers: width of each level, in base widths; one entry per level.
+        embedding: features of the time embedding.
+        heads: attention heads.
+        norm_eps: epsilon of every norm.
+    """
+
+    channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    embedding: int = 256
+    heads: int = 4
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self.check("channels", "embedding", "heads")
+        if len(self.multipliers) < 2 or min(self.multipliers) < 1:
+            raise DuetError(
+                f"model.multipliers: {self.multipliers} was given; it needs 2 or more levels, with one entry >= 1 each"
+            )
+        self.check_halving(len(self.multipliers) - 1)
+        if self.embedding % 2:
+            raise DuetError(
+                f"model.embedding: {self.embedding} was given; it is a sine and a cosine each, an even number"
+            )
+        if not self.norm_eps > 0:
+            raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
+
+
+@lower.register
+def _(spec: DoubleConvSpec) -> Program:
+    return _Lowering(spec).build()
+
+
+class _Lowering(Builder):
+    """Each method adds one part of the network and gives the name of its value."""
+
+    spec: DoubleConvSpec
+
+    def build(self) -> Program:
+        spec = self.spec
+        widths = [spec.channels * multiplier for multiplier in spec.multipliers]
+        self.embedded = self.embedding()
+        x = self.double("in", self.image(), widths[0])
+        skips = [x]
+        for level, width in enumerate(widths[1:], start=1):
+            x = self.add(f"down.{level}.pool", MaxPool(), x)
+            x = self.doubles(f"down.{level}", x, width)
+            x = self.attention(f"down.{level}.attn", x)
+            skips.append(x)
+        skips.pop()  # the deepest value goes on; nobody meets it again
+        for i, width in enumerate((2 * widths[-1], 2 * widths[-1], widths[-2])):
+            x = self.double(f"bottom.{i}", x, width)
+        for level in reversed(range(len(skips))):
+            x = self.add(f"up.{level}.resize", Resample("bilinear_corners"), x)
+            x = self.concat(f"up.{level}.concat", skips.pop(), x)
+            x = self.doubles(f"up.{level}", x, widths[max(level - 1, 0)], self.widths[x] // 2)
+            x = self.attention(f"up.{level}.attn", x)
+        self.conv("out", x, spec.out_channels, kernel=1)
+        return self.program(0 if spec.num_classes else None, spec.num_classes)
+
+    def embedding(self) -> str:
+        """Sines, then cosines; plus the row of the class; and the activation that every stage applies."""
+        spec, dim = self.spec, self.spec.embedding
+        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise", width=dim)
+        if spec.num_classes:
+            label = self.add("embed.label", Embedding(spec.num_classes + 1, dim), "label", width=dim)
+            h = self.add("embed.add", Add(1.0), h, label)
+        return self.add("embed.act", SiLU(), h)
+
+    def doubles(self, name: str, x: str, width: int, middle: int | None = None) -> str:
+        """A residual double convolution, one to the new width, and the time vector on every pixel."""
+        x = self.double(f"{name}.double0", x, self.widths[x], residual=True)
+        x = self.double(f"{name}.double1", x, width, middle)
+        return self.add(f"{name}.add_time", Add(1.0), x, self.linear(f"{name}.time", self.embedded, width))
+
+    def double(self, name: str, x: str, width: int, middle: int | None = None, residual: bool = False) -> str:
+        h = self.conv(f"{name}.conv0", x, width if middle is None else middle, bias=False)
+        h = self.add(f"{name}.norm0", GroupNorm(self.widths[h], 1, self.spec.norm_eps), h)
+        h = self.add(f"{name}.act0", GELU(), h)
+        h = self.conv(f"{name}.conv1", h, width, bias=False)
+        h = self.add(f"{name}.norm1", GroupNorm(width, 1, self.spec.norm_eps), h)
+        if not residual:
+            return h
+        return self.add(f"{name}.act1", GELU(), self.add(f"{name}.sum", Add(1.0), x, h))
+
+    def attention(self, name: str, x: str) -> str:
+        """Self-attention and a two-layer perceptron, each on its normalised input and added to it."""
+        width = self.widths[x]
+        h = self.add(f"{name}.norm0", LayerNorm((width,), self.spec.norm_eps), x)
+        h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1)
+        h = self.add(f"{name}.attend", Attention(width, self.spec.heads), h, width=width)
+        h = self.conv(f"{name}.proj", h, width, kernel=1)
+        x = self.add(f"{name}.sum0", Add(1.0), x, h)
+        h = self.add(f"{name}.norm1", LayerNorm((width,), self.spec.norm_eps), x)
+        h = self.conv(f"{name}.dense0", h, width, kernel=1)
+        h = self.add(f"{name}.act", GELU(), h)
+        h = self.conv(f"{name}.dense1", h, width, kernel=1)
+        return self.add(f"{name}.sum1", Add(1.0), x, h)

@@ -1,0 +1,102 @@
+"""The plain UNet of introductory texts: convolutions and ReLU, no normalisation, no attention.
+
+double:  Conv 3x3 -> ReLU -> Conv 3x3 -> ReLU
+in:      [x, time]                                  the time as one more channel, the same on every pixel; or x alone
+down:    double -> MaxPool; the skip is the value in front of the pool
+bottom:  double
+up:      transposed Conv 2x2, stride 2 (or nearest x2) -> [x, skip] -> double
+out:     Conv 1x1 (-> Sigmoid)
+
+With the time it denoises; without, and with a sigmoid in [0, 1], it is an auto-encoder with skips.
+
+Reference: U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
+https://arxiv.org/abs/1505.04597, from which it differs in padding its convolutions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.blocks import ConvTranspose, MaxPool, Number, ReLU, Sigmoid, Upsample
+from diffusion_core.networks.builder import Builder, NetworkSpec, lower
+from diffusion_core.networks.program import Program
+
+__all__ = ["PlainSpec"]
+
+_CHOICES = {"time": ("channel", "none"), "up": ("transposed", "nearest"), "output": ("linear", "sigmoid")}
+
+
+@dataclass(frozen=True)
+class PlainSpec(NetworkSpec):
+    """A UNet of convolutions and ReLU alone.
+
+    Args:
+        image_size: height and width in pixels, divisible by 2^(widths).
+        in_channels: channels of an image.
+        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
+        num_classes: 0; this network knows no classes.
+        channels: width of each level.
+        bottleneck: width of the bottom.
+        time: ``"channel"`` (one more channel of the input) or ``"none"`` (a network that is blind to it).
+        time_scale: what the time is multiplied with on its way in; unused without.
+        up: ``"transposed"`` (a convolution to the width of the level) or ``"nearest"``.
+        output: ``"linear"`` or ``"sigmoid"``, for images in [0, 1].
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    bottleneck: int = 1024
+    time: str = "channel"
+    time_scale: float = 1.0
+    up: str = "transposed"
+    output: str = "linear"
+
+    def __post_init__(self) -> None:
+        self.check("bottleneck")
+        self.check_no_classes()
+        if not self.channels or min(self.channels) < 1:
+            raise DuetError(f"model.channels: {self.channels} was given; it needs one width >= 1 per level")
+        self.check_halving(len(self.channels))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise one_of(f"model.{name}", getattr(self, name), allowed)
+
+
+@lower.register
+def _(spec: PlainSpec) -> Program:
+    return _Lowering(spec).build()
+
+
+class _Lowering(Builder):
+    """Each method adds one part of the network and gives the name of its value."""
+
+    spec: PlainSpec
+
+    def build(self) -> Program:
+        spec = self.spec
+        x, skips = self.image(), []
+        if spec.time == "channel":
+            x = self.concat("in.concat", x, self.add("in.time", Number(spec.time_scale), "c_noise", width=1))
+        for level, width in enumerate(spec.channels):
+            x = self.double(f"down.{level}", x, width)
+            skips.append(x)
+            x = self.add(f"down.{level}.pool", MaxPool(), x)
+        x = self.double("bottom", x, spec.bottleneck)
+        for level, width in reversed(list(enumerate(spec.channels))):
+            x = self.upsample(f"up.{level}", x, width)
+            x = self.concat(f"up.{level}.concat", x, skips.pop())
+            x = self.double(f"up.{level}", x, width)
+        x = self.conv("out", x, spec.out_channels, kernel=1)
+        if spec.output == "sigmoid":
+            self.add("out_act", Sigmoid(), x)
+        return self.program()
+
+    def double(self, name: str, x: str, width: int) -> str:
+        for i in range(2):
+            x = self.add(f"{name}.act{i}", ReLU(), self.conv(f"{name}.conv{i}", x, width))
+        return x
+
+    def upsample(self, name: str, x: str, width: int) -> str:
+        if self.spec.up == "nearest":
+            return self.add(f"{name}.nearest", Upsample(), x)
+        return self.add(f"{name}.resize", ConvTranspose(self.widths[x], width, 2, 2, 0, True, 1.0), x, width=width)

@@ -1,0 +1,113 @@
+"""The UNet of a TensorFlow notebook that needs sixteen steps: it maps an image straight to the next noise level.
+
+time:    c_noise -> Linear -> LayerNorm -> ReLU                      of the raw step; a vector per sample
+block:   a = ReLU(Conv 3x3(x)) * ReLU(Linear(time)),  b = Conv 3x3(x);   ReLU(LayerNorm(a + b)), over channels
+down:    block -> MaxPool, but for the last level
+bottom:  Flatten -> [x, time] -> Linear -> LayerNorm -> ReLU -> Linear -> LayerNorm -> ReLU -> Unflatten
+up:      [x, skip] -> block -> nearest x2, but for the last level
+out:     Conv 1x1
+
+The second LayerNorm of the bottom goes over all pixels and channels of the smallest image at once. Time multiplies
+one branch, so where its ReLU is zero a channel of the branch is off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.blocks import Add, Flatten, LayerNorm, MaxPool, Multiply, Number, ReLU, Unflatten, Upsample
+from diffusion_core.networks.builder import Builder, NetworkSpec, lower
+from diffusion_core.networks.program import Program
+
+__all__ = ["SixteenStepSpec"]
+
+
+@dataclass(frozen=True)
+class SixteenStepSpec(NetworkSpec):
+    """A UNet of one width with multiplicative time and a dense bottleneck, for images of one size.
+
+    Args:
+        image_size: height and width in pixels, divisible by 2^(levels - 1).
+        in_channels: channels of an image.
+        out_channels: channels of the network's output.
+        num_classes: 0; this network knows no classes.
+        channels: width of every block.
+        levels: sizes of the image, each half of the one before.
+        embedding: width of the time vector.
+        bottleneck: width of the narrowest layer.
+        bottom_channels: channels of the smallest image that the bottleneck gives.
+        norm_eps: epsilon of every norm; 1e-3 is that of Keras.
+    """
+
+    channels: int = 128
+    levels: int = 4
+    embedding: int = 192
+    bottleneck: int = 128
+    bottom_channels: int = 32
+    norm_eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self.check("channels", "levels", "embedding", "bottleneck", "bottom_channels")
+        self.check_no_classes()
+        self.check_halving(self.levels - 1)
+        if not self.norm_eps > 0:
+            raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
+
+
+@lower.register
+def _(spec: SixteenStepSpec) -> Program:
+    return _Lowering(spec).build()
+
+
+class _Lowering(Builder):
+    """Each method adds one part of the network and gives the name of its value."""
+
+    spec: SixteenStepSpec
+
+    def build(self) -> Program:
+        spec = self.spec
+        number = self.add("time.number", Number(1.0), "c_noise", width=1)
+        self.time = self.dense("time", number, spec.embedding)
+        x, skips = self.image(), []
+        for level in range(spec.levels):
+            if level:
+                x = self.add(f"down.{level}.pool", MaxPool(), x)
+            x = self.block(f"down.{level}", x)
+            skips.append(x)
+        x = self.bottom(x, spec.image_size // 2 ** (spec.levels - 1))
+        for level in reversed(range(spec.levels)):
+            x = self.concat(f"up.{level}.concat", x, skips.pop())
+            x = self.block(f"up.{level}", x)
+            if level:
+                x = self.add(f"up.{level}.nearest", Upsample(), x)
+        self.conv("out", x, spec.out_channels, kernel=1)
+        return self.program()
+
+    def block(self, name: str, x: str) -> str:
+        """A convolution that time multiplies, plus one that it does not."""
+        width = self.spec.channels
+        a = self.relu(f"{name}.branch_act", self.conv(f"{name}.branch", x, width))
+        time = self.relu(f"{name}.time_act", self.linear(f"{name}.time", self.time, width))
+        a = self.add(f"{name}.multiply", Multiply(), a, time)
+        x = self.add(f"{name}.sum", Add(1.0), self.conv(f"{name}.conv", x, width), a)
+        return self.normed(name, x)
+
+    def bottom(self, x: str, size: int) -> str:
+        """All pixels and the time through a narrow vector, and back to an image of the same size."""
+        spec = self.spec
+        x = self.add("bottom.flatten", Flatten(), x, width=size * size * self.widths[x])
+        x = self.concat("bottom.concat", x, self.time)
+        x = self.dense("bottom.0", x, spec.bottleneck)
+        x = self.dense("bottom.1", x, size * size * spec.bottom_channels)
+        return self.add("bottom.unflatten", Unflatten(size, size), x, width=spec.bottom_channels)
+
+    def dense(self, name: str, x: str, width: int) -> str:
+        return self.normed(name, self.linear(f"{name}.dense", x, width))
+
+    def normed(self, name: str, x: str) -> str:
+        x = self.add(f"{name}.norm", LayerNorm((self.widths[x],), self.spec.norm_eps), x)
+        return self.relu(f"{name}.act", x)
+
+    def relu(self, name: str, x: str) -> str:
+        return self.add(name, ReLU(), x)

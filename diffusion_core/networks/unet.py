@@ -1,0 +1,213 @@
+"""From a `UNetSpec` to a `Program`: every choice becomes a named block with explicit numbers.
+
+embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample
+down:   levels of residual blocks and attention, every value kept as a skip
+mid:    block, attention, block
+up:     the same levels back, each block reading [x, skip]
+out:    GroupNorm -> SiLU -> Conv
+"""
+
+from __future__ import annotations
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.blocks import (
+    Add,
+    Attention,
+    AvgPool,
+    Block,
+    Dropout,
+    Embedding,
+    Fourier,
+    GroupNorm,
+    Modulate,
+    Resample,
+    SiLU,
+    Sinusoid,
+    Upsample,
+)
+from diffusion_core.networks.builder import Builder, lower
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.unet_spec import UNetSpec
+
+__all__ = ["UNetBuilder"]
+
+
+@lower.register
+def _(spec: UNetSpec) -> Program:
+    return UNetBuilder(spec).build()
+
+
+class UNetBuilder(Builder):
+    """Each method adds one part of the network and gives the name of its value."""
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__(spec, spec.augment_dim)
+        self.dropouts = 0
+
+    def build(self) -> Program:
+        """The whole network."""
+        spec = self.spec
+        self.embedded = self.embedding()
+        x, skips = self.encoder()
+        x = self.middle(x)
+        size = spec.image_size // 2 ** (len(spec.multipliers) - 1)
+        for level, multiplier in reversed(list(enumerate(spec.multipliers))):
+            for i in range(spec.blocks_per_level + 1):
+                x = self.concat(f"up.{level}.{i}.concat", x, skips.pop())
+                attend = spec.up_attention == "every" or i == spec.blocks_per_level
+                attend &= size in spec.attention_sizes
+                x = self.stage(f"up.{level}.{i}", x, spec.channels * multiplier, attend)
+            if level:
+                x = self.upsample(f"up.{level}.up", x)
+                size *= 2
+        x = self.norm("out.norm", x)
+        x = self.act("out.act", x)
+        self.conv("out.conv", x, spec.out_channels, scale=self.last)
+        return self.program(spec.num_classes or None, spec.num_classes)
+
+    def encoder(self) -> tuple[str, list[str]]:
+        """The way down: its last value, and every one that the way up reads, the last one among them."""
+        spec = self.spec
+        x = self.conv("conv_in", self.image(), spec.channels)
+        skips, image = [x], "x"
+        for level, multiplier in enumerate(spec.multipliers):
+            attend = spec.image_size // 2**level in spec.attention_sizes
+            for i in range(spec.blocks_per_level):
+                x = self.stage(f"down.{level}.{i}", x, spec.channels * multiplier, attend)
+                skips.append(x)
+            if level < len(spec.multipliers) - 1:
+                x = self.downsample(f"down.{level}.down", x)
+                if spec.encoder == "residual":
+                    x = image = self.filtered_image(f"down.{level}.image", image, x)
+                skips.append(x)
+        return x, skips
+
+    def middle(self, x: str) -> str:
+        """Block, attention, block."""
+        x = self.residual("mid.block0", x, self.widths[x])
+        if self.spec.middle_attention:
+            x = self.attention("mid.attn", x)
+        return self.residual("mid.block1", x, self.widths[x])
+
+    @property
+    def last(self) -> float:
+        """Variance scale of a layer that ends a residual branch."""
+        return 0.0 if self.spec.zero_init else 1.0
+
+    def embedding(self) -> str:
+        """The vector of the level, the class and the features."""
+        spec, width = self.spec, 4 * self.spec.channels
+        features = spec.channels * spec.embedding_multiplier
+        if spec.embedding == "fourier":
+            block: Block = Fourier(features, spec.embedding_scale, spec.embedding_sin_first)
+        else:
+            divisor = features / 2 - (spec.embedding_divisor == "half_minus_one")
+            block = Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
+        h = self.add("embed.features", block, "c_noise", width=features)
+        if spec.class_embedding == "before":
+            h = self.with_class(h)
+        if spec.augment_dim:
+            augment = self.linear("embed.augment", "features", features, bias=False)
+            h = self.add("embed.add_augment", Add(1.0), h, augment)
+        h = self.linear("embed.dense0", h, width)
+        h = self.act("embed.act0", h)
+        h = self.linear("embed.dense1", h, width)
+        if spec.class_embedding == "after":
+            h = self.with_class(h)
+        return self.act("embed.act1", h)
+
+    def with_class(self, h: str) -> str:
+        """The vector plus the row of the class, if there are classes."""
+        spec, width = self.spec, self.widths[h]
+        if not spec.num_classes:
+            return h
+        zero = spec.null_class == "zero"
+        table = Embedding(spec.num_classes + (not zero), width, zero)
+        return self.add("embed.add", Add(1.0), h, self.add("embed.label", table, "label", width=width))
+
+    def stage(self, name: str, x: str, width: int, attend: bool) -> str:
+        """A residual block, followed by attention at the sizes that have it."""
+        x = self.residual(f"{name}.block", x, width)
+        return self.attention(f"{name}.attn", x) if attend else x
+
+    def residual(self, name: str, x: str, width: int, resample: Block | None = None) -> str:
+        """GroupNorm, SiLU, (resample,) Conv; time; GroupNorm, SiLU, (dropout,) Conv; plus the shortcut."""
+        spec = self.spec
+        h = self.act(f"{name}.act0", self.norm(f"{name}.norm0", x))
+        project = self.widths[x] != width
+        if resample is not None:
+            h = self.add(f"{name}.resample", resample, h)
+            x = self.add(f"{name}.resample_skip", resample, x)
+            project |= spec.resample_projection
+        h = self.conv(f"{name}.conv0", h, width)
+        if spec.time == "add":
+            time = self.linear(f"{name}.time", self.embedded, width)
+            h = self.add(f"{name}.add_time", Add(1.0), h, time)
+            h = self.norm(f"{name}.norm1", h)
+        else:
+            time = self.linear(f"{name}.time", self.embedded, 2 * width)
+            h = self.norm(f"{name}.norm1", h)
+            h = self.add(f"{name}.modulate", Modulate(width), h, time)
+        h = self.act(f"{name}.act1", h)
+        if spec.dropout:
+            h = self.add(f"{name}.dropout", Dropout(spec.dropout, self.dropouts), h)
+            self.dropouts += 1
+        h = self.conv(f"{name}.conv1", h, width, scale=self.last)
+        if project:
+            x = self.conv(f"{name}.shortcut", x, width, kernel=1)
+        return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
+
+    def attention(self, name: str, x: str) -> str:
+        """GroupNorm, q k v, attention, projection; plus the input."""
+        spec, width = self.spec, self.widths[x]
+        if spec.head_channels and width % spec.head_channels:
+            raise DuetError(
+                f"model.head_channels: {spec.head_channels} channels per head do not divide {width} channels"
+            )
+        heads = width // spec.head_channels if spec.head_channels else spec.heads
+        h = self.norm(f"{name}.norm", x)
+        h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1, bias=spec.qkv_bias)
+        h = self.add(f"{name}.attend", Attention(width, heads, spec.qkv_order), h, width=width)
+        h = self.conv(f"{name}.proj", h, width, kernel=1, scale=self.last)
+        return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
+
+    def downsample(self, name: str, x: str) -> str:
+        """Half the size."""
+        width = self.widths[x]
+        if self.spec.down == "block":
+            return self.residual(name, x, width, self.resampling("down", AvgPool()))
+        if self.spec.down == "pool":
+            return self.add(f"{name}.pool", AvgPool(), x)
+        before, after = self.spec.down_padding
+        return self.conv(f"{name}.conv", x, width, stride=2, padding=(before, after, before, after))
+
+    def upsample(self, name: str, x: str) -> str:
+        """Twice the size."""
+        width = self.widths[x]
+        if self.spec.up == "block":
+            return self.residual(name, x, width, self.resampling("up", Upsample()))
+        x = self.add(f"{name}.nearest", Upsample(), x)
+        return x if self.spec.up == "nearest" else self.conv(f"{name}.conv", x, width)
+
+    def resampling(self, rule: str, plain: Block) -> Block:
+        """The block that resamples: the plain one for the filter (1, 1), which is the same and faster."""
+        taps = tuple(self.spec.resample_filter)
+        return plain if len(set(taps)) == 1 and len(taps) == 2 else Resample(rule, taps, (len(taps) - 1) // 2)
+
+    def filtered_image(self, name: str, image: str, x: str) -> str:
+        """The image of the level above through a convolution and the filter, half the size, added to x."""
+        taps = tuple(self.spec.resample_filter)
+        padding = (1 + (len(taps) - 1) // 2,) * 4
+        image = self.conv(f"{name}.conv", image, self.widths[x], padding=padding)
+        image = self.add(f"{name}.filter", Resample("down", taps), image)
+        return self.add(f"{name}.sum", Add(self.spec.skip_scale), x, image)
+
+    def norm(self, name: str, x: str) -> str:
+        """GroupNorm."""
+        width = self.widths[x]
+        groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
+        return self.add(name, GroupNorm(width, groups, self.spec.norm_eps), x)
+
+    def act(self, name: str, x: str) -> str:
+        """SiLU."""
+        return self.add(name, SiLU(), x)

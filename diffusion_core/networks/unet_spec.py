@@ -1,0 +1,143 @@
+"""The UNet of the DDPM family, as a person writes it: DDPM, improved DDPM, ADM, and DDPM++ and NCSN++ of EDM.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), appendix B, https://arxiv.org/abs/2006.11239
+    Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), https://arxiv.org/abs/2105.05233
+    Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2020), appendix H,
+    https://arxiv.org/abs/2011.13456
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), appendix F,
+    https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.blocks import ATTENTION_ORDERS
+from diffusion_core.networks.builder import NetworkSpec
+
+__all__ = ["UNetSpec"]
+
+
+@dataclass(frozen=True)
+class UNetSpec(NetworkSpec):
+    """A UNet; `lower` turns it into a program.
+
+    Args:
+        image_size: height and width in pixels, divisible by 2^(levels - 1).
+        in_channels: channels of an image.
+        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
+        num_classes: classes; 0 for a network without.
+        channels: the base width.
+        multipliers: width of each level, in base widths; one entry per level.
+        blocks_per_level: residual blocks on the way down; one more on the way up.
+        attention_sizes: image sizes at which a level's blocks are followed by self-attention.
+        up_attention: on the way up, after ``"every"`` block of such a level or its ``"last"`` one.
+        middle_attention: whether the middle has self-attention between its two blocks.
+        heads: attention heads; unused where `head_channels` is given.
+        head_channels: channels per head, or None.
+        qkv_order: how q, k and v lie in the channels: ``"qkv"`` (all of q first), ``"heads"`` (head by head, as older
+            ADM weights) or ``"interleaved"`` (channel by channel, as EDM's).
+        qkv_bias: whether q, k and v have biases. The key's has no gradient but rounding noise.
+        norm_groups: groups of every GroupNorm.
+        norm_group_channels: fewest channels of a group; narrow layers get fewer groups.
+        norm_eps: its epsilon.
+        dropout: probability, in front of the last convolution of each residual block.
+        time: how the time vector enters a block, ``"add"`` or ``"scale_shift"``.
+        embedding: ``"sinusoid"`` or ``"fourier"`` (random frequencies).
+        embedding_divisor: ``"half_minus_one"`` (DDPM) or ``"half"`` (guided-diffusion).
+        embedding_sin_first: order of the features.
+        embedding_multiplier: number of features, in base widths.
+        embedding_scale: standard deviation of the random frequencies.
+        class_embedding: where the class is added: ``"after"`` the dense layers of the embedding, or ``"before"``.
+        null_class: the label of "no class": the ``"last"`` row of the table, or ``"zero"`` (it adds nothing).
+        augment_dim: numbers of an augmentation label, added in front of the dense layers; 0 without.
+        down: ``"conv"`` (3 x 3, stride 2), ``"pool"`` (2 x 2 mean) or ``"block"`` (a residual block that pools).
+        up: ``"conv"`` (nearest, then 3 x 3), ``"nearest"`` or ``"block"`` (a residual block that upsamples).
+        down_padding: padding of the strided convolution, (before, after): (1, 1), or (0, 1) as in the original.
+        resample_filter: taps of the filter of resampling blocks; (1, 1) is mean and nearest.
+        resample_projection: whether the shortcut of a resampling block has a 1 x 1 convolution.
+        encoder: ``"standard"``, or ``"residual"``: the image itself is filtered down and added at each level.
+        skip_scale: factor of every residual sum.
+        zero_init: whether last layers of blocks and of the network start at zero.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks_per_level: int = 2
+    attention_sizes: tuple[int, ...] = ()
+    up_attention: str = "every"
+    middle_attention: bool = True
+    heads: int = 1
+    head_channels: int | None = None
+    qkv_order: str = "qkv"
+    qkv_bias: bool = True
+    norm_groups: int = 32
+    norm_group_channels: int = 1
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    time: str = "add"
+    embedding: str = "sinusoid"
+    embedding_divisor: str = "half_minus_one"
+    embedding_sin_first: bool = True
+    embedding_multiplier: int = 1
+    embedding_scale: float = 16.0
+    class_embedding: str = "after"
+    null_class: str = "last"
+    augment_dim: int = 0
+    down: str = "conv"
+    up: str = "conv"
+    down_padding: tuple[int, int] = (1, 1)
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
+    resample_projection: bool = False
+    encoder: str = "standard"
+    skip_scale: float = 1.0
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        self.check(
+            "channels", "blocks_per_level", "heads", "norm_groups", "norm_group_channels", "embedding_multiplier"
+        )
+        if self.head_channels is not None and self.head_channels < 1:
+            raise DuetError(f"model.head_channels: {self.head_channels} was given; it must be at least 1, or null")
+        if not self.norm_eps > 0:
+            raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
+        if not 0 <= self.dropout < 1:
+            raise DuetError(f"model.dropout: {self.dropout} was given; it is a probability, 0 to less than 1")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise DuetError(f"model.multipliers: {self.multipliers} was given; it needs one entry >= 1 per level")
+        self.check_halving(len(self.multipliers) - 1)
+        sizes = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        if none := [size for size in self.attention_sizes if size not in sizes]:
+            raise DuetError(
+                f"model.attention_sizes: {none[0]} was given, but the levels have sizes {', '.join(map(str, sizes))}"
+            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise one_of(f"model.{name}", getattr(self, name), allowed)
+        if self.channels % 2 or self.channels < 4:
+            raise DuetError(f"model.channels: {self.channels} was given; the time embedding needs an even number >= 4")
+        if tuple(self.down_padding) not in ((1, 1), (0, 1), (1, 0)):
+            raise DuetError(f"model.down_padding: {self.down_padding} was given; it must be (1, 1), (0, 1) or (1, 0)")
+        if self.augment_dim < 0:
+            raise DuetError(f"model.augment_dim: {self.augment_dim} was given; it is 0 or the length of the label")
+        taps = tuple(self.resample_filter)
+        if len(taps) not in (2, 4) or taps != taps[::-1] or sum(taps) <= 0:
+            raise DuetError(
+                f"model.resample_filter: {taps} was given; it is symmetric with 2 or 4 taps, as [1, 3, 3, 1]"
+            )
+
+
+_CHOICES = {
+    "up_attention": ("every", "last"),
+    "qkv_order": tuple(ATTENTION_ORDERS),
+    "time": ("add", "scale_shift"),
+    "embedding": ("sinusoid", "fourier"),
+    "embedding_divisor": ("half", "half_minus_one"),
+    "class_embedding": ("after", "before"),
+    "null_class": ("last", "zero"),
+    "down": ("conv", "pool", "block"),
+    "up": ("conv", "nearest", "block"),
+    "encoder": ("standard", "residual"),
+}

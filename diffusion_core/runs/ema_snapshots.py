@@ -1,0 +1,226 @@
+"""Snapshots: the averages of a run, stored now and then, of which others can be made afterwards.
+
+    snapshots/000000012800-ema.safetensors      named by images seen and by the average: ema, ema1, ema2 ...
+
+A file holds one average under canonical names and axes, in the precision of the run, and says in its header by which
+profile it was averaged, over how many updates of which batch, and of which problem and seed: everything that
+`reconstruct` needs, without a framework. It is written whole or not at all and carries the hash of its arrays and of
+what it says. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from diffusion_core.backend.interface import TrainerState, average_names
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.atomic import pack, write_atomically
+from diffusion_core.files.safe_read import check_tensors, parse_json, read_tensors, reading
+from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.networks.weights import Weights, check_numbers, check_weights
+from diffusion_core.optim import Combination, Profile, combine, describe, make_profile
+from diffusion_core.runs.checkpoint import Checkpoint, most_bytes
+
+__all__ = ["Snapshot", "drop_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One average at one moment; its arrays are read when they are asked for.
+
+    Args:
+        path: the file.
+        images_seen: the clock.
+        updates: of the run until then.
+        batch: images per update.
+        profile: by which the weights were averaged.
+        problem: network and process.
+        seed: of the run's streams.
+        sha256: of the arrays and of all that the header says beside them.
+    """
+
+    path: Path
+    images_seen: int
+    updates: int
+    batch: int
+    profile: Profile
+    problem: Problem
+    seed: int
+    sha256: str
+
+    def weights(self) -> Weights:
+        """The average by name.
+
+        Raises:
+            DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
+        """
+        facts = _facts(self)
+        arrays = read_tensors(self.path, most_bytes(self.problem.program) + len(json.dumps(facts)))
+        if _hash(arrays, facts) != self.sha256:
+            raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
+        check_weights(self.problem.program, arrays, str(self.path))
+        check_numbers(arrays, str(self.path))
+        return arrays
+
+
+def save_snapshots(
+    parent: Path,
+    images_seen: int,
+    state: TrainerState,
+    profiles: Sequence[Profile],
+    batch: int,
+    problem: Problem,
+    seed: int,
+) -> list[Path]:
+    """Write every average of a trainer under `parent`.
+
+    Raises:
+        DuetError: if one cannot be written.
+    """
+    paths = []
+    names = average_names(len(profiles))
+    for name, profile, average in zip(names, profiles, state.averages, strict=True):
+        path = Path(parent) / f"{images_seen:012d}-{name}.safetensors"
+        facts = _facts(Snapshot(path, images_seen, state.updates, batch, profile, problem, seed, ""))
+        write_atomically(path, pack(average, {**facts, "sha256": _hash(average, facts)}))
+        paths.append(path)
+    return paths
+
+
+def find_snapshots(path: str | Path) -> list[Snapshot]:
+    """The snapshots of a run or of a directory of them, oldest first; their arrays are not read.
+
+    Raises:
+        DuetError: if there is none, one cannot be read, or they are not of one run with one size of batch.
+    """
+    path = Path(path)
+    files = _files(path / "snapshots") or _files(path)
+    if not files:
+        what = "holds no snapshots" if path.exists() else "does not exist"
+        raise DuetError(
+            f"run: {path} {what}; a run writes them with ema.snapshot_images above 0, as ema=post_hoc has it"
+        )
+    found = [_read(file) for file in files]
+    first = found[0]
+    for one in found:
+        for what in ("batch", "seed", "problem"):
+            if getattr(one, what) != getattr(first, what):
+                raise DuetError(
+                    f"{one.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
+                )
+        if one.images_seen != one.updates * one.batch:
+            raise DuetError(
+                f"{one.path}: {one.images_seen} images in {one.updates} updates are of a run that changed its batch, "
+                f"{one.batch}; what each step counts in it is not known"
+            )
+    return found
+
+
+def drop_snapshots_after(parent: Path, images_seen: int) -> None:
+    """Delete the snapshots that a run took after the moment from which it is gone on with."""
+    for file in _files(Path(parent)):
+        if int(file.name.split("-")[0]) > images_seen:
+            file.unlink()
+
+
+def reconstruct(
+    snapshots: Sequence[Snapshot], profile: Profile, images_seen: int | None = None
+) -> tuple[Checkpoint, Combination]:
+    """A checkpoint whose weights and only average are those that a profile would have given, and how it was made.
+
+    It can be sampled from; to go on with training there are no moments in it. See `diffusion_core.optim.posthoc_ema`.
+
+    Args:
+        snapshots: of one run, as `find_snapshots` gives them.
+        profile: the average that is wanted.
+        images_seen: and when; None is at the last snapshot.
+
+    Raises:
+        DuetError: if that moment is no update of the run, lies beyond the last snapshot, or a file is corrupt.
+    """
+    last = max(snapshots, key=lambda one: one.updates)
+    images_seen, batch = last.images_seen if images_seen is None else images_seen, last.batch
+    if images_seen % batch or not batch <= images_seen <= last.images_seen:
+        raise DuetError(
+            f"images: {images_seen} was given; it must be a multiple of the batch {batch}, up to {last.images_seen}"
+        )
+    made = combine([(one.profile, one.updates) for one in snapshots], (profile, images_seen // batch), batch)
+    total: dict[str, np.ndarray] = {}
+    dtypes = {}
+    for one, coefficient in zip(snapshots, made.coefficients, strict=True):
+        if coefficient:
+            for name, value in one.weights().items():
+                dtypes[name], part = value.dtype, coefficient * value.astype(np.float64)
+                total[name] = total[name] + part if name in total else part
+    weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.problem.program.parameters}
+    notes = {
+        "average": describe(profile), "snapshots": len(snapshots), "profile_error": made.error,
+        "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, made.coefficients, strict=True)},
+    }  # fmt: skip
+    return Checkpoint(images_seen, last.problem, last.seed, TrainerState.fresh(weights), notes), made
+
+
+def _files(parent: Path) -> list[Path]:
+    names = sorted(parent.glob("*-ema*.safetensors")) if parent.is_dir() else []
+    return [path for path in names if path.name.split("-")[0].isdigit()]
+
+
+def _facts(one: Snapshot) -> dict[str, str]:
+    """What the header says of a snapshot; safetensors keeps texts alone."""
+    return {
+        "format": FORMAT,
+        "images_seen": str(one.images_seen),
+        "updates": str(one.updates),
+        "batch": str(one.batch),
+        "average": json.dumps(describe(one.profile)),
+        "problem": json.dumps(one.problem.to_dict(), sort_keys=True),
+        "program_sha256": one.problem.program.sha256,
+        "seed": str(one.seed),
+    }
+
+
+def _read(path: Path) -> Snapshot:
+    """The header of a file."""
+    check_tensors(path)
+    with reading(path, "it is no snapshot"):
+        with safe_open(path, framework="numpy") as file:
+            facts = file.metadata() or {}
+        if facts["format"] != FORMAT:
+            raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")
+        problem = _problem(facts["problem"])
+        if facts["program_sha256"] != problem.program.sha256:
+            raise DuetError("the version of Duet that wrote it builds another network from the same options")
+        return Snapshot(
+            path=path,
+            images_seen=int(facts["images_seen"]),
+            updates=int(facts["updates"]),
+            batch=int(facts["batch"]),
+            profile=make_profile(**parse_json(facts["average"])),
+            problem=problem,
+            seed=int(facts["seed"]),
+            sha256=facts["sha256"],
+        )
+
+
+@lru_cache(maxsize=1)
+def _problem(text: str) -> Problem:
+    """The problem of a header: one for all the snapshots of a run, whose program is then built once."""
+    return Problem.from_dict(parse_json(text))
+
+
+def _hash(arrays: Weights, facts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,359 @@
+"""The run directory: everything that one run leaves behind.
+
+config.yaml          the resolved configuration
+environment.json     command, commit, versions, device, data and its hash
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages);
+                     null for what is not finite
+events.out.tfevents  the same for TensorBoard
+checkpoints/         see `checkpoint`
+snapshots/           see `snapshots`; only if they were asked for
+non_finite/          see `bundle`; only if a step was not finite
+samples/             uint8 `.npz` and a PNG grid
+result.json          what the run ended with
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend.interface import Description
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.atomic import drop_left, write_atomically
+from diffusion_core.files.lock import locked
+from diffusion_core.files.safe_read import open_npz, open_regular, parse_json, read_json, reading
+from diffusion_core.runs.checkpoint import list_checkpoints, mend_checkpoints
+from diffusion_core.runs.ema_snapshots import drop_snapshots_after
+from diffusion_core.training.loop import Record
+
+__all__ = [
+    "RunDirectory",
+    "Tracker",
+    "claim",
+    "environment",
+    "read_json",
+    "read_metrics",
+    "read_samples",
+    "write_arrays",
+    "write_json",
+    "write_samples",
+]
+
+# Far beyond any line of metrics.
+_LINE_BYTES = 1 << 20
+
+
+def environment(description: Description | None = None) -> dict[str, Any]:
+    """Where and how this process runs, as plain data."""
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    words = ["python", "-m", main.name] if main else ["python", Path(sys.argv[0]).name]
+    facts = {
+        "command": shlex.join(words + sys.argv[1:]),
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    return facts | (asdict(description) if description else {})
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a plus where it was changed; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: arrays as lists, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
+
+
+def _line(record: Mapping[str, float]) -> str:
+    return json.dumps(_plain(record)) + "\n"
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a metrics file; a last line that was cut short by a kill is left out.
+
+    Numbers that were not finite, as those of a skipped update, are NaN.
+
+    Raises:
+        DuetError: if it is missing, or another line is not a record with its images seen.
+    """
+    broken: Exception | None = None
+    with reading(path, "it is no file of metrics"), open_regular(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, _LINE_BYTES), b""), 1):
+            if broken is not None or len(line) == _LINE_BYTES:
+                raise DuetError(f"{path}: line {number - 1} is not JSON ({broken})") from broken
+            try:
+                record = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                broken = error
+                continue
+            yield _record(f"{path}: line {number}", record)
+
+
+def _record(where: str, record: Any) -> dict[str, float]:
+    if not isinstance(record, dict) or "images_seen" not in record:
+        raise DuetError(f"{where} is not a record of metrics (it has no images_seen)")
+    # JSON has no NaN; see `_plain`.
+    found = {name: math.nan if value is None and name != "images_seen" else value for name, value in record.items()}
+    for name, value in found.items():
+        if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
+            raise DuetError(f"{where} is not a record of metrics ({name} is {value!r})")
+    return found
+
+
+def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
+    """Samples as a compressed `.npz` of uint8 images, labels, and facts as JSON text."""
+    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))))
+
+
+def write_arrays(path: Path, **arrays: NDArray) -> None:
+    """Arrays by name as a compressed `.npz`, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(Path(path), buffer.getvalue())
+
+
+def read_samples(path: Path) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]]:
+    """(images, labels, facts) of a file by `write_samples`.
+
+    Raises:
+        DuetError: if it is missing or corrupt.
+    """
+    with open_npz(path, "a file of samples") as file:
+        images, labels, facts = file["images"], file["labels"], parse_json(str(file["facts"]))
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(f"images are {images.dtype} {images.shape}, labels {labels.shape}")
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
+        return images, labels, facts
+
+
+class Tracker(Protocol):
+    """Something that a training reports to, with images seen as the step."""
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Numbers by name."""
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        """A picture with shape (H, W, C)."""
+
+    def close(self, failed: bool = False) -> None:
+        """Nothing more is told; of a run that ended before its end, if it failed."""
+
+
+class _Events:
+    """The event file of TensorBoard.
+
+    Written in this thread: the usual writer's own thread ends where the disk is full, and its queue then waits for
+    ever.
+    """
+
+    def __init__(self, path: Path, resume: int | None) -> None:
+        from tensorboardX import event_file_writer, summary  # slow to import, and reading runs does not need it
+        from tensorboardX.proto import event_pb2
+
+        self._make, self._pb = summary, event_pb2
+        # By default a name is that of its second, and a run that is soon gone on with would write over it.
+        self._writer = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._flushed = time.monotonic()
+        if resume is not None:  # what is later was cut
+            self._write(resume + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def _write(self, images_seen: int, **content: Any) -> None:
+        self._writer.write_event(self._pb.Event(step=images_seen, wall_time=time.time(), **content))
+
+    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+        told = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
+        self._write(images_seen, summary=self._make.Summary(value=told))
+        if time.monotonic() - self._flushed > 10:  # so that one can look on
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        self._write(images_seen, summary=self._make.image(name, image, dataformats="HWC"))
+        self._writer.flush()
+
+    def close(self, failed: bool = False) -> None:
+        self._writer.close()
+
+
+@contextmanager
+def claim(path: str | Path) -> Iterator[None]:
+    """Hold a run directory for this process alone; what a kill left half done in it is mended first.
+
+    Args:
+        path: where it is; made if it is not there.
+
+    Raises:
+        DuetError: if another process holds it, or it cannot be written.
+    """
+    path = Path(path)
+    _make_directory(path)
+    with locked(path):
+        for name in ("checkpoints", "non_finite"):
+            mend_checkpoints(path / name)
+        kept = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
+        for folder in (path, *kept, *list_checkpoints(path / "non_finite")):
+            drop_left(folder)
+        yield
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuetError(f"{path}: the run directory cannot be made ({error.strerror})") from error
+
+
+class RunDirectory:
+    """The directory of one run, open for writing; as a context manager, which closes it however it ends.
+
+    Args:
+        path: where it is; made if it is not there.
+        resume: images seen to go on from; None starts a new run.
+        source: the checkpoint that is gone on from, if it may be of another run.
+
+    Raises:
+        DuetError: if it cannot be written, or if something of another run, or of this one's future, would be lost.
+    """
+
+    def __init__(self, path: str | Path, resume: int | None = None, source: Path | None = None) -> None:
+        self.path, self.resume = Path(path), resume
+        _make_directory(self.path)
+        if not os.access(self.path, os.W_OK):
+            raise DuetError(f"{self.path}: the run directory cannot be written; give another hydra.run.dir")
+        holds_run = self.metrics.exists() or (self.path / "checkpoints").exists()
+        is_own = source is None or self.path.resolve() in Path(source).resolve().parents
+        if holds_run and (resume is None or not is_own):
+            raise DuetError(
+                f"{self.path}: it holds a run already; give another hydra.run.dir, or resume=latest to go on with it"
+            )
+        later = [path for path in list_checkpoints(self.path / "checkpoints") if resume and int(path.name) > resume]
+        if later:
+            raise DuetError(
+                f"{self.path}: it holds the later checkpoint {later[-1].name}, and going on from {resume} would leave "
+                f"it behind; give another hydra.run.dir, or resume=latest"
+            )
+        if resume is not None and self.metrics.exists():
+            list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
+        self._trackers: list[Tracker] = []
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=kind is not None)
+
+    @property
+    def metrics(self) -> Path:
+        """The file of metrics."""
+        return self.path / "metrics.jsonl"
+
+    def start(self, config: str, facts: Mapping[str, Any], trackers: Iterable[Tracker] = ()) -> None:
+        """Cut what is later than the moment gone on from, write configuration and environment, open the events.
+
+        The event file and the other `trackers` are told the same from then on.
+        """
+        self._trackers = list(trackers)
+        if self.resume is not None and self.metrics.exists():
+            kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
+            write_atomically(self.metrics, "".join(map(_line, kept)).encode())
+        if self.resume is not None:
+            drop_snapshots_after(self.path / "snapshots", self.resume)
+        write_json(self.path / "environment.json", facts)
+        write_atomically(self.path / "config.yaml", config.encode())
+        with self._told():
+            self._trackers = [_Events(self.path, self.resume), *self._trackers]
+
+    def log(self, records: Iterable[Record], images_per_second: float) -> None:
+        """Append steps to the metrics, and tell the trackers."""
+        records = list(records)
+        try:
+            with open(self.metrics, "a") as file:
+                file.writelines(_line(record.metrics) for record in records)
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint of this moment must not be there without them
+        except OSError as error:
+            raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
+        told = [
+            {f"train/{name}": value for name, value in record.metrics.items() if name != "images_seen"}
+            for record in records
+        ]
+        told[-1]["train/images_per_second"] = images_per_second
+        with self._told():
+            for tracker in self._trackers:
+                for record, values in zip(records, told, strict=True):
+                    tracker.scalars(values, record.images_seen)
+
+    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+        """Tell the trackers a picture with shape (H, W, C)."""
+        with self._told():
+            for tracker in self._trackers:
+                tracker.picture(name, image, images_seen)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DuetError(f"{self.path}: events cannot be written ({error.strerror or error})") from error
+
+    def close(self, failed: bool = False) -> None:
+        """Close the event file and the other trackers; where the run failed, what they raise is left unsaid."""
+        trackers, self._trackers = self._trackers, []
+        with ExitStack() as stack:
+            for tracker in trackers:
+                stack.enter_context(suppress(Exception) if failed else self._told())
+                stack.callback(tracker.close, failed)

@@ -1,0 +1,294 @@
+r"""The training objective: from images to a `TrainBatch`.
+
+Per image, by its position n in the run (the count of images seen before it), three named streams draw
+
+    t      by a law of the levels, see `levels`     "train/t"
+    eps    standard normal                          "train/noise"
+    drop   the class, with probability p            "train/drop_label"     per image, not per batch
+
+so that a batch is a function of (seed, images seen, size) and of nothing else. Each image's loss is multiplied by the
+weight of its level, see `weighting`. Offset noise adds one more normal number per image and channel, the same at all
+its pixels,
+
+    eps + s offset                                  "train/offset_noise"
+
+and is noise like eps: x_t and the target both have it. Input perturbation makes x_t with more noise than the target
+tells, with gamma times another normal number xi per pixel, drawn in "train/perturbation":
+
+    x_t = alpha x_0 + sigma (eps + gamma xi),       target = target_x0 x_0 + target_eps eps
+
+A batch knows one noise. But these are two equations for two unknowns, and with the determinant
+``d = alpha target_eps - sigma target_x0`` the one pair of picture and noise that has this x_t and this target is
+
+    x_0 + (target_eps/d) sigma gamma xi      and      eps - (target_x0/d) sigma gamma xi
+
+which is what the batch then holds as images and noise.
+
+With a learned variance the batch has the columns of the variational bound, see `variational`. A network that is
+given an estimate of the image is trained with its own, of a first pass at the same level, for half of the images,
+those whose number in "train/self_condition" is below 1/2, and with zeros for the others; per image, not per batch.
+The estimate is clipped to the range of the data, as a sampler with clip=1 clips it.
+
+Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
+class k has label k; or it is 0, and then class k has label k + 1.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 1 and eq. 14, https://arxiv.org/abs/2006.11239
+    Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), algorithm 1, https://arxiv.org/abs/2207.12598
+    Improved Techniques for Training Consistency Models (Song & Dhariwal, 2023), the pseudo-Huber distance, there of an
+    image's norm and here of each pixel, https://arxiv.org/abs/2310.14189
+    Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning (Chen et al., 2022),
+    algorithm 1, https://arxiv.org/abs/2208.04202
+    Input Perturbation Reduces Exposure Bias in Diffusion Models (Ning et al., 2023), algorithm 1,
+    https://arxiv.org/abs/2301.11706
+    Diffusion with Offset Noise (Guttenberg, 2023), https://www.crosslabs.org/blog/diffusion-with-offset-noise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES, TrainBatch
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.loss_weighting import Weighting, make_weights
+from diffusion_core.diffusion.process import Columns, Process
+from diffusion_core.diffusion.timestep_sampling import Levels, LossHistory, Times, make_levels
+from diffusion_core.diffusion.variational import VARIANCES, bound_columns
+
+__all__ = ["Objective", "network_labels"]
+
+_SETTINGS = (
+    "distance", "drop_label", "first_t", "weighting", "levels", "offset_noise", "input_perturbation", "bound",
+    "bound_weight",
+)  # fmt: skip
+
+
+def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
+    """The network's labels of a data set's classes, with the shape of `labels`.
+
+    Args:
+        labels: class ids in 0..classes-1; not looked at by a network without classes.
+        classes: the number of classes; 0 for a network without.
+        null_label: the network's label for "no class": `classes`, 0, or None where it has none.
+
+    Raises:
+        DuetError: if a label is out of range, or `null_label` is the label of a class.
+    """
+    if null_label is not None and (classes < 1 or null_label not in (0, classes)):
+        raise DuetError(
+            f"null label {null_label} with {classes} classes: there must be at least one class, "
+            f"and the null label is 0 or the number of classes"
+        )
+    labels = np.asarray(labels)
+    if not classes:
+        return np.zeros(labels.shape, np.int32)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise DuetError(f"label {wrong[0]}: the network has classes 0..{classes - 1}")
+    return (labels + (1 if null_label == 0 else 0)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained.
+
+    Args:
+        process: schedule and parameterisation.
+        seed: the seed of the run.
+        distance: of a pixel's residual r: ``"mse"``, ``"l1"``, ``"huber"`` with its corner at 1, or ``"pseudo_huber"``,
+            sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`.
+        null_label: the network's label that means "no class"; None for a network without one.
+        drop_label: probability of training an image without its class.
+        features: how many numbers per image the network takes beside the class; zeros where none are given.
+        classes: number of classes; where it is not given, `null_label`, the last label, says it.
+        first_t: the lowest level that is trained; 1 leaves out t = 0.
+        weighting: name and options of the weights of the levels, see `weighting.make_weights`.
+        levels: name and options of the law of the levels, see `levels.make_levels`.
+        offset_noise: s, the standard deviation of what is added to the noise of a whole channel.
+        input_perturbation: gamma, the standard deviation of noise that x_t has and the target has not; 0.1 is theirs.
+        variance: ``"fixed"``, ``"learned"`` or ``"learned_range"``, see `variational`.
+        bound: how a variance is learned, ``"hybrid"`` or ``"vlb"``.
+        bound_weight: weight of the bound in hybrid.
+        uncertainty: whether the network says how uncertain its loss is.
+        self_conditioned: whether the network is given an estimate of the image.
+        value_range: what black and white are to the network.
+    """
+
+    process: Process
+    seed: int
+    distance: str = "mse"
+    null_label: int | None = None
+    drop_label: float = 0.0
+    features: int = 0
+    classes: int = 0
+    first_t: int = 0
+    weighting: Mapping[str, Any] = field(default_factory=lambda: {"name": "simple"})
+    levels: Mapping[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    offset_noise: float = 0.0
+    input_perturbation: float = 0.0
+    variance: str = "fixed"
+    bound: str = "hybrid"
+    bound_weight: float = 0.001
+    uncertainty: bool = False
+    self_conditioned: bool = False
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.distance not in (*DISTANCES, CROSS_ENTROPY):
+            raise one_of("objective.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
+        if not 0 <= self.drop_label <= 1:
+            raise DuetError(f"objective.drop_label: {self.drop_label} was given; it is a probability, 0 to 1")
+        if self.drop_label and self.null_label is None:
+            what = 'no label for "no class"' if self.classes else "no classes to drop"
+            raise DuetError(f"objective.drop_label: the network has {what}; use 0, or set model.num_classes")
+        if self.classes < 0:
+            raise DuetError(f"objective.classes: {self.classes} was given; it is 0 or the number of classes")
+        for name in ("offset_noise", "input_perturbation"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
+        self._labels([])
+        if self.variance not in VARIANCES:
+            raise one_of("process.variance", self.variance, VARIANCES)
+        if self.variance != "fixed" and self.input_perturbation:
+            raise DuetError(
+                "process.input_perturbation: it moves pictures off the bytes that a learned variance needs; use 0"
+            )
+        if self.is_bound_alone and (self.uncertainty or self.weighting.get("name") != "simple"):
+            what = (
+                "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
+            )
+            raise DuetError(f"{what} was given, but the bound vlb has no part that it could weigh; bound hybrid has")
+        # Made at once, so that a mistake is found before anything is trained.
+        _ = self.weights, self.law, self.variational
+
+    @property
+    def is_bound_alone(self) -> bool:
+        """Whether the variational bound is the whole loss."""
+        return self.variance != "fixed" and self.bound == "vlb"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run is trained for, beside its network and process, as plain data."""
+        given = {name: getattr(self, name) for name in _SETTINGS}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
+
+    @cached_property
+    def weights(self) -> Weighting:
+        """The weight of the target's error at given levels."""
+        weights = make_weights(self.process, **self.weighting)
+        return (lambda t: 0.0 * weights(t)) if self.is_bound_alone else weights
+
+    @cached_property
+    def variational(self) -> NDArray[np.float64] | None:
+        """The columns of the bound at each level, with shape (T, 8); None without."""
+        if self.variance == "fixed":
+            return None
+        return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)
+
+    @cached_property
+    def law(self) -> Levels | Times:
+        """How often each level is trained."""
+        return make_levels(self.process.schedule, self.first_t, **self.levels)
+
+    def draw(self, positions: ArrayLike, history: LossHistory | None = None) -> tuple[NDArray, NDArray[np.float64]]:
+        """(t, importance) of the images at these positions in the run, each with shape (B,).
+
+        Args:
+            positions: with shape (B,).
+            history: the losses so far, for a law that depends on them.
+        """
+        law = self.law if history is None else self.law.given(history)
+        t = law.draw(self.seed, positions)
+        return t, np.ones(len(t)) if law is self.law else self.law.probability[t] / law.probability[t]
+
+    def _self_conditioning(self, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
+        """The columns of self-conditioning, with shape (B, 5); None without."""
+        if not self.self_conditioned:
+            return None
+        share = Stream(self.seed, "train/self_condition").uniform(positions, 1)[:, 0] < 0.5
+        return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, share, *self.value_range), axis=1)
+
+    def _noise(self, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        stream = Stream(self.seed, "train/noise")
+        if not self.offset_noise:
+            return stream.normal(positions, shape, dtype=dtype)
+        offset = Stream(self.seed, "train/offset_noise").normal(positions, (1, 1, shape[-1]))
+        return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
+
+    def _perturbed(self, images: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
+        """The (images, noise) in float64 whose x_t has more noise than their target tells."""
+        (alpha, sigma), columns = self.process.schedule(t), self.process.columns(t)
+        determinant = alpha * columns.target_eps - sigma * columns.target_x0
+        xi = Stream(self.seed, "train/perturbation").normal(positions, images.shape[1:])
+        more = (self.input_perturbation * sigma / determinant)[:, None, None, None] * xi
+        x0, eps = images.astype(np.float64), self._noise(positions, images.shape[1:], np.float64)
+        return x0 + columns.target_eps[:, None, None, None] * more, eps - columns.target_x0[:, None, None, None] * more
+
+    def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
+        return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
+
+    def batch(
+        self,
+        images: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        dtype: DTypeLike = np.float32,
+        history: LossHistory | None = None,
+        features: NDArray | None = None,
+    ) -> TrainBatch:
+        """The training batch of these images.
+
+        Args:
+            images: x_0 in the range of the data, with shape (B, H, W, C).
+            labels: class ids of the data set, with shape (B,).
+            positions: each image's position in the run, with shape (B,).
+            dtype: of images, noise and columns; c_noise stays float64.
+            history: the losses so far, for a law of levels that depends on them.
+            features: what the network is told of each image beside its class, with shape (B, features); None is zeros.
+
+        Raises:
+            DuetError: if a label is out of range, or the features are not those of the network.
+        """
+        labels = self._labels(labels)
+        features = np.zeros((len(labels), self.features)) if features is None else features
+        if features.shape != (len(labels), self.features):
+            raise DuetError(
+                f"objective: features {features.shape} were given for {len(labels)} images; the network takes "
+                f"{self.features} of each"
+            )
+        t, importance = self.draw(positions, history)
+        if self.drop_label:
+            dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
+            labels = np.where(dropped, self.null_label, labels)
+        alpha, sigma = self.process.schedule(t)
+        columns = self.process.columns(t)
+        conditioning = self._self_conditioning(positions, columns)
+        if self.input_perturbation:
+            images, noise = self._perturbed(images, positions, t)
+        else:
+            noise = self._noise(positions, images.shape[1:], dtype)
+        return TrainBatch(
+            images=images.astype(dtype),
+            noise=noise.astype(dtype, copy=False),
+            label=labels.astype(np.int32),
+            alpha=alpha.astype(dtype),
+            sigma=sigma.astype(dtype),
+            c_in=columns.c_in.astype(dtype),
+            c_noise=columns.c_noise,
+            target_x0=columns.target_x0.astype(dtype),
+            target_eps=columns.target_eps.astype(dtype),
+            weight=self.weights(t).astype(dtype),
+            importance=importance.astype(dtype),
+            features=features.astype(dtype),
+            positions=np.asarray(positions, np.int64),
+            dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),
+            variational=None if self.variational is None else self.variational[t].astype(dtype),
+            self_conditioning=None if conditioning is None else conditioning.astype(dtype),
+        )
