@@ -22,10 +22,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from diffusion_core.backend.interface import Settings
+from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.flops import multiply_adds
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.run_directory import environment, write_json
@@ -34,7 +34,7 @@ from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import rows, table
 from experiments.benchmark.targets import Target, targets, targets_table
 from experiments.benchmark.work import ALONE, WORK
-from experiments.common import problem_of
+from experiments.common import make_model
 from experiments.entry import entry
 from peers import PEERS
 
@@ -55,21 +55,21 @@ def main(cfg: DictConfig) -> None:
         raise one_of("device", cfg.device, ("cpu", "cuda"))  # the same for all
     modes = _modes(cfg)
     points = _points(cfg)
-    problems = [problem_of(point) for point in points]  # a mistake in any is found before anything starts
+    models = [make_model(point) for point in points]  # a mistake in any is found before anything starts
     out, rounds = Path(cfg.out), {name: cfg[name] for name in _ROUNDS}
-    told = _facts(cfg, problems) | {"contestants": {}, "left_out": {}, "targets": [], "rows": []}
-    for point, problem in zip(points, problems, strict=True):
+    told = _facts(cfg, models) | {"contestants": {}, "left_out": {}, "targets": [], "rows": []}
+    for point, model in zip(points, models, strict=True):
         value = {} if cfg.vary is None else {cfg.vary: OmegaConf.select(point, VARIED[cfg.vary])}
         made: list[dict[str, Any]] = []
         for what in cfg.work:
-            found, contestants = _measure(point, problem, modes, what)
+            found, contestants = _measure(point, model, modes, what)
             made += found
             told["rows"] += [value | row for row in found]
             told["contestants"] |= {one.mode.name: one.facts for one in contestants if one.facts}
             told["left_out"] |= {one.mode.name: one.left_out for one in contestants if one.left_out}
             write_json(out / "bench.json", told)  # now, as the next work may not end
         if made:
-            Console(width=160).print(table(made, rounds, _title(point, problem)))
+            Console(width=160).print(table(made, rounds, _title(point, model)))
         told["targets"] += [value | one.to_dict() for one in _reached(point, made)]
     write_json(out / "bench.json", told)
     if not told["rows"]:
@@ -81,7 +81,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _measure(
-    cfg: DictConfig, problem: Problem, modes: Sequence[Mode], what: str
+    cfg: DictConfig, model: DiffusionModel, modes: Sequence[Mode], what: str
 ) -> tuple[list[dict[str, Any]], list[Contestant]]:
     """The rows of one work of one network, and who competed; each work has processes of its own."""
     rounds = {name: cfg[name] for name in _ROUNDS}
@@ -93,7 +93,7 @@ def _measure(
             try:
                 for mode in modes[first : first + at_once]:
                     own = Path(cache, str(len(present)))
-                    present.append(start(mode, problem, rounds, cfg.device, cfg.threads, cfg.limit_s, own))
+                    present.append(start(mode, model, rounds, cfg.device, cfg.threads, cfg.limit_s, own))
                     if not present[-1].left_out:
                         print(present[-1].facts["line"], flush=True)
                 interleave(present, [what, *ALONE[what]], cfg.repeats)
@@ -104,13 +104,13 @@ def _measure(
             if one.left_out:
                 print(f"left out: {one.left_out}", flush=True)
         everyone += present
-    return rows(everyone, what, problem, rounds, at_once >= len(modes)), everyone
+    return rows(everyone, what, model, rounds, at_once >= len(modes)), everyone
 
 
-def _title(cfg: DictConfig, problem: Problem) -> str:
+def _title(cfg: DictConfig, model: DiffusionModel) -> str:
     """What a table is about."""
     turns = "interleaved " if cfg.at_once is None else ""
-    size = f"{count(problem.program):,} parameters, {problem.spec.image_size} pixels, batch {cfg.batch}, "
+    size = f"{count(model.program):,} parameters, {model.spec.image_size} pixels, batch {cfg.batch}, "
     return f"{size}{cfg.images} samples; medians of {cfg.repeats} {turns}rounds"
 
 
@@ -129,7 +129,7 @@ def _modes(cfg: DictConfig) -> list[Mode]:
         if name not in known:
             raise one_of("contestants", name, known)
     for precision in cfg.precisions:
-        Settings(cfg.device, precision, False, cfg.threads)
+        BackendConfig(cfg.device, precision, False, cfg.threads)
     named = list(cfg.contestants) or list(known)
     made = [Mode(name, precision, mode) for name in named for precision in cfg.precisions for mode in cfg.compile]
     kept = [mode for mode in made if mode.contestant in BACKENDS or mode.precision != "float64"]
@@ -156,18 +156,18 @@ def _points(cfg: DictConfig) -> list[DictConfig]:
     return points
 
 
-def _facts(cfg: DictConfig, problems: Sequence[Problem]) -> dict[str, Any]:
+def _facts(cfg: DictConfig, models: Sequence[DiffusionModel]) -> dict[str, Any]:
     """What was measured, where and how."""
     return {
         "environment": environment(),
         "settings": {name: cfg[name] for name in (*_ROUNDS, "repeats", "device", "threads", "vary")},
         "problems": [
-            problem.to_dict()
+            model.to_dict()
             | {
-                "parameters": count(problem.program),
-                "multiply_adds_per_image": multiply_adds(problem.program, problem.spec.image_shape),
+                "parameters": count(model.program),
+                "multiply_adds_per_image": multiply_adds(model.program, model.spec.image_shape),
             }
-            for problem in problems
+            for model in models
         ],
     }
 

@@ -14,22 +14,22 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from diffusion_core.backend.compile_policy import Costs, Work, compiles, sampling_work
 from diffusion_core.backend.interface import (
     Backend,
+    BackendConfig,
+    Guidance,
     Network,
-    Settings,
-    Steering,
+    StepCallback,
     TrainerState,
-    Watch,
     average_names,
     load_backend,
 )
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, load_dataset, to_uint8
-from diffusion_core.data.store import parts_of
+from diffusion_core.data.store import store_parts
 from diffusion_core.diffusion.continuous import ContinuousSchedule
 from diffusion_core.diffusion.process import add_noise
-from diffusion_core.images import render as pictures
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.images import render
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import check_labels, describe_labels, draw, known_labels
 from diffusion_core.model.noise_strip import levels_shown, rows_shown, shown
 from diffusion_core.networks import NetworkSpec, Program, make_spec
@@ -43,7 +43,7 @@ from experiments.progress import Counter
 from experiments.schema import TrainSchema
 
 __all__ = [
-    "Leaders",
+    "GuidanceModels",
     "check_data",
     "check_sample",
     "check_which",
@@ -53,7 +53,7 @@ __all__ = [
     "noising_strip",
     "open_backend",
     "plan_of",
-    "problem_of",
+    "make_model",
     "sample_labels",
     "sampler_of",
     "save_samples",
@@ -73,9 +73,9 @@ def open_backend(cfg: DictConfig, kind: str = "sample", work: Work | None = None
         work: what is asked for, where the mode is chosen by it; None is little.
         begun: whether functions were compiled in the run that is gone on with; None is a new one.
     """
-    world = world_of(cfg)
-    alone = world.kind == "none"
-    backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision), *([] if alone else [world]))
+    group = world_of(cfg)
+    alone = group.kind == "none"
+    backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision), *([] if alone else [group]))
     # What passes between processes was compiled nowhere yet.
     backend = in_mode(backend, cfg, kind, *((work, begun) if alone else ()))
     print(backend.describe().line(), flush=True)
@@ -89,37 +89,37 @@ def in_mode(
     # They were measured on processors.
     costs = plain(cfg.backend.costs).get(kind) if backend.describe().on_cpu else None
     compile = compiles(cfg.backend.compile, Costs.of(costs), work, begun)
-    return backend if compile == backend.settings.compile else backend.in_mode(compile)
+    return backend if compile == backend.config.compile else backend.in_mode(compile)
 
 
-def drawing_work(problem: Problem, drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> Work:
+def drawing_work(model: DiffusionModel, drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> Work:
     """The work by which the mode is chosen of drawing so many samples with each of some plans.
 
     It is the mean of theirs, as each plan may have to be compiled for itself.
     """
-    shape = problem.spec.image_shape
-    works = [sampling_work(problem.program, shape, plan, count, batch) for plan, count in drawn]
+    shape = model.spec.image_shape
+    works = [sampling_work(model.program, shape, plan, count, batch) for plan, count in drawn]
     return Work(*(sum(values) // len(works) for values in zip(*map(astuple, works), strict=True)))
 
 
-def settings_of(cfg: DictConfig, precision: str) -> Settings:
+def settings_of(cfg: DictConfig, precision: str) -> BackendConfig:
     """The settings of a backend's configuration: what is there beside who it is and whose Python runs it.
 
     Where the mode is chosen by the work, they are those of little work.
     """
-    names = {field.name for field in fields(Settings)}
+    names = {field.name for field in fields(BackendConfig)}
     given = {key: value for key, value in plain(cfg.backend).items() if key in names}
-    return Settings(precision=precision, **given | {"compile": compiles(cfg.backend.compile, None, None)})
+    return BackendConfig(precision=precision, **given | {"compile": compiles(cfg.backend.compile, None, None)})
 
 
-def problem_of(cfg: DictConfig) -> Problem:
+def make_model(cfg: DictConfig) -> DiffusionModel:
     """The network and the process of a training configuration."""
     spec = spec_of(cfg)
     schedule = plain(cfg.process.schedule)
     if "name" not in schedule:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
     process = cfg.process
-    return Problem(
+    return DiffusionModel(
         spec, schedule, process.prediction, tuple(process.value_range), process.time_scale, process.sigma_data,
         variance=process.variance, uncertainty=process.uncertainty,
     )  # fmt: skip
@@ -137,20 +137,20 @@ def spec_of(cfg: DictConfig) -> NetworkSpec:
 
 def load_data(data: DictConfig) -> Dataset:
     """The data set of a configuration: its files, its store, or what stands in for both; the name says which."""
-    options, stand_in = plain(data.options), plain(data.stand_in)
+    options, fallback = plain(data.options), plain(data.fallback)
     if options.get("path") == "":
         raise DuetError("data.options.path: an empty text was given; it is a file or a folder")
     if options.get("path", "") is not None:
         return load_dataset(data.name, **options)
-    if data.store and parts_of(data.store):
+    if data.store and store_parts(data.store):
         chosen = {"directory": data.store, "part": options.get("part"), "classes": options.get("classes")}
         return _as_asked(data, load_dataset("store", **chosen), options)
-    if not stand_in:
+    if not fallback:
         raise DuetError(
             f"data {data.name}: {data.store} holds no store, and data.options.path is null; make the store once with "
             f"python -m experiments.prepare data={data.name}, or name the files with data.options.path=PATH"
         )
-    dataset = load_dataset(stand_in.pop("name"), **stand_in)
+    dataset = load_dataset(fallback.pop("name"), **fallback)
     return replace(dataset, name=f"{dataset.name}, in place of {data.name}")
 
 
@@ -165,7 +165,7 @@ def _as_asked(data: DictConfig, dataset: Dataset, options: Mapping[str, Any]) ->
     return dataset
 
 
-def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None = None) -> SamplerPlan:
+def plan_of(model: DiffusionModel, sampler: Mapping[str, Any], guide: DiffusionModel | None = None) -> SamplerPlan:
     """The plan of a sampler's configuration, which leads away from a guide where there is one.
 
     Raises:
@@ -174,13 +174,13 @@ def plan_of(problem: Problem, sampler: Mapping[str, Any], guide: Problem | None 
     options = dict(sampler)
     if "name" not in options:
         raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
-    plan = problem.plan(options.pop("name"), **options)
+    plan = model.plan(options.pop("name"), **options)
     if plan.sigma[-1] >= plan.sigma[0]:
         raise DuetError(
             f"sampler: {sampler['name']} was given, which leads pictures up to noise: it is what mode=interpolate of "
             "experiments.edit encodes with; sampling starts from noise, so choose one that leads down, such as ddim"
         )
-    check_labels(np.zeros(0, np.int32), problem.program, plan, has_guide=guide is not None)
+    check_labels(np.zeros(0, np.int32), model.program, plan, has_guide=guide is not None)
     return plan
 
 
@@ -196,7 +196,7 @@ def sampler_of(given: DictConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any
     options, whose = given, "as given"
     if "name" not in given:
         own = checkpoint.notes.get("sampler")
-        usual = "heun" if isinstance(checkpoint.problem.process.schedule, ContinuousSchedule) else "ddim"
+        usual = "heun" if isinstance(checkpoint.model.process.schedule, ContinuousSchedule) else "ddim"
         options = dict(own or OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{usual}.yaml"))) | given
         whose = "the run's own" if own else "a default, as the checkpoint names none"
         whose += f"; as given: {', '.join(given)}" if given else ""
@@ -207,8 +207,8 @@ def sampler_of(given: DictConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any
 
 
 @dataclass(frozen=True, eq=False)
-class Leaders:
-    """The other networks that lead sampling, as their checkpoints have them; see `backend.Steering`."""
+class GuidanceModels:
+    """The other networks that lead sampling, as their checkpoints have them; see `backend.Guidance`."""
 
     guide: Checkpoint | None = None
     guide_weights: str | None = None
@@ -216,7 +216,7 @@ class Leaders:
     classifier_weights: str | None = None
 
     @staticmethod
-    def of(cfg: DictConfig) -> Leaders:
+    def from_config(cfg: DictConfig) -> GuidanceModels:
         """Read those that a configuration names."""
         found = []
         for name in ("guide", "classifier"):
@@ -226,28 +226,30 @@ class Leaders:
             elif cfg[key] is not None:
                 check_which(key, cfg[key], 1)
             found += [checkpoint, cfg[key]]
-        return Leaders(*found)
+        return GuidanceModels(*found)
 
-    def plan(self, problem: Problem, sampler: Mapping[str, Any]) -> SamplerPlan:
+    def plan(self, model: DiffusionModel, sampler: Mapping[str, Any]) -> SamplerPlan:
         """The plan of a sampler's configuration, which they fit."""
-        plan = plan_of(problem, sampler, self.guide and self.guide.problem)
+        plan = plan_of(model, sampler, self.guide and self.guide.model)
         if self.guide is not None:
-            problem.check_guide(self.guide.problem, plan)
+            model.check_guide(self.guide.model, plan)
             if not np.any(plan.is_guided):
-                raise DuetError("guide: one was given, but nothing is guided; set sampler.guidance, for example to 2")
-        Steering(classifier=self.classifier and self.classifier.problem).check(plan)
+                raise DuetError(
+                    "guide: one was given, but nothing is guided; set sampler.guidance_scale, for example to 2"
+                )
+        Guidance(classifier=self.classifier and self.classifier.model).check(plan)
         if self.classifier is not None:
-            problem.check_classifier(self.classifier.problem, plan)
+            model.check_classifier(self.classifier.model, plan)
         return plan
 
     @property
     def classes(self) -> Program | None:
         """The program whose classes samples are led to."""
-        return None if self.classifier is None else self.classifier.problem.program
+        return None if self.classifier is None else self.classifier.model.program
 
-    def steering(self, backend: Backend) -> Steering:
+    def guidance(self, backend: Backend) -> Guidance:
         """Build their networks."""
-        return Steering(
+        return Guidance(
             guide=_network(backend, self.guide, self.guide_weights),
             classifier=_network(backend, self.classifier, self.classifier_weights),
         )
@@ -256,7 +258,7 @@ class Leaders:
 def _network(backend: Backend, checkpoint: Checkpoint | None, which: str) -> Network | None:
     if checkpoint is None:
         return None
-    return backend.network(checkpoint.problem.program, weights_of(checkpoint.state, which))
+    return backend.network(checkpoint.model.program, weights_of(checkpoint.state, which))
 
 
 def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
@@ -298,17 +300,19 @@ def which_of(key: str, given: str | None, checkpoint: Checkpoint) -> str:
     return which
 
 
-def check_sample(sample: DictConfig, problem: Problem, averages: int, classifier: Program | None = None) -> None:
+def check_sample(sample: DictConfig, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
     """Refuse settings of sampling that do not fit the network, or a training with so many averages."""
-    sample_labels(sample.labels, sample.count, problem, classifier)
+    sample_labels(sample.labels, sample.count, model, classifier)
     if sample.batch < 1:
         raise DuetError(f"sample.batch: {sample.batch} was given; it must be at least 1")
     check_which("sample.weights", sample.weights, averages)
 
 
-def sample_labels(labels: Any, count: int, problem: Problem, classifier: Program | None = None) -> NDArray[np.int32]:
+def sample_labels(
+    labels: Any, count: int, model: DiffusionModel, classifier: Program | None = None
+) -> NDArray[np.int32]:
     """The class of each sample: one for all, a list that repeats, or every class in turn."""
-    program, known = problem.program, known_labels(problem.program, classifier)
+    program, known = model.program, known_labels(model.program, classifier)
     if count < 1:
         raise DuetError(f"sample.count: {count} was given; it must be at least 1")
     every = program.labels or (classifier.labels if classifier else range(1))
@@ -329,13 +333,13 @@ def sample_labels(labels: Any, count: int, problem: Problem, classifier: Program
 def save_samples(
     backend: Backend,
     network: Network,
-    problem: Problem,
+    model: DiffusionModel,
     plan: SamplerPlan,
     directory: Path,
     sample: DictConfig,
     name: str = "samples",
     strips: bool = True,
-    steering: Steering | None = None,
+    guidance: Guidance | None = None,
     pause: Callable[[], None] | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
@@ -345,9 +349,9 @@ def save_samples(
     has, for the first ten samples, `x` and `estimate` as uint8 with shape (rows, 10, h, w, c), and for each the `row`
     of the plan and the ratio `sigma_alpha` that it leads to. `pause` is that of `draw`.
     """
-    classifier = steering.classifier.program if steering and steering.classifier else None
-    labels = sample_labels(sample.labels, sample.count, problem, classifier)
-    white = problem.value_range
+    classifier = guidance.classifier.program if guidance and guidance.classifier else None
+    labels = sample_labels(sample.labels, sample.count, model, classifier)
+    white = model.value_range
     # Of each row that is shown, the state that it leads to and the estimate that it does so by.
     frames: dict[int, tuple[NDArray, NDArray]] = {}
     steps = rows_shown(plan, 10) if strips else np.zeros(0, int)
@@ -357,22 +361,22 @@ def save_samples(
         level = plan.alpha[row + 1], plan.sigma[row + 1]
         frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:10], white)
 
-    watch = Watch(see, frozenset([*map(int, steps), *map(int, moments)])) if strips else None
+    callback = StepCallback(see, frozenset([*map(int, steps), *map(int, moments)])) if strips else None
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
         images = draw(
-            backend, network, plan, problem.spec.image_shape, labels, sample.seed,
-            batch=sample.batch, watch=watch, progress=progress,
-            steering=steering, team=backend.team, pause=pause,
+            backend, network, plan, model.spec.image_shape, labels, sample.seed,
+            batch=sample.batch, callback=callback, progress=progress,
+            guidance=guidance, collective=backend.collective, pause=pause,
         )  # fmt: skip
     finished = to_uint8(images, white)
-    if not backend.team.world.leads:
+    if not backend.collective.group.is_main_process:
         return finished
     facts |= {"plan": plan.name, "seed": sample.seed, "backend": backend.describe().backend}
-    facts["conditional"] = bool(problem.program.classes or classifier)
-    scale = max(1, 64 // problem.spec.image_size)
-    columns = problem.spec.num_classes or 10
-    pictures.save_png(directory / f"{name}.png", pictures.grid(finished[:100], columns, scale=scale))
+    facts["conditional"] = bool(model.program.classes or classifier)
+    scale = max(1, 64 // model.spec.image_size)
+    columns = model.spec.num_classes or 10
+    render.save_png(directory / f"{name}.png", render.grid(finished[:100], columns, scale=scale))
     if strips:
         which = name.removeprefix("samples")
         kept = sorted(frames)
@@ -383,25 +387,25 @@ def save_samples(
         )  # fmt: skip
         rows = [(of, np.concatenate([frames[row][i][:1] for row in steps])) for i, of in enumerate(("x_t", "estimate"))]
         heads = [(_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in steps]
-        sheet = pictures.labelled_rows(rows, scale=scale, heads=heads, corner=_HEADS)
-        pictures.save_png(directory / f"denoising{which}.png", sheet)
-        grids = [pictures.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in moments]
-        pictures.save_gif(directory / f"generation{which}.gif", grids)
+        sheet = render.labelled_rows(rows, scale=scale, heads=heads, corner=_HEADS)
+        render.save_png(directory / f"denoising{which}.png", sheet)
+        grids = [render.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in moments]
+        render.save_gif(directory / f"generation{which}.gif", grids)
     # Last, so that where it is there, all the others are.
     write_samples(directory / f"{name}.npz", finished, labels, **facts)
     return finished
 
 
-def noising_strip(problem: Problem, images: NDArray, seed: int) -> NDArray[np.uint8]:
+def noising_strip(model: DiffusionModel, images: NDArray, seed: int) -> NDArray[np.uint8]:
     """The first images as they are and at nine levels from clean to noise; see `visible`."""
-    levels = np.stack(problem.process.schedule(levels_shown(problem.process.schedule, 9)), axis=1)
+    levels = np.stack(model.process.schedule(levels_shown(model.process.schedule, 9)), axis=1)
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
-        noisy = [shown(add_noise(image, eps, *level), *level, problem.value_range) for level in levels]
-        rows.append(("" if k else "x_t", np.stack([to_uint8(image, problem.value_range), *noisy])))
+        noisy = [shown(add_noise(image, eps, *level), *level, model.value_range) for level in levels]
+        rows.append(("" if k else "x_t", np.stack([to_uint8(image, model.value_range), *noisy])))
     heads = [("0", 1), *((_ratio(*level), 1) for level in levels)]
-    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size), heads=heads, corner=_HEADS)
+    return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads, corner=_HEADS)
 
 
 _HEADS = "sigma/alpha"

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.images import render as pictures
+from diffusion_core.images import render
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.metric import Source
 from diffusion_core.metrics.protocol import Number, columns, read_numbers, values_of
@@ -37,7 +37,7 @@ from diffusion_core.runs.run_directory import environment, read_metrics, read_sa
 from diffusion_core.statistics.bootstrap import LEAST
 from experiments.entry import entry
 from experiments.evaluation.given import reference_of
-from experiments.evaluation.samples import Judge, chosen, features_of
+from experiments.evaluation.samples import SampleEvaluator, chosen, features_of
 from experiments.report import write
 from experiments.stored import read_config
 
@@ -104,7 +104,7 @@ def main(cfg: DictConfig) -> None:
     if (cfg.a is None) != (cfg.b is None):
         raise DuetError("compare: one of a and b was given; give two run directories, or traces=[..,..] alone")
     if cfg.traces and len(cfg.traces) != 2:
-        raise DuetError(f"compare: {counted(len(cfg.traces), 'trace')} given; give two, one of each backend")
+        raise DuetError(f"compare: {pluralize(len(cfg.traces), 'trace')} given; give two, one of each backend")
     if cfg.a is None and not cfg.traces and not cfg.evaluations:
         raise DuetError(
             "compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or evaluations=[DIR,DIR], or all"
@@ -307,10 +307,9 @@ def _pairs(runs: tuple[Run, Run], crossed: list[Any]) -> list[tuple[Any, Any, st
 def _sample_pictures(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
     count, columns = min(100, len(left)), max(len(np.unique(labels)), 5)
     scale = max(1, 32 // left.shape[1])
-    shown = {"left": left, "right": right, "difference": pictures.difference(left, right, gain=64)}
+    shown = {"left": left, "right": right, "difference": render.difference(left, right, gain=64)}
     return {
-        f"{key}-{name}": pictures.png_bytes(pictures.grid(image[:count], columns, scale))
-        for name, image in shown.items()
+        f"{key}-{name}": render.png_bytes(render.grid(image[:count], columns, scale)) for name, image in shown.items()
     }
 
 
@@ -356,7 +355,7 @@ def _judged(runs: tuple[Run, Run], report: Report, images: dict[str, bytes]) -> 
     subjects = {run.label: read_source(run.path) for run in runs}
     subjects["real digits, held out"] = Source({"pictures": held_out.images, "labels": held_out.labels}, {})
     metrics = {"agreement": {}, "frechet": {}, "spread": {}, "memorisation": {}}
-    judge = Judge(features_of({"name": "digits"}), metrics, reference_of(train, {"part": "train"}))
+    judge = SampleEvaluator(features_of({"name": "digits"}), metrics, reference_of(train, {"part": "train"}))
     fewest = min(map(len, subjects.values()))
     found = {}
     for label, source in subjects.items():
@@ -371,7 +370,7 @@ def _judged(runs: tuple[Run, Run], report: Report, images: dict[str, bytes]) -> 
 
 
 def _show_nearest(shown: tuple[tuple[str, NDArray], ...], label: str, report: Report, images: dict[str, bytes]) -> None:
-    images["nearest"] = pictures.png_bytes(pictures.labelled_rows(shown, scale=max(1, 64 // shown[0][1].shape[1])))
+    images["nearest"] = render.png_bytes(render.labelled_rows(shown, scale=max(1, 64 // shown[0][1].shape[1])))
     report["pictures"].append(
         {
             "title": "Nearest training images",

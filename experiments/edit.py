@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_core.backend.interface import Steering
+from diffusion_core.backend.interface import Guidance
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.data import from_uint8, to_uint8
 from diffusion_core.data.square import SUFFIXES, fit_picture, open_picture
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import open_npz
-from diffusion_core.images import render as pictures
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.images import render
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import draw
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json, write_samples
@@ -53,7 +53,7 @@ class Sources:
     names: list[str]
 
 
-class Given:
+class EditContext:
     """The parts of a configuration of `experiments.edit`, as objects of the core."""
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -63,48 +63,48 @@ class Given:
                 raise DuetError(f"{name}: {cfg[name]} was given; it must be at least 1")
         self.checkpoint = load_checkpoint(cfg.checkpoint)
         cfg.weights = common.which_of("weights", cfg.weights, self.checkpoint)
-        self.leaders = common.Leaders.of(cfg)
+        self.leaders = common.GuidanceModels.from_config(cfg)
         cfg.sampler, sampler = common.sampler_of(cfg.sampler, self.checkpoint)
         self.said = [sampler]  # what a person is told when all is known to fit
 
     @property
-    def problem(self) -> Problem:
+    def model(self) -> DiffusionModel:
         """What the network is."""
-        return self.checkpoint.problem
+        return self.checkpoint.model
 
     def plan(self, **options: Any) -> SamplerPlan:
         """The plan of the sampler, which its leaders fit; with other options of these names, a part of that."""
         sampler, guide = plain(self.cfg.sampler), self.leaders.guide
         if not options:
-            return self.leaders.plan(self.problem, sampler)
+            return self.leaders.plan(self.model, sampler)
         # What leads the whole leads its parts, though a part may have another guidance, or none.
-        return common.plan_of(self.problem, sampler | options, guide and guide.problem)
+        return common.plan_of(self.model, sampler | options, guide and guide.model)
 
     @cached_property
     def sources(self) -> Sources:
         """The pictures that are edited."""
-        cfg, problem = self.cfg, self.problem
+        cfg, model = self.cfg, self.model
         if (cfg.path is None) == ("name" not in cfg.data):
             raise DuetError("data, path: give the pictures by one of the two, as data=digits or path=FILE")
         images, labels, names = self._of_file(Path(cfg.path)) if cfg.path is not None else self._of_data()
-        if images.shape[1:] != problem.spec.image_shape:
-            raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {problem.spec.image_shape}")
+        if images.shape[1:] != model.spec.image_shape:
+            raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {model.spec.image_shape}")
         if cfg.labels is not None:
-            return Sources(images, common.sample_labels(cfg.labels, len(images), problem, self.leaders.classes), names)
-        if labels is None or not problem.program.classes:
-            return Sources(images, np.full(len(images), problem.program.null_label or 0, np.int32), names)
+            return Sources(images, common.sample_labels(cfg.labels, len(images), model, self.leaders.classes), names)
+        if labels is None or not model.program.classes:
+            return Sources(images, np.full(len(images), model.program.null_label or 0, np.int32), names)
         return Sources(images, labels, names)
 
     def _of_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], list[str]]:
         dataset = common.load_data(self.cfg.data)
-        common.check_data(dataset, self.problem.spec)
-        chosen, program = self._chosen(len(dataset)), self.problem.program
+        common.check_data(dataset, self.model.spec)
+        chosen, program = self._chosen(len(dataset)), self.model.program
         labels = network_labels(dataset.labels[chosen], program.classes, program.null_label)
         return dataset.images[chosen], labels, [f"{self.cfg.data.name} {k}" for k in chosen]
 
     def _of_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
         if path.suffix.lower() in SUFFIXES:
-            return self.picture(path, self.problem.spec.in_channels)[None], None, [path.stem]
+            return self.picture(path, self.model.spec.in_channels)[None], None, [path.stem]
         with open_npz(path, "a picture or an .npz with images") as file:
             images, labels = file["images"], file.get("labels")
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -115,7 +115,7 @@ class Given:
 
     def picture(self, path: Path, channels: int) -> NDArray[np.uint8]:
         """The picture of a file in the size of the network, with shape (H, W, channels); says what was done to it."""
-        picture, size = open_picture(path, channels), self.problem.spec.image_size
+        picture, size = open_picture(path, channels), self.model.spec.image_size
         if picture.size != (size, size):
             width, height = picture.size
             cut = "" if width == height else f"cut to its central square of {min(picture.size)} and "
@@ -132,7 +132,7 @@ class Given:
     def pixels(self) -> NDArray[np.float64]:
         """The pictures in the range of the data, each as often as there are variants of it."""
         images = np.repeat(self.sources.images, self.cfg.variants, axis=0)
-        return from_uint8(images, np.float64, self.problem.value_range)
+        return from_uint8(images, np.float64, self.model.value_range)
 
 
 class Sampled(Protocol):
@@ -163,7 +163,7 @@ def _all_at_once(made: edit.Edit, labels: NDArray[np.int32], sampled: Sampled) -
     return sampled(made, labels), labels
 
 
-def _image_to_image(given: Given, *, strength: float = 0.6) -> Work:
+def _image_to_image(given: EditContext, *, strength: float = 0.6) -> Work:
     """Each picture with noise, sampled from there; see `sampling.edit`."""
     plan = edit.tail(given.plan, strength)
     made = edit.image_to_image(plan, given.pixels(), given.seed)
@@ -177,7 +177,7 @@ ENCODINGS = ("noise", "inversion")
 
 
 def _interpolate(
-    given: Given, *, strength: float = 0.6, encode: str = "inversion", mix: str | None = None, count: int = 8
+    given: EditContext, *, strength: float = 0.6, encode: str = "inversion", mix: str | None = None, count: int = 8
 ) -> Work:
     """From each first to each second picture of pairs.
 
@@ -198,7 +198,7 @@ def _interpolate(
     images, labels, names = given.sources.images, given.sources.labels, given.sources.names
     if len(images) % 2:
         raise DuetError(
-            f"images: {counted(len(images), 'picture')} given; an interpolation needs pairs, from one to the other"
+            f"images: {pluralize(len(images), 'picture')} given; an interpolation needs pairs, from one to the other"
         )
     plan, pixels = edit.tail(given.plan, strength), given.pixels()
     pairs = np.arange(len(images) // 2)
@@ -206,12 +206,12 @@ def _interpolate(
     edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # looks at count and mix
     inverse = None
     if encode == "inversion":
-        inverse = given.problem.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
+        inverse = given.model.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
     # Of two classes neither is that of the pictures between.
-    nothing, same = given.problem.program.null_label or 0, labels[::2] == labels[1::2]
+    nothing, same = given.model.program.null_label or 0, labels[::2] == labels[1::2]
     shared = np.where(same, labels[::2], nothing).astype(np.int32)
     if not np.all(same):
-        several = f"{np.sum(~same)} of {counted(len(pairs), 'pair')}"
+        several = f"{np.sum(~same)} of {pluralize(len(pairs), 'pair')}"
         given.said.append(f"of two classes, so drawn without a class: {several} (labels=CLASS draws all of one)")
 
     def run(sampled: Sampled) -> tuple[NDArray, NDArray[np.int32]]:
@@ -238,7 +238,7 @@ PARTS: Mapping[str, tuple[float, float, float, float]] = {
 }
 
 
-def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
+def _inpaint(given: EditContext, *, known: str = "left", keep: bool = True) -> Work:
     """What is not known of each picture.
 
     Args:
@@ -256,8 +256,8 @@ def _inpaint(given: Given, *, known: str = "left", keep: bool = True) -> Work:
     return Work(run, [(made.plan, len(labels))], shown, ("picture", "known", "edited"))
 
 
-def _mask(given: Given, known: str) -> NDArray[np.float64]:
-    height, width, _ = given.problem.spec.image_shape
+def _mask(given: EditContext, known: str) -> NDArray[np.float64]:
+    height, width, _ = given.model.spec.image_shape
     if known in PARTS:
         rows, columns = ((np.arange(n) + 0.5) / n for n in (height, width))
         top, bottom, left, right = PARTS[known]
@@ -278,42 +278,44 @@ MODES: Mapping[str, Callable[..., Work]] = {
 @entry("edit", keeps=("edited.npz", "edited pictures"))
 def main(cfg: DictConfig) -> None:
     """Look at everything that is asked for, then edit, and write the pictures."""
-    given = Given(cfg)
+    given = EditContext(cfg)
     options = plain(cfg.mode)
     work = build("mode", MODES, options.pop("name", "none"), options, given)
     out = Path(cfg.out)
-    backend = common.open_backend(cfg, "sample", common.drawing_work(given.problem, work.drawn, cfg.batch))
+    backend = common.open_backend(cfg, "sample", common.drawing_work(given.model, work.drawn, cfg.batch))
     print("\n".join(given.said), flush=True)
-    network = backend.network(given.problem.program, common.weights_of(given.checkpoint.state, cfg.weights))
+    network = backend.network(given.model.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     write_json(out / "environment.json", environment(backend.describe()))
-    steering = given.leaders.steering(backend)
+    guidance = given.leaders.guidance(backend)
 
     def sampled(made: edit.Edit, labels: NDArray[np.int32], *, led: bool = True) -> NDArray:
         with Counter(made.plan.name, len(labels)) as progress:
             return draw(
-                backend, network, made.plan, given.problem.spec.image_shape, labels, given.seed, batch=cfg.batch,
-                progress=progress, steering=steering if led else Steering(), edit=made,
+                backend, network, made.plan, given.model.spec.image_shape, labels, given.seed, batch=cfg.batch,
+                progress=progress, guidance=guidance if led else Guidance(), edit=made,
             )  # fmt: skip
 
     images, labels = work.run(sampled)
-    finished = to_uint8(images, given.problem.value_range)
+    finished = to_uint8(images, given.model.value_range)
     facts = {"mode": cfg.mode.name, "seed": given.seed, "images_seen": given.checkpoint.images_seen}
     facts |= {"weights_sha256": weights_hash(cfg.checkpoint, cfg.weights), "backend": cfg.backend.name}
     write_samples(out / "edited.npz", finished, labels, **facts)
-    pictures.save_png(out / "edited.png", sheet_of(given.problem, work, finished, labels))
-    print(f"{counted(len(finished), 'picture')}: {out / 'edited.png'}")
+    render.save_png(out / "edited.png", sheet_of(given.model, work, finished, labels))
+    print(f"{pluralize(len(finished), 'picture')}: {out / 'edited.png'}")
 
 
-def sheet_of(problem: Problem, work: Work, finished: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+def sheet_of(
+    model: DiffusionModel, work: Work, finished: NDArray[np.uint8], labels: NDArray[np.int32]
+) -> NDArray[np.uint8]:
     """The picture: each row's own pictures, and what was made of them, with the class that they were made by."""
-    rows, each, program = [], len(finished) // len(work.shown), problem.program
+    rows, each, program = [], len(finished) // len(work.shown), model.program
     for k, (name, first) in enumerate(work.shown):
         label = labels[k * each]
         words = [] if program.null_label is None else ["no class" if label == program.null_label else f"class {label}"]
         rows.append(("\n".join([name, *words]), np.concatenate([first, finished[k * each : (k + 1) * each]])))
     heads = [*((head, 1) for head in work.heads[:-1]), (work.heads[-1], each)]
-    return pictures.labelled_rows(rows, scale=max(1, 64 // problem.spec.image_size), heads=heads)
+    return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads)
 
 
 if __name__ == "__main__":

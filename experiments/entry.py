@@ -28,12 +28,12 @@ from diffusion_core.data import DATASETS
 from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.schedule import SCHEDULES
-from diffusion_core.diffusion.timestep_sampling import LEVELS
+from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.files.safe_read import reading
 from diffusion_core.metrics.evaluate import METRICS, options_of
 from diffusion_core.optim import PROFILES
 from diffusion_core.runs.run_directory import claim
-from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime import signals
 from diffusion_core.sampling import SAMPLERS
 from experiments.processes import one_speaks, world_of
 from experiments.schema import MODELS, SCHEMAS, register
@@ -77,7 +77,7 @@ def entry(
             register()
             # Hydra then raises instead of printing a traceback of its own, and the line below is all one sees.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            with _one_clear_line(), stopping.raised(), _looked_at():
+            with _one_clear_line(), signals.raise_on_signal(), _looked_at():
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
 
         return main
@@ -92,7 +92,7 @@ def _own(cfg: DictConfig, keeps: tuple[str, str] | None) -> Iterator[None]:
         yield
         return
     file, what = keeps
-    with claim(cfg.out) if world_of(cfg).leads else nullcontext():
+    with claim(cfg.out) if world_of(cfg).is_main_process else nullcontext():
         if Path(cfg.out, file).exists():
             raise DuetError(f"out: {cfg.out} holds {what} already; give another directory")
         yield
@@ -159,7 +159,7 @@ def _one_clear_line() -> Iterator[None]:
             raise
         what = f"{error.filename}: it cannot be read or written" if error.filename else "a file cannot be written"
         _leave(f"{what} ({error.strerror})", 2)
-    except stopping.Stopped as stopped:
+    except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
@@ -224,7 +224,11 @@ def _known_keys() -> list[str]:
     from experiments.trackers import TRACKERS
 
     made = {"mode": MODES, "sampler": SAMPLERS, "data.options": DATASETS, "ema": PROFILES, "split": SPLITS}
-    made |= {"process.schedule": SCHEDULES | CONTINUOUS, "process.weighting": WEIGHTINGS, "process.levels": LEVELS}
+    made |= {
+        "process.schedule": SCHEDULES | CONTINUOUS,
+        "process.weighting": WEIGHTINGS,
+        "process.timestep_sampling": TIMESTEP_SAMPLERS,
+    }
     made |= {"features": FEATURES, "tracker": TRACKERS, **METHODS}
     for group, functions in made.items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}

@@ -35,7 +35,7 @@ from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.runs.run_directory import environment, write_json
 from experiments.entry import entry, plain
 from experiments.evaluation import accuracy, likelihood, samples
-from experiments.evaluation.given import Given, Measure
+from experiments.evaluation.given import EvaluationContext, Measure
 from experiments.processes import world_of
 
 __all__ = ["METHODS", "lines"]
@@ -50,7 +50,7 @@ METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
 @entry("evaluate", keeps=("evaluation.json", "an evaluation"))
 def main(cfg: DictConfig) -> None:
     """Check everything that is asked for, then measure it and write it down."""
-    given, measures, world = Given(cfg), {}, world_of(cfg)
+    given, measures, processes = EvaluationContext(cfg), {}, world_of(cfg)
     for group, methods in METHODS.items():
         options = plain(cfg[group])
         name = options.pop("name", "none")
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
         choices = ", ".join(f"{group}={name}" for group, methods in METHODS.items() for name in methods)
         raise DuetError(f"evaluate: nothing was asked for; add samples=RUN, or checkpoint=RUN with one of {choices}")
     out = Path(cfg.out)
-    if not world.leads:  # it helps with what a network computes, and keeps nothing
+    if not processes.is_main_process:  # it helps with what a network computes, and keeps nothing
         with tempfile.TemporaryDirectory() as aside:
             for group, measure in measures.items():
                 if group != "samples":

@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 
 from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.data import to_uint8
-from diffusion_core.images import render as pictures
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.images import render
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import draw
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json
@@ -56,21 +56,21 @@ class Entry:
 def main(cfg: DictConfig) -> None:
     """Draw with every method, and write pictures, numbers and the page."""
     found = load_checkpoint(cfg.checkpoint)
-    problem, out = found.problem, Path(cfg.out)
+    model, out = found.model, Path(cfg.out)
     cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
-    check_sample(cfg.sample, problem, len(found.state.averages))
+    check_sample(cfg.sample, model, len(found.state.averages))
     if not cfg.budgets or min(cfg.budgets) < 1:
         raise DuetError(f"budgets: {list(cfg.budgets)} was given; it must be numbers of evaluations, at least 1")
-    options = {"spacing": plain(cfg.spacing), "guidance": cfg.guidance}
-    entries, left_out = planned(problem, list(cfg.methods), sorted(set(cfg.budgets)), options)
+    options = {"spacing": plain(cfg.spacing), "guidance_scale": cfg.guidance_scale}
+    entries, left_out = planned(model, list(cfg.methods), sorted(set(cfg.budgets)), options)
     check_method("reference", cfg.reference)
-    reference = plan_of(problem, METHODS[cfg.reference], cfg.reference_steps, options)
+    reference = plan_of(model, METHODS[cfg.reference], cfg.reference_steps, options)
     drawn = [(plan, cfg.sample.count) for plan in (*(one.plan for one in entries), reference)]
-    backend = open_backend(cfg, "sample", drawing_work(problem, drawn, cfg.sample.batch))
-    network = backend.network(problem.program, weights_of(found.state, cfg.sample.weights))
-    images = _drawn(cfg, backend, network, problem, entries, reference)
+    backend = open_backend(cfg, "sample", drawing_work(model, drawn, cfg.sample.batch))
+    network = backend.network(model.program, weights_of(found.state, cfg.sample.weights))
+    images = _drawn(cfg, backend, network, model, entries, reference)
     limit = images.pop()
-    half = (problem.value_range[1] - problem.value_range[0]) / 2
+    half = (model.value_range[1] - model.value_range[0]) / 2
     errors = [float(np.sqrt(np.mean(np.square((image - limit) / half)))) for image in images]
     report = {
         "checkpoint": str(cfg.checkpoint),
@@ -94,16 +94,16 @@ def main(cfg: DictConfig) -> None:
             for one, error in zip(entries, errors, strict=True)
         ],
     }
-    sheet = sheet_of(report["methods"], [to_uint8(i[: cfg.shown], problem.value_range) for i in images])
-    page = write(report, pictures.png_bytes(sheet), out)
+    sheet = sheet_of(report["methods"], [to_uint8(i[: cfg.shown], model.value_range) for i in images])
+    page = write(report, render.png_bytes(sheet), out)
     write_json(out / "gallery.json", report)
-    methods = counted(len({one.method for one in entries}), "method")
-    print(f"{counted(len(entries), 'plan')} of {methods}: {page}")
+    methods = pluralize(len({one.method for one in entries}), "method")
+    print(f"{pluralize(len(entries), 'plan')} of {methods}: {page}")
 
 
-def plan_of(problem: Problem, method: Method, steps: int, options: dict[str, Any]) -> SamplerPlan:
+def plan_of(model: DiffusionModel, method: Method, steps: int, options: dict[str, Any]) -> SamplerPlan:
     """The plan of a method in so many steps, without a clip."""
-    return problem.plan(method.sampler, steps=steps, clip=None, **(options | dict(method.options)))
+    return model.plan(method.sampler, steps=steps, clip=None, **(options | dict(method.options)))
 
 
 def check_method(key: str, name: str) -> None:
@@ -115,7 +115,7 @@ def check_method(key: str, name: str) -> None:
 
 
 def planned(
-    problem: Problem, names: list[str], budgets: list[int], options: dict[str, Any]
+    model: DiffusionModel, names: list[str], budgets: list[int], options: dict[str, Any]
 ) -> tuple[list[Entry], dict[str, str]]:
     """The most steps of each method within each budget, and why some methods have none.
 
@@ -128,7 +128,7 @@ def planned(
     for name in names or METHODS:
         method = METHODS[name]
         try:
-            made = [within(problem, method, budget, options) for budget in budgets]
+            made = [within(model, method, budget, options) for budget in budgets]
         except DuetError as error:
             if names:
                 raise
@@ -140,26 +140,31 @@ def planned(
     return entries, left_out
 
 
-def within(problem: Problem, method: Method, budget: int, options: dict[str, Any]) -> SamplerPlan | None:
+def within(model: DiffusionModel, method: Method, budget: int, options: dict[str, Any]) -> SamplerPlan | None:
     """The plan with the most steps in at most `budget` rows; None where one step has more."""
     for steps in range(-(-(budget + 1) // method.evaluations), 0, -1):
-        plan = plan_of(problem, method, steps, options)
+        plan = plan_of(model, method, steps, options)
         if plan.rows <= budget:
             return plan
     return None
 
 
 def _drawn(
-    cfg: DictConfig, backend: Backend, network: Network, problem: Problem, entries: list[Entry], reference: SamplerPlan
+    cfg: DictConfig,
+    backend: Backend,
+    network: Network,
+    model: DiffusionModel,
+    entries: list[Entry],
+    reference: SamplerPlan,
 ) -> list[NDArray]:
     """The samples of every plan, those of the reference last."""
-    labels, plans = sample_labels(cfg.sample.labels, cfg.sample.count, problem), [*(e.plan for e in entries), reference]
+    labels, plans = sample_labels(cfg.sample.labels, cfg.sample.count, model), [*(e.plan for e in entries), reference]
     drawn = []
     with Counter("drawing", sum(plan.rows for plan in plans), "network evaluations") as progress:
         for i, plan in enumerate(plans):
             drawn.append(
                 draw(
-                    backend, network, plan, problem.spec.image_shape, labels, cfg.sample.seed, batch=cfg.sample.batch
+                    backend, network, plan, model.spec.image_shape, labels, cfg.sample.seed, batch=cfg.sample.batch
                 ).astype(np.float64)
             )
             progress(sum(p.rows for p in plans[: i + 1]), plan.name)
@@ -173,12 +178,12 @@ def sheet_of(methods: list[dict[str, Any]], shown: list[NDArray[np.uint8]]) -> N
     cells: dict[tuple[str, int], tuple[NDArray[np.uint8], str]] = {}
     for one, images in zip(methods, shown, strict=True):
         error = "stochastic" if one["error"] is None else f"error {one['error']:.2g}"
-        fewer = f"{counted(one['evaluations'], 'evaluation')}, " if one["evaluations"] != one["budget"] else ""
+        fewer = f"{pluralize(one['evaluations'], 'evaluation')}, " if one["evaluations"] != one["budget"] else ""
         cells[one["name"], one["budget"]] = images, fewer + error
-    return pictures.table(
+    return render.table(
         [[cells.get((name, budget)) for budget in budgets] for name in names],
         [f"{name}, order {next(m['order'] for m in methods if m['name'] == name)}" for name in names],
-        [counted(budget, "evaluation") for budget in budgets],
+        [pluralize(budget, "evaluation") for budget in budgets],
         scale=max(1, 64 // shown[0].shape[1]),
     )
 

@@ -27,7 +27,7 @@ from diffusion_core.backend.interface import TrainerState, load_backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import import_weights
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from diffusion_core.runs.run_directory import environment
@@ -58,27 +58,27 @@ def main(cfg: DictConfig) -> None:
     found = import_weights(name, Path(cfg.path), read, process, options)
     notes = {"source": name, "path": cfg.path, "note": found.note, "process": found.whose, **environment()}
     state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
-    save_checkpoint(out / "checkpoints", Checkpoint(0, found.problem, 0, state, notes))
+    save_checkpoint(out / "checkpoints", Checkpoint(0, found.model, 0, state, notes))
     print(f"{name}: {found.note}")
-    print(f"process: {_in_words(found.problem)} ({found.whose})")
-    print(f"{count(found.problem.program):,} parameters, {found.problem.spec.image_size} pixels: checkpoint={out}")
+    print(f"process: {_in_words(found.model)} ({found.whose})")
+    print(f"{count(found.model.program):,} parameters, {found.model.spec.image_size} pixels: checkpoint={out}")
 
 
-def _in_words(problem: Problem) -> str:
+def _in_words(model: DiffusionModel) -> str:
     """The process of a problem."""
-    options = {name: value for name, value in problem.schedule.items() if name not in ("name", "T")}
-    words = [f"{problem.schedule['name']}, {_levels(problem.process.schedule)}"]
+    options = {name: value for name, value in model.schedule.items() if name not in ("name", "T")}
+    words = [f"{model.schedule['name']}, {_levels(model.process.schedule)}"]
     words += [f"{name} {value:g}" for name, value in options.items()]
-    words += [f"{problem.prediction} prediction", f"images in {list(problem.value_range)}"]
-    words += [f"time_scale {problem.time_scale:g}"] if problem.time_scale != 1 else []
-    words += [f"sigma_data {problem.sigma_data:g}"] if problem.prediction == "edm" else []
-    words += [f"variance {problem.variance}"] if problem.variance != "fixed" else []
+    words += [f"{model.prediction} prediction", f"images in {list(model.value_range)}"]
+    words += [f"time_scale {model.time_scale:g}"] if model.time_scale != 1 else []
+    words += [f"sigma_data {model.sigma_data:g}"] if model.prediction == "edm" else []
+    words += [f"variance {model.variance}"] if model.variance != "fixed" else []
     return ", ".join(words)
 
 
 def _without_training(process: dict[str, Any]) -> dict[str, Any]:
     """A process without what it says of training alone, which a file of ``configs/process`` may."""
-    training = {field.name for field in fields(ProcessSchema)} - {field.name for field in fields(Problem)}
+    training = {field.name for field in fields(ProcessSchema)} - {field.name for field in fields(DiffusionModel)}
     return {name: value for name, value in process.items() if name not in training}
 
 

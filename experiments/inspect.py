@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
-from diffusion_core.data.store import parts_of, read_names
+from diffusion_core.data.store import read_names, store_parts
 from diffusion_core.data.survey import Pairs, Survey, near_pairs, survey
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.images import render as pictures
+from diffusion_core.images import render
 from diffusion_core.runs.run_directory import environment
 from experiments.common import load_data
 from experiments.entry import entry
@@ -70,9 +70,9 @@ def _parts(cfg: DictConfig) -> dict[str, Dataset]:
     """The data sets by part: those that are named, those of the store, or the one that the configuration means."""
     wanted = list(cfg.parts)
     if not wanted and cfg.data.name != "store" and cfg.data.options.get("path", "") is None:
-        wanted = parts_of(cfg.data.store or "")
+        wanted = store_parts(cfg.data.store or "")
     elif not wanted and cfg.data.name == "store" and cfg.data.options.get("part") is None:
-        wanted = parts_of(cfg.data.options.directory)
+        wanted = store_parts(cfg.data.options.directory)
     if not wanted:
         return {cfg.data.options.get("part") or "all": load_data(cfg.data)}
     found = {}
@@ -168,14 +168,14 @@ def _sheets(cfg: DictConfig, parts: Mapping[str, Dataset], surveys: Mapping[str,
         scale = max(1, 48 // dataset.image_size)
         means, present = surveys[part].class_means, np.flatnonzero(surveys[part].counts[:_CLASSES])
         average = np.floor(means[present] + 0.5).astype(np.uint8)
-        sheets[f"means, {part}"] = pictures.png_bytes(pictures.grid(average, min(10, len(present)), scale))
+        sheets[f"means, {part}"] = render.png_bytes(render.grid(average, min(10, len(present)), scale))
         order = Stream(cfg.seed, "inspect/samples").permutation(len(dataset))
         rows = []
         for k in present[:20] if cfg.samples else ():
             places = order[dataset.labels[order] == k][: cfg.samples]
             rows.append((dataset.class_names[k], np.asarray(dataset.images[places])))
         if rows:
-            sheets[f"samples, {part}"] = pictures.png_bytes(pictures.labelled_rows(rows, scale))
+            sheets[f"samples, {part}"] = render.png_bytes(render.labelled_rows(rows, scale))
     return sheets
 
 
@@ -191,9 +191,7 @@ def _pair_sheets(
                 (part, np.asarray(parts[part].images[chosen[part][places[:, side]]]))
                 for side, part in enumerate((a, b))
             ]
-            sheets[f"pairs, {a}, {b}"] = pictures.png_bytes(
-                pictures.labelled_rows(rows, max(1, 48 // parts[a].image_size))
-            )
+            sheets[f"pairs, {a}, {b}"] = render.png_bytes(render.labelled_rows(rows, max(1, 48 // parts[a].image_size)))
     return sheets
 
 

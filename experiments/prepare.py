@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
 from diffusion_core.data import read_options
-from diffusion_core.data.archives import sha256_of
+from diffusion_core.data.archives import sha256_file
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
@@ -102,7 +102,7 @@ def _files(name: str, path: str | None, archives: Path, download: bool) -> Path:
 
 
 def _described(file: Path) -> dict[str, Any]:
-    return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_file(file)}
 
 
 class _Progress:

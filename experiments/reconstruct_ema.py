@@ -19,7 +19,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.optim import describe, make_ema
 from diffusion_core.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import find_snapshots, reconstruct
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
             raise DuetError(f"{name}: nothing was given; it is the {what}")
     out, ema = Path(cfg.out), make_ema(**plain(cfg.ema))
     if len(ema.profiles) != 1:
-        raise DuetError("ema.beside: averages were given, but one is made at a time; give ema.beside=[]")
+        raise DuetError("ema.extra: averages were given, but one is made at a time; give ema.extra=[]")
     if list_checkpoints(out / "checkpoints"):
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
     snapshots = find_snapshots(cfg.run)
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     path = save_checkpoint(out / "checkpoints", replace(found, notes=notes))
     options = describe(ema.profiles[0])
     words = [options.pop("name"), *(f"{key} {value}" for key, value in options.items())]
-    used = f"{np.count_nonzero(made.coefficients)} of {counted(len(snapshots), 'snapshot')}"
+    used = f"{np.count_nonzero(made.coefficients)} of {pluralize(len(snapshots), 'snapshot')}"
     print(f"{', '.join(words)}, at {found.images_seen:,} images: {used}, misfit {made.error:.2g}: {path}")
 
 

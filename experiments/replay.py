@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.backend.interface import Trainer, load_backend, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import Trainer, load_backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.weights import count
 from diffusion_core.optim.adam import global_norm
-from diffusion_core.runs.failure_bundle import Bundle, Place, load_bundle, places, some
+from diffusion_core.runs.failure_bundle import Bundle, FailureLocation, load_bundle, places, some
 from diffusion_core.runs.run_directory import write_json
 from experiments.common import in_mode, settings_of
 from experiments.entry import entry
@@ -44,17 +45,17 @@ def main(cfg: DictConfig) -> None:
     backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
     backend = in_mode(backend, cfg, "train", begun=mode_begun_in(cfg, bundle.moment))
     print(backend.describe().line(), flush=True)
-    program = bundle.moment.problem.program
+    program = bundle.moment.model.program
     trainer = backend.trainer(program, state, bundle.adam, bundle.distance)
     beside: Mapping[str, NDArray] = {}
     with np.errstate(all="ignore"):
-        loss, gradients = trainer.gradients(bundle.batch, bundle.pieces)
+        loss, gradients = trainer.gradients(bundle.batch, bundle.micro_batches)
         norm = global_norm(gradients)
         chosen = _chosen(bundle, trainer, cfg.images)
         batch = some(bundle.batch, chosen)
-        values = trainer.look(batch)
+        values = trainer.activations(batch)
         if count(program) <= _SMALL:
-            beside = reference.look(program, state.weights, batch, bundle.distance)
+            beside = reference.activations(program, state.weights, batch, bundle.distance)
         found = list(places(bundle, values, loss, gradients))
     first = next((place for place in found if place.lost), None)
     again = not math.isfinite(loss + norm)
@@ -71,14 +72,14 @@ def main(cfg: DictConfig) -> None:
 def _chosen(bundle: Bundle, trainer: Trainer, most: int) -> NDArray[np.int64]:
     """The images to look into: the first whose loss is not finite, or the first; all where they share statistics."""
     everything = np.arange(bundle.batch.size)
-    if bundle.moment.problem.program.has_batch_statistics:
+    if bundle.moment.model.program.has_batch_statistics:
         return everything
-    pieces = [some(bundle.batch, everything[start : start + most]) for start in everything[::most]]
-    lost = ~np.isfinite(np.concatenate([trainer.look(piece)["losses"] for piece in pieces]))
+    micro_batches = [some(bundle.batch, everything[start : start + most]) for start in everything[::most]]
+    lost = ~np.isfinite(np.concatenate([trainer.activations(piece)["losses"] for piece in micro_batches]))
     return (everything[lost] if lost.any() else everything)[:most]
 
 
-def _said(bundle: Bundle, loss: float, norm: float, again: bool, first: Place | None) -> Iterator[str]:
+def _said(bundle: Bundle, loss: float, norm: float, again: bool, first: FailureLocation | None) -> Iterator[str]:
     moment = bundle.moment
     yield (
         f"then, after {moment.images_seen:,} images, {moment.notes['backend']} in {moment.notes['precision']}: loss "
@@ -99,7 +100,7 @@ def _table(values: Mapping[str, NDArray], beside: Mapping[str, NDArray]) -> Iter
     width = max(map(len, values))
     yield f"{'block':<{width}}  not finite     largest" + ("   reference" if beside else "")
     for name, value in values.items():
-        place = Place.of("block", name, value)
+        place = FailureLocation.from_array("block", name, value)
         other = f"  {np.abs(beside[name]).max():>10.3g}" if name in beside else ""
         yield f"{name:<{width}}  {place.lost:>10,}  {place.largest:>10.3g}{other}"
 

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 
 from diffusion_core.backend.interface import Backend, TrainerState
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import describe
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
-from diffusion_core.training.loop import Carried, Course
+from diffusion_core.training.loop import ResumeState, TrainingConfig
 from experiments.entry import plain
 from experiments.experiment import Experiment
 
@@ -55,14 +55,14 @@ def source_of(resume: str | None, directory: Path) -> Path | None:
 
 def start_of(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[Checkpoint, Path | None]:
     """Where training starts, and from which checkpoint: of this run (`latest`, `auto`), of another one, or none."""
-    problem, course = experiment.problem, experiment.course
+    model, training_config = experiment.model, experiment.training_config
     source = source_of(cfg.resume, directory)
     if source is None:
-        weights = initial_weights(problem.program, cfg.seed, experiment.loader.dtype)
-        return Checkpoint(0, problem, cfg.seed, TrainerState.fresh(weights, len(experiment.ema.profiles)), {}), None
-    found = load_checkpoint(source, problem.spec)
+        weights = initial_weights(model.program, cfg.seed, experiment.loader.dtype)
+        return Checkpoint(0, model, cfg.seed, TrainerState.fresh(weights, len(experiment.ema.profiles)), {}), None
+    found = load_checkpoint(source, model.spec)
     for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
-        stored, given = getattr(found.problem, name), getattr(problem, name)
+        stored, given = getattr(found.model, name), getattr(model, name)
         if stored != given:
             raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
     # What older checkpoints do not say is not compared.
@@ -83,23 +83,23 @@ def start_of(cfg: DictConfig, experiment: Experiment, directory: Path) -> tuple[
         raise DuetError(
             f"resume: the checkpoint is of seed {found.seed}, but seed {cfg.seed} was given; they must be equal"
         )
-    left = course.images - found.images_seen
+    left = training_config.images - found.images_seen
     # Of a run that was cut short after its last step, samples and result are still made.
     ended = left == 0 and cfg.resume in OWN
-    if not ended and (left <= 0 or left % course.batch):
+    if not ended and (left <= 0 or left % training_config.batch):
         raise DuetError(
-            f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {course.images}; "
-            f"give {found.images_seen} and a multiple of the batch {course.batch} to go on"
+            f"resume: the checkpoint has seen {found.images_seen} images and trainer.images is {training_config.images}; "
+            f"give {found.images_seen} and a multiple of the batch {training_config.batch} to go on"
         )
     # The losses of another objective say nothing of those of this one.
     history = None if changed else found.history
     return replace(found, state=_with_averages(found, experiment, cfg.change_objective), history=history), source
 
 
-def result_of(directory: Path, images_seen: int, course: Course) -> dict[str, Any] | None:
+def result_of(directory: Path, images_seen: int, training_config: TrainingConfig) -> dict[str, Any] | None:
     """What a run that has reached its end ended with; None where it has not, or was cut short before it said so."""
     file = directory / "result.json"
-    if images_seen < course.images or not file.exists():
+    if images_seen < training_config.images or not file.exists():
         return None
     result = read_json(file)
     return result if result.get("images_seen") == images_seen else None  # or of its end before it was made longer
@@ -113,13 +113,13 @@ def trained_for(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
 
 def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> TrainerState:
     """The state of a checkpoint with the averages that the configuration asks for."""
-    ema, state, batch = experiment.ema, found.state, experiment.course.batch
+    ema, state, batch = experiment.ema, found.state, experiment.training_config.batch
     if state.updates == 0:  # of weights that were imported: every average starts with theirs
         state = replace(state, averages=(state.ema,) * len(ema.profiles))
     if len(state.averages) != len(ema.profiles):
         raise DuetError(
-            f"resume: the checkpoint keeps {counted(len(state.averages), 'average')} of the weights, but "
-            f"ema and ema.beside give {len(ema.profiles)}; there must be as many"
+            f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
+            f"ema and ema.extra give {len(ema.profiles)}; there must be as many"
         )
     kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
     differ = state.updates > 0 and kept != given
@@ -150,22 +150,24 @@ def mode_begun_in(cfg: DictConfig, start: Checkpoint) -> bool | None:
 
 def made_by(cfg: DictConfig, backend: Backend) -> dict[str, Any]:
     """What computed something that is kept, and in which mode, which `mode_begun_in` looks at."""
-    facts = {"backend": cfg.backend.name, "precision": cfg.precision, "compile": backend.settings.compile}
+    facts = {"backend": cfg.backend.name, "precision": cfg.precision, "compile": backend.config.compile}
     return facts | {"versions": backend.describe().versions}
 
 
-def carried_by(start: Checkpoint) -> Carried:
+def carried_by(start: Checkpoint) -> ResumeState:
     """What a run starts from, beside what its trainer holds."""
-    return Carried(start.history, start.notes.get("skipped", 0), start.notes.get("halved"))
+    return ResumeState(start.history, start.notes.get("skipped", 0), start.notes.get("halved"))
 
 
-def notes_to_go_on(cfg: DictConfig, experiment: Experiment, backend: Backend, carried: Carried) -> dict[str, Any]:
+def notes_to_go_on(
+    cfg: DictConfig, experiment: Experiment, backend: Backend, resume_state: ResumeState
+) -> dict[str, Any]:
     """What a checkpoint says beside its numbers, which those who go on with it look at, and who samples."""
     return made_by(cfg, backend) | {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
         "trained_for": trained_for(cfg, experiment),
         "sampler": plain(cfg.sampler),
         "weights": cfg.sample.weights,
-        "skipped": carried.skipped,
-        "halved": carried.halved,
+        "skipped": resume_state.skipped,
+        "halved": resume_state.halved,
     }

@@ -2,8 +2,8 @@
 
     python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
     python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
-    python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance=3 sampler.interval=[0.2,3] sampler.rescale=0.7
-    python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance=2
+    python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance_scale=3 sampler.interval=[0.2,3] sampler.rescale=0.7
+    python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance_scale=2
     python -m experiments.workers 2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
 A checkpoint says itself what network and process it is of, and which sampler and which of its weights its run draws
@@ -22,13 +22,13 @@ from time import perf_counter
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json
-from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime import signals
 from experiments.common import (
-    Leaders,
+    GuidanceModels,
     check_sample,
     drawing_work,
     open_backend,
@@ -38,39 +38,39 @@ from experiments.common import (
     which_of,
 )
 from experiments.entry import entry, plain
-from experiments.processes import pausing
+from experiments.processes import stop_check
 
 
 @entry("sample", keeps=("samples.npz", "samples"))
 def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)
-    leaders = Leaders.of(cfg)
+    leaders = GuidanceModels.from_config(cfg)
     cfg.sampler, said = sampler_of(cfg.sampler, found)
-    plan = leaders.plan(found.problem, plain(cfg.sampler))
+    plan = leaders.plan(found.model, plain(cfg.sampler))
     cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
-    check_sample(cfg.sample, found.problem, len(found.state.averages), leaders.classes)
+    check_sample(cfg.sample, found.model, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
-    backend = open_backend(cfg, "sample", drawing_work(found.problem, [(plan, cfg.sample.count)], cfg.sample.batch))
+    backend = open_backend(cfg, "sample", drawing_work(found.model, [(plan, cfg.sample.count)], cfg.sample.batch))
     print(f"{said}\nweights: {cfg.sample.weights}", flush=True)
-    network = backend.network(found.problem.program, weights_of(found.state, cfg.sample.weights))
-    leads = backend.team.world.leads
-    if leads:
+    network = backend.network(found.model.program, weights_of(found.state, cfg.sample.weights))
+    is_main_process = backend.collective.group.is_main_process
+    if is_main_process:
         write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         write_json(out / "environment.json", environment(backend.describe()))
     began = perf_counter()
-    with stopping.noted() as stop, pausing(backend.team, stop) as pause:
+    with signals.flag_on_signal() as stop, stop_check(backend.collective, stop) as pause:
         images = save_samples(
-            backend, network, found.problem, plan, out, cfg.sample, strips=cfg.pictures,
-            steering=leaders.steering(backend), pause=pause,
+            backend, network, found.model, plan, out, cfg.sample, strips=cfg.pictures,
+            guidance=leaders.guidance(backend), pause=pause,
             images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
         )  # fmt: skip
-    if not leads:
+    if not is_main_process:
         return
     took = perf_counter() - began
     memory = backend.peak_memory_mib()
     write_json(out / "result.json", {"sampled": len(images), "sample_seconds": took, "peak_memory_mib": memory})
-    drawn = f"{counted(len(images), 'sample')} in {took:.1f} s"
+    drawn = f"{pluralize(len(images), 'sample')} in {took:.1f} s"
     print(f"{drawn} from {found.images_seen:,} images seen: {out / 'samples.png'}")
 
 

@@ -19,12 +19,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from diffusion_core.backend.compile_policy import AUTO
-from diffusion_core.backend.interface import Settings
+from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.convert import SOURCES
 from diffusion_core.networks import ARCHITECTURES
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.sampling import make_plan
-from diffusion_core.training.loop import Course
+from diffusion_core.training.loop import TrainingConfig
 from experiments.targets import TARGETS
 
 __all__ = ["MODELS", "SCHEMAS", "register"]
@@ -61,7 +61,7 @@ def _sampler() -> dict[str, Any]:
 
 
 @dataclass
-class BackendSchema(_schema_of(Settings, "precision")):
+class BackendSchema(_schema_of(BackendConfig, "precision")):
     """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep.
 
     `compile` is true, false or auto, which weighs with `costs`, by kind of work, what it takes and saves; see `modes`.
@@ -82,7 +82,7 @@ class DataSchema:
     `workers` processes make batches ahead; with 0 a thread makes one. `loader` is duet, or grain, whose threads do.
 
     `store` is where `experiments.prepare` puts it, and where it is read from where options.path is null.
-    `stand_in` is another one (name and options) that is used where that is not there either.
+    `fallback` is another one (name and options) that is used where that is not there either.
     """
 
     name: str = MISSING
@@ -92,7 +92,7 @@ class DataSchema:
     workers: int = 0
     store: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    stand_in: dict[str, Any] = field(default_factory=dict)
+    fallback: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,10 +110,10 @@ class ProcessSchema:
     schedule: dict[str, Any] = field(default_factory=dict)
     prediction: str = "eps"
     distance: str = "mse"
-    drop_label: float = 0.0
+    label_dropout: float = 0.0
     first_t: int = 0
     weighting: dict[str, Any] = field(default_factory=lambda: {"name": "simple"})
-    levels: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    timestep_sampling: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
     variance: str = "fixed"
@@ -171,7 +171,7 @@ class TrainSchema:
     optimiser: _schema_of(Adam) = field(default_factory=_schema_of(Adam))
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
     ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})
-    trainer: _schema_of(Course) = field(default_factory=_schema_of(Course))
+    trainer: _schema_of(TrainingConfig) = field(default_factory=_schema_of(TrainingConfig))
     sampler: dict[str, Any] = field(default_factory=_sampler)
     sample: SampleSchema = field(default_factory=SampleSchema)
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
@@ -182,7 +182,7 @@ class TrainSchema:
 
 
 @dataclass
-class LeaderSchema:
+class GuidanceModelsSchema:
     """Other networks that lead sampling: the checkpoint of each, and which of its weights; null are its run's own."""
 
     guide: str | None = None
@@ -192,7 +192,7 @@ class LeaderSchema:
 
 
 @dataclass
-class SampleRunSchema(LeaderSchema):
+class SampleRunSchema(GuidanceModelsSchema):
     """Everything of `experiments.sample`."""
 
     checkpoint: str = MISSING
@@ -206,7 +206,7 @@ class SampleRunSchema(LeaderSchema):
 
 
 @dataclass
-class EditSchema(LeaderSchema):
+class EditSchema(GuidanceModelsSchema):
     """Everything of `experiments.edit`; a mode has a name and options, no `weights` are those the run draws with."""
 
     checkpoint: str = MISSING

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.backend.interface import Backend, Forward, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import Backend, Forward
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.convert import export_pipeline
 from diffusion_core.convert.onnx import onnx_model, open_onnx, save_onnx
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
 from diffusion_core.parity.ladder import relative
 from diffusion_core.runs.checkpoint import Checkpoint
@@ -46,24 +47,24 @@ def _diffusers(
     clip: float | None = 1.0,
 ) -> str:
     """A `DDPMPipeline` directory; `variance` and `clip` are those of Duet's sampler ddpm."""
-    files = export_pipeline(found.problem, weights, variance, clip)
+    files = export_pipeline(found.model, weights, variance, clip)
     with _beside(out) as folder:
         for name, content in files.items():
             write_atomically(folder / name, content)
-    if found.problem.spec.num_classes:
+    if found.model.spec.num_classes:
         return "a UNet2DModel with classes; DDPMPipeline loads it, but gives a network no labels when it samples"
     return "a DDPMPipeline"
 
 
 def _onnx(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
     """An ONNX file, compared with the reference on `check` images by onnxruntime."""
-    problem = found.problem
-    notes = {"value_range": ",".join(map(str, problem.value_range)), "images_seen": str(found.images_seen)}
-    model = onnx_model(problem.program, weights, problem.spec.image_shape, notes)
+    model = found.model
+    notes = {"value_range": ",".join(map(str, model.value_range)), "images_seen": str(found.images_seen)}
+    model = onnx_model(model.program, weights, model.spec.image_shape, notes)
     with _beside(out) as path:
         save_onnx(model, path)
         if find_spec("onnxruntime"):
-            said = _compared(partial(open_onnx, path), problem, weights, "float32", check)
+            said = _compared(partial(open_onnx, path), model, weights, "float32", check)
         else:
             said = "not compared with the reference, as onnxruntime is not installed"
     return f"ONNX, {said}"
@@ -78,11 +79,11 @@ def _native(
         backend: the name of the one that writes it.
         form: what it is, for a person.
     """
-    engine, problem = opened(backend), found.problem
+    engine, model = opened(backend), found.model
     with _beside(out) as path:
-        engine.export(engine.network(problem.program, weights), path, problem.spec.image_shape)
-        again = partial(engine.exported, problem.program, path)
-        return f"{form}, {_compared(again, problem, weights, engine.settings.precision, check)}"
+        engine.export(engine.network(model.program, weights), path, model.spec.image_shape)
+        again = partial(engine.exported, model.program, path)
+        return f"{form}, {_compared(again, model, weights, engine.config.precision, check)}"
 
 
 @contextmanager
@@ -104,7 +105,9 @@ def _beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compared(opened: Callable[[], Forward], problem: Problem, weights: Weights, precision: str, check: int) -> str:
+def _compared(
+    opened: Callable[[], Forward], model: DiffusionModel, weights: Weights, precision: str, check: int
+) -> str:
     """How far a written network is from the reference, on noise at levels from the first to the last, in words.
 
     Raises:
@@ -112,11 +115,11 @@ def _compared(opened: Callable[[], Forward], problem: Problem, weights: Weights,
     """
     if check < 1:
         return "not compared with the reference"
-    program, index = problem.program, np.arange(check)
-    stream, schedule = Stream(0, "export"), problem.process.schedule
+    program, index = model.program, np.arange(check)
+    stream, schedule = Stream(0, "export"), model.process.schedule
     given = (
-        stream.normal(index, problem.spec.image_shape, 0, np.float32),
-        problem.process.columns(schedule.evenly(check)).c_noise,
+        stream.normal(index, model.spec.image_shape, 0, np.float32),
+        model.process.columns(schedule.evenly(check)).c_noise,
         ((program.null_label or 0) + index) % (program.classes + 1),
         stream.normal(index, (program.features,), 1, np.float32),
     )

@@ -27,27 +27,27 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.backend.interface import Backend, Trainer
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.images import render as pictures
+from diffusion_core.images import render
 from diffusion_core.metrics.evaluate import cut
 from diffusion_core.metrics.files import read_source
 from diffusion_core.metrics.protocol import nested
-from diffusion_core.networks.weights import count, hash_of
+from diffusion_core.networks.weights import count, hash_weights
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, weights_hash
 from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.failure_bundle import is_kept, save_bundle
 from diffusion_core.runs.run_directory import RunDirectory, claim, environment, read_metrics, write_json
-from diffusion_core.runtime import signals as stopping
-from diffusion_core.runtime.distributed import World
-from diffusion_core.training.loop import Carried, Course, Hooks, Record, Trouble, make_batch, train
+from diffusion_core.runtime import signals
+from diffusion_core.runtime.distributed import ProcessGroup
+from diffusion_core.training.loop import Hooks, NonFiniteStep, Record, ResumeState, TrainingConfig, make_batch, train
 from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines
 from experiments.evaluation.given import reference_of
-from experiments.evaluation.samples import Judge, features_of
+from experiments.evaluation.samples import SampleEvaluator, features_of
 from experiments.experiment import Experiment
-from experiments.processes import leave_if_told, pausing, told
+from experiments.processes import stop_check, stop_if_requested, stop_requested
 from experiments.progress import Counter
 from experiments.resuming import (
     OWN,
@@ -66,24 +66,28 @@ from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_ov
 def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)
-    experiment = Experiment.of(cfg)
-    leads = experiment.world.leads
+    experiment = Experiment.from_config(cfg)
+    is_main_process = experiment.group.is_main_process
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
-    with claim(directory) if leads else _passed_through(directory):
+    with claim(directory) if is_main_process else _passed_through(directory):
         start, source = start_of(cfg, experiment, directory)
-        if (result := result_of(directory, start.images_seen, experiment.course)) is not None:
+        if (result := result_of(directory, start.images_seen, experiment.training_config)) is not None:
             print(
                 f"run: {directory}\nit is finished, and nothing is left to do; a larger trainer.images goes on with it"
             )
             return result["objective"]
         own = cfg.resume in OWN
         at = start.images_seen if source or own else None
-        with RunDirectory(directory, at, None if own else source) if leads else nullcontext() as run:
+        with RunDirectory(directory, at, None if own else source) if is_main_process else nullcontext() as run:
             try:
                 return _run(cfg, experiment, run, start, source, judge, tracker)
-            except stopping.Stopped as stopped:
-                advice = _again(directory, experiment.course, experiment.world, HydraConfig.get()) if leads else ""
-                raise stopping.Stopped(stopped.number, advice) from None
+            except signals.Stopped as stopped:
+                advice = (
+                    _again(directory, experiment.training_config, experiment.group, HydraConfig.get())
+                    if is_main_process
+                    else ""
+                )
+                raise signals.Stopped(stopped.number, advice) from None
 
 
 @contextmanager
@@ -107,22 +111,22 @@ def _run(
     run: RunDirectory | None,
     start: Checkpoint,
     source: Path | None,
-    judge: Judge | str | None,
+    judge: SampleEvaluator | str | None,
     tracker: trackers.Start | None,
 ) -> float:
     """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
     begun = mode_begun_in(cfg, start)
-    problem, backend = experiment.problem, common.open_backend(cfg, "train", experiment.training_work, begun)
-    backend.team.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
-    backend.team.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_of(start.state.weights)}")
-    with stopping.noted() as stop:
+    model, backend = experiment.model, common.open_backend(cfg, "train", experiment.training_work, begun)
+    backend.collective.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
+    backend.collective.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
+    with signals.flag_on_signal() as stop:
         if run is not None:
             _begin(cfg, experiment, run, backend, start, source, tracker)
-        trainer = backend.trainer(problem.program, start.state, experiment.adam, experiment.objective.distance)
+        trainer = backend.trainer(model.program, start.state, experiment.adam, experiment.objective.distance)
         result = _train(cfg, experiment, backend, trainer, run, start, stop)
         if experiment.plan is not None:
             result |= _sample(cfg, experiment, _drawing(cfg, experiment, backend), trainer, run, judge, stop)
-        leave_if_told(backend.team, stop)  # all wait here for the one that writes
+        stop_if_requested(backend.collective, stop)  # all wait here for the one that writes
     if run is None:
         return math.nan
     run.close()
@@ -144,18 +148,18 @@ def _begin(
     tracker: trackers.Start | None,
 ) -> None:
     """Write what a run directory holds from the first, and say what is trained on what."""
-    directory, problem, loader = run.path, experiment.problem, experiment.loader
+    directory, model, loader = run.path, experiment.model, experiment.loader
     begun = [tracker(directory, plain(cfg))] if tracker else []
     run.start(OmegaConf.to_yaml(cfg, resolve=True), _facts(cfg, experiment, backend, start, source), begun)
     _save_hydra(directory)
-    print(f"run: {directory}\nnetwork: {count(problem.program):,} parameters")
-    print(f"data: {loader.dataset.name}, {counted(len(loader.dataset), 'image')}", flush=True)
-    pictures.save_png(
-        directory / "samples" / "noising.png", common.noising_strip(problem, loader.batch(0, 3).pixels, cfg.seed)
+    print(f"run: {directory}\nnetwork: {count(model.program):,} parameters")
+    print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
+    render.save_png(
+        directory / "samples" / "noising.png", common.noising_strip(model, loader.batch(0, 3).pixels, cfg.seed)
     )
 
 
-def _again(directory: Path, course: Course, world: World, settings: HydraConf) -> str:
+def _again(directory: Path, training_config: TrainingConfig, group: ProcessGroup, settings: HydraConf) -> str:
     """How far the run came, and the command that goes on with it, which one started in a sweep may not have had."""
     found, task = list_checkpoints(directory / "checkpoints"), list(settings.overrides.task)
     seen = f"its last checkpoint has seen {int(found[-1].name):,}" if found else "it has seen 0"
@@ -166,13 +170,13 @@ def _again(directory: Path, course: Course, world: World, settings: HydraConf) -
     given = [*source_flags(None if name == "train" else name, own), *inherited_overrides(settings.overrides.hydra)]
     plainly = re.fullmatch(r"[\w./-]+", str(directory))
     place = f"hydra.run.dir={directory}" if plainly else run_dir_override(directory)
-    command = shlex.join([*world.starter, "-m", "experiments.train", *given, *task, place])
-    return f"{seen} of {course.images:,} images; to go on: {command}"
+    command = shlex.join([*group.starter, "-m", "experiments.train", *given, *task, place])
+    return f"{seen} of {training_config.images:,} images; to go on: {command}"
 
 
 def _drawing(cfg: DictConfig, experiment: Experiment, backend: Backend) -> Backend:
     """The backend in the mode in which samples are drawn, which each time is little work or much by itself."""
-    work = common.drawing_work(experiment.problem, [(experiment.plan, cfg.sample.count)], cfg.sample.batch)
+    work = common.drawing_work(experiment.model, [(experiment.plan, cfg.sample.count)], cfg.sample.batch)
     return common.in_mode(backend, cfg, "sample", work)
 
 
@@ -180,7 +184,7 @@ def _facts(
     cfg: DictConfig, experiment: Experiment, backend: Backend, start: Checkpoint, source: Path | None
 ) -> dict[str, Any]:
     """What the run directory keeps of where and from what the run was made."""
-    dataset, program = experiment.loader.dataset, experiment.problem.program
+    dataset, program = experiment.loader.dataset, experiment.model.program
     came = source and {"source": str(source.absolute()), "images_seen": start.images_seen, "notes": dict(start.notes)}
     drawing = None if experiment.plan is None else _drawing(cfg, experiment, backend)
     return environment(backend.describe()) | {
@@ -200,12 +204,12 @@ def _train(
     trainer: Trainer,
     run: RunDirectory | None,
     start: Checkpoint,
-    stop: stopping.Noted,
+    stop: signals.StopFlag,
 ) -> dict[str, Any]:
     """The training itself; gives loss, speed and time."""
-    problem, course, team = experiment.problem, experiment.course, backend.team
+    model, training_config, collective = experiment.model, experiment.training_config, backend.collective
     began = perf_counter()
-    counter = Counter("training", course.images, start=start.images_seen)
+    counter = Counter("training", training_config.images, start=start.images_seen)
     with experiment.ahead as loader, counter as progress:
         note, drawing, network = "", None, None
 
@@ -214,12 +218,12 @@ def _train(
             run.log(records, speed)
             note = f"loss {sum(record.loss for record in records) / len(records):.4f}, {speed:,.0f} images/s"
 
-        def checkpoint(images_seen: int, carried: Carried) -> None:
-            notes = notes_to_go_on(cfg, experiment, backend, carried)
-            found = Checkpoint(images_seen, problem, cfg.seed, trainer.state(), notes, carried.history)
-            save_checkpoint(run.path / "checkpoints", found, course.keep_checkpoints)
+        def checkpoint(images_seen: int, resume_state: ResumeState) -> None:
+            notes = notes_to_go_on(cfg, experiment, backend, resume_state)
+            found = Checkpoint(images_seen, model, cfg.seed, trainer.state(), notes, resume_state.history)
+            save_checkpoint(run.path / "checkpoints", found, training_config.keep_checkpoints)
 
-        def trouble(found: Trouble) -> str:
+        def trouble(found: NonFiniteStep) -> str:
             if not is_kept(run.path / "non_finite", found):
                 return ""
             batch = make_batch(
@@ -227,7 +231,7 @@ def _train(
             )  # the whole of it, whatever share of it this process computes
             notes = made_by(cfg, backend) | {"seed": cfg.seed, "config": OmegaConf.to_yaml(cfg, resolve=True)}
             path = save_bundle(
-                run.path / "non_finite", found, problem, cfg.seed, trainer.state(), batch, experiment.adam,
+                run.path / "non_finite", found, model, cfg.seed, trainer.state(), batch, experiment.adam,
                 experiment.objective.distance, notes,
             )  # fmt: skip
             return f"; to look at it: python -m experiments.replay backend={cfg.backend.name} bundle={path}"
@@ -236,51 +240,51 @@ def _train(
             return f"samples-{images_seen:012d}"
 
         def sample(images_seen: int) -> None:
-            if images_seen == course.images or experiment.plan is None:
+            if images_seen == training_config.images or experiment.plan is None:
                 return
             nonlocal drawing, network
             try:
-                with pausing(team, stop) as pause:
+                with stop_check(collective, stop) as pause:
                     weights = common.weights_of(trainer.state(), cfg.sample.weights)
                     if network is None:
                         drawing = _drawing(cfg, experiment, backend)
-                        network = drawing.network(problem.program, weights)
+                        network = drawing.network(model.program, weights)
                     else:  # another one would be traced anew, and TensorFlow keeps all that it ever traced
                         network.load(weights)
                     images = common.save_samples(
-                        drawing, network, problem, experiment.plan, run and run.path / "samples", cfg.sample,
+                        drawing, network, model, experiment.plan, run and run.path / "samples", cfg.sample,
                         name_of(images_seen), pause=pause,
                     )  # fmt: skip
-            except stopping.Stopped as stopped:
+            except signals.Stopped as stopped:
                 stop.number = stopped.number
             else:
                 if run is None:
                     return
-                run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
+                run.picture("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
 
         def snapshot(images_seen: int) -> None:
-            given = trainer.state(), experiment.ema.profiles, course.batch, problem, cfg.seed
+            given = trainer.state(), experiment.ema.profiles, training_config.batch, model, cfg.seed
             save_snapshots(run.path / "snapshots", images_seen, *given)
 
         def is_missing(images_seen: int) -> bool:
             """Whether pictures are not there that were due when the run was cut short."""
             own = (run.path / "checkpoints" / f"{images_seen:012d}").is_dir()
-            due = own and course.due(course.sample_images, images_seen)
+            due = own and training_config.due(training_config.sample_images, images_seen)
             return due and not (run.path / "samples" / f"{name_of(images_seen)}.npz").exists()
 
-        if team.any(run is not None and is_missing(start.images_seen)):
+        if collective.any(run is not None and is_missing(start.images_seen)):
             sample(start.images_seen)
-        hooks = Hooks(sample=sample, stops=lambda: told(team, stop))
+        hooks = Hooks(sample=sample, stops=lambda: stop_requested(collective, stop))
         if run is not None:
             tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
             hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, trouble=trouble, **tell)
         # Told to end while it drew those pictures, it takes no step: the next start draws them.
-        speed = {} if told(team, stop) else train(
-            trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, course,
-            hooks, start.images_seen, start.state.updates, carried_by(start), team,
+        speed = {} if stop_requested(collective, stop) else train(
+            trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, training_config,
+            hooks, start.images_seen, start.state.updates, carried_by(start), collective,
         )  # fmt: skip
-    team.agree("the trained network", lambda: hash_of(trainer.state().weights))
-    leave_if_told(team, stop)  # also one that was told so after its last step; the checkpoint is written
+    collective.agree("the trained network", lambda: hash_weights(trainer.state().weights))
+    stop_if_requested(collective, stop)  # also one that was told so after its last step; the checkpoint is written
     took = perf_counter() - began
     if run is None:
         return {}
@@ -288,10 +292,10 @@ def _train(
     losses = [
         line["loss"]
         for line in read_metrics(run.metrics)
-        if course.is_last(line["images_seen"]) and math.isfinite(line["loss"])
+        if training_config.is_last(line["images_seen"]) and math.isfinite(line["loss"])
     ]
     loss = sum(losses) / len(losses) if losses else math.nan
-    return {"objective": loss, "images_seen": course.images, "train_seconds": took, **speed}
+    return {"objective": loss, "images_seen": training_config.images, "train_seconds": took, **speed}
 
 
 def _sample(
@@ -300,35 +304,35 @@ def _sample(
     backend: Backend,
     trainer: Trainer,
     run: RunDirectory | None,
-    judge: Judge | str | None,
-    stop: stopping.Noted,
+    judge: SampleEvaluator | str | None,
+    stop: signals.StopFlag,
 ) -> dict[str, Any]:
     """The samples of the finished network, with their pictures, judged if wanted; gives number, time and score."""
-    problem, images_seen = experiment.problem, experiment.course.images
-    with pausing(backend.team, stop) as pause:
-        network = backend.network(problem.program, common.weights_of(trainer.state(), cfg.sample.weights))
+    model, images_seen = experiment.model, experiment.training_config.images
+    with stop_check(backend.collective, stop) as pause:
+        network = backend.network(model.program, common.weights_of(trainer.state(), cfg.sample.weights))
         began = perf_counter()
         facts = {} if run is None else {"weights_sha256": weights_hash(run.path, cfg.sample.weights)}
         images = common.save_samples(
-            backend, network, problem, experiment.plan, run and run.path / "samples", cfg.sample, pause=pause,
+            backend, network, model, experiment.plan, run and run.path / "samples", cfg.sample, pause=pause,
             images_seen=images_seen, **facts,
         )  # fmt: skip
     if run is None:
         return {}
     took = perf_counter() - began
-    run.picture("samples", pictures.grid(images[:100], problem.spec.num_classes or 10), images_seen)
+    run.picture("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
     try:
-        with stopping.raised():  # this process judges alone, and the others wait until it asks them
+        with signals.raise_on_signal():  # this process judges alone, and the others wait until it asks them
             judged = _judged(cfg, run, judge, len(images))
-    except stopping.Stopped as stopped:
+    except signals.Stopped as stopped:
         stop.number = stopped.number
         judged = {}
     return {"sample_seconds": took, "sampled": len(images)} | judged
 
 
-def _judged(cfg: DictConfig, run: RunDirectory, judge: Judge | str | None, count: int) -> dict[str, Any]:
+def _judged(cfg: DictConfig, run: RunDirectory, judge: SampleEvaluator | str | None, count: int) -> dict[str, Any]:
     """What is said of the samples of a run; printed, and given."""
-    if isinstance(judge, Judge):
+    if isinstance(judge, SampleEvaluator):
         found, _, _ = judge(read_source(run.path), cut(count, cfg.sets, cfg.seed))
         print("\n".join(lines(found.numbers)), flush=True)
         return {"evaluation": {"numbers": nested(found.numbers), "left_out": found.left_out}}
@@ -338,7 +342,7 @@ def _judged(cfg: DictConfig, run: RunDirectory, judge: Judge | str | None, count
     return {}
 
 
-def _judge(cfg: DictConfig, experiment: Experiment) -> Judge | str | None:
+def _judge(cfg: DictConfig, experiment: Experiment) -> SampleEvaluator | str | None:
     """How the last samples are judged; why they are not, where a file was not named; or None."""
     try:
         features = features_of(plain(cfg.features))
@@ -348,9 +352,9 @@ def _judge(cfg: DictConfig, experiment: Experiment) -> Judge | str | None:
     if features is None or experiment.plan is None:
         return None
     reference = reference_of(experiment.loader.dataset, plain(cfg.data.options))
-    judge = Judge(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
+    judge = SampleEvaluator(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
     count = cfg.sample.count
-    judge.check({"pictures": np.empty((0, *experiment.problem.spec.image_shape), np.uint8)}, count, cfg.sets)
+    judge.check({"pictures": np.empty((0, *experiment.model.spec.image_shape), np.uint8)}, count, cfg.sets)
     return judge
 
 

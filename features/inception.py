@@ -58,7 +58,7 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
         weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
             where PyTorch keeps such files, or takes it from there.
         resize: how pictures are brought to 299 x 299, one of `RESIZES`.
-        device: as `diffusion_core.backend.interface.Settings.device`.
+        device: as `diffusion_core.backend.interface.BackendConfig.device`.
 
     Raises:
         NotGiven: no weights were named.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_core.backend.interface import Settings, load_backend
+from diffusion_core.backend.interface import BackendConfig, load_backend
 
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
 
@@ -36,7 +36,7 @@ def open_backend(backend_name: str) -> Callable[..., Any]:
     @cache
     def opened(precision: str = "float32", **settings: Any) -> Any:
         return load_backend(
-            backend_name, Settings(**{"device": "cpu", "precision": precision, "threads": 1} | settings)
+            backend_name, BackendConfig(**{"device": "cpu", "precision": precision, "threads": 1} | settings)
         )
 
     return opened

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend.interface import Description, Settings
+from diffusion_core.backend.interface import BackendConfig, Description
 from diffusion_core.common.errors import DuetError, too_little_memory
-from diffusion_core.common.text import counted
-from diffusion_core.runtime.distributed import World
+from diffusion_core.common.text import pluralize
+from diffusion_core.runtime.distributed import ProcessGroup
 
 # Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -56,16 +56,16 @@ with _without_chatter():
     for card in CARDS:  # once, before TensorFlow starts; it would else take all memory of every card
         tf.config.experimental.set_memory_growth(card, True)
 
-from backends.tf.parallel import Group  # noqa: E402 - it imports TensorFlow
+from backends.tf.parallel import Communicator  # noqa: E402 - it imports TensorFlow
 
 # A new network is a new function: TensorFlow takes that for a mistake after the fifth.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["Place", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "describe", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceContext:
     """A device and the types used on it.
 
     Args:
@@ -73,14 +73,14 @@ class Place:
         dtype: of weights, images and sums.
         compute: of the inputs of products; bfloat16 under mixed precision.
         compile: whether functions are compiled with XLA.
-        group: the processes that compute together.
+        communicator: the processes that compute together.
     """
 
     device: str
     dtype: tf.DType
     compute: tf.DType
     compile: bool
-    group: Group
+    communicator: Communicator
 
     def mixed(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
         """The inputs of a product, in `compute`."""
@@ -113,50 +113,50 @@ class Place:
         return tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
 
 
-def prepare(settings: Settings, world: World) -> Place:
+def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
     """Choose the device, set what TensorFlow keeps globally, and meet the other processes.
 
     Raises:
         DuetError: if CUDA is asked for and not there, threads are set after TensorFlow has started, or the other
             processes are not there.
     """
-    if settings.device == "cuda" and not CARDS:
+    if config.device == "cuda" and not CARDS:
         raise DuetError(
             "backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto, "
             "or install its CUDA libraries with the extra tf-cuda"
         )
-    use_cuda = bool(CARDS) and settings.device != "cpu"
+    use_cuda = bool(CARDS) and config.device != "cpu"
     try:
-        if settings.threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
-            tf.config.threading.set_inter_op_parallelism_threads(settings.threads)
+        if config.threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(config.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(config.threads)
     except RuntimeError as error:
         raise DuetError(
-            f"backend.threads: {settings.threads} was given, but TensorFlow has started with another number in this "
+            f"backend.threads: {config.threads} was given, but TensorFlow has started with another number in this "
             f"process ({error}); start a new one"
         ) from error
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    if settings.deterministic:
+    if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    dtype = tf.float64 if settings.precision == "float64" else tf.float32
-    compute = tf.bfloat16 if settings.precision == "bf16" else dtype
+    dtype = tf.float64 if config.precision == "float64" else tf.float32
+    compute = tf.bfloat16 if config.precision == "bf16" else dtype
     device = "/GPU:0" if use_cuda else "/CPU:0"
-    return Place(device, dtype, compute, settings.compile, Group(world, device))
+    return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
 
 
-def describe(place: Place, settings: Settings) -> Description:
+def describe(context: DeviceContext, config: BackendConfig) -> Description:
     """Device, precision and versions."""
     threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
-    name = f"cpu, {counted(threads, 'thread')}"
-    if place.device.startswith("/GPU"):
-        name = tf.config.experimental.get_device_details(CARDS[0]).get("device_name", place.device)
-    mode = "XLA" if place.compile else "tf.function"
+    name = f"cpu, {pluralize(threads, 'thread')}"
+    if context.device.startswith("/GPU"):
+        name = tf.config.experimental.get_device_details(CARDS[0]).get("device_name", context.device)
+    mode = "XLA" if context.compile else "tf.function"
     versions = {"tensorflow": tf.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return Description("tf", name, settings.precision, threads, mode, versions)
+    return Description("tf", name, config.precision, threads, mode, versions)
 
 
-def peak_memory_mib(place: Place) -> float:
+def peak_memory_mib(context: DeviceContext) -> float:
     """The most memory used so far: of the device where it has its own, else of the process."""
-    if place.device.startswith("/GPU"):
-        return tf.config.experimental.get_memory_info(place.device.strip("/"))["peak"] / 2**20
+    if context.device.startswith("/GPU"):
+        return tf.config.experimental.get_memory_info(context.device.strip("/"))["peak"] / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.device import Place
+from backends.tf.device import DeviceContext
 from backends.tf.network import Network, to_host
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.errors import DuetError
@@ -49,7 +49,7 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
         path: the directory.
         shape: of an image, (h, w, c).
     """
-    dtype = network.place.dtype
+    dtype = network.context.dtype
     inputs = (
         tf.TensorSpec([None, *shape], dtype, "x"),
         tf.TensorSpec([None], tf.float64, "c_noise"),
@@ -64,7 +64,7 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     tf.saved_model.save(module, str(path), {"serving_default": module.forward})
 
 
-def exported(program: Program, path: str | Path, place: Place) -> Forward:
+def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
     """The network in a SavedModel that `export` wrote, as a function that is called as `Network.forward` is."""
     model = tf.saved_model.load(str(path))  # a signature alone does not keep its variables
 
@@ -76,13 +76,13 @@ def exported(program: Program, path: str | Path, place: Place) -> Forward:
         estimate: NDArray | None = None,
     ) -> NDArray:
         given = {
-            "x": place.images(x),
-            "c_noise": place.tensor(c_noise, tf.float64),
-            "label": place.tensor(label, tf.int32),
-            "features": place.tensor(np.zeros((len(x), program.features)) if features is None else features),
+            "x": context.images(x),
+            "c_noise": context.tensor(c_noise, tf.float64),
+            "label": context.tensor(label, tf.int32),
+            "features": context.tensor(np.zeros((len(x), program.features)) if features is None else features),
         }
         if program.self_conditioned:
-            given["estimate"] = tf.zeros_like(given["x"]) if estimate is None else place.images(estimate)
+            given["estimate"] = tf.zeros_like(given["x"]) if estimate is None else context.images(estimate)
         return to_host(model.signatures["serving_default"](**given)["F"])
 
     return forward

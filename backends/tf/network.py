@@ -14,7 +14,7 @@ import tensorflow as tf
 from einops import rearrange, repeat
 from numpy.typing import NDArray
 
-from backends.tf.device import Place
+from backends.tf.device import DeviceContext
 from backends.tf.random import words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
@@ -35,29 +35,29 @@ def from_canonical(array: NDArray, axes: str) -> NDArray:
 class Module(tf.Module):
     """A block with its parameters."""
 
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
-        self.node, self.block, self.place = node, node.block, place
+        self.node, self.block, self.context = node, node.block, context
         self.weight = self.bias = None
         for parameter in self.block.parameters():
-            tensor = place.tensor(from_canonical(parameters[parameter.name], parameter.axes))
-            with tf.device(place.device):
+            tensor = context.tensor(from_canonical(parameters[parameter.name], parameter.axes))
+            with tf.device(context.device):
                 setattr(self, parameter.name, tf.Variable(tensor, trainable=parameter.trained))
 
 
 class Sinusoid(Module):
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
-        super().__init__(node, parameters, place)
-        self.frequencies = place.tensor(np.array(self.block.frequencies()), tf.float64)
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
+        super().__init__(node, parameters, context)
+        self.frequencies = context.tensor(np.array(self.block.frequencies()), tf.float64)
 
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
-        return tf.cast(_waves(c_noise[:, None] * self.frequencies, self.block.sin_first), self.place.dtype)
+        return tf.cast(_waves(c_noise[:, None] * self.frequencies, self.block.sin_first), self.context.dtype)
 
 
 class Fourier(Module):
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
         angle = (2.0 * np.pi) * c_noise[:, None] * tf.cast(self.frequencies, c_noise.dtype)
-        return tf.cast(_waves(angle, self.block.sin_first), self.place.dtype)
+        return tf.cast(_waves(angle, self.block.sin_first), self.context.dtype)
 
 
 def _waves(angle: tf.Tensor, sin_first: bool) -> tf.Tensor:
@@ -67,7 +67,7 @@ def _waves(angle: tf.Tensor, sin_first: bool) -> tf.Tensor:
 
 class Number(Module):
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self.block.scale * c_noise[:, None], self.place.dtype)
+        return tf.cast(self.block.scale * c_noise[:, None], self.context.dtype)
 
 
 class Embedding(Module):
@@ -81,14 +81,14 @@ class Embedding(Module):
 
 class Linear(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.place.mixed(x, self.weight)
+        x, weight = self.context.mixed(x, self.weight)
         y = tf.matmul(x, weight)
         return y if self.bias is None else y + tf.cast(self.bias, y.dtype)
 
 
 class Conv(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.place.mixed(x, self.weight)
+        x, weight = self.context.mixed(x, self.weight)
         return convolve(x, weight, self.bias, self.block.stride, self.block.padding)
 
 
@@ -116,7 +116,7 @@ def _same(size: int, weight: tf.Tensor, stride: int) -> tuple[int, int]:
 
 class ConvTranspose(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.place.mixed(x, self.weight)
+        x, weight = self.context.mixed(x, self.weight)
         stride, crop = self.block.stride, self.block.crop
         height, width = ((n - 1) * stride + self.block.kernel for n in x.shape[1:3])
         shape = [tf.shape(x)[0], height, width, self.block.outputs]
@@ -126,7 +126,7 @@ class ConvTranspose(Module):
 
 class GroupNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x = tf.cast(x, self.place.dtype)
+        x = tf.cast(x, self.context.dtype)
         height, width, channels = x.shape[1:]
         grouped = tf.reshape(x, [-1, height, width, self.block.groups, channels // self.block.groups])
         normal = tf.reshape(_normalise(grouped, [2, 1, 4], self.block.eps), [-1, height, width, channels])
@@ -136,12 +136,12 @@ class GroupNorm(Module):
 class LayerNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         axes = [-1] if len(self.block.shape) == 1 else [1, 2, 3]
-        return _normalise(tf.cast(x, self.place.dtype), axes, self.block.eps) * self.weight + self.bias
+        return _normalise(tf.cast(x, self.context.dtype), axes, self.block.eps) * self.weight + self.bias
 
 
 class BatchNorm(Module):
     def __call__(self, x: tf.Tensor, training: Training | None) -> tf.Tensor:
-        x, eps = tf.cast(x, self.place.dtype), tf.constant(self.block.eps, self.place.dtype)
+        x, eps = tf.cast(x, self.context.dtype), tf.constant(self.block.eps, self.context.dtype)
         if training is None:
             return (x - self.mean) * tf.math.rsqrt(self.variance + eps) * self.weight + self.bias
         axes = list(range(x.shape.rank - 1))[::-1]
@@ -213,7 +213,7 @@ class Sigmoid(Module):
 
 class Attention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
-        (qkv,) = self.place.mixed(qkv)
+        (qkv,) = self.context.mixed(qkv)
         order = ATTENTION_ORDERS[self.block.order]
         q, k, v = tf.unstack(rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=self.block.heads))
         size = self.block.channels // self.block.heads
@@ -316,24 +316,24 @@ class Unflatten(Module):
         return rearrange(x, "b (h w c) -> b h w c", h=self.block.height, w=self.block.width)
 
 
-def build(program: Program, weights: Mapping[str, NDArray], place: Place) -> dict[str, Module]:
+def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
     """One module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node, own, place)
+        modules[node.name] = globals()[node.kind](node, own, context)
     return modules
 
 
 class Network(tf.Module):
     """A program built in TensorFlow."""
 
-    def __init__(self, program: Program, weights: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
-        self.program, self.place = program, place
-        self.blocks = build(program, weights, place)
-        self.call = place.function(self.apply_program)
+        self.program, self.context = program, context
+        self.blocks = build(program, weights, context)
+        self.call = context.function(self.apply_program)
         # What `make` makes of this network and a key, once, as tracing it takes seconds.
         self.made = cache(lambda make, *key: make(self, *key))
 
@@ -350,7 +350,7 @@ class Network(tf.Module):
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
-        return tf.cast(self.program.run(self.blocks, inputs, training), self.place.dtype)
+        return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
 
     @within_memory
     def forward(
@@ -362,27 +362,27 @@ class Network(tf.Module):
         estimate: NDArray | None = None,
     ) -> NDArray:
         """See `diffusion_core.backend.interface.Network`."""
-        place = self.place
-        c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
-        features = self.no_features(len(x)) if features is None else place.tensor(features)
-        estimate = None if estimate is None else place.images(estimate)
-        return to_host(self.call(place.images(x), c_noise, label, features, estimate))
+        context = self.context
+        c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
+        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        estimate = None if estimate is None else context.images(estimate)
+        return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
     @within_memory
-    def pullback(
+    def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        place = self.place
-        c_noise, label = place.tensor(c_noise, tf.float64), place.tensor(label, tf.int32)
-        features = self.no_features(len(x)) if features is None else place.tensor(features)
-        images = place.images(x)
+        context = self.context
+        c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
+        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        images = context.images(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             output = self.call(images, c_noise, label, features, None)
-        return to_host(output), to_host(tape.gradient(output, images, place.images(cotangent)))
+        return to_host(output), to_host(tape.gradient(output, images, context.images(cotangent)))
 
-    def slope(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
+    def grad_log_prob(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         # Within another graph not as a function of its own: its gradient is handed shapes that XLA must know before.
         call = self.call if tf.executing_eagerly() else self.apply_program
@@ -395,8 +395,8 @@ class Network(tf.Module):
 
     def no_features(self, batch: int | tf.Tensor) -> tf.Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
-        with tf.device(self.place.device):
-            return tf.zeros([batch, self.program.features], self.place.dtype)
+        with tf.device(self.context.device):
+            return tf.zeros([batch, self.program.features], self.context.dtype)
 
     def tensors_by_name(self) -> dict[str, tf.Variable]:
         """All variables under the names of the manifest."""
@@ -415,7 +415,7 @@ class Network(tf.Module):
         check_weights(self.program, weights)
         tensors = self.tensors_by_name()
         for p in self.program.parameters:
-            tensors[p.name].assign(self.place.tensor(from_canonical(weights[p.name], p.axes)))
+            tensors[p.name].assign(self.context.tensor(from_canonical(weights[p.name], p.axes)))
 
 
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:

@@ -18,38 +18,38 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.runtime.distributed import World
+from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["KIND", "Group"]
+__all__ = ["KIND", "Communicator"]
 
 KIND = "multiworker"
 # What is sent at once: enough for a network's full rate, and little beside the gradients themselves.
 _BUCKET_BYTES = 25 * 2**20
 
 
-class Group:
+class Communicator:
     """The processes that compute together; one alone sends nothing.
 
     Args:
-        world: the place of this process.
+        group: the place of this process.
         device: what it computes on.
 
     Raises:
         DuetError: if the world is joined by something else, or the others do not come.
     """
 
-    def __init__(self, world: World, device: str) -> None:
-        self.world, self.device = world, device
-        world.check_joined("TensorFlow", KIND)
-        if world.size == 1:
+    def __init__(self, group: ProcessGroup, device: str) -> None:
+        self.group, self.device = group, device
+        group.check_joined("TensorFlow", KIND)
+        if group.size == 1:
             return
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(_cluster())
         except (tf.errors.OpError, RuntimeError) as error:
-            raise world.lost(_reason(error)) from error
-        if self.strategy.num_replicas_in_sync != world.size:
+            raise group.lost(_reason(error)) from error
+        if self.strategy.num_replicas_in_sync != group.size:
             raise DuetError(
-                f"parallel: {world.size} processes have {self.strategy.num_replicas_in_sync} devices; each must see "
+                f"parallel: {group.size} processes have {self.strategy.num_replicas_in_sync} devices; each must see "
                 f"one, as CUDA_VISIBLE_DEVICES or Slurm's --gpus-per-task=1 shows it"
             )
         self._add = tf.function(self._sums, autograph=False)
@@ -57,28 +57,28 @@ class Group:
 
     def _sums(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         options = tf.distribute.experimental.CommunicationOptions(
-            bytes_per_pack=_BUCKET_BYTES, timeout_seconds=self.world.timeout_seconds
+            bytes_per_pack=_BUCKET_BYTES, timeout_seconds=self.group.timeout_seconds
         )
 
-        def add(given: list[tf.Tensor]) -> list[tf.Tensor]:
+        def all_reduce(given: list[tf.Tensor]) -> list[tf.Tensor]:
             with tf.device(self.device):  # the inputs of a graph have none yet, and the strategy asks them for it
                 placed = [tf.identity(tensor) for tensor in given]
                 return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed, options)
 
-        return self.strategy.run(add, (tensors,))
+        return self.strategy.run(all_reduce, (tensors,))
 
-    def add(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+    def all_reduce(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
         """The sums over all processes of tensors of one type, in the place of these."""
-        if self.world.size == 1:
+        if self.group.size == 1:
             return tensors
-        with _connected(self.world):
+        with _connected(self.group):
             return self._add(list(tensors))
 
-    def add_array(self, array: NDArray) -> NDArray:
+    def all_reduce_array(self, array: NDArray) -> NDArray:
         """The sum over all processes of arrays of one shape."""
         with tf.device(self.device):
             given = tf.constant(np.asarray(array))
-        with _connected(self.world):
+        with _connected(self.group):
             return self._add_array([given])[0].numpy()
 
 
@@ -90,14 +90,14 @@ def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
 
 
 @contextmanager
-def _connected(world: World) -> Iterator[None]:
+def _connected(group: ProcessGroup) -> Iterator[None]:
     """Where the connection to the others breaks in it, they are lost; want of memory passes."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:
         raise
     except tf.errors.OpError as error:
-        raise world.lost(_reason(error)) from error
+        raise group.lost(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

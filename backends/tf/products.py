@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.device import Place
+from backends.tf.device import DeviceContext
 from backends.tf.network import Network, convolve
 from backends.tf.trainer import Trainer, tensors
 from diffusion_core.backend.interface import TrainBatch
@@ -18,10 +18,10 @@ __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
     """A function that passes a batch, which lies on the device, forward and backward, and waits."""
-    given = tensors(batch, trainer.place)
+    given = tensors(batch, trainer.context)
 
     def run() -> None:
-        _, _, gradients, _ = trainer.in_pieces(given, 1)
+        _, _, gradients, _ = trainer.in_micro_batches(given, 1)
         tf.reshape(gradients[0], [-1])[0].numpy()
 
     return run
@@ -29,9 +29,9 @@ def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
 
 def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
     """A function that evaluates a network so many times on images, which lie on the device, and waits."""
-    place = network.place
-    x, label = place.images(images), place.tensor(label, tf.int32)
-    with tf.device(place.device):
+    context = network.context
+    x, label = context.images(images), context.tensor(label, tf.int32)
+    with tf.device(context.device):
         c_noise, features = tf.zeros([len(x)], tf.float64), network.no_features(len(x))
 
     def run() -> None:
@@ -42,16 +42,16 @@ def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -
     return run
 
 
-def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
+def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
     """A function that does each convolution forward and backward once, for so many images, and waits for them."""
     prepared = []
-    with tf.device(place.device):
+    with tf.device(context.device):
         for shape in shapes:
-            x = tf.cast(tf.random.normal([batch, shape.size, shape.size, shape.inputs]), place.compute)
+            x = tf.cast(tf.random.normal([batch, shape.size, shape.size, shape.inputs]), context.compute)
             weight = tf.random.normal([shape.kernel, shape.kernel, shape.inputs, shape.outputs])
-            prepared.append((x, tf.cast(weight, place.compute), shape))
+            prepared.append((x, tf.cast(weight, context.compute), shape))
 
-    @place.function
+    @context.function
     def all_of_them() -> tf.Tensor:
         done = []
         for x, weight, shape in prepared:
@@ -67,10 +67,10 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
     return run
 
 
-def matrices(place: Place, size: int) -> Callable[[], None]:
+def matrices(context: DeviceContext, size: int) -> Callable[[], None]:
     """A function that multiplies two square matrices and waits for them."""
-    with tf.device(place.device):
-        a = tf.cast(tf.random.normal([size, size]), place.compute)
+    with tf.device(context.device):
+        a = tf.cast(tf.random.normal([size, size]), context.compute)
 
     def run() -> None:
         tf.linalg.matmul(a, a)[0, 0].numpy()

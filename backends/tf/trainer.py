@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.device import Place
+from backends.tf.device import DeviceContext
 from backends.tf.network import Network, from_canonical, read_parameters, to_host
 from diffusion_core.backend.interface import (
+    MIN_PROBABILITY,
     PSEUDO_HUBER_C,
-    SMALLEST_PROBABILITY,
     StepResult,
     TrainBatch,
     TrainerState,
@@ -64,16 +64,16 @@ _TYPES = {
 }
 
 
-def tensors(batch: TrainBatch, place: Place) -> _Tensors:
+def tensors(batch: TrainBatch, context: DeviceContext) -> _Tensors:
     """The fields of a batch on the device."""
 
     def tensor(name: str, array: NDArray) -> tf.Tensor:
-        return place.images(array) if array.ndim == 4 else place.tensor(array, _TYPES.get(name))
+        return context.images(array) if array.ndim == 4 else context.tensor(array, _TYPES.get(name))
 
     return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
 
 
-def _pieces(b: _Tensors, count: int) -> Callable[[tf.Tensor], _Tensors]:
+def _micro_batches(b: _Tensors, count: int) -> Callable[[tf.Tensor], _Tensors]:
     """So many equal pieces of a batch, of which each loss is a share of the batch's own: together they are it."""
     shared = b._replace(importance=b.importance / count, dropout_key=None)
     stacked = [None if t is None else tf.reshape(t, [count, -1, *t.shape[1:]]) for t in shared]
@@ -89,9 +89,9 @@ def _noised(b: _Tensors) -> tuple[tf.Tensor, tf.Tensor]:
     return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
 
 
-def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
+def noised(batch: TrainBatch, context: DeviceContext) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x, target = _noised(tensors(batch, place))
+    x, target = _noised(tensors(batch, context))
     return to_host(x), to_host(target)
 
 
@@ -112,7 +112,7 @@ def _bound(b: _Tensors, residual: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
     narrow = tf.exp(-0.5 * u)
     beyond = tf.where(black | white, tf.zeros_like(e), _normal_cdf(-narrow * (half_bin + e)))
     probability = _normal_cdf(narrow * (half_bin - e)) - beyond
-    decoder = -tf.math.log(tf.maximum(probability, tf.constant(SMALLEST_PROBABILITY, probability.dtype)))
+    decoder = -tf.math.log(tf.maximum(probability, tf.constant(MIN_PROBABILITY, probability.dtype)))
     return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
 
 
@@ -123,10 +123,12 @@ _IDLE = (1, 1, 1, 1, 0, 0, 0, 1, 1)
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
-    def __init__(self, program: Program, state: TrainerState, adam: Adam, distance: str, place: Place) -> None:
-        self.program, self.adam, self.place = program, adam, place
+    def __init__(
+        self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
+    ) -> None:
+        self.program, self.adam, self.context = program, adam, context
         self.distance = _DISTANCES[distance]
-        self.network = Network(program, state.weights, place)
+        self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._like(average, "moving average") for average in state.averages]
@@ -134,18 +136,18 @@ class Trainer:
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._like(state.moment1, "first moment")
         self.moment2 = self._like(state.moment2, "second moment")
-        with tf.device(place.device):
+        with tf.device(context.device):
             self.failed = tf.Variable(False)
-        self.in_pieces = place.function(self._in_pieces)
-        self.apply = place.function(self._apply)
-        self.whole_step = place.function(self._whole_step)
+        self.in_micro_batches = context.function(self._in_micro_batches)
+        self.apply = context.function(self._apply)
+        self.whole_step = context.function(self._whole_step)
 
     def _like(self, arrays: Weights, what: str) -> dict[str, tf.Variable]:
         """Arrays as variables with the layout of the network's."""
         check_weights(self.program, arrays, what)
-        with tf.device(self.place.device):
+        with tf.device(self.context.device):
             return {
-                p.name: tf.Variable(self.place.tensor(from_canonical(arrays[p.name], p.axes)))
+                p.name: tf.Variable(self.context.tensor(from_canonical(arrays[p.name], p.axes)))
                 for p in self.program.parameters
             }
 
@@ -186,28 +188,28 @@ class Trainer:
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
         return loss, losses, gradients, statistics
 
-    def _in_pieces(
-        self, b: _Tensors, pieces: int
+    def _in_micro_batches(
+        self, b: _Tensors, micro_batches: int
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
         """What `_loss_and_gradients` gives, of equal pieces one after another."""
-        if pieces == 1:
+        if micro_batches == 1:
             return self._loss_and_gradients(b)
-        piece, each = _pieces(b, pieces), b.label.shape[0] // pieces
+        piece, each = _micro_batches(b, micro_batches), b.label.shape[0] // micro_batches
 
         def add(i: tf.Tensor, whole: tf.Tensor, losses: tf.TensorArray, sums: list[tf.Tensor]) -> tuple:
             loss, some, gradients, _ = self._loss_and_gradients(piece(i))
             return i + 1, whole + loss, losses.write(i, some), [s + g for s, g in zip(sums, gradients, strict=True)]
 
-        losses = tf.TensorArray(b.weight.dtype, pieces, element_shape=[each])
+        losses = tf.TensorArray(b.weight.dtype, micro_batches, element_shape=[each])
         start = 0, tf.zeros([], b.weight.dtype), losses, [tf.zeros_like(p) for p in self.parameters.values()]
         _, loss, losses, gradients = tf.while_loop(
-            lambda i, *_: i < pieces, add, start, parallel_iterations=1, maximum_iterations=pieces
+            lambda i, *_: i < micro_batches, add, start, parallel_iterations=1, maximum_iterations=micro_batches
         )
         return loss, losses.concat(), gradients, {}
 
     def _together(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Loss and gradients of all processes."""
-        loss, *gradients = self.place.group.add([loss, *gradients])
+        loss, *gradients = self.context.communicator.all_reduce([loss, *gradients])
         return loss, gradients
 
     def _apply(
@@ -237,9 +239,11 @@ class Trainer:
                 average[name].assign_add(mix * (self.tensors[name] - average[name]))
         return norm
 
-    def _whole_step(self, b: _Tensors, pieces: int, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`_in_pieces` and `_apply` in one graph: faster, but where memory ends in it part of an update may be made."""
-        loss, losses, gradients, statistics = self._in_pieces(b, pieces)
+    def _whole_step(
+        self, b: _Tensors, micro_batches: int, numbers: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`_in_micro_batches` and `_apply` in one graph: faster, but where memory ends in it part of an update may be made."""
+        loss, losses, gradients, statistics = self._in_micro_batches(b, micro_batches)
         return loss, losses, self._apply(loss, gradients, statistics, numbers)
 
     def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
@@ -249,53 +253,53 @@ class Trainer:
         clip = np.inf if adam.clip is None else adam.clip
         shrink = 1.0 - lr * adam.weight_decay
         fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)
-        return self.place.tensor(
+        return self.context.tensor(
             np.array([clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, *mixes])
         )
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
         numbers = self._numbers(lr, decays)
-        if self.place.group.world.size == 1 and not may_repeat:
-            with self.place.within_memory(changes=True):
-                loss, losses, norm = self.whole_step(tensors(batch, self.place), pieces, numbers)
+        if self.context.communicator.group.size == 1 and not may_repeat:
+            with self.context.within_memory(changes=True):
+                loss, losses, norm = self.whole_step(tensors(batch, self.context), micro_batches, numbers)
         else:
-            with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-                loss, losses, gradients, statistics = self.in_pieces(tensors(batch, self.place), pieces)
-            with self.place.within_memory(changes=True):
+            with self.context.within_memory():  # before anything is sent, so that a process alone can do it again
+                loss, losses, gradients, statistics = self.in_micro_batches(tensors(batch, self.context), micro_batches)
+            with self.context.within_memory(changes=True):
                 loss, gradients = self._together(loss, gradients)
                 norm = self.apply(loss, gradients, statistics, numbers)
         self.updates += 1
         return StepResult(loss, norm, losses.numpy)
 
-    def forgive(self) -> None:
+    def clear_non_finite(self) -> None:
         """Take updates again after one that was not finite."""
         self.failed.assign(False)
 
     @within_memory
-    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
+    def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self.in_pieces(tensors(batch, self.place), pieces)
+        loss, _, gradients, _ = self.in_micro_batches(tensors(batch, self.context), micro_batches)
         loss, gradients = self._together(loss, gradients)
         return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """The second half of a step, with given gradients; returns their global norm."""
         check_weights(self.program, gradients, "gradients", trained=True)
-        tensors = [self.place.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
-        norm = float(self.apply(tf.zeros([], self.place.dtype), tensors, {}, self._numbers(lr, decays)))
+        tensors = [self.context.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
+        norm = float(self.apply(tf.zeros([], self.context.dtype), tensors, {}, self._numbers(lr, decays)))
         self.updates += 1
         return norm
 
     @within_memory
-    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+    def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}
-        _, losses, _ = self._loss(tensors(batch, self.place))
+        _, losses, _ = self._loss(tensors(batch, self.context))
         values, self.values = self.values | {"losses": losses}, None
-        return {name: to_host(tf.cast(value, self.place.dtype)) for name, value in values.items()}
+        return {name: to_host(tf.cast(value, self.context.dtype)) for name, value in values.items()}
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.torch import device, files, network, products, sampler, trainer
-from diffusion_core.backend.interface import interface as backend
+from diffusion_core.backend import interface as backend
 
 __all__ = ["Backend"]
 

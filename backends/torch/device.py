@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backends.torch.parallel import Group
-from diffusion_core.backend.interface import Description, Settings
+from backends.torch.parallel import Communicator
+from diffusion_core.backend.interface import BackendConfig, Description
 from diffusion_core.common.errors import DuetError, too_little_memory
-from diffusion_core.common.text import counted
-from diffusion_core.runtime.distributed import World
+from diffusion_core.common.text import pluralize
+from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["Place", "captured", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "captured", "describe", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceContext:
     """A device and the types used on it.
 
     Args:
@@ -34,14 +34,14 @@ class Place:
         dtype: of weights, images and sums.
         compute: of the inputs of products; bfloat16 under mixed precision.
         compile: whether functions are compiled.
-        group: the processes that compute together.
+        communicator: the processes that compute together.
     """
 
     device: torch.device
     dtype: torch.dtype
     compute: torch.dtype
     compile: bool
-    group: Group
+    communicator: Communicator
 
     def mixed(self) -> AbstractContextManager:
         """The context in which a network computes its products in `compute`."""
@@ -98,50 +98,50 @@ def captured(function: Callable[..., torch.Tensor], compile: Callable = torch.co
     return call
 
 
-def prepare(settings: Settings, world: World) -> Place:
+def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
     """Choose the device, set what PyTorch keeps globally, and meet the other processes.
 
     Raises:
         DuetError: if CUDA is asked for and not there, or the other processes are not.
     """
     has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
+    if config.device == "cuda" and not has_cuda:
         raise DuetError("backend.device: cuda was given, but PyTorch finds no CUDA device; use cpu or auto")
-    use_cuda = has_cuda and settings.device != "cpu"
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_cuda = has_cuda and config.device != "cpu"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = use_cuda and not settings.deterministic
-    torch.use_deterministic_algorithms(settings.deterministic)
-    if settings.deterministic and use_cuda:
+    torch.backends.cudnn.benchmark = use_cuda and not config.deterministic
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic and use_cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The fast attention kernels of CUDA add up in an order that changes from run to run; that of the CPU does not,
     # which the same switch governs.
-    any_order = not (settings.deterministic and use_cuda)
+    any_order = not (config.deterministic and use_cuda)
     torch.backends.cuda.enable_flash_sdp(any_order)
     torch.backends.cuda.enable_mem_efficient_sdp(any_order)
     torch.backends.cuda.enable_cudnn_sdp(any_order)
-    dtype = torch.float64 if settings.precision == "float64" else torch.float32
-    compute = torch.bfloat16 if settings.precision == "bf16" else dtype
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    compute = torch.bfloat16 if config.precision == "bf16" else dtype
     device = torch.device("cuda" if use_cuda else "cpu")
-    if use_cuda and world.size > 1:
-        device = torch.device("cuda", world.local % torch.cuda.device_count())
+    if use_cuda and group.size > 1:
+        device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return Place(device, dtype, compute, settings.compile, Group(world, device))
+    return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
 
 
-def describe(place: Place, settings: Settings) -> Description:
+def describe(context: DeviceContext, config: BackendConfig) -> Description:
     """Device, precision and versions."""
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name() if place.device.type == "cuda" else f"cpu, {counted(threads, 'thread')}"
-    mode = "torch.compile" if place.compile else "eager"
+    name = torch.cuda.get_device_name() if context.device.type == "cuda" else f"cpu, {pluralize(threads, 'thread')}"
+    mode = "torch.compile" if context.compile else "eager"
     versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return Description("torch", name, settings.precision, threads, mode, versions)
+    return Description("torch", name, config.precision, threads, mode, versions)
 
 
-def peak_memory_mib(place: Place) -> float:
+def peak_memory_mib(context: DeviceContext) -> float:
     """The most memory used so far: of the device where it has its own, else of the process."""
-    if place.device.type == "cuda":
+    if context.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

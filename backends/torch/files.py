@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import save
 
-from backends.torch.device import Place
+from backends.torch.device import DeviceContext
 from backends.torch.network import Network
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.errors import DuetError
@@ -65,6 +65,6 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     Path(path).write_bytes(save(tensors, notes))
 
 
-def exported(program: Program, path: str | Path, place: Place) -> Forward:
+def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
     """The network in a file that `export` wrote, as a function that is called as `Network.forward` is."""
-    return Network(program, load_file(path), place).forward
+    return Network(program, load_file(path), context).forward

@@ -15,7 +15,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backends.torch.device import Place
+from backends.torch.device import DeviceContext
 from backends.torch.random import words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
@@ -28,11 +28,11 @@ __all__ = ["Network", "build", "convolve", "read_parameters"]
 class Module(nn.Module):
     """A block with its parameters."""
 
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
-        self.node, self.block, self.place = node, node.block, place
+        self.node, self.block, self.context = node, node.block, context
         for parameter in self.block.parameters():
-            tensor = place.tensor(parameters[parameter.name])
+            tensor = context.tensor(parameters[parameter.name])
             # On the CPU the tensor may be the array itself, which belongs to the caller.
             tensor = tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
             if parameter.trained:
@@ -45,18 +45,18 @@ class Module(nn.Module):
 
 
 class Sinusoid(Module):
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], place: Place) -> None:
-        super().__init__(node, parameters, place)
-        self.frequencies = place.tensor(np.array(self.block.frequencies()), torch.float64)
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
+        super().__init__(node, parameters, context)
+        self.frequencies = context.tensor(np.array(self.block.frequencies()), torch.float64)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        return _waves(c_noise[:, None] * self.frequencies, self.block.sin_first).to(self.place.dtype)
+        return _waves(c_noise[:, None] * self.frequencies, self.block.sin_first).to(self.context.dtype)
 
 
 class Fourier(Module):
     def forward(self, c_noise: Tensor) -> Tensor:
         angle = (2.0 * np.pi) * c_noise[:, None] * self.frequencies.to(c_noise.dtype)
-        return _waves(angle, self.block.sin_first).to(self.place.dtype)
+        return _waves(angle, self.block.sin_first).to(self.context.dtype)
 
 
 def _waves(angle: Tensor, sin_first: bool) -> Tensor:
@@ -66,7 +66,7 @@ def _waves(angle: Tensor, sin_first: bool) -> Tensor:
 
 class Number(Module):
     def forward(self, c_noise: Tensor) -> Tensor:
-        return (self.block.scale * c_noise[:, None]).to(self.place.dtype)
+        return (self.block.scale * c_noise[:, None]).to(self.context.dtype)
 
 
 class Embedding(Module):
@@ -213,7 +213,7 @@ class MaxPool(Module):
 
 class Resample(Module):
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (self.place.tensor(self.block.matrix(size)).to(x.dtype) for size in x.shape[2:])
+        rows, columns = (self.context.tensor(self.block.matrix(size)).to(x.dtype) for size in x.shape[2:])
         return rows @ x @ columns.mT
 
 
@@ -232,23 +232,23 @@ class Unflatten(Module):
         return rearrange(x, "b (h w c) -> b c h w", h=self.block.height, w=self.block.width)
 
 
-def build(program: Program, weights: Mapping[str, NDArray], place: Place) -> dict[str, Module]:
+def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
     """One module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node, own, place)
+        modules[node.name] = globals()[node.kind](node, own, context)
     return modules
 
 
 class Network(nn.Module):
     """A program built in PyTorch. Its `state_dict` has the names of the manifest."""
 
-    def __init__(self, program: Program, weights: Mapping[str, NDArray], place: Place) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
-        self.program, self.place = program, place
-        self.blocks = build(program, weights, place)
+        self.program, self.context = program, context
+        self.blocks = build(program, weights, context)
         for name, module in self.blocks.items():
             *path, leaf = name.split(".")
             parent: nn.Module = self
@@ -257,7 +257,7 @@ class Network(nn.Module):
                     parent.add_module(part, nn.Module())
                 parent = parent._modules[part]
             parent.add_module(leaf, module)
-        self.call = place.function(self.apply_program)
+        self.call = context.function(self.apply_program)
 
     def apply_program(
         self,
@@ -272,8 +272,8 @@ class Network(nn.Module):
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
-        with self.place.mixed():
-            return self.program.run(self.blocks, inputs, training).to(self.place.dtype)
+        with self.context.mixed():
+            return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
     @within_memory
     @torch.inference_mode()
@@ -286,27 +286,27 @@ class Network(nn.Module):
         estimate: NDArray | None = None,
     ) -> NDArray:
         """See `diffusion_core.backend.interface.Network`."""
-        place = self.place
-        c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
-        features = self.no_features(len(x)) if features is None else place.tensor(features)
-        estimate = None if estimate is None else place.images(estimate)
-        return to_host(self.call(place.images(x), c_noise, label, features, estimate))
+        context = self.context
+        c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
+        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        estimate = None if estimate is None else context.images(estimate)
+        return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
     @within_memory
-    def pullback(
+    def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        place = self.place
-        c_noise, label = place.tensor(c_noise, torch.float64), place.tensor(label, torch.int64)
-        features = self.no_features(len(x)) if features is None else place.tensor(features)
-        images = place.images(x).requires_grad_()
+        context = self.context
+        c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
+        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        images = context.images(x).requires_grad_()
         output = self.call(images, c_noise, label, features, None)
-        (pulled,) = torch.autograd.grad(output, images, place.images(cotangent))
+        (pulled,) = torch.autograd.grad(output, images, context.images(cotangent))
         return to_host(output.detach()), to_host(pulled)
 
     @torch.inference_mode(False)
-    def slope(self, x: Tensor, c_noise: Tensor, chosen: Tensor) -> Tensor:
+    def grad_log_prob(self, x: Tensor, c_noise: Tensor, chosen: Tensor) -> Tensor:
         """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
         # Copies, as what was made in inference mode cannot be differentiated by.
         x, c_noise, chosen = x.clone().requires_grad_(), c_noise.clone(), chosen.clone()
@@ -316,7 +316,7 @@ class Network(nn.Module):
 
     def no_features(self, batch: int) -> Tensor:
         """The features of images about which nothing is known beside the class: zeros."""
-        return torch.zeros((batch, self.program.features), dtype=self.place.dtype, device=self.place.device)
+        return torch.zeros((batch, self.program.features), dtype=self.context.dtype, device=self.context.device)
 
     def tensors_by_name(self) -> dict[str, Tensor]:
         """All tensors under the names of the manifest; those that are trained are parameters, the others buffers."""
@@ -333,7 +333,7 @@ class Network(nn.Module):
         check_weights(self.program, weights)
         tensors = self.tensors_by_name()
         for p in self.program.parameters:
-            tensors[p.name].copy_(self.place.tensor(weights[p.name]))
+            tensors[p.name].copy_(self.context.tensor(weights[p.name]))
 
 
 def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:

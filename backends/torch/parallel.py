@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.runtime.distributed import World
+from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["KIND", "Group"]
+__all__ = ["KIND", "Communicator"]
 
 KIND = "ddp"
 # What is sent at once, and how many of them are before the first is waited for: enough for a network's full rate, and
@@ -37,34 +37,34 @@ _IN_FLIGHT = 3
 _CONNECTION = ("gloo", "connection", "pair closure")
 
 
-class Group:
+class Communicator:
     """The processes that compute together; one alone sends nothing.
 
     Args:
-        world: the place of this process.
+        group: the place of this process.
         device: what it computes on.
 
     Raises:
         DuetError: if the world is joined by something else, or the others do not come.
     """
 
-    def __init__(self, world: World, device: torch.device) -> None:
-        self.world = world
-        world.check_joined("PyTorch", KIND)
-        if world.size > 1 and not dist.is_initialized():
+    def __init__(self, group: ProcessGroup, device: torch.device) -> None:
+        self.group = group
+        group.check_joined("PyTorch", KIND)
+        if group.size > 1 and not dist.is_initialized():
             _check_meeting()
-            with _connected(world):
+            with _connected(group):
                 dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size,
-                    timeout=timedelta(seconds=world.timeout_seconds),
+                    "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=group.rank, world_size=group.size,
+                    timeout=timedelta(seconds=group.timeout_seconds),
                 )  # fmt: skip
 
-    def add(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The sums over all processes of tensors of one type, in the place of these."""
-        if self.world.size == 1:
+        if self.group.size == 1:
             return tensors
         sent = deque()
-        with _connected(self.world):
+        with _connected(self.group):
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.flatten() for tensor in bucket])
                 sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
@@ -74,9 +74,9 @@ class Group:
                 _take(*sent.popleft())
         return tensors
 
-    def add_array(self, array: NDArray) -> NDArray:
+    def all_reduce_array(self, array: NDArray) -> NDArray:
         """The sum over all processes of arrays of one shape."""
-        return self.add([torch.tensor(np.ascontiguousarray(array))])[0].numpy()
+        return self.all_reduce([torch.tensor(np.ascontiguousarray(array))])[0].numpy()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -111,7 +111,7 @@ def _check_meeting() -> None:
 
 
 @contextmanager
-def _connected(world: World) -> Iterator[None]:
+def _connected(group: ProcessGroup) -> Iterator[None]:
     """Where the connection to the others breaks in it, they are lost; other errors pass."""
     try:
         yield
@@ -120,5 +120,5 @@ def _connected(world: World) -> Iterator[None]:
         if isinstance(error, dist.DistError) or (
             not isinstance(error, torch.OutOfMemoryError) and any(word in said for word in _CONNECTION)
         ):
-            raise world.lost(str(error).strip().splitlines()[0]) from error
+            raise group.lost(str(error).strip().splitlines()[0]) from error
         raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from numpy.typing import NDArray
 
-from backends.torch.device import Place
+from backends.torch.device import DeviceContext
 from backends.torch.network import Network, convolve
 from backends.torch.trainer import Trainer, tensors
 from diffusion_core.backend.interface import TrainBatch
@@ -18,35 +18,35 @@ __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
     """A function that passes a batch, which lies on the device, forward and backward, and waits."""
-    given = tensors(batch, trainer.place)
+    given = tensors(batch, trainer.context)
 
     def run() -> None:
-        trainer.in_pieces(given, 1)
-        _wait(trainer.place)
+        trainer.in_micro_batches(given, 1)
+        _wait(trainer.context)
 
     return run
 
 
 def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
     """A function that evaluates a network so many times on images, which lie on the device, and waits."""
-    place = network.place
-    x, label = place.images(images), place.tensor(label, torch.int64)
+    context = network.context
+    x, label = context.images(images), context.tensor(label, torch.int64)
     c_noise, features = torch.zeros(len(x), dtype=torch.float64, device=x.device), network.no_features(len(x))
 
     @torch.inference_mode()
     def run() -> None:
         for _ in range(count):
             network.call(x, c_noise, label, features, None)
-        _wait(place)
+        _wait(context)
 
     return run
 
 
-def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
+def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
     """A function that does each convolution forward and backward once, for so many images, and waits for them."""
     prepared = []
     for shape in shapes:
-        x = torch.randn(batch, shape.inputs, shape.size, shape.size, device=place.device, dtype=place.compute)
+        x = torch.randn(batch, shape.inputs, shape.size, shape.size, device=context.device, dtype=context.compute)
         weight = torch.randn(shape.outputs, shape.inputs, shape.kernel, shape.kernel, device=x.device, dtype=x.dtype)
         x, weight = (one.to(memory_format=torch.channels_last).requires_grad_() for one in (x, weight))
         prepared.append((x, weight, shape))
@@ -55,22 +55,22 @@ def convolutions(place: Place, shapes: Sequence[Convolution], batch: int) -> Cal
         for x, weight, shape in prepared:
             y = convolve(x, weight, None, shape.stride, shape.padding)
             torch.autograd.grad(y, (x, weight), y.detach())
-        _wait(place)
+        _wait(context)
 
     return run
 
 
-def matrices(place: Place, size: int) -> Callable[[], None]:
+def matrices(context: DeviceContext, size: int) -> Callable[[], None]:
     """A function that multiplies two square matrices and waits for them."""
-    a = torch.randn(size, size, device=place.device, dtype=place.compute)
+    a = torch.randn(size, size, device=context.device, dtype=context.compute)
 
     def run() -> None:
         torch.mm(a, a)
-        _wait(place)
+        _wait(context)
 
     return run
 
 
-def _wait(place: Place) -> None:
-    if place.device.type == "cuda":
+def _wait(context: DeviceContext) -> None:
+    if context.device.type == "cuda":
         torch.cuda.synchronize()

@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.torch.network import Network, to_host
-from diffusion_core.backend.interface import LEAST_SPREAD, NoiseSource, Steering, Watch
+from diffusion_core.backend.interface import MIN_STD, Guidance, NoiseSource, StepCallback
 from diffusion_core.sampling.plan import SamplerPlan
-from diffusion_core.sampling.rows import Form, Row
+from diffusion_core.sampling.rows import Row, RowSignature
 
 __all__ = ["sample"]
 
 
 def _inputs(
     network: Network,
-    form: Form,
+    form: RowSignature,
     row: Row,
     x: Tensor,
     label: Tensor,
@@ -35,31 +35,31 @@ def _inputs(
 
 
 def _answers(
-    network: Network, form: Form, inputs: tuple[Tensor, ...], label: Tensor, steering: Steering
+    network: Network, form: RowSignature, inputs: tuple[Tensor, ...], label: Tensor, guidance: Guidance
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(F of the network, F of its guide, the classifier's gradient of log p(class | x)); None where there is none.
 
     A guide is given no estimate.
     """
-    guide, other, slope = steering.guide, None, None
+    guide, other, grad_log_prob = guidance.guide, None, None
     if form.guided and guide is not None:
         other = guide.call(*inputs[:3], guide.no_features(len(label)), None)
     if form.classified:
         x, c_noise = (one[: len(label)] for one in inputs[:2])
-        slope = steering.classifier.slope(x, c_noise, label - network.program.labels.start)
-    return network.call(*inputs), other, slope
+        grad_log_prob = guidance.classifier.grad_log_prob(x, c_noise, label - network.program.labels.start)
+    return network.call(*inputs), other, grad_log_prob
 
 
-def _output(form: Form, row: Row, wanted: Tensor, other: Tensor | None, channels: int) -> Tensor:
+def _output(form: RowSignature, row: Row, wanted: Tensor, other: Tensor | None, channels: int) -> Tensor:
     """F_i: guided in the channels of the image, of the class alone in those of a learned variance."""
     if not form.guided:
         return wanted
     if other is None:
         wanted, other = wanted.chunk(2)
     wanted, rest, other = wanted[:, :channels], wanted[:, channels:], other[:, :channels]
-    guided = other + row.guidance * (wanted - other)
+    guided = other + row.guidance_scale * (wanted - other)
     if form.rescale:
-        spread = _spread(wanted) / _spread(guided).clamp(min=LEAST_SPREAD)
+        spread = _spread(wanted) / _spread(guided).clamp(min=MIN_STD)
         guided = (form.rescale * spread + (1.0 - form.rescale)) * guided
     return torch.cat([guided, rest], dim=1)
 
@@ -69,7 +69,7 @@ def _spread(images: Tensor) -> Tensor:
     return images.std(dim=(1, 2, 3), correction=0, keepdim=True)
 
 
-def _bounded(form: Form, estimate: Tensor) -> Tensor:
+def _bounded(form: RowSignature, estimate: Tensor) -> Tensor:
     """Estimates within the plan's bounds, or within each image's own and brought back to them."""
     if form.bounds is None:
         return estimate
@@ -96,7 +96,7 @@ def _advance(row: Row, registers: list[Tensor], history: list[Tensor], z: Tensor
 
 
 def _next(
-    form: Form,
+    form: RowSignature,
     row: Row,
     registers: list[Tensor],
     history: list[Tensor],
@@ -106,13 +106,13 @@ def _next(
     known: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(registers, history) after a row."""
-    wanted, other, slope = answers
+    wanted, other, grad_log_prob = answers
     x, channels = registers[0], registers[0].shape[1]
     output = _output(form, row, wanted, other, channels)
     image = output if output.shape[1] == channels else output[:, :channels]
     estimate = row.c_skip * x + row.c_out * image
-    if slope is not None:
-        estimate = estimate + row.classifier * (row.c_in * slope)
+    if grad_log_prob is not None:
+        estimate = estimate + row.classifier * (row.c_in * grad_log_prob)
     history = [_bounded(form, estimate), *history[:-1]]
     if z is not None and form.learned:
         z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
@@ -129,26 +129,26 @@ def sample(
     start: NDArray,
     label: NDArray,
     noise: NoiseSource,
-    watch: Watch | None,
-    steering: Steering,
+    callback: StepCallback | None,
+    guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
-    place = network.place
+    context = network.context
     numbers, noisy = plan.numbers(), plan.is_noisy
-    label = place.tensor(label, torch.int64)
+    label = context.tensor(label, torch.int64)
     null = torch.full_like(label, network.program.null_label or 0)
-    mask = None if steering.mask is None else place.images(steering.mask)
-    x = place.images(start)
+    mask = None if guidance.mask is None else context.images(guidance.mask)
+    x = context.images(start)
     registers = [x] + [torch.zeros_like(x) for _ in range(plan.registers - 1)]
     history = [torch.zeros_like(x) for _ in range(plan.history)]
-    for form, rows in plan.stretches(ends=() if watch is None else watch.of(plan.rows)):
+    for form, rows in plan.segments(ends=() if callback is None else callback.selected_rows(plan.rows)):
         for i in rows:
             row = form.row(numbers[i].tolist())
-            z = place.images(noise(i)) if noisy[i] else None
-            known = None if mask is None else place.images(steering.known(i))
-            inputs = _inputs(network, form, row, registers[0], label, null, steering.guide, history[0])
-            answers = _answers(network, form, inputs, label, steering)
+            z = context.images(noise(i)) if noisy[i] else None
+            known = None if mask is None else context.images(guidance.known(i))
+            inputs = _inputs(network, form, row, registers[0], label, null, guidance.guide, history[0])
+            answers = _answers(network, form, inputs, label, guidance)
             registers, history = _next(form, row, registers, history, answers, z, mask, known)
-        if watch is not None:
-            watch(rows[-1], to_host(registers[0]), to_host(history[0]))
+        if callback is not None:
+            callback(rows[-1], to_host(registers[0]), to_host(history[0]))
     return to_host(registers[0])

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.torch.device import Place
+from backends.torch.device import DeviceContext
 from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend.interface import (
+    MIN_PROBABILITY,
     PSEUDO_HUBER_C,
-    SMALLEST_PROBABILITY,
     StepResult,
     TrainBatch,
     TrainerState,
@@ -60,16 +60,16 @@ _TYPES = {
 }
 
 
-def tensors(batch: TrainBatch, place: Place) -> _Tensors:
+def tensors(batch: TrainBatch, context: DeviceContext) -> _Tensors:
     """The fields of a batch on the device."""
 
     def tensor(name: str, array: NDArray) -> Tensor:
-        return place.images(array) if array.ndim == 4 else place.tensor(array, _TYPES.get(name))
+        return context.images(array) if array.ndim == 4 else context.tensor(array, _TYPES.get(name))
 
     return _Tensors(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
 
 
-def _pieces(b: _Tensors, count: int) -> Iterator[_Tensors]:
+def _micro_batches(b: _Tensors, count: int) -> Iterator[_Tensors]:
     """So many equal pieces of a batch, of which each loss is a share of the batch's own: together they are it."""
     if count == 1:
         yield b
@@ -89,9 +89,9 @@ def _noised(b: _Tensors) -> tuple[Tensor, Tensor]:
     return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
 
 
-def noised(batch: TrainBatch, place: Place) -> tuple[NDArray, NDArray]:
+def noised(batch: TrainBatch, context: DeviceContext) -> tuple[NDArray, NDArray]:
     """(x_t, target) of a batch, as the training step computes them."""
-    x, target = _noised(tensors(batch, place))
+    x, target = _noised(tensors(batch, context))
     return to_host(x), to_host(target)
 
 
@@ -112,17 +112,19 @@ def _bound(b: _Tensors, residual: Tensor, spread: Tensor) -> Tensor:
     narrow = torch.exp(-0.5 * u)
     beyond = torch.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
     probability = _normal_cdf(narrow * (half_bin - e)) - beyond
-    decoder = -torch.log(probability.clamp(min=SMALLEST_PROBABILITY))
+    decoder = -torch.log(probability.clamp(min=MIN_PROBABILITY))
     return weight * torch.where(half_bin > 0, decoder, divergence).mean(dim=(1, 2, 3))
 
 
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
-    def __init__(self, program: Program, state: TrainerState, adam: Adam, distance: str, place: Place) -> None:
-        self.program, self.adam, self.place = program, adam, place
+    def __init__(
+        self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
+    ) -> None:
+        self.program, self.adam, self.context = program, adam, context
         self.distance = _DISTANCES[distance]
-        self.network = Network(program, state.weights, place)
+        self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._like(average, "moving average") for average in state.averages]
@@ -140,19 +142,19 @@ class Trainer:
         self.moment2 = self._like(state.moment2, "second moment")
         for name, parameter in self.parameters.items():
             self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(state.updates), device=place.device),
+                "step": torch.tensor(float(state.updates), device=context.device),
                 "exp_avg": self.moment1[name],
                 "exp_avg_sq": self.moment2[name],
             }
-        self.failed = torch.zeros((), dtype=torch.bool, device=place.device)
-        self.loss = place.function(self._loss)
-        self.in_pieces = self._in_pieces
+        self.failed = torch.zeros((), dtype=torch.bool, device=context.device)
+        self.loss = context.function(self._loss)
+        self.in_micro_batches = self._in_micro_batches
 
     def _like(self, arrays: Weights, what: str, trained: bool = False) -> dict[str, Tensor]:
         """Arrays as tensors with the layout of the network's."""
         check_weights(self.program, arrays, what, trained)
         return {
-            name: torch.empty_like(tensor, requires_grad=False).copy_(self.place.tensor(arrays[name]))
+            name: torch.empty_like(tensor, requires_grad=False).copy_(self.context.tensor(arrays[name]))
             for name, tensor in (self.parameters if trained else self.tensors).items()
         }
 
@@ -190,18 +192,20 @@ class Trainer:
         loss.backward()
         return loss.detach(), losses.detach(), [p.grad for p in self.parameters.values()], statistics
 
-    def _in_pieces(self, b: _Tensors, pieces: int) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+    def _in_micro_batches(
+        self, b: _Tensors, micro_batches: int
+    ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """What `_loss_and_gradients` gives, of equal pieces one after another."""
         self.optimiser.zero_grad(set_to_none=True)  # of a step that was given up
         whole, each = 0.0, []
-        for piece in _pieces(b, pieces):
+        for piece in _micro_batches(b, micro_batches):
             loss, losses, gradients, statistics = self._loss_and_gradients(piece)
             whole, each = whole + loss, [*each, losses]
         return whole, torch.cat(each), gradients, statistics
 
     def _together(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradients of all processes."""
-        loss, *gradients = self.place.group.add([loss, *gradients])
+        loss, *gradients = self.context.communicator.all_reduce([loss, *gradients])
         return loss, gradients
 
     @torch.no_grad()
@@ -230,30 +234,30 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         tensors = [tensor.detach() for tensor in self.tensors.values()]
         for average, mix in zip(self.averages, mixes, strict=True):
-            mix = torch.where(self.failed, 0.0, torch.full_like(norm, mix, dtype=self.place.dtype))
+            mix = torch.where(self.failed, 0.0, torch.full_like(norm, mix, dtype=self.context.dtype))
             torch._foreach_lerp_(list(average.values()), tensors, [mix] * len(tensors))
         return norm
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages."""
-        with self.place.within_memory():  # before anything is sent, so that a process alone can do it again
-            loss, losses, gradients, statistics = self.in_pieces(tensors(batch, self.place), pieces)
-        with self.place.within_memory(changes=True):
+        with self.context.within_memory():  # before anything is sent, so that a process alone can do it again
+            loss, losses, gradients, statistics = self.in_micro_batches(tensors(batch, self.context), micro_batches)
+        with self.context.within_memory(changes=True):
             loss, gradients = self._together(loss, gradients)
             norm = self._apply(loss, gradients, statistics, lr, decays)
         self.updates += 1
         return StepResult(loss, norm, lambda: losses.cpu().numpy())
 
-    def forgive(self) -> None:
+    def clear_non_finite(self) -> None:
         """Take updates again after one that was not finite."""
         self.failed = torch.zeros_like(self.failed)
 
     @within_memory
-    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
+    def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
-        loss, _, gradients, _ = self.in_pieces(tensors(batch, self.place), pieces)
+        loss, _, gradients, _ = self.in_micro_batches(tensors(batch, self.context), micro_batches)
         loss, gradients = self._together(loss, gradients)
         self.optimiser.zero_grad(set_to_none=True)
         return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
@@ -267,12 +271,12 @@ class Trainer:
 
     @within_memory
     @torch.no_grad()
-    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+    def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}
-        _, losses, _ = self._loss(tensors(batch, self.place))
+        _, losses, _ = self._loss(tensors(batch, self.context))
         values, self.values = self.values | {"losses": losses}, None
-        return {name: to_host(value.to(self.place.dtype)) for name, value in values.items()}
+        return {name: to_host(value.to(self.context.dtype)) for name, value in values.items()}
 
     def state(self) -> TrainerState:
         """Everything that must be kept to go on exactly."""

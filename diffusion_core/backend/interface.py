@@ -25,30 +25,30 @@ from diffusion_core.networks.flops import Convolution
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
-from diffusion_core.runtime.distributed import Team, World
+from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
     "CROSS_ENTROPY",
     "DISTANCES",
-    "LEAST_SPREAD",
+    "MIN_STD",
     "PRECISIONS",
     "PSEUDO_HUBER_C",
     "SELF_CONDITIONING",
-    "SMALLEST_PROBABILITY",
+    "MIN_PROBABILITY",
     "VARIATIONAL",
     "Backend",
     "Forward",
     "Network",
     "NoiseSource",
-    "Pullback",
-    "Settings",
-    "Steering",
+    "VJP",
+    "BackendConfig",
+    "Guidance",
     "StepResult",
     "TrainBatch",
     "Trainer",
     "TrainerState",
-    "Watch",
+    "StepCallback",
     "average_names",
     "load_backend",
     "within_memory",
@@ -65,21 +65,21 @@ PSEUDO_HUBER_C = 0.03
 VARIATIONAL = ("offset", "scale", "error", "half_bin", "lowest", "highest", "mean_gradient", "weight")
 SELF_CONDITIONING = ("c_skip", "c_out", "share", "lowest", "highest")
 # The probability of a byte counts as at least this much.
-SMALLEST_PROBABILITY = 1e-12
+MIN_PROBABILITY = 1e-12
 
 # The least standard deviation that a guided output is divided by where it is rescaled: an output of zeros stays zeros.
-LEAST_SPREAD = 1e-12
+MIN_STD = 1e-12
 
 # A network's output F of (x, c_noise, label, features); see `Network.forward`.
 Forward = Callable[..., NDArray]
-# The same with a cotangent after the label, giving (F, J^T cotangent); see `Network.pullback`.
-Pullback = Callable[..., tuple[NDArray, NDArray]]
+# The same with a cotangent after the label, giving (F, J^T cotangent); see `Network.vjp`.
+VJP = Callable[..., tuple[NDArray, NDArray]]
 # z_i for row i of a plan, with the shape of the images.
 NoiseSource = Callable[[int], NDArray]
 
 
 @dataclass(frozen=True)
-class Watch:
+class StepCallback:
     """Somebody who looks at samples on their way.
 
     Args:
@@ -95,13 +95,13 @@ class Watch:
         if self.rows is None or row in self.rows:
             self.see(row, x, estimate)
 
-    def of(self, rows: int) -> Collection[int]:
+    def selected_rows(self, rows: int) -> Collection[int]:
         """Which of so many rows are looked at."""
         return range(rows) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
-class Settings:
+class BackendConfig:
     """How a backend computes; none of it changes what is computed.
 
     Args:
@@ -150,7 +150,7 @@ class TrainBatch:
         bound = -log(Phi((half_bin - e) exp(-u/2)) - Phi((-half_bin - e) exp(-u/2)))         elsewhere
 
     in which the first Phi is 1 where images > highest, the second 0 where images < lowest, and their difference at
-    least `SMALLEST_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; the
+    least `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; the
     loss of the image is then ``exp(-v) weight mean_pixels distance(r) + v`` in place of the first term.
 
     A batch with the columns of self-conditioning is passed twice, the first time without an estimate. The second
@@ -235,7 +235,7 @@ class TrainerState:
         return {"weights": self.weights, **averages, "moment1": self.moment1, "moment2": self.moment2}
 
     @staticmethod
-    def of_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
+    def from_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
         """The state with these `parts`."""
         averages = tuple(parts[name] for name in average_names(len(parts) - 3))
         return TrainerState(parts["weights"], averages, parts["moment1"], parts["moment2"], updates)
@@ -302,7 +302,7 @@ class Network(Protocol):
         self-conditioned program is given beside x.
         """
 
-    def pullback(
+    def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
         """(F, J^T cotangent), with J the derivative of F by x in evaluation and the cotangent of F's shape.
@@ -330,7 +330,7 @@ class Trainer(Protocol):
     """
 
     def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, may_repeat: bool = False
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Forward, backward, running statistics, clip, optimiser, averages.
 
@@ -343,16 +343,16 @@ class Trainer(Protocol):
             DuetError: memory ended where part of an update may have been made.
         """
 
-    def forgive(self) -> None:
+    def clear_non_finite(self) -> None:
         """Take updates again after one that was not finite."""
 
-    def look(self, batch: TrainBatch) -> dict[str, NDArray]:
+    def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """The value of each block in the training pass of a batch, and the loss of each image as "losses", by name.
 
         Nothing is changed. Images are b h w c; of a self-conditioned program the second pass is seen.
         """
 
-    def gradients(self, batch: TrainBatch, pieces: int = 1) -> tuple[float, Weights]:
+    def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
         """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
@@ -363,7 +363,7 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Guidance:
     """What leads sampling beside the plan; nothing of it is needed.
 
     Args:
@@ -400,14 +400,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def within_memory(method: _Method) -> _Method:
-    """A method of what has a `place`, where too little memory is one line that says what to change.
+    """A method of what has a `context`, where too little memory is one line that says what to change.
 
     It must change nothing that a second call would find.
     """
 
     @wraps(method)
     def limited(self: Any, *given: Any, **named: Any) -> Any:
-        with self.place.within_memory():
+        with self.context.within_memory():
             return method(self, *given, **named)
 
     return limited  # type: ignore[return-value]
@@ -420,50 +420,50 @@ class Backend:
     `experiments.bench` alone calls, may be missing, and nothing but that command misses them.
 
     Args:
-        settings: how it computes; they are fixed when it is made, as some are of the whole process.
-        world: the place of this process among those that compute together.
+        config: how it computes; they are fixed when it is made, as some are of the whole process.
+        group: the place of this process among those that compute together.
     """
 
-    device: ClassVar[Any]  # Place.group, prepare, describe, peak_memory_mib
+    device: ClassVar[Any]  # DeviceContext.communicator, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
     products: ClassVar[Any]  # what experiments.bench alone calls
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
-    def __init__(self, settings: Settings, world: World | None = None) -> None:
-        self.settings = settings
-        self.place = self.device.prepare(settings, world or World())
+    def __init__(self, config: BackendConfig, group: ProcessGroup | None = None) -> None:
+        self.config = config
+        self.context = self.device.prepare(config, group or ProcessGroup())
 
     @property
-    def team(self) -> Team:
+    def collective(self) -> Collective:
         """The processes that compute together."""
-        return Team(self.place.group.world, self.place.group.add_array)
+        return Collective(self.context.communicator.group, self.context.communicator.all_reduce_array)
 
     def in_mode(self, compile: bool) -> Backend:
         """The same backend with its functions compiled, or not."""
         other = copy(self)
-        other.settings, other.place = (replace(part, compile=compile) for part in (self.settings, self.place))
+        other.config, other.context = (replace(part, compile=compile) for part in (self.config, self.context))
         return other
 
     def describe(self) -> Description:
         """Device, precision and versions."""
-        return self.device.describe(self.place, self.settings)
+        return self.device.describe(self.context, self.config)
 
     @within_memory
     def network(self, program: Program, weights: Weights) -> Network:
         """Build a network for inference."""
-        return self.networks.Network(program, weights, self.place)
+        return self.networks.Network(program, weights, self.context)
 
     @within_memory
     def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
         """Build a network for training, going on from `state`."""
-        return self.trainers.Trainer(program, state, adam, distance, self.place)
+        return self.trainers.Trainer(program, state, adam, distance, self.context)
 
     @within_memory
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
         """(x_t, target) of a batch, as the training step computes them."""
-        return self.trainers.noised(batch, self.place)
+        return self.trainers.noised(batch, self.context)
 
     @within_memory
     def sample(
@@ -473,13 +473,13 @@ class Backend:
         start: NDArray,
         label: NDArray,
         noise: NoiseSource,
-        watch: Watch | None = None,
-        steering: Steering | None = None,
+        callback: StepCallback | None = None,
+        guidance: Guidance | None = None,
     ) -> NDArray:
         """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
-        steering = steering or Steering()
-        steering.check(plan)
-        return self.samplers.sample(network, plan, start, label, noise, watch, steering)
+        guidance = guidance or Guidance()
+        guidance.check(plan)
+        return self.samplers.sample(network, plan, start, label, noise, callback, guidance)
 
     def read_arrays(self, path: Path) -> Weights:
         """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""
@@ -491,7 +491,7 @@ class Backend:
 
     def exported(self, program: Program, path: Path) -> Forward:
         """What `export` wrote, read back: a function that is called as `Network.forward` is."""
-        return self.files.exported(program, path, self.place)
+        return self.files.exported(program, path, self.context)
 
     def passes_alone(self, trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
         """A function that passes a batch, which lies on the device, forward and backward, and waits."""
@@ -503,21 +503,21 @@ class Backend:
 
     def convolutions_alone(self, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
         """A function that does each convolution forward and backward once, for so many images, and waits for them."""
-        return self.products.convolutions(self.place, shapes, batch)
+        return self.products.convolutions(self.context, shapes, batch)
 
     def matrices_alone(self, size: int) -> Callable[[], None]:
         """A function that multiplies two square matrices and waits for them."""
-        return self.products.matrices(self.place, size)
+        return self.products.matrices(self.context, size)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""
-        return self.device.peak_memory_mib(self.place)
+        return self.device.peak_memory_mib(self.context)
 
 
-def load_backend(name: str, settings: Settings, world: World | None = None) -> Any:
+def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = None) -> Any:
     """The backend of that name; the only place where one is chosen, and nothing is imported before.
 
-    One that is to compute alone is made of its settings, without a `world`.
+    One that is to compute alone is made of its settings, without a `group`.
 
     Raises:
         DuetError: if no installed package offers it, or it cannot be imported here.
@@ -534,4 +534,4 @@ def load_backend(name: str, settings: Settings, world: World | None = None) -> A
             f"backend {name}: it cannot be imported in this Python ({error}); "
             f"start it with: python3 duet.py run {name} -- -m experiments..."
         ) from error
-    return factory(settings) if world is None else factory(settings, world)
+    return factory(config) if group is None else factory(config, group)

@@ -14,9 +14,9 @@ from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import (
-    LEAST_SPREAD,
+    MIN_PROBABILITY,
+    MIN_STD,
     PSEUDO_HUBER_C,
-    SMALLEST_PROBABILITY,
     Forward,
     NoiseSource,
     TrainBatch,
@@ -28,7 +28,17 @@ from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import check_weights
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["block_function", "forward", "look", "loss", "losses_of", "noised", "sample", "slope", "training_pass"]
+__all__ = [
+    "block_function",
+    "forward",
+    "activations",
+    "loss",
+    "per_image_losses",
+    "noised",
+    "sample",
+    "grad_log_prob",
+    "training_pass",
+]
 
 Array = NDArray[np.float64]
 
@@ -272,7 +282,9 @@ def forward(
     return program.run(functions, inputs, training)
 
 
-def slope(program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, chosen: NDArray) -> Array:
+def grad_log_prob(
+    program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, chosen: NDArray
+) -> Array:
     """The gradient by x of a classifier's log p(chosen | x), with shape (B, H, W, C), by differences of order 4."""
     h, gradient = 1e-3, np.zeros(x.shape)
     label, shape = np.asarray(chosen), x.shape[1:]
@@ -331,11 +343,11 @@ def training_pass(
     program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str
 ) -> tuple[float, dict[str, Array]]:
     """The first half of a training step: (loss, new running statistics by name)."""
-    losses, statistics = losses_of(program, weights, batch, distance)
+    losses, statistics = per_image_losses(program, weights, batch, distance)
     return float(np.mean(batch.importance * losses)), statistics
 
 
-def losses_of(
+def per_image_losses(
     program: Program,
     weights: Mapping[str, NDArray],
     batch: TrainBatch,
@@ -379,10 +391,10 @@ def losses_of(
     return losses, statistics
 
 
-def look(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
-    """The value of each block in a training pass, and the loss of each image, by name; see `backend.Trainer.look`."""
+def activations(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
+    """The value of each block in a training pass, and the loss of each image, by name; see `backend.Trainer.activations`."""
     values: dict[str, Array] = {}
-    losses, _ = losses_of(program, weights, batch, distance, values=values)
+    losses, _ = per_image_losses(program, weights, batch, distance, values=values)
     return values | {"losses": losses}
 
 
@@ -403,17 +415,17 @@ def _bound(batch: TrainBatch, residual: Array, still: Array, spread: Array) -> A
     narrow = np.exp(-0.5 * u)
     beyond = np.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
     probability = _normal_cdf(narrow * (half_bin - e)) - beyond
-    decoder = -np.log(np.maximum(probability, SMALLEST_PROBABILITY))
+    decoder = -np.log(np.maximum(probability, MIN_PROBABILITY))
     return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
 
 
 def _guided(plan: SamplerPlan, i: int, wanted: Array, other: Array) -> Array:
     """F_i of the output with the class and that of what it leads away from."""
-    guided = other + plan.guidance[i] * (wanted - other)
+    guided = other + plan.guidance_scale[i] * (wanted - other)
     if not plan.rescale:
         return guided
     spread, own = (v.std(axis=(1, 2, 3), keepdims=True) for v in (wanted, guided))
-    return (plan.rescale * spread / np.maximum(own, LEAST_SPREAD) + 1.0 - plan.rescale) * guided
+    return (plan.rescale * spread / np.maximum(own, MIN_STD) + 1.0 - plan.rescale) * guided
 
 
 def _bounded(plan: SamplerPlan, estimate: Array) -> Array:
@@ -435,13 +447,13 @@ def sample(
     start: NDArray,
     label: NDArray,
     noise: NoiseSource,
-    watch: Callable[[int, Array, Array], None] | None = None,
+    callback: Callable[[int, Array, Array], None] | None = None,
     guide: Forward | None = None,
-    slope: Forward | None = None,
+    grad_log_prob: Forward | None = None,
     mask: NDArray | None = None,
     known: NoiseSource | None = None,
 ) -> Array:
-    """Run a plan; see `backend.Backend.sample`, and `backend.Steering` for the rest.
+    """Run a plan; see `backend.Backend.sample`, and `backend.Guidance` for the rest.
 
     Args:
         program: the network.
@@ -450,9 +462,9 @@ def sample(
         start: register 0 before the first row.
         label: the network's labels.
         noise: z of each row.
-        watch: called after each row.
+        callback: called after each row.
         guide: the weaker network's output as a function of (x, c_noise, label); None is this one's without a class.
-        slope: the gradient of a classifier's log p(class | x), of (x, c_noise, class).
+        grad_log_prob: the gradient of a classifier's log p(class | x), of (x, c_noise, class).
         mask: where the picture is known.
         known: the known picture at the level that row i leads to.
     """
@@ -473,7 +485,7 @@ def sample(
             image = _guided(plan, i, image, other[..., :channels])
         estimate = plan.c_skip[i] * x + plan.c_out[i] * image
         if plan.classifier is not None:
-            gradient = plan.c_in[i] * slope(plan.c_in[i] * x, c_noise, label - program.labels.start)
+            gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label - program.labels.start)
             estimate = estimate + plan.classifier[i] * gradient
         estimate = _bounded(plan, estimate)
         history = [estimate, *history[:-1]]
@@ -488,6 +500,6 @@ def sample(
         ]
         if mask is not None:
             registers[0] = mask * np.asarray(known(i), np.float64) + (1.0 - mask) * registers[0]
-        if watch is not None:
-            watch(i, registers[0], estimate)
+        if callback is not None:
+            callback(i, registers[0], estimate)
     return registers[0]

@@ -35,7 +35,7 @@ def import_weights(
 
     Args:
         read: reads the files of a framework, see `backend.Backend.read_arrays`.
-        process: all of `Problem` beside the network; None takes the source's own, or that of DDPM.
+        process: all of `DiffusionModel` beside the network; None takes the source's own, or that of DDPM.
         options: of the source, as a person wrote them.
 
     Raises:

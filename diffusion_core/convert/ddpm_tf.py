@@ -26,9 +26,9 @@ from diffusion_core.convert.names import (
     Imported,
     NameMap,
     expand,
+    make_model,
     name_map,
     prefixes,
-    problem_of,
     qkv,
     read_weights,
 )
@@ -66,7 +66,7 @@ def import_ddpm_tf(
 
     Args:
         path: its prefix (read by `read`), or an `.npz` or `.safetensors` file of the same names.
-        process: see `names.problem_of`.
+        process: see `names.make_model`.
         image_size: height and width in pixels.
         norm_groups: groups of every GroupNorm.
         dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
@@ -87,12 +87,12 @@ def import_ddpm_tf(
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    problem, whose = problem_of(spec, process)
-    names = model_names(spec, problem.program, root)
-    weights = read_weights(names, problem.program, arrays, str(path))
-    ema = read_weights(names, problem.program, average, f"{path}, moving average") if average else weights
+    model, whose = make_model(spec, process)
+    names = model_names(spec, model.program, root)
+    weights = read_weights(names, model.program, arrays, str(path))
+    ema = read_weights(names, model.program, average, f"{path}, moving average") if average else weights
     note = "the original DDPM" + (" with its moving average" if average else "; it holds no moving average")
-    return Imported(problem, weights, ema, note, whose)
+    return Imported(model, weights, ema, note, whose)
 
 
 def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
@@ -128,9 +128,9 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
         in_channels=shape("conv_in/W", 4)[2],
         out_channels=shape("conv_out/W", 4)[3],
         channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        blocks_per_level=blocks,
-        attention_sizes=tuple(
+        channel_multipliers=tuple(width // channels for width in widths),
+        blocks_per_resolution=blocks,
+        attention_resolutions=tuple(
             image_size // 2**level for level in range(levels) if f"down_{level}/attn_0/q/W" in arrays
         ),
         norm_eps=1e-6,
@@ -144,8 +144,8 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
 def model_names(spec: UNetSpec, program: Program, root: str = "model/") -> NameMap:
     """The name map of its variables."""
     units = {"mid.block0": "mid/block_1", "mid.attn": "mid/attn_1", "mid.block1": "mid/block_2"}
-    for level in range(len(spec.multipliers)):
-        for way, blocks in (("down", spec.blocks_per_level), ("up", spec.blocks_per_level + 1)):
+    for level in range(len(spec.channel_multipliers)):
+        for way, blocks in (("down", spec.blocks_per_resolution), ("up", spec.blocks_per_resolution + 1)):
             units[f"{way}.{level}.{way}"] = f"{way}_{level}/{way}sample"
             for i in range(blocks):
                 units[f"{way}.{level}.{i}.block"] = f"{way}_{level}/block_{i}"

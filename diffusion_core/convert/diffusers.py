@@ -43,14 +43,14 @@ from diffusion_core.convert.names import (
     Imported,
     NameMap,
     expand,
+    make_model,
     name_map,
     prefixes,
-    problem_of,
     qkv,
     read_weights,
     write_weights,
 )
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec, lower
 from diffusion_core.networks.blocks import Attention, GroupNorm
 from diffusion_core.networks.weights import Weights
@@ -166,7 +166,7 @@ def import_diffusers(
     Args:
         path: the directory.
         read: reads `.bin` weights.
-        process: see `names.problem_of`; None takes the pipeline's, or that of DDPM.
+        process: see `names.make_model`; None takes the pipeline's, or that of DDPM.
         image_size: where the configuration has no sample_size.
         null_class: ``"zero"``, or ``"last"`` where the last row of the class table was trained to mean "no class".
 
@@ -188,15 +188,15 @@ def import_diffusers(
         own, sampler = _process_of(config, str(file)) if process is None else None, _sampler_of(config)
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
             variance = "learned_range"
-    problem, whose = problem_of(spec, process, own, variance)
+    model, whose = make_model(spec, process, own, variance)
     file = next(
         (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
         unet / f"{_WEIGHTS}.safetensors",
     )
     arrays = {_present_name(name): array for name, array in read_arrays(file, read).items()}
-    weights = read_weights(model_names(spec, problem.program), problem.program, arrays, str(file))
+    weights = read_weights(model_names(spec, model.program), model.program, arrays, str(file))
     note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{sampler}"
-    return Imported(problem, weights, weights, note, whose)
+    return Imported(model, weights, weights, note, whose)
 
 
 def spec_of(
@@ -253,9 +253,9 @@ def spec_of(
             out_channels=config["out_channels"],
             num_classes=classes - 1 if classes and null_class == "last" else classes,
             channels=widths[0],
-            multipliers=tuple(w // widths[0] for w in widths),
-            blocks_per_level=config["layers_per_block"],
-            attention_sizes=tuple(size // 2**level for level, attends in enumerate(down_attention) if attends),
+            channel_multipliers=tuple(w // widths[0] for w in widths),
+            blocks_per_resolution=config["layers_per_block"],
+            attention_resolutions=tuple(size // 2**level for level, attends in enumerate(down_attention) if attends),
             middle_attention=config["add_attention"],
             head_channels=config["attention_head_dim"],
             norm_groups=groups,
@@ -344,7 +344,7 @@ def _sampler_of(config: Mapping[str, Any]) -> str:
 
 def model_names(spec: UNetSpec, program: Program) -> NameMap:
     """The name map of a `UNet2DModel`."""
-    last = len(spec.multipliers) - 1
+    last = len(spec.channel_multipliers) - 1
     units = {
         "mid.block0": "mid_block.resnets.0",
         "mid.attn": "mid_block.attentions.0",
@@ -354,7 +354,7 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
         ways = (("down", f"down_blocks.{level}", 0), ("up", f"up_blocks.{last - level}", 1))
         for way, theirs, one_more in ways:
             units[f"{way}.{level}.{way}"] = f"{theirs}.{way}samplers.0"
-            for i in range(spec.blocks_per_level + one_more):
+            for i in range(spec.blocks_per_resolution + one_more):
                 units[f"{way}.{level}.{i}.block"] = f"{theirs}.resnets.{i}"
                 units[f"{way}.{level}.{i}.attn"] = f"{theirs}.attentions.{i}"
     modules = {
@@ -387,7 +387,7 @@ def _present_name(name: str) -> str:
 
 
 def export_pipeline(
-    problem: Problem, weights: Weights, variance: str = "fixed_small", clip: float | None = 1.0
+    model: DiffusionModel, weights: Weights, variance: str = "fixed_small", clip: float | None = 1.0
 ) -> dict[str, bytes]:
     """The files of a `DDPMPipeline` directory by their paths in it.
 
@@ -403,23 +403,23 @@ def export_pipeline(
         raise one_of("target.variance", variance, FIXED)
     if clip is not None and not 0 < clip < math.inf:
         raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
-    if not isinstance(problem.spec, UNetSpec):
-        raise DuetError(f"model: a {type(problem.spec).__name__} was given; UNet2DModel is a UNetSpec")
-    if tuple(problem.value_range) != (-1.0, 1.0):
-        raise DuetError(f"value_range: {problem.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
-    if problem.time_scale != 1:
-        raise DuetError(f"process.time_scale: {problem.time_scale:g} was given; DDPMPipeline gives its network t")
-    if problem.variance == "learned":
+    if not isinstance(model.spec, UNetSpec):
+        raise DuetError(f"model: a {type(model.spec).__name__} was given; UNet2DModel is a UNetSpec")
+    if tuple(model.value_range) != (-1.0, 1.0):
+        raise DuetError(f"value_range: {model.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
+    if model.time_scale != 1:
+        raise DuetError(f"process.time_scale: {model.time_scale:g} was given; DDPMPipeline gives its network t")
+    if model.variance == "learned":
         raise DuetError("process.variance: learned was given; of learned variances DDPMScheduler has learned_range")
-    if problem.uncertainty:
+    if model.uncertainty:
         raise DuetError("process.uncertainty: true was given; UNet2DModel has no channel for it")
-    spec = problem.spec
-    config = _config_of(spec, problem.program)
+    spec = model.spec
+    config = _config_of(spec, model.program)
     if not spec.qkv_bias:  # its attentions have biases
         spec = UNetSpec(**{**vars(spec), "qkv_bias": True})
     program = lower(spec)
     weights = {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in program.parameters}
-    scheduler = _scheduler_of(problem, variance, clip)
+    scheduler = _scheduler_of(model, variance, clip)
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -436,7 +436,7 @@ def export_pipeline(
 
 def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
     """The configuration of a `UNet2DModel`: the inverse of `spec_of`."""
-    resamples = len(spec.multipliers) > 1
+    resamples = len(spec.channel_multipliers) > 1
     for name, fits in (
         ("up_attention", ("every",)),
         ("embedding", ("sinusoid",)),
@@ -466,7 +466,9 @@ def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
     one_head = all(block.heads == 1 for block in attentions)
     if len(widths) > 1 and not one_head:
         raise _cannot("heads", spec.heads, "one head, or heads of one width at every level (head_channels)")
-    attends = [spec.image_size // 2**level in spec.attention_sizes for level in range(len(spec.multipliers))]
+    attends = [
+        spec.image_size // 2**level in spec.attention_resolutions for level in range(len(spec.channel_multipliers))
+    ]
     table = next((p.shape[0] for p in program.parameters if p.name == "embed.label.weight"), None)
     return {
         "_class_name": "UNet2DModel",
@@ -478,8 +480,8 @@ def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
         "flip_sin_to_cos": not spec.embedding_sin_first,
         "down_block_types": [_block_type("down", attend, spec.down) for attend in attends],
         "up_block_types": [_block_type("up", attend, spec.up) for attend in attends[::-1]],
-        "block_out_channels": [spec.channels * multiplier for multiplier in spec.multipliers],
-        "layers_per_block": spec.blocks_per_level,
+        "block_out_channels": [spec.channels * multiplier for multiplier in spec.channel_multipliers],
+        "layers_per_block": spec.blocks_per_resolution,
         "downsample_padding": int(tuple(spec.down_padding) != (0, 1)),
         "downsample_type": "resnet" if spec.down == "block" else "conv",
         "upsample_type": "resnet" if spec.up == "block" else "conv",
@@ -503,14 +505,14 @@ def _block_type(way: str, attends: bool, resample: str) -> str:
     return next(name for name, found in _BLOCKS[way].items() if found in ((attends, kind), (attends, None)))
 
 
-def _scheduler_of(problem: Problem, variance: str, clip: float | None) -> dict[str, Any]:
+def _scheduler_of(model: DiffusionModel, variance: str, clip: float | None) -> dict[str, Any]:
     """The configuration of a `DDPMScheduler`."""
-    prediction = next((theirs for theirs, ours in _PREDICTIONS.items() if ours == problem.prediction), None)
+    prediction = next((theirs for theirs, ours in _PREDICTIONS.items() if ours == model.prediction), None)
     if prediction is None:
         raise DuetError(
-            f"process.prediction: {problem.prediction} was given; DDPMScheduler has {', '.join(_PREDICTIONS.values())}"
+            f"process.prediction: {model.prediction} was given; DDPMScheduler has {', '.join(_PREDICTIONS.values())}"
         )
-    schedule = problem.process.schedule
+    schedule = model.process.schedule
     if not schedule.variance_preserving:
         raise DuetError(f"process.schedule: {schedule.name} was given; DDPMScheduler has betas, alpha^2 + sigma^2 = 1")
     signal = schedule.alpha**2
@@ -518,9 +520,9 @@ def _scheduler_of(problem: Problem, variance: str, clip: float | None) -> dict[s
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": schedule.steps,
-        **_beta_options(problem.schedule, betas),
+        **_beta_options(model.schedule, betas),
         "prediction_type": prediction,
-        "variance_type": "learned_range" if problem.spec.out_channels > problem.spec.in_channels else variance,
+        "variance_type": "learned_range" if model.spec.out_channels > model.spec.in_channels else variance,
         "clip_sample": clip is not None,
         "clip_sample_range": 1.0 if clip is None else clip,
         "timestep_spacing": "leading",

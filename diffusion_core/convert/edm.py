@@ -36,9 +36,9 @@ from diffusion_core.convert.names import (
     Imported,
     Layout,
     NameMap,
+    make_model,
     name_map,
     prefixes,
-    problem_of,
     read_weights,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
@@ -69,7 +69,7 @@ def import_edm(
 
     Args:
         path: `.pt` (read by `read`), `.npz` or `.safetensors`.
-        process: see `names.problem_of`.
+        process: see `names.make_model`.
         head_channels: channels per head of DhariwalUNet; SongUNet has one head.
         norm_groups: most groups of a GroupNorm; a group has at least 4 channels.
         dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
@@ -79,17 +79,17 @@ def import_edm(
     """
     arrays = {name.removeprefix("model."): a for name, a in read_arrays(path, read).items()}
     spec = spec_of(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
-    problem, whose = problem_of(spec, process, _process_of(arrays))
+    model, whose = make_model(spec, process, _process_of(arrays))
     filters = [name for name in arrays if name.endswith(".resample_filter")]
     # Constants of a preconditioning, which are no part of its network.
     constants = [name for name in arrays if name in ("u", "sigma_min", "sigma_max")]
-    names = model_names(spec, problem.program)
-    weights = read_weights(names, problem.program, arrays, str(path), extras=(*filters, *constants))
+    names = model_names(spec, model.program)
+    weights = read_weights(names, model.program, arrays, str(path), extras=(*filters, *constants))
     which = "SongUNet" if _is_song(arrays) else "DhariwalUNet"
     if process is None and "u" not in arrays:
         whose = "EDM's, assumed, as these files do not say it; process=vp_sde, ve_sde or iddpm gives another"
     note = f"the {which} of EDM, whose raw output F is equal"
-    return Imported(problem, weights, weights, note, whose)
+    return Imported(model, weights, weights, note, whose)
 
 
 def _process_of(arrays: Arrays) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def spec_of(arrays: Arrays, source: str, head_channels: int = 64, **options: Any
         "out_channels": shape(f"dec.{size}x{size}_aux_conv.weight" if is_song else "out_conv.weight", 4)[0],
         "num_classes": classes,
         "channels": channels,
-        "multipliers": tuple(width // channels for width in widths),
-        "blocks_per_level": len({n.split(".")[1] for n in arrays if n.startswith(f"enc.{size}x{size}_block")}),
-        "attention_sizes": tuple(s for s in sizes if f"enc.{s}x{s}_block0.qkv.weight" in arrays),
+        "channel_multipliers": tuple(width // channels for width in widths),
+        "blocks_per_resolution": len({n.split(".")[1] for n in arrays if n.startswith(f"enc.{size}x{size}_block")}),
+        "attention_resolutions": tuple(s for s in sizes if f"enc.{s}x{s}_block0.qkv.weight" in arrays),
         "norm_group_channels": 4,
         "augment_dim": shape("map_augment.weight", 2)[1] if "map_augment.weight" in arrays else 0,
         "down": "block",
@@ -190,7 +190,7 @@ def _taps(arrays: Arrays, source: str) -> tuple[float, ...]:
 def model_names(spec: UNetSpec, program: Program) -> NameMap:
     """The name map of a SongUNet (class in front of the dense layers) or DhariwalUNet."""
     is_song = spec.up_attention == "last"
-    last, size = len(spec.multipliers) - 1, spec.image_size
+    last, size = len(spec.channel_multipliers) - 1, spec.image_size
     side = [f"{size >> level}x{size >> level}" for level in range(last + 1)]
     residuals = {"mid.block0": f"dec.{side[last]}_in0", "mid.block1": f"dec.{side[last]}_in1"}
     attentions = {"mid.attn": f"dec.{side[last]}_in0"}
@@ -205,7 +205,10 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
         "out.conv": f"dec.{side[0]}_aux_conv" if is_song else "out_conv",
     }
     for level in range(last + 1):
-        for way, theirs, blocks in (("down", "enc", spec.blocks_per_level), ("up", "dec", spec.blocks_per_level + 1)):
+        for way, theirs, blocks in (
+            ("down", "enc", spec.blocks_per_resolution),
+            ("up", "dec", spec.blocks_per_resolution + 1),
+        ):
             for i in range(blocks):
                 residuals[f"{way}.{level}.{i}.block"] = f"{theirs}.{side[level]}_block{i}"
                 attentions[f"{way}.{level}.{i}.attn"] = f"{theirs}.{side[level]}_block{i}"

@@ -31,9 +31,9 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
+    make_model,
     name_map,
     prefixes,
-    problem_of,
     read_weights,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
@@ -73,7 +73,7 @@ def import_guided_diffusion(
 
     Args:
         path: `.pt` (read by `read`), `.npz` or `.safetensors`.
-        process: see `names.problem_of`.
+        process: see `names.make_model`.
         image_size: height and width in pixels.
         heads: attention heads at every level (improved-diffusion: 4), or
         head_channels: channels per head (ADM: 64).
@@ -108,16 +108,16 @@ def import_guided_diffusion(
     )
     # Its learn_sigma is that of improved DDPM; their code has "learned" too, but no option that asks for it.
     variance = "learned_range" if spec.out_channels == 2 * spec.in_channels else "fixed"
-    problem, whose = problem_of(spec, process, variance=variance)
+    model, whose = make_model(spec, process, variance=variance)
     if rescale_timesteps:
-        problem = replace(problem, time_scale=1000 / problem.process.schedule.steps)
-    names = model_names(spec, problem.program)
-    weights = read_weights(names, problem.program, arrays, str(path))
+        model = replace(model, time_scale=1000 / model.process.schedule.steps)
+    names = model_names(spec, model.program)
+    weights = read_weights(names, model.program, arrays, str(path))
     average = weights
     if ema is not None:
-        average = read_weights(names, problem.program, read_arrays(Path(ema), read), ema)
+        average = read_weights(names, model.program, read_arrays(Path(ema), read), ema)
     note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}"
-    return Imported(problem, weights, average, note, whose)
+    return Imported(model, weights, average, note, whose)
 
 
 def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
@@ -169,9 +169,9 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
         out_channels=arrays["out.2.weight"].shape[0],
         num_classes=arrays["label_emb.weight"].shape[0] if "label_emb.weight" in arrays else 0,
         channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        blocks_per_level=blocks,
-        attention_sizes=tuple(
+        channel_multipliers=tuple(width // channels for width in widths),
+        blocks_per_resolution=blocks,
+        attention_resolutions=tuple(
             image_size // 2**level for level, k in enumerate(first) if f"input_blocks.{k}.1.qkv.weight" in arrays
         ),
         norm_eps=1e-5,
@@ -196,7 +196,7 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
         "out.norm": "out.0",
         "out.conv": "out.2",
     }
-    last, blocks = len(spec.multipliers) - 1, spec.blocks_per_level
+    last, blocks = len(spec.channel_multipliers) - 1, spec.blocks_per_resolution
     for level in range(last + 1):
         first = 1 + level * (blocks + 1)
         for i in range(blocks):
@@ -209,7 +209,7 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
             units[f"up.{level}.{i}.block"] = f"output_blocks.{first + i}.0"
             units[f"up.{level}.{i}.attn"] = f"output_blocks.{first + i}.1"
         # It stands behind the last block of the level, and behind its attention where there is one.
-        at = 1 + (spec.image_size // 2**level in spec.attention_sizes)
+        at = 1 + (spec.image_size // 2**level in spec.attention_resolutions)
         units[f"up.{level}.up"] = f"output_blocks.{first + blocks}.{at}"
         modules[f"up.{level}.up.conv"] = f"output_blocks.{first + blocks}.{at}.conv"
     modules |= prefixes(units, _LEAVES)

@@ -24,7 +24,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.networks.weights import Weights, shape_misfits
@@ -45,7 +45,7 @@ __all__ = [
     "expand",
     "name_map",
     "prefixes",
-    "problem_of",
+    "make_model",
     "qkv",
     "read_weights",
     "write_weights",
@@ -63,30 +63,30 @@ class Imported:
     """What a foreign file is to Duet.
 
     Args:
-        problem: network and process.
+        model: network and process.
         weights: the last weights.
         ema: their moving average; the same where the source has one set of weights.
         note: what a person should know of it, in one line.
         whose: where its process is from, in words.
     """
 
-    problem: Problem
+    model: DiffusionModel
     weights: Weights
     ema: Weights
     note: str
     whose: str
 
 
-def problem_of(
+def make_model(
     spec: UNetSpec,
     process: Mapping[str, Any] | None,
     own: Mapping[str, Any] | None = None,
     variance: str = "fixed",
-) -> tuple[Problem, str]:
+) -> tuple[DiffusionModel, str]:
     """(problem, where its process is from): what a person gave, else what the source says, else DDPM's.
 
     Args:
-        process: what was given: the arguments of `Problem` beside the network, with schedule and prediction.
+        process: what was given: the arguments of `DiffusionModel` beside the network, with schedule and prediction.
         own: the same of the source.
         variance: what the source says of the second half of the output; it holds where none of them says another.
 
@@ -95,8 +95,8 @@ def problem_of(
     """
     if process is None:
         found, whose = (own, "its own") if own else (DDPM, ASSUMED)
-        return Problem(spec, **{"variance": variance, **found}), whose
-    known = [field.name for field in fields(Problem) if field.name != "spec"]
+        return DiffusionModel(spec, **{"variance": variance, **found}), whose
+    known = [field.name for field in fields(DiffusionModel) if field.name != "spec"]
     for name in process:
         if name not in known:
             raise one_of("process, of an import", name, known)
@@ -109,7 +109,7 @@ def problem_of(
     if "value_range" in given:
         given["value_range"] = _pair(given["value_range"])
     try:
-        return Problem(spec, **given), "as given"
+        return DiffusionModel(spec, **given), "as given"
     except TypeError as error:  # null or text where there must be a number
         raise DuetError(f"process: a value has the wrong type ({error}); {_WHOLE}") from error
 

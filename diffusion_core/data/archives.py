@@ -14,7 +14,7 @@ from pathlib import Path
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_unpacked
 
-__all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_of"]
+__all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_file"]
 
 # Of one file that is read whole.
 _MOST_BYTES = 1 << 28
@@ -132,7 +132,7 @@ def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> 
     return found, names
 
 
-def sha256_of(file: Path) -> str:
+def sha256_file(file: Path) -> str:
     """The hash of a file's bytes; memory stays bounded."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -26,7 +26,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data.augment import augment
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
-from diffusion_core.runtime.distributed import World
+from diffusion_core.runtime.distributed import ProcessGroup
 
 __all__ = ["Images", "Loader"]
 
@@ -63,7 +63,7 @@ class Loader:
         dtype: the type of the pixels.
         value_range: what the network sees for black and for white.
         augment: the probability of each change of the augmentation of EDM; 0 makes none.
-        world: of several processes, the one whose share of each batch is shown.
+        group: of several processes, the one whose share of each batch is shown.
 
     Raises:
         DuetError: the value range is not two numbers, the first below the second, or the probability is none.
@@ -75,7 +75,7 @@ class Loader:
     dtype: DTypeLike = np.float32
     value_range: Sequence[float] = VALUE_RANGE
     augment: float = 0.0
-    world: World = field(default_factory=World)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", check_value_range(self.value_range))
@@ -88,8 +88,8 @@ class Loader:
         Raises:
             DuetError: `images_seen` is negative or `size` is not positive.
         """
-        if self.world.size > 1:
-            return replace(self, world=World()).share(images_seen, size, self.world.rank, self.world.size)
+        if self.group.size > 1:
+            return replace(self, group=ProcessGroup()).share(images_seen, size, self.group.rank, self.group.size)
         if images_seen < 0 or size < 1:
             raise DuetError(
                 f"batch: {size} images from position {images_seen} were asked for; "
@@ -113,18 +113,18 @@ class Loader:
         pixels, features = (array.astype(self.dtype) for array in (pixels, features))
         return Images(pixels, labels, indices, epochs, counters, features)
 
-    def share(self, images_seen: int, size: int, rank: int, world: int) -> Images:
-        """What process `rank` of `world` takes of a batch; all shares, one after another, are the batch.
+    def share(self, images_seen: int, size: int, rank: int, group: int) -> Images:
+        """What process `rank` of `group` takes of a batch; all shares, one after another, are the batch.
 
         Raises:
             DuetError: as `batch`, or there is no such process, or it would have nothing.
         """
-        if not 0 <= rank < world or not 0 < world <= size:
+        if not 0 <= rank < group or not 0 < group <= size:
             raise DuetError(
-                f"share: process {rank} of {world} was given for {size} images; the processes are 0..{world - 1}, "
+                f"share: process {rank} of {group} was given for {size} images; the processes are 0..{group - 1}, "
                 f"each with at least one image"
             )
-        mine = World(rank, world).share(size)
+        mine = ProcessGroup(rank, group).share(size)
         return self.batch(images_seen + mine.start, mine.stop - mine.start)
 
 

@@ -29,7 +29,7 @@ from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import chosen_parts
 from diffusion_core.files.safe_read import read_json, read_npy, read_text
 
-__all__ = ["finish_store", "open_store", "parts_of", "read_names", "save_store", "shard_length", "shard_name"]
+__all__ = ["finish_store", "open_store", "store_parts", "read_names", "save_store", "shard_length", "shard_name"]
 
 _FORMAT = 2
 _FITS = "a store is a directory that experiments.prepare wrote"
@@ -127,7 +127,7 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
         DuetError: there is no such part, or a file is missing, cut short or not what was written.
     """
     directory = Path(directory).expanduser()
-    parts = parts_of(directory)
+    parts = store_parts(directory)
     if not parts or (directory / "data.json").exists():
         return _open_one(directory, verify)
     opened = [_open_one(directory / name, verify) for name in chosen_parts(f"store {str(directory)!r}", parts, part)]
@@ -161,7 +161,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
     return dataset
 
 
-def parts_of(directory: str | Path) -> list[str]:
+def store_parts(directory: str | Path) -> list[str]:
     """The names of the stores in a directory, the training part first."""
     found = [path.parent.name for path in Path(directory).expanduser().glob("*/data.json")]
     return sorted(found, key=lambda name: (name != "train", name))

@@ -11,7 +11,7 @@ r"""Noise schedules in continuous time: a law t -> (alpha, sigma) for every real
 
 with beta_d = beta_max - beta_min. Where sigma/alpha vanishes for t -> 0, the span ends a little above it: at that end
 eps could be found from no x_t. There is no table, so nothing here counts levels; what a table `schedule.Schedule` says
-of its levels, this says of its two ends. To both a call gives (alpha, sigma), and `t_of` finds t again.
+of its levels, this says of its two ends. To both a call gives (alpha, sigma), and `t_at_log_ratio` finds t again.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), VP and VE SDE,
@@ -88,7 +88,7 @@ class ContinuousSchedule:
             raise DuetError(f"schedule {self.name}: t must be in {low:g}..{high:g}, not {t.ravel()[:5]}")
         return self.law(t)
 
-    def t_of(self, log_ratio: ArrayLike) -> Array:
+    def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """The t whose log(sigma/alpha) is given: the inverse of a call.
 
         Raises:

@@ -90,7 +90,7 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _NoiseLevel:
     """What a law of columns is given: the schedule, levels t on it with their alpha and sigma, and sigma_data."""
 
     schedule: AnySchedule
@@ -106,7 +106,7 @@ class _Place:
 
 
 def _columns(
-    at: _Place,
+    at: _NoiseLevel,
     c_skip: ArrayLike,
     c_out: ArrayLike,
     target_x0: ArrayLike,
@@ -119,29 +119,29 @@ def _columns(
     return Columns(*(np.broadcast_to(column, at.alpha.shape).astype(np.float64) for column in given))
 
 
-def _eps(at: _Place) -> Columns:
+def _eps(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0)
 
 
-def _x0(at: _Place) -> Columns:
+def _x0(at: _NoiseLevel) -> Columns:
     return _columns(at, 0.0, 1.0, 1.0, 0.0)
 
 
-def _v(at: _Place) -> Columns:
+def _v(at: _NoiseLevel) -> Columns:
     power = at.alpha**2 + at.sigma**2
     return _columns(at, at.alpha / power, -at.sigma / power, -at.sigma, at.alpha)
 
 
-def _score(at: _Place) -> Columns:
+def _score(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, at.sigma**2 / at.alpha, 0.0, -1.0 / at.sigma)
 
 
-def _flow(at: _Place) -> Columns:
+def _flow(at: _NoiseLevel) -> Columns:
     total = at.alpha + at.sigma
     return _columns(at, 1.0 / total, -at.sigma / total, -1.0, 1.0)
 
 
-def _next_level(at: _Place) -> Columns:
+def _next_level(at: _NoiseLevel) -> Columns:
     if np.any(at.t != np.floor(at.t)):
         raise DuetError(f"process next_level: it has no level between two, so t must be whole, not {at.t.ravel()[:5]}")
     # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
@@ -151,7 +151,7 @@ def _next_level(at: _Place) -> Columns:
     return _columns(at, sigma_s / determinant, -at.sigma / determinant, alpha_s, sigma_s)
 
 
-def _edm(at: _Place) -> Columns:
+def _edm(at: _NoiseLevel) -> Columns:
     m, q = at.sigma_data, np.hypot(at.sigma_data * at.alpha, at.sigma)
     return _columns(
         at,
@@ -164,16 +164,16 @@ def _edm(at: _Place) -> Columns:
     )
 
 
-def _vp(at: _Place) -> Columns:
+def _vp(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=1.0 / np.hypot(at.alpha, at.sigma))
 
 
-def _ve(at: _Place) -> Columns:
+def _ve(at: _NoiseLevel) -> Columns:
     c_noise = at.log_ratio - np.log(2.0)
     return _columns(at, 1.0 / at.alpha, at.sigma / at.alpha, 0.0, -1.0, c_in=1.0 / at.alpha, c_noise=c_noise)
 
 
-def _iddpm(at: _Place) -> Columns:
+def _iddpm(at: _NoiseLevel) -> Columns:
     ratio = np.exp(at.schedule.log_ratio)
     nearest = np.searchsorted(0.5 * (ratio[:-1] + ratio[1:]), at.sigma / at.alpha)
     c_in = 1.0 / np.hypot(at.alpha, at.sigma)
@@ -181,7 +181,7 @@ def _iddpm(at: _Place) -> Columns:
 
 
 # A new prediction is a law here.
-PREDICTIONS: dict[str, Callable[[_Place], Columns]] = {
+PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "eps": _eps,
     "x0": _x0,
     "v": _v,
@@ -237,7 +237,7 @@ class Process:
     def columns(self, t: ArrayLike) -> Columns:
         """The columns at the levels t, in the span of the schedule; next_level has levels at whole t alone."""
         t = np.asarray(t)
-        made = PREDICTIONS[self.prediction](_Place(self.schedule, t, *self.schedule(t), self.sigma_data))
+        made = PREDICTIONS[self.prediction](_NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data))
         return replace(made, c_noise=self.time_scale * made.c_noise)
 
 

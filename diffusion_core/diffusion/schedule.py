@@ -138,7 +138,7 @@ class Schedule:
             np.where(fractional, scale, self.sigma[below]),
         )
 
-    def t_of(self, log_ratio: ArrayLike) -> Array:
+    def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """The t, whole or fractional, whose log(sigma/alpha) is given: the inverse of a call.
 
         Raises:

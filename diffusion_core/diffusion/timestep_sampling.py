@@ -68,15 +68,15 @@ from diffusion_core.common.registry import build
 from diffusion_core.diffusion.schedule import AnySchedule
 
 __all__ = [
-    "LEVELS",
-    "Levels",
+    "TIMESTEP_SAMPLERS",
+    "DiscreteTimestepSampler",
     "LossHistory",
-    "Times",
+    "ContinuousTimestepSampler",
     "log_normal",
     "logit_normal",
     "loss_second_moment",
     "low_discrepancy",
-    "make_levels",
+    "make_timestep_sampler",
     "uniform",
 ]
 
@@ -114,7 +114,7 @@ class LossHistory:
 
 
 @dataclass(frozen=True, eq=False)
-class Levels:
+class DiscreteTimestepSampler:
     """A law of t.
 
     Args:
@@ -135,7 +135,7 @@ class Levels:
     def __post_init__(self) -> None:
         if not 0 < self.uniform_share <= 1:
             raise DuetError(
-                f"process.levels.uniform_share: {self.uniform_share} was given; it is a share, more than 0, at most 1"
+                f"process.timestep_sampling.uniform_share: {self.uniform_share} was given; it is a share, more than 0, at most 1"
             )
         _check_strata(self.strata)
         self.cumulative.setflags(write=False)
@@ -150,7 +150,7 @@ class Levels:
         levels = len(self.cumulative)
         return LossHistory(np.zeros((levels, self.history)), np.zeros(levels, np.int64)) if self.history else None
 
-    def given(self, history: LossHistory | None) -> Levels:
+    def given(self, history: LossHistory | None) -> DiscreteTimestepSampler:
         """The law after these losses: in proportion to their root mean square, but for the uniform share."""
         own = self.probability
         if history is None or np.any(history.counts[own > 0] < self.history):
@@ -175,12 +175,12 @@ class Levels:
 
 
 @dataclass(frozen=True, eq=False)
-class Times:
+class ContinuousTimestepSampler:
     """A law of continuous time.
 
     Args:
         at: the times of numbers u in [0, 1), the quantiles of the law.
-        strata: see `Levels`.
+        strata: see `DiscreteTimestepSampler`.
 
     Raises:
         DuetError: if there is less than one stratum.
@@ -193,7 +193,7 @@ class Times:
         _check_strata(self.strata)
 
     def fresh(self) -> None:
-        """No history: see `Levels`."""
+        """No history: see `DiscreteTimestepSampler`."""
 
     def draw(self, seed: int, positions: ArrayLike) -> Array:
         """The times of these positions in the run, with shape (B,)."""
@@ -202,7 +202,9 @@ class Times:
 
 def _check_strata(strata: int) -> None:
     if strata < 1:
-        raise DuetError(f"process.levels.strata: {strata} was given; it must be at least 1, and is best the batch")
+        raise DuetError(
+            f"process.timestep_sampling.strata: {strata} was given; it must be at least 1, and is best the batch"
+        )
 
 
 def _numbers(seed: int, positions: ArrayLike, strata: int) -> Array:
@@ -226,7 +228,7 @@ def _above(cumulative: Array, first_t: int, name: str) -> Array:
     # Of less than this a word of 32 bits would show hardly a level.
     if not 1.0 - below > 2.0**-20:
         raise DuetError(
-            f"process.levels: {name} as given draws no level from {first_t} on; raise mean, or lower process.first_t"
+            f"process.timestep_sampling: {name} as given draws no level from {first_t} on; raise mean, or lower process.first_t"
         )
     return np.maximum(cumulative - below, 0.0) / (cumulative[-1] - below)
 
@@ -236,61 +238,69 @@ def _between(span: tuple[float, float], share: Array) -> Array:
     return np.minimum(span[0] + share * (span[1] - span[0]), span[1])
 
 
-def uniform(schedule: AnySchedule, first_t: int) -> Levels | Times:
+def uniform(schedule: AnySchedule, first_t: int) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
     """All levels from `first_t` on alike (Ho et al., 2020, algorithm 1)."""
     if not schedule.is_table:
-        return Times(lambda u: _between(schedule.span, u))
+        return ContinuousTimestepSampler(lambda u: _between(schedule.span, u))
     n = schedule.steps - first_t
     # As quotients of whole numbers: the levels are then exactly those of `Stream.integers`.
-    return Levels(np.append(np.zeros(first_t), np.arange(1, n + 1) / n))
+    return DiscreteTimestepSampler(np.append(np.zeros(first_t), np.arange(1, n + 1) / n))
 
 
-def low_discrepancy(schedule: AnySchedule, first_t: int, strata: int) -> Levels | Times:
+def low_discrepancy(
+    schedule: AnySchedule, first_t: int, strata: int
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
     """`uniform` in strata (Kingma et al., 2021); one per sample of the batch where `strata` is the batch."""
     return replace(uniform(schedule, first_t), strata=strata)
 
 
 def log_normal(
     schedule: AnySchedule, first_t: int, mean: float = -1.2, std: float = 1.2, strata: int = 1
-) -> Levels | Times:
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
     """log(sigma/alpha) ~ N(mean, std^2), of a table the nearest (Karras et al., 2022, with their P_mean and P_std)."""
     normal = _normal(mean, std)
     if not schedule.is_table:
-        return Times(lambda u: schedule.t_of(np.clip(_quantile(normal, u), *schedule.ends)), strata)
+        return ContinuousTimestepSampler(
+            lambda u: schedule.t_at_log_ratio(np.clip(_quantile(normal, u), *schedule.ends)), strata
+        )
     log_noise = -0.5 * schedule.log_snr
     edges = np.append(0.5 * (log_noise[:-1] + log_noise[1:]), np.inf)
-    return Levels(_above(_below(normal, edges), first_t, "log_normal"), strata)
+    return DiscreteTimestepSampler(_above(_below(normal, edges), first_t, "log_normal"), strata)
 
 
 def logit_normal(
     schedule: AnySchedule, first_t: int, mean: float = 0.0, std: float = 1.0, strata: int = 1
-) -> Levels | Times:
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
     """log(u/(1-u)) ~ N(mean, std^2) for the time u in (0, 1) of the schedule (Esser et al., 2024, eq. 19)."""
     normal = _normal(mean, std)
     if not schedule.is_table:
-        return Times(lambda u: _between(schedule.span, 1.0 / (1.0 + np.exp(-_quantile(normal, u)))), strata)
+        return ContinuousTimestepSampler(
+            lambda u: _between(schedule.span, 1.0 / (1.0 + np.exp(-_quantile(normal, u)))), strata
+        )
     n = np.arange(1, schedule.steps)
     edges = np.append(np.log(n / (schedule.steps - n)), np.inf)
-    return Levels(_above(_below(normal, edges), first_t, "logit_normal"), strata)
+    return DiscreteTimestepSampler(_above(_below(normal, edges), first_t, "logit_normal"), strata)
 
 
 def loss_second_moment(
     schedule: AnySchedule, first_t: int, history: int = 10, uniform_share: float = 0.001, strata: int = 1
-) -> Levels:
+) -> DiscreteTimestepSampler:
     """Levels whose last losses are large are drawn more often (Nichol & Dhariwal, 2021)."""
     if not schedule.is_table:
-        raise DuetError(f"process.levels: loss_second_moment keeps losses by level, and {schedule.name} has no levels")
+        raise DuetError(
+            f"process.timestep_sampling: loss_second_moment keeps losses by level, and {schedule.name} has no levels"
+        )
     if history < 1:
-        raise DuetError(f"process.levels.history: {history} was given; it must be at least 1")
-    return Levels(uniform(schedule, first_t).cumulative, strata, history, uniform_share)
+        raise DuetError(f"process.timestep_sampling.history: {history} was given; it must be at least 1")
+    return DiscreteTimestepSampler(uniform(schedule, first_t).cumulative, strata, history, uniform_share)
 
 
 def _normal(mean: float, std: float) -> NormalDist:
     """The normal distribution."""
     if not math.isfinite(mean):
-        raise DuetError(f"process.levels.mean: {mean} was given; it must be a number")
+        raise DuetError(f"process.timestep_sampling.mean: {mean} was given; it must be a number")
     if not 0 < std < math.inf:
-        raise DuetError(f"process.levels.std: {std} was given; it must be a positive number")
+        raise DuetError(f"process.timestep_sampling.std: {std} was given; it must be a positive number")
     return NormalDist(mean, std)
 
 
@@ -304,7 +314,7 @@ def _quantile(normal: NormalDist, u: Array) -> Array:
     return np.vectorize(normal.inv_cdf, otypes=[np.float64])(np.maximum(u, 2.0**-44))
 
 
-LEVELS: Mapping[str, Callable[..., Levels | Times]] = {
+TIMESTEP_SAMPLERS: Mapping[str, Callable[..., DiscreteTimestepSampler | ContinuousTimestepSampler]] = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
     "log_normal": log_normal,
@@ -313,7 +323,9 @@ LEVELS: Mapping[str, Callable[..., Levels | Times]] = {
 }
 
 
-def make_levels(schedule: AnySchedule, first_t: int = 0, name: str = "uniform", **options: object) -> Levels | Times:
+def make_timestep_sampler(
+    schedule: AnySchedule, first_t: int = 0, name: str = "uniform", **options: object
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
     """The law of that name over the levels `first_t` .. T-1, or over the span of continuous time.
 
     Raises:
@@ -326,4 +338,4 @@ def make_levels(schedule: AnySchedule, first_t: int = 0, name: str = "uniform", 
         )
     if first_t and not 0 <= first_t < schedule.steps:
         raise DuetError(f"objective.first_t: {first_t} was given; it must be a level, 0..{schedule.steps - 1}")
-    return build("process.levels", LEVELS, name, options, schedule, first_t)
+    return build("process.timestep_sampling", TIMESTEP_SAMPLERS, name, options, schedule, first_t)

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend.interface import Pullback
+from diffusion_core.backend.interface import VJP
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Columns, Process
@@ -99,7 +99,7 @@ class FlowDensity:
 
 
 def flow_density(
-    pullback: Pullback,
+    vjp: VJP,
     process: Process,
     y: NDArray,
     label: NDArray[np.int32],
@@ -117,7 +117,7 @@ def flow_density(
     """The density of pictures in the range of the values; all but the network is computed here in float64.
 
     Args:
-        pullback: see `backend.Network.pullback`.
+        vjp: see `backend.Network.vjp`.
         process: what the network was trained for.
         y: pictures, with shape (N, H, W, C); of stored ones see `pixels.dequantised`.
         label: the network's label of each, with shape (N,).
@@ -162,7 +162,7 @@ def flow_density(
         def vectors(i: NDArray = index[some]) -> Iterator[Array]:
             return _units(len(i), shape) if divergence == "exact" else _signs(seed, i, shape, probes)
 
-        z, volume = path.walk(pullback, first * y[some], label[some], vectors, outputs or shape[2])
+        z, volume = path.walk(vjp, first * y[some], label[some], vectors, outputs or shape[2])
         squares = np.sum(z**2, axis=(1, 2, 3)) / variance
         parts.append((-0.5 * (squares + dimensions * math.log(2 * math.pi * variance)), volume))
         if progress is not None:
@@ -205,12 +205,12 @@ class _Path:
         length = (last - first) / steps
         u = first + length * (np.arange(steps)[:, None] + np.array(tableau.nodes))
         with np.errstate(divide="ignore"):  # no signal is an infinite ratio
-            t = process.schedule.t_of(-np.log(np.sinh(np.maximum(-u, -last))))
+            t = process.schedule.t_at_log_ratio(-np.log(np.sinh(np.maximum(-u, -last))))
         alpha, sigma = process.schedule(t)
         return _Path(tableau, float(length), -np.tanh(u), np.hypot(alpha, sigma), process.columns(t))
 
     def velocity(
-        self, pullback: Pullback, i: int, s: int, z: Array, label: NDArray, vectors: Iterator[Array], outputs: int
+        self, vjp: VJP, i: int, s: int, z: Array, label: NDArray, vectors: Iterator[Array], outputs: int
     ) -> tuple[Array, Array]:
         """(v, div v) of v = dz/du at stage s of step i."""
         columns, norm = self.columns, self.norm[i, s]
@@ -219,14 +219,14 @@ class _Path:
         channels, trace = z.shape[3], np.zeros(len(z))
         for e in vectors:
             cotangent = np.pad(e, ((0, 0), (0, 0), (0, 0), (0, outputs - channels)))
-            output, pulled = pullback(c_in * z, c_noise, label, cotangent)
+            output, pulled = vjp(c_in * z, c_noise, label, cotangent)
             trace += np.sum(e * pulled, axis=(1, 2, 3), dtype=np.float64)
         estimate = c_skip * z + c_out * np.asarray(output[..., :channels], np.float64)
         divergence = (self.cos[i, s] - c_skip) * z[0].size - c_out * c_in * trace
         return self.cos[i, s] * z - estimate, divergence
 
     def walk(
-        self, pullback: Pullback, z: Array, label: NDArray, vectors: Callable[[], Iterator[Array]], outputs: int
+        self, vjp: VJP, z: Array, label: NDArray, vectors: Callable[[], Iterator[Array]], outputs: int
     ) -> tuple[Array, Array]:
         """(z at the end, integral of the divergence) from z at the start."""
         volume = np.zeros(len(z))
@@ -234,7 +234,7 @@ class _Path:
             velocities: list[Array] = []
             for s, before in enumerate(self.tableau.before):
                 state = z + self._moved(before, velocities)
-                v, divergence = self.velocity(pullback, i, s, state, label, vectors(), outputs)
+                v, divergence = self.velocity(vjp, i, s, state, label, vectors(), outputs)
                 velocities.append(v)
                 volume = volume + self.length * self.tableau.weights[s] * divergence
             z = z + self._moved(self.tableau.weights, velocities)

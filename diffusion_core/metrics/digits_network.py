@@ -42,13 +42,13 @@ class Layers:
         spatial: h1, with shape (N, 4, 4, 16).
         features: h3, with shape (N, 64).
         logits: y, with shape (N, 10).
-        pullback: from the gradient of a loss by y to its gradient by the parameters.
+        vjp: from the gradient of a loss by y to its gradient by the parameters.
     """
 
     spatial: Array
     features: Array
     logits: Array
-    pullback: Callable[[Array], dict[str, Array]]
+    vjp: Callable[[Array], dict[str, Array]]
 
 
 def softmax(logits: Array) -> Array:
@@ -66,14 +66,14 @@ def forward(weights: Weights, pictures: Array) -> Layers:
     h3 = np.maximum(h3, 0.0)
     y, back4 = _dense(weights, "dense2", h3)
 
-    def pullback(gradient: Array) -> dict[str, Array]:
+    def vjp(gradient: Array) -> dict[str, Array]:
         gradients: dict[str, Array] = {}
         gradient = back3(back4(gradient, gradients) * active, gradients)
         for back in (back2, back1):
             gradient = back(gradient, gradients)
         return gradients
 
-    return Layers(h1, h3, y, pullback)
+    return Layers(h1, h3, y, vjp)
 
 
 def backward(layers: Layers, labels: NDArray) -> tuple[float, dict[str, Array]]:
@@ -81,7 +81,7 @@ def backward(layers: Layers, labels: NDArray) -> tuple[float, dict[str, Array]]:
     rows, given = np.arange(len(labels)), softmax(layers.logits)
     loss = -np.log(given[rows, labels]).mean()
     given[rows, labels] -= 1.0
-    return float(loss), layers.pullback(given / len(labels))
+    return float(loss), layers.vjp(given / len(labels))
 
 
 # The gradient by a layer's output, and where those by its parameters go; gives the gradient by its input.

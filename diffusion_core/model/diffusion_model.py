@@ -18,14 +18,15 @@ from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.diffusion.variational import VARIANCES
+from diffusion_core.model.old_names import NETWORK_KEYS, with_new_names
 from diffusion_core.networks import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
 from diffusion_core.sampling import SamplerPlan, make_plan
 
-__all__ = ["Problem"]
+__all__ = ["DiffusionModel"]
 
 
 @dataclass(frozen=True)
-class Problem:
+class DiffusionModel:
     """A network and a process.
 
     Args:
@@ -129,7 +130,7 @@ class Problem:
                 "or fixed_small or fixed_large"
             )
 
-    def check_guide(self, guide: Problem, plan: SamplerPlan) -> None:
+    def check_guide(self, guide: DiffusionModel, plan: SamplerPlan) -> None:
         """Refuse a network that guided rows of this one's plan cannot lead away from.
 
         Raises:
@@ -144,7 +145,7 @@ class Problem:
                 f"{own[0]}, and {own[1]}; give one with the same, or with none"
             )
 
-    def check_classifier(self, classifier: Problem, plan: SamplerPlan) -> None:
+    def check_classifier(self, classifier: DiffusionModel, plan: SamplerPlan) -> None:
         """Refuse a network whose gradient cannot lead this one's plan.
 
         Raises:
@@ -157,7 +158,7 @@ class Problem:
         if own and own != other:
             raise DuetError(f"classifier: it knows {other} classes, but the network that is sampled has {own}")
 
-    def _check_leader(self, what: str, leader: Problem, plan: SamplerPlan, names: Sequence[str]) -> None:
+    def _check_leader(self, what: str, leader: DiffusionModel, plan: SamplerPlan, names: Sequence[str]) -> None:
         """Refuse a network for other images, or whose levels or columns of these names are not those of the plan."""
         if leader.spec.image_shape != self.spec.image_shape:
             raise DuetError(
@@ -202,10 +203,12 @@ class Problem:
         }
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Problem:
+    def from_dict(data: Mapping[str, Any]) -> DiffusionModel:
         """The inverse of `to_dict`."""
-        spec = make_spec(data["architecture"], **data["spec"])
+        spec = make_spec(data["architecture"], **with_new_names(data["spec"], NETWORK_KEYS))
         value_range = tuple(data["value_range"])
         # Those that were written before there was an option do not say it.
         later = {name: data[name] for name in ("sigma_data", "variance", "uncertainty") if name in data}
-        return Problem(spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later)
+        return DiffusionModel(
+            spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later
+        )

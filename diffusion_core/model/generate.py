@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend.interface import Backend, Network, NoiseSource, Steering, Watch
+from diffusion_core.backend.interface import Backend, Guidance, Network, NoiseSource, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.networks.program import Program
-from diffusion_core.runtime.distributed import Team
+from diffusion_core.runtime.distributed import Collective
 from diffusion_core.sampling.edit import Edit
 from diffusion_core.sampling.plan import SamplerPlan
 
@@ -60,7 +60,9 @@ def check_labels(
     """
     labels = np.asarray(labels)
     if np.any(plan.is_guided) and program.null_label is None and not has_guide:
-        raise DuetError(f"sampler.guidance: {plan.guidance.max():g} needs classes, but the network has none; use 1")
+        raise DuetError(
+            f"sampler.guidance_scale: {plan.guidance_scale.max():g} needs classes, but the network has none; use 1"
+        )
     if program.null_label is None and classifier is None:
         return np.zeros(labels.shape, np.int32)
     known = known_labels(program, classifier)
@@ -97,11 +99,11 @@ def draw(
     seed: int,
     first: int = 0,
     batch: int = 64,
-    watch: Watch | None = None,
+    callback: StepCallback | None = None,
     progress: Callable[[int], None] | None = None,
-    steering: Steering | None = None,
+    guidance: Guidance | None = None,
     edit: Edit | None = None,
-    team: Team | None = None,
+    collective: Collective | None = None,
     pause: Callable[[], None] | None = None,
 ) -> NDArray:
     """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
@@ -112,42 +114,42 @@ def draw(
         seed: of the sampling streams.
         first: index of the first sample; those of an edit have their own.
         batch: how many are computed at once; changes no picture.
-        watch: see `backend.Watch`; called for the first batch alone.
+        callback: see `backend.StepCallback`; called for the first batch alone.
         progress: called with the number of samples done after each batch.
-        steering: what leads all of them; None is nothing beside the plan.
+        guidance: what leads all of them; None is nothing beside the plan.
         edit: what each sample starts from and keeps, with the plan; None is noise, and nothing.
-        team: the processes that each draw some of the batches; all are given all samples.
+        collective: the processes that each draw some of the batches; all are given all samples.
         pause: called after each round of batches, by every process; what it raises ends the drawing.
 
     Raises:
         DuetError: for labels that the network does not have, or another number of them than the edit has samples.
     """
-    steering, team = steering or Steering(), team or Team()
-    classifier = None if steering.classifier is None else steering.classifier.program
-    labels = check_labels(labels, network.program, plan, steering.guide is not None, classifier)
-    dtype = backend.settings.host_dtype
+    guidance, collective = guidance or Guidance(), collective or Collective()
+    classifier = None if guidance.classifier is None else guidance.classifier.program
+    labels = check_labels(labels, network.program, plan, guidance.guide is not None, classifier)
+    dtype = backend.config.host_dtype
     if edit is not None and len(edit.index) != len(labels):
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")
     indices = first + np.arange(len(labels)) if edit is None else edit.index
     images = np.zeros((len(labels), *shape), dtype)
-    for met in range(0, len(labels), batch * team.world.size):  # a round, of a batch for each process
-        at = met + batch * team.world.rank
+    for met in range(0, len(labels), batch * collective.group.size):  # a round, of a batch for each process
+        at = met + batch * collective.group.rank
         if at < len(labels):
             some = slice(at, at + batch)
-            index, led = indices[some], steering
+            index, led = indices[some], guidance
             start = start_noise(plan, seed, index, shape, dtype)
             if edit is not None and edit.start is not None:
                 start = edit.start[some].astype(dtype)
             if edit is not None and edit.mask is not None:
                 known = known_source(plan, edit.pictures[some], seed, index, dtype)
-                led = replace(steering, mask=edit.mask[some].astype(dtype), known=known)
+                led = replace(guidance, mask=edit.mask[some].astype(dtype), known=known)
             noise = noise_source(seed, index, shape, dtype)
-            images[some] = backend.sample(network, plan, start, labels[some], noise, watch if at == 0 else None, led)
+            images[some] = backend.sample(network, plan, start, labels[some], noise, callback if at == 0 else None, led)
             if progress is not None:
                 progress(at + len(index))
-        if team.world.size > 1:
-            together = slice(met, met + batch * team.world.size)
-            images[together] = team.add(images[together])
+        if collective.group.size > 1:
+            together = slice(met, met + batch * collective.group.size)
+            images[together] = collective.add(images[together])
         if pause is not None:
             pause()
     return images

@@ -41,7 +41,7 @@ def shown(
 
 def levels_shown(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
     """So many t of a schedule, rising and even in log(sigma/alpha), with shape (n,)."""
-    return schedule.t_of(np.linspace(*np.clip(_ENDS, *schedule.ends), n))
+    return schedule.t_at_log_ratio(np.linspace(*np.clip(_ENDS, *schedule.ends), n))
 
 
 def rows_shown(plan: SamplerPlan, n: int) -> NDArray[np.int64]:

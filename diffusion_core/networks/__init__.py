@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.networks import standard as _standard  # noqa: F401  registers the lowering of UNetSpec
+from diffusion_core.networks import unet as _unet  # noqa: F401  registers the lowering of UNetSpec
 from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec

@@ -50,25 +50,25 @@ class DoubleConvSpec(NetworkSpec):
         out_channels: channels of the network's output: as many, or twice as many with a variance for each.
         num_classes: classes; 0 for a network without.
         channels: the base width.
-        multipliers: width of each level, in base widths; one entry per level.
+        channel_multipliers: width of each level, in base widths; one entry per level.
         embedding: features of the time embedding.
         heads: attention heads.
         norm_eps: epsilon of every norm.
     """
 
     channels: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
     embedding: int = 256
     heads: int = 4
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         self.check("channels", "embedding", "heads")
-        if len(self.multipliers) < 2 or min(self.multipliers) < 1:
+        if len(self.channel_multipliers) < 2 or min(self.channel_multipliers) < 1:
             raise DuetError(
-                f"model.multipliers: {self.multipliers} was given; it needs 2 or more levels, with one entry >= 1 each"
+                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs 2 or more levels, with one entry >= 1 each"
             )
-        self.check_halving(len(self.multipliers) - 1)
+        self.check_halving(len(self.channel_multipliers) - 1)
         if self.embedding % 2:
             raise DuetError(
                 f"model.embedding: {self.embedding} was given; it is a sine and a cosine each, an even number"
@@ -89,7 +89,7 @@ class _Lowering(Builder):
 
     def build(self) -> Program:
         spec = self.spec
-        widths = [spec.channels * multiplier for multiplier in spec.multipliers]
+        widths = [spec.channels * multiplier for multiplier in spec.channel_multipliers]
         self.embedded = self.embedding()
         x = self.double("in", self.image(), widths[0])
         skips = [x]

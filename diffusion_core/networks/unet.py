@@ -50,12 +50,12 @@ class UNetBuilder(Builder):
         self.embedded = self.embedding()
         x, skips = self.encoder()
         x = self.middle(x)
-        size = spec.image_size // 2 ** (len(spec.multipliers) - 1)
-        for level, multiplier in reversed(list(enumerate(spec.multipliers))):
-            for i in range(spec.blocks_per_level + 1):
+        size = spec.image_size // 2 ** (len(spec.channel_multipliers) - 1)
+        for level, multiplier in reversed(list(enumerate(spec.channel_multipliers))):
+            for i in range(spec.blocks_per_resolution + 1):
                 x = self.concat(f"up.{level}.{i}.concat", x, skips.pop())
-                attend = spec.up_attention == "every" or i == spec.blocks_per_level
-                attend &= size in spec.attention_sizes
+                attend = spec.up_attention == "every" or i == spec.blocks_per_resolution
+                attend &= size in spec.attention_resolutions
                 x = self.stage(f"up.{level}.{i}", x, spec.channels * multiplier, attend)
             if level:
                 x = self.upsample(f"up.{level}.up", x)
@@ -70,12 +70,12 @@ class UNetBuilder(Builder):
         spec = self.spec
         x = self.conv("conv_in", self.image(), spec.channels)
         skips, image = [x], "x"
-        for level, multiplier in enumerate(spec.multipliers):
-            attend = spec.image_size // 2**level in spec.attention_sizes
-            for i in range(spec.blocks_per_level):
+        for level, multiplier in enumerate(spec.channel_multipliers):
+            attend = spec.image_size // 2**level in spec.attention_resolutions
+            for i in range(spec.blocks_per_resolution):
                 x = self.stage(f"down.{level}.{i}", x, spec.channels * multiplier, attend)
                 skips.append(x)
-            if level < len(spec.multipliers) - 1:
+            if level < len(spec.channel_multipliers) - 1:
                 x = self.downsample(f"down.{level}.down", x)
                 if spec.encoder == "residual":
                     x = image = self.filtered_image(f"down.{level}.image", image, x)

@@ -30,9 +30,9 @@ class UNetSpec(NetworkSpec):
         out_channels: channels of the network's output: as many, or twice as many with a variance for each.
         num_classes: classes; 0 for a network without.
         channels: the base width.
-        multipliers: width of each level, in base widths; one entry per level.
-        blocks_per_level: residual blocks on the way down; one more on the way up.
-        attention_sizes: image sizes at which a level's blocks are followed by self-attention.
+        channel_multipliers: width of each level, in base widths; one entry per level.
+        blocks_per_resolution: residual blocks on the way down; one more on the way up.
+        attention_resolutions: image sizes at which a level's blocks are followed by self-attention.
         up_attention: on the way up, after ``"every"`` block of such a level or its ``"last"`` one.
         middle_attention: whether the middle has self-attention between its two blocks.
         heads: attention heads; unused where `head_channels` is given.
@@ -64,9 +64,9 @@ class UNetSpec(NetworkSpec):
     """
 
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks_per_level: int = 2
-    attention_sizes: tuple[int, ...] = ()
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks_per_resolution: int = 2
+    attention_resolutions: tuple[int, ...] = ()
     up_attention: str = "every"
     middle_attention: bool = True
     heads: int = 1
@@ -97,7 +97,7 @@ class UNetSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         self.check(
-            "channels", "blocks_per_level", "heads", "norm_groups", "norm_group_channels", "embedding_multiplier"
+            "channels", "blocks_per_resolution", "heads", "norm_groups", "norm_group_channels", "embedding_multiplier"
         )
         if self.head_channels is not None and self.head_channels < 1:
             raise DuetError(f"model.head_channels: {self.head_channels} was given; it must be at least 1, or null")
@@ -105,13 +105,15 @@ class UNetSpec(NetworkSpec):
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
         if not 0 <= self.dropout < 1:
             raise DuetError(f"model.dropout: {self.dropout} was given; it is a probability, 0 to less than 1")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise DuetError(f"model.multipliers: {self.multipliers} was given; it needs one entry >= 1 per level")
-        self.check_halving(len(self.multipliers) - 1)
-        sizes = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        if none := [size for size in self.attention_sizes if size not in sizes]:
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise DuetError(
-                f"model.attention_sizes: {none[0]} was given, but the levels have sizes {', '.join(map(str, sizes))}"
+                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs one entry >= 1 per level"
+            )
+        self.check_halving(len(self.channel_multipliers) - 1)
+        sizes = [self.image_size // 2**level for level in range(len(self.channel_multipliers))]
+        if none := [size for size in self.attention_resolutions if size not in sizes]:
+            raise DuetError(
+                f"model.attention_resolutions: {none[0]} was given, but the levels have sizes {', '.join(map(str, sizes))}"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:

@@ -17,12 +17,12 @@ from diffusion_core.common.random import Stream
 from diffusion_core.networks.blocks import Parameter
 from diffusion_core.networks.program import Program
 
-__all__ = ["Weights", "check_numbers", "check_weights", "count", "hash_of", "initial_weights", "shape_misfits"]
+__all__ = ["Weights", "check_numbers", "check_weights", "count", "hash_weights", "initial_weights", "shape_misfits"]
 
 Weights = dict[str, NDArray]
 
 
-def hash_of(weights: Weights) -> str:
+def hash_weights(weights: Weights) -> str:
     """The hash of names and bits."""
     found = hashlib.sha256()
     for name in sorted(weights):

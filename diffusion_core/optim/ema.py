@@ -268,7 +268,7 @@ class Ema:
 
 def make_ema(
     name: str = "warmup",
-    beside: Sequence[Mapping[str, Any]] = (),
+    extra: Sequence[Mapping[str, Any]] = (),
     snapshot_images: int = 0,
     **options: Any,
 ) -> Ema:
@@ -276,7 +276,7 @@ def make_ema(
 
     Args:
         name: of the profile that samples are drawn with.
-        beside: further profiles, each a name with its options.
+        extra: further profiles, each a name with its options.
         snapshot_images: as for `Ema`.
         options: of the first profile.
 
@@ -284,12 +284,12 @@ def make_ema(
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
     profiles = [make_profile(name, **options)]
-    if isinstance(beside, (str, Mapping)) or not isinstance(beside, Sequence):
-        raise DuetError(f"ema.beside: {beside!r} was given; it is a list, as [{{name: power, sigma_rel: 0.1}}]")
-    for given in beside:
+    if isinstance(extra, (str, Mapping)) or not isinstance(extra, Sequence):
+        raise DuetError(f"ema.extra: {extra!r} was given; it is a list, as [{{name: power, sigma_rel: 0.1}}]")
+    for given in extra:
         if not isinstance(given, Mapping) or "name" not in given:
             raise DuetError(
-                f"ema.beside: {given!r} was given; each is a name with options, as {{name: fixed, decay: 0.9}}"
+                f"ema.extra: {given!r} was given; each is a name with options, as {{name: fixed, decay: 0.9}}"
             )
         profiles.append(make_profile(**given))
     return Ema(tuple(profiles), snapshot_images)

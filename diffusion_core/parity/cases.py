@@ -15,7 +15,7 @@ from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
 from diffusion_core.diffusion.continuous import edm
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     ClassifierSpec,
     DoubleConvSpec,
@@ -69,7 +69,7 @@ __all__ = [
     "FEW_LEVELS",
     "FEW_NETWORKS",
     "FEW_PLANS",
-    "IN_PIECES",
+    "MICRO_BATCHED",
     "LOSSES",
     "NETWORKS",
     "PARITY",
@@ -310,8 +310,8 @@ LOSSES: tuple[LossCase, ...] = (
 )  # fmt: skip
 
 _SMALL = UNetSpec(
-    image_size=8, in_channels=1, out_channels=1, channels=16, multipliers=(1, 2), blocks_per_level=1,
-    attention_sizes=(4,), heads=2, qkv_bias=False, norm_groups=4, norm_eps=1e-5, num_classes=10,
+    image_size=8, in_channels=1, out_channels=1, channels=16, channel_multipliers=(1, 2), blocks_per_resolution=1,
+    attention_resolutions=(4,), heads=2, qkv_bias=False, norm_groups=4, norm_eps=1e-5, num_classes=10,
 )  # fmt: skip
 
 
@@ -336,7 +336,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         in_channels=3, out_channels=3,
     ),
     "three levels, padding (0, 1), eps 1e-6": _with(
-        image_size=16, multipliers=(1, 2, 2), down_padding=(0, 1), norm_eps=1e-6, attention_sizes=(8, 4)
+        image_size=16, channel_multipliers=(1, 2, 2), down_padding=(0, 1), norm_eps=1e-6, attention_resolutions=(8, 4)
     ),
     "ADM, learned variance": replace(_ADM, qkv_order="heads", in_channels=3, out_channels=6),
     "ADM of EDM": replace(_ADM, qkv_order="interleaved", in_channels=3, out_channels=3),
@@ -345,8 +345,8 @@ NETWORKS: dict[str, NetworkSpec] = {
         _SONG, embedding="fourier", embedding_multiplier=2, encoder="residual", resample_filter=(1.0, 3.0, 3.0, 1.0),
         num_classes=0,
     ),
-    "landscape": DoubleConvSpec(16, 3, 3, num_classes=5, channels=8, multipliers=(1, 2, 4), embedding=16),
-    "double_conv_attention": DoubleConvSpec(16, 1, 1, channels=8, multipliers=(1, 2, 4), embedding=16),
+    "landscape": DoubleConvSpec(16, 3, 3, num_classes=5, channels=8, channel_multipliers=(1, 2, 4), embedding=16),
+    "double_conv_attention": DoubleConvSpec(16, 1, 1, channels=8, channel_multipliers=(1, 2, 4), embedding=16),
     "simple": SimpleSpec(8, channels=(4, 8, 16), embedding=8),
     "sixteen_step": SixteenStepSpec(8, channels=8, levels=2, embedding=8, bottleneck=16, bottom_channels=4),
     "denoising_autoencoder": PlainSpec(
@@ -362,7 +362,7 @@ CLASSIFIER = ClassifierSpec(8, 1, 10, 8, (1, 2), 1, (4,), heads=2, norm_groups=4
 FEW_NETWORKS = ("time added, strided",)
 
 # The network that is trained and sampled: rungs 6, 7 and 8.
-PARITY = Problem(_SMALL, {"name": "linear", "T": 1000}, "eps")
+PARITY = DiffusionModel(_SMALL, {"name": "linear", "T": 1000}, "eps")
 
 
 def _recurrence(rows: int = 8) -> SamplerPlan:
@@ -373,8 +373,8 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
     def scattered(name: str, *shape: int) -> NDArray[np.float64]:
         return Stream(SEED, f"parity/plan/{name}").normal(np.arange(rows), shape)
 
-    noise, guidance = 0.2 * scattered("noise", 2), 1.0 + 0.5 * scattered("guidance")
-    noise[3], guidance[5] = 0.0, 1.0  # a row without noise, and one without guidance
+    noise, guidance_scale = 0.2 * scattered("noise", 2), 1.0 + 0.5 * scattered("guidance")
+    noise[3], guidance_scale[5] = 0.0, 1.0  # a row without noise, and one without guidance
     return SamplerPlan(
         name=f"recurrence-{rows}",
         t=t,
@@ -387,7 +387,7 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
         state=0.4 * scattered("state", 2, 2),
         denoised=0.3 * scattered("denoised", 2, 3),
         noise=noise,
-        guidance=guidance,
+        guidance_scale=guidance_scale,
         start_scale=1.2,
         keeps="nothing",
     )
@@ -401,20 +401,20 @@ FEW_LEVELS = Process(linear(20, 1e-3, 0.4), "v", 50.0)
 SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5)
 LEARNED = make_plan(_PROCESS, "ddpm", steps=4, variance="learned_range")
 # Led away from a second network and to the class of a third, over a known half: all that steering has.
-STEERED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance=2.5, rescale=0.7, threshold=0.9, classifier=0.5)
+GUIDED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance_scale=2.5, rescale=0.7, threshold=0.9, classifier=0.5)
 
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),
     "DDIM-50": make_plan(PARITY.process, "ddim", steps=50),
     "DDIM-20, eta 0.5, guidance 2": make_plan(
-        PARITY.process, "ddim", steps=20, eta=0.5, spacing="trailing", guidance=2.0
+        PARITY.process, "ddim", steps=20, eta=0.5, spacing="trailing", guidance_scale=2.0
     ),
     "DDIM-10, Karras, guidance 3 rescaled, dynamic threshold": make_plan(
         PARITY.process,
         "ddim",
         steps=10,
         spacing="karras",
-        guidance=3.0,
+        guidance_scale=3.0,
         interval=[0.1, 20.0],
         rescale=0.7,
         threshold=0.95,
@@ -424,7 +424,7 @@ PLANS: dict[str, SamplerPlan] = {
     ).within((-1.5, 1.0)),
     "DPM-Solver++ 2M-20": make_plan(PARITY.process, "dpm_solver", steps=20),
     "DPM-Solver++ 3M-SDE-20": make_plan(PARITY.process, "dpm_solver", steps=20, order=3, sde=True),
-    "RePaint-10, twice each 3": make_plan(PARITY.process, "repaint", steps=10, jump=3, resamples=2, guidance=2.0),
+    "RePaint-10, twice each 3": make_plan(PARITY.process, "repaint", steps=10, jump=3, resamples=2, guidance_scale=2.0),
     "EDM, DPM-Solver++ 2M-8, Karras": make_plan(_EDM, "dpm_solver", steps=8, spacing="karras"),
     "two registers, three estimates": _recurrence(),
 }
@@ -440,7 +440,7 @@ PLANS |= {
 }
 
 # The block of a network whose batch is computed in pieces: what it drops is a function of an image's position.
-IN_PIECES = "Dropout"
+MICRO_BATCHED = "Dropout"
 
 # Likewise: the one whose every state is compared, and the one with all columns in use.
 FEW_PLANS = ("DDIM-50", "two registers, three estimates")
@@ -472,7 +472,7 @@ def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) ->
     images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
     labels = Stream(SEED, "parity/label").integers(index, max(program.classes, 1))
     objective = Objective(
-        _PROCESS, SEED, null_label=program.null_label, drop_label=0.0 if program.null_label is None else 0.3,
+        _PROCESS, SEED, null_label=program.null_label, label_dropout=0.0 if program.null_label is None else 0.3,
         classes=program.classes,
     )  # fmt: skip
     c_in, weight = Stream(SEED, "parity/columns").uniform(index, 2).T + 0.5
@@ -484,7 +484,9 @@ def edm_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> T
     """The same batch in continuous time: noise of any scale, and no column at rest."""
     batch, index = noise_batch(program, shape, size), np.arange(size)
     levels, weighting = {"name": "log_normal", "mean": 0.5, "std": 2.0}, {"name": "snr"}
-    other = Objective(_EDM, SEED, levels=levels, weighting=weighting).batch(batch.images, index, index, np.float64)
+    other = Objective(_EDM, SEED, timestep_sampling=levels, weighting=weighting).batch(
+        batch.images, index, index, np.float64
+    )
     names = ("alpha", "sigma", "c_in", "c_noise", "target_x0", "target_eps", "weight")
     return replace(batch, **{name: getattr(other, name) for name in names})
 
@@ -492,7 +494,7 @@ def edm_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> T
 def digits_batch(images_seen: int, size: int) -> TrainBatch:
     """The batch of a step of the parity training, float64."""
     loader = Loader(_digits(), SEED, dtype=np.float64)
-    objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, drop_label=0.1)
+    objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, label_dropout=0.1)
     return make_batch(loader, objective, images_seen, size)
 
 

@@ -27,7 +27,7 @@ __all__ = ["compare_network", "network_inputs", "record_network"]
 def record_network(backend: Backend, spec: NetworkSpec, batch: int, gradients: bool) -> dict[str, NDArray]:
     """Output, and if wanted loss and gradients, for a batch of smooth noise."""
     program = lower(spec)
-    weights, given = network_inputs(spec, backend.settings.host_dtype, batch)
+    weights, given = network_inputs(spec, backend.config.host_dtype, batch)
     network = backend.network(program, weights)
     arrays = {"output": network.forward(given.images, given.c_noise, given.label, given.features)}
     if gradients:

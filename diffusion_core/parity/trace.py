@@ -13,17 +13,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.backend import reference
 from diffusion_core.backend.interface import (
     DISTANCES,
     Backend,
+    Guidance,
     Network,
     NoiseSource,
-    Steering,
+    StepCallback,
     TrainBatch,
     Trainer,
     TrainerState,
-    Watch,
-    reference,
 )
 from diffusion_core.common.random import Stream
 from diffusion_core.data import to_uint8
@@ -99,9 +99,9 @@ def record(
         titles: of the networks.
         plans: names of the plans that are sampled with, DDIM-50 among them; the tables of all are recorded.
     """
-    trace = Trace(backend.describe().backend, backend.settings.precision)
+    trace = Trace(backend.describe().backend, backend.config.precision)
     chosen = {name: cases.PLANS[name] for name in plans}
-    for rung in (tables, forward_noising, losses, blocks, pieces, optimiser, steered, likelihoods, training):
+    for rung in (tables, forward_noising, losses, blocks, micro_batches, optimiser, steered, likelihoods, training):
         rung(backend, trace)
     sampler_update(backend, trace, chosen)
     networks(backend, trace, titles)
@@ -125,10 +125,10 @@ def tables(backend: Backend, trace: Trace) -> None:
             trace.arrays[f"0/plan {name}, {table}"] = values
     edm = cases.edm_batch(cases.PARITY.program, cases.PARITY.spec.image_shape, BATCH)
     for title, exact in (("", cases.digits_batch(1000, BATCH)), ("EDM, ", edm)):
-        for name, values in cases.cast(exact, backend.settings.host_dtype).arrays.items():
+        for name, values in cases.cast(exact, backend.config.host_dtype).arrays.items():
             if values.size:  # the parity network takes no features
                 trace.arrays[f"0/batch {title}{name}"] = values
-    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
+    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     for name, values in weights.items():
         trace.arrays[f"0/weights {name}"] = values
     steps = range(1, STEPS + 1)
@@ -145,7 +145,7 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
     state = TrainerState.fresh(weights)
     trainers = {distance: backend.trainer(case.program, state, Adam(), distance) for distance in DISTANCES}
     for title, make in (("", cases.noise_batch), (", EDM", cases.edm_batch)):
-        batch = cases.cast(make(case.program, case.shape), backend.settings.host_dtype)
+        batch = cases.cast(make(case.program, case.shape), backend.config.host_dtype)
         for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
             trace.judge(1, f"{name}{title}", "noised", relative(got, wanted))
         for distance, trainer in trainers.items():
@@ -157,7 +157,7 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
 def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.LOSSES) -> None:
     """Rungs 1, 3, 4 and 6: every loss of more than a distance; its gradients are recorded."""
     for case in of:
-        weights, batch = cases.scattered_weights(case.program), cases.cast(case.batch, backend.settings.host_dtype)
+        weights, batch = cases.scattered_weights(case.program), cases.cast(case.batch, backend.config.host_dtype)
         distance = case.objective.distance
         for what, error in training_errors(backend, case.program, weights, batch, distance=distance).items():
             trace.judge(1, f"{case.name}, {what}", "loss", error)
@@ -169,7 +169,7 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
             error = forward_error(backend, case.program, weights, batch, estimate=batch.noise)
             trace.judge(3, f"{case.name}, given an estimate", "network", error)
             plan = make_plan(case.objective.process, "ddpm", variance="learned_range")
-            index, dtype = np.arange(case.size), backend.settings.host_dtype
+            index, dtype = np.arange(case.size), backend.config.host_dtype
             start = start_noise(plan, cases.SEED, index, batch.images.shape[1:], dtype)
             noise = noise_source(cases.SEED, index, batch.images.shape[1:], dtype)
             got = backend.sample(backend.network(case.program, weights), plan, start, batch.label, noise)
@@ -192,7 +192,7 @@ def forward_error(
     if estimate is not None:
         inputs += (estimate,)
     got = (network or backend.network(program, weights)).forward(*inputs)
-    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     return relative(got, reference.forward(expected or program, rounded, *inputs))
 
 
@@ -212,9 +212,9 @@ def training_errors(
     distance: str = "mse",
 ) -> dict[str, float]:
     """What a step of training computes against the reference: losses, and the running statistics that it leaves."""
-    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     expected = expected or batch
-    losses, moved = reference.losses_of(program, rounded, expected, distance)
+    losses, moved = reference.per_image_losses(program, rounded, expected, distance)
     trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), distance)
     result = trainer.step(batch, 0.0, (0.0,))
     errors = {
@@ -231,7 +231,7 @@ def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None 
     """Rung 2: the forward pass of every block against the reference; its gradients are recorded."""
     for case in cases.BLOCKS if of is None else of:
         weights = cases.scattered_weights(case.program, case.gain)
-        batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+        batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
         trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
         if case.in_training:
             for what, error in training_errors(backend, case.program, weights, batch).items():
@@ -241,14 +241,14 @@ def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None 
             trace.arrays[f"2/{case.name}/{name}"] = gradient
 
 
-def pieces(backend: Backend, trace: Trace, count: int = 2) -> None:
+def micro_batches(backend: Backend, trace: Trace, count: int = 2) -> None:
     """Rungs 1 and 4: a batch in pieces; its losses against the reference, its gradients against those of the whole."""
-    case = next(case for case in cases.BLOCKS if case.name == cases.IN_PIECES)
-    weights = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(case.program).items()}
-    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+    case = next(case for case in cases.BLOCKS if case.name == cases.MICRO_BATCHED)
+    weights = {n: v.astype(backend.config.host_dtype) for n, v in cases.scattered_weights(case.program).items()}
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
     # No two images count alike, so that one piece cannot stand for the other.
     batch = replace(batch, importance=batch.weight)
-    losses, _ = reference.losses_of(case.program, weights, batch, "mse")
+    losses, _ = reference.per_image_losses(case.program, weights, batch, "mse")
     trainer = backend.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
     (_, whole), (_, added) = trainer.gradients(batch), trainer.gradients(batch, count)
     trace.judge(4, "gradients in pieces", "gradient, worst tensor", worst(added, whole))
@@ -260,7 +260,7 @@ def pieces(backend: Backend, trace: Trace, count: int = 2) -> None:
 
 def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBatch]:
     """Rungs 3 and 6 of one network: its forward pass, and a short run of a sampler with it."""
-    spec, dtype = cases.NETWORKS[title], backend.settings.host_dtype
+    spec, dtype = cases.NETWORKS[title], backend.config.host_dtype
     program = lower(spec)
     weights = cases.scattered_weights(program)
     batch = cases.cast(cases.noise_batch(program, spec.image_shape), dtype)
@@ -315,13 +315,13 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
     # The norms lie around 12, so that the clip takes hold at some steps, the first among them, and not at others.
     adam, lr, decays = Adam(weight_decay=0.01, clip=11.6), 1e-3, {"moving average": 0.9, "second average": 0.99}
     weights = {name: 0.1 * value for name, value in cases.scattered_weights(_OPTIMISER).items()}
-    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     trainer = backend.trainer(_OPTIMISER, TrainerState.fresh(rounded, len(decays)), adam, "mse")
     state = TrainerState.fresh({name: value.astype(np.float64) for name, value in rounded.items()})
     expected, averages = (state.weights, state.moment1, state.moment2), [state.ema for _ in decays]
     decaying = frozenset(p.name for p in _OPTIMISER.parameters if p.decay)
     for step, exact in zip(range(1, steps + 1), prescribed_gradients(_OPTIMISER), strict=False):
-        gradients = {name: value.astype(backend.settings.host_dtype) for name, value in exact.items()}
+        gradients = {name: value.astype(backend.config.host_dtype) for name, value in exact.items()}
         norm = trainer.update(gradients, lr, tuple(decays.values()))
         wide = {name: value.astype(np.float64) for name, value in gradients.items()}
         expected = formula(adam, *expected, wide, step, lr, decaying)
@@ -344,7 +344,7 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
     for one in (lost, gradients):  # of which the second is sound, but is not taken before the first is forgiven
         trainer.update(one, lr, tuple(decays.values()))
     trace.judge(5, "changed by updates that are not finite", "bits", _changed(before, trainer.state()))
-    trainer.forgive()
+    trainer.clear_non_finite()
     trainer.update(gradients, lr, tuple(decays.values()))
     expected = formula(adam, *expected, wide, steps + 3, lr, decaying)
     trace.judge(5, "weights after the next", "optimiser, 1000 steps", _apart(trainer.state().weights, expected[0]) / lr)
@@ -361,10 +361,10 @@ def _apart(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
 
 
 def images_of(
-    backend: Backend, network: Network, plan: SamplerPlan, count: int = SAMPLES, watch: Watch | None = None
+    backend: Backend, network: Network, plan: SamplerPlan, count: int = SAMPLES, callback: StepCallback | None = None
 ) -> NDArray:
     """Samples of the parity network, as floats."""
-    return backend.sample(network, plan, *_sample_inputs(plan, backend.settings.host_dtype, count), watch)
+    return backend.sample(network, plan, *_sample_inputs(plan, backend.config.host_dtype, count), callback)
 
 
 def _reference_images(plan: SamplerPlan, weights: Weights, dtype: type, count: int) -> NDArray:
@@ -383,18 +383,18 @@ def sampler_update(
 ) -> None:
     """Rung 6, first half: short plans with untrained weights against the reference."""
     weights = cases.scattered_weights(cases.PARITY.program)
-    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in weights.items()}
+    rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     network = backend.network(cases.PARITY.program, weights)
     for name, plan in plans.items():
         if plan.rows <= 20:
-            wanted = _reference_images(cases.PLANS[name], rounded, backend.settings.host_dtype, count)
+            wanted = _reference_images(cases.PLANS[name], rounded, backend.config.host_dtype, count)
             got = images_of(backend, network, plan, count)
             trace.judge(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
 
 
 def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
     """Rungs 3 and 6: a classifier; sampling that is led by it and by a weaker network, over a picture known in part."""
-    program, plan, dtype = cases.PARITY.program, cases.STEERED, backend.settings.host_dtype
+    program, plan, dtype = cases.PARITY.program, cases.GUIDED, backend.config.host_dtype
     weights, weaker = (
         {name: value.astype(dtype) for name, value in cases.scattered_weights(program, gain).items()}
         for gain in (1.0, 0.7)
@@ -410,11 +410,11 @@ def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
     logits = {name: value.astype(dtype) for name, value in cases.scattered_weights(telling).items()}
     classifier, batch = backend.network(telling, logits), cases.cast(cases.noise_batch(telling, shape), dtype)
     trace.judge(3, "classifier", "network", forward_error(backend, telling, logits, batch, network=classifier))
-    steering = Steering(guide=backend.network(program, weaker), classifier=classifier, mask=mask, known=known)
-    got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, steering)
+    guidance = Guidance(guide=backend.network(program, weaker), classifier=classifier, mask=mask, known=known)
+    got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, guidance)
     wanted = reference.sample(
         program, weights, plan, start, label, noise, guide=partial(reference.forward, program, weaker),
-        slope=partial(reference.slope, telling, logits), mask=mask, known=known,
+        grad_log_prob=partial(reference.grad_log_prob, telling, logits), mask=mask, known=known,
     )  # fmt: skip
     trace.judge(6, "steered", "sampling", np.abs(got - wanted).max())
 
@@ -425,7 +425,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
     The pullback is held to a difference quotient of the reference along one direction, and the bound to the
     reference; as it has no pullback, that and the density are recorded.
     """
-    program, dtype = cases.PARITY.program, backend.settings.host_dtype
+    program, dtype = cases.PARITY.program, backend.config.host_dtype
     weights = {name: value.astype(dtype) for name, value in cases.scattered_weights(program).items()}
     network = backend.network(program, weights)
     batch = cases.cast(cases.noise_batch(program, cases.PARITY.spec.image_shape), dtype)
@@ -434,16 +434,18 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
         Stream(cases.SEED, f"parity/{name}").normal(np.arange(batch.size), batch.images.shape[1:], dtype=dtype)
         for name in ("cotangent", "direction")
     )
-    output, pulled = network.pullback(batch.images, *inputs, cotangent)
+    output, pulled = network.vjp(batch.images, *inputs, cotangent)
     trace.judge(
         4, "pullback, output", "network", relative(output, reference.forward(program, weights, batch.images, *inputs))
     )
-    slope = sum(
+    grad_log_prob = sum(
         weight * reference.forward(program, weights, batch.images + h * np.float64(direction), *inputs)
         for h, weight in _QUOTIENT.items()
     )
-    slope = np.sum(cotangent * slope, axis=(1, 2, 3))
-    trace.judge(4, "pullback", "pullback", relative(np.sum(pulled * np.float64(direction), axis=(1, 2, 3)), slope))
+    grad_log_prob = np.sum(cotangent * grad_log_prob, axis=(1, 2, 3))
+    trace.judge(
+        4, "pullback", "pullback", relative(np.sum(pulled * np.float64(direction), axis=(1, 2, 3)), grad_log_prob)
+    )
     trace.arrays["4/pullback/images"] = pulled
 
     u8, index = to_uint8(batch.images), np.arange(batch.size)
@@ -452,14 +454,14 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
     wanted = variational_bound(partial(reference.forward, program, weights), *inputs)
     trace.judge(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
     y = dequantised(u8, index, cases.SEED, cases.PARITY.value_range)
-    density = flow_density(network.pullback, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
+    density = flow_density(network.vjp, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
     trace.arrays["6/likelihood/bound"] = bound.terms
     trace.arrays["6/likelihood/density"] = np.stack([density.prior, density.volume])
 
 
 def training(backend: Backend, trace: Trace) -> None:
     """Rung 7: lock-step training of the parity network; losses and weights are recorded, states kept for rung 8."""
-    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
+    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     trainer = backend.trainer(cases.PARITY.program, TrainerState.fresh(weights, len(AVERAGES)), Adam(), "mse")
     losses = []
     for step in range(1, STEPS + 1):
@@ -479,7 +481,7 @@ def training(backend: Backend, trace: Trace) -> None:
 
 def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
     """Step 1, 2, ... of the parity training."""
-    batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.settings.host_dtype)
+    batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.config.host_dtype)
     decays = Ema(tuple(AVERAGES.values())).decays(step, step * BATCH, BATCH)
     return float(trainer.step(batch, _LR(step * BATCH), decays).loss)
 
@@ -496,7 +498,7 @@ def sample_images(backend: Backend, weights: Weights, plans: Mapping[str, Sample
     arrays = {}
     for name, plan in plans.items():
         images = images_of(
-            backend, network, plan, watch=Watch(lambda row, x, estimate, to=name: paths[to].append(x[:2]))
+            backend, network, plan, callback=StepCallback(lambda row, x, estimate, to=name: paths[to].append(x[:2]))
         )
         arrays[f"6/{name}/images"] = images
         arrays[f"6/{name}/pixels"] = to_uint8(images)

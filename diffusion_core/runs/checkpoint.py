@@ -33,7 +33,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import flush_directory, pack, write_flushed
 from diffusion_core.files.safe_read import read_bytes, read_json, reading
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.model.old_names import notes_with_new_names
 from diffusion_core.networks import NetworkSpec, Program, lower
 from diffusion_core.networks.weights import check_numbers, check_weights
 
@@ -62,7 +63,7 @@ class Checkpoint:
 
     Args:
         images_seen: the clock.
-        problem: network and process.
+        model: network and process.
         seed: of the run's streams.
         state: weights, averages, moments and updates.
         notes: anything else worth keeping, as plain data: backend, precision, versions, what was trained for, and the
@@ -71,7 +72,7 @@ class Checkpoint:
     """
 
     images_seen: int
-    problem: Problem
+    model: DiffusionModel
     seed: int
     state: TrainerState
     notes: Mapping[str, Any]
@@ -109,8 +110,8 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
             "updates": checkpoint.state.updates,
             "averages": len(checkpoint.state.averages),
             "seed": checkpoint.seed,
-            "problem": checkpoint.problem.to_dict(),
-            "program_sha256": checkpoint.problem.program.sha256,
+            "problem": checkpoint.model.to_dict(),
+            "program_sha256": checkpoint.model.program.sha256,
             "notes": dict(checkpoint.notes),
             "files": hashes,
         }
@@ -232,25 +233,25 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
         if state["sha256"] != own_hash(state):
             raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
-        problem = Problem.from_dict(state["problem"])
-        if state["program_sha256"] != problem.program.sha256:
+        model = DiffusionModel.from_dict(state["problem"])
+        if state["program_sha256"] != model.program.sha256:
             raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
         images_seen, updates, seed = (_whole(state, name) for name in ("images_seen", "updates", "seed"))
         averages = _whole(state, "averages") if version > 2 else 1
         if not 1 <= averages < len(hashes):  # of which each has a file
             raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
-        most = most_bytes(problem.program)
+        most = most_bytes(model.program)
         parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
             history = LossHistory(**read_part(path / name, hashes[name]))
-        state = TrainerState.of_parts(parts, updates)
-        checkpoint = Checkpoint(images_seen, problem, seed, state, dict(notes), history)
+        state = TrainerState.from_parts(parts, updates)
+        checkpoint = Checkpoint(images_seen, model, seed, state, notes_with_new_names(notes), history)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
-        check_weights(problem.program, arrays, str(path / f"{part}.safetensors"))
+        check_weights(model.program, arrays, str(path / f"{part}.safetensors"))
         check_numbers(arrays, str(path / f"{part}.safetensors"), finite)
     return checkpoint
 
@@ -289,10 +290,10 @@ def read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray
 
 def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of another network, and say what differs: fields of the specs, or weights, or neither."""
-    spec = checkpoint.problem.spec
+    spec = checkpoint.model.spec
     # A spec says nothing of what a process adds to its network.
     program, own = (lower(network), lower(spec)) if isinstance(network, NetworkSpec) else (network, None)
-    stored = (own or checkpoint.problem.program).sha256
+    stored = (own or checkpoint.model.program).sha256
     if program.sha256 == stored:
         return
     other = f"{path}: it is of another network"

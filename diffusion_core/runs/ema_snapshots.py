@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.atomic import pack, write_atomically
 from diffusion_core.files.safe_read import check_tensors, parse_json, read_tensors, reading
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights, check_numbers, check_weights
 from diffusion_core.optim import Combination, Profile, combine, describe, make_profile
 from diffusion_core.runs.checkpoint import Checkpoint, most_bytes
@@ -44,9 +44,9 @@ class Snapshot:
         updates: of the run until then.
         batch: images per update.
         profile: by which the weights were averaged.
-        problem: network and process.
+        model: network and process.
         seed: of the run's streams.
-        sha256: of the arrays and of all that the header says beside them.
+        header: what the file says of itself, as it is stored; its hash covers it.
     """
 
     path: Path
@@ -54,9 +54,9 @@ class Snapshot:
     updates: int
     batch: int
     profile: Profile
-    problem: Problem
+    model: DiffusionModel
     seed: int
-    sha256: str
+    header: Mapping[str, str] = field(default_factory=dict)
 
     def weights(self) -> Weights:
         """The average by name.
@@ -64,11 +64,11 @@ class Snapshot:
         Raises:
             DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
         """
-        facts = _facts(self)
-        arrays = read_tensors(self.path, most_bytes(self.problem.program) + len(json.dumps(facts)))
-        if _hash(arrays, facts) != self.sha256:
+        facts = {name: text for name, text in self.header.items() if name != "sha256"}
+        arrays = read_tensors(self.path, most_bytes(self.model.program) + len(json.dumps(facts)))
+        if _hash(arrays, facts) != self.header["sha256"]:
             raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
-        check_weights(self.problem.program, arrays, str(self.path))
+        check_weights(self.model.program, arrays, str(self.path))
         check_numbers(arrays, str(self.path))
         return arrays
 
@@ -79,7 +79,7 @@ def save_snapshots(
     state: TrainerState,
     profiles: Sequence[Profile],
     batch: int,
-    problem: Problem,
+    model: DiffusionModel,
     seed: int,
 ) -> list[Path]:
     """Write every average of a trainer under `parent`.
@@ -91,7 +91,7 @@ def save_snapshots(
     names = average_names(len(profiles))
     for name, profile, average in zip(names, profiles, state.averages, strict=True):
         path = Path(parent) / f"{images_seen:012d}-{name}.safetensors"
-        facts = _facts(Snapshot(path, images_seen, state.updates, batch, profile, problem, seed, ""))
+        facts = _facts(Snapshot(path, images_seen, state.updates, batch, profile, model, seed))
         write_atomically(path, pack(average, {**facts, "sha256": _hash(average, facts)}))
         paths.append(path)
     return paths
@@ -113,7 +113,7 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
     found = [_read(file) for file in files]
     first = found[0]
     for one in found:
-        for what in ("batch", "seed", "problem"):
+        for what in ("batch", "seed", "model"):
             if getattr(one, what) != getattr(first, what):
                 raise DuetError(
                     f"{one.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
@@ -162,12 +162,12 @@ def reconstruct(
             for name, value in one.weights().items():
                 dtypes[name], part = value.dtype, coefficient * value.astype(np.float64)
                 total[name] = total[name] + part if name in total else part
-    weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.problem.program.parameters}
+    weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
         "average": describe(profile), "snapshots": len(snapshots), "profile_error": made.error,
         "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, made.coefficients, strict=True)},
     }  # fmt: skip
-    return Checkpoint(images_seen, last.problem, last.seed, TrainerState.fresh(weights), notes), made
+    return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), made
 
 
 def _files(parent: Path) -> list[Path]:
@@ -183,8 +183,8 @@ def _facts(one: Snapshot) -> dict[str, str]:
         "updates": str(one.updates),
         "batch": str(one.batch),
         "average": json.dumps(describe(one.profile)),
-        "problem": json.dumps(one.problem.to_dict(), sort_keys=True),
-        "program_sha256": one.problem.program.sha256,
+        "problem": json.dumps(one.model.to_dict(), sort_keys=True),
+        "program_sha256": one.model.program.sha256,
         "seed": str(one.seed),
     }
 
@@ -197,8 +197,8 @@ def _read(path: Path) -> Snapshot:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
             raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")
-        problem = _problem(facts["problem"])
-        if facts["program_sha256"] != problem.program.sha256:
+        model = _model(facts["problem"])
+        if facts["program_sha256"] != model.program.sha256:
             raise DuetError("the version of Duet that wrote it builds another network from the same options")
         return Snapshot(
             path=path,
@@ -206,16 +206,16 @@ def _read(path: Path) -> Snapshot:
             updates=int(facts["updates"]),
             batch=int(facts["batch"]),
             profile=make_profile(**parse_json(facts["average"])),
-            problem=problem,
+            model=model,
             seed=int(facts["seed"]),
-            sha256=facts["sha256"],
+            header=facts,
         )
 
 
 @lru_cache(maxsize=1)
-def _problem(text: str) -> Problem:
-    """The problem of a header: one for all the snapshots of a run, whose program is then built once."""
-    return Problem.from_dict(parse_json(text))
+def _model(text: str) -> DiffusionModel:
+    """The model in a header: one for all the snapshots of a run, whose program is then built once."""
+    return DiffusionModel.from_dict(parse_json(text))
 
 
 def _hash(arrays: Weights, facts: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ from diffusion_core.backend.interface import (
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.atomic import pack, write_atomically
 from diffusion_core.files.safe_read import read_json, reading
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import (
@@ -45,9 +45,9 @@ from diffusion_core.runs.checkpoint import (
     save_checkpoint,
 )
 from diffusion_core.runs.run_directory import write_json
-from diffusion_core.training.loop import Trouble
+from diffusion_core.training.loop import NonFiniteStep
 
-__all__ = ["KEPT", "Bundle", "Place", "is_kept", "load_bundle", "places", "save_bundle"]
+__all__ = ["KEPT", "Bundle", "FailureLocation", "is_kept", "load_bundle", "places", "save_bundle"]
 
 FORMAT = 2
 # Of how many streaks of skipped updates the first step is kept: each takes the room of a checkpoint.
@@ -67,7 +67,7 @@ class Bundle:
         decays: of the averages.
         loss: that the step gave; NaN and infinities are told apart.
         grad_norm: that it gave.
-        pieces: equal ones in which the batch is computed, so that it needs no more memory than the training.
+        micro_batches: equal ones in which the batch is computed, so that it needs no more memory than the training.
     """
 
     moment: Checkpoint
@@ -78,11 +78,11 @@ class Bundle:
     decays: tuple[float, ...]
     loss: float
     grad_norm: float
-    pieces: int = 1
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
-class Place:
+class FailureLocation:
     """Numbers of a step that may not be finite.
 
     Args:
@@ -100,14 +100,14 @@ class Place:
     largest: float
 
     @staticmethod
-    def of(kind: str, name: str, array: NDArray) -> Place:
+    def from_array(kind: str, name: str, array: NDArray) -> FailureLocation:
         """The numbers of an array."""
         finite = np.isfinite(array)
         largest = float(np.max(np.abs(array[finite]), initial=0.0))
-        return Place(kind, name, int(array.size - np.count_nonzero(finite)), int(array.size), largest)
+        return FailureLocation(kind, name, int(array.size - np.count_nonzero(finite)), int(array.size), largest)
 
 
-def is_kept(parent: Path, trouble: Trouble) -> bool:
+def is_kept(parent: Path, trouble: NonFiniteStep) -> bool:
     """Whether a step is kept under `parent`: the first that were skipped, and the one that ends a run."""
     others = [path for path in list_checkpoints(parent) if int(path.name) != trouble.images_seen]
     return trouble.ends or len(others) < KEPT
@@ -115,8 +115,8 @@ def is_kept(parent: Path, trouble: Trouble) -> bool:
 
 def save_bundle(
     parent: Path,
-    trouble: Trouble,
-    problem: Problem,
+    trouble: NonFiniteStep,
+    model: DiffusionModel,
     seed: int,
     state: TrainerState,
     batch: TrainBatch,
@@ -130,7 +130,7 @@ def save_bundle(
         DuetError: if it cannot be written.
     """
     before = replace(state, updates=trouble.updates)
-    moment = Checkpoint(trouble.images_seen, problem, seed, before, notes, trouble.history)
+    moment = Checkpoint(trouble.images_seen, model, seed, before, notes, trouble.history)
     path = save_checkpoint(parent, moment)
     content = pack(batch.arrays)
     write_atomically(path / "batch.safetensors", content)
@@ -143,7 +143,7 @@ def save_bundle(
         # JSON has no infinity.
         "loss": str(trouble.loss),
         "grad_norm": str(trouble.grad_norm),
-        "pieces": trouble.pieces,
+        "pieces": trouble.micro_batches,
         "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -172,10 +172,10 @@ def load_bundle(path: str | Path) -> Bundle:
             raise DuetError(f"it has {len(decays)} decays for {len(moment.state.averages)} averages")
         if distance not in (*DISTANCES, CROSS_ENTROPY):
             raise one_of("distance", distance, (*DISTANCES, CROSS_ENTROPY))
-        moment.problem.check_distance(distance)
+        moment.model.check_distance(distance)
         adam, lr = Adam(**step["adam"]), float(step["lr"])
         loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
-        sha256, size, pieces = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
+        sha256, size, micro_batches = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
     with reading(path / "state.json"):
         if not isinstance(backend := moment.notes["backend"], str):
             raise DuetError(f"its notes name the backend {backend!r}; a name would fit")
@@ -183,25 +183,27 @@ def load_bundle(path: str | Path) -> Bundle:
             raise one_of("precision", precision, PRECISIONS)
     with reading(path / "batch.safetensors"):
         arrays = read_part(path / "batch.safetensors", sha256, size)
-        _check_batch(arrays, moment.problem)
+        _check_batch(arrays, moment.model)
     with reading(path / "step.json"):
         images = arrays["label"].size
-        if type(pieces) is not int or pieces < 1 or images % pieces:
-            raise DuetError(f"it has the pieces {pieces!r}; a divisor of the {images} images of its batch would fit")
-        if pieces > 1 and moment.problem.program.has_batch_statistics:
-            raise DuetError(f"it has {pieces} pieces for a network with batch statistics; 1 would fit")
-    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, pieces)
+        if type(micro_batches) is not int or micro_batches < 1 or images % micro_batches:
+            raise DuetError(
+                f"it has the pieces {micro_batches!r}; a divisor of the {images} images of its batch would fit"
+            )
+        if micro_batches > 1 and moment.model.program.has_batch_statistics:
+            raise DuetError(f"it has {micro_batches} pieces for a network with batch statistics; 1 would fit")
+    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, micro_batches)
 
 
-def _check_batch(arrays: Mapping[str, NDArray], problem: Problem) -> None:
+def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
     """Refuse arrays that are no batch of a problem.
 
     Raises:
         DuetError: for names, shapes, types or labels that do not fit.
     """
-    program = problem.program
-    own = {"images": problem.spec.image_shape, "noise": problem.spec.image_shape, "features": (program.features,)}
-    own |= {"variational": (len(VARIATIONAL),)} if problem.variance != "fixed" else {}
+    program = model.program
+    own = {"images": model.spec.image_shape, "noise": model.spec.image_shape, "features": (program.features,)}
+    own |= {"variational": (len(VARIATIONAL),)} if model.variance != "fixed" else {}
     own |= {"self_conditioning": (len(SELF_CONDITIONING),)} if program.self_conditioned else {}
     whole = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
     wanted = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]
@@ -230,24 +232,24 @@ def some(batch: TrainBatch, images: NDArray) -> TrainBatch:
 
 def places(
     bundle: Bundle, values: Mapping[str, NDArray], loss: float, gradients: Weights | None = None
-) -> Iterator[Place]:
+) -> Iterator[FailureLocation]:
     """Everything that a step computes, in the order in which it does; the first that is not finite is where to look.
 
     Args:
         bundle: the step.
-        values: of its blocks and of the loss of each image, as `Trainer.look` gives them.
+        values: of its blocks and of the loss of each image, as `Trainer.activations` gives them.
         loss: of the batch.
         gradients: of the parameters; they are computed from the last block to the first. None leaves them out.
     """
     for field in fields(TrainBatch):
         array = getattr(bundle.batch, field.name)
         if array is not None:
-            yield Place.of("batch", field.name, array)
+            yield FailureLocation.from_array("batch", field.name, array)
     for part, arrays in bundle.moment.state.parts.items():
         for name, array in arrays.items():
-            yield Place.of("weights", f"{part}: {name}", array)
+            yield FailureLocation.from_array("weights", f"{part}: {name}", array)
     for name, array in values.items():
-        yield Place.of("loss" if name == "losses" else "block", name, array)
-    yield Place.of("loss", "mean", np.array(loss))
-    for parameter in reversed(bundle.moment.problem.program.trained if gradients else ()):
-        yield Place.of("gradient", parameter.name, gradients[parameter.name])
+        yield FailureLocation.from_array("loss" if name == "losses" else "block", name, array)
+    yield FailureLocation.from_array("loss", "mean", np.array(loss))
+    for parameter in reversed(bundle.moment.model.program.trained if gradients else ()):
+        yield FailureLocation.from_array("gradient", parameter.name, gradients[parameter.name])

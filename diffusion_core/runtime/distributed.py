@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["KINDS", "Team", "World", "started_together"]
+__all__ = ["KINDS", "Collective", "ProcessGroup", "started_together"]
 
 # What `parallel` may be, and the words before ``-m MODULE`` that start so many processes, all on one machine.
 KINDS = {
@@ -45,13 +45,13 @@ def _example(kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """Which of how many processes this one is.
 
     Args:
         rank: its number, 0 .. size-1; number 0 alone writes and speaks.
         size: how many there are.
-        local: its number among those of its machine.
+        local_rank: its number among those of its machine.
         kind: what joins them, one of `KINDS`.
         timeout_seconds: how long a process waits for one that is there but does not answer.
 
@@ -61,7 +61,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local: int = 0
+    local_rank: int = 0
     kind: str = "none"
     timeout_seconds: float = 600.0
 
@@ -74,7 +74,7 @@ class World:
             raise DuetError(f"parallel.timeout_seconds: {self.timeout_seconds} was given; it must be positive")
 
     @staticmethod
-    def of(kind: str, environ: Mapping[str, str], timeout_seconds: float = 600.0) -> World:
+    def from_environment(kind: str, environ: Mapping[str, str], timeout_seconds: float = 600.0) -> ProcessGroup:
         """The place of this process, as who started it put it into the environment.
 
         Raises:
@@ -83,7 +83,7 @@ class World:
         if kind not in KINDS:
             raise one_of("parallel", kind, KINDS)
         if kind == "none":
-            return World()
+            return ProcessGroup()
         found = _TOLD[kind](environ) or _slurm(environ)
         if found is None:
             raise DuetError(
@@ -91,10 +91,10 @@ class World:
                 f"start it as: {_example(kind)}"
             )
         try:
-            rank, size, local = (int(number) for number in found)
+            rank, size, local_rank = (int(number) for number in found)
         except ValueError as error:
             raise DuetError(f"parallel: this process was told its place as {found}, which are no numbers") from error
-        return World(rank, size, local, kind, timeout_seconds)
+        return ProcessGroup(rank, size, local_rank, kind, timeout_seconds)
 
     def check_joined(self, framework: str, kind: str) -> None:
         """Refuse processes that are joined by something else than the kind that a framework has.
@@ -120,7 +120,7 @@ class World:
         return KINDS[self.kind].format(size=self.size).split()
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -146,8 +146,8 @@ def _tf_config(environ: Mapping[str, str]) -> tuple[Any, Any, Any] | None:
             raise DuetError("TF_CONFIG: it names other tasks than workers, which is all that a run has")
         index = int(task["index"])
         machine = workers[index].rpartition(":")[0]
-        local = sum(worker.rpartition(":")[0] == machine for worker in workers[:index])
-        return index, len(workers), local
+        local_rank = sum(worker.rpartition(":")[0] == machine for worker in workers[:index])
+        return index, len(workers), local_rank
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, DuetError):
             raise
@@ -184,31 +184,31 @@ _TOLD: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"ddp": _torchrun, "mu
 
 
 @dataclass(frozen=True, eq=False)
-class Team:
+class Collective:
     """The processes of a world, and the one thing that they do together.
 
     Every process must come to each of these calls, in the same order.
 
     Args:
-        world: the place of this process.
+        group: the place of this process.
         add: the sum of the arrays of all processes, which have one shape.
     """
 
-    world: World = World()
+    group: ProcessGroup = ProcessGroup()
     add: Callable[[NDArray], NDArray] = lambda array: array
 
     def gather(self, part: NDArray, count: int, unit: int = 1) -> NDArray:
         """What all processes have of `count` items, in order, with shape (count, ...); `part` is this one's share."""
-        if self.world.size == 1:
+        if self.group.size == 1:
             return part
         # Sums with zeros, which are exact; of whole numbers as those of floats, which every framework adds up.
         whole = np.zeros((count, *part.shape[1:]), np.result_type(part, np.float32))
-        whole[self.world.share(count, unit)] = part
+        whole[self.group.share(count, unit)] = part
         return self.add(whole).astype(part.dtype, copy=False)
 
     def any(self, flag: bool) -> bool:
         """Whether one process says so."""
-        return flag if self.world.size == 1 else bool(self.add(np.array([float(flag)]))[0] > 0)
+        return flag if self.group.size == 1 else bool(self.add(np.array([float(flag)]))[0] > 0)
 
     def agree(self, what: str, text: Callable[[], str]) -> None:
         """Refuse to go on where processes hold different texts.
@@ -220,11 +220,11 @@ class Team:
         Raises:
             DuetError: in every process, if one differs.
         """
-        if self.world.size == 1:
+        if self.group.size == 1:
             return
         digest = hashlib.blake2b(text().encode(), digest_size=6).digest()
         own = float(int.from_bytes(digest, "little"))  # exact, as are sums with zeros
-        held = self.gather(np.full(1, own), self.world.size)
+        held = self.gather(np.full(1, own), self.group.size)
         if np.any(held != held[0]):
             other = np.flatnonzero(held != held[0])
             raise DuetError(f"parallel: {what} of process {other[0]} is not that of process 0; start the run again")

@@ -1,6 +1,6 @@
 """Ending when the scheduler or a person says so: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C.
 
-Either at once, where nothing would be lost (`raised`), or when it suits (`noted`). A process that was stopped leaves
+Either at once, where nothing would be lost (`raise_on_signal`), or when it suits (`flag_on_signal`). A process that was stopped leaves
 with exit code 128 + n, n being the signal, as a shell says it of one that the signal ended.
 
 A process that waits for another one, as that of a sweep does, passes the signal on and waits on: the other one has
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["SIGNALS", "Noted", "Stopped", "noted", "raised", "run"]
+__all__ = ["SIGNALS", "StopFlag", "Stopped", "flag_on_signal", "raise_on_signal", "run"]
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -50,7 +50,7 @@ class Stopped(BaseException):
 
 
 @dataclass
-class Noted:
+class StopFlag:
     """The signal that came, or None."""
 
     number: int | None = None
@@ -60,7 +60,7 @@ class Noted:
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
     """While in it, a signal raises `Stopped`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -72,9 +72,9 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def noted() -> Iterator[Noted]:
+def flag_on_signal() -> Iterator[StopFlag]:
     """While in it, a signal is noted in what it gives; a second Ctrl-C ends the process at once."""
-    found = Noted()
+    found = StopFlag()
 
     def handle(number: int, frame: FrameType | None) -> None:
         found.number = number

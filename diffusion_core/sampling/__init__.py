@@ -15,7 +15,7 @@ from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
 from diffusion_core.sampling.dpm_ancestral import dpmpp_2s_ancestral, dpmpp_sde
 from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
 from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
-from diffusion_core.sampling.guidance import Guidance, per_row
+from diffusion_core.sampling.guidance import GuidanceScale, per_row
 from diffusion_core.sampling.heun import flow_heun, heun
 from diffusion_core.sampling.inversion import ddim_inversion
 from diffusion_core.sampling.methods import METHODS, Method
@@ -92,7 +92,7 @@ def make_plan(
     process: Process,
     name: str,
     *,
-    guidance: Guidance = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
     guidance_convention: str = "from_null",
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
@@ -105,7 +105,7 @@ def make_plan(
     Args:
         process: what the network was trained for.
         name: one of `SAMPLERS`.
-        guidance: a weight, one for each row or a ramp, see `guidance.per_row`.
+        guidance_scale: a weight, one for each row or a ramp, see `guidance.per_row`.
         guidance_convention: what the weight means, one of `guidance.CONVENTIONS`.
         interval: of noise levels that are guided, see `SamplerPlan.with_guidance`; so are rescale and classifier.
         rescale: of guided outputs.
@@ -118,5 +118,5 @@ def make_plan(
     """
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
     plan = build("sampler", SAMPLERS, name, options, process, beside=shared)
-    weight = per_row(guidance, plan.rows, guidance_convention)
+    weight = per_row(guidance_scale, plan.rows, guidance_convention)
     return replace(plan, threshold=threshold).with_guidance(weight, interval, rescale, classifier)

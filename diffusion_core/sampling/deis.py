@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.exponential import Integrator, multistep, orders_of
+from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -54,6 +54,6 @@ def deis(
     return SamplerPlan(
         name=f"deis-{order}-{integrator.rows}",
         **integrator.levels,
-        **multistep(integrator, orders_of(integrator.rows, order, lower_order_final)),
+        **multistep(integrator, effective_orders(integrator.rows, order, lower_order_final)),
         clip=clip,
     )

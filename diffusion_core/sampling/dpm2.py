@@ -95,5 +95,5 @@ def _halfway(name: str, schedule: AnySchedule, starts: NDArray, left: NDArray) -
     second = np.full(len(starts), np.nan)
     moves = left[1:] > 0
     down = now[1:][moves] + np.log(left[1:][moves])
-    second[:-1][moves] = schedule.t_of((now[:-1][moves] + down) / 2)
+    second[:-1][moves] = schedule.t_at_log_ratio((now[:-1][moves] + down) / 2)
     return second

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.exponential import Form, recurrence
+from diffusion_core.sampling.exponential import Coefficients, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -93,20 +93,20 @@ def _halfway(
     left = ancestral(process.schedule, starts, eta)[1:]
     middle = outer[:-1] + (np.diff(outer) + (0.0 if noisy else np.log(left))) / 2
     t = np.empty(2 * len(starts) - 1)
-    t[::2], t[1::2] = starts, process.schedule.t_of(middle)
+    t[::2], t[1::2] = starts, process.schedule.t_at_log_ratio(middle)
     levels = plan_levels(process, t)
     alpha, sigma = levels["alpha"], levels["sigma"]
     halfway = ancestral(process.schedule, t, eta)[1::2] if noisy else np.ones(len(left))
     ratio = sigma / alpha
     rows = len(t)
 
-    def moved(i: int, j: int, share: float, x: Form, D: Form, z: Form) -> Form:
+    def moved(i: int, j: int, share: float, x: Coefficients, D: Coefficients, z: Coefficients) -> Coefficients:
         """From level i to level j, of whose sigma this share is there before the noise."""
         decay = share * sigma[j] / sigma[i]
         up = sigma[j] * np.sqrt((1 - share) * (1 + share))
         return decay * x + (alpha[j] - decay * alpha[i]) * D + up * z
 
-    def step(i: int, X: NDArray, D: NDArray, z: Form) -> list[Form]:
+    def step(i: int, X: NDArray, D: NDArray, z: Coefficients) -> list[Coefficients]:
         # The registers are x, the x that the step started from, and the noise that it has drawn.
         empty = np.zeros_like(z)
         if i == rows - 1:

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.sampling.exponential import Form, Integrator, multistep, orders_of, recurrence
+from diffusion_core.sampling.exponential import Coefficients, Integrator, effective_orders, multistep, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -82,7 +82,7 @@ def dpm_solver(
     """
     _check(order, solver_type, SOLVER_TYPES)
     integrator = Integrator("dpm_solver", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
-    orders = orders_of(integrator.rows, order, lower_order_final)
+    orders = effective_orders(integrator.rows, order, lower_order_final)
     return SamplerPlan(
         name=_name("dpm_solver", order, predict, sde, integrator.rows),
         **integrator.levels,
@@ -131,7 +131,7 @@ def dpm_solver_singlestep(
     integrator = Integrator("dpm_solver_singlestep", plan_levels(process, t), predict)
     tau, rows, eps = float(sde), integrator.rows, predict == "eps"
 
-    def step(i: int, X: NDArray, D: NDArray, z: Form) -> list[Form]:
+    def step(i: int, X: NDArray, D: NDArray, z: Coefficients) -> list[Coefficients]:
         # The registers are x, the x that the step started from, and (predict eps) earlier y of the step.
         start, now = starts[i], integrator.seen(i, X[0], D[0])
         origin = X[0] if i == start else X[1]
@@ -174,7 +174,7 @@ def _spread_evenly(schedule: AnySchedule, t: NDArray, starts: NDArray) -> NDArra
     spaced = np.interp(np.arange(len(t)), ends, log_ratio(schedule, t[ends]))
     spread = t.astype(np.float64)
     within = starts != np.arange(len(t))
-    spread[within] = schedule.t_of(spaced[within])
+    spread[within] = schedule.t_at_log_ratio(spaced[within])
     return spread
 
 

@@ -103,7 +103,7 @@ def tail(make: Callable[..., SamplerPlan], strength: float) -> SamplerPlan:
     t = whole.t[row:]
     begun = _of_levels(make, falling(t[~_is_stage(whole)[row:]]))
     # Each row keeps the guidance that its level has in the whole.
-    return replace(begun, guidance=whole.guidance[row:][np.abs(begun.t[:, None] - t).argmin(axis=1)])
+    return replace(begun, guidance_scale=whole.guidance_scale[row:][np.abs(begun.t[:, None] - t).argmin(axis=1)])
 
 
 def falling(t: NDArray) -> list[float]:
@@ -113,7 +113,7 @@ def falling(t: NDArray) -> list[float]:
 
 def _of_levels(make: Callable[..., SamplerPlan], levels: list[float]) -> SamplerPlan:
     """The plan whose steps start at these levels, not guided."""
-    return make(steps=None, spacing=levels, guidance=1.0, guidance_convention="from_null", interval=None)
+    return make(steps=None, spacing=levels, guidance_scale=1.0, guidance_convention="from_null", interval=None)
 
 
 def _begins(make: Callable[..., SamplerPlan], whole: SamplerPlan) -> bool:

@@ -46,11 +46,11 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import one_of
 from diffusion_core.sampling.steps import needs_signal
 
-__all__ = ["KINDS", "PREDICTS", "Integrator", "multistep", "orders_of", "recurrence", "weights"]
+__all__ = ["KINDS", "PREDICTS", "Integrator", "multistep", "effective_orders", "recurrence", "weights"]
 
 Array = NDArray[np.float64]
 # A linear form: the coefficients of every register, of every estimate and of the noise.
-Form = NDArray[np.float64]
+Coefficients = NDArray[np.float64]
 
 PREDICTS = ("x0", "eps")
 KINDS = ("midpoint", "heun", "bh1", "bh2", "exact")
@@ -132,11 +132,13 @@ class Integrator:
         """The half log-SNR of every level but the last, which is clean, with shape (N,)."""
         return np.log(self.alpha[:-1] / self.sigma[:-1])
 
-    def seen(self, i: int, x: Form, estimate: Form) -> Form:
+    def seen(self, i: int, x: Coefficients, estimate: Coefficients) -> Coefficients:
         """The y of level i."""
         return estimate if self.predict == "x0" else (x - self.alpha[i] * estimate) / self.sigma[i]
 
-    def first(self, i: int, j: int, x: Form, y: Form, z: Form | float = 0.0, tau: float = 0.0) -> Form:
+    def first(
+        self, i: int, j: int, x: Coefficients, y: Coefficients, z: Coefficients | float = 0.0, tau: float = 0.0
+    ) -> Coefficients:
         """The step of first order from level i to level j, by the x and the y of level i: DDIM's, if tau is 0."""
         h = self.half[j] - self.half[i]
         ratio = self.sigma[j] / self.sigma[i]
@@ -156,11 +158,11 @@ class Integrator:
         i: int,
         j: int,
         nodes: Sequence[int],
-        values: Sequence[Form],
-        y: Form,
+        values: Sequence[Coefficients],
+        y: Coefficients,
         tau: float = 0.0,
         kind: str = "exact",
-    ) -> Form:
+    ) -> Coefficients:
         """What a polynomial through the values at these levels adds to the step of first order by y."""
         rate, scale = (1.0 + tau**2, self.alpha[j]) if self.predict == "x0" else (-1.0, (1.0 + tau**2) * self.sigma[j])
         shares = weights(self.half[i], self.half[j], self.half[list(nodes)], rate, kind)
@@ -172,7 +174,7 @@ class Integrator:
 
 
 def recurrence(
-    rows: int, registers: int, history: int, step: Callable[[int, Array, Array, Form], Sequence[Form]]
+    rows: int, registers: int, history: int, step: Callable[[int, Array, Array, Coefficients], Sequence[Coefficients]]
 ) -> dict[str, Array]:
     """The tables of a plan, by feeding a solver's formula the unit vectors of everything that it may combine.
 
@@ -191,7 +193,7 @@ def recurrence(
     }
 
 
-def orders_of(rows: int, order: int, lower_order_final: bool | None, few: int = 15) -> NDArray[np.int64]:
+def effective_orders(rows: int, order: int, lower_order_final: bool | None, few: int = 15) -> NDArray[np.int64]:
     """How many values each row of a multistep solver uses: no more than there are, and one to clean data.
 
     Args:
@@ -236,7 +238,7 @@ def multistep(
     first_past = 2 if corrected.any() else 1
     remembered = max(orders.max(), corrected.max())
 
-    def step(i: int, X: Array, D: Array, z: Form) -> list[Form]:
+    def step(i: int, X: Array, D: Array, z: Coefficients) -> list[Coefficients]:
         now, past = integrator.seen(i, X[0], D[0]), X[first_past:] if eps else D[1:]
         x = X[0]
         if corrected[i]:

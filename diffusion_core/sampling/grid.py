@@ -107,7 +107,7 @@ def visited(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None)
             "and finite, the first the larger"
         )
     ratios = build("sampler.spacing", GRIDS, name, options, steps, low, high)
-    return schedule.t_of(np.log(ratios))
+    return schedule.t_at_log_ratio(np.log(ratios))
 
 
 def _plain(schedule: AnySchedule, steps: Steps, spacing: Spacing) -> NDArray:

@@ -26,12 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["CONVENTIONS", "Guidance", "convert", "per_row"]
+__all__ = ["CONVENTIONS", "GuidanceScale", "convert", "per_row"]
 
 Array = NDArray[np.float64]
 
 # One weight, one for each row, or the first and the last of a ramp: {"first": 1, "last": 4}.
-Guidance = ArrayLike | Mapping[str, float]
+GuidanceScale = ArrayLike | Mapping[str, float]
 
 # From a weight in some convention to the same in that of a plan, u + w (c - u).
 CONVENTIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -52,7 +52,7 @@ def convert(weight: ArrayLike, convention: str) -> Array:
     return CONVENTIONS[convention](np.asarray(weight, np.float64))
 
 
-def per_row(weight: Guidance, rows: int, convention: str = "from_null") -> Array:
+def per_row(weight: GuidanceScale, rows: int, convention: str = "from_null") -> Array:
     """The weight of each row in the convention of a plan, with shape (rows,).
 
     Args:
@@ -72,7 +72,7 @@ def per_row(weight: Guidance, rows: int, convention: str = "from_null") -> Array
         weights = np.broadcast_to(np.asarray(weight, np.float64), (rows,))
     except (TypeError, ValueError) as error:
         raise DuetError(
-            f"sampler.guidance: {given!r} was given; it must be a number, one for each of {rows} rows, "
+            f"sampler.guidance_scale: {given!r} was given; it must be a number, one for each of {rows} rows, "
             "or a ramp such as {first: 1, last: 4}"
         ) from error
     return np.array(convert(weights, convention))

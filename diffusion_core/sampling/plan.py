@@ -3,7 +3,7 @@ r"""The sampler plan: every solver as a table, one row per network evaluation.
 State is a stack of R registers X (register 0 is what the network sees) and the last H estimates D of
 x_0. Row i says::
 
-    F   = F_null + guidance[i] (F_class - F_null)                 two evaluations where guidance[i] != 1
+    F   = F_null + guidance_scale[i] (F_class - F_null)                 two evaluations where guidance_scale[i] != 1
     D_i = bounded( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) + classifier[i] grad log p(class | X_0) )
     X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] exp(a_i + b_i G) z_i,     z_i ~ N(0, 1)
 
@@ -18,7 +18,7 @@ plan knows a schedule.
 
 Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional; `guidance` converts from the
 others. F_null is of the same network without the class, or of a weaker network with it (autoguidance, see
-`backend.Steering`). Rescaling brings the standard deviation of each guided image's F back towards that of F_class,
+`backend.Guidance`). Rescaling brings the standard deviation of each guided image's F back towards that of F_class,
 
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
@@ -51,8 +51,8 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.guidance import Guidance, per_row
-from diffusion_core.sampling.rows import Form, Stretch
+from diffusion_core.sampling.guidance import GuidanceScale, per_row
+from diffusion_core.sampling.rows import RowSegment, RowSignature
 
 __all__ = ["SamplerPlan", "plan_levels"]
 
@@ -77,7 +77,7 @@ class SamplerPlan:
         state: registers to registers, with shape (N, R, R).
         denoised: estimates to registers, newest first, with shape (N, R, H).
         noise: scale of the row's fresh noise per register, with shape (N, R).
-        guidance: weight of the class over no class, with shape (N,).
+        guidance_scale: weight of the class over no class, with shape (N,).
         start_scale: standard deviation of the noise that the sampler starts from.
         clip: estimates are bounded to [-clip, clip] in a data range of [-1, 1]; None leaves them.
         value_range: the data range; see `within`.
@@ -104,7 +104,7 @@ class SamplerPlan:
     state: Array
     denoised: Array
     noise: Array
-    guidance: Array
+    guidance_scale: Array
     start_scale: float = 1.0
     clip: float | None = None
     value_range: tuple[float, float] = (-1.0, 1.0)
@@ -120,7 +120,7 @@ class SamplerPlan:
             raise DuetError(f"plan {self.name}: it has no rows")
         shapes = {"t": (rows,), "alpha": (rows + 1,), "sigma": (rows + 1,)}
         shapes |= {"state": (rows, registers, registers), "noise": (rows, registers)}
-        shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance", "classifier")}
+        shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance_scale", "classifier")}
         shapes |= {"learned": (rows, 2)}
         for name, shape in shapes.items():
             table = getattr(self, name)
@@ -213,21 +213,21 @@ class SamplerPlan:
     @property
     def is_guided(self) -> NDArray[np.bool_]:
         """Whether each row needs the network with and without the class, with shape (N,)."""
-        return self.guidance != 1
+        return self.guidance_scale != 1
 
     def numbers(self) -> Array:
-        """The coefficients of each row side by side, as `rows.Form.row` takes them apart, with shape (N, K).
+        """The coefficients of each row side by side, as `rows.RowSignature.row` takes them apart, with shape (N, K).
 
         Rows without noise have 0 for a and b of a learned variance: its factor is then 1, whatever the output.
         """
         none = np.zeros(self.rows)
         learned = np.zeros((self.rows, 2)) if self.learned is None else self.learned * self.is_noisy[:, None]
         classifier = none if self.classifier is None else self.classifier
-        columns = (self.c_noise, self.c_in, self.c_skip, self.c_out, self.guidance, classifier)
+        columns = (self.c_noise, self.c_in, self.c_skip, self.c_out, self.guidance_scale, classifier)
         tables = (learned, self.state, self.denoised, self.noise)
         return np.column_stack([*columns, *(table.reshape(self.rows, -1) for table in tables)])
 
-    def stretches(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[Stretch]:
+    def segments(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[RowSegment]:
         """The rows in order, cut where their form changes, where one is of the longest length, and after some rows.
 
         Args:
@@ -239,12 +239,12 @@ class SamplerPlan:
         for row in range(self.rows):
             last = row + 1 == self.rows or guided[row + 1] != guided[row]
             if last or row in ends or row + 1 - first == longest:
-                yield Stretch(forms[bool(guided[row])], range(first, row + 1))
+                yield RowSegment(forms[bool(guided[row])], range(first, row + 1))
                 first = row + 1
 
-    def _form(self, guided: bool) -> Form:
+    def _form(self, guided: bool) -> RowSignature:
         """What its rows share beside numbers, of those that are guided or those that are not."""
-        return Form(
+        return RowSignature(
             guided=guided,
             classified=self.classifier is not None,
             learned=self.learned is not None,
@@ -306,7 +306,7 @@ class SamplerPlan:
 
     def with_guidance(
         self,
-        weight: Guidance,
+        weight: GuidanceScale,
         interval: Sequence[float] | None = None,
         rescale: float = 0.0,
         classifier: float = 0.0,
@@ -322,7 +322,7 @@ class SamplerPlan:
         Raises:
             DuetError: if a number does not fit.
         """
-        guidance = per_row(weight, self.rows)
+        guidance_scale = per_row(weight, self.rows)
         if interval is not None:
             try:
                 low, high = map(float, interval)
@@ -334,19 +334,19 @@ class SamplerPlan:
                 )
             alpha, sigma = self.alpha[:-1], self.sigma[:-1]
             outside = (sigma < low * alpha) | (sigma > high * alpha)
-            if np.all(outside) and np.any(guidance != 1):
+            if np.all(outside) and np.any(guidance_scale != 1):
                 least, most = sigma[-1] / alpha[-1], sigma[0] / max(alpha[0], 1e-300)
                 raise DuetError(
                     f"sampler.interval: {interval!r} was given; it holds none of the {self.rows} rows, whose "
                     f"sigma/alpha are {most:.4g} .. {least:.4g}"
                 )
-            guidance[outside] = 1.0
+            guidance_scale[outside] = 1.0
         slope = None
         if classifier:
             # As D = (x + sigma^2 score) / alpha; where there is no signal a classifier has nothing to say.
             safe = np.where(self.alpha[:-1] > 0, self.alpha[:-1], np.inf)
             slope = classifier * self.sigma[:-1] ** 2 / safe
-        return replace(self, guidance=guidance, rescale=rescale, classifier=slope)
+        return replace(self, guidance_scale=guidance_scale, rescale=rescale, classifier=slope)
 
     def tables(self) -> dict[str, NDArray]:
         """Every array of the plan by name, to print, save or compare."""
@@ -372,6 +372,6 @@ def plan_levels(process: Process, t: NDArray, end: float | None = None) -> dict[
         "c_out": columns.c_out,
         "c_in": columns.c_in,
         "c_noise": columns.c_noise,
-        "guidance": np.ones(len(t)),
+        "guidance_scale": np.ones(len(t)),
         "start_scale": 1.0 if process.schedule.variance_preserving else float(sigma[0]),
     }

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.exponential import Form, Integrator, recurrence
+from diffusion_core.sampling.exponential import Coefficients, Integrator, recurrence
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -102,7 +102,7 @@ def _pseudo(
     integrator = Integrator(name, plan_levels(process, np.concatenate([*within, t[staged:]])), "eps")
     first = staged * len(shares)
 
-    def step(i: int, X: NDArray, D: NDArray, z: Form) -> list[Form]:
+    def step(i: int, X: NDArray, D: NDArray, z: Coefficients) -> list[Coefficients]:
         # The registers are x, the x that a staged step started from, its eps so far, and the eps of earlier steps.
         now, past = integrator.seen(i, X[0], D[0]), X[3:]
         if i < first:
@@ -127,7 +127,7 @@ def _pseudo(
     )
 
 
-def _led(integrator: Integrator, i: int, j: int, x: Form, eps: Form) -> Form:
+def _led(integrator: Integrator, i: int, j: int, x: Coefficients, eps: Coefficients) -> Coefficients:
     """Where phi leads from level i to level j, which may be clean data."""
     alpha, sigma = integrator.alpha, integrator.sigma
     # As next to no signal alpha_s/alpha_t is large, x is first taken to where it would go without any.

@@ -125,7 +125,11 @@ def _with_lows(schedule: AnySchedule, run: np.ndarray, restarts: list[Restart]) 
     for one in restarts:
         distance = np.abs(log_ratio(schedule, run) - math.log(one.low))
         distance[(log_ratio(schedule, run) >= math.log(one.high)) | (np.arange(len(run)) == 0)] = np.inf
-        found = run[np.argmin(distance)] if np.isfinite(distance.min()) else float(schedule.t_of(math.log(one.low)))
+        found = (
+            run[np.argmin(distance)]
+            if np.isfinite(distance.min())
+            else float(schedule.t_at_log_ratio(math.log(one.low)))
+        )
         wanted.append(found)
     run = np.unique(np.append(run, wanted))[::-1]
     return run, [int(np.flatnonzero(run == t)[0]) for t in wanted]
@@ -136,4 +140,4 @@ def _down_again(schedule: AnySchedule, run: np.ndarray, low: int, one: Restart, 
     ratios = log_ratio(schedule, run)
     between = np.count_nonzero((ratios > ratios[low]) & (ratios <= math.log(one.high)))
     levels = karras((one.steps or max(between, 1)) + 1, math.exp(ratios[low]), one.high, rho)
-    return np.append(schedule.t_of(np.log(levels[:-1])), run[low])
+    return np.append(schedule.t_at_log_ratio(np.log(levels[:-1])), run[low])

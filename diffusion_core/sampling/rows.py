@@ -1,7 +1,7 @@
 """The rows of a plan as an executor takes them: numbers, and what rows have in common beside them.
 
-A `Form` is all that is not a number, so that whatever is traced or compiled for one row serves every row of its form.
-A plan has one form, or two where some of its rows are guided and others are not; a `Stretch` is a run of rows of one.
+A `RowSignature` is all that is not a number, so that whatever is traced or compiled for one row serves every row of its form.
+A plan has one form, or two where some of its rows are guided and others are not; a `RowSegment` is a run of rows of one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Form", "Row", "Stretch"]
+__all__ = ["RowSignature", "Row", "RowSegment"]
 
 # A float, or a tensor of no axes.
 Number = Any
@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
     Args:
         c_noise: column of the process; so are c_in, c_skip and c_out.
-        guidance: weight of the class over no class.
+        guidance_scale: weight of the class over no class.
         classifier: weight of the classifier's gradient; 0 without one.
         learned: (a, b) of a learned variance; (0, 0) without one.
         state: registers to registers, R of R.
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     c_in: Number
     c_skip: Number
     c_out: Number
-    guidance: Number
+    guidance_scale: Number
     classifier: Number
     learned: tuple[Number, Number]
     state: tuple[tuple[Number, ...], ...]
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class RowSignature:
     """What rows that are computed alike have in common; see `plan.SamplerPlan`.
 
     Args:
@@ -85,8 +85,8 @@ class Form:
         return below, min(below + 1, n - 1), at - below
 
 
-class Stretch(NamedTuple):
+class RowSegment(NamedTuple):
     """Rows in order that share a form."""
 
-    form: Form
+    form: RowSignature
     rows: range

@@ -24,7 +24,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.exponential import Integrator, multistep, orders_of
+from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -88,7 +88,7 @@ def sa_solver(
         **integrator.levels,
         **multistep(
             integrator,
-            orders_of(rows, predictor, lower_order_final),
+            effective_orders(rows, predictor, lower_order_final),
             corrected,
             taus,
             *["bh1" if predict == "x0" else "exact"] * 2,

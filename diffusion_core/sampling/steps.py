@@ -175,7 +175,7 @@ def churned(
     raised = np.minimum(most, schedule.ends[1])
     inside &= raised > now
     starts = t.astype(np.float64)
-    starts[inside] = schedule.t_of(raised[inside])
+    starts[inside] = schedule.t_at_log_ratio(raised[inside])
     left = np.ones(len(t))
     left[inside] = np.exp(now[inside] - raised[inside])
     return starts, left
@@ -194,7 +194,7 @@ def shifted(schedule: AnySchedule, t: NDArray, shift: float) -> NDArray:
         raise DuetError(f"sampler.shift: {shift} was given; it must be a positive number, 1 for none")
     if shift == 1:
         return t
-    return schedule.t_of(
+    return schedule.t_at_log_ratio(
         np.clip(log_ratio(schedule, t) + math.log(shift), *log_ratio(schedule, np.array(schedule.span)))
     )
 

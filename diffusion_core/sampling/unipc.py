@@ -23,7 +23,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.exponential import Integrator, multistep, orders_of
+from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import visited
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -71,7 +71,7 @@ def unipc(
         raise DuetError(f"sampler.correct_from: {correct_from} was given; it is a row from 1 on, or null for none")
     integrator = Integrator("unipc", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
     rows = integrator.rows
-    orders = orders_of(rows, order, lower_order_final)
+    orders = effective_orders(rows, order, lower_order_final)
     corrected = np.zeros(rows, np.int64)
     if correct_from is not None:
         corrected[correct_from:] = orders[correct_from - 1 : -1] + 1

@@ -27,10 +27,10 @@ from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.networks.program import Program
 from diffusion_core.optim import Ema
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.runtime.distributed import Team, World
+from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training.objective import Objective
 
-__all__ = ["Carried", "Course", "Hooks", "Record", "Trouble", "make_batch", "train"]
+__all__ = ["ResumeState", "TrainingConfig", "Hooks", "Record", "NonFiniteStep", "make_batch", "train"]
 
 
 ON_OUT_OF_MEMORY = ("stop", "halve")
@@ -38,7 +38,7 @@ NON_FINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingConfig:
     """How long a run is, and when it does what; all counts are images seen.
 
     Args:
@@ -50,7 +50,7 @@ class Course:
         on_out_of_memory: ``"stop"``, or ``"halve"`` the pieces of the batch as often as is needed.
         non_finite: where a loss or a gradient is not finite, ``"stop"``, or ``"skip"`` the update, for which every loss
             is read at once.
-        most_skipped: updates skipped one after another, after which training stops all the same.
+        max_skipped: updates skipped one after another, after which training stops all the same.
         log_images: metrics are read and written at least this often.
         checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
         sample_images: sample pictures are made this often; 0 is at the end alone.
@@ -62,7 +62,7 @@ class Course:
     micro_batch: int | None = None
     on_out_of_memory: str = "stop"
     non_finite: str = "stop"
-    most_skipped: int = 10
+    max_skipped: int = 10
     log_images: int = 6400
     checkpoint_images: int = 0
     sample_images: int = 0
@@ -89,48 +89,48 @@ class Course:
             raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
         if self.non_finite not in NON_FINITE:
             raise one_of("trainer.non_finite", self.non_finite, NON_FINITE)
-        if self.most_skipped < 0:
-            raise DuetError(f"trainer.most_skipped: {self.most_skipped} was given; it must be at least 0")
+        if self.max_skipped < 0:
+            raise DuetError(f"trainer.max_skipped: {self.max_skipped} was given; it must be at least 0")
 
-    def share(self, world: World) -> int:
+    def share(self, group: ProcessGroup) -> int:
         """How many images of a batch a process computes."""
-        share = world.share(self.batch)
+        share = group.share(self.batch)
         return share.stop - share.start
 
-    def pieces(self, world: World, most: int | None = None) -> int:
+    def micro_batches(self, group: ProcessGroup, most: int | None = None) -> int:
         """Into how many equal pieces a process cuts its share of a batch; halved while they have over `most` images."""
-        size = self.share(world)
-        pieces = size // (self.micro_batch or size)
-        while most is not None and size // pieces > most and _can_halve(size, pieces):
-            pieces *= 2
-        return pieces
+        size = self.share(group)
+        micro_batches = size // (self.micro_batch or size)
+        while most is not None and size // micro_batches > most and _can_halve(size, micro_batches):
+            micro_batches *= 2
+        return micro_batches
 
-    def check(self, program: Program, world: World | None = None) -> None:
+    def check(self, program: Program, group: ProcessGroup | None = None) -> None:
         """Refuse to share a batch among more processes than it has images, or to cut it where it must be seen whole.
 
         Raises:
             DuetError: for unequal pieces, or a network with batch statistics.
         """
-        world = world or World()
-        if self.batch < world.size:
+        group = group or ProcessGroup()
+        if self.batch < group.size:
             raise DuetError(
-                f"trainer.batch: {self.batch} was given for {world.size} processes; each needs at least one image"
+                f"trainer.batch: {self.batch} was given for {group.size} processes; each needs at least one image"
             )
-        if self.micro_batch and self.batch % (world.size * self.micro_batch):
+        if self.micro_batch and self.batch % (group.size * self.micro_batch):
             raise DuetError(
-                f"trainer.micro_batch: {self.micro_batch} was given, which {world.size} processes cannot cut the batch "
+                f"trainer.micro_batch: {self.micro_batch} was given, which {group.size} processes cannot cut the batch "
                 f"{self.batch} into; it must divide the share of each, or be null"
             )
-        cut = {"micro_batch": self.pieces(world) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
+        cut = {"micro_batch": self.micro_batches(group) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
         for key, fits in (("micro_batch", "null"), ("on_out_of_memory", "stop")):
             if program.has_batch_statistics and cut[key]:
                 raise DuetError(
                     f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which "
                     f"pieces of a batch would change; use {fits}, or a network with group norms"
                 )
-        if program.has_batch_statistics and world.size > 1:
+        if program.has_batch_statistics and group.size > 1:
             raise DuetError(
-                f"parallel: {world.kind} was given, but the network has batch statistics, which shares of a batch "
+                f"parallel: {group.kind} was given, but the network has batch statistics, which shares of a batch "
                 f"would change; use none, or a network with group norms"
             )
 
@@ -170,7 +170,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class NonFiniteStep:
     """A step whose loss or gradient is not finite.
 
     Args:
@@ -183,7 +183,7 @@ class Trouble:
         grad_norm: of the gradient, unclipped.
         history: the losses that the levels of its batch depend on, or None.
         ends: whether training stops at it; if not, its update is skipped.
-        pieces: the fewest equal ones of the batch of which none is more than a process computed at a time.
+        micro_batches: the fewest equal ones of the batch of which none is more than a process computed at a time.
     """
 
     images_seen: int
@@ -195,7 +195,7 @@ class Trouble:
     grad_norm: float
     history: LossHistory | None = None
     ends: bool = False
-    pieces: int = 1
+    micro_batches: int = 1
 
     @property
     def said(self) -> str:
@@ -205,7 +205,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class ResumeState:
     """What a run that is gone on with starts from, beside what its trainer holds.
 
     Args:
@@ -235,12 +235,12 @@ class Hooks:
     """
 
     log: Callable[[list[Record], float], None] = lambda records, speed: None
-    checkpoint: Callable[[int, Carried], None] = lambda images_seen, carried: None
+    checkpoint: Callable[[int, ResumeState], None] = lambda images_seen, resume_state: None
     sample: Callable[[int], None] = lambda images_seen: None
     snapshot: Callable[[int], None] = lambda images_seen: None
     step: Callable[[int], None] = lambda images_seen: None
     notice: Callable[[str], None] = lambda line: None
-    trouble: Callable[[Trouble], str] = lambda trouble: ""
+    trouble: Callable[[NonFiniteStep], str] = lambda trouble: ""
     stops: Callable[[], bool] = lambda: False
 
 
@@ -283,18 +283,18 @@ def train(
     objective: Objective,
     learning_rate: LearningRate,
     ema: Ema,
-    course: Course,
+    config: TrainingConfig,
     hooks: Hooks | None = None,
     images_seen: int = 0,
     updates: int = 0,
-    carried: Carried | None = None,
-    team: Team | None = None,
+    resume_state: ResumeState | None = None,
+    collective: Collective | None = None,
 ) -> dict[str, float]:
     """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
 
     Args:
-        carried: from where the run was cut; a history of others than the objective keeps starts anew.
-        team: the processes that each compute a share of a batch, of which `loader` shows this one's.
+        resume_state: from where the run was cut; a history of others than the objective keeps starts anew.
+        collective: the processes that each compute a share of a batch, of which `loader` shows this one's.
 
     Returns:
         images_per_second, first_step_seconds and seconds of the steps.
@@ -303,61 +303,70 @@ def train(
         DuetError: if a loss or a gradient is not finite when it is read, unless its update is to be skipped; no
             checkpoint is written after that, and the trainer holds what it held before.
     """
-    hooks, team, carried, fresh = hooks or Hooks(), team or Team(), carried or Carried(), objective.law.fresh()
-    history, streak = carried.history, carried.skipped
+    hooks, collective, resume_state, fresh = (
+        hooks or Hooks(),
+        collective or Collective(),
+        resume_state or ResumeState(),
+        objective.timestep_sampler.fresh(),
+    )
+    history, streak = resume_state.history, resume_state.skipped
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
         history = fresh
     waiting: list[_Waiting] = []
-    skips, clock, interval = course.non_finite == "skip", _Clock(), _Clock()
-    pieces = course.pieces(team.world, carried.halved if course.on_out_of_memory == "halve" else None)
-    if pieces > course.pieces(team.world):
-        hooks.notice(f"as before it was cut, {course.share(team.world) // pieces} images are computed at a time")
+    skips, clock, interval = config.non_finite == "skip", _Clock(), _Clock()
+    micro_batches = config.micro_batches(
+        collective.group, resume_state.halved if config.on_out_of_memory == "halve" else None
+    )
+    if micro_batches > config.micro_batches(collective.group):
+        hooks.notice(
+            f"as before it was cut, {config.share(collective.group) // micro_batches} images are computed at a time"
+        )
     with ThreadPoolExecutor(1, "duet-batches") as pool:
-        ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
-        while images_seen < course.images:
+        ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch, history)
+        while images_seen < config.images:
             began = time.perf_counter()
             batch = ahead.result()
-            images_seen += course.batch
-            more = images_seen < course.images
+            images_seen += config.batch
+            more = images_seen < config.images
             if more and history is None:
-                ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch)
+                ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch)
             updates += 1
-            lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, course.batch)
-            result, pieces = _step(trainer, batch, lr, decays, pieces, course, hooks)
+            lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, config.batch)
+            result, micro_batches = _step(trainer, batch, lr, decays, micro_batches, config, hooks)
             fine = True
             if skips or history is not None:  # what comes next depends on it
                 numbers = lr, decays, float(result.loss), float(result.grad_norm)
-                trouble = Trouble(
-                    images_seen - course.batch,
-                    course.batch,
+                trouble = NonFiniteStep(
+                    images_seen - config.batch,
+                    config.batch,
                     updates - 1,
                     *numbers,
                     history,
-                    pieces=_of_all(pieces, course, team),
+                    micro_batches=_of_all(micro_batches, config, collective),
                 )
                 fine = math.isfinite(trouble.loss + trouble.grad_norm)
-                if not fine and (not skips or streak >= course.most_skipped):
+                if not fine and (not skips or streak >= config.max_skipped):
                     if waiting:
                         hooks.log(_records(waiting), interval.speed or clock.speed)
                     _stop(trouble, hooks, f" and {streak} updates before it were skipped" if streak else "")
                 if not fine:
                     kept = hooks.trouble(trouble) if not streak else ""
                     hooks.notice(f"an update is skipped: {trouble.said}{kept}")
-                    trainer.forgive()
+                    trainer.clear_non_finite()
                 streak = 0 if fine else streak + 1
             if history is not None:
                 if fine:
-                    positions = np.arange(images_seen - course.batch, images_seen)
-                    losses = team.gather(result.losses(), course.batch)
+                    positions = np.arange(images_seen - config.batch, images_seen)
+                    losses = collective.gather(result.losses(), config.batch)
                     history = history.after(objective.draw(positions, history)[0], losses)
                 if more:
-                    ahead = pool.submit(make_batch, loader, objective, images_seen, course.batch, history)
+                    ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch, history)
             waiting.append((images_seen, result, lr, decays, int(not fine) if skips else None))
-            logs = course.due(course.log_images, images_seen)
+            logs = config.due(config.log_images, images_seen)
             stops = more and hooks.stops()
-            saves = stops or course.due(course.checkpoint_images, images_seen)
-            samples = course.due(course.sample_images, images_seen)
-            stores = ema.snapshot_images > 0 and course.due(ema.snapshot_images, images_seen)
+            saves = stops or config.due(config.checkpoint_images, images_seen)
+            samples = config.due(config.sample_images, images_seen)
+            stores = ema.snapshot_images > 0 and config.due(ema.snapshot_images, images_seen)
             records = []
             if logs or saves or samples or stores or not clock.first_step:
                 records, waiting = _records(waiting), []
@@ -367,24 +376,29 @@ def train(
             else:
                 for one in (clock, interval):
                     one.seconds += took
-                    one.images += course.batch
+                    one.images += config.batch
             if records:
                 sound = records if skips else _before_trouble(records)
                 if sound:
                     hooks.log(sound, interval.speed or clock.speed)
                 if len(sound) < len(records):
                     before = updates - len(records) + len(sound)
-                    _stop(_trouble_of(records[len(sound)], before, course, _of_all(pieces, course, team)), hooks)
+                    _stop(
+                        _trouble_of(records[len(sound)], before, config, _of_all(micro_batches, config, collective)),
+                        hooks,
+                    )
                 interval = _Clock()
             if stores:
                 hooks.snapshot(images_seen)
             if saves:
-                hooks.checkpoint(images_seen, Carried(history, streak, _halved(course, team, pieces)))
+                hooks.checkpoint(images_seen, ResumeState(history, streak, _halved(config, collective, micro_batches)))
             if samples and not stops:
                 hooks.sample(images_seen)
                 stops = more and hooks.stops()
                 if stops and not saves:
-                    hooks.checkpoint(images_seen, Carried(history, streak, _halved(course, team, pieces)))
+                    hooks.checkpoint(
+                        images_seen, ResumeState(history, streak, _halved(config, collective, micro_batches))
+                    )
             hooks.step(images_seen)
             if stops:
                 break
@@ -396,39 +410,41 @@ def _step(
     batch: TrainBatch,
     lr: float,
     decays: tuple[float, ...],
-    pieces: int,
-    course: Course,
+    micro_batches: int,
+    config: TrainingConfig,
     hooks: Hooks,
 ) -> tuple[StepResult, int]:
     """A step, and the number of pieces that it was made in: more than were asked for where memory did not suffice."""
-    halves = course.on_out_of_memory == "halve"
+    halves = config.on_out_of_memory == "halve"
     while True:
         try:
-            return trainer.step(batch, lr, decays, pieces, halves), pieces
+            return trainer.step(batch, lr, decays, micro_batches, halves), micro_batches
         except OutOfMemory:
-            if not halves or not _can_halve(batch.size, pieces):
+            if not halves or not _can_halve(batch.size, micro_batches):
                 raise
-            pieces *= 2
-            hooks.notice(f"out of memory: from here on {batch.size // pieces} images are computed at a time")
+            micro_batches *= 2
+            hooks.notice(f"out of memory: from here on {batch.size // micro_batches} images are computed at a time")
 
 
-def _can_halve(size: int, pieces: int) -> bool:
-    return size // pieces % 2 == 0
+def _can_halve(size: int, micro_batches: int) -> bool:
+    return size // micro_batches % 2 == 0
 
 
-def _halved(course: Course, team: Team, pieces: int) -> int | None:
+def _halved(config: TrainingConfig, collective: Collective, micro_batches: int) -> int | None:
     """How many images a process computes at a time that halved its pieces, the fewest of all; None where none did."""
-    if course.on_out_of_memory != "halve":
+    if config.on_out_of_memory != "halve":
         return None
-    own = course.share(team.world) // pieces if pieces > course.pieces(team.world) else 0
-    found = team.gather(np.array([own]), team.world.size)
-    return int(found[found > 0].min(initial=course.batch)) if found.any() else None
+    own = (
+        config.share(collective.group) // micro_batches if micro_batches > config.micro_batches(collective.group) else 0
+    )
+    found = collective.gather(np.array([own]), collective.group.size)
+    return int(found[found > 0].min(initial=config.batch)) if found.any() else None
 
 
-def _of_all(pieces: int, course: Course, team: Team) -> int:
+def _of_all(micro_batches: int, config: TrainingConfig, collective: Collective) -> int:
     """Into how many equal pieces the whole batch is cut where none is to have more images than those of a process."""
-    most = course.share(team.world) // pieces
-    return next(n for n in range(1, course.batch + 1) if course.batch % n == 0 and course.batch // n <= most)
+    most = config.share(collective.group) // micro_batches
+    return next(n for n in range(1, config.batch + 1) if config.batch % n == 0 and config.batch // n <= most)
 
 
 def _before_trouble(records: list[Record]) -> list[Record]:
@@ -436,12 +452,12 @@ def _before_trouble(records: list[Record]) -> list[Record]:
     return list(takewhile(lambda record: math.isfinite(record.loss + record.grad_norm), records))
 
 
-def _trouble_of(record: Record, updates: int, course: Course, pieces: int) -> Trouble:
-    seen, numbers = record.images_seen - course.batch, (record.lr, record.decays, record.loss, record.grad_norm)
-    return Trouble(seen, course.batch, updates, *numbers, pieces=pieces)
+def _trouble_of(record: Record, updates: int, config: TrainingConfig, micro_batches: int) -> NonFiniteStep:
+    seen, numbers = record.images_seen - config.batch, (record.lr, record.decays, record.loss, record.grad_norm)
+    return NonFiniteStep(seen, config.batch, updates, *numbers, micro_batches=micro_batches)
 
 
-def _stop(trouble: Trouble, hooks: Hooks, more: str = "") -> NoReturn:
+def _stop(trouble: NonFiniteStep, hooks: Hooks, more: str = "") -> NoReturn:
     raise DuetError(
         f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, or, for single steps, "
         f"trainer.non_finite=skip{hooks.trouble(replace(trouble, ends=True))}"

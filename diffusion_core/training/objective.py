@@ -2,7 +2,7 @@ r"""The training objective: from images to a `TrainBatch`.
 
 Per image, by its position n in the run (the count of images seen before it), three named streams draw
 
-    t      by a law of the levels, see `levels`     "train/t"
+    t      by a law of the levels, see `timestep_sampling`     "train/t"
     eps    standard normal                          "train/noise"
     drop   the class, with probability p            "train/drop_label"     per image, not per batch
 
@@ -59,13 +59,18 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.loss_weighting import Weighting, make_weights
 from diffusion_core.diffusion.process import Columns, Process
-from diffusion_core.diffusion.timestep_sampling import Levels, LossHistory, Times, make_levels
+from diffusion_core.diffusion.timestep_sampling import (
+    ContinuousTimestepSampler,
+    DiscreteTimestepSampler,
+    LossHistory,
+    make_timestep_sampler,
+)
 from diffusion_core.diffusion.variational import VARIANCES, bound_columns
 
 __all__ = ["Objective", "network_labels"]
 
 _SETTINGS = (
-    "distance", "drop_label", "first_t", "weighting", "levels", "offset_noise", "input_perturbation", "bound",
+    "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation", "bound",
     "bound_weight",
 )  # fmt: skip
 
@@ -105,12 +110,12 @@ class Objective:
         distance: of a pixel's residual r: ``"mse"``, ``"l1"``, ``"huber"`` with its corner at 1, or ``"pseudo_huber"``,
             sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`.
         null_label: the network's label that means "no class"; None for a network without one.
-        drop_label: probability of training an image without its class.
+        label_dropout: probability of training an image without its class.
         features: how many numbers per image the network takes beside the class; zeros where none are given.
         classes: number of classes; where it is not given, `null_label`, the last label, says it.
         first_t: the lowest level that is trained; 1 leaves out t = 0.
         weighting: name and options of the weights of the levels, see `weighting.make_weights`.
-        levels: name and options of the law of the levels, see `levels.make_levels`.
+        timestep_sampling: name and options of the law of the levels, see `timestep_sampling.make_timestep_sampler`.
         offset_noise: s, the standard deviation of what is added to the noise of a whole channel.
         input_perturbation: gamma, the standard deviation of noise that x_t has and the target has not; 0.1 is theirs.
         variance: ``"fixed"``, ``"learned"`` or ``"learned_range"``, see `variational`.
@@ -125,12 +130,12 @@ class Objective:
     seed: int
     distance: str = "mse"
     null_label: int | None = None
-    drop_label: float = 0.0
+    label_dropout: float = 0.0
     features: int = 0
     classes: int = 0
     first_t: int = 0
     weighting: Mapping[str, Any] = field(default_factory=lambda: {"name": "simple"})
-    levels: Mapping[str, Any] = field(default_factory=lambda: {"name": "uniform"})
+    timestep_sampling: Mapping[str, Any] = field(default_factory=lambda: {"name": "uniform"})
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
     variance: str = "fixed"
@@ -143,11 +148,11 @@ class Objective:
     def __post_init__(self) -> None:
         if self.distance not in (*DISTANCES, CROSS_ENTROPY):
             raise one_of("objective.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
-        if not 0 <= self.drop_label <= 1:
-            raise DuetError(f"objective.drop_label: {self.drop_label} was given; it is a probability, 0 to 1")
-        if self.drop_label and self.null_label is None:
+        if not 0 <= self.label_dropout <= 1:
+            raise DuetError(f"objective.label_dropout: {self.label_dropout} was given; it is a probability, 0 to 1")
+        if self.label_dropout and self.null_label is None:
             what = 'no label for "no class"' if self.classes else "no classes to drop"
-            raise DuetError(f"objective.drop_label: the network has {what}; use 0, or set model.num_classes")
+            raise DuetError(f"objective.label_dropout: the network has {what}; use 0, or set model.num_classes")
         if self.classes < 0:
             raise DuetError(f"objective.classes: {self.classes} was given; it is 0 or the number of classes")
         for name in ("offset_noise", "input_perturbation"):
@@ -166,7 +171,7 @@ class Objective:
             )
             raise DuetError(f"{what} was given, but the bound vlb has no part that it could weigh; bound hybrid has")
         # Made at once, so that a mistake is found before anything is trained.
-        _ = self.weights, self.law, self.variational
+        _ = self.weights, self.timestep_sampler, self.variational
 
     @property
     def is_bound_alone(self) -> bool:
@@ -193,9 +198,9 @@ class Objective:
         return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)
 
     @cached_property
-    def law(self) -> Levels | Times:
+    def timestep_sampler(self) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
         """How often each level is trained."""
-        return make_levels(self.process.schedule, self.first_t, **self.levels)
+        return make_timestep_sampler(self.process.schedule, self.first_t, **self.timestep_sampling)
 
     def draw(self, positions: ArrayLike, history: LossHistory | None = None) -> tuple[NDArray, NDArray[np.float64]]:
         """(t, importance) of the images at these positions in the run, each with shape (B,).
@@ -204,9 +209,11 @@ class Objective:
             positions: with shape (B,).
             history: the losses so far, for a law that depends on them.
         """
-        law = self.law if history is None else self.law.given(history)
+        law = self.timestep_sampler if history is None else self.timestep_sampler.given(history)
         t = law.draw(self.seed, positions)
-        return t, np.ones(len(t)) if law is self.law else self.law.probability[t] / law.probability[t]
+        return t, np.ones(len(t)) if law is self.timestep_sampler else self.timestep_sampler.probability[
+            t
+        ] / law.probability[t]
 
     def _self_conditioning(self, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
         """The columns of self-conditioning, with shape (B, 5); None without."""
@@ -264,8 +271,8 @@ class Objective:
                 f"{self.features} of each"
             )
         t, importance = self.draw(positions, history)
-        if self.drop_label:
-            dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.drop_label
+        if self.label_dropout:
+            dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
             labels = np.where(dropped, self.null_label, labels)
         alpha, sigma = self.process.schedule(t)
         columns = self.process.columns(t)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from diffusion_core.backend.interface import Settings
+from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import count
 from experiments.entry import CONFIGS
@@ -128,16 +128,22 @@ class Contestant:
 
 
 def start(
-    mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None, limit: float, cache: Path
+    mode: Mode,
+    model: DiffusionModel,
+    rounds: Mapping[str, int],
+    device: str,
+    threads: int | None,
+    limit: float,
+    cache: Path,
 ) -> Contestant:
     """Start a contestant and wait until it is ready; one that cannot start is left out, and says why.
 
     Args:
         mode: who.
-        problem: Duet's network and process.
+        model: Duet's network and process.
         rounds: batch, steps, images and ddim_steps.
-        device: as in `Settings`.
-        threads: as in `Settings`.
+        device: as in `BackendConfig`.
+        threads: as in `BackendConfig`.
         limit: seconds after which it is given up.
         cache: an empty directory for what its framework compiles: what an earlier run left there would be no compiling.
     """
@@ -155,10 +161,10 @@ def start(
     )  # fmt: skip
     made = Contestant(mode, process, limit=limit)
     if is_peer:
-        asked = {"task": asdict(_task(mode, problem, rounds, device, threads))}
+        asked = {"task": asdict(_task(mode, model, rounds, device, threads))}
     else:
-        settings = Settings(device, mode.precision, mode.compile, threads, deterministic=False)
-        asked = {"settings": asdict(settings), "problem": problem.to_dict(), **rounds}
+        settings = BackendConfig(device, mode.precision, mode.compile, threads, deterministic=False)
+        asked = {"settings": asdict(settings), "problem": model.to_dict(), **rounds}
     try:
         made.facts = made.ask({"contestant": mode.contestant} | asked)
     except DuetError as error:
@@ -167,17 +173,17 @@ def start(
     return made
 
 
-def _task(mode: Mode, problem: Problem, rounds: Mapping[str, int], device: str, threads: int | None) -> Task:
+def _task(mode: Mode, model: DiffusionModel, rounds: Mapping[str, int], device: str, threads: int | None) -> Task:
     """The work of a peer: a network of the same levels, or of the usual ones."""
-    spec, levels = problem.spec, _USUAL
+    spec, levels = model.spec, _USUAL
     if isinstance(spec, UNetSpec):
         levels = {
-            "multipliers": tuple(spec.multipliers), "blocks": spec.blocks_per_level,
-            "attention": tuple(spec.attention_sizes), "groups": spec.norm_groups,
+            "multipliers": tuple(spec.multipliers), "blocks": spec.blocks_per_resolution,
+            "attention": tuple(spec.attention_resolutions), "groups": spec.norm_groups,
         }  # fmt: skip
     return Task(
         size=spec.image_size, channels=spec.in_channels, classes=spec.num_classes, **levels,
-        parameters=count(problem.program), T=len(problem.process.schedule.alpha), **rounds,
+        parameters=count(model.program), T=len(model.process.schedule.alpha), **rounds,
         device=device, threads=threads, compile=mode.compile,
         bf16=mode.precision == "bf16",
     )  # fmt: skip

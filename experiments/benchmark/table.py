@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import binom
 
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.flops import convolutions, multiply_adds
 from experiments.benchmark.contestants import Contestant
 from experiments.benchmark.work import ALONE
@@ -50,20 +50,24 @@ def compared(ours: NDArray[np.float64], theirs: NDArray[np.float64], together: b
 
 
 def rows(
-    contestants: Sequence[Contestant], what: str, problem: Problem, rounds: Mapping[str, int], together: bool = True
+    contestants: Sequence[Contestant],
+    what: str,
+    model: DiffusionModel,
+    rounds: Mapping[str, int],
+    together: bool = True,
 ) -> list[dict[str, Any]]:
     """A row for each contestant at a work, as plain data; ratios of time are to the first that does it.
 
     Args:
         contestants: who did their rounds.
         what: the work.
-        problem: Duet's network and process.
+        model: Duet's network and process.
         rounds: batch, steps, images and ddim_steps.
         together: whether their rounds were interleaved.
     """
     made = []
     able = [one for one in contestants if what in one.seconds]
-    convolved = sum(shape.multiply_adds for shape in convolutions(problem.program, problem.spec.image_shape))
+    convolved = sum(shape.multiply_adds for shape in convolutions(model.program, model.spec.image_shape))
     for one in able:
         seconds = one.rounds(what)
         ratio, low, high = compared(seconds, able[0].rounds(what), together)
@@ -84,14 +88,14 @@ def rows(
                 "ready_seconds": one.ready,
                 "compile_seconds": max(0.0, one.first - float(np.median(seconds)) * images),
                 "peak_memory_mib": one.memory,
-                **_beside(one, what, problem, np.max(fastest, axis=0) if fastest else None),
+                **_beside(one, what, model, np.max(fastest, axis=0) if fastest else None),
                 "seconds_per_image": seconds.tolist(), "together": together,
             }
         )  # fmt: skip
     return made
 
 
-def _beside(one: Contestant, what: str, problem: Problem, convolved: NDArray[np.float64] | None) -> dict[str, Any]:
+def _beside(one: Contestant, what: str, model: DiffusionModel, convolved: NDArray[np.float64] | None) -> dict[str, Any]:
     """A work beside what it is compared with: numbers, each with the ends of its interval; None where it was not done.
 
     Of a training step: the rate of its products, in 1e9 operations per second, by that of convolutions alone, of
@@ -105,7 +109,7 @@ def _beside(one: Contestant, what: str, problem: Problem, convolved: NDArray[np.
         measured["by_evaluations"] = seconds / one.rounds("evaluations")
     if what == "train" and convolved is not None and set(one.seconds) >= set(ALONE["train"]):
         # A multiplication and an addition, forward once and backward twice.
-        rate = 6e-9 * multiply_adds(problem.program, problem.spec.image_shape) / seconds
+        rate = 6e-9 * multiply_adds(model.program, model.spec.image_shape) / seconds
         measured["gflops"], measured["share_of_convolutions"] = rate, rate / convolved
         measured["share_of_matrix"] = rate * one.rounds("matrix") / (2e-9 * one.facts["matrix"] ** 3)
         measured["share_beside_passes"] = 1 - one.rounds("passes") / seconds

@@ -20,14 +20,14 @@ import numpy as np
 from diffusion_core.backend.interface import Backend, Trainer, TrainerState
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import draw
 from diffusion_core.networks.flops import convolutions
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import make_ema
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.sampling import ddim, ddpm
-from diffusion_core.training.loop import Course, make_batch, train
+from diffusion_core.training.loop import TrainingConfig, make_batch, train
 from diffusion_core.training.objective import Objective
 
 __all__ = ["ALONE", "MATRIX", "WORK", "works"]
@@ -49,11 +49,11 @@ _PICTURES = 1024
 
 
 def works(
-    backend: Backend, problem: Problem, batch: int, steps: int, images: int, ddim_steps: int
+    backend: Backend, model: DiffusionModel, batch: int, steps: int, images: int, ddim_steps: int
 ) -> dict[str, Callable[[], int]]:
     """What can be asked for; each does one round and gives the number of images in it."""
-    program, shape = problem.program, problem.spec.image_shape
-    weights = initial_weights(program, 0, backend.settings.host_dtype)
+    program, shape = model.program, model.spec.image_shape
+    weights = initial_weights(program, 0, backend.config.host_dtype)
     made: dict[str, Any] = {}
 
     def once(name: str, make: Callable[[], Any]) -> Any:
@@ -66,7 +66,7 @@ def works(
         return once("network", lambda: backend.network(program, weights))
 
     def run() -> _Run:
-        return once("run", lambda: _Run(backend, problem, TrainerState.fresh(weights)))
+        return once("run", lambda: _Run(backend, model, TrainerState.fresh(weights)))
 
     def step() -> int:
         run().go_on(batch, steps)
@@ -78,7 +78,7 @@ def works(
 
     def evaluations() -> int:
         x = once(
-            "x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=backend.settings.host_dtype)
+            "x", lambda: Stream(0, "bench/images").normal(np.arange(images), shape, dtype=backend.config.host_dtype)
         )
         label = np.resize(program.labels or [0], images)
         once("evaluations", lambda: backend.evaluations_alone(network(), x, label, ddim_steps))()
@@ -94,7 +94,7 @@ def works(
         return batch
 
     def matrix() -> int:
-        size, products = MATRIX[backend.settings.device]
+        size, products = MATRIX[backend.config.device]
         multiply = once("matrix", lambda: backend.matrices_alone(size))
         for _ in range(products):
             multiply()
@@ -102,8 +102,8 @@ def works(
 
     return {
         "train": step,
-        "ddim": lambda: sample(once("ddim", lambda: ddim(problem.process, ddim_steps))),
-        "ddpm": lambda: sample(once("ddpm", lambda: ddpm(problem.process))),
+        "ddim": lambda: sample(once("ddim", lambda: ddim(model.process, ddim_steps))),
+        "ddpm": lambda: sample(once("ddpm", lambda: ddpm(model.process))),
         "evaluations": evaluations,
         "passes": passes,
         "convolutions": products,
@@ -114,24 +114,24 @@ def works(
 class _Run:
     """A training that goes on by some steps at a time."""
 
-    def __init__(self, backend: Backend, problem: Problem, state: TrainerState) -> None:
-        program, (size, _, channels) = problem.program, problem.spec.image_shape
+    def __init__(self, backend: Backend, model: DiffusionModel, state: TrainerState) -> None:
+        program, (size, _, channels) = model.program, model.spec.image_shape
         self.objective = Objective(
-            problem.process, 0, null_label=program.null_label, features=program.features, classes=program.classes,
-            variance=problem.variance, uncertainty=problem.uncertainty, self_conditioned=program.self_conditioned,
-            value_range=problem.value_range,
+            model.process, 0, null_label=program.null_label, features=program.features, classes=program.classes,
+            variance=model.variance, uncertainty=model.uncertainty, self_conditioned=program.self_conditioned,
+            value_range=model.value_range,
         )  # fmt: skip
         pixels = Stream(0, "bench/pixels").bits(np.arange(_PICTURES), size * size * channels) >> 24
         pictures = pixels.astype(np.uint8).reshape(_PICTURES, size, size, channels)
         classes = max(program.classes, 1)
         dataset = Dataset(pictures, np.arange(_PICTURES) % classes, tuple(map(str, range(classes))), "bench")
-        self.loader = Loader(dataset, 0, dtype=backend.settings.host_dtype, value_range=problem.value_range)
+        self.loader = Loader(dataset, 0, dtype=backend.config.host_dtype, value_range=model.value_range)
         self.trainer: Trainer = backend.trainer(program, state, Adam(), "mse")
         self.rate, self.ema = LearningRate(1e-4), make_ema("fixed", decay=0.999)
         self.images_seen = self.updates = 0
 
     def go_on(self, batch: int, steps: int) -> None:
-        course = Course(self.images_seen + steps * batch, batch, log_images=steps * batch)
-        given = (self.trainer, self.loader, self.objective, self.rate, self.ema, course)
+        training_config = TrainingConfig(self.images_seen + steps * batch, batch, log_images=steps * batch)
+        given = (self.trainer, self.loader, self.objective, self.rate, self.ema, training_config)
         train(*given, images_seen=self.images_seen, updates=self.updates)
-        self.images_seen, self.updates = course.images, self.updates + steps
+        self.images_seen, self.updates = training_config.images, self.updates + steps

@@ -16,9 +16,9 @@ from importlib import import_module
 from time import perf_counter
 from typing import Any, TextIO
 
-from diffusion_core.backend.interface import Settings, load_backend
+from diffusion_core.backend.interface import BackendConfig, load_backend
 from diffusion_core.common.errors import DuetError
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import count
 from experiments.benchmark.work import MATRIX, works
 from peers import PEERS, Contest, Task
@@ -26,17 +26,17 @@ from peers import PEERS, Contest, Task
 
 def _duet(task: Mapping[str, Any]) -> Contest:
     """A backend."""
-    backend = load_backend(task["contestant"], Settings(**task["settings"]))
-    problem = Problem.from_dict(task["problem"])
+    backend = load_backend(task["contestant"], BackendConfig(**task["settings"]))
+    model = DiffusionModel.from_dict(task["problem"])
     description = backend.describe()
     facts = {
         "line": description.line(),
         "versions": dict(description.versions),
-        "parameters": count(problem.program),
-        "matrix": MATRIX[backend.settings.device].size,
+        "parameters": count(model.program),
+        "matrix": MATRIX[backend.config.device].size,
     }
     rounds = {key: task[key] for key in ("batch", "steps", "images", "ddim_steps")}
-    return Contest(facts, works(backend, problem, **rounds), backend.peak_memory_mib)
+    return Contest(facts, works(backend, model, **rounds), backend.peak_memory_mib)
 
 
 def _peer(task: Mapping[str, Any]) -> Contest:

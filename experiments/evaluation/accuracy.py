@@ -14,13 +14,13 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
 from experiments import common
-from experiments.evaluation.given import Given, Measure, Measured, number_of
+from experiments.evaluation.given import EvaluationContext, Measure, Measurement, number_of
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
 
 
-def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
+def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> Measure:
     """The accuracy at so many levels, on every picture of the data set.
 
     Args:
@@ -28,34 +28,34 @@ def _levels(given: Given, *, count: int = 10, batch: int = 256) -> Measure:
         count: of levels, at least 2.
         batch: pictures at once.
     """
-    problem, dataset = given.checkpoint.problem, given.dataset
-    if not problem.classifies:
+    model, dataset = given.checkpoint.model, given.dataset
+    if not model.classifies:
         raise DuetError("accuracy: the checkpoint is of a network that is no classifier")
-    common.check_data(dataset, problem.spec)
+    common.check_data(dataset, model.spec)
     for name, value, least in (("count", count, 2), ("batch", batch, 1)):
         if value < least:
             raise DuetError(f"accuracy.{name}: {value} was given; it must be at least {least}")
-    span = problem.process.schedule.span
+    span = model.process.schedule.span
     levels = np.linspace(*span, count)
-    levels = levels.round() if problem.process.schedule.is_table else levels
+    levels = levels.round() if model.process.schedule.is_table else levels
     given.asks(len(dataset) * count, batch)
 
-    def measure(out: Path) -> Measured:
-        team = given.backend.team
-        mine = team.world.share(len(dataset), batch)
+    def measure(out: Path) -> Measurement:
+        collective = given.backend.collective
+        mine = collective.group.share(len(dataset), batch)
         with Counter("accuracy", count * (mine.stop - mine.start), unit="evaluations") as progress:
             part = recognised(
-                given.network.forward, problem.process, dataset.images, dataset.labels, levels, given.seed, batch,
-                progress, dtype=given.backend.settings.host_dtype, value_range=problem.value_range, only=mine,
+                given.network.forward, model.process, dataset.images, dataset.labels, levels, given.seed, batch,
+                progress, dtype=given.backend.config.host_dtype, value_range=model.value_range, only=mine,
             )  # fmt: skip
-        found = team.gather(part.T, len(dataset), batch).T
+        found = collective.gather(part.T, len(dataset), batch).T
         facts = {"seed": given.seed, "data": given.data_facts()}
         numbers = (
             number_of(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")
             for t, right in zip(levels, found, strict=True)
         )
         shares = {"levels": levels.tolist(), "accuracy": found.mean(axis=1).tolist()}
-        return Measured(shares | facts | given.checkpoint_facts(), tuple(numbers))
+        return Measurement(shares | facts | given.checkpoint_facts(), tuple(numbers))
 
     return measure
 

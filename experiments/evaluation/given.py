@@ -30,11 +30,11 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_
 from experiments import common
 from experiments.entry import plain
 
-__all__ = ["Given", "Measure", "Measured", "number_of", "reference_of", "write_arrays"]
+__all__ = ["EvaluationContext", "Measure", "Measurement", "number_of", "reference_of", "write_arrays"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What a metric found.
 
     Args:
@@ -47,10 +47,10 @@ class Measured:
 
 
 # Measures, and writes its files into the directory.
-Measure = Callable[[Path], Measured]
+Measure = Callable[[Path], Measurement]
 
 
-class Given:
+class EvaluationContext:
     """The parts of a configuration of `experiments.evaluate`, as objects of the core."""
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -108,14 +108,14 @@ class Given:
 
     def asks(self, images: int, batch: int) -> None:
         """Say how many images, and in what batches, the network will be asked about; the mode is chosen by it."""
-        problem = self.checkpoint.problem
-        self.work = Work.of(problem.program, problem.spec.image_shape, -(-images // batch), images)
+        model = self.checkpoint.model
+        self.work = Work.of(model.program, model.spec.image_shape, -(-images // batch), images)
 
     @cached_property
     def network(self) -> Network:
         """The network of the checkpoint, with the weights that were asked for."""
         return self.backend.network(
-            self.checkpoint.problem.program, common.weights_of(self.checkpoint.state, self.cfg.weights)
+            self.checkpoint.model.program, common.weights_of(self.checkpoint.state, self.cfg.weights)
         )
 
     def checkpoint_facts(self) -> dict[str, Any]:
@@ -144,7 +144,13 @@ def reference_of(dataset: Dataset, options: Mapping[str, Any], training: Dataset
 
 
 def number_of(
-    given: Given, name: str, values: NDArray, key: str, protocol: Mapping[str, Any], better: str, unit: str = ""
+    given: EvaluationContext,
+    name: str,
+    values: NDArray,
+    key: str,
+    protocol: Mapping[str, Any],
+    better: str,
+    unit: str = "",
 ) -> Number:
     """The mean of a value per picture, with its interval over disjoint sets of the pictures, where there are enough."""
     whole, sets = float(values.mean()), given.cfg.sets

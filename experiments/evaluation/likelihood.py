@@ -31,7 +31,7 @@ from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.likelihood.flow import METHODS as SOLVERS
 from diffusion_core.training.objective import network_labels
 from experiments import common
-from experiments.evaluation.given import Given, Measure, Measured, number_of, write_arrays
+from experiments.evaluation.given import EvaluationContext, Measure, Measurement, number_of, write_arrays
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 
 
 def _vlb(
-    given: Given,
+    given: EvaluationContext,
     *,
     count: int | None = None,
     classes: bool = True,
@@ -59,25 +59,25 @@ def _vlb(
         variance: see `likelihood.bound`; None is that which was trained, or fixed_small where none was.
         levels: see `likelihood.variational_bound`, as are law and clip.
     """
-    problem = given.checkpoint.problem
-    variance = variance or ("fixed_small" if problem.variance == "fixed" else problem.variance)
-    check_variance(variance, problem.spec.in_channels, problem.spec.out_channels)
-    problem.check_learned("likelihood.variance", variance)
+    model = given.checkpoint.model
+    variance = variance or ("fixed_small" if model.variance == "fixed" else model.variance)
+    check_variance(variance, model.spec.in_channels, model.spec.out_channels)
+    model.check_learned("likelihood.variance", variance)
     chosen, label = _pictures(given, count, classes, batch)
 
     def bound(forward: Callable[..., NDArray], some: slice, progress: Callable[[int], None] | None = None) -> Any:
         return variational_bound(
-            forward, problem.process, given.dataset.images[chosen[some]], label[some], chosen[some], given.seed,
-            variance=variance, levels=levels, law=law, clip=clip, value_range=problem.value_range, batch=batch,
+            forward, model.process, given.dataset.images[chosen[some]], label[some], chosen[some], given.seed,
+            variance=variance, levels=levels, law=law, clip=clip, value_range=model.value_range, batch=batch,
             progress=progress,
         )  # fmt: skip
 
     bound(lambda *inputs: None, slice(0, 0))  # the core checks its options on no picture at all
-    given.asks(len(chosen) * (1 + (levels or problem.process.schedule.steps - 1)), batch)
+    given.asks(len(chosen) * (1 + (levels or model.process.schedule.steps - 1)), batch)
 
-    def measure(out: Path) -> Measured:
-        forward, T = given.network.forward, problem.process.schedule.steps
-        mine = given.backend.team.world.share(len(chosen), batch)
+    def measure(out: Path) -> Measurement:
+        forward, T = given.network.forward, model.process.schedule.steps
+        mine = given.backend.collective.group.share(len(chosen), batch)
         with Counter("bound", (mine.stop - mine.start) * (1 + (levels or T - 1)), unit="evaluations") as progress:
             found = _whole(given, bound(forward, mine, progress), len(chosen), batch)
         per_level = {
@@ -94,7 +94,7 @@ def _vlb(
 
 
 def _ode(
-    given: Given,
+    given: EvaluationContext,
     *,
     count: int | None = None,
     classes: bool = True,
@@ -112,15 +112,15 @@ def _ode(
         batch: pictures at once.
         steps: see `likelihood.flow_density`, as are method, divergence and probes.
     """
-    problem = given.checkpoint.problem
+    model = given.checkpoint.model
     chosen, label = _pictures(given, count, classes, batch)
-    outputs = problem.spec.out_channels + problem.uncertainty
-    value_range, dimensions = problem.value_range, given.dataset.images[0].size
+    outputs = model.spec.out_channels + model.uncertainty
+    value_range, dimensions = model.value_range, given.dataset.images[0].size
 
-    def density(pullback: Callable[..., Any], some: slice, progress: Callable[[int], None] | None = None) -> Any:
+    def density(vjp: Callable[..., Any], some: slice, progress: Callable[[int], None] | None = None) -> Any:
         y = dequantised(given.dataset.images[chosen[some]], chosen[some], given.seed, value_range)
         return flow_density(
-            pullback, problem.process, y, label[some], chosen[some], given.seed,
+            vjp, model.process, y, label[some], chosen[some], given.seed,
             steps=steps, method=method, divergence=divergence, probes=probes, outputs=outputs,
             batch=batch, progress=progress,
         )  # fmt: skip
@@ -130,11 +130,11 @@ def _ode(
     pullbacks = steps * len(SOLVERS[method].nodes) * vectors
     given.asks(2 * len(chosen) * pullbacks, batch)  # each forward and backward
 
-    def measure(out: Path) -> Measured:
-        pullback = given.network.pullback
-        mine = given.backend.team.world.share(len(chosen), batch)
+    def measure(out: Path) -> Measurement:
+        vjp = given.network.vjp
+        mine = given.backend.collective.group.share(len(chosen), batch)
         with Counter("flow", mine.stop - mine.start) as progress:
-            found = _whole(given, density(pullback, mine, progress), len(chosen), batch)
+            found = _whole(given, density(vjp, mine, progress), len(chosen), batch)
         in_bits = -1.0 / (dimensions * np.log(2.0))
         total = bits_per_dimension(found.log_density, dimensions, value_range)
         parts = {"prior": in_bits * found.prior, "volume": in_bits * found.volume}
@@ -148,9 +148,9 @@ def _ode(
     return measure
 
 
-def _whole(given: Given, found: Any, count: int, batch: int) -> Any:
+def _whole(given: EvaluationContext, found: Any, count: int, batch: int) -> Any:
     """What all processes found, each of its share of so many pictures."""
-    gather = given.backend.team.gather
+    gather = given.backend.collective.gather
     return type(found)(**{name: gather(values, count, batch) for name, values in vars(found).items()})
 
 
@@ -179,8 +179,8 @@ def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:
 
 
 def _measured(
-    given: Given, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]
-) -> Measured:
+    given: EvaluationContext, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]
+) -> Measurement:
     """The mean over pictures of the total and of each of its terms."""
     means = {name: _summary(values) for name, values in terms.items()}
     protocol = {"metric": "likelihood", "method": method, **facts}
@@ -189,19 +189,19 @@ def _measured(
     numbers = (
         number_of(given, name, values, key, protocol, "lower", "bits/dim") for name, (key, values) in rows.items()
     )
-    return Measured(
+    return Measurement(
         {"method": method, **_summary(total), "terms": means, **facts, **given.checkpoint_facts()}, tuple(numbers)
     )
 
 
 def _pictures(
-    given: Given, count: int | None, classes: bool, batch: int
+    given: EvaluationContext, count: int | None, classes: bool, batch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Which pictures of the data set are measured, in rising order, and the network's label of each."""
-    problem, dataset = given.checkpoint.problem, given.dataset
-    problem.check_generates()
-    program = problem.program
-    common.check_data(dataset, problem.spec)
+    model, dataset = given.checkpoint.model, given.dataset
+    model.check_generates()
+    program = model.program
+    common.check_data(dataset, model.spec)
     if count is not None and not 1 <= count <= len(dataset):
         raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} pictures, or null")
     if batch < 1:
@@ -225,8 +225,8 @@ def _summary(values: Array) -> dict[str, float]:
     return {"bits_per_dim": float(values.mean()), "standard_error": float(error)}
 
 
-def _protocol(given: Given, chosen: NDArray, classes: bool) -> dict[str, Any]:
-    conditional = bool(classes and given.checkpoint.problem.program.classes)
+def _protocol(given: EvaluationContext, chosen: NDArray, classes: bool) -> dict[str, Any]:
+    conditional = bool(classes and given.checkpoint.model.program.classes)
     return {
         "count": len(chosen),
         "conditional": conditional,

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build, check
-from diffusion_core.images import render as pictures
+from diffusion_core.images import render
 from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Sets, evaluate
 from diffusion_core.metrics.files import write_features
 from diffusion_core.metrics.metric import OF_FEATURES, Source
 from experiments.entry import plain
-from experiments.evaluation.given import Given, Measure, Measured, write_arrays
+from experiments.evaluation.given import EvaluationContext, Measure, Measurement, write_arrays
 from experiments.progress import Counter
 from features import FEATURES, Features, extract
 
-__all__ = ["Judge", "chosen", "features_of", "measure"]
+__all__ = ["SampleEvaluator", "chosen", "features_of", "measure"]
 
 BATCH = 50  # pictures of 299 x 299 at once
 
@@ -40,7 +40,7 @@ def features_of(options: Mapping[str, Any]) -> Features | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class SampleEvaluator:
     """How samples are judged, checked when made.
 
     Args:
@@ -100,14 +100,16 @@ def _with_features(source: Source, features: Features | None, what: str) -> Sour
     return replace(source, parts={**source.parts, **parts}, kind=features.kind)
 
 
-def measure(given: Given) -> Measure:
+def measure(given: EvaluationContext) -> Measure:
     """Judge the samples of a configuration of `experiments.evaluate`."""
     cfg = given.cfg
-    judge = Judge(features_of(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence)
+    judge = SampleEvaluator(
+        features_of(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence
+    )
     samples, sets = chosen(given.samples, given.sets_given, cfg.count, cfg.sets, given.seed)
     judge.check(samples.parts, len(samples), cfg.sets)
 
-    def run(out: Path) -> Measured:
+    def run(out: Path) -> Measurement:
         found, judged, reference = judge(samples, sets)
         if not found.numbers:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
@@ -117,7 +119,7 @@ def measure(given: Given) -> Measure:
         for name, one in found.found.items():
             if one.shown:
                 scale = max(1, 64 // one.shown[0][1].shape[1])
-                pictures.save_png(out / f"{name}.png", pictures.labelled_rows(one.shown, scale=scale))
+                render.save_png(out / f"{name}.png", render.labelled_rows(one.shown, scale=scale))
         if cfg.keep_features:
             for source, name in ((judged, "samples"), (reference, "reference")):
                 if set(source.parts) & set(OF_FEATURES):
@@ -127,7 +129,7 @@ def measure(given: Given) -> Measure:
             "features": judged.kind and judged.kind.plain,
             "versions": dict(judge.features.versions) if judge.features else {}, "left_out": dict(found.left_out),
         }  # fmt: skip
-        return Measured(facts, found.numbers)
+        return Measurement(facts, found.numbers)
 
     return run
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.text import counted
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.runs.run_directory import write_json
 
@@ -90,9 +90,9 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: str) -> s
     kind = f"{any_part['size']} x {any_part['size']} pixels, {'colour' if any_part['channels'] == 3 else 'grey'}"
     classes = len(any_part["classes"])
     header = (
-        f'<p class="origin"><span>{counted(total, "picture")} of {kind}</span>'
+        f'<p class="origin"><span>{pluralize(total, "picture")} of {kind}</span>'
         f"<span>{classes:,} {'class' if classes == 1 else 'classes'}</span>"
-        f"<span>{counted(sum(pair['count'] for pair in near['pairs']), 'near pair')}</span></p>"
+        f"<span>{pluralize(sum(pair['count'] for pair in near['pairs']), 'near pair')}</span></p>"
         f"{command(report['environment']['command'])}"
     )
     sections = [
@@ -201,7 +201,7 @@ def _pairs(near: Mapping[str, Any], parts: Mapping[str, Any], sheets: Mapping[st
         a, b = found["parts"]
         title = f"Within {a}" if a == b else f"Between {a} and {b}"
         compared = [f"{near['compared'][part]:,} of {parts[part]['pictures']:,}" for part in dict.fromkeys((a, b))]
-        said = f"{counted(found['count'], 'pair')}; {' and '.join(compared)} pictures compared"
+        said = f"{pluralize(found['count'], 'pair')}; {' and '.join(compared)} pictures compared"
         rows = [
             f"<tr><td>{escape(one['first'])}</td><td>{escape(one['second'])}</td>"
             f"<td>{escape(' / '.join(dict.fromkeys(one['classes'])))}</td>"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import counted as count
+from diffusion_core.common.text import pluralize as count
 
 __all__ = ["DASH", "brief", "count", "element", "escape", "moment", "number", "percent", "plain", "real"]
 

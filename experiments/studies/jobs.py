@@ -37,7 +37,7 @@ from diffusion_core.files.lock import locked
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.run_directory import claim, write_json
-from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime import signals
 from experiments.entry import plain
 from experiments.studies import energy
 from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge
@@ -182,7 +182,7 @@ def _perform(job: Job, runs: Path) -> int:
     }
     before, began = energy.read_counters(), time.perf_counter()
     with open(directory / "log.txt", "ab") as log:
-        code = stopping.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        code = signals.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     facts |= {"seconds": time.perf_counter() - began, "joules": energy.spent(before, energy.read_counters())}
     if code:
         write_json(directory / "failed.json", facts | {"exit_code": code, "said": last_line(directory / "log.txt")})

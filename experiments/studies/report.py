@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.images import render as pictures
+from diffusion_core.images import render
 from diffusion_core.runs.run_directory import environment
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Paired
 from experiments.report.figures import decimate, smooth
 from experiments.report.page import write_page
-from experiments.report.study import render, within
+from experiments.report.study import render as render_study
+from experiments.report.study import within
 from experiments.report.text import count as count_of
 from experiments.studies import figures
 from experiments.studies.analysis import Comparison, Finding, analyse
@@ -52,7 +53,7 @@ def report(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> tuple[Path, di
         files |= figures.files(name, draw, rows)
     for name, data in files.items():
         write_atomically(out / "figures" / name, data)
-    return write_page(content, render(content, images, files), out), content
+    return write_page(content, render_study(content, images, files), out), content
 
 
 def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
@@ -315,12 +316,12 @@ def _samples(plan: Plan, whole: Sequence[Outcome], images: dict[str, bytes]) -> 
         order = np.argsort(labels, kind="stable") if len(np.unique(labels)) > 1 else np.arange(len(labels))
         shown = _spread(order, labels, columns)
         key = f"sheet{k}"
-        images[key] = pictures.png_bytes(pictures.grid(own[shown], columns, scale))
+        images[key] = render.png_bytes(render.grid(own[shown], columns, scale))
         sheet: dict[str, Any] = {"arm": arm.name, "picture": key}
         base = drawn.get(plan.baseline_of(arm))
         if base is not None and plan.baseline_of(arm) != arm and base[0].shape == own.shape:
-            apart = pictures.difference(base[0][shown], own[shown], gain=_GAIN)
-            images[f"{key}d"] = pictures.png_bytes(pictures.grid(apart, columns, scale))
+            apart = render.difference(base[0][shown], own[shown], gain=_GAIN)
+            images[f"{key}d"] = render.png_bytes(render.grid(apart, columns, scale))
             differing = int(np.count_nonzero(own != base[0]))
             largest = int(np.abs(own.astype(int) - base[0]).max())
             sheet |= {

@@ -36,7 +36,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime import signals
 
 __all__ = [
     "DuetLauncher",
@@ -219,7 +219,7 @@ def _run(number: int, config: DictConfig, run_dir: Path, command: list[str]) -> 
     log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))} [{command[0]}]")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    code = stopping.run(command)
+    code = signals.run(command)
     result = JobReturn(
         overrides=overrides,
         cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, import_weights
 from diffusion_core.convert.names import write_weights
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.backend
 
 Arrays = dict[str, NDArray]
 
-SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), norm_groups=4,
+SPEC = UNetSpec(8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), norm_groups=4,
                 down_padding=(0, 1), zero_init=False)  # fmt: skip
 AVERAGE = "/ExponentialMovingAverage"
 
@@ -159,10 +159,10 @@ def test_the_original_ddpm_computes_the_same(precision, atol, tmp_path, backend_
         kept = {n.removesuffix(suffix): np.float64(value) for n, value in arrays.items() if n.endswith(suffix)}
         expected = original(CONV[backend_name], kept, x, t)
         assert np.abs(expected).max() > 0.5
-        program, label = found.problem.program, np.zeros(2, np.int32)
+        program, label = found.model.program, np.zeros(2, np.int32)
         exact = reference.forward(program, weights, x, t, label)
         np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-12)
-        ours = backend.network(program, weights).forward(x.astype(backend.settings.host_dtype), t, label)
+        ours = backend.network(program, weights).forward(x.astype(backend.config.host_dtype), t, label)
         print(f"ddpm_tf, {precision}: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
 
@@ -188,7 +188,7 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, diffusers_oracle,
     t, label = np.array([3.0, 700.0]), np.array([0, 2])
     expected = diffusers_oracle.forward(config, arrays, x, t, label)
     assert np.abs(expected).max() > 0.5
-    program = found.problem.program
+    program = found.model.program
     np.testing.assert_allclose(reference.forward(program, found.weights, x, t, label), expected, rtol=0, atol=1e-12)
     ours = backend.network(program, found.weights).forward(x, t, label)
     print(f"diffusers {name}, float32: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")

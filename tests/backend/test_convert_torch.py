@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.convert import Imported, diffusers, export_pipeline, import_weights
 from diffusion_core.convert.arrays import read_config
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import count, initial_weights
 from diffusion_core.sampling import make_plan
@@ -28,7 +28,7 @@ T = np.array([3, 700])
 LABELS = np.array([0, 2])
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
 
-LEVELS = {
+TIMESTEP_SAMPLERS = {
     "sample_size": 8,
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
@@ -37,7 +37,7 @@ LEVELS = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
 DIFFUSERS = {
-    "as DDPM": LEVELS
+    "as DDPM": TIMESTEP_SAMPLERS
     | {
         "attention_head_dim": None,
         "norm_eps": 1e-6,
@@ -45,7 +45,7 @@ DIFFUSERS = {
         "flip_sin_to_cos": False,
         "downsample_padding": 0,
     },
-    "as ADM": LEVELS
+    "as ADM": TIMESTEP_SAMPLERS
     | {
         "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -64,7 +64,7 @@ DIFFUSERS = {
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "UNetResAttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
     },
-    "without attention": LEVELS
+    "without attention": TIMESTEP_SAMPLERS
     | {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False},
 }
 
@@ -108,7 +108,7 @@ def never(path: Path) -> dict[str, NDArray]:
 def check(open_backend: Any, found: Imported, expected: NDArray, c_noise: NDArray, **features: NDArray) -> None:
     """The reference and the backend's network, with the imported weights, against the network they are of."""
     assert np.abs(expected).max() > 0.5, "an output of unit scale"
-    program, rest = found.problem.program, (IMAGES, c_noise, LABELS, *features.values())
+    program, rest = found.model.program, (IMAGES, c_noise, LABELS, *features.values())
     np.testing.assert_allclose(reference.forward(program, found.weights, *rest), expected, rtol=0, atol=1e-5)
     network = open_backend("float32").network(program, found.weights)
     np.testing.assert_allclose(network.forward(*rest), expected, rtol=0, atol=1e-5)
@@ -119,7 +119,7 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, open_backend, ora
     net = unet(oracles, **DIFFUSERS[name])
     net.save_pretrained(tmp_path)
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert count(found.problem.program) == sum(p.numel() for p in net.parameters())
+    assert count(found.model.program) == sum(p.numel() for p in net.parameters())
     check(open_backend, found, as_diffusers(net), T)
 
 
@@ -130,7 +130,7 @@ def test_it_goes_back_bit_for_bit_and_computes_the_same(name, tmp_path, oracles)
     net = unet(oracles, **DIFFUSERS[name])
     net.save_pretrained(tmp_path / "there")
     found = import_weights("diffusers", tmp_path / "there", never, None, {})
-    write(tmp_path / "back", export_pipeline(found.problem, found.weights))
+    write(tmp_path / "back", export_pipeline(found.model, found.weights))
     again = UNet2DModel.from_pretrained(tmp_path / "back", subfolder="unet").eval()
     for (name, given), (same, got) in zip(net.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == same
@@ -191,18 +191,18 @@ def test_an_exported_pipeline_gives_the_same_samples(schedule, prediction, varia
     import torch
     from diffusers import DDPMPipeline
 
-    spec = UNetSpec(8, 1, 1, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), heads=2,
+    spec = UNetSpec(8, 1, 1, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), heads=2,
                     qkv_bias=False, norm_groups=4, zero_init=False)  # fmt: skip
-    problem = Problem(spec, schedule, prediction)
-    weights = initial_weights(problem.program, 0, np.float32)
-    write(tmp_path, export_pipeline(problem, weights, variance))
+    model = DiffusionModel(spec, schedule, prediction)
+    weights = initial_weights(model.program, 0, np.float32)
+    write(tmp_path, export_pipeline(model, weights, variance))
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     steps, drawn = 10, torch.Generator().manual_seed(1)
     noises = [torch.randn((2, 1, 8, 8), generator=drawn).permute(0, 2, 3, 1).numpy() for _ in range(steps)]
     given = pipeline(2, torch.Generator().manual_seed(1), steps, output_type="np").images
-    plan = make_plan(problem.process, "ddpm", steps=steps, variance=variance)
-    ours = reference.sample(problem.program, weights, plan, noises[0], np.zeros(2, int), lambda row: noises[row + 1])
+    plan = make_plan(model.process, "ddpm", steps=steps, variance=variance)
+    ours = reference.sample(model.program, weights, plan, noises[0], np.zeros(2, int), lambda row: noises[row + 1])
     # Its tables are float32. Measured: at most 8e-6.
     np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), given, rtol=0, atol=5e-5)
     assert np.std(given) > 0.1
@@ -214,13 +214,13 @@ def test_the_scheduler_of_a_pipeline_becomes_the_process(tmp_path, oracles):
     net = unet(oracles, **DIFFUSERS["as DDPM"])
     scheduler = DDPMScheduler(200, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     DDPMPipeline(net, scheduler).save_pretrained(tmp_path)
-    problem = import_weights("diffusers", tmp_path, never, None, {}).problem
-    assert (problem.schedule, problem.prediction) == ({"name": "cosine", "T": 200}, "v")
+    model = import_weights("diffusers", tmp_path, never, None, {}).model
+    assert (model.schedule, model.prediction) == ({"name": "cosine", "T": 200}, "v")
     # Its cumulative product is float32.
-    np.testing.assert_allclose(problem.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
     given = {"schedule": {"name": "linear", "T": 50}, "prediction": "x0"}
-    problem = import_weights("diffusers", tmp_path, never, given, {}).problem
-    assert (problem.process.schedule.steps, problem.prediction) == (50, "x0")
+    model = import_weights("diffusers", tmp_path, never, given, {}).model
+    assert (model.process.schedule.steps, model.prediction) == (50, "x0")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of theirs
@@ -239,9 +239,9 @@ def test_a_scheduler_that_is_read_has_the_process_that_it_becomes(name, options,
     for config in (written, short):
         file.write_text(json.dumps(config))
         process = diffusers._process_of(read_config(file), str(file))
-        problem = Problem(UNetSpec(8), **process)
-        np.testing.assert_allclose(problem.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
-        assert problem.prediction == {"epsilon": "eps", "sample": "x0"}[scheduler.config.prediction_type]
+        model = DiffusionModel(UNetSpec(8), **process)
+        np.testing.assert_allclose(model.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+        assert model.prediction == {"epsilon": "eps", "sample": "x0"}[scheduler.config.prediction_type]
 
 
 GUIDED = {
@@ -257,7 +257,7 @@ GUIDED = {
 def test_a_state_dict_of_guided_diffusion_computes_the_same(name, suffix, tmp_path, open_backend, oracles):
     options = {"classes": 0, "new_order": False, "scale_shift": True} | GUIDED[name]
     net = oracles.randomised(
-        oracles.GuidedUNet(channels=8, multipliers=(1, 2), blocks=2, groups=4, out_channels=6, **options)
+        oracles.GuidedUNet(channels=8, channel_multipliers=(1, 2), blocks=2, groups=4, out_channels=6, **options)
     )
     path = saved(net, tmp_path / f"model{suffix}")
     found = import_weights("guided_diffusion", path, open_backend("float32").read_arrays, None, {
@@ -267,9 +267,9 @@ def test_a_state_dict_of_guided_diffusion_computes_the_same(name, suffix, tmp_pa
         "norm_groups": 4,
         "qkv_order": "qkv" if options["new_order"] else "heads",
     })  # fmt: skip
-    assert found.problem.spec.num_classes == options["classes"]
+    assert found.model.spec.num_classes == options["classes"]
     check(open_backend, found, theirs(net, IMAGES, T, LABELS), T)
-    exact = reference.forward(found.problem.program, found.weights, IMAGES, T, LABELS)
+    exact = reference.forward(found.model.program, found.weights, IMAGES, T, LABELS)
     np.testing.assert_allclose(exact, theirs(net.double(), IMAGES.astype(np.float64), T, LABELS), rtol=0, atol=1e-12)
 
 
@@ -314,7 +314,7 @@ def test_a_state_dict_of_edm_computes_the_same(name, prefix, tmp_path, open_back
 
     check(open_backend, found, expected(torch.float32, one_hot.astype(np.float32)), c_noise, features=features)
     for label, row in ((LABELS, one_hot), (np.full(2, classes), 0 * one_hot)):
-        exact = reference.forward(found.problem.program, found.weights, IMAGES, c_noise, label, features)
+        exact = reference.forward(found.model.program, found.weights, IMAGES, c_noise, label, features)
         # The table of classes is rounded to float32 once.
         np.testing.assert_allclose(exact, expected(torch.float64, row), rtol=0, atol=1e-6 if classes else 1e-12)
 
@@ -387,16 +387,16 @@ def test_a_network_of_others_at_its_full_size(name, tmp_path, open_backend, orac
     else:
         path = saved(net, tmp_path / "model.pt")
     found = import_weights(source, path, open_backend("float32").read_arrays, None, options)
-    assert count(found.problem.program) == sum(p.numel() for p in net.parameters()) == parameters
+    assert count(found.model.program) == sum(p.numel() for p in net.parameters()) == parameters
     x, level, nothing = np.random.default_rng(0).standard_normal((1, 32, 32, 3)), np.array([0.4]), np.zeros((1, 0))
-    t, label, features = T[:1], LABELS[:1], np.zeros((1, found.problem.program.features))
+    t, label, features = T[:1], LABELS[:1], np.zeros((1, found.model.program.features))
     # A float64 network of diffusers computes its time embedding in float32 all the same.
     for precision, atol in (("float32", 1e-5), ("float64", 1e-7 if source == "diffusers" else 1e-12)):
         dtype = np.dtype(precision)
         given, at = x.astype(dtype), (level if source == "edm" else t)
         rest = {"diffusers": (), "guided_diffusion": (label,), "edm": (nothing, features.astype(dtype))}[source]
         expected = theirs(net.to(getattr(torch, precision)), given, at, *rest)
-        network = open_backend(precision).network(found.problem.program, found.weights)
+        network = open_backend(precision).network(found.model.program, found.weights)
         ours = network.forward(given, at, label, features.astype(dtype))
         print(f"{name}, {precision}: {np.abs(ours - expected).max():.1e} of {np.abs(expected).max():.1f}")
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)

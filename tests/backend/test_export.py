@@ -12,10 +12,11 @@ import pytest
 from commands import call
 from safetensors import safe_open
 
-from diffusion_core.backend.interface import TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.onnx import open_onnx
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
@@ -25,8 +26,8 @@ from experiments.targets import TARGETS
 # The target that is the own form of each backend.
 OWN = {"torch": "torch", "tf": "savedmodel"}
 SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), middle_attention=False, norm_groups=4, num_classes=10)
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 1000}, "eps")
-PROGRAM = PROBLEM.program
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 1000}, "eps")
+PROGRAM = MODEL.program
 EMA = {name: value.astype(np.float32) for name, value in cases.scattered_weights(PROGRAM).items()}
 LAST = {name: np.float32(0.9) * value for name, value in EMA.items()}
 
@@ -34,7 +35,7 @@ LAST = {name: np.float32(0.9) * value for name, value in EMA.items()}
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     zeros = {name: np.zeros_like(value) for name, value in EMA.items()}
-    return Checkpoint(128, PROBLEM, 0, TrainerState(LAST, (EMA,), zeros, zeros, 1), {})
+    return Checkpoint(128, MODEL, 0, TrainerState(LAST, (EMA,), zeros, zeros, 1), {})
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,8 @@ class Wrong:
     """A backend that does something else when it exports."""
 
     def __init__(self, backend: Any, export: Callable[..., None]) -> None:
-        self.settings, self.network, self.exported, self.export = (
-            backend.settings, backend.network, backend.exported, export
+        self.config, self.network, self.exported, self.export = (
+            backend.config, backend.network, backend.exported, export
         )  # fmt: skip
 
 

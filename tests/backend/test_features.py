@@ -34,7 +34,7 @@ def made(name: str, **options: object) -> Features:
     return build("frechet", FEATURES, name, options)
 
 
-def stand_in(width: int = 6, size: int = 8):
+def fallback(width: int = 6, size: int = 8):
     """A small network of features as a torch module: uint8 b c h w to float32 b f."""
     import torch
 
@@ -59,7 +59,7 @@ def test_the_same_features_give_torch_fidelitys_number():
     from torch_fidelity import calculate_metrics, register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    network = stand_in()
+    network = fallback()
 
     class Small(FeatureExtractorBase):
         def __init__(self, name, features_list, **kwargs):

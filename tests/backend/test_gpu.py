@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainerState
 from diffusion_core.networks import Node, Program, lower
 from diffusion_core.networks.blocks import Conv, Linear, Mean
 from diffusion_core.networks.weights import initial_weights
@@ -43,7 +44,7 @@ def training_step(backend: Any, measured: trace.Trace) -> None:
     """The losses of a step of training by the reference's."""
     for title in cases.FEW_NETWORKS:
         spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
-        batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.settings.host_dtype)
+        batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.config.host_dtype)
         errors = trace.training_errors(backend, program, cases.scattered_weights(program), batch)
         for what, error in errors.items():
             measured.judge(1, f"{title}, {what}", "loss", error)
@@ -59,7 +60,7 @@ COMPILED += [("float32", True, few_samplers)]
 MODES = pytest.mark.parametrize("compile", (False, True), ids=("plain", "compiled"))
 
 
-class Measured:
+class Measurement:
     """What the tests of this file measure.
 
     Args:
@@ -86,8 +87,8 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(backend_name) -> Iterator[Measured]:
-    made = Measured()
+def measured(backend_name) -> Iterator[Measurement]:
+    made = Measurement()
     yield made
     if made.checks:
         made.write(Path(os.environ.get("DUET_GPU_JSON", f"outputs/gpu-{backend_name}.json")))
@@ -99,7 +100,7 @@ def cuda(request, open_backend) -> Any:
 
 
 def parity_trainer(backend: Any, state: TrainerState | None = None) -> Any:
-    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.settings.host_dtype)
+    weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     return backend.trainer(
         cases.PARITY.program, state or TrainerState.fresh(weights, len(trace.AVERAGES)), Adam(), "mse"
     )
@@ -191,7 +192,7 @@ def test_a_state_goes_from_the_device_to_the_cpu_and_back(cuda, open_backend):
     trainer = parity_trainer(cuda)
     for step in range(1, 4):
         trace.training_step(cuda, trainer, step)
-    cpu = parity_trainer(open_backend(cuda.settings.precision), trainer.state())
+    cpu = parity_trainer(open_backend(cuda.config.precision), trainer.state())
     back = parity_trainer(cuda, cpu.state())
     assert trace.training_step(cuda, back, 4) == trace.training_step(cuda, trainer, 4)
     for name, value in trainer.state().weights.items():

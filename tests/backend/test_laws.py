@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_core.backend import reference
 from diffusion_core.backend.interface import (
-    Settings,
-    Steering,
+    BackendConfig,
+    Guidance,
+    StepCallback,
     TrainBatch,
     TrainerState,
-    Watch,
     load_backend,
-    reference,
 )
 from diffusion_core.common.errors import DuetError, OutOfMemory
 from diffusion_core.common.random import Stream, words
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import draw, noise_source, start_noise
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import (
@@ -45,7 +45,7 @@ from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.ladder import l2, l2_of_all, relative
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.runtime.distributed import World
+from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import make_plan
 
 pytestmark = pytest.mark.backend
@@ -124,12 +124,12 @@ def trainer(backend) -> Any:
 
 
 def new_trainer(backend: Any, state: TrainerState | None = None) -> Any:
-    rounded = {name: value.astype(backend.settings.host_dtype) for name, value in WEIGHTS.items()}
+    rounded = {name: value.astype(backend.config.host_dtype) for name, value in WEIGHTS.items()}
     return backend.trainer(TINY, state or TrainerState.fresh(rounded), Adam(weight_decay=0.01), "mse")
 
 
 def new_batch(backend: Any, size: int = 4, program: Program = TINY) -> TrainBatch:
-    return cases.cast(cases.noise_batch(program, SHAPE, size), backend.settings.host_dtype)
+    return cases.cast(cases.noise_batch(program, SHAPE, size), backend.config.host_dtype)
 
 
 def chosen(batch: TrainBatch, images: Any) -> TrainBatch:
@@ -139,7 +139,7 @@ def chosen(batch: TrainBatch, images: Any) -> TrainBatch:
 
 
 def tolerance(backend: Any) -> float:
-    return ROUNDING[backend.settings.precision]
+    return ROUNDING[backend.config.precision]
 
 
 def parts(state: TrainerState) -> dict[str, Weights]:
@@ -160,7 +160,7 @@ def test_weights_come_back_as_they_were_given(backend, network):
     back = network.weights()
     assert list(back) == [p.name for p in TINY.parameters]
     for name, value in WEIGHTS.items():
-        np.testing.assert_array_equal(back[name], value.astype(backend.settings.host_dtype), strict=True)
+        np.testing.assert_array_equal(back[name], value.astype(backend.config.host_dtype), strict=True)
         assert back[name].flags.c_contiguous
 
 
@@ -171,7 +171,7 @@ def test_weights_that_are_given_out_are_copies(network):
 
 
 def test_weights_that_were_given_may_be_changed_afterwards(backend):
-    mine = {name: value.astype(backend.settings.host_dtype) for name, value in WEIGHTS.items()}
+    mine = {name: value.astype(backend.config.host_dtype) for name, value in WEIGHTS.items()}
     network, trainer = backend.network(TINY, mine), new_trainer(backend, TrainerState.fresh(mine))
     for value in mine.values():
         value[...] = 7
@@ -184,7 +184,7 @@ def test_an_image_does_not_see_its_neighbours(backend, network, size):
     batch = new_batch(backend, 4)
     whole = network.forward(batch.images, batch.c_noise, batch.label)
     part = network.forward(batch.images[:size], batch.c_noise[:size], batch.label[:size])
-    assert part.shape == (size, *SHAPE) and part.dtype == backend.settings.host_dtype
+    assert part.shape == (size, *SHAPE) and part.dtype == backend.config.host_dtype
     assert relative(part, whole[:size]) <= tolerance(backend)
 
 
@@ -206,7 +206,7 @@ def test_strides_of_weights_and_of_batches_do_not_matter(backend):
 
     batch = new_batch(backend)
     crooked = replace(batch, **{name: strided(array) for name, array in batch.arrays.items()})
-    state = TrainerState.fresh({n: strided(v.astype(backend.settings.host_dtype)) for n, v in WEIGHTS.items()})
+    state = TrainerState.fresh({n: strided(v.astype(backend.config.host_dtype)) for n, v in WEIGHTS.items()})
     (loss, gradients), (same_loss, same_gradients) = (
         new_trainer(backend).gradients(batch), new_trainer(backend, state).gradients(crooked)
     )  # fmt: skip
@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
     fitting = TrainerState.fresh(WEIGHTS, 2).parts
     for part in ("weights", "ema", "ema1", "moment1", "moment2"):
         with pytest.raises(DuetError, match=message):
-            backend.trainer(TINY, TrainerState.of_parts(fitting | {part: change(WEIGHTS)}, 0), Adam(), "mse")
+            backend.trainer(TINY, TrainerState.from_parts(fitting | {part: change(WEIGHTS)}, 0), Adam(), "mse")
     with pytest.raises(DuetError, match=message):
         new_trainer(backend).update(change(WEIGHTS), 1e-3, (0.9,))
 
@@ -239,7 +239,7 @@ def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
 def test_a_network_without_classes_ignores_labels(backend):
     program = cases.BLOCKS[0].program
     assert program.null_label is None
-    batch = cases.cast(cases.noise_batch(cases.BLOCKS[0].program, cases.BLOCKS[0].shape), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(cases.BLOCKS[0].program, cases.BLOCKS[0].shape), backend.config.host_dtype)
     network = backend.network(program, cases.scattered_weights(program))
     outputs = [network.forward(batch.images, batch.c_noise, np.full(batch.size, k, np.int32)) for k in (0, 3)]
     np.testing.assert_array_equal(*outputs)
@@ -286,12 +286,12 @@ def out_of_memory(backend: Any) -> Exception:
 def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
     """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
     advice = r"too little memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
-    with pytest.raises(OutOfMemory, match=advice) as found, backend.place.within_memory():
+    with pytest.raises(OutOfMemory, match=advice) as found, backend.context.within_memory():
         raise out_of_memory(backend)
     assert "\n" not in str(found.value)
-    with pytest.raises(OutOfMemory), backend.place.within_memory():
+    with pytest.raises(OutOfMemory), backend.context.within_memory():
         np.empty(2**55)  # more than an address space holds
-    with pytest.raises(RuntimeError, match="another"), backend.place.within_memory():
+    with pytest.raises(RuntimeError, match="another"), backend.context.within_memory():
         raise RuntimeError("another")
 
 
@@ -311,9 +311,9 @@ def test_whatever_computes_says_in_one_line_that_memory_does_not_suffice(backend
             lambda: backend.network(TINY, state.weights),
             lambda: backend.noised(batch),
             lambda: trainer.gradients(batch),
-            lambda: trainer.look(batch),
+            lambda: trainer.activations(batch),
             lambda: network.forward(*images),
-            lambda: network.pullback(*images, batch.noise),
+            lambda: network.vjp(*images, batch.noise),
         ):
             with pytest.raises(OutOfMemory, match=r"too little memory; .* likelihood\.batch"):
                 computes()
@@ -327,10 +327,10 @@ def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(back
         patch.setattr(short, "_loss_and_gradients", ends_in(short._loss_and_gradients, out_of_memory(backend)))
         short.step(batch, 1e-3, (0.9,), 1, True)
     assert_same_bits(short.state(), before)
-    for pieces in (2, 1):
+    for micro_batches in (2, 1):
         losses = [
             float(trainer.step(batch, 1e-3, (0.9,)).loss),
-            float(short.step(batch, 1e-3, (0.9,), pieces, True).loss),
+            float(short.step(batch, 1e-3, (0.9,), micro_batches, True).loss),
         ]
         assert relative(*losses) <= tolerance(backend)
     for part, arrays in parts(short.state()).items():
@@ -356,10 +356,10 @@ def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
         "torch": lambda: RuntimeError("gloo: Connection reset by peer"),
         "tf": lambda: import_module("tensorflow").errors.UnavailableError(None, None, "Connection reset by peer"),
     }[name]()
-    world = World(0, 2, 0, parallel.KIND)
-    with pytest.raises(type(memory)), parallel._connected(world):
+    group = ProcessGroup(0, 2, 0, parallel.KIND)
+    with pytest.raises(type(memory)), parallel._connected(group):
         raise memory
-    with pytest.raises(DuetError, match="process 0 of 2 has lost another one"), parallel._connected(world):
+    with pytest.raises(DuetError, match="process 0 of 2 has lost another one"), parallel._connected(group):
         raise lost
 
 
@@ -397,7 +397,7 @@ def test_a_class_that_is_not_in_the_batch_learns_nothing(backend, trainer):
 
 
 def test_a_step_changes_no_array_that_it_was_given(backend, trainer):
-    batch, weights = new_batch(backend), {n: v.astype(backend.settings.host_dtype) for n, v in WEIGHTS.items()}
+    batch, weights = new_batch(backend), {n: v.astype(backend.config.host_dtype) for n, v in WEIGHTS.items()}
     given = {name: array.copy() for name, array in batch.arrays.items()}
     state = TrainerState.fresh(weights)
     kept = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(state).items()}
@@ -419,7 +419,7 @@ def test_a_state_is_a_copy(backend, trainer):
     trainer.step(batch, 1e-3, (0.9,))
     first = trainer.state()
     copies = {part: {n: v.copy() for n, v in arrays.items()} for part, arrays in parts(first).items()}
-    kept = TrainerState.of_parts(copies, first.updates)
+    kept = TrainerState.from_parts(copies, first.updates)
     trainer.step(batch, 1e-3, (0.9,))
     assert_same_bits(first, kept)
     second = trainer.state()
@@ -482,18 +482,18 @@ def test_one_batch_is_learnt_by_heart(backend, trainer):
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
     # A UNet, however small, is ten times as slow to trace.
-    monkeypatch.setattr(Problem, "program", property(lambda self: TINY))
-    problem, batch = cases.PARITY, new_batch(backend)
+    monkeypatch.setattr(DiffusionModel, "program", property(lambda self: TINY))
+    model, batch = cases.PARITY, new_batch(backend)
     whole = new_trainer(backend, TrainerState.fresh(trainer.state().weights, 2))
 
     def steps(trainer: Any, count: int) -> list[float]:
         return [float(trainer.step(batch, 1e-3, (0.9, 0.6)).loss) for _ in range(count)]
 
     losses = steps(whole, 3)
-    path = save_checkpoint(tmp_path, Checkpoint(12, problem, 5, whole.state(), {}))
+    path = save_checkpoint(tmp_path, Checkpoint(12, model, 5, whole.state(), {}))
     losses += steps(whole, 3)
 
-    read = load_checkpoint(path, problem.program)
+    read = load_checkpoint(path, model.program)
     assert read.state.updates == 3
     resumed = new_trainer(backend, read.state)
     assert_same_bits(resumed.state(), read.state)
@@ -507,8 +507,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tm
 def test_a_norm_of_a_large_image_is_as_precise_as_one_of_a_small(backend):
     """The sum over a group of 500,000 numbers that are added up one by one loses a digit or two."""
     program = Program((Node("norm", GroupNorm(32, 4, 1e-5), ("x",)),))
-    weights = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
-    images = Stream(0, "large").normal([0], (256, 256, 32), dtype=backend.settings.host_dtype)
+    weights = {n: v.astype(backend.config.host_dtype) for n, v in cases.scattered_weights(program).items()}
+    images = Stream(0, "large").normal([0], (256, 256, 32), dtype=backend.config.host_dtype)
     inputs = images, np.zeros(1), np.zeros(1, np.int32)
     got, wanted = backend.network(program, weights).forward(*inputs), reference.forward(program, weights, *inputs)
     assert relative(got, wanted) <= tolerance(backend)
@@ -524,7 +524,7 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
     # As a training step hands them over: the positions must reach the device whole.
-    b = import_module(f"{package}.trainer").tensors(batch, backend.place)
+    b = import_module(f"{package}.trainer").tensors(batch, backend.context)
     got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, words(key, index, n, row))
 
@@ -538,7 +538,7 @@ def evaluated(backend) -> Any:
 def test_evaluation_is_the_reference_s_whatever_the_batch(backend, evaluated, images):
     batch = chosen(new_batch(backend, program=LIVELY), images)
     inputs = batch.images, batch.c_noise, batch.label, batch.features
-    weights = {name: value.astype(backend.settings.host_dtype) for name, value in LIVELY_WEIGHTS.items()}
+    weights = {name: value.astype(backend.config.host_dtype) for name, value in LIVELY_WEIGHTS.items()}
     assert relative(evaluated.forward(*inputs), reference.forward(LIVELY, weights, *inputs)) <= tolerance(backend)
     np.testing.assert_array_equal(evaluated.forward(*inputs), evaluated.forward(*inputs))
 
@@ -565,7 +565,7 @@ def test_a_sample_is_drawn_in_evaluation_from_the_first_channels(backend, evalua
 
 
 def lively_trainer(backend: Any, state: TrainerState | None = None, program: Program = LIVELY) -> Any:
-    rounded = {n: v.astype(backend.settings.host_dtype) for n, v in cases.scattered_weights(program).items()}
+    rounded = {n: v.astype(backend.config.host_dtype) for n, v in cases.scattered_weights(program).items()}
     return backend.trainer(program, state or TrainerState.fresh(rounded, len(DECAYS)), Adam(), "mse")
 
 
@@ -662,8 +662,8 @@ def test_dropout_of_an_image_is_that_of_its_position_in_any_batch(backend):
     trainer = lively_trainer(backend, program=replace(LIVELY, nodes=nodes))
     batch = replace(new_batch(backend, program=LIVELY), positions=np.array([2**32 + 1, 0, 77, 5]))
     loss, gradients = trainer.gradients(batch)
-    for parts_of in ([[0, 1], [2, 3]], [[3, 1], [0, 2]]):
-        halves = [trainer.gradients(chosen(batch, images)) for images in parts_of]
+    for store_parts in ([[0, 1], [2, 3]], [[3, 1], [0, 2]]):
+        halves = [trainer.gradients(chosen(batch, images)) for images in store_parts]
         assert relative(loss, np.mean([half for half, _ in halves])) <= tolerance(backend)
         mean = {name: np.mean([g[name] for _, g in halves], axis=0) for name in gradients}
         assert l2_of_all(gradients, mean) <= tolerance(backend)
@@ -714,7 +714,7 @@ def test_guidance_is_a_line_through_no_class_and_class(backend, network):
 
 def test_a_network_that_leads_away_from_itself_is_not_guided(backend, network):
     plan, labels = replace(PLAN, clip=None), [0, 3]
-    itself = draw(backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, steering=Steering(guide=network))
+    itself = draw(backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, guidance=Guidance(guide=network))
     assert relative(itself, draw(backend, network, plan, SHAPE, labels, seed=3)) <= 100 * tolerance(backend)
 
 
@@ -722,14 +722,16 @@ def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
     rows: list[int] = []
     last: list[np.ndarray] = []
 
-    def watch(row: int, x: np.ndarray, estimate: np.ndarray) -> None:
+    def callback(row: int, x: np.ndarray, estimate: np.ndarray) -> None:
         assert x.shape == estimate.shape == (2, *SHAPE)
         rows.append(row)
         last[:] = [x.copy()]
         x[...] = estimate[...] = np.nan
 
     plain = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
-    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=Watch(watch)), plain)
+    np.testing.assert_array_equal(
+        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=StepCallback(callback)), plain
+    )
     np.testing.assert_array_equal(last[0], plain)
     assert rows == list(range(PLAN.rows))
 
@@ -737,11 +739,11 @@ def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
 def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
     seen: dict[str, dict[int, np.ndarray]] = {"all": {}, "some": {}}
 
-    def watcher(name: str, rows: Any) -> Watch:
-        return Watch(lambda row, x, estimate: seen[name].update({row: np.stack([x, estimate])}), rows)
+    def watcher(name: str, rows: Any) -> StepCallback:
+        return StepCallback(lambda row, x, estimate: seen[name].update({row: np.stack([x, estimate])}), rows)
 
     for name, rows in (("all", None), ("some", {1, 3})):
-        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, watch=watcher(name, rows))
+        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=watcher(name, rows))
     assert list(seen["some"]) == [1, 3] and list(seen["all"]) == list(range(PLAN.rows))
     for row, states in seen["some"].items():
         np.testing.assert_array_equal(states, seen["all"][row])
@@ -761,7 +763,7 @@ def test_nothing_waits_for_the_device_between_rows(backend_name, backend, networ
 
 
 def test_sampling_changes_no_array_that_it_was_given(backend, network):
-    dtype = backend.settings.host_dtype
+    dtype = backend.config.host_dtype
     start, noise = np.ones((2, *SHAPE), dtype), np.full((2, *SHAPE), 0.5, dtype)
     label = np.array([0, 1], np.int32)
     backend.sample(network, PLAN, start, label, lambda row: noise)
@@ -788,7 +790,7 @@ def test_bfloat16_is_near_the_reference_and_learns(open_backend):
 def test_a_device_that_is_not_there_is_one_clear_line(backend_name, open_backend):
     if open_backend("float32", device="auto").describe().device.startswith("cpu"):
         with pytest.raises(DuetError, match=r"^backend\.device: cuda was given, but .* finds no CUDA device"):
-            load_backend(backend_name, Settings(device="cuda"))
+            load_backend(backend_name, BackendConfig(device="cuda"))
     else:
         assert not open_backend("float32", device="cuda").describe().device.startswith("cpu")
 
@@ -804,7 +806,7 @@ def test_a_backend_says_what_it_runs_on(backend_name, open_backend, precision):
 
 def test_an_unknown_backend_is_one_clear_line():
     with pytest.raises(DuetError, match=r"backend: 'torhc' was given.*Did you mean 'torch'"):
-        load_backend("torhc", Settings())
+        load_backend("torhc", BackendConfig())
 
 
 def test_peak_memory_is_that_of_a_process_with_a_framework(open_backend):
@@ -837,7 +839,7 @@ def test_compiled_samples_are_those_of_the_reference(open_backend):
     wanted = reference.sample(TINY, WEIGHTS, plan, start, labels, noise)
     got = compiled.sample(network, plan, start, labels, noise)
     assert np.abs(got - wanted).max() <= 1e-10
-    nothing = Watch(lambda row, x, estimate: None)
+    nothing = StepCallback(lambda row, x, estimate: None)
     np.testing.assert_array_equal(compiled.sample(network, plan, start, labels, noise, nothing), got)
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import Settings, Steering, load_backend
+from diffusion_core.backend.interface import BackendConfig, Guidance, load_backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.images.render import grid
 from diffusion_core.model.generate import noise_source, start_noise
@@ -15,7 +15,7 @@ from diffusion_core.networks import lower, make_spec
 from diffusion_core.networks.flops import multiply_adds
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
-from diffusion_core.runtime.distributed import World
+from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import make_plan
 
 
@@ -32,7 +32,16 @@ def test_a_grid_is_that_of_torchvision() -> None:
 @pytest.mark.parametrize(
     ("architecture", "options"),
     (
-        ("unet", {"channels": 8, "multipliers": (1, 2), "attention_sizes": (4,), "norm_groups": 4, "num_classes": 3}),
+        (
+            "unet",
+            {
+                "channels": 8,
+                "channel_multipliers": (1, 2),
+                "attention_resolutions": (4,),
+                "norm_groups": 4,
+                "num_classes": 3,
+            },
+        ),
         ("simple", {"channels": (4, 8, 8)}),
         ("sixteen_step", {"channels": 8, "levels": 2, "embedding": 8}),
     ),
@@ -42,11 +51,11 @@ def test_a_program_costs_what_pytorch_counts(architecture: str, options: dict) -
     from torch.utils.flop_counter import FlopCounterMode
 
     program = lower(make_spec(architecture, image_size=8, **options))
-    network = load_backend("torch", Settings("cpu", threads=1)).network(program, initial_weights(program, 0))
+    network = load_backend("torch", BackendConfig("cpu", threads=1)).network(program, initial_weights(program, 0))
     x, t = np.zeros((2, 8, 8, 3), np.float32), np.zeros(2)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:  # it knows no other on the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as pluralize:  # it knows no other on the CPU
         network.forward(x, t, np.zeros(2, np.int32))
-    assert counted.get_total_flops() == 2 * 2 * multiply_adds(program, (8, 8, 3))
+    assert pluralize.get_total_flops() == 2 * 2 * multiply_adds(program, (8, 8, 3))
 
 
 class Sums:
@@ -76,7 +85,7 @@ def joined(monkeypatch: pytest.MonkeyPatch, sums: Sums):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", sums.all_reduce)
     monkeypatch.setattr(parallel, "_BUCKET_BYTES", 32)
-    return parallel.Group(World(0, 2, 0, "ddp"), torch.device("cpu"))
+    return parallel.Communicator(ProcessGroup(0, 2, 0, "ddp"), torch.device("cpu"))
 
 
 def test_few_of_the_gradients_are_sent_at_once(monkeypatch) -> None:
@@ -84,7 +93,7 @@ def test_few_of_the_gradients_are_sent_at_once(monkeypatch) -> None:
 
     sums, rng = Sums(), np.random.default_rng(1)
     arrays = [rng.normal(size=shape) for shape in ((3,), (2, 2), (5, 1), (1,), (4, 2), (7,), (6,), (2, 3))]
-    added = joined(monkeypatch, sums).add([torch.tensor(array) for array in arrays])
+    added = joined(monkeypatch, sums).all_reduce([torch.tensor(array) for array in arrays])
     for array, found in zip(arrays, added, strict=True):
         np.testing.assert_array_equal(found.numpy(), 2 * array)
     assert sums.most == 3 and sums.out == 0
@@ -100,24 +109,24 @@ def test_only_a_broken_connection_is_a_lost_process(monkeypatch) -> None:
         "Application timeout caused pair closure",
     ):
         with pytest.raises(DuetError, match=r"process 0 of 2 has lost another one, .* resume=latest"):
-            joined(monkeypatch, Sums(RuntimeError(said))).add([torch.ones(2)])
+            joined(monkeypatch, Sums(RuntimeError(said))).all_reduce([torch.ones(2)])
     with pytest.raises(DuetError, match="has lost another one"):
-        joined(monkeypatch, Sums(torch.distributed.DistBackendError("NCCL"))).add([torch.ones(2)])
+        joined(monkeypatch, Sums(torch.distributed.DistBackendError("NCCL"))).all_reduce([torch.ones(2)])
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")):
         with pytest.raises(type(error), match=str(error)):
-            joined(monkeypatch, Sums(error)).add([torch.ones(2)])
+            joined(monkeypatch, Sums(error)).all_reduce([torch.ones(2)])
 
 
 @pytest.mark.parametrize(("name", "given"), [("MASTER_ADDR", None), ("MASTER_PORT", None), ("MASTER_PORT", "first")])
 def test_a_place_to_meet_that_nobody_named_is_one_clear_line(monkeypatch, name: str, given: str | None) -> None:
     import torch
 
-    from backends.torch.parallel import Group
+    from backends.torch.parallel import Communicator
 
     for key, value in ({"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"} | {name: given}).items():
         monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
     with pytest.raises(DuetError, match=f"parallel: {name} is '{given or ''}'; it must be"):
-        Group(World(0, 2, 0, "ddp"), torch.device("cpu"))
+        Communicator(ProcessGroup(0, 2, 0, "ddp"), torch.device("cpu"))
 
 
 class Replay:
@@ -138,7 +147,7 @@ class Replay:
 _SELF = next(case for case in cases.LOSSES if case.program.self_conditioned)
 # A network and a plan: with all that steering has, three estimates kept, two passes at once, and its own last estimate.
 _DRAWN = {
-    "steered": (cases.PARITY.program, cases.STEERED),
+    "steered": (cases.PARITY.program, cases.GUIDED),
     "three estimates": (cases.PARITY.program, cases.PLANS["two registers, three estimates"]),
     "guided": (cases.PARITY.program, cases.PLANS["DDIM-20, eta 0.5, guidance 2"]),
     "self-conditioned": (_SELF.program, make_plan(_SELF.objective.process, "ddpm", variance="learned_range")),
@@ -155,9 +164,9 @@ def drawn(backend, name: str, call=None) -> np.ndarray:
             one.call = call(one.apply_program)
     telling, index = lower(cases.CLASSIFIER), np.arange(2)
     classifier = backend.network(telling, cases.scattered_weights(telling))
-    steering = Steering(guide=networks[1], classifier=classifier) if name == "steered" else Steering()
+    guidance = Guidance(guide=networks[1], classifier=classifier) if name == "steered" else Guidance()
     start, noise = start_noise(plan, 0, index, shape, np.float32), noise_source(0, index, shape, np.float32)
-    return backend.sample(networks[0], plan, start, index.astype(np.int32), noise, None, steering)
+    return backend.sample(networks[0], plan, start, index.astype(np.int32), noise, None, guidance)
 
 
 @pytest.mark.parametrize("name", _DRAWN)
@@ -168,7 +177,7 @@ def test_samples_do_not_change_where_a_captured_graph_writes_again(name: str, mo
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
-    backend, replay = load_backend("torch", Settings("cpu", threads=1)), Replay()
+    backend, replay = load_backend("torch", BackendConfig("cpu", threads=1)), Replay()
     wanted, got = drawn(backend, name), drawn(backend, name, lambda function: captured(function, replay))
     np.testing.assert_array_equal(got, wanted)
     assert len(marks) == replay.replays >= _DRAWN[name][1].rows
@@ -184,7 +193,7 @@ def test_samples_do_not_change_where_a_captured_graph_writes_again(name: str, mo
 def test_captured_samples_are_those_of_the_compiled_network(name: str, precision: str) -> None:
     import torch
 
-    backend = load_backend("torch", Settings("cuda", precision, compile=True))
+    backend = load_backend("torch", BackendConfig("cuda", precision, compile=True))
     wanted, got = drawn(backend, name, torch.compile), drawn(backend, name)
     # The first call of a captured function is no replay and the second is recorded: 4 to 20 rows have all three.
     np.testing.assert_array_equal(got, wanted)
@@ -195,14 +204,14 @@ def test_what_asks_for_gradients_is_not_captured(monkeypatch) -> None:
 
     from backends.torch.device import captured
 
-    program, backend = cases.PARITY.program, load_backend("torch", Settings("cpu", threads=1))
+    program, backend = cases.PARITY.program, load_backend("torch", BackendConfig("cpu", threads=1))
     batch = cases.cast(cases.noise_batch(program, cases.PARITY.spec.image_shape), np.float32)
     inputs = batch.images, batch.c_noise, batch.label
     network, replay = backend.network(program, cases.scattered_weights(program)), Replay()
-    wanted = network.pullback(*inputs, batch.noise)
+    wanted = network.vjp(*inputs, batch.noise)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
     network.call = captured(network.apply_program, replay)
-    for got, one in zip(network.pullback(*inputs, batch.noise), wanted, strict=True):
+    for got, one in zip(network.vjp(*inputs, batch.noise), wanted, strict=True):
         np.testing.assert_array_equal(got, one)
     assert not replay.replays
     network.forward(*inputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import backends
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.networks.blocks import KINDS
 from diffusion_core.parity import cases
 
@@ -25,7 +25,7 @@ ALONE = {
 }
 # What is called otherwise, and why.
 CALLED_OTHERWISE = {
-    ("device.py", "Place.mixed"),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
+    ("device.py", "DeviceContext.mixed"),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
     ("network.py", "read_parameters"),  # TensorFlow must know the axes of each parameter
 }
 

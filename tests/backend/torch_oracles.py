@@ -104,7 +104,7 @@ class GuidedUNet(nn.Module):
     """`resample` is conv, pool or block; `attends` says which levels have attention."""
 
     def __init__(
-        self, channels: int, multipliers: tuple[int, ...], blocks: int, attends: tuple[bool, ...], resample: str,
+        self, channels: int, channel_multipliers: tuple[int, ...], blocks: int, attends: tuple[bool, ...], resample: str,
         scale_shift: bool, out_channels: int, classes: int, groups: int, new_order: bool, heads: int | None,
         head_channels: int | None,
     ) -> None:  # fmt: skip
@@ -129,18 +129,18 @@ class GuidedUNet(nn.Module):
             self.label_emb = nn.Embedding(classes, time)
         width, widths = channels, [channels]
         downs = [nn.ModuleList([nn.Conv2d(3, channels, 3, padding=1)])]
-        for level, multiplier in enumerate(multipliers):
+        for level, multiplier in enumerate(channel_multipliers):
             for _ in range(blocks):
                 layers = [block(width, width := channels * multiplier)]
                 downs.append(nn.ModuleList([*layers, attention(width)] if attends[level] else layers))
                 widths.append(width)
-            if level < len(multipliers) - 1:
+            if level < len(channel_multipliers) - 1:
                 downs.append(nn.ModuleList([resampling(width, "down")]))
                 widths.append(width)
         self.input_blocks = nn.ModuleList(downs)
         self.middle_block = nn.ModuleList([block(width, width), attention(width), block(width, width)])
         ups = []
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+        for level, multiplier in reversed(list(enumerate(channel_multipliers))):
             for i in range(blocks + 1):
                 layers = [block(width + widths.pop(), width := channels * multiplier)]
                 layers += [attention(width)] if attends[level] else []
@@ -246,7 +246,7 @@ class EdmUNet(nn.Module):
     """SongUNet with `song`, else DhariwalUNet; NCSN++ is `taps` (1, 3, 3, 1), `fourier` and `residual`."""
 
     def __init__(
-        self, size: int, channels: int, multipliers: tuple[int, ...], blocks: int, attention: tuple[int, ...],
+        self, size: int, channels: int, channel_multipliers: tuple[int, ...], blocks: int, attention: tuple[int, ...],
         song: bool, classes: int = 0, augment: int = 0, head_channels: int = 64,
         taps: tuple[int, ...] = (1, 1), fourier: bool = False, residual: bool = False,
     ) -> None:  # fmt: skip
@@ -271,9 +271,9 @@ class EdmUNet(nn.Module):
             return f"{size >> level}x{size >> level}"
 
         enc, dec, skips, width, aux = {}, {}, [channels], channels, 3
-        last = len(multipliers) - 1
+        last = len(channel_multipliers) - 1
         enc[f"{side(0)}_conv"] = EdmConv(3, channels, 3)
-        for level, multiplier in enumerate(multipliers):
+        for level, multiplier in enumerate(channel_multipliers):
             if level:
                 enc[f"{side(level)}_down"] = block(width, width, direction="down")
                 skips.append(width)
@@ -284,7 +284,7 @@ class EdmUNet(nn.Module):
                 enc[f"{side(level)}_block{i}"] = block(width, channels * multiplier, size >> level in attention)
                 width = channels * multiplier
                 skips.append(width)
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+        for level, multiplier in reversed(list(enumerate(channel_multipliers))):
             if level == last:
                 dec[f"{side(level)}_in0"] = block(width, width, True)
                 dec[f"{side(level)}_in1"] = block(width, width)

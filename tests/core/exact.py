@@ -125,8 +125,8 @@ def moments(
     """
     (mean,), (spread,) = data.means, data.spreads
     R, H = plan.registers, plan.history
-    carried, covariance = np.zeros(R + H), np.zeros((R + H, R + H))
-    carried[0] = plan.alpha[0] * mean + shift
+    center, covariance = np.zeros(R + H), np.zeros((R + H, R + H))
+    center[0] = plan.alpha[0] * mean + shift
     covariance[0, 0] = (plan.alpha[0] * spread) ** 2 + plan.sigma[0] ** 2
     for row in range(plan.rows if rows is None else rows):
         alpha, sigma = plan.alpha[row], plan.sigma[row]
@@ -139,8 +139,8 @@ def moments(
         advance = np.eye(R + H)
         advance[:R] = np.concatenate([plan.state[row], plan.denoised[row]], axis=1)
         fresh = np.append(plan.noise[row], np.zeros(H))
-        carried = remember @ carried
-        carried[R] += mean - slope * alpha * mean
-        carried = advance @ carried
+        center = remember @ center
+        center[R] += mean - slope * alpha * mean
+        center = advance @ center
         covariance = advance @ remember @ covariance @ remember.T @ advance.T + np.outer(fresh, fresh)
-    return float(carried[0]), float(covariance[0, 0])
+    return float(center[0]), float(covariance[0, 0])

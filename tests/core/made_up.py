@@ -30,7 +30,7 @@ HAND_OVER: dict[str, Any] = {
 }
 
 
-def stand_in(folder: Path) -> Path:
+def fallback(folder: Path) -> Path:
     """Write the executable into a folder."""
     here = Path(__file__).resolve()
     python = folder / "python"

@@ -42,7 +42,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.backend.interface import TrainBatch, TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.convert.arrays import read_arrays, read_config
@@ -54,7 +55,7 @@ from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import pack
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.metrics.files import read_source
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.optim import make_profile
 from diffusion_core.optim.adam import Adam
@@ -64,11 +65,11 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_che
 from diffusion_core.runs.ema_snapshots import find_snapshots, save_snapshots
 from diffusion_core.runs.failure_bundle import load_bundle, save_bundle
 from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json, write_samples
-from diffusion_core.training.loop import Trouble, make_batch
+from diffusion_core.training.loop import NonFiniteStep, make_batch
 from diffusion_core.training.objective import Objective
 
 SECONDS, MEMORY = 20, 1 << 30
-PROBLEM = Problem(
+MODEL = DiffusionModel(
     UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2), {"name": "linear", "T": 10}, "eps"
 )
 
@@ -99,7 +100,7 @@ _LABELS = np.arange(6, dtype=np.int32) % 3
 
 @cache
 def _weights(part: str) -> dict[str, np.ndarray]:
-    drawn = {p.name: Stream(0, f"{part}/{p.name}").normal([0], p.shape)[0] for p in PROBLEM.program.parameters}
+    drawn = {p.name: Stream(0, f"{part}/{p.name}").normal([0], p.shape)[0] for p in MODEL.program.parameters}
     return {name: np.abs(value).astype(np.float32) for name, value in drawn.items()}
 
 
@@ -109,17 +110,17 @@ def _state() -> TrainerState:
 
 def _make_checkpoint(root: Path) -> None:
     history = LossHistory(np.ones((10, 2)), np.full(10, 2, np.int64))
-    save_checkpoint(root, Checkpoint(1280, PROBLEM, 3, _state(), {"backend": "torch"}, history))
+    save_checkpoint(root, Checkpoint(1280, MODEL, 3, _state(), {"backend": "torch"}, history))
 
 
 def _read_checkpoint(root: Path) -> Any:
     found = load_checkpoint(root)
-    return found.images_seen, found.seed, found.state.updates, found.problem, dict(found.notes), found.state.parts
+    return found.images_seen, found.seed, found.state.updates, found.model, dict(found.notes), found.state.parts
 
 
 def _sound_checkpoint(found: Any) -> bool:
-    images_seen, seed, updates, problem, _, parts = found
-    shapes = {p.name: p.shape for p in problem.program.parameters}
+    images_seen, seed, updates, model, _, parts = found
+    shapes = {p.name: p.shape for p in model.program.parameters}
     counts = all(type(x) is int and x >= 0 for x in (images_seen, seed, updates))
     return counts and all(
         {name: value.shape for name, value in part.items()} == shapes
@@ -141,24 +142,24 @@ def _reseal_checkpoint(root: Path) -> None:
 
 def _make_bundle(root: Path) -> None:
     loader = Loader(Dataset(_pictures()[:, :4, :4, :1], np.zeros(6, int), ("a",), "toy"), seed=3)
-    trouble = Trouble(1280, 4, 10, 1e-3, (0.9,), math.inf, math.nan)
-    batch = make_batch(loader, Objective(PROBLEM.process, seed=3), 1280, 4)
+    trouble = NonFiniteStep(1280, 4, 10, 1e-3, (0.9,), math.inf, math.nan)
+    batch = make_batch(loader, Objective(MODEL.process, seed=3), 1280, 4)
     notes = {"backend": "torch", "precision": "float32"}
-    save_bundle(root, trouble, PROBLEM, 3, _state(), batch, Adam(), "mse", notes)
+    save_bundle(root, trouble, MODEL, 3, _state(), batch, Adam(), "mse", notes)
 
 
 def _read_bundle(root: Path) -> Any:
     (path,) = root.iterdir()
     found = load_bundle(path)
     moment, facts = found.moment, (found.adam, found.distance, found.lr, found.decays, found.loss, found.grad_norm)
-    return moment.images_seen, moment.problem, dict(moment.notes), moment.state.parts, found.batch.arrays, facts
+    return moment.images_seen, moment.model, dict(moment.notes), moment.state.parts, found.batch.arrays, facts
 
 
 def _sound_bundle(found: Any) -> bool:
     """Whether its step can be done."""
-    _, problem, notes, parts, arrays, (_, distance, *_) = found
+    _, model, notes, parts, arrays, (_, distance, *_) = found
     with np.errstate(all="ignore"):
-        values = reference.look(problem.program, parts["weights"], TrainBatch(**arrays), distance)
+        values = reference.activations(model.program, parts["weights"], TrainBatch(**arrays), distance)
     return {type(notes[name]) for name in ("backend", "precision")} == {str} and values["losses"].shape == (4,)
 
 
@@ -174,7 +175,7 @@ def _make_snapshots(root: Path) -> None:
     profiles = (make_profile(name="power", sigma_rel=0.1),)
     for updates in (1, 2):
         state = replace(_state(), updates=updates)
-        save_snapshots(root, 8 * updates, state, profiles, 8, PROBLEM, 3)
+        save_snapshots(root, 8 * updates, state, profiles, 8, MODEL, 3)
 
 
 def _read_snapshots(root: Path) -> Any:

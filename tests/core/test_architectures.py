@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import (
@@ -27,8 +27,10 @@ from diffusion_core.networks.blocks import Resample
 from diffusion_core.networks.classifier import ClassifierSpec
 
 TINY: dict[str, NetworkSpec] = {
-    "double_conv": DoubleConvSpec(8, 2, 2, channels=4, multipliers=(1, 2, 4), embedding=8, heads=2),
-    "landscape": DoubleConvSpec(8, 2, 2, num_classes=3, channels=4, multipliers=(1, 2, 4), embedding=8, heads=2),
+    "double_conv": DoubleConvSpec(8, 2, 2, channels=4, channel_multipliers=(1, 2, 4), embedding=8, heads=2),
+    "landscape": DoubleConvSpec(
+        8, 2, 2, num_classes=3, channels=4, channel_multipliers=(1, 2, 4), embedding=8, heads=2
+    ),
     "simple": SimpleSpec(8, 2, 2, channels=(4, 6, 5), embedding=8),
     "sixteen_step": SixteenStepSpec(
         8, 2, 2, channels=4, levels=3, embedding=6, bottleneck=5, bottom_channels=3, norm_eps=1e-5
@@ -362,7 +364,7 @@ def test_a_transposed_convolution_of_plain_gives_each_pixel_its_square():
 
 CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
     DoubleConvSpec: {
-        "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "multipliers": (1, 2, 2), "embedding": 6,
+        "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "channel_multipliers": (1, 2, 2), "embedding": 6,
         "heads": 4, "norm_eps": 1e-3,
     },
     SimpleSpec: {
@@ -401,8 +403,8 @@ def test_every_architecture_has_laws_here():
     ("name", "changes", "words"),
     [
         ("double_conv", {"image_size": 6}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
-        ("double_conv", {"multipliers": (1,)}, "model.multipliers: .* it needs 2 or more levels"),
-        ("double_conv", {"multipliers": (1, 0)}, "model.multipliers"),
+        ("double_conv", {"channel_multipliers": (1,)}, "model.channel_multipliers: .* it needs 2 or more levels"),
+        ("double_conv", {"channel_multipliers": (1, 0)}, "model.channel_multipliers"),
         ("double_conv", {"embedding": 7}, "model.embedding: 7 was given; .* even"),
         ("double_conv", {"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),
         ("double_conv", {"heads": 0}, "model.heads: 0 was given; it must be at least 1"),

@@ -118,11 +118,11 @@ def test_augmentation_is_a_function_of_the_position(image):
             Loader(shapes(20, 16), 3, augment=value)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_the_shares_of_all_processes_are_the_batch(world):
+@pytest.mark.parametrize("group", [1, 2, 3, 7])
+def test_the_shares_of_all_processes_are_the_batch(group):
     loader = Loader(shapes(13, 8), seed=0, flip=True, augment=0.2)
     whole = loader.batch(9, 10)
-    shares = [loader.share(9, 10, rank, world) for rank in range(world)]
+    shares = [loader.share(9, 10, rank, group) for rank in range(group)]
     assert max(len(s.labels) for s in shares) - min(len(s.labels) for s in shares) <= 1
     same(whole, Images(*(np.concatenate([getattr(s, f) for s in shares]) for f in whole.__dataclass_fields__)))
     for rank, processes in ((-1, 2), (2, 2), (0, 11), (0, 0)):

@@ -7,14 +7,14 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import Description, Settings, TrainerState, load_backend
-from diffusion_core.backend.interface import interface as module
+from diffusion_core.backend import interface as module
+from diffusion_core.backend.interface import BackendConfig, Description, TrainerState, load_backend
 from diffusion_core.common.errors import DuetError
 
 
 @pytest.mark.parametrize("precision, dtype", [("float64", np.float64), ("float32", np.float32), ("bf16", np.float32)])
 def test_host_arrays_have_the_precision_or_float32(precision, dtype):
-    assert Settings(precision=precision).host_dtype is dtype
+    assert BackendConfig(precision=precision).host_dtype is dtype
 
 
 @pytest.mark.parametrize("options, words", [
@@ -24,7 +24,7 @@ def test_host_arrays_have_the_precision_or_float32(precision, dtype):
 ])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
-        Settings(**options)
+        BackendConfig(**options)
 
 
 @pytest.mark.parametrize("averages", [1, 3])
@@ -45,7 +45,7 @@ def test_the_parts_of_a_state_are_all_of_it_by_name():
     state = TrainerState(arrays[0], (arrays[1], arrays[2], arrays[3]), arrays[4], arrays[5], 7)
     assert list(state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
     assert [part["a"][0] for part in state.parts.values()] == list(range(6))
-    again = TrainerState.of_parts(dict(reversed(state.parts.items())), 7)
+    again = TrainerState.from_parts(dict(reversed(state.parts.items())), 7)
     assert vars(again) == vars(state) and state.ema is state.averages[0]
 
 
@@ -62,19 +62,19 @@ def offer(monkeypatch, **values: str) -> None:
 def test_a_backend_of_a_third_party_is_loaded_by_its_entry_point(monkeypatch):
     offer(monkeypatch, mine="types:SimpleNamespace", torch="not.there:Backend")
     monkeypatch.setattr("types.SimpleNamespace", lambda settings: ("made with", settings))
-    assert load_backend("mine", Settings(threads=3)) == ("made with", Settings(threads=3))
+    assert load_backend("mine", BackendConfig(threads=3)) == ("made with", BackendConfig(threads=3))
 
 
 def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch):
     offer(monkeypatch, tf="a:B", torch="a:B")
     with pytest.raises(DuetError, match=r"backend: 'troch' was given; it must be one of tf, torch\. Did you mean"):
-        load_backend("troch", Settings())
+        load_backend("troch", BackendConfig())
     offer(monkeypatch)
     with pytest.raises(DuetError, match=r"no backend is installed in this Python; run: python3 duet\.py setup"):
-        load_backend("torch", Settings())
+        load_backend("torch", BackendConfig())
 
 
 def test_a_backend_whose_framework_is_missing_says_how_to_start_it(monkeypatch):
     offer(monkeypatch, torch="a_framework_that_nobody_has:Backend")
     with pytest.raises(DuetError, match=r"backend torch: it cannot be imported in this Python .*duet\.py run torch"):
-        load_backend("torch", Settings())
+        load_backend("torch", BackendConfig())

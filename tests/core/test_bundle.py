@@ -10,22 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_checkpoint import PROBLEM, assert_same, moment
+from test_checkpoint import MODEL, assert_same, moment
 
-from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.files.atomic import pack
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import load_checkpoint, own_hash
 from diffusion_core.runs.failure_bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
-from diffusion_core.training.loop import Trouble, make_batch
+from diffusion_core.training.loop import NonFiniteStep, make_batch
 from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.zeros(8, int), ("a",), "toy"), seed=3)
-OBJECTIVE = Objective(PROBLEM.process, seed=3)
-TROUBLE = Trouble(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan, pieces=2)
+OBJECTIVE = Objective(MODEL.process, seed=3)
+TROUBLE = NonFiniteStep(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan, micro_batches=2)
 NOTES = {"precision": "float32"}
 ADAM = Adam(clip=None, weight_decay=0.1)
 
@@ -37,7 +38,7 @@ def batch() -> TrainBatch:
 def saved(parent, given: TrainBatch, state=None):
     state = state or moment().state
     notes = moment().notes | NOTES
-    return save_bundle(parent, TROUBLE, PROBLEM, 3, replace(state, updates=12), given, ADAM, "mse", notes)
+    return save_bundle(parent, TROUBLE, MODEL, 3, replace(state, updates=12), given, ADAM, "mse", notes)
 
 
 def test_a_bundle_is_read_back_as_it_was(tmp_path):
@@ -48,7 +49,7 @@ def test_a_bundle_is_read_back_as_it_was(tmp_path):
         found.moment, replace(moment(), notes=moment().notes | NOTES)
     )  # of which the updates are those before the step
     assert (found.adam, found.distance, found.lr, found.decays) == (ADAM, "mse", 1e-3, (0.9, 0.99))
-    assert found.loss == math.inf and math.isnan(found.grad_norm) and found.pieces == 2
+    assert found.loss == math.inf and math.isnan(found.grad_norm) and found.micro_batches == 2
     assert found.batch.arrays.keys() == batch().arrays.keys()
     for name, array in batch().arrays.items():
         assert found.batch.arrays[name].tobytes() == array.tobytes()
@@ -138,7 +139,7 @@ def test_a_bundle_that_names_no_pieces_is_one(tmp_path):
     facts = json.loads((path / "step.json").read_text())
     del facts["pieces"]
     (path / "step.json").write_text(json.dumps(facts | {"sha256": own_hash(facts)}))
-    assert load_bundle(path).pieces == 1
+    assert load_bundle(path).micro_batches == 1
 
 
 def test_every_changed_number_of_a_step_is_noticed(tmp_path):
@@ -179,9 +180,9 @@ def test_the_first_place_that_is_not_finite_is_found(tmp_path, what):
         state.weights["conv_in.weight"][:] = 1.5e308
     bundle = load_bundle(saved(tmp_path, given, state))
     with np.errstate(all="ignore"):
-        values = reference.look(PROBLEM.program, bundle.moment.state.weights, bundle.batch, "mse")
-    assert list(values) == [node.name for node in PROBLEM.program.nodes] + ["losses"]
-    gradients = {p.name: np.zeros(p.shape) for p in PROBLEM.program.trained}
+        values = reference.activations(MODEL.program, bundle.moment.state.weights, bundle.batch, "mse")
+    assert list(values) == [node.name for node in MODEL.program.nodes] + ["losses"]
+    gradients = {p.name: np.zeros(p.shape) for p in MODEL.program.trained}
     if what.startswith("gradient"):
         for name in gradients:  # all that are computed after it, too
             gradients[name][...] = np.nan

@@ -17,7 +17,7 @@ from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec, lower
 from diffusion_core.runs import checkpoint as module
 from diffusion_core.runs.checkpoint import (
@@ -30,27 +30,27 @@ from diffusion_core.runs.checkpoint import (
 )
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
 PARTS = ("weights", "ema", "ema1", "moment1", "moment2")
 FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")
 
 
 @cache
 def drawn(part: str) -> dict[str, np.ndarray]:
-    return {p.name: Stream(0, f"{part}/{p.name}").normal([0], p.shape)[0] for p in PROBLEM.program.parameters}
+    return {p.name: Stream(0, f"{part}/{p.name}").normal([0], p.shape)[0] for p in MODEL.program.parameters}
 
 
 def numbers(part: str, dtype=np.float32) -> dict[str, np.ndarray]:
     return {name: value.astype(dtype) for name, value in drawn(part).items()}
 
 
-def moment(images_seen: int = 1280, dtype=np.float32, problem: Problem = PROBLEM) -> Checkpoint:
-    state = TrainerState.of_parts({part: numbers(part, dtype) for part in PARTS}, updates=10)
-    return Checkpoint(images_seen, problem, 3, state, {"backend": "torch", "versions": {"numpy": "2"}})
+def moment(images_seen: int = 1280, dtype=np.float32, model: DiffusionModel = MODEL) -> Checkpoint:
+    state = TrainerState.from_parts({part: numbers(part, dtype) for part in PARTS}, updates=10)
+    return Checkpoint(images_seen, model, 3, state, {"backend": "torch", "versions": {"numpy": "2"}})
 
 
 def assert_same(got: Checkpoint, expected: Checkpoint) -> None:
-    assert (got.images_seen, got.seed, got.problem) == (expected.images_seen, expected.seed, expected.problem)
+    assert (got.images_seen, got.seed, got.model) == (expected.images_seen, expected.seed, expected.model)
     assert got.state.updates == expected.state.updates and dict(got.notes) == dict(expected.notes)
     assert list(got.state.parts) == list(expected.state.parts)
     for part, other in expected.state.parts.items():
@@ -81,7 +81,7 @@ def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
     exact = moment(dtype=dtype)
     for layout in (view, strided):
         parts = {part: {n: layout(v) for n, v in arrays.items()} for part, arrays in exact.state.parts.items()}
-        state = TrainerState.of_parts(parts, exact.state.updates)
+        state = TrainerState.from_parts(parts, exact.state.updates)
         assert not all(value.flags.c_contiguous for value in state.weights.values())
         assert_same(load_checkpoint(save_checkpoint(tmp_path / layout.__name__, replace(exact, state=state))), exact)
 
@@ -218,7 +218,7 @@ def test_parts_that_do_not_fit_their_network_are_refused(tmp_path):
 
 def test_the_checkpoint_of_another_network_is_refused(tmp_path):
     save_checkpoint(tmp_path, moment())
-    assert_same(load_checkpoint(tmp_path, PROBLEM.program), moment())
+    assert_same(load_checkpoint(tmp_path, MODEL.program), moment())
     with pytest.raises(DuetError, match=r"it is of another network: embed.dense0.weight: .* but \(16, 4\) was given"):
         load_checkpoint(tmp_path, lower(replace(SPEC, channels=8)))
     with pytest.raises(DuetError, match="it is of another network, which has the same weights but computes with other"):

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.metrics.accuracy import recognised
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import check_labels, describe_labels
 from diffusion_core.networks import ClassifierSpec, UNetSpec, lower
 from diffusion_core.parity import cases
 from diffusion_core.training.objective import Objective
 
 SPEC = cases.CLASSIFIER
-PROBLEM = Problem(SPEC, {"name": "linear"}, "eps")
-PROGRAM = PROBLEM.program
+MODEL = DiffusionModel(SPEC, {"name": "linear"}, "eps")
+PROGRAM = MODEL.program
 WEIGHTS = cases.scattered_weights(PROGRAM)
-SAMPLED = Problem(UNetSpec(8, 1, 1, 8, (1,), 1, (), norm_groups=4, num_classes=10), {"name": "linear"}, "v")
+SAMPLED = DiffusionModel(UNetSpec(8, 1, 1, 8, (1,), 1, (), norm_groups=4, num_classes=10), {"name": "linear"}, "v")
 X = Stream(4, "x").normal(np.arange(3), SPEC.image_shape)
 T, LABEL = np.array([3.0, 500.0, 900.0]), np.array([2, 0, 9])
 
@@ -39,12 +39,12 @@ def test_it_is_the_encoder_of_the_unet_and_is_told_no_class():
     assert (PROGRAM.classes, PROGRAM.null_label, logits().shape) == (10, None, (3, 10))
     np.testing.assert_array_equal(logits(label=LABEL[::-1]), logits())
     assert np.abs(logits(t=T + 50) - logits()).max() > 1e-4
-    again = Problem.from_dict(PROBLEM.to_dict())
+    again = DiffusionModel.from_dict(MODEL.to_dict())
     assert again.spec == SPEC and again.classifies and not SAMPLED.classifies
 
 
 def test_its_loss_is_the_cross_entropy_of_each_image():
-    objective = Objective(PROBLEM.process, 1, "cross_entropy", classes=10)
+    objective = Objective(MODEL.process, 1, "cross_entropy", classes=10)
     batch = objective.batch(X, LABEL, np.arange(3), np.float64)
     batch = replace(batch, weight=np.array([1.0, 2.0, 0.5]))
     noisy = add_noise(batch.images, batch.noise, batch.alpha, batch.sigma)
@@ -54,7 +54,7 @@ def test_its_loss_is_the_cross_entropy_of_each_image():
 
 
 def test_the_slope_of_the_reference_is_the_gradient_of_log_p():
-    slope = reference.slope(PROGRAM, WEIGHTS, X, T, LABEL)
+    slope = reference.grad_log_prob(PROGRAM, WEIGHTS, X, T, LABEL)
     direction = Stream(5, "direction").normal(np.arange(3), SPEC.image_shape)
 
     def log_p(share: float) -> np.ndarray:
@@ -64,14 +64,14 @@ def test_the_slope_of_the_reference_is_the_gradient_of_log_p():
     np.testing.assert_allclose((slope * direction).sum(axis=(1, 2, 3)), difference, rtol=1e-6, atol=1e-9)
     # log p of all classes together has no slope where p is what weighs it.
     p = np.exp(log_softmax(logits()[:1], axis=1))[0]
-    every = np.stack([reference.slope(PROGRAM, WEIGHTS, X[:1], T[:1], np.array([k]))[0] for k in range(10)])
+    every = np.stack([reference.grad_log_prob(PROGRAM, WEIGHTS, X[:1], T[:1], np.array([k]))[0] for k in range(10)])
     np.testing.assert_allclose(np.tensordot(p, every, 1), 0.0, atol=1e-10)
 
 
 def test_accuracy_is_counted_at_each_level():
     labels = np.arange(6) % 3
     pictures = np.array([0, 128, 255], np.uint8)[labels].reshape(6, 1, 1, 1) * np.ones((6, 2, 2, 1), np.uint8)
-    process = PROBLEM.process
+    process = MODEL.process
 
     def nearest(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray) -> np.ndarray:
         alpha, _ = process.schedule(c_noise[0])
@@ -97,27 +97,27 @@ def test_labels_are_classes_where_a_classifier_leads():
 
 def test_a_classifier_fits_the_levels_and_inputs_of_what_it_leads():
     plan = SAMPLED.plan("ddim", classifier=1.0)
-    SAMPLED.check_classifier(PROBLEM, plan)  # eps and v have the same inputs
+    SAMPLED.check_classifier(MODEL, plan)  # eps and v have the same inputs
     for changes, words in (
         ({"schedule": {"name": "cosine"}}, "classifier: .* another process, eps on cosine"),
         ({"time_scale": 0.5}, "classifier: .* another process"),
         ({"spec": replace(SPEC, num_classes=4, out_channels=4)}, "classifier: it knows 4 classes, .* has 10"),
-        ({"spec": replace(SPEC, image_size=16, attention_sizes=())}, r"classifier: its images are \(16, 16, 1\)"),
+        ({"spec": replace(SPEC, image_size=16, attention_resolutions=())}, r"classifier: its images are \(16, 16, 1\)"),
     ):
         with pytest.raises(DuetError, match=words):
-            SAMPLED.check_classifier(replace(PROBLEM, **changes), plan)
+            SAMPLED.check_classifier(replace(MODEL, **changes), plan)
     with pytest.raises(DuetError, match="classifier: the checkpoint is of a network that is none"):
         SAMPLED.check_classifier(SAMPLED, plan)
 
 
 def test_a_classifier_is_not_sampled_and_has_a_distance_of_its_own():
     with pytest.raises(DuetError, match=r"checkpoint: it is of a classifier, .* give it as classifier=RUN"):
-        PROBLEM.plan("ddim")
+        MODEL.plan("ddim")
     with pytest.raises(DuetError, match="checkpoint: it is of a classifier"):
-        SAMPLED.check_guide(PROBLEM, SAMPLED.plan("ddim", guidance=2.0))
-    PROBLEM.check_distance("cross_entropy")
+        SAMPLED.check_guide(MODEL, SAMPLED.plan("ddim", guidance_scale=2.0))
+    MODEL.check_distance("cross_entropy")
     with pytest.raises(DuetError, match=r"process.distance: mse was given for a classifier; use cross_entropy"):
-        PROBLEM.check_distance("mse")
+        MODEL.check_distance("mse")
     with pytest.raises(DuetError, match=r"process.distance: cross_entropy .* no classifier; use mse, l1"):
         SAMPLED.check_distance("cross_entropy")
 
@@ -129,5 +129,5 @@ def test_a_classifier_is_not_sampled_and_has_a_distance_of_its_own():
 ])  # fmt: skip
 def test_a_classifier_that_is_none_is_refused(changes, words):
     with pytest.raises(DuetError, match=words):
-        ClassifierSpec(**({"image_size": 8, "in_channels": 1, "out_channels": 10, "channels": 8, "multipliers": (1,),
-                           "attention_sizes": (), "norm_groups": 4, "num_classes": 10} | changes))  # fmt: skip
+        ClassifierSpec(**({"image_size": 8, "in_channels": 1, "out_channels": 10, "channels": 8, "channel_multipliers": (1,),
+                           "attention_resolutions": (), "norm_groups": 4, "num_classes": 10} | changes))  # fmt: skip

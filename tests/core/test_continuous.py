@@ -35,7 +35,7 @@ def test_noise_rises_with_t_and_t_is_found_again(name, a, b, shift):
     r = log_ratio(schedule, t)
     assert r[1] >= r[0] and (t[1] - t[0] < 1e-9 * high or r[1] > r[0])
     # An error of rounding in log(sigma/alpha) is one of t, magnified by the slope dt/dr, here at most the span.
-    np.testing.assert_allclose(schedule.t_of(r), t, rtol=1e-9, atol=1e-12 * high)
+    np.testing.assert_allclose(schedule.t_at_log_ratio(r), t, rtol=1e-9, atol=1e-12 * high)
     assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous"))
     alpha, sigma = schedule(t)
     np.testing.assert_allclose(schedule.curve(alpha, sigma), 1, atol=1e-14)
@@ -191,9 +191,9 @@ def test_a_law_that_is_no_schedule_is_refused():
     with pytest.raises(DuetError, match=r"t must be in 0.002\.\.80"):
         MADE["edm"]([1.0, 81.0])
     with pytest.raises(DuetError, match=r"was asked for; it has 0.002 \.\. 80"):
-        MADE["edm"].t_of(5.0)
+        MADE["edm"].t_at_log_ratio(5.0)
     with pytest.raises(DuetError, match="was asked for"):
-        MADE["edm"].t_of(np.nan)
+        MADE["edm"].t_at_log_ratio(np.nan)
 
 
 def test_a_table_of_a_law_finds_the_law_between_its_levels():

@@ -15,13 +15,15 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, diffusers, edm, export_pipeline, guided_diffusion, import_weights
 from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.convert.names import CONV1D, DENSE_1X1, HWIO, SAME, TRANSPOSED, TRANSPOSED_1X1, qkv, write_weights
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import make_plan
 
-SMALL = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(4,), norm_groups=4)
+SMALL = UNetSpec(
+    8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), norm_groups=4
+)
 ADM = replace(
     SMALL, time="scale_shift", embedding_divisor="half", embedding_sin_first=False, norm_eps=1e-5, null_class="zero",
     qkv_order="heads", head_channels=4, num_classes=3, down="block", up="block", out_channels=6,
@@ -39,11 +41,13 @@ CASES = {
     "diffusers, ADM": ("diffusers", replace(ADM, qkv_order="qkv"), {}),
     "diffusers, last class": ("diffusers", replace(SMALL, num_classes=3), {"null_class": "last"}),
     "diffusers, mixed": ("diffusers", replace(SMALL, down="block", dropout=0.1, middle_attention=False), {}),
-    "diffusers, one level": ("diffusers", replace(SMALL, multipliers=(1,), attention_sizes=()), {}),
+    "diffusers, one level": ("diffusers", replace(SMALL, channel_multipliers=(1,), attention_resolutions=()), {}),
     "guided": ("guided_diffusion", ADM, GUIDED | {"head_channels": 4}),
     "guided, three levels": (
         "guided_diffusion",
-        replace(ADM, multipliers=(1, 2, 3), attention_sizes=(8, 2), blocks_per_level=2, num_classes=0),
+        replace(
+            ADM, channel_multipliers=(1, 2, 3), attention_resolutions=(8, 2), blocks_per_resolution=2, num_classes=0
+        ),
         GUIDED | {"head_channels": 4},
     ),
     "improved": (
@@ -53,18 +57,33 @@ CASES = {
     ),
     "guided, pooling": (
         "guided_diffusion",
-        replace(ADM, down="pool", up="nearest", time="add", qkv_order="qkv", multipliers=(1, 1, 2)),
+        replace(ADM, down="pool", up="nearest", time="add", qkv_order="qkv", channel_multipliers=(1, 1, 2)),
         GUIDED | {"head_channels": 4, "qkv_order": "qkv"},
     ),
     "guided, one level": (
         "guided_diffusion",
-        replace(ADM, multipliers=(2,), attention_sizes=(8,), down="conv", up="conv", channels=8, blocks_per_level=3),
+        replace(
+            ADM,
+            channel_multipliers=(2,),
+            attention_resolutions=(8,),
+            down="conv",
+            up="conv",
+            channels=8,
+            blocks_per_resolution=3,
+        ),
         GUIDED | {"head_channels": 4},
     ),
     "ddpm": ("ddpm_tf", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
     "ddpm, pooling": (
         "ddpm_tf",
-        replace(SMALL, down="pool", up="nearest", down_padding=(0, 1), multipliers=(1, 2, 2), attention_sizes=(8,)),
+        replace(
+            SMALL,
+            down="pool",
+            up="nearest",
+            down_padding=(0, 1),
+            channel_multipliers=(1, 2, 2),
+            attention_resolutions=(8,),
+        ),
         {"image_size": 8, "norm_groups": 4},
     ),
     "DDPM++": ("edm", SONG, {}),
@@ -97,8 +116,8 @@ def weights_of(spec: UNetSpec) -> dict[str, NDArray]:
 def foreign(source: str, spec: UNetSpec, folder: Path) -> Path:
     """The weights of a network as another project keeps them."""
     if source == "diffusers":
-        problem = Problem(spec, {"name": "linear", "T": 1000}, "eps")
-        for name, content in export_pipeline(problem, weights_of(spec)).items():
+        model = DiffusionModel(spec, {"name": "linear", "T": 1000}, "eps")
+        for name, content in export_pipeline(model, weights_of(spec)).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         return folder
@@ -115,8 +134,8 @@ def foreign(source: str, spec: UNetSpec, folder: Path) -> Path:
 def test_what_is_written_is_read_as_the_same_network(name, tmp_path):
     source, spec, options = CASES[name]
     found = import_weights(source, foreign(source, spec, tmp_path), never, None, options)
-    assert found.problem.program.describe() == lower(spec).describe()
-    assert found.problem.program.sha256 == lower(spec).sha256
+    assert found.model.program.describe() == lower(spec).describe()
+    assert found.model.program.sha256 == lower(spec).sha256
     assert found.weights.keys() == weights_of(spec).keys()
     for parameter, value in weights_of(spec).items():
         np.testing.assert_array_equal(found.weights[parameter], value, err_msg=parameter)
@@ -249,7 +268,7 @@ def config(**changes: object) -> dict[str, object]:
     ({"layers_per_block": None}, "an entry has the wrong type"),
 ])  # fmt: skip
 def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
-    assert diffusers.spec_of(config(), "config.json").attention_sizes == (4,)
+    assert diffusers.spec_of(config(), "config.json").attention_resolutions == (4,)
     with pytest.raises(DuetError, match=f"^config.json: {words}"):
         diffusers.spec_of(config(**changes), "config.json")
 
@@ -269,12 +288,12 @@ def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
     ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
     ({"up": "block", "resample_projection": True}, "resample_projection"),
     ({"norm_group_channels": 4}, "norm_group_channels"),
-    ({"heads": 2, "attention_sizes": (8, 4)}, "heads: 2 was given; UNet2DModel can only say one head, or heads of one"),
+    ({"heads": 2, "attention_resolutions": (8, 4)}, "heads: 2 was given; UNet2DModel can only say one head, or heads of one"),
 ])  # fmt: skip
 def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
     spec = replace(SMALL, **changes)
     with pytest.raises(DuetError, match=f"^model.{words}"):
-        export_pipeline(Problem(spec, {"name": "linear"}, "eps"), initial_weights(lower(spec), 0))
+        export_pipeline(DiffusionModel(spec, {"name": "linear"}, "eps"), initial_weights(lower(spec), 0))
 
 
 @pytest.mark.parametrize("schedule, prediction, words", [
@@ -283,7 +302,7 @@ def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
 ])  # fmt: skip
 def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
-        export_pipeline(Problem(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
+        export_pipeline(DiffusionModel(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -291,9 +310,9 @@ def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule,
     ({"variance": "learned_range", "uncertainty": True}, "process.uncertainty: true was given; UNet2DModel"),
 ])  # fmt: skip
 def test_an_output_that_diffusers_cannot_read_is_refused(changes, words):
-    problem = Problem(ADM, {"name": "linear"}, "eps", **changes)
+    model = DiffusionModel(ADM, {"name": "linear"}, "eps", **changes)
     with pytest.raises(DuetError, match=f"^{words}"):
-        export_pipeline(problem, initial_weights(problem.program, 0))
+        export_pipeline(model, initial_weights(model.program, 0))
 
 
 @pytest.mark.parametrize("changed", [
@@ -302,11 +321,11 @@ def test_an_output_that_diffusers_cannot_read_is_refused(changes, words):
     {"name": "cosine", "shift_from": 32, "shift_to": 64}, {"name": "cosine", "s": 0.1}, {"name": "constant"},
 ])  # fmt: skip
 def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
-    problem = Problem(SMALL, changed | {"T": 7}, "v")
-    config = json.loads(export_pipeline(problem, weights_of(SMALL))["scheduler/scheduler_config.json"])
+    model = DiffusionModel(SMALL, changed | {"T": 7}, "v")
+    config = json.loads(export_pipeline(model, weights_of(SMALL))["scheduler/scheduler_config.json"])
     # Their table is the plain product.
     signal = np.cumprod(1 - np.array(config["trained_betas"]))
-    np.testing.assert_allclose(signal, problem.process.schedule.alpha**2, rtol=1e-12)
+    np.testing.assert_allclose(signal, model.process.schedule.alpha**2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -315,7 +334,7 @@ def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
 ])  # fmt: skip
 def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes, words):
     with pytest.raises(DuetError, match=words):
-        export_pipeline(Problem(SMALL, {"name": "linear"}, "eps", **changes), weights_of(SMALL))
+        export_pipeline(DiffusionModel(SMALL, {"name": "linear"}, "eps", **changes), weights_of(SMALL))
 
 
 @pytest.mark.parametrize("schedule", [
@@ -323,13 +342,13 @@ def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes,
     {"name": "scaled_linear", "T": 7, "beta_start": 0.001, "beta_end": 0.1},
 ])  # fmt: skip
 def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
-    for name, content in export_pipeline(Problem(SMALL, schedule, "v"), weights_of(SMALL)).items():
+    for name, content in export_pipeline(DiffusionModel(SMALL, schedule, "v"), weights_of(SMALL)).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert found.problem.prediction == "v"
+    assert found.model.prediction == "v"
     np.testing.assert_array_equal(
-        found.problem.process.schedule.alpha, Problem(SMALL, schedule, "v").process.schedule.alpha
+        found.model.process.schedule.alpha, DiffusionModel(SMALL, schedule, "v").process.schedule.alpha
     )
 
 
@@ -353,7 +372,7 @@ def test_the_sampler_of_a_pipeline_is_said_where_duet_has_it(changes, words, tmp
     options = dict(word.split("=") for word in found.note.split() if word.startswith("sampler."))
     if options:
         clip = options["sampler.clip"]
-        make_plan(found.problem.process, "ddpm", variance=options["sampler.variance"],
+        make_plan(found.model.process, "ddpm", variance=options["sampler.variance"],
                   clip=None if clip == "null" else float(clip))  # fmt: skip
 
 
@@ -371,15 +390,15 @@ def test_whose_process_it_is_is_said(source, tmp_path):
     path = foreign(source, spec, tmp_path)
     own = import_weights(source, path, never, None, options)
     expected = ("edm", "edm") if source == "edm" else ("linear", "eps")
-    assert (own.problem.schedule["name"], own.problem.prediction) == expected
+    assert (own.model.schedule["name"], own.model.prediction) == expected
     assumed = "EDM's, assumed" if source == "edm" else "DDPM's, assumed"
     assert own.whose == "its own" if source == "diffusers" else own.whose.startswith(assumed)
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
     found = import_weights(source, path, never, given, options)
     assert found.whose == "as given"
     variance = "learned_range" if source == "guided_diffusion" else "fixed"
-    expected = Problem(found.problem.spec, given["schedule"], "v", (0.0, 1.0), 0.5, variance=variance)
-    assert found.problem == expected
+    expected = DiffusionModel(found.model.spec, given["schedule"], "v", (0.0, 1.0), 0.5, variance=variance)
+    assert found.model == expected
 
 
 @pytest.mark.parametrize("source", ["diffusers", "guided_diffusion"])
@@ -387,11 +406,11 @@ def test_whose_process_it_is_is_said(source, tmp_path):
 def test_a_network_with_a_variance_comes_with_what_it_means(source, channels, variance, tmp_path):
     spec = replace(ADM, out_channels=channels, qkv_order="qkv" if source == "diffusers" else "heads")
     path, options = foreign(source, spec, tmp_path), SOURCES[source][1]
-    assert import_weights(source, path, never, None, options).problem.variance == variance
+    assert import_weights(source, path, never, None, options).model.variance == variance
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "eps"}
-    assert import_weights(source, path, never, given, options).problem.variance == variance
+    assert import_weights(source, path, never, given, options).model.variance == variance
     given["variance"] = "fixed"
-    assert import_weights(source, path, never, given, options).problem.variance == "fixed"
+    assert import_weights(source, path, never, given, options).model.variance == "fixed"
 
 
 @pytest.mark.parametrize("type_of_it", ["fixed_small", "learned"])
@@ -399,7 +418,7 @@ def test_a_scheduler_that_reads_no_range_leaves_the_variance_unsaid(type_of_it, 
     foreign("diffusers", replace(ADM, qkv_order="qkv"), tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": type_of_it}))
-    assert import_weights("diffusers", tmp_path, never, None, {}).problem.variance == "fixed"
+    assert import_weights("diffusers", tmp_path, never, None, {}).model.variance == "fixed"
 
 
 def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path):
@@ -407,7 +426,7 @@ def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path)
     with np.load(path) as file:
         np.savez(path, u=np.zeros(501), **file)
     found = import_weights("edm", path, never, None, {})
-    assert (found.problem.schedule, found.problem.prediction) == ({"name": "cosine", "T": 500}, "iddpm")
+    assert (found.model.schedule, found.model.prediction) == ({"name": "cosine", "T": 500}, "iddpm")
     assert found.whose == "its own"
 
 
@@ -442,10 +461,10 @@ def test_rescaled_timesteps_are_counted_in_thousandths(T, tmp_path):
     process = {"schedule": {"name": "cosine", "T": T}, "prediction": "eps"}
     options = GUIDED | {"head_channels": 4}
     plain, rescaled = (
-        import_weights("guided_diffusion", path, never, process, options | {"rescale_timesteps": given}).problem
+        import_weights("guided_diffusion", path, never, process, options | {"rescale_timesteps": given}).model
         for given in (False, True)
     )
-    assert import_weights("guided_diffusion", path, never, process, options).problem == plain
+    assert import_weights("guided_diffusion", path, never, process, options).model == plain
     t = np.array([0, 1, T - 1])
     np.testing.assert_array_equal(plain.process.columns(t).c_noise, t)
     np.testing.assert_array_equal(rescaled.process.columns(t).c_noise, t * (1000 / T))
@@ -475,16 +494,16 @@ def test_an_option_that_the_format_does_not_have_is_refused(options, words, tmp_
 ])  # fmt: skip
 def test_an_option_of_the_export_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
-        export_pipeline(Problem(SMALL, {"name": "linear"}, "eps"), weights_of(SMALL), **options)
+        export_pipeline(DiffusionModel(SMALL, {"name": "linear"}, "eps"), weights_of(SMALL), **options)
 
 
 def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
-    problem = Problem(SMALL, {"name": "linear", "T": 7}, "v")
-    for name, content in export_pipeline(problem, weights_of(SMALL)).items():
+    model = DiffusionModel(SMALL, {"name": "linear", "T": 7}, "v")
+    for name, content in export_pipeline(model, weights_of(SMALL)).items():
         (tmp_path / Path(name).name).write_bytes(content)
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert (found.problem.process.schedule.steps, found.problem.prediction) == (7, "v")
-    assert found.problem.program.sha256 == problem.program.sha256
+    assert (found.model.process.schedule.steps, found.model.prediction) == (7, "v")
+    assert found.model.program.sha256 == model.program.sha256
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -506,7 +525,7 @@ def test_a_scheduler_without_a_name_needs_a_process(changes, words, tmp_path):
     with pytest.raises(DuetError, match=f"scheduler_config.json: {words}"):
         import_weights("diffusers", tmp_path, never, None, {})
     given = {"schedule": {"name": "linear", "T": 20}, "prediction": "x0"}
-    assert import_weights("diffusers", tmp_path, never, given, {}).problem.prediction == "x0"
+    assert import_weights("diffusers", tmp_path, never, given, {}).model.prediction == "x0"
 
 
 def test_files_that_are_something_else_are_one_clear_error(tmp_path):

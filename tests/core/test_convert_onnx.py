@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import onnx as convert
 from diffusion_core.networks import Node, Program, lower

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import Settings, Steering, Watch, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import BackendConfig, Guidance, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -29,10 +30,10 @@ SHAPE = (4, 4, 1)
 class Reference:
     """The reference in the shape of a backend."""
 
-    settings = Settings(precision="float64")
+    config = BackendConfig(precision="float64")
 
-    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
-        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch, steering.guide)
+    def sample(self, network, plan, start, label, noise, callback=None, guidance=None):
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, callback, guidance.guide)
 
 
 def pictures(labels, **options):
@@ -51,7 +52,12 @@ def test_a_sample_is_the_same_in_any_batch():
 
 def test_progress_and_watch():
     seen, rows = [], []
-    pictures(np.zeros(5, int), batch=2, progress=seen.append, watch=Watch(lambda row, x, estimate: rows.append(len(x))))
+    pictures(
+        np.zeros(5, int),
+        batch=2,
+        progress=seen.append,
+        callback=StepCallback(lambda row, x, estimate: rows.append(len(x))),
+    )
     assert seen == [2, 4, 5] and rows == [2, 2, 2]
 
 
@@ -73,7 +79,7 @@ def test_labels_are_checked_against_the_network():
     for labels, wrong in (([0, 4], 4), ([-1], -1)):
         with pytest.raises(DuetError, match=f"label {wrong}: the network has classes 0..2, and 3 for no class"):
             check_labels(labels, PROGRAM, PLAN)
-    with pytest.raises(DuetError, match=r"sampler.guidance: 2 needs classes, but the network has none; use 1"):
+    with pytest.raises(DuetError, match=r"sampler.guidance_scale: 2 needs classes, but the network has none; use 1"):
         check_labels([0], BLIND, PLAN)
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN.with_guidance(1.0)), [0, 0])
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN, has_guide=True), [0, 0])
@@ -82,7 +88,7 @@ def test_labels_are_checked_against_the_network():
 def test_a_guide_leads_every_batch():
     def led(label, **options):
         guide = partial(reference.forward, PROGRAM, {name: 0.5 * value for name, value in WEIGHTS.items()})
-        return pictures(np.full(3, label), steering=Steering(guide=guide), **options)
+        return pictures(np.full(3, label), guidance=Guidance(guide=guide), **options)
 
     np.testing.assert_allclose(led(1, batch=2), led(1), rtol=0, atol=1e-13)
     assert np.all(np.abs(led(1) - pictures(np.full(3, 1))).max(axis=(1, 2, 3)) > 1e-3)

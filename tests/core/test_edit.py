@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import Settings, Watch, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import BackendConfig, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -43,11 +44,11 @@ LABELS = np.array([0, 1, 2, 3])
 class Reference:
     """The reference in the shape of a backend."""
 
-    settings = Settings(precision="float64")
+    config = BackendConfig(precision="float64")
 
-    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
-        led = {"mask": steering.mask, "known": steering.known}
-        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, watch, **led)
+    def sample(self, network, plan, start, label, noise, callback=None, guidance=None):
+        led = {"mask": guidance.mask, "known": guidance.known}
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, callback, **led)
 
 
 def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABELS, **options: object) -> np.ndarray:
@@ -68,7 +69,7 @@ def test_strength_is_the_share_of_the_rows_that_are_run():
 
 def test_the_tail_of_a_plan_goes_on_as_the_whole():
     plan, seen = ddim(PROCESS, 6), {}
-    whole = drawn(plan, watch=Watch(lambda row, x, estimate: seen.update({row: x})))
+    whole = drawn(plan, callback=StepCallback(lambda row, x, estimate: seen.update({row: x})))
     later = replace(image_to_image(plan.tail(4), PICTURES, 5), start=seen[3])
     np.testing.assert_array_equal(drawn(later.plan, later), whole)
     np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
@@ -91,14 +92,14 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
         with pytest.raises(DuetError, match="the rows from 4 on need what earlier ones have left"):
             whole.tail(4)
 
-        def guided(guidance=RAMP, guidance_convention="from_null", interval=None, make=make, **options):
-            return make(**options).with_guidance(guidance, interval)
+        def guided(guidance_scale=RAMP, guidance_convention="from_null", interval=None, make=make, **options):
+            return make(**options).with_guidance(guidance_scale, interval)
 
         begun = tail(guided, 0.6)
         np.testing.assert_array_equal(begun.t, whole.t[4:])
         np.testing.assert_allclose(begun.denoised[2:], whole.denoised[6:], rtol=1e-9, atol=1e-12)
         assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.stands_alone(0)
-        np.testing.assert_array_equal(begun.guidance, np.linspace(1, 4, 10)[4:])
+        np.testing.assert_array_equal(begun.guidance_scale, np.linspace(1, 4, 10)[4:])
 
 
 @pytest.mark.parametrize("name, options", [
@@ -222,7 +223,9 @@ def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
     plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
     many = np.repeat(PICTURES[:1], 300, axis=0)
     edit = inpaint(plan, many, np.ones((1, 1, 1)))
-    drawn(plan, edit, np.zeros(300, int), batch=300, watch=Watch(lambda row, x, estimate: seen.update({row: x})))
+    drawn(
+        plan, edit, np.zeros(300, int), batch=300, callback=StepCallback(lambda row, x, estimate: seen.update({row: x}))
+    )
     for row, x in seen.items():
         noise = x - plan.alpha[row + 1] * PICTURES[0]
         # 4800 normal numbers: 5 standard errors.

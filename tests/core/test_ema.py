@@ -224,7 +224,7 @@ def test_the_share_of_the_new_is_what_the_decay_leaves():
 
 
 def test_a_configuration_describes_the_first_average_and_those_beside_it():
-    ema = make_ema("power", sigma_rel=0.05, beside=[{"name": "power", "sigma_rel": 0.1}, {"name": "fixed"}],
+    ema = make_ema("power", sigma_rel=0.05, extra=[{"name": "power", "sigma_rel": 0.1}, {"name": "fixed"}],
                    snapshot_images=640)  # fmt: skip
     assert ema == Ema((Power(0.05), Power(0.1), Fixed()), 640)
     assert ema.decays(10, 40, 4) == tuple(decay(profile, 10) for profile in ema.profiles)
@@ -249,10 +249,10 @@ def test_a_configuration_describes_the_first_average_and_those_beside_it():
     ("power", {"gamma": 7.0}, r"option of ema 'power': 'gamma' was given; it must be one of sigma_rel"),
     ("power", {"snapshot_images": -1}, r"ema\.snapshot_images: -1 was given"),
     ("power", {"snapshot_images": "often"}, r"ema\.snapshot_images: often was given"),
-    ("power", {"beside": "fixed"}, r"ema\.beside: 'fixed' was given; it is a list"),
-    ("power", {"beside": {"name": "fixed"}}, r"ema\.beside: .* was given; it is a list"),
-    ("power", {"beside": [{"sigma_rel": 0.1}]}, r"ema\.beside: .* each is a name with options"),
-    ("power", {"beside": [{"name": "fixed", "decay": 2.0}]}, r"ema\.decay: 2\.0 was given"),
+    ("power", {"extra": "fixed"}, r"ema\.extra: 'fixed' was given; it is a list"),
+    ("power", {"extra": {"name": "fixed"}}, r"ema\.extra: .* was given; it is a list"),
+    ("power", {"extra": [{"sigma_rel": 0.1}]}, r"ema\.extra: .* each is a name with options"),
+    ("power", {"extra": [{"name": "fixed", "decay": 2.0}]}, r"ema\.decay: 2\.0 was given"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(name, options, words):
     with pytest.raises(DuetError, match=words) as caught:

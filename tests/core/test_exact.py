@@ -14,10 +14,10 @@ from diffusion_core.sampling import ddim, ddpm
 
 GRID = {"name": "log_snr", "sigma_min": 0.05, "sigma_max": 20.0}
 PROCESS = Process(linear(), "v")
-LEVELS = [(0.1, 2.0), (0.0, 1.0), (0.9, 0.4), (1.0, 0.05)]
+TIMESTEP_SAMPLERS = [(0.1, 2.0), (0.0, 1.0), (0.9, 0.4), (1.0, 0.05)]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", TIMESTEP_SAMPLERS)
 def test_the_estimate_is_the_mean_of_what_could_have_been(level):
     alpha, sigma = level
     x0 = np.linspace(-6, 6, 40001)
@@ -35,8 +35,8 @@ def test_the_estimate_is_the_mean_of_what_could_have_been(level):
 
 def test_the_flow_of_one_normal_has_a_closed_form():
     (mean,), (spread,) = NORMAL.means, NORMAL.spreads
-    for start in LEVELS:
-        for end in LEVELS:
+    for start in TIMESTEP_SAMPLERS:
+        for end in TIMESTEP_SAMPLERS:
             wide = [np.hypot(alpha * spread, sigma) for alpha, sigma in (start, end)]
             wanted = end[0] * mean + wide[1] / wide[0] * (POINTS - start[0] * mean)
             np.testing.assert_allclose(NORMAL.follow(POINTS, start, end), wanted, rtol=0, atol=1e-10)
@@ -51,9 +51,9 @@ def test_the_flow_of_two_normals_keeps_the_share_of_what_lies_below():
         parts = zip(TWO_NORMALS.means, TWO_NORMALS.spreads, TWO_NORMALS.weights, strict=True)
         return sum(w * norm.cdf((x - alpha * m) / np.hypot(alpha * s, sigma)) for m, s, w in parts)
 
-    for end in LEVELS[1:]:
-        moved = TWO_NORMALS.follow(POINTS, LEVELS[0], end)
-        np.testing.assert_allclose(below(moved, end), below(POINTS, LEVELS[0]), rtol=0, atol=1e-10)
+    for end in TIMESTEP_SAMPLERS[1:]:
+        moved = TWO_NORMALS.follow(POINTS, TIMESTEP_SAMPLERS[0], end)
+        np.testing.assert_allclose(below(moved, end), below(POINTS, TIMESTEP_SAMPLERS[0]), rtol=0, atol=1e-10)
 
 
 def test_the_order_of_a_method_of_first_order():

@@ -27,7 +27,7 @@ def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
     assert np.all(np.diff(r) < 0)
     # Both tables end above r = 100, where grids start unasked.
     np.testing.assert_allclose(r[[0, -1]], [100.0, np.exp(schedule.log_ratio[0])], rtol=1e-9)
-    assert visited(schedule, 1, name) == pytest.approx(schedule.t_of([np.log(100.0)]))
+    assert visited(schedule, 1, name) == pytest.approx(schedule.t_at_log_ratio([np.log(100.0)]))
 
 
 def test_steps_are_equal_in_what_each_grid_names():

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from exact import Mixture
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Program, UNetSpec
 from diffusion_core.parity import cases
 from diffusion_core.sampling import SamplerPlan, ddim, make_plan
@@ -51,11 +51,11 @@ def test_a_converted_weight_gives_the_same_output(name, w):
 
 
 def test_a_plan_takes_any_convention():
-    plans = [make_plan(PROCESS, "ddim", steps=5, guidance=w, guidance_convention=name)
+    plans = [make_plan(PROCESS, "ddim", steps=5, guidance_scale=w, guidance_convention=name)
              for name, w in (("from_null", 3.5), ("from_class", 2.5), ("difference", 2.5))]  # fmt: skip
     for plan in plans:
-        np.testing.assert_array_equal(plan.guidance, np.full(5, 3.5))
-    unguided = make_plan(PROCESS, "ddim", steps=5, guidance=0.0, guidance_convention="difference")
+        np.testing.assert_array_equal(plan.guidance_scale, np.full(5, 3.5))
+    unguided = make_plan(PROCESS, "ddim", steps=5, guidance_scale=0.0, guidance_convention="difference")
     assert not unguided.is_guided.any()
 
 
@@ -68,13 +68,13 @@ def test_weights_are_one_or_one_per_row_or_a_ramp():
 
 @pytest.mark.parametrize("weight", [{"first": 1}, {"first": 1, "last": 2, "middle": 3}, {"first": "a", "last": 1}])
 def test_a_ramp_that_is_none_is_refused(weight):
-    with pytest.raises(DuetError, match=r"sampler.guidance: .* or a ramp such as \{first: 1, last: 4\}"):
+    with pytest.raises(DuetError, match=r"sampler.guidance_scale: .* or a ramp such as \{first: 1, last: 4\}"):
         per_row(weight, 3)
 
 
 def test_an_unknown_convention_is_refused():
     with pytest.raises(DuetError, match=r"sampler.guidance_convention: 'from_nul' .* Did you mean 'from_null'"):
-        make_plan(PROCESS, "ddim", guidance=2.0, guidance_convention="from_nul")
+        make_plan(PROCESS, "ddim", guidance_scale=2.0, guidance_convention="from_nul")
 
 
 # Identities
@@ -94,9 +94,9 @@ def test_weight_0_is_without_the_class_and_weight_1_needs_one_evaluation(monkeyp
 def test_outside_the_interval_the_class_alone_counts():
     ratio = PLAN.sigma[:-1] / PLAN.alpha[:-1]
     plan = PLAN.with_guidance(3.0, interval=[ratio[2], ratio[1]])
-    np.testing.assert_array_equal(plan.guidance, [1, 3, 3, 1])
+    np.testing.assert_array_equal(plan.guidance_scale, [1, 3, 3, 1])
     last = PLAN.with_guidance(3.0, interval=[0.0, ratio[-1]])
-    np.testing.assert_array_equal(last.guidance, [1, 1, 1, 3])
+    np.testing.assert_array_equal(last.guidance_scale, [1, 1, 1, 3])
     with pytest.raises(DuetError, match=r"interval: \[1e-09, 1e-06\] was given; it holds none of the 4 rows"):
         PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])
     assert not PLAN.with_guidance(1.0, interval=[1e-9, 1e-6]).is_guided.any()
@@ -165,10 +165,10 @@ def test_the_exact_classifier_turns_sampling_of_both_into_sampling_of_the_class(
         wanted = followed(EXACT, label)
         monkeypatch.setattr(reference, "forward", exactly(unconditional))
         plan = EXACT.with_guidance(1.0, classifier=1.0)
-        np.testing.assert_allclose(followed(plan, label, slope=slope_of_class), wanted, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(followed(plan, label, grad_log_prob=slope_of_class), wanted, rtol=0, atol=1e-10)
         assert np.abs(followed(EXACT, label) - wanted).max() > 0.1
         # Counted w times, it is what guidance of weight w does.
-        strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, slope=slope_of_class)
+        strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, grad_log_prob=slope_of_class)
         monkeypatch.setattr(reference, "forward", exactly(CLASSES))
         np.testing.assert_allclose(strong, followed(EXACT.with_guidance(2.5), label), rtol=0, atol=1e-10)
 
@@ -176,15 +176,15 @@ def test_the_exact_classifier_turns_sampling_of_both_into_sampling_of_the_class(
 # What fits a network as its guide
 
 SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), norm_groups=4, num_classes=10)
-PROBLEM = Problem(SPEC, {"name": "linear"}, "eps")
+MODEL = DiffusionModel(SPEC, {"name": "linear"}, "eps")
 
 
 @pytest.mark.parametrize("guide", [
-    PROBLEM, replace(PROBLEM, spec=replace(SPEC, channels=4)), replace(PROBLEM, spec=replace(SPEC, num_classes=0)),
-    replace(PROBLEM, schedule={"name": "linear", "T": 1000}),
+    MODEL, replace(MODEL, spec=replace(SPEC, channels=4)), replace(MODEL, spec=replace(SPEC, num_classes=0)),
+    replace(MODEL, schedule={"name": "linear", "T": 1000}),
 ])  # fmt: skip
 def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
-    PROBLEM.check_guide(guide, PROBLEM.plan("ddim", guidance=2.0))
+    MODEL.check_guide(guide, MODEL.plan("ddim", guidance_scale=2.0))
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -199,4 +199,4 @@ def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
 ])  # fmt: skip
 def test_another_guide_is_refused(changes, words):
     with pytest.raises(DuetError, match=words):
-        PROBLEM.check_guide(replace(PROBLEM, **changes), PROBLEM.plan("ddim", guidance=2.0))
+        MODEL.check_guide(replace(MODEL, **changes), MODEL.plan("ddim", guidance_scale=2.0))

@@ -24,7 +24,7 @@ from diffusion_core.backend.interface import StepResult, TrainBatch, TrainerStat
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import Ema, Warmup
@@ -38,16 +38,16 @@ from diffusion_core.runs.checkpoint import (
 )
 from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.run_directory import RunDirectory, claim
-from diffusion_core.training.loop import Course, Hooks
-from diffusion_core.training.loop import loop as training
+from diffusion_core.training import loop as training
+from diffusion_core.training.loop import Hooks, TrainingConfig
 from diffusion_core.training.objective import Objective
 from experiments.resuming import source_of
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
 PICTURES = np.arange(13 * 16, dtype=np.uint8).reshape(13, 4, 4, 1)
 EMA = Ema((Warmup(0.9),), snapshot_images=8)
-COURSE = Course(16, 4, log_images=4, checkpoint_images=8, keep_checkpoints=1)
+COURSE = TrainingConfig(16, 4, log_images=4, checkpoint_images=8, keep_checkpoints=1)
 
 NEED_ROOM = ("open", "os.mkdir", "fsync", "os.rename")
 
@@ -62,7 +62,9 @@ class Trainer:
     def __init__(self, state: TrainerState) -> None:
         self.now = state
 
-    def step(self, batch: TrainBatch, lr: float, decays: Sequence[float], pieces: int = 1, again=False) -> StepResult:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, again=False
+    ) -> StepResult:
         aim, now = batch.noise.mean(), self.now
         weights = {name: value + lr * (aim - value) for name, value in now.weights.items()}
         average = {name: value + (1 - decays[0]) * (weights[name] - value) for name, value in now.ema.items()}
@@ -74,21 +76,21 @@ def live(directory: Path, dtype: type) -> None:
     """One life of the process that runs in a directory: from where it is to the end of the course."""
     with claim(directory):
         source = source_of("auto", directory)
-        start = Checkpoint(0, PROBLEM, 1, TrainerState.fresh(initial_weights(PROBLEM.program, 1, dtype)), {})
+        start = Checkpoint(0, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, dtype)), {})
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)
 
-        def checkpoint(images_seen: int, carried: training.Carried) -> None:
+        def checkpoint(images_seen: int, resume_state: training.ResumeState) -> None:
             save_checkpoint(directory / "checkpoints", replace(start, images_seen=images_seen, state=trainer.now), 1)
 
         def snapshot(images_seen: int) -> None:
-            save_snapshots(directory / "snapshots", images_seen, trainer.now, EMA.profiles, 4, PROBLEM, 1)
+            save_snapshots(directory / "snapshots", images_seen, trainer.now, EMA.profiles, 4, MODEL, 1)
 
         with RunDirectory(directory, start.images_seen) as run:
             run.start("seed: 1\n", {"resumed_from": None})
             loader = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), 1, False, dtype)
             training.train(
-                trainer, loader, Objective(PROBLEM.process, 1), LearningRate(0.1), EMA, COURSE,
+                trainer, loader, Objective(MODEL.process, 1), LearningRate(0.1), EMA, COURSE,
                 Hooks(run.log, checkpoint, snapshot=snapshot), start.images_seen, start.state.updates,
             )  # fmt: skip
 
@@ -194,7 +196,7 @@ def test_a_run_killed_at_any_operation_ends_as_the_uninterrupted_one(tmp_path, d
 
 def test_a_checkpoint_killed_while_it_is_replaced_is_given_its_name_back(tmp_path):
     """At every operation of replacing a checkpoint by one of the same moment, and of dropping an older one."""
-    start = Checkpoint(8, PROBLEM, 1, TrainerState.fresh(initial_weights(PROBLEM.program, 1, np.float32)), {})
+    start = Checkpoint(8, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, np.float32)), {})
 
     def replaced(parent: Path, at: int) -> int:
         left = at
@@ -251,8 +253,8 @@ def test_a_full_disk_at_any_operation_is_one_line_and_nothing_is_lost(tmp_path, 
 
 def test_a_file_that_may_not_grow_further_is_one_line(tmp_path):
     """By the limit of the system on the size of a file, and not by our word."""
-    state = TrainerState.fresh(initial_weights(PROBLEM.program, 1, np.float32))
-    checkpoint = Checkpoint(8, PROBLEM, 1, state, {})
+    state = TrainerState.fresh(initial_weights(MODEL.program, 1, np.float32))
+    checkpoint = Checkpoint(8, MODEL, 1, state, {})
     save_checkpoint(tmp_path / "checkpoints", checkpoint)
     before = content(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

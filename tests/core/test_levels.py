@@ -14,7 +14,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear, make_schedule
-from diffusion_core.diffusion.timestep_sampling import LEVELS, make_levels
+from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS, make_timestep_sampler
 
 LAWS = [
     {"name": "uniform"}, {"name": "low_discrepancy", "strata": 64}, {"name": "log_normal"},
@@ -40,13 +40,13 @@ def assert_distributed(t: np.ndarray, cumulative: np.ndarray) -> None:
 
 
 def test_every_law_is_drawn_here():
-    assert {law["name"] for law in LAWS} == LEVELS.keys()
+    assert {law["name"] for law in LAWS} == TIMESTEP_SAMPLERS.keys()
 
 
 @pytest.mark.parametrize("steps, first_t", [(2, 0), (3, 0), (1000, 0), (1000, 1), (1000, 999), (4000, 7)])
 def test_uniform_levels_are_whole_numbers_of_the_stream(steps, first_t):
     """Bit by bit those that were always drawn, also of words that lie beside the border of two levels."""
-    law = make_levels(linear(steps), first_t)
+    law = make_timestep_sampler(linear(steps), first_t)
     n = steps - first_t
     np.testing.assert_array_equal(law.draw(3, MANY), first_t + Stream(3, "train/t").integers(MANY, n))
     borders = np.arange(n + 1, dtype=np.uint64) * 2**32 // n
@@ -59,7 +59,7 @@ def test_uniform_levels_are_whole_numbers_of_the_stream(steps, first_t):
 @EACH
 @pytest.mark.parametrize("schedule", [linear(), cosine(500), flow(300)], ids=lambda s: s.name)
 def test_levels_are_drawn_as_often_as_the_law_says(schedule, law):
-    made = make_levels(schedule, **law)
+    made = make_timestep_sampler(schedule, **law)
     assert made.cumulative[-1] == 1.0 and np.all(made.probability >= 0)
     assert_distributed(made.draw(11, MANY), made.cumulative)
 
@@ -71,20 +71,20 @@ def test_log_normal_noise_goes_to_the_nearest_level(schedule):
     with np.errstate(divide="ignore"):
         levels = np.log(schedule.sigma) - np.log(schedule.alpha)
     t = np.argmin(np.abs(noise[:, None] - levels), axis=1)
-    assert_distributed(t, make_levels(schedule, name="log_normal").cumulative)
+    assert_distributed(t, make_timestep_sampler(schedule, name="log_normal").cumulative)
 
 
 def test_log_normal_levels_have_the_closed_form():
     """Levels at log(sigma/alpha) = -2, 0, 1 and no signal: the borders are at -1 and 1/2, and the last is never met."""
     alpha, sigma = np.array([1.0, 1.0, 1.0, 0.0]), np.exp([-2.0, 0.0, 1.0, 0.0])
-    law = make_levels(Schedule("given", alpha, sigma), name="log_normal", mean=0.2, std=0.7)
+    law = make_timestep_sampler(Schedule("given", alpha, sigma), name="log_normal", mean=0.2, std=0.7)
     first, second = normal_below((-1 - 0.2) / 0.7), normal_below((0.5 - 0.2) / 0.7)
     np.testing.assert_allclose(law.probability, [first, second - first, 1 - second, 0], rtol=1e-12)
     assert set(law.draw(0, MANY)) == {0, 1, 2}
 
 
 def test_logit_normal_levels_have_the_closed_form():
-    law = make_levels(flow(4), name="logit_normal", mean=0.3, std=0.9)
+    law = make_timestep_sampler(flow(4), name="logit_normal", mean=0.3, std=0.9)
     below = [normal_below((math.log(u / (1 - u)) - 0.3) / 0.9) for u in (0.25, 0.5, 0.75)]
     np.testing.assert_allclose(law.cumulative, [*below, 1.0], rtol=1e-12)
 
@@ -94,7 +94,7 @@ def test_logit_normal_time_has_the_published_density():
     u = (np.arange(4000) + 0.5) / 4000
     z = (np.log(u / (1 - u)) + 0.5) / 1.3
     density = np.exp(-0.5 * z * z) / (1.3 * math.sqrt(2 * math.pi) * u * (1 - u))
-    got = make_levels(flow(4000), name="logit_normal", mean=-0.5, std=1.3).probability * 4000
+    got = make_timestep_sampler(flow(4000), name="logit_normal", mean=-0.5, std=1.3).probability * 4000
     np.testing.assert_allclose(got[50:-50], density[50:-50], rtol=1e-3)
 
 
@@ -102,7 +102,7 @@ def test_logit_normal_time_has_the_published_density():
 @pytest.mark.parametrize("first_t", [1, 60])
 def test_a_law_without_its_lowest_levels_is_the_law_given_the_others(first_t, law):
     schedule = cosine(100)
-    whole, rest = make_levels(schedule, **law).probability, make_levels(schedule, first_t, **law)
+    whole, rest = make_timestep_sampler(schedule, **law).probability, make_timestep_sampler(schedule, first_t, **law)
     np.testing.assert_array_equal(rest.probability[:first_t], 0)
     np.testing.assert_allclose(rest.probability[first_t:], whole[first_t:] / whole[first_t:].sum(), atol=1e-14)
     assert rest.draw(2, MANY[:5000]).min() >= first_t
@@ -112,7 +112,7 @@ def test_a_law_without_its_lowest_levels_is_the_law_given_the_others(first_t, la
 @given(first=st.integers(0, 10**10), size=st.integers(1, 40), data=st.data())
 def test_levels_are_the_same_however_a_batch_is_split(law, first, size, data):
     cut = data.draw(st.integers(0, size))
-    made, positions = make_levels(linear(), **law), np.arange(first, first + size)
+    made, positions = make_timestep_sampler(linear(), **law), np.arange(first, first + size)
     whole = made.draw(5, positions)
     np.testing.assert_array_equal(whole, np.append(made.draw(5, positions[:cut]), made.draw(5, positions[cut:])))
     order = np.random.default_rng(cut).permutation(size)
@@ -123,16 +123,20 @@ def test_levels_are_the_same_however_a_batch_is_split(law, first, size, data):
 @pytest.mark.parametrize("block", [0, 3, 10**8])
 def test_every_stratum_has_exactly_one_image_of_a_block(strata, block):
     positions = np.arange(block * strata, (block + 1) * strata)
-    law = make_levels(linear(), name="low_discrepancy", strata=strata)
+    law = make_timestep_sampler(linear(), name="low_discrepancy", strata=strata)
     u = law.uniform(1, positions)
     np.testing.assert_array_equal(np.sort(np.floor(u * strata)), np.arange(strata))
     # As many levels as strata: every level once.
-    once = make_levels(linear(strata), name="low_discrepancy", strata=strata).draw(1, positions)
+    once = make_timestep_sampler(linear(strata), name="low_discrepancy", strata=strata).draw(1, positions)
     np.testing.assert_array_equal(np.sort(once), np.arange(strata))
 
 
 def test_a_place_in_a_block_has_no_stratum_of_its_own():
-    u = make_levels(linear(), name="low_discrepancy", strata=8).uniform(1, np.arange(8 * 2000)).reshape(2000, 8)
+    u = (
+        make_timestep_sampler(linear(), name="low_discrepancy", strata=8)
+        .uniform(1, np.arange(8 * 2000))
+        .reshape(2000, 8)
+    )
     for place in u.T:
         counts = np.bincount(np.floor(place * 8).astype(int), minlength=8)
         assert np.sum((counts - 250) ** 2 / 250) < 27.9  # chi square of 7 degrees, once in 4000; there are 8 places
@@ -144,7 +148,7 @@ def test_a_place_in_a_block_has_no_stratum_of_its_own():
 def test_strata_make_the_mean_of_a_batch_vary_less():
     """The variance of a mean of n: 1/(12 n) on their own, 1/(12 n^3) in strata."""
     means = [
-        make_levels(linear(), **law).uniform(4, np.arange(3200)).reshape(200, 16).mean(axis=1)
+        make_timestep_sampler(linear(), **law).uniform(4, np.arange(3200)).reshape(200, 16).mean(axis=1)
         for law in ({"name": "uniform"}, {"name": "low_discrepancy", "strata": 16})
     ]
     for mean, expected in zip(means, (1 / (12 * 16), 1 / (12 * 16**3)), strict=True):
@@ -153,10 +157,10 @@ def test_strata_make_the_mean_of_a_batch_vary_less():
 
 
 def test_seeds_and_names_draw_apart():
-    law = make_levels(linear(), name="low_discrepancy", strata=16)
+    law = make_timestep_sampler(linear(), name="low_discrepancy", strata=16)
     one, other = (law.uniform(seed, MANY[:1600]) for seed in (0, 1))
     assert abs(np.corrcoef(one, other)[0, 1]) < 4 / 40
-    plain = make_levels(linear()).uniform(0, MANY[:1600])
+    plain = make_timestep_sampler(linear()).uniform(0, MANY[:1600])
     # In strata the word of "train/t" is the place within one.
     np.testing.assert_allclose(one * 16 % 1, plain, atol=1e-12)
 
@@ -191,7 +195,7 @@ def distribution(schedule, law: dict) -> Callable[[np.ndarray], np.ndarray]:
 def test_times_are_drawn_as_often_as_the_law_says(name, law):
     """Kolmogorov and Smirnov, at the distance that is passed once in a thousand; ends hold what lies beyond them."""
     schedule = make_schedule(name)
-    t = make_levels(schedule, **law).draw(11, MANY[:20_000])
+    t = make_timestep_sampler(schedule, **law).draw(11, MANY[:20_000])
     assert t.dtype == np.float64 and t.shape == (20_000,)
     low, high = schedule.span
     assert low <= t.min() and t.max() <= high
@@ -206,7 +210,7 @@ def test_times_are_drawn_as_often_as_the_law_says(name, law):
 
 def test_the_training_noise_of_edm_is_log_normal():
     # Karras et al., table 1: ln sigma ~ N(P_mean, P_std^2).
-    log_sigma = np.log(make_levels(make_schedule("edm"), name="log_normal").draw(0, MANY))
+    log_sigma = np.log(make_timestep_sampler(make_schedule("edm"), name="log_normal").draw(0, MANY))
     assert log_sigma.mean() == pytest.approx(-1.2, abs=4 * 1.2 / 200)
     assert log_sigma.std() == pytest.approx(1.2, rel=4 / math.sqrt(2 * 40_000))
 
@@ -215,14 +219,14 @@ def test_a_table_of_many_levels_draws_the_times_of_its_law():
     """The same word gives the time, and the nearest of many levels that the time was tabulated at."""
     law = {"name": "log_normal", "mean": -0.5, "std": 0.8}
     schedule = make_schedule("vp_sde")
-    t = make_levels(schedule, **law).draw(2, MANY[:2000])
+    t = make_timestep_sampler(schedule, **law).draw(2, MANY[:2000])
     grid = np.linspace(*schedule.span, 20_001)
-    levels = make_levels(Schedule("given", *schedule(grid)), **law).draw(2, MANY[:2000])
+    levels = make_timestep_sampler(Schedule("given", *schedule(grid)), **law).draw(2, MANY[:2000])
     assert np.max(np.abs(grid[levels] - t)) <= 0.51 * (grid[1] - grid[0])
 
 
 def test_strata_share_out_the_time_too():
-    law = make_levels(make_schedule("flow_continuous", t_min=1e-9), name="low_discrepancy", strata=16)
+    law = make_timestep_sampler(make_schedule("flow_continuous", t_min=1e-9), name="low_discrepancy", strata=16)
     t = law.draw(5, np.arange(160)).reshape(10, 16)
     np.testing.assert_array_equal(np.sort(np.floor(t * 16), axis=1), np.tile(np.arange(16), (10, 1)))
     np.testing.assert_array_equal(law.draw(5, [37, 4]), t.ravel()[[37, 4]])
@@ -230,26 +234,26 @@ def test_strata_share_out_the_time_too():
 
 @pytest.mark.parametrize("law, words", [
     ({"name": "uniform", "first_t": 1}, "objective.first_t: 1 was given; the time of edm is continuous"),
-    ({"name": "low_discrepancy", "strata": 0}, "process.levels.strata: 0 was given"),
-    ({"name": "log_normal", "std": -1.0}, "process.levels.std: -1.0 was given"),
-    ({"name": "logit_normal", "mean": float("inf")}, "process.levels.mean: inf was given"),
+    ({"name": "low_discrepancy", "strata": 0}, "process.timestep_sampling.strata: 0 was given"),
+    ({"name": "log_normal", "std": -1.0}, "process.timestep_sampling.std: -1.0 was given"),
+    ({"name": "logit_normal", "mean": float("inf")}, "process.timestep_sampling.mean: inf was given"),
 ])  # fmt: skip
 def test_a_law_of_time_that_does_not_fit_is_refused(law, words):
     with pytest.raises(DuetError, match=words):
-        make_levels(make_schedule("edm"), **law)
+        make_timestep_sampler(make_schedule("edm"), **law)
 
 
 @pytest.mark.parametrize("law, words", [
-    ({"name": "lognormal"}, "process.levels.name: 'lognormal' .* Did you mean 'log_normal'"),
-    ({"name": "uniform", "strata": 4}, "option of process.levels 'uniform': 'strata'"),
-    ({"name": "low_discrepancy"}, "process.levels 'low_discrepancy': no strata was given"),
-    ({"name": "low_discrepancy", "strata": 0}, "process.levels.strata: 0 was given; it must be at least 1"),
-    ({"name": "low_discrepancy", "strata": 2.5}, "process.levels.strata: 2.5 was given; it must be a whole number"),
-    ({"name": "log_normal", "std": 0.0}, "process.levels.std: 0.0 was given; it must be a positive number"),
-    ({"name": "logit_normal", "mean": float("nan")}, "process.levels.mean: nan was given"),
+    ({"name": "lognormal"}, "process.timestep_sampling.name: 'lognormal' .* Did you mean 'log_normal'"),
+    ({"name": "uniform", "strata": 4}, "option of process.timestep_sampling 'uniform': 'strata'"),
+    ({"name": "low_discrepancy"}, "process.timestep_sampling 'low_discrepancy': no strata was given"),
+    ({"name": "low_discrepancy", "strata": 0}, "process.timestep_sampling.strata: 0 was given; it must be at least 1"),
+    ({"name": "low_discrepancy", "strata": 2.5}, "process.timestep_sampling.strata: 2.5 was given; it must be a whole number"),
+    ({"name": "log_normal", "std": 0.0}, "process.timestep_sampling.std: 0.0 was given; it must be a positive number"),
+    ({"name": "logit_normal", "mean": float("nan")}, "process.timestep_sampling.mean: nan was given"),
     ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "log_normal as given draws no level from 900"),
     ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a level, 0\.\.999"),
 ])  # fmt: skip
 def test_a_law_that_does_not_fit_is_refused(law, words):
     with pytest.raises(DuetError, match=words):
-        make_levels(linear(), **law)
+        make_timestep_sampler(linear(), **law)

@@ -100,12 +100,16 @@ class Exact:
     def output_line(self, c_noise: np.ndarray) -> list[np.ndarray]:
         """The slope and the shift of the raw output."""
         schedule = self.process.schedule
-        t = schedule.t_of(4 * c_noise) if self.process.prediction == "edm" else c_noise / self.process.time_scale
+        t = (
+            schedule.t_at_log_ratio(4 * c_noise)
+            if self.process.prediction == "edm"
+            else c_noise / self.process.time_scale
+        )
         (a, b), columns = self.line(t), self.process.columns(t)
         slope, shift = (a - columns.c_skip) / (columns.c_out * columns.c_in), b / columns.c_out
         return [v[:, None, None, None] for v in (slope, shift)]
 
-    def pullback(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
+    def vjp(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
         pulled = self.output_line(c_noise)[0] * cotangent[..., : x.shape[3]]
         return self.forward(x, c_noise, label), pulled
 
@@ -292,7 +296,7 @@ def test_options_that_do_not_fit_are_refused(options, words):
 
 
 def density(network: Any, process: Process, y: np.ndarray, **options: Any) -> Any:
-    return flow_density(network.pullback, process, y, np.zeros(len(y), np.int32), np.arange(len(y)), 0, **options)
+    return flow_density(network.vjp, process, y, np.zeros(len(y), np.int32), np.arange(len(y)), 0, **options)
 
 
 def exact_density(process: Process, y: np.ndarray, m: float, s: float) -> np.ndarray:
@@ -345,7 +349,7 @@ class Mixing:
 
     W = np.array([[0.3, -0.8], [0.5, -0.4]])
 
-    def pullback(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
+    def vjp(self, x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> Any:
         output = np.einsum("oi,bhwi->bhwo", self.W, x)
         more = np.zeros((*x.shape[:3], cotangent.shape[3] - 2))
         return np.concatenate([output, more], axis=3), np.einsum("oi,bhwo->bhwi", self.W, cotangent[..., :2])
@@ -384,7 +388,7 @@ def test_random_signs_give_the_exact_divergence_in_the_mean():
 def test_a_picture_has_the_same_density_in_any_batch():
     process, y = Process(cosine(200), "v"), Stream(8, "y").normal(np.arange(5), (2, 3, 2))
     together = density(Mixing(), process, y, steps=5, batch=2).log_density
-    alone = flow_density(Mixing().pullback, process, y[3:4], np.zeros(1, np.int32), [3], 0, steps=5).log_density
+    alone = flow_density(Mixing().vjp, process, y[3:4], np.zeros(1, np.int32), [3], 0, steps=5).log_density
     np.testing.assert_allclose(alone, together[3:4], rtol=1e-13)
 
 

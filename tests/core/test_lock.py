@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.files import atomic
 from diffusion_core.files import lock as module
 from diffusion_core.files.lock import LOCK, locked
-from diffusion_core.runs import checkpoint
 from diffusion_core.runs.run_directory import claim
 
 HOST = socket.gethostname()
@@ -102,11 +102,11 @@ def beside(name: str, pid: int, monkeypatch: pytest.MonkeyPatch, host: str = HOS
     """The name of a file that a process of a machine was killed in writing, in a directory."""
     kept = {}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "getpid", lambda: pid)
+        patch.setattr(atomic.os, "getpid", lambda: pid)
         patch.setattr(socket, "gethostname", lambda: host)
-        patch.setattr(checkpoint, "_write_flushed", lambda path, content: kept.update(name=path.name))
+        patch.setattr(atomic, "write_flushed", lambda path, content: kept.update(name=path.name))
         with pytest.raises(DuetError):
-            checkpoint.write_atomically(Path(name), b"")
+            atomic.write_atomically(Path(name), b"")
     return str(Path(name).with_name(kept["name"]))
 
 

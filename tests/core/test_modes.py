@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from diffusion_core.backend import reference
 from diffusion_core.backend.compile_policy import Costs, Work, compiles, sampling_work, training_work
-from diffusion_core.backend.interface import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks import Node, Program, UNetSpec, lower
 from diffusion_core.networks.blocks import Attention, Conv, Linear, Mean

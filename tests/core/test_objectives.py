@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -17,7 +17,7 @@ from diffusion_core.diffusion.schedule import cosine, flow, linear
 from diffusion_core.training.objective import Objective, network_labels
 
 PROCESS = Process(linear(), "v")
-OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, drop_label=0.25)
+OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, label_dropout=0.25)
 
 
 def images(positions: np.ndarray) -> np.ndarray:
@@ -53,8 +53,8 @@ def test_a_batch_is_the_same_again_and_another_one_elsewhere():
 
 
 WHOLE = Objective(
-    PROCESS, seed=3, null_label=4, drop_label=0.25, weighting={"name": "min_snr"},
-    levels={"name": "log_normal", "strata": 5}, offset_noise=0.1, input_perturbation=0.1,
+    PROCESS, seed=3, null_label=4, label_dropout=0.25, weighting={"name": "min_snr"},
+    timestep_sampling={"name": "log_normal", "strata": 5}, offset_noise=0.1, input_perturbation=0.1,
 )  # fmt: skip
 
 
@@ -75,18 +75,18 @@ def test_options_change_what_they_name_and_nothing_else():
         (
             {
                 "weighting": {"name": "simple"},
-                "levels": {"name": "uniform"},
+                "timestep_sampling": {"name": "uniform"},
                 "offset_noise": 0.0,
                 "input_perturbation": 0.0,
             },
             set(),
         ),
         ({"weighting": {"name": "snr"}}, {"weight"}),
-        ({"levels": {"name": "low_discrepancy", "strata": 40}}, level),
+        ({"timestep_sampling": {"name": "low_discrepancy", "strata": 40}}, level),
         ({"offset_noise": 0.1}, {"noise"}),
         ({"input_perturbation": 0.1}, {"images", "noise"}),
     ):
-        got = batch(range(40), Objective(PROCESS, 3, null_label=4, drop_label=0.25, **options))
+        got = batch(range(40), Objective(PROCESS, 3, null_label=4, label_dropout=0.25, **options))
         assert {
             name for name, value in got.arrays.items() if not np.array_equal(value, default.arrays[name])
         } == changed
@@ -230,7 +230,7 @@ def test_labels_are_dropped_at_their_rate_per_image():
 
 @pytest.mark.parametrize("rate, expected", [(0.0, False), (1.0, True)])
 def test_labels_are_kept_or_dropped_for_certain(rate, expected):
-    got = batch(range(500), Objective(PROCESS, 3, null_label=4, drop_label=rate))
+    got = batch(range(500), Objective(PROCESS, 3, null_label=4, label_dropout=rate))
     assert np.all((got.label == 4) == expected)
 
 
@@ -253,11 +253,11 @@ def test_a_label_out_of_range_is_refused(label):
 
 @pytest.mark.parametrize("options, words", [
     ({"distance": "mae"}, r"objective.distance: 'mae' was given; it must be one of mse, l1, huber, pseudo_huber"),
-    ({"drop_label": 1.5, "null_label": 4}, "objective.drop_label: 1.5"),
-    ({"drop_label": -0.1, "null_label": 4}, "objective.drop_label: -0.1"),
-    ({"drop_label": float("nan"), "null_label": 4}, "objective.drop_label: nan"),
-    ({"drop_label": 0.1}, "the network has no classes to drop"),
-    ({"drop_label": 0.1, "classes": 4}, 'the network has no label for "no class"'),
+    ({"label_dropout": 1.5, "null_label": 4}, "objective.label_dropout: 1.5"),
+    ({"label_dropout": -0.1, "null_label": 4}, "objective.label_dropout: -0.1"),
+    ({"label_dropout": float("nan"), "null_label": 4}, "objective.label_dropout: nan"),
+    ({"label_dropout": 0.1}, "the network has no classes to drop"),
+    ({"label_dropout": 0.1, "classes": 4}, 'the network has no label for "no class"'),
     ({"null_label": 0}, "null label 0 with 0 classes: there must be at least one class"),
     ({"null_label": 2, "classes": 4}, "null label 2 with 4 classes: .* is 0 or the number of classes"),
     ({"null_label": -1}, "null label -1"),
@@ -268,7 +268,7 @@ def test_a_label_out_of_range_is_refused(label):
     ({"offset_noise": float("nan")}, "objective.offset_noise: nan"),
     ({"input_perturbation": -1}, "objective.input_perturbation: -1 was given; it must be 0 or a positive number"),
     ({"weighting": {"name": "minsnr"}}, "process.weighting.name: 'minsnr'"),
-    ({"levels": {"name": "normal"}}, "process.levels.name: 'normal'"),
+    ({"timestep_sampling": {"name": "normal"}}, "process.timestep_sampling.name: 'normal'"),
 ])  # fmt: skip
 def test_an_objective_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):

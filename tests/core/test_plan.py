@@ -87,13 +87,13 @@ def test_a_clip_that_is_no_bound_is_refused(clip):
 def test_guidance_is_one_number_or_one_per_row():
     assert not plan().is_guided.any()
     everywhere = plan().with_guidance(2.5)
-    np.testing.assert_array_equal(everywhere.guidance, np.full(5, 2.5))
-    assert everywhere.is_guided.all() and everywhere.guidance.flags.writeable is False
+    np.testing.assert_array_equal(everywhere.guidance_scale, np.full(5, 2.5))
+    assert everywhere.is_guided.all() and everywhere.guidance_scale.flags.writeable is False
     some = plan().with_guidance([1, 1, 3, 0, 1])
     np.testing.assert_array_equal(some.is_guided, [False, False, True, True, False])
-    np.testing.assert_array_equal(some.with_guidance(1).guidance, plan().guidance)
+    np.testing.assert_array_equal(some.with_guidance(1).guidance_scale, plan().guidance_scale)
     for name, table in plan().tables().items():
-        if name != "guidance":
+        if name != "guidance_scale":
             np.testing.assert_array_equal(getattr(some, name), table)
 
 
@@ -104,7 +104,7 @@ def test_guidance_of_another_shape_is_refused(weight):
 
 
 def test_guidance_that_is_not_finite_is_refused():
-    with pytest.raises(DuetError, match="guidance is not finite"):
+    with pytest.raises(DuetError, match="guidance_scale is not finite"):
         plan().with_guidance(float("nan"))
 
 
@@ -137,7 +137,7 @@ def test_sampling_starts_at_the_scale_of_its_first_level():
 
 
 def test_sampler_by_name():
-    by_name = make_plan(PROCESS, "ddim", guidance=2.0, steps=5, eta=0.5)
+    by_name = make_plan(PROCESS, "ddim", guidance_scale=2.0, steps=5, eta=0.5)
     for name, table in plan().with_guidance(2.0).tables().items():
         np.testing.assert_array_equal(getattr(by_name, name), table)
     assert make_plan(PROCESS, "ddpm").rows == 1000

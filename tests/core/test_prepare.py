@@ -20,7 +20,7 @@ from diffusion_core.data.prepare import _finished, prepare
 from diffusion_core.data.source import Source, split_by_file, split_by_stream
 from diffusion_core.data.sources import ABOUT, SOURCES
 from diffusion_core.data.square import Square
-from diffusion_core.data.store import open_store, parts_of, read_names
+from diffusion_core.data.store import open_store, read_names, store_parts
 from experiments.evaluation.given import reference_of
 
 PUBLISHED = sorted(archives.WRITERS)
@@ -59,7 +59,7 @@ def test_what_was_published_is_what_is_prepared(tmp_path, name):
     parts = SOURCES[name](where, **OPTIONS.get(name, {}))
     side = archives.PICTURES[name]["train"][0].shape[1]
     card = prepare(parts, tmp_path / "out", Square(side, about.channels), about, workers=1)
-    assert set(parts_of(tmp_path / "out")) == set(card["parts"]) == set(archives.PICTURES[name])
+    assert set(store_parts(tmp_path / "out")) == set(card["parts"]) == set(archives.PICTURES[name])
     for part, (images, labels) in archives.PICTURES[name].items():
         store = open_store(tmp_path / "out", part)
         np.testing.assert_array_equal(store.images, images)

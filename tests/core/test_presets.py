@@ -17,7 +17,7 @@ from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
 from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, make_spec
 from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
 from diffusion_core.networks.weights import count
-from experiments.common import problem_of
+from experiments.common import make_model
 from experiments.schema import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -33,7 +33,7 @@ def hydra():
 @functools.cache
 def program(name: str, *words: str) -> Program:
     """The program of a preset, with changes as on the command line."""
-    return problem_of(compose("train", overrides=[f"model={name}", *words])).program
+    return make_model(compose("train", overrides=[f"model={name}", *words])).program
 
 
 def blocks(name: str, kind: type, *words: str) -> list:
@@ -222,7 +222,7 @@ def shapes_of(source: ModuleType, spec: UNetSpec, taps: tuple[float, ...]) -> di
 @pytest.mark.parametrize(("name", "words", "source", "options"), IMPORTS)
 def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, words, source, options):
     """Every number of a preset is that of its importer, which knows the field's networks and not the presets."""
-    spec = problem_of(compose("train", overrides=[f"model={name}", *words])).spec
+    spec = make_model(compose("train", overrides=[f"model={name}", *words])).spec
     taps = (1.0, 3.0, 3.0, 1.0) if name == "ncsnpp_32" else (1.0, 1.0)
     told = source.spec_of(shapes_of(source, spec, taps), name, **options, norm_groups=32, dropout=spec.dropout)
     assert lower(told).describe() == lower(spec).describe()
@@ -231,7 +231,7 @@ def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, wor
 
 @pytest.mark.parametrize("name", ["ddpm_cifar10", "ddpm_256", "improved_32", "adm_64", "adm_256"])
 def test_a_preset_that_diffusers_can_say_comes_back_as_that_preset(name):
-    spec = problem_of(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
+    spec = make_model(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
     # Its q, k and v are three layers, so their order is not part of what it says.
     spec = replace(spec, qkv_order="qkv")
     config = diffusers._config_of(spec, lower(spec))
@@ -274,7 +274,7 @@ def test_a_key_of_the_architecture_can_be_changed_even_if_the_file_does_not_name
 
 
 def test_a_preset_of_one_architecture_is_not_taken_for_another():
-    with pytest.raises(DuetError, match="architecture plain: 'multipliers' was given"):
+    with pytest.raises(DuetError, match="architecture plain: 'channel_multipliers' was given"):
         program("digits", "model.architecture=plain")
 
 

@@ -8,18 +8,18 @@ from dataclasses import replace
 import pytest
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import ARCHITECTURES, UNetSpec
 from diffusion_core.parity import cases
 
 SPEC = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2)
-PROBLEM = Problem(SPEC, {"name": "cosine", "T": 10}, "v")
+MODEL = DiffusionModel(SPEC, {"name": "cosine", "T": 10}, "v")
 
 
 def test_round_trip_through_json():
-    back = Problem.from_dict(json.loads(json.dumps(PROBLEM.to_dict())))
-    assert back == PROBLEM
-    assert back.program.sha256 == PROBLEM.program.sha256
+    back = DiffusionModel.from_dict(json.loads(json.dumps(MODEL.to_dict())))
+    assert back == MODEL
+    assert back.program.sha256 == MODEL.program.sha256
     assert back.process.prediction == "v" and back.process.schedule.name == "cosine"
     assert back.process.schedule.steps == 10
 
@@ -31,72 +31,72 @@ def test_round_trip_through_json():
 ])  # fmt: skip
 def test_mistakes_are_found_at_once(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
-        Problem(SPEC, schedule, prediction)
+        DiffusionModel(SPEC, schedule, prediction)
 
 
 def test_an_option_of_another_version_is_named():
-    data = PROBLEM.to_dict()
+    data = MODEL.to_dict()
     data["spec"]["chanels"] = 3
     with pytest.raises(
         DuetError, match=r"model, of the architecture unet: 'chanels' was given; .*Did you mean 'channels'"
     ):
-        Problem.from_dict(data)
+        DiffusionModel.from_dict(data)
 
 
 @pytest.mark.parametrize("title", cases.NETWORKS)
 def test_round_trip_of_every_network(title):
-    problem = Problem(cases.NETWORKS[title], {"name": "linear", "T": 10}, "eps", (0.0, 1.0))
-    back = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
-    assert back == problem and back.program.sha256 == problem.program.sha256
+    model = DiffusionModel(cases.NETWORKS[title], {"name": "linear", "T": 10}, "eps", (0.0, 1.0))
+    back = DiffusionModel.from_dict(json.loads(json.dumps(model.to_dict())))
+    assert back == model and back.program.sha256 == model.program.sha256
     assert type(back.spec) is ARCHITECTURES[back.architecture]
 
 
 def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
-    assert Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps").spec.out_channels == 2
+    assert DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps").spec.out_channels == 2
     with pytest.raises(DuetError, match=r"model.out_channels: 3 was given for 1 in_channels; .* 1, or twice .*\(2\)"):
-        Problem(replace(SPEC, out_channels=3), {"name": "linear"}, "eps")
+        DiffusionModel(replace(SPEC, out_channels=3), {"name": "linear"}, "eps")
 
 
 @pytest.mark.parametrize("trained, other", [("learned", "learned_range"), ("learned_range", "learned")])
 def test_a_learned_variance_is_read_as_it_was_trained(trained, other):
-    problem = Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance=trained)
+    model = DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance=trained)
     with pytest.raises(
         DuetError, match=f"^sampler.variance: {other} was given, .* trained with {trained}; use {trained}, or"
     ):
-        problem.plan("ddpm", steps=4, variance=other)
+        model.plan("ddpm", steps=4, variance=other)
     for fits in (trained, "fixed_small", "fixed_large"):
-        problem.plan("ddpm", steps=4, variance=fits)
+        model.plan("ddpm", steps=4, variance=fits)
     # Where it is not said what the second half is, as of weights without their pipeline, it is for the person to know.
-    assert replace(problem, variance="fixed").plan("ddpm", steps=4, variance=other).learned is not None
+    assert replace(model, variance="fixed").plan("ddpm", steps=4, variance=other).learned is not None
 
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
 def test_white_is_above_black(value_range):
     with pytest.raises(DuetError, match=r"value range: .* it must be two numbers"):
-        Problem(SPEC, {"name": "linear"}, "eps", value_range)
+        DiffusionModel(SPEC, {"name": "linear"}, "eps", value_range)
 
 
 def test_a_clip_of_one_ends_at_black_and_white():
-    problem = Problem(SPEC, {"name": "linear"}, "eps", (0.0, 1.0))
-    assert problem.plan("ddim", clip=1.0).bounds == (0.0, 1.0)
-    assert problem.plan("ddim", clip=2.0).bounds == (-0.5, 1.5)
-    assert problem.plan("ddim", clip=None).bounds is None
-    assert replace(problem, value_range=(-1.0, 1.0)).plan("ddim", clip=1.0).bounds == (-1.0, 1.0)
+    model = DiffusionModel(SPEC, {"name": "linear"}, "eps", (0.0, 1.0))
+    assert model.plan("ddim", clip=1.0).bounds == (0.0, 1.0)
+    assert model.plan("ddim", clip=2.0).bounds == (-0.5, 1.5)
+    assert model.plan("ddim", clip=None).bounds is None
+    assert replace(model, value_range=(-1.0, 1.0)).plan("ddim", clip=1.0).bounds == (-1.0, 1.0)
 
 
 def test_time_is_scaled_on_its_way_to_the_network():
-    problem = Problem(SPEC, {"name": "cosine", "T": 4000}, "eps", time_scale=0.25)
-    assert problem.process.columns([3999]).c_noise == [999.75]
-    assert problem.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
+    model = DiffusionModel(SPEC, {"name": "cosine", "T": 4000}, "eps", time_scale=0.25)
+    assert model.process.columns([3999]).c_noise == [999.75]
+    assert model.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
     with pytest.raises(DuetError, match=r"process\.time_scale: 0 was given; it must be a positive number"):
-        replace(problem, time_scale=0)
+        replace(model, time_scale=0)
 
 
 def test_continuous_time_and_the_scale_of_the_data_survive_a_checkpoint():
-    problem = Problem(SPEC, {"name": "edm", "sigma_max": 50.0}, "edm", sigma_data=0.3)
-    again = Problem.from_dict(problem.to_dict())
-    assert again == problem and again.process.sigma_data == 0.3
+    model = DiffusionModel(SPEC, {"name": "edm", "sigma_max": 50.0}, "edm", sigma_data=0.3)
+    again = DiffusionModel.from_dict(model.to_dict())
+    assert again == model and again.process.sigma_data == 0.3
     assert again.plan("ddim", steps=4, spacing="karras").start_scale == pytest.approx(50)
     # One that was written before there was such an option.
-    old = {name: value for name, value in problem.to_dict().items() if name != "sigma_data"}
-    assert Problem.from_dict(old).sigma_data == 0.5
+    old = {name: value for name, value in model.to_dict().items() if name != "sigma_data"}
+    assert DiffusionModel.from_dict(old).sigma_data == 0.5

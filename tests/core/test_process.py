@@ -16,7 +16,7 @@ from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, cosine, flow,
 
 X0, EPS = (Stream(0, name).normal(np.arange(5), (3, 2, 1)) for name in ("x0", "eps"))
 ALPHA, SIGMA = np.array([0.99, 0.8, 0.5, 0.1, 1.0]), np.array([0.1, 0.6, 0.5, 3.0, 20.0])
-LEVELS = st.floats(0.01, 2.0)
+TIMESTEP_SAMPLERS = st.floats(0.01, 2.0)
 
 
 def test_add_noise_scales_each_image_by_its_own_level():
@@ -47,7 +47,7 @@ def test_v_is_the_velocity_along_the_circle():
     )
 
 
-@given(LEVELS, LEVELS, st.floats(-3, 3), st.floats(-3, 3))
+@given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-3, 3), st.floats(-3, 3))
 def test_the_score_is_the_slope_of_the_log_density(alpha, sigma, x0, x):
     def log_density(x: float) -> float:
         return -0.5 * ((x - alpha * x0) / sigma) ** 2
@@ -204,7 +204,7 @@ def test_iddpm_is_the_preconditioning_of_table_1():
     np.testing.assert_allclose([c_skip, c_out, c_in], [np.ones(10), -r, 1 / np.sqrt(r**2 + 1)], rtol=1e-12)
 
 
-@given(LEVELS, LEVELS, LEVELS, LEVELS, st.floats(-2, 2), st.floats(-2, 2))
+@given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-2, 2), st.floats(-2, 2))
 def test_a_picture_is_found_from_two_of_its_levels(alpha_s, sigma_s, signal, noise, x0, eps):
     # A level with less signal and more noise than another one, also without any signal.
     alpha_t, sigma_t = max(0.0, alpha_s - signal), sigma_s + noise
@@ -248,7 +248,7 @@ def test_targets_are_the_quantities_they_are_named_for():
         np.testing.assert_allclose(target, wanted, rtol=1e-12, atol=1e-10 if prediction == "score" else 1e-13)
 
 
-@given(LEVELS, LEVELS, LEVELS, LEVELS, st.floats(-2, 2), st.floats(-2, 2))
+@given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-2, 2), st.floats(-2, 2))
 def test_posterior_is_the_product_of_two_gaussians(alpha_s, sigma_s, ratio, extra, x0, x_t):
     # q(x_s | x_t, x_0) is proportional to N(x_t; a x_s, b) N(x_s; alpha_s x_0, sigma_s^2): precisions add.
     assume(ratio <= 1)

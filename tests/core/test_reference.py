@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import TrainBatch, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -638,9 +639,9 @@ def test_sample_follows_a_guided_and_clipped_plan():
     for i, t in enumerate(plan.t):
         alpha, after, sigma, left = plan.alpha[i], plan.alpha[i + 1], plan.sigma[i], plan.sigma[i + 1]
         eps = network(x, t, LABEL)
-        if plan.guidance[i] != 1:
+        if plan.guidance_scale[i] != 1:
             none = network(x, t, 3)
-            eps = none + plan.guidance[i] * (eps - none)
+            eps = none + plan.guidance_scale[i] * (eps - none)
         estimate = (x - sigma * eps) / alpha
         clipped += np.count_nonzero(np.abs(estimate) > 0.5)
         estimate = np.clip(estimate, -0.5, 0.5)
@@ -659,7 +660,7 @@ def test_sample_keeps_registers_and_history():
     base = {name: numbers(name, rows) for name in ("c_skip", "c_out", "c_in")}
     plan = SamplerPlan(
         name="made up", t=np.arange(rows)[::-1], alpha=np.ones(rows + 1), sigma=np.ones(rows + 1),
-        c_noise=np.array([5.0, 3.0, 1.0]), guidance=np.ones(rows), state=numbers("state", rows, 2, 2),
+        c_noise=np.array([5.0, 3.0, 1.0]), guidance_scale=np.ones(rows), state=numbers("state", rows, 2, 2),
         denoised=numbers("denoised", rows, 2, 2), noise=numbers("noise", rows, 2), keeps="nothing",
         **base,
     )  # fmt: skip

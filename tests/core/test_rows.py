@@ -11,7 +11,7 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
 from diffusion_core.parity import cases
 from diffusion_core.sampling import SamplerPlan, ddim, make_plan
-from diffusion_core.sampling.rows import Stretch
+from diffusion_core.sampling.rows import RowSegment
 
 PROCESS = Process(linear(), "eps")
 RECURRENCE = cases.PLANS["two registers, three estimates"]
@@ -19,7 +19,7 @@ LEARNED = make_plan(PROCESS, "ddpm", steps=6, variance="learned_range").with_gui
 
 
 def form(plan: SamplerPlan, row: int):
-    return next(stretch.form for stretch in plan.stretches() if row in stretch.rows)
+    return next(stretch.form for stretch in plan.segments() if row in stretch.rows)
 
 
 @pytest.mark.parametrize("plan", [RECURRENCE, LEARNED, ddim(PROCESS, 5, eta=0.5)], ids=lambda plan: plan.name)
@@ -27,7 +27,7 @@ def test_a_row_has_the_numbers_of_the_tables(plan):
     numbers = plan.numbers()
     for i in range(plan.rows):
         row = form(plan, i).row(numbers[i].tolist())
-        for name in ("c_noise", "c_in", "c_skip", "c_out", "guidance"):
+        for name in ("c_noise", "c_in", "c_skip", "c_out", "guidance_scale"):
             assert getattr(row, name) == getattr(plan, name)[i], name
         assert row.classifier == (0.0 if plan.classifier is None else plan.classifier[i])
         for name in ("state", "denoised", "noise"):
@@ -46,12 +46,12 @@ def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
 @pytest.mark.parametrize("longest", [None, 1, 3])
 @pytest.mark.parametrize("ends", [(), (0,), (2, 6), range(8)])
 def test_stretches_are_all_rows_in_order_and_end_where_they_are_asked_to(longest, ends):
-    stretches = list(RECURRENCE.stretches(longest, ends))
-    assert [row for stretch in stretches for row in stretch.rows] == list(range(RECURRENCE.rows))
-    last = {stretch.rows[-1] for stretch in stretches}
+    segments = list(RECURRENCE.segments(longest, ends))
+    assert [row for stretch in segments for row in stretch.rows] == list(range(RECURRENCE.rows))
+    last = {stretch.rows[-1] for stretch in segments}
     assert set(ends) <= last
-    assert max(len(stretch.rows) for stretch in stretches) <= (longest or RECURRENCE.rows)
-    for stretch in stretches:
+    assert max(len(stretch.rows) for stretch in segments) <= (longest or RECURRENCE.rows)
+    for stretch in segments:
         assert set(RECURRENCE.is_guided[list(stretch.rows)]) == {stretch.form.guided}
     if longest is None:  # no cut that nobody asked for
         turns = np.flatnonzero(np.diff(RECURRENCE.is_guided))
@@ -69,4 +69,4 @@ def test_plans_that_are_computed_alike_have_one_form():
 
 
 def test_a_stretch_of_a_whole_plan():
-    assert list(ddim(PROCESS, 5).stretches()) == [Stretch(form(ddim(PROCESS, 5), 0), range(5))]
+    assert list(ddim(PROCESS, 5).segments()) == [RowSegment(form(ddim(PROCESS, 5), 0), range(5))]

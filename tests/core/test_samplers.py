@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import PREDICTIONS, Process

@@ -344,7 +344,7 @@ def test_fractional_levels_lie_between_and_are_found_again(name):
     with np.errstate(divide="ignore"):
         log_ratio = np.log(sigma / alpha)
     finite = np.isfinite(log_ratio)
-    np.testing.assert_allclose(schedule.t_of(log_ratio[finite]), t[finite], atol=1e-9)
+    np.testing.assert_allclose(schedule.t_at_log_ratio(log_ratio[finite]), t[finite], atol=1e-9)
     # Where there is signal the logarithm is linear between two levels; the curve is kept.
     inner = log_ratio[:384].reshape(48, 8)
     np.testing.assert_allclose(np.diff(inner, 2), 0, atol=1e-9)
@@ -358,7 +358,7 @@ def test_noise_beyond_the_table_has_no_t():
     schedule = linear()
     for outside in (schedule.log_ratio[0] - 0.01, schedule.log_ratio[-1] + 0.01, np.nan):
         with pytest.raises(DuetError, match="was asked for; it has"):
-            schedule.t_of(outside)
+            schedule.t_at_log_ratio(outside)
 
 
 @pytest.mark.parametrize("alpha, sigma, words", [

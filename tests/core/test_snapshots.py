@@ -13,7 +13,7 @@ import pytest
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.optim import Power, Profile, Warmup, ema_update
 from diffusion_core.runs import checkpoint as files
@@ -27,7 +27,7 @@ from diffusion_core.runs.ema_snapshots import (
 )
 
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
 BATCH, LAST = 4, 60
 KEPT = (Power(0.05), Power(0.1))
 
@@ -37,7 +37,7 @@ def weights_after(update: int, dtype: type = np.float64) -> dict[str, np.ndarray
     rng, goals = np.random.default_rng(update), np.random.default_rng(1000)
     return {
         p.name: (goals.normal(size=p.shape) + 3 * np.exp(-update / 20) + 0.1 * rng.normal(size=p.shape)).astype(dtype)
-        for p in PROBLEM.program.parameters
+        for p in MODEL.program.parameters
     }
 
 
@@ -60,10 +60,12 @@ def states(profiles: tuple[Profile, ...] = KEPT, dtype: type = np.float64) -> li
 WALK = states()
 
 
-def stored(path, every: int, walk=WALK, profiles=KEPT, batch: int = BATCH, seed: int = 3, problem: Problem = PROBLEM):
+def stored(
+    path, every: int, walk=WALK, profiles=KEPT, batch: int = BATCH, seed: int = 3, model: DiffusionModel = MODEL
+):
     """The snapshots of a run, one for so many updates."""
     for k in range(every, LAST + 1, every):
-        save_snapshots(path / "snapshots", k * batch, walk[k], profiles, batch, problem, seed)
+        save_snapshots(path / "snapshots", k * batch, walk[k], profiles, batch, model, seed)
     return find_snapshots(path)
 
 
@@ -81,7 +83,7 @@ def test_every_bit_survives_the_round_trip(tmp_path, dtype):
     assert [(one.images_seen, one.updates, one.batch, one.seed) for one in found] == [
         (120, 30, 4, 3), (120, 30, 4, 3), (240, 60, 4, 3), (240, 60, 4, 3)
     ]  # fmt: skip
-    assert [one.profile for one in found] == [*KEPT, *KEPT] and all(one.problem == PROBLEM for one in found)
+    assert [one.profile for one in found] == [*KEPT, *KEPT] and all(one.model == MODEL for one in found)
     for one in found:
         expected = walk[one.updates].averages[KEPT.index(one.profile)]
         for name, value in one.weights().items():
@@ -124,8 +126,8 @@ def test_a_moment_between_two_snapshots_is_made_less_well_and_the_misfit_says_so
 
 def test_the_checkpoint_is_one_that_is_read_again(tmp_path):
     made, how = reconstruct(stored(tmp_path, 20), Power(0.07))
-    again = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", made), PROBLEM.spec)
-    assert again.problem == PROBLEM and again.seed == 3 and again.state.updates == 0
+    again = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", made), MODEL.spec)
+    assert again.model == MODEL and again.seed == 3 and again.state.updates == 0
     assert again.notes["average"] == {"name": "power", "sigma_rel": 0.07} and again.notes["profile_error"] == how.error
     assert sum(again.notes["coefficients"].values()) == pytest.approx(1)
     assert apart(again.state.ema, made.state.ema) == 0
@@ -160,22 +162,20 @@ def test_a_moment_that_is_no_update_of_the_run_is_refused(tmp_path, images):
 
 def test_snapshots_of_two_runs_or_of_a_changed_batch_are_refused(tmp_path):
     stored(tmp_path, 30)
-    for name, other in {"seed": {"seed": 4}, "problem": {"problem": replace(PROBLEM, prediction="v")}}.items():
-        save_snapshots(
-            tmp_path / "snapshots", 400, WALK[-1], KEPT, **{"batch": 4, "problem": PROBLEM, "seed": 3} | other
-        )
+    for name, other in {"seed": {"seed": 4}, "model": {"model": replace(MODEL, prediction="v")}}.items():
+        save_snapshots(tmp_path / "snapshots", 400, WALK[-1], KEPT, **{"batch": 4, "model": MODEL, "seed": 3} | other)
         with pytest.raises(
             DuetError, match=f"000000000400-ema.safetensors: its {name} is not that of 000000000120-ema"
         ):
             find_snapshots(tmp_path)
     stored(tmp_path / "changed", 30)
-    save_snapshots(tmp_path / "changed" / "snapshots", 300, WALK[-1], KEPT, 4, PROBLEM, 3)
+    save_snapshots(tmp_path / "changed" / "snapshots", 300, WALK[-1], KEPT, 4, MODEL, 3)
     with pytest.raises(DuetError, match="300 images in 60 updates are of a run that changed its batch, 4"):
         find_snapshots(tmp_path / "changed")
 
 
 def test_any_flipped_byte_is_noticed(tmp_path):
-    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, PROBLEM, 3)[0]
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, MODEL, 3)[0]
     content = file.read_bytes()
     somewhere = Stream(0, "positions").integers(range(40), len(content)).tolist()
     for at in sorted({0, 7, 8, 9, len(content) - 1, *somewhere}):
@@ -192,7 +192,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
 
 
 def test_a_profile_that_cannot_be_is_said_of_the_file(tmp_path):
-    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, PROBLEM, 3)[0]
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, MODEL, 3)[0]
     content = file.read_bytes()
     there = re.search(rb'sigma_rel\\": (0)\.', content).start(1)
     file.write_bytes(content[:there] + b"1" + content[there + 1 :])
@@ -206,7 +206,7 @@ def test_a_failure_leaves_no_part_of_a_snapshot(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: it cannot be written \(No space left"):
-        save_snapshots(tmp_path, 240, WALK[-1], KEPT, BATCH, PROBLEM, 3)
+        save_snapshots(tmp_path, 240, WALK[-1], KEPT, BATCH, MODEL, 3)
     assert os.listdir(tmp_path) == []
 
 

@@ -11,9 +11,9 @@ import threading
 import pytest
 from test_training import Recorder, run
 
-from diffusion_core.runtime import signals as stopping
-from diffusion_core.runtime.signals import SIGNALS, Stopped, noted, raised
-from diffusion_core.training.loop import Course, Hooks
+from diffusion_core.runtime import signals
+from diffusion_core.runtime.signals import SIGNALS, Stopped, flag_on_signal, raise_on_signal
+from diffusion_core.training.loop import Hooks, TrainingConfig
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGUSR2: 140}
 
@@ -21,14 +21,14 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SI
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_raised_or_noted_and_handlers_are_put_back(number):
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as stopped, raised():
+    with pytest.raises(Stopped) as stopped, raise_on_signal():
         os.kill(os.getpid(), number)
     assert stopped.value.code == CODES[number]
-    with noted() as stop:
+    with flag_on_signal() as stop:
         assert not stop
         os.kill(os.getpid(), number)
         assert stop and stop.number == number
-        with pytest.raises(Stopped), raised():
+        with pytest.raises(Stopped), raise_on_signal():
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
     assert not isinstance(stopped.value, Exception)
@@ -39,13 +39,13 @@ def test_a_launcher_that_waits_for_a_signal_itself_gets_it():
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
-        with noted() as stop, raised():
+        with flag_on_signal() as stop, raise_on_signal():
             os.kill(os.getpid(), signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert seen == [signal.SIGUSR2] and not stop
-    with noted() as stop:
-        with pytest.raises(Stopped), raised():
+    with flag_on_signal() as stop:
+        with pytest.raises(Stopped), raise_on_signal():
             os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)
     assert stop.number == signal.SIGUSR2
@@ -58,8 +58,8 @@ def test_what_is_said():
 
 def test_a_second_ctrl_c_is_not_waited_for():
     code = (
-        "import os, signal; from diffusion_core.runtime.signals import noted\n"
-        "with noted():\n    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n    print('never')"
+        "import os, signal; from diffusion_core.runtime.signals import flag_on_signal\n"
+        "with flag_on_signal():\n    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n    print('never')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT and done.stdout == ""
@@ -69,7 +69,7 @@ def test_a_thread_leaves_signals_alone():
     seen = []
 
     def work() -> None:
-        with noted() as stop:
+        with flag_on_signal() as stop:
             seen.append((bool(stop), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
@@ -80,8 +80,8 @@ def test_a_thread_leaves_signals_alone():
 
 WAITS = """
 import select, sys
-from diffusion_core.runtime.signals import noted
-with noted() as stop:
+from diffusion_core.runtime.signals import flag_on_signal
+with flag_on_signal() as stop:
     print("waits", flush=True)
     while not stop:
         select.select([], [], [], 0.01)
@@ -89,7 +89,7 @@ sys.exit(128 + stop.number)
 """
 RUNS = f"""
 import os, subprocess, sys, threading
-from diffusion_core.runtime import signals as stopping
+from diffusion_core.runtime import signals
 
 popen = subprocess.Popen
 def told(*given, **options):
@@ -99,12 +99,12 @@ def told(*given, **options):
         os.kill(os.getpid(), {int(signal.SIGTERM)})
     threading.Thread(target=tell).start()
     return process
-stopping.subprocess.Popen = told
+signals.subprocess.Popen = told
 try:
-    with stopping.raised():
-        stopping.run([sys.executable, "-c", {WAITS!r}])
-except stopping.Stopped as stopped:
-    print(stopped.code, len(stopping._running))
+    with signals.raise_on_signal():
+        signals.run([sys.executable, "-c", {WAITS!r}])
+except signals.Stopped as stopped:
+    print(stopped.code, len(signals._running))
 """
 
 
@@ -115,7 +115,7 @@ def test_a_process_that_waits_for_another_passes_the_signal_on_and_waits():
 
 def test_the_code_of_a_command_is_said_as_a_shell_says_it():
     for code, expected in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)):
-        assert stopping.run([sys.executable, "-c", code]) == expected
+        assert signals.run([sys.executable, "-c", code]) == expected
 
 
 # The training loop.
@@ -131,31 +131,31 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 
     hooks = Hooks(
         lambda records, speed: done.extend(("log", record.images_seen) for record in records),
-        lambda images_seen, carried: done.append(("checkpoint", images_seen)),
+        lambda images_seen, resume_state: done.append(("checkpoint", images_seen)),
         stops=stops,
     )
-    course = Course(64, 4, log_images=24, checkpoint_images=checkpoint_images)
-    first = run(course, trainer, hooks).steps
+    config = TrainingConfig(64, 4, log_images=24, checkpoint_images=checkpoint_images)
+    first = run(config, trainer, hooks).steps
     assert len(first) == at
     assert [n for what, n in done if what == "log"] == [4 * k for k in range(1, at + 1)]
     assert done[-1] == ("checkpoint", 4 * at) and done.count(done[-1]) == 1  # after what it has seen is logged
-    rest = run(course, images_seen=4 * at, updates=at).steps if at < 16 else []
-    assert first + rest == run(course).steps
+    rest = run(config, images_seen=4 * at, updates=at).steps if at < 16 else []
+    assert first + rest == run(config).steps
 
 
 @pytest.mark.parametrize("checkpoint_images, saved", [(0, [8]), (8, [8]), (4, [4, 8])])
 def test_a_stop_while_samples_are_drawn_needs_no_further_step(checkpoint_images, saved):
     drawn, kept = [], []
     hooks = Hooks(
-        checkpoint=lambda images_seen, carried: kept.append(images_seen),
+        checkpoint=lambda images_seen, resume_state: kept.append(images_seen),
         sample=drawn.append,
         stops=lambda: bool(drawn),
     )
-    steps = run(Course(64, 4, checkpoint_images=checkpoint_images, sample_images=8), hooks=hooks).steps
+    steps = run(TrainingConfig(64, 4, checkpoint_images=checkpoint_images, sample_images=8), hooks=hooks).steps
     assert len(steps) == 2 and drawn == [8] and kept == saved
 
 
 def test_a_stop_before_samples_leaves_them_out():
     drawn = []
     hooks = Hooks(sample=drawn.append, stops=lambda: True)
-    assert len(run(Course(64, 4, sample_images=4), hooks=hooks).steps) == 1 and not drawn
+    assert len(run(TrainingConfig(64, 4, sample_images=4), hooks=hooks).steps) == 1 and not drawn

@@ -11,11 +11,11 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data import from_uint8, load_dataset
 from diffusion_core.data.toys import TOYS, Mixture, picture_mixture, toy_mixture
 
-LEVELS = [(1.0, 0.05), (0.8, 0.6), (0.1, 0.995), (1.0, 20.0)]
+TIMESTEP_SAMPLERS = [(1.0, 0.05), (0.8, 0.6), (0.1, 0.995), (1.0, 20.0)]
 
 
 @pytest.mark.parametrize("kind", TOYS)
-@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+@pytest.mark.parametrize(("alpha", "sigma"), TIMESTEP_SAMPLERS)
 def test_the_score_is_the_slope_of_the_density_and_gives_the_estimate(kind, alpha, sigma):
     mixture = toy_mixture(kind)
     x = alpha * mixture.draw(30, 1)[0] + sigma * Stream(0, "test").normal(np.arange(30), (2,))
@@ -39,7 +39,7 @@ def test_in_one_dimension_it_is_that_of_the_solvers_tests():
     mine = Mixture(np.array([[-0.4], [0.7]]), np.array([0.1, 0.3]), np.array([0, 1], np.int32))
     theirs = exact.Mixture((-0.4, 0.7), (0.1, 0.3), (0.5, 0.5))
     x = np.linspace(-2, 2, 50)[:, None]
-    for alpha, sigma in LEVELS:
+    for alpha, sigma in TIMESTEP_SAMPLERS:
         np.testing.assert_allclose(mine.denoised(x, alpha, sigma), theirs.denoised(x, alpha, sigma), atol=1e-12)
 
 

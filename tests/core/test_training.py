@@ -20,14 +20,14 @@ from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import BatchNorm, GroupNorm
 from diffusion_core.optim import Ema, Power, Warmup
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.runtime.distributed import Team, World
-from diffusion_core.training.loop import Carried, Course, Hooks, Record, Trouble, make_batch, train
-from diffusion_core.training.loop import loop as training
+from diffusion_core.runtime.distributed import Collective, ProcessGroup
+from diffusion_core.training import loop as training
+from diffusion_core.training.loop import Hooks, NonFiniteStep, Record, ResumeState, TrainingConfig, make_batch, train
 from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
-OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, drop_label=0.3)
+OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, label_dropout=0.3)
 RATE = LearningRate(0.1, 20, "cosine", 64)
 EMA = Ema((Warmup(0.9), Power(0.1)))
 
@@ -40,19 +40,21 @@ class Recorder:
     per_image: object = lambda batch: np.zeros(0)
     room: int = 10**9  # how many images it can compute at a time
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
-    pieces: list[int] = field(default_factory=list)
+    micro_batches: list[int] = field(default_factory=list)
 
-    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces=1, may_repeat=False) -> StepResult:
-        if batch.size // pieces > self.room:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: tuple[float, ...], micro_batches=1, may_repeat=False
+    ) -> StepResult:
+        if batch.size // micro_batches > self.room:
             raise (OutOfMemory if may_repeat else DuetError)("too little memory")
-        self.pieces.append(pieces)
+        self.micro_batches.append(micro_batches)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
         return StepResult(np.float32(self.losses(len(self.steps))), np.float32(2.0), lambda: self.per_image(batch))
 
 
 def run(
-    course: Course,
+    config: TrainingConfig,
     trainer: Recorder | None = None,
     hooks: Hooks | None = None,
     objective: Objective = OBJECTIVE,
@@ -60,42 +62,44 @@ def run(
     **start: object,
 ) -> Recorder:
     trainer = trainer or Recorder()
-    train(trainer, LOADER, objective, RATE, ema, course, hooks, **start)
+    train(trainer, LOADER, objective, RATE, ema, config, hooks, **start)
     return trainer
 
 
 # Four levels, each of which soon has its two losses.
-ADAPTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_moment", "history": 2})
+ADAPTIVE = Objective(Process(linear(4)), seed=1, timestep_sampling={"name": "loss_second_moment", "history": 2})
 
 
 @pytest.mark.parametrize("cut", [4, 8, 28, 60])
 def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
     """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
     kept = {}
-    hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried.history}))
+    hooks = Hooks(checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history}))
 
     def recorder() -> Recorder:
         return Recorder(per_image=lambda batch: batch.c_noise + 1.0)
 
-    course = Course(64, 4, checkpoint_images=4)
-    whole = run(course, recorder(), hooks, ADAPTIVE).steps
-    rest = run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, carried=Carried(kept[cut])).steps
+    config = TrainingConfig(64, 4, checkpoint_images=4)
+    whole = run(config, recorder(), hooks, ADAPTIVE).steps
+    rest = run(
+        config, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, resume_state=ResumeState(kept[cut])
+    ).steps
     assert rest == whole[cut // 4 :]
     assert np.all(kept[64].counts == 2) and np.array_equal(kept[64].losses, np.arange(1.0, 5)[:, None] * [1, 1])
     if cut == 60:  # by then all levels are known, and a run that forgets them draws others
-        assert run(course, recorder(), None, ADAPTIVE, images_seen=cut, updates=15).steps != rest
+        assert run(config, recorder(), None, ADAPTIVE, images_seen=cut, updates=15).steps != rest
 
 
 @pytest.mark.parametrize("cut", [4, 8, 28, 60])
 def test_a_resumed_run_is_the_uninterrupted_one(cut):
-    whole = run(Course(64, 4)).steps
-    first = run(Course(cut, 4)).steps
-    rest = run(Course(64, 4), images_seen=cut, updates=cut // 4).steps
+    whole = run(TrainingConfig(64, 4)).steps
+    first = run(TrainingConfig(cut, 4)).steps
+    rest = run(TrainingConfig(64, 4), images_seen=cut, updates=cut // 4).steps
     assert first + rest == whole and len(whole) == 16
 
 
 def test_every_step_gets_its_own_batch_rate_and_decay():
-    steps = run(Course(64, 4)).steps
+    steps = run(TrainingConfig(64, 4)).steps
     assert len({content for content, _, _ in steps}) == 16
     assert [lr for _, lr, _ in steps] == [RATE(n) for n in range(4, 65, 4)]
     assert [decays for _, _, decays in steps] == [EMA.decays(k, 4 * k, 4) for k in range(1, 17)]
@@ -105,11 +109,11 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
 def test_the_last_steps_are_those_of_the_last_log(log_images):
     told = []
     hooks = Hooks(log=lambda records, speed: told.append([record.images_seen for record in records]))
-    course = Course(64, 4, log_images=log_images)
-    run(course, hooks=hooks)
+    config = TrainingConfig(64, 4, log_images=log_images)
+    run(config, hooks=hooks)
     # The first step, which is always logged alone, belongs to the first log.
     last = told[0] + told[1] if len(told) == 2 else told[-1]
-    assert [n for n in range(4, 65, 4) if course.is_last(n)] == last
+    assert [n for n in range(4, 65, 4) if config.is_last(n)] == last
 
 
 def test_batches_are_those_of_the_data_order():
@@ -120,7 +124,7 @@ def test_batches_are_those_of_the_data_order():
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(getattr(batch, name), value)
     content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
-    assert run(Course(64, 4)).steps[3][0] == content
+    assert run(TrainingConfig(64, 4)).steps[3][0] == content
 
 
 def test_the_same_images_in_other_batches():
@@ -134,10 +138,10 @@ def test_the_same_images_in_other_batches():
 
 
 def test_a_finished_run_has_no_more_steps():
-    assert run(Course(8, 4), images_seen=8).steps == []
+    assert run(TrainingConfig(8, 4), images_seen=8).steps == []
 
 
-def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
+def moments(config: TrainingConfig, ema: Ema = EMA, **start: int) -> dict[str, list]:
     happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "snapshot": [], "order": []}
 
     def note(what: str):
@@ -152,12 +156,12 @@ def moments(course: Course, ema: Ema = EMA, **start: int) -> dict[str, list]:
         happened["order"].append("log")
         assert speed >= 0
 
-    run(course, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
+    run(config, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
     return happened
 
 
 def test_hooks_are_called_at_their_moments():
-    happened = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
+    happened = moments(TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
     assert happened["checkpoint"] == [16, 32, 40]
     assert happened["sample"] == [20, 40]
     # The first step is read at once, so that a mistake shows early.
@@ -168,29 +172,31 @@ def test_hooks_are_called_at_their_moments():
 
 
 def test_snapshots_are_taken_at_their_moments_and_at_the_end_or_never():
-    course = Course(40, 4, log_images=1000, checkpoint_images=24)
-    happened = moments(course, Ema(EMA.profiles, 12))
+    config = TrainingConfig(40, 4, log_images=1000, checkpoint_images=24)
+    happened = moments(config, Ema(EMA.profiles, 12))
     assert happened["snapshot"] == [12, 24, 36, 40]
     # What was lost until then is read first: nothing of a run that went astray is kept.
     assert [part[-1] for part in happened["log"]] == [4, 12, 24, 36, 40]
     assert happened["order"][-4:] == ["log", "snapshot", "checkpoint", "sample"]
-    assert moments(course, Ema(EMA.profiles, 12), images_seen=24, updates=6)["snapshot"] == [36, 40]
-    assert moments(course)["snapshot"] == []
+    assert moments(config, Ema(EMA.profiles, 12), images_seen=24, updates=6)["snapshot"] == [36, 40]
+    assert moments(config)["snapshot"] == []
 
 
 def test_a_moment_between_two_steps_is_that_of_the_later_one():
-    assert moments(Course(40, 4, checkpoint_images=10))["checkpoint"] == [12, 20, 32, 40]
-    assert moments(Course(40, 4, checkpoint_images=3))["checkpoint"] == list(range(4, 41, 4))
+    assert moments(TrainingConfig(40, 4, checkpoint_images=10))["checkpoint"] == [12, 20, 32, 40]
+    assert moments(TrainingConfig(40, 4, checkpoint_images=3))["checkpoint"] == list(range(4, 41, 4))
 
 
 def test_without_a_count_things_happen_at_the_end_alone():
-    happened = moments(Course(40, 4, log_images=1000))
+    happened = moments(TrainingConfig(40, 4, log_images=1000))
     assert happened["checkpoint"] == happened["sample"] == [40]
 
 
 def test_moments_do_not_depend_on_where_a_run_was_resumed():
-    whole = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
-    rest = moments(Course(40, 4, log_images=12, checkpoint_images=16, sample_images=20), images_seen=16, updates=4)
+    whole = moments(TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
+    rest = moments(
+        TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20), images_seen=16, updates=4
+    )
     assert rest["checkpoint"] == [n for n in whole["checkpoint"] if n > 16]
     assert rest["sample"] == [n for n in whole["sample"] if n > 16]
     assert list(chain(*rest["log"])) == list(range(20, 41, 4))
@@ -198,7 +204,7 @@ def test_moments_do_not_depend_on_where_a_run_was_resumed():
 
 def test_records_hold_the_numbers_of_their_steps():
     kept: list[Record] = []
-    run(Course(16, 4, log_images=16), hooks=Hooks(log=lambda records, speed: kept.extend(records)))
+    run(TrainingConfig(16, 4, log_images=16), hooks=Hooks(log=lambda records, speed: kept.extend(records)))
     assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
     assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
     assert {record.grad_norm for record in kept} == {2.0}
@@ -214,24 +220,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
     )
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
-        run(Course(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
+        run(TrainingConfig(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
     assert kept == list(range(4, 4 * step, 4))  # what was read before it
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
     class Exploding(Recorder):
-        def step(self, batch, lr, decays, pieces, may_repeat):
+        def step(self, batch, lr, decays, micro_batches, may_repeat):
             return StepResult(1.0, math.inf)
 
     with pytest.raises(DuetError, match="the gradient norm inf"):
-        run(Course(8, 4), Exploding())
+        run(TrainingConfig(8, 4), Exploding())
 
 
 @pytest.mark.parametrize("objective", ["plain", "adaptive"])
 def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
-    told: list[Trouble] = []
+    told: list[NonFiniteStep] = []
 
-    def trouble(found: Trouble) -> str:
+    def trouble(found: NonFiniteStep) -> str:
         told.append(found)
         return "; kept"
 
@@ -242,10 +248,10 @@ def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
     chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
     trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
     with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; kept"):
-        run(Course(32, 4, micro_batch=2, log_images=16), trainer, Hooks(log, trouble=trouble), chosen)
+        run(TrainingConfig(32, 4, micro_batch=2, log_images=16), trainer, Hooks(log, trouble=trouble), chosen)
     (found,) = told
     assert logged == [4, 8]
-    assert (found.images_seen, found.batch, found.updates, found.lr, found.pieces) == (8, 4, 2, RATE(12), 2)
+    assert (found.images_seen, found.batch, found.updates, found.lr, found.micro_batches) == (8, 4, 2, RATE(12), 2)
     assert (found.history is None) == (objective == "plain") and found.decays == EMA.decays(3, 12, 4)
 
 
@@ -255,7 +261,7 @@ class Forgiven(Recorder):
 
     forgiven: list[int] = field(default_factory=list)
 
-    def forgive(self) -> None:
+    def clear_non_finite(self) -> None:
         self.forgiven.append(len(self.steps))
 
 
@@ -266,32 +272,34 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_told_once_a_streak(
     )
     bad = (2, 3, 6)
     trainer = Forgiven(lambda k: math.inf if k in bad else 1.0)
-    run(Course(32, 4, log_images=16, non_finite="skip", most_skipped=2), trainer, hooks)
+    run(TrainingConfig(32, 4, log_images=16, non_finite="skip", max_skipped=2), trainer, hooks)
     assert trainer.forgiven == list(bad) and len(said) == 3
     assert [record.metrics["skipped"] for record in kept] == [int(k in bad) for k in range(1, 9)]
     assert [found.images_seen for found in told] == [4, 20]
-    assert trainer.steps == run(Course(32, 4)).steps  # every batch, rate and decay is that of its place in the run
+    assert (
+        trainer.steps == run(TrainingConfig(32, 4)).steps
+    )  # every batch, rate and decay is that of its place in the run
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(most):
-    course = Course(64, 4, non_finite="skip", most_skipped=most)
+    config = TrainingConfig(64, 4, non_finite="skip", max_skipped=most)
     trainer = Forgiven(lambda k: math.nan if 3 <= k <= 3 + most else 1.0)
     with pytest.raises(DuetError, match=r"the loss is nan .* at \d+ images seen"):
-        run(course, trainer)
+        run(config, trainer)
     assert len(trainer.steps) == 3 + most
-    run(course, Forgiven(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
+    run(config, Forgiven(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninterrupted_one_does(cut):
     bad, found = {2, 4, 5, 6, 7}, {}
-    hooks = Hooks(checkpoint=lambda images_seen, carried: found.update({images_seen: carried.skipped}))
+    hooks = Hooks(checkpoint=lambda images_seen, resume_state: found.update({images_seen: resume_state.skipped}))
 
     def last(most: int, first: int = 0, **start: int) -> int | None:
-        course = Course(32, 4, checkpoint_images=4, non_finite="skip", most_skipped=most)
+        config = TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip", max_skipped=most)
         try:
-            run(course, Forgiven(lambda k: math.nan if k + first in bad else 1.0), hooks, **start)
+            run(config, Forgiven(lambda k: math.nan if k + first in bad else 1.0), hooks, **start)
         except DuetError as error:
             return int(re.search(r"at (\d+) images seen", str(error))[1])
         return None
@@ -300,15 +308,15 @@ def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninte
     skipped = found[4 * cut]
     assert last(3) == 28
     if cut < 7:
-        assert last(3, cut, images_seen=4 * cut, updates=cut, carried=Carried(skipped=skipped)) == 28
+        assert last(3, cut, images_seen=4 * cut, updates=cut, resume_state=ResumeState(skipped=skipped)) == 28
 
 
 def test_what_was_skipped_before_a_run_stops_is_logged():
     kept, told = [], []
     hooks = Hooks(lambda records, speed: kept.extend(records), trouble=lambda found: told.append(found) or "")
-    course = Course(64, 4, log_images=64, non_finite="skip", most_skipped=2)
+    config = TrainingConfig(64, 4, log_images=64, non_finite="skip", max_skipped=2)
     with pytest.raises(DuetError, match="and 2 updates before it were skipped"):
-        run(course, Forgiven(lambda k: math.nan if k >= 3 else 1.0), hooks)
+        run(config, Forgiven(lambda k: math.nan if k >= 3 else 1.0), hooks)
     assert [(record.images_seen, record.skipped) for record in kept] == [(4, 0), (8, 0), (12, 1), (16, 1)]
     assert [(found.images_seen, found.ends) for found in told] == [(8, False), (16, True)]
 
@@ -316,9 +324,9 @@ def test_what_was_skipped_before_a_run_stops_is_logged():
 def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
     def histories(bad: int) -> dict[int, LossHistory]:
         kept = {}
-        hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried.history}))
+        hooks = Hooks(checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history}))
         trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
-        run(Course(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
+        run(TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
         return kept
 
     plain, skipped = histories(0), histories(3)
@@ -327,57 +335,59 @@ def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
 
 
 def test_a_batch_is_computed_in_pieces_of_the_size_that_was_asked_for():
-    assert run(Course(24, 12, micro_batch=3)).pieces == [4, 4]
-    assert run(Course(24, 12)).pieces == [1, 1]
+    assert run(TrainingConfig(24, 12, micro_batch=3)).micro_batches == [4, 4]
+    assert run(TrainingConfig(24, 12)).micro_batches == [1, 1]
 
 
 def test_pieces_are_halved_where_memory_does_not_suffice_and_stay_so():
     said = []
-    course = Course(36, 12, micro_batch=12, on_out_of_memory="halve")
-    trainer = run(course, Recorder(room=3), Hooks(notice=said.append))
-    assert trainer.pieces == [4, 4, 4] and trainer.steps == run(Course(36, 12)).steps
+    config = TrainingConfig(36, 12, micro_batch=12, on_out_of_memory="halve")
+    trainer = run(config, Recorder(room=3), Hooks(notice=said.append))
+    assert trainer.micro_batches == [4, 4, 4] and trainer.steps == run(TrainingConfig(36, 12)).steps
     assert [line.split()[6] for line in said] == ["6", "3"]
     with pytest.raises(OutOfMemory):  # three images cannot be halved
-        run(course, Recorder(room=2))
+        run(config, Recorder(room=2))
     with pytest.raises(DuetError) as found:  # a step that is not to be tried again need not be such that it can be
-        run(replace(course, on_out_of_memory="stop"), Recorder(room=3))
+        run(replace(config, on_out_of_memory="stop"), Recorder(room=3))
     assert not isinstance(found.value, OutOfMemory)
 
 
 def test_a_run_that_is_gone_on_with_computes_as_many_images_at_a_time_as_before_it_was_cut():
     """Else the sums of its steps would be taken in another order than those of the uninterrupted run."""
     kept, said = {}, []
-    course = Course(36, 12, checkpoint_images=12, on_out_of_memory="halve")
-    hooks = Hooks(checkpoint=lambda images_seen, carried: kept.update({images_seen: carried}), notice=said.append)
-    run(course, Recorder(room=3), hooks)
+    config = TrainingConfig(36, 12, checkpoint_images=12, on_out_of_memory="halve")
+    hooks = Hooks(
+        checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), notice=said.append
+    )
+    run(config, Recorder(room=3), hooks)
     assert [kept[n].halved for n in (12, 24, 36)] == [3, 3, 3] and len(said) == 2
-    start = {"images_seen": 12, "updates": 1, "carried": kept[12]}
-    assert run(course, Recorder(), hooks, **start).pieces == [4, 4] and kept[36].halved == 3
+    start = {"images_seen": 12, "updates": 1, "resume_state": kept[12]}
+    assert run(config, Recorder(), hooks, **start).micro_batches == [4, 4] and kept[36].halved == 3
     assert said[2:] == ["as before it was cut, 3 images are computed at a time"]
-    assert run(replace(course, micro_batch=2), Recorder(), **start).pieces == [6, 6]  # what is asked for is less
-    assert run(replace(course, on_out_of_memory="stop"), Recorder(), hooks, **start).pieces == [1, 1]
+    assert run(replace(config, micro_batch=2), Recorder(), **start).micro_batches == [6, 6]  # what is asked for is less
+    assert run(replace(config, on_out_of_memory="stop"), Recorder(), hooks, **start).micro_batches == [1, 1]
     assert kept[36].halved is None
-    run(course, Recorder(), hooks)
-    assert {carried.halved for carried in kept.values()} == {None}
+    run(config, Recorder(), hooks)
+    assert {resume_state.halved for resume_state in kept.values()} == {None}
 
 
 @pytest.mark.parametrize("options", [{"micro_batch": 4}, {"on_out_of_memory": "halve"}])
 def test_a_network_that_must_see_its_batch_whole_is_not_trained_in_pieces(options):
     mixing = Program((Node("norm", BatchNorm(2, 1e-3, 0.1), ("x",)),))
-    Course(24, 12).check(mixing)
-    Course(24, 12, **options).check(Program((Node("norm", GroupNorm(2, 1, 1e-3), ("x",)),)))
+    TrainingConfig(24, 12).check(mixing)
+    TrainingConfig(24, 12, **options).check(Program((Node("norm", GroupNorm(2, 1, 1e-3), ("x",)),)))
     with pytest.raises(DuetError, match=f"trainer.{next(iter(options))}: .* has batch statistics"):
-        Course(24, 12, **options).check(mixing)
+        TrainingConfig(24, 12, **options).check(mixing)
 
 
 def test_a_mistake_in_the_data_is_raised_by_the_loop():
     objective = Objective(Process(linear()), seed=1, null_label=2)
     with pytest.raises(DuetError, match="label 2: the network has classes"):
-        train(Recorder(), LOADER, objective, RATE, EMA, Course(64, 16))
+        train(Recorder(), LOADER, objective, RATE, EMA, TrainingConfig(64, 16))
 
 
 def test_the_summary_counts_steps_alone():
-    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, EMA, Course(16, 4))
+    summary = train(Recorder(), LOADER, OBJECTIVE, RATE, EMA, TrainingConfig(16, 4))
     assert summary.keys() == {"images_per_second", "first_step_seconds", "seconds"}
     assert summary["images_per_second"] == pytest.approx(12 / summary["seconds"])
 
@@ -389,14 +399,14 @@ def test_the_summary_counts_steps_alone():
     ({"images": 128, "micro_batch": 48}, "trainer.micro_batch: 48 was given; it must divide the batch 128"),
     ({"images": 128, "micro_batch": 0}, "trainer.micro_batch: 0"),
     ({"images": 128, "non_finite": "skp"}, "trainer.non_finite: .* Did you mean 'skip'"),
-    ({"images": 128, "most_skipped": -1}, "trainer.most_skipped: -1"),
+    ({"images": 128, "max_skipped": -1}, "trainer.max_skipped: -1"),
     ({"images": 128, "on_out_of_memory": "half"}, "trainer.on_out_of_memory: .* Did you mean 'halve'"),
     ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
     ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),
 ])  # fmt: skip
 def test_a_course_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
-        Course(**options)
+        TrainingConfig(**options)
 
 
 @pytest.mark.parametrize(
@@ -404,5 +414,5 @@ def test_a_course_that_does_not_fit_is_refused(options, words):
     [(8, None, 0, 1, 1), (8, 2, 0, 1, 4), (8, None, 1, 2, 2), (8, 2, 1, 2, 4), (7, None, 0, 2, 7), (12, 3, 0, 2, 4)],
 )
 def test_a_batch_is_done_again_in_pieces_that_one_process_computed(batch, micro_batch, rank, size, whole):
-    course, world = Course(batch, batch, micro_batch=micro_batch), World(rank, size)
-    assert training._of_all(course.pieces(world), course, Team(world)) == whole
+    config, group = TrainingConfig(batch, batch, micro_batch=micro_batch), ProcessGroup(rank, size)
+    assert training._of_all(config.micro_batches(group), config, Collective(group)) == whole

@@ -38,7 +38,7 @@ def test_count_of_a_tiny_network_by_hand():
 
 
 def test_names_and_shapes_of_a_tiny_network():
-    spec = replace(TINY, multipliers=(1,), attention_sizes=(4,), middle_attention=False, qkv_bias=False)
+    spec = replace(TINY, channel_multipliers=(1,), attention_resolutions=(4,), middle_attention=False, qkv_bias=False)
     manifest = {p.name: p.shape for p in lower(spec).parameters}
     block = {
         "norm0.weight": (4,), "norm0.bias": (4,), "conv0.weight": (4, 4, 3, 3), "conv0.bias": (4,),
@@ -69,7 +69,7 @@ def test_names_and_shapes_of_a_tiny_network():
 
 
 def test_names_of_blocks_in_the_order_of_computation():
-    names = [node.name for node in lower(replace(TINY, attention_sizes=()))
+    names = [node.name for node in lower(replace(TINY, attention_resolutions=()))
              .nodes if node.kind in ("Conv", "Attention")]  # fmt: skip
     assert names == [
         "conv_in", "down.0.0.block.conv0", "down.0.0.block.conv1", "down.0.down.conv",
@@ -94,8 +94,8 @@ SONG_CHANGES = {
 CHANGES = {
     "up_attention": "last", "qkv_order": "heads", "norm_group_channels": 4, "dropout": 0.1, "embedding_multiplier": 2,
     "class_embedding": "before", "null_class": "zero", "augment_dim": 9,
-    "in_channels": 2, "out_channels": 2, "channels": 8, "multipliers": (1, 1), "blocks_per_level": 2,
-    "attention_sizes": (4, 2), "middle_attention": False, "heads": 2, "head_channels": 2, "qkv_bias": False,
+    "in_channels": 2, "out_channels": 2, "channels": 8, "channel_multipliers": (1, 1), "blocks_per_resolution": 2,
+    "attention_resolutions": (4, 2), "middle_attention": False, "heads": 2, "head_channels": 2, "qkv_bias": False,
     "norm_groups": 1, "norm_eps": 1e-5, "time": "scale_shift", "embedding_divisor": "half",
     "embedding_sin_first": False, "down": "pool", "up": "nearest", "down_padding": (0, 1), "skip_scale": 0.5,
     "zero_init": False, "num_classes": 4, "self_conditioning": True,
@@ -186,18 +186,18 @@ def test_heads_come_from_their_number_or_their_width():
     def heads(spec):
         return [node.block.heads for node in lower(spec).nodes if isinstance(node.block, Attention)]
 
-    spec = replace(TINY, channels=8, attention_sizes=(4, 2))
+    spec = replace(TINY, channels=8, attention_resolutions=(4, 2))
     assert set(heads(replace(spec, heads=2))) == {2}
     assert heads(replace(spec, head_channels=4)) == [2, 4, 4, 4, 4, 2, 2]
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"image_size": 6, "multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
-    ({"image_size": 3, "multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 levels; 4 would fit"),
-    ({"attention_sizes": (8,)}, "model.attention_sizes: 8 was given, but the levels have sizes 4, 2"),
+    ({"image_size": 6, "channel_multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
+    ({"image_size": 3, "channel_multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 levels; 4 would fit"),
+    ({"attention_resolutions": (8,)}, "model.attention_resolutions: 8 was given, but the levels have sizes 4, 2"),
     ({"image_size": 0}, "model.image_size: 0 was given; it must be at least 1"),
     ({"in_channels": 0}, "model.in_channels"),
-    ({"blocks_per_level": 0}, "model.blocks_per_level"),
+    ({"blocks_per_resolution": 0}, "model.blocks_per_resolution"),
     ({"norm_groups": 0}, "model.norm_groups: 0"),
     ({"norm_groups": 3}, "model.norm_groups: 3 groups do not divide 4 channels"),
     ({"norm_eps": 0.0}, "model.norm_eps: 0.0 was given; it must be positive"),
@@ -209,8 +209,8 @@ def test_heads_come_from_their_number_or_their_width():
     ({"head_channels": 16}, "model.head_channels: 16 channels per head do not divide 8 channels"),
     ({"head_channels": 0}, "model.head_channels: 0"),
     ({"head_channels": -4}, "model.head_channels: -4"),
-    ({"multipliers": ()}, "model.multipliers"),
-    ({"multipliers": (1, 0)}, "model.multipliers"),
+    ({"channel_multipliers": ()}, "model.channel_multipliers"),
+    ({"channel_multipliers": (1, 0)}, "model.channel_multipliers"),
     ({"channels": 5, "norm_groups": 1}, "model.channels: 5 was given; the time embedding needs an even number"),
     ({"channels": 2, "norm_groups": 1}, "model.channels: 2"),
     ({"num_classes": -1}, "model.num_classes: -1"),

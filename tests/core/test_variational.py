@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear, make_schedule
-from diffusion_core.diffusion.timestep_sampling import make_levels
+from diffusion_core.diffusion.timestep_sampling import make_timestep_sampler
 from diffusion_core.diffusion.variational import bound_columns, step_log_variances
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
@@ -95,7 +96,7 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound():
         made = replace(case, options=options | changes)
         table = made.objective.variational
         table = None if table is None else table[batch.c_noise.astype(int)]
-        return reference.losses_of(case.program, weights, replace(batch, variational=table), "mse")[0]
+        return reference.per_image_losses(case.program, weights, replace(batch, variational=table), "mse")[0]
 
     simple = losses(variance="fixed")
     bound = losses(bound="vlb") - simple  # the batch keeps its weight
@@ -128,13 +129,13 @@ def test_the_probabilities_of_all_bytes_add_up_to_one():
 
 
 def test_an_uncertainty_starts_where_it_changes_nothing():
-    sure = Problem(SPEC, {"name": "linear", "T": 10}, "eps")
+    sure = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
     unsure = replace(sure, uncertainty=True)
     weights = initial_weights(unsure.program, 0, np.float64)
     batch = cases.noise_batch(lower(SPEC), SPEC.image_shape)
     known = {name: weights[name] for name in initial_weights(sure.program, 0, np.float64)}
     assert reference.loss(unsure.program, weights, batch, "mse") == reference.loss(sure.program, known, batch, "mse")
-    back = Problem.from_dict(json.loads(json.dumps(unsure.to_dict())))
+    back = DiffusionModel.from_dict(json.loads(json.dumps(unsure.to_dict())))
     assert back == unsure and back.program == unsure.program != sure.program
 
 
@@ -142,9 +143,9 @@ def test_the_loss_of_an_uncertain_network_is_least_where_it_is_right():
     """exp(-u) L + u has its least value, 1 + log L, at u = log L."""
     case = next(case for case in cases.LOSSES if case.name == "uncertain huber")
     program, weights, batch = case.program, cases.scattered_weights(case.program), case.batch
-    certain = reference.losses_of(replace(program, uncertainty=False), weights, batch, "huber")[0]
+    certain = reference.per_image_losses(replace(program, uncertainty=False), weights, batch, "huber")[0]
     u = reference.forward(program, weights, batch.images, batch.c_noise, batch.label)[:, 0, 0, -1]
-    losses = reference.losses_of(program, weights, batch, "huber")[0]
+    losses = reference.per_image_losses(program, weights, batch, "huber")[0]
     np.testing.assert_allclose(losses, np.exp(-u) * certain + u, rtol=1e-12)
     assert np.all(losses >= 1 + np.log(certain))
 
@@ -166,7 +167,7 @@ def test_half_of_the_images_are_given_an_estimate():
 @pytest.mark.parametrize("first_t", [0, 2])
 def test_levels_follow_the_second_moments_of_their_losses(first_t):
     """Against the published algorithm in words: deques of ten, roots of mean squares, a thousandth uniform."""
-    law = make_levels(linear(6), first_t, name="loss_second_moment")
+    law = make_timestep_sampler(linear(6), first_t, name="loss_second_moment")
     history, kept = law.fresh(), [deque(maxlen=10) for _ in range(6)]
     rng = np.random.default_rng(1)
     for _ in range(40):
@@ -183,21 +184,21 @@ def test_levels_follow_the_second_moments_of_their_losses(first_t):
         wanted[first_t:] += 0.001 / (6 - first_t)
         np.testing.assert_allclose(given.probability, wanted, rtol=1e-12, atol=1e-15)
     assert given is not law
-    objective = Objective(Process(linear(6)), 0, first_t=first_t, levels={"name": "loss_second_moment"})
+    objective = Objective(Process(linear(6)), 0, first_t=first_t, timestep_sampling={"name": "loss_second_moment"})
     t, importance = objective.draw(np.arange(1000), history)
     np.testing.assert_allclose(importance, 1 / ((6 - first_t) * wanted[t]), rtol=1e-12)
     assert t.min() >= first_t and np.all(objective.draw(np.arange(1000))[1] == 1)
 
 
 def test_a_checkpoint_keeps_the_losses(tmp_path):
-    problem = Problem(SPEC, {"name": "linear", "T": 6}, "eps")
-    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
-    history = make_levels(linear(6), name="loss_second_moment").fresh().after([3, 3, 1], [0.5, 0.25, 1 / 3])
-    path = save_checkpoint(tmp_path, Checkpoint(8, problem, 0, state, {}, history))
+    model = DiffusionModel(SPEC, {"name": "linear", "T": 6}, "eps")
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
+    history = make_timestep_sampler(linear(6), name="loss_second_moment").fresh().after([3, 3, 1], [0.5, 0.25, 1 / 3])
+    path = save_checkpoint(tmp_path, Checkpoint(8, model, 0, state, {}, history))
     back = load_checkpoint(path, SPEC).history
     for name, value in vars(history).items():
         np.testing.assert_array_equal(vars(back)[name], value, strict=True)
-    assert load_checkpoint(save_checkpoint(tmp_path, Checkpoint(16, problem, 0, state, {}))).history is None
+    assert load_checkpoint(save_checkpoint(tmp_path, Checkpoint(16, model, 0, state, {}))).history is None
 
 
 @pytest.mark.parametrize("options, words", [
@@ -207,8 +208,8 @@ def test_a_checkpoint_keeps_the_losses(tmp_path):
     ({"variance": "learned", "input_perturbation": 0.1}, "process.input_perturbation: .*use 0"),
     ({"variance": "learned", "bound": "vlb", "uncertainty": True}, "process.uncertainty: true .* hybrid"),
     ({"variance": "learned", "bound": "vlb", "weighting": {"name": "snr"}}, "process.weighting: snr .* hybrid"),
-    ({"levels": {"name": "loss_second_moment", "history": 0}}, "process.levels.history: 0 was given"),
-    ({"levels": {"name": "loss_second_moment", "uniform_share": 0.0}}, "process.levels.uniform_share: 0.0 was given"),
+    ({"timestep_sampling": {"name": "loss_second_moment", "history": 0}}, "process.timestep_sampling.history: 0 was given"),
+    ({"timestep_sampling": {"name": "loss_second_moment", "uniform_share": 0.0}}, "process.timestep_sampling.uniform_share: 0.0 was given"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
@@ -216,12 +217,15 @@ def test_what_does_not_fit_is_refused(options, words):
 
 
 def test_continuous_time_has_no_steps_to_bound_and_no_levels_to_remember():
-    for options in ({"variance": "learned"}, {"levels": {"name": "loss_second_moment"}}):
+    for options in ({"variance": "learned"}, {"timestep_sampling": {"name": "loss_second_moment"}}):
         with pytest.raises(DuetError, match="flow_continuous has no"):
             Objective(Process(make_schedule("flow_continuous"), "v"), 0, **options)
 
 
 def test_a_variance_needs_its_channels():
     with pytest.raises(DuetError, match=r"process.variance: learned .* model.out_channels=2"):
-        Problem(SPEC, {"name": "linear"}, "eps", variance="learned")
-    assert Problem(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance="learned").variance == "learned"
+        DiffusionModel(SPEC, {"name": "linear"}, "eps", variance="learned")
+    assert (
+        DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance="learned").variance
+        == "learned"
+    )

@@ -12,7 +12,7 @@ from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.loss_weighting import make_weights as make
 from diffusion_core.diffusion.process import PREDICTIONS, Process, add_noise, misfit
 from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear, make_schedule
-from diffusion_core.diffusion.timestep_sampling import make_levels
+from diffusion_core.diffusion.timestep_sampling import make_timestep_sampler
 from diffusion_core.training.objective import Objective
 
 CHOSEN = [
@@ -36,7 +36,7 @@ def ratio(schedule: Schedule) -> np.ndarray:
 def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.ndarray) -> float:
     """The loss of a batch, for the output of a network that means `x0_hat`."""
     batch = Objective(process, 5, weighting=weighting).batch(x0, np.zeros(len(x0)), np.arange(len(x0)), np.float64)
-    c = process.columns(make_levels(process.schedule).draw(5, np.arange(len(x0))))
+    c = process.columns(make_timestep_sampler(process.schedule).draw(5, np.arange(len(x0))))
     x = add_noise(x0, batch.noise, batch.alpha, batch.sigma)
     target = add_noise(x0, batch.noise, batch.target_x0, batch.target_eps)
     output = add_noise(x0_hat, x, 1 / c.c_out, -c.c_skip / c.c_out)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import Settings, StepResult, TrainBatch
+from diffusion_core.backend.interface import BackendConfig, StepResult, TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.diffusion.process import Process
@@ -25,15 +25,15 @@ from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import BatchNorm
 from diffusion_core.optim import Ema, Warmup
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.runtime.distributed import KINDS, Team, World, started_together
+from diffusion_core.runtime.distributed import KINDS, Collective, ProcessGroup, started_together
 from diffusion_core.sampling import ddim
-from diffusion_core.training.loop import Course, Hooks, _halved, make_batch, train
+from diffusion_core.training.loop import Hooks, TrainingConfig, _halved, make_batch, train
 from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True, dtype=np.float64)
 # Levels that follow the losses, which the processes must tell each other.
-OBJECTIVE = Objective(Process(linear(4)), seed=1, levels={"name": "loss_second_moment", "history": 1})
+OBJECTIVE = Objective(Process(linear(4)), seed=1, timestep_sampling={"name": "loss_second_moment", "history": 1})
 SIZES = [2, 3, 4]
 
 
@@ -56,13 +56,13 @@ class Meeting:
         return total
 
 
-def together(size: int, task: Callable[[Team], Any], fault: bool = False) -> list[Any]:
+def together(size: int, task: Callable[[Collective], Any], fault: bool = False) -> list[Any]:
     """What the task gives in each of so many threads; the first exception is raised."""
     meeting, given = Meeting(size, fault), [None] * size
 
     def work(rank: int) -> None:
         try:
-            given[rank] = task(Team(World(rank, size), partial(meeting.add, rank)))
+            given[rank] = task(Collective(ProcessGroup(rank, size), partial(meeting.add, rank)))
         except BaseException as error:
             given[rank] = error
             meeting.barrier.abort()
@@ -81,62 +81,67 @@ def together(size: int, task: Callable[[Team], Any], fault: bool = False) -> lis
 class Descent:
     """Gradient descent of F = w0 x + w1, which adds up what the processes have as a backend does."""
 
-    def __init__(self, team: Team) -> None:
-        self.team, self.weights, self.levels = team, np.zeros(2), []
+    def __init__(self, collective: Collective) -> None:
+        self.collective, self.weights, self.levels = collective, np.zeros(2), []
 
-    def step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...], pieces=1, may_repeat=False) -> StepResult:
+    def step(
+        self, batch: TrainBatch, lr: float, decays: tuple[float, ...], micro_batches=1, may_repeat=False
+    ) -> StepResult:
         residual = self.weights[0] * batch.images + self.weights[1] - batch.noise
         losses = np.mean(residual**2, axis=(1, 2, 3))
         slope = [np.mean(2 * residual * x, axis=(1, 2, 3)) for x in (batch.images, 1.0)]
         parts = np.array([np.mean(batch.importance * column) for column in (losses, *slope)])
-        loss, *gradient = self.team.add(parts)
+        loss, *gradient = self.collective.add(parts)
         self.weights = self.weights - lr * np.array(gradient)
         self.levels.append(batch.c_noise)
         return StepResult(loss, np.linalg.norm(gradient), lambda: losses)
 
 
-def trained(team: Team) -> tuple[list[float], np.ndarray]:
+def trained(collective: Collective) -> tuple[list[float], np.ndarray]:
     """(losses, weights) of a short run."""
     found: list[float] = []
     hooks = Hooks(log=lambda records, speed: found.extend(record.loss for record in records))
-    trainer, course = Descent(team), Course(100, 10, log_images=10)
+    trainer, config = Descent(collective), TrainingConfig(100, 10, log_images=10)
     train(
         trainer,
-        replace(LOADER, world=team.world),
+        replace(LOADER, group=collective.group),
         OBJECTIVE,
         LearningRate(0.1),
         Ema((Warmup(0.9),)),
-        course,
+        config,
         hooks,
-        team=team,
+        collective=collective,
     )
     return found, trainer.weights
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_processes_train_as_one_does(size):
-    losses, weights = trained(Team())
+    losses, weights = trained(Collective())
     for found, reached in together(size, trained):
         np.testing.assert_allclose(found, losses, rtol=1e-12)
         np.testing.assert_allclose(reached, weights, rtol=1e-12)
 
 
 def test_a_sum_that_is_left_out_is_noticed():
-    losses, _ = trained(Team())
+    losses, _ = trained(Collective())
     found, _ = together(2, trained, fault=True)[0]
     assert np.max(np.abs(np.array(found) - losses)) > 1e-2
 
 
 def test_what_is_kept_of_halved_pieces_is_what_suffices_for_every_process():
-    course = Course(24, 12, on_out_of_memory="halve")
+    config = TrainingConfig(24, 12, on_out_of_memory="halve")
     for halved, expected in (({2}, 2), ({1, 2}, 2), (set(), None)):
-        assert together(3, lambda team, h=halved: _halved(course, team, 1 + (team.world.rank in h))) == [expected] * 3
+        assert (
+            together(3, lambda collective, h=halved: _halved(config, collective, 1 + (collective.group.rank in h)))
+            == [expected] * 3
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_shares_of_a_batch_are_the_batch_and_their_losses_add_up_to_its(size):
     whole = make_batch(LOADER, OBJECTIVE, 20, 10)
-    parts = [make_batch(replace(LOADER, world=World(rank, size)), OBJECTIVE, 20, 10) for rank in range(size)]
+    parts = [make_batch(replace(LOADER, group=ProcessGroup(rank, size)), OBJECTIVE, 20, 10) for rank in range(size)]
     for name in whole.arrays.keys() - {"importance", "dropout_key"}:
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
     losses = np.square(whole.noise).mean(axis=(1, 2, 3))
@@ -152,14 +157,16 @@ def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
         drawn.append(len(start))
         return start * len(start) + noise(0)  # of another batch it is another picture
 
-    backend = SimpleNamespace(settings=Settings(precision="float64"), sample=sample)
+    backend = SimpleNamespace(config=BackendConfig(precision="float64"), sample=sample)
     network, plan = SimpleNamespace(program=Program(())), ddim(Process(linear()), 2, eta=1.0)
 
-    def all_of_them(team: Team) -> np.ndarray:
-        pause = partial(pauses.append, team.world.rank)
-        return draw(backend, network, plan, (2, 2, 1), np.zeros(11, int), seed=3, batch=2, team=team, pause=pause)
+    def all_of_them(collective: Collective) -> np.ndarray:
+        pause = partial(pauses.append, collective.group.rank)
+        return draw(
+            backend, network, plan, (2, 2, 1), np.zeros(11, int), seed=3, batch=2, collective=collective, pause=pause
+        )
 
-    alone = all_of_them(Team())
+    alone = all_of_them(Collective())
     assert pauses == [0] * 6
     drawn.clear(), pauses.clear()
     for found in together(size, all_of_them):
@@ -171,9 +178,9 @@ def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
 @pytest.mark.parametrize("count", [1, 4, 7, 64])
 @pytest.mark.parametrize("size", [1, *SIZES])
 def test_shares_are_in_order_and_differ_by_one_at_most(size, count):
-    shares = [World(rank, size).share(count) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(count) for rank in range(size)]
     assert [i for share in shares for i in range(count)[share]] == list(range(count))
-    units = [World(rank, size).share(count, 3) for rank in range(size)]
+    units = [ProcessGroup(rank, size).share(count, 3) for rank in range(size)]
     assert [i for share in units for i in range(count)[share]] == list(range(count))
     assert all(share.start % 3 == 0 or share.start == count for share in units)
     lengths = [share.stop - share.start for share in shares]
@@ -188,22 +195,22 @@ def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_
     def forward(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray) -> np.ndarray:
         return np.sin(x) + c_noise[:, None, None, None]
 
-    def pullback(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> tuple:
+    def vjp(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray, cotangent: np.ndarray) -> tuple:
         return np.sin(x) + 0.01 * np.sin(x.sum()), np.cos(x) * cotangent
 
-    def found(team: Team) -> list[np.ndarray]:
-        some = team.world.share(13, 2)
+    def found(collective: Collective) -> list[np.ndarray]:
+        some = collective.group.share(13, 2)
         given = label[some], index[some], 3
         bound = variational_bound(forward, process, PICTURES[some], *given, batch=2, clip=False)
-        density = flow_density(pullback, process, PICTURES[some] / 255.0, *given, steps=2, batch=2)
+        density = flow_density(vjp, process, PICTURES[some] / 255.0, *given, steps=2, batch=2)
         right = recognised(
             lambda x, *_: np.sin(x + x.sum()).reshape(len(x), -1), process, PICTURES, LOADER.dataset.labels, [0, 3],
             3, 2, only=some,
         )  # fmt: skip
         parts = [*vars(bound).values(), *vars(density).values(), right.T]
-        return [team.gather(part, 13, 2) for part in parts]
+        return [collective.gather(part, 13, 2) for part in parts]
 
-    alone = found(Team())
+    alone = found(Collective())
     for several in together(size, found):
         for k, (one, other) in enumerate(zip(alone, several, strict=True)):
             assert one.dtype == other.dtype
@@ -211,20 +218,20 @@ def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_
 
 
 def test_processes_tell_each_other_what_they_have():
-    def task(team: Team) -> Any:
-        mine = np.arange(7.0)[team.world.share(7)]
-        return team.gather(mine, 7), team.any(team.world.rank == 2), team.any(False)
+    def task(collective: Collective) -> Any:
+        mine = np.arange(7.0)[collective.group.share(7)]
+        return collective.gather(mine, 7), collective.any(collective.group.rank == 2), collective.any(False)
 
     for gathered, one, none in together(3, task):
         np.testing.assert_array_equal(gathered, np.arange(7.0))
         assert one and not none
-    assert Team().any(True) and not Team().any(False)
+    assert Collective().any(True) and not Collective().any(False)
 
 
 def test_processes_that_hold_different_things_do_not_go_on():
-    assert together(3, lambda team: team.agree("the seed", lambda: "same")) == [None] * 3
+    assert together(3, lambda collective: collective.agree("the seed", lambda: "same")) == [None] * 3
     with pytest.raises(DuetError, match="parallel: the seed of process 1 is not that of process 0"):
-        together(3, lambda team: team.agree("the seed", lambda: str(team.world.rank == 1)))
+        together(3, lambda collective: collective.agree("the seed", lambda: str(collective.group.rank == 1)))
 
 
 CONFIG = {"cluster": {"worker": ["a:1", "a:2", "b:1", "b:2"]}, "task": {"type": "worker", "index": 3}}
@@ -240,8 +247,8 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
     ("multiworker", SLURM, (5, 8, 1)),
 ])  # fmt: skip
 def test_a_process_knows_its_place_by_who_started_it(kind, told, found):
-    world = World.of(kind, told)
-    assert (world.rank, world.size, world.local) == found and world.kind == kind
+    group = ProcessGroup.from_environment(kind, told)
+    assert (group.rank, group.size, group.local_rank) == found and group.kind == kind
 
 
 @pytest.mark.parametrize("told, variable", [
@@ -271,7 +278,7 @@ def test_a_process_knows_whether_it_is_one_of_several(told, variable):
 ])  # fmt: skip
 def test_a_process_that_does_not_know_its_place_is_refused(kind, told, words):
     with pytest.raises(DuetError, match=words):
-        World.of(kind, told)
+        ProcessGroup.from_environment(kind, told)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -282,6 +289,6 @@ def test_a_process_that_does_not_know_its_place_is_refused(kind, told, words):
 def test_a_batch_that_cannot_be_shared_is_refused(options, words):
     mixing = Program((Node("norm", BatchNorm(2, 1e-3, 0.1), ("x",)),))
     with pytest.raises(DuetError, match=words):
-        Course(12, **options).check(mixing, World(0, 4, kind="ddp"))
-    assert Course(12, 12, micro_batch=1).pieces(World(0, 4)) == 3
+        TrainingConfig(12, **options).check(mixing, ProcessGroup(0, 4, kind="ddp"))
+    assert TrainingConfig(12, 12, micro_batch=1).micro_batches(ProcessGroup(0, 4)) == 3
     assert set(KINDS) == {"none", "ddp", "multiworker"}

@@ -27,7 +27,7 @@ SMALL = [
     *("trainer.checkpoint_images=64", "trainer.keep_checkpoints=null", "trainer.sample_images=0", "lr.peak=0.01"),
     *("sample.count=2", "sample.batch=2", "backend.threads=1", "backend.device=cpu", "precision=float64"),
 ]
-THIRD = "ema.beside=[{name: power, sigma_rel: 0.1}, {name: power, sigma_rel: 0.07}]"
+THIRD = "ema.extra=[{name: power, sigma_rel: 0.1}, {name: power, sigma_rel: 0.07}]"
 KEPT = ["ema=post_hoc", THIRD, "ema.snapshot_images=16"]
 HALF = f"checkpoints/{64:012d}"
 
@@ -149,7 +149,7 @@ def test_weights_are_those_that_are_named_or_that_the_run_draws_with(finished):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("words, told", [
-    (["ema=power"], "the checkpoint keeps 3 averages of the weights, but ema and ema.beside give 1"),
+    (["ema=power"], "the checkpoint keeps 3 averages of the weights, but ema and ema.extra give 1"),
     ([*KEPT, "ema.sigma_rel=0.06"], "'sigma_rel': 0.06"),
     ([*KEPT, "trainer.batch=8"], "has seen 64 images in 16 updates, but the batch is 8"),
 ])  # fmt: skip
@@ -161,7 +161,7 @@ def test_going_on_with_other_averages_is_refused(finished, backend_name, tmp_pat
 @pytest.mark.parametrize("words, told", [
     (["run=nowhere", "out=made"], "run: nowhere does not exist"),
     (["run=", "out=made"], "run: nothing was given"),
-    (["run=.", "out=made", "ema=post_hoc"], "ema.beside: averages were given, but one is made at a time"),
+    (["run=.", "out=made", "ema=post_hoc"], "ema.extra: averages were given, but one is made at a time"),
 ])  # fmt: skip
 def test_remaking_refuses(tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)

@@ -23,7 +23,7 @@ from PIL import Image
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.lock import LOCK, locked
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -31,7 +31,7 @@ from diffusion_core.runs.run_directory import claim
 from experiments.stored import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "model.channels=8 model.norm_groups=4 model.attention_sizes=[] model.middle_attention=false trainer.images=128"
+TINY = "model.channels=8 model.norm_groups=4 model.attention_resolutions=[] model.middle_attention=false trainer.images=128"
 
 
 def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +85,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["process=v_flow", "process.prediction=eps"], ["alpha is 0", "v or x0"]),
         (["model.out_channels=3"], ["out_channels", "in_channels"]),
         (["model.norm_groups=5"], ["5 groups", "channels"]),
-        (["model.multipliers=[1,2,2,2,2]"], ["8 pixels", "16"]),
+        (["model.channel_multipliers=[1,2,2,2,2]"], ["8 pixels", "16"]),
         (["model.num_classes=7"], ["10 classes", "7"]),
         (["data=shapes"], ["32", "model.image_size=32"]),
         (["data.name=digit"], ["digit", "Did you mean 'digits'?"]),
@@ -111,13 +111,13 @@ def train(tmp_path: Path, *words: str) -> str:
         (["ema.sigma_rel=0.1"], ["ema.sigma_rel"]),
         (["ema=power", "ema.sigma_rel=0.5"], ["ema.sigma_rel", "0.5", "0.2887"]),
         (["ema=powr"], ["ema: 'powr'", "Did you mean 'power'?"]),
-        (["ema.beside=[{name: powr}]"], ["powr", "Did you mean 'power'?"]),
+        (["ema.extra=[{name: powr}]"], ["powr", "Did you mean 'power'?"]),
         (["ema.snapshot_images=-1"], ["ema.snapshot_images", "-1", "0 for never"]),
         (["sample.weights=ema1"], ["ema1", "ema, weights"]),
         (["resume=latest"], ["no checkpoint", "hydra.run.dir=RUN"]),
         (["resume=nowhere"], ["nowhere", "does not exist"]),
-        (["model.num_classes=0", "process.drop_label=0.1"], ["drop_label", "num_classes"]),
-        (["model.num_classes=0", "sampler.guidance=2"], ["guidance", "classes"]),
+        (["model.num_classes=0", "process.label_dropout=0.1"], ["label_dropout", "num_classes"]),
+        (["model.num_classes=0", "sampler.guidance_scale=2"], ["guidance", "classes"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
@@ -135,7 +135,7 @@ def test_training_refuses(tmp_path: Path, words: list[str], named: list[str]) ->
         (["model=simple", "model.channels=3"], ["model.channels", "list"]),
         (["model=plain", "model.bottleneck=wide"], ["model.bottleneck", "wide", "Integer"]),
         (["model=sixteen_step", "+model.skip_scale=1"], ["sixteen_step", "skip_scale", "channels"]),
-        (["model.architecture=plain"], ["plain", "multipliers", "bottleneck"]),
+        (["model.architecture=plain"], ["plain", "channel_multipliers", "bottleneck"]),
         (["model.architecture=unnet"], ["unnet", "Did you mean 'unet'?"]),
         (["model=landscapes"], ["model: 'landscapes'", "Did you mean 'landscape'?"]),
     ],
@@ -156,10 +156,10 @@ SAME_NETWORK = ("model.norm_eps=1e-5",)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a tiny network that has seen 128 images, made by the core alone."""
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, num_classes=10, norm_eps=1e-5)
-    problem = Problem(spec, {"name": "linear", "T": 1000}, "eps")
-    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
+    model = DiffusionModel(spec, {"name": "linear", "T": 1000}, "eps")
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
     run = tmp_path_factory.mktemp("checkpoint")
-    save_checkpoint(run / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    save_checkpoint(run / "checkpoints", Checkpoint(128, model, 0, state, {}))
     return run
 
 
@@ -195,10 +195,10 @@ def test_evaluation_refuses(tmp_path: Path, checkpoint: Path, words: list[str], 
 
 
 def test_a_bound_with_another_variance_than_was_trained_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    found = load_checkpoint(checkpoint).problem
-    problem = replace(found, spec=replace(found.spec, out_channels=2), variance="learned")
-    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
-    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    found = load_checkpoint(checkpoint).model
+    model = replace(found, spec=replace(found.spec, out_channels=2), variance="learned")
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, model, 0, state, {}))
     words = [f"checkpoint={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "likelihood=vlb", "data=digits"]
     line = refused("evaluate", *words, "likelihood.variance=learned_range")
     assert "likelihood.variance: learned_range was given" in line and "trained with learned" in line
@@ -217,7 +217,8 @@ def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: 
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     found = load_checkpoint(checkpoint)
     save_checkpoint(
-        tmp_path / "other", replace(found, notes={"trained_for": {"process.drop_label": 0.0, "process.distance": "l1"}})
+        tmp_path / "other",
+        replace(found, notes={"trained_for": {"process.label_dropout": 0.0, "process.distance": "l1"}}),
     )
     line = train(tmp_path, f"resume={tmp_path / 'other'}", "trainer.images=256", *SAME_NETWORK)
     assert "process.distance l1" in line and "mse was given" in line and "change_objective=true" in line
@@ -270,7 +271,7 @@ def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoi
 
 def test_sampling_refuses_an_option_that_the_sampler_does_not_have(tmp_path: Path, checkpoint: Path) -> None:
     line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler.guidence=2")
-    assert "ddim" in line and "guidence" in line and "Did you mean 'guidance'?" in line
+    assert "ddim" in line and "guidence" in line and "Did you mean 'guidance_scale'?" in line
 
 
 def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path) -> None:
@@ -281,17 +282,20 @@ def test_sampling_refuses_a_label_out_of_range(tmp_path: Path, checkpoint: Path)
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["guide=SAME"], ["nothing is guided", "sampler.guidance"]),
-        (["guide=SAME", "guide_weights=mean", "sampler.guidance=2"], ["guide_weights", "mean", "ema"]),
-        (["guide=COSINE", "sampler.guidance=2"], ["guide", "eps on cosine", "eps on linear"]),
-        (["sampler.guidance={first: 2}", "sampler.guidance_convention=difference"], ["sampler.guidance", "a ramp"]),
+        (["guide=SAME"], ["nothing is guided", "sampler.guidance_scale"]),
+        (["guide=SAME", "guide_weights=mean", "sampler.guidance_scale=2"], ["guide_weights", "mean", "ema"]),
+        (["guide=COSINE", "sampler.guidance_scale=2"], ["guide", "eps on cosine", "eps on linear"]),
+        (
+            ["sampler.guidance_scale={first: 2}", "sampler.guidance_convention=difference"],
+            ["sampler.guidance_scale", "a ramp"],
+        ),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
 def test_sampling_refuses_guidance(tmp_path: Path, checkpoint: Path, words: list[str], named: list[str]) -> None:
-    problem = replace(load_checkpoint(checkpoint).problem, schedule={"name": "cosine"})
-    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
-    save_checkpoint(tmp_path / "cosine" / "checkpoints", Checkpoint(0, problem, 0, state, {}))
+    model = replace(load_checkpoint(checkpoint).model, schedule={"name": "cosine"})
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
+    save_checkpoint(tmp_path / "cosine" / "checkpoints", Checkpoint(0, model, 0, state, {}))
     words = [word.replace("SAME", str(checkpoint)).replace("COSINE", str(tmp_path / "cosine")) for word in words]
     line = refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", *words)
     for part in named:
@@ -358,7 +362,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(cfg: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("experiments.experiment.Experiment.of", full)
+    monkeypatch.setattr("experiments.experiment.Experiment.from_config", full)
     line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split())
     assert line == "error: a file cannot be written (No space left on device)"
 

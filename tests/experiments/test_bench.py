@@ -19,7 +19,7 @@ from experiments.benchmark.contestants import Contestant, Mode, interleave, star
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import compared, median_interval, rows
 from experiments.benchmark.targets import targets
-from experiments.common import problem_of
+from experiments.common import make_model
 from peers import PEERS, nearest
 
 ROUNDS = {"batch": 8, "steps": 2, "images": 4, "ddim_steps": 5}
@@ -46,8 +46,8 @@ def test_a_ratio_is_taken_within_a_round():
         one.seconds = {"train": list(seconds), "convolutions": list(seconds / 2), "matrix": list(seconds)}
         one.seconds |= {"passes": list(0.75 * seconds), "ddim": list(seconds), "evaluations": list(seconds / 1.25)}
         contestants.append(one)
-    problem = problem_of(composed("bench", "out=x"))
-    first, second = rows(contestants, "train", problem, ROUNDS)
+    model = make_model(composed("bench", "out=x"))
+    first, second = rows(contestants, "train", model, ROUNDS)
     assert (first["ratio"], second["ratio"]) == (1.0, pytest.approx(2.0))
     assert second["ratio_low"] == second["ratio_high"] == pytest.approx(2.0)
     assert second["milliseconds"] == pytest.approx(1e3 * 8 * np.median(0.2 * load))
@@ -55,7 +55,7 @@ def test_a_ratio_is_taken_within_a_round():
     assert 0.5 < first["share_of_convolutions"] < 0.55  # the digits network is nearly all convolutions
     assert first["gflops"] == pytest.approx(2 * second["gflops"])
     assert first["share_beside_passes_low"] == pytest.approx(0.25) and first["by_evaluations"] is None
-    assert [row["by_evaluations"] for row in rows(contestants, "ddim", problem, ROUNDS)] == pytest.approx([1.25] * 2)
+    assert [row["by_evaluations"] for row in rows(contestants, "ddim", model, ROUNDS)] == pytest.approx([1.25] * 2)
     drawn = bars([first, second], ROUNDS)
     assert sorted(name.rsplit(".")[1] for name in drawn) == ["csv", "json", "png", "svg"]
     points = [row | {"batch": b, "peak_memory_mib": 10.0 * b} for b in (1, 2) for row in (first, second)]
@@ -64,7 +64,7 @@ def test_a_ratio_is_taken_within_a_round():
 
 def test_what_varies_is_set_alone():
     cfg = composed("bench", "out=x", "model=simple", "vary=image_size", "values=[8,16]")
-    assert [problem_of(point).spec.image_size for point in _points(cfg)] == [8, 16]
+    assert [make_model(point).spec.image_size for point in _points(cfg)] == [8, 16]
     for name in VARIED:
         points = _points(composed("bench", "out=x", f"vary={name}", "values=[8,16]"))
         assert points[0] != points[1] and len(points) == 2
@@ -188,7 +188,7 @@ def test_who_fails_beside_its_work_keeps_it():
     assert kept.seconds == {"train": [0.5] * 3, "matrix": [0.5] * 3}
     assert kept.left_out == failed.left_out == "out of memory (at convolutions)"
     assert "train" not in failed.seconds  # it failed there in a later round, and what it did before does not count
-    (row,) = rows(both, "train", problem_of(composed("bench", "out=x")), ROUNDS)
+    (row,) = rows(both, "train", make_model(composed("bench", "out=x")), ROUNDS)
     assert row["images_per_second"] == 2 and row["share_of_convolutions"] is None
 
 
@@ -225,9 +225,9 @@ def test_who_hangs_is_ended():
 
 def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch, tmp_path):
     """It is not the error of a person, and not one that Duet raises: whatever a framework may say."""
-    problem = problem_of(composed("bench", "out=x"))
+    model = make_model(composed("bench", "out=x"))
     monkeypatch.setattr("experiments.benchmark.contestants.backend_python", lambda *_: Path(sys.executable))
-    one = start(Mode("torch", "float32", False), problem, ROUNDS | {"batch": None}, "cpu", 1, 60, tmp_path)
+    one = start(Mode("torch", "float32", False), model, ROUNDS | {"batch": None}, "cpu", 1, 60, tmp_path)
     try:
         interleave([one], ["train"], 1)
     finally:
@@ -238,7 +238,7 @@ def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch, tmp_pat
         raise DuetError("there is no environment of torch here")
 
     monkeypatch.setattr("experiments.benchmark.contestants.backend_python", nowhere)
-    one = start(Mode("torch", "float32", False), problem, ROUNDS, "cpu", 1, 60, tmp_path)
+    one = start(Mode("torch", "float32", False), model, ROUNDS, "cpu", 1, 60, tmp_path)
     one.stop()
     assert one.left_out == "bench: torch: there is no environment of torch here"
 

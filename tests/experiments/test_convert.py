@@ -13,7 +13,7 @@ from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf
 from diffusion_core.convert.names import write_weights
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import (
@@ -26,16 +26,18 @@ from diffusion_core.runs.checkpoint import (
 from experiments import resuming, targets
 from experiments.experiment import Experiment
 
-SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4, num_classes=3, null_class="zero")
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 20}, "v")
+SPEC = UNetSpec(
+    8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, norm_groups=4, num_classes=3, null_class="zero"
+)
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 20}, "v")
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A run whose weights and average differ."""
-    weights, ema = (initial_weights(PROBLEM.program, seed, np.float32) for seed in (0, 1))
+    weights, ema = (initial_weights(MODEL.program, seed, np.float32) for seed in (0, 1))
     state = replace(TrainerState.fresh(weights), averages=(ema,))
-    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(256, PROBLEM, 0, state, {}))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(256, MODEL, 0, state, {}))
     return tmp_path / "run"
 
 
@@ -49,8 +51,8 @@ def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys
     assert "process: linear, 20 levels, beta_start 0.0001, beta_end 0.02, v prediction, images in" in said
     assert said.splitlines()[1].endswith("(its own)")
     found = load_checkpoint(tmp_path / "back")
-    assert found.problem.program.sha256 == PROBLEM.program.sha256
-    assert (found.problem.prediction, found.problem.process.schedule.steps) == ("v", 20)
+    assert found.model.program.sha256 == MODEL.program.sha256
+    assert (found.model.prediction, found.model.process.schedule.steps) == ("v", 20)
     assert (found.images_seen, found.state.updates, found.notes["source"]) == (0, 0, "diffusers")
     for name, value in getattr(load_checkpoint(trained).state, which).items():
         np.testing.assert_array_equal(found.state.weights[name], value)
@@ -62,22 +64,22 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "process.schedule.T=50", "source.null_class=last")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
-    problem = load_checkpoint(tmp_path / "back").problem
-    assert (problem.prediction, problem.schedule) == ("x0", {"name": "cosine", "T": 50})
-    assert (problem.spec.num_classes, problem.spec.null_class) == (2, "last")
-    assert (problem.value_range, problem.time_scale) == ((-1.0, 1.0), 1.0)
+    model = load_checkpoint(tmp_path / "back").model
+    assert (model.prediction, model.schedule) == ("x0", {"name": "cosine", "T": 50})
+    assert (model.spec.num_classes, model.spec.null_class) == (2, "last")
+    assert (model.value_range, model.time_scale) == ((-1.0, 1.0), 1.0)
     # What a process says of training alone is left behind.
     words = ("process=edm", "source.null_class=last")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'edm'}", *words)
-    assert load_checkpoint(tmp_path / "edm").problem.prediction == "edm"
+    assert load_checkpoint(tmp_path / "edm").model.prediction == "edm"
 
 
 def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "+process.value_range=[0,1]", "+process.time_scale=0.25")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
-    problem = load_checkpoint(tmp_path / "back").problem
-    assert (problem.value_range, problem.time_scale) == ((0.0, 1.0), 0.25)
+    model = load_checkpoint(tmp_path / "back").model
+    assert (model.value_range, model.time_scale) == ((0.0, 1.0), 0.25)
     assert "x0 prediction, images in [0.0, 1.0], time_scale 0.25 (as given)" in capsys.readouterr().out
 
 
@@ -157,13 +159,13 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
     enter("import_weights", *words, f"out={tmp_path / 'plain'}")
     enter("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
     network = (
-        "channels=8 multipliers=[1,2] blocks_per_level=1 attention_sizes=[] heads=1 qkv_bias=true norm_groups=4 "
+        "channels=8 channel_multipliers=[1,2] blocks_per_resolution=1 attention_resolutions=[] heads=1 qkv_bias=true norm_groups=4 "
         "norm_eps=1e-6 down_padding=[0,1] num_classes=0 dropout=0.25"
     )
-    given = ["experiment=digits", "process=eps_linear", "process.drop_label=0", "sampler.guidance=1"]
+    given = ["experiment=digits", "process=eps_linear", "process.label_dropout=0", "sampler.guidance_scale=1"]
     given += [f"model.{word}" for word in network.split()]
     cfg = composed("train", *given)
-    experiment = Experiment.of(cfg)
+    experiment = Experiment.from_config(cfg)
     cfg.resume = str(tmp_path / "told")
     start, source = resuming.start_of(cfg, experiment, tmp_path)
     assert source == find_checkpoint(tmp_path / "told")

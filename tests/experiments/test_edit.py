@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from commands import enter
 
+from diffusion_core.backend import reference
 from diffusion_core.backend.compile_policy import Costs, sampling_work
-from diffusion_core.backend.interface import Description, Settings, TrainerState, reference
+from diffusion_core.backend.interface import BackendConfig, Description, TrainerState
 from diffusion_core.data import load_dataset
 from diffusion_core.images.render import save_png
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
@@ -27,13 +28,13 @@ from diffusion_core.runs.run_directory import read_samples, write_samples
 from experiments import common
 
 SPEC = UNetSpec(8, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2, num_classes=10, zero_init=False)
-PROBLEM = Problem(SPEC, {"name": "linear", "T": 1000}, "v")
+MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 1000}, "v")
 
 
 class Reference:
     """The reference in the shape of a backend."""
 
-    settings = Settings(precision="float64")
+    config = BackendConfig(precision="float64")
 
     def __init__(self):
         self.drawn = []
@@ -44,22 +45,22 @@ class Reference:
     def network(self, program, weights):
         return SimpleNamespace(program=program, weights=weights)
 
-    def sample(self, network, plan, start, label, noise, watch=None, steering=None):
-        steering.check(plan)
+    def sample(self, network, plan, start, label, noise, callback=None, guidance=None):
+        guidance.check(plan)
         self.drawn.append((plan, len(start)))
-        led = {"mask": steering.mask, "known": steering.known}
-        if steering.guide:
-            led["guide"] = partial(reference.forward, steering.guide.program, steering.guide.weights)
-        if steering.classifier:
-            led["slope"] = lambda x, t, label: np.ones_like(x)  # any one will do
-        return reference.sample(network.program, network.weights, plan, start, label, noise, watch, **led)
+        led = {"mask": guidance.mask, "known": guidance.known}
+        if guidance.guide:
+            led["guide"] = partial(reference.forward, guidance.guide.program, guidance.guide.weights)
+        if guidance.classifier:
+            led["grad_log_prob"] = lambda x, t, label: np.ones_like(x)  # any one will do
+        return reference.sample(network.program, network.weights, plan, start, label, noise, callback, **led)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    state = TrainerState.fresh(initial_weights(PROBLEM.program, 0, np.float32))
+    state = TrainerState.fresh(initial_weights(MODEL.program, 0, np.float32))
     path = tmp_path_factory.mktemp("run")
-    save_checkpoint(path / "checkpoints", Checkpoint(128, PROBLEM, 0, state, {}))
+    save_checkpoint(path / "checkpoints", Checkpoint(128, MODEL, 0, state, {}))
     return path
 
 
@@ -70,7 +71,7 @@ def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
     with mock.patch.object(common, "open_backend", lambda cfg, kind, work: asked.append((kind, work)) or backend):
         enter("edit", *words)
     # The mode was chosen by what was then drawn.
-    assert asked == [("sample", common.drawing_work(PROBLEM, backend.drawn, 64))]
+    assert asked == [("sample", common.drawing_work(MODEL, backend.drawn, 64))]
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels
@@ -78,10 +79,10 @@ def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_work_of_several_plans_is_the_mean_of_theirs():
     """The sum of what compiling saves in each, less what it takes for each, has the sign of that of the mean."""
-    shape, (few, many) = (8, 8, 1), (PROBLEM.plan("ddim", steps=steps) for steps in (4, 12))
-    one, other = sampling_work(PROBLEM.program, shape, few, 3, 2), sampling_work(PROBLEM.program, shape, many, 5, 2)
-    assert common.drawing_work(PROBLEM, [(few, 3)], 2) == one
-    mean = common.drawing_work(PROBLEM, [(few, 3), (many, 5)], 2)
+    shape, (few, many) = (8, 8, 1), (MODEL.plan("ddim", steps=steps) for steps in (4, 12))
+    one, other = sampling_work(MODEL.program, shape, few, 3, 2), sampling_work(MODEL.program, shape, many, 5, 2)
+    assert common.drawing_work(MODEL, [(few, 3)], 2) == one
+    mean = common.drawing_work(MODEL, [(few, 3), (many, 5)], 2)
     for costs in (Costs(0.1, 1e-3, 1.0, 0.0), Costs(0.0, 1e-3, 0.0, 0.1), Costs(0.01, 0.0, 1.0, 0.1)):
         assert 2 * mean.saving(costs) == pytest.approx(one.saving(costs) + other.saving(costs))
 
@@ -139,7 +140,7 @@ def test_a_step_of_several_rows_is_not_taken_apart(run, tmp_path):
 
 
 def test_a_guide_leads_a_multistep_solver_from_a_later_level_on(run, tmp_path):
-    words = ["data=digits", "images=[3,8]", "mode=image_to_image", "sampler=dpm_solver", "sampler.guidance=2"]
+    words = ["data=digits", "images=[3,8]", "mode=image_to_image", "sampler=dpm_solver", "sampler.guidance_scale=2"]
     plain, _ = edited(run, tmp_path / "a", *words)
     # Led away from itself, a network goes where it would go with its class alone.
     led, _ = edited(run, tmp_path / "b", *words, f"guide={run}")
@@ -149,9 +150,9 @@ def test_a_guide_leads_a_multistep_solver_from_a_later_level_on(run, tmp_path):
 
 
 def test_a_classifier_leads_down_from_inverted_pictures_not_up_to_them(run, tmp_path):
-    problem = Problem(cases.CLASSIFIER, {"name": "linear", "T": 1000}, "v")
-    state = TrainerState.fresh(cases.scattered_weights(problem.program))
-    save_checkpoint(tmp_path / "judge" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    model = DiffusionModel(cases.CLASSIFIER, {"name": "linear", "T": 1000}, "v")
+    state = TrainerState.fresh(cases.scattered_weights(model.program))
+    save_checkpoint(tmp_path / "judge" / "checkpoints", Checkpoint(128, model, 0, state, {}))
     words = ["data=digits", "images=[3,8]", "labels=7", "mode=interpolate", "mode.count=2"]
     plain, _ = edited(run, tmp_path / "a", *words)
     led, labels = edited(run, tmp_path / "b", *words, f"classifier={tmp_path / 'judge'}", "sampler.classifier=20")

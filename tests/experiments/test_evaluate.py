@@ -13,20 +13,21 @@ import pytest
 from commands import call, composed
 from PIL import Image
 
+from diffusion_core.backend import reference
 from diffusion_core.backend.compile_policy import Work
-from diffusion_core.backend.interface import Description, TrainerState, reference
+from diffusion_core.backend.interface import Description, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.evaluate import METRICS, cut, options_of
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.protocol import Number, read_numbers
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Program, UNetSpec
 from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples, write_samples
-from diffusion_core.runtime.distributed import Team
+from diffusion_core.runtime.distributed import Collective
 from diffusion_core.statistics import Interval
 from experiments.evaluate import lines
 from experiments.studies.plan import Metric
@@ -128,21 +129,21 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkey
         return reference.forward(program, weights, x, *inputs)
 
     backend = SimpleNamespace(
-        team=Team(),
+        collective=Collective(),
         describe=lambda: Description("reference", "cpu", "float64", 1, "eager"),
         network=lambda *network: SimpleNamespace(forward=partial(forward, *network)),
     )
     monkeypatch.setattr("experiments.common.open_backend", lambda cfg, kind, work: asked.append(work) or backend)
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, norm_eps=1e-5)
-    problem = Problem(spec, {"name": "linear", "T": 20}, "eps")
-    state = TrainerState.fresh(initial_weights(problem.program, 0, np.float32))
-    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, problem, 0, state, {}))
+    model = DiffusionModel(spec, {"name": "linear", "T": 20}, "eps")
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, model, 0, state, {}))
     words = ("data=digits", "likelihood=vlb", "likelihood.levels=2", "likelihood.count=12", "sets=3")
     said, error = start("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
     assert error == ""
     number = read_numbers(tmp_path / "out")[0]
     # The mode was chosen by what was then computed.
-    assert asked == [Work.of(problem.program, (8, 8, 1), -(-sum(images) // 128), sum(images))]
+    assert asked == [Work.of(model.program, (8, 8, 1), -(-sum(images) // 128), sum(images))]
     totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
     without = [np.delete(totals, some).mean() for some in cut(12, 3, 0).members]
     assert number.value == pytest.approx(totals.mean()) and number.without == pytest.approx(without)
@@ -205,15 +206,15 @@ def test_a_training_ends_with_the_score_that_it_was_told(tmp_path):
     words = (
         "experiment=double_conv_attention", "features=digits", f"hydra.run.dir={tmp_path}", "trainer.images=10",
         "trainer.batch=10", "trainer.log_images=10", "trainer.checkpoint_images=10", "sample.count=6",
-        "model.image_size=16", "model.channels=4", "model.multipliers=[1,2]", "model.embedding=8", "model.heads=2",
-        "data.stand_in.size=16", "data.stand_in.count=20", "process.schedule.T=4",
+        "model.image_size=16", "model.channels=4", "model.channel_multipliers=[1,2]", "model.embedding=8", "model.heads=2",
+        "data.fallback.size=16", "data.fallback.count=20", "process.schedule.T=4",
     )  # fmt: skip
     said, error = start("train", *words, *CPU)
     assert error == ""
     number = json.loads((tmp_path / "result.json").read_text())["evaluation"]["numbers"]["frechet"]["distance"]
-    stand_in = load_dataset("shapes", count=20, size=16, channels=1)
+    fallback = load_dataset("shapes", count=20, size=16, channels=1)
     images, _, _ = read_samples(tmp_path / "samples" / "samples.npz")
-    expected = frechet_distance(*(layers(x)["features"] for x in (images, stand_in.images)))
+    expected = frechet_distance(*(layers(x)["features"] for x in (images, fallback.images)))
     assert number["value"] == pytest.approx(expected) and number["protocol"]["samples"]["count"] == 6
     assert f"digits Fréchet distance  {expected:9.4f}" in said
 
@@ -229,7 +230,7 @@ def test_inception_resizes_as_published_numbers_do_but_where_an_original_did_oth
 
 
 def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
-    words = ("experiment=double_conv_attention", f"hydra.run.dir={tmp_path}/run", "data.stand_in.count=20")
+    words = ("experiment=double_conv_attention", f"hydra.run.dir={tmp_path}/run", "data.fallback.count=20")
     for word, message in (
         ("features.weights=no.pth", "no.pth: it cannot be read"),
         ("sample.count=1", "3 sets of at least 2 need 6"),

@@ -13,7 +13,7 @@ from commands import enter
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.images.render import png_bytes
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.parity.cases import scattered_weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
@@ -21,9 +21,9 @@ from diffusion_core.sampling import METHODS
 from experiments.gallery import plan_of, planned
 from experiments.report.gallery import curves, write
 
-SPEC = UNetSpec(8, channels=8, multipliers=(1, 2), blocks_per_level=1, norm_groups=4)
+SPEC = UNetSpec(8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, norm_groups=4)
 SCHEDULE = {"name": "linear", "T": 100, "beta_end": 0.1}
-PROBLEM = Problem(SPEC, SCHEDULE, "v")
+MODEL = DiffusionModel(SPEC, SCHEDULE, "v")
 
 
 def run(*words: str) -> None:
@@ -34,8 +34,8 @@ def run(*words: str) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("gallery") / "run"
-    weights = scattered_weights(PROBLEM.program, 0.5, dtype=np.float32)
-    save_checkpoint(path / "checkpoints", Checkpoint(256, PROBLEM, 0, TrainerState.fresh(weights), {}))
+    weights = scattered_weights(MODEL.program, 0.5, dtype=np.float32)
+    save_checkpoint(path / "checkpoints", Checkpoint(256, MODEL, 0, TrainerState.fresh(weights), {}))
     return path
 
 
@@ -63,24 +63,24 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
     assert "holds a gallery already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("problem", [
-    PROBLEM, Problem(SPEC, {"name": "edm"}, "edm"), Problem(SPEC, {"name": "flow"}, "flow")
+@pytest.mark.parametrize("model", [
+    MODEL, DiffusionModel(SPEC, {"name": "edm"}, "edm"), DiffusionModel(SPEC, {"name": "flow"}, "flow")
 ], ids=lambda p: p.schedule["name"])  # fmt: skip
-def test_every_method_is_planned_within_its_budget_or_says_why_not(problem):
+def test_every_method_is_planned_within_its_budget_or_says_why_not(model):
     options = {"spacing": "log_snr"}
-    entries, left_out = planned(problem, [], [5, 9], options)
+    entries, left_out = planned(model, [], [5, 9], options)
     assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
     for one in entries:
         assert one.plan.rows <= one.budget
-        steps = next(n for n in range(1, 12) if plan_of(problem, METHODS[one.method], n, options).rows > one.budget)
-        assert plan_of(problem, METHODS[one.method], steps - 1, options).rows == one.plan.rows
+        steps = next(n for n in range(1, 12) if plan_of(model, METHODS[one.method], n, options).rows > one.budget)
+        assert plan_of(model, METHODS[one.method], steps - 1, options).rows == one.plan.rows
     first = {e.plan.alpha[0] for e in entries if not METHODS[e.method].stochastic}
     assert max(first) - min(first) < 1e-9  # all start from the same level
 
 
 def test_a_method_that_was_asked_for_must_be_defined():
     with pytest.raises(DuetError, match=r"methods: 'ddimm' was given; it must be one of .*; .* Did you mean 'DDIM'"):
-        planned(PROBLEM, ["ddimm"], [5], {"spacing": None})
+        planned(MODEL, ["ddimm"], [5], {"spacing": None})
 
 
 def test_curves_have_a_panel_per_order_and_no_stochastic_line():

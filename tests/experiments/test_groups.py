@@ -13,7 +13,7 @@ from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear, make_schedule, with_log_snr_shift
-from diffusion_core.model.diffusion_model import Problem
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.optim import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
 from diffusion_core.runs.checkpoint import Checkpoint
@@ -26,13 +26,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def experiment_of(*words: str) -> Experiment:
     """The objects of a configuration."""
-    return Experiment.of(commands.composed("train", *words))
+    return Experiment.from_config(commands.composed("train", *words))
 
 
 def composed(*words: str) -> tuple[Process, SamplerPlan]:
     """The process and the plan of a configuration."""
     experiment = experiment_of(*words)
-    return experiment.problem.process, experiment.plan
+    return experiment.model.process, experiment.plan
 
 
 def names(group: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_every_sampler_makes_a_plan(name: str) -> None:
         with pytest.raises(DuetError, match="ddim_inversion was given, which leads pictures up to noise"):
             composed(f"process={process}", f"sampler={name}")
         options = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{name}.yaml"))
-        plan = experiment_of(f"process={process}").problem.plan(options.pop("name"), **options)
+        plan = experiment_of(f"process={process}").model.plan(options.pop("name"), **options)
     else:
         _, plan = composed(f"process={process}", f"sampler={name}")
     assert plan.rows > 1 and (plan.alpha[0] > plan.alpha[-1]) == (name == "ddim_inversion")
@@ -75,7 +75,7 @@ def test_every_file_of_averages_makes_what_it_says(name: str) -> None:
 
 
 def test_averages_are_given_by_hand() -> None:
-    words = ("ema=power", "ema.sigma_rel=0.2", "ema.beside=[{name: fixed, decay: 0.5}]", "ema.snapshot_images=128")
+    words = ("ema=power", "ema.sigma_rel=0.2", "ema.extra=[{name: fixed, decay: 0.5}]", "ema.snapshot_images=128")
     ema = experiment_of(*words, "sample.weights=ema1").ema
     assert ema == Ema((Power(0.2), Fixed(0.5)), 128)
     assert experiment_of().ema == Ema((Warmup(0.999),))
@@ -114,29 +114,31 @@ def test_options_are_given_by_hand() -> None:
     assert plan.t.tolist() == [999, 400, 7]
 
 
-KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance": 1.5, "rescale": 0.0}
+KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_scale": 1.5, "rescale": 0.0}
 
 
 @pytest.mark.parametrize("words, own, wanted, said", [
-    ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance 1.5 (the run's own)"),
+    ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance_scale 1.5 (the run's own)"),
     (["sampler.steps=9"], KARRAS, KARRAS | {"steps": 9}, "(the run's own; as given: steps)"),
     (["sampler.interval=[0.2,3]"], KARRAS, KARRAS | {"interval": [0.2, 3]}, "interval [0.2, 3] (the run's own; as"),
-    (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance": 1.0}, "clip null (as given)"),
+    (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance_scale": 1.0}, "clip null (as given)"),
     (["sampler=next_level", "sampler.rescale=1"], KARRAS,
-     {"name": "next_level", "clip": None, "guidance": 1.0, "rescale": 1}, "rescale 1 (as given)"),
+     {"name": "next_level", "clip": None, "guidance_scale": 1.0, "rescale": 1}, "rescale 1 (as given)"),
     (["sampler.eta=0.5"], None,
-     {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance": 1.0},
+     {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance_scale": 1.0},
      "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; as given: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, words, own, wanted, said) -> None:
     cfg = commands.composed(command, *words)
-    found = Checkpoint(0, Problem(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own})
+    found = Checkpoint(
+        0, DiffusionModel(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own}
+    )
     cfg.sampler, line = sampler_of(cfg.sampler, found)
     assert cfg.sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
 
 
 def test_imported_weights_of_continuous_time_are_drawn_from_on_the_grid_of_edm() -> None:
-    found = Checkpoint(0, Problem(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
+    found = Checkpoint(0, DiffusionModel(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
     options, line = sampler_of(OmegaConf.create({}), found)
     assert (options["name"], options["spacing"]) == ("heun", "karras") and "a default" in line

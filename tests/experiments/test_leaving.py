@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.checkpoint import Checkpoint
-from diffusion_core.runtime import signals as stopping
-from diffusion_core.runtime.distributed import Team, World
-from diffusion_core.training.loop import Course, Hooks
-from diffusion_core.training.loop import loop as training
+from diffusion_core.runtime import signals
+from diffusion_core.runtime.distributed import Collective, ProcessGroup
+from diffusion_core.training import loop as training
+from diffusion_core.training.loop import Hooks, TrainingConfig
 from experiments import common, train
 from experiments.processes import one_speaks, world_of
 
@@ -62,21 +62,21 @@ def test_the_command_to_go_on_with_starts_what_was_started(parallel, size, start
     monkeypatch.setattr(sys, "argv", ["train", "-m", "backend=torch,tf", "seed=0,1"])
     task = ["backend=tf", "seed=1", f"parallel={parallel}", "+model.channel_mult=[1, 2]", "resume=auto"]
     settings = composed("train", *task, "hydra.run.dir=elsewhere", hydra=True).hydra
-    world = World(0, size, kind=parallel)
+    group = ProcessGroup(0, size, kind=parallel)
     (run := tmp_path / "run").mkdir()
-    said = train._again(run, Course(16, 8), world, settings)
+    said = train._again(run, TrainingConfig(16, 8), group, settings)
     assert said == (
         f"it has seen 0 of 16 images; to go on: {starts} -m experiments.train backend=tf seed=1 parallel={parallel} "
         f"'+model.channel_mult=[1, 2]' resume=auto hydra.run.dir={run}"
     )
     (run / "environment.json").write_text("{}")
-    assert train._again(run, Course(16, 8), world, settings).endswith(f"resume=latest hydra.run.dir={run}")
+    assert train._again(run, TrainingConfig(16, 8), group, settings).endswith(f"resume=latest hydra.run.dir={run}")
 
 
 def test_a_directory_that_the_grammar_of_overrides_would_read_otherwise_is_quoted(tmp_path):
     settings = composed("train", "backend=tf", hydra=True).hydra
     run = tmp_path / "lr=1,seed=2"
-    word = shlex.split(train._again(run, Course(16, 8), World(), settings))[-1]
+    word = shlex.split(train._again(run, TrainingConfig(16, 8), ProcessGroup(), settings))[-1]
     assert composed("train", "backend=tf", word, hydra=True).hydra.run.dir == str(run)
 
 
@@ -86,9 +86,9 @@ def test_the_process_that_leads_speaks_alone_and_asking_who_does_changes_nothing
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     stream = sys.stdout
-    world = world_of(cfg)
-    assert world == World(rank, 2, kind="ddp", timeout_seconds=world.timeout_seconds) and sys.stdout is stream
-    with one_speaks(world):
+    group = world_of(cfg)
+    assert group == ProcessGroup(rank, 2, kind="ddp", timeout_seconds=group.timeout_seconds) and sys.stdout is stream
+    with one_speaks(group):
         print("inside")
     print("after")
     assert sys.stdout is stream and capsys.readouterr().out == ("after\n" if rank else "inside\nafter\n")
@@ -98,11 +98,16 @@ def trained_by_one_of_two(add: Callable[[NDArray], NDArray]) -> dict[str, float]
     """What the training gives in the second process, which keeps nothing, of an experiment that takes no step."""
     state = TrainerState.fresh({"w": np.zeros(1, np.float32)}, 1)
     experiment = SimpleNamespace(
-        problem=None, course=Course(16, 8), ahead=nullcontext(), objective=None, learning_rate=None, ema=None
+        model=None,
+        training_config=TrainingConfig(16, 8),
+        ahead=nullcontext(),
+        objective=None,
+        learning_rate=None,
+        ema=None,
     )
-    with stopping.noted() as stop:
+    with signals.flag_on_signal() as stop:
         return train._train(
-            None, experiment, SimpleNamespace(team=Team(World(1, 2, kind="ddp"), add)),
+            None, experiment, SimpleNamespace(collective=Collective(ProcessGroup(1, 2, kind="ddp"), add)),
             SimpleNamespace(state=lambda: state), None, Checkpoint(0, None, 0, state, {"skipped": 3}), stop,
         )  # fmt: skip
 
@@ -117,14 +122,14 @@ def test_a_process_told_to_end_after_its_last_step_ends_with_the_others(told, mo
         return np.full_like(array, array.max() if len(array) > 1 or not done else float(told))
 
     def trained(*given: object) -> dict[str, float]:
-        done.append(signature(training.train).bind(*given).arguments["carried"].skipped)
+        done.append(signature(training.train).bind(*given).arguments["resume_state"].skipped)
         return {}
 
     monkeypatch.setattr(train, "train", trained)
     if not told:
         assert trained_by_one_of_two(add) == {} and done == [3]  # it goes on counting
         return
-    with pytest.raises(stopping.Stopped) as stopped:
+    with pytest.raises(signals.Stopped) as stopped:
         trained_by_one_of_two(add)
     assert stopped.value.number == signal.SIGTERM
 
@@ -145,19 +150,19 @@ def test_a_signal_while_the_processes_agree_counts_the_next_time(monkeypatch):
         return {}
 
     monkeypatch.setattr(train, "train", trained)
-    with pytest.raises(stopping.Stopped) as stopped:
+    with pytest.raises(signals.Stopped) as stopped:
         trained_by_one_of_two(add)
     assert answers == [False, True] and stopped.value.number == signal.SIGUSR1
 
 
 def last_samples_of_one_of_two(add: Callable[[NDArray], NDArray], save: Callable[..., None]) -> None:
     """The second process while the last samples are drawn, as `save` does it."""
-    team = Team(World(1, 2, kind="ddp"), add)
-    backend = SimpleNamespace(team=team, network=lambda program, weights: None)
-    experiment = SimpleNamespace(problem=SimpleNamespace(program=None), course=Course(16, 8), plan=None)
+    collective = Collective(ProcessGroup(1, 2, kind="ddp"), add)
+    backend = SimpleNamespace(collective=collective, network=lambda program, weights: None)
+    experiment = SimpleNamespace(model=SimpleNamespace(program=None), training_config=TrainingConfig(16, 8), plan=None)
     trainer = SimpleNamespace(state=lambda: SimpleNamespace(parts={"ema": {}}))
     cfg = SimpleNamespace(sample=SimpleNamespace(weights="ema"))
-    with pytest.MonkeyPatch.context() as patch, stopping.raised(), stopping.noted() as stop:
+    with pytest.MonkeyPatch.context() as patch, signals.raise_on_signal(), signals.flag_on_signal() as stop:
         patch.setattr(common, "save_samples", save)
         train._sample(cfg, experiment, backend, trainer, None, None, stop)
 
@@ -178,7 +183,7 @@ def test_a_signal_while_the_last_samples_are_drawn_ends_all_after_the_same_round
         asked.append(float(array[0]))
         return array if told_here else np.full_like(array, len(asked) == 2)  # the other one was told so
 
-    with pytest.raises(stopping.Stopped) as stopped:
+    with pytest.raises(signals.Stopped) as stopped:
         last_samples_of_one_of_two(add, save)
     assert drawn == [0, 1] and asked == ([0, 1] if told_here else [0, 0])
     assert stopped.value.number == (signal.SIGUSR1 if told_here else signal.SIGTERM)

@@ -29,10 +29,10 @@ pytestmark = pytest.mark.backend
 ROOT = Path(__file__).resolve().parents[2]
 # Levels that follow the losses, shares of 4 and 3 images, and batches of samples of which the last is smaller.
 WORDS = (
-    "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_level=1", "data.options.count=64",
+    "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_resolution=1", "data.options.count=64",
     "backend.threads=1", "backend.device=cpu", "trainer.images=56", "trainer.batch=7", "trainer.log_images=7",
     "trainer.checkpoint_images=28", "lr.warmup_images=0", "lr.decay=constant", "sample.count=11", "sample.batch=3",
-    "sampler.steps=3", "process.schedule.T=4", "process.levels.name=loss_second_moment", "+process.levels.history=1",
+    "sampler.steps=3", "process.schedule.T=4", "process.timestep_sampling.name=loss_second_moment", "+process.timestep_sampling.history=1",
 )  # fmt: skip
 KIND = {"torch": "ddp", "tf": "multiworker"}
 WORKERS = ["-m", "experiments.workers", "{size}"]

@@ -81,7 +81,7 @@ def test_the_step_is_done_again_in_its_pieces(refused, backend_name, monkeypatch
     gradients = trainer.gradients
     monkeypatch.setattr(trainer, "gradients", lambda self, *args: given.append(args[1:]) or gradients(self, *args))
     found = load_bundle(bundle)
-    assert found.pieces == 2
+    assert found.micro_batches == 2
     assert call("replay", f"backend={backend_name}", f"bundle={bundle}", "backend.threads=1").code == 0
     assert given == [(2,)]
 

@@ -25,8 +25,8 @@ from experiments import common, resuming
 from experiments.experiment import Experiment
 
 TINY = (
-    "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_sizes=[]",
-    "model.middle_attention=false", "process.levels.name=loss_second_moment", "trainer.batch=64",
+    "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]",
+    "model.middle_attention=false", "process.timestep_sampling.name=loss_second_moment", "trainer.batch=64",
     "trainer.images=2560", "ema=warmup",
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ TINY = (
 def configured(*words: str) -> tuple[DictConfig, Experiment]:
     """A configuration and what it describes."""
     cfg = composed("train", *TINY, *words)
-    return cfg, Experiment.of(cfg)
+    return cfg, Experiment.from_config(cfg)
 
 
 def start(run: Path, *words: str) -> Checkpoint:
@@ -46,13 +46,13 @@ def start(run: Path, *words: str) -> Checkpoint:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after one step, whose levels depend on its losses."""
     cfg, experiment = configured()
-    state = TrainerState.fresh(initial_weights(experiment.problem.program, 0, np.float32))
-    history = experiment.objective.law.fresh().after(np.arange(3), np.arange(1.0, 4.0))
+    state = TrainerState.fresh(initial_weights(experiment.model.program, 0, np.float32))
+    history = experiment.objective.timestep_sampler.fresh().after(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
         "trained_for": resuming.trained_for(cfg, experiment),
     }
-    checkpoint = Checkpoint(64, experiment.problem, 0, replace(state, updates=1), notes, history)
+    checkpoint = Checkpoint(64, experiment.model, 0, replace(state, updates=1), notes, history)
     save_checkpoint(path := tmp_path_factory.mktemp("run"), checkpoint)
     return path
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.plugins import Plugins
-from made_up import HAND_OVER, stand_in
+from made_up import HAND_OVER, fallback
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.lock import locked
@@ -141,7 +141,7 @@ def test_a_study_that_does_not_fit_is_refused(path, value, told):
 def study(tmp_path, monkeypatch, capsys):
     """Calls `experiments.study` on a small study; gives exit code and output."""
     options = copy.deepcopy(STUDY)
-    options["common"] = [f"backend.python={stand_in(tmp_path)}"]
+    options["common"] = [f"backend.python={fallback(tmp_path)}"]
     files = tmp_path / "files" / "study"
     files.mkdir(parents=True)
     (files / "halves.yaml").write_text(json.dumps(options))

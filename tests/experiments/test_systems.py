@@ -28,16 +28,16 @@ SMALL = (
 # As much noise in six levels as there is in a thousand.
 FEW = "process.schedule.T=6 +process.schedule.beta_start=0.05 +process.schedule.beta_end=0.6"
 SYSTEMS = {
-    "landscape": f"model.image_size=16 model.channels=4 model.multipliers=[1,2] model.embedding=8 model.heads=2 "
-    f"data.stand_in.size=16 data.stand_in.count=40 ema.start=3 lr.peak=0.003 {FEW}",
-    "simple": f"model.image_size=8 model.channels=[4,8,8] model.embedding=8 data.stand_in.size=8 "
-    f"data.stand_in.count=40 lr.peak=0.01 {FEW}",
+    "landscape": f"model.image_size=16 model.channels=4 model.channel_multipliers=[1,2] model.embedding=8 model.heads=2 "
+    f"data.fallback.size=16 data.fallback.count=40 ema.start=3 lr.peak=0.003 {FEW}",
+    "simple": f"model.image_size=8 model.channels=[4,8,8] model.embedding=8 data.fallback.size=8 "
+    f"data.fallback.count=40 lr.peak=0.01 {FEW}",
     "sixteen_step": "model.image_size=8 model.channels=8 model.levels=2 model.embedding=8 model.bottleneck=16 "
-    "data.stand_in.size=8 data.stand_in.count=100 lr.every_images=60 lr.peak=0.003",
-    "denoising_autoencoder": "model.image_size=8 model.channels=[4,8] model.bottleneck=16 data.stand_in.size=8 "
-    "data.stand_in.count=40 lr.peak=0.003",
-    "double_conv_attention": f"model.image_size=16 model.channels=4 model.multipliers=[1,2] model.embedding=8 "
-    f"model.heads=2 data.stand_in.size=16 data.stand_in.count=40 ema.start=3 lr.peak=0.003 {FEW}",
+    "data.fallback.size=8 data.fallback.count=100 lr.every_images=60 lr.peak=0.003",
+    "denoising_autoencoder": "model.image_size=8 model.channels=[4,8] model.bottleneck=16 data.fallback.size=8 "
+    "data.fallback.count=40 lr.peak=0.003",
+    "double_conv_attention": f"model.image_size=16 model.channels=4 model.channel_multipliers=[1,2] model.embedding=8 "
+    f"model.heads=2 data.fallback.size=16 data.fallback.count=40 ema.start=3 lr.peak=0.003 {FEW}",
     "plain": f"model.image_size=8 model.channels=[4,8] model.bottleneck=16 data.options.size=8 data.options.count=40 "
     f"lr.peak=0.01 {FEW}",
 }
@@ -134,23 +134,23 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
     if name != "landscape":
         return
     found, backend = load_checkpoint(directory), open_backend("float32")
-    plan = found.problem.plan("ddpm", variance="fixed_large", last_t=1, clip=None, guidance=3.0)
+    plan = found.model.plan("ddpm", variance="fixed_large", last_t=1, clip=None, guidance_scale=3.0)
     drawn = {}
     for which in ("weights", "ema"):
         out = directory.parent / which
         start("sample", f"backend={backend_name}", f"checkpoint={directory}", f"out={out}", f"sample.weights={which}",
-              "sampler=ddpm_tutorial", "sampler.guidance=3", "sample.count=5", "pictures=false", *CPU)  # fmt: skip
-        network = backend.network(found.problem.program, getattr(found.state, which))
-        images = draw(backend, network, plan, found.problem.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
+              "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5", "pictures=false", *CPU)  # fmt: skip
+        network = backend.network(found.model.program, getattr(found.state, which))
+        images = draw(backend, network, plan, found.model.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
         drawn[which] = read_samples(out / "samples.npz")[0]
-        np.testing.assert_array_equal(drawn[which], to_uint8(images, found.problem.value_range))
+        np.testing.assert_array_equal(drawn[which], to_uint8(images, found.model.value_range))
     assert not np.array_equal(drawn["weights"], drawn["ema"])
 
 
 def configured(name: str):
     """(configuration, objects) of an experiment as its file is."""
     cfg = composed("train", f"experiment={name}")
-    return cfg, Experiment.of(cfg)
+    return cfg, Experiment.from_config(cfg)
 
 
 # What each original states, as the objects of the experiment say it.
@@ -193,26 +193,26 @@ STATED = {
 
 def said(cfg, experiment: Experiment) -> dict:
     """The same of an experiment."""
-    problem, plan, schedule = experiment.problem, experiment.plan, experiment.problem.process.schedule
+    model, plan, schedule = experiment.model, experiment.plan, experiment.model.process.schedule
     betas = 1.0 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
-    noise, batch = plan.noise[:, 0], experiment.course.batch
+    noise, batch = plan.noise[:, 0], experiment.training_config.batch
     kinds = {
         "beta": np.append(np.sqrt(betas[plan.t[:-1]]), 0.0),
         "posterior": np.sqrt(np.append(0.0, betas[1:] * (schedule.sigma[:-1] / schedule.sigma[1:]) ** 2))[plan.t],
         "none": np.zeros(plan.rows),
     }
     return {
-        "image_shape": problem.spec.image_shape, "classes": problem.program.classes,
-        "null_label": problem.program.null_label, "value_range": problem.value_range,
-        "schedule": (schedule.name, schedule.steps), "prediction": problem.process.prediction,
+        "image_shape": model.spec.image_shape, "classes": model.program.classes,
+        "null_label": model.program.null_label, "value_range": model.value_range,
+        "schedule": (schedule.name, schedule.steps), "prediction": model.process.prediction,
         "distance": experiment.objective.distance, "first_t": experiment.objective.first_t,
-        "guidance": plan.guidance[0], "t of the rows": plan.t.tolist(), "clip": plan.clip,
+        "guidance": plan.guidance_scale[0], "t of the rows": plan.t.tolist(), "clip": plan.clip,
         "noise": next((k for k, v in kinds.items() if v.shape == noise.shape and np.allclose(v, noise)), "other"),
         "lr": experiment.learning_rate, "batch": batch,
         "ema": lambda update: experiment.ema.decays(update, update * batch, batch)[0],
-        "images": experiment.course.images, "sample_images": experiment.course.sample_images,
+        "images": experiment.training_config.images, "sample_images": experiment.training_config.sample_images,
         "flip": experiment.loader.flip, "weight_decay": experiment.adam.weight_decay,
-        "epochs": experiment.course.images / len(experiment.loader.dataset),
+        "epochs": experiment.training_config.images / len(experiment.loader.dataset),
         "data": {"name": cfg.data.name, **cfg.data.options}, "sampled with": cfg.sample.weights,
     }  # fmt: skip
 
@@ -231,7 +231,7 @@ def test_an_experiment_is_what_its_original_states(name):
 
 def test_the_schedule_that_the_text_of_plain_has_is_there():
     cfg = composed("train", "experiment=plain", "process.schedule.name=plain_as_written")
-    schedule = Experiment.of(cfg).problem.process.schedule
+    schedule = Experiment.from_config(cfg).model.process.schedule
     np.testing.assert_allclose(schedule.alpha**2, np.linspace(0.02, 1e-4, 1000), rtol=1e-12)
 
 
@@ -239,8 +239,8 @@ def test_the_schedule_that_the_text_of_plain_has_is_there():
 def test_every_experiment_fits_together_at_full_size(name):
     """Network, process, sampler, data and course of the file as it is, without a backend."""
     _, experiment = configured(name)
-    assert count(experiment.problem.program) > 100_000
+    assert count(experiment.model.program) > 100_000
     batch = experiment.loader.batch(0, 2)
-    assert batch.pixels.shape[1:] == experiment.problem.spec.image_shape
-    low, high = experiment.problem.value_range
+    assert batch.pixels.shape[1:] == experiment.model.spec.image_shape
+    low, high = experiment.model.value_range
     assert low <= batch.pixels.min() < batch.pixels.max() <= high

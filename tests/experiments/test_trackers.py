@@ -24,7 +24,7 @@ def composed(*words: str, hydra: bool = False) -> DictConfig:
     return commands.composed("train", *words, hydra=hydra)
 
 
-class Noted:
+class StopFlag:
     """An object whose every method notes its call."""
 
     def __init__(self, calls: list[tuple]) -> None:
@@ -43,9 +43,9 @@ def calls(monkeypatch) -> list[tuple]:
     """Stand-ins for both packages, and what they were called with."""
     noted: list[tuple] = []
     wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
-    wandb.init = lambda **named: noted.append(("init", (), named)) or Noted(noted)
+    wandb.init = lambda **named: noted.append(("init", (), named)) or StopFlag(noted)
     wandb.Image = lambda image: ("image", image.shape)
-    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or Noted(noted)
+    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or StopFlag(noted)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     return noted
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(calls):
 def test_a_search_composes_with_or_without_optuna():
     cfg = composed("hparams_search=digits", hydra=True)
     assert cfg.hydra.sweeper.n_trials == 20 and cfg.model.channels == 24
-    assert set(cfg.hydra.sweeper.params) == {"backend", "lr.peak", "process.drop_label", "ema.decay"}
+    assert set(cfg.hydra.sweeper.params) == {"backend", "lr.peak", "process.label_dropout", "ema.decay"}
     assert cfg.hydra.launcher._target_.endswith("DuetLauncher")
     for launcher in ("joblib", "submitit_local", "submitit_slurm", "slurm"):
         assert composed(f"hydra/launcher={launcher}", hydra=True).hydra.launcher._target_

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.backend
 
 # Of one level, as tracing takes TensorFlow seconds for each; what resamples is among the blocks.
 TITLE = "time added, one level"
-SPEC = replace(cases.NETWORKS[cases.FEW_NETWORKS[0]], multipliers=(1,), attention_sizes=(8,))
+SPEC = replace(cases.NETWORKS[cases.FEW_NETWORKS[0]], channel_multipliers=(1,), attention_resolutions=(8,))
 PROGRAM = lower(SPEC)
 BATCH = cases.cast(cases.noise_batch(PROGRAM, SPEC.image_shape), np.float32)
 # Layers that multiply, and one that adds up.
@@ -42,7 +42,7 @@ def bf16(open_backend) -> Any:
 
 def climbed(backend: Any, *rungs: Any) -> list[Check]:
     """The checks of some rungs."""
-    measured = trace.Trace(backend.describe().backend, backend.settings.precision)
+    measured = trace.Trace(backend.describe().backend, backend.config.precision)
     for rung in rungs:
         rung(backend, measured)
     return measured.checks

@@ -108,7 +108,7 @@ def test_rungs_3_and_6_whole_networks(kept, precision, title):
 @BOTH
 @pytest.mark.parametrize("name", PIECES)
 def test_rungs_1_and_4_a_batch_in_pieces(climb, precision, name):
-    assert_passed(climb(trace.pieces, precision)[name])
+    assert_passed(climb(trace.micro_batches, precision)[name])
 
 
 @BOTH
@@ -137,7 +137,7 @@ def test_rungs_4_and_6_pullback_and_bound(climb, precision, name):
 
 
 RUNGS = (
-    trace.forward_noising, trace.losses, trace.blocks, trace.pieces, trace.optimiser, trace.sampler_update,
+    trace.forward_noising, trace.losses, trace.blocks, trace.micro_batches, trace.optimiser, trace.sampler_update,
     trace.likelihoods,
 )  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
         trace.losses: LOSSES,
         trace.forward_noising: BATCHES,
         trace.blocks: BLOCKS,
-        trace.pieces: PIECES,
+        trace.micro_batches: PIECES,
         trace.optimiser: OPTIMISER,
         trace.likelihoods: LIKELIHOODS,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState
 from diffusion_core.common.random import words
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.networks import Node, Program, lower
@@ -63,7 +64,7 @@ def exact(kept) -> Any:
 
 def climbed(rung: Callable, backend: Any, faults: Mapping[str, Callable], **options: Any) -> dict[str, Check]:
     """The checks of a rung by name, measured on a backend with faults."""
-    measured = trace.Trace("this", backend.settings.precision)
+    measured = trace.Trace("this", backend.config.precision)
     with np.errstate(all="ignore"):
         rung(Told(backend, faults), measured, **options)
     return {c.name: c for c in measured.checks}
@@ -273,22 +274,22 @@ def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
         assert [c.name for c in checks if not c.passed] == [case.name + what for what in compared]
 
 
-def in_pieces(**change: Callable[[TrainBatch], np.ndarray]) -> Callable:
+def in_micro_batches(**change: Callable[[TrainBatch], np.ndarray]) -> Callable:
     """Another batch where it is computed in pieces."""
     return lambda batch, *rest: (*(told_batch(**change)(batch) if rest[-1:] == (2,) else (batch,)), *rest)
 
 
 PIECES_FAULTS = {
-    "sums not shared out": in_pieces(importance=lambda b: 2 * b.importance),
-    "the last piece alone": in_pieces(importance=lambda b: b.importance * (np.arange(4) // 2)),
-    "pieces counted alike": in_pieces(importance=lambda b: np.repeat(b.importance.reshape(2, 2).mean(1), 2)),
-    "dropout by the place in a piece": in_pieces(positions=lambda b: b.positions % 2),
+    "sums not shared out": in_micro_batches(importance=lambda b: 2 * b.importance),
+    "the last piece alone": in_micro_batches(importance=lambda b: b.importance * (np.arange(4) // 2)),
+    "pieces counted alike": in_micro_batches(importance=lambda b: np.repeat(b.importance.reshape(2, 2).mean(1), 2)),
+    "dropout by the place in a piece": in_micro_batches(positions=lambda b: b.positions % 2),
 }
 
 
 @pytest.mark.parametrize("fault", [None, *PIECES_FAULTS.values()], ids=["none", *PIECES_FAULTS])
 def test_rungs_1_and_4_notice_other_sums_of_pieces(exact, fault):
-    checks = climbed(trace.pieces, exact, {"trainer.gradients": fault, "trainer.step": fault} if fault else {})
+    checks = climbed(trace.micro_batches, exact, {"trainer.gradients": fault, "trainer.step": fault} if fault else {})
     noticed = [checks[name].passed for name in ("gradients in pieces", "in pieces, loss in training")]
     assert noticed == [fault is None] * 2
 
@@ -452,9 +453,9 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
 
 def block_check(backend: Any, name: str, faults: Mapping[str, Callable]) -> Check:
     """The check of rung 2 of one case."""
-    case, precision = CASES[name], backend.settings.precision
+    case, precision = CASES[name], backend.config.precision
     weights = cases.scattered_weights(case.program, case.gain)
-    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
     error = trace.forward_error(Told(backend, faults), case.program, weights, batch)
     return check(2, name, precision, "this", f"block{case.kind}", error)
 
@@ -573,8 +574,8 @@ def dropout_like(
         return x
     batch = cases.noise_batch(CASES["ReLU"].program, CASES["ReLU"].shape)
     key, positions = (batch.dropout_key, batch.positions) if training is None else (training.key, training.positions)
-    counted = x.transpose(order[: x.ndim])
-    shape = (len(x), 1, 1, x.shape[-1]) if whole_channels else counted.shape
+    pluralize = x.transpose(order[: x.ndim])
+    shape = (len(x), 1, 1, x.shape[-1]) if whole_channels else pluralize.shape
     drawn = words(tuple(map(int, key)), positions * (not one_mask), int(np.prod(shape[1:])), b.row).reshape(shape)
     threshold = b.threshold if rate is None else round(rate * 2**32)
     kept = drawn < 2**32 - threshold if high else drawn >= threshold
@@ -674,9 +675,9 @@ def told_step(**change: Callable[[TrainBatch], np.ndarray]) -> dict[str, Callabl
 
 def training_checks(backend: Any, name: str) -> dict[str, Check]:
     """The checks of rung 2 in training of one case, as `trace.blocks` does them."""
-    case, precision = CASES[name], backend.settings.precision
+    case, precision = CASES[name], backend.config.precision
     weights = cases.scattered_weights(case.program, case.gain)
-    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.settings.host_dtype)
+    batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
     errors = trace.training_errors(backend, case.program, weights, batch)
     return {what: check(2, f"{name}, {what}", precision, "this", "block", error) for what, error in errors.items()}
 
@@ -728,7 +729,7 @@ def stepped(exact) -> Callable[[str], Any]:
         result = trainer.step(cases.noise_batch(case.program, case.shape), 0.0, (0.0,))
         state = trainer.state()
         taken = SimpleNamespace(step=lambda *_: result, state=lambda: state)
-        return SimpleNamespace(settings=exact.settings, trainer=lambda *_: taken)
+        return SimpleNamespace(config=exact.config, trainer=lambda *_: taken)
 
     return remembered
 
@@ -981,13 +982,13 @@ def told_plan(change: Callable[[SamplerPlan], dict[str, Any]]) -> dict[str, Call
 
 def told_noise(change: Callable[[Callable[[int], np.ndarray]], Callable[[int], np.ndarray]]) -> dict[str, Callable]:
     return {
-        "sample": lambda network, plan, start, label, noise, *watch: (
+        "sample": lambda network, plan, start, label, noise, *callback: (
             network,
             plan,
             start,
             label,
             change(noise),
-            *watch,
+            *callback,
         )
     }
 
@@ -1022,8 +1023,8 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "clip missing": (LARGE, told_plan(lambda p: {"clip": None})),
     "noise in the last row": (LARGE, told_plan(lambda p: {"noise": np.where(p.noise == 0, 1e-3, p.noise)})),
     "small variance for large": (LARGE, told_plan(lambda p: {"noise": p.noise * 0.99})),
-    "guidance (1 + w) c - w u": (GUIDED, told_plan(lambda p: {"guidance": p.guidance + 1})),
-    "guidance left out": (REGISTERS, told_plan(lambda p: {"guidance": np.ones(p.rows)})),
+    "guidance (1 + w) c - w u": (GUIDED, told_plan(lambda p: {"guidance": p.guidance_scale + 1})),
+    "guidance left out": (REGISTERS, told_plan(lambda p: {"guidance_scale": np.ones(p.rows)})),
     "registers swapped": (REGISTERS, told_plan(lambda p: {"state": p.state.swapaxes(1, 2)})),
     "oldest estimate first": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised[:, :, ::-1]})),
     "estimates not remembered": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised * [1.0, 0.0, 0.0]})),
@@ -1137,7 +1138,7 @@ STEERING_FAULTS: dict[str, dict[str, Callable]] = {
     "one bound for all": told_plan(lambda p: {"threshold": None}),
     "a quantile of fewer": told_plan(lambda p: {"threshold": 0.89}),
     "bounded by another clip": told_plan(lambda p: {"clip": 0.99}),
-    "guided less": told_plan(lambda p: {"guidance": p.guidance - 0.01}),
+    "guided less": told_plan(lambda p: {"guidance": p.guidance_scale - 0.01}),
 }
 
 
@@ -1197,7 +1198,7 @@ def trained(backend: Any, state: TrainerState, first: int, last: int) -> Trainer
     trainer = backend.trainer(CASES["Modulate"].program, state, Adam(), "mse")
     gradients = trace.prescribed_gradients(CASES["Modulate"].program)
     for step in range(1, last + 1):
-        arrays = {n: v.astype(backend.settings.host_dtype) for n, v in next(gradients).items()}
+        arrays = {n: v.astype(backend.config.host_dtype) for n, v in next(gradients).items()}
         if step >= first:
             trainer.update(arrays, 1e-3, DECAYS)
     return trainer.state()
@@ -1227,7 +1228,7 @@ def runs(open_backend) -> Callable[[str], tuple[Any, TrainerState, TrainerState]
     @cache
     def made(precision: str) -> tuple[Any, TrainerState, TrainerState]:
         backend = open_backend(precision)
-        weights = initial_weights(CASES["Modulate"].program, cases.SEED, backend.settings.host_dtype)
+        weights = initial_weights(CASES["Modulate"].program, cases.SEED, backend.config.host_dtype)
         middle = trained(backend, TrainerState.fresh(weights, len(DECAYS)), 1, 4)
         return backend, middle, trained(backend, middle, 5, 5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import composed
 
-from diffusion_core.backend.interface import reference
+from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks import lower
 from diffusion_core.parity import cases

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion_core.backend.interface import TrainBatch, TrainerState, reference
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch, TrainerState
 from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
@@ -44,7 +45,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_nor_do_those_after_it(open
     after = trainer.state()
     assert bits(after) == bits(before) and after.updates == 4
     # What is gone on with there, here or elsewhere, is the same.
-    trainer.forgive()
+    trainer.clear_non_finite()
     resumed = backend.trainer(PROGRAM, after, ADAM, "mse")
     for one in (trainer, resumed):
         one.step(BATCH, 1e-3, DECAYS)
@@ -53,10 +54,12 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_nor_do_those_after_it(open
 
 def test_every_value_of_a_step_can_be_looked_at_beside_the_reference(open_backend):
     trainer = open_backend("float64").trainer(PROGRAM, TrainerState.fresh(WEIGHTS), ADAM, "mse")
-    found, wanted = trainer.look(BATCH), reference.look(PROGRAM, WEIGHTS, BATCH, "mse")
+    found, wanted = trainer.activations(BATCH), reference.activations(PROGRAM, WEIGHTS, BATCH, "mse")
     assert list(found) == list(wanted) == [*(node.name for node in PROGRAM.nodes), "losses"]
     for name, value in wanted.items():
         assert relative(found[name], value) <= TOLERANCES["network"].float64, name
     assert bits(trainer.state()) == bits(TrainerState.fresh(WEIGHTS))
-    lost = {name: np.count_nonzero(~np.isfinite(value)) for name, value in trainer.look(with_one(np.nan)).items()}
+    lost = {
+        name: np.count_nonzero(~np.isfinite(value)) for name, value in trainer.activations(with_one(np.nan)).items()
+    }
     assert lost["losses"] and next(iter(lost.values()))
