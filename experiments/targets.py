@@ -60,9 +60,9 @@ def _onnx(opened: Opener, found: Checkpoint, weights: Weights, out: Path, *, che
     """An ONNX file, compared with the reference on `check` images by onnxruntime."""
     model = found.model
     notes = {"value_range": ",".join(map(str, model.value_range)), "images_seen": str(found.images_seen)}
-    model = onnx_model(model.program, weights, model.spec.image_shape, notes)
+    graph = onnx_model(model.program, weights, model.spec.image_shape, notes)
     with _beside(out) as path:
-        save_onnx(model, path)
+        save_onnx(graph, path)
         if find_spec("onnxruntime"):
             said = _compared(partial(open_onnx, path), model, weights, "float32", check)
         else:
