@@ -266,7 +266,7 @@ class GallerySchema:
     methods: list[str] = field(default_factory=list)
     budgets: list[int] = field(default_factory=lambda: [5, 8, 12, 20, 50, 100])
     spacing: Any = field(default_factory=lambda: {"name": "log_snr"})
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     reference: str = "DPM-Solver++ 3M, exact"
     reference_steps: int = 500
     shown: int = 3

@@ -85,7 +85,7 @@ def test_resumed_equals_uninterrupted_with_its_averages_and_snapshots(finished, 
         for name, value in arrays.items():
             np.testing.assert_array_equal(resumed.state.parts[part][name], value, err_msg=f"{part} {name}")
     one, other = find_snapshots(finished), find_snapshots(tmp_path)
-    assert [snapshot.sha256 for snapshot in one] == [snapshot.sha256 for snapshot in other]
+    assert [snapshot.header["sha256"] for snapshot in one] == [snapshot.header["sha256"] for snapshot in other]
 
 
 @pytest.mark.backend

@@ -1015,7 +1015,7 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "c_out off by 1e-8": (REGISTERS, off("c_out")),
     "c_in off by 1e-8": (REGISTERS, off("c_in")),
     "c_noise off by 1e-8": (REGISTERS, off("c_noise", 0)),
-    "guidance off by 1e-8": (REGISTERS, off("guidance", -1)),
+    "guidance off by 1e-8": (REGISTERS, off("guidance_scale", -1)),
     "state off by 1e-8, in the first row": (REGISTERS, off("state", 0)),
     "denoised off by 1e-8, DDPM": (LARGE, off("denoised")),
     "t shifted by one": (REGISTERS, told_plan(lambda p: {"c_noise": p.c_noise + 1})),
@@ -1023,7 +1023,7 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "clip missing": (LARGE, told_plan(lambda p: {"clip": None})),
     "noise in the last row": (LARGE, told_plan(lambda p: {"noise": np.where(p.noise == 0, 1e-3, p.noise)})),
     "small variance for large": (LARGE, told_plan(lambda p: {"noise": p.noise * 0.99})),
-    "guidance (1 + w) c - w u": (GUIDED, told_plan(lambda p: {"guidance": p.guidance_scale + 1})),
+    "guidance (1 + w) c - w u": (GUIDED, told_plan(lambda p: {"guidance_scale": p.guidance_scale + 1})),
     "guidance left out": (REGISTERS, told_plan(lambda p: {"guidance_scale": np.ones(p.rows)})),
     "registers swapped": (REGISTERS, told_plan(lambda p: {"state": p.state.swapaxes(1, 2)})),
     "oldest estimate first": (REGISTERS, told_plan(lambda p: {"denoised": p.denoised[:, :, ::-1]})),
@@ -1138,7 +1138,7 @@ STEERING_FAULTS: dict[str, dict[str, Callable]] = {
     "one bound for all": told_plan(lambda p: {"threshold": None}),
     "a quantile of fewer": told_plan(lambda p: {"threshold": 0.89}),
     "bounded by another clip": told_plan(lambda p: {"clip": 0.99}),
-    "guided less": told_plan(lambda p: {"guidance": p.guidance_scale - 0.01}),
+    "guided less": told_plan(lambda p: {"guidance_scale": p.guidance_scale - 0.01}),
 }
 
 
@@ -1157,7 +1157,7 @@ def test_rung_6_notices_steered(exact, faults):
 def pulling(**changed: Callable) -> dict[str, Callable]:
     """A pullback that is told another one of x, c_noise, label or cotangent."""
     names = ("x", "c_noise", "label", "cotangent")
-    return {"network.pullback": lambda *g: [changed.get(n, lambda v: v)(v) for n, v in zip(names, g, strict=True)]}
+    return {"network.vjp": lambda *g: [changed.get(n, lambda v: v)(v) for n, v in zip(names, g, strict=True)]}
 
 
 PULLBACK_FAULTS: dict[str, Mapping[str, Callable]] = {
