@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_core.backend.compile_policy import Costs, Work, compiles, sampling_work
+from diffusion_core.backend.compile_policy import should_compile
 from diffusion_core.backend.interface import (
     Backend,
     BackendConfig,
@@ -47,7 +47,6 @@ __all__ = [
     "check_data",
     "check_sample",
     "check_which",
-    "drawing_work",
     "in_mode",
     "load_data",
     "noising_strip",
@@ -55,6 +54,7 @@ __all__ = [
     "plan_of",
     "make_model",
     "sample_labels",
+    "sampling_calls",
     "sampler_of",
     "save_samples",
     "settings_of",
@@ -64,52 +64,45 @@ __all__ = [
 ]
 
 
-def open_backend(cfg: DictConfig, kind: str = "sample", work: Work | None = None, begun: bool | None = None) -> Backend:
-    """The backend that the configuration names; prints which device, precision and mode it uses.
+def open_backend(cfg: DictConfig, calls: int = 0, resumed: bool | None = None) -> Backend:
+    """Open the backend that the configuration names; print its device, precision and mode.
 
     Args:
-        cfg: with the backend and the precision.
-        kind: of the work, ``"train"`` or ``"sample"``.
-        work: what is asked for, where the mode is chosen by it; None is little.
-        begun: whether functions were compiled in the run that is gone on with; None is a new one.
+        cfg: a configuration with `backend` and `precision`.
+        calls: planned network calls, by which ``backend.compile=auto`` decides.
+        resumed: whether the resumed run was compiled; None for a new run.
     """
     group = world_of(cfg)
     alone = group.kind == "none"
     backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision), *([] if alone else [group]))
-    # What passes between processes was compiled nowhere yet.
-    backend = in_mode(backend, cfg, kind, *((work, begun) if alone else ()))
+    # `auto` does not compile in several processes: that was never measured.
+    backend = in_mode(backend, cfg, *((calls, resumed) if alone else ()))
     print(backend.describe().line(), flush=True)
     return backend
 
 
-def in_mode(
-    backend: Backend, cfg: DictConfig, kind: str, work: Work | None = None, begun: bool | None = None
-) -> Backend:
-    """A backend in the mode that the configuration gives, or that is fastest for the work; see `open_backend`."""
-    # They were measured on processors.
-    costs = plain(cfg.backend.costs).get(kind) if backend.describe().on_cpu else None
-    compile = compiles(cfg.backend.compile, Costs.of(costs), work, begun)
+def in_mode(backend: Backend, cfg: DictConfig, calls: int = 0, resumed: bool | None = None) -> Backend:
+    """Return the backend, compiled or not as `backend.compile` decides for this number of network calls."""
+    limits = cfg.backend.compile_after
+    compile_after = limits.cpu if backend.describe().on_cpu else limits.cuda
+    compile = should_compile(cfg.backend.compile, calls, compile_after, resumed)
     return backend if compile == backend.config.compile else backend.in_mode(compile)
 
 
-def drawing_work(model: DiffusionModel, drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> Work:
-    """The work by which the mode is chosen of drawing so many samples with each of some plans.
+def sampling_calls(drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> int:
+    """Return the network calls of each of some plans with their numbers of samples, on average.
 
-    It is the mean of theirs, as each plan may have to be compiled for itself.
+    The average decides about compiling, since each plan may have to be compiled by itself.
     """
-    shape = model.spec.image_shape
-    works = [sampling_work(model.program, shape, plan, count, batch) for plan, count in drawn]
-    return Work(*(sum(values) // len(works) for values in zip(*map(astuple, works), strict=True)))
+    calls = [plan.rows * -(-count // batch) for plan, count in drawn]
+    return sum(calls) // len(calls)
 
 
 def settings_of(cfg: DictConfig, precision: str) -> BackendConfig:
-    """The settings of a backend's configuration: what is there beside who it is and whose Python runs it.
-
-    Where the mode is chosen by the work, they are those of little work.
-    """
+    """Backend settings, excluding its name and environment; with ``compile=auto``, those of a short run."""
     names = {field.name for field in fields(BackendConfig)}
     given = {key: value for key, value in plain(cfg.backend).items() if key in names}
-    return BackendConfig(precision=precision, **given | {"compile": compiles(cfg.backend.compile, None, None)})
+    return BackendConfig(precision=precision, **given | {"compile": should_compile(cfg.backend.compile, 0, None)})
 
 
 def make_model(cfg: DictConfig) -> DiffusionModel:

@@ -282,7 +282,7 @@ def main(cfg: DictConfig) -> None:
     options = plain(cfg.mode)
     work = build("mode", MODES, options.pop("name", "none"), options, given)
     out = Path(cfg.out)
-    backend = common.open_backend(cfg, "sample", common.drawing_work(given.model, work.drawn, cfg.batch))
+    backend = common.open_backend(cfg, common.sampling_calls(work.drawn, cfg.batch))
     print("\n".join(given.said), flush=True)
     network = backend.network(given.model.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())

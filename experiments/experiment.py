@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
-from diffusion_core.backend.compile_policy import Work, training_work
 from diffusion_core.backend.interface import Guidance
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Loader
@@ -44,10 +43,9 @@ class Experiment:
     group: ProcessGroup
 
     @property
-    def training_work(self) -> Work:
-        """What the whole course asks for, whatever of it is left: a run that is cut keeps its mode."""
-        shape = self.model.spec.image_shape
-        return training_work(self.model.program, shape, self.training_config.images, self.training_config.batch)
+    def training_steps(self) -> int:
+        """Steps of the whole training, however many of them are left."""
+        return -(-self.training_config.images // self.training_config.batch)
 
     @staticmethod
     def from_config(cfg: DictConfig) -> Experiment:

@@ -31,7 +31,7 @@ from diffusion_core.model.generate import draw
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
-from experiments.common import check_sample, drawing_work, open_backend, sample_labels, weights_of, which_of
+from experiments.common import check_sample, open_backend, sample_labels, sampling_calls, weights_of, which_of
 from experiments.entry import entry, plain
 from experiments.progress import Counter
 from experiments.report.gallery import write
@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> None:
     check_method("reference", cfg.reference)
     reference = plan_of(model, METHODS[cfg.reference], cfg.reference_steps, options)
     drawn = [(plan, cfg.sample.count) for plan in (*(one.plan for one in entries), reference)]
-    backend = open_backend(cfg, "sample", drawing_work(model, drawn, cfg.sample.batch))
+    backend = open_backend(cfg, sampling_calls(drawn, cfg.sample.batch))
     network = backend.network(model.program, weights_of(found.state, cfg.sample.weights))
     images = _drawn(cfg, backend, network, model, entries, reference)
     limit = images.pop()

@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     bundle = load_bundle(cfg.bundle)
     precision, state = cfg.precision or str(bundle.moment.notes["precision"]), bundle.moment.state
     backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
-    backend = in_mode(backend, cfg, "train", begun=mode_begun_in(cfg, bundle.moment))
+    backend = in_mode(backend, cfg, resumed=mode_begun_in(cfg, bundle.moment))
     print(backend.describe().line(), flush=True)
     program = bundle.moment.model.program
     trainer = backend.trainer(program, state, bundle.adam, bundle.distance)

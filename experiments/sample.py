@@ -30,9 +30,9 @@ from diffusion_core.runtime import signals
 from experiments.common import (
     GuidanceModels,
     check_sample,
-    drawing_work,
     open_backend,
     sampler_of,
+    sampling_calls,
     save_samples,
     weights_of,
     which_of,
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
     check_sample(cfg.sample, found.model, len(found.state.averages), leaders.classes)
     out = Path(cfg.out)
-    backend = open_backend(cfg, "sample", drawing_work(found.model, [(plan, cfg.sample.count)], cfg.sample.batch))
+    backend = open_backend(cfg, sampling_calls([(plan, cfg.sample.count)], cfg.sample.batch))
     print(f"{said}\nweights: {cfg.sample.weights}", flush=True)
     network = backend.network(found.model.program, weights_of(found.state, cfg.sample.weights))
     is_main_process = backend.collective.group.is_main_process

@@ -61,10 +61,18 @@ def _sampler() -> dict[str, Any]:
 
 
 @dataclass
+class CompileAfterSchema:
+    """The number of network calls beyond which `compile: auto` compiles, by device; null is never."""
+
+    cpu: int | None = None
+    cuda: int | None = None
+
+
+@dataclass
 class BackendSchema(_schema_of(BackendConfig, "precision")):
     """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep.
 
-    `compile` is true, false or auto, which weighs with `costs`, by kind of work, what it takes and saves; see `modes`.
+    `compile` is true, false or auto: auto compiles beyond `compile_after` network calls; see docs/speed.md.
     """
 
     name: str = MISSING
@@ -72,7 +80,7 @@ class BackendSchema(_schema_of(BackendConfig, "precision")):
     environment: str = MISSING
     python: str | None = None
     compile: Any = AUTO
-    costs: dict[str, Any] = field(default_factory=dict)
+    compile_after: CompileAfterSchema = field(default_factory=CompileAfterSchema)
 
 
 @dataclass

@@ -116,7 +116,7 @@ def _run(
 ) -> float:
     """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
     begun = mode_begun_in(cfg, start)
-    model, backend = experiment.model, common.open_backend(cfg, "train", experiment.training_work, begun)
+    model, backend = experiment.model, common.open_backend(cfg, experiment.training_steps, begun)
     backend.collective.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
     backend.collective.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
     with signals.flag_on_signal() as stop:
@@ -175,9 +175,8 @@ def _again(directory: Path, training_config: TrainingConfig, group: ProcessGroup
 
 
 def _drawing(cfg: DictConfig, experiment: Experiment, backend: Backend) -> Backend:
-    """The backend in the mode in which samples are drawn, which each time is little work or much by itself."""
-    work = common.drawing_work(experiment.model, [(experiment.plan, cfg.sample.count)], cfg.sample.batch)
-    return common.in_mode(backend, cfg, "sample", work)
+    """Return the backend in the mode for sampling, which `auto` chooses by the calls of one set of samples."""
+    return common.in_mode(backend, cfg, common.sampling_calls([(experiment.plan, cfg.sample.count)], cfg.sample.batch))
 
 
 def _facts(

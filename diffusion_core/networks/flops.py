@@ -1,8 +1,8 @@
-"""How much a network computes in one pass over one image: the numbers it makes, and the multiply-adds it takes.
+"""Count what one pass of a network over one image computes: value shapes and multiply-adds.
 
-Multiply-adds are of what grows with channels times channels or pixels times pixels: linear maps, convolutions, the two
-products of attention, and resampling. Norms, activations and sums read each number once and count nothing there: what
-they cost is the way of the numbers through memory.
+Only operations that grow with channels times channels or pixels times pixels count: linear maps, convolutions, the two
+products of attention, and resampling. Norms, activations and sums count as zero: they read and write each number once,
+so memory bandwidth bounds them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from diffusion_core.networks import blocks
 from diffusion_core.networks.blocks import Block
 from diffusion_core.networks.program import Program
 
-__all__ = ["Convolution", "convolutions", "multiply_adds", "numbers", "shapes"]
+__all__ = ["Convolution", "convolutions", "multiply_adds", "shapes"]
 
 Shape = tuple[int, ...]
 
@@ -44,11 +44,6 @@ def shapes(program: Program, image: Shape) -> dict[str, Shape]:
     for node in program.nodes:
         found[node.name] = _shape(node.block, *[found[name] for name in node.inputs])
     return {name: shape for name, shape in found.items() if name not in given}
-
-
-def numbers(program: Program, image: Shape) -> int:
-    """How many numbers the blocks give in one forward pass over one image of shape (h, w, c)."""
-    return sum(math.prod(shape) for shape in shapes(program, image).values())
 
 
 def multiply_adds(program: Program, image: Shape) -> int:

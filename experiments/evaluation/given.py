@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from diffusion_core.backend.compile_policy import Work
 from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
@@ -55,7 +54,7 @@ class EvaluationContext:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.seed = cfg, int(cfg.seed)
-        self.work: Work | None = None
+        self.calls = 0
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -104,12 +103,11 @@ class EvaluationContext:
     @cached_property
     def backend(self) -> Backend:
         """The backend; a metric opens it when it measures, not when it checks, and says before what it `asks`."""
-        return common.open_backend(self.cfg, "sample", self.work)
+        return common.open_backend(self.cfg, self.calls)
 
     def asks(self, images: int, batch: int) -> None:
-        """Say how many images, and in what batches, the network will be asked about; the mode is chosen by it."""
-        model = self.checkpoint.model
-        self.work = Work.of(model.program, model.spec.image_shape, -(-images // batch), images)
+        """Note how many images the network will evaluate, in batches of which size; `compile=auto` decides by it."""
+        self.calls = -(-images // batch)
 
     @cached_property
     def network(self) -> Network:

@@ -15,7 +15,6 @@ import pytest
 from commands import enter
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.compile_policy import Costs, sampling_work
 from diffusion_core.backend.interface import BackendConfig, Description, TrainerState
 from diffusion_core.data import load_dataset
 from diffusion_core.images.render import save_png
@@ -68,23 +67,20 @@ def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
     """The pictures and labels that a command writes."""
     words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
     backend, asked = Reference(), []
-    with mock.patch.object(common, "open_backend", lambda cfg, kind, work: asked.append((kind, work)) or backend):
+    with mock.patch.object(common, "open_backend", lambda cfg, calls: asked.append(calls) or backend):
         enter("edit", *words)
     # The mode was chosen by what was then drawn.
-    assert asked == [("sample", common.drawing_work(MODEL, backend.drawn, 64))]
+    assert asked == [common.sampling_calls(backend.drawn, 64)]
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels
 
 
-def test_the_work_of_several_plans_is_the_mean_of_theirs():
-    """The sum of what compiling saves in each, less what it takes for each, has the sign of that of the mean."""
-    shape, (few, many) = (8, 8, 1), (MODEL.plan("ddim", steps=steps) for steps in (4, 12))
-    one, other = sampling_work(MODEL.program, shape, few, 3, 2), sampling_work(MODEL.program, shape, many, 5, 2)
-    assert common.drawing_work(MODEL, [(few, 3)], 2) == one
-    mean = common.drawing_work(MODEL, [(few, 3), (many, 5)], 2)
-    for costs in (Costs(0.1, 1e-3, 1.0, 0.0), Costs(0.0, 1e-3, 0.0, 0.1), Costs(0.01, 0.0, 1.0, 0.1)):
-        assert 2 * mean.saving(costs) == pytest.approx(one.saving(costs) + other.saving(costs))
+def test_the_calls_of_several_plans_are_their_mean():
+    few, many = (MODEL.plan("ddim", steps=steps) for steps in (4, 12))
+    assert common.sampling_calls([(few, 3)], 2) == 8
+    assert common.sampling_calls([(few, 3), (many, 5)], 2) == (8 + 36) // 2
+    assert common.sampling_calls([(few.with_guidance(2.0), 3)], 2) == 8  # one call of twice the batch
 
 
 def test_inpainting_keeps_what_is_known(run, tmp_path):
