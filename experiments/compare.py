@@ -28,16 +28,16 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
-from diffusion_core.metrics.files import read_source
-from diffusion_core.metrics.metric import Source
-from diffusion_core.metrics.protocol import Number, columns, read_numbers, values_of
+from diffusion_core.metrics.files import read_sample_set
+from diffusion_core.metrics.metric import SampleSet
+from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
 from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import environment, read_metrics, read_samples
-from diffusion_core.statistics.bootstrap import LEAST
+from diffusion_core.statistics.bootstrap import MIN_VALUES
 from experiments.entry import entry
-from experiments.evaluation.given import reference_of
-from experiments.evaluation.samples import SampleEvaluator, chosen, features_of
+from experiments.evaluation.context import dataset_reference
+from experiments.evaluation.samples import SampleEvaluator, chosen, make_features
 from experiments.report import write
 from experiments.stored import read_config
 
@@ -253,7 +253,7 @@ def _run_sections(
         headlines.append(
             {
                 "label": "samples recognised as the class asked for",
-                "value": " / ".join(f"{rate:.1%}" for rate in values_of(rates)),
+                "value": " / ".join(f"{rate:.1%}" for rate in comparable_values(rates)),
                 "note": " / ".join(run.label for run in runs),
             }
         )
@@ -352,18 +352,18 @@ def _judged(runs: tuple[Run, Run], report: Report, images: dict[str, bytes]) -> 
         return {}
     size = runs[0].samples[0].shape[1]
     train, held_out = (load_dataset("digits", size=size, part=part) for part in ("train", "held_out"))
-    subjects = {run.label: read_source(run.path) for run in runs}
-    subjects["real digits, held out"] = Source({"pictures": held_out.images, "labels": held_out.labels}, {})
+    subjects = {run.label: read_sample_set(run.path) for run in runs}
+    subjects["real digits, held out"] = SampleSet({"images": held_out.images, "labels": held_out.labels}, {})
     metrics = {"agreement": {}, "frechet": {}, "spread": {}, "memorisation": {}}
-    judge = SampleEvaluator(features_of({"name": "digits"}), metrics, reference_of(train, {"part": "train"}))
+    judge = SampleEvaluator(make_features({"name": "digits"}), metrics, dataset_reference(train, {"part": "train"}))
     fewest = min(map(len, subjects.values()))
     found = {}
     for label, source in subjects.items():
-        samples, sets = chosen(source, (len(source),), fewest, LEAST, judge.seed)
+        samples, sets = chosen(source, (len(source),), fewest, MIN_VALUES, judge.seed)
         evaluation, _, _ = judge(samples, sets)
         found[label] = evaluation.numbers
         if label == runs[0].label:
-            _show_nearest(evaluation.found["memorisation"].shown, label, report, images)
+            _show_nearest(evaluation.results["memorisation"].shown, label, report, images)
     for run, facts in zip(runs, report["runs"], strict=True):
         facts["quality"] = {number.name: number.value for number in found[run.label]}
     return found

@@ -27,7 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
 from diffusion_core.common.text import pluralize
 from diffusion_core.data import from_uint8, to_uint8
-from diffusion_core.data.square import SUFFIXES, fit_picture, open_picture
+from diffusion_core.data.square import SUFFIXES, fit_image, open_image
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import open_npz
 from diffusion_core.images import render
@@ -115,12 +115,12 @@ class EditContext:
 
     def picture(self, path: Path, channels: int) -> NDArray[np.uint8]:
         """The picture of a file in the size of the network, with shape (H, W, channels); says what was done to it."""
-        picture, size = open_picture(path, channels), self.model.spec.image_size
+        picture, size = open_image(path, channels), self.model.spec.image_size
         if picture.size != (size, size):
             width, height = picture.size
             cut = "" if width == height else f"cut to its central square of {min(picture.size)} and "
             self.said.append(f"{path}: of {width} x {height} pixels, {cut}resized to {size} x {size} (Lanczos)")
-        return fit_picture(picture, size)
+        return fit_image(picture, size)
 
     def _chosen(self, count: int) -> list[int]:
         given = self.cfg.images

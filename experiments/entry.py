@@ -30,7 +30,7 @@ from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.schedule import SCHEDULES
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.files.safe_read import reading
-from diffusion_core.metrics.evaluate import METRICS, options_of
+from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import PROFILES
 from diffusion_core.runs.run_directory import claim
 from diffusion_core.runtime import signals
@@ -232,5 +232,5 @@ def _known_keys() -> list[str]:
     made |= {"features": FEATURES, "tracker": TRACKERS, **METHODS}
     for group, functions in made.items():
         keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
-    keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in options_of(metric)}
+    keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in metric_options(metric)}
     return sorted(keys)

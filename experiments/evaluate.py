@@ -7,7 +7,7 @@
     python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
     python -m experiments.workers 2 -m experiments.evaluate parallel=ddp checkpoint=RUN data=digits likelihood=ode out=D
 
-Samples are a run, a `.npz` file of pictures or of features, or a folder of PNG files; several of them are several sets.
+Samples are a run, a `.npz` file of images or of features, or a folder of PNG files; several of them are several sets.
 They are judged by every metric of the list `metrics` that applies (`diffusion_core.metrics.evaluate`), on the features
 of the group `features`; no backend is opened for that, and the numbers are the same in every environment. A checkpoint
 is judged by the groups
@@ -17,7 +17,7 @@ is judged by the groups
 
 `evaluation.json` has every number under `numbers`, by metric and name, with its interval and its protocol, and details
 beside it; `evaluation.npz` has what metrics found per sample, and `memorisation.png` shows the samples that are most
-like training pictures. docs/evaluation.md says more.
+like training images. docs/evaluation.md says more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.runs.run_directory import environment, write_json
 from experiments.entry import entry, plain
 from experiments.evaluation import accuracy, likelihood, samples
-from experiments.evaluation.given import EvaluationContext, Measure
+from experiments.evaluation.context import EvaluationContext, Measure
 from experiments.processes import world_of
 
 __all__ = ["METHODS", "lines"]

@@ -4,8 +4,8 @@
     python -m experiments.inspect data=cifar10 out=outputs/inspect       # every part of the prepared store
     python -m experiments.inspect data=image_folder data.options.path=FOLDER out=outputs/inspect
 
-It shows counts per class, sizes, channel means and histograms, the mean picture of each class, pictures drawn by
-stream, and pairs of pictures that are nearly alike, within a part and between parts.
+It shows counts per class, sizes, channel means and histograms, the mean image of each class, images drawn by
+stream, and pairs of images that are nearly alike, within a part and between parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
 from diffusion_core.data.store import read_names, store_parts
-from diffusion_core.data.survey import Pairs, Survey, near_pairs, survey
+from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import environment
@@ -87,7 +87,7 @@ def _parts(cfg: DictConfig) -> dict[str, Dataset]:
 
 
 def _chosen(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    """The pictures that are compared: all, or so many drawn by stream."""
+    """The images that are compared: all, or so many drawn by stream."""
     return np.arange(count) if count <= most else np.sort(Stream(seed, "inspect/pairs").permutation(count)[:most])
 
 
@@ -103,7 +103,7 @@ def _near(
         first, second = (surveys[part].thumbnails[chosen[part]] for part in (a, b))
         title = f"near pairs within {a}" if a == b else f"near pairs between {a} and {b}"
         with Counter(title, len(first)) as progress:
-            found[a, b] = near_pairs(first, None if a == b else second, cfg.within, cfg.pairs, progress)
+            found[a, b] = find_near_pairs(first, None if a == b else second, cfg.within, cfg.pairs, progress)
     return found
 
 
@@ -136,7 +136,7 @@ def _card(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def _names(cfg: DictConfig, parts: Mapping[str, Dataset]) -> dict[str, list[str]]:
-    """What the pictures of each part are called."""
+    """What the images of each part are called."""
     root = _store(cfg)
     return {part: read_names(root and root / part, len(dataset)) for part, dataset in parts.items()}
 
@@ -162,7 +162,7 @@ def _described(
 
 
 def _sheets(cfg: DictConfig, parts: Mapping[str, Dataset], surveys: Mapping[str, Survey]) -> dict[str, bytes]:
-    """Mean pictures and drawn pictures, a row for each class."""
+    """Mean images and drawn images, a row for each class."""
     sheets = {}
     for part, dataset in parts.items():
         scale = max(1, 48 // dataset.image_size)

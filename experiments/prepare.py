@@ -22,7 +22,7 @@ from diffusion_core.data import read_options
 from diffusion_core.data.archives import sha256_file
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
-from diffusion_core.data.sources import ABOUT, SOURCES
+from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.runs.run_directory import environment
 from downloads import fetch
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
         raise one_of("data to prepare", name, SOURCES)
     if not cfg.out:
         raise DuetError("out: nothing was given; it is the directory to write")
-    about, (squares, _) = ABOUT[name], read_options(name)
+    about, (squares, _) = DATASET_INFO[name], read_options(name)
     square = build("data", {name: Square}, name, {k: v for k, v in options.items() if k in squares})
     split = plain(cfg.split)
     where = _files(name, options.get("path"), Path(cfg.archives).expanduser(), cfg.download)
@@ -73,15 +73,15 @@ def main(cfg: DictConfig) -> None:
     for part, made in card["parts"].items():
         left_out = made["unreadable"]["count"]
         note = f", {left_out:,} unreadable ones left out (README.md lists them)" if left_out else ""
-        print(f"{part}: {made['pictures']:,} pictures in {len(made['classes'])} classes{note}, sha256 {made['sha256']}")
+        print(f"{part}: {made['pictures']:,} images in {len(made['classes'])} classes{note}, sha256 {made['sha256']}")
     for part in without:
-        print(f"{part}: no picture of these classes, left out")
+        print(f"{part}: no image of these classes, left out")
     print(f"prepared: {cfg.out}")
 
 
 def _files(name: str, path: str | None, archives: Path, download: bool) -> Path:
     """Where the files of a data set are; those that are nowhere are fetched."""
-    about = ABOUT[name]
+    about = DATASET_INFO[name]
     if path == "":
         raise DuetError("data.options.path: an empty text was given; it is a file or a folder")
     if path is not None:

@@ -30,8 +30,8 @@ from diffusion_core.backend.interface import Backend, Trainer
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
-from diffusion_core.metrics.evaluate import cut
-from diffusion_core.metrics.files import read_source
+from diffusion_core.metrics.evaluate import random_sets
+from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.protocol import nested
 from diffusion_core.networks.weights import count, hash_weights
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, weights_hash
@@ -44,8 +44,8 @@ from diffusion_core.training.loop import Hooks, NonFiniteStep, Record, ResumeSta
 from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines
-from experiments.evaluation.given import reference_of
-from experiments.evaluation.samples import SampleEvaluator, features_of
+from experiments.evaluation.context import dataset_reference
+from experiments.evaluation.samples import SampleEvaluator, make_features
 from experiments.experiment import Experiment
 from experiments.processes import stop_check, stop_if_requested, stop_requested
 from experiments.progress import Counter
@@ -58,7 +58,7 @@ from experiments.resuming import (
     result_of,
     start_of,
 )
-from features import NotGiven
+from features import MissingWeights
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
 
@@ -332,9 +332,9 @@ def _sample(
 def _judged(cfg: DictConfig, run: RunDirectory, judge: SampleEvaluator | str | None, count: int) -> dict[str, Any]:
     """What is said of the samples of a run; printed, and given."""
     if isinstance(judge, SampleEvaluator):
-        found, _, _ = judge(read_source(run.path), cut(count, cfg.sets, cfg.seed))
+        found, _, _ = judge(read_sample_set(run.path), random_sets(count, cfg.sets, cfg.seed))
         print("\n".join(lines(found.numbers)), flush=True)
-        return {"evaluation": {"numbers": nested(found.numbers), "left_out": found.left_out}}
+        return {"evaluation": {"numbers": nested(found.numbers), "left_out": found.skipped}}
     if judge:
         _say_unjudged(judge)
         return {"evaluation": {"numbers": {}, "reason": judge}}
@@ -344,16 +344,16 @@ def _judged(cfg: DictConfig, run: RunDirectory, judge: SampleEvaluator | str | N
 def _judge(cfg: DictConfig, experiment: Experiment) -> SampleEvaluator | str | None:
     """How the last samples are judged; why they are not, where a file was not named; or None."""
     try:
-        features = features_of(plain(cfg.features))
-    except NotGiven as reason:
+        features = make_features(plain(cfg.features))
+    except MissingWeights as reason:
         _say_unjudged(str(reason))
         return str(reason)
     if features is None or experiment.plan is None:
         return None
-    reference = reference_of(experiment.loader.dataset, plain(cfg.data.options))
+    reference = dataset_reference(experiment.loader.dataset, plain(cfg.data.options))
     judge = SampleEvaluator(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
     count = cfg.sample.count
-    judge.check({"pictures": np.empty((0, *experiment.model.spec.image_shape), np.uint8)}, count, cfg.sets)
+    judge.check({"images": np.empty((0, *experiment.model.spec.image_shape), np.uint8)}, count, cfg.sets)
     return judge
 
 

@@ -1,7 +1,7 @@
-"""What metrics read of pictures: functions from pictures to vectors.
+"""What metrics read of images: functions from images to vectors.
 
-Pictures are uint8 with shape (N, H, W, C), C being 1 or 3. What features compute are parts of a set as the metrics know
-them (`diffusion_core.metrics.metric`): features, spatial, probabilities, each row a function of its picture alone.
+Images are uint8 with shape (N, H, W, C), C being 1 or 3. What features compute are parts of a set as the metrics know
+them (`diffusion_core.metrics.metric`): features, spatial, probabilities, each row a function of its image alone.
 Features that someone computed elsewhere are read from a file instead (`diffusion_core.metrics.files`).
 
 Importing this package loads no framework and no runtime; a kind of features loads what it needs when it is made.
@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from features import digits, inception, onnx
-from features.kind import Features, NotGiven, extract
+from features.kind import Features, MissingWeights, extract
 
-__all__ = ["FEATURES", "Features", "NotGiven", "extract"]
+__all__ = ["FEATURES", "Features", "MissingWeights", "extract"]
 
 # By name; each takes its options as keyword-only arguments.
 FEATURES: Mapping[str, Callable[..., Features]] = {

@@ -10,7 +10,7 @@ __all__ = ["features"]
 
 
 def features() -> Features:
-    """The network of `diffusion_core.metrics.digits`, on grey pictures averaged to 8 x 8."""
+    """The network of `diffusion_core.metrics.digits`, on grey images averaged to 8 x 8."""
     facts = {
         "kind": "digits",
         "weights_sha256": digits.SHA256,

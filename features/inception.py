@@ -7,7 +7,7 @@
 The spatial layer is what the graph of 2015 calls `mixed_6/conv` and torch-fidelity `Mixed_6d.branch1x1`, after its
 ReLU.
 
-The network takes uint8 pictures of 299 x 299 and three channels. How they are brought to that size is a choice:
+The network takes uint8 images of 299 x 299 and three channels. How they are brought to that size is a choice:
 
     tensorflow1   bilinear as in the graph of 2015, without antialiasing and without rounding, by torch-fidelity; what
                   published numbers were measured with, and what torch-fidelity reports
@@ -40,7 +40,7 @@ from diffusion_core.backend.interface import DEVICES
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.images.resize import resize as antialiased
 from diffusion_core.metrics.metric import FeatureKind
-from features.kind import Features, NotGiven, as_colour
+from features.kind import Features, MissingWeights, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
 
@@ -57,18 +57,18 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
     Args:
         weights: torch-fidelity's file of weights; ``"download"`` fetches it as torch-fidelity does, into the folder
             where PyTorch keeps such files, or takes it from there.
-        resize: how pictures are brought to 299 x 299, one of `RESIZES`.
+        resize: how images are brought to 299 x 299, one of `RESIZES`.
         device: as `diffusion_core.backend.interface.BackendConfig.device`.
 
     Raises:
-        NotGiven: no weights were named.
+        MissingWeights: no weights were named.
         DuetError: torch-fidelity is not installed here, or what was given does not fit.
     """
     for what, value, allowed in (("resize", resize, RESIZES), ("device", device, DEVICES)):
         if value not in allowed:
             raise one_of(f"inception: {what}", value, allowed)
     if not weights:
-        raise NotGiven(
+        raise MissingWeights(
             f"inception: no weights were given; name torch-fidelity's file with weights=FILE.pth, "
             f"or fetch it with weights={DOWNLOAD}"
         )
@@ -107,10 +107,10 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
 
     @torch.inference_mode()
     def of(images: NDArray[np.uint8]) -> dict[str, NDArray]:
-        pictures = as_colour(images)
+        images = as_colour(images)
         if resize == "antialias":
-            pictures = antialiased(pictures, SIZE)
-        given = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(place)
+            images = antialiased(images, SIZE)
+        given = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(place)
         # TF32 would round to ten bits.
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
             pool, logits = network(given)

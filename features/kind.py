@@ -9,44 +9,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.metrics.metric import FeatureKind, Parts
+from diffusion_core.metrics.metric import Arrays, FeatureKind
 
-__all__ = ["Features", "NotGiven", "as_colour", "extract"]
+__all__ = ["Features", "MissingWeights", "as_colour", "extract"]
 
 
-class NotGiven(DuetError):
+class MissingWeights(DuetError):
     """Features need a file that nobody named; who can go on without them may."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A function from pictures to vectors.
+    """A function from images to vectors.
 
     Args:
         kind: name and protocol.
-        of: the function: uint8 pictures (N, H, W, C) to the parts of a set that it computes (`metrics.metric.Parts`),
-            each with a row per picture, for as many pictures as fit into memory.
+        of: the function: uint8 images (N, H, W, C) to the parts of a set that it computes (`metrics.metric.Arrays`),
+            each with a row per image, for as many images as fit into memory.
         versions: of what computes them, which the numbers should not depend on.
     """
 
     kind: FeatureKind
-    of: Callable[[NDArray[np.uint8]], Parts]
+    of: Callable[[NDArray[np.uint8]], Arrays]
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def extract(
     features: Features, images: NDArray[np.uint8], batch: int, progress: Callable[[int], None] | None = None
 ) -> dict[str, NDArray]:
-    """The features of any number of pictures, `batch` of them at once.
+    """The features of any number of images, `batch` of them at once.
 
     Args:
         features: what to compute.
         images: uint8 with shape (N, H, W, C); a memory map is read piece by piece.
-        batch: pictures at once.
-        progress: called with the number of pictures that are done.
+        batch: images at once.
+        progress: called with the number of images that are done.
 
     Returns:
-        The parts that the features compute, of all pictures.
+        The parts that the features compute, of all images.
     """
     if batch < 1:
         raise DuetError(f"features: a batch of {batch} was given; it must be at least 1")
@@ -62,5 +62,5 @@ def extract(
 
 
 def as_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures with three channels; those of a grey picture are alike."""
+    """Images with three channels; those of a grey image are alike."""
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)

@@ -1,8 +1,8 @@
 """Features that an ONNX file computes, by onnxruntime on the CPU.
 
-The file has one input of float32 pictures, ``b c h w`` or ``b h w c``, with one channel or three. Which of its outputs
+The file has one input of float32 images, ``b c h w`` or ``b h w c``, with one channel or three. Which of its outputs
 are the features, the features of places and the probabilities or logits of classes is said by name; what an output
-holds per picture is flattened. Without a name, the first output has the features. Pictures are brought to its size by
+holds per image is flattened. Without a name, the first output has the features. Images are brought to its size by
 `diffusion_core.images.resize` and their values 0..255 to `low` .. `high`.
 """
 
@@ -68,14 +68,14 @@ def features(
         inputs = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in session.get_inputs())
         raise DuetError(
             f"{path}: its inputs are {inputs}; "
-            f"there must be one, of square float32 pictures, (b, c, h, w) or (b, h, w, c), "
+            f"there must be one, of square float32 images, (b, c, h, w) or (b, h, w, c), "
             f"with 1 or 3 channels"
         )
     channels, fixed = shape[axis], max(sides, default=None)
     if size is None and fixed is None:
-        raise DuetError(f"{path}: it takes pictures of any size; give the one to bring them to with size=PIXELS")
+        raise DuetError(f"{path}: it takes images of any size; give the one to bring them to with size=PIXELS")
     if None not in (size, fixed) and size != fixed:
-        raise DuetError(f"{path}: size {size} was given, but it takes pictures of {fixed} pixels")
+        raise DuetError(f"{path}: size {size} was given, but it takes images of {fixed} pixels")
     side = size or fixed
 
     names = [made.name for made in session.get_outputs()]
@@ -89,9 +89,9 @@ def features(
 
     def of(images: NDArray[np.uint8]) -> dict[str, NDArray]:
         if channels < images.shape[3]:
-            raise DuetError(f"{path}: pictures in colour were given; it takes grey ones")
-        pictures = resize(as_colour(images) if channels == 3 else images, side)
-        values = (low + pictures * ((high - low) / 255.0)).astype(np.float32)
+            raise DuetError(f"{path}: images in colour were given; it takes grey ones")
+        images = resize(as_colour(images) if channels == 3 else images, side)
+        values = (low + images * ((high - low) / 255.0)).astype(np.float32)
         if axis == 1:
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         made = session.run(list(wanted.values()), {given.name: values})

@@ -17,7 +17,7 @@ from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
 from diffusion_core.data.source import gather
-from diffusion_core.data.sources import ABOUT, SOURCES
+from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import Square
 
 __all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
@@ -31,7 +31,7 @@ def read_options(name: str) -> tuple[set[str], set[str]]:
 
 def _reader(name: str) -> Callable[..., Dataset]:
     """A function that reads the files of a published data set into memory, with the options of all that it takes."""
-    source, about = SOURCES[name], ABOUT[name]
+    source, about = SOURCES[name], DATASET_INFO[name]
     squares, own = read_options(name)
     usual = {"size": about.size, "channels": about.channels}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_unpacked
 
-__all__ = ["About", "Archive", "content", "find", "members", "need", "sha256_file"]
+__all__ = ["DatasetInfo", "Archive", "content", "find", "members", "need", "sha256_file"]
 
 # Of one file that is read whole.
 _MOST_BYTES = 1 << 28
@@ -36,7 +36,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class About:
+class DatasetInfo:
     """What is known of a published data set.
 
     Args:
@@ -45,13 +45,13 @@ class About:
         licence: what is known of its licence.
         citation: authors, title and year.
         archives: its files.
-        size: height and width that its pictures have, or are usually brought to.
-        channels: of its pictures.
+        size: height and width that its images have, or are usually brought to.
+        channels: of its images.
     """
 
     title: str
     homepage: str = ""
-    licence: str = "not known; look it up where the pictures come from before you share them"
+    licence: str = "not known; look it up where the images come from before you share them"
     citation: str = ""
     archives: tuple[Archive, ...] = ()
     size: int = 32

@@ -1,6 +1,6 @@
-r"""The augmentation of EDM: geometric changes of a picture, and a label of nine numbers that says which.
+r"""The augmentation of EDM: geometric changes of an image, and a label of nine numbers that says which.
 
-Each of six changes is made with probability p, on its own; a picture without it has zeros in its place of the label.
+Each of six changes is made with probability p, on its own; an image without it has zeros in its place of the label.
 With a_0, a_1 in {0, 1}, a_3, a_4 uniform in (-pi, pi), and a_2, a_5, a_6, a_7 standard normal::
 
     change          matrix on coordinates about the centre            label
@@ -12,12 +12,12 @@ With a_0, a_1 in {0, 1}, a_3, a_4 uniform in (-pi, pi), and a_2, a_5, a_6, a_7 s
     shifted         translate(a_6 / 8, a_7 / 8)  of the side          a_6, a_7
 
 They are made in this order, each on what the one before it made. The network is told the label, so that it learns
-from the changed pictures without making such ones where it is told zeros.
+from the changed images without making such ones where it is told zeros.
 
-A picture is continued beyond its border by reflection and resampled with a Lanczos kernel of radius 3, which is
-widened where the picture shrinks; its weights are normalised. The paper's own filter is a wavelet at twice the
-resolution; pictures that are mirrored alone are the same in both. Its published code (NVlabs/edm, training/augment.py)
-has a_4 = 0 in half of the stretched pictures; here a_4 is always drawn.
+An image is continued beyond its border by reflection and resampled with a Lanczos kernel of radius 3, which is
+widened where the image shrinks; its weights are normalised. The paper's own filter is a wavelet at twice the
+resolution; images that are mirrored alone are the same in both. Its published code (NVlabs/edm, training/augment.py)
+has a_4 = 0 in half of the stretched images; here a_4 is always drawn.
 
 The numbers of an image are drawn by its position in the run, in streams "data/augment" and "data/augment/normal".
 
@@ -44,7 +44,7 @@ _BASE, _SHIFT, _RADIUS = 2.0**0.2, 1 / 8, 3
 def augment(
     images: NDArray, positions: ArrayLike, seed: int, probability: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pictures changed at random, and what was done to each.
+    """Images changed at random, and what was done to each.
 
     Args:
         images: with shape (B, S, S, C).
@@ -53,7 +53,7 @@ def augment(
         probability: p, of each change; 0.12 for CIFAR-10 in the paper.
 
     Returns:
-        Pictures in float64 with shape (B, S, S, C), and labels with shape (B, 9).
+        Images in float64 with shape (B, S, S, C), and labels with shape (B, 9).
 
     Raises:
         DuetError: the probability is none.
@@ -69,9 +69,9 @@ def augment(
 
 
 def changes(positions: ArrayLike, seed: int, probability: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The matrices of the pictures at these positions, with shape (B, 3, 3), and their labels, with shape (B, 9).
+    """The matrices of the images at these positions, with shape (B, 3, 3), and their labels, with shape (B, 9).
 
-    A matrix maps (x, y, 1) of the old picture to that of the new; x is to the right and y down, in units of the side,
+    A matrix maps (x, y, 1) of the old image to that of the new; x is to the right and y down, in units of the side,
     from the centre.
     """
     u = Stream(seed, "data/augment").uniform(positions, 10)
@@ -97,12 +97,12 @@ def changes(positions: ArrayLike, seed: int, probability: float) -> tuple[NDArra
 
 
 def warp(image: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A picture with shape (S, S, C) under a matrix of `changes`, resampled."""
+    """An image with shape (S, S, C) under a matrix of `changes`, resampled."""
     size = len(image)
     inverse = np.linalg.inv(matrix)
     centres = (np.arange(size) + 0.5) / size - 0.5
     y, x = (grid.ravel() for grid in np.meshgrid(centres, centres, indexing="ij"))
-    # Where each new pixel lies in the old picture, in pixels; the first pixel's centre is 0.
+    # Where each new pixel lies in the old image, in pixels; the first pixel's centre is 0.
     at = inverse[:2, :2] @ np.stack([x, y]) + inverse[:2, 2:]
     at = (at + 0.5) * size - 0.5
     at = np.where(np.abs(at - np.rint(at)) < 1e-9, np.rint(at), at)  # a whole step stays one

@@ -1,8 +1,8 @@
-"""A data set: pictures, their classes and a hash of both.
+"""A data set: images, their classes and a hash of both.
 
-Pictures are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green,
+Images are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green,
 blue). Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names.
-The pictures may be memory maps: nothing here reads them all at once.
+The images may be memory maps: nothing here reads them all at once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.shards import Shards
 
-__all__ = ["Dataset", "class_ids", "unnamed"]
+__all__ = ["Dataset", "class_ids", "default_class_names"]
 
 _HASH_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled pictures, checked when made.
+    """Labelled images, checked when made.
 
     Args:
         images: uint8 with shape (N, S, S, C), C being 1 or 3; an array, a memory map, or several as one.
@@ -88,13 +88,13 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, whether or not each has a picture here."""
+        """How many classes there are, whether or not each has an image here."""
         return len(self.class_names)
 
     @property
-    def has_names(self) -> bool:
-        """Whether the classes have names of their own, not those of `unnamed`."""
-        return self.class_names != unnamed(self.num_classes)
+    def has_class_names(self) -> bool:
+        """Whether the classes have names of their own, not those of `default_class_names`."""
+        return self.class_names != default_class_names(self.num_classes)
 
     @cached_property
     def sha256(self) -> str:
@@ -129,7 +129,7 @@ class Dataset:
             classes: class ids or class names; the first becomes class 0, the second class 1, and so on.
 
         Raises:
-            DuetError: there are no classes, one does not exist or is given twice, or none of them has a picture.
+            DuetError: there are no classes, one does not exist or is given twice, or none of them has an image.
         """
         what = f"data set {self.name!r}"
         ids = class_ids(what, self.class_names, classes)
@@ -138,7 +138,7 @@ class Dataset:
         kept = np.flatnonzero(new[self.labels] >= 0)
         names = tuple(self.class_names[k] for k in ids)
         if not kept.size:
-            raise DuetError(f"{what}: it has no picture of class {', '.join(names)}")
+            raise DuetError(f"{what}: it has no image of class {', '.join(names)}")
         return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -161,7 +161,7 @@ class Dataset:
         return self.select(np.sort(order[:first])), self.select(np.sort(order[first:]))
 
 
-def unnamed(count: int) -> tuple[str, ...]:
+def default_class_names(count: int) -> tuple[str, ...]:
     """What so many classes are called of which nobody says a name."""
     return tuple(f"class {k}" for k in range(count))
 

@@ -1,7 +1,7 @@
-"""The handwritten digits that scikit-learn carries: 1,797 grey pictures of 8 x 8 pixels.
+"""The handwritten digits that scikit-learn carries: 1,797 grey images of 8 x 8 pixels.
 
 They need no download. Their 17 levels 0..16 become ``round(v * 255 / 16)``. A larger size repeats
-each pixel as a square block, so a box average gives back the small picture exactly, and what is
+each pixel as a square block, so a box average gives back the small image exactly, and what is
 measured on the digits does not depend on the size at which they were made.
 
 A fixed fifth, drawn from stream ``"data/digits/held-out"`` with seed 0, is kept apart: the metrics

@@ -1,6 +1,6 @@
 """Batches that are made ahead by grain, the loader of the JAX world, in its threads.
 
-Grain maps positions to batches; which picture is at a position is decided by `Loader` alone, so the order is the same
+Grain maps positions to batches; which image is at a position is decided by `Loader` alone, so the order is the same
 bit by bit. It is an optional package, and is imported when a run asks for it.
 
 References:

@@ -1,4 +1,4 @@
-"""The order of the data, without state: position p of a run always shows the same picture.
+"""The order of the data, without state: position p of a run always shows the same image.
 
 With n items and p = images seen so far::
 
@@ -59,7 +59,7 @@ class Loader:
     Args:
         dataset: what to show.
         seed: the seed of the run.
-        flip: mirror half of the pictures left to right, drawn anew at each position.
+        flip: mirror half of the images left to right, drawn anew at each position.
         dtype: the type of the pixels.
         value_range: what the network sees for black and for white.
         augment: the probability of each change of the augmentation of EDM; 0 makes none.
@@ -83,7 +83,7 @@ class Loader:
             raise DuetError(f"data.augment: {self.augment} was given; it is a probability, 0 to 1")
 
     def batch(self, images_seen: int, size: int) -> Images:
-        """The `size` pictures that follow the first `images_seen` of the run, or this process's share of them.
+        """The `size` images that follow the first `images_seen` of the run, or this process's share of them.
 
         Raises:
             DuetError: `images_seen` is negative or `size` is not positive.

@@ -1,12 +1,12 @@
 """Between stored pixels and network values: one rule each way, the same for every framework.
 
-A picture is stored as uint8 in 0..255; a network sees a value range [low, high], as a rule [-1, 1]::
+An image is stored as uint8 in 0..255; a network sees a value range [low, high], as a rule [-1, 1]::
 
     k  = 255 / (high - low)                                    127.5 for [-1, 1]
     x  = u8 / k + low
     u8 = clip(floor((x - low) * k + 1/2), 0, 255)              round half up
 
-Both are computed in float64 and cast once, so a framework's own rounding has no say in a picture. For
+Both are computed in float64 and cast once, so a framework's own rounding has no say in an image. For
 [-1, 1] and [0, 1] the way back recovers every pixel from float64, float32, float16 and bfloat16; in bfloat16
 its rounding is up to 0.25 of a level in [-1, 1] and up to 0.4961 in [0, 1], so just below the half that would fail.
 """

@@ -1,9 +1,9 @@
-"""Making the pictures of later batches in other processes while a run computes.
+"""Making the images of later batches in other processes while a run computes.
 
-Which pictures a batch shows is a function of its position alone, so it does not matter who makes it, nor when: a run
+Which images a batch shows is a function of its position alone, so it does not matter who makes it, nor when: a run
 with any number of processes sees the same bits. What is not made ahead is made when it is asked for.
 
-A process opens a store by its name, so its pictures are in memory once; a data set in memory is copied to each.
+A process opens a store by its name, so its images are in memory once; a data set in memory is copied to each.
 """
 
 from __future__ import annotations

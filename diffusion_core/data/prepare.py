@@ -8,7 +8,7 @@ The work is cut into files of images whose borders depend on the source alone, s
 number of processes, and each file is written whole or not at all. Until all is done the directory is called
 ``.NAME.unfinished``; when it is made again with the same source and the same request, what is there is not done again.
 
-A picture that cannot be read is left out, counted and listed, as long as no more than a stated share of a part is.
+An image that cannot be read is left out, counted and listed, as long as no more than a stated share of a part is.
 The pixels are a function of the source, the request and the version of Pillow, which resizes; the card names all three.
 """
 
@@ -31,10 +31,10 @@ import numpy as np
 import PIL
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import About
+from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.source import Source
-from diffusion_core.data.square import Member, Picture, Square
+from diffusion_core.data.square import ImageInput, Member, Square
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
@@ -50,7 +50,7 @@ _LOCK = ".lock"
 class _Job:
     """One file of images to make."""
 
-    pictures: Sequence[Picture] | np.ndarray
+    images: Sequence[ImageInput] | np.ndarray
     first: int  # the place of the first in its source
     square: Square
     file: Path
@@ -60,7 +60,7 @@ def prepare(
     parts: Mapping[str, Source],
     directory: str | Path,
     square: Square,
-    about: About,
+    about: DatasetInfo,
     facts: Mapping[str, Any] | None = None,
     workers: int | None = None,
     tolerance: float = 0.01,
@@ -71,15 +71,15 @@ def prepare(
     Args:
         parts: what to write.
         directory: where to.
-        square: what the pictures become.
+        square: what the images become.
         about: what the card says of the data set.
         facts: what else it says, as plain data.
         workers: processes; None takes one per core.
         tolerance: the share of a part that may be unreadable.
-        progress: called with a part, how many of its pictures are done, and how many it has.
+        progress: called with a part, how many of its images are done, and how many it has.
 
     Raises:
-        DuetError: the directory holds something else, too many pictures are unreadable, or another process is at it.
+        DuetError: the directory holds something else, too many images are unreadable, or another process is at it.
     """
     final = Path(directory).expanduser()
     if workers is not None and workers < 1:
@@ -126,22 +126,22 @@ def _fingerprint(source: Source) -> str:
     """A hash of what a source is: content for pixels and for archives' members, names, sizes and times for files."""
     digest = hashlib.sha256(json.dumps([source.name, source.class_names, source.names]).encode())
     digest.update(source.labels.astype("<i4").tobytes())
-    if isinstance(source.pictures, np.ndarray):
-        step = max(1, (1 << 24) // source.pictures[0].size)
-        digest.update(str(source.pictures.shape).encode())
+    if isinstance(source.images, np.ndarray):
+        step = max(1, (1 << 24) // source.images[0].size)
+        digest.update(str(source.images.shape).encode())
         for start in range(0, len(source), step):
-            digest.update(np.ascontiguousarray(source.pictures[start : start + step]))
+            digest.update(np.ascontiguousarray(source.images[start : start + step]))
         return digest.hexdigest()
     archives: dict[Path, str] = {}
-    for picture in source.pictures:
-        if isinstance(picture, bytes):
-            digest.update(hashlib.sha256(picture).digest())
+    for image in source.images:
+        if isinstance(image, bytes):
+            digest.update(hashlib.sha256(image).digest())
             continue
-        file = picture.archive if isinstance(picture, Member) else picture
-        if not isinstance(picture, Member) or file not in archives:
+        file = image.archive if isinstance(image, Member) else image
+        if not isinstance(image, Member) or file not in archives:
             state = file.stat()
             archives[file] = f"{state.st_size} {state.st_mtime_ns}"
-        digest.update(f"{picture.name}\0{archives[file]}\0".encode())  # the folder may be called by another path
+        digest.update(f"{image.name}\0{archives[file]}\0".encode())  # the folder may be called by another path
     return digest.hexdigest()
 
 
@@ -208,9 +208,9 @@ def _make_images(
             left.append((number, first))
 
     def job(first: int, number: int) -> _Job:
-        pictures = source.pictures[first : first + step]
-        pictures = np.ascontiguousarray(pictures) if isinstance(pictures, np.ndarray) else tuple(pictures)
-        return _Job(pictures, first, square, directory / shard_name(number))
+        images = source.images[first : first + step]
+        images = np.ascontiguousarray(images) if isinstance(images, np.ndarray) else tuple(images)
+        return _Job(images, first, square, directory / shard_name(number))
 
     def done(number: int, record: dict[str, Any]) -> None:
         records[number] = record
@@ -218,7 +218,7 @@ def _make_images(
         if len(failed) > tolerance * total:
             said = "; ".join(f"{source.called(place)}: {reason}" for place, reason in failed[:3])
             raise DuetError(
-                f"{part}: {len(failed)} of {total} pictures cannot be read, more than the share of {tolerance:g} that "
+                f"{part}: {len(failed)} of {total} images cannot be read, more than the share of {tolerance:g} that "
                 f"may be left out ({said}); repair them, or set tolerance"
             )
         progress(part, sum(record["seen"] for record in records.values()), total)
@@ -253,9 +253,9 @@ def _make_images(
 def _make(job: _Job) -> dict[str, Any]:
     """Write one file of images and its record."""
     images, kept, failed, sizes = [], [], [], Counter()
-    for place, picture in enumerate(job.pictures, job.first):
+    for place, image in enumerate(job.images, job.first):
         try:
-            pixels, (width, height) = job.square(picture, place)
+            pixels, (width, height) = job.square(image, place)
         except DuetError as error:
             failed.append((place, str(error)))
             continue
@@ -266,7 +266,7 @@ def _make(job: _Job) -> dict[str, Any]:
     if images:
         write_array(part, np.stack(images))
         part.rename(job.file)
-    record = {"seen": len(job.pictures), "kept": kept, "failed": failed, "sizes": dict(sizes)}
+    record = {"seen": len(job.images), "kept": kept, "failed": failed, "sizes": dict(sizes)}
     write_atomically(job.file.with_name(f"{job.file.name}.record.json"), json.dumps(record).encode())
     return record
 
@@ -277,7 +277,7 @@ def _finish(
     """Make a store of the files of a part; gives it, what was left out, and how often each size was seen."""
     kept = np.concatenate([np.array(record["kept"], np.int64) for record in records])
     if not kept.size:
-        raise DuetError(f"{source.name}: not one of its {len(source)} pictures can be read")
+        raise DuetError(f"{source.name}: not one of its {len(source)} images can be read")
     names = None if source.names is None else [source.names[place] for place in kept]
     lengths = [len(record["kept"]) for record in records]
     dataset = finish_store(directory, lengths, source.labels[kept], source.class_names, source.name, names)
@@ -291,7 +291,7 @@ def _card(
     unreadable: Mapping[str, list[tuple[str, str]]],
     sizes: Mapping[str, Counter],
     square: Square,
-    about: About,
+    about: DatasetInfo,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """What is known of the prepared data, as plain data."""
@@ -323,19 +323,19 @@ def _card(
 
 def _readme(card: Mapping[str, Any]) -> str:
     """The data card in Markdown."""
-    picture, made = card["picture"], card["made"]
+    image, made = card["picture"], card["made"]
     lines = [f"# {card['title']}", ""]
     lines += [f"{label}: {card[key]}  " for key, label in _SAID.items() if card.get(key)]
-    kind = "colour" if picture["channels"] == 3 else "grey"
+    kind = "colour" if image["channels"] == 3 else "grey"
     lines += [
         "",
-        "## Pictures",
+        "## Images",
         "",
-        f"{picture['size']} x {picture['size']} pixels, {kind}, {picture['type']}.  ",
+        f"{image['size']} x {image['size']} pixels, {kind}, {image['type']}.  ",
         f"Cut: {made['crop']}.  ",
         f"Resized: {made['resize']}.",
         "",
-        "| part | pictures | classes | left out as unreadable | sizes before | SHA-256 of the content |",
+        "| part | images | classes | left out as unreadable | sizes before | SHA-256 of the content |",
         "| --- | ---: | ---: | ---: | --- | --- |",
     ]
     for part, facts in card["parts"].items():

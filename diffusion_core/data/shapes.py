@@ -1,6 +1,6 @@
-"""Synthetic pictures of one shape each, from a distribution that is known exactly.
+"""Synthetic images of one shape each, from a distribution that is known exactly.
 
-In units of the picture's side, with u the uniform numbers of item i in stream ``"data/shapes"``::
+In units of the image's side, with u the uniform numbers of item i in stream ``"data/shapes"``::
 
     kind        uniform among circle, square, triangle, cross, ring, diamond; this is the class
     radius      uniform in [0.20, 0.38]
@@ -76,7 +76,7 @@ KINDS: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """What the pictures show, in units of the picture's side.
+    """What the images show, in units of the image's side.
 
     Args:
         kinds: places in `KINDS`, with shape (N,).
@@ -108,7 +108,7 @@ def scenes(count: int, seed: int) -> Scenes:
 
 
 def draw(what: Scenes, size: int, channels: int) -> NDArray[np.uint8]:
-    """Pictures of scenes, with shape (N, size, size, channels)."""
+    """Images of scenes, with shape (N, size, size, channels)."""
     images = np.empty((len(what.kinds), size, size, channels), np.uint8)
     axis = (np.arange(size) + 0.5) / size
     for start in range(0, len(images), _CHUNK):
@@ -128,10 +128,10 @@ def draw(what: Scenes, size: int, channels: int) -> NDArray[np.uint8]:
 
 
 def shapes(count: int = 4096, size: int = 32, channels: int = 3, seed: int = 0) -> Dataset:
-    """The first `count` pictures of the distribution above, with the kind of shape as class.
+    """The first `count` images of the distribution above, with the kind of shape as class.
 
     Args:
-        count: how many pictures.
+        count: how many images.
         size: height and width in pixels, at least 8, below which the kinds cannot be told apart.
         channels: 3 for colour, 1 for grey.
         seed: the seed of the stream.
@@ -141,7 +141,7 @@ def shapes(count: int = 4096, size: int = 32, channels: int = 3, seed: int = 0) 
     """
     if count < 1 or size < 8 or channels not in (1, 3):
         raise DuetError(
-            f"shapes: {count} pictures of size {size} with {channels} channels were asked for; "
+            f"shapes: {count} images of size {size} with {channels} channels were asked for; "
             f"the count must be at least 1, the size at least 8 and the channels 1 or 3"
         )
     what = scenes(count, seed)

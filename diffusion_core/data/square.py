@@ -1,6 +1,6 @@
-"""From a picture of any size and mode to a square of bytes.
+"""From an image of any size and mode to a square of bytes.
 
-A picture is turned as its camera says (EXIF), laid over white where it is transparent, cut to the largest square that
+An image is turned as its camera says (EXIF), laid over white where it is transparent, cut to the largest square that
 fits, in the middle or at random along its longer side, and resized with an antialiasing filter (Lanczos). Nothing is
 squashed. Grey, palette, CMYK and 16-bit files become 8-bit grey or RGB. Of an animation, the first frame is taken.
 
@@ -8,7 +8,7 @@ A value v of 16 bits becomes v / 257, rounded, in a grey file. Pillow hands over
 8 bits: there the lower byte is cut off, v // 256, which is at most one level away.
 
 The place of a random cut is a function of (seed, index) in stream ``"data/crop"``, so that it does not depend on who
-reads the picture, nor when.
+reads the image, nor when.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.files.safe_read import read_member
 
-__all__ = ["CROPS", "Member", "SUFFIXES", "Picture", "Square", "fit_picture", "open_picture", "read_picture"]
+__all__ = ["CROPS", "Member", "SUFFIXES", "ImageInput", "Square", "fit_image", "open_image", "read_image"]
 
 CROPS = ("centre", "random")
-# Of the files that are taken for pictures.
+# Of the files that are taken for images.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -46,12 +46,12 @@ class Member:
 
 
 # A file, a file in an archive, the content of a file, or uint8 pixels with shape (H, W, C).
-Picture = Path | Member | bytes | NDArray[np.uint8]
+ImageInput = Path | Member | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Square:
-    """How pictures are brought to one shape.
+    """How images are brought to one shape.
 
     Args:
         size: height and width in pixels.
@@ -71,63 +71,63 @@ class Square:
     def __post_init__(self) -> None:
         if self.size < 1 or self.channels not in (1, 3):
             raise DuetError(
-                f"pictures: size {self.size} and {self.channels} channels were given; "
+                f"images: size {self.size} and {self.channels} channels were given; "
                 f"the size must be at least 1 and the channels 1 or 3"
             )
         if self.crop not in CROPS:
             raise one_of("crop", self.crop, CROPS)
 
-    def __call__(self, picture: Picture, index: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The square of a picture with shape (size, size, channels), and the width and height that it had.
+    def __call__(self, image: ImageInput, index: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The square of an image with shape (size, size, channels), and the width and height that it had.
 
         Args:
-            picture: what to read.
+            image: what to read.
             index: its place in the source, which decides where a random cut is made.
 
         Raises:
             DuetError: it cannot be read, or its values have no known range.
         """
-        opened = open_picture(picture, self.channels)
+        opened = open_image(image, self.channels)
         if self.crop == "centre":
-            return fit_picture(opened, self.size), opened.size
+            return fit_image(opened, self.size), opened.size
         room = np.array(opened.size) - min(opened.size)
         start = (Stream(self.seed, "data/crop").uniform([index], 2)[0] * (room + 1)).astype(int)
-        return fit_picture(opened, self.size, tuple(start.tolist())), opened.size
+        return fit_image(opened, self.size, tuple(start.tolist())), opened.size
 
 
-def read_picture(file: str | Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """One picture file, cut to its central square and resized, with shape (size, size, channels).
+def read_image(file: str | Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """One image file, cut to its central square and resized, with shape (size, size, channels).
 
     Raises:
         DuetError: the file cannot be read, or its values have no known range.
     """
-    return fit_picture(open_picture(Path(file), channels), size)
+    return fit_image(open_image(Path(file), channels), size)
 
 
-def open_picture(picture: Picture | str, channels: int) -> Image.Image:
-    """One picture of 8 bits per channel, grey or RGB, of its own size and the right way up.
+def open_image(image: ImageInput | str, channels: int) -> Image.Image:
+    """One image of 8 bits per channel, grey or RGB, of its own size and the right way up.
 
     Raises:
         DuetError: it cannot be read, or its values have no known range.
     """
-    opened = _from_pixels(picture) if isinstance(picture, np.ndarray) else _from_file(picture)
+    opened = _from_pixels(image) if isinstance(image, np.ndarray) else _from_file(image)
     return opened.convert("RGB" if channels == 3 else "L")
 
 
-def fit_picture(picture: Image.Image, size: int, start: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A picture cut to a square as wide as its shorter side and resized, with shape (size, size, channels).
+def fit_image(pil_image: Image.Image, size: int, start: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """An image cut to a square as wide as its shorter side and resized, with shape (size, size, channels).
 
     Args:
-        picture: grey or RGB.
+        pil_image: grey or RGB.
         size: height and width to bring it to.
         start: left and top of the square; None takes the central one.
     """
-    side = min(picture.size)
-    left, top = start or ((picture.width - side) // 2, (picture.height - side) // 2)
-    if picture.size != (size, size):
+    side = min(pil_image.size)
+    left, top = start or ((pil_image.width - side) // 2, (pil_image.height - side) // 2)
+    if pil_image.size != (size, size):
         # Cut first: the filter of a resize with a box reaches beyond its edge.
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(size, size, -1)
+        pil_image = pil_image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(pil_image).reshape(size, size, -1)
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -139,14 +139,14 @@ def _opened(archive: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _from_file(picture: Path | Member | bytes | str) -> Image.Image:
-    what = "picture" if isinstance(picture, bytes) else f"picture {str(picture)!r}"
+def _from_file(image: Path | Member | bytes | str) -> Image.Image:
+    what = "image" if isinstance(image, bytes) else f"image {str(image)!r}"
     try:
-        file = picture
-        if isinstance(picture, Member):
-            file = io.BytesIO(read_member(_opened(picture.archive), picture.name))
-        elif isinstance(picture, bytes):
-            file = io.BytesIO(picture)
+        file = image
+        if isinstance(image, Member):
+            file = io.BytesIO(read_member(_opened(image.archive), image.name))
+        elif isinstance(image, bytes):
+            file = io.BytesIO(image)
         with Image.open(file) as opened:
             opened.load()
             return _eight_bit(ImageOps.exif_transpose(opened), is_wide=opened.mode == "I" and opened.format == "TIFF")
@@ -154,20 +154,20 @@ def _from_file(picture: Path | Member | bytes | str) -> Image.Image:
         raise DuetError(f"{what}: {error}") from None
     # What Pillow raises depends on the byte at which a broken file stops to make sense: struct.error of its EXIF, say.
     except Exception as error:
-        reason = "it is not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "it is not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DuetError(f"{what} cannot be read: {reason}; repair it or take it away") from error
 
 
-def _eight_bit(picture: Image.Image, is_wide: bool) -> Image.Image:
-    """A picture of 8 bits per channel without transparency, which is laid over white; not of one of 32 bits."""
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.float64)
+def _eight_bit(pil_image: Image.Image, is_wide: bool) -> Image.Image:
+    """An image of 8 bits per channel without transparency, which is laid over white; not of one of 32 bits."""
+    if pil_image.mode == "F" or pil_image.mode.startswith("I"):
+        values = np.asarray(pil_image).astype(np.float64)
         # 16-bit files arrive in several modes, of 32 bits among them; those that are so wide do not say what white is.
-        if is_wide or picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DuetError(f"its pixels are of mode {picture.mode!r}, without a known white; 8 or 16 bits would fit")
+        if is_wide or pil_image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DuetError(f"its pixels are of mode {pil_image.mode!r}, without a known white; 8 or 16 bits would fit")
         return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if pil_image.has_transparency_data:
+        pil_image = pil_image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", pil_image.size, "white"), pil_image).convert("RGB")
     # Grey stays grey, so its levels are kept exactly; all other kinds go by way of RGB.
-    return picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")
+    return pil_image if pil_image.mode in ("1", "L", "RGB") else pil_image.convert("RGB")

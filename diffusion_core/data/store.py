@@ -4,7 +4,7 @@ A store is a directory::
 
     images-00000.npy ...   uint8 with shape (n, H, W, C) each, one after another, opened as memory maps
     labels.npy             int32 with shape (N,)
-    names.txt              what each picture was called, one per line; only where pictures have names
+    names.txt              what each image was called, one per line; only where images have names
     data.json              name, class names, shape, the length of each file of images, and the hash of the content
 
 It is written beside its final name, flushed, then renamed: a reader sees a whole store or none. Directories of
@@ -33,12 +33,12 @@ __all__ = ["finish_store", "open_store", "store_parts", "read_names", "save_stor
 
 _FORMAT = 2
 _FITS = "a store is a directory that experiments.prepare wrote"
-_SHARD_BYTES, _SHARD_PICTURES = 1 << 26, 2048
+_SHARD_BYTES, _SHARD_IMAGES = 1 << 26, 2048
 
 
-def shard_length(picture_bytes: int) -> int:
-    """How many pictures a file of images begins with: up to 64 MiB, and few enough that many processes have work."""
-    return max(1, min(_SHARD_PICTURES, _SHARD_BYTES // picture_bytes))
+def shard_length(image_bytes: int) -> int:
+    """How many images a file of images begins with: up to 64 MiB, and few enough that many processes have work."""
+    return max(1, min(_SHARD_IMAGES, _SHARD_BYTES // image_bytes))
 
 
 def shard_name(number: int) -> str:
@@ -92,7 +92,7 @@ def finish_store(
         labels: class ids with shape (N,).
         class_names: the name of each class id.
         name: of the data set.
-        names: of the pictures, if they have any.
+        names: of the images, if they have any.
     """
     files = [{"file": shard_name(k), "length": int(n)} for k, n in enumerate(lengths) if n]
     dataset = Dataset(_open_images(directory, files), labels, tuple(class_names), name)
@@ -116,7 +116,7 @@ def finish_store(
 
 
 def open_store(directory: str | Path, part: str | None = None, verify: bool = True) -> Dataset:
-    """The data set of a store, its pictures memory maps.
+    """The data set of a store, its images memory maps.
 
     Args:
         directory: the store, or a directory of several.
@@ -168,10 +168,10 @@ def store_parts(directory: str | Path) -> list[str]:
 
 
 def read_names(directory: Path | None, count: int) -> list[str]:
-    """What the pictures of a store are called; by their places where they have no names, or are of no store."""
+    """What the images of a store are called; by their places where they have no names, or are of no store."""
     file = directory and directory.expanduser() / "names.txt"
     names = read_text(file).split("\n")[:-1] if file and file.is_file() else []
-    return names if len(names) == count else [f"picture {k}" for k in range(count)]
+    return names if len(names) == count else [f"image {k}" for k in range(count)]
 
 
 def write_array(file: Path, array: NDArray) -> None:
@@ -232,7 +232,7 @@ def _is_shard(file: object) -> bool:
 
 
 def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | Shards:
-    """The pictures of several files as one array; a single file is an ordinary memory map."""
+    """The images of several files as one array; a single file is an ordinary memory map."""
     maps = []
     for file in files:
         images = _read_array(directory / file["file"], mapped=True)

@@ -1,9 +1,9 @@
-"""Looking at a data set: how many, how bright, what on average, and which pictures are nearly alike.
+"""Looking at a data set: how many, how bright, what on average, and which images are nearly alike.
 
-All is found in one pass over the pictures, in blocks, so that memory does not grow with their number but for a
+All is found in one pass over the images, in blocks, so that memory does not grow with their number but for a
 thumbnail of 8 x 8 pixels of each. Mean and deviation come from the histograms of the 256 levels, so they are exact.
 
-Two pictures are near when the root mean square difference of their thumbnails, in levels of 0..255, is small: that
+Two images are near when the root mean square difference of their thumbnails, in levels of 0..255, is small: that
 finds copies that were compressed again, made lighter by a little, or resized, but not mirrored or cut ones. All pairs
 are compared. Sums of squares of thumbnails stay below 2^24, so they are exact in float32.
 """
@@ -20,7 +20,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.images.resize import resize
 
-__all__ = ["THUMBNAIL", "Pairs", "Survey", "near_pairs", "survey"]
+__all__ = ["THUMBNAIL", "Pairs", "Survey", "find_near_pairs", "survey"]
 
 THUMBNAIL = 8
 _BLOCK_BYTES = 1 << 24
@@ -29,14 +29,14 @@ _BLOCK_ROWS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What was found in a data set of N pictures with shape (S, S, C) in K classes.
+    """What was found in a data set of N images with shape (S, S, C) in K classes.
 
     Args:
-        counts: pictures of each class, with shape (K,).
+        counts: images of each class, with shape (K,).
         histograms: how often each level occurs in each channel, with shape (C, 256).
         mean: of each channel, in levels, with shape (C,).
         std: the deviation of all values of a channel, in levels, with shape (C,).
-        class_means: the mean picture of each of the first classes, float64 with shape (K', S, S, C); NaN for none.
+        class_means: the mean image of each of the first classes, float64 with shape (K', S, S, C); NaN for none.
         thumbnails: uint8 with shape (N, 64 C).
     """
 
@@ -50,7 +50,7 @@ class Survey:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of pictures that are near, the nearest first.
+    """Pairs of images that are near, the nearest first.
 
     Args:
         count: how many there are.
@@ -64,12 +64,12 @@ class Pairs:
 
 
 def survey(dataset: Dataset, shown: int = 64, progress: Callable[[int], None] = lambda done: None) -> Survey:
-    """Look at every picture once.
+    """Look at every image once.
 
     Args:
         dataset: what to look at.
-        shown: of how many classes mean pictures are made.
-        progress: called with the number of pictures that are done.
+        shown: of how many classes mean images are made.
+        progress: called with the number of images that are done.
     """
     size, channels, classes = dataset.image_size, dataset.channels, min(shown, dataset.num_classes)
     histograms = np.zeros((channels, 256), np.int64)
@@ -92,7 +92,7 @@ def survey(dataset: Dataset, shown: int = 64, progress: Callable[[int], None] = 
     return Survey(counts, histograms, mean, std, class_means, thumbnails)
 
 
-def near_pairs(
+def find_near_pairs(
     first: NDArray[np.uint8], second: NDArray[np.uint8] | None, within: float, most: int = 100,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pairs:  # fmt: skip
@@ -140,7 +140,7 @@ def near_pairs(
     return Pairs(count, kept[order], np.sqrt(found[order] / width))
 
 
-def _blocks(count: int, picture_bytes: int) -> Iterator[slice]:
-    step = max(1, _BLOCK_BYTES // picture_bytes)
+def _blocks(count: int, image_bytes: int) -> Iterator[slice]:
+    step = max(1, _BLOCK_BYTES // image_bytes)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -1,4 +1,4 @@
-r"""Data with an exact score: mixtures of normal distributions, in the plane and as pictures.
+r"""Data with an exact score: mixtures of normal distributions, in the plane and as images.
 
 Where x_0 is drawn from N(m_k, s_k^2 I) with probability w_k, x_t = alpha x_0 + sigma eps has the density
 
@@ -9,7 +9,7 @@ and with the shares p_k ~ w_k N(x; alpha m_k, v_k I) of the parts at x,
     score      grad log p(x) = sum_k p_k (alpha m_k - x) / v_k
     estimate   E[x_0 | x]    = sum_k p_k (m_k + alpha s_k^2 (x - alpha m_k) / v_k)
 
-The toys of the plane are curves and grids made of such parts. A point (x, y) in [-1, 1]^2 is a colour picture of one
+The toys of the plane are curves and grids made of such parts. A point (x, y) in [-1, 1]^2 is a colour image of one
 pixel: red is x, green is y, and blue, always 128, says nothing. Bytes round a point by up to 1/255, as if s_k^2 were
 larger by (2/255)^2 / 12, which is below 1 % of it; points lie inside of [-1, 1] but for one in thousands, which is
 clipped. Item i depends on (seed, i) alone, in streams "data/toy" and "data/toy/normal".
@@ -28,7 +28,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import to_uint8
 
-__all__ = ["TOYS", "Mixture", "gaussian_mixture", "picture_mixture", "toy", "toy_mixture"]
+__all__ = ["TOYS", "Mixture", "gaussian_mixture", "image_mixture", "toy", "toy_mixture"]
 
 Array = NDArray[np.float64]
 
@@ -159,7 +159,7 @@ def toy_mixture(kind: str = "ring") -> Mixture:
 
 
 def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
-    """Points of a toy as pictures of one pixel, see above; each mode of ring and grid, or each curve, is a class.
+    """Points of a toy as images of one pixel, see above; each mode of ring and grid, or each curve, is a class.
 
     Args:
         kind: one of `TOYS`.
@@ -178,11 +178,11 @@ def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
     return Dataset(images, classes, tuple(str(k) for k in range(int(mixture.classes.max()) + 1)), kind)
 
 
-def picture_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08) -> Mixture:
-    """A mixture of pictures: plane waves of amplitude 0.6, one for each mode, with the same spread at each pixel.
+def image_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08) -> Mixture:
+    """A mixture of images: plane waves of amplitude 0.6, one for each mode, with the same spread at each pixel.
 
     Mode k has the k-th of the wave vectors (1, 0), (0, 1), (1, 1), (2, 0) ..., by their length, and channel c is
-    shifted by a third of a period times c. Its points are pictures in [-1, 1], flattened, D = size^2 channels.
+    shifted by a third of a period times c. Its points are images in [-1, 1], flattened, D = size^2 channels.
 
     Raises:
         DuetError: a number does not fit.
@@ -204,10 +204,10 @@ def picture_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: fl
 def gaussian_mixture(
     count: int = 4096, size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08, seed: int = 0
 ) -> Dataset:
-    """Pictures of `picture_mixture`, the mode as class.
+    """Images of `image_mixture`, the mode as class.
 
     Args:
-        count: how many pictures.
+        count: how many images.
         size: height and width in pixels.
         channels: 3 for colour, 1 for grey.
         modes: how many normal distributions are mixed.
@@ -217,9 +217,9 @@ def gaussian_mixture(
     Raises:
         DuetError: a number does not fit.
     """
-    mixture = picture_mixture(size, channels, modes, spread)
+    mixture = image_mixture(size, channels, modes, spread)
     if count < 1:
-        raise DuetError(f"gaussian mixture: {count} pictures were asked for; the count must be at least 1")
+        raise DuetError(f"gaussian mixture: {count} images were asked for; the count must be at least 1")
     points, classes = mixture.draw(count, seed)
     images = to_uint8(points).reshape(count, size, size, channels)
     return Dataset(images, classes, tuple(str(k) for k in range(modes)), "gaussian_mixture")

@@ -1,9 +1,9 @@
-"""Pictures of samples: grids, strips, captioned rows, differences, PNG files and animations.
+"""Images of samples: grids, strips, captioned rows, differences, PNG files and animations.
 
-Every picture is uint8 with shape (H, W, C), where C is 1 (grey) or 3 (red, green, blue); a set of
+Every image is uint8 with shape (H, W, C), where C is 1 (grey) or 3 (red, green, blue); a set of
 them is (N, H, W, C). Magnification repeats pixels, so what is seen is what was sampled. Padding is
-counted in pixels of the result and is the same between pictures and around them, on a light neutral
-background that neither black nor white pictures run into.
+counted in pixels of the result and is the same between images and around them, on a light neutral
+background that neither black nor white images run into.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from diffusion_core.files.atomic import write_atomically
 
 __all__ = ["difference", "grid", "labelled_rows", "png_bytes", "save_gif", "save_png", "strip", "table"]
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 BACKGROUND = 232
 INK = 56
 
 
-def grid(images: Picture, columns: int, scale: int = 1, pad: int = 2) -> Picture:
-    """Pictures in rows of `columns`, from left to right and top to bottom.
+def grid(images: ImageArray, columns: int, scale: int = 1, pad: int = 2) -> ImageArray:
+    """Images in rows of `columns`, from left to right and top to bottom.
 
     Args:
         images: with shape (N, H, W, C). A last row that is not full ends in background.
-        columns: pictures per row.
+        columns: images per row.
         scale: how many times each pixel is repeated in both directions.
-        pad: pixels between and around the pictures.
+        pad: pixels between and around the images.
 
     Returns:
-        A picture with shape (rows * (scale * H + pad) + pad, columns * (scale * W + pad) + pad, C).
+        An image with shape (rows * (scale * H + pad) + pad, columns * (scale * W + pad) + pad, C).
     """
-    _check_pictures(images)
+    _check_images(images)
     _check_whole("columns", columns, 1)
     _check_whole("scale", scale, 1)
     _check_whole("pad", pad, 0)
@@ -53,34 +53,34 @@ def grid(images: Picture, columns: int, scale: int = 1, pad: int = 2) -> Picture
     return np.pad(sheet, ((0, pad), (0, pad), (0, 0)), constant_values=BACKGROUND)
 
 
-def strip(images: Picture, scale: int = 1, pad: int = 2) -> Picture:
-    """Pictures with shape (N, H, W, C) side by side, as `grid` with N columns."""
-    _check_pictures(images)
+def strip(images: ImageArray, scale: int = 1, pad: int = 2) -> ImageArray:
+    """Images with shape (N, H, W, C) side by side, as `grid` with N columns."""
+    _check_images(images)
     return grid(images, len(images), scale, pad)
 
 
 def labelled_rows(
-    rows: Sequence[tuple[str, Picture]],
+    rows: Sequence[tuple[str, ImageArray]],
     scale: int = 1,
     pad: int = 4,
     text_size: int = 14,
     heads: Sequence[tuple[str, int]] = (),
     corner: str = "",
-) -> Picture:
-    """One row of pictures per caption, the caption on the left.
+) -> ImageArray:
+    """One row of images per caption, the caption on the left.
 
     Args:
-        rows: pairs of a caption (which may have several lines) and pictures with shape (N, H, W, C).
+        rows: pairs of a caption (which may have several lines) and images with shape (N, H, W, C).
             The rows may differ in N, H and W; if one is in colour, the result is.
         scale: how many times each pixel is repeated in both directions.
-        pad: pixels between and around the pictures.
+        pad: pixels between and around the images.
         text_size: height of the letters' box in pixels; heads are a little smaller.
-        heads: pairs of a head and the number of pictures that it stands above, from left to right; all rows then have
-            as many pictures, of one width.
+        heads: pairs of a head and the number of images that it stands above, from left to right; all rows then have
+            as many images, of one width.
         corner: what stands to the left of the heads.
     """
     if not rows:
-        raise DuetError("labelled rows: no rows were given; there must be at least one (caption, pictures) pair")
+        raise DuetError("labelled rows: no rows were given; there must be at least one (caption, images) pair")
     _check_whole("text_size", text_size, 1)
     font = ImageFont.load_default(size=text_size)
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
@@ -88,7 +88,7 @@ def labelled_rows(
     boxes = [ruler.multiline_textbbox((0, 0), caption or " ", font=font) for caption, _ in rows]
 
     margin = max(pad, text_size // 2)
-    # A row is as high as the higher of its pictures and its caption; neighbouring rows share their padding.
+    # A row is as high as the higher of its images and its caption; neighbouring rows share their padding.
     heights = [max(s.shape[0], math.ceil(box[3] - box[1]) + margin + pad) for s, box in zip(strips, boxes, strict=True)]
     corner_width = ImageFont.load_default(size=text_size * 0.8).getlength(corner)
     left = math.ceil(max(corner_width, *(box[2] for box in boxes))) + 2 * margin
@@ -109,7 +109,7 @@ def labelled_rows(
     if not heads:
         return sheet
     if {(len(images), images.shape[2]) for _, images in rows} != {(sum(n for _, n in heads), rows[0][1].shape[2])}:
-        raise DuetError(f"labelled rows: heads of {[n for _, n in heads]} pictures were given; no row may have others")
+        raise DuetError(f"labelled rows: heads of {[n for _, n in heads]} images were given; no row may have others")
     cell = scale * rows[0][1].shape[2] + pad
     return np.concatenate([_headline(heads, corner, left, cell, sheet.shape[1:], margin, text_size * 0.8), sheet])
 
@@ -122,35 +122,35 @@ def _headline(
     shape: tuple[int, int],
     margin: int,
     text_size: float,
-) -> Picture:
+) -> ImageArray:
     """A line of heads, each in the middle above its cells, with the width and channels of `shape`."""
     font = ImageFont.load_default(size=text_size)
     line = Image.new("L", (shape[0], math.ceil(1.4 * text_size) + margin // 2), BACKGROUND)
     draw, at = ImageDraw.Draw(line), left
     draw.text((margin, line.height), corner, fill=INK, font=font, anchor="ld")
-    for head, pictures in heads:
-        draw.text((at + pictures * cell / 2, line.height), head, fill=INK, font=font, anchor="md")
-        at += pictures * cell
+    for head, images in heads:
+        draw.text((at + images * cell / 2, line.height), head, fill=INK, font=font, anchor="md")
+        at += images * cell
     return np.asarray(line)[..., None].repeat(shape[1], axis=2)
 
 
 def table(
-    cells: Sequence[Sequence[tuple[Picture, str] | None]],
+    cells: Sequence[Sequence[tuple[ImageArray, str] | None]],
     rows: Sequence[str],
     columns: Sequence[str],
     scale: int = 1,
     pad: int = 4,
     text_size: int = 14,
-) -> Picture:
-    """Pictures in rows and columns with a caption each, and a note under every cell.
+) -> ImageArray:
+    """Images in rows and columns with a caption each, and a note under every cell.
 
     Args:
-        cells: per row and column a pair of pictures (N, H, W, C), side by side, and a note; None leaves it empty. All
-            pictures have one shape.
+        cells: per row and column a pair of images (N, H, W, C), side by side, and a note; None leaves it empty. All
+            images have one shape.
         rows: a caption per row, on the left.
         columns: a caption per column, above.
         scale: how many times each pixel is repeated in both directions.
-        pad: pixels between and around the pictures of a cell.
+        pad: pixels between and around the images of a cell.
         text_size: height of the letters' box in pixels; notes are a little smaller.
     """
     if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
@@ -158,7 +158,7 @@ def table(
     strips = [[cell and strip(cell[0], scale, pad) for cell in row] for row in cells]
     drawn = [s for row in strips for s in row if s is not None]
     if not drawn or len({s.shape for s in drawn}) > 1:
-        raise DuetError("table: the cells hold no pictures, or pictures of several shapes; they must have one shape")
+        raise DuetError("table: the cells hold no images, or images of several shapes; they must have one shape")
     high, wide, channels = drawn[0].shape
     font, small = (ImageFont.load_default(size=size) for size in (text_size, text_size * 0.8))
     gap, line = text_size, math.ceil(text_size * 1.4)
@@ -180,8 +180,8 @@ def table(
     return np.asarray(sheet).reshape(size[1], size[0], channels)
 
 
-def difference(a: Picture, b: Picture, gain: float = 1.0) -> Picture:
-    """How far two pictures, or two sets of them, are apart: ``min(255, gain * |a - b|)``, black where they agree.
+def difference(a: ImageArray, b: ImageArray, gain: float = 1.0) -> ImageArray:
+    """How far two images, or two sets of them, are apart: ``min(255, gain * |a - b|)``, black where they agree.
 
     Args:
         a: with shape (..., H, W, C).
@@ -198,19 +198,21 @@ def difference(a: Picture, b: Picture, gain: float = 1.0) -> Picture:
     return np.ceil(np.minimum(255.0, gain * np.abs(a.astype(np.float64) - b))).astype(np.uint8)
 
 
-def png_bytes(array: Picture) -> bytes:
-    """The PNG file of a picture with shape (H, W, C), as bytes."""
+def png_bytes(array: ImageArray) -> bytes:
+    """The PNG file of an image with shape (H, W, C), as bytes."""
     buffer = io.BytesIO()
     _image(array).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def save_png(path: str | Path, array: Picture) -> None:
-    """Write a picture with shape (H, W, C) as a PNG file; folders on the way are made."""
+def save_png(path: str | Path, array: ImageArray) -> None:
+    """Write an image with shape (H, W, C) as a PNG file; folders on the way are made."""
     write_atomically(Path(path), png_bytes(array))
 
 
-def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float = 12, hold_last: float = 1.5) -> None:
+def save_gif(
+    path: str | Path, frames: Sequence[ImageArray] | ImageArray, fps: float = 12, hold_last: float = 1.5
+) -> None:
     """Write an endless animation.
 
     Grey frames are kept exactly. Colour frames share one palette of 256 colours, without dithering,
@@ -218,7 +220,7 @@ def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float =
 
     Args:
         path: the file; folders on the way are made.
-        frames: pictures of one shape (H, W, C).
+        frames: images of one shape (H, W, C).
         fps: frames per second, up to 50. The format counts in hundredths of a second.
         hold_last: seconds for which the last frame stays.
     """
@@ -244,7 +246,7 @@ def save_gif(path: str | Path, frames: Sequence[Picture] | Picture, fps: float =
     write_atomically(Path(path), buffer.getvalue())
 
 
-def _indexed(frames: Picture) -> list[Image.Image]:
+def _indexed(frames: ImageArray) -> list[Image.Image]:
     """Colour frames with shape (T, H, W, 3) on one palette, by a median cut; up to 256 colours are kept exactly."""
     tall = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     tall = tall.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -254,23 +256,23 @@ def _indexed(frames: Picture) -> list[Image.Image]:
     return images
 
 
-def _image(array: Picture) -> Image.Image:
+def _image(array: ImageArray) -> Image.Image:
     if not isinstance(array, np.ndarray) or array.ndim != 3:
-        raise DuetError(f"picture: shape {np.shape(array)} was given; a picture is (H, W, C)")
-    _check_pictures(array[None])
+        raise DuetError(f"image: shape {np.shape(array)} was given; an image is (H, W, C)")
+    _check_images(array[None])
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
 
 
-def _check_pictures(images: Picture) -> None:
+def _check_images(images: ImageArray) -> None:
     shape = np.shape(images)
     fits = isinstance(images, np.ndarray) and images.dtype == np.uint8
     if not fits or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         kind = getattr(images, "dtype", type(images).__name__)
         raise DuetError(
-            f"pictures: {kind} with shape {shape} was given; it must be uint8 with shape (N, H, W, 1) or (N, H, W, 3)"
+            f"images: {kind} with shape {shape} was given; it must be uint8 with shape (N, H, W, 1) or (N, H, W, 3)"
         )
 
 
 def _check_whole(what: str, given: int, least: int) -> None:
     if not isinstance(given, int | np.integer) or given < least:
-        raise DuetError(f"pictures: {what} {given!r} was given; it must be a whole number of at least {least}")
+        raise DuetError(f"images: {what} {given!r} was given; it must be a whole number of at least {least}")

@@ -1,11 +1,11 @@
-"""Bringing pictures to the size that a network of features takes: bilinear, with antialiasing.
+"""Bringing images to the size that a network of features takes: bilinear, with antialiasing.
 
 A pixel j of N has its centre at ``j + 1/2``. Pixel i of the M new ones has its centre at ``(i + 1/2) N / M``
-in the old picture and is a weighted mean of the old pixels::
+in the old image and is a weighted mean of the old pixels::
 
     w[i, j] ~ max(0, 1 - |j + 1/2 - (i + 1/2) N / M| / s)      s = max(1, N / M)
 
-with the weights of each row summing to 1, along the height and along the width. Where a picture shrinks, the tent is
+with the weights of each row summing to 1, along the height and along the width. Where an image shrinks, the tent is
 as wide as two new pixels, so that no old one is passed over; where it grows, s = 1 and this is plain bilinear
 interpolation, held at the border. It is what ``torch.nn.functional.interpolate(mode="bilinear", antialias=True,
 align_corners=False)`` computes, and Pillow's ``Image.resize`` with ``BILINEAR``, which rounds after each of its two
@@ -31,7 +31,7 @@ __all__ = ["resize", "resize_matrix"]
 
 
 def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pictures of another size, computed in float64 and rounded once.
+    """Images of another size, computed in float64 and rounded once.
 
     Args:
         images: uint8 with shape (N, H, W, C).

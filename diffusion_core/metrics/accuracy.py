@@ -1,6 +1,6 @@
-"""The accuracy of a classifier of noisy pictures, level by level.
+"""The accuracy of a classifier of noisy images, level by level.
 
-Picture k has the same noise at every level, Stream(seed, "accuracy/noise") at index k: what falls from one level to the
+Image k has the same noise at every level, Stream(seed, "accuracy/noise") at index k: what falls from one level to the
 next is due to the level.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["recognised"]
 def recognised(
     forward: Forward,
     process: Process,
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     labels: NDArray,
     levels: ArrayLike,
     seed: int,
@@ -33,29 +33,29 @@ def recognised(
     value_range: Sequence[float] = VALUE_RANGE,
     only: slice | None = None,
 ) -> NDArray[np.bool_]:
-    """Whether each picture's class has the largest logit at each level, with shape (levels, N).
+    """Whether each image's class has the largest logit at each level, with shape (levels, N).
 
-    Pictures are read a batch at a time, so they may be memory maps of any length.
+    Images are read a batch at a time, so they may be memory maps of any length.
 
     Args:
         forward: the classifier's logits of (x, c_noise, label); see `backend.Network.forward`.
         process: what it was trained for.
-        pictures: uint8 with shape (N, H, W, C).
+        images: uint8 with shape (N, H, W, C).
         labels: their classes, with shape (N,).
         levels: t of each.
         seed: of the noise.
-        batch: pictures at once.
+        batch: images at once.
         progress: called with the number of evaluations done after each batch.
         dtype: of what the network is given.
         value_range: the values of the pixels 0 and 255.
-        only: from which picture to which, for one of several processes, of which the result then is; None is all.
+        only: from which image to which, for one of several processes, of which the result then is; None is all.
     """
     levels, stream = np.asarray(levels), Stream(seed, "accuracy/noise")
-    first, last, _ = (only or slice(None)).indices(len(pictures))
+    first, last, _ = (only or slice(None)).indices(len(images))
     right = np.zeros((len(levels), last - first), bool)
     for at in range(first, last, batch):
         some = slice(at, min(at + batch, last))
-        clean = from_uint8(pictures[some], dtype, value_range)
+        clean = from_uint8(images[some], dtype, value_range)
         eps = stream.normal(np.arange(at, at + len(clean)), clean.shape[1:])
         for level, t in enumerate(levels):
             (alpha, sigma), columns = process.schedule(t), process.columns(t)

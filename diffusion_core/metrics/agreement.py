@@ -15,15 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.metric import (
-    SHARE,
-    DoesNotApply,
+    FRACTION,
+    Arrays,
     FeatureKind,
-    Found,
-    Meaning,
     Measure,
     Metric,
-    Parts,
-    Source,
+    MetricResult,
+    NotApplicable,
+    NumberInfo,
+    SampleSet,
 )
 
 __all__ = ["AGREEMENT", "Agreement", "agreement"]
@@ -31,7 +31,7 @@ __all__ = ["AGREEMENT", "Agreement", "agreement"]
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How often pictures show the class they were asked for.
+    """How often images show the class they were asked for.
 
     Args:
         confusion: counts with shape (K, K): row is the class asked for, column the class seen.
@@ -41,12 +41,12 @@ class Agreement:
 
     @property
     def rate(self) -> float:
-        """The share of pictures that show their class."""
+        """The share of images that show their class."""
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     @property
     def per_class(self) -> NDArray[np.float64]:
-        """The share within each class asked for, with shape (K,); NaN where there was no such picture."""
+        """The share within each class asked for, with shape (K,); NaN where there was no such image."""
         asked = self.confusion.sum(axis=1)
         share = np.full(len(asked), np.nan)
         return np.divide(np.diagonal(self.confusion), asked, out=share, where=asked > 0)
@@ -75,27 +75,27 @@ def agreement(seen: NDArray[np.integer], labels: ArrayLike, classes: int) -> Agr
     return Agreement(confusion)
 
 
-def _fit(reference: Parts, seed: int) -> Measure:
+def _fit(reference: Arrays, seed: int) -> Measure:
     classes = int(reference["labels"].max()) + 1
 
-    def measure(samples: Parts) -> Found:
+    def measure(samples: Arrays) -> MetricResult:
         given = samples["probabilities"]
         if given.shape[1] != classes:
-            raise DoesNotApply(f"the features tell {given.shape[1]} classes apart and the reference has {classes}")
+            raise NotApplicable(f"the features tell {given.shape[1]} classes apart and the reference has {classes}")
         found = agreement(given.argmax(axis=1), samples["labels"], classes)
-        return Found({"rate": found.rate}, arrays={"confusion": found.confusion})
+        return MetricResult({"rate": found.rate}, arrays={"confusion": found.confusion})
 
     return measure
 
 
-def _compared(kind: FeatureKind, reference: Source) -> dict[str, Any]:
+def _compared(kind: FeatureKind, reference: SampleSet) -> dict[str, Any]:
     """Whether the classes have the same names on both sides."""
     sides = {"the features": kind.classes, "the reference": reference.classes}
     if unknown := [what for what, names in sides.items() if not names]:
         return {"classes": f"not compared by name: the names of {' and '.join(unknown)} are not known"}
     if kind.classes != reference.classes:
         told, asked = (_brief(names) for names in sides.values())
-        raise DoesNotApply(f"the classes of the features are {told}, and those of the reference {asked}")
+        raise NotApplicable(f"the classes of the features are {told}, and those of the reference {asked}")
     return {"classes": "of the same names"}
 
 
@@ -107,6 +107,6 @@ AGREEMENT = Metric(
     _fit,
     ("labels", "probabilities"),
     ("labels",),
-    {"rate": Meaning("recognised as the class asked for", better="higher", bounds=SHARE)},
+    {"rate": NumberInfo("recognised as the class asked for", better="higher", bounds=FRACTION)},
     compared=_compared,
 )

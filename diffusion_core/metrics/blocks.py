@@ -1,7 +1,7 @@
 """Distances between the rows of two arrays in blocks, so that memory does not grow with the number of rows.
 
 ``|a - b|^2 = |a|^2 + |b|^2 - 2 a b`` in float64. Sums of products of uint8 values are exact there, so a copy of a
-picture has distance 0 exactly; of other numbers the error is some 1e-16 of ``|a|^2 + |b|^2``.
+image has distance 0 exactly; of other numbers the error is some 1e-16 of ``|a|^2 + |b|^2``.
 
 A row is what an array holds at its first index, flattened. Only a block of either array is cast at once, so both may be
 memory maps of any type and length.
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chosen", "blocks", "neighbours", "rows", "squared_distances"]
+__all__ = ["RowSelection", "blocks", "neighbours", "rows", "squared_distances"]
 
 _BLOCK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class RowSelection:
     """Some rows of an array as one; what is asked for is copied, and no more.
 
     Args:

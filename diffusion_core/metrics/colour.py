@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import blocks
-from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import NON_NEGATIVE, Arrays, Measure, Metric, MetricResult, NumberInfo
 
 __all__ = ["COLOUR", "histograms"]
 
 _LEVELS = np.arange(256)
 
 
-def histograms(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The share of each level in each channel of pictures (N, H, W, C), with shape (C, 256)."""
-    counts = np.zeros((pictures.shape[3], 256), np.int64)
-    for some in blocks(pictures):
-        block = pictures[some]
+def histograms(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The share of each level in each channel of images (N, H, W, C), with shape (C, 256)."""
+    counts = np.zeros((images.shape[3], 256), np.int64)
+    for some in blocks(images):
+        block = images[some]
         for channel, line in enumerate(counts):
             line += np.bincount(block[..., channel].reshape(-1), minlength=256)
     return counts / counts.sum(axis=1, keepdims=True)
@@ -39,18 +39,18 @@ def _moments(given: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return mean, np.sqrt(np.maximum(given @ _LEVELS**2 - mean**2, 0.0))
 
 
-def _fit(reference: Parts, seed: int) -> Measure:
-    real = histograms(reference["pictures"])
+def _fit(reference: Arrays, seed: int) -> Measure:
+    real = histograms(reference["images"])
     mean, deviation = _moments(real)
 
-    def measure(samples: Parts) -> Found:
-        found = histograms(samples["pictures"])
+    def measure(samples: Arrays) -> MetricResult:
+        found = histograms(samples["images"])
         if len(found) != len(real):
             raise DuetError(f"colour: {len(found)} and {len(real)} channels were given; there must be as many")
         its_mean, its_deviation = _moments(found)
         apart = np.abs(np.cumsum(found - real, axis=1)).sum(axis=1)
         clipped = (found[:, [0, 255]] - real[:, [0, 255]]).sum(axis=1)
-        return Found(
+        return MetricResult(
             {
                 "distance": apart.mean(),
                 "brightness": (its_mean - mean).mean(),
@@ -65,12 +65,12 @@ def _fit(reference: Parts, seed: int) -> Measure:
 
 COLOUR = Metric(
     _fit,
-    ("pictures",),
-    ("pictures",),
+    ("images",),
+    ("images",),
     {
-        "distance": Meaning("colour histogram distance", better="lower", unit="levels", bounds=POSITIVE),
-        "brightness": Meaning("brighter than the reference", unit="levels"),
-        "contrast": Meaning("contrast, as a share of that of the reference"),
-        "clipped": Meaning("more black and white values than the reference, as a share"),
+        "distance": NumberInfo("colour histogram distance", better="lower", unit="levels", bounds=NON_NEGATIVE),
+        "brightness": NumberInfo("brighter than the reference", unit="levels"),
+        "contrast": NumberInfo("contrast, as a share of that of the reference"),
+        "clipped": NumberInfo("more black and white values than the reference, as a share"),
     },
 )

@@ -1,10 +1,10 @@
-"""What the shipped network of digits sees in pictures: features, features of places, and probabilities of classes.
+"""What the shipped network of digits sees in images: features, features of places, and probabilities of classes.
 
 The network is in `digits_network`, its weights in `digits.safetensors`, made by `digits_training` on the 1,437 training
 digits alone; it names 99.2 % of the 360 digits held out. A score on its features is a measure for this data set alone:
 it is called "digits Fréchet distance" and so on, never FID.
 
-Larger pictures are first averaged over square blocks to 8 x 8.
+Larger images are first averaged over square blocks to 8 x 8.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BATCH = 512
 
 
 def layers(samples: NDArray[np.uint8]) -> dict[str, NDArray]:
-    """What the network makes of grey pictures.
+    """What the network makes of grey images.
 
     Args:
         samples: uint8 with shape (N, S, S, 1), S being a multiple of 8.

@@ -1,6 +1,6 @@
 """A small network that knows handwritten digits: its layers, forward and backward, in NumPy float64.
 
-From grey pictures (N, 8, 8) with values in 0..1::
+From grey images (N, 8, 8) with values in 0..1::
 
     h1 = pool(relu(conv3x3(2 x - 1)))     (N, 4, 4, 16)    what a spatial Fréchet distance reads
     h2 = pool(relu(conv3x3(h1)))          (N, 2, 2, 32)
@@ -36,7 +36,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """What the network makes of pictures, with what `backward` needs to go back.
+    """What the network makes of images, with what `backward` needs to go back.
 
     Args:
         spatial: h1, with shape (N, 4, 4, 16).
@@ -57,9 +57,9 @@ def softmax(logits: Array) -> Array:
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
-def forward(weights: Weights, pictures: Array) -> Layers:
-    """The layers of pictures in 0..1 with shape (N, 8, 8)."""
-    h1, back1 = _pooled(*_convolution(weights, "conv1", 2.0 * pictures[..., None] - 1.0))
+def forward(weights: Weights, images: Array) -> Layers:
+    """The layers of images in 0..1 with shape (N, 8, 8)."""
+    h1, back1 = _pooled(*_convolution(weights, "conv1", 2.0 * images[..., None] - 1.0))
     h2, back2 = _pooled(*_convolution(weights, "conv2", h1))
     h3, back3 = _dense(weights, "dense1", h2.reshape(len(h2), -1))
     active = h3 > 0
@@ -89,7 +89,7 @@ Back = Callable[[Array, dict[str, Array]], Array]
 
 
 def _convolution(weights: Weights, name: str, x: Array) -> tuple[Array, Back]:
-    """relu(conv3x3(x)) of pictures b h w c."""
+    """relu(conv3x3(x)) of images b h w c."""
     n, height, width, channels = x.shape
     kernel = weights[f"{name}.weight"]
     matrix = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))

@@ -31,7 +31,7 @@ _BETAS, _EPS = (0.9, 0.99), 1e-6
 def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """The weights, by name."""
     data = digits(part="train")
-    pictures = data.images[..., 0] / 255.0
+    images = data.images[..., 0] / 255.0
     weights = _initial(seed)
     first, second = ({name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(2))
     batches = len(data) // BATCH
@@ -41,7 +41,7 @@ def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
             order = Stream(seed, "digits-network/order").permutation(len(data), epoch)
             noise = Stream(seed, "digits-network/noise").normal(np.arange(len(data)), (8, 8), epoch)
         some = order[at * BATCH : (at + 1) * BATCH]
-        _, gradients = backward(forward(weights, pictures[some] + NOISE * noise[some]), data.labels[some])
+        _, gradients = backward(forward(weights, images[some] + NOISE * noise[some]), data.labels[some])
         rate = RATE * 0.5 * (1.0 + np.cos(np.pi * update / (EPOCHS * batches)))
         for name, gradient in gradients.items():
             first[name] += (1.0 - _BETAS[0]) * (gradient - first[name])

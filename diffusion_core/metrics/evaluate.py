@@ -30,29 +30,38 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build
 from diffusion_core.metrics.agreement import AGREEMENT
-from diffusion_core.metrics.blocks import Chosen
+from diffusion_core.metrics.blocks import RowSelection
 from diffusion_core.metrics.colour import COLOUR
 from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
 from diffusion_core.metrics.kernel import KERNEL
 from diffusion_core.metrics.manifold import MANIFOLD
 from diffusion_core.metrics.metric import (
-    OPTIONAL,
-    DoesNotApply,
+    OPTIONAL_ARRAYS,
+    Arrays,
     FeatureKind,
-    Found,
-    Meaning,
     Measure,
     Metric,
-    Parts,
-    Source,
+    MetricResult,
+    NotApplicable,
+    NumberInfo,
+    SampleSet,
 )
 from diffusion_core.metrics.nearest import MEMORISATION, SPREAD
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.metrics.score import SCORE
 from diffusion_core.statistics import Interval, bootstrap_interval
-from diffusion_core.statistics.bootstrap import LEAST
+from diffusion_core.statistics.bootstrap import MIN_VALUES
 
-__all__ = ["METRICS", "Evaluation", "Sets", "cut", "evaluate", "given", "interval_of", "options_of"]
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "Partition",
+    "random_sets",
+    "evaluate",
+    "sets_from_sizes",
+    "jackknife_interval",
+    "metric_options",
+]
 
 METRICS: Mapping[str, Metric] = {
     "frechet": FRECHET,
@@ -68,7 +77,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Sets:
+class Partition:
     """Disjoint sets of samples.
 
     Args:
@@ -86,48 +95,50 @@ class Evaluation:
 
     Args:
         numbers: each with its protocol and interval.
-        left_out: by metric, why it was not measured.
-        found: by metric, its details for all samples together.
+        skipped: by metric, why it was not measured.
+        results: by metric, its details for all samples together.
     """
 
     numbers: tuple[Number, ...]
-    left_out: Mapping[str, str]
-    found: Mapping[str, Found]
+    skipped: Mapping[str, str]
+    results: Mapping[str, MetricResult]
 
 
-def cut(count: int, sets: int, seed: int) -> Sets:
+def random_sets(count: int, sets: int, seed: int) -> Partition:
     """So many samples cut into sets that differ in size by one at most, by stream "evaluate/sets".
 
     Raises:
         DuetError: there are fewer than three sets, or fewer than two samples in each.
     """
-    if sets < LEAST:
-        raise DuetError(f"sets: {sets} was given; an interval needs at least {LEAST}")
+    if sets < MIN_VALUES:
+        raise DuetError(f"sets: {sets} was given; an interval needs at least {MIN_VALUES}")
     if count < 2 * sets:
         raise DuetError(f"samples: {count} were given; {sets} sets of at least 2 need {2 * sets}")
     order = Stream(seed, "evaluate/sets").permutation(count)
     members = tuple(np.sort(part) for part in np.array_split(order, sets))
-    return Sets(members, {"by": "stream evaluate/sets", "seed": seed, "count": sets})
+    return Partition(members, {"by": "stream evaluate/sets", "seed": seed, "count": sets})
 
 
-def given(sizes: Sequence[int]) -> Sets:
-    """Sets that were given, one after another.
+def sets_from_sizes(sizes: Sequence[int]) -> Partition:
+    """Partition that were given, one after another.
 
     Raises:
         DuetError: there are fewer than three sets, or fewer than two samples in one.
     """
-    if len(sizes) < LEAST or min(sizes) < 2:
-        raise DuetError(f"sets: {len(sizes)} of {list(sizes)} samples were given; at least {LEAST} of 2 are needed")
+    if len(sizes) < MIN_VALUES or min(sizes) < 2:
+        raise DuetError(
+            f"sets: {len(sizes)} of {list(sizes)} samples were given; at least {MIN_VALUES} of 2 are needed"
+        )
     ends = np.cumsum([0, *sizes])
     members = tuple(np.arange(a, b) for a, b in itertools.pairwise(ends))
-    return Sets(members, {"by": "given", "count": len(sizes), "sizes": list(sizes)})
+    return Partition(members, {"by": "given", "count": len(sizes), "sizes": list(sizes)})
 
 
 def evaluate(
     metrics: Mapping[str, Mapping[str, Any]],
-    samples: Source,
-    sets: Sets,
-    reference: Source,
+    samples: SampleSet,
+    sets: Partition,
+    reference: SampleSet,
     seed: int = 0,
     confidence: float = 0.95,
     progress: Callable[[int, str], None] | None = None,
@@ -154,26 +165,26 @@ def evaluate(
             f"{reference.kind.name} {dict(reference.kind.facts)}; they must be the same"
         )
     count = sum(len(part) for part in sets.members)
-    numbers, left_out, found = [], {}, {}
+    numbers, skipped, found = [], {}, {}
     fits = {name: metric.fit for name, metric in METRICS.items()}
     for done, (name, options) in enumerate(metrics.items()):
         if progress:
             progress(done, name)
         metric = METRICS.get(name)
-        if metric and (missing := metric.missing(samples.parts, reference.parts)):
-            left_out[name] = f"there are no {', '.join(missing)}"
+        if metric and (missing := metric.missing(samples.arrays, reference.arrays)):
+            skipped[name] = f"there are no {', '.join(missing)}"
             continue
         try:
             compared = metric.compared(kind, reference) if metric and metric.compared else {}
-            measure = build(f"metrics.{name}", fits, name, options, reference.parts, seed)
-            whole = measure(samples.parts)
-            parts = [_without(some, metric, measure, whole, samples.parts) for some in sets.members]
-        except DoesNotApply as reason:
-            left_out[name] = str(reason)
+            measure = build(f"metrics.{name}", fits, name, options, reference.arrays, seed)
+            whole = measure(samples.arrays)
+            parts = [_without(some, metric, measure, whole, samples.arrays) for some in sets.members]
+        except NotApplicable as reason:
+            skipped[name] = str(reason)
             continue
         found[name] = whole
         protocol = {"metric": name, "samples": {"count": count, "sets": dict(sets.facts)}}
-        protocol |= {"options": options} if (options := options_of(metric) | dict(options)) else {}
+        protocol |= {"options": options} if (options := metric_options(metric) | dict(options)) else {}
         protocol |= {"reference": _facts(metric, reference)} if metric.reference else {}
         protocol |= {"features": dict(kind.facts)} if metric.reads_features else {"quantised": "uint8"}
         protocol |= {**compared, "seed": seed, "confidence": confidence}
@@ -181,7 +192,7 @@ def evaluate(
             meaning, without = metric.numbers[key], tuple(float(part[key]) for part in parts)
             title = _title(meaning, kind if metric.reads_features else None)
             error = whole.errors.get(key)
-            interval = meaning.bounded(interval_of(float(value), without, confidence))
+            interval = meaning.bounded(jackknife_interval(float(value), without, confidence))
             numbers.append(
                 Number(
                     title, float(value), protocol | {"number": key}, interval, without,
@@ -190,42 +201,44 @@ def evaluate(
             )  # fmt: skip
     if progress:
         progress(len(metrics), "")
-    return Evaluation(tuple(numbers), left_out, found)
+    return Evaluation(tuple(numbers), skipped, found)
 
 
 def _without(
-    some: NDArray[np.int64], metric: Metric, measure: Measure, whole: Found, samples: Parts
+    some: NDArray[np.int64], metric: Metric, measure: Measure, whole: MetricResult, samples: Arrays
 ) -> Mapping[str, float]:
     """The numbers of all samples but some."""
     if whole.without:
         return whole.without(some)
     rest = np.delete(np.arange(len(samples[metric.samples[0]])), some)
-    # Pictures are large, and read piece by piece.
-    parts = {part: samples[part][rest] for part in metric.samples if part != "pictures"}
-    if "pictures" in metric.samples:
-        parts["pictures"] = Chosen(samples["pictures"], rest)
+    # Images are large, and read piece by piece.
+    parts = {part: samples[part][rest] for part in metric.samples if part != "images"}
+    if "images" in metric.samples:
+        parts["images"] = RowSelection(samples["images"], rest)
     return measure(parts).numbers
 
 
-def _facts(metric: Metric, reference: Source) -> dict[str, Any]:
+def _facts(metric: Metric, reference: SampleSet) -> dict[str, Any]:
     """Those of the reference, without what is of a part that the metric does not read."""
-    return {key: value for key, value in reference.facts.items() if key not in OPTIONAL or key in metric.optional}
+    return {
+        key: value for key, value in reference.facts.items() if key not in OPTIONAL_ARRAYS or key in metric.optional
+    }
 
 
-def _title(meaning: Meaning, kind: FeatureKind | None) -> str:
+def _title(meaning: NumberInfo, kind: FeatureKind | None) -> str:
     if kind is None:
         return meaning.title
     title = meaning.published if kind.is_published and meaning.published else f"{kind.name} {meaning.title}"
     return f"{title}, {kind.departure}" if kind.departure else title
 
 
-def options_of(metric: Metric) -> dict[str, Any]:
+def metric_options(metric: Metric) -> dict[str, Any]:
     """All options of a metric, with their defaults."""
     parameters = inspect.signature(metric.fit).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def interval_of(value: float, without: Sequence[float], confidence: float) -> Interval | None:
+def jackknife_interval(value: float, without: Sequence[float], confidence: float) -> Interval | None:
     """The interval of a number, from those of all samples but each set; None where one is not finite, or too few are.
 
     Args:
@@ -234,7 +247,7 @@ def interval_of(value: float, without: Sequence[float], confidence: float) -> In
         confidence: of the interval.
     """
     count, rest = len(without), np.asarray(without)
-    if count < LEAST or not np.isfinite([value, *rest]).all():
+    if count < MIN_VALUES or not np.isfinite([value, *rest]).all():
         return None
     own = count * value - (count - 1) * rest
     return bootstrap_interval(own, confidence=confidence).around(float(own.mean()), value)

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import blocks, rows
-from diffusion_core.metrics.metric import POSITIVE, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import NON_NEGATIVE, Arrays, Measure, Metric, MetricResult, NumberInfo
 
 __all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
 
@@ -104,25 +104,25 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return max(0.0, float(shift + np.sum(a.factor**2) + np.sum(b.factor**2) - 2.0 * overlap))
 
 
-def _fit(part: str, reference: Parts) -> Measure:
+def _fit(part: str, reference: Arrays) -> Measure:
     real = fit_gaussian(reference[part], f"{part} of the reference")
 
-    def measure(samples: Parts) -> Found:
-        return Found({"distance": distance(fit_gaussian(samples[part], f"{part} of the samples"), real)})
+    def measure(samples: Arrays) -> MetricResult:
+        return MetricResult({"distance": distance(fit_gaussian(samples[part], f"{part} of the samples"), real)})
 
     return measure
 
 
-def _fit_features(reference: Parts, seed: int) -> Measure:
+def _fit_features(reference: Arrays, seed: int) -> Measure:
     return _fit("features", reference)
 
 
-def _fit_spatial(reference: Parts, seed: int) -> Measure:
+def _fit_spatial(reference: Arrays, seed: int) -> Measure:
     return _fit("spatial", reference)
 
 
-_DISTANCE = Meaning("Fréchet distance", "FID", "lower", bounds=POSITIVE)
-_OF_PLACES = Meaning("spatial Fréchet distance", "sFID", "lower", bounds=POSITIVE)
+_DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE)
+_OF_PLACES = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
 
 FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE})
 SPATIAL_FRECHET = Metric(_fit_spatial, ("spatial",), ("spatial",), {"distance": _OF_PLACES})

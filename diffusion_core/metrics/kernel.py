@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.metrics.blocks import blocks, rows
-from diffusion_core.metrics.metric import Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import Arrays, Measure, Metric, MetricResult, NumberInfo
 
 __all__ = ["KERNEL", "kernel_distance"]
 
@@ -62,7 +62,7 @@ def _diagonal(a: NDArray) -> float:
     return sum(float(np.sum((np.sum(rows(a, some) ** 2, axis=1) / a.shape[1] + 1.0) ** 3)) for some in blocks(a))
 
 
-def _fit(reference: Parts, seed: int, *, subsets: int = 100, size: int = 1000) -> Measure:
+def _fit(reference: Arrays, seed: int, *, subsets: int = 100, size: int = 1000) -> Measure:
     """The mean over subsets.
 
     Args:
@@ -73,19 +73,19 @@ def _fit(reference: Parts, seed: int, *, subsets: int = 100, size: int = 1000) -
         raise DuetError(f"kernel: {subsets} subsets of {size} were given; they must be at least 1 and 2")
     real, stream = reference["features"], Stream(seed, "metrics/kernel")
 
-    def measure(samples: Parts) -> Found:
+    def measure(samples: Arrays) -> MetricResult:
         given = samples["features"]
         taken = min(size, len(given), len(real))
         if taken == len(given) == len(real):
-            return Found({"distance": kernel_distance(given, real)})
+            return MetricResult({"distance": kernel_distance(given, real)})
         pairs = (
             [x[np.sort(stream.permutation(len(x), 2 * k + side)[:taken])] for side, x in enumerate((given, real))]
             for k in range(subsets)
         )
         found = np.array([kernel_distance(*pair) for pair in pairs])
-        return Found({"distance": found.mean()}, {"distance": found.std()}, {"subsets": found})
+        return MetricResult({"distance": found.mean()}, {"distance": found.std()}, {"subsets": found})
 
     return measure
 
 
-KERNEL = Metric(_fit, ("features",), ("features",), {"distance": Meaning("kernel distance", "KID", "lower")})
+KERNEL = Metric(_fit, ("features",), ("features",), {"distance": NumberInfo("kernel distance", "KID", "lower")})

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.metrics.blocks import neighbours, squared_distances
-from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import (
+    FRACTION,
+    NON_NEGATIVE,
+    Arrays,
+    Measure,
+    Metric,
+    MetricResult,
+    NotApplicable,
+    NumberInfo,
+)
 
 __all__ = ["MANIFOLD", "radii"]
 
@@ -33,7 +42,7 @@ def radii(points: NDArray, nearest: int) -> NDArray[np.float64]:
     return neighbours(points, points, nearest, is_same=True)[1]
 
 
-def _fit(reference: Parts, seed: int, *, nearest: int = 3, nearest_density: int = 5, most: int = 10_000) -> Measure:
+def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int = 5, most: int = 10_000) -> Measure:
     """Fit the balls of the reference.
 
     Args:
@@ -50,15 +59,15 @@ def _fit(reference: Parts, seed: int, *, nearest: int = 3, nearest_density: int 
 
     def chosen(points: NDArray, what: str, row: int) -> NDArray:
         if len(points) <= largest:
-            raise DoesNotApply(f"{len(points)} {what} were given; the {largest} nearest of each need more")
+            raise NotApplicable(f"{len(points)} {what} were given; the {largest} nearest of each need more")
         if len(points) <= most:
             return points
         return points[np.sort(Stream(seed, "metrics/manifold").permutation(len(points), row)[:most])]
 
-    real = chosen(reference["features"], "reference pictures", 0)
+    real = chosen(reference["features"], "reference images", 0)
     real_radii = radii(real, largest)
 
-    def measure(samples: Parts) -> Found:
+    def measure(samples: Arrays) -> MetricResult:
         fake = chosen(samples["features"], "samples", 1)
         if fake.shape[1] != real.shape[1]:
             raise DuetError(f"manifold: {fake.shape[1]} and {real.shape[1]} features were given; they must be as many")
@@ -71,7 +80,7 @@ def _fit(reference: Parts, seed: int, *, nearest: int = 3, nearest_density: int 
             dense = between <= real_radii[there, nearest_density - 1]
             covered[there] |= dense.any(axis=0)
             inside += np.count_nonzero(dense)
-        return Found(
+        return MetricResult(
             {
                 "precision": precise.mean(),
                 "recall": recalled.mean(),
@@ -88,7 +97,7 @@ MANIFOLD = Metric(
     ("features",),
     ("features",),
     {
-        name: Meaning(name, better="higher", bounds=POSITIVE if name == "density" else SHARE)
+        name: NumberInfo(name, better="higher", bounds=NON_NEGATIVE if name == "density" else FRACTION)
         for name in ("precision", "recall", "density", "coverage")
     },
 )

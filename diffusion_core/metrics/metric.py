@@ -1,16 +1,16 @@
 """What a metric is: a function fitted to a reference, which then reads sets of samples and gives numbers.
 
-A set is a mapping of parts, each an array with one row per picture:
+A set is a mapping of parts, each an array with one row per image:
 
-    pictures        uint8 (N, H, W, C)
+    images        uint8 (N, H, W, C)
     labels          class ids (N,): of a sample, the class that it was asked for
-    features        (N, D), what a network makes of each picture as a whole
+    features        (N, D), what a network makes of each image as a whole
     spatial         (N, D'), what it makes of each of its places
     probabilities   (N, K), what it gives each class
 
 A set has the parts that someone gave or some kind of features computed, and a metric says which it reads.
-A reference may also have `training`, the uint8 pictures that the network was trained on; where it has none, its own
-pictures stand for them. What its facts say under that name is of this part alone.
+A reference may also have `training`, the uint8 images that the network was trained on; where it has none, its own
+images stand for them. What its facts say under that name is of this part alone.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.statistics import Interval
 
 __all__ = [
-    "OF_FEATURES",
-    "OPTIONAL",
-    "PARTS",
-    "POSITIVE",
-    "SHARE",
-    "DoesNotApply",
+    "FEATURE_ARRAYS",
+    "OPTIONAL_ARRAYS",
+    "ARRAY_NAMES",
+    "NON_NEGATIVE",
+    "FRACTION",
+    "NotApplicable",
     "FeatureKind",
-    "Found",
-    "Meaning",
+    "MetricResult",
+    "NumberInfo",
     "Measure",
     "Metric",
-    "Parts",
-    "Source",
+    "Arrays",
+    "SampleSet",
 ]
 
-Parts = Mapping[str, NDArray]
+Arrays = Mapping[str, NDArray]
 
-SHARE, POSITIVE = (0.0, 1.0), (0.0, np.inf)
+FRACTION, NON_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 
-PARTS = ("pictures", "labels", "features", "spatial", "probabilities")
-OPTIONAL = ("training",)
+ARRAY_NAMES = ("images", "labels", "features", "spatial", "probabilities")
+OPTIONAL_ARRAYS = ("training",)
 # Those that depend on which features were computed.
-OF_FEATURES = ("features", "spatial", "probabilities")
+FEATURE_ARRAYS = ("features", "spatial", "probabilities")
 
 
-class DoesNotApply(DuetError):
+class NotApplicable(DuetError):
     """A metric says nothing of these sets; whoever measures several leaves it out and says why."""
 
 
@@ -61,7 +61,7 @@ class FeatureKind:
 
     Args:
         name: what stands before the name of a number that is measured on them, as in "digits Fréchet distance".
-        facts: all that they depend on beside the pictures, as plain data.
+        facts: all that they depend on beside the images, as plain data.
         is_published: whether they are of the network that FID and its like are defined by.
         departure: in what they still are not those of published numbers; it stands behind the name of every number, as
             in "FID, antialiased resize".
@@ -84,27 +84,27 @@ class FeatureKind:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SampleSet:
     """A set with what is known of it.
 
     Args:
-        parts: see above.
-        facts: which pictures they are, as plain data: of a reference they are part of every protocol.
+        arrays: see above.
+        facts: which images they are, as plain data: of a reference they are part of every protocol.
         kind: of its features, where it has some.
         classes: the name of each class id of its labels, where they are known.
     """
 
-    parts: Parts
+    arrays: Arrays
     facts: Mapping[str, Any]
     kind: FeatureKind | None = None
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(next(iter(self.parts.values())))
+        return len(next(iter(self.arrays.values())))
 
 
 @dataclass(frozen=True)
-class Meaning:
+class NumberInfo:
     """How a number is called and read.
 
     Args:
@@ -130,14 +130,14 @@ class Meaning:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class MetricResult:
     """What a metric found in a set of samples.
 
     Args:
         numbers: by the names of `Metric.numbers`.
         errors: what is by custom printed behind a number's ±, where it has such a thing.
         arrays: details per sample or class, for who wants to look closer.
-        shown: captioned rows of pictures, where there is something to see.
+        shown: captioned rows of images, where there is something to see.
         without: the numbers of all samples but those at some places, where they follow from what was found of each.
     """
 
@@ -148,7 +148,7 @@ class Found:
     without: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
 
 
-Measure = Callable[[Parts], Found]
+Measure = Callable[[Arrays], MetricResult]
 
 
 @dataclass(frozen=True)
@@ -163,22 +163,22 @@ class Metric:
         numbers: what it gives.
         optional: the parts of the reference that it reads where they are there.
         compared: takes the kind of the features and the reference, and gives what the protocol says of how they fit
-            beyond their numbers, as plain data; raises `DoesNotApply` where they do not.
+            beyond their numbers, as plain data; raises `NotApplicable` where they do not.
     """
 
     fit: Callable[..., Measure]
     samples: tuple[str, ...]
     reference: tuple[str, ...]
-    numbers: Mapping[str, Meaning]
+    numbers: Mapping[str, NumberInfo]
     optional: tuple[str, ...] = ()
-    compared: Callable[[FeatureKind, Source], Mapping[str, Any]] | None = None
+    compared: Callable[[FeatureKind, SampleSet], Mapping[str, Any]] | None = None
 
     @property
     def reads_features(self) -> bool:
         """Whether its numbers depend on which features were computed."""
-        return any(part in OF_FEATURES for part in (*self.samples, *self.reference))
+        return any(part in FEATURE_ARRAYS for part in (*self.samples, *self.reference))
 
-    def missing(self, samples: Parts, reference: Parts) -> tuple[str, ...]:
+    def missing(self, samples: Arrays, reference: Arrays) -> tuple[str, ...]:
         """The parts that it lacks, in words."""
         lacking = [f"{part} of the samples" for part in self.samples if part not in samples]
         return (*lacking, *(f"{part} of the reference" for part in self.reference if part not in reference))

@@ -1,9 +1,9 @@
-"""Is a sample a copy of a training picture, and do samples of a class differ as real pictures do.
+"""Is a sample a copy of a training image, and do samples of a class differ as real images do.
 
-A distance is Euclidean over all values of a picture on the scale 0..1, that is uint8 / 255.
+A distance is Euclidean over all values of an image on the scale 0..1, that is uint8 / 255.
 
-A sample counts as memorised where it is at most a third as far from its nearest training picture as from the second
-nearest: relative to the second, since a plain picture is close to many. Pictures that the training set itself holds
+A sample counts as memorised where it is at most a third as far from its nearest training image as from the second
+nearest: relative to the second, since a plain image is close to many. Images that the training set itself holds
 twice hide copies of them from this, so copies, at distance 0, are counted by themselves.
 
 References:
@@ -18,7 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import neighbours
-from diffusion_core.metrics.metric import POSITIVE, SHARE, DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import (
+    FRACTION,
+    NON_NEGATIVE,
+    Arrays,
+    Measure,
+    Metric,
+    MetricResult,
+    NotApplicable,
+    NumberInfo,
+)
 
 __all__ = ["MEMORISATION", "SPREAD", "nearest", "spread"]
 
@@ -28,7 +37,7 @@ _SHOWN = 10
 def nearest(
     samples: NDArray[np.uint8], train: NDArray[np.uint8], count: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The training picture closest to each sample, or the closest few; the first of them where several are.
+    """The training image closest to each sample, or the closest few; the first of them where several are.
 
     Both sets are read in blocks, so `train` may be a memory map of any length, and a copy has distance 0 exactly.
 
@@ -41,10 +50,10 @@ def nearest(
         Indices into `train` and distances, both with shape (N,) or (N, count), nearest first.
     """
     _check("samples", samples)
-    _check("training pictures", train)
+    _check("training images", train)
     if samples.shape[1:] != train.shape[1:]:
         raise DuetError(
-            f"nearest: samples of {samples.shape[1:]} and training pictures of {train.shape[1:]} were given; "
+            f"nearest: samples of {samples.shape[1:]} and training images of {train.shape[1:]} were given; "
             f"they must have one shape"
         )
     indices, squares = neighbours(samples, train, count or 1)
@@ -53,10 +62,10 @@ def nearest(
 
 
 def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
-    """The root mean square distance between two different pictures of a class.
+    """The root mean square distance between two different images of a class.
 
     Over all pairs the mean square distance is twice the summed unbiased variance, so no pair is
-    formed. Against the spread of real pictures, a smaller value shows samples that are too alike.
+    formed. Against the spread of real images, a smaller value shows samples that are too alike.
 
     Args:
         images: uint8 with shape (N, H, W, C).
@@ -64,7 +73,7 @@ def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> ND
         num_classes: K.
 
     Returns:
-        With shape (K,); NaN for a class with fewer than two pictures.
+        With shape (K,); NaN for a class with fewer than two images.
     """
     _check("images", images)
     labels = np.asarray(labels)
@@ -82,24 +91,24 @@ def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> ND
     return result
 
 
-def _fit_memorisation(reference: Parts, seed: int, *, ratio: float = 1 / 3) -> Measure:
-    """Look for copies among the training pictures.
+def _fit_memorisation(reference: Arrays, seed: int, *, ratio: float = 1 / 3) -> Measure:
+    """Look for copies among the training images.
 
     Args:
         ratio: of the distances to the nearest and the second nearest, at which a sample counts as memorised.
     """
     if not 0 < ratio < 1:
         raise DuetError(f"memorisation.ratio: {ratio} was given; it must lie between 0 and 1")
-    train = reference.get("training", reference["pictures"])
+    train = reference.get("training", reference["images"])
     if len(train) < 2:
-        raise DoesNotApply("1 training picture was given; 2 are needed")
+        raise NotApplicable("1 training image was given; 2 are needed")
 
-    def measure(samples: Parts) -> Found:
-        pictures = samples["pictures"]
-        indices, distances = nearest(pictures, train, 2)
+    def measure(samples: Arrays) -> MetricResult:
+        images = samples["images"]
+        indices, distances = nearest(images, train, 2)
         first, second = distances.T
         memorised = first <= ratio * second
-        # A copy of one of two equal pictures has a ratio of 0 / 0.
+        # A copy of one of two equal images has a ratio of 0 / 0.
         relative = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
         closest = np.argsort(relative, kind="stable")[:_SHOWN]
 
@@ -107,11 +116,11 @@ def _fit_memorisation(reference: Parts, seed: int, *, ratio: float = 1 / 3) -> M
             rest, near = np.delete(memorised, some), np.delete(first, some)
             return {"memorised": rest.mean(), "copies": (near == 0).mean(), "distance": np.median(near)}
 
-        return Found(
+        return MetricResult(
             without(np.array([], np.int64)),
             arrays={"index": indices, "distance": distances},
             shown=(
-                ("most like a\ntraining picture", pictures[closest]),
+                ("most like a\ntraining image", images[closest]),
                 ("nearest", train[indices[closest, 0]]),
                 ("second nearest", train[indices[closest, 1]]),
             ),
@@ -121,42 +130,42 @@ def _fit_memorisation(reference: Parts, seed: int, *, ratio: float = 1 / 3) -> M
     return measure
 
 
-def _fit_spread(reference: Parts, seed: int) -> Measure:
+def _fit_spread(reference: Arrays, seed: int) -> Measure:
     classes = int(reference["labels"].max()) + 1
-    real = spread(reference["pictures"], reference["labels"], classes)
+    real = spread(reference["images"], reference["labels"], classes)
 
-    def measure(samples: Parts) -> Found:
-        _check("samples", samples["pictures"])
-        found = spread(samples["pictures"], samples["labels"], classes)
+    def measure(samples: Arrays) -> MetricResult:
+        _check("samples", samples["images"])
+        found = spread(samples["images"], samples["labels"], classes)
         ratio = np.divide(found, real, out=np.full(classes, np.nan), where=real > 0)
         if np.isnan(ratio).all():
-            raise DoesNotApply("no class has two samples, and two different pictures in the reference")
-        return Found({"ratio": np.nanmean(ratio)}, arrays={"per_class": ratio})
+            raise NotApplicable("no class has two samples, and two different images in the reference")
+        return MetricResult({"ratio": np.nanmean(ratio)}, arrays={"per_class": ratio})
 
     return measure
 
 
 MEMORISATION = Metric(
     _fit_memorisation,
-    ("pictures",),
-    ("pictures",),
+    ("images",),
+    ("images",),
     {
-        "memorised": Meaning("memorised", better="lower", bounds=SHARE),
-        "copies": Meaning("copies of training pictures", better="lower", bounds=SHARE),
-        "distance": Meaning("median distance to the nearest training picture", bounds=POSITIVE),
+        "memorised": NumberInfo("memorised", better="lower", bounds=FRACTION),
+        "copies": NumberInfo("copies of training images", better="lower", bounds=FRACTION),
+        "distance": NumberInfo("median distance to the nearest training image", bounds=NON_NEGATIVE),
     },
     ("training",),
 )
 SPREAD = Metric(
     _fit_spread,
-    ("pictures", "labels"),
-    ("pictures", "labels"),
-    {"ratio": Meaning("spread within a class, as a share of that of the reference", bounds=POSITIVE)},
+    ("images", "labels"),
+    ("images", "labels"),
+    {"ratio": NumberInfo("spread within a class, as a share of that of the reference", bounds=NON_NEGATIVE)},
 )
 
 
 def _check(what: str, images: NDArray[np.uint8]) -> None:
-    # Not by its class: the pictures of a store are in several files.
+    # Not by its class: the images of a store are in several files.
     shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", type(images).__name__)
     if kind != np.uint8 or len(shape) != 4 or 0 in shape:
         raise DuetError(f"{what}: {kind} with shape {shape} was given; it must be uint8 with shape (N, H, W, C)")

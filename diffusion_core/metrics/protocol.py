@@ -20,7 +20,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import read_json, reading
 from diffusion_core.statistics import Interval
 
-__all__ = ["Column", "Number", "columns", "differences", "nested", "read_numbers", "values_of"]
+__all__ = ["Column", "Number", "columns", "differences", "nested", "read_numbers", "comparable_values"]
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:
     return tuple(made)
 
 
-def values_of(numbers: Sequence[Number]) -> tuple[float, ...]:
+def comparable_values(numbers: Sequence[Number]) -> tuple[float, ...]:
     """The values of numbers that are to be averaged, subtracted or tested together.
 
     Raises:

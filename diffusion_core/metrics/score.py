@@ -20,7 +20,7 @@ from scipy.special import rel_entr
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.metrics.metric import DoesNotApply, Found, Meaning, Measure, Metric, Parts
+from diffusion_core.metrics.metric import Arrays, Measure, Metric, MetricResult, NotApplicable, NumberInfo
 
 __all__ = ["SCORE", "score"]
 
@@ -31,24 +31,24 @@ def score(probabilities: NDArray) -> float:
     return float(np.exp(rel_entr(given, given.mean(axis=0)).sum(axis=1).mean()))
 
 
-def _fit(reference: Parts, seed: int, *, splits: int = 10) -> Measure:
+def _fit(reference: Arrays, seed: int, *, splits: int = 10) -> Measure:
     """The mean over so many splits."""
     if splits < 1:
         raise DuetError(f"score.splits: {splits} was given; it must be at least 1")
 
-    def measure(samples: Parts) -> Found:
+    def measure(samples: Arrays) -> MetricResult:
         given = samples["probabilities"]
         if len(given) < splits:
-            raise DoesNotApply(f"{len(given)} samples were given, which cannot be cut into {splits} splits")
+            raise NotApplicable(f"{len(given)} samples were given, which cannot be cut into {splits} splits")
         # rows i N // splits .. (i + 1) N // splits, as others cut
         order = Stream(seed, "metrics/score").permutation(len(given))
         ends = [i * len(given) // splits for i in range(splits + 1)]
         found = np.array([score(given[order[ends[i] : ends[i + 1]]]) for i in range(splits)])
-        return Found({"score": found.mean()}, {"score": found.std()} if splits > 1 else {}, {"splits": found})
+        return MetricResult({"score": found.mean()}, {"score": found.std()} if splits > 1 else {}, {"splits": found})
 
     return measure
 
 
-_SCORE = Meaning("class score", "Inception score", "higher", bounds=(1.0, np.inf))
+_SCORE = NumberInfo("class score", "Inception score", "higher", bounds=(1.0, np.inf))
 
 SCORE = Metric(_fit, ("probabilities",), (), {"score": _SCORE})

@@ -30,10 +30,10 @@ from scipy.special import ndtri, stdtrit
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 
-__all__ = ["LEAST", "Interval", "bootstrap_interval"]
+__all__ = ["MIN_VALUES", "Interval", "bootstrap_interval"]
 
 # Fewer values say next to nothing of how far they vary.
-LEAST = 3
+MIN_VALUES = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def bootstrap_interval(
     """The interval of the mean of independent values.
 
     Args:
-        values: with shape (n,), n being at least `LEAST`.
+        values: with shape (n,), n being at least `MIN_VALUES`.
         confidence: the share of such intervals that hold the mean of the distribution, in (0, 1).
         replicates: R.
         seed: of stream ``"statistics/bootstrap"``, so that the same values give the same interval everywhere.
@@ -64,10 +64,10 @@ def bootstrap_interval(
         DuetError: there are too few values, one is not finite, or an option does not fit.
     """
     values = np.asarray(values, np.float64)
-    if values.ndim != 1 or len(values) < LEAST or not np.isfinite(values).all():
+    if values.ndim != 1 or len(values) < MIN_VALUES or not np.isfinite(values).all():
         raise DuetError(
             f"bootstrap: values with shape {values.shape}, {int(np.isfinite(values).sum())} of them finite, were "
-            f"given; at least {LEAST} in a row are needed, all finite"
+            f"given; at least {MIN_VALUES} in a row are needed, all finite"
         )
     if not 0 < confidence < 1 or replicates < 1:
         raise DuetError(

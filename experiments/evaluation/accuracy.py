@@ -14,19 +14,19 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
 from experiments import common
-from experiments.evaluation.given import EvaluationContext, Measure, Measurement, number_of
+from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
 
 
 def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> Measure:
-    """The accuracy at so many levels, on every picture of the data set.
+    """The accuracy at so many levels, on every image of the data set.
 
     Args:
         given: the checkpoint and the data.
         count: of levels, at least 2.
-        batch: pictures at once.
+        batch: images at once.
     """
     model, dataset = given.checkpoint.model, given.dataset
     if not model.classifies:
@@ -51,7 +51,7 @@ def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> M
         found = collective.gather(part.T, len(dataset), batch).T
         facts = {"seed": given.seed, "data": given.data_facts()}
         numbers = (
-            number_of(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")
+            mean_number(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")
             for t, right in zip(levels, found, strict=True)
         )
         shares = {"levels": levels.tolist(), "accuracy": found.mean(axis=1).tolist()}

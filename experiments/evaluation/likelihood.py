@@ -1,15 +1,15 @@
-"""Bits per dimension of pictures of a data set: the group `likelihood` of `experiments.evaluate`.
+"""Bits per dimension of images of a data set: the group `likelihood` of `experiments.evaluate`.
 
     none    not measured
     vlb     the variational bound with its terms, see `diffusion_core.likelihood.bound`
-    ode     the density of the deterministic flow at dequantised pictures, see `diffusion_core.likelihood.flow`
+    ode     the density of the deterministic flow at dequantised images, see `diffusion_core.likelihood.flow`
 
 Each bounds from above the bits that a lossless code needs, with another model: `vlb` that of ancestral sampling, `ode`
 that of the deterministic flow, down to the least noisy level.
 
-`count` pictures are drawn from the data set without replacement, by the stream "likelihood/images"; each keeps its
-place in the data set as its counter in every stream, so a picture's numbers do not depend on which others are measured.
-The standard error is that of the mean over pictures, and holds what noise, drawn levels and probes add to it.
+`count` images are drawn from the data set without replacement, by the stream "likelihood/images"; each keeps its
+place in the data set as its counter in every stream, so an image's numbers do not depend on which others are measured.
+The standard error is that of the mean over images, and holds what noise, drawn levels and probes add to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.likelihood.flow import METHODS as SOLVERS
 from diffusion_core.training.objective import network_labels
 from experiments import common
-from experiments.evaluation.given import EvaluationContext, Measure, Measurement, number_of, write_arrays
+from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number, write_arrays
 from experiments.progress import Counter
 
 __all__ = ["METHODS"]
@@ -53,7 +53,7 @@ def _vlb(
     """The variational bound.
 
     Args:
-        count: how many pictures; None is all of them.
+        count: how many images; None is all of them.
         classes: whether the network is told the class of each; else it gets its label of no class.
         batch: evaluations at once.
         variance: see `likelihood.bound`; None is that which was trained, or fixed_small where none was.
@@ -63,7 +63,7 @@ def _vlb(
     variance = variance or ("fixed_small" if model.variance == "fixed" else model.variance)
     check_variance(variance, model.spec.in_channels, model.spec.out_channels)
     model.check_learned("likelihood.variance", variance)
-    chosen, label = _pictures(given, count, classes, batch)
+    chosen, label = _images(given, count, classes, batch)
 
     def bound(forward: Callable[..., NDArray], some: slice, progress: Callable[[int], None] | None = None) -> Any:
         return variational_bound(
@@ -72,7 +72,7 @@ def _vlb(
             progress=progress,
         )  # fmt: skip
 
-    bound(lambda *inputs: None, slice(0, 0))  # the core checks its options on no picture at all
+    bound(lambda *inputs: None, slice(0, 0))  # the core checks its options on no image at all
     given.asks(len(chosen) * (1 + (levels or model.process.schedule.steps - 1)), batch)
 
     def measure(out: Path) -> Measurement:
@@ -107,13 +107,13 @@ def _ode(
     """The density of the deterministic flow, with uniform dequantisation.
 
     Args:
-        count: how many pictures; None is all of them.
+        count: how many images; None is all of them.
         classes: whether the network is told the class of each; else it gets its label of no class.
-        batch: pictures at once.
+        batch: images at once.
         steps: see `likelihood.flow_density`, as are method, divergence and probes.
     """
     model = given.checkpoint.model
-    chosen, label = _pictures(given, count, classes, batch)
+    chosen, label = _images(given, count, classes, batch)
     outputs = model.spec.out_channels + model.uncertainty
     value_range, dimensions = model.value_range, given.dataset.images[0].size
 
@@ -149,7 +149,7 @@ def _ode(
 
 
 def _whole(given: EvaluationContext, found: Any, count: int, batch: int) -> Any:
-    """What all processes found, each of its share of so many pictures."""
+    """What all processes found, each of its share of so many images."""
     gather = given.backend.collective.gather
     return type(found)(**{name: gather(values, count, batch) for name, values in vars(found).items()})
 
@@ -181,29 +181,29 @@ def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:
 def _measured(
     given: EvaluationContext, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]
 ) -> Measurement:
-    """The mean over pictures of the total and of each of its terms."""
+    """The mean over images of the total and of each of its terms."""
     means = {name: _summary(values) for name, values in terms.items()}
     protocol = {"metric": "likelihood", "method": method, **facts}
     rows = {f"likelihood, {method}": ("bits_per_dim", total)}
     rows |= {f"likelihood, {method}: {name}": (name, values) for name, values in terms.items()}
     numbers = (
-        number_of(given, name, values, key, protocol, "lower", "bits/dim") for name, (key, values) in rows.items()
+        mean_number(given, name, values, key, protocol, "lower", "bits/dim") for name, (key, values) in rows.items()
     )
     return Measurement(
         {"method": method, **_summary(total), "terms": means, **facts, **given.checkpoint_facts()}, tuple(numbers)
     )
 
 
-def _pictures(
+def _images(
     given: EvaluationContext, count: int | None, classes: bool, batch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Which pictures of the data set are measured, in rising order, and the network's label of each."""
+    """Which images of the data set are measured, in rising order, and the network's label of each."""
     model, dataset = given.checkpoint.model, given.dataset
     model.check_generates()
     program = model.program
     common.check_data(dataset, model.spec)
     if count is not None and not 1 <= count <= len(dataset):
-        raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} pictures, or null")
+        raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} images, or null")
     if batch < 1:
         raise DuetError(f"likelihood.batch: {batch} was given; it must be at least 1")
     if not classes and program.classes and program.null_label is None:
@@ -220,7 +220,7 @@ def _labels(dataset: Dataset, program: Any, chosen: NDArray, classes: bool) -> N
 
 
 def _summary(values: Array) -> dict[str, float]:
-    """Mean over pictures with its standard error; NaN of a single one."""
+    """Mean over images with its standard error; NaN of a single one."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return {"bits_per_dim": float(values.mean()), "standard_error": float(error)}
 

@@ -1,7 +1,7 @@
 """Judging samples by metrics: what `experiments.evaluate samples=...` does, and a training at its end.
 
 The metrics are those of `diffusion_core.metrics.evaluate`; on which features, the group `features` says. The reference
-is every picture of a data set as it is stored, never mirrored, of the size of the samples; or a file, as samples are.
+is every image of a data set as it is stored, never mirrored, of the size of the samples; or a file, as samples are.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build, check
 from diffusion_core.images import render
 from diffusion_core.metrics import evaluate as core
-from diffusion_core.metrics.evaluate import METRICS, Evaluation, Sets, evaluate
+from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
 from diffusion_core.metrics.files import write_features
-from diffusion_core.metrics.metric import OF_FEATURES, Source
+from diffusion_core.metrics.metric import FEATURE_ARRAYS, SampleSet
 from experiments.entry import plain
-from experiments.evaluation.given import EvaluationContext, Measure, Measurement, write_arrays
+from experiments.evaluation.context import EvaluationContext, Measure, Measurement, write_arrays
 from experiments.progress import Counter
 from features import FEATURES, Features, extract
 
-__all__ = ["SampleEvaluator", "chosen", "features_of", "measure"]
+__all__ = ["SampleEvaluator", "chosen", "make_features", "measure"]
 
-BATCH = 50  # pictures of 299 x 299 at once
+BATCH = 50  # images of 299 x 299 at once
 
 
-def features_of(options: Mapping[str, Any]) -> Features | None:
+def make_features(options: Mapping[str, Any]) -> Features | None:
     """The features of a configuration's group, or None."""
     options = dict(options)
     name = options.pop("name", "none")
@@ -44,7 +44,7 @@ class SampleEvaluator:
     """How samples are judged, checked when made.
 
     Args:
-        features: what the metrics read of pictures; None where the sets have features of their own, or none.
+        features: what the metrics read of images; None where the sets have features of their own, or none.
         metrics: names with their options.
         reference: what samples are compared with.
         seed: of the metrics' streams.
@@ -53,7 +53,7 @@ class SampleEvaluator:
 
     features: Features | None
     metrics: Mapping[str, Mapping[str, Any]]
-    reference: Source
+    reference: SampleSet
     seed: int = 0
     confidence: float = 0.95
 
@@ -64,17 +64,17 @@ class SampleEvaluator:
 
     def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
         """Refuse samples with such parts, of which the shape counts, that cannot be judged."""
-        core.cut(count, sets, self.seed)
-        shapes = [np.shape(side["pictures"])[1:] for side in (parts, self.reference.parts) if "pictures" in side]
+        core.random_sets(count, sets, self.seed)
+        shapes = [np.shape(side["images"])[1:] for side in (parts, self.reference.arrays) if "images" in side]
         if len(set(shapes)) > 1:
             raise DuetError(
-                f"samples: they are {shapes[0]} (h, w, c) and the pictures of {self.reference.facts['name']} "
+                f"samples: they are {shapes[0]} (h, w, c) and the images of {self.reference.facts['name']} "
                 f"{shapes[1]}; bring the data to the size of the samples with data.options"
             )
-        if self.features is not None and "pictures" in self.reference.parts:
-            self.features.of(np.ascontiguousarray(self.reference.parts["pictures"][:1]))
+        if self.features is not None and "images" in self.reference.arrays:
+            self.features.of(np.ascontiguousarray(self.reference.arrays["images"][:1]))
 
-    def __call__(self, samples: Source, sets: Sets) -> tuple[Evaluation, Source, Source]:
+    def __call__(self, samples: SampleSet, sets: Partition) -> tuple[Evaluation, SampleSet, SampleSet]:
         """Judge them; gives the samples and the reference too, with their features."""
         samples, reference = (
             _with_features(source, self.features, what)
@@ -87,59 +87,63 @@ class SampleEvaluator:
         return found, samples, reference
 
 
-def _with_features(source: Source, features: Features | None, what: str) -> Source:
+def _with_features(source: SampleSet, features: Features | None, what: str) -> SampleSet:
     """A set with features, computed where it has none."""
     if features is None or (source.kind is not None and source.kind == features.kind):
         return source
     if source.kind is not None:
         raise DuetError(f"features: {features.kind.name} was given, but the {what} have those of {source.kind.name}")
-    if "pictures" not in source.parts:
+    if "images" not in source.arrays:
         return source
     with Counter(f"features of the {what}", len(source)) as progress:
-        parts = extract(features, source.parts["pictures"], BATCH, progress)
-    return replace(source, parts={**source.parts, **parts}, kind=features.kind)
+        parts = extract(features, source.arrays["images"], BATCH, progress)
+    return replace(source, arrays={**source.arrays, **parts}, kind=features.kind)
 
 
 def measure(given: EvaluationContext) -> Measure:
     """Judge the samples of a configuration of `experiments.evaluate`."""
     cfg = given.cfg
     judge = SampleEvaluator(
-        features_of(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence
+        make_features(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence
     )
     samples, sets = chosen(given.samples, given.sets_given, cfg.count, cfg.sets, given.seed)
-    judge.check(samples.parts, len(samples), cfg.sets)
+    judge.check(samples.arrays, len(samples), cfg.sets)
 
     def run(out: Path) -> Measurement:
         found, judged, reference = judge(samples, sets)
         if not found.numbers:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
             raise DuetError(f"metrics: none of them applies; {reasons or 'choose some with metrics=[NAME,NAME]'}")
-        arrays = {f"{name}/{key}": array for name, one in found.found.items() for key, array in one.arrays.items()}
+        arrays = {f"{name}/{key}": array for name, one in found.results.items() for key, array in one.arrays.items()}
         write_arrays(out / "evaluation.npz", **arrays)
-        for name, one in found.found.items():
+        for name, one in found.results.items():
             if one.shown:
                 scale = max(1, 64 // one.shown[0][1].shape[1])
                 render.save_png(out / f"{name}.png", render.labelled_rows(one.shown, scale=scale))
         if cfg.keep_features:
             for source, name in ((judged, "samples"), (reference, "reference")):
-                if set(source.parts) & set(OF_FEATURES):
+                if set(source.arrays) & set(FEATURE_ARRAYS):
                     write_features(out / "features" / f"{name}.npz", source)
         facts = {
             "samples": dict(samples.facts), "reference": dict(reference.facts),
             "features": judged.kind and judged.kind.plain,
-            "versions": dict(judge.features.versions) if judge.features else {}, "left_out": dict(found.left_out),
+            "versions": dict(judge.features.versions) if judge.features else {}, "left_out": dict(found.skipped),
         }  # fmt: skip
         return Measurement(facts, found.numbers)
 
     return run
 
 
-def chosen(sources: Source, sizes: tuple[int, ...], count: int | None, sets: int, seed: int) -> tuple[Source, Sets]:
+def chosen(
+    sources: SampleSet, sizes: tuple[int, ...], count: int | None, sets: int, seed: int
+) -> tuple[SampleSet, Partition]:
     """As many samples as asked for, by stream "evaluate/samples", and their sets: those given where they are enough."""
     if count is None:
-        return sources, core.given(sizes) if len(sizes) >= core.LEAST else core.cut(len(sources), sets, seed)
+        return sources, core.sets_from_sizes(sizes) if len(sizes) >= core.MIN_VALUES else core.random_sets(
+            len(sources), sets, seed
+        )
     if not 1 <= count <= len(sources):
         raise DuetError(f"count: {count} was given; there are 1 to {len(sources)} samples, or null for all")
     some = np.sort(Stream(seed, "evaluate/samples").permutation(len(sources))[:count])
-    parts: dict[str, NDArray] = {name: array[some] for name, array in sources.parts.items()}
-    return replace(sources, parts=parts), core.cut(count, sets, seed)
+    parts: dict[str, NDArray] = {name: array[some] for name, array in sources.arrays.items()}
+    return replace(sources, arrays=parts), core.random_sets(count, sets, seed)

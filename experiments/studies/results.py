@@ -29,7 +29,7 @@ from diffusion_core.files.safe_read import open_npz, read_json
 from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
-from diffusion_core.metrics.protocol import Number, values_of
+from diffusion_core.metrics.protocol import Number, comparable_values
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.stored import read_config
 from experiments.studies import jobs
@@ -237,7 +237,7 @@ def check_protocol(metric: Metric, outcomes: Sequence[Outcome]) -> None:
         return
     found = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.trouble)
     if numbers := [Number.from_plain(node) for node in found if _is_number(node)]:
-        values_of(numbers)
+        comparable_values(numbers)
 
 
 def _is_number(node: object) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import Archive
-from diffusion_core.data.sources import ABOUT
+from diffusion_core.data.sources import DATASET_INFO
 from downloads import fetch
 
 pytestmark = pytest.mark.backend
@@ -35,8 +35,8 @@ def good(tmp_path: Path) -> Iterator[Archive]:
     """CIFAR-10's archive, on a server."""
     folder = tmp_path / "server"
     folder.mkdir()
-    archives.cifar10(folder, archives.PICTURES["cifar10"])
-    (archive,) = ABOUT["cifar10"].archives
+    archives.cifar10(folder, archives.IMAGES["cifar10"])
+    (archive,) = DATASET_INFO["cifar10"].archives
     file = folder / archive.names[0]
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -47,10 +47,10 @@ def good(tmp_path: Path) -> Iterator[Archive]:
 
 def test_what_is_fetched_is_what_was_published(tmp_path, good):
     folder = tmp_path / "archives" / "cifar10"
-    assert ABOUT["cifar10"].missing(folder)
+    assert DATASET_INFO["cifar10"].missing(folder)
     fetch("cifar10", good, folder, "")
     assert [path.name for path in folder.iterdir()] == ["cifar-10-binary.tar.gz"]
-    assert not ABOUT["cifar10"].missing(folder)
+    assert not DATASET_INFO["cifar10"].missing(folder)
     assert load_dataset("cifar10", path=str(folder), part="train").sha256 == CIFAR10
 
 

@@ -1,4 +1,4 @@
-"""Features of pictures: the same numbers as torch-fidelity and onnxruntime give, and what is refused."""
+"""Features of images: the same numbers as torch-fidelity and onnxruntime give, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from diffusion_core.metrics.digits import SHA256, layers
 from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.kernel import kernel_distance
-from diffusion_core.metrics.metric import FeatureKind, Parts
+from diffusion_core.metrics.metric import Arrays, FeatureKind
 from features import FEATURES, Features, extract
 
 
-def pictures(count: int, size: int = 12, channels: int = 3, seed: int = 0) -> np.ndarray:
+def make_images(count: int, size: int = 12, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Noise with structure, so that means and covariances of features differ between seeds."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 3, 3, channels)).astype(np.uint8)
@@ -54,7 +54,7 @@ def fallback(width: int = 6, size: int = 8):
 
 
 def test_the_same_features_give_torch_fidelitys_number():
-    """Its own function from pictures to FID, with a small network of features in the place of Inception."""
+    """Its own function from images to FID, with a small network of features in the place of Inception."""
     import torch
     from torch_fidelity import calculate_metrics, register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -80,7 +80,7 @@ def test_the_same_features_give_torch_fidelitys_number():
         def can_be_compiled():
             return False
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __init__(self, images):
             self.images = images
 
@@ -91,9 +91,9 @@ def test_the_same_features_give_torch_fidelitys_number():
             return torch.from_numpy(self.images[index].transpose(2, 0, 1).copy())
 
     register_feature_extractor("small", Small)
-    a, b = pictures(40, 8), pictures(50, 8, seed=1)
+    a, b = make_images(40, 8), make_images(50, 8, seed=1)
     theirs = calculate_metrics(
-        input1=Pictures(a), input2=Pictures(b), fid=True, feature_extractor="small", cuda=False, verbose=False,
+        input1=Images(a), input2=Images(b), fid=True, feature_extractor="small", cuda=False, verbose=False,
         cache=False, save_cpu_ram=True,
     )["frechet_inception_distance"]  # fmt: skip
 
@@ -119,7 +119,7 @@ def two_sets() -> tuple[np.ndarray, np.ndarray]:
     return tuple(x.astype(np.float32) for x in sets)
 
 
-def measured(metric: str, samples: Parts, reference: Parts, **options: object) -> dict[str, float]:
+def measured(metric: str, samples: Arrays, reference: Arrays, **options: object) -> dict[str, float]:
     found = METRICS[metric].fit(reference, 0, **options)(samples)
     return {**found.numbers, **{f"{name} ±": error for name, error in found.errors.items()}}
 
@@ -186,7 +186,7 @@ def weights(tmp_path_factory) -> Path:
     network = Unread("inception", ["2048"], feature_extractor_weights_path=folder / "empty.pth")
     for name, buffer in network.named_buffers():
         if name.endswith("running_var"):
-            buffer.fill_(0.3)  # else what is left of the pictures after a hundred layers is small
+            buffer.fill_(0.3)  # else what is left of the images after a hundred layers is small
     torch.save(network.state_dict(), folder / "random.pth")
     return folder / "random.pth"
 
@@ -211,14 +211,14 @@ def inception(weights) -> Features:
     return made("inception", weights=str(weights), resize="antialias", device="cpu")
 
 
-def test_inception_is_torch_fidelitys_network_on_pictures_resized_with_antialiasing(inception, theirs):
-    images = pictures(2)
+def test_inception_is_torch_fidelitys_network_on_images_resized_with_antialiasing(inception, theirs):
+    images = make_images(2)
     found = extract(inception, images, 2)["features"]
     assert found.shape == (2, 2048)
     scale = np.abs(found).max()
     assert np.abs(found[0] - found[1]).max() > 0.05 * scale
     np.testing.assert_allclose(found[:1], theirs(resize(images[:1], 299)), atol=1e-5 * scale)
-    # Not what torch-fidelity does with a small picture.
+    # Not what torch-fidelity does with a small image.
     assert np.abs(found[:1] - theirs(images[:1])).max() > 1e-2 * scale
     assert inception.kind.facts["resize"] == "antialias" and len(inception.kind.facts["weights_sha256"]) == 64
 
@@ -227,7 +227,7 @@ def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
-    images = pictures(1)
+    images = make_images(1)
     network = source.FeatureExtractorInceptionV3(
         "inception", ["logits_unbiased"], feature_extractor_weights_path=weights
     )
@@ -249,10 +249,10 @@ def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception
     assert found["probabilities"].shape == (1, 1008) and found["probabilities"].sum() == pytest.approx(1)
 
 
-def test_inception_resizes_as_torch_fidelity_by_default_and_takes_grey_pictures_as_colour(weights, theirs):
+def test_inception_resizes_as_torch_fidelity_by_default_and_takes_grey_images_as_colour(weights, theirs):
     features = made("inception", weights=str(weights), device="cpu")
     assert features.kind.facts["resize"] == "tensorflow1"
-    images = pictures(1, channels=1)
+    images = make_images(1, channels=1)
     expected = theirs(np.repeat(images, 3, axis=3))
     np.testing.assert_allclose(extract(features, images, 2)["features"], expected, atol=1e-5 * np.abs(expected).max())
 
@@ -350,9 +350,9 @@ def onnx_file(path: Path, shape: tuple[object, ...]) -> Path:
 
 
 @pytest.mark.parametrize("shape", [("b", 3, 6, 6), ("b", 6, 6, 3)])
-def test_an_onnx_file_gets_pictures_of_its_size_layout_and_range(tmp_path, shape):
+def test_an_onnx_file_gets_images_of_its_size_layout_and_range(tmp_path, shape):
     path = onnx_file(tmp_path / "means.onnx", shape)
-    images = pictures(5, 12)
+    images = make_images(5, 12)
     features = made("onnx", path=str(path), low=0.0, high=1.0, threads=1)
     small = resize(images, 6) / 255.0
     expected = np.concatenate([small[:, 0].mean(axis=1), small[:, :, 0].mean(axis=1)], axis=1)
@@ -378,13 +378,13 @@ def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path):
     path = onnx_file(tmp_path / "any.onnx", ("b", 3, "h", "w"))
     with pytest.raises(DuetError, match="size=PIXELS"):
         made("onnx", path=str(path))
-    with pytest.raises(DuetError, match="10 was given, but it takes pictures of 6"):
+    with pytest.raises(DuetError, match="10 was given, but it takes images of 6"):
         made("onnx", path=str(onnx_file(tmp_path / "six.onnx", ("b", 3, 6, 6))), size=10)
-    with pytest.raises(DuetError, match="there must be one, of square float32 pictures"):
+    with pytest.raises(DuetError, match="there must be one, of square float32 images"):
         made("onnx", path=str(onnx_file(tmp_path / "two.onnx", ("b", 2, 6, 6))))
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(DuetError, match=r"text\.onnx: onnxruntime cannot run it"):
         made("onnx", path=str(tmp_path / "text.onnx"))
     grey = made("onnx", path=str(onnx_file(tmp_path / "grey.onnx", ("b", 1, 6, 6))))
     with pytest.raises(DuetError, match="it takes grey ones"):
-        grey.of(pictures(2))
+        grey.of(make_images(2))

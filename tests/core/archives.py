@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["PICTURES", "WRITERS", "cifar10", "mnist", "mnist_npz", "png", "tar"]
+__all__ = ["IMAGES", "WRITERS", "cifar10", "mnist", "mnist_npz", "png", "tar"]
 
-# (pictures, labels) of every part that a writer writes.
+# (images, labels) of every part that a writer writes.
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -126,7 +126,7 @@ def flowers102(folder: Path, parts: Parts) -> None:
 
 
 # What each holds, and the function that writes it.
-PICTURES: dict[str, Parts] = {
+IMAGES: dict[str, Parts] = {
     "mnist": _parts((28, 28, 1), 10, train=12, test=5),
     "fashion_mnist": _parts((28, 28, 1), 10, train=7, test=4),
     "cifar10": _parts((32, 32, 3), 10, train=10, test=3),

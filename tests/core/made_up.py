@@ -101,7 +101,7 @@ def write_training(out: Path, seed: int, backend: str, second_half: bool = False
 
 
 def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
-    """Twenty pictures of bars under fading noise, of which the backend moves a single value."""
+    """Twenty images of bars under fading noise, of which the backend moves a single value."""
     import numpy as np
 
     out.mkdir(parents=True, exist_ok=True)

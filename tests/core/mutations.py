@@ -54,7 +54,7 @@ from diffusion_core.data.store import open_store, read_names, save_store
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import pack
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.metrics.files import read_source
+from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.optim import make_profile
@@ -221,8 +221,8 @@ def _sound_samples(found: Any) -> bool:
 
 
 def _read_features(root: Path) -> Any:
-    found = read_source(root / "samples.npz")
-    return dict(found.parts)
+    found = read_sample_set(root / "samples.npz")
+    return dict(found.arrays)
 
 
 def _make_trace(root: Path) -> None:
@@ -309,7 +309,7 @@ TARGETS = {
     "snapshots": Target(_make_snapshots, _read_snapshots, _sound_snapshots),
     "store": Target(_make_store, _read_store, _sound_store),
     "samples": Target(_make_samples, lambda root: read_samples(root / "samples.npz"), _sound_samples),
-    "features": Target(_make_samples, _read_features, lambda parts: parts["pictures"].dtype == np.uint8),
+    "features": Target(_make_samples, _read_features, lambda arrays: arrays["images"].dtype == np.uint8),
     "trace": Target(
         _make_trace, lambda root: (load_arrays(root / "float64.npz"), load_checks(root / "float64.json")),
         lambda found: all(math.isfinite(c.tolerance) or c.tolerance > 0 for c in found[1]),

@@ -40,7 +40,7 @@ def test_whole_steps_are_exact(image):
     np.testing.assert_allclose(moved, padded[4:, :12], atol=1e-12)
 
 
-def test_a_smooth_picture_is_that_of_the_moved_coordinates():
+def test_a_smooth_image_is_that_of_the_moved_coordinates():
     def scene(x, y):
         return np.stack([np.cos(5 * x + 2 * y), np.sin(3 * x - 4 * y)], axis=-1)
 
@@ -54,7 +54,7 @@ def test_a_smooth_picture_is_that_of_the_moved_coordinates():
         np.testing.assert_allclose(warp(scene(x, y), move)[inside], expected[inside], atol=5e-3)
 
 
-def test_a_shrunk_picture_is_averaged_and_a_flat_one_stays_flat(image):
+def test_a_shrunk_image_is_averaged_and_a_flat_one_stays_flat(image):
     board = (np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0)[..., None]
     assert np.abs(warp(board, matrix(0.5, 0, 0, 0.5))).max() < 0.15
     np.testing.assert_allclose(warp(np.full_like(image, 0.3), matrix(0.7, 0.2, -0.1, 1.3, 0.1, 0.2)), 0.3, atol=1e-12)
@@ -67,7 +67,7 @@ def test_the_label_says_what_was_done():
     np.testing.assert_allclose(
         np.linalg.det(matrices), larger**2 * (1 - 2 * labels[:, 0]) * (1 - 2 * labels[:, 1]), rtol=1e-9
     )
-    # Without a stretch, the rest is a turn by the label's angle: of a picture that is not mirrored, and made larger.
+    # Without a stretch, the rest is a turn by the label's angle: of an image that is not mirrored, and made larger.
     plain = (labels[:, :2].sum(axis=1) == 0) & (np.abs(labels[:, 5:7]).sum(axis=1) == 0)
     assert 300 < plain.sum() < 3000
     cosine, sine = labels[plain, 3] + 1, labels[plain, 4]
@@ -131,7 +131,7 @@ def test_the_shares_of_all_processes_are_the_batch(group):
 
 
 def test_other_processes_make_the_same_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
     store = open_store(save_store(shapes(12, 8), tmp_path / "store"))
     loader = Loader(store, seed=1, flip=True, augment=0.3)
     with Prefetch(loader, 1) as ahead:
@@ -159,7 +159,7 @@ def test_grain_makes_the_same_batches_or_is_refused():
 def test_a_store_is_sent_by_name_and_an_array_as_it_is(tmp_path, monkeypatch):
     import pickle  # what processes send each other; nothing of ours is kept so
 
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 100)
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 100)
     store = open_store(save_store(shapes(500, 32), tmp_path / "store"))
     sent = pickle.dumps(store)
     assert len(sent) < store.images.shape[0] * 32 * 32 * 3 / 100

@@ -18,22 +18,22 @@ from diffusion_core.data.sources.cifar import CLASS_NAMES
 COUNTS = {**{f"data_batch_{k}.bin": k for k in range(1, 6)}, "test_batch.bin": 4}
 RNG = np.random.default_rng(0)
 LABELS = {name: RNG.integers(0, 10, count) for name, count in COUNTS.items()}
-PICTURES = {name: RNG.integers(0, 256, (count, 32, 32, 3), np.uint8) for name, count in COUNTS.items()}
+IMAGES = {name: RNG.integers(0, 256, (count, 32, 32, 3), np.uint8) for name, count in COUNTS.items()}
 
 
 def cifar10(path: Path, part: str = "all", size: int = 32) -> Dataset:
     return load_dataset("cifar10", path=str(path), part=part, size=size)
 
 
-def record(label: int, picture: np.ndarray) -> bytes:
+def record(label: int, image: np.ndarray) -> bytes:
     """A record, written plane by plane and row by row."""
-    planes = (bytes(int(picture[y, x, c]) for y in range(32) for x in range(32)) for c in range(3))
+    planes = (bytes(int(image[y, x, c]) for y in range(32) for x in range(32)) for c in range(3))
     return bytes([label]) + b"".join(planes)
 
 
 FILES = {
     "batches.meta.txt": ("\n".join(CLASS_NAMES) + "\n\n").encode(),
-    **{name: b"".join(map(record, LABELS[name], PICTURES[name])) for name in COUNTS},
+    **{name: b"".join(map(record, LABELS[name], IMAGES[name])) for name in COUNTS},
     "readme.html": b"<html></html>",
 }
 
@@ -60,10 +60,10 @@ def unpack(folder: Path, files: Mapping[str, bytes] = FILES) -> Path:
     ("part", "names"),
     [("train", list(COUNTS)[:5]), ("test", ["test_batch.bin"]), ("all", list(COUNTS))],
 )
-def test_pictures_and_labels_are_those_of_the_files_in_order(tmp_path, part, names):
+def test_images_and_labels_are_those_of_the_files_in_order(tmp_path, part, names):
     archive = pack(tmp_path / "cifar-10-binary.tar.gz", dict(reversed(FILES.items())))
     data = load_dataset("cifar10", path=str(archive), part=part)
-    np.testing.assert_array_equal(data.images, np.concatenate([PICTURES[name] for name in names]))
+    np.testing.assert_array_equal(data.images, np.concatenate([IMAGES[name] for name in names]))
     np.testing.assert_array_equal(data.labels, np.concatenate([LABELS[name] for name in names]))
     assert (data.name, data.class_names) == ("cifar10", CLASS_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == [archive.name], "nothing is unpacked to disk"
@@ -95,8 +95,8 @@ def test_one_class_is_chosen_by_id_or_name(tmp_path):
 @pytest.mark.parametrize("size", [28, 64])
 def test_another_size_is_resized_as_by_pillow(tmp_path, size):
     data = cifar10(unpack(tmp_path / "bin"), "test", size)
-    for image, picture in zip(data.images, PICTURES["test_batch.bin"], strict=True):
-        expected = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+    for image, original in zip(data.images, IMAGES["test_batch.bin"], strict=True):
+        expected = Image.fromarray(original).resize((size, size), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(image, np.asarray(expected))
 
 
@@ -114,7 +114,7 @@ def test_shrinking_averages_instead_of_skipping(tmp_path):
         ({"test_batch.bin": None}, "holds no test_batch.bin"),
         ({"data_batch_2.bin": FILES["data_batch_2.bin"][:-1]}, "data_batch_2.bin of .* has 6145 bytes; .* 3073 bytes"),
         ({"data_batch_2.bin": b""}, "has 0 bytes; .* at least one"),
-        ({"test_batch.bin": record(1, PICTURES["test_batch.bin"][0]) + record(10, PICTURES["test_batch.bin"][1])},
+        ({"test_batch.bin": record(1, IMAGES["test_batch.bin"][0]) + record(10, IMAGES["test_batch.bin"][1])},
          r"record 1 of test_batch.bin of .* has label 10; the labels are 0\.\.9"),
         ({"batches.meta.txt": b"one two three"}, "names 3 classes; there must be 10"),
         ({name: None for name in COUNTS} | {name.removesuffix(".bin"): b"\x80" for name in COUNTS},

@@ -48,7 +48,7 @@ def test_every_pixel_survives_the_round_trip_in_zero_to_one(dtype):
     assert x.dtype == dtype and (x[0], x[255]) == (0, 1)
     np.testing.assert_array_equal(x, (u8 / 255).astype(dtype))
     np.testing.assert_array_equal(to_uint8(x, (0.0, 1.0)), u8)
-    # Read in the other range, the pictures are others: the range must be said both ways.
+    # Read in the other range, the images are others: the range must be said both ways.
     assert not np.array_equal(to_uint8(x), u8)
 
 
@@ -167,7 +167,7 @@ def test_some_classes_are_kept_and_counted_anew(classes):
     kept = np.flatnonzero(data.labels != 1)
     assert (part.class_names, part.name) == (("c", "a"), "toy")
     np.testing.assert_array_equal(part.images, data.images[kept])
-    # Each picture has the class name that it had.
+    # Each image has the class name that it had.
     assert [part.class_names[k] for k in part.labels] == [data.class_names[k] for k in data.labels[kept]]
 
 
@@ -194,9 +194,9 @@ def test_classes_that_do_not_fit_are_refused(classes, message):
         toy().only(classes)
 
 
-def test_a_class_without_pictures_is_refused_alone():
+def test_a_class_without_images_is_refused_alone():
     data = Dataset(toy().images, np.zeros(13, int), ("a", "b"), "toy")
-    with pytest.raises(DuetError, match="no picture of class b"):
+    with pytest.raises(DuetError, match="no image of class b"):
         data.only(["b"])
     assert data.only(["b", "a"]).labels.tolist() == [1] * 13
 
@@ -247,7 +247,7 @@ def test_the_range_changes_the_values_and_nothing_else():
     np.testing.assert_array_equal(other.indices, plain.indices)
 
 
-def test_flips_mirror_about_half_of_the_pictures_anew_each_epoch():
+def test_flips_mirror_about_half_of_the_images_anew_each_epoch():
     plain = Loader(toy(), seed=1).batch(0, 1300).pixels
     flipped = Loader(toy(), seed=1, flip=True).batch(0, 1300)
     same = (flipped.pixels == plain).all(axis=(1, 2, 3))

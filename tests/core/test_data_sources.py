@@ -1,4 +1,4 @@
-"""Shapes, folders of pictures and stores."""
+"""Shapes, folders of images and stores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, load_dataset
 from diffusion_core.data.shapes import KINDS, draw, scenes, shapes
-from diffusion_core.data.square import read_picture
+from diffusion_core.data.square import read_image
 from diffusion_core.data.store import open_store, save_store
 
 # Shapes
@@ -37,7 +37,7 @@ def test_each_shape_covers_its_area_and_is_bright_on_dark():
     covered = ((grey - ground[:, None, None]) / (ink - ground)[:, None, None]).mean(axis=(1, 2))
     areas = np.array([AREAS[kind] for kind in KINDS])[what.kinds] * what.radii**2
     assert set(what.kinds) == set(range(len(KINDS)))
-    # Of the whole picture; corners are blunt by a fraction of one pixel, which is 1 / 4096.
+    # Of the whole image; corners are blunt by a fraction of one pixel, which is 1 / 4096.
     np.testing.assert_allclose(covered, areas, atol=0.0005)
 
 
@@ -101,30 +101,30 @@ def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def test_each_folder_is_a_class_in_sorted_order(tmp_path):
-    pictures = [colours(6, 6, seed) for seed in range(5)]
+    images = [colours(6, 6, seed) for seed in range(5)]
     places = ["b/2.png", "a/x/deep.PNG", "b/1.bmp", "a/1.png", "c/0.tiff"]
-    for picture, place in zip(pictures, places, strict=True):
+    for image, place in zip(images, places, strict=True):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(tmp_path / place)
-    (tmp_path / "b/notes.txt").write_text("no picture")
-    (tmp_path / "b/.hidden.png").write_text("no picture")
+        Image.fromarray(image).save(tmp_path / place)
+    (tmp_path / "b/notes.txt").write_text("no image")
+    (tmp_path / "b/.hidden.png").write_text("no image")
     (tmp_path / ".cache").mkdir()
     data = load_dataset("image_folder", path=str(tmp_path), size=6)
     assert data.class_names == ("a", "b", "c") and data.name == tmp_path.name
     np.testing.assert_array_equal(data.labels, [0, 0, 1, 1, 2])
-    np.testing.assert_array_equal(data.images, np.stack([pictures[i] for i in (3, 1, 2, 0, 4)]))
+    np.testing.assert_array_equal(data.images, np.stack([images[i] for i in (3, 1, 2, 0, 4)]))
     one = image_folder(tmp_path / "b", 6)
     assert one.class_names == ("b",)
     np.testing.assert_array_equal(one.images, data.images[2:4])
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 50), (50, 30), (31, 50), (30, 30)])
-def test_a_picture_is_cut_to_its_middle_and_never_squashed(tmp_path, height, width):
+def test_an_image_is_cut_to_its_middle_and_never_squashed(tmp_path, height, width):
     # A ramp in both directions: its slope per pixel tells the scale, its mean the place.
     y, x = np.mgrid[:height, :width]
-    picture = np.stack([4 * y, 4 * x, 0 * x], axis=-1).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    small = read_picture(tmp_path / "a.png", 10, 3).astype(float)
+    image = np.stack([4 * y, 4 * x, 0 * x], axis=-1).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    small = read_image(tmp_path / "a.png", 10, 3).astype(float)
     scale = min(height, width) / 10
     for axis, extent in ((0, height), (1, width)):
         ramp = small[..., axis].mean(axis=1 - axis)
@@ -132,16 +132,16 @@ def test_a_picture_is_cut_to_its_middle_and_never_squashed(tmp_path, height, wid
         assert ramp.mean() == pytest.approx(4 * (extent - 1) / 2, abs=2.5)
 
 
-def test_a_picture_of_the_right_size_is_kept_exactly(tmp_path):
-    picture = colours(8, 14)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", 8, 3), picture[:, 3:11])
+def test_an_image_of_the_right_size_is_kept_exactly(tmp_path):
+    image = colours(8, 14)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 8, 3), image[:, 3:11])
 
 
 def test_shrinking_averages_instead_of_skipping(tmp_path):
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "a.png")
-    assert np.abs(read_picture(tmp_path / "a.png", 8, 1) - 127.5).max() < 8
+    assert np.abs(read_image(tmp_path / "a.png", 8, 1) - 127.5).max() < 8
 
 
 def transparent(path):
@@ -157,15 +157,15 @@ def grey_alpha(path):
 
 
 def palette(path):
-    picture = Image.fromarray(np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8), "P")
-    picture.putpalette([10, 20, 30, 250, 240, 230])
-    picture.save(path)
+    image = Image.fromarray(np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8), "P")
+    image.putpalette([10, 20, 30, 250, 240, 230])
+    image.save(path)
 
 
 def clear_palette(path):
-    picture = Image.fromarray(np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8), "P")
-    picture.putpalette([10, 20, 30, 250, 240, 230])
-    picture.save(path, transparency=0)
+    image = Image.fromarray(np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8), "P")
+    image.putpalette([10, 20, 30, 250, 240, 230])
+    image.save(path, transparency=0)
 
 
 def sixteen_bit(path):
@@ -181,10 +181,10 @@ def inks(path):
 
 
 def turned(path):
-    picture = Image.fromarray(np.repeat([[[9] * 3], [[9] * 3], [[200] * 3], [[200] * 3]], 4, axis=1).astype(np.uint8))
-    exif = picture.getexif()
+    image = Image.fromarray(np.repeat([[[9] * 3], [[9] * 3], [[200] * 3], [[200] * 3]], 4, axis=1).astype(np.uint8))
+    exif = image.getexif()
     exif[0x0112] = 8  # turn a quarter to the left to see it upright
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def turned(path):
 )
 def test_every_kind_of_file_becomes_what_a_person_sees(tmp_path, write, suffix, left, right):
     write(tmp_path / f"a.{suffix}")
-    picture = image_folder(tmp_path, 4, 3).images[0]
-    np.testing.assert_array_equal(picture[:, :2], np.broadcast_to(left, (4, 2, 3)))
-    np.testing.assert_array_equal(picture[:, 2:], np.broadcast_to(right, (4, 2, 3)))
+    image = image_folder(tmp_path, 4, 3).images[0]
+    np.testing.assert_array_equal(image[:, :2], np.broadcast_to(left, (4, 2, 3)))
+    np.testing.assert_array_equal(image[:, 2:], np.broadcast_to(right, (4, 2, 3)))
     if left[0] == left[1] == left[2] and right[0] == right[1] == right[2]:
         grey = image_folder(tmp_path, 4, 1).images[0]
-        np.testing.assert_array_equal(grey, picture[..., :1])
+        np.testing.assert_array_equal(grey, image[..., :1])
 
 
 def sixteen_bit_colour(pixels: np.ndarray) -> bytes:
@@ -228,7 +228,7 @@ def test_of_sixteen_bits_grey_is_rounded_and_of_colour_the_lower_byte_is_cut_off
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
     (tmp_path / "colour.png").write_bytes(sixteen_bit_colour(values))
     Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
-    colour, grey = (read_picture(tmp_path / f"{name}.png", 8, c) for name, c in (("colour", 3), ("grey", 1)))
+    colour, grey = (read_image(tmp_path / f"{name}.png", 8, c) for name, c in (("colour", 3), ("grey", 1)))
     np.testing.assert_array_equal(colour, values >> 8)
     np.testing.assert_array_equal(grey[..., 0], np.round(values[..., 0] / 257))
     apart = grey[..., 0].astype(int) - colour[..., 0]
@@ -236,14 +236,14 @@ def test_of_sixteen_bits_grey_is_rounded_and_of_colour_the_lower_byte_is_cut_off
 
 
 def test_a_folder_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(DuetError, match=r"missing' is no folder; it must hold pictures .*per class"):
+    with pytest.raises(DuetError, match=r"missing' is no folder; it must hold images .*per class"):
         image_folder(tmp_path / "missing", 8)
-    with pytest.raises(DuetError, match="holds no pictures"):
+    with pytest.raises(DuetError, match="holds no images"):
         image_folder(tmp_path, 8)
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     Image.fromarray(colours(4, 4)).save(tmp_path / "full" / "a.png")
-    with pytest.raises(DuetError, match="empty' holds no pictures"):
+    with pytest.raises(DuetError, match="empty' holds no images"):
         image_folder(tmp_path, 8)
     (tmp_path / "empty").rmdir()
     image_folder(tmp_path, 8)
@@ -257,29 +257,29 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"])
-def test_an_unreadable_picture_is_named(tmp_path, suffix):
+def test_an_unreadable_image_is_named(tmp_path, suffix):
     good, cut, text = (tmp_path / f"{name}.{suffix}" for name in ("good", "cut", "text"))
     Image.fromarray(colours(64, 64)).save(good)
-    read_picture(good, 8, 3)
+    read_image(good, 8, 3)
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    text.write_text("this is no picture")
+    text.write_text("this is no image")
     for file in (cut, text):
         with pytest.raises(DuetError, match=f"{file.name}' cannot be read"):
-            read_picture(file, 8, 3)
+            read_image(file, 8, 3)
 
 
-def test_a_picture_with_a_broken_note_of_its_camera_is_named(tmp_path, monkeypatch):
+def test_an_image_with_a_broken_note_of_its_camera_is_named(tmp_path, monkeypatch):
     Image.fromarray(colours(8, 8)).save(tmp_path / "a.jpg")
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda picture: struct.pack("I", "text"))  # as Pillow does then
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: struct.pack("I", "text"))  # as Pillow does then
     with pytest.raises(DuetError, match=r"a\.jpg' cannot be read: required argument is not an integer"):
-        read_picture(tmp_path / "a.jpg", 8, 3)
+        read_image(tmp_path / "a.jpg", 8, 3)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])  # however small their values
-def test_a_picture_without_a_known_white_is_refused(tmp_path, kind):
+def test_an_image_without_a_known_white_is_refused(tmp_path, kind):
     Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tiff")
     with pytest.raises(DuetError, match=r"a\.tiff'.*known white"):
-        read_picture(tmp_path / "a.tiff", 4, 1)
+        read_image(tmp_path / "a.tiff", 4, 1)
 
 
 # Stores
@@ -397,7 +397,7 @@ def test_an_unverified_store_is_opened_by_shape_alone(tmp_path, data):
 
 
 def test_many_files_are_one_array(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
     opened = open_store(save_store(data, tmp_path / "store"))
     assert len(list((tmp_path / "store").glob("images-*.npy"))) == 3
     assert opened.sha256 == data.sha256 and opened.images.shape == data.images.shape

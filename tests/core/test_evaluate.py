@@ -15,31 +15,31 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data.shards import Shards
 from diffusion_core.metrics import blocks
-from diffusion_core.metrics.evaluate import METRICS, cut, evaluate, given, interval_of
-from diffusion_core.metrics.files import join, read_source, write_features
+from diffusion_core.metrics.evaluate import METRICS, evaluate, jackknife_interval, random_sets, sets_from_sizes
+from diffusion_core.metrics.files import join, read_sample_set, write_features
 from diffusion_core.metrics.frechet import frechet_distance
-from diffusion_core.metrics.metric import FeatureKind, Source
-from diffusion_core.metrics.protocol import Number, columns, differences, nested, read_numbers, values_of
+from diffusion_core.metrics.metric import FeatureKind, SampleSet
+from diffusion_core.metrics.protocol import Number, columns, comparable_values, differences, nested, read_numbers
 from diffusion_core.runs.run_directory import write_json, write_samples
 
 KIND = FeatureKind("small", {"kind": "small", "resize": "none"})
 FACTS = {"name": "toy", "split": "train", "count": 60, "sha256": "ab"}
 
 
-def sets_of(seed: int = 0, count: int = 30, kind: FeatureKind = KIND) -> tuple[Source, Source]:
+def sets_of(seed: int = 0, count: int = 30, kind: FeatureKind = KIND) -> tuple[SampleSet, SampleSet]:
     rng = np.random.default_rng(seed)
-    samples = {"features": rng.standard_normal((count, 3)) + 0.5, "pictures": pictures(count, seed)}
-    reference = {"features": np.random.default_rng(9).standard_normal((60, 3)), "pictures": pictures(60, 9)}
-    return Source(samples, {"count": count}, kind), Source(reference, FACTS, kind)
+    samples = {"features": rng.standard_normal((count, 3)) + 0.5, "images": make_images(count, seed)}
+    reference = {"features": np.random.default_rng(9).standard_normal((60, 3)), "images": make_images(60, 9)}
+    return SampleSet(samples, {"count": count}, kind), SampleSet(reference, FACTS, kind)
 
 
-def pictures(count: int, seed: int = 0, channels: int = 1) -> np.ndarray:
+def make_images(count: int, seed: int = 0, channels: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, channels)).astype(np.uint8)
 
 
 def numbers_of(metrics: dict, seed: int = 0, count: int = 30, **options) -> dict[str, Number]:
     samples, reference = sets_of(seed, count)
-    found = evaluate(metrics, samples, cut(count, 3, 0), reference, **options)
+    found = evaluate(metrics, samples, random_sets(count, 3, 0), reference, **options)
     return {number.name: number for number in found.numbers}
 
 
@@ -47,33 +47,38 @@ def numbers_of(metrics: dict, seed: int = 0, count: int = 30, **options) -> dict
 
 
 def test_the_sets_are_disjoint_and_whole_and_those_of_their_stream():
-    sets = cut(20, 3, seed=5)
+    sets = random_sets(20, 3, seed=5)
     order = Stream(5, "evaluate/sets").permutation(20)
     np.testing.assert_array_equal(sets.members[0], np.sort(order[:7]))
     np.testing.assert_array_equal(np.sort(np.concatenate(sets.members)), np.arange(20))
     assert sets.facts == {"by": "stream evaluate/sets", "seed": 5, "count": 3}
-    several = given([4, 2, 5])
+    several = sets_from_sizes([4, 2, 5])
     assert [list(part) for part in several.members][1] == [4, 5] and several.facts["by"] == "given"
-    for refused in (lambda: cut(20, 2, 0), lambda: cut(5, 3, 0), lambda: given([4, 4]), lambda: given([4, 1, 4])):
+    for refused in (
+        lambda: random_sets(20, 2, 0),
+        lambda: random_sets(5, 3, 0),
+        lambda: sets_from_sizes([4, 4]),
+        lambda: sets_from_sizes([4, 1, 4]),
+    ):
         with pytest.raises(DuetError, match="sets"):
             refused()
 
 
 def test_a_number_is_that_of_all_samples_and_its_interval_from_leaving_out_each_set():
     samples, reference = sets_of()
-    sets = cut(30, 3, 0)
+    sets = random_sets(30, 3, 0)
     (number,) = evaluate({"frechet": {}}, samples, sets, reference).numbers
-    x, y = samples.parts["features"], reference.parts["features"]
+    x, y = samples.arrays["features"], reference.arrays["features"]
     assert number.name == "small Fréchet distance" and number.value == frechet_distance(x, y)
     without = [frechet_distance(np.delete(x, part, axis=0), y) for part in sets.members]
     assert number.without == pytest.approx(without)
-    expected = interval_of(number.value, without, 0.95)
+    expected = jackknife_interval(number.value, without, 0.95)
     assert (number.interval.low, number.interval.high) == pytest.approx((max(0, expected.low), expected.high))
     assert number.interval.low < number.value < number.interval.high
 
 
-def test_pictures_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_copy(monkeypatch):
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 8 * 64)  # some four pictures
+def test_images_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_copy(monkeypatch):
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 8 * 64)  # some four images
     labels, (samples, reference) = np.arange(60) % 2, sets_of()
     read = []
 
@@ -84,18 +89,18 @@ def test_pictures_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_
             return found
 
         def __array__(self, *given, **options):
-            raise AssertionError("all pictures were asked for")
+            raise AssertionError("all images were asked for")
 
-    parts = samples.parts | {"labels": labels[:30]}
-    given = replace(samples, parts=parts | {"pictures": Watched([parts["pictures"]])})
-    reference = replace(reference, parts=reference.parts | {"labels": labels})
-    sets = cut(30, 3, 0)
+    parts = samples.arrays | {"labels": labels[:30]}
+    given = replace(samples, arrays=parts | {"images": Watched([parts["images"]])})
+    reference = replace(reference, arrays=reference.arrays | {"labels": labels})
+    sets = random_sets(30, 3, 0)
     numbers = evaluate({"colour": {}, "spread": {}}, given, sets, reference).numbers
-    # A class that is small is read at once; the 20 pictures of two sets never are.
-    assert len(numbers) == 5 and max(read) <= 15 * parts["pictures"][0].size
+    # A class that is small is read at once; the 20 images of two sets never are.
+    assert len(numbers) == 5 and max(read) <= 15 * parts["images"][0].size
     for number in numbers:
         metric = METRICS[number.protocol["metric"]]
-        measure = metric.fit(reference.parts, 0)
+        measure = metric.fit(reference.arrays, 0)
         copies = ({part: np.delete(parts[part], some, axis=0) for part in metric.samples} for some in sets.members)
         assert number.without == tuple(measure(copy).numbers[number.protocol["number"]] for copy in copies)
 
@@ -106,31 +111,33 @@ def test_an_interval_from_sets_holds_the_truth_and_that_of_a_mean_is_the_means_o
     for _ in range(150):
         x = rng.standard_normal(60)
         without = [np.var(np.delete(x, part), ddof=1) for part in np.array_split(np.arange(60), 5)]
-        interval = interval_of(np.var(x, ddof=1), without, 0.95)
+        interval = jackknife_interval(np.var(x, ddof=1), without, 0.95)
         held.append(interval.low <= spread <= interval.high)
     assert np.mean(held) == pytest.approx(0.93, abs=0.06)
     parts = x.reshape(3, 20)
-    means = interval_of(x.mean(), [np.delete(parts, k, axis=0).mean() for k in range(3)], 0.95)
-    own = interval_of(parts.mean(), ((parts.sum() - parts.sum(axis=1)) / 40).tolist(), 0.95)
+    means = jackknife_interval(x.mean(), [np.delete(parts, k, axis=0).mean() for k in range(3)], 0.95)
+    own = jackknife_interval(parts.mean(), ((parts.sum() - parts.sum(axis=1)) / 40).tolist(), 0.95)
     assert (means.low, means.high) == pytest.approx((own.low, own.high))
-    assert interval_of(1.0, [1.0, np.nan, 1.0], 0.95) is None and interval_of(1.0, [1.0, 1.0], 0.95) is None
+    assert (
+        jackknife_interval(1.0, [1.0, np.nan, 1.0], 0.95) is None and jackknife_interval(1.0, [1.0, 1.0], 0.95) is None
+    )
 
 
 def test_what_a_metric_lacks_is_said_and_the_others_are_measured():
     samples, reference = sets_of(count=12)
     metrics = {"frechet": {}, "score": {}, "agreement": {}, "manifold": {"nearest_density": 11}}
-    found = evaluate(metrics, samples, cut(12, 3, 0), reference)
+    found = evaluate(metrics, samples, random_sets(12, 3, 0), reference)
     assert [number.name for number in found.numbers] == ["small Fréchet distance"]
-    assert found.left_out["score"] == "there are no probabilities of the samples"
-    assert "labels of the samples, probabilities of the samples, labels of the ref" in found.left_out["agreement"]
-    assert "the 11 nearest of each need more" in found.left_out["manifold"]
+    assert found.skipped["score"] == "there are no probabilities of the samples"
+    assert "labels of the samples, probabilities of the samples, labels of the ref" in found.skipped["agreement"]
+    assert "the 11 nearest of each need more" in found.skipped["manifold"]
     with pytest.raises(DuetError, match=r"metrics\.kernal\.name: 'kernal' .* Did you mean 'kernel'"):
-        evaluate({"kernal": {}}, samples, cut(12, 3, 0), reference)
+        evaluate({"kernal": {}}, samples, random_sets(12, 3, 0), reference)
     with pytest.raises(DuetError, match=r"option of metrics\.kernel 'kernel': 'subset'"):
-        evaluate({"kernel": {"subset": 3}}, samples, cut(12, 3, 0), reference)
+        evaluate({"kernel": {"subset": 3}}, samples, random_sets(12, 3, 0), reference)
     other = replace(reference, kind=FeatureKind("small", {"kind": "small", "resize": "bilinear"}))
     with pytest.raises(DuetError, match="they must be the same"):
-        evaluate({"frechet": {}}, samples, cut(12, 3, 0), other)
+        evaluate({"frechet": {}}, samples, random_sets(12, 3, 0), other)
 
 
 def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_path: Path):
@@ -139,18 +146,18 @@ def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_
     told, asked = ("0", "1", "2"), ("1", "0", "2")
 
     def judged(features: tuple[str, ...], reference: tuple[str, ...]):
-        known = Source(
+        known = SampleSet(
             {"labels": labels, "features": np.ones((12, 1))}, FACTS, replace(KIND, classes=features), reference
         )
         write_features(tmp_path / "known.npz", known)
-        both = (known, read_source(tmp_path / "known.npz"))
-        return [evaluate({"agreement": {}}, Source(seen, {}, s.kind), cut(12, 3, 0), s) for s in both]
+        both = (known, read_sample_set(tmp_path / "known.npz"))
+        return [evaluate({"agreement": {}}, SampleSet(seen, {}, s.kind), random_sets(12, 3, 0), s) for s in both]
 
     for found in judged(told, told):
         assert found.numbers[0].value == 1 and found.numbers[0].protocol["classes"] == "of the same names"
     for found in judged(told, asked):
         assert not found.numbers
-        assert found.left_out["agreement"].endswith("features are 0, 1, 2, and those of the reference 1, 0, 2")
+        assert found.skipped["agreement"].endswith("features are 0, 1, 2, and those of the reference 1, 0, 2")
     for features, reference, unknown in (((), asked, "the features"), (told, (), "the reference")):
         for found in judged(features, reference):
             assert found.numbers[0].protocol["classes"] == f"not compared by name: the names of {unknown} are not known"
@@ -159,13 +166,13 @@ def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_
 def test_only_the_published_features_give_a_number_called_fid():
     samples, reference = (replace(s, kind=FeatureKind("Inception", {}, is_published=True)) for s in sets_of())
     metrics = {"frechet": {}, "kernel": {}, "colour": {}, "manifold": {}}
-    names = [number.name for number in evaluate(metrics, samples, cut(30, 3, 0), reference).numbers]
+    names = [number.name for number in evaluate(metrics, samples, random_sets(30, 3, 0), reference).numbers]
     assert {"FID", "KID", "colour histogram distance", "Inception precision"} <= set(names)
     assert not any("ID" in name for name in numbers_of(metrics))
     samples, reference = (
         replace(s, kind=replace(s.kind, departure="antialiased resize")) for s in (samples, reference)
     )
-    names = [number.name for number in evaluate(metrics, samples, cut(30, 3, 0), reference).numbers]
+    names = [number.name for number in evaluate(metrics, samples, random_sets(30, 3, 0), reference).numbers]
     assert {"FID, antialiased resize", "colour histogram distance", "Inception recall, antialiased resize"} <= set(
         names
     )
@@ -184,29 +191,29 @@ def test_the_protocol_says_all_that_a_number_depends_on_and_nothing_else():
     }  # fmt: skip
     colour = numbers_of({"colour": {}})["colour histogram distance"]
     assert "features" not in colour.protocol and colour.protocol["quantised"] == "uint8"
-    # Where samples of other pictures are compared with the same reference, the protocol is the same.
+    # Where samples of other images are compared with the same reference, the protocol is the same.
     assert numbers_of({"colour": {}}, seed=4)["colour histogram distance"].protocol == colour.protocol
     assert numbers_of({"colour": {}}, count=29)["colour histogram distance"].protocol != colour.protocol
 
 
-def test_what_is_known_of_the_training_pictures_is_of_the_memorisation_alone():
+def test_what_is_known_of_the_training_images_is_of_the_memorisation_alone():
     samples, reference = sets_of()
     other = replace(reference, facts={**reference.facts, "training": {"sha256": "cd"}})
     metrics = {"memorisation": {}, "colour": {}}
-    one, two = (evaluate(metrics, samples, cut(30, 3, 0), side).numbers for side in (reference, other))
+    one, two = (evaluate(metrics, samples, random_sets(30, 3, 0), side).numbers for side in (reference, other))
     changed = {a.protocol["metric"] for a, b in zip(one, two, strict=True) if a.protocol != b.protocol}
     assert changed == {"memorisation"}
 
 
-def test_the_pictures_of_a_reference_may_be_in_several_files():
+def test_the_images_of_a_reference_may_be_in_several_files():
     samples, reference = sets_of()
-    training, labels = pictures(50, 3), np.arange(60) % 2
-    samples = replace(samples, parts={**samples.parts, "labels": labels[:30]})
-    whole = replace(reference, parts={**reference.parts, "labels": labels, "training": training})
-    parts = {"pictures": Shards(np.split(pictures(60, 9), [25])), "training": Shards(np.split(training, [10, 40]))}
-    several = replace(whole, parts=whole.parts | parts)
-    metrics = {name: {} for name, metric in METRICS.items() if "pictures" in metric.reference}
-    one, two = (evaluate(metrics, samples, cut(30, 3, 0), side).numbers for side in (whole, several))
+    training, labels = make_images(50, 3), np.arange(60) % 2
+    samples = replace(samples, arrays={**samples.arrays, "labels": labels[:30]})
+    whole = replace(reference, arrays={**reference.arrays, "labels": labels, "training": training})
+    parts = {"images": Shards(np.split(make_images(60, 9), [25])), "training": Shards(np.split(training, [10, 40]))}
+    several = replace(whole, arrays=whole.arrays | parts)
+    metrics = {name: {} for name, metric in METRICS.items() if "images" in metric.reference}
+    one, two = (evaluate(metrics, samples, random_sets(30, 3, 0), side).numbers for side in (whole, several))
     assert one == two and {number.protocol["metric"] for number in one} == {"memorisation", "spread", "colour"}
 
 
@@ -233,16 +240,16 @@ def test_a_number_of_another_protocol_never_stands_in_the_same_column(key):
     assert [dict(column.numbers) for column in found] == [{"a": a, "c": c}, {"b": b}]
     assert all(column.distinction.startswith(key) and column.distinction in column.title for column in found)
     assert columns({"a": [a], "c": [c]})[0].title == "FID"
-    assert values_of([a, c]) == (3.0, 4.0)
+    assert comparable_values([a, c]) == (3.0, 4.0)
     with pytest.raises(DuetError, match=rf"FID: .* different protocols and do not compare \({key}: "):
-        values_of([a, b])
+        comparable_values([a, b])
 
 
 def test_numbers_of_other_names_or_twice_for_one_place_are_refused():
     a, b = Number("FID", 3.0, {}), Number("KID", 3.0, {})
     assert len(columns({"a": [a, b]})) == 2
     with pytest.raises(DuetError, match="FID and KID were given"):
-        values_of([a, b])
+        comparable_values([a, b])
     with pytest.raises(DuetError, match="a: it has FID twice"):
         columns({"a": [a, a]})
 
@@ -262,36 +269,36 @@ def test_numbers_come_back_from_their_file_and_a_changed_protocol_is_noticed(tmp
 
 
 def test_samples_are_read_from_a_run_a_file_and_a_folder(tmp_path: Path):
-    images, labels = pictures(6, channels=3), np.array([0, 1, 2, 0, 1, 2])
+    images, labels = make_images(6, channels=3), np.array([0, 1, 2, 0, 1, 2])
     write_samples(tmp_path / "run" / "samples" / "samples.npz", images, labels, conditional=True, seed=3)
     np.savez(tmp_path / "batch.npz", arr_0=images, arr_1=labels)
     for k, image in enumerate(images):
         (tmp_path / "folder").mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "folder" / f"{k:03d}.png")
-    found = [read_source(tmp_path / name) for name in ("run", "run/samples/samples.npz", "batch.npz", "folder")]
+    found = [read_sample_set(tmp_path / name) for name in ("run", "run/samples/samples.npz", "batch.npz", "folder")]
     for source in found:
-        np.testing.assert_array_equal(source.parts["pictures"], images)
+        np.testing.assert_array_equal(source.arrays["images"], images)
     assert len({source.facts["sha256"] for source in found}) == 1
-    assert found[0].facts["made"]["seed"] == 3 and "labels" not in found[3].parts
-    np.testing.assert_array_equal(found[2].parts["labels"], labels)
+    assert found[0].facts["made"]["seed"] == 3 and "labels" not in found[3].arrays
+    np.testing.assert_array_equal(found[2].arrays["labels"], labels)
     both = join([found[0], found[3]])
-    assert len(both) == 12 and "labels" not in both.parts
+    assert len(both) == 12 and "labels" not in both.arrays
     write_samples(tmp_path / "free.npz", images, 0 * labels, conditional=False)
-    assert "labels" not in read_source(tmp_path / "free.npz").parts
+    assert "labels" not in read_sample_set(tmp_path / "free.npz").arrays
 
 
 def test_features_are_read_where_they_cannot_be_computed_and_give_the_same_numbers(tmp_path: Path):
     samples, reference = sets_of()
     for name, source in (("a", samples), ("b", reference)):
         write_features(tmp_path / f"{name}.npz", source)
-    a, b = (read_source(tmp_path / f"{name}.npz") for name in "ab")
-    assert "pictures" not in a.parts and a.kind == KIND and b.facts == FACTS
-    metrics, sets = {"frechet": {}, "manifold": {}}, cut(30, 3, 0)
+    a, b = (read_sample_set(tmp_path / f"{name}.npz") for name in "ab")
+    assert "images" not in a.arrays and a.kind == KIND and b.facts == FACTS
+    metrics, sets = {"frechet": {}, "manifold": {}}, random_sets(30, 3, 0)
     assert evaluate(metrics, a, sets, b).numbers == evaluate(metrics, samples, sets, reference).numbers
     logits = np.random.default_rng(0).standard_normal((5, 4))
     np.savez(tmp_path / "foreign.npz", features=logits, logits=logits)
-    foreign = read_source(tmp_path / "foreign.npz")
-    np.testing.assert_allclose(foreign.parts["probabilities"], softmax(logits, axis=1))
+    foreign = read_sample_set(tmp_path / "foreign.npz")
+    np.testing.assert_allclose(foreign.arrays["probabilities"], softmax(logits, axis=1))
     assert foreign.kind.name == "given" and foreign.kind.facts["width"] == {"features": 4, "probabilities": 4}
 
 
@@ -299,28 +306,28 @@ def test_features_are_read_where_they_cannot_be_computed_and_give_the_same_numbe
     ("arrays", "message"),
     [
         ({"x": np.zeros(3)}, "it holds x; there must be one of images, features"),
-        ({"images": np.zeros((3, 4, 4, 1))}, "pictures are float64 with shape"),
+        ({"images": np.zeros((3, 4, 4, 1))}, "images are float64 with shape"),
         ({"features": np.zeros((3, 4), np.int64)}, "features are int64"),
-        ({"images": pictures(3), "labels": np.zeros(2, np.int64)}, "3 pictures, 2 labels"),
+        ({"images": make_images(3), "labels": np.zeros(2, np.int64)}, "3 images, 2 labels"),
         ({"features": np.array([{}], object)}, "it holds objects, which are pickles"),
     ],
 )
 def test_files_that_hold_no_set_are_refused(tmp_path: Path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(DuetError, match=message):
-        read_source(tmp_path / "x.npz")
+        read_sample_set(tmp_path / "x.npz")
 
 
 def test_folders_that_hold_no_set_are_refused(tmp_path: Path):
     with pytest.raises(DuetError, match="no folder with PNG files"):
-        read_source(tmp_path)
-    Image.fromarray(pictures(1)[0, ..., 0]).save(tmp_path / "a.png")
+        read_sample_set(tmp_path)
+    Image.fromarray(make_images(1)[0, ..., 0]).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     with pytest.raises(DuetError, match=r"b\.png: it is \(4, 4, 3\) .* a\.png \(4, 4, 1\)"):
-        read_source(tmp_path)
+        read_sample_set(tmp_path)
     Image.new("RGBA", (4, 4)).save(tmp_path / "b.png")
     with pytest.raises(DuetError, match="its mode is RGBA"):
-        read_source(tmp_path)
-    (tmp_path / "b.png").write_text("no picture")
+        read_sample_set(tmp_path)
+    (tmp_path / "b.png").write_text("no image")
     with pytest.raises(DuetError, match=r"b\.png: it cannot be read"):
-        read_source(tmp_path)
+        read_sample_set(tmp_path)

@@ -23,12 +23,12 @@ from diffusion_core.metrics.digits_network import SHAPES, backward, forward
 from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.metrics.frechet import fit_gaussian, frechet_distance
 from diffusion_core.metrics.kernel import kernel_distance
-from diffusion_core.metrics.metric import DoesNotApply, Found, Parts
+from diffusion_core.metrics.metric import Arrays, MetricResult, NotApplicable
 from diffusion_core.metrics.nearest import nearest, spread
 from diffusion_core.metrics.score import score
 
 
-def measured(metric: str, samples: Parts, reference: Parts, **options: Any) -> Found:
+def measured(metric: str, samples: Arrays, reference: Arrays, **options: Any) -> MetricResult:
     return METRICS[metric].fit(reference, 0, **options)(samples)
 
 
@@ -225,7 +225,7 @@ def test_agreement_counts_what_was_asked_and_what_was_seen():
     reference = {"labels": np.arange(4)}
     samples = {"probabilities": np.eye(4)[seen], "labels": np.array([0, 1, 1, 2, 1, 0])}
     assert measured("agreement", samples, reference).numbers["rate"] == found.rate
-    with pytest.raises(DoesNotApply, match="tell 3 classes apart and the reference has 4"):
+    with pytest.raises(NotApplicable, match="tell 3 classes apart and the reference has 4"):
         measured("agreement", samples | {"probabilities": np.eye(3)[seen]}, reference)
 
 
@@ -301,16 +301,16 @@ def test_colours_are_compared_by_how_far_their_values_must_move():
     real = rng.integers(20, 200, (6, 5, 5, 3)).astype(np.uint8)
     shifted = real.copy()
     shifted[..., 1] += 12
-    found = measured("colour", {"pictures": shifted}, {"pictures": real}).numbers
+    found = measured("colour", {"images": shifted}, {"images": real}).numbers
     assert found["distance"] == pytest.approx(4) and found["brightness"] == pytest.approx(4)
     assert found["contrast"] == pytest.approx(1) and found["clipped"] == 0
     expected = np.mean([wasserstein_distance(real[..., c].ravel(), real[:3, ..., c].ravel()) for c in range(3)])
-    assert measured("colour", {"pictures": real[:3]}, {"pictures": real}).numbers["distance"] == pytest.approx(expected)
+    assert measured("colour", {"images": real[:3]}, {"images": real}).numbers["distance"] == pytest.approx(expected)
     flat = (real.astype(int) - 110) // 2 + 110
-    assert measured("colour", {"pictures": flat.astype(np.uint8)}, {"pictures": real}).numbers["contrast"] < 0.52
+    assert measured("colour", {"images": flat.astype(np.uint8)}, {"images": real}).numbers["contrast"] < 0.52
     white = real.copy()
     white[:3] = 255
-    assert measured("colour", {"pictures": white}, {"pictures": real}).numbers["clipped"] == pytest.approx(0.5)
+    assert measured("colour", {"images": white}, {"images": real}).numbers["clipped"] == pytest.approx(0.5)
 
 
 # Nearest neighbours and spread
@@ -335,24 +335,24 @@ def test_nearest_is_the_closest_of_all_in_blocks_of_any_size(block, monkeypatch)
     np.testing.assert_array_equal(own, np.argsort(between, axis=1, kind="stable")[:, :2])
 
 
-def test_copies_and_near_copies_are_told_from_new_pictures():
+def test_copies_and_near_copies_are_told_from_new_images():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
     samples = rng.integers(0, 256, (10, 4, 4, 1)).astype(np.uint8)
     samples[2], samples[5] = train[17], train[8]
     samples[5, 0, 0] ^= 4
-    data = {"pictures": rng.integers(0, 256, (5, 4, 4, 1)).astype(np.uint8)}
-    found = measured("memorisation", {"pictures": samples}, data | {"training": train})
+    data = {"images": rng.integers(0, 256, (5, 4, 4, 1)).astype(np.uint8)}
+    found = measured("memorisation", {"images": samples}, data | {"training": train})
     assert found.numbers["memorised"] == 0.2 and found.numbers["copies"] == 0.1
     assert found.arrays["index"][2, 0] == 17 and found.arrays["distance"][5, 0] == pytest.approx(4 / 255)
     assert found.numbers["distance"] == np.median(nearest(samples, train)[1])
     (_, shown), (_, first), _ = found.shown
     np.testing.assert_array_equal(shown[:2], samples[[2, 5]])
     np.testing.assert_array_equal(first[:2], train[[17, 8]])
-    assert measured("memorisation", {"pictures": samples}, data).numbers["memorised"] == 0
+    assert measured("memorisation", {"images": samples}, data).numbers["memorised"] == 0
     # What it says of fewer samples is what measuring them anew gives.
     some = np.array([0, 3, 8])
-    anew = measured("memorisation", {"pictures": np.delete(samples, some, axis=0)}, data | {"training": train})
+    anew = measured("memorisation", {"images": np.delete(samples, some, axis=0)}, data | {"training": train})
     assert found.without(some) == anew.numbers != found.numbers
 
 
@@ -364,13 +364,13 @@ def test_spread_is_the_root_mean_square_over_all_pairs():
         pairs = pdist(images[labels == k].reshape(-1, 16) / 255)
         assert result[k] == pytest.approx(np.sqrt(np.mean(pairs**2)), rel=1e-12)
     assert np.isnan(result[2:]).all()
-    given = {"pictures": images, "labels": labels}
-    half = given | {"pictures": images // 2 * 0 + 7}
+    given = {"images": images, "labels": labels}
+    half = given | {"images": images // 2 * 0 + 7}
     assert measured("spread", given, given).numbers["ratio"] == 1
     assert measured("spread", half, given).numbers["ratio"] == 0
 
 
-def test_pictures_of_two_shapes_are_not_compared():
+def test_images_of_two_shapes_are_not_compared():
     with pytest.raises(DuetError, match=r"\(4, 4, 1\) and .*\(5, 5, 1\)"):
         nearest(np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 5, 5, 1), np.uint8))
     with pytest.raises(DuetError, match="samples: float64"):

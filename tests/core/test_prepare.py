@@ -15,13 +15,13 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
-from diffusion_core.data.archives import About
+from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.prepare import _finished, prepare
 from diffusion_core.data.source import Source, split_by_file, split_by_stream
-from diffusion_core.data.sources import ABOUT, SOURCES
+from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.data.store import open_store, read_names, store_parts
-from experiments.evaluation.given import reference_of
+from experiments.evaluation.context import dataset_reference
 
 PUBLISHED = sorted(archives.WRITERS)
 OPTIONS = {"celeba": {"attribute": "Smiling"}}
@@ -39,11 +39,11 @@ HASHES = {
 
 def written(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    archives.WRITERS[name](folder, archives.PICTURES[name])
+    archives.WRITERS[name](folder, archives.IMAGES[name])
     return folder
 
 
-def pictures(count: int = 12, seed: int = 0, side: int = 8) -> Source:
+def images(count: int = 12, seed: int = 0, side: int = 8) -> Source:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
     return Source(images, np.arange(count) % 3, ("a", "b", "c"), "toy", tuple(f"{k}.png" for k in range(count)))
@@ -54,13 +54,13 @@ def pictures(count: int = 12, seed: int = 0, side: int = 8) -> Source:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_was_published_is_what_is_prepared(tmp_path, name):
-    where, about = written(tmp_path / "files", name), ABOUT[name]
+    where, about = written(tmp_path / "files", name), DATASET_INFO[name]
     assert about.missing(tmp_path) == [] and len(about.missing(tmp_path / "out")) == len(about.archives)
     parts = SOURCES[name](where, **OPTIONS.get(name, {}))
-    side = archives.PICTURES[name]["train"][0].shape[1]
+    side = archives.IMAGES[name]["train"][0].shape[1]
     card = prepare(parts, tmp_path / "out", Square(side, about.channels), about, workers=1)
-    assert set(store_parts(tmp_path / "out")) == set(card["parts"]) == set(archives.PICTURES[name])
-    for part, (images, labels) in archives.PICTURES[name].items():
+    assert set(store_parts(tmp_path / "out")) == set(card["parts"]) == set(archives.IMAGES[name])
+    for part, (images, labels) in archives.IMAGES[name].items():
         store = open_store(tmp_path / "out", part)
         np.testing.assert_array_equal(store.images, images)
         np.testing.assert_array_equal(store.labels, labels)
@@ -74,8 +74,8 @@ def test_the_forms_in_which_mnist_comes_are_the_same_data(tmp_path):
     for form in (archives.mnist, lambda f, p: archives.mnist(f, p, packed=False), archives.mnist_npz):
         folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "MNIST" / "raw"
         folder.mkdir(parents=True)
-        form(folder, archives.PICTURES["mnist"])
-        assert not ABOUT["mnist"].missing(folder.parents[1])
+        form(folder, archives.IMAGES["mnist"])
+        assert not DATASET_INFO["mnist"].missing(folder.parents[1])
         hashes.add(load_dataset("mnist", path=str(folder.parents[1]), part="train").sha256)
     assert hashes == {HASHES["mnist"]}
 
@@ -90,15 +90,15 @@ def test_coarse_labels_are_the_first_byte_of_cifar_100(tmp_path):
 
 
 def test_the_unlabelled_part_of_stl_10_is_read_if_it_is_wanted(tmp_path):
-    images = archives.PICTURES["stl10"]["test"][0]
-    for part, (pixels, labels) in archives.PICTURES["stl10"].items():
+    images = archives.IMAGES["stl10"]["test"][0]
+    for part, (pixels, labels) in archives.IMAGES["stl10"].items():
         (tmp_path / f"{part}_X.bin").write_bytes(b"".join(image.transpose(2, 1, 0).tobytes() for image in pixels))
         (tmp_path / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
     (tmp_path / "class_names.txt").write_text("a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n")
     (tmp_path / "unlabeled_X.bin").write_bytes((tmp_path / "test_X.bin").read_bytes())
     assert list(SOURCES["stl10"](tmp_path)) == ["train", "test"]
     found = SOURCES["stl10"](tmp_path, unlabelled=True)["unlabelled"]
-    np.testing.assert_array_equal(found.pictures, images)
+    np.testing.assert_array_equal(found.images, images)
     assert found.class_names == ("unlabelled",)
 
 
@@ -106,13 +106,13 @@ def test_the_unlabelled_part_of_stl_10_is_read_if_it_is_wanted(tmp_path):
     ("name", "harm", "message"),
     [
         ("mnist", lambda f: (f / "t10k-labels-idx1-ubyte.gz").unlink(), "holds no t10k-labels-idx1-ubyte.gz"),
-        ("mnist", lambda f: cut(f / "train-images-idx3-ubyte.gz"), "train-images.*not a whole file.*fetch it again"),
+        ("mnist", lambda f: truncate(f / "train-images-idx3-ubyte.gz"), "train-images.*not a whole file.*fetch it again"),
         ("mnist", lambda f: (f / "mnist.npz").write_bytes(b"PK"), "is not Keras's mnist.npz"),
         ("fashion_mnist", lambda f: (f / "train-labels-idx1-ubyte.gz").write_bytes(b"\0\0\x08\x01\0\0\0\x09ab"),
          "no whole idx file"),
-        ("svhn", lambda f: cut(f / "test_32x32.mat"), "no MATLAB file with X, y"),
-        ("stl10", lambda f: cut(f / "stl10_binary.tar.gz"), "it is not a whole archive"),
-        ("celeba", lambda f: cut(f / "img_align_celeba.zip"), "cannot be read as a zip archive"),
+        ("svhn", lambda f: truncate(f / "test_32x32.mat"), "no MATLAB file with X, y"),
+        ("stl10", lambda f: truncate(f / "stl10_binary.tar.gz"), "it is not a whole archive"),
+        ("celeba", lambda f: truncate(f / "img_align_celeba.zip"), "cannot be read as a zip archive"),
         ("celeba", lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 0\n999999.jpg 1\n000002.jpg 2\n"),
          "999999.jpg of part validation is missing"),
         ("flowers102", lambda f: archives.tar(f / "102flowers.tgz", {"jpg/image_00001.jpg": b""}),
@@ -126,7 +126,7 @@ def test_a_harmed_archive_is_refused(tmp_path, name, harm, message):
         SOURCES[name](tmp_path)
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
@@ -136,20 +136,20 @@ def test_an_attribute_that_celeba_does_not_have_is_refused(tmp_path):
 
 
 def test_arrays_are_data_sets(tmp_path):
-    source = pictures(7)
-    np.savez(tmp_path / "toy.npz", images=source.pictures, labels=source.labels)
-    np.save(tmp_path / "toy.npy", source.pictures)
+    source = images(7)
+    np.savez(tmp_path / "toy.npz", images=source.images, labels=source.labels)
+    np.save(tmp_path / "toy.npy", source.images)
     np.save(tmp_path / "labels.npy", source.labels)
     both = [
         load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8),
         load_dataset("array", path=str(tmp_path / "toy.npy"), labels=str(tmp_path / "labels.npy"), size=8),
     ]
     assert both[0].sha256 == both[1].sha256
-    np.testing.assert_array_equal(both[0].images, source.pictures)
+    np.testing.assert_array_equal(both[0].images, source.images)
     np.testing.assert_array_equal(both[0].labels, source.labels)
     assert load_dataset("array", path=str(tmp_path / "toy.npy"), size=4, channels=1).images.shape == (7, 4, 4, 1)
     # Their classes have no names that those of a network of digits could be taken for.
-    assert not both[0].has_names and reference_of(both[0], {}).classes == ()
+    assert not both[0].has_class_names and dataset_reference(both[0], {}).classes == ()
     np.savez(tmp_path / "objects.npz", images=np.array([{}]))
     np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4, 3)))
     for file, message in (("objects.npz", "plain arrays"), ("floats.npz", "float64 with shape"), ("no.npz", "cannot")):
@@ -184,7 +184,7 @@ def folder_of(tmp_path: Path, count: int, broken: tuple[int, ...] = ()) -> Sourc
         file = tmp_path / "a" / f"{k:03d}.png"
         Image.fromarray(np.full((9 + k, 12, 3), k, np.uint8)).save(file)
         if k in broken:
-            cut(file)
+            truncate(file)
     return SOURCES["image_folder"](tmp_path)["all"]
 
 
@@ -193,10 +193,10 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 4)
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 4)
     parts = {"all": folder_of(tmp_path / "files", 11, broken=(2, 9))}
     for workers in (1, 2):
-        prepare(parts, tmp_path / f"out{workers}", Square(8), About("toy"), workers=workers, tolerance=0.5)
+        prepare(parts, tmp_path / f"out{workers}", Square(8), DatasetInfo("toy"), workers=workers, tolerance=0.5)
     assert content(tmp_path / "out1") == content(tmp_path / "out2")
     assert len(list((tmp_path / "out1" / "all").glob("images-*.npy"))) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out1", "out2"]
@@ -204,7 +204,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_is_counted_listed_and_left_out(tmp_path):
     source = folder_of(tmp_path / "files", 20, broken=(3, 11))
-    card = prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1, tolerance=0.1)
+    card = prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1, tolerance=0.1)
     facts = card["parts"]["all"]
     assert (facts["pictures"], facts["unreadable"]["count"]) == (18, 2)
     assert list(facts["unreadable"]["first"]) == ["a/003.png", "a/011.png"]
@@ -213,53 +213,53 @@ def test_what_cannot_be_read_is_counted_listed_and_left_out(tmp_path):
     np.testing.assert_array_equal(store.images[:, 0, 0, 0], kept)
     assert read_names(tmp_path / "out" / "all", 18) == [f"a/{k:03d}.png" for k in kept]
     assert "`a/011.png`: " in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(DuetError, match=r"2 of 20 pictures cannot be read, .*0\.09 .*a/003\.png"):
-        prepare({"all": source}, tmp_path / "other", Square(8), About("toy"), workers=1, tolerance=0.09)
+    with pytest.raises(DuetError, match=r"2 of 20 images cannot be read, .*0\.09 .*a/003\.png"):
+        prepare({"all": source}, tmp_path / "other", Square(8), DatasetInfo("toy"), workers=1, tolerance=0.09)
     assert not (tmp_path / "other").exists()
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
-    source, made = pictures(23), []
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
+    source, made = images(23), []
     real = Square.__call__
 
-    def watched(self, picture, index=0):
+    def watched(self, image, index=0):
         if made[-1:] == [11]:
             raise KeyboardInterrupt
         made.append(index)
-        return real(self, picture, index)
+        return real(self, image, index)
 
     monkeypatch.setattr(Square, "__call__", watched)
     with pytest.raises(KeyboardInterrupt):
-        prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1)
+        prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
     assert not (tmp_path / "out").exists()
     made.clear()
     seen = []
-    monkeypatch.setattr(Square, "__call__", lambda self, picture, index=0: (made.append(index), real(self, picture))[1])
-    request = {"all": source}, tmp_path / "out", Square(8), About("toy")
+    monkeypatch.setattr(Square, "__call__", lambda self, image, index=0: (made.append(index), real(self, image))[1])
+    request = {"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy")
     prepare(*request, workers=1, progress=lambda *now: seen.append(now))
     assert made == list(range(10, 23)) and seen[0] == ("all", 10, 23) and seen[-1] == ("all", 23, 23)
     monkeypatch.undo()
-    np.testing.assert_array_equal(open_store(tmp_path / "out").images, source.pictures)
+    np.testing.assert_array_equal(open_store(tmp_path / "out").images, source.images)
     assert not list(tmp_path.glob(".*"))
 
 
 def test_another_request_starts_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion_core.data.store._SHARD_PICTURES", 5)
+    monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
 
     def stop(part, done, total):
         if done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare({"all": pictures(23)}, tmp_path / "out", Square(8), About("toy"), workers=1, progress=stop)
-    other = pictures(23, seed=1)
-    prepare({"all": other}, tmp_path / "out", Square(8), About("toy"), workers=1)
-    np.testing.assert_array_equal(open_store(tmp_path / "out").images, other.pictures)
+        prepare({"all": images(23)}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1, progress=stop)
+    other = images(23, seed=1)
+    prepare({"all": other}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+    np.testing.assert_array_equal(open_store(tmp_path / "out").images, other.images)
 
 
 def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeypatch):
-    request = {"all": pictures()}, tmp_path / "out", Square(8), About("toy")
+    request = {"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy")
     said, seen, rename = [], [], Path.rename
 
     def another(part, done, total):
@@ -290,65 +290,66 @@ def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeyp
 
 def test_a_folder_may_be_called_by_another_path(tmp_path, monkeypatch):
     source = folder_of(tmp_path / "files", 3)
-    prepare({"all": source}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
     monkeypatch.chdir(tmp_path)
     again = SOURCES["image_folder"](Path("files"))["all"]
     assert (
-        prepare({"all": again}, tmp_path / "out", Square(8), About("toy"), workers=1)["parts"]["all"]["pictures"] == 3
+        prepare({"all": again}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)["parts"]["all"]["pictures"]
+        == 3
     )
 
 
 def test_what_is_there_is_kept(tmp_path):
-    first = prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1)
+    first = prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
     before = content(tmp_path / "out")
-    assert prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1) == json.loads(
+    assert prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1) == json.loads(
         json.dumps(first)
     )
-    for parts, square in (({"all": pictures(seed=1)}, Square(8)), ({"all": pictures()}, Square(4))):
+    for parts, square in (({"all": images(seed=1)}, Square(8)), ({"all": images()}, Square(4))):
         with pytest.raises(DuetError, match="prepared from other files, or in another way"):
-            prepare(parts, tmp_path / "out", square, About("toy"), workers=1)
+            prepare(parts, tmp_path / "out", square, DatasetInfo("toy"), workers=1)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
     with pytest.raises(DuetError, match="is left as it is"):
-        prepare({"all": pictures()}, tmp_path / "thesis", Square(8), About("toy"), workers=1)
+        prepare({"all": images()}, tmp_path / "thesis", Square(8), DatasetInfo("toy"), workers=1)
     assert content(tmp_path / "out") == before
     (tmp_path / "out" / "all" / "images-00000.npy").write_bytes(b"")
     with pytest.raises(DuetError, match="cut short"):
-        prepare({"all": pictures()}, tmp_path / "out", Square(8), About("toy"), workers=1)
+        prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
 
 
 # Splits and classes
 
 
 def test_a_share_is_held_out_by_stream():
-    parts = split_by_stream({"train": pictures(50), "test": pictures(5)}, 0.2, seed=1)
+    parts = split_by_stream({"train": images(50), "test": images(5)}, 0.2, seed=1)
     assert {part: len(source) for part, source in parts.items()} == {"train": 40, "test": 5, "held_out": 10}
-    assert set(parts["train"].names) | set(parts["held_out"].names) == set(pictures(50).names)
-    again, other = (split_by_stream({"train": pictures(50)}, 0.2, seed)["held_out"].names for seed in (1, 2))
+    assert set(parts["train"].names) | set(parts["held_out"].names) == set(images(50).names)
+    again, other = (split_by_stream({"train": images(50)}, 0.2, seed)["held_out"].names for seed in (1, 2))
     assert again == parts["held_out"].names != other
     for fraction in (0, 1, 0.001):
         with pytest.raises(DuetError, match="it must lie between 0 and 1"):
-            split_by_stream({"train": pictures(50)}, fraction, seed=1)
+            split_by_stream({"train": images(50)}, fraction, seed=1)
 
 
-def test_a_file_says_the_part_of_each_picture(tmp_path):
+def test_a_file_says_the_part_of_each_image(tmp_path):
     (tmp_path / "parts.txt").write_text("\n".join(f"{k}.png {'test' if k % 4 == 1 else 'train'}" for k in range(12)))
-    parts = split_by_file({"all": pictures()}, tmp_path / "parts.txt")
+    parts = split_by_file({"all": images()}, tmp_path / "parts.txt")
     assert list(parts) == ["train", "test"] and parts["test"].names == ("1.png", "5.png", "9.png")
-    np.testing.assert_array_equal(parts["test"].pictures, pictures().pictures[[1, 5, 9]])
+    np.testing.assert_array_equal(parts["test"].images, images().images[[1, 5, 9]])
     np.testing.assert_array_equal(parts["test"].labels, [1, 2, 0])
     whole = (tmp_path / "parts.txt").read_text()
     for text, message in (
         (whole + "\n3.png test", r"3\.png. is in it twice"),
-        (whole + "\n77.png test", r"77\.png. is no picture of toy"),
+        (whole + "\n77.png test", r"77\.png. is no image of toy"),
         ("0.png train", "names no part for '1.png' and 10 more"),
-        ("0.png", "'0.png' is no picture of toy"),
+        ("0.png", "'0.png' is no image of toy"),
         ("0.png ../elsewhere", "0.png is in part '../elsewhere'; the name of a part is a word"),
         ("0.png all", "0.png is in part 'all'"),
     ):
         (tmp_path / "parts.txt").write_text(text)
         with pytest.raises(DuetError, match=message):
-            split_by_file({"all": pictures()}, tmp_path / "parts.txt")
+            split_by_file({"all": images()}, tmp_path / "parts.txt")
 
 
 def test_names_in_such_a_file_may_have_spaces_and_any_white_space_ends_them(tmp_path):
@@ -358,22 +359,22 @@ def test_names_in_such_a_file_may_have_spaces_and_any_white_space_ends_them(tmp_
     assert {part: found.names for part, found in parts.items()} == {"train": ("my cat.png",), "test": ("b.png",)}
 
 
-def test_pictures_of_some_classes_are_the_same_read_directly_and_prepared(tmp_path):
+def test_images_of_some_classes_are_the_same_read_directly_and_prepared(tmp_path):
     for name in "ab":
         (tmp_path / "files" / name).mkdir(parents=True)
         for k in range(3):
             image = np.random.default_rng(k).integers(0, 256, (8, 30, 3), np.uint8)
             Image.fromarray(image).save(tmp_path / "files" / name / f"{k}.png")
-    cut(tmp_path / "files" / "a" / "1.png")  # of a class that nobody asks for
+    truncate(tmp_path / "files" / "a" / "1.png")  # of a class that nobody asks for
     direct = load_dataset("image_folder", path=str(tmp_path / "files"), size=8, crop="random", classes=["b"])
     parts = {"all": SOURCES["image_folder"](tmp_path / "files")["all"].only(["b"])}
-    card = prepare(parts, tmp_path / "out", Square(8, crop="random"), About("toy"), workers=1)
+    card = prepare(parts, tmp_path / "out", Square(8, crop="random"), DatasetInfo("toy"), workers=1)
     assert card["parts"]["all"]["sha256"] == direct.sha256
 
 
-def test_classes_are_chosen_before_pictures_are_read():
-    source = pictures()
+def test_classes_are_chosen_before_images_are_read():
+    source = images()
     chosen = source.only(["c", 0])
     assert chosen.class_names == ("c", "a")
     np.testing.assert_array_equal(chosen.labels, [1, 0] * 4)
-    np.testing.assert_array_equal(chosen.pictures, source.pictures[source.labels != 1])
+    np.testing.assert_array_equal(chosen.images, source.images[source.labels != 1])

@@ -19,7 +19,7 @@ def noise(size: int, channels: int = 3, count: int = 2) -> np.ndarray:
 
 
 @given(st.integers(0, 255), st.integers(1, 40), st.integers(1, 40))
-def test_a_constant_picture_stays_constant(value, old, new):
+def test_a_constant_image_stays_constant(value, old, new):
     found = resize(np.full((1, old, old, 1), value, np.uint8), new)
     assert found.shape == (1, new, new, 1) and (found == value).all()
 
@@ -38,7 +38,7 @@ def test_a_ramp_stays_a_ramp_within_the_border(factor):
     inner = slice(factor, -factor)
     expected = (np.arange(20 * factor) + 0.5) / factor - 0.5
     np.testing.assert_allclose(ramp[inner], expected[inner], atol=1e-12)
-    # Smaller pictures are means under tents two new pixels wide, symmetric about their centres.
+    # Smaller images are means under tents two new pixels wide, symmetric about their centres.
     ramp = resize_matrix(20 * factor, 20) @ np.arange(20.0 * factor)
     np.testing.assert_allclose(ramp[1:-1], (np.arange(20) + 0.5)[1:-1] * factor - 0.5, atol=1e-12)
 

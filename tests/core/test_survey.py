@@ -8,7 +8,7 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.data.shapes import shapes
-from diffusion_core.data.survey import near_pairs, survey
+from diffusion_core.data.survey import find_near_pairs, survey
 from diffusion_core.images.resize import resize
 
 
@@ -17,7 +17,7 @@ def data() -> Dataset:
     return shapes(60, 16, 3, seed=0)
 
 
-def test_the_numbers_are_those_of_all_pictures_at_once(data, monkeypatch):
+def test_the_numbers_are_those_of_all_images_at_once(data, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.survey._BLOCK_BYTES", 5000)
     found = survey(data)
     x = data.images.astype(np.float64)
@@ -31,7 +31,7 @@ def test_the_numbers_are_those_of_all_pictures_at_once(data, monkeypatch):
     np.testing.assert_array_equal(found.thumbnails, resize(data.images, 8).reshape(60, -1))
 
 
-def test_a_class_without_pictures_has_no_mean(data):
+def test_a_class_without_images_has_no_mean(data):
     found = survey(Dataset(data.images, np.zeros(60, int), ("a", "b"), "toy"), shown=2)
     assert found.counts.tolist() == [60, 0]
     assert np.isnan(found.class_means[1]).all() and np.isfinite(found.class_means[0]).all()
@@ -64,7 +64,7 @@ def test_near_pairs_are_those_found_one_by_one(monkeypatch, within, between):
     expected = brute_force(first, second, within)
     assert len(expected) > 0
     for most in (1000, 3):
-        found = near_pairs(first, second, within, most)
+        found = find_near_pairs(first, second, within, most)
         assert found.count == len(expected)
         np.testing.assert_allclose(found.distances, [d for d, _, _ in expected[:most]], atol=1e-9)
         np.testing.assert_array_equal(found.places, [[i, j] for _, i, j in expected[:most]])
@@ -75,10 +75,10 @@ def test_a_copy_that_was_made_lighter_and_one_that_was_resized_are_near(data):
     large = shapes(60, 32, 3, seed=0)
     first = survey(data).thumbnails
     for copy in (resize(lighter, 8).reshape(5, -1), survey(large).thumbnails[:5]):
-        found = near_pairs(first, copy, 4.0)
+        found = find_near_pairs(first, copy, 4.0)
         assert {(k, k) for k in range(5)} <= set(map(tuple, found.places.tolist()))
 
 
-def test_pictures_of_two_kinds_are_not_compared():
+def test_images_of_two_kinds_are_not_compared():
     with pytest.raises(DuetError, match=r"\(2, 64\) and \(2, 192\)"):
-        near_pairs(np.zeros((2, 64), np.uint8), np.zeros((2, 192), np.uint8), 1.0)
+        find_near_pairs(np.zeros((2, 64), np.uint8), np.zeros((2, 192), np.uint8), 1.0)

@@ -9,7 +9,7 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import from_uint8, load_dataset
-from diffusion_core.data.toys import TOYS, Mixture, picture_mixture, toy_mixture
+from diffusion_core.data.toys import TOYS, Mixture, image_mixture, toy_mixture
 
 TIMESTEP_SAMPLERS = [(1.0, 0.05), (0.8, 0.6), (0.1, 0.995), (1.0, 20.0)]
 
@@ -71,17 +71,17 @@ def test_a_toy_is_drawn_from_its_distribution(kind):
     assert data.select(range(100)).sha256 == load_dataset("toy", kind=kind, count=100).sha256
 
 
-def test_pictures_are_drawn_from_theirs():
-    mixture, data = picture_mixture(8, 3, 5), load_dataset("gaussian_mixture", count=600, size=8, channels=3, modes=5)
+def test_images_are_drawn_from_theirs():
+    mixture, data = image_mixture(8, 3, 5), load_dataset("gaussian_mixture", count=600, size=8, channels=3, modes=5)
     x = from_uint8(data.images, np.float64).reshape(600, -1)
     away = x - mixture.means[data.labels]
     assert away.std() == pytest.approx(0.08, abs=5 * 0.08 / np.sqrt(2 * away.size))
-    # The modes are waves of different vectors, so no two are alike, and a picture is nearest to its own.
+    # The modes are waves of different vectors, so no two are alike, and an image is nearest to its own.
     between = np.sqrt(((mixture.means[:, None] - mixture.means) ** 2).mean(axis=2))
     assert np.all(between[~np.eye(5, dtype=bool)] > 0.5)
     nearest = ((x[:, None] - mixture.means) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(nearest, data.labels)
-    # With images as they are, (B, H, W, C), the estimate has their shape; with hardly any noise it is the picture.
+    # With images as they are, (B, H, W, C), the estimate has their shape; with hardly any noise it is the image.
     images = x.reshape(600, 8, 8, 3)
     np.testing.assert_allclose(mixture.denoised(images, 1.0, 1e-4), images, atol=1e-5)
 

@@ -18,7 +18,7 @@ from diffusion_core.backend.interface import Description, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.metrics.digits import layers
-from diffusion_core.metrics.evaluate import METRICS, cut, options_of
+from diffusion_core.metrics.evaluate import METRICS, metric_options, random_sets
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.protocol import Number, read_numbers
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -48,7 +48,7 @@ def start(module: str, *given: str) -> tuple[str, str]:
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    """Forty pictures of digits, of which some are spoilt, as the saved samples of a run."""
+    """Forty images of digits, of which some are spoilt, as the saved samples of a run."""
     data = load_dataset("digits", part="train", size=16)
     images = data.images[:40].copy()
     images[:10] = 255 - images[:10]
@@ -83,10 +83,10 @@ def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(sam
     assert f"{expected:9.4f}  [{number['interval']['low']:.4f}, {number['interval']['high']:.4f}]" in line
     assert "FID" not in said and Image.open(out / "memorisation.png").size[0] > 500
     assert np.load(out / "evaluation.npz")["memorisation/index"].shape == (40, 2)
-    # The features that it kept, where neither the pictures nor their network are: the same numbers, columns and all.
+    # The features that it kept, where neither the images nor their network are: the same numbers, columns and all.
     kept = (f"samples={out}/features/samples.npz", f"reference={out}/features/reference.npz", "sets=4")
     said, error = start("evaluate", *kept, f"out={tmp_path}/kept")
-    assert error == "" and "left out: colour: there are no pictures" in said
+    assert error == "" and "left out: colour: there are no images" in said
     again = {n.name: n for n in read_numbers(tmp_path / "kept")}
     assert set(again) < {n.name for n in read_numbers(out)}
     assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 9
@@ -120,7 +120,7 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
         check_protocol(metric, [a, b, c])
 
 
-def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkeypatch):
+def test_a_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatch):
     asked, images = [], []
 
     def forward(program: Program, weights: Weights, x: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_pictures(tmp_path, monkey
     # The mode was chosen by what was then computed.
     assert asked == [-(-sum(images) // 128)]
     totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
-    without = [np.delete(totals, some).mean() for some in cut(12, 3, 0).members]
+    without = [np.delete(totals, some).mean() for some in random_sets(12, 3, 0).members]
     assert number.value == pytest.approx(totals.mean()) and number.without == pytest.approx(without)
     assert number.interval.low < number.value < number.interval.high
     assert number.error == pytest.approx(totals.std(ddof=1) / np.sqrt(12))
@@ -170,13 +170,13 @@ def test_every_metric_has_a_file_with_all_of_its_options():
 
     configs = Path(__file__).resolve().parents[2] / "configs" / "metrics"
     found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in configs.glob("*.yaml")}
-    assert found == {name: {name: pytest.approx(options_of(metric))} for name, metric in METRICS.items()}
+    assert found == {name: {name: pytest.approx(metric_options(metric))} for name, metric in METRICS.items()}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the pictures of digits (8, 8, 1)"),
+        (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the images of digits (8, 8, 1)"),
         (ON_DIGITS, "nothing was asked for; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
         (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),

@@ -37,13 +37,13 @@ def loaded(*words: str, **options: Any) -> Dataset:
 def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("DUET_DATA", str(tmp_path))
     (tmp_path / "archives" / "cifar10").mkdir(parents=True)
-    archives.cifar10(tmp_path / "archives" / "cifar10", archives.PICTURES["cifar10"])
+    archives.cifar10(tmp_path / "archives" / "cifar10", archives.IMAGES["cifar10"])
     assert loaded("data=cifar10").name == "shapes, in place of cifar10"
     code, out, err = call("prepare", "data=cifar10", "workers=1")
     assert (code, err) == (0, "") and f"prepared: {tmp_path / 'cifar10-32'}" in out
     train, test = (loaded("data=cifar10", part=part) for part in ("train", "test"))
-    np.testing.assert_array_equal(train.images, archives.PICTURES["cifar10"]["train"][0])
-    np.testing.assert_array_equal(test.labels, archives.PICTURES["cifar10"]["test"][1])
+    np.testing.assert_array_equal(train.images, archives.IMAGES["cifar10"]["train"][0])
+    np.testing.assert_array_equal(test.labels, archives.IMAGES["cifar10"]["test"][1])
     assert train.name == "cifar10" and train.sha256 in out
     both = loaded("data=cifar10", part="all")
     np.testing.assert_array_equal(both.images, np.concatenate([train.images, test.images]))
@@ -59,7 +59,7 @@ def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path,
 
 
 def test_a_part_without_the_chosen_classes_is_left_out_as_where_files_are_read(tmp_path):
-    published = archives.PICTURES["mnist"]
+    published = archives.IMAGES["mnist"]
     test = (published["test"][0], 0 * published["test"][1])
     (tmp_path / "files").mkdir()
     archives.mnist(tmp_path / "files", published | {"test": test})
@@ -67,7 +67,7 @@ def test_a_part_without_the_chosen_classes_is_left_out_as_where_files_are_read(t
     assert some > 0
     words = ("data=mnist", files, f"data.options.classes=[{some}]", "workers=1", f"out={tmp_path / 'out'}")
     code, out, err = call("prepare", *words)
-    assert (code, err) == (0, "") and "test: no picture of these classes, left out" in out
+    assert (code, err) == (0, "") and "test: no image of these classes, left out" in out
     direct = loaded("data=mnist", files, part="all", classes=[some])
     assert loaded("data=store", directory=str(tmp_path / "out"), part="all").sha256 == direct.sha256
     assert call("prepare", "data=mnist", files, "data.options.classes=[]", f"out={tmp_path / 'no'}").code == 2
@@ -120,11 +120,11 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     assert "train/03.png" in page and "8 x 8 (20)" in page and "http" not in page.split("<main", 1)[1].split("<svg")[0]
     code, _, err = call("inspect", *words, f"out={tmp_path / 'page'}")
     assert code == 2 and "holds a report already" in err
-    # Pictures from elsewhere have neither the card nor the names of the store.
+    # Images from elsewhere have neither the card nor the names of the store.
     path = f"data.options.path={tmp_path / 'files' / 'test'}"
     assert call("inspect", *words, path, f"out={tmp_path / 'other'}", "samples=0").code == 0
     report = json.loads((tmp_path / "other" / "report.json").read_text())
-    assert report["card"] is None and report["near"]["pairs"][0]["nearest"][0]["first"] == "picture 8"
+    assert report["card"] is None and report["near"]["pairs"][0]["nearest"][0]["first"] == "image 8"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch, words, named):
     monkeypatch.setenv("DUET_DATA", str(tmp_path / "data"))
     (tmp_path / "files").mkdir()
-    archives.mnist(tmp_path / "files", archives.PICTURES["mnist"])
+    archives.mnist(tmp_path / "files", archives.IMAGES["mnist"])
     code, out, err = call("prepare", *[word.replace("FILES", str(tmp_path / "files")) for word in words])
     assert (code, out) == (2, "") and len(err.strip().splitlines()) == 1
     assert all(name in err for name in named), err

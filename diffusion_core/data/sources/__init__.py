@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from diffusion_core.data.archives import About
+from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, mnist, stl10, svhn
 
-__all__ = ["ABOUT", "SOURCES"]
+__all__ = ["DATASET_INFO", "SOURCES"]
 
 SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "cifar10": cifar.cifar10,
@@ -27,7 +27,7 @@ SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "array": arrays.array,
 }
 
-ABOUT: Mapping[str, About] = {
+DATASET_INFO: Mapping[str, DatasetInfo] = {
     "cifar10": cifar.CIFAR10,
     "cifar100": cifar.CIFAR100,
     "mnist": mnist.MNIST,

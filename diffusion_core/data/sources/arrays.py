@@ -1,6 +1,6 @@
-"""Pictures that are arrays already: an `.npz` file, or two `.npy` files.
+"""Images that are arrays already: an `.npz` file, or two `.npy` files.
 
-Pictures are uint8 with shape (N, H, W, C) or, if grey, (N, H, W). In an `.npz` file they are called ``images`` and
+Images are uint8 with shape (N, H, W, C) or, if grey, (N, H, W). In an `.npz` file they are called ``images`` and
 their classes, if any, ``labels``; so a file of samples is one. Files of objects are pickles and are refused.
 """
 
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import About
-from diffusion_core.data.dataset import unnamed
+from diffusion_core.data.archives import DatasetInfo
+from diffusion_core.data.dataset import default_class_names
 from diffusion_core.data.source import Source
 from diffusion_core.files.safe_read import open_npz, read_npy
 
 __all__ = ["ARRAY", "NPZ", "array", "npz"]
 
-NPZ = About("Pictures of an .npz file")
-ARRAY = About("Pictures of an array")
+NPZ = DatasetInfo("Images of an .npz file")
+ARRAY = DatasetInfo("Images of an array")
 
 
 def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[str, Source]:
@@ -28,7 +28,7 @@ def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[s
 
     Args:
         path: the file.
-        images: what its pictures are called.
+        images: what its images are called.
         labels: what their classes are called; if it has none of that name, all are of one class.
     """
     with open_npz(path, "an .npz file of plain arrays") as found:
@@ -39,10 +39,10 @@ def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[s
 
 
 def array(path: Path, *, labels: str | None = None) -> dict[str, Source]:
-    """The one part "all", its pictures a memory map.
+    """The one part "all", its images a memory map.
 
     Args:
-        path: an `.npy` file of pictures.
+        path: an `.npy` file of images.
         labels: one of their classes; None makes all one class.
     """
     ids = None if labels is None else read_npy(Path(labels).expanduser())
@@ -54,13 +54,13 @@ def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) ->
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DuetError(
             f"{what}: {str(path)!r} holds {images.dtype} with shape {images.shape}; "
-            f"pictures are uint8 with shape (N, H, W, C), C being 1 or 3"
+            f"images are uint8 with shape (N, H, W, C), C being 1 or 3"
         )
     if labels is None:
         labels = np.zeros(len(images), np.int32)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise DuetError(
             f"{what}: the labels of {str(path)!r} are {labels.dtype} {labels.shape}; they must be class ids, one per "
-            f"picture"
+            f"image"
         )
-    return {"all": Source(images, labels, unnamed(int(labels.max()) + 1), path.stem)}
+    return {"all": Source(images, labels, default_class_names(int(labels.max()) + 1), path.stem)}

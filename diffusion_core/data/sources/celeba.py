@@ -1,8 +1,8 @@
 """CelebA: 202,599 faces, aligned and cut to 178 x 218 pixels, with forty attributes.
 
-``img_align_celeba.zip`` holds the pictures, ``list_eval_partition.txt`` the part of each (0 training, 1 validation, 2
-test), one per line, and ``list_attr_celeba.txt`` the attributes: the number of pictures, a line of names, then one line
-per picture with 1 or -1 for each. The pictures are read inside the archive.
+``img_align_celeba.zip`` holds the images, ``list_eval_partition.txt`` the part of each (0 training, 1 validation, 2
+test), one per line, and ``list_attr_celeba.txt`` the attributes: the number of images, a line of names, then one line
+per image with 1 or -1 for each. The images are read inside the archive.
 
 References:
     Deep Learning Face Attributes in the Wild (Liu et al., 2015), https://arxiv.org/abs/1411.7766
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.data.archives import About, Archive, need
+from diffusion_core.data.archives import Archive, DatasetInfo, need
 from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member
 
@@ -24,10 +24,10 @@ __all__ = ["CELEBA", "celeba"]
 
 _ZIP, _PARTS, _ATTRIBUTES = "img_align_celeba.zip", "list_eval_partition.txt", "list_attr_celeba.txt"
 
-CELEBA = About(
+CELEBA = DatasetInfo(
     "CelebA, faces with attributes",
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-    "for non-commercial research alone, as its page says; the pictures show real people",
+    "for non-commercial research alone, as its page says; the images show real people",
     "Liu, Luo, Wang and Tang: Deep learning face attributes in the wild, 2015",
     tuple(Archive((name,)) for name in (_ZIP, _PARTS, _ATTRIBUTES)),
     64,
@@ -39,7 +39,7 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
 
     Args:
         path: the folder that holds the three files, at any depth.
-        attribute: the one that makes two classes, such as ``"Smiling"``; None makes all pictures one class.
+        attribute: the one that makes two classes, such as ``"Smiling"``; None makes all images one class.
     """
     archive = need("celeba", path, _ZIP)
     part_of = dict(_rows(need("celeba", path, _PARTS), 0))
@@ -63,7 +63,7 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
         lost = [name for name in names if name not in members or name not in label_of]
         if lost or not names:
             raise DuetError(
-                f"celeba: {lost[0] if lost else 'every picture'} of part {part} is missing from {str(archive)!r} or "
+                f"celeba: {lost[0] if lost else 'every image'} of part {part} is missing from {str(archive)!r} or "
                 f"from the list of attributes; the three files must be of one release, so fetch them again"
             )
         labels = np.array([label_of[name] for name in names])
@@ -78,5 +78,5 @@ def _rows(file: Path, skip: int) -> list[list[str]]:
     except (OSError, ValueError) as error:
         raise DuetError(f"celeba: {str(file)!r} cannot be read: {error}") from error
     if not rows or len({len(row) for row in rows[skip:]}) > 1 or len(rows[-1]) < 2:
-        raise DuetError(f"celeba: {str(file)!r} is no list of pictures, one line each; fetch it again")
+        raise DuetError(f"celeba: {str(file)!r} is no list of images, one line each; fetch it again")
     return rows

@@ -1,4 +1,4 @@
-r"""CIFAR-10 and CIFAR-100: 60,000 colour pictures of 32 x 32 pixels, read from their binary versions.
+r"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32 x 32 pixels, read from their binary versions.
 
 The archive ``cifar-10-binary.tar.gz``, or the folder that it unpacks to, holds data_batch_1.bin ..
 data_batch_5.bin (training), test_batch.bin and batches.meta.txt, the class names one per line;
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.data.archives import About, Archive, find, members
+from diffusion_core.data.archives import Archive, DatasetInfo, find, members
 from diffusion_core.data.source import Source
 
 __all__ = ["CIFAR10", "CIFAR100", "CLASS_NAMES", "cifar10", "cifar100"]
@@ -62,10 +62,10 @@ class _Version:
         return f'it must be {self.archive} ("CIFAR-{self.number} binary version"), or the folder with its .bin files'
 
 
-def _about(number: int, md5: str) -> About:
+def _about(number: int, md5: str) -> DatasetInfo:
     name = f"cifar-{number}-binary.tar.gz"
-    return About(
-        f"CIFAR-{number}, tiny pictures in {number} classes",
+    return DatasetInfo(
+        f"CIFAR-{number}, tiny images in {number} classes",
         f"{_HOME}cifar.html",
         "not stated by its authors; used in research with the citation",
         "Krizhevsky: Learning multiple layers of features from tiny images, 2009",

@@ -1,4 +1,4 @@
-"""Oxford Flowers 102: 8,189 colour pictures of any size in 102 classes, which its files number from 1.
+"""Oxford Flowers 102: 8,189 colour images of any size in 102 classes, which its files number from 1.
 
 ``102flowers.tgz`` holds jpg/image_00001.jpg and so on, ``imagelabels.mat`` the class of each, and ``setid.mat`` which
 of them are for training (1,020), validation (1,020) and test (6,149). The folder jpg does as well as the archive.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import About, Archive, find, members, need
+from diffusion_core.data.archives import Archive, DatasetInfo, find, members, need
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources.matlab import read_mat
 
@@ -25,10 +25,10 @@ _BASE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 _ARCHIVE, _FIRST = "102flowers.tgz", "image_00001.jpg"
 _SETS = {"train": "trnid", "validation": "valid", "test": "tstid"}
 
-FLOWERS = About(
+FLOWERS = DatasetInfo(
     "Oxford Flowers 102",
     _BASE.rstrip("/"),
-    "not stated by its authors; the pictures are from the web",
+    "not stated by its authors; the images are from the web",
     "Nilsback and Zisserman: Automated flower classification over a large number of classes, 2008",
     (
         Archive((_ARCHIVE, _FIRST), _BASE + _ARCHIVE, "52808999861908f626f3c1f4e79d11fa"),
@@ -50,19 +50,17 @@ def flowers102(path: Path) -> dict[str, Source]:
     labels = labels.reshape(-1).astype(np.int32) - 1
     first = find(path, _FIRST)
     if first is not None:
-        pictures = {file.name: file for file in first.parent.glob("image_*.jpg")}
+        images = {file.name: file for file in first.parent.glob("image_*.jpg")}
     else:
         archive = need("flowers102", path, _ARCHIVE)
-        pictures, _ = members("flowers102", archive, lambda n: n.endswith(".jpg"), f"it must be {_ARCHIVE}")
+        images, _ = members("flowers102", archive, lambda n: n.endswith(".jpg"), f"it must be {_ARCHIVE}")
     class_names = tuple(f"{k:03d}" for k in range(1, 103))
     made = {}
     for part, chosen in zip(_SETS, ids, strict=True):
         chosen = np.sort(chosen.reshape(-1).astype(np.int64))
         names = tuple(f"image_{k:05d}.jpg" for k in chosen)
-        lost = [name for name in names if name not in pictures]
+        lost = [name for name in names if name not in images]
         if lost or chosen.min() < 1 or chosen.max() > len(labels):
-            raise DuetError(f"flowers102: {lost[0] if lost else 'a picture of setid.mat'} is missing; fetch all three")
-        made[part] = Source(
-            tuple(pictures[name] for name in names), labels[chosen - 1], class_names, "flowers102", names
-        )
+            raise DuetError(f"flowers102: {lost[0] if lost else 'an image of setid.mat'} is missing; fetch all three")
+        made[part] = Source(tuple(images[name] for name in names), labels[chosen - 1], class_names, "flowers102", names)
     return made

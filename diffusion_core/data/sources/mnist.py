@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: 60,000 + 10,000 grey pictures of 28 x 28 pixels in ten classes.
+"""MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels in ten classes.
 
 Both are four files in the idx format, gzipped or not: two zero bytes, the type (8 is a byte), the number of axes, their
 lengths as big-endian 32-bit numbers, then the values. MNIST is read from Keras's ``mnist.npz`` as well.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import About, Archive, content, find, need
+from diffusion_core.data.archives import Archive, DatasetInfo, content, find, need
 from diffusion_core.data.source import Source
 from diffusion_core.files.safe_read import open_npz
 
@@ -34,7 +34,7 @@ def _archives(base: str, hashes: tuple[str, ...], *others: str) -> tuple[Archive
     return tuple(Archive((f"{name}.gz", name, *others), f"{base}{name}.gz", md5) for name, md5 in pairs)
 
 
-MNIST = About(
+MNIST = DatasetInfo(
     "MNIST, handwritten digits",
     "http://yann.lecun.com/exdb/mnist",
     "CC BY-SA 3.0, by Yann LeCun and Corinna Cortes",
@@ -50,7 +50,7 @@ MNIST = About(
     28,
     1,
 )  # fmt: skip
-FASHION = About(
+FASHION = DatasetInfo(
     "Fashion-MNIST, articles of clothing",
     "https://github.com/zalandoresearch/fashion-mnist",
     "MIT, by Zalando SE",
@@ -108,7 +108,7 @@ def _parts(what: str, read: list[NDArray], names: tuple[str, ...]) -> dict[str, 
     for part, images, labels in (("train", *read[:2]), ("test", *read[2:])):
         if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
             raise DuetError(
-                f"{what}: {images.dtype} pictures {images.shape} and labels {labels.shape} were found for {part}; they "
+                f"{what}: {images.dtype} images {images.shape} and labels {labels.shape} were found for {part}; they "
                 f"must be uint8 (N, 28, 28) and (N,)"
             )
         parts[part] = Source(images[..., None], labels, names, what)

@@ -1,7 +1,7 @@
-"""STL-10: colour pictures of 96 x 96 pixels, 5,000 + 8,000 in ten classes and 100,000 without a class.
+"""STL-10: colour images of 96 x 96 pixels, 5,000 + 8,000 in ten classes and 100,000 without a class.
 
 ``stl10_binary.tar.gz``, or the folder that it unpacks to, holds train_X.bin, train_y.bin, test_X.bin, test_y.bin,
-unlabeled_X.bin and class_names.txt. A file of pictures is a row of 27,648 bytes each, as (channel, column, row); a file
+unlabeled_X.bin and class_names.txt. A file of images is a row of 27,648 bytes each, as (channel, column, row); a file
 of labels has one byte each, from 1. Files of a folder are memory-mapped; those of an archive are read into memory.
 
 References:
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import About, Archive, find, members
+from diffusion_core.data.archives import Archive, DatasetInfo, find, members
 from diffusion_core.data.source import Source
 
 __all__ = ["STL10", "stl10"]
@@ -25,10 +25,10 @@ _ARCHIVE, _NAMES = "stl10_binary.tar.gz", "class_names.txt"
 _SHAPE = (3, 96, 96)
 _FITS = f"it must be {_ARCHIVE}, or the folder that it unpacks to"
 
-STL10 = About(
-    "STL-10, pictures in ten classes and many without",
+STL10 = DatasetInfo(
+    "STL-10, images in ten classes and many without",
     "https://cs.stanford.edu/~acoates/stl10",
-    "not stated by its authors; its pictures are from ImageNet",
+    "not stated by its authors; its images are from ImageNet",
     "Coates, Lee and Ng: An analysis of single-layer networks in unsupervised feature learning, 2011",
     (
         Archive(
@@ -69,12 +69,12 @@ def stl10(path: Path, *, unlabelled: bool = False) -> dict[str, Source]:
     made = {}
     for part in ("train", "test"):
         labels = read[f"{part}_y.bin"].astype(np.int32) - 1
-        made[part] = Source(_pictures(read[f"{part}_X.bin"]), labels, names, "stl10")
+        made[part] = Source(_images(read[f"{part}_X.bin"]), labels, names, "stl10")
     if unlabelled:
-        images = _pictures(read["unlabeled_X.bin"])
+        images = _images(read["unlabeled_X.bin"])
         made["unlabelled"] = Source(images, np.zeros(len(images), np.int32), ("unlabelled",), "stl10")
     return made
 
 
-def _pictures(data: np.ndarray) -> np.ndarray:
+def _images(data: np.ndarray) -> np.ndarray:
     return data.reshape(-1, *_SHAPE).transpose(0, 3, 2, 1)

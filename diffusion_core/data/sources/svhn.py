@@ -1,4 +1,4 @@
-"""SVHN, street view house numbers: colour pictures of 32 x 32 pixels, cut around one digit each.
+"""SVHN, street view house numbers: colour images of 32 x 32 pixels, cut around one digit each.
 
 ``train_32x32.mat`` (73,257), ``test_32x32.mat`` (26,032) and, if it is there, ``extra_32x32.mat`` (531,131) are MATLAB
 files of two arrays: X, uint8 with shape (32, 32, 3, N), and y, with shape (N, 1), where 10 stands for the digit 0.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.data.archives import About, Archive, find, need
+from diffusion_core.data.archives import Archive, DatasetInfo, find, need
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources.matlab import read_mat
 
@@ -22,7 +22,7 @@ __all__ = ["SVHN", "svhn"]
 
 _BASE = "http://ufldl.stanford.edu/housenumbers/"
 
-SVHN = About(
+SVHN = DatasetInfo(
     "SVHN, street view house numbers",
     _BASE.rstrip("/"),
     "for non-commercial use alone, as its page says",

@@ -21,15 +21,15 @@ from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.metrics.evaluate import cut, interval_of
-from diffusion_core.metrics.files import join, read_source
-from diffusion_core.metrics.metric import Source
+from diffusion_core.metrics.evaluate import jackknife_interval, random_sets
+from diffusion_core.metrics.files import join, read_sample_set
+from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from experiments import common
 from experiments.entry import plain
 
-__all__ = ["EvaluationContext", "Measure", "Measurement", "number_of", "reference_of", "write_arrays"]
+__all__ = ["EvaluationContext", "Measure", "Measurement", "mean_number", "dataset_reference", "write_arrays"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class EvaluationContext:
         return found
 
     @cached_property
-    def _sources(self) -> list[Source]:
+    def _sources(self) -> list[SampleSet]:
         given = self.cfg.samples
-        return [read_source(path) for path in ([given] if isinstance(given, str) else given)]
+        return [read_sample_set(path) for path in ([given] if isinstance(given, str) else given)]
 
     @cached_property
-    def samples(self) -> Source:
-        """What is judged: pictures, features of them, or both."""
+    def samples(self) -> SampleSet:
+        """What is judged: images, features of them, or both."""
         return join(self._sources)
 
     @property
@@ -81,18 +81,18 @@ class EvaluationContext:
         return tuple(len(source) for source in self._sources)
 
     @cached_property
-    def reference(self) -> Source:
+    def reference(self) -> SampleSet:
         """What samples are compared with."""
         if self.cfg.reference:
             if "name" in self.cfg.data:
                 raise DuetError("reference: a file and data were given; samples are compared with one of them")
-            return read_source(self.cfg.reference)
+            return read_sample_set(self.cfg.reference)
         training = common.load_data(self.cfg.training) if "name" in self.cfg.training else None
-        return reference_of(self.dataset, plain(self.cfg.data.options), training)
+        return dataset_reference(self.dataset, plain(self.cfg.data.options), training)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The pictures, as they are stored: never mirrored, whatever training did."""
+        """The images, as they are stored: never mirrored, whatever training did."""
         if "name" not in self.cfg.data:
             raise DuetError(
                 "data: none was given; add data=NAME, and the part with data.options.part where it has parts "
@@ -126,22 +126,22 @@ class EvaluationContext:
         }
 
     def data_facts(self) -> dict[str, Any]:
-        """Which pictures."""
-        return dict(reference_of(self.dataset, plain(self.cfg.data.options)).facts)
+        """Which images."""
+        return dict(dataset_reference(self.dataset, plain(self.cfg.data.options)).facts)
 
 
-def reference_of(dataset: Dataset, options: Mapping[str, Any], training: Dataset | None = None) -> Source:
-    """A data set as a reference, with the pictures that the network was trained on, where these are others."""
-    parts = {"pictures": dataset.images, "labels": dataset.labels}
+def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Dataset | None = None) -> SampleSet:
+    """A data set as a reference, with the images that the network was trained on, where these are others."""
+    parts = {"images": dataset.images, "labels": dataset.labels}
     split = next((str(options[key]) for key in ("part", "split") if options.get(key)), "all")
     facts = {"name": dataset.name, "split": split, "count": len(dataset), "sha256": dataset.sha256}
     if training is not None:
         parts["training"] = training.images
         facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
-    return Source(parts, facts, classes=dataset.class_names if dataset.has_names else ())
+    return SampleSet(parts, facts, classes=dataset.class_names if dataset.has_class_names else ())
 
 
-def number_of(
+def mean_number(
     given: EvaluationContext,
     name: str,
     values: NDArray,
@@ -150,17 +150,17 @@ def number_of(
     better: str,
     unit: str = "",
 ) -> Number:
-    """The mean of a value per picture, with its interval over disjoint sets of the pictures, where there are enough."""
+    """The mean of a value per image, with its interval over disjoint sets of the images, where there are enough."""
     whole, sets = float(values.mean()), given.cfg.sets
     without: tuple[float, ...] = ()
     if len(values) >= 2 * sets:
-        parts = cut(len(values), sets, given.seed)
+        parts = random_sets(len(values), sets, given.seed)
         without = tuple(float(np.delete(values, some).mean()) for some in parts.members)
         protocol = {**protocol, "sets": dict(parts.facts)}
     confidence = given.cfg.confidence
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     protocol = {**protocol, "confidence": confidence, "number": key}
-    return Number(name, whole, protocol, interval_of(whole, without, confidence), without, error, better, unit)
+    return Number(name, whole, protocol, jackknife_interval(whole, without, confidence), without, error, better, unit)
 
 
 def write_arrays(path: Path, **arrays: NDArray) -> None:

@@ -27,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("n", "columns", "scale", "pad"), [(7, 3, 1, 0), (7, 3, 4, 3), (2, 5, 2, 1), (6, 6, 1, 2)])
-def test_a_grid_holds_each_picture_and_else_background(n, columns, scale, pad, channels):
+def test_a_grid_holds_each_image_and_else_background(n, columns, scale, pad, channels):
     images = noise(n, 5, 4, channels)
     sheet = grid(images, columns, scale, pad)
     rows = -(-n // columns)
@@ -48,7 +48,7 @@ def test_a_strip_is_a_grid_of_one_row():
     np.testing.assert_array_equal(strip(images, 2, 3), grid(images, 5, 2, 3))
 
 
-def test_rows_show_their_pictures_beside_a_caption():
+def test_rows_show_their_images_beside_a_caption():
     first, second = noise(4, 16, 16, 1), noise(2, 16, 16, 3, seed=1)
     sheet = labelled_rows([("first", first), ("second", second)], scale=2, pad=4)
     plain = labelled_rows([("", first), ("", second)], scale=2, pad=4)
@@ -58,7 +58,7 @@ def test_rows_show_their_pictures_beside_a_caption():
     left = sheet.shape[1] - wide.shape[1]
     np.testing.assert_array_equal(sheet[:40, left:], wide.repeat(3, axis=2))
     np.testing.assert_array_equal(sheet[36:, left : left + narrow.shape[1]], narrow)
-    # Each caption leaves ink in its own row, to the left of the pictures; without one there is none.
+    # Each caption leaves ink in its own row, to the left of the images; without one there is none.
     for half in (sheet[:38, :left], sheet[38:, :left]):
         assert (half < 128).any()
     assert (plain[:, : plain.shape[1] - wide.shape[1]] == BACKGROUND).all()
@@ -71,7 +71,7 @@ def test_a_tall_caption_makes_room_for_itself():
     assert ink[-1] - ink[0] > 3 * 14
 
 
-def test_heads_stand_above_the_pictures_that_they_name():
+def test_heads_stand_above_the_images_that_they_name():
     images = noise(4, 16, 16, 1)
     plain = labelled_rows([("row", images)], scale=3, pad=4)
     sheet = labelled_rows([("row", images)], scale=3, pad=4, heads=[("a", 1), ("", 1), ("two", 2)])
@@ -84,7 +84,7 @@ def test_heads_stand_above_the_pictures_that_they_name():
     assert (wide[:, : wide.shape[1] - strip(images, 1, 4).shape[1]] < 128).any()
 
 
-def test_difference_is_black_only_where_two_pictures_agree():
+def test_difference_is_black_only_where_two_images_agree():
     a, b = noise(2, 6, 6, 3), noise(2, 6, 6, 3, seed=1)
     np.testing.assert_array_equal(difference(a, a, 1000), np.zeros_like(a))
     np.testing.assert_array_equal(difference(a, b), np.abs(a.astype(int) - b))
@@ -95,13 +95,13 @@ def test_difference_is_black_only_where_two_pictures_agree():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_png_file_holds_the_pixels(tmp_path, channels):
-    picture = noise(9, 7, channels)
-    save_png(tmp_path / "new" / "picture.png", picture)
-    save_png(tmp_path / "new" / "picture.png", picture)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
-    assert (tmp_path / "new" / "picture.png").read_bytes() == png_bytes(picture)
-    read = np.asarray(Image.open(io.BytesIO(png_bytes(picture))))
-    np.testing.assert_array_equal(read.reshape(picture.shape), picture)
+    image = noise(9, 7, channels)
+    save_png(tmp_path / "new" / "image.png", image)
+    save_png(tmp_path / "new" / "image.png", image)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["image.png"]
+    assert (tmp_path / "new" / "image.png").read_bytes() == png_bytes(image)
+    read = np.asarray(Image.open(io.BytesIO(png_bytes(image))))
+    np.testing.assert_array_equal(read.reshape(image.shape), image)
 
 
 def few_colours(t: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_many_colours_come_close_and_do_not_flicker(tmp_path):
         (lambda: grid(noise(2, 4, 4, 1), 2, pad=-1), "pad"),
         (lambda: strip(noise(4, 4, 1)), r"\(4, 4, 1\)"),
         (lambda: labelled_rows([]), "at least one"),
-        (lambda: labelled_rows([("", noise(3, 4, 4, 1))], heads=[("a", 2)]), r"heads of \[2\] pictures"),
+        (lambda: labelled_rows([("", noise(3, 4, 4, 1))], heads=[("a", 2)]), r"heads of \[2\] images"),
         (lambda: difference(noise(4, 4, 1), noise(4, 4, 3)), "one shape"),
         (lambda: difference(noise(4, 4, 1), noise(4, 4, 1), 0), "positive"),
         (lambda: png_bytes(noise(4, 4)), r"\(4, 4\)"),
@@ -155,7 +155,7 @@ def test_many_colours_come_close_and_do_not_flicker(tmp_path):
         (lambda: save_gif("unused.gif", [noise(4, 4)]), r"\(4, 4\)"),
     ],
 )
-def test_what_is_no_picture_is_refused(call, message, tmp_path, monkeypatch):
+def test_what_is_no_image_is_refused(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DuetError, match=message):
         call()
