@@ -30,8 +30,8 @@ from diffusion_core.diffusion.continuous import ContinuousSchedule
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.model.generate import check_labels, describe_labels, draw, known_labels
-from diffusion_core.model.noise_strip import levels_shown, rows_shown, shown
+from diffusion_core.model.generate import check_labels, describe_labels, generate, known_labels
+from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_timesteps
 from diffusion_core.networks import NetworkSpec, Program, make_spec
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
@@ -347,17 +347,17 @@ def save_samples(
     white = model.value_range
     # Of each row that is shown, the state that it leads to and the estimate that it does so by.
     frames: dict[int, tuple[NDArray, NDArray]] = {}
-    steps = rows_shown(plan, 10) if strips else np.zeros(0, int)
+    steps = visible_rows(plan, 10) if strips else np.zeros(0, int)
     moments = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, 60)).astype(int)) if strips else ()
 
     def see(row: int, x: NDArray, estimate: NDArray) -> None:
         level = plan.alpha[row + 1], plan.sigma[row + 1]
-        frames[row] = shown(x[:100], *level, white), to_uint8(estimate[:10], white)
+        frames[row] = to_visible(x[:100], *level, white), to_uint8(estimate[:10], white)
 
     callback = StepCallback(see, frozenset([*map(int, steps), *map(int, moments)])) if strips else None
 
     with Counter(f"{name}: {plan.name}", sample.count) as progress:
-        images = draw(
+        images = generate(
             backend, network, plan, model.spec.image_shape, labels, sample.seed,
             batch=sample.batch, callback=callback, progress=progress,
             guidance=guidance, collective=backend.collective, pause=pause,
@@ -391,11 +391,11 @@ def save_samples(
 
 def noising_strip(model: DiffusionModel, images: NDArray, seed: int) -> NDArray[np.uint8]:
     """The first images as they are and at nine levels from clean to noise; see `visible`."""
-    levels = np.stack(model.process.schedule(levels_shown(model.process.schedule, 9)), axis=1)
+    levels = np.stack(model.process.schedule(visible_timesteps(model.process.schedule, 9)), axis=1)
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
-        noisy = [shown(add_noise(image, eps, *level), *level, model.value_range) for level in levels]
+        noisy = [to_visible(add_noise(image, eps, *level), *level, model.value_range) for level in levels]
         rows.append(("" if k else "x_t", np.stack([to_uint8(image, model.value_range), *noisy])))
     heads = [("0", 1), *((_ratio(*level), 1) for level in levels)]
     return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads, corner=_HEADS)

@@ -32,7 +32,7 @@ from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import open_npz
 from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json, write_samples
 from diffusion_core.sampling import SamplerPlan, edit
@@ -206,7 +206,7 @@ def _interpolate(
     edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # looks at count and mix
     inverse = None
     if encode == "inversion":
-        inverse = given.model.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
+        inverse = given.model.plan("ddim_inversion", steps=None, spacing=edit.decreasing_timesteps(plan.t))
     # Of two classes neither is that of the pictures between.
     nothing, same = given.model.program.null_label or 0, labels[::2] == labels[1::2]
     shared = np.where(same, labels[::2], nothing).astype(np.int32)
@@ -216,7 +216,7 @@ def _interpolate(
 
     def run(sampled: Sampled) -> tuple[NDArray, NDArray[np.int32]]:
         if inverse is None:
-            ends = [edit.noised(plan, some, pairs, given.seed) for some in (pixels[::2], pixels[1::2])]
+            ends = [edit.add_start_noise(plan, some, pairs, given.seed) for some in (pixels[::2], pixels[1::2])]
         else:
             # What leads the way down has no part in what a picture's own noise is.
             ends = [sampled(edit.Edit(inverse, pairs, some), shared, led=False) for some in (pixels[::2], pixels[1::2])]
@@ -291,7 +291,7 @@ def main(cfg: DictConfig) -> None:
 
     def sampled(made: edit.Edit, labels: NDArray[np.int32], *, led: bool = True) -> NDArray:
         with Counter(made.plan.name, len(labels)) as progress:
-            return draw(
+            return generate(
                 backend, network, made.plan, given.model.spec.image_shape, labels, given.seed, batch=cfg.batch,
                 progress=progress, guidance=guidance if led else Guidance(), edit=made,
             )  # fmt: skip

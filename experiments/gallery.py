@@ -27,7 +27,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.data import to_uint8
 from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
@@ -163,7 +163,7 @@ def _drawn(
     with Counter("drawing", sum(plan.rows for plan in plans), "network evaluations") as progress:
         for i, plan in enumerate(plans):
             drawn.append(
-                draw(
+                generate(
                     backend, network, plan, model.spec.image_shape, labels, cfg.sample.seed, batch=cfg.sample.batch
                 ).astype(np.float64)
             )

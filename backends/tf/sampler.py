@@ -174,7 +174,7 @@ def sample(
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
     context = network.context
     longest = max(1, min(_ROWS, plan.rows, _BYTES // start.nbytes))
-    numbers, noisy, everywhere = plan.numbers(), plan.is_noisy, np.ones(plan.rows, bool)
+    numbers, noisy, everywhere = plan.coefficients(), plan.is_noisy, np.ones(plan.rows, bool)
 
     def block(source: NoiseSource, wanted: NDArray, rows: range, room: int) -> tf.Tensor:
         """The pictures of some rows, with zeros where none are wanted, and behind them."""

@@ -134,7 +134,7 @@ def sample(
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
     context = network.context
-    numbers, noisy = plan.numbers(), plan.is_noisy
+    numbers, noisy = plan.coefficients(), plan.is_noisy
     label = context.tensor(label, torch.int64)
     null = torch.full_like(label, network.program.null_label or 0)
     mask = None if guidance.mask is None else context.images(guidance.mask)

@@ -42,7 +42,7 @@ __all__ = [
     "cosine_continuous",
     "edm",
     "flow_continuous",
-    "flow_law",
+    "straight_line",
     "ve_sde",
     "vp_sde",
 ]
@@ -132,11 +132,11 @@ class ContinuousSchedule:
         """Whether alpha^2 + sigma^2 = 1 at every t."""
         return self.curve is np.hypot
 
-    def evenly(self, n: int) -> Array:
+    def even_timesteps(self, n: int) -> Array:
         """So many times from the cleanest to the noisiest; of one the cleanest."""
         return np.linspace(*self.span, n)
 
-    def shifted(self, by: float) -> ContinuousSchedule:
+    def shift_log_snr(self, by: float) -> ContinuousSchedule:
         """The schedule with `by` added to its log-SNR at every t; see `schedule.with_log_snr_shift`."""
 
         def law(t: Array) -> tuple[Array, Array]:
@@ -244,14 +244,14 @@ def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> 
     return ContinuousSchedule("cosine_continuous", law, inverse, (0.0, 1.0))
 
 
-def flow_law(t: ArrayLike) -> tuple[Array, Array]:
+def straight_line(t: ArrayLike) -> tuple[Array, Array]:
     """The straight line of flow matching: alpha = 1 - t, sigma = t for t in [0, 1]."""
     t = np.asarray(t, dtype=np.float64)
     return 1.0 - t, t
 
 
 def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedule:
-    """`flow_law`: rectified flow, or the conditional optimal transport path (Liu et al., 2022; Lipman et al., 2022).
+    """`straight_line`: rectified flow, or the conditional optimal transport path (Liu et al., 2022; Lipman et al., 2022).
 
     Raises:
         DuetError: unless 0 < t_min < t_max <= 1.
@@ -262,7 +262,7 @@ def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedu
             "they must be above 0 and at most 1, the second the larger"
         )
     return ContinuousSchedule(
-        "flow_continuous", flow_law, lambda log_ratio: 1.0 / (1.0 + np.exp(-log_ratio)), (t_min, t_max), np.add
+        "flow_continuous", straight_line, lambda log_ratio: 1.0 / (1.0 + np.exp(-log_ratio)), (t_min, t_max), np.add
     )
 
 

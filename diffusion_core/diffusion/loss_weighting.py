@@ -144,7 +144,7 @@ def make_weights(process: Process, name: str = "simple", **options: object) -> W
     Raises:
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
-    t = process.schedule.evenly(_CHECKED)
+    t = process.schedule.even_timesteps(_CHECKED)
     infinite = ~np.isfinite(build("process.weighting", WEIGHTINGS, name, options, process, t))
     if np.any(infinite):
         raise DuetError(f"process.weighting: {name} is not finite at t = {t[infinite][0]:g}")

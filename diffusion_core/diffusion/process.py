@@ -64,7 +64,7 @@ __all__ = [
     "add_noise",
     "eps_from_x0",
     "flow_from_x0_eps",
-    "misfit",
+    "unsupported_reason",
     "posterior",
     "score_from_x0",
     "v_from_x0_eps",
@@ -198,7 +198,7 @@ _WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level")
 _COUNTING = ("next_level", "iddpm")
 
 
-def misfit(schedule: AnySchedule, prediction: str) -> str | None:
+def unsupported_reason(schedule: AnySchedule, prediction: str) -> str | None:
     """Why a prediction is not defined on a schedule, in words; None where it is."""
     if prediction in _COUNTING and not schedule.is_table:
         return f"it counts the levels of a table, and the time of {schedule.name} is continuous"
@@ -231,7 +231,7 @@ class Process:
         for name in ("time_scale", "sigma_data"):
             if not 0 < getattr(self, name) < np.inf:
                 raise DuetError(f"process.{name}: {getattr(self, name)} was given; it must be a positive number")
-        if why := misfit(self.schedule, self.prediction):
+        if why := unsupported_reason(self.schedule, self.prediction):
             raise DuetError(f"process {self.prediction}: {why}")
 
     def columns(self, t: ArrayLike) -> Columns:

@@ -53,7 +53,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, flow_law
+from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
 
 __all__ = [
     "SCHEDULES",
@@ -63,7 +63,7 @@ __all__ = [
     "cosine",
     "exponential",
     "flow",
-    "flow_law",
+    "straight_line",
     "from_alphas_cumprod",
     "from_betas",
     "jsd",
@@ -190,11 +190,11 @@ class Schedule:
         """The difference of t that is the whole time, T."""
         return float(self.steps)
 
-    def evenly(self, n: int) -> NDArray[np.int64]:
+    def even_timesteps(self, n: int) -> NDArray[np.int64]:
         """So many levels from the cleanest to the noisiest, whole and as even as may be; of one the cleanest."""
         return np.linspace(0, self.steps - 1, n).astype(np.int64)
 
-    def shifted(self, by: float) -> Schedule:
+    def shift_log_snr(self, by: float) -> Schedule:
         """The schedule with `by` added to its log-SNR at every level; see `with_log_snr_shift`."""
         alpha = np.exp(0.5 * by) * self.alpha
         scale = self.curve(self.alpha, self.sigma) / self.curve(alpha, self.sigma)
@@ -352,8 +352,8 @@ def sigmoid(
 
 
 def flow(T: int = 1000) -> Schedule:
-    """`flow_law` tabulated at (t + 1)/T, so that the last level is noise alone (alpha = 0)."""
-    alpha, sigma = flow_law(np.arange(1, T + 1) / T)
+    """`straight_line` tabulated at (t + 1)/T, so that the last level is noise alone (alpha = 0)."""
+    alpha, sigma = straight_line(np.arange(1, T + 1) / T)
     return Schedule("flow", alpha, sigma)
 
 
@@ -401,7 +401,7 @@ def with_log_snr_shift(schedule: AnySchedule, by: float) -> AnySchedule:
     """
     if not -100 <= by <= 100:
         raise DuetError(f"schedule {schedule.name}: a log-SNR shift of {by:g} was given; it must be in -100 .. 100")
-    return schedule.shifted(by) if by else schedule
+    return schedule.shift_log_snr(by) if by else schedule
 
 
 def with_zero_terminal_snr(schedule: AnySchedule) -> Schedule:

@@ -95,7 +95,7 @@ class LossHistory:
     losses: Array
     counts: NDArray[np.int64]
 
-    def after(self, t: ArrayLike, losses: ArrayLike) -> LossHistory:
+    def appended(self, t: ArrayLike, losses: ArrayLike) -> LossHistory:
         """The history after these losses, with shape (B,), at these levels, in this order.
 
         Raises:
@@ -145,12 +145,12 @@ class DiscreteTimestepSampler:
         """P(t = i) for each level i, with shape (T,)."""
         return np.diff(self.cumulative, prepend=0.0)
 
-    def fresh(self) -> LossHistory | None:
+    def empty_history(self) -> LossHistory | None:
         """The history before the first step; None for a fixed law."""
         levels = len(self.cumulative)
         return LossHistory(np.zeros((levels, self.history)), np.zeros(levels, np.int64)) if self.history else None
 
-    def given(self, history: LossHistory | None) -> DiscreteTimestepSampler:
+    def adapted(self, history: LossHistory | None) -> DiscreteTimestepSampler:
         """The law after these losses: in proportion to their root mean square, but for the uniform share."""
         own = self.probability
         if history is None or np.any(history.counts[own > 0] < self.history):
@@ -192,7 +192,7 @@ class ContinuousTimestepSampler:
     def __post_init__(self) -> None:
         _check_strata(self.strata)
 
-    def fresh(self) -> None:
+    def empty_history(self) -> None:
         """No history: see `DiscreteTimestepSampler`."""
 
     def draw(self, seed: int, positions: ArrayLike) -> Array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from diffusion_core.likelihood.bound import Bound, variational_bound
 from diffusion_core.likelihood.flow import FlowDensity, flow_density
-from diffusion_core.likelihood.pixels import bits_per_dimension, dequantised, discretised_gaussian
+from diffusion_core.likelihood.pixels import bits_per_dimension, dequantize, discretised_gaussian
 
 __all__ = [
     "Bound",
     "FlowDensity",
     "bits_per_dimension",
-    "dequantised",
+    "dequantize",
     "discretised_gaussian",
     "flow_density",
     "variational_bound",

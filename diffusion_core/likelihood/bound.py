@@ -54,11 +54,11 @@ from diffusion_core.diffusion.schedule import AnySchedule, Schedule
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance, step_log_variances
 from diffusion_core.likelihood.pixels import discretised_gaussian
 
-__all__ = ["LAWS", "Bound", "check_variance", "level_law", "prior_scale", "variational_bound"]
+__all__ = ["DISTRIBUTIONS", "Bound", "check_variance", "level_distribution", "prior_scale", "variational_bound"]
 
 Array = NDArray[np.float64]
 
-LAWS = ("uniform", "importance")
+DISTRIBUTIONS = ("uniform", "importance")
 _EVEN_SHARE = 0.1
 
 
@@ -120,29 +120,29 @@ def prior_scale(schedule: AnySchedule) -> float:
     return 1.0 if schedule.variance_preserving else float(schedule(schedule.span[1])[1])
 
 
-def level_law(schedule: Schedule, law: str, std: float) -> Array:
+def level_distribution(schedule: Schedule, distribution: str, std: float) -> Array:
     """p(t) of the levels 1 .. T-1, with shape (T-1,), adding up to 1.
 
     Args:
         schedule: the levels.
-        law: ``"uniform"`` or ``"importance"``.
+        distribution: ``"uniform"`` or ``"importance"``.
         std: the standard deviation of the data that the latter is made for.
     """
     even = np.full(schedule.steps - 1, 1.0 / (schedule.steps - 1))
-    if law == "uniform":
+    if distribution == "uniform":
         return even
     snr = np.exp(schedule.log_snr)
     guess = (snr[:-1] - snr[1:]) * std**2 / (1.0 + std**2 * snr[1:])
     return _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * guess / guess.sum()
 
 
-def _drawn(law: Array, count: int, seed: int, index: NDArray) -> tuple[NDArray[np.int64], Array]:
+def _drawn(probability: Array, count: int, seed: int, index: NDArray) -> tuple[NDArray[np.int64], Array]:
     """Levels of each image and their weights, both with shape (N, count + 1); the last level is 0, with weight 1."""
     offset = Stream(seed, "likelihood/levels").uniform(index, 1)
     places = (np.arange(count) + offset) / count
-    drawn = np.searchsorted(np.cumsum(law)[:-1], places, side="right")
+    drawn = np.searchsorted(np.cumsum(probability)[:-1], places, side="right")
     levels = np.pad(drawn + 1, ((0, 0), (0, 1)))
-    return levels, np.pad(1.0 / (count * law[drawn]), ((0, 0), (0, 1)), constant_values=1.0)
+    return levels, np.pad(1.0 / (count * probability[drawn]), ((0, 0), (0, 1)), constant_values=1.0)
 
 
 def _log_variance_columns(schedule: Schedule, variance: str) -> tuple[Array, Array]:
@@ -163,7 +163,7 @@ def variational_bound(
     *,
     variance: str = "fixed_small",
     levels: int | None = None,
-    law: str = "importance",
+    distribution: str = "importance",
     clip: bool = True,
     value_range: Sequence[float] = VALUE_RANGE,
     batch: int = 128,
@@ -180,7 +180,7 @@ def variational_bound(
         seed: of the streams.
         variance: of the steps, one of `variational.STEP_VARIANCES`.
         levels: how many of the T-1 levels t > 0 are evaluated per image; None is all of them.
-        law: how these are drawn, one of `LAWS`.
+        distribution: how these are drawn, one of `DISTRIBUTIONS`.
         clip: bound the estimate D to the value range, as all sampling does by default.
         value_range: the values of the pixels 0 and 255.
         batch: how many (image, level) pairs are evaluated at once; changes no number but by the network's rounding.
@@ -197,11 +197,14 @@ def variational_bound(
     T, channels = schedule.steps, u8.shape[3]
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one level; the bound needs at least 2")
-    if law not in LAWS:
-        raise one_of("likelihood.law", law, LAWS)
+    if distribution not in DISTRIBUTIONS:
+        raise one_of("likelihood.distribution", distribution, DISTRIBUTIONS)
     if levels is not None and not 1 <= levels < T:
         raise DuetError(f"likelihood.levels: {levels} was given; of {T} levels 1 to {T - 1} can be drawn, or null")
-    index, chosen = np.asarray(index), level_law(schedule, "uniform" if levels is None else law, (high - low) / 4)
+    index, chosen = (
+        np.asarray(index),
+        level_distribution(schedule, "uniform" if levels is None else distribution, (high - low) / 4),
+    )
     t, weight = _drawn(chosen, T - 1 if levels is None else levels, seed, index)
     alpha, sigma = schedule.alpha, schedule.sigma
     _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))

@@ -39,7 +39,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.likelihood.bound import prior_scale
 
-__all__ = ["DIVERGENCES", "METHODS", "FlowDensity", "Tableau", "flow_density"]
+__all__ = ["DIVERGENCES", "ODE_METHODS", "FlowDensity", "Tableau", "flow_density"]
 
 Array = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class Tableau:
             raise DuetError("tableau: each row must add up to its node, and the weights to 1")
 
 
-METHODS: Mapping[str, Tableau] = {
+ODE_METHODS: Mapping[str, Tableau] = {
     "heun": Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
     "rk4": Tableau(
         4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
@@ -119,12 +119,12 @@ def flow_density(
     Args:
         vjp: see `backend.Network.vjp`.
         process: what the network was trained for.
-        y: pictures, with shape (N, H, W, C); of stored ones see `pixels.dequantised`.
+        y: pictures, with shape (N, H, W, C); of stored ones see `pixels.dequantize`.
         label: the network's label of each, with shape (N,).
         index: the counter of each in the stream of probes, with shape (N,).
         seed: of that stream.
         steps: of the path; each evaluates the network once per stage of the method and probe.
-        method: a name of `METHODS`.
+        method: a name of `ODE_METHODS`.
         divergence: one of `DIVERGENCES`.
         probes: how many vectors of signs the divergence is the mean over; not for the exact one.
         outputs: channels of the network's output; None is those of the images. Only the first C count.
@@ -134,8 +134,8 @@ def flow_density(
     Raises:
         DuetError: for an option that does not fit.
     """
-    if method not in METHODS:
-        raise one_of("likelihood.method", method, METHODS)
+    if method not in ODE_METHODS:
+        raise one_of("likelihood.method", method, ODE_METHODS)
     if divergence not in DIVERGENCES:
         raise one_of("likelihood.divergence", divergence, DIVERGENCES)
     if steps < 1:
@@ -149,7 +149,7 @@ def flow_density(
             f"stage; up to {_MOST_EXACT} that is done, so use hutchinson"
         )
     index, schedule = np.asarray(index), process.schedule
-    path = _Path.through(process, steps, METHODS[method])
+    path = _Path.through(process, steps, ODE_METHODS[method])
     alpha, sigma = schedule(np.array(schedule.span))
     first, variance = (
         alpha[0] / np.hypot(alpha[0], sigma[0]),

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import check_value_range, from_uint8
 
-__all__ = ["bits_per_dimension", "dequantised", "discretised_gaussian", "log_normal_interval"]
+__all__ = ["bits_per_dimension", "dequantize", "discretised_gaussian", "log_normal_interval"]
 
 Array = NDArray[np.float64]
 
@@ -88,9 +88,7 @@ def discretised_gaussian(u8: NDArray[np.uint8], mean: ArrayLike, std: ArrayLike,
     return log_normal_interval(below, above)
 
 
-def dequantised(
-    u8: NDArray[np.uint8], index: ArrayLike, seed: int, value_range: Sequence[float], row: int = 0
-) -> Array:
+def dequantize(u8: NDArray[np.uint8], index: ArrayLike, seed: int, value_range: Sequence[float], row: int = 0) -> Array:
     """Values drawn uniformly from the bins of stored pixels, with the shape of `u8`, (B, H, W, C).
 
     Args:

@@ -107,7 +107,7 @@ class DiffusionModel:
     def plan(self, sampler: str, **options: Any) -> SamplerPlan:
         """The plan of a sampler by name, whose clip is in the range of the values; see `sampling.make_plan`."""
         self.check_generates()
-        plan = make_plan(self.process, sampler, **options).within(self.value_range)
+        plan = make_plan(self.process, sampler, **options).with_value_range(self.value_range)
         if plan.learned is not None and self.spec.out_channels == self.spec.in_channels:
             raise DuetError(
                 f"sampler.variance: {options['variance']} was given, but the network has no channels for it; "

@@ -21,7 +21,7 @@ from diffusion_core.runtime.distributed import Collective
 from diffusion_core.sampling.edit import Edit
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["check_labels", "describe_labels", "draw", "known_labels", "noise_source", "start_noise"]
+__all__ = ["check_labels", "describe_labels", "generate", "known_labels", "noise_source", "start_noise"]
 
 
 def start_noise(plan: SamplerPlan, seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NDArray:
@@ -90,7 +90,7 @@ def describe_labels(program: Program, classifier: Program | None = None) -> str:
     return f"the network has classes {first}..{last}, and {program.null_label} for no class"
 
 
-def draw(
+def generate(
     backend: Backend,
     network: Network,
     plan: SamplerPlan,

@@ -24,13 +24,13 @@ from diffusion_core.data.pixels import VALUE_RANGE, to_uint8
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["levels_shown", "rows_shown", "shown"]
+__all__ = ["visible_timesteps", "visible_rows", "to_visible"]
 
 # The least and the largest log(sigma/alpha) that is shown, in a value range of [-1, 1].
 _ENDS = (math.log(0.05), math.log(10.0))
 
 
-def shown(
+def to_visible(
     x: ArrayLike, alpha: float, sigma: float, value_range: tuple[float, float] = VALUE_RANGE
 ) -> NDArray[np.uint8]:
     """The pixels that show x_t at the level (alpha, sigma), with the shape of `x`."""
@@ -39,12 +39,12 @@ def shown(
     return to_uint8(middle + (x - alpha * middle) / math.hypot(alpha, sigma / half), value_range)
 
 
-def levels_shown(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
+def visible_timesteps(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
     """So many t of a schedule, rising and even in log(sigma/alpha), with shape (n,)."""
     return schedule.t_at_log_ratio(np.linspace(*np.clip(_ENDS, *schedule.ends), n))
 
 
-def rows_shown(plan: SamplerPlan, n: int) -> NDArray[np.int64]:
+def visible_rows(plan: SamplerPlan, n: int) -> NDArray[np.int64]:
     """At most so many rows of a plan, rising, the last one among them.
 
     What the others lead to is nearest to levels that are even in log(sigma/alpha), as far as the plan has such.

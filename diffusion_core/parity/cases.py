@@ -389,7 +389,7 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
         noise=noise,
         guidance_scale=guidance_scale,
         start_scale=1.2,
-        keeps="nothing",
+        preserves="nothing",
     )
 
 
@@ -421,7 +421,7 @@ PLANS: dict[str, SamplerPlan] = {
     ),
     "DDPM-20, large variance": make_plan(
         PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"
-    ).within((-1.5, 1.0)),
+    ).with_value_range((-1.5, 1.0)),
     "DPM-Solver++ 2M-20": make_plan(PARITY.process, "dpm_solver", steps=20),
     "DPM-Solver++ 3M-SDE-20": make_plan(PARITY.process, "dpm_solver", steps=20, order=3, sde=True),
     "RePaint-10, twice each 3": make_plan(PARITY.process, "repaint", steps=10, jump=3, resamples=2, guidance_scale=2.0),

@@ -28,9 +28,9 @@ from diffusion_core.backend.interface import (
 from diffusion_core.common.random import Stream
 from diffusion_core.data import to_uint8
 from diffusion_core.diffusion.continuous import CONTINUOUS
-from diffusion_core.diffusion.process import PREDICTIONS, Process, misfit
+from diffusion_core.diffusion.process import PREDICTIONS, Process, unsupported_reason
 from diffusion_core.diffusion.schedule import SCHEDULES, make_schedule
-from diffusion_core.likelihood import dequantised, flow_density, variational_bound
+from diffusion_core.likelihood import dequantize, flow_density, variational_bound
 from diffusion_core.model.generate import noise_source, start_noise
 from diffusion_core.networks import Node, Program, lower
 from diffusion_core.networks.blocks import Conv
@@ -113,10 +113,10 @@ def tables(backend: Backend, trace: Trace) -> None:
     """Rung 0: every table and stream, as this environment's NumPy makes them."""
     for name in (*SCHEDULES, *CONTINUOUS):
         schedule = make_schedule(name)
-        t = schedule.evenly(1000)
+        t = schedule.even_timesteps(1000)
         trace.arrays[f"0/schedule {name}"] = np.stack(schedule(t))
         for prediction in PREDICTIONS:
-            if misfit(schedule, prediction):
+            if unsupported_reason(schedule, prediction):
                 continue
             columns = Process(schedule, prediction).columns(t)
             trace.arrays[f"0/process {prediction}, {name}"] = np.stack(list(vars(columns).values()))
@@ -453,7 +453,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
     bound = variational_bound(network.forward, *inputs, batch=batch.size)
     wanted = variational_bound(partial(reference.forward, program, weights), *inputs)
     trace.judge(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
-    y = dequantised(u8, index, cases.SEED, cases.PARITY.value_range)
+    y = dequantize(u8, index, cases.SEED, cases.PARITY.value_range)
     density = flow_density(network.vjp, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
     trace.arrays["6/likelihood/bound"] = bound.terms
     trace.arrays["6/likelihood/density"] = np.stack([density.prior, density.volume])

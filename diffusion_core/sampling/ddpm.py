@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -64,7 +64,7 @@ def ddpm(
         raise one_of("sampler.variance", variance, STEP_VARIANCES)
     if last_t and not 0 <= last_t < process.schedule.steps:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{process.schedule.steps - 1}")
-    levels_visited = visited(process.schedule, steps, spacing)
+    levels_visited = make_timesteps(process.schedule, steps, spacing)
     if last_t and len(levels_visited) < process.schedule.steps:
         raise DuetError(
             f"sampler.last_t: {last_t} was given with {len(levels_visited)} steps; use steps=null, for every level"
@@ -83,7 +83,7 @@ def ddpm(
         noise=noise[:, None],
         learned=learned,
         clip=clip,
-        keeps="marginals" if variance == "fixed_small" and last_t == 0 else "mean",
+        preserves="marginals" if variance == "fixed_small" and last_t == 0 else "mean",
     )
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -50,7 +50,7 @@ def deis(
     """
     if order not in (1, 2, 3, 4):
         raise DuetError(f"sampler.order: {order} was given; it is 1 to 4")
-    integrator = Integrator("deis", plan_levels(process, visited(process.schedule, steps, spacing)), "eps")
+    integrator = Integrator("deis", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), "eps")
     return SamplerPlan(
         name=f"deis-{order}-{integrator.rows}",
         **integrator.levels,

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import ancestral, churned, log_ratio, needs_signal, stepped
+from diffusion_core.sampling.steps import add_churn, ancestral_fractions, log_ratio, needs_signal, one_step_plan
 
 __all__ = ["dpm2", "dpm2_ancestral"]
 
@@ -46,7 +46,7 @@ def dpm2(
         steps: how many, or another answer of `spacing`.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
-        s_churn: see `steps.churned`; so are s_min and s_max.
+        s_churn: see `steps.add_churn`; so are s_min and s_max.
         s_min: least sigma/alpha that is raised.
         s_max: largest one; None is no bound.
         s_noise: standard deviation of the noise that raises.
@@ -54,10 +54,10 @@ def dpm2(
     Raises:
         DuetError: if a number does not fit, or for a first level without signal.
     """
-    t = visited(process.schedule, steps, spacing)
-    starts, left = churned(process.schedule, t, s_churn, s_min, s_max)
+    t = make_timesteps(process.schedule, steps, spacing)
+    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
     second = _halfway("dpm2", process.schedule, starts, left)
-    return stepped(process, "dpm2", starts, left, second, 1.0, s_noise=s_noise, clip=clip)
+    return one_step_plan(process, "dpm2", starts, left, second, 1.0, s_noise=s_noise, clip=clip)
 
 
 def dpm2_ancestral(
@@ -81,10 +81,10 @@ def dpm2_ancestral(
     Raises:
         DuetError: if a number does not fit, or for a first level without signal.
     """
-    t = visited(process.schedule, steps, spacing)
-    left = ancestral(process.schedule, t, eta)
+    t = make_timesteps(process.schedule, steps, spacing)
+    left = ancestral_fractions(process.schedule, t, eta)
     second = _halfway("dpm2_ancestral", process.schedule, t, left)
-    return stepped(process, "dpm2_ancestral", t, left, second, 1.0, s_noise=s_noise, clip=clip)
+    return one_step_plan(process, "dpm2_ancestral", t, left, second, 1.0, s_noise=s_noise, clip=clip)
 
 
 def _halfway(name: str, schedule: AnySchedule, starts: NDArray, left: NDArray) -> NDArray:

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Coefficients, recurrence
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import ancestral, log_ratio, needs_signal
+from diffusion_core.sampling.steps import ancestral_fractions, log_ratio, needs_signal
 
 __all__ = ["dpmpp_2s_ancestral", "dpmpp_sde"]
 
@@ -86,17 +86,17 @@ def _halfway(
 ) -> SamplerPlan:
     if not 0 <= eta <= 1:
         raise DuetError(f"sampler.eta: {eta} was given; it must be between 0 (deterministic) and 1 (ancestral)")
-    starts = visited(process.schedule, steps, spacing)
+    starts = make_timesteps(process.schedule, steps, spacing)
     needs_signal(name, process.schedule(starts)[0])
     outer = log_ratio(process.schedule, starts)
     # What of each level is there before its fresh noise, and the levels between.
-    left = ancestral(process.schedule, starts, eta)[1:]
+    left = ancestral_fractions(process.schedule, starts, eta)[1:]
     middle = outer[:-1] + (np.diff(outer) + (0.0 if noisy else np.log(left))) / 2
     t = np.empty(2 * len(starts) - 1)
     t[::2], t[1::2] = starts, process.schedule.t_at_log_ratio(middle)
     levels = plan_levels(process, t)
     alpha, sigma = levels["alpha"], levels["sigma"]
-    halfway = ancestral(process.schedule, t, eta)[1::2] if noisy else np.ones(len(left))
+    halfway = ancestral_fractions(process.schedule, t, eta)[1::2] if noisy else np.ones(len(left))
     ratio = sigma / alpha
     rows = len(t)
 

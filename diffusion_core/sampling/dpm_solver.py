@@ -42,7 +42,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.exponential import Coefficients, Integrator, effective_orders, multistep, recurrence
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import log_ratio
@@ -81,14 +81,16 @@ def dpm_solver(
         DuetError: for an order, a solver type or a form that does not exist, or a schedule that starts without signal.
     """
     _check(order, solver_type, SOLVER_TYPES)
-    integrator = Integrator("dpm_solver", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
+    integrator = Integrator(
+        "dpm_solver", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict
+    )
     orders = effective_orders(integrator.rows, order, lower_order_final)
     return SamplerPlan(
         name=_name("dpm_solver", order, predict, sde, integrator.rows),
         **integrator.levels,
         **multistep(integrator, orders, tau=float(sde), kind=solver_type),
         clip=clip,
-        keeps=integrator.keeps(sde),
+        preserves=integrator.preserves(sde),
     )
 
 
@@ -124,7 +126,7 @@ def dpm_solver_singlestep(
     _check(order, solver_type, SOLVER_TYPES[:2])
     if between not in BETWEEN:
         raise one_of("sampler.between", between, BETWEEN)
-    t = visited(process.schedule, steps, spacing)
+    t = make_timesteps(process.schedule, steps, spacing)
     starts = _starts(len(t), order)
     if between == "log_snr":
         t = _spread_evenly(process.schedule, t, starts)
@@ -153,7 +155,7 @@ def dpm_solver_singlestep(
         **integrator.levels,
         **recurrence(rows, 2 + (order - 1 if eps else 0), 1 if eps else order, step),
         clip=clip,
-        keeps=integrator.keeps(sde),
+        preserves=integrator.preserves(sde),
     )
 
 

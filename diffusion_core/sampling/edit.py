@@ -42,7 +42,17 @@ from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.sampling.plan import SamplerPlan
 
-__all__ = ["MIXES", "Edit", "falling", "image_to_image", "inpaint", "interpolate", "noised", "row_of", "tail"]
+__all__ = [
+    "MIXES",
+    "Edit",
+    "decreasing_timesteps",
+    "image_to_image",
+    "inpaint",
+    "interpolate",
+    "add_start_noise",
+    "start_row",
+    "tail",
+]
 
 Array = NDArray[np.float64]
 
@@ -69,7 +79,7 @@ class Edit:
     pictures: Array | None = None
 
 
-def row_of(plan: SamplerPlan, strength: float) -> int:
+def start_row(plan: SamplerPlan, strength: float) -> int:
     """The row at which this share of a plan's rows begins, at least one of them.
 
     Raises:
@@ -92,21 +102,21 @@ def tail(make: Callable[..., SamplerPlan], strength: float) -> SamplerPlan:
         DuetError: if it is no share.
     """
     whole = make()
-    row = row_of(whole, strength)
-    if whole.stands_alone(row):
+    row = start_row(whole, strength)
+    if whole.is_self_contained(row):
         return whole.tail(row)
     nearest = sorted(range(whole.rows), key=lambda other: abs(other - row))
     # The last row of a multistep solver, which leads to clean data, is often one of its own: that is no step of many.
     inner = (other for other in nearest if 0 < other < whole.rows - 1)
-    if any(map(whole.stands_alone, inner)) or not _begins(make, whole):
-        return whole.tail(next(filter(whole.stands_alone, nearest)))
+    if any(map(whole.is_self_contained, inner)) or not _begins(make, whole):
+        return whole.tail(next(filter(whole.is_self_contained, nearest)))
     t = whole.t[row:]
-    begun = _of_levels(make, falling(t[~_is_stage(whole)[row:]]))
+    begun = _of_levels(make, decreasing_timesteps(t[~_is_stage(whole)[row:]]))
     # Each row keeps the guidance that its level has in the whole.
     return replace(begun, guidance_scale=whole.guidance_scale[row:][np.abs(begun.t[:, None] - t).argmin(axis=1)])
 
 
-def falling(t: NDArray) -> list[float]:
+def decreasing_timesteps(t: NDArray) -> list[float]:
     """The levels that are below all before them, which `spacing` takes."""
     return t[np.append(True, t[1:] < np.minimum.accumulate(t)[:-1])].tolist()
 
@@ -118,7 +128,7 @@ def _of_levels(make: Callable[..., SamplerPlan], levels: list[float]) -> Sampler
 
 def _begins(make: Callable[..., SamplerPlan], whole: SamplerPlan) -> bool:
     """Whether a plan is that of the levels at which its steps start, none of them moved or added by the sampler."""
-    return np.array_equal(_of_levels(make, falling(whole.t[~_is_stage(whole)])).t, whole.t)
+    return np.array_equal(_of_levels(make, decreasing_timesteps(whole.t[~_is_stage(whole)])).t, whole.t)
 
 
 def _is_stage(plan: SamplerPlan) -> NDArray[np.bool_]:
@@ -129,7 +139,7 @@ def _is_stage(plan: SamplerPlan) -> NDArray[np.bool_]:
     return np.any(kept[:, 1:] & (plan.state[:, 0, 1:] != 0), axis=1)
 
 
-def noised(plan: SamplerPlan, pictures: NDArray, index: NDArray, seed: int) -> Array:
+def add_start_noise(plan: SamplerPlan, pictures: NDArray, index: NDArray, seed: int) -> Array:
     """Pictures with the noise of a plan's first level, with shape (N, H, W, C).
 
     The eps is that from which a sample of the same index starts, so that without signal this is its start.
@@ -147,7 +157,7 @@ def image_to_image(plan: SamplerPlan, pictures: NDArray, seed: int) -> Edit:
         seed: of the noise.
     """
     index = np.arange(len(pictures))
-    return Edit(plan, index, noised(plan, pictures, index, seed))
+    return Edit(plan, index, add_start_noise(plan, pictures, index, seed))
 
 
 def lerp(a: Array, b: Array, share: Array) -> Array:
@@ -174,7 +184,7 @@ def interpolate(plan: SamplerPlan, first: NDArray, second: NDArray, count: int, 
 
     Args:
         plan: see `tail`.
-        first: pictures at the plan's first level, as `noised` or an inversion gives them, with shape (P, H, W, C).
+        first: pictures at the plan's first level, as `add_start_noise` or an inversion gives them, with shape (P, H, W, C).
         second: where each leads, with the same shape.
         count: samples of each pair, at least 2; they follow each other.
         mix: one of `MIXES`.

@@ -19,10 +19,10 @@ References:
 from __future__ import annotations
 
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import ancestral, churned, shifted, stepped
+from diffusion_core.sampling.steps import add_churn, ancestral_fractions, one_step_plan, shift_timesteps
 
 __all__ = ["euler", "euler_ancestral", "flow_euler"]
 
@@ -44,7 +44,7 @@ def euler(
         steps: how many, or another answer of `spacing`.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
-        s_churn: see `steps.churned`; so are s_min and s_max.
+        s_churn: see `steps.add_churn`; so are s_min and s_max.
         s_min: least sigma/alpha that is raised.
         s_max: largest one; None is no bound.
         s_noise: standard deviation of the noise that raises.
@@ -52,9 +52,9 @@ def euler(
     Raises:
         DuetError: if a number does not fit.
     """
-    t = visited(process.schedule, steps, spacing)
-    starts, left = churned(process.schedule, t, s_churn, s_min, s_max)
-    return stepped(process, "euler", starts, left, s_noise=s_noise, clip=clip)
+    t = make_timesteps(process.schedule, steps, spacing)
+    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
+    return one_step_plan(process, "euler", starts, left, s_noise=s_noise, clip=clip)
 
 
 def euler_ancestral(
@@ -78,8 +78,10 @@ def euler_ancestral(
     Raises:
         DuetError: if a number does not fit.
     """
-    t = visited(process.schedule, steps, spacing)
-    return stepped(process, "euler_ancestral", t, ancestral(process.schedule, t, eta), s_noise=s_noise, clip=clip)
+    t = make_timesteps(process.schedule, steps, spacing)
+    return one_step_plan(
+        process, "euler_ancestral", t, ancestral_fractions(process.schedule, t, eta), s_noise=s_noise, clip=clip
+    )
 
 
 def flow_euler(
@@ -94,12 +96,12 @@ def flow_euler(
     Args:
         process: what the network was trained for.
         steps: how many, or another answer of `spacing`.
-        shift: see `steps.shifted`; 1 is none.
+        shift: see `steps.shift_timesteps`; 1 is none.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
 
     Raises:
         DuetError: if a number does not fit.
     """
-    t = shifted(process.schedule, visited(process.schedule, steps, spacing), shift)
-    return stepped(process, "flow_euler", t, clip=clip)
+    t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
+    return one_step_plan(process, "flow_euler", t, clip=clip)

@@ -168,7 +168,7 @@ class Integrator:
         shares = weights(self.half[i], self.half[j], self.half[list(nodes)], rate, kind)
         return scale * sum(share * (value - y) for share, value in zip(shares, values, strict=True))
 
-    def keeps(self, tau: float | Array) -> str:
+    def preserves(self, tau: float | Array) -> str:
         """See `SamplerPlan`: the second form with noise has the variance of its levels only as steps become small."""
         return "mean" if self.predict == "eps" and np.any(tau) else "marginals"
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, spaced, spaced_times
+from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, continuous_timesteps, table_timesteps
 
-__all__ = ["GRIDS", "karras", "visited"]
+__all__ = ["GRIDS", "karras", "make_timesteps"]
 
 Array = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ GRIDS: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def visited(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None) -> NDArray:
+def make_timesteps(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None) -> NDArray:
     """The t of every row, falling, with shape (N,).
 
     Args:
@@ -113,8 +113,8 @@ def visited(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None)
 def _plain(schedule: AnySchedule, steps: Steps, spacing: Spacing) -> NDArray:
     """Levels of the table, or times."""
     if schedule.is_table:
-        return spaced(schedule.steps, steps, spacing)
-    return spaced_times(schedule.span, steps, spacing)
+        return table_timesteps(schedule.steps, steps, spacing)
+    return continuous_timesteps(schedule.span, steps, spacing)
 
 
 def _shares(steps: int) -> Array:

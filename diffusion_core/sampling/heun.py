@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import churned, shifted, stepped
+from diffusion_core.sampling.steps import add_churn, one_step_plan, shift_timesteps
 
 __all__ = ["flow_heun", "heun"]
 
@@ -41,7 +41,7 @@ def heun(
         steps: how many, or another answer of `spacing`.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
-        s_churn: see `steps.churned`; so are s_min and s_max.
+        s_churn: see `steps.add_churn`; so are s_min and s_max.
         s_min: least sigma/alpha that is raised.
         s_max: largest one; None is no bound.
         s_noise: standard deviation of the noise that raises.
@@ -49,9 +49,9 @@ def heun(
     Raises:
         DuetError: if a number does not fit, or for a first level without signal.
     """
-    t = visited(process.schedule, steps, spacing)
-    starts, left = churned(process.schedule, t, s_churn, s_min, s_max)
-    return stepped(process, "heun", starts, left, np.append(t[1:], np.nan), s_noise=s_noise, clip=clip)
+    t = make_timesteps(process.schedule, steps, spacing)
+    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
+    return one_step_plan(process, "heun", starts, left, np.append(t[1:], np.nan), s_noise=s_noise, clip=clip)
 
 
 def flow_heun(
@@ -66,12 +66,12 @@ def flow_heun(
     Args:
         process: what the network was trained for; the first level may be noise alone.
         steps: how many, or another answer of `spacing`.
-        shift: see `steps.shifted`; 1 is none.
+        shift: see `steps.shift_timesteps`; 1 is none.
         spacing: see `grid` and `spacing`.
         clip: see `SamplerPlan`.
 
     Raises:
         DuetError: if a number does not fit.
     """
-    t = shifted(process.schedule, visited(process.schedule, steps, spacing), shift)
-    return stepped(process, "flow_heun", t, second=np.append(t[1:], np.nan), variable="flow", clip=clip)
+    t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
+    return one_step_plan(process, "flow_heun", t, second=np.append(t[1:], np.nan), variable="flow", clip=clip)

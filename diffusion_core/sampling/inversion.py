@@ -26,7 +26,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -49,7 +49,7 @@ def ddim_inversion(process: Process, steps: Steps = 50, ask: str = "next", spaci
     """
     if ask not in ASKS:
         raise one_of("sampler.ask", ask, ASKS)
-    rising = visited(process.schedule, steps, spacing)[::-1].copy()
+    rising = make_timesteps(process.schedule, steps, spacing)[::-1].copy()
     if ask == "current":
         if len(rising) < 2:
             raise DuetError("sampler.steps: 1 level was given to ask at the current one; use at least 2, or ask=next")
@@ -73,5 +73,5 @@ def ddim_inversion(process: Process, steps: Steps = 50, ask: str = "next", spaci
         state=state[:, None, None],
         denoised=denoised[:, None, None],
         noise=np.zeros((len(levels["t"]), 1)),
-        keeps="marginals" if ask == "current" else "nothing",
+        preserves="marginals" if ask == "current" else "nothing",
     )

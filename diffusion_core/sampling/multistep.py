@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import VARIABLES, needs_signal
@@ -87,7 +87,7 @@ def _continued(
         raise DuetError(f"sampler.order: {order} was given; it is 1, 2, 3 or 4")
     if variable not in VARIABLES:
         raise one_of("sampler.variable", variable, VARIABLES)
-    levels = plan_levels(process, visited(process.schedule, steps, spacing))
+    levels = plan_levels(process, make_timesteps(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     if variable == "ratio":
         needs_signal(name, alpha)

@@ -58,7 +58,7 @@ __all__ = ["SamplerPlan", "plan_levels"]
 
 Array = NDArray[np.float64]
 
-KEEPS = ("marginals", "mean", "nothing")
+PRESERVES = ("marginals", "mean", "nothing")
 _ROUNDING = 1e-9
 # Of the coefficients of a row and their sums, which may be differences of numbers some ten times as large.
 _UNIT = 1e-14
@@ -80,12 +80,12 @@ class SamplerPlan:
         guidance_scale: weight of the class over no class, with shape (N,).
         start_scale: standard deviation of the noise that the sampler starts from.
         clip: estimates are bounded to [-clip, clip] in a data range of [-1, 1]; None leaves them.
-        value_range: the data range; see `within`.
+        value_range: the data range; see `with_value_range`.
         threshold: the quantile of dynamic thresholding, 0 to 1; None bounds every image alike.
         rescale: share of the rescaling of guided outputs, 0 to 1.
         classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None is none.
         learned: (a, b) of a learned variance, with shape (N, 2); None is a fixed one.
-        keeps: what the rows keep where every estimate is exact, D = x_0: ``"marginals"``, the levels' alpha and sigma;
+        preserves: what the rows keep where every estimate is exact, D = x_0: ``"marginals"``, the levels' alpha and sigma;
             ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
 
     Raises:
@@ -112,7 +112,7 @@ class SamplerPlan:
     rescale: float = 0.0
     classifier: Array | None = None
     learned: Array | None = None
-    keeps: str = "marginals"
+    preserves: str = "marginals"
 
     def __post_init__(self) -> None:
         rows, registers, _ = self.denoised.shape
@@ -143,16 +143,16 @@ class SamplerPlan:
             )
         if not 0 <= self.rescale <= 1:
             raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (not at all) and 1")
-        if self.keeps not in KEEPS:
-            raise one_of(f"plan {self.name}: keeps", self.keeps, KEEPS)
-        if self.keeps != "nothing":
+        if self.preserves not in PRESERVES:
+            raise one_of(f"plan {self.name}: preserves", self.preserves, PRESERVES)
+        if self.preserves != "nothing":
             self._check_rows()
 
     def _check_rows(self) -> None:
         """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
         signal, scale, rounded = self._alone() if self.registers == 1 else self._together()
         wrong = np.abs(signal - self.alpha[1:])
-        if self.keeps == "marginals":
+        if self.preserves == "marginals":
             wrong = np.maximum(wrong, np.abs(scale - self.sigma[1:]))
         allowed = np.maximum(_ROUNDING * np.maximum(1.0, np.maximum(self.sigma[:-1], self.sigma[1:])), rounded)
         for row in np.flatnonzero(~(wrong <= allowed)):
@@ -215,7 +215,7 @@ class SamplerPlan:
         """Whether each row needs the network with and without the class, with shape (N,)."""
         return self.guidance_scale != 1
 
-    def numbers(self) -> Array:
+    def coefficients(self) -> Array:
         """The coefficients of each row side by side, as `rows.RowSignature.row` takes them apart, with shape (N, K).
 
         Rows without noise have 0 for a and b of a learned variance: its factor is then 1, whatever the output.
@@ -277,7 +277,7 @@ class SamplerPlan:
                 "repaint, ddim or dpm_solver"
             )
 
-    def stands_alone(self, row: int) -> bool:
+    def is_self_contained(self, row: int) -> bool:
         """Whether the rows from `row` on read nothing that earlier ones have left, beside register 0."""
         registers, history = np.arange(self.registers) > 0, np.ones(self.history, bool)
         for i in range(row, self.rows if row else 0):
@@ -295,12 +295,12 @@ class SamplerPlan:
         """
         if not 0 <= row < self.rows:
             raise DuetError(f"plan {self.name}: row {row} was asked for; it has rows 0..{self.rows - 1}")
-        if not self.stands_alone(row):
+        if not self.is_self_contained(row):
             raise DuetError(f"plan {self.name}: the rows from {row} on need what earlier ones have left")
         tables = {name: table[row:] for name, table in self.tables().items()}
         return replace(self, name=f"{self.name} from row {row}", **tables)
 
-    def within(self, value_range: tuple[float, float]) -> SamplerPlan:
+    def with_value_range(self, value_range: tuple[float, float]) -> SamplerPlan:
         """The same plan for data whose black and white are these values: a clip of 1 ends there."""
         return replace(self, value_range=tuple(value_range))
 

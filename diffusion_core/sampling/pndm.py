@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Coefficients, Integrator, recurrence
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -94,7 +94,7 @@ def _pseudo(
     clip: float | None,
 ) -> SamplerPlan:
     """The plan whose first `staged` steps are taken in these stages, none of them the one to clean data."""
-    t = visited(process.schedule, steps, spacing)
+    t = make_timesteps(process.schedule, steps, spacing)
     shares, mix = stages
     staged = min(staged, len(t) - 1)
     # With weights of both, the last share is the next level itself and not one beside it by rounding.

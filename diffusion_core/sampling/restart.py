@@ -30,10 +30,10 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.sampling.grid import karras, visited
+from diffusion_core.sampling.grid import karras, make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import log_ratio, stepped
+from diffusion_core.sampling.steps import log_ratio, one_step_plan
 
 __all__ = ["CIFAR10", "Restart", "restart"]
 
@@ -102,7 +102,7 @@ def restart(
         raise DuetError(f"sampler.restarts: {restarts!r} was given; it must be a list, as [{{low: 0.06, high: 0.3}}]")
     schedule = process.schedule
     planned = [build("sampler.restarts", {"restart": Restart}, "restart", dict(one)) for one in restarts]
-    run = visited(schedule, steps, spacing).astype(np.float64)
+    run = make_timesteps(schedule, steps, spacing).astype(np.float64)
     run, lows = _with_lows(schedule, run, planned)
     # Every move as the t at which it starts and the t to which it leads, NaN for clean data.
     moves = []
@@ -116,7 +116,7 @@ def restart(
     again = starts[1:] != ends[:-1]
     left[1:][again] = np.exp(log_ratio(schedule, ends[:-1][again]) - log_ratio(schedule, starts[1:][again]))
     second = ends if order == 2 else None
-    return stepped(process, f"restart-{order}", starts, left, second, s_noise=s_noise, clip=clip)
+    return one_step_plan(process, f"restart-{order}", starts, left, second, s_noise=s_noise, clip=clip)
 
 
 def _with_lows(schedule: AnySchedule, run: np.ndarray, restarts: list[Restart]) -> tuple[np.ndarray, list[int]]:

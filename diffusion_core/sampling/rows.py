@@ -70,7 +70,7 @@ class RowSignature:
     rescale: float
 
     def row(self, numbers: Sequence[Number]) -> Row:
-        """One row of `SamplerPlan.numbers`, taken apart."""
+        """One row of `SamplerPlan.coefficients`, taken apart."""
         columns, r = len(Row._fields) - 4, self.registers
         a, b, *rest = numbers[columns:]
         state = tuple(tuple(rest[q * r : (q + 1) * r]) for q in range(r))

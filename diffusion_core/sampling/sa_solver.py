@@ -25,7 +25,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -68,7 +68,9 @@ def sa_solver(
         raise DuetError(f"sampler.corrector: {corrector} was given; it is 1 to 4, or 0 for none")
     if not 0 <= tau < np.inf:
         raise DuetError(f"sampler.tau: {tau} was given; it must be at least 0 (no noise), and 1 is ancestral sampling")
-    integrator = Integrator("sa_solver", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
+    integrator = Integrator(
+        "sa_solver", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict
+    )
     rows = integrator.rows
     taus = np.full(rows, float(tau))
     if noisy is not None:
@@ -94,7 +96,7 @@ def sa_solver(
             *["bh1" if predict == "x0" else "exact"] * 2,
         ),
         clip=clip,
-        keeps=integrator.keeps(taus),
+        preserves=integrator.preserves(taus),
     )
 
 

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["SPACINGS", "Spacing", "Steps", "spaced", "spaced_times"]
+__all__ = ["SPACINGS", "Spacing", "Steps", "table_timesteps", "continuous_timesteps"]
 
 Steps = int | str | list[int] | None
 # A mapping is a grid of noise levels with its options, see `grid`.
@@ -68,7 +68,7 @@ def _trailing(T: int, steps: int) -> NDArray:
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing}
 
 
-def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
+def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
     """The visited levels, falling, with shape (N,).
 
     Args:
@@ -98,7 +98,7 @@ def spaced(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
     return _falling(rising)
 
 
-def spaced_times(span: tuple[float, float], steps: Steps, spacing: Spacing = None) -> NDArray[np.float64]:
+def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spacing = None) -> NDArray[np.float64]:
     """The visited times of continuous time, falling, with shape (N,).
 
     Args:

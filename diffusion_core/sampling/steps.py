@@ -41,7 +41,15 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 
-__all__ = ["VARIABLES", "ancestral", "churned", "log_ratio", "needs_signal", "shifted", "stepped"]
+__all__ = [
+    "VARIABLES",
+    "ancestral_fractions",
+    "add_churn",
+    "log_ratio",
+    "needs_signal",
+    "shift_timesteps",
+    "one_step_plan",
+]
 
 Array = NDArray[np.float64]
 
@@ -51,7 +59,7 @@ VARIABLES: Mapping[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def stepped(
+def one_step_plan(
     process: Process,
     name: str,
     starts: NDArray,
@@ -126,7 +134,7 @@ def stepped(
         denoised=denoised,
         noise=noise,
         clip=clip,
-        keeps="marginals" if s_noise == 1 else "mean",
+        preserves="marginals" if s_noise == 1 else "mean",
     )
 
 
@@ -137,8 +145,8 @@ def log_ratio(schedule: AnySchedule, t: NDArray) -> Array:
         return np.log(sigma) - np.log(alpha)
 
 
-def ancestral(schedule: AnySchedule, t: NDArray, eta: float) -> Array:
-    """What each move of ancestral sampling leaves to fresh noise, as `left` of `stepped`, with shape (N,).
+def ancestral_fractions(schedule: AnySchedule, t: NDArray, eta: float) -> Array:
+    """What each move of ancestral sampling leaves to fresh noise, as `left` of `one_step_plan`, with shape (N,).
 
     Raises:
         DuetError: for a negative eta.
@@ -150,7 +158,7 @@ def ancestral(schedule: AnySchedule, t: NDArray, eta: float) -> Array:
     return np.append(1.0, np.sqrt(np.maximum((1 - eta) * (1 + eta) + (eta * shrink) ** 2, 0.0)))
 
 
-def churned(
+def add_churn(
     schedule: AnySchedule, t: NDArray, s_churn: float, s_min: float, s_max: float | None
 ) -> tuple[NDArray, Array]:
     """The raised levels of algorithm 2 of Karras et al. and what of each was there before, each with shape (N,).
@@ -159,7 +167,7 @@ def churned(
     the schedule's largest.
 
     Returns:
-        (starts, left) of `stepped`.
+        (starts, left) of `one_step_plan`.
 
     Raises:
         DuetError: if a number does not fit.
@@ -181,7 +189,7 @@ def churned(
     return starts, left
 
 
-def shifted(schedule: AnySchedule, t: NDArray, shift: float) -> NDArray:
+def shift_timesteps(schedule: AnySchedule, t: NDArray, shift: float) -> NDArray:
     """The levels whose sigma/alpha is `shift` times as large, as far as the schedule goes.
 
     On the straight line of flow matching that is sigma <- shift sigma / (1 + (shift - 1) sigma) (Esser et al., 2024,

@@ -24,7 +24,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import visited
+from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -69,7 +69,7 @@ def unipc(
         raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
     if correct_from is not None and correct_from < 1:
         raise DuetError(f"sampler.correct_from: {correct_from} was given; it is a row from 1 on, or null for none")
-    integrator = Integrator("unipc", plan_levels(process, visited(process.schedule, steps, spacing)), predict)
+    integrator = Integrator("unipc", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict)
     rows = integrator.rows
     orders = effective_orders(rows, order, lower_order_final)
     corrected = np.zeros(rows, np.int64)

@@ -307,7 +307,7 @@ def train(
         hooks or Hooks(),
         collective or Collective(),
         resume_state or ResumeState(),
-        objective.timestep_sampler.fresh(),
+        objective.timestep_sampler.empty_history(),
     )
     history, streak = resume_state.history, resume_state.skipped
     if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
@@ -358,7 +358,7 @@ def train(
                 if fine:
                     positions = np.arange(images_seen - config.batch, images_seen)
                     losses = collective.gather(result.losses(), config.batch)
-                    history = history.after(objective.draw(positions, history)[0], losses)
+                    history = history.appended(objective.draw(positions, history)[0], losses)
                 if more:
                     ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch, history)
             waiting.append((images_seen, result, lr, decays, int(not fine) if skips else None))

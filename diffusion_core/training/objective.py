@@ -209,7 +209,7 @@ class Objective:
             positions: with shape (B,).
             history: the losses so far, for a law that depends on them.
         """
-        law = self.timestep_sampler if history is None else self.timestep_sampler.given(history)
+        law = self.timestep_sampler if history is None else self.timestep_sampler.adapted(history)
         t = law.draw(self.seed, positions)
         return t, np.ones(len(t)) if law is self.timestep_sampler else self.timestep_sampler.probability[
             t

@@ -21,7 +21,7 @@ from diffusion_core.backend.interface import Backend, Trainer, TrainerState
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.networks.flops import convolutions
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import make_ema
@@ -73,7 +73,7 @@ def works(
         return steps * batch
 
     def sample(plan: Any) -> int:
-        draw(backend, network(), plan, shape, np.resize(program.labels or [0], images), 0, batch=images)
+        generate(backend, network(), plan, shape, np.resize(program.labels or [0], images), 0, batch=images)
         return images
 
     def evaluations() -> int:

@@ -26,9 +26,9 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.likelihood import bits_per_dimension, dequantised, flow_density, variational_bound
+from diffusion_core.likelihood import bits_per_dimension, dequantize, flow_density, variational_bound
 from diffusion_core.likelihood.bound import check_variance
-from diffusion_core.likelihood.flow import METHODS as SOLVERS
+from diffusion_core.likelihood.flow import ODE_METHODS
 from diffusion_core.training.objective import network_labels
 from experiments import common
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number, write_arrays
@@ -47,7 +47,7 @@ def _vlb(
     batch: int = 128,
     variance: str | None = None,
     levels: int | None = None,
-    law: str = "importance",
+    distribution: str = "importance",
     clip: bool = True,
 ) -> Measure:
     """The variational bound.
@@ -68,7 +68,7 @@ def _vlb(
     def bound(forward: Callable[..., NDArray], some: slice, progress: Callable[[int], None] | None = None) -> Any:
         return variational_bound(
             forward, model.process, given.dataset.images[chosen[some]], label[some], chosen[some], given.seed,
-            variance=variance, levels=levels, law=law, clip=clip, value_range=model.value_range, batch=batch,
+            variance=variance, levels=levels, distribution=distribution, clip=clip, value_range=model.value_range, batch=batch,
             progress=progress,
         )  # fmt: skip
 
@@ -87,7 +87,12 @@ def _vlb(
         parts = {"prior": found.prior, "steps": found.steps, "decoder": found.decoder}
         _draw_terms(out / "likelihood.png", per_level)
         write_arrays(out / "likelihood.npz", index=chosen, total=found.total, **parts, **per_level)
-        options = {"variance": variance, "levels": levels or T - 1, "law": law if levels else None, "clip": clip}
+        options = {
+            "variance": variance,
+            "levels": levels or T - 1,
+            "law": distribution if levels else None,
+            "clip": clip,
+        }
         return _measured(given, "vlb", found.total, parts, options | _protocol(given, chosen, classes))
 
     return measure
@@ -118,7 +123,7 @@ def _ode(
     value_range, dimensions = model.value_range, given.dataset.images[0].size
 
     def density(vjp: Callable[..., Any], some: slice, progress: Callable[[int], None] | None = None) -> Any:
-        y = dequantised(given.dataset.images[chosen[some]], chosen[some], given.seed, value_range)
+        y = dequantize(given.dataset.images[chosen[some]], chosen[some], given.seed, value_range)
         return flow_density(
             vjp, model.process, y, label[some], chosen[some], given.seed,
             steps=steps, method=method, divergence=divergence, probes=probes, outputs=outputs,
@@ -127,7 +132,7 @@ def _ode(
 
     density(lambda *inputs: None, slice(0, 0))
     vectors = probes if divergence == "hutchinson" else dimensions
-    pullbacks = steps * len(SOLVERS[method].nodes) * vectors
+    pullbacks = steps * len(ODE_METHODS[method].nodes) * vectors
     given.asks(2 * len(chosen) * pullbacks, batch)  # each forward and backward
 
     def measure(out: Path) -> Measurement:

@@ -23,7 +23,7 @@ from diffusion_core.backend.interface import (
 from diffusion_core.common.errors import DuetError, OutOfMemory
 from diffusion_core.common.random import Stream, words
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.model.generate import draw, noise_source, start_noise
+from diffusion_core.model.generate import generate, noise_source, start_noise
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import (
     GELU,
@@ -243,10 +243,10 @@ def test_a_network_without_classes_ignores_labels(backend):
     network = backend.network(program, cases.scattered_weights(program))
     outputs = [network.forward(batch.images, batch.c_noise, np.full(batch.size, k, np.int32)) for k in (0, 3)]
     np.testing.assert_array_equal(*outputs)
-    drawn = draw(backend, network, PLAN, cases.BLOCKS[0].shape, [0, 0], seed=1)
+    drawn = generate(backend, network, PLAN, cases.BLOCKS[0].shape, [0, 0], seed=1)
     assert np.all(np.isfinite(drawn))
     with pytest.raises(DuetError, match="the network has none"):
-        draw(backend, network, PLAN.with_guidance(2.0), cases.BLOCKS[0].shape, [0, 0], seed=1)
+        generate(backend, network, PLAN.with_guidance(2.0), cases.BLOCKS[0].shape, [0, 0], seed=1)
 
 
 # Training
@@ -467,7 +467,7 @@ def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend,
         trainer.step(new_batch(backend), 1e-2, (0.9,))
     state = trainer.state()
     images = [
-        draw(backend, backend.network(TINY, weights), PLAN, SHAPE, [1, 2], seed=3)
+        generate(backend, backend.network(TINY, weights), PLAN, SHAPE, [1, 2], seed=3)
         for weights in (state.ema, dict(reversed(state.ema.items())), state.weights)
     ]
     np.testing.assert_array_equal(images[0], images[1])
@@ -555,12 +555,12 @@ def test_features_reach_the_network_and_none_are_zeros(backend, evaluated):
 
 def test_a_sample_is_drawn_in_evaluation_from_the_first_channels(backend, evaluated):
     labels = np.arange(5) % (CLASSES + 1)
-    whole = draw(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=5)
-    in_twos = draw(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=2)
+    whole = generate(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=5)
+    in_twos = generate(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=2)
     assert np.abs(whole - in_twos).max() <= 100 * tolerance(backend)
     narrow = replace(LIVELY, nodes=(*LIVELY.nodes[:-1], Node("last", _conv(8, 2, 3), ("drop",))))
     cut = LIVELY_WEIGHTS | {name: LIVELY_WEIGHTS[name][:2] for name in ("last.weight", "last.bias")}
-    other = draw(backend, backend.network(narrow, cut), PLAN, SHAPE, labels, seed=3, batch=5)
+    other = generate(backend, backend.network(narrow, cut), PLAN, SHAPE, labels, seed=3, batch=5)
     assert np.abs(whole - other).max() <= 100 * tolerance(backend)
 
 
@@ -680,10 +680,10 @@ def test_dropout_of_an_image_is_that_of_its_position_in_any_batch(backend):
 
 def test_a_sample_is_the_same_in_any_batch(backend, network):
     labels = np.arange(5) % (CLASSES + 1)
-    whole = draw(backend, network, PLAN, SHAPE, labels, seed=3, batch=5)
-    in_twos = draw(backend, network, PLAN, SHAPE, labels, seed=3, batch=2)
+    whole = generate(backend, network, PLAN, SHAPE, labels, seed=3, batch=5)
+    in_twos = generate(backend, network, PLAN, SHAPE, labels, seed=3, batch=2)
     assert np.abs(whole - in_twos).max() <= 100 * tolerance(backend)
-    later = draw(backend, network, PLAN, SHAPE, labels[3:], seed=3, first=3, batch=1)
+    later = generate(backend, network, PLAN, SHAPE, labels[3:], seed=3, first=3, batch=1)
     assert np.abs(whole[3:] - later).max() <= 100 * tolerance(backend)
     assert np.abs(whole[:2] - later).max() > 0.1
 
@@ -691,14 +691,14 @@ def test_a_sample_is_the_same_in_any_batch(backend, network):
 def test_a_sample_has_the_same_bits_in_any_batch_where_the_network_has_no_part(backend, network):
     silent = replace(PLAN, c_out=np.zeros(PLAN.rows), clip=None)
     labels = np.zeros(5, int)
-    whole = draw(backend, network, silent, SHAPE, labels, seed=3, batch=5)
-    np.testing.assert_array_equal(draw(backend, network, silent, SHAPE, labels, seed=3, batch=2), whole)
-    np.testing.assert_array_equal(draw(backend, network, silent, SHAPE, labels[2:], seed=3, first=2), whole[2:])
+    whole = generate(backend, network, silent, SHAPE, labels, seed=3, batch=5)
+    np.testing.assert_array_equal(generate(backend, network, silent, SHAPE, labels, seed=3, batch=2), whole)
+    np.testing.assert_array_equal(generate(backend, network, silent, SHAPE, labels[2:], seed=3, first=2), whole[2:])
 
 
 def guided(backend: Any, network: Any, weight: float, labels: list[int]) -> np.ndarray:
     plan = replace(PLAN, clip=None).with_guidance(weight)
-    return draw(backend, network, plan, SHAPE, labels, seed=3)
+    return generate(backend, network, plan, SHAPE, labels, seed=3)
 
 
 def test_guidance_is_a_line_through_no_class_and_class(backend, network):
@@ -714,8 +714,10 @@ def test_guidance_is_a_line_through_no_class_and_class(backend, network):
 
 def test_a_network_that_leads_away_from_itself_is_not_guided(backend, network):
     plan, labels = replace(PLAN, clip=None), [0, 3]
-    itself = draw(backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, guidance=Guidance(guide=network))
-    assert relative(itself, draw(backend, network, plan, SHAPE, labels, seed=3)) <= 100 * tolerance(backend)
+    itself = generate(
+        backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, guidance=Guidance(guide=network)
+    )
+    assert relative(itself, generate(backend, network, plan, SHAPE, labels, seed=3)) <= 100 * tolerance(backend)
 
 
 def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
@@ -728,9 +730,9 @@ def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
         last[:] = [x.copy()]
         x[...] = estimate[...] = np.nan
 
-    plain = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
+    plain = generate(backend, network, PLAN, SHAPE, [0, 1], seed=3)
     np.testing.assert_array_equal(
-        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=StepCallback(callback)), plain
+        generate(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=StepCallback(callback)), plain
     )
     np.testing.assert_array_equal(last[0], plain)
     assert rows == list(range(PLAN.rows))
@@ -743,7 +745,7 @@ def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
         return StepCallback(lambda row, x, estimate: seen[name].update({row: np.stack([x, estimate])}), rows)
 
     for name, rows in (("all", None), ("some", {1, 3})):
-        draw(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=watcher(name, rows))
+        generate(backend, network, PLAN, SHAPE, [0, 1], seed=3, callback=watcher(name, rows))
     assert list(seen["some"]) == [1, 3] and list(seen["all"]) == list(range(PLAN.rows))
     for row, states in seen["some"].items():
         np.testing.assert_array_equal(states, seen["all"][row])
@@ -751,14 +753,14 @@ def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
 
 def test_nothing_waits_for_the_device_between_rows(backend_name, backend, network, monkeypatch):
     """To ask a tensor whether it is true is to wait for all that was computed before it."""
-    wanted = draw(backend, network, PLAN, SHAPE, [0, 1], seed=3)
+    wanted = generate(backend, network, PLAN, SHAPE, [0, 1], seed=3)
     tensor = {
         "torch": lambda: import_module("torch").Tensor,
         "tf": lambda: type(import_module("tensorflow").constant(True)),
     }[backend_name]()
     asked = []
     monkeypatch.setattr(tensor, "__bool__", lambda one: asked.append(one) or bool(one.numpy()))
-    np.testing.assert_array_equal(draw(backend, network, PLAN, SHAPE, [0, 1], seed=3), wanted)
+    np.testing.assert_array_equal(generate(backend, network, PLAN, SHAPE, [0, 1], seed=3), wanted)
     assert not asked
 
 

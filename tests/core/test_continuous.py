@@ -14,7 +14,7 @@ from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import Schedule, linear, make_schedule
 from diffusion_core.sampling import ddim, ddpm, dpm_solver
-from diffusion_core.sampling.grid import GRIDS, visited
+from diffusion_core.sampling.grid import GRIDS, make_timesteps
 
 MADE = {name: make_schedule(name) for name in CONTINUOUS}
 EACH = pytest.mark.parametrize("name", MADE)
@@ -81,7 +81,7 @@ def test_the_linear_schedule_tends_to_the_sde():
 @pytest.mark.parametrize("by", [-3.0, 1.2])
 def test_a_shift_moves_the_log_snr_and_nothing_else(name, by):
     schedule, shifted = MADE[name], make_schedule(name, log_snr_shift=by)
-    t = schedule.evenly(50)
+    t = schedule.even_timesteps(50)
     np.testing.assert_allclose(-2 * log_ratio(shifted, t), -2 * log_ratio(schedule, t) + by, rtol=0, atol=1e-12)
     assert shifted.span == schedule.span
     assert make_schedule(name, shift_from=32, shift_to=32) is not schedule
@@ -97,7 +97,7 @@ def test_a_shift_moves_the_log_snr_and_nothing_else(name, by):
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_spacings_in_continuous_time(name, steps):
     low, high = MADE[name].span
-    linspace, trailing, leading = (visited(MADE[name], steps, s) for s in ("linspace", "trailing", "leading"))
+    linspace, trailing, leading = (make_timesteps(MADE[name], steps, s) for s in ("linspace", "trailing", "leading"))
     for t in (linspace, trailing, leading):
         assert t.shape == (steps,) and np.all(np.diff(t) < 0)
         np.testing.assert_allclose(np.diff(t, 2), 0, atol=1e-12 * high)
@@ -105,20 +105,20 @@ def test_spacings_in_continuous_time(name, steps):
     assert (linspace[0], trailing[0], leading[-1]) == (high, high, low)
     assert trailing[-1] == pytest.approx(low + step) and leading[0] == pytest.approx(high - step, abs=1e-12)
     assert linspace[-1] == (low if steps > 1 else high)
-    np.testing.assert_array_equal(visited(MADE[name], steps), linspace)
-    np.testing.assert_array_equal(visited(MADE[name], None, list(trailing)), trailing)
+    np.testing.assert_array_equal(make_timesteps(MADE[name], steps), linspace)
+    np.testing.assert_array_equal(make_timesteps(MADE[name], None, list(trailing)), trailing)
 
 
 @EACH
 @pytest.mark.parametrize("grid", GRIDS)
 def test_grids_end_at_the_ends_of_the_schedule_and_start_at_a_hundred_at_most(name, grid):
     low, high = np.exp(MADE[name].ends)
-    r = np.exp(log_ratio(MADE[name], visited(MADE[name], 9, grid)))
+    r = np.exp(log_ratio(MADE[name], make_timesteps(MADE[name], 9, grid)))
     assert np.all(np.diff(r) < 0)
     np.testing.assert_allclose(r[[0, -1]], [min(high, 100.0), low], rtol=1e-9)
     if np.isfinite(high):
         whole = {"name": grid, "sigma_max": float(high)}
-        assert visited(MADE[name], 9, whole)[0] == pytest.approx(MADE[name].span[1], rel=1e-9)
+        assert make_timesteps(MADE[name], 9, whole)[0] == pytest.approx(MADE[name].span[1], rel=1e-9)
 
 
 def test_the_grid_of_edm_is_the_published_one():
@@ -160,7 +160,7 @@ def test_solvers_make_finite_plans(name, steps):
 ])  # fmt: skip
 def test_visits_that_do_not_fit_are_refused(steps, spacing, words):
     with pytest.raises(DuetError, match=words):
-        visited(MADE["vp_sde"], steps, spacing)
+        make_timesteps(MADE["vp_sde"], steps, spacing)
 
 
 @pytest.mark.parametrize("name, options, words", [

@@ -15,7 +15,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import flow, linear
-from diffusion_core.model.generate import check_labels, draw, noise_source, start_noise
+from diffusion_core.model.generate import check_labels, generate, noise_source, start_noise
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import ddim
@@ -37,7 +37,7 @@ class Reference:
 
 
 def pictures(labels, **options):
-    return draw(Reference(), SimpleNamespace(program=PROGRAM), PLAN, SHAPE, labels, seed=5, **options)
+    return generate(Reference(), SimpleNamespace(program=PROGRAM), PLAN, SHAPE, labels, seed=5, **options)
 
 
 def test_a_sample_is_the_same_in_any_batch():

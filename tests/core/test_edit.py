@@ -16,19 +16,19 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear, make_schedule
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.networks import Program, UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.sampling import SamplerPlan, ddim, ddpm, dpm_solver, make_plan
 from diffusion_core.sampling.edit import (
     Edit,
-    falling,
+    add_start_noise,
+    decreasing_timesteps,
     image_to_image,
     inpaint,
     interpolate,
-    noised,
-    row_of,
     slerp,
+    start_row,
     tail,
 )
 from diffusion_core.sampling.repaint import repaint, resampled
@@ -53,7 +53,7 @@ class Reference:
 
 def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABELS, **options: object) -> np.ndarray:
     network = SimpleNamespace(program=PROGRAM)
-    return draw(Reference(), network, plan, SHAPE, labels, seed=5, edit=edit, **options)
+    return generate(Reference(), network, plan, SHAPE, labels, seed=5, edit=edit, **options)
 
 
 # Where it starts
@@ -61,10 +61,10 @@ def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABE
 
 def test_strength_is_the_share_of_the_rows_that_are_run():
     plan = ddim(PROCESS, 10)
-    assert [row_of(plan, s) for s in (1.0, 0.5, 0.1, 1e-9)] == [0, 5, 9, 9]
+    assert [start_row(plan, s) for s in (1.0, 0.5, 0.1, 1e-9)] == [0, 5, 9, 9]
     for wrong in (0.0, 1.01, -1.0, float("nan")):
         with pytest.raises(DuetError, match=f"strength: {wrong} was given"):
-            row_of(plan, wrong)
+            start_row(plan, wrong)
 
 
 def test_the_tail_of_a_plan_goes_on_as_the_whole():
@@ -88,7 +88,7 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
         lambda **o: dpm_solver(PROCESS, **{"steps": 10, "order": 3, "spacing": "karras", **o}),
     ):
         whole = make()
-        assert not whole.stands_alone(4) and whole.stands_alone(0)
+        assert not whole.is_self_contained(4) and whole.is_self_contained(0)
         with pytest.raises(DuetError, match="the rows from 4 on need what earlier ones have left"):
             whole.tail(4)
 
@@ -98,7 +98,7 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
         begun = tail(guided, 0.6)
         np.testing.assert_array_equal(begun.t, whole.t[4:])
         np.testing.assert_allclose(begun.denoised[2:], whole.denoised[6:], rtol=1e-9, atol=1e-12)
-        assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.stands_alone(0)
+        assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.is_self_contained(0)
         np.testing.assert_array_equal(begun.guidance_scale, np.linspace(1, 4, 10)[4:])
 
 
@@ -117,7 +117,7 @@ def test_a_tail_of_steps_of_several_rows_starts_at_the_nearest_step(name, option
     for steps in (2, 9):  # the first step is all that there is beside the last one, or there are more
         make = partial(make_plan, process, name, steps=steps, **options)
         whole, moved = make(), 0
-        alone = [row for row in range(whole.rows) if whole.stands_alone(row)]
+        alone = [row for row in range(whole.rows) if whole.is_self_contained(row)]
         for row in range(whole.rows):
             begun = tail(make, (whole.rows - row) / whole.rows)
             first = whole.rows - begun.rows
@@ -135,13 +135,13 @@ def test_a_tail_that_begins_anew_has_the_levels_at_which_steps_start():
         whole, levels = make(), make_plan(PROCESS, "ddim", steps=10).t
         for strength in (0.9, 0.75, 0.5):
             begun = tail(make, strength)
-            kept = levels[levels <= whole.t[row_of(whole, strength)]]
+            kept = levels[levels <= whole.t[start_row(whole, strength)]]
             assert begun.rows == len(kept) + more
             np.testing.assert_array_equal(begun.t, make_plan(PROCESS, name, steps=None, spacing=kept.tolist()).t)
 
 
 def test_levels_fall_below_all_before_them():
-    assert falling(np.array([9, 7, 7, 8, 7.5, 3, 5, 2])) == [9, 7, 3, 2]
+    assert decreasing_timesteps(np.array([9, 7, 7, 8, 7.5, 3, 5, 2])) == [9, 7, 3, 2]
 
 
 def test_image_to_image_from_noise_alone_is_plain_sampling():
@@ -149,7 +149,7 @@ def test_image_to_image_from_noise_alone_is_plain_sampling():
     for make in (ddim, partial(ddpm, variance="fixed_large")):
         plan = make(process, 5, spacing="trailing")
         assert plan.alpha[0] == 0
-        edit = image_to_image(plan.tail(row_of(plan, 1.0)), PICTURES, 5)
+        edit = image_to_image(plan.tail(start_row(plan, 1.0)), PICTURES, 5)
         np.testing.assert_array_equal(drawn(edit.plan, edit, batch=3), drawn(plan, batch=3))
 
 
@@ -167,7 +167,7 @@ def test_image_to_image_starts_at_the_level_of_its_row():
 @pytest.mark.parametrize("mix", ["lerp", "slerp"])
 def test_the_ends_of_an_interpolation_are_the_pictures_own(mix):
     plan, pair = ddim(PROCESS, 8).tail(4), np.arange(2)
-    first, second = (noised(plan, PICTURES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
+    first, second = (add_start_noise(plan, PICTURES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
     edit = interpolate(plan, first, second, 5, mix)
     np.testing.assert_array_equal(edit.index, np.repeat(pair, 5))
     ends = edit.start.reshape(2, 5, *SHAPE)
@@ -180,7 +180,7 @@ def test_the_ends_of_an_interpolation_are_the_pictures_own(mix):
 
 def test_a_line_keeps_the_level_of_two_pictures_with_one_noise():
     plan = ddim(PROCESS, 8).tail(4)
-    first, second = (noised(plan, PICTURES[[k]], np.zeros(1, int), 5) for k in (0, 1))
+    first, second = (add_start_noise(plan, PICTURES[[k]], np.zeros(1, int), 5) for k in (0, 1))
     middle = interpolate(plan, first, second, 3).start[1]
     noise = (middle - plan.alpha[0] * PICTURES[:2].mean(axis=0)) / plan.sigma[0]
     np.testing.assert_allclose(noise, Stream(5, "sample/start").normal([0], SHAPE)[0], atol=1e-13)
@@ -349,7 +349,7 @@ def test_the_executor_paints_as_the_moments_say(monkeypatch):
     pictures = np.full((count, 1, 2, 1), KNOWN)
     edit = inpaint(plan, pictures, np.array([1.0, 0.0])[None, :, None])
     network = SimpleNamespace(program=PROGRAM)
-    got = draw(Reference(), network, plan, (1, 2, 1), np.zeros(count, int), seed=2, batch=count, edit=edit)
+    got = generate(Reference(), network, plan, (1, 2, 1), np.zeros(count, int), seed=2, batch=count, edit=edit)
     assert np.all(got[:, 0, 0] == KNOWN)
     mean, variance = painted_moments(plan)
     # 5 standard errors of 4000 samples.

@@ -63,7 +63,7 @@ def test_the_order_of_a_method_of_first_order():
 def test_one_wrong_coefficient_takes_the_order_away():
     def wrong(steps):
         plan = ddim(PROCESS, steps, spacing=GRID, clip=None)
-        return replace(plan, denoised=1.01 * plan.denoised, keeps="nothing")
+        return replace(plan, denoised=1.01 * plan.denoised, preserves="nothing")
 
     assert fitted_order(wrong, [128, 256, 512]) < 0.8
     assert error(wrong(512)) > 2 * error(ddim(PROCESS, 512, spacing=GRID, clip=None))

@@ -9,14 +9,14 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedule
 from diffusion_core.sampling import ddim
-from diffusion_core.sampling.grid import GRIDS, visited
-from diffusion_core.sampling.spacing import SPACINGS, spaced
+from diffusion_core.sampling.grid import GRIDS, make_timesteps
+from diffusion_core.sampling.spacing import SPACINGS, table_timesteps
 
 
 def ratios(spacing, steps=9, schedule=None):
     """sigma/alpha of the visited levels."""
     schedule = schedule or linear()
-    alpha, sigma = schedule(visited(schedule, steps, spacing))
+    alpha, sigma = schedule(make_timesteps(schedule, steps, spacing))
     return sigma / alpha
 
 
@@ -27,7 +27,7 @@ def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
     assert np.all(np.diff(r) < 0)
     # Both tables end above r = 100, where grids start unasked.
     np.testing.assert_allclose(r[[0, -1]], [100.0, np.exp(schedule.log_ratio[0])], rtol=1e-9)
-    assert visited(schedule, 1, name) == pytest.approx(schedule.t_at_log_ratio([np.log(100.0)]))
+    assert make_timesteps(schedule, 1, name) == pytest.approx(schedule.t_at_log_ratio([np.log(100.0)]))
 
 
 def test_steps_are_equal_in_what_each_grid_names():
@@ -54,9 +54,12 @@ def test_the_grid_of_edm_has_its_published_ends_and_middle():
 def test_the_table_is_visited_as_before():
     for spacing in [*SPACINGS, [900, 40, 3], None]:
         np.testing.assert_array_equal(
-            visited(linear(), 3 if spacing else None, spacing), spaced(1000, 3 if spacing else None, spacing)
+            make_timesteps(linear(), 3 if spacing else None, spacing),
+            table_timesteps(1000, 3 if spacing else None, spacing),
         )
-    np.testing.assert_array_equal(visited(linear(), 7, {"name": "trailing"}), spaced(1000, 7, "trailing"))
+    np.testing.assert_array_equal(
+        make_timesteps(linear(), 7, {"name": "trailing"}), table_timesteps(1000, 7, "trailing")
+    )
 
 
 def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
@@ -82,7 +85,7 @@ def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(steps, spacing, words):
     with pytest.raises(DuetError, match=words):
-        visited(linear(), steps, spacing)
+        make_timesteps(linear(), steps, spacing)
 
 
 def test_a_schedule_without_signal_at_its_end_has_grids_too():

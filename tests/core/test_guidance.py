@@ -105,7 +105,7 @@ def test_outside_the_interval_the_class_alone_counts():
 def test_the_whole_rescaling_gives_each_image_the_spread_of_its_class():
     one = ddim(PROCESS, 1).with_guidance(6.0, rescale=1.0)
     # One row whose register becomes F itself.
-    plan = replace(one, c_skip=np.zeros(1), c_out=np.ones(1), state=np.zeros((1, 1, 1)), clip=None, keeps="nothing")
+    plan = replace(one, c_skip=np.zeros(1), c_out=np.ones(1), state=np.zeros((1, 1, 1)), clip=None, preserves="nothing")
     guided, plain, half = sampled(plan), sampled(plan.with_guidance(1.0)), sampled(replace(plan, rescale=0.5))
     spread, unscaled = plain.std(axis=(1, 2, 3)), sampled(plan.with_guidance(6.0)).std(axis=(1, 2, 3))
     np.testing.assert_allclose(guided.std(axis=(1, 2, 3)), spread, rtol=1e-12)

@@ -18,13 +18,13 @@ from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.schedule import Schedule, cosine, flow, jsd, linear, make_schedule
 from diffusion_core.likelihood import (
     bits_per_dimension,
-    dequantised,
+    dequantize,
     discretised_gaussian,
     flow_density,
     variational_bound,
 )
-from diffusion_core.likelihood.bound import level_law
-from diffusion_core.likelihood.flow import DIVERGENCES, METHODS, Tableau
+from diffusion_core.likelihood.bound import level_distribution
+from diffusion_core.likelihood.flow import DIVERGENCES, ODE_METHODS, Tableau
 from diffusion_core.likelihood.pixels import log_normal_interval
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)]
@@ -75,11 +75,11 @@ def test_the_uniform_density_over_all_bins_has_eight_bits(low, high):
 @pytest.mark.parametrize("value_range", RANGES)
 def test_dequantised_values_fill_the_bins_of_their_pixels(value_range):
     u8 = np.arange(256, dtype=np.uint8).repeat(16).reshape(16, 16, 16, 1)
-    x = dequantised(u8, np.arange(16), 3, value_range)
+    x = dequantize(u8, np.arange(16), 3, value_range)
     place = (x - from_uint8(u8, np.float64, value_range)) * 255 / (value_range[1] - value_range[0])
     assert -0.5 < place.min() < -0.495 and 0.495 < place.max() < 0.5
     assert place.var() == pytest.approx(1 / 12, rel=0.05)
-    np.testing.assert_array_equal(dequantised(u8[5:6], [5], 3, value_range), x[5:6])
+    np.testing.assert_array_equal(dequantize(u8[5:6], [5], 3, value_range), x[5:6])
 
 
 # The bound
@@ -190,13 +190,13 @@ def test_with_many_levels_the_steps_are_the_information_in_the_first():
     assert 2 * sums[2] - sums[1] == pytest.approx(information, rel=0.005)
 
 
-@pytest.mark.parametrize("law", ["uniform", "importance"])
-def test_drawn_levels_give_the_whole_sum_in_the_mean(law):
+@pytest.mark.parametrize("distribution", ["uniform", "importance"])
+def test_drawn_levels_give_the_whole_sum_in_the_mean(distribution):
     process = Process(linear(60, 1e-3, 0.2), "eps")
     u8 = pictures(4)
     whole = bound(Exact(process), u8)
     # The same pictures under many counters: the levels that are drawn differ, and the noise.
-    many = bound(Exact(process), np.concatenate([u8] * 200), levels=6, law=law)
+    many = bound(Exact(process), np.concatenate([u8] * 200), levels=6, distribution=distribution)
     drawn, exact = many.steps.reshape(200, 4), whole.steps
     error = drawn.std(axis=0) / math.sqrt(200)
     noise = many.levels[:, :-1]
@@ -204,12 +204,15 @@ def test_drawn_levels_give_the_whole_sum_in_the_mean(law):
     # `whole` has one draw of eps per level, whose own spread is added.
     own = np.std([bound(Exact(process), u8, seed=s).steps for s in range(8)], axis=0)
     assert np.all(np.abs(drawn.mean(axis=0) - exact) < 4 * np.hypot(error, own))
-    np.testing.assert_allclose(level_law(process.schedule, law, 0.5).sum(), 1, rtol=1e-14)
+    np.testing.assert_allclose(level_distribution(process.schedule, distribution, 0.5).sum(), 1, rtol=1e-14)
 
 
 def test_levels_that_matter_are_drawn_with_less_spread():
     process = Process(linear(200, 1e-4, 0.1), "eps")
-    spreads = [bound(Exact(process), pictures(64), levels=5, law=law).steps.std() for law in ("uniform", "importance")]
+    spreads = [
+        bound(Exact(process), pictures(64), levels=5, distribution=distribution).steps.std()
+        for distribution in ("uniform", "importance")
+    ]
     assert spreads[1] < 0.2 * spreads[0]
 
 
@@ -285,7 +288,7 @@ def test_estimates_are_clipped_to_the_range_unless_they_are_not():
     ({"variance": "learned_range"}, "use fixed_small or fixed_large"),
     ({"levels": 20}, "of 20 levels 1 to 19"),
     ({"levels": 0}, "likelihood.levels: 0"),
-    ({"law": "even"}, "likelihood.law: 'even'"),
+    ({"distribution": "even"}, "likelihood.distribution: 'even'"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
@@ -322,7 +325,7 @@ FLOWS = [
 
 
 @pytest.mark.parametrize("process", FLOWS, ids=lambda p: f"{p.prediction} {p.schedule.name}")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ODE_METHODS)
 def test_the_density_of_gaussian_data_converges_at_the_order_of_the_method(process, method):
     y, network, errors = gaussian_values(3), Exact(process), []
     counts = [40, 60, 90]
@@ -331,7 +334,7 @@ def test_the_density_of_gaussian_data_converges_at_the_order_of_the_method(proce
         found = density(network, process, y, steps=steps, method=method)
         errors.append(np.max(np.abs(found.log_density - exact_density(process, y, 0.1, 0.4))))
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order == pytest.approx(METHODS[method].order, abs=0.1)
+    assert order == pytest.approx(ODE_METHODS[method].order, abs=0.1)
     assert errors[-1] < 1e-2
 
 
@@ -395,7 +398,7 @@ def test_a_picture_has_the_same_density_in_any_batch():
 def test_bits_of_stored_pictures_meet_the_entropy_of_their_distribution():
     # N(m, s^2) in bins of 1/127.5: log2(s sqrt(2 pi e) 127.5) bits, and a little for the noise of the first level.
     process, u8 = Process(flow(), "v"), pictures(60, 0.0, 0.25, size=8)
-    y = dequantised(u8, np.arange(60), 0, (-1, 1))
+    y = dequantize(u8, np.arange(60), 0, (-1, 1))
     bits = bits_per_dimension(density(Exact(process, 0.0, 0.25), process, y, steps=40).log_density, 64, (-1, 1))
     exact = -discretised_gaussian(u8, 0.0, 0.25, (-1, 1)).mean(axis=(1, 2, 3)) / math.log(2)
     assert bits.mean() == pytest.approx(exact.mean(), abs=1e-3)

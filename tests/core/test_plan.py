@@ -43,7 +43,7 @@ def test_one_wrong_level_is_noticed(table, level):
 def test_a_larger_variance_needs_to_be_said():
     large = ddpm(PROCESS, 5, variance="fixed_large")
     with pytest.raises(DuetError, match="does not lead from level"):
-        replace(large, keeps="marginals")
+        replace(large, preserves="marginals")
 
 
 def test_a_missing_row_is_noticed():

@@ -11,7 +11,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion import process
 from diffusion_core.diffusion.continuous import CONTINUOUS
-from diffusion_core.diffusion.process import PREDICTIONS, Process, misfit, posterior
+from diffusion_core.diffusion.process import PREDICTIONS, Process, posterior, unsupported_reason
 from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 
 X0, EPS = (Stream(0, name).normal(np.arange(5), (3, 2, 1)) for name in ("x0", "eps"))
@@ -80,22 +80,22 @@ def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.
 def test_the_exact_target_gives_x0_back(name):
     x0, eps = (Stream(1, of).normal(np.arange(len(SHARES)), ()) for of in ("x0", "eps"))
     for prediction in PREDICTIONS:
-        if not misfit(MADE[name], prediction):
+        if not unsupported_reason(MADE[name], prediction):
             assert_gives_x0_back(name, prediction, SHARES, x0, eps)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @given(data=st.data(), share=st.floats(0, 1), x0=st.floats(-2, 2), eps=st.floats(-4, 4))
 def test_the_exact_target_gives_x0_back_wherever_it_is_asked(prediction, data, share, x0, eps):
-    name = data.draw(st.sampled_from([name for name in MADE if not misfit(MADE[name], prediction)]))
+    name = data.draw(st.sampled_from([name for name in MADE if not unsupported_reason(MADE[name], prediction)]))
     assert_gives_x0_back(name, prediction, np.array([share]), np.array([x0]), np.array([eps]))
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_network_that_sees_x_and_t_is_given_both_as_they_are(name):
-    t = MADE[name].evenly(7)
+    t = MADE[name].even_timesteps(7)
     for prediction in PREDICTIONS:
-        if misfit(MADE[name], prediction):
+        if unsupported_reason(MADE[name], prediction):
             continue
         columns = Process(MADE[name], prediction).columns(t)
         for column in vars(columns).values():
@@ -152,7 +152,7 @@ def karras_form(made: Process, t: np.ndarray) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 def test_the_columns_of_edm_are_those_of_table_1(name, sigma_data):
     schedule = MADE[name]
-    r, c_skip, c_out, c_in, c_noise = karras_form(Process(schedule, "edm", 1.0, sigma_data), schedule.evenly(9))
+    r, c_skip, c_out, c_in, c_noise = karras_form(Process(schedule, "edm", 1.0, sigma_data), schedule.even_timesteps(9))
     total = r**2 + sigma_data**2
     np.testing.assert_allclose(c_skip, sigma_data**2 / total, rtol=1e-12)
     np.testing.assert_allclose(c_out, r * sigma_data / np.sqrt(total), rtol=1e-12)
@@ -162,9 +162,9 @@ def test_the_columns_of_edm_are_those_of_table_1(name, sigma_data):
 
 @pytest.mark.parametrize("name", MADE)
 def test_edm_has_inputs_and_targets_of_unit_variance(name):
-    if misfit(MADE[name], "edm"):
+    if unsupported_reason(MADE[name], "edm"):
         return
-    t, m = MADE[name].evenly(9), 0.7
+    t, m = MADE[name].even_timesteps(9), 0.7
     alpha, sigma = MADE[name](t)
     c = Process(MADE[name], "edm", sigma_data=m).columns(t)
     np.testing.assert_allclose((c.c_in * alpha * m) ** 2 + (c.c_in * sigma) ** 2, 1, rtol=1e-12)

@@ -661,7 +661,7 @@ def test_sample_keeps_registers_and_history():
     plan = SamplerPlan(
         name="made up", t=np.arange(rows)[::-1], alpha=np.ones(rows + 1), sigma=np.ones(rows + 1),
         c_noise=np.array([5.0, 3.0, 1.0]), guidance_scale=np.ones(rows), state=numbers("state", rows, 2, 2),
-        denoised=numbers("denoised", rows, 2, 2), noise=numbers("noise", rows, 2), keeps="nothing",
+        denoised=numbers("denoised", rows, 2, 2), noise=numbers("noise", rows, 2), preserves="nothing",
         **base,
     )  # fmt: skip
     noise = [Stream(1, "z").normal([0, 1], (4, 4, 1), row) for row in range(rows)]

@@ -24,7 +24,7 @@ def form(plan: SamplerPlan, row: int):
 
 @pytest.mark.parametrize("plan", [RECURRENCE, LEARNED, ddim(PROCESS, 5, eta=0.5)], ids=lambda plan: plan.name)
 def test_a_row_has_the_numbers_of_the_tables(plan):
-    numbers = plan.numbers()
+    numbers = plan.coefficients()
     for i in range(plan.rows):
         row = form(plan, i).row(numbers[i].tolist())
         for name in ("c_noise", "c_in", "c_skip", "c_out", "guidance_scale"):

@@ -309,7 +309,7 @@ def test_next_level_is_deterministic_ddim_over_every_level(name, T):
     a, b = next_level(process), ddim(process, T, 0.0, clip=None)
     for table, values in a.tables().items():
         np.testing.assert_allclose(getattr(b, table), values, rtol=1e-12, atol=1e-13, err_msg=table)
-    assert (a.start_scale, a.keeps) == (b.start_scale, b.keeps)
+    assert (a.start_scale, a.preserves) == (b.start_scale, b.preserves)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -19,7 +19,6 @@ from diffusion_core.diffusion.schedule import (
     cosine,
     exponential,
     flow,
-    flow_law,
     from_alphas_cumprod,
     from_betas,
     jsd,
@@ -29,6 +28,7 @@ from diffusion_core.diffusion.schedule import (
     plain_as_written,
     scaled_linear,
     sigmoid_betas,
+    straight_line,
     transformed,
     warmup10,
     warmup50,
@@ -73,7 +73,7 @@ def test_flow_is_a_straight_line_and_ends_in_noise_alone():
     np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1, rtol=0, atol=2e-16)
     assert schedule.alpha[-1] == 0 and schedule.log_snr[-1] == -np.inf
     assert not schedule.variance_preserving
-    assert flow_law(0.25) == (0.75, 0.25)
+    assert straight_line(0.25) == (0.75, 0.25)
 
 
 def test_known_numbers():

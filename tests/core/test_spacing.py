@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.sampling.spacing import SPACINGS, spaced
+from diffusion_core.sampling.spacing import SPACINGS, table_timesteps
 
 EXPECTED = {
     (1000, 10, "leading"): [900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
@@ -28,14 +28,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("case", EXPECTED, ids=str)
 def test_levels_are_the_published_ones(case):
-    assert spaced(*case).tolist() == EXPECTED[case]
+    assert table_timesteps(*case).tolist() == EXPECTED[case]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @given(st.integers(1, 2000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
 def test_levels_fall_within_the_table(spacing, case):
     T, steps = case
-    t = spaced(T, steps, spacing)
+    t = table_timesteps(T, steps, spacing)
     assert t.dtype == np.int64 and t.shape == (steps,)
     assert t[0] <= T - 1 and t[-1] >= 0 and np.all(np.diff(t) < 0)
     if spacing in ("linspace", "trailing"):
@@ -77,9 +77,9 @@ SECTIONS = {
 @pytest.mark.parametrize("case", SECTIONS, ids=str)
 def test_sections_have_their_counts(case):
     T, counts = case
-    assert spaced(T, list(counts)).tolist() == SECTIONS[case]
-    assert spaced(T, ",".join(map(str, counts))).tolist() == SECTIONS[case]
-    assert spaced(T, " , ".join(map(str, counts))).tolist() == SECTIONS[case]
+    assert table_timesteps(T, list(counts)).tolist() == SECTIONS[case]
+    assert table_timesteps(T, ",".join(map(str, counts))).tolist() == SECTIONS[case]
+    assert table_timesteps(T, " , ".join(map(str, counts))).tolist() == SECTIONS[case]
 
 
 @given(
@@ -91,7 +91,7 @@ def test_sections_have_their_counts(case):
 )
 def test_sections_are_those_of_guided_diffusion(case):
     T, counts = case
-    t = spaced(T, counts)
+    t = table_timesteps(T, counts)
     assert t.dtype == np.int64 and t.tolist() == published(T, counts)
     assert len(t) == sum(counts) and t[0] <= T - 1 and t[-1] >= 0 and np.all(np.diff(t) < 0)
     # Section i has the sizes before it below it.
@@ -103,8 +103,8 @@ def test_sections_are_those_of_guided_diffusion(case):
 
 
 def test_one_section_of_all_levels_is_every_level():
-    assert spaced(37, [37]).tolist() == spaced(37, None).tolist() == list(range(37))[::-1]
-    assert spaced(37, "37").tolist() == list(range(37))[::-1]
+    assert table_timesteps(37, [37]).tolist() == table_timesteps(37, None).tolist() == list(range(37))[::-1]
+    assert table_timesteps(37, "37").tolist() == list(range(37))[::-1]
 
 
 @given(st.integers(1, 1200).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
@@ -112,35 +112,35 @@ def test_ddim_n_takes_the_smallest_whole_stride_or_says_what_fits(case):
     T, steps = case
     fitting = [k for k in range(1, T + 1) if len(range(0, T, k)) == steps]
     if fitting:
-        assert spaced(T, f"ddim{steps}").tolist() == list(range(0, T, fitting[0]))[::-1]
+        assert table_timesteps(T, f"ddim{steps}").tolist() == list(range(0, T, fitting[0]))[::-1]
         return
     with pytest.raises(DuetError, match=rf"ddim{steps} was given; no whole stride visits {steps} of {T}") as caught:
-        spaced(T, f"ddim{steps}")
+        table_timesteps(T, f"ddim{steps}")
     near = [int(word.removeprefix("ddim")) for word in str(caught.value).split() if word.startswith("ddim")][1:]
     counts = [len(range(0, T, k)) for k in range(1, T + 1)]
     assert near == [max(n for n in counts if n < steps), min(n for n in counts if n > steps)]
     for n in near:
-        assert len(spaced(T, f"ddim{n}")) == n
+        assert len(table_timesteps(T, f"ddim{n}")) == n
 
 
 def test_ddim_n_is_leading_where_the_stride_divides():
     for steps in (1, 10, 25, 50, 1000):
-        np.testing.assert_array_equal(spaced(1000, f"ddim{steps}"), spaced(1000, steps, "leading"))
+        np.testing.assert_array_equal(table_timesteps(1000, f"ddim{steps}"), table_timesteps(1000, steps, "leading"))
     # Elsewhere leading rounds the stride down and stays further below T-1.
-    assert spaced(10, "ddim4").tolist() == [9, 6, 3, 0] and spaced(10, 4).tolist() == [6, 4, 2, 0]
+    assert table_timesteps(10, "ddim4").tolist() == [9, 6, 3, 0] and table_timesteps(10, 4).tolist() == [6, 4, 2, 0]
 
 
 def test_levels_may_be_given_themselves():
     for steps in (None, 3):
-        t = spaced(10, steps, [9, 4, 0])
+        t = table_timesteps(10, steps, [9, 4, 0])
         assert t.dtype == np.int64 and t.tolist() == [9, 4, 0]
-    assert spaced(10, None, (3,)).tolist() == [3]
-    assert spaced(10, None, list(range(10))[::-1]).tolist() == spaced(10, None).tolist()
+    assert table_timesteps(10, None, (3,)).tolist() == [3]
+    assert table_timesteps(10, None, list(range(10))[::-1]).tolist() == table_timesteps(10, None).tolist()
 
 
 @pytest.mark.parametrize("spacing", [None, *SPACINGS])
 def test_no_number_of_steps_is_every_level(spacing):
-    assert spaced(7, None, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert table_timesteps(7, None, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("T, steps, spacing, words", [
@@ -183,4 +183,4 @@ def test_no_number_of_steps_is_every_level(spacing):
 ])  # fmt: skip
 def test_other_requests_are_refused(T, steps, spacing, words):
     with pytest.raises(DuetError, match=words):
-        spaced(T, steps, spacing)
+        table_timesteps(T, steps, spacing)

@@ -168,14 +168,14 @@ def test_half_of_the_images_are_given_an_estimate():
 def test_levels_follow_the_second_moments_of_their_losses(first_t):
     """Against the published algorithm in words: deques of ten, roots of mean squares, a thousandth uniform."""
     law = make_timestep_sampler(linear(6), first_t, name="loss_second_moment")
-    history, kept = law.fresh(), [deque(maxlen=10) for _ in range(6)]
+    history, kept = law.empty_history(), [deque(maxlen=10) for _ in range(6)]
     rng = np.random.default_rng(1)
     for _ in range(40):
         t, losses = rng.integers(first_t, 6, 8), rng.exponential(size=8)
-        history = history.after(t, losses)
+        history = history.appended(t, losses)
         for level, loss in zip(t, losses, strict=True):
             kept[level].append(loss)
-        given = law.given(history)
+        given = law.adapted(history)
         if any(len(own) < 10 for own in kept[first_t:]):
             assert given is law
             continue
@@ -193,7 +193,11 @@ def test_levels_follow_the_second_moments_of_their_losses(first_t):
 def test_a_checkpoint_keeps_the_losses(tmp_path):
     model = DiffusionModel(SPEC, {"name": "linear", "T": 6}, "eps")
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
-    history = make_timestep_sampler(linear(6), name="loss_second_moment").fresh().after([3, 3, 1], [0.5, 0.25, 1 / 3])
+    history = (
+        make_timestep_sampler(linear(6), name="loss_second_moment")
+        .empty_history()
+        .appended([3, 3, 1], [0.5, 0.25, 1 / 3])
+    )
     path = save_checkpoint(tmp_path, Checkpoint(8, model, 0, state, {}, history))
     back = load_checkpoint(path, SPEC).history
     for name, value in vars(history).items():

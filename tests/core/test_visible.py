@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_core.diffusion.process import Process, add_noise
 from diffusion_core.diffusion.schedule import make_schedule
-from diffusion_core.model.noise_strip import levels_shown, rows_shown, shown
+from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_timesteps
 from diffusion_core.sampling import make_plan
 
 NAMES = ["linear", "cosine", "flow", "plain_as_written", "vp_sde", "ve_sde", "edm", "flow_continuous"]
@@ -16,7 +16,7 @@ NAMES = ["linear", "cosine", "flow", "plain_as_written", "vp_sde", "ve_sde", "ed
 @pytest.mark.parametrize("name", NAMES)
 def test_levels_are_even_in_log_snr_within_what_is_visible(name):
     schedule = make_schedule(name)
-    alpha, sigma = schedule(levels_shown(schedule, 9))
+    alpha, sigma = schedule(visible_timesteps(schedule, 9))
     low, high = np.clip([0.05, 10.0], *np.exp(schedule.ends))
     np.testing.assert_allclose(sigma / alpha, np.geomspace(low, high, 9), rtol=1e-9)
 
@@ -25,18 +25,20 @@ def test_pictures_of_every_process_are_the_same_at_the_same_level():
     rng = np.random.default_rng(0)
     x0, eps = rng.uniform(-1, 1, (4, 8, 8, 1)), rng.normal(size=(4, 8, 8, 1))
     for ratio in (0.0, 0.3, 7.0):
-        wanted = shown(x0 + ratio * eps, 1.0, ratio)
+        wanted = to_visible(x0 + ratio * eps, 1.0, ratio)
         for alpha in (0.02, 1 / np.hypot(1, ratio), 1 / (1 + ratio)):
-            np.testing.assert_array_equal(shown(add_noise(x0, eps, alpha, alpha * ratio), alpha, alpha * ratio), wanted)
+            np.testing.assert_array_equal(
+                to_visible(add_noise(x0, eps, alpha, alpha * ratio), alpha, alpha * ratio), wanted
+            )
         # The same pictures in another range of values.
         x, sigma = add_noise((x0 + 1) / 2, eps, 0.5, 0.25 * ratio), 0.25 * ratio
-        np.testing.assert_array_equal(shown(x, 0.5, sigma, (0.0, 1.0)), wanted)
+        np.testing.assert_array_equal(to_visible(x, 0.5, sigma, (0.0, 1.0)), wanted)
 
 
 def test_one_standard_deviation_of_noise_fills_the_range():
     eps = np.random.default_rng(0).normal(size=(100, 100, 1))
     for alpha, sigma in ((0.0, 1.0), (1.0, 80.0)):
-        out = np.isin(shown(sigma * eps, alpha, sigma), (0, 255)).mean()
+        out = np.isin(to_visible(sigma * eps, alpha, sigma), (0, 255)).mean()
         assert out == pytest.approx(0.317, abs=0.01)
 
 
@@ -46,7 +48,7 @@ def test_one_standard_deviation_of_noise_fills_the_range():
 ])  # fmt: skip
 def test_the_rows_that_are_shown_are_spread_over_what_is_visible(name, sampler, options):
     plan = make_plan(Process(make_schedule(name), "v" if name != "edm" else "edm"), sampler, **options)
-    rows = rows_shown(plan, 10)
+    rows = visible_rows(plan, 10)
     assert len(rows) == 10 and rows[-1] == plan.rows - 1 and np.all(np.diff(rows) > 0)
     logs = np.clip(np.log(plan.sigma[1:-1] / plan.alpha[1:-1]), np.log(0.05), np.log(10.0))
     wanted = np.linspace(logs.max(), logs.min(), 9)
@@ -57,6 +59,6 @@ def test_the_rows_that_are_shown_are_spread_over_what_is_visible(name, sampler, 
 
 def test_a_plan_of_few_rows_is_shown_whole():
     plan = make_plan(Process(make_schedule("linear"), "eps"), "ddim", steps=3, spacing="linspace")
-    assert rows_shown(plan, 10).tolist() == [0, 1, 2]
+    assert visible_rows(plan, 10).tolist() == [0, 1, 2]
     plan = make_plan(Process(make_schedule("linear"), "eps"), "ddim", steps=1)
-    assert rows_shown(plan, 10).tolist() == [0]
+    assert visible_rows(plan, 10).tolist() == [0]

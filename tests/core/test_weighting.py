@@ -10,7 +10,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.loss_weighting import make_weights as make
-from diffusion_core.diffusion.process import PREDICTIONS, Process, add_noise, misfit
+from diffusion_core.diffusion.process import PREDICTIONS, Process, add_noise, unsupported_reason
 from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear, make_schedule
 from diffusion_core.diffusion.timestep_sampling import make_timestep_sampler
 from diffusion_core.training.objective import Objective
@@ -52,7 +52,7 @@ def test_every_weighting_is_chosen_here():
 def test_the_loss_is_the_same_number_for_every_prediction(schedule, weighting):
     """The identity in x_0: outputs that mean the same estimate of x_0 cost the same, whatever was asked for."""
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
-    predictions = [p for p in PREDICTIONS if not misfit(schedule, p)]
+    predictions = [p for p in PREDICTIONS if not unsupported_reason(schedule, p)]
     losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
     assert losses["x0"] > 0
     for name, loss in losses.items():
@@ -97,7 +97,7 @@ def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
 def test_edm_weighs_its_own_target_by_one(name, sigma_data):
     """Karras et al., table 1: lambda = 1/c_out^2, so that the error of F counts alike at every level."""
     process = Process(make_schedule(name), "edm", sigma_data=sigma_data)
-    t = process.schedule.evenly(50)
+    t = process.schedule.even_timesteps(50)
     np.testing.assert_allclose(make(process, "edm")(t), 1, rtol=1e-12)
     # The losses of VP and VE in EDM's code: 1/sigma^2 on the error of D, which is 1 on that of eps.
     for prediction in ("vp", "ve", "eps"):
@@ -109,7 +109,7 @@ def test_edm_weighs_its_own_target_by_one(name, sigma_data):
 def test_in_continuous_time_too_the_loss_is_the_same_number_for_every_prediction(name, weighting):
     schedule = make_schedule(name)
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
-    predictions = [p for p in PREDICTIONS if not misfit(schedule, p)]
+    predictions = [p for p in PREDICTIONS if not unsupported_reason(schedule, p)]
     losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
     assert losses["x0"] > 0
     for prediction, loss in losses.items():

@@ -20,7 +20,7 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
 from diffusion_core.likelihood import flow_density, variational_bound
 from diffusion_core.metrics.accuracy import recognised
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import BatchNorm
 from diffusion_core.optim import Ema, Warmup
@@ -162,7 +162,7 @@ def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
 
     def all_of_them(collective: Collective) -> np.ndarray:
         pause = partial(pauses.append, collective.group.rank)
-        return draw(
+        return generate(
             backend, network, plan, (2, 2, 1), np.zeros(11, int), seed=3, batch=2, collective=collective, pause=pause
         )
 

@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: 
         (["likelihood=vlb", "data=digits", "checkpoint=null"], ["checkpoint: none was given"]),
         (["likelihood=vlb", "data=digits", "likelihood.levels=1000"], ["of 1000 levels 1 to 999"]),
         (["likelihood=vlb", "data=digits", "likelihood.variance=learned"], ["1 channels for 1", "fixed_small"]),
-        (["likelihood=vlb", "data=digits", "likelihood.law=odd"], ["likelihood.law", "importance"]),
+        (["likelihood=vlb", "data=digits", "likelihood.distribution=odd"], ["likelihood.distribution", "importance"]),
         (["likelihood=vlb", "data=digits", "likelihood.count=0"], ["likelihood.count", "1 to 1437"]),
         (["likelihood=vlb", "data=digits", "likelihood.step=3"], ["likelihood.step", "likelihood.steps"]),
         (["likelihood=vlb", "data=shapes"], ["32", "8"]),

@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after one step, whose levels depend on its losses."""
     cfg, experiment = configured()
     state = TrainerState.fresh(initial_weights(experiment.model.program, 0, np.float32))
-    history = experiment.objective.timestep_sampler.fresh().after(np.arange(3), np.arange(1.0, 4.0))
+    history = experiment.objective.timestep_sampler.empty_history().appended(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [describe(profile) for profile in experiment.ema.profiles],
         "trained_for": resuming.trained_for(cfg, experiment),

@@ -11,7 +11,7 @@ from commands import call, composed
 from PIL import Image
 
 from diffusion_core.data import to_uint8
-from diffusion_core.model.generate import draw
+from diffusion_core.model.generate import generate
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
@@ -141,7 +141,7 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
         start("sample", f"backend={backend_name}", f"checkpoint={directory}", f"out={out}", f"sample.weights={which}",
               "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5", "pictures=false", *CPU)  # fmt: skip
         network = backend.network(found.model.program, getattr(found.state, which))
-        images = draw(backend, network, plan, found.model.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
+        images = generate(backend, network, plan, found.model.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
         drawn[which] = read_samples(out / "samples.npz")[0]
         np.testing.assert_array_equal(drawn[which], to_uint8(images, found.model.value_range))
     assert not np.array_equal(drawn["weights"], drawn["ema"])
