@@ -28,7 +28,7 @@ from diffusion_core.files.atomic import write_atomically
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.flops import multiply_adds
 from diffusion_core.networks.weights import count
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.benchmark.contestants import BACKENDS, Contestant, Mode, interleave, start
 from experiments.benchmark.figures import bars, growth
 from experiments.benchmark.table import rows, table
@@ -159,7 +159,7 @@ def _points(cfg: DictConfig) -> list[DictConfig]:
 def _facts(cfg: DictConfig, models: Sequence[DiffusionModel]) -> dict[str, Any]:
     """What was measured, where and how."""
     return {
-        "environment": environment(),
+        "environment": describe_environment(),
         "settings": {name: cfg[name] for name in (*_ROUNDS, "repeats", "device", "threads", "vary")},
         "problems": [
             model.to_dict()

@@ -33,7 +33,7 @@ from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
 from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
 from diffusion_core.parity.ladder import Check, check, ladder
-from diffusion_core.runs.run_directory import environment, read_metrics, read_samples
+from diffusion_core.runs.run_directory import describe_environment, read_metrics, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
 from experiments.entry import entry
 from experiments.evaluation.context import dataset_reference
@@ -110,7 +110,7 @@ def main(cfg: DictConfig) -> None:
             "compare: nothing was given; give a=RUN b=RUN, or traces=[TRACE,TRACE], or evaluations=[DIR,DIR], or all"
         )
     evaluated = {str(path): read_numbers(path) for path in cfg.evaluations}
-    here = environment()
+    here = describe_environment()
     report: Report = {
         "title": cfg.title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -34,7 +34,7 @@ from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
-from diffusion_core.runs.run_directory import environment, write_json, write_samples
+from diffusion_core.runs.run_directory import describe_environment, write_json, write_samples
 from diffusion_core.sampling import SamplerPlan, edit
 from diffusion_core.training.objective import network_labels
 from experiments import common
@@ -286,7 +286,7 @@ def main(cfg: DictConfig) -> None:
     print("\n".join(given.said), flush=True)
     network = backend.network(given.model.program, common.weights_of(given.checkpoint.state, cfg.weights))
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    write_json(out / "environment.json", environment(backend.describe()))
+    write_json(out / "environment.json", describe_environment(backend.describe()))
     guidance = given.leaders.guidance(backend)
 
     def sampled(made: edit.Edit, labels: NDArray[np.int32], *, led: bool = True) -> NDArray:

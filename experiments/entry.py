@@ -29,10 +29,10 @@ from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.schedule import SCHEDULES
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
-from diffusion_core.files.safe_read import reading
+from diffusion_core.files.safe_read import file_errors
 from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import PROFILES
-from diffusion_core.runs.run_directory import claim
+from diffusion_core.runs.run_directory import exclusive_directory
 from diffusion_core.runtime import signals
 from diffusion_core.sampling import SAMPLERS
 from experiments.processes import one_speaks, world_of
@@ -92,7 +92,7 @@ def _own(cfg: DictConfig, keeps: tuple[str, str] | None) -> Iterator[None]:
         yield
         return
     file, what = keeps
-    with claim(cfg.out) if world_of(cfg).is_main_process else nullcontext():
+    with exclusive_directory(cfg.out) if world_of(cfg).is_main_process else nullcontext():
         if Path(cfg.out, file).exists():
             raise DuetError(f"out: {cfg.out} holds {what} already; give another directory")
         yield
@@ -116,7 +116,7 @@ def _looked_at() -> Iterator[None]:
         path = Path(source.path, source._normalize_file_name(config_path))
         if path.exists():  # Hydra says what is missing, and what there is
             check_yaml(path)
-        with reading(path, "it is no configuration"):
+        with file_errors(path, "it is no configuration"):
             return read(source, config_path)
 
     def checked(*given: Any, **named: Any) -> DictConfig:

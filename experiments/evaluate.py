@@ -32,7 +32,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.protocol import Number, nested
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.entry import entry, plain
 from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.context import EvaluationContext, Measure
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
                     measure(Path(aside))
         return
     # Samples are judged without a backend, in an environment that may have none.
-    facts = environment(given.backend.describe() if set(measures) - {"samples"} else None)
+    facts = describe_environment(given.backend.describe() if set(measures) - {"samples"} else None)
     results = {group: measure(out) for group, measure in measures.items()}
     numbers = [number for result in results.values() for number in result.numbers]
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())

@@ -29,7 +29,7 @@ from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.common import check_sample, open_backend, sample_labels, sampling_calls, weights_of, which_of
 from experiments.entry import entry, plain
@@ -80,7 +80,7 @@ def main(cfg: DictConfig) -> None:
         "seed": cfg.sample.seed,
         "options": options,
         "reference": {"method": cfg.reference, "steps": cfg.reference_steps},
-        "environment": environment(backend.describe()),
+        "environment": describe_environment(backend.describe()),
         "left_out": left_out,
         "methods": [
             {

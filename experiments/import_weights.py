@@ -30,7 +30,7 @@ from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
-from diffusion_core.runs.run_directory import environment
+from diffusion_core.runs.run_directory import describe_environment
 from experiments.common import settings_of
 from experiments.entry import entry, plain
 from experiments.schema import ProcessSchema
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
 
     name = options.pop("name")
     found = import_weights(name, Path(cfg.path), read, process, options)
-    notes = {"source": name, "path": cfg.path, "note": found.note, "process": found.whose, **environment()}
+    notes = {"source": name, "path": cfg.path, "note": found.note, "process": found.whose, **describe_environment()}
     state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
     save_checkpoint(out / "checkpoints", Checkpoint(0, found.model, 0, state, notes))
     print(f"{name}: {found.note}")

@@ -26,7 +26,7 @@ from diffusion_core.data.store import read_names, store_parts
 from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
-from diffusion_core.runs.run_directory import environment
+from diffusion_core.runs.run_directory import describe_environment
 from experiments.common import load_data
 from experiments.entry import entry
 from experiments.progress import Counter
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     first = next(iter(parts.values()))
     report = {
         "title": f"The data set {first.name}",
-        "environment": environment(),
+        "environment": describe_environment(),
         "parts": {part: _facts(dataset, surveys[part]) for part, dataset in parts.items()},
         "card": _card(cfg),
         "near": {

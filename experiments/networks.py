@@ -21,7 +21,7 @@ from diffusion_core.networks import lower
 from diffusion_core.networks.weights import count
 from diffusion_core.parity.compare import PRECISIONS, load_arrays
 from diffusion_core.parity.network import compare_network, record_network
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.common import settings_of, spec_of
 from experiments.entry import entry
 
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> None:
                 print(f"{precision} {check.name}: {check.error:.1e}, at most {check.tolerance:.0e}: {verdict}{place}")
             agreed += [check.to_dict() for check in checks]
     facts = {"parameters": parameters, "checks": agreed, "backend": cfg.backend.name}
-    write_json(out / "network.json", facts | {"environment": environment(backend.describe())})
+    write_json(out / "network.json", facts | {"environment": describe_environment(backend.describe())})
     if not all(check["passed"] for check in agreed):
         sys.exit(1)
 

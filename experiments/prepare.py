@@ -24,7 +24,7 @@ from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import Square
-from diffusion_core.runs.run_directory import environment
+from diffusion_core.runs.run_directory import describe_environment
 from downloads import fetch
 from experiments.entry import entry, plain
 from experiments.progress import Counter
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
     without = [part for part in every if part not in parts]
     parts = build("split", SPLITS, split.pop("name", "none"), split, parts)
     files = [] if not about.archives else [_described(file) for file in about.found(where) if file.is_file()]
-    facts = {"files": files, "command": environment()["command"]}
+    facts = {"files": files, "command": describe_environment()["command"]}
     with _Progress(name) as progress:
         card = prepare(parts, cfg.out, square, about, facts, cfg.workers, cfg.tolerance, progress)
     for part, made in card["parts"].items():

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runtime import signals
-from diffusion_core.runtime.distributed import Collective, ProcessGroup, started_together
+from diffusion_core.runtime.distributed import Collective, ProcessGroup, find_parallel_launch
 
-__all__ = ["stop_if_requested", "one_speaks", "stop_check", "stop_requested", "world_of"]
+__all__ = ["one_speaks", "stop_check", "stop_if_requested", "stop_requested", "world_of"]
 
 
 def world_of(cfg: DictConfig) -> ProcessGroup:
@@ -29,7 +29,7 @@ def world_of(cfg: DictConfig) -> ProcessGroup:
     if "parallel" not in cfg:
         return ProcessGroup()
     name = cfg.parallel.name
-    if name == "none" and (variable := started_together(os.environ)):
+    if name == "none" and (variable := find_parallel_launch(os.environ)):
         raise DuetError(
             f"parallel: none was given, but several processes were started, as {variable} says, which would all do the "
             f"same; add parallel=ddp, for TensorFlow parallel=multiworker, or unset {variable} for one that is alone"

@@ -20,10 +20,10 @@ from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
-from diffusion_core.optim import describe, make_ema
+from diffusion_core.optim import make_ema, profile_options
 from diffusion_core.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import find_snapshots, reconstruct
-from diffusion_core.runs.run_directory import environment
+from diffusion_core.runs.run_directory import describe_environment
 from experiments.entry import entry, plain
 
 
@@ -40,11 +40,11 @@ def main(cfg: DictConfig) -> None:
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
     snapshots = find_snapshots(cfg.run)
     found, made = reconstruct(snapshots, ema.profiles[0], cfg.images)
-    notes = {"run": cfg.run, **found.notes, **environment()}
+    notes = {"run": cfg.run, **found.notes, **describe_environment()}
     if list_checkpoints(Path(cfg.run) / "checkpoints"):
         notes["sampler"] = load_checkpoint(cfg.run).notes.get("sampler")
     path = save_checkpoint(out / "checkpoints", replace(found, notes=notes))
-    options = describe(ema.profiles[0])
+    options = profile_options(ema.profiles[0])
     words = [options.pop("name"), *(f"{key} {value}" for key, value in options.items())]
     used = f"{np.count_nonzero(made.coefficients)} of {pluralize(len(snapshots), 'snapshot')}"
     print(f"{', '.join(words)}, at {found.images_seen:,} images: {used}, misfit {made.error:.2g}: {path}")

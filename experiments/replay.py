@@ -25,7 +25,13 @@ from diffusion_core.backend.interface import Trainer, load_backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.weights import count
 from diffusion_core.optim.adam import global_norm
-from diffusion_core.runs.failure_bundle import Bundle, FailureLocation, load_bundle, places, some
+from diffusion_core.runs.failure_bundle import (
+    FailureBundle,
+    FailureLocation,
+    failure_locations,
+    load_bundle,
+    select_images,
+)
 from diffusion_core.runs.run_directory import write_json
 from experiments.common import in_mode, settings_of
 from experiments.entry import entry
@@ -52,11 +58,11 @@ def main(cfg: DictConfig) -> None:
         loss, gradients = trainer.gradients(bundle.batch, bundle.micro_batches)
         norm = global_norm(gradients)
         chosen = _chosen(bundle, trainer, cfg.images)
-        batch = some(bundle.batch, chosen)
+        batch = select_images(bundle.batch, chosen)
         values = trainer.activations(batch)
         if count(program) <= _SMALL:
             beside = reference.activations(program, state.weights, batch, bundle.distance)
-        found = list(places(bundle, values, loss, gradients))
+        found = list(failure_locations(bundle, values, loss, gradients))
     first = next((place for place in found if place.lost), None)
     again = not math.isfinite(loss + norm)
     report = {
@@ -69,17 +75,17 @@ def main(cfg: DictConfig) -> None:
     print("\n".join([*_said(bundle, loss, norm, again, first), f"report: {file}", "", *_table(values, beside)]))
 
 
-def _chosen(bundle: Bundle, trainer: Trainer, most: int) -> NDArray[np.int64]:
+def _chosen(bundle: FailureBundle, trainer: Trainer, most: int) -> NDArray[np.int64]:
     """The images to look into: the first whose loss is not finite, or the first; all where they share statistics."""
     everything = np.arange(bundle.batch.size)
     if bundle.moment.model.program.has_batch_statistics:
         return everything
-    micro_batches = [some(bundle.batch, everything[start : start + most]) for start in everything[::most]]
+    micro_batches = [select_images(bundle.batch, everything[start : start + most]) for start in everything[::most]]
     lost = ~np.isfinite(np.concatenate([trainer.activations(piece)["losses"] for piece in micro_batches]))
     return (everything[lost] if lost.any() else everything)[:most]
 
 
-def _said(bundle: Bundle, loss: float, norm: float, again: bool, first: FailureLocation | None) -> Iterator[str]:
+def _said(bundle: FailureBundle, loss: float, norm: float, again: bool, first: FailureLocation | None) -> Iterator[str]:
     moment = bundle.moment
     yield (
         f"then, after {moment.images_seen:,} images, {moment.notes['backend']} in {moment.notes['precision']}: loss "

@@ -17,7 +17,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.optim import describe
+from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.loop import ResumeState, TrainingConfig
 from experiments.entry import plain
@@ -121,7 +121,7 @@ def _with_averages(found: Checkpoint, experiment: Experiment, change: bool) -> T
             f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
             f"ema and ema.extra give {len(ema.profiles)}; there must be as many"
         )
-    kept, given = found.notes.get("averages"), [describe(profile) for profile in ema.profiles]
+    kept, given = found.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
     differ = state.updates > 0 and kept != given
     if differ and kept is not None and not ema.snapshot_images and not change:
         raise DuetError(
@@ -164,10 +164,10 @@ def notes_to_go_on(
 ) -> dict[str, Any]:
     """What a checkpoint says beside its numbers, which those who go on with it look at, and who samples."""
     return made_by(cfg, backend) | {
-        "averages": [describe(profile) for profile in experiment.ema.profiles],
+        "averages": [profile_options(profile) for profile in experiment.ema.profiles],
         "trained_for": trained_for(cfg, experiment),
         "sampler": plain(cfg.sampler),
         "weights": cfg.sample.weights,
         "skipped": resume_state.skipped,
-        "halved": resume_state.halved,
+        "halved": resume_state.reduced_micro_batch,
     }

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.runtime import signals
 from experiments.common import (
     GuidanceModels,
@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     is_main_process = backend.collective.group.is_main_process
     if is_main_process:
         write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        write_json(out / "environment.json", environment(backend.describe()))
+        write_json(out / "environment.json", describe_environment(backend.describe()))
     began = perf_counter()
     with signals.flag_on_signal() as stop, stop_check(backend.collective, stop) as pause:
         images = save_samples(

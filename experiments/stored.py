@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_core.files.safe_read import read_text, reading
+from diffusion_core.files.safe_read import file_errors, read_text
 
 __all__ = ["check_yaml", "read_config"]
 
@@ -26,7 +26,7 @@ def read_config(path: str | Path) -> DictConfig:
         DuetError: if it is missing, corrupt, or holds what a run does not write.
     """
     text = check_yaml(path)
-    with reading(path, "it is no configuration of a run"):
+    with file_errors(path, "it is no configuration of a run"):
         if "${" in text:
             raise ValueError("it has an interpolation; a run writes its values")
         config = OmegaConf.create(text)
@@ -41,7 +41,7 @@ def check_yaml(path: str | Path) -> str:
     Raises:
         DuetError: if it is something else.
     """
-    with reading(path, "it is no plain YAML"):
+    with file_errors(path, "it is no plain YAML"):
         text = read_text(path, _MOST_BYTES)
         counts, names, sizes = [0], [""], {}
         for event in yaml.parse(text, yaml.SafeLoader):

@@ -27,7 +27,7 @@ from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.runs.run_directory import claim, environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
 from experiments.common import settings_of
 from experiments.entry import entry
 
@@ -40,7 +40,9 @@ def main(cfg: DictConfig) -> None:
         if precision not in PRECISIONS:
             raise one_of("precisions", precision, PRECISIONS)
     for precision in cfg.precisions:
-        with claim(out / precision):  # `out` may be at the same time that of a record in another precision
+        with exclusive_directory(
+            out / precision
+        ):  # `out` may be at the same time that of a record in another precision
             backend = load_backend(cfg.backend.name, settings_of(cfg, precision))
             print(backend.describe().line(), flush=True)
             began = perf_counter()
@@ -58,7 +60,7 @@ def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> s
         notes = {"backend": trace.backend, "precision": precision}
         found = Checkpoint(step * BATCH, cases.PARITY, cases.SEED, trace.states[step], notes)
         save_checkpoint(out / precision / "checkpoints", found)
-    facts = environment(backend.describe())
+    facts = describe_environment(backend.describe())
     write_json(out / f"{precision}.json", {"environment": facts, "checks": [c.to_dict() for c in trace.checks]})
     failed = [c for c in trace.checks if not c.passed]
     for c in failed:

@@ -71,10 +71,10 @@ class _Wandb:
     def __init__(self, package: ModuleType, run: Any) -> None:
         self._package, self._run = package, run
 
-    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
         self._run.log({**values, "images_seen": images_seen})
 
-    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._run.log({name: self._package.Image(image.squeeze()), "images_seen": images_seen})
 
     def close(self, failed: bool = False) -> None:
@@ -101,11 +101,11 @@ class _Mlflow:
     def __init__(self, client: Any, run: str) -> None:
         self._client, self._run = client, run
 
-    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
         for name, value in values.items():
             self._client.log_metric(self._run, name, value, step=images_seen)
 
-    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._client.log_image(self._run, image.squeeze(), f"{name}-{images_seen:012d}.png")
 
     def close(self, failed: bool = False) -> None:

@@ -36,11 +36,25 @@ from diffusion_core.metrics.protocol import nested
 from diffusion_core.networks.weights import count, hash_weights
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, weights_hash
 from diffusion_core.runs.ema_snapshots import save_snapshots
-from diffusion_core.runs.failure_bundle import is_kept, save_bundle
-from diffusion_core.runs.run_directory import RunDirectory, claim, environment, read_metrics, write_json
+from diffusion_core.runs.failure_bundle import save_bundle, should_keep
+from diffusion_core.runs.run_directory import (
+    RunDirectory,
+    describe_environment,
+    exclusive_directory,
+    read_metrics,
+    write_json,
+)
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.distributed import ProcessGroup
-from diffusion_core.training.loop import Hooks, NonFiniteStep, Record, ResumeState, TrainingConfig, make_batch, train
+from diffusion_core.training.loop import (
+    NonFiniteStep,
+    Record,
+    ResumeState,
+    TrainingCallbacks,
+    TrainingConfig,
+    make_batch,
+    train,
+)
 from experiments import common, trackers
 from experiments.entry import entry, plain
 from experiments.evaluate import lines
@@ -69,7 +83,7 @@ def main(cfg: DictConfig) -> float:
     experiment = Experiment.from_config(cfg)
     is_main_process = experiment.group.is_main_process
     judge, tracker = _judge(cfg, experiment), trackers.choose(cfg)
-    with claim(directory) if is_main_process else _passed_through(directory):
+    with exclusive_directory(directory) if is_main_process else _passed_through(directory):
         start, source = start_of(cfg, experiment, directory)
         if (result := result_of(directory, start.images_seen, experiment.training_config)) is not None:
             print(
@@ -117,8 +131,10 @@ def _run(
     """The run itself, in a directory that is its own; or in none, in a process that helps another one to compute."""
     begun = mode_begun_in(cfg, start)
     model, backend = experiment.model, common.open_backend(cfg, experiment.training_steps, begun)
-    backend.collective.agree("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
-    backend.collective.agree("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
+    backend.collective.require_equal("the configuration", lambda: OmegaConf.to_yaml(cfg, resolve=True))
+    backend.collective.require_equal(
+        "the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}"
+    )
     with signals.flag_on_signal() as stop:
         if run is not None:
             _begin(cfg, experiment, run, backend, start, source, tracker)
@@ -170,7 +186,7 @@ def _again(directory: Path, training_config: TrainingConfig, group: ProcessGroup
     given = [*source_flags(None if name == "train" else name, own), *inherited_overrides(settings.overrides.hydra)]
     plainly = re.fullmatch(r"[\w./-]+", str(directory))
     place = f"hydra.run.dir={directory}" if plainly else run_dir_override(directory)
-    command = shlex.join([*group.starter, "-m", "experiments.train", *given, *task, place])
+    command = shlex.join([*group.launch_command, "-m", "experiments.train", *given, *task, place])
     return f"{seen} of {training_config.images:,} images; to go on: {command}"
 
 
@@ -186,7 +202,7 @@ def _facts(
     dataset, program = experiment.loader.dataset, experiment.model.program
     came = source and {"source": str(source.absolute()), "images_seen": start.images_seen, "notes": dict(start.notes)}
     drawing = None if experiment.plan is None else _drawing(cfg, experiment, backend)
-    return environment(backend.describe()) | {
+    return describe_environment(backend.describe()) | {
         "sampling_mode": drawing and drawing.describe().mode,
         "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
         "parameters": count(program),
@@ -223,7 +239,7 @@ def _train(
             save_checkpoint(run.path / "checkpoints", found, training_config.keep_checkpoints)
 
         def trouble(found: NonFiniteStep) -> str:
-            if not is_kept(run.path / "non_finite", found):
+            if not should_keep(run.path / "non_finite", found):
                 return ""
             batch = make_batch(
                 experiment.loader, experiment.objective, found.images_seen, found.batch, found.history
@@ -259,7 +275,7 @@ def _train(
             else:
                 if run is None:
                     return
-                run.picture("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
+                run.log_image("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
 
         def snapshot(images_seen: int) -> None:
             given = trainer.state(), experiment.ema.profiles, training_config.batch, model, cfg.seed
@@ -268,21 +284,23 @@ def _train(
         def is_missing(images_seen: int) -> bool:
             """Whether pictures are not there that were due when the run was cut short."""
             own = (run.path / "checkpoints" / f"{images_seen:012d}").is_dir()
-            due = own and training_config.due(training_config.sample_images, images_seen)
+            due = own and training_config.is_due(training_config.sample_images, images_seen)
             return due and not (run.path / "samples" / f"{name_of(images_seen)}.npz").exists()
 
         if collective.any(run is not None and is_missing(start.images_seen)):
             sample(start.images_seen)
-        hooks = Hooks(sample=sample, stops=lambda: stop_requested(collective, stop))
+        callbacks = TrainingCallbacks(on_sample=sample, should_stop=lambda: stop_requested(collective, stop))
         if run is not None:
-            tell = {"notice": lambda line: print(line, flush=True), "step": lambda done: progress(done, note)}
-            hooks = replace(hooks, log=log, checkpoint=checkpoint, snapshot=snapshot, trouble=trouble, **tell)
+            tell = {"on_notice": lambda line: print(line, flush=True), "on_step_end": lambda done: progress(done, note)}
+            callbacks = replace(
+                callbacks, on_log=log, on_checkpoint=checkpoint, on_snapshot=snapshot, on_non_finite=trouble, **tell
+            )
         # Told to end while it drew those pictures, it takes no step: the next start draws them.
         speed = {} if stop_requested(collective, stop) else train(
             trainer, loader, experiment.objective, experiment.learning_rate, experiment.ema, training_config,
-            hooks, start.images_seen, start.state.updates, carried_by(start), collective,
+            callbacks, start.images_seen, start.state.updates, carried_by(start), collective,
         )  # fmt: skip
-    collective.agree("the trained network", lambda: hash_weights(trainer.state().weights))
+    collective.require_equal("the trained network", lambda: hash_weights(trainer.state().weights))
     stop_if_requested(collective, stop)  # also one that was told so after its last step; the checkpoint is written
     took = perf_counter() - began
     if run is None:
@@ -291,7 +309,7 @@ def _train(
     losses = [
         line["loss"]
         for line in read_metrics(run.metrics)
-        if training_config.is_last(line["images_seen"]) and math.isfinite(line["loss"])
+        if training_config.is_in_last_log(line["images_seen"]) and math.isfinite(line["loss"])
     ]
     loss = sum(losses) / len(losses) if losses else math.nan
     return {"objective": loss, "images_seen": training_config.images, "train_seconds": took, **speed}
@@ -319,7 +337,7 @@ def _sample(
     if run is None:
         return {}
     took = perf_counter() - began
-    run.picture("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
+    run.log_image("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
     try:
         with signals.raise_on_signal():  # this process judges alone, and the others wait until it asks them
             judged = _judged(cfg, run, judge, len(images))

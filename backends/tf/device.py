@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import BackendConfig, Description
-from diffusion_core.common.errors import DuetError, too_little_memory
+from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
@@ -88,11 +88,11 @@ class DeviceContext:
 
     @contextmanager
     def within_memory(self, changes: bool = False) -> Iterator[None]:
-        """What runs in it and finds too little memory raises the error for it; see `too_little_memory`."""
+        """What runs in it and finds too little memory raises the error for it; see `out_of_memory_error`."""
         try:
             yield
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            raise too_little_memory(self.device.strip("/"), error, changes) from error
+            raise out_of_memory_error(self.device.strip("/"), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: tf.DType | None = None) -> tf.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

@@ -46,7 +46,7 @@ class Communicator:
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(_cluster())
         except (tf.errors.OpError, RuntimeError) as error:
-            raise group.lost(_reason(error)) from error
+            raise group.peer_lost(_reason(error)) from error
         if self.strategy.num_replicas_in_sync != group.size:
             raise DuetError(
                 f"parallel: {group.size} processes have {self.strategy.num_replicas_in_sync} devices; each must see "
@@ -97,7 +97,7 @@ def _connected(group: ProcessGroup) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError:
         raise
     except tf.errors.OpError as error:
-        raise group.lost(_reason(error)) from error
+        raise group.peer_lost(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from diffusion_core.backend.interface import (
 )
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
-from diffusion_core.optim import shares
+from diffusion_core.optim import update_fractions
 from diffusion_core.optim.adam import Adam
 
 __all__ = ["Trainer", "noised", "tensors"]
@@ -248,8 +248,8 @@ class Trainer:
 
     def _numbers(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
         """The scalars of the next update, computed in float64 on the host and cast once."""
-        adam, mixes = self.adam, shares(decays, len(self.averages))
-        correction1, correction2 = adam.corrections(self.updates + 1)
+        adam, mixes = self.adam, update_fractions(decays, len(self.averages))
+        correction1, correction2 = adam.bias_corrections(self.updates + 1)
         clip = np.inf if adam.clip is None else adam.clip
         shrink = 1.0 - lr * adam.weight_decay
         fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)

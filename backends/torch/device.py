@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from backends.torch.parallel import Communicator
 from diffusion_core.backend.interface import BackendConfig, Description
-from diffusion_core.common.errors import DuetError, too_little_memory
+from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
@@ -51,15 +51,15 @@ class DeviceContext:
 
     @contextmanager
     def within_memory(self, changes: bool = False) -> Iterator[None]:
-        """What runs in it and finds too little memory raises the error for it; see `too_little_memory`."""
+        """What runs in it and finds too little memory raises the error for it; see `out_of_memory_error`."""
         try:
             yield
         except MemoryError as error:
-            raise too_little_memory(str(self.device), error, changes) from error
+            raise out_of_memory_error(str(self.device), error, changes) from error
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            raise too_little_memory(str(self.device), error, changes) from error
+            raise out_of_memory_error(str(self.device), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An array on the device, in `dtype` of the place unless given."""

@@ -120,5 +120,5 @@ def _connected(group: ProcessGroup) -> Iterator[None]:
         if isinstance(error, dist.DistError) or (
             not isinstance(error, torch.OutOfMemoryError) and any(word in said for word in _CONNECTION)
         ):
-            raise group.lost(str(error).strip().splitlines()[0]) from error
+            raise group.peer_lost(str(error).strip().splitlines()[0]) from error
         raise

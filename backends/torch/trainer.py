@@ -24,7 +24,7 @@ from diffusion_core.backend.interface import (
 )
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
-from diffusion_core.optim import shares
+from diffusion_core.optim import update_fractions
 from diffusion_core.optim.adam import Adam
 
 __all__ = ["Trainer", "noised", "tensors"]
@@ -220,7 +220,7 @@ class Trainer:
         """Clip, running statistics, optimiser and averages."""
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        mixes = shares(decays, len(self.averages))
+        mixes = update_fractions(decays, len(self.averages))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
         self.failed = self.failed | ~torch.isfinite(norm + loss)
         for name, value in statistics.items():

@@ -21,7 +21,7 @@ from diffusion_core.backend.interface import (
     NoiseSource,
     TrainBatch,
 )
-from diffusion_core.common.random import words
+from diffusion_core.common.random import random_words
 from diffusion_core.diffusion import process
 from diffusion_core.networks import blocks
 from diffusion_core.networks.program import Program, Training
@@ -29,14 +29,14 @@ from diffusion_core.networks.weights import check_weights
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
+    "activations",
     "block_function",
     "forward",
-    "activations",
-    "loss",
-    "per_image_losses",
-    "noised",
-    "sample",
     "grad_log_prob",
+    "loss",
+    "noised",
+    "per_image_losses",
+    "sample",
     "training_pass",
 ]
 
@@ -152,7 +152,7 @@ def _attention(b: blocks.Attention, qkv: Array) -> Array:
 def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) -> Array:
     if training is None:
         return x
-    drawn = words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
+    drawn = random_words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
     return np.where(drawn.reshape(x.shape) >= b.threshold, x / (1.0 - b.rate), 0.0)
 
 

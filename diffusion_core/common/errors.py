@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DuetError", "OutOfMemory", "one_of", "too_little_memory"]
+__all__ = ["DuetError", "OutOfMemory", "one_of", "out_of_memory_error"]
 
 
 class DuetError(ValueError):
@@ -26,7 +26,7 @@ class OutOfMemory(DuetError):
     """The device has too little memory for what was asked of it; nothing was changed by what failed."""
 
 
-def too_little_memory(device: str, reason: object, changes: bool = False) -> DuetError:
+def out_of_memory_error(device: str, reason: object, changes: bool = False) -> DuetError:
     """The error for a device that has too little memory, with what its framework says of it in one line.
 
     Args:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["LOW", "Stream", "philox4x32", "words"]
+__all__ = ["LOW", "Stream", "philox4x32", "random_words"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -65,7 +65,7 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def words(key: tuple[int, int], index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
+def random_words(key: tuple[int, int], index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
     """Random 32-bit words with shape (B, n) of the stream with this key.
 
     Args:
@@ -100,8 +100,8 @@ class Stream:
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
     def bits(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
-        """Random 32-bit words with shape (B, n); see `words`."""
-        return words(self.key, index, n, row)
+        """Random 32-bit words with shape (B, n); see `random_words`."""
+        return random_words(self.key, index, n, row)
 
     def uniform(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.float64]:
         """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""

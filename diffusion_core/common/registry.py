@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["build", "check"]
+__all__ = ["build", "check_options"]
 
 T = TypeVar("T")
 
@@ -40,11 +40,11 @@ def build(
     Raises:
         DuetError: the name or an option does not exist, one is missing, or a value has the wrong type.
     """
-    check(what, registry, name, options, len(given), beside)
+    check_options(what, registry, name, options, len(given), beside)
     return registry[name](*given, **options)
 
 
-def check(
+def check_options(
     what: str,
     registry: Mapping[str, Callable[..., Any]],
     name: str,

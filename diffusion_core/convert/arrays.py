@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.safe_read import open_npz, read_json, read_tensors
+from diffusion_core.files.safe_read import open_npz, read_json, read_safetensors
 
 __all__ = ["Reader", "read_arrays", "read_config"]
 
@@ -31,7 +31,7 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
     if path.suffix not in (".safetensors", ".npz"):
         return framework(path)
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        return read_safetensors(path)
     with open_npz(path) as file:
         return dict(file)
 

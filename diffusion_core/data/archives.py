@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.safe_read import open_unpacked
+from diffusion_core.files.safe_read import open_decompressed
 
-__all__ = ["DatasetInfo", "Archive", "content", "find", "members", "need", "sha256_file"]
+__all__ = ["Archive", "DatasetInfo", "content", "find", "members", "need", "sha256_file"]
 
 # Of one file that is read whole.
 _MOST_BYTES = 1 << 28
@@ -96,7 +96,7 @@ def need(what: str, where: Path, *names: str) -> Path:
 def content(what: str, file: Path) -> bytes:
     """A file's bytes, unpacked if it is packed."""
     try:
-        with open_unpacked(file, "a whole file", _MOST_BYTES) as opened:
+        with open_decompressed(file, "a whole file", _MOST_BYTES) as opened:
             return opened.read()
     except DuetError as error:
         raise DuetError(f"{what}: {error}; fetch it again") from error
@@ -116,7 +116,7 @@ def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> 
     """
     found, names = {}, []
     try:
-        with open_unpacked(file, "a whole archive") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+        with open_decompressed(file, "a whole archive") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue

@@ -124,7 +124,7 @@ class Loader:
                 f"share: process {rank} of {group} was given for {size} images; the processes are 0..{group - 1}, "
                 f"each with at least one image"
             )
-        mine = ProcessGroup(rank, group).share(size)
+        mine = ProcessGroup(rank, group).slice_of(size)
         return self.batch(images_seen + mine.start, mine.stop - mine.start)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.loader import Images, Loader
 from diffusion_core.data.shards import Shards
-from diffusion_core.runtime.process_pool import pool
+from diffusion_core.runtime.process_pool import spawn_pool
 
 __all__ = ["Prefetch"]
 
@@ -59,7 +59,7 @@ class Prefetch:
         dataset = self.loader.dataset
         if isinstance(dataset.images, np.memmap):  # which would be sent as what it holds
             dataset = replace(dataset, images=Shards([dataset.images]))
-        self._pool = pool(self.workers, _open, replace(self.loader, dataset=dataset))
+        self._pool = spawn_pool(self.workers, _open, replace(self.loader, dataset=dataset))
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

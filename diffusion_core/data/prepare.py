@@ -38,7 +38,7 @@ from diffusion_core.data.square import ImageInput, Member, Square
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.runtime.process_pool import pool
+from diffusion_core.runtime.process_pool import spawn_pool
 
 __all__ = ["prepare"]
 
@@ -231,7 +231,7 @@ def _make_images(
         for number, first in left:
             done(number, _make(job(first, number)))
         return [records[number] for number in sorted(records)]
-    with pool(workers) as processes:
+    with spawn_pool(workers) as processes:
         running: dict[Future, int] = {}
         try:
             while left or running:

@@ -20,7 +20,7 @@ from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["drop_left", "flush_directory", "pack", "write_atomically", "write_flushed"]
+__all__ = ["flush_directory", "pack", "remove_leftovers", "write_atomically", "write_flushed"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -54,7 +54,7 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "-"
 
 
-def drop_left(directory: Path) -> None:
+def remove_leftovers(directory: Path) -> None:
     """Delete what killed calls of `write_atomically` left in a directory, but nothing that may still be written."""
     for path in directory.iterdir() if directory.is_dir() else ():
         found = _BESIDE.fullmatch(path.name)

@@ -23,7 +23,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-__all__ = ["LOCK", "locked"]
+__all__ = ["LOCK", "lock_directory"]
 
 LOCK = ".lock"
 
@@ -32,7 +32,7 @@ _NONE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
-def locked(directory: Path, name: str = LOCK) -> Iterator[None]:
+def lock_directory(directory: Path, name: str = LOCK) -> Iterator[None]:
     """Hold a directory; on a file system that keeps no locks, warn and go on without one.
 
     Args:

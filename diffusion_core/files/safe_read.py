@@ -4,12 +4,12 @@ What is read back passes through here, whoever reads it:
 
 * a file is a regular one, as a pipe or a device would wait or never end;
 * sizes come from headers and are compared with the file before anything is allocated; what is packed may unpack to
-  `most_unpacked` bytes, which no pictures exceed, and a file that is made to fill the memory does;
+  `max_unpacked` bytes, which no pictures exceed, and a file that is made to fill the memory does;
 * text is UTF-8, and no key of a JSON object is there twice, of which one value would be silently lost;
 * arrays are of plain numbers or text. Nothing is unpickled.
 
 What goes wrong is one `DuetError` that names the file; what a reader raises depends on the byte at which a broken file
-stops to make sense, so `reading` takes every kind.
+stops to make sense, so `file_errors` takes every kind.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from safetensors import numpy as tensors
 from diffusion_core.common.errors import DuetError
 
 __all__ = [
-    "check_tensors",
-    "most_unpacked",
+    "check_safetensors",
+    "file_errors",
+    "max_unpacked",
+    "open_decompressed",
     "open_npz",
     "open_regular",
-    "open_unpacked",
     "parse_json",
     "read_bytes",
     "read_json",
     "read_member",
     "read_npy",
-    "read_tensors",
+    "read_safetensors",
     "read_text",
-    "reading",
 ]
 
 _LEAST_UNPACKED, _MOST_PACKING = 1 << 28, 200
@@ -58,7 +58,7 @@ _KINDS = "biufcUS"
 _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 
 
-def most_unpacked(size: int) -> int:
+def max_unpacked(size: int) -> int:
     """How many bytes a packed file of so many may unpack to: 256 MiB, or 200 times its size if that is more.
 
     Deflate packs a thousandfold at most, and such a factor is that of one value repeated.
@@ -67,7 +67,7 @@ def most_unpacked(size: int) -> int:
 
 
 @contextmanager
-def reading(path: str | Path, said: str = "it is corrupt") -> Iterator[None]:
+def file_errors(path: str | Path, said: str = "it is corrupt") -> Iterator[None]:
     """Whatever goes wrong while a file is read and taken apart is one error that names it.
 
     Args:
@@ -125,7 +125,7 @@ def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     Raises:
         DuetError: if it cannot be read, or is larger.
     """
-    with reading(path, "it cannot be read"), open_regular(path) as file:
+    with file_errors(path, "it cannot be read"), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise DuetError(f"{path}: it has {size} bytes; what belongs there has at most {most}")
@@ -138,7 +138,7 @@ def read_text(path: str | Path, most: int = _LEAST_UNPACKED) -> str:
     Raises:
         DuetError: if it cannot be read, or is something else.
     """
-    with reading(path, "it is not UTF-8 text"):
+    with file_errors(path, "it is not UTF-8 text"):
         return read_bytes(path, most).decode("utf-8")
 
 
@@ -166,33 +166,33 @@ def read_json(path: str | Path, said: str = "it is not JSON") -> Any:
 
     Args:
         path: the file.
-        said: what an error says of it, see `reading`.
+        said: what an error says of it, see `file_errors`.
 
     Raises:
         DuetError: if it is missing or corrupt.
     """
-    with reading(path, said):
+    with file_errors(path, said):
         return parse_json(read_bytes(path, _LEAST_UNPACKED))
 
 
-def read_tensors(path: str | Path, most: int | None = None) -> dict[str, NDArray]:
+def read_safetensors(path: str | Path, most: int | None = None) -> dict[str, NDArray]:
     """The arrays of a safetensors file of up to so many bytes.
 
     Raises:
         DuetError: if it cannot be read, or is something else.
     """
-    check_tensors(path)
-    with reading(path, "it is not a safetensors file"):
+    check_safetensors(path)
+    with file_errors(path, "it is not a safetensors file"):
         return tensors.load(read_bytes(path, most))
 
 
-def check_tensors(path: str | Path) -> None:
+def check_safetensors(path: str | Path) -> None:
     """Refuse a safetensors file that is shorter or longer than its header says, before more of it is read.
 
     Raises:
         DuetError: so, or if it is something else.
     """
-    with reading(path, "it is not a safetensors file"), open_regular(path) as file:
+    with file_errors(path, "it is not a safetensors file"), open_regular(path) as file:
         _check_places(file)
 
 
@@ -215,7 +215,7 @@ def read_npy(path: str | Path, mapped: bool = False) -> NDArray:
     Raises:
         DuetError: if it is missing, cut short or no array of plain numbers or text.
     """
-    with reading(path, "it is not an .npy file of plain numbers"), open_regular(path) as file:
+    with file_errors(path, "it is not an .npy file of plain numbers"), open_regular(path) as file:
         shape, order, dtype = _header(file, os.fstat(file.fileno()).st_size)
         if mapped:
             return np.memmap(path, dtype, "r", file.tell(), shape, order)
@@ -231,13 +231,13 @@ def open_npz(path: str | Path, what: str = "an .npz file of arrays") -> Iterator
         what: what it should be, with its article; errors say it, those of the caller's block as well.
 
     Raises:
-        DuetError: if it cannot be read, would unpack to more than `most_unpacked`, or has a name twice.
+        DuetError: if it cannot be read, would unpack to more than `max_unpacked`, or has a name twice.
     """
-    with reading(path, f"it is not {what}"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with file_errors(path, f"it is not {what}"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise ValueError("two of its arrays have one name")
-        total, most = sum(m.file_size for m in members.values()), most_unpacked(os.fstat(file.fileno()).st_size)
+        total, most = sum(m.file_size for m in members.values()), max_unpacked(os.fstat(file.fileno()).st_size)
         if total > most:
             raise ValueError(f"it would unpack to {total} bytes; one of its size has at most {most}")
         yield _Npz(archive, members)
@@ -268,13 +268,13 @@ class _Npz(Mapping[str, NDArray]):
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of one file in a zip archive that unpacks to no more than `most_unpacked`.
+    """The bytes of one file in a zip archive that unpacks to no more than `max_unpacked`.
 
     Raises:
         ValueError: if it would unpack to more.
     """
     member = archive.getinfo(name)
-    if member.file_size > most_unpacked(member.compress_size):
+    if member.file_size > max_unpacked(member.compress_size):
         raise ValueError(f"{name!r} would unpack to {member.file_size} bytes")
     with _opened(archive, member) as file:
         return file.read()
@@ -325,22 +325,22 @@ def _read_array(file: BinaryIO, shape: Sequence[int], order: str, dtype: np.dtyp
 
 
 @contextmanager
-def open_unpacked(path: str | Path, what: str, most: int | None = None) -> Iterator[BinaryIO]:
+def open_decompressed(path: str | Path, what: str, most: int | None = None) -> Iterator[BinaryIO]:
     """A file, unpacked if it is packed by gzip or bzip2.
 
     Args:
         path: the file.
         what: what it should be, with its article; errors say it, those of the caller's block as well.
-        most: how many bytes may be read from it; None allows `most_unpacked`, up to 32 GiB.
+        most: how many bytes may be read from it; None allows `max_unpacked`, up to 32 GiB.
 
     Raises:
         DuetError: if it cannot be read, or goes on beyond that.
     """
-    with reading(path, f"it is not {what}"), open_regular(path) as file:
+    with file_errors(path, f"it is not {what}"), open_regular(path) as file:
         unpack = _UNPACKERS.get(file.read(2), lambda plain: plain)
         file.seek(0)
         size = os.fstat(file.fileno()).st_size
-        most = min(most_unpacked(size), _MOST_ARCHIVE) if most is None else most
+        most = min(max_unpacked(size), _MOST_ARCHIVE) if most is None else most
         if size > most:  # gzip would look through all zeros behind its end, byte by byte
             raise ValueError(f"it has {size} bytes; at most {most} are read")
         yield _Bounded(unpack(file), most)

@@ -21,7 +21,7 @@ from scipy.special import softmax
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.files.safe_read import open_npz, open_regular, parse_json, reading
+from diffusion_core.files.safe_read import file_errors, open_npz, open_regular, parse_json
 from diffusion_core.metrics.metric import ARRAY_NAMES, FEATURE_ARRAYS, FeatureKind, SampleSet
 
 __all__ = ["join", "read_sample_set", "write_features"]
@@ -108,7 +108,7 @@ def _from_folder(path: Path) -> SampleSet:
         raise DuetError(f"{path}: it is no run with samples/samples.npz, and no folder with PNG files")
     images: NDArray[np.uint8] | None = None
     for k, file in enumerate(files):
-        with reading(file, "it cannot be read"), open_regular(file), Image.open(file) as image:
+        with file_errors(file, "it cannot be read"), open_regular(file), Image.open(file) as image:
             mode, image = image.mode, np.asarray(image)
         if mode not in ("L", "RGB"):
             raise DuetError(f"{file}: its mode is {mode}; samples must be grey or red, green and blue, of 8 bits")

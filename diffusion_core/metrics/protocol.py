@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.safe_read import read_json, reading
+from diffusion_core.files.safe_read import file_errors, read_json
 from diffusion_core.statistics import Interval
 
-__all__ = ["Column", "Number", "columns", "differences", "nested", "read_numbers", "comparable_values"]
+__all__ = ["Column", "Number", "columns", "comparable_values", "differences", "nested", "read_numbers"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_numbers(path: str | Path) -> tuple[Number, ...]:
     data = read_json(path)
     if not isinstance(data, Mapping) or not isinstance(data.get("numbers"), Mapping):
         raise DuetError(f"{path}: it is no evaluation (it has no numbers)")
-    with reading(path, "it is no evaluation"):
+    with file_errors(path, "it is no evaluation"):
         return tuple(Number.from_plain(number) for metric in data["numbers"].values() for number in metric.values())
 
 

@@ -149,7 +149,7 @@ def generate(
                 progress(at + len(index))
         if collective.group.size > 1:
             together = slice(met, met + batch * collective.group.size)
-            images[together] = collective.add(images[together])
+            images[together] = collective.all_reduce(images[together])
         if pause is not None:
             pause()
     return images

@@ -11,12 +11,12 @@ from diffusion_core.optim.ema import (
     Power,
     Profile,
     Warmup,
-    describe,
     ema_update,
     make_ema,
     make_profile,
     power_exponent,
-    shares,
+    profile_options,
+    update_fractions,
 )
 from diffusion_core.optim.posthoc_ema import Combination, combine, step_weights
 
@@ -31,11 +31,11 @@ __all__ = [
     "Profile",
     "Warmup",
     "combine",
-    "describe",
     "ema_update",
     "make_ema",
     "make_profile",
     "power_exponent",
-    "shares",
+    "profile_options",
     "step_weights",
+    "update_fractions",
 ]

@@ -62,7 +62,7 @@ class Adam:
                 f"weight_decay {self.weight_decay} at least 0"
             )
 
-    def corrections(self, update: int) -> tuple[float, float]:
+    def bias_corrections(self, update: int) -> tuple[float, float]:
         """(1 - beta1^k, sqrt(1 - beta2^k)) of update k = 1, 2, ..."""
         return -math.expm1(update * math.log(self.beta1)) if self.beta1 else 1.0, math.sqrt(
             -math.expm1(update * math.log(self.beta2)) if self.beta2 else 1.0
@@ -96,7 +96,7 @@ def adam_update(
         decays: names of the parameters that weight decay applies to.
     """
     factor = clip_factor(global_norm(gradients), adam.clip)
-    correction1, correction2 = adam.corrections(update)
+    correction1, correction2 = adam.bias_corrections(update)
     new_weights, new_moment1, new_moment2 = {}, {}, {}
     for name, gradient in gradients.items():
         g = gradient * factor

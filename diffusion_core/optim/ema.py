@@ -59,12 +59,12 @@ __all__ = [
     "Power",
     "Profile",
     "Warmup",
-    "describe",
     "ema_update",
     "make_ema",
     "make_profile",
     "power_exponent",
-    "shares",
+    "profile_options",
+    "update_fractions",
 ]
 
 Array = NDArray[np.float64]
@@ -239,7 +239,7 @@ def make_profile(name: str, **options: Any) -> Profile:
     return build("ema", PROFILES, name, options)
 
 
-def describe(profile: Profile) -> dict[str, Any]:
+def profile_options(profile: Profile) -> dict[str, Any]:
     """The name and all options of a profile, of which `make_profile` makes it again."""
     return {"name": next(name for name, kind in PROFILES.items() if type(profile) is kind), **asdict(profile)}
 
@@ -295,7 +295,7 @@ def make_ema(
     return Ema(tuple(profiles), snapshot_images)
 
 
-def shares(decays: Sequence[float], averages: int) -> list[float]:
+def update_fractions(decays: Sequence[float], averages: int) -> list[float]:
     """1 - d of each average, the share of the new weights in it.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.safe_read import open_npz, read_json, reading
+from diffusion_core.files.safe_read import file_errors, open_npz, read_json
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative, worst
 from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
@@ -55,7 +55,7 @@ def load_checks(path: Path) -> list[Check]:
         DuetError: if it is missing or corrupt.
     """
     names = ("rung", "name", "precision", "backend", "error", "tolerance", "unit")
-    with reading(path, "it holds no checks of experiments.trace"):
+    with file_errors(path, "it holds no checks of experiments.trace"):
         loaded = read_json(path)
         checks = [Check(**{name: entry[name] for name in names}) for entry in loaded["checks"]]
         # JSON has no infinity: an error that was not a finite number comes back as null, and must still fail.

@@ -32,7 +32,7 @@ from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import flush_directory, pack, write_flushed
-from diffusion_core.files.safe_read import read_bytes, read_json, reading
+from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.old_names import notes_with_new_names
 from diffusion_core.networks import NetworkSpec, Program, lower
@@ -41,12 +41,12 @@ from diffusion_core.networks.weights import check_numbers, check_weights
 __all__ = [
     "Checkpoint",
     "find_checkpoint",
+    "hash_entries",
     "list_checkpoints",
     "load_checkpoint",
-    "mend_checkpoints",
-    "most_bytes",
-    "own_hash",
+    "max_weight_bytes",
     "read_part",
+    "repair_checkpoints",
     "save_checkpoint",
     "weights_hash",
 ]
@@ -115,7 +115,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
             "notes": dict(checkpoint.notes),
             "files": hashes,
         }
-        state["sha256"] = own_hash(state)
+        state["sha256"] = hash_entries(state)
         write_flushed(beside / "state.json", json.dumps(state, indent=2).encode())
         flush_directory(beside)
         if final.exists():
@@ -134,7 +134,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
     return final
 
 
-def mend_checkpoints(parent: Path) -> None:
+def repair_checkpoints(parent: Path) -> None:
     """Undo what a kill left half done: give a checkpoint its name back, and delete what is none.
 
     For who holds the run alone: of another process that writes there, it would delete what is being written.
@@ -172,7 +172,7 @@ def _discard(path: Path) -> None:
 
 
 def _replace_directory(new: Path, path: Path) -> None:
-    # No two names can be exchanged at once everywhere; a kill in between is mended by `mend_checkpoints`.
+    # No two names can be exchanged at once everywhere; a kill in between is mended by `repair_checkpoints`.
     old, gone = _hidden(path, "old"), _hidden(path, "gone")
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, old)
@@ -185,7 +185,7 @@ def _replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def own_hash(entries: Mapping[str, Any]) -> str:
+def hash_entries(entries: Mapping[str, Any]) -> str:
     """The hash of all other entries of a file that names its own as "sha256", as they are read back."""
     entries = json.loads(json.dumps({name: value for name, value in entries.items() if name != "sha256"}))
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
@@ -225,13 +225,13 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
             not finite: what is trained or sampled from there would be lost.
     """
     path = find_checkpoint(path)
-    with reading(path / "state.json"):
+    with file_errors(path / "state.json"):
         state = read_json(path / "state.json", "it is corrupt")
         version, hashes, notes = state["format"], state["files"], state["notes"]
         if version not in _READ:
             readable = " and ".join(map(str, _READ))
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
-        if state["sha256"] != own_hash(state):
+        if state["sha256"] != hash_entries(state):
             raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
         model = DiffusionModel.from_dict(state["problem"])
         if state["program_sha256"] != model.program.sha256:
@@ -241,7 +241,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         if not 1 <= averages < len(hashes):  # of which each has a file
             raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
-        most = most_bytes(model.program)
+        most = max_weight_bytes(model.program)
         parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
@@ -256,7 +256,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
     return checkpoint
 
 
-def most_bytes(program: Program) -> int:
+def max_weight_bytes(program: Program) -> int:
     """More than a file of the weights of a program has, but for the facts in its header."""
     return sum(_HEADER_BYTES + 8 * math.prod(p.shape) for p in program.parameters) + _HEADER_BYTES
 
@@ -271,7 +271,7 @@ def _whole(state: Mapping[str, Any], name: str) -> int:
 def weights_hash(path: str | Path, part: str = "ema") -> str:
     """The hash of one file of a checkpoint: two samplers with the same one drew from the same weights."""
     file = find_checkpoint(path) / "state.json"
-    with reading(file):
+    with file_errors(file):
         return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
@@ -284,7 +284,7 @@ def read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray
     content = read_bytes(path, most)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one that was written down)")
-    with reading(path, "it is not a safetensors file"):
+    with file_errors(path, "it is not a safetensors file"):
         return tensors.load(content)
 
 

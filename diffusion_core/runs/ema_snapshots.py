@@ -23,13 +23,13 @@ from safetensors import safe_open
 from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.atomic import pack, write_atomically
-from diffusion_core.files.safe_read import check_tensors, parse_json, read_tensors, reading
+from diffusion_core.files.safe_read import check_safetensors, file_errors, parse_json, read_safetensors
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights, check_numbers, check_weights
-from diffusion_core.optim import Combination, Profile, combine, describe, make_profile
-from diffusion_core.runs.checkpoint import Checkpoint, most_bytes
+from diffusion_core.optim import Combination, Profile, combine, make_profile, profile_options
+from diffusion_core.runs.checkpoint import Checkpoint, max_weight_bytes
 
-__all__ = ["Snapshot", "drop_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
+__all__ = ["Snapshot", "delete_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
 
 FORMAT = "1"
 
@@ -65,7 +65,7 @@ class Snapshot:
             DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
         """
         facts = {name: text for name, text in self.header.items() if name != "sha256"}
-        arrays = read_tensors(self.path, most_bytes(self.model.program) + len(json.dumps(facts)))
+        arrays = read_safetensors(self.path, max_weight_bytes(self.model.program) + len(json.dumps(facts)))
         if _hash(arrays, facts) != self.header["sha256"]:
             raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
         check_weights(self.model.program, arrays, str(self.path))
@@ -126,7 +126,7 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
     return found
 
 
-def drop_snapshots_after(parent: Path, images_seen: int) -> None:
+def delete_snapshots_after(parent: Path, images_seen: int) -> None:
     """Delete the snapshots that a run took after the moment from which it is gone on with."""
     for file in _files(Path(parent)):
         if int(file.name.split("-")[0]) > images_seen:
@@ -164,7 +164,7 @@ def reconstruct(
                 total[name] = total[name] + part if name in total else part
     weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
-        "average": describe(profile), "snapshots": len(snapshots), "profile_error": made.error,
+        "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": made.error,
         "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, made.coefficients, strict=True)},
     }  # fmt: skip
     return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), made
@@ -182,7 +182,7 @@ def _facts(one: Snapshot) -> dict[str, str]:
         "images_seen": str(one.images_seen),
         "updates": str(one.updates),
         "batch": str(one.batch),
-        "average": json.dumps(describe(one.profile)),
+        "average": json.dumps(profile_options(one.profile)),
         "problem": json.dumps(one.model.to_dict(), sort_keys=True),
         "program_sha256": one.model.program.sha256,
         "seed": str(one.seed),
@@ -191,8 +191,8 @@ def _facts(one: Snapshot) -> dict[str, str]:
 
 def _read(path: Path) -> Snapshot:
     """The header of a file."""
-    check_tensors(path)
-    with reading(path, "it is no snapshot"):
+    check_safetensors(path)
+    with file_errors(path, "it is no snapshot"):
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:

@@ -32,30 +32,38 @@ from diffusion_core.backend.interface import (
 )
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.atomic import pack, write_atomically
-from diffusion_core.files.safe_read import read_json, reading
+from diffusion_core.files.safe_read import file_errors, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import (
     Checkpoint,
+    hash_entries,
     list_checkpoints,
     load_checkpoint,
-    own_hash,
     read_part,
     save_checkpoint,
 )
 from diffusion_core.runs.run_directory import write_json
 from diffusion_core.training.loop import NonFiniteStep
 
-__all__ = ["KEPT", "Bundle", "FailureLocation", "is_kept", "load_bundle", "places", "save_bundle"]
+__all__ = [
+    "MAX_SKIPPED_BUNDLES",
+    "FailureBundle",
+    "FailureLocation",
+    "failure_locations",
+    "load_bundle",
+    "save_bundle",
+    "should_keep",
+]
 
 FORMAT = 2
 # Of how many streaks of skipped updates the first step is kept: each takes the room of a checkpoint.
-KEPT = 3
+MAX_SKIPPED_BUNDLES = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Bundle:
+class FailureBundle:
     """A step whose loss or gradient was not finite.
 
     Args:
@@ -107,10 +115,10 @@ class FailureLocation:
         return FailureLocation(kind, name, int(array.size - np.count_nonzero(finite)), int(array.size), largest)
 
 
-def is_kept(parent: Path, trouble: NonFiniteStep) -> bool:
+def should_keep(parent: Path, trouble: NonFiniteStep) -> bool:
     """Whether a step is kept under `parent`: the first that were skipped, and the one that ends a run."""
     others = [path for path in list_checkpoints(parent) if int(path.name) != trouble.images_seen]
-    return trouble.ends or len(others) < KEPT
+    return trouble.stops_training or len(others) < MAX_SKIPPED_BUNDLES
 
 
 def save_bundle(
@@ -147,11 +155,11 @@ def save_bundle(
         "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_json(path / "step.json", step | {"sha256": own_hash(step)})
+    write_json(path / "step.json", step | {"sha256": hash_entries(step)})
     return path
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path) -> FailureBundle:
     """Read a bundle.
 
     Raises:
@@ -161,11 +169,11 @@ def load_bundle(path: str | Path) -> Bundle:
     if not (path / "step.json").exists():
         raise DuetError(f"bundle: {path} holds no step.json; give a directory that a training left in its non_finite")
     moment = load_checkpoint(path, finite=False)
-    with reading(path / "step.json"):
+    with file_errors(path / "step.json"):
         step = read_json(path / "step.json", "it is corrupt")
         if step["format"] != FORMAT:
             raise DuetError(f"it has format {step['format']}; this version of Duet reads format {FORMAT}")
-        if step["sha256"] != own_hash(step):
+        if step["sha256"] != hash_entries(step):
             raise DuetError("it is corrupt (its hash is not the one that it names)")
         decays, distance = tuple(map(float, step["decays"])), step["distance"]
         if len(decays) != len(moment.state.averages):
@@ -176,15 +184,15 @@ def load_bundle(path: str | Path) -> Bundle:
         adam, lr = Adam(**step["adam"]), float(step["lr"])
         loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
         sha256, size, micro_batches = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
-    with reading(path / "state.json"):
+    with file_errors(path / "state.json"):
         if not isinstance(backend := moment.notes["backend"], str):
             raise DuetError(f"its notes name the backend {backend!r}; a name would fit")
         if (precision := moment.notes["precision"]) not in PRECISIONS:
             raise one_of("precision", precision, PRECISIONS)
-    with reading(path / "batch.safetensors"):
+    with file_errors(path / "batch.safetensors"):
         arrays = read_part(path / "batch.safetensors", sha256, size)
         _check_batch(arrays, moment.model)
-    with reading(path / "step.json"):
+    with file_errors(path / "step.json"):
         images = arrays["label"].size
         if type(micro_batches) is not int or micro_batches < 1 or images % micro_batches:
             raise DuetError(
@@ -192,7 +200,7 @@ def load_bundle(path: str | Path) -> Bundle:
             )
         if micro_batches > 1 and moment.model.program.has_batch_statistics:
             raise DuetError(f"it has {micro_batches} pieces for a network with batch statistics; 1 would fit")
-    return Bundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, micro_batches)
+    return FailureBundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, micro_batches)
 
 
 def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
@@ -224,14 +232,14 @@ def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
             raise DuetError(f"{name}: {images} images were given with numbers that are not all in 0..{bound - 1}")
 
 
-def some(batch: TrainBatch, images: NDArray) -> TrainBatch:
+def select_images(batch: TrainBatch, images: NDArray) -> TrainBatch:
     """The images of a batch with these numbers."""
     arrays = {name: array if name == "dropout_key" else array[images] for name, array in batch.arrays.items()}
     return TrainBatch(**arrays)
 
 
-def places(
-    bundle: Bundle, values: Mapping[str, NDArray], loss: float, gradients: Weights | None = None
+def failure_locations(
+    bundle: FailureBundle, values: Mapping[str, NDArray], loss: float, gradients: Weights | None = None
 ) -> Iterator[FailureLocation]:
     """Everything that a step computes, in the order in which it does; the first that is not finite is where to look.
 

@@ -37,18 +37,18 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Description
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.atomic import drop_left, write_atomically
-from diffusion_core.files.lock import locked
-from diffusion_core.files.safe_read import open_npz, open_regular, parse_json, read_json, reading
-from diffusion_core.runs.checkpoint import list_checkpoints, mend_checkpoints
-from diffusion_core.runs.ema_snapshots import drop_snapshots_after
+from diffusion_core.files.atomic import remove_leftovers, write_atomically
+from diffusion_core.files.lock import lock_directory
+from diffusion_core.files.safe_read import file_errors, open_npz, open_regular, parse_json, read_json
+from diffusion_core.runs.checkpoint import list_checkpoints, repair_checkpoints
+from diffusion_core.runs.ema_snapshots import delete_snapshots_after
 from diffusion_core.training.loop import Record
 
 __all__ = [
     "RunDirectory",
     "Tracker",
-    "claim",
-    "environment",
+    "describe_environment",
+    "exclusive_directory",
     "read_json",
     "read_metrics",
     "read_samples",
@@ -61,7 +61,7 @@ __all__ = [
 _LINE_BYTES = 1 << 20
 
 
-def environment(description: Description | None = None) -> dict[str, Any]:
+def describe_environment(description: Description | None = None) -> dict[str, Any]:
     """Where and how this process runs, as plain data."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = ["python", "-m", main.name] if main else ["python", Path(sys.argv[0]).name]
@@ -130,7 +130,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
         DuetError: if it is missing, or another line is not a record with its images seen.
     """
     broken: Exception | None = None
-    with reading(path, "it is no file of metrics"), open_regular(path) as file:
+    with file_errors(path, "it is no file of metrics"), open_regular(path) as file:
         for number, line in enumerate(iter(partial(file.readline, _LINE_BYTES), b""), 1):
             if broken is not None or len(line) == _LINE_BYTES:
                 raise DuetError(f"{path}: line {number - 1} is not JSON ({broken})") from broken
@@ -183,10 +183,10 @@ def read_samples(path: Path) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]
 class Tracker(Protocol):
     """Something that a training reports to, with images seen as the step."""
 
-    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
         """Numbers by name."""
 
-    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         """A picture with shape (H, W, C)."""
 
     def close(self, failed: bool = False) -> None:
@@ -214,14 +214,14 @@ class _Events:
     def _write(self, images_seen: int, **content: Any) -> None:
         self._writer.write_event(self._pb.Event(step=images_seen, wall_time=time.time(), **content))
 
-    def scalars(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
         told = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
         self._write(images_seen, summary=self._make.Summary(value=told))
         if time.monotonic() - self._flushed > 10:  # so that one can look on
             self._writer.flush()
             self._flushed = time.monotonic()
 
-    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         self._write(images_seen, summary=self._make.image(name, image, dataformats="HWC"))
         self._writer.flush()
 
@@ -230,7 +230,7 @@ class _Events:
 
 
 @contextmanager
-def claim(path: str | Path) -> Iterator[None]:
+def exclusive_directory(path: str | Path) -> Iterator[None]:
     """Hold a run directory for this process alone; what a kill left half done in it is mended first.
 
     Args:
@@ -241,12 +241,12 @@ def claim(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     _make_directory(path)
-    with locked(path):
+    with lock_directory(path):
         for name in ("checkpoints", "non_finite"):
-            mend_checkpoints(path / name)
+            repair_checkpoints(path / name)
         kept = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
         for folder in (path, *kept, *list_checkpoints(path / "non_finite")):
-            drop_left(folder)
+            remove_leftovers(folder)
         yield
 
 
@@ -311,7 +311,7 @@ class RunDirectory:
             kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= self.resume]
             write_atomically(self.metrics, "".join(map(_line, kept)).encode())
         if self.resume is not None:
-            drop_snapshots_after(self.path / "snapshots", self.resume)
+            delete_snapshots_after(self.path / "snapshots", self.resume)
         write_json(self.path / "environment.json", facts)
         write_atomically(self.path / "config.yaml", config.encode())
         with self._told():
@@ -335,13 +335,13 @@ class RunDirectory:
         with self._told():
             for tracker in self._trackers:
                 for record, values in zip(records, told, strict=True):
-                    tracker.scalars(values, record.images_seen)
+                    tracker.log_scalars(values, record.images_seen)
 
-    def picture(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
         """Tell the trackers a picture with shape (H, W, C)."""
         with self._told():
             for tracker in self._trackers:
-                tracker.picture(name, image, images_seen)
+                tracker.log_image(name, image, images_seen)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -1,19 +1,19 @@
-r"""Several processes that compute one run together, each its share of every batch.
+r"""Several processes that compute one run together, each a part of every batch.
 
-With the processes r = 0 .. W-1, process r takes the images ``B r // W .. B (r+1) // W - 1`` of a batch of B. All that
-is random is a function of an image's position, so the shares are, one after another, the batch of one process, and as
-the loss of a batch is a mean over its images,
+Of W processes, process r = 0 .. W-1 computes the images ``B r // W .. B (r+1) // W - 1`` of a batch of B. Every random
+number is a function of an image's position, so the parts of all processes, in order, are the batch that one process
+would compute. The loss of a batch is a mean over its images, hence
 
     loss = sum_r (B_r / B) loss_r        gradient = sum_r (B_r / B) gradient_r
 
-The factor B_r / B is in the importance of a share's images. So all that processes do together is to add arrays up;
-then each makes the same update of the same weights, and what is kept of a run holds nothing of their number.
+The factor B_r / B is contained in the importance of the images of a part. The processes therefore exchange nothing but
+sums of arrays; afterwards each makes the same update of the same weights, and no file of a run depends on W.
 
-Samples are shared as whole batches, process r drawing the batches r, r + W, r + 2W ...: the kernels then see the same
-shapes whatever W is, and the same bits come out.
+Samples are divided in whole batches: process r draws the batches r, r + W, r + 2W ... The kernels then see the same
+shapes for every W, and the samples are equal bit by bit.
 
-Who starts the processes, `experiments.workers` on one machine, tells each its place, by what `torchrun`, TensorFlow or
-Slurm put into the environment.
+The launcher (`experiments.workers` on one machine, `torchrun`, TensorFlow or Slurm) tells each process its rank through
+environment variables.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["KINDS", "Collective", "ProcessGroup", "started_together"]
+__all__ = ["LAUNCHERS", "Collective", "ProcessGroup", "find_parallel_launch"]
 
-# What `parallel` may be, and the words before ``-m MODULE`` that start so many processes, all on one machine.
-KINDS = {
+# The command before ``-m MODULE`` that launches the processes on one machine, for each value of `parallel`.
+LAUNCHERS = {
     "none": "python",
     "ddp": "python -m experiments.workers {size}",
     "multiworker": "python -m experiments.workers {size}",
@@ -41,22 +41,26 @@ KINDS = {
 
 
 def _example(kind: str) -> str:
-    return f"{KINDS[kind].format(size=2)} -m experiments.train ... parallel={kind}"
+    return f"{LAUNCHERS[kind].format(size=2)} -m experiments.train ... parallel={kind}"
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of how many processes this one is.
+    """The processes of a run, as seen by one of them.
 
     Args:
-        rank: its number, 0 .. size-1; number 0 alone writes and speaks.
-        size: how many there are.
-        local_rank: its number among those of its machine.
-        kind: what joins them, one of `KINDS`.
-        timeout_seconds: how long a process waits for one that is there but does not answer.
+        rank: the number of this process, 0 .. size-1; process 0 is the only one that writes files and prints.
+        size: the number of processes.
+        local_rank: the number of this process among those of its machine.
+        kind: how the processes communicate, one of `LAUNCHERS`.
+        timeout_seconds: how long a process waits for another one that runs but does not answer.
 
     Raises:
-        DuetError: if there is no such process, or a name is unknown.
+        DuetError: if the rank is out of range, the kind is unknown or the timeout is not positive.
+
+    Example:
+        >>> ProcessGroup(rank=1, size=2, kind="ddp").slice_of(10)
+        slice(5, 10, None)
     """
 
     rank: int = 0
@@ -66,84 +70,93 @@ class ProcessGroup:
     timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise one_of("parallel", self.kind, KINDS)
+        if self.kind not in LAUNCHERS:
+            raise one_of("parallel", self.kind, LAUNCHERS)
         if not 0 <= self.rank < self.size:
-            raise DuetError(f"parallel: process {self.rank} of {self.size} was given; they are 0 .. {self.size - 1}")
+            raise DuetError(f"parallel: rank {self.rank} of {self.size} processes was given; use 0 .. {self.size - 1}")
         if not self.timeout_seconds > 0:
             raise DuetError(f"parallel.timeout_seconds: {self.timeout_seconds} was given; it must be positive")
 
     @staticmethod
     def from_environment(kind: str, environ: Mapping[str, str], timeout_seconds: float = 600.0) -> ProcessGroup:
-        """The place of this process, as who started it put it into the environment.
+        """Return the group of this process from the environment variables of its launcher.
 
         Raises:
-            DuetError: if nobody did, or what stands there cannot be read.
+            DuetError: if the variables are missing or malformed.
         """
-        if kind not in KINDS:
-            raise one_of("parallel", kind, KINDS)
+        if kind not in LAUNCHERS:
+            raise one_of("parallel", kind, LAUNCHERS)
         if kind == "none":
             return ProcessGroup()
-        found = _TOLD[kind](environ) or _slurm(environ)
-        if found is None:
+        variables = _READERS[kind](environ) or _read_slurm(environ)
+        if variables is None:
             raise DuetError(
-                f"parallel: {kind} was given, but this process was not told which of how many it is; "
+                f"parallel: {kind} was given, but no environment variable tells this process its rank; "
                 f"start it as: {_example(kind)}"
             )
         try:
-            rank, size, local_rank = (int(number) for number in found)
+            rank, size, local_rank = (int(number) for number in variables)
         except ValueError as error:
-            raise DuetError(f"parallel: this process was told its place as {found}, which are no numbers") from error
+            raise DuetError(
+                f"parallel: the environment gives rank, size and local rank as {variables}, which are not whole numbers"
+            ) from error
         return ProcessGroup(rank, size, local_rank, kind, timeout_seconds)
 
     def check_joined(self, framework: str, kind: str) -> None:
-        """Refuse processes that are joined by something else than the kind that a framework has.
+        """Refuse a kind of communication that a framework does not have.
+
+        Args:
+            framework: name for the error message.
+            kind: the kind that the framework has.
 
         Raises:
-            DuetError: so.
+            DuetError: if this group is of another kind.
         """
         if self.kind not in ("none", kind):
-            raise DuetError(
-                f"parallel: {self.kind} was given, but {framework}'s processes are joined by {kind}: {_example(kind)}"
-            )
+            raise DuetError(f"parallel: {self.kind} was given, but {framework} uses {kind}: {_example(kind)}")
 
-    def lost(self, reason: str) -> DuetError:
-        """What is raised where another process ended or does not answer."""
+    def peer_lost(self, reason: str) -> DuetError:
+        """Return the error to raise when another process ended or does not answer."""
         return DuetError(
-            f"parallel: process {self.rank} of {self.size} has lost another one, which ended or does not answer; "
-            f"the last checkpoint is whole, and resume=latest goes on from it ({reason.strip()[:200]})"
+            f"parallel: process {self.rank} of {self.size} lost contact to another process, which ended or does not "
+            f"answer; the last checkpoint is complete: continue with resume=latest ({reason.strip()[:200]})"
         )
 
     @property
-    def starter(self) -> list[str]:
-        """The words before ``-m MODULE`` that start as many processes of this kind, all on one machine."""
-        return KINDS[self.kind].format(size=self.size).split()
+    def launch_command(self) -> list[str]:
+        """The words before ``-m MODULE`` that launch as many processes of this kind on one machine."""
+        return LAUNCHERS[self.kind].format(size=self.size).split()
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def share(self, count: int, unit: int = 1) -> slice:
-        """Which of so many images in order this process computes, in whole units but for the last one of all."""
+    def slice_of(self, count: int, unit: int = 1) -> slice:
+        """Return which of `count` items in order this process computes.
+
+        Args:
+            count: the number of items of all processes.
+            unit: items are divided in multiples of this many; only the last unit may be smaller.
+        """
         units = -(-count // unit)
         return slice(*(min(count, unit * (units * rank // self.size)) for rank in (self.rank, self.rank + 1)))
 
 
-def _torchrun(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
+def _read_torchrun(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     if "RANK" not in environ or "WORLD_SIZE" not in environ:
         return None
     return environ["RANK"], environ["WORLD_SIZE"], environ.get("LOCAL_RANK", "0")
 
 
-def _tf_config(environ: Mapping[str, str]) -> tuple[Any, Any, Any] | None:
+def _read_tf_config(environ: Mapping[str, str]) -> tuple[Any, Any, Any] | None:
     if "TF_CONFIG" not in environ:
         return None
     try:
-        told = json.loads(environ["TF_CONFIG"])
-        workers, task = told["cluster"]["worker"], told["task"]
-        if len(told["cluster"]) > 1 or task["type"] != "worker":
-            raise DuetError("TF_CONFIG: it names other tasks than workers, which is all that a run has")
+        config = json.loads(environ["TF_CONFIG"])
+        workers, task = config["cluster"]["worker"], config["task"]
+        if len(config["cluster"]) > 1 or task["type"] != "worker":
+            raise DuetError("TF_CONFIG: it names tasks other than workers; a run has workers only")
         index = int(task["index"])
         machine = workers[index].rpartition(":")[0]
         local_rank = sum(worker.rpartition(":")[0] == machine for worker in workers[:index])
@@ -154,77 +167,83 @@ def _tf_config(environ: Mapping[str, str]) -> tuple[Any, Any, Any] | None:
         raise DuetError(f"TF_CONFIG: it cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _slurm(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
+def _read_slurm(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     if "SLURM_PROCID" not in environ or "SLURM_NTASKS" not in environ:
         return None
     return environ["SLURM_PROCID"], environ["SLURM_NTASKS"], environ.get("SLURM_LOCALID", "0")
 
 
-def started_together(environ: Mapping[str, str]) -> str | None:
-    """The variable that says that a process was started as one of several; None where nothing says so.
+_READERS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"ddp": _read_torchrun, "multiworker": _read_tf_config}
 
-    What cannot be read says nothing. A script that Slurm runs on the first of its machines is one process, though
-    SLURM_NTASKS counts what the allocation has room for: it is a step that has several.
+
+def find_parallel_launch(environ: Mapping[str, str]) -> str | None:
+    """Return the environment variable that shows that this process is one of several, or None.
+
+    A malformed variable counts as absent. A script that Slurm runs on the first machine of an allocation is a single
+    process, although SLURM_NTASKS counts the tasks that the allocation has room for: only a step has several.
     """
 
-    def several(number: str) -> bool:
+    def is_several(number: str) -> bool:
         return number.isdecimal() and int(number) > 1
 
-    if several(environ.get("WORLD_SIZE", "")):
+    if is_several(environ.get("WORLD_SIZE", "")):
         return "WORLD_SIZE"
-    if "SLURM_PROCID" in environ and several(environ.get("SLURM_STEP_NUM_TASKS", "")):
+    if "SLURM_PROCID" in environ and is_several(environ.get("SLURM_STEP_NUM_TASKS", "")):
         return "SLURM_STEP_NUM_TASKS"
     with suppress(DuetError):
-        if (told := _tf_config(environ)) is not None and told[1] > 1:
+        if (variables := _read_tf_config(environ)) is not None and variables[1] > 1:
             return "TF_CONFIG"
     return None
 
 
-_TOLD: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"ddp": _torchrun, "multiworker": _tf_config}
-
-
 @dataclass(frozen=True, eq=False)
 class Collective:
-    """The processes of a world, and the one thing that they do together.
+    """Communication between the processes of a group.
 
-    Every process must come to each of these calls, in the same order.
+    Every process must make each of these calls, in the same order.
 
     Args:
-        group: the place of this process.
-        add: the sum of the arrays of all processes, which have one shape.
+        group: the processes.
+        all_reduce: returns the sum over all processes of an array, which has the same shape in each.
     """
 
     group: ProcessGroup = ProcessGroup()
-    add: Callable[[NDArray], NDArray] = lambda array: array
+    all_reduce: Callable[[NDArray], NDArray] = lambda array: array
 
     def gather(self, part: NDArray, count: int, unit: int = 1) -> NDArray:
-        """What all processes have of `count` items, in order, with shape (count, ...); `part` is this one's share."""
-        if self.group.size == 1:
-            return part
-        # Sums with zeros, which are exact; of whole numbers as those of floats, which every framework adds up.
-        whole = np.zeros((count, *part.shape[1:]), np.result_type(part, np.float32))
-        whole[self.group.share(count, unit)] = part
-        return self.add(whole).astype(part.dtype, copy=False)
-
-    def any(self, flag: bool) -> bool:
-        """Whether one process says so."""
-        return flag if self.group.size == 1 else bool(self.add(np.array([float(flag)]))[0] > 0)
-
-    def agree(self, what: str, text: Callable[[], str]) -> None:
-        """Refuse to go on where processes hold different texts.
+        """Return the items of all processes, in order, with shape (count, ...).
 
         Args:
-            what: that the text tells of.
-            text: called if there are others to compare with.
+            part: the items of this process, those of ``group.slice_of(count, unit)``.
+            count: the number of items of all processes.
+            unit: as in `ProcessGroup.slice_of`.
+        """
+        if self.group.size == 1:
+            return part
+        # Adding zeros is exact. Whole numbers are summed as floats, which every framework can add.
+        everything = np.zeros((count, *part.shape[1:]), np.result_type(part, np.float32))
+        everything[self.group.slice_of(count, unit)] = part
+        return self.all_reduce(everything).astype(part.dtype, copy=False)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        return flag if self.group.size == 1 else bool(self.all_reduce(np.array([float(flag)]))[0] > 0)
+
+    def require_equal(self, what: str, text: Callable[[], str]) -> None:
+        """Raise an error in every process unless all processes hold the same text.
+
+        Args:
+            what: the name of the text in the error message.
+            text: returns the text of this process; called only if there are other processes.
 
         Raises:
-            DuetError: in every process, if one differs.
+            DuetError: in every process, if one text differs.
         """
         if self.group.size == 1:
             return
         digest = hashlib.blake2b(text().encode(), digest_size=6).digest()
-        own = float(int.from_bytes(digest, "little"))  # exact, as are sums with zeros
-        held = self.gather(np.full(1, own), self.group.size)
-        if np.any(held != held[0]):
-            other = np.flatnonzero(held != held[0])
+        own = float(int.from_bytes(digest, "little"))  # 48 bits, which a float64 holds exactly
+        values = self.gather(np.full(1, own), self.group.size)
+        if np.any(values != values[0]):
+            other = np.flatnonzero(values != values[0])
             raise DuetError(f"parallel: {what} of process {other[0]} is not that of process 0; start the run again")

@@ -19,10 +19,10 @@ from typing import Any
 
 from diffusion_core.runtime.signals import SIGNALS
 
-__all__ = ["pool"]
+__all__ = ["spawn_pool"]
 
 
-def pool(workers: int, begin: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
+def spawn_pool(workers: int, begin: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
     """New processes, which share nothing with this one, to submit work to; as a context manager.
 
     Args:

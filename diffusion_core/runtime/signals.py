@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["SIGNALS", "StopFlag", "Stopped", "flag_on_signal", "raise_on_signal", "run"]
+__all__ = ["SIGNALS", "StopFlag", "Stopped", "flag_on_signal", "raise_on_signal", "run_command"]
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -111,7 +111,7 @@ def _pass_on(number: int) -> None:
         process.send_signal(number)
 
 
-def run(words: Sequence[str], **options: Any) -> int:
+def run_command(words: Sequence[str], **options: Any) -> int:
     """Run a command to its end, also where this process is told to end; gives the exit code, as a shell says it."""
     process = subprocess.Popen(words, **options)
     _running.add(process)

@@ -1,11 +1,15 @@
-"""The training loop: the same for every backend, counted in images seen.
+"""The training loop, the same for every backend; every count is in images seen.
 
-A step at n images seen takes images n .. n+B-1 of the data order, and everything random in it is a function
-of their positions. So a run is cut and resumed at any step without a trace, in either framework.
-A batch that is too large for the memory is computed in pieces of `micro_batch` images, whose gradients are added up
-before the one update: the numbers are those of the whole batch but for rounding.
-The next batch is made on a thread while the device computes; a loss is read only when it is logged. Where the levels
-of a batch depend on the losses of the one before, both wait for each other, and these losses are a state of the run.
+The step that starts at n images seen takes the images n .. n+B-1 of the data order, and every random number in it is
+a function of their positions. A run can therefore be interrupted and resumed after any step without changing its
+numbers, in either framework.
+
+A batch that does not fit into memory is computed in micro-batches, whose gradients are summed before the single
+update: the result is that of the whole batch up to rounding.
+
+A thread prepares the next batch while the device computes, and a loss is read from the device only when it is logged.
+Where the timestep distribution of a batch depends on the losses of the batch before, each waits for the other, and
+these losses are part of the state of the run.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from typing import NoReturn
 
@@ -30,7 +34,7 @@ from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training.objective import Objective
 
-__all__ = ["ResumeState", "TrainingConfig", "Hooks", "Record", "NonFiniteStep", "make_batch", "train"]
+__all__ = ["NonFiniteStep", "Record", "ResumeState", "TrainingCallbacks", "TrainingConfig", "make_batch", "train"]
 
 
 ON_OUT_OF_MEMORY = ("stop", "halve")
@@ -39,22 +43,29 @@ NON_FINITE = ("stop", "skip")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long a run is, and when it does what; all counts are images seen.
+    """The length of a run and the moments of its log, checkpoints and samples; every count is in images seen.
 
     Args:
-        images: total length.
-        batch: images per step, of all processes together.
-        micro_batch: images that a process computes at a time, a divisor of its share of the batch; None computes all at
-            once. It is what memory limits, so it is given as a size, not as a number of pieces, which would change
-            with the batch and the number of processes.
-        on_out_of_memory: ``"stop"``, or ``"halve"`` the pieces of the batch as often as is needed.
-        non_finite: where a loss or a gradient is not finite, ``"stop"``, or ``"skip"`` the update, for which every loss
-            is read at once.
-        max_skipped: updates skipped one after another, after which training stops all the same.
-        log_images: metrics are read and written at least this often.
-        checkpoint_images: a checkpoint is written this often; 0 is at the end alone.
-        sample_images: sample pictures are made this often; 0 is at the end alone.
-        keep_checkpoints: how many of the last checkpoints stay; None keeps all.
+        images: length of the run; a multiple of `batch`.
+        batch: images per step, summed over all processes.
+        micro_batch: images that a process computes at a time, a divisor of its part of the batch; None computes the
+            whole part at once. It is a size and not a number of micro-batches, since memory limits the size.
+        on_out_of_memory: ``"stop"``, or ``"halve"`` the micro-batch as often as needed.
+        non_finite: where a loss or a gradient is not finite, ``"stop"`` the run, or ``"skip"`` the update. ``"skip"``
+            reads the loss after every step.
+        max_skipped: the number of consecutive updates that may be skipped before training stops.
+        log_images: the metrics are read and written at least this often.
+        checkpoint_images: interval between checkpoints; 0 writes one at the end only.
+        sample_images: interval between sample images; 0 draws them at the end only.
+        keep_checkpoints: the number of latest checkpoints to keep; None keeps all.
+
+    Raises:
+        DuetError: if a value is out of range; the message names the key, as in ``trainer.batch``.
+
+    Example:
+        >>> config = TrainingConfig(images=1280, batch=64, checkpoint_images=640)
+        >>> [n for n in range(64, 1281, 64) if config.is_due(config.checkpoint_images, n)]
+        [640, 1280]
     """
 
     images: int
@@ -80,7 +91,6 @@ class TrainingConfig:
             raise DuetError(
                 f"trainer.images: {self.images} is not a multiple of the batch {self.batch}; {fit} would fit"
             )
-
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
             raise DuetError(
                 f"trainer.micro_batch: {self.micro_batch} was given; it must divide the batch {self.batch}, or be null"
@@ -92,24 +102,30 @@ class TrainingConfig:
         if self.max_skipped < 0:
             raise DuetError(f"trainer.max_skipped: {self.max_skipped} was given; it must be at least 0")
 
-    def share(self, group: ProcessGroup) -> int:
-        """How many images of a batch a process computes."""
-        share = group.share(self.batch)
-        return share.stop - share.start
+    def images_per_process(self, group: ProcessGroup) -> int:
+        """Return the number of images of each batch that this process computes."""
+        own = group.slice_of(self.batch)
+        return own.stop - own.start
 
-    def micro_batches(self, group: ProcessGroup, most: int | None = None) -> int:
-        """Into how many equal pieces a process cuts its share of a batch; halved while they have over `most` images."""
-        size = self.share(group)
+    def micro_batches(self, group: ProcessGroup, max_size: int | None = None) -> int:
+        """Return the number of equal micro-batches per step in this process.
+
+        Args:
+            group: the processes of the run.
+            max_size: micro-batches with more images than this are halved while their size is even; None sets no limit.
+        """
+        size = self.images_per_process(group)
         micro_batches = size // (self.micro_batch or size)
-        while most is not None and size // micro_batches > most and _can_halve(size, micro_batches):
+        while max_size is not None and size // micro_batches > max_size and _can_halve(size, micro_batches):
             micro_batches *= 2
         return micro_batches
 
     def check(self, program: Program, group: ProcessGroup | None = None) -> None:
-        """Refuse to share a batch among more processes than it has images, or to cut it where it must be seen whole.
+        """Refuse a batch that this number of processes or this network cannot split.
 
         Raises:
-            DuetError: for unequal pieces, or a network with batch statistics.
+            DuetError: if a process would get no image, the micro-batches would be unequal, or a network with batch
+                statistics would see only a part of its batch.
         """
         group = group or ProcessGroup()
         if self.batch < group.size:
@@ -118,38 +134,49 @@ class TrainingConfig:
             )
         if self.micro_batch and self.batch % (group.size * self.micro_batch):
             raise DuetError(
-                f"trainer.micro_batch: {self.micro_batch} was given, which {group.size} processes cannot cut the batch "
-                f"{self.batch} into; it must divide the share of each, or be null"
+                f"trainer.micro_batch: {self.micro_batch} was given for a batch of {self.batch} on {group.size} "
+                f"processes; it must divide the number of images of each process, or be null"
             )
-        cut = {"micro_batch": self.micro_batches(group) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
-        for key, fits in (("micro_batch", "null"), ("on_out_of_memory", "stop")):
-            if program.has_batch_statistics and cut[key]:
+        if not program.has_batch_statistics:
+            return
+        splits = {"micro_batch": self.micro_batches(group) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
+        for key, allowed in (("micro_batch", "null"), ("on_out_of_memory", "stop")):
+            if splits[key]:
                 raise DuetError(
                     f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which "
-                    f"pieces of a batch would change; use {fits}, or a network with group norms"
+                    f"micro-batches would change; use {allowed}, or a network with group norms"
                 )
-        if program.has_batch_statistics and group.size > 1:
+        if group.size > 1:
             raise DuetError(
-                f"parallel: {group.kind} was given, but the network has batch statistics, which shares of a batch "
+                f"parallel: {group.kind} was given, but the network has batch statistics, which several processes "
                 f"would change; use none, or a network with group norms"
             )
 
-    def due(self, every: int, images_seen: int) -> bool:
-        """Whether something that happens every so many images falls into the step that ends at `images_seen`."""
+    def is_due(self, interval: int, images_seen: int) -> bool:
+        """Return whether something that happens every `interval` images happens after the step to `images_seen`.
+
+        Everything is due at the end of the run. An interval of 0 is due only then.
+        """
         if images_seen >= self.images:
             return True
-        return every > 0 and images_seen // every > (images_seen - self.batch) // every
+        return interval > 0 and images_seen // interval > (images_seen - self.batch) // interval
 
-    def is_last(self, images_seen: int) -> bool:
-        """Whether the step that ends at `images_seen` is one of those that are logged last, by `log_images` alone."""
+    def is_in_last_log(self, images_seen: int) -> bool:
+        """Return whether the step that ends at `images_seen` is in the last group of steps that `log_images` makes."""
         return images_seen - self.batch >= (self.images - self.batch) // self.log_images * self.log_images
 
 
 @dataclass(frozen=True)
 class Record:
-    """One step, as it is logged; `decays` has one for each average, in the order of their names.
+    """The logged numbers of one step.
 
-    Where updates may be skipped, `skipped` says whether this one was, 1 or 0.
+    Args:
+        images_seen: after the step.
+        loss: of the batch.
+        grad_norm: global norm of the gradient, before clipping.
+        lr: learning rate.
+        decays: one per moving average, in the order of `backend.interface.average_names`.
+        skipped: 1 if the update was skipped and 0 if not; None where updates are never skipped.
     """
 
     images_seen: int
@@ -161,7 +188,7 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers by name, those of the averages as ema_decay, ema1_decay, ema2_decay ..."""
+        """The numbers by name; the decays are called ema_decay, ema1_decay, ema2_decay ..."""
         numbers = asdict(self)
         decays = numbers.pop("decays")
         if self.skipped is None:
@@ -177,13 +204,14 @@ class NonFiniteStep:
         images_seen: before the step.
         batch: images of the step.
         updates: before the step.
-        lr: the learning rate.
+        lr: learning rate.
         decays: of the averages.
         loss: of the batch.
-        grad_norm: of the gradient, unclipped.
-        history: the losses that the levels of its batch depend on, or None.
-        ends: whether training stops at it; if not, its update is skipped.
-        micro_batches: the fewest equal ones of the batch of which none is more than a process computed at a time.
+        grad_norm: global norm of the gradient, before clipping.
+        history: the losses that the timesteps of its batch depend on, or None.
+        stops_training: whether training stops at this step; otherwise its update is skipped.
+        micro_batches: the smallest number of equal micro-batches of the whole batch of which none is larger than what a
+            process computed at a time.
     """
 
     images_seen: int
@@ -194,83 +222,71 @@ class NonFiniteStep:
     loss: float
     grad_norm: float
     history: LossHistory | None = None
-    ends: bool = False
+    stops_training: bool = False
     micro_batches: int = 1
 
     @property
-    def said(self) -> str:
-        """For people."""
+    def description(self) -> str:
+        """The loss, the gradient norm and the moment, as a part of a sentence."""
         seen = self.images_seen + self.batch
         return f"the loss is {self.loss} and the gradient norm {self.grad_norm} at {seen} images seen"
 
 
 @dataclass(frozen=True, eq=False)
 class ResumeState:
-    """What a run that is gone on with starts from, beside what its trainer holds.
+    """What a resumed run needs in addition to the state of its trainer.
 
     Args:
-        history: the losses so far, of an objective whose levels depend on them.
-        skipped: how many updates were skipped one after another.
-        halved: how many images are computed at a time, where memory did not suffice for those that were asked for.
+        history: the losses so far, for an objective whose timestep distribution depends on them.
+        skipped: the number of consecutive updates that were just skipped.
+        reduced_micro_batch: images computed at a time after the micro-batch was halved; None if it never was.
     """
 
     history: LossHistory | None = None
     skipped: int = 0
-    halved: int | None = None
+    reduced_micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the loop calls; none of it can change the numbers.
+class TrainingCallbacks:
+    """Functions that the training loop calls; none of them can change the numbers of the run.
 
     Args:
-        log: with the records since the last call and the images per second of late.
-        checkpoint: with images seen, and what a run that is gone on with starts from.
-        sample: with images seen.
-        snapshot: with images seen, before a checkpoint of the same moment.
-        step: with images seen, after each step and what it led to.
-        notice: with a line for people.
-        trouble: with a step that is not finite, while the trainer holds what it held before; says what was kept of it.
-        stops: whether to end before the end, after a checkpoint; asked after each step and after samples.
+        on_log: called with the records since the last call and the recent speed in images per second.
+        on_checkpoint: called with images seen and the `ResumeState` to store.
+        on_sample: called with images seen.
+        on_snapshot: called with images seen; before a checkpoint of the same moment.
+        on_step_end: called with images seen, after each step and the other callbacks of that step.
+        on_notice: called with a line of text for the terminal.
+        on_non_finite: called with a step that is not finite, while the trainer holds its state before the step. Returns
+            text that is appended to the message, for example where the step was stored.
+        should_stop: returns whether to stop early, after a checkpoint; called after each step and after samples.
     """
 
-    log: Callable[[list[Record], float], None] = lambda records, speed: None
-    checkpoint: Callable[[int, ResumeState], None] = lambda images_seen, resume_state: None
-    sample: Callable[[int], None] = lambda images_seen: None
-    snapshot: Callable[[int], None] = lambda images_seen: None
-    step: Callable[[int], None] = lambda images_seen: None
-    notice: Callable[[str], None] = lambda line: None
-    trouble: Callable[[NonFiniteStep], str] = lambda trouble: ""
-    stops: Callable[[], bool] = lambda: False
-
-
-# A step that is not logged yet, and whose loss may not have been read: a record, but for its result.
-_Waiting = tuple[int, StepResult, float, tuple[float, ...], int | None]
-
-
-def _records(waiting: list[_Waiting]) -> list[Record]:
-    return [Record(n, float(r.loss), float(r.grad_norm), *other) for n, r, *other in waiting]
-
-
-@dataclass
-class _Clock:
-    """Time spent in steps alone: hooks and the first step (which traces or compiles) are left out of the speed."""
-
-    seconds: float = 0.0
-    images: int = 0
-    first_step: float = 0.0
-
-    @property
-    def speed(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
+    on_log: Callable[[list[Record], float], None] = lambda records, speed: None
+    on_checkpoint: Callable[[int, ResumeState], None] = lambda images_seen, resume_state: None
+    on_sample: Callable[[int], None] = lambda images_seen: None
+    on_snapshot: Callable[[int], None] = lambda images_seen: None
+    on_step_end: Callable[[int], None] = lambda images_seen: None
+    on_notice: Callable[[str], None] = lambda line: None
+    on_non_finite: Callable[[NonFiniteStep], str] = lambda step: ""
+    should_stop: Callable[[], bool] = lambda: False
 
 
 def make_batch(
     loader: Loader, objective: Objective, images_seen: int, size: int, history: LossHistory | None = None
 ) -> TrainBatch:
-    """The batch of the step that starts at `images_seen`, of levels that depend on the losses before it, if they do.
+    """Return the batch of the step that starts at `images_seen`.
 
-    Of a loader that shows a share of each batch it is that share, whose loss and gradients are parts of the whole's.
+    Where `loader` returns only the part of one process, so does this function. The importance of its images is scaled
+    such that the losses and gradients of all parts sum to those of the whole batch.
+
+    Args:
+        loader: the data.
+        objective: what is trained.
+        images_seen: before the step.
+        size: images of the whole batch.
+        history: the losses so far, for an objective whose timestep distribution depends on them.
     """
     images = loader.batch(images_seen, size)
     batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, images.features)
@@ -284,181 +300,293 @@ def train(
     learning_rate: LearningRate,
     ema: Ema,
     config: TrainingConfig,
-    hooks: Hooks | None = None,
+    callbacks: TrainingCallbacks | None = None,
     images_seen: int = 0,
     updates: int = 0,
     resume_state: ResumeState | None = None,
     collective: Collective | None = None,
 ) -> dict[str, float]:
-    """Train from `images_seen`, after so many `updates`, to the end of the course, or until a hook stops it.
+    """Train from `images_seen` to `config.images`, or until a callback stops the run.
 
     Args:
-        resume_state: from where the run was cut; a history of others than the objective keeps starts anew.
-        collective: the processes that each compute a share of a batch, of which `loader` shows this one's.
+        trainer: the network with its optimiser and averages, of a backend.
+        loader: the data; of several processes, the part of this one.
+        objective: what is trained.
+        learning_rate: the schedule of the learning rate.
+        ema: the moving averages.
+        config: the length of the run and the moments of its callbacks.
+        callbacks: functions to call; None calls none.
+        images_seen: where the run starts; 0 for a new run.
+        updates: optimiser steps before the start.
+        resume_state: of the checkpoint that is resumed. A loss history of another shape than the objective needs is
+            ignored, and a new one begins.
+        collective: the processes that each compute a part of every batch; None is one process.
 
     Returns:
-        images_per_second, first_step_seconds and seconds of the steps.
+        ``images_per_second`` and ``seconds`` of the steps without the first, and ``first_step_seconds``, which includes
+        compilation. The time of callbacks is not counted.
 
     Raises:
-        DuetError: if a loss or a gradient is not finite when it is read, unless its update is to be skipped; no
-            checkpoint is written after that, and the trainer holds what it held before.
+        DuetError: if a loss or a gradient is found not to be finite, unless its update is to be skipped. No checkpoint
+            is written after that step, and the trainer holds its state before it.
     """
-    hooks, collective, resume_state, fresh = (
-        hooks or Hooks(),
-        collective or Collective(),
-        resume_state or ResumeState(),
-        objective.timestep_sampler.empty_history(),
-    )
-    history, streak = resume_state.history, resume_state.skipped
-    if history is None or fresh is None or history.losses.shape != fresh.losses.shape:
-        history = fresh
-    waiting: list[_Waiting] = []
-    skips, clock, interval = config.non_finite == "skip", _Clock(), _Clock()
-    micro_batches = config.micro_batches(
-        collective.group, resume_state.halved if config.on_out_of_memory == "halve" else None
-    )
-    if micro_batches > config.micro_batches(collective.group):
-        hooks.notice(
-            f"as before it was cut, {config.share(collective.group) // micro_batches} images are computed at a time"
+    loop = _Loop(
+        trainer, loader, objective, learning_rate, ema, config,
+        callbacks or TrainingCallbacks(), collective or Collective(), images_seen, updates,
+    )  # fmt: skip
+    return loop.run(resume_state or ResumeState())
+
+
+@dataclass(frozen=True)
+class _PendingStep:
+    """A step that is not logged yet; its loss may still be on the device."""
+
+    images_seen: int
+    result: StepResult
+    lr: float
+    decays: tuple[float, ...]
+    skipped: int | None
+
+    def read(self) -> Record:
+        loss, grad_norm = float(self.result.loss), float(self.result.grad_norm)
+        return Record(self.images_seen, loss, grad_norm, self.lr, self.decays, self.skipped)
+
+
+@dataclass
+class _Timer:
+    """Time spent in steps. Callbacks and the first step, which may trace or compile, do not count for the speed."""
+
+    seconds: float = 0.0
+    images: int = 0
+
+    def add(self, seconds: float, images: int) -> None:
+        self.seconds += seconds
+        self.images += images
+
+    @property
+    def speed(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+@dataclass(eq=False)
+class _Loop:
+    """The state of one call of `train`."""
+
+    trainer: Trainer
+    loader: Loader
+    objective: Objective
+    learning_rate: LearningRate
+    ema: Ema
+    config: TrainingConfig
+    callbacks: TrainingCallbacks
+    collective: Collective
+    images_seen: int
+    updates: int
+
+    history: LossHistory | None = None
+    skipped: int = 0  # consecutive updates
+    micro_batches: int = 1
+    pending: list[_PendingStep] = field(default_factory=list)
+    total: _Timer = field(default_factory=_Timer)
+    since_log: _Timer = field(default_factory=_Timer)
+    first_step_seconds: float = 0.0
+
+    def run(self, resume_state: ResumeState) -> dict[str, float]:
+        self._restore(resume_state)
+        with ThreadPoolExecutor(1, "duet-batches") as pool:
+            next_batch = self._prepare(pool)
+            while self.images_seen < self.config.images:
+                began = time.perf_counter()
+                batch = next_batch.result()
+                self.images_seen += self.config.batch
+                self.updates += 1
+                if self.history is None and self._more:
+                    next_batch = self._prepare(pool)
+                lr, decays = self._rates()
+                result = self._step(batch, lr, decays)
+                is_skipped = self._check(result, lr, decays)
+                if self.history is not None:
+                    if not is_skipped:
+                        self._follow(result)
+                    if self._more:
+                        next_batch = self._prepare(pool)
+                skipped = int(is_skipped) if self._may_skip else None
+                self.pending.append(_PendingStep(self.images_seen, result, lr, decays, skipped))
+                if self._finish_step(began):
+                    break
+        return {
+            "images_per_second": self.total.speed,
+            "first_step_seconds": self.first_step_seconds,
+            "seconds": self.total.seconds,
+        }
+
+    @property
+    def _more(self) -> bool:
+        """Whether another step follows."""
+        return self.images_seen < self.config.images
+
+    @property
+    def _may_skip(self) -> bool:
+        return self.config.non_finite == "skip"
+
+    @property
+    def _speed(self) -> float:
+        """Recent speed in images per second."""
+        return self.since_log.speed or self.total.speed
+
+    @property
+    def _resume_state(self) -> ResumeState:
+        size = _agreed_micro_batch(self.config, self.collective, self.micro_batches)
+        return ResumeState(self.history, self.skipped, size)
+
+    def _restore(self, state: ResumeState) -> None:
+        """Take over what a checkpoint holds in addition to the state of the trainer."""
+        new = self.objective.timestep_sampler.empty_history()
+        fits = state.history is not None and new is not None and state.history.losses.shape == new.losses.shape
+        self.history, self.skipped = state.history if fits else new, state.skipped
+        group, halves = self.collective.group, self.config.on_out_of_memory == "halve"
+        self.micro_batches = self.config.micro_batches(group, state.reduced_micro_batch if halves else None)
+        if self.micro_batches > self.config.micro_batches(group):
+            size = self.config.images_per_process(group) // self.micro_batches
+            self.callbacks.on_notice(f"micro-batch: {size} images, as before the run was interrupted")
+
+    def _prepare(self, pool: ThreadPoolExecutor) -> Future[TrainBatch]:
+        """Make the next batch on a thread."""
+        given = self.loader, self.objective, self.images_seen, self.config.batch, self.history
+        return pool.submit(make_batch, *given)
+
+    def _rates(self) -> tuple[float, tuple[float, ...]]:
+        """Return the learning rate and the decays of the averages of the current step."""
+        decays = self.ema.decays(self.updates, self.images_seen, self.config.batch)
+        return self.learning_rate(self.images_seen), decays
+
+    def _step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
+        """Do a step; where memory does not suffice and the configuration allows it, in smaller micro-batches."""
+        halves = self.config.on_out_of_memory == "halve"
+        while True:
+            try:
+                return self.trainer.step(batch, lr, decays, self.micro_batches, halves)
+            except OutOfMemory:
+                if not halves or not _can_halve(batch.size, self.micro_batches):
+                    raise
+                self.micro_batches *= 2
+                size = batch.size // self.micro_batches
+                self.callbacks.on_notice(f"out of memory: the micro-batch is now {size} images")
+
+    def _check(self, result: StepResult, lr: float, decays: tuple[float, ...]) -> bool:
+        """Read the loss where the next step depends on it; return whether this update is skipped.
+
+        Raises:
+            DuetError: if the step is not finite and may not be skipped.
+        """
+        if not self._may_skip and self.history is None:
+            return False  # read when it is logged
+        step = self._non_finite_step(self.updates, float(result.loss), float(result.grad_norm), lr, decays)
+        step = replace(step, history=self.history)
+        if math.isfinite(step.loss + step.grad_norm):
+            self.skipped = 0
+            return False
+        if not self._may_skip or self.skipped >= self.config.max_skipped:
+            if self.pending:
+                self.callbacks.on_log([one.read() for one in self.pending], self._speed)
+            self._stop(step, f" and {self.skipped} updates before it were skipped" if self.skipped else "")
+        # Of consecutive skipped updates only the first is stored.
+        stored = "" if self.skipped else self.callbacks.on_non_finite(step)
+        self.callbacks.on_notice(f"update skipped: {step.description}{stored}")
+        self.trainer.clear_non_finite()
+        self.skipped += 1
+        return True
+
+    def _follow(self, result: StepResult) -> None:
+        """Add the losses of the current batch to the history that the next timesteps depend on."""
+        positions = np.arange(self.images_seen - self.config.batch, self.images_seen)
+        losses = self.collective.gather(result.losses(), self.config.batch)
+        self.history = self.history.appended(self.objective.draw(positions, self.history)[0], losses)
+
+    def _finish_step(self, began: float) -> bool:
+        """Log, store and draw what is due after a step; return whether to stop early."""
+        config, callbacks, seen = self.config, self.callbacks, self.images_seen
+        stops = self._more and callbacks.should_stop()
+        saves = stops or config.is_due(config.checkpoint_images, seen)
+        samples = config.is_due(config.sample_images, seen)
+        snapshots = self.ema.snapshot_images > 0 and config.is_due(self.ema.snapshot_images, seen)
+        logs = config.is_due(config.log_images, seen) or saves or samples or snapshots or not self.first_step_seconds
+        records: list[Record] = []
+        if logs:  # reading a loss waits for the device, which is a part of the time of the step
+            records, self.pending = [one.read() for one in self.pending], []
+        self._count_time(time.perf_counter() - began)
+        if logs:
+            self._log(records)
+        if snapshots:
+            callbacks.on_snapshot(seen)
+        if saves:
+            callbacks.on_checkpoint(seen, self._resume_state)
+        if samples and not stops:
+            callbacks.on_sample(seen)
+            stops = self._more and callbacks.should_stop()
+            if stops and not saves:
+                callbacks.on_checkpoint(seen, self._resume_state)
+        callbacks.on_step_end(seen)
+        return stops
+
+    def _count_time(self, seconds: float) -> None:
+        if not self.first_step_seconds:
+            self.first_step_seconds = seconds
+            return
+        self.total.add(seconds, self.config.batch)
+        self.since_log.add(seconds, self.config.batch)
+
+    def _log(self, records: list[Record]) -> None:
+        """Log the records before the first that is not finite; the steps after it changed nothing."""
+        finite = list(takewhile(lambda record: math.isfinite(record.loss + record.grad_norm), records))
+        logged = records if self._may_skip else finite
+        if logged:
+            self.callbacks.on_log(logged, self._speed)
+        if len(logged) < len(records):
+            bad, update = records[len(logged)], self.updates - len(records) + len(logged) + 1
+            self._stop(self._non_finite_step(update, bad.loss, bad.grad_norm, bad.lr, bad.decays))
+        self.since_log = _Timer()
+
+    def _non_finite_step(
+        self, update: int, loss: float, grad_norm: float, lr: float, decays: tuple[float, ...]
+    ) -> NonFiniteStep:
+        """Describe update 1, 2, ... of the run."""
+        batch = self.config.batch
+        return NonFiniteStep(
+            images_seen=self.images_seen - batch * (self.updates - update + 1),
+            batch=batch,
+            updates=update - 1,
+            lr=lr,
+            decays=decays,
+            loss=loss,
+            grad_norm=grad_norm,
+            micro_batches=_micro_batches_of_whole(self.micro_batches, self.config, self.collective),
         )
-    with ThreadPoolExecutor(1, "duet-batches") as pool:
-        ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch, history)
-        while images_seen < config.images:
-            began = time.perf_counter()
-            batch = ahead.result()
-            images_seen += config.batch
-            more = images_seen < config.images
-            if more and history is None:
-                ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch)
-            updates += 1
-            lr, decays = learning_rate(images_seen), ema.decays(updates, images_seen, config.batch)
-            result, micro_batches = _step(trainer, batch, lr, decays, micro_batches, config, hooks)
-            fine = True
-            if skips or history is not None:  # what comes next depends on it
-                numbers = lr, decays, float(result.loss), float(result.grad_norm)
-                trouble = NonFiniteStep(
-                    images_seen - config.batch,
-                    config.batch,
-                    updates - 1,
-                    *numbers,
-                    history,
-                    micro_batches=_of_all(micro_batches, config, collective),
-                )
-                fine = math.isfinite(trouble.loss + trouble.grad_norm)
-                if not fine and (not skips or streak >= config.max_skipped):
-                    if waiting:
-                        hooks.log(_records(waiting), interval.speed or clock.speed)
-                    _stop(trouble, hooks, f" and {streak} updates before it were skipped" if streak else "")
-                if not fine:
-                    kept = hooks.trouble(trouble) if not streak else ""
-                    hooks.notice(f"an update is skipped: {trouble.said}{kept}")
-                    trainer.clear_non_finite()
-                streak = 0 if fine else streak + 1
-            if history is not None:
-                if fine:
-                    positions = np.arange(images_seen - config.batch, images_seen)
-                    losses = collective.gather(result.losses(), config.batch)
-                    history = history.appended(objective.draw(positions, history)[0], losses)
-                if more:
-                    ahead = pool.submit(make_batch, loader, objective, images_seen, config.batch, history)
-            waiting.append((images_seen, result, lr, decays, int(not fine) if skips else None))
-            logs = config.due(config.log_images, images_seen)
-            stops = more and hooks.stops()
-            saves = stops or config.due(config.checkpoint_images, images_seen)
-            samples = config.due(config.sample_images, images_seen)
-            stores = ema.snapshot_images > 0 and config.due(ema.snapshot_images, images_seen)
-            records = []
-            if logs or saves or samples or stores or not clock.first_step:
-                records, waiting = _records(waiting), []
-            took = time.perf_counter() - began
-            if not clock.first_step:
-                clock.first_step = took
-            else:
-                for one in (clock, interval):
-                    one.seconds += took
-                    one.images += config.batch
-            if records:
-                sound = records if skips else _before_trouble(records)
-                if sound:
-                    hooks.log(sound, interval.speed or clock.speed)
-                if len(sound) < len(records):
-                    before = updates - len(records) + len(sound)
-                    _stop(
-                        _trouble_of(records[len(sound)], before, config, _of_all(micro_batches, config, collective)),
-                        hooks,
-                    )
-                interval = _Clock()
-            if stores:
-                hooks.snapshot(images_seen)
-            if saves:
-                hooks.checkpoint(images_seen, ResumeState(history, streak, _halved(config, collective, micro_batches)))
-            if samples and not stops:
-                hooks.sample(images_seen)
-                stops = more and hooks.stops()
-                if stops and not saves:
-                    hooks.checkpoint(
-                        images_seen, ResumeState(history, streak, _halved(config, collective, micro_batches))
-                    )
-            hooks.step(images_seen)
-            if stops:
-                break
-    return {"images_per_second": clock.speed, "first_step_seconds": clock.first_step, "seconds": clock.seconds}
 
-
-def _step(
-    trainer: Trainer,
-    batch: TrainBatch,
-    lr: float,
-    decays: tuple[float, ...],
-    micro_batches: int,
-    config: TrainingConfig,
-    hooks: Hooks,
-) -> tuple[StepResult, int]:
-    """A step, and the number of pieces that it was made in: more than were asked for where memory did not suffice."""
-    halves = config.on_out_of_memory == "halve"
-    while True:
-        try:
-            return trainer.step(batch, lr, decays, micro_batches, halves), micro_batches
-        except OutOfMemory:
-            if not halves or not _can_halve(batch.size, micro_batches):
-                raise
-            micro_batches *= 2
-            hooks.notice(f"out of memory: from here on {batch.size // micro_batches} images are computed at a time")
+    def _stop(self, step: NonFiniteStep, more: str = "") -> NoReturn:
+        stored = self.callbacks.on_non_finite(replace(step, stops_training=True))
+        raise DuetError(
+            f"training: {step.description}{more}; a lower learning rate (lr.peak) or a gradient clip (optimiser.clip) "
+            f"may help, or, for single steps, trainer.non_finite=skip{stored}"
+        )
 
 
 def _can_halve(size: int, micro_batches: int) -> bool:
     return size // micro_batches % 2 == 0
 
 
-def _halved(config: TrainingConfig, collective: Collective, micro_batches: int) -> int | None:
-    """How many images a process computes at a time that halved its pieces, the fewest of all; None where none did."""
+def _agreed_micro_batch(config: TrainingConfig, collective: Collective, micro_batches: int) -> int | None:
+    """Return the smallest micro-batch that any process had to halve to; None where no process halved."""
     if config.on_out_of_memory != "halve":
         return None
-    own = (
-        config.share(collective.group) // micro_batches if micro_batches > config.micro_batches(collective.group) else 0
-    )
-    found = collective.gather(np.array([own]), collective.group.size)
-    return int(found[found > 0].min(initial=config.batch)) if found.any() else None
+    group = collective.group
+    is_halved = micro_batches > config.micro_batches(group)
+    own = config.images_per_process(group) // micro_batches if is_halved else 0
+    sizes = collective.gather(np.array([own]), group.size)
+    return int(sizes[sizes > 0].min(initial=config.batch)) if sizes.any() else None
 
 
-def _of_all(micro_batches: int, config: TrainingConfig, collective: Collective) -> int:
-    """Into how many equal pieces the whole batch is cut where none is to have more images than those of a process."""
-    most = config.share(collective.group) // micro_batches
-    return next(n for n in range(1, config.batch + 1) if config.batch % n == 0 and config.batch // n <= most)
-
-
-def _before_trouble(records: list[Record]) -> list[Record]:
-    """Those before the first that is not finite; those after it changed nothing."""
-    return list(takewhile(lambda record: math.isfinite(record.loss + record.grad_norm), records))
-
-
-def _trouble_of(record: Record, updates: int, config: TrainingConfig, micro_batches: int) -> NonFiniteStep:
-    seen, numbers = record.images_seen - config.batch, (record.lr, record.decays, record.loss, record.grad_norm)
-    return NonFiniteStep(seen, config.batch, updates, *numbers, micro_batches=micro_batches)
-
-
-def _stop(trouble: NonFiniteStep, hooks: Hooks, more: str = "") -> NoReturn:
-    raise DuetError(
-        f"training: {trouble.said}{more}; a lower learning rate or a gradient clip may help, or, for single steps, "
-        f"trainer.non_finite=skip{hooks.trouble(replace(trouble, ends=True))}"
-    )
+def _micro_batches_of_whole(micro_batches: int, config: TrainingConfig, collective: Collective) -> int:
+    """Return the smallest number of equal parts of the whole batch that are no larger than a process's micro-batch."""
+    largest = config.images_per_process(collective.group) // micro_batches
+    return next(n for n in range(1, config.batch + 1) if config.batch % n == 0 and config.batch // n <= largest)

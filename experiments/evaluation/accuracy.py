@@ -42,7 +42,7 @@ def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> M
 
     def measure(out: Path) -> Measurement:
         collective = given.backend.collective
-        mine = collective.group.share(len(dataset), batch)
+        mine = collective.group.slice_of(len(dataset), batch)
         with Counter("accuracy", count * (mine.stop - mine.start), unit="evaluations") as progress:
             part = recognised(
                 given.network.forward, model.process, dataset.images, dataset.labels, levels, given.seed, batch,

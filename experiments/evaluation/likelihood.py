@@ -77,7 +77,7 @@ def _vlb(
 
     def measure(out: Path) -> Measurement:
         forward, T = given.network.forward, model.process.schedule.steps
-        mine = given.backend.collective.group.share(len(chosen), batch)
+        mine = given.backend.collective.group.slice_of(len(chosen), batch)
         with Counter("bound", (mine.stop - mine.start) * (1 + (levels or T - 1)), unit="evaluations") as progress:
             found = _whole(given, bound(forward, mine, progress), len(chosen), batch)
         per_level = {
@@ -137,7 +137,7 @@ def _ode(
 
     def measure(out: Path) -> Measurement:
         vjp = given.network.vjp
-        mine = given.backend.collective.group.share(len(chosen), batch)
+        mine = given.backend.collective.group.slice_of(len(chosen), batch)
         with Counter("flow", mine.stop - mine.start) as progress:
             found = _whole(given, density(vjp, mine, progress), len(chosen), batch)
         in_bits = -1.0 / (dimensions * np.log(2.0))

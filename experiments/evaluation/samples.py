@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.common.registry import build, check
+from diffusion_core.common.registry import build, check_options
 from diffusion_core.images import render
 from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
@@ -60,7 +60,7 @@ class SampleEvaluator:
     def __post_init__(self) -> None:
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
-            check(f"metrics.{name}", fits, name, options, given=2)
+            check_options(f"metrics.{name}", fits, name, options, given=2)
 
     def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
         """Refuse samples with such parts, of which the shape counts, that cannot be judged."""

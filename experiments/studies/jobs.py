@@ -33,10 +33,10 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.files.lock import locked
+from diffusion_core.files.lock import lock_directory
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
-from diffusion_core.runs.run_directory import claim, write_json
+from diffusion_core.runs.run_directory import exclusive_directory, write_json
 from diffusion_core.runtime import signals
 from experiments.entry import plain
 from experiments.studies import energy
@@ -157,7 +157,7 @@ def perform(job: Job, runs: Path) -> int:
         DuetError: it cannot start, or another process runs it.
     """
     runs.mkdir(parents=True, exist_ok=True)
-    with locked(runs, f".{job.name}.lock"):
+    with lock_directory(runs, f".{job.name}.lock"):
         return 0 if state(job, runs).word == "done" else _perform(job, runs)
 
 
@@ -165,7 +165,7 @@ def _perform(job: Job, runs: Path) -> int:
     directory = runs / job.name
     words, resumed = command(job, runs), False
     if directory.exists():
-        with claim(directory):  # which a training may hold that outlived its study
+        with exclusive_directory(directory):  # which a training may hold that outlived its study
             if job.entry == "train" and list_checkpoints(directory / "checkpoints"):
                 words, resumed = list(merge(words, ["resume=latest"])), True
             else:
@@ -182,7 +182,7 @@ def _perform(job: Job, runs: Path) -> int:
     }
     before, began = energy.read_counters(), time.perf_counter()
     with open(directory / "log.txt", "ab") as log:
-        code = signals.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        code = signals.run_command(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     facts |= {"seconds": time.perf_counter() - began, "joules": energy.spent(before, energy.read_counters())}
     if code:
         write_json(directory / "failed.json", facts | {"exit_code": code, "said": last_line(directory / "log.txt")})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
-from diffusion_core.runs.run_directory import environment
+from diffusion_core.runs.run_directory import describe_environment
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Paired
 from experiments.report.figures import decimate, smooth
@@ -58,7 +58,7 @@ def report(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> tuple[Path, di
 
 def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
     """The report as JSON values, its pictures, and its figures for papers, which are not drawn yet."""
-    here, study = environment(), plan.study
+    here, study = describe_environment(), plan.study
     findings = analyse(plan, outcomes)
     whole = [outcome for outcome in outcomes if not outcome.trouble]
     images: dict[str, bytes] = {}

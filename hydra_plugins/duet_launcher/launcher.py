@@ -219,7 +219,7 @@ def _run(number: int, config: DictConfig, run_dir: Path, command: list[str]) -> 
     log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))} [{command[0]}]")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    code = signals.run(command)
+    code = signals.run_command(command)
     result = JobReturn(
         overrides=overrides,
         cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),

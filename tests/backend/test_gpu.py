@@ -22,7 +22,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import cases, trace
 from diffusion_core.parity.ladder import Check, check, l2, l2_of_all
-from diffusion_core.runs.run_directory import environment, write_json
+from diffusion_core.runs.run_directory import describe_environment, write_json
 
 pytestmark = [pytest.mark.backend, pytest.mark.gpu]
 
@@ -82,7 +82,7 @@ class Measurement:
 
     def write(self, path: Path) -> None:
         """As plain data."""
-        told = {"environment": environment(), "devices": self.devices}
+        told = {"environment": describe_environment(), "devices": self.devices}
         write_json(path, told | {"checks": self.checks})
 
 

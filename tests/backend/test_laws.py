@@ -21,7 +21,7 @@ from diffusion_core.backend.interface import (
     load_backend,
 )
 from diffusion_core.common.errors import DuetError, OutOfMemory
-from diffusion_core.common.random import Stream, words
+from diffusion_core.common.random import Stream, random_words
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate, noise_source, start_noise
 from diffusion_core.networks import Node, Program
@@ -359,7 +359,7 @@ def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
     group = ProcessGroup(0, 2, 0, parallel.KIND)
     with pytest.raises(type(memory)), parallel._connected(group):
         raise memory
-    with pytest.raises(DuetError, match="process 0 of 2 has lost another one"), parallel._connected(group):
+    with pytest.raises(DuetError, match="process 0 of 2 lost contact to another process"), parallel._connected(group):
         raise lost
 
 
@@ -526,7 +526,7 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     # As a training step hands them over: the positions must reach the device whole.
     b = import_module(f"{package}.trainer").tensors(batch, backend.context)
     got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
-    np.testing.assert_array_equal(got, words(key, index, n, row))
+    np.testing.assert_array_equal(got, random_words(key, index, n, row))
 
 
 @pytest.fixture(scope="module")

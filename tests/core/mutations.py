@@ -136,7 +136,7 @@ def _reseal_checkpoint(root: Path) -> None:
         state["files"] = {
             name: hashlib.sha256((file.parent / name).read_bytes()).hexdigest() for name in state["files"]
         }
-        state["sha256"] = checkpoints.own_hash(state)
+        state["sha256"] = checkpoints.hash_entries(state)
         file.write_text(json.dumps(state))
 
 
@@ -168,7 +168,7 @@ def _reseal_bundle(root: Path) -> None:
     for file in root.glob("*/step.json"):
         content, step = (file.parent / "batch.safetensors").read_bytes(), json.loads(file.read_text())
         step |= {"batch_sha256": hashlib.sha256(content).hexdigest(), "batch_bytes": len(content)}
-        file.write_text(json.dumps(step | {"sha256": checkpoints.own_hash(step)}))
+        file.write_text(json.dumps(step | {"sha256": checkpoints.hash_entries(step)}))
 
 
 def _make_snapshots(root: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.files import safe_read as reading
-from diffusion_core.files.safe_read import check_tensors, open_npz, read_npy
+from diffusion_core.files.safe_read import check_safetensors, open_npz, read_npy
 from diffusion_core.runs.ema_snapshots import find_snapshots
 
 HERE = Path(__file__).resolve().parent
@@ -141,7 +141,7 @@ def test_no_file_is_read_that_is_larger_than_what_belongs_there(tmp_path):
         find_snapshots(tmp_path)[0].weights()
     sparse(tmp_path / "a.safetensors", struct.pack("<Q", 100_000_001), 1 << 30)
     with pytest.raises(DuetError, match=r"its header has 100000001 bytes; at most 100000000 are read"):
-        check_tensors(tmp_path / "a.safetensors")
+        check_safetensors(tmp_path / "a.safetensors")
 
 
 class Malice:

@@ -18,8 +18,15 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.files.atomic import pack
 from diffusion_core.optim.adam import Adam
-from diffusion_core.runs.checkpoint import load_checkpoint, own_hash
-from diffusion_core.runs.failure_bundle import KEPT, is_kept, load_bundle, places, save_bundle, some
+from diffusion_core.runs.checkpoint import hash_entries, load_checkpoint
+from diffusion_core.runs.failure_bundle import (
+    MAX_SKIPPED_BUNDLES,
+    failure_locations,
+    load_bundle,
+    save_bundle,
+    select_images,
+    should_keep,
+)
 from diffusion_core.training.loop import NonFiniteStep, make_batch
 from diffusion_core.training.objective import Objective
 
@@ -65,13 +72,13 @@ def test_weights_that_are_not_finite_are_read_from_a_bundle_alone(tmp_path):
 
 
 def test_the_first_skipped_steps_are_kept_and_the_one_that_ends_the_run(tmp_path):
-    def at(images_seen: int, ends: bool = False) -> bool:
-        return is_kept(tmp_path, replace(TROUBLE, images_seen=images_seen, ends=ends))
+    def at(images_seen: int, stops: bool = False) -> bool:
+        return should_keep(tmp_path, replace(TROUBLE, images_seen=images_seen, stops_training=stops))
 
-    for number in range(KEPT):
+    for number in range(MAX_SKIPPED_BUNDLES):
         assert at(number)
         (tmp_path / f"{number:012d}").mkdir()
-    assert not at(KEPT) and at(KEPT, ends=True)
+    assert not at(MAX_SKIPPED_BUNDLES) and at(MAX_SKIPPED_BUNDLES, stops=True)
     assert at(0)  # of a run that was cut and comes there again
 
 
@@ -96,7 +103,7 @@ def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, *
         changes |= {"batch_sha256": hashlib.sha256(content).hexdigest(), "batch_bytes": len(content)}
     for file, new in (("state.json", {} if notes is None else {"notes": notes}), ("step.json", changes)):
         facts = json.loads((path / file).read_text()) | new
-        (path / file).write_text(json.dumps(facts | {"sha256": own_hash(facts)}))
+        (path / file).write_text(json.dumps(facts | {"sha256": hash_entries(facts)}))
     return path
 
 
@@ -138,7 +145,7 @@ def test_a_bundle_that_names_no_pieces_is_one(tmp_path):
     path = saved(tmp_path, batch())
     facts = json.loads((path / "step.json").read_text())
     del facts["pieces"]
-    (path / "step.json").write_text(json.dumps(facts | {"sha256": own_hash(facts)}))
+    (path / "step.json").write_text(json.dumps(facts | {"sha256": hash_entries(facts)}))
     assert load_bundle(path).micro_batches == 1
 
 
@@ -186,13 +193,13 @@ def test_the_first_place_that_is_not_finite_is_found(tmp_path, what):
     if what.startswith("gradient"):
         for name in gradients:  # all that are computed after it, too
             gradients[name][...] = np.nan
-    found = places(bundle, values, math.inf if what == "loss mean" else 1.0, gradients)
+    found = failure_locations(bundle, values, math.inf if what == "loss mean" else 1.0, gradients)
     first = next((f"{place.kind} {place.name}" for place in found if place.lost), "none")
     assert first == what
 
 
 def test_some_images_of_a_batch_are_a_batch_of_them():
     given, chosen = batch(), np.array([3, 1])
-    for name, array in some(given, chosen).arrays.items():
+    for name, array in select_images(given, chosen).arrays.items():
         whole = given.arrays[name]
         assert np.array_equal(array, whole if name == "dropout_key" else whole[chosen])

@@ -165,7 +165,7 @@ def test_a_state_that_is_garbage_is_refused(tmp_path, garbage):
 def rewrite(path: Path, **changes: object) -> None:
     """Change state.json as another version would write it, its own hash included."""
     state = json.loads((path / "state.json").read_text()) | changes
-    state["sha256"] = module.own_hash(state)
+    state["sha256"] = module.hash_entries(state)
     (path / "state.json").write_text(json.dumps(state))
 
 

@@ -17,13 +17,13 @@ from diffusion_core.optim import (
     Power,
     Profile,
     Warmup,
-    describe,
     ema_update,
     make_ema,
     make_profile,
     power_exponent,
-    shares,
+    profile_options,
     step_weights,
+    update_fractions,
 )
 
 BATCH = 4
@@ -114,7 +114,7 @@ def test_the_decays_of_many_updates_at_once_are_those_of_each(profile):
 
 @pytest.mark.parametrize("profile", ALL, ids=str)
 def test_a_profile_is_made_again_of_its_description(profile):
-    assert make_profile(**describe(profile)) == profile
+    assert make_profile(**profile_options(profile)) == profile
 
 
 # What each step counts in an average
@@ -215,9 +215,9 @@ def test_the_weights_themselves_are_a_fixed_point():
 
 
 def test_the_share_of_the_new_is_what_the_decay_leaves():
-    assert shares((0.25, 0.0), 2) == [0.75, 1.0]
+    assert update_fractions((0.25, 0.0), 2) == [0.75, 1.0]
     with pytest.raises(DuetError, match="1 decays were given, but the trainer keeps 2 averages"):
-        shares((0.25,), 2)
+        update_fractions((0.25,), 2)
 
 
 # From a configuration

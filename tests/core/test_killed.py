@@ -33,13 +33,13 @@ from diffusion_core.runs.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
-    mend_checkpoints,
+    repair_checkpoints,
     save_checkpoint,
 )
 from diffusion_core.runs.ema_snapshots import save_snapshots
-from diffusion_core.runs.run_directory import RunDirectory, claim
+from diffusion_core.runs.run_directory import RunDirectory, exclusive_directory
 from diffusion_core.training import loop as training
-from diffusion_core.training.loop import Hooks, TrainingConfig
+from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
 from diffusion_core.training.objective import Objective
 from experiments.resuming import source_of
 
@@ -74,7 +74,7 @@ class Trainer:
 
 def live(directory: Path, dtype: type) -> None:
     """One life of the process that runs in a directory: from where it is to the end of the course."""
-    with claim(directory):
+    with exclusive_directory(directory):
         source = source_of("auto", directory)
         start = Checkpoint(0, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, dtype)), {})
         start = load_checkpoint(source) if source else start
@@ -91,7 +91,7 @@ def live(directory: Path, dtype: type) -> None:
             loader = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), 1, False, dtype)
             training.train(
                 trainer, loader, Objective(MODEL.process, 1), LearningRate(0.1), EMA, COURSE,
-                Hooks(run.log, checkpoint, snapshot=snapshot), start.images_seen, start.state.updates,
+                TrainingCallbacks(run.log, checkpoint, on_snapshot=snapshot), start.images_seen, start.state.updates,
             )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_killed_while_it_is_replaced_is_given_its_name_back(tmp_pat
         parent = tmp_path / f"{at}"
         assert replaced(parent, at) < 0
         hidden += [path.name for path in list_checkpoints(parent)] == ["000000000004"]
-        mend_checkpoints(parent)
+        repair_checkpoints(parent)
         assert load_checkpoint(parent / "000000000008").notes in ({}, {"second": True})
         for checkpoint in list_checkpoints(parent):
             load_checkpoint(checkpoint)

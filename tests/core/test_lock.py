@@ -16,30 +16,30 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files import atomic
 from diffusion_core.files import lock as module
-from diffusion_core.files.lock import LOCK, locked
-from diffusion_core.runs.run_directory import claim
+from diffusion_core.files.lock import LOCK, lock_directory
+from diffusion_core.runs.run_directory import exclusive_directory
 
 HOST = socket.gethostname()
 
 HOLDS = """
 import sys
-from diffusion_core.files.lock import locked
-with locked(sys.argv[1]):
+from diffusion_core.files.lock import lock_directory
+with lock_directory(sys.argv[1]):
     print("holds", flush=True)
     sys.stdin.read()
 """
 
 
 def test_one_at_a_time_and_the_other_is_told_who(tmp_path):
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         words = rf"it is in use by process {os.getpid()} on \S+, since \S+; wait"
-        with pytest.raises(DuetError, match=words) as told, locked(tmp_path):
+        with pytest.raises(DuetError, match=words) as told, lock_directory(tmp_path):
             pass
         assert str(tmp_path) in str(told.value) and "\n" not in str(told.value)
-        with locked(tmp_path, ".another"):
+        with lock_directory(tmp_path, ".another"):
             pass
     assert not os.listdir(tmp_path)
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 
@@ -49,12 +49,12 @@ def test_another_process_holds_it_until_it_ends(tmp_path, number):
         [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "holds\n"
-    with pytest.raises(DuetError, match=f"in use by process {process.pid} on"), claim(tmp_path):
+    with pytest.raises(DuetError, match=f"in use by process {process.pid} on"), exclusive_directory(tmp_path):
         pass
     process.send_signal(number) if number else None
     process.communicate()
     assert (tmp_path / LOCK).exists() == bool(number)  # and is no lock
-    with claim(tmp_path):
+    with exclusive_directory(tmp_path):
         pass
     assert not os.listdir(tmp_path)
 
@@ -72,10 +72,10 @@ def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch)
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", later)
-    with pytest.raises(DuetError, match="it is in use by another process"), locked(tmp_path):
+    with pytest.raises(DuetError, match="it is in use by another process"), lock_directory(tmp_path):
         pass
     os.close(turns[1])
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 
@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(module.fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="keeps no locks"), locked(tmp_path):
+    with pytest.warns(UserWarning, match="keeps no locks"), lock_directory(tmp_path):
         pass
 
 
@@ -94,7 +94,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.os, "open", refused)
     words = r"cannot be written \(Read-only file system\); give another one"
-    with pytest.raises(DuetError, match=words), claim(tmp_path):
+    with pytest.raises(DuetError, match=words), exclusive_directory(tmp_path):
         pass
 
 
@@ -123,7 +123,7 @@ def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     os.utime(old, (0, 0))
-    with claim(tmp_path):
+    with exclusive_directory(tmp_path):
         pass
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
 
@@ -133,6 +133,6 @@ def test_a_step_half_kept_by_a_kill_is_deleted(tmp_path, monkeypatch):
     for folder in (whole, half):
         folder.mkdir(parents=True)
         (folder / beside("step.json", os.getpid(), monkeypatch)).write_text("")
-    with claim(tmp_path):
+    with exclusive_directory(tmp_path):
         pass
     assert list((tmp_path / "non_finite").iterdir()) == [whole] and not list(whole.iterdir())

@@ -103,7 +103,7 @@ def test_the_norm_of_float32_is_summed_in_float64():
 
 @given(st.integers(1, 10**6), st.floats(0.0, 0.9999), st.floats(0.0, 0.99999))
 def test_corrections_are_the_missing_weight_of_the_past(update, beta1, beta2):
-    one, two = Adam(beta1, beta2).corrections(update)
+    one, two = Adam(beta1, beta2).bias_corrections(update)
     assert one == pytest.approx(1 - beta1**update, rel=1e-9)
     assert two**2 == pytest.approx(1 - beta2**update, rel=1e-9)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_core.common.random import Stream, philox4x32, words
+from diffusion_core.common.random import Stream, philox4x32, random_words
 
 SEEDS = st.integers(0, 2**63)
 NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=8)
@@ -80,12 +80,12 @@ def test_words_are_philox_of_any_key(low, high, index, row, n):
     expected = []
     for block in range(math.ceil(n / 4)):
         expected += python_philox([block, row, index & 0xFFFFFFFF, index >> 32], [low, high])
-    got = words((low, high), [index], n, row)
+    got = random_words((low, high), [index], n, row)
     assert got.dtype == np.uint32 and got[0].tolist() == expected[:n]
 
 
 def test_words_of_the_zero_key_are_a_known_answer():
-    assert words((0, 0), [0], 4)[0].tolist() == parsed(KNOWN["zeros"][2])
+    assert random_words((0, 0), [0], 4)[0].tolist() == parsed(KNOWN["zeros"][2])
 
 
 @given(INDICES, st.integers(0, 1000), st.randoms(use_true_random=False))

@@ -17,7 +17,7 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs import run_directory as module
 from diffusion_core.runs.run_directory import (
     RunDirectory,
-    environment,
+    describe_environment,
     read_metrics,
     read_samples,
     write_json,
@@ -146,10 +146,10 @@ def test_start_writes_what_the_run_is(tmp_path):
     run = RunDirectory(tmp_path)
     run.start("seed: 1\n", {"device": "cpu"})
     run.log(records(128), 10.0)
-    run.picture("samples", np.zeros((4, 4, 3), np.uint8), 128)
+    run.log_image("samples", np.zeros((4, 4, 3), np.uint8), 128)
     run.close()
     run.close()
-    run.picture("late", np.zeros((4, 4, 3), np.uint8), 128)
+    run.log_image("late", np.zeros((4, 4, 3), np.uint8), 128)
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
     assert read_json(tmp_path / "environment.json") == {"device": "cpu"}
     events = [path for path in tmp_path.iterdir() if path.name.startswith("events.out.tfevents")]
@@ -272,9 +272,9 @@ def test_samples_that_are_no_samples_are_refused(tmp_path):
 
 
 def test_the_environment_says_what_ran_where(tmp_path):
-    facts = environment(Description("torch", "cpu", "float32", 2, "eager", {"torch": "2"}))
+    facts = describe_environment(Description("torch", "cpu", "float32", 2, "eager", {"torch": "2"}))
     assert facts["backend"] == "torch" and facts["versions"] == {"torch": "2"} and facts["cores"] >= 1
     assert facts["command"].startswith("python")
     assert {"commit", "started", "platform", "processor", "python"} <= facts.keys()
     write_json(tmp_path / "environment.json", facts)
-    assert "backend" not in environment()
+    assert "backend" not in describe_environment()

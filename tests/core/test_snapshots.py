@@ -20,7 +20,7 @@ from diffusion_core.runs import checkpoint as files
 from diffusion_core.runs.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import (
     Snapshot,
-    drop_snapshots_after,
+    delete_snapshots_after,
     find_snapshots,
     reconstruct,
     save_snapshots,
@@ -136,10 +136,10 @@ def test_the_checkpoint_is_one_that_is_read_again(tmp_path):
 def test_later_snapshots_are_dropped_and_no_others(tmp_path):
     stored(tmp_path, 20)
     (tmp_path / "snapshots" / "notes.txt").write_text("mine")
-    drop_snapshots_after(tmp_path / "snapshots", 160)
+    delete_snapshots_after(tmp_path / "snapshots", 160)
     assert [one.updates for one in find_snapshots(tmp_path)] == [20, 20, 40, 40]
     assert (tmp_path / "snapshots" / "notes.txt").exists()
-    drop_snapshots_after(tmp_path / "nowhere", 0)
+    delete_snapshots_after(tmp_path / "nowhere", 0)
 
 
 # Mistakes

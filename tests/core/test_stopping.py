@@ -13,7 +13,7 @@ from test_training import Recorder, run
 
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.signals import SIGNALS, Stopped, flag_on_signal, raise_on_signal
-from diffusion_core.training.loop import Hooks, TrainingConfig
+from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGUSR2: 140}
 
@@ -102,7 +102,7 @@ def told(*given, **options):
 signals.subprocess.Popen = told
 try:
     with signals.raise_on_signal():
-        signals.run([sys.executable, "-c", {WAITS!r}])
+        signals.run_command([sys.executable, "-c", {WAITS!r}])
 except signals.Stopped as stopped:
     print(stopped.code, len(signals._running))
 """
@@ -115,7 +115,7 @@ def test_a_process_that_waits_for_another_passes_the_signal_on_and_waits():
 
 def test_the_code_of_a_command_is_said_as_a_shell_says_it():
     for code, expected in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)):
-        assert signals.run([sys.executable, "-c", code]) == expected
+        assert signals.run_command([sys.executable, "-c", code]) == expected
 
 
 # The training loop.
@@ -129,13 +129,13 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
     def stops() -> bool:
         return len(trainer.steps) >= at
 
-    hooks = Hooks(
+    callbacks = TrainingCallbacks(
         lambda records, speed: done.extend(("log", record.images_seen) for record in records),
         lambda images_seen, resume_state: done.append(("checkpoint", images_seen)),
-        stops=stops,
+        should_stop=stops,
     )
     config = TrainingConfig(64, 4, log_images=24, checkpoint_images=checkpoint_images)
-    first = run(config, trainer, hooks).steps
+    first = run(config, trainer, callbacks).steps
     assert len(first) == at
     assert [n for what, n in done if what == "log"] == [4 * k for k in range(1, at + 1)]
     assert done[-1] == ("checkpoint", 4 * at) and done.count(done[-1]) == 1  # after what it has seen is logged
@@ -146,16 +146,16 @@ def test_the_loop_ends_after_the_step_in_work_with_a_checkpoint(at, checkpoint_i
 @pytest.mark.parametrize("checkpoint_images, saved", [(0, [8]), (8, [8]), (4, [4, 8])])
 def test_a_stop_while_samples_are_drawn_needs_no_further_step(checkpoint_images, saved):
     drawn, kept = [], []
-    hooks = Hooks(
-        checkpoint=lambda images_seen, resume_state: kept.append(images_seen),
-        sample=drawn.append,
-        stops=lambda: bool(drawn),
+    callbacks = TrainingCallbacks(
+        on_checkpoint=lambda images_seen, resume_state: kept.append(images_seen),
+        on_sample=drawn.append,
+        should_stop=lambda: bool(drawn),
     )
-    steps = run(TrainingConfig(64, 4, checkpoint_images=checkpoint_images, sample_images=8), hooks=hooks).steps
+    steps = run(TrainingConfig(64, 4, checkpoint_images=checkpoint_images, sample_images=8), callbacks=callbacks).steps
     assert len(steps) == 2 and drawn == [8] and kept == saved
 
 
 def test_a_stop_before_samples_leaves_them_out():
     drawn = []
-    hooks = Hooks(sample=drawn.append, stops=lambda: True)
-    assert len(run(TrainingConfig(64, 4, sample_images=4), hooks=hooks).steps) == 1 and not drawn
+    callbacks = TrainingCallbacks(on_sample=drawn.append, should_stop=lambda: True)
+    assert len(run(TrainingConfig(64, 4, sample_images=4), callbacks=callbacks).steps) == 1 and not drawn

@@ -22,7 +22,15 @@ from diffusion_core.optim import Ema, Power, Warmup
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training import loop as training
-from diffusion_core.training.loop import Hooks, NonFiniteStep, Record, ResumeState, TrainingConfig, make_batch, train
+from diffusion_core.training.loop import (
+    NonFiniteStep,
+    Record,
+    ResumeState,
+    TrainingCallbacks,
+    TrainingConfig,
+    make_batch,
+    train,
+)
 from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
@@ -56,13 +64,13 @@ class Recorder:
 def run(
     config: TrainingConfig,
     trainer: Recorder | None = None,
-    hooks: Hooks | None = None,
+    callbacks: TrainingCallbacks | None = None,
     objective: Objective = OBJECTIVE,
     ema: Ema = EMA,
     **start: object,
 ) -> Recorder:
     trainer = trainer or Recorder()
-    train(trainer, LOADER, objective, RATE, ema, config, hooks, **start)
+    train(trainer, LOADER, objective, RATE, ema, config, callbacks, **start)
     return trainer
 
 
@@ -74,13 +82,15 @@ ADAPTIVE = Objective(Process(linear(4)), seed=1, timestep_sampling={"name": "los
 def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
     """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
     kept = {}
-    hooks = Hooks(checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history}))
+    callbacks = TrainingCallbacks(
+        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history})
+    )
 
     def recorder() -> Recorder:
         return Recorder(per_image=lambda batch: batch.c_noise + 1.0)
 
     config = TrainingConfig(64, 4, checkpoint_images=4)
-    whole = run(config, recorder(), hooks, ADAPTIVE).steps
+    whole = run(config, recorder(), callbacks, ADAPTIVE).steps
     rest = run(
         config, recorder(), None, ADAPTIVE, images_seen=cut, updates=cut // 4, resume_state=ResumeState(kept[cut])
     ).steps
@@ -108,12 +118,12 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
 @pytest.mark.parametrize("log_images", [4, 8, 10, 12, 30, 60, 64, 100])
 def test_the_last_steps_are_those_of_the_last_log(log_images):
     told = []
-    hooks = Hooks(log=lambda records, speed: told.append([record.images_seen for record in records]))
+    callbacks = TrainingCallbacks(on_log=lambda records, speed: told.append([record.images_seen for record in records]))
     config = TrainingConfig(64, 4, log_images=log_images)
-    run(config, hooks=hooks)
+    run(config, callbacks=callbacks)
     # The first step, which is always logged alone, belongs to the first log.
     last = told[0] + told[1] if len(told) == 2 else told[-1]
-    assert [n for n in range(4, 65, 4) if config.is_last(n)] == last
+    assert [n for n in range(4, 65, 4) if config.is_in_last_log(n)] == last
 
 
 def test_batches_are_those_of_the_data_order():
@@ -156,7 +166,7 @@ def moments(config: TrainingConfig, ema: Ema = EMA, **start: int) -> dict[str, l
         happened["order"].append("log")
         assert speed >= 0
 
-    run(config, None, Hooks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
+    run(config, None, TrainingCallbacks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
     return happened
 
 
@@ -204,7 +214,10 @@ def test_moments_do_not_depend_on_where_a_run_was_resumed():
 
 def test_records_hold_the_numbers_of_their_steps():
     kept: list[Record] = []
-    run(TrainingConfig(16, 4, log_images=16), hooks=Hooks(log=lambda records, speed: kept.extend(records)))
+    run(
+        TrainingConfig(16, 4, log_images=16),
+        callbacks=TrainingCallbacks(on_log=lambda records, speed: kept.extend(records)),
+    )
     assert [record.loss for record in kept] == [float(np.float32(1 / k)) for k in (1, 2, 3, 4)]
     assert [record.lr for record in kept] == [RATE(n) for n in (4, 8, 12, 16)]
     assert {record.grad_norm for record in kept} == {2.0}
@@ -215,12 +228,12 @@ def test_records_hold_the_numbers_of_their_steps():
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, step):
     kept = []
-    hooks = Hooks(
+    callbacks = TrainingCallbacks(
         lambda records, speed: kept.extend(r.images_seen for r in records), lambda n, *_: kept.append(n), kept.append
     )
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
-        run(TrainingConfig(32, 4, log_images=16, checkpoint_images=16), trainer, hooks)
+        run(TrainingConfig(32, 4, log_images=16, checkpoint_images=16), trainer, callbacks)
     assert kept == list(range(4, 4 * step, 4))  # what was read before it
 
 
@@ -248,7 +261,12 @@ def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
     chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
     trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
     with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; kept"):
-        run(TrainingConfig(32, 4, micro_batch=2, log_images=16), trainer, Hooks(log, trouble=trouble), chosen)
+        run(
+            TrainingConfig(32, 4, micro_batch=2, log_images=16),
+            trainer,
+            TrainingCallbacks(log, on_non_finite=trouble),
+            chosen,
+        )
     (found,) = told
     assert logged == [4, 8]
     assert (found.images_seen, found.batch, found.updates, found.lr, found.micro_batches) == (8, 4, 2, RATE(12), 2)
@@ -267,12 +285,14 @@ class Forgiven(Recorder):
 
 def test_updates_that_are_not_finite_are_skipped_counted_and_told_once_a_streak():
     kept, told, said = [], [], []
-    hooks = Hooks(
-        lambda records, speed: kept.extend(records), notice=said.append, trouble=lambda found: told.append(found) or ""
+    callbacks = TrainingCallbacks(
+        lambda records, speed: kept.extend(records),
+        on_notice=said.append,
+        on_non_finite=lambda found: told.append(found) or "",
     )
     bad = (2, 3, 6)
     trainer = Forgiven(lambda k: math.inf if k in bad else 1.0)
-    run(TrainingConfig(32, 4, log_images=16, non_finite="skip", max_skipped=2), trainer, hooks)
+    run(TrainingConfig(32, 4, log_images=16, non_finite="skip", max_skipped=2), trainer, callbacks)
     assert trainer.forgiven == list(bad) and len(said) == 3
     assert [record.metrics["skipped"] for record in kept] == [int(k in bad) for k in range(1, 9)]
     assert [found.images_seen for found in told] == [4, 20]
@@ -294,12 +314,14 @@ def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(mos
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninterrupted_one_does(cut):
     bad, found = {2, 4, 5, 6, 7}, {}
-    hooks = Hooks(checkpoint=lambda images_seen, resume_state: found.update({images_seen: resume_state.skipped}))
+    callbacks = TrainingCallbacks(
+        on_checkpoint=lambda images_seen, resume_state: found.update({images_seen: resume_state.skipped})
+    )
 
     def last(most: int, first: int = 0, **start: int) -> int | None:
         config = TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip", max_skipped=most)
         try:
-            run(config, Forgiven(lambda k: math.nan if k + first in bad else 1.0), hooks, **start)
+            run(config, Forgiven(lambda k: math.nan if k + first in bad else 1.0), callbacks, **start)
         except DuetError as error:
             return int(re.search(r"at (\d+) images seen", str(error))[1])
         return None
@@ -313,20 +335,24 @@ def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninte
 
 def test_what_was_skipped_before_a_run_stops_is_logged():
     kept, told = [], []
-    hooks = Hooks(lambda records, speed: kept.extend(records), trouble=lambda found: told.append(found) or "")
+    callbacks = TrainingCallbacks(
+        lambda records, speed: kept.extend(records), on_non_finite=lambda found: told.append(found) or ""
+    )
     config = TrainingConfig(64, 4, log_images=64, non_finite="skip", max_skipped=2)
     with pytest.raises(DuetError, match="and 2 updates before it were skipped"):
-        run(config, Forgiven(lambda k: math.nan if k >= 3 else 1.0), hooks)
+        run(config, Forgiven(lambda k: math.nan if k >= 3 else 1.0), callbacks)
     assert [(record.images_seen, record.skipped) for record in kept] == [(4, 0), (8, 0), (12, 1), (16, 1)]
-    assert [(found.images_seen, found.ends) for found in told] == [(8, False), (16, True)]
+    assert [(found.images_seen, found.stops_training) for found in told] == [(8, False), (16, True)]
 
 
 def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
     def histories(bad: int) -> dict[int, LossHistory]:
         kept = {}
-        hooks = Hooks(checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history}))
+        callbacks = TrainingCallbacks(
+            on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history})
+        )
         trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
-        run(TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip"), trainer, hooks, ADAPTIVE)
+        run(TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip"), trainer, callbacks, ADAPTIVE)
         return kept
 
     plain, skipped = histories(0), histories(3)
@@ -342,9 +368,9 @@ def test_a_batch_is_computed_in_pieces_of_the_size_that_was_asked_for():
 def test_pieces_are_halved_where_memory_does_not_suffice_and_stay_so():
     said = []
     config = TrainingConfig(36, 12, micro_batch=12, on_out_of_memory="halve")
-    trainer = run(config, Recorder(room=3), Hooks(notice=said.append))
+    trainer = run(config, Recorder(room=3), TrainingCallbacks(on_notice=said.append))
     assert trainer.micro_batches == [4, 4, 4] and trainer.steps == run(TrainingConfig(36, 12)).steps
-    assert [line.split()[6] for line in said] == ["6", "3"]
+    assert [line.split()[7] for line in said] == ["6", "3"]
     with pytest.raises(OutOfMemory):  # three images cannot be halved
         run(config, Recorder(room=2))
     with pytest.raises(DuetError) as found:  # a step that is not to be tried again need not be such that it can be
@@ -356,19 +382,19 @@ def test_a_run_that_is_gone_on_with_computes_as_many_images_at_a_time_as_before_
     """Else the sums of its steps would be taken in another order than those of the uninterrupted run."""
     kept, said = {}, []
     config = TrainingConfig(36, 12, checkpoint_images=12, on_out_of_memory="halve")
-    hooks = Hooks(
-        checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), notice=said.append
+    callbacks = TrainingCallbacks(
+        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), on_notice=said.append
     )
-    run(config, Recorder(room=3), hooks)
-    assert [kept[n].halved for n in (12, 24, 36)] == [3, 3, 3] and len(said) == 2
+    run(config, Recorder(room=3), callbacks)
+    assert [kept[n].reduced_micro_batch for n in (12, 24, 36)] == [3, 3, 3] and len(said) == 2
     start = {"images_seen": 12, "updates": 1, "resume_state": kept[12]}
-    assert run(config, Recorder(), hooks, **start).micro_batches == [4, 4] and kept[36].halved == 3
-    assert said[2:] == ["as before it was cut, 3 images are computed at a time"]
+    assert run(config, Recorder(), callbacks, **start).micro_batches == [4, 4] and kept[36].reduced_micro_batch == 3
+    assert said[2:] == ["micro-batch: 3 images, as before the run was interrupted"]
     assert run(replace(config, micro_batch=2), Recorder(), **start).micro_batches == [6, 6]  # what is asked for is less
-    assert run(replace(config, on_out_of_memory="stop"), Recorder(), hooks, **start).micro_batches == [1, 1]
-    assert kept[36].halved is None
-    run(config, Recorder(), hooks)
-    assert {resume_state.halved for resume_state in kept.values()} == {None}
+    assert run(replace(config, on_out_of_memory="stop"), Recorder(), callbacks, **start).micro_batches == [1, 1]
+    assert kept[36].reduced_micro_batch is None
+    run(config, Recorder(), callbacks)
+    assert {resume_state.reduced_micro_batch for resume_state in kept.values()} == {None}
 
 
 @pytest.mark.parametrize("options", [{"micro_batch": 4}, {"on_out_of_memory": "halve"}])
@@ -415,4 +441,4 @@ def test_a_course_that_does_not_fit_is_refused(options, words):
 )
 def test_a_batch_is_done_again_in_pieces_that_one_process_computed(batch, micro_batch, rank, size, whole):
     config, group = TrainingConfig(batch, batch, micro_batch=micro_batch), ProcessGroup(rank, size)
-    assert training._of_all(config.micro_batches(group), config, Collective(group)) == whole
+    assert training._micro_batches_of_whole(config.micro_batches(group), config, Collective(group)) == whole

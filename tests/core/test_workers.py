@@ -11,9 +11,9 @@ import sys
 # One worker holds a pipe open and is busy; the process that it works for is then killed.
 KILLED = """
 import os, signal, threading
-from diffusion_core.runtime.process_pool import pool
+from diffusion_core.runtime.process_pool import spawn_pool
 if __name__ == "__main__":
-    with pool(1) as processes:
+    with spawn_pool(1) as processes:
         processes.submit(os.open, {pipe!r}, os.O_WRONLY).result()
         processes.submit(threading.Event().wait)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -25,9 +25,9 @@ from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import BatchNorm
 from diffusion_core.optim import Ema, Warmup
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.runtime.distributed import KINDS, Collective, ProcessGroup, started_together
+from diffusion_core.runtime.distributed import LAUNCHERS, Collective, ProcessGroup, find_parallel_launch
 from diffusion_core.sampling import ddim
-from diffusion_core.training.loop import Hooks, TrainingConfig, _halved, make_batch, train
+from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig, _agreed_micro_batch, make_batch, train
 from diffusion_core.training.objective import Objective
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
@@ -91,7 +91,7 @@ class Descent:
         losses = np.mean(residual**2, axis=(1, 2, 3))
         slope = [np.mean(2 * residual * x, axis=(1, 2, 3)) for x in (batch.images, 1.0)]
         parts = np.array([np.mean(batch.importance * column) for column in (losses, *slope)])
-        loss, *gradient = self.collective.add(parts)
+        loss, *gradient = self.collective.all_reduce(parts)
         self.weights = self.weights - lr * np.array(gradient)
         self.levels.append(batch.c_noise)
         return StepResult(loss, np.linalg.norm(gradient), lambda: losses)
@@ -100,7 +100,7 @@ class Descent:
 def trained(collective: Collective) -> tuple[list[float], np.ndarray]:
     """(losses, weights) of a short run."""
     found: list[float] = []
-    hooks = Hooks(log=lambda records, speed: found.extend(record.loss for record in records))
+    callbacks = TrainingCallbacks(on_log=lambda records, speed: found.extend(record.loss for record in records))
     trainer, config = Descent(collective), TrainingConfig(100, 10, log_images=10)
     train(
         trainer,
@@ -109,7 +109,7 @@ def trained(collective: Collective) -> tuple[list[float], np.ndarray]:
         LearningRate(0.1),
         Ema((Warmup(0.9),)),
         config,
-        hooks,
+        callbacks,
         collective=collective,
     )
     return found, trainer.weights
@@ -133,7 +133,10 @@ def test_what_is_kept_of_halved_pieces_is_what_suffices_for_every_process():
     config = TrainingConfig(24, 12, on_out_of_memory="halve")
     for halved, expected in (({2}, 2), ({1, 2}, 2), (set(), None)):
         assert (
-            together(3, lambda collective, h=halved: _halved(config, collective, 1 + (collective.group.rank in h)))
+            together(
+                3,
+                lambda collective, h=halved: _agreed_micro_batch(config, collective, 1 + (collective.group.rank in h)),
+            )
             == [expected] * 3
         )
 
@@ -178,9 +181,9 @@ def test_samples_are_the_same_bits_and_each_batch_is_drawn_once(size):
 @pytest.mark.parametrize("count", [1, 4, 7, 64])
 @pytest.mark.parametrize("size", [1, *SIZES])
 def test_shares_are_in_order_and_differ_by_one_at_most(size, count):
-    shares = [ProcessGroup(rank, size).share(count) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).slice_of(count) for rank in range(size)]
     assert [i for share in shares for i in range(count)[share]] == list(range(count))
-    units = [ProcessGroup(rank, size).share(count, 3) for rank in range(size)]
+    units = [ProcessGroup(rank, size).slice_of(count, 3) for rank in range(size)]
     assert [i for share in units for i in range(count)[share]] == list(range(count))
     assert all(share.start % 3 == 0 or share.start == count for share in units)
     lengths = [share.stop - share.start for share in shares]
@@ -199,7 +202,7 @@ def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_
         return np.sin(x) + 0.01 * np.sin(x.sum()), np.cos(x) * cotangent
 
     def found(collective: Collective) -> list[np.ndarray]:
-        some = collective.group.share(13, 2)
+        some = collective.group.slice_of(13, 2)
         given = label[some], index[some], 3
         bound = variational_bound(forward, process, PICTURES[some], *given, batch=2, clip=False)
         density = flow_density(vjp, process, PICTURES[some] / 255.0, *given, steps=2, batch=2)
@@ -219,7 +222,7 @@ def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_
 
 def test_processes_tell_each_other_what_they_have():
     def task(collective: Collective) -> Any:
-        mine = np.arange(7.0)[collective.group.share(7)]
+        mine = np.arange(7.0)[collective.group.slice_of(7)]
         return collective.gather(mine, 7), collective.any(collective.group.rank == 2), collective.any(False)
 
     for gathered, one, none in together(3, task):
@@ -229,9 +232,9 @@ def test_processes_tell_each_other_what_they_have():
 
 
 def test_processes_that_hold_different_things_do_not_go_on():
-    assert together(3, lambda collective: collective.agree("the seed", lambda: "same")) == [None] * 3
+    assert together(3, lambda collective: collective.require_equal("the seed", lambda: "same")) == [None] * 3
     with pytest.raises(DuetError, match="parallel: the seed of process 1 is not that of process 0"):
-        together(3, lambda collective: collective.agree("the seed", lambda: str(collective.group.rank == 1)))
+        together(3, lambda collective: collective.require_equal("the seed", lambda: str(collective.group.rank == 1)))
 
 
 CONFIG = {"cluster": {"worker": ["a:1", "a:2", "b:1", "b:2"]}, "task": {"type": "worker", "index": 3}}
@@ -263,18 +266,18 @@ def test_a_process_knows_its_place_by_who_started_it(kind, told, found):
     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, None),  # a job of submitit's
 ])  # fmt: skip
 def test_a_process_knows_whether_it_is_one_of_several(told, variable):
-    assert started_together(told) == variable
+    assert find_parallel_launch(told) == variable
 
 
 @pytest.mark.parametrize("kind, told, words", [
     ("dpp", {}, "parallel: 'dpp' was given; .* Did you mean 'ddp'"),
     ("ddp", {}, "ddp was given, but .* start it as: python -m experiments.workers 2"),
     ("multiworker", {"RANK": "1", "WORLD_SIZE": "2"}, "multiworker was given, but .* experiments.workers 2"),
-    ("ddp", {"RANK": "2", "WORLD_SIZE": "2"}, "process 2 of 2 was given; they are 0 .. 1"),
-    ("ddp", {"RANK": "one", "WORLD_SIZE": "2"}, "which are no numbers"),
+    ("ddp", {"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 processes was given; use 0 .. 1"),
+    ("ddp", {"RANK": "one", "WORLD_SIZE": "2"}, "which are not whole numbers"),
     ("multiworker", {"TF_CONFIG": "{"}, "TF_CONFIG: it cannot be read"),
     ("multiworker", {"TF_CONFIG": json.dumps({**CONFIG, "task": {"type": "worker", "index": 4}})}, "cannot be read"),
-    ("multiworker", {"TF_CONFIG": json.dumps({**CONFIG, "task": {"type": "ps", "index": 0}})}, "other tasks"),
+    ("multiworker", {"TF_CONFIG": json.dumps({**CONFIG, "task": {"type": "ps", "index": 0}})}, "tasks other than workers"),
 ])  # fmt: skip
 def test_a_process_that_does_not_know_its_place_is_refused(kind, told, words):
     with pytest.raises(DuetError, match=words):
@@ -283,7 +286,7 @@ def test_a_process_that_does_not_know_its_place_is_refused(kind, told, words):
 
 @pytest.mark.parametrize("options, words", [
     ({"batch": 3}, "trainer.batch: 3 was given for 4 processes"),
-    ({"batch": 12, "micro_batch": 6}, "trainer.micro_batch: 6 was given, which 4 processes cannot cut the batch 12"),
+    ({"batch": 12, "micro_batch": 6}, "trainer.micro_batch: 6 was given for a batch of 12 on 4 processes"),
     ({"batch": 12}, "parallel: ddp was given, but the network has batch statistics"),
 ])  # fmt: skip
 def test_a_batch_that_cannot_be_shared_is_refused(options, words):
@@ -291,4 +294,4 @@ def test_a_batch_that_cannot_be_shared_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
         TrainingConfig(12, **options).check(mixing, ProcessGroup(0, 4, kind="ddp"))
     assert TrainingConfig(12, 12, micro_batch=1).micro_batches(ProcessGroup(0, 4)) == 3
-    assert set(KINDS) == {"none", "ddp", "multiworker"}
+    assert set(LAUNCHERS) == {"none", "ddp", "multiworker"}

@@ -22,12 +22,12 @@ from PIL import Image
 
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.lock import LOCK, locked
+from diffusion_core.files.lock import LOCK, lock_directory
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.runs.run_directory import claim
+from diffusion_core.runs.run_directory import exclusive_directory
 from experiments.stored import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,7 +339,7 @@ _WRITE = ("sample", "edit", "gallery", "evaluate", "networks batch=0", "inspect 
 @pytest.mark.parametrize("entry", _WRITE)
 def test_a_directory_that_another_process_writes_is_refused(tmp_path: Path, entry: str) -> None:
     words = [*entry.split(), f"out={tmp_path}"]
-    with locked(tmp_path):
+    with lock_directory(tmp_path):
         assert f"{tmp_path}: it is in use by process {os.getpid()}" in refused(*words)
     assert "in use" not in refused(*words) and not (tmp_path / LOCK).exists()
 
@@ -397,11 +397,11 @@ def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None
 
 
 def test_reports_and_parity_records_are_written_by_one_process_and_no_report_is_written_over(tmp_path: Path) -> None:
-    with claim(tmp_path):
+    with exclusive_directory(tmp_path):
         assert "in use by process" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
     (tmp_path / "report.html").write_text("")
     assert "holds a report already" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
-    with claim(tmp_path / "float32"):
+    with exclusive_directory(tmp_path / "float32"):
         assert "in use by process" in refused("trace", f"out={tmp_path}", "precisions=[float32]", "backend=torch")
     assert not (tmp_path / "float32.json").exists()
 

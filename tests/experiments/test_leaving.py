@@ -23,7 +23,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training import loop as training
-from diffusion_core.training.loop import Hooks, TrainingConfig
+from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
 from experiments import common, train
 from experiments.processes import one_speaks, world_of
 
@@ -144,9 +144,9 @@ def test_a_signal_while_the_processes_agree_counts_the_next_time(monkeypatch):
         return np.full_like(array, array.max())
 
     def trained(*given: object) -> dict[str, float]:
-        hooks = next(one for one in given if isinstance(one, Hooks))
+        callbacks = next(one for one in given if isinstance(one, TrainingCallbacks))
         tells.append(signal.SIGUSR1)
-        answers.extend([hooks.stops(), hooks.stops()])
+        answers.extend([callbacks.should_stop(), callbacks.should_stop()])
         return {}
 
     monkeypatch.setattr(train, "train", trained)

@@ -18,7 +18,7 @@ from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.optim import describe
+from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json
 from experiments import common, resuming
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = TrainerState.fresh(initial_weights(experiment.model.program, 0, np.float32))
     history = experiment.objective.timestep_sampler.empty_history().appended(np.arange(3), np.arange(1.0, 4.0))
     notes = {
-        "averages": [describe(profile) for profile in experiment.ema.profiles],
+        "averages": [profile_options(profile) for profile in experiment.ema.profiles],
         "trained_for": resuming.trained_for(cfg, experiment),
     }
     checkpoint = Checkpoint(64, experiment.model, 0, replace(state, updates=1), notes, history)

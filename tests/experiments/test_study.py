@@ -15,8 +15,8 @@ from hydra.core.plugins import Plugins
 from made_up import HAND_OVER, fallback
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.lock import locked
-from diffusion_core.runs.run_directory import claim
+from diffusion_core.files.lock import lock_directory
+from diffusion_core.runs.run_directory import exclusive_directory
 from experiments import study as entry_point
 from experiments.studies import figures, jobs
 from experiments.studies.energy import read_counters, spent
@@ -225,12 +225,12 @@ def test_a_job_that_another_process_runs_is_left_alone(tmp_path, monkeypatch):
     job, runs = plan_of().jobs[0], tmp_path / "runs"
     (runs / job.name).mkdir(parents=True)
     monkeypatch.setattr(jobs, "command", lambda job, runs: pytest.fail("it was about to start"))
-    with locked(runs, f".{job.name}.lock"), pytest.raises(DuetError, match="in use by process"):
+    with lock_directory(runs, f".{job.name}.lock"), pytest.raises(DuetError, match="in use by process"):
         perform(job, runs)
     # Nor is a training that outlived its study deleted under it.
     monkeypatch.setattr(jobs, "command", lambda job, runs: [])
     (runs / job.name / "metrics.jsonl").write_text("precious")
-    with claim(runs / job.name), pytest.raises(DuetError, match="in use by process"):
+    with exclusive_directory(runs / job.name), pytest.raises(DuetError, match="in use by process"):
         perform(job, runs)
     assert (runs / job.name / "metrics.jsonl").read_text() == "precious"
 

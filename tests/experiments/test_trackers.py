@@ -57,7 +57,7 @@ def told(tmp_path: Path, *words: str) -> None:
     run = RunDirectory(tmp_path / "a run")
     run.start("seed: 1\n", {}, [start(run.path, {"lr": {"peak": 0.1}, "seed": 1})])
     run.log([Record(64, 0.5, 1.0, 1e-3, (0.9,)), Record(128, 0.25, 1.0, 1e-3, (0.9,))], 99.0)
-    run.picture("samples", np.zeros((4, 4, 1), np.uint8), 128)
+    run.log_image("samples", np.zeros((4, 4, 1), np.uint8), 128)
     run.close()
 
 

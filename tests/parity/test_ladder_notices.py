@@ -20,7 +20,7 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState
-from diffusion_core.common.random import words
+from diffusion_core.common.random import random_words
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.networks import Node, Program, lower
 from diffusion_core.networks.blocks import GELU, Add, AvgPool, GroupNorm, SiLU
@@ -576,7 +576,9 @@ def dropout_like(
     key, positions = (batch.dropout_key, batch.positions) if training is None else (training.key, training.positions)
     pluralize = x.transpose(order[: x.ndim])
     shape = (len(x), 1, 1, x.shape[-1]) if whole_channels else pluralize.shape
-    drawn = words(tuple(map(int, key)), positions * (not one_mask), int(np.prod(shape[1:])), b.row).reshape(shape)
+    drawn = random_words(tuple(map(int, key)), positions * (not one_mask), int(np.prod(shape[1:])), b.row).reshape(
+        shape
+    )
     threshold = b.threshold if rate is None else round(rate * 2**32)
     kept = drawn < 2**32 - threshold if high else drawn >= threshold
     if not whole_channels:
@@ -868,7 +870,7 @@ def adam_like(
     norm = global_norm(gradients)
     factor = {"torch": clip_factor(norm, adam.clip), "none": 1.0, "tensorflow": min(1.0, adam.clip / norm),
               "value": None}[clip]  # fmt: skip
-    correction1, correction2 = adam.corrections(update) if corrected else (1.0, 1.0)
+    correction1, correction2 = adam.bias_corrections(update) if corrected else (1.0, 1.0)
     results: tuple[Weights, Weights, Weights] = {}, {}, {}
     for name, gradient in gradients.items():
         g = np.clip(gradient, -adam.clip, adam.clip) if factor is None else gradient * factor
