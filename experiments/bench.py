@@ -35,14 +35,14 @@ from experiments.benchmark.table import rows, table
 from experiments.benchmark.targets import Target, targets, targets_table
 from experiments.benchmark.work import ALONE, WORK
 from experiments.common import make_model
-from experiments.entry import entry
+from experiments.config.entry import command
 from peers import PEERS
 
 VARIED = {"batch": "batch", "images": "images", "ddim_steps": "ddim_steps", "image_size": "model.image_size"}
 _ROUNDS = ("batch", "steps", "images", "ddim_steps")
 
 
-@entry("bench", keeps=("bench.json", "a bench"))
+@command("bench", result=("bench.json", "a bench"))
 def main(cfg: DictConfig) -> None:
     """Start the contestants, interleave their rounds, and write what they took."""
     for what in cfg.work:

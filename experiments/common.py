@@ -37,10 +37,11 @@ from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import write_arrays, write_samples
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
-from experiments.entry import CONFIGS, plain
-from experiments.processes import world_of
-from experiments.progress import Counter
-from experiments.schema import TrainSchema
+from experiments.config.build import process_group
+from experiments.config.convert import plain
+from experiments.config.entry import CONFIGS
+from experiments.config.schema import TrainSchema
+from experiments.runtime.progress import Counter
 
 __all__ = [
     "GuidanceModels",
@@ -72,7 +73,7 @@ def open_backend(cfg: DictConfig, calls: int = 0, resumed: bool | None = None) -
         calls: planned network calls, by which ``backend.compile=auto`` decides.
         resumed: whether the resumed run was compiled; None for a new run.
     """
-    group = world_of(cfg)
+    group = process_group(cfg)
     alone = group.kind == "none"
     backend = load_backend(cfg.backend.name, settings_of(cfg, cfg.precision), *([] if alone else [group]))
     # `auto` does not compile in several processes: that was never measured.

@@ -35,11 +35,11 @@ from diffusion_core.parity.compare import compare_records, own_checks, pixels_ap
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_metrics, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
-from experiments.entry import entry
+from experiments.config.entry import command
+from experiments.config.safe_yaml import read_config
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, chosen, make_features
 from experiments.report import write
-from experiments.stored import read_config
 
 Report = dict[str, Any]
 
@@ -55,7 +55,7 @@ class Run:
     def config(self) -> DictConfig:
         """Its resolved configuration."""
         try:
-            return read_config(self.path / "config.yaml")
+            return OmegaConf.create(read_config(self.path / "config.yaml"))
         except DuetError as error:
             raise DuetError(f"{self.path}: it is not a run of experiments.train ({error})") from error
 
@@ -98,7 +98,7 @@ class Run:
         return f"{self.backend} {self.mark}".strip()
 
 
-@entry("compare", keeps=("report.html", "a report"))
+@command("compare", result=("report.html", "a report"))
 def main(cfg: DictConfig) -> None:
     """Read, compare, and write report.html and report.json."""
     if (cfg.a is None) != (cfg.b is None):

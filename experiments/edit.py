@@ -38,8 +38,9 @@ from diffusion_core.runs.run_directory import describe_environment, write_json, 
 from diffusion_core.sampling import SamplerPlan, edit
 from diffusion_core.training.objective import network_labels
 from experiments import common
-from experiments.entry import entry, plain
-from experiments.progress import Counter
+from experiments.config.convert import plain
+from experiments.config.entry import command
+from experiments.runtime.progress import Counter
 
 __all__ = ["MODES"]
 
@@ -275,7 +276,7 @@ MODES: Mapping[str, Callable[..., Work]] = {
 }
 
 
-@entry("edit", keeps=("edited.npz", "edited pictures"))
+@command("edit", result=("edited.npz", "edited pictures"), options={"mode": MODES})
 def main(cfg: DictConfig) -> None:
     """Look at everything that is asked for, then edit, and write the pictures."""
     given = EditContext(cfg)

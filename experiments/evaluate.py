@@ -33,10 +33,10 @@ from diffusion_core.common.registry import build
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.runs.run_directory import describe_environment, write_json
-from experiments.entry import entry, plain
+from experiments.config.convert import plain
+from experiments.config.entry import command
 from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.context import EvaluationContext, Measure
-from experiments.processes import world_of
 
 __all__ = ["METHODS", "lines"]
 
@@ -47,10 +47,10 @@ METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
 }
 
 
-@entry("evaluate", keeps=("evaluation.json", "an evaluation"))
+@command("evaluate", result=("evaluation.json", "an evaluation"), options=METHODS)
 def main(cfg: DictConfig) -> None:
     """Check everything that is asked for, then measure it and write it down."""
-    given, measures, processes = EvaluationContext(cfg), {}, world_of(cfg)
+    given, measures, processes = EvaluationContext(cfg), {}, process_group(cfg)
     for group, methods in METHODS.items():
         options = plain(cfg[group])
         name = options.pop("name", "none")

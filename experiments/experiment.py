@@ -21,8 +21,8 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import Objective
 from experiments import common
-from experiments.entry import plain
-from experiments.processes import world_of
+from experiments.config.build import process_group
+from experiments.config.convert import plain
 
 __all__ = ["LOADERS", "Experiment"]
 
@@ -50,7 +50,7 @@ class Experiment:
     @staticmethod
     def from_config(cfg: DictConfig) -> Experiment:
         """Make them all, so that a mistake anywhere is found at once."""
-        group = world_of(cfg)
+        group = process_group(cfg)
         model = common.make_model(cfg)
         model.check_distance(cfg.process.distance)
         plan = None if model.classifies else common.plan_of(model, plain(cfg.sampler))

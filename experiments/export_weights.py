@@ -25,11 +25,12 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.common import open_backend, weights_of, which_of
-from experiments.entry import entry, plain
+from experiments.config.convert import plain
+from experiments.config.entry import command
 from experiments.targets import TARGETS
 
 
-@entry("export_weights")
+@command("export_weights")
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and write it in another form."""
     out, options = Path(cfg.out), plain(cfg.target)

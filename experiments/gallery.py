@@ -32,9 +32,10 @@ from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.common import check_sample, open_backend, sample_labels, sampling_calls, weights_of, which_of
-from experiments.entry import entry, plain
-from experiments.progress import Counter
+from experiments.config.convert import plain
+from experiments.config.entry import command
 from experiments.report.gallery import write
+from experiments.runtime.progress import Counter
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Entry:
     plan: SamplerPlan
 
 
-@entry("gallery", keeps=("gallery.json", "a gallery"))
+@command("gallery", result=("gallery.json", "a gallery"))
 def main(cfg: DictConfig) -> None:
     """Draw with every method, and write pictures, numbers and the page."""
     found = load_checkpoint(cfg.checkpoint)

@@ -32,13 +32,14 @@ from diffusion_core.networks.weights import count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.common import settings_of
-from experiments.entry import entry, plain
-from experiments.schema import ProcessSchema
+from experiments.config.convert import plain
+from experiments.config.entry import command
+from experiments.config.schema import ProcessSchema
 
 _PLACES = {"path": "file or directory to read", "out": "directory to write"}
 
 
-@entry("import_weights")
+@command("import_weights")
 def main(cfg: DictConfig) -> None:
     """Read, check, and write one checkpoint."""
     out = Path(cfg.out)

@@ -28,14 +28,14 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.common import load_data
-from experiments.entry import entry
-from experiments.progress import Counter
+from experiments.config.entry import command
 from experiments.report.data import write
+from experiments.runtime.progress import Counter
 
 _CLASSES = 64
 
 
-@entry("inspect", keeps=("report.json", "a report"))
+@command("inspect", result=("report.json", "a report"))
 def main(cfg: DictConfig) -> None:
     """Read every part, look at it, compare them, and write the page."""
     out = Path(cfg.out)

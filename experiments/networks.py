@@ -23,10 +23,10 @@ from diffusion_core.parity.compare import PRECISIONS, load_arrays
 from diffusion_core.parity.network import compare_network, record_network
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.common import settings_of, spec_of
-from experiments.entry import entry
+from experiments.config.entry import command
 
 
-@entry("networks", keeps=("network.json", "a record"))
+@command("networks", result=("network.json", "a record"))
 def main(cfg: DictConfig) -> None:
     """Record a network in each precision, and compare it if another record is given."""
     spec, out = spec_of(cfg), Path(cfg.out)

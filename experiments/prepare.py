@@ -26,8 +26,9 @@ from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import Square
 from diffusion_core.runs.run_directory import describe_environment
 from downloads import fetch
-from experiments.entry import entry, plain
-from experiments.progress import Counter
+from experiments.config.convert import plain
+from experiments.config.entry import command
+from experiments.runtime.progress import Counter
 
 __all__ = ["SPLITS"]
 
@@ -48,7 +49,7 @@ def _by_file(parts: dict[str, Source], *, path: str) -> dict[str, Source]:
 SPLITS = {"none": _unsplit, "stream": _by_stream, "file": _by_file}
 
 
-@entry("prepare")
+@command("prepare", options={"split": SPLITS})
 def main(cfg: DictConfig) -> None:
     """Find or fetch the files, read them, and write the stores and the card."""
     name, options = cfg.data.name, plain(cfg.data.options)

@@ -24,10 +24,11 @@ from diffusion_core.optim import make_ema, profile_options
 from diffusion_core.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import find_snapshots, reconstruct
 from diffusion_core.runs.run_directory import describe_environment
-from experiments.entry import entry, plain
+from experiments.config.convert import plain
+from experiments.config.entry import command
 
 
-@entry("reconstruct_ema")
+@command("reconstruct_ema")
 def main(cfg: DictConfig) -> None:
     """Read the snapshots, combine them, and write one checkpoint."""
     for name, what in (("run", "directory of a run or of its snapshots"), ("out", "directory to write")):

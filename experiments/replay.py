@@ -34,14 +34,14 @@ from diffusion_core.runs.failure_bundle import (
 )
 from diffusion_core.runs.run_directory import write_json
 from experiments.common import in_mode, settings_of
-from experiments.entry import entry
+from experiments.config.entry import command
 from experiments.resuming import mode_begun_in
 
 # Parameters of a network that the reference computes in a moment.
 _SMALL = 2_000_000
 
 
-@entry("replay")
+@command("replay")
 def main(cfg: DictConfig) -> None:
     """Read the bundle, do its step, look for the first number that is not finite, and say so."""
     if cfg.images < 1:

@@ -20,7 +20,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.loop import ResumeState, TrainingConfig
-from experiments.entry import plain
+from experiments.config.convert import plain
 from experiments.experiment import Experiment
 
 __all__ = [

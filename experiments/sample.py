@@ -37,11 +37,12 @@ from experiments.common import (
     weights_of,
     which_of,
 )
-from experiments.entry import entry, plain
-from experiments.processes import stop_check
+from experiments.config.convert import plain
+from experiments.config.entry import command
+from experiments.runtime.processes import stop_check
 
 
-@entry("sample", keeps=("samples.npz", "samples"))
+@command("sample", result=("samples.npz", "samples"))
 def main(cfg: DictConfig) -> None:
     """Draw samples, and write them with their pictures."""
     found = load_checkpoint(cfg.checkpoint)

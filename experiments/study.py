@@ -19,14 +19,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.entry import entry
+from experiments.config.entry import command
 from experiments.studies import jobs
 from experiments.studies.plan import Plan
 from experiments.studies.report import report
 from experiments.studies.results import check_reads, outcomes
 
 
-@entry("study")
+@command("study")
 def main(cfg: DictConfig) -> None:
     """Plan, run and report."""
     if cfg.job is not None:

@@ -29,10 +29,10 @@ from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_tr
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
 from experiments.common import settings_of
-from experiments.entry import entry
+from experiments.config.entry import command
 
 
-@entry("trace")
+@command("trace")
 def main(cfg: DictConfig) -> None:
     """Record the precisions asked for, or take over what another framework recorded in them."""
     out = Path(cfg.out)

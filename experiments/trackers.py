@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.runs.run_directory import Tracker
-from experiments.entry import plain
+from experiments.config.convert import plain
 
 __all__ = ["TRACKERS", "choose"]
 

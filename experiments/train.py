@@ -56,13 +56,12 @@ from diffusion_core.training.loop import (
     train,
 )
 from experiments import common, trackers
-from experiments.entry import entry, plain
+from experiments.config.convert import plain
+from experiments.config.entry import command
 from experiments.evaluate import lines
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
 from experiments.experiment import Experiment
-from experiments.processes import stop_check, stop_if_requested, stop_requested
-from experiments.progress import Counter
 from experiments.resuming import (
     OWN,
     carried_by,
@@ -72,11 +71,13 @@ from experiments.resuming import (
     result_of,
     start_of,
 )
+from experiments.runtime.processes import stop_check, stop_if_requested, stop_requested
+from experiments.runtime.progress import Counter
 from features import MissingWeights
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
 
-@entry("train")
+@command("train", options={"tracker": trackers.TRACKERS})
 def main(cfg: DictConfig) -> float:
     """Train, sample and write the run directory; returns the mean loss of the last logged steps."""
     directory = Path(HydraConfig.get().runtime.output_dir)

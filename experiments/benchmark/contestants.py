@@ -22,7 +22,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import count
-from experiments.entry import CONFIGS
+from experiments.config.entry import CONFIGS
 from hydra_plugins.duet_launcher.launcher import backend_python
 from peers import PEERS, Task
 

@@ -15,7 +15,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
 from experiments import common
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number
-from experiments.progress import Counter
+from experiments.runtime.progress import Counter
 
 __all__ = ["METHODS"]
 

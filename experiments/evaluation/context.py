@@ -27,7 +27,7 @@ from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from experiments import common
-from experiments.entry import plain
+from experiments.config.convert import plain
 
 __all__ = ["EvaluationContext", "Measure", "Measurement", "mean_number", "dataset_reference", "write_arrays"]
 

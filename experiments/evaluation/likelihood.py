@@ -32,7 +32,7 @@ from diffusion_core.likelihood.flow import ODE_METHODS
 from diffusion_core.training.objective import network_labels
 from experiments import common
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number, write_arrays
-from experiments.progress import Counter
+from experiments.runtime.progress import Counter
 
 __all__ = ["METHODS"]
 

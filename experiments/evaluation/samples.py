@@ -22,9 +22,9 @@ from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
 from diffusion_core.metrics.files import write_features
 from diffusion_core.metrics.metric import FEATURE_ARRAYS, SampleSet
-from experiments.entry import plain
+from experiments.config.convert import plain
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, write_arrays
-from experiments.progress import Counter
+from experiments.runtime.progress import Counter
 from features import FEATURES, Features, extract
 
 __all__ = ["SampleEvaluator", "chosen", "make_features", "measure"]

@@ -38,7 +38,7 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.run_directory import exclusive_directory, write_json
 from diffusion_core.runtime import signals
-from experiments.entry import plain
+from experiments.config.convert import plain
 from experiments.studies import energy
 from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge
 from hydra_plugins.duet_launcher.launcher import backend_python

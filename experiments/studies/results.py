@@ -31,7 +31,7 @@ from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.metrics.protocol import Number, comparable_values
 from diffusion_core.runs.run_directory import read_metrics, read_samples
-from experiments.stored import read_config
+from experiments.config.safe_yaml import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
 

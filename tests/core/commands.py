@@ -1,7 +1,8 @@
-"""Entry points as a person calls them, but in this process; and configurations as they compose them.
+"""Commands as a person calls them, but in this process; and configurations as commands compose them.
 
-Hydra composes every configuration twice, first to see whether it is a sweep. Here it is told that it is none. Nor does
-it set up its logging, which closes the stream that TensorFlow's logger took when it was loaded: pytest's own.
+A command is composed and called here through Hydra's public functions: its own `main` would compose twice, and would
+configure logging, which closes the stream that TensorFlow's logger took when it was loaded. Arguments that start with a
+dash go through `main`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
-from experiments.entry import CONFIGS
-from experiments.schema import register
+from diffusion_core.runtime import signals
+from experiments.config.entry import CONFIGS, one_line_errors
+from experiments.config.schema import register
+from experiments.config.suggest import check_renamed
 
 
 class Called(NamedTuple):
-    """What a command left with, and what it printed."""
+    """The exit code of a command, and what it printed."""
 
     code: int
     out: str
@@ -32,21 +37,29 @@ class Called(NamedTuple):
 
 
 def enter(module: str, *words: str) -> None:
-    """Run an entry point of `experiments`; what it prints and its exit pass through."""
+    """Run a command of `experiments`; its output and its exit pass through."""
     main = importlib.import_module(f"experiments.{module}").main
-    GlobalHydra.instance().clear()
-    with (
-        mock.patch.object(sys, "argv", [f"experiments.{module}", *words]),
-        mock.patch.dict(os.environ),
-        mock.patch("hydra._internal.hydra.Hydra.get_mode", return_value=RunMode.RUN),
-        mock.patch("hydra._internal.hydra.configure_log"),
-        mock.patch("hydra.core.utils.configure_log"),
-    ):
-        main()
+    with mock.patch.object(sys, "argv", [f"experiments.{module}", *words]), mock.patch.dict(os.environ):
+        if any(word.startswith("-") for word in words):
+            GlobalHydra.instance().clear()
+            main()
+            return
+        with one_line_errors(), signals.raise_on_signal():
+            check_renamed(list(words))
+            with composing():
+                config = compose(module, list(words), return_hydra_config=True)
+                with open_dict(config):
+                    config.hydra.job.num = 0
+                    config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
+                Path(config.hydra.runtime.output_dir).mkdir(parents=True, exist_ok=True)
+                HydraConfig.instance().set_config(config)
+                with open_dict(config):
+                    del config["hydra"]
+                main.task(config)
 
 
 def call(module: str, *words: str) -> Called:
-    """Run an entry point of `experiments`; an exception that is no exit passes through."""
+    """Run a command of `experiments`; an exception other than an exit passes through."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -56,9 +69,16 @@ def call(module: str, *words: str) -> Called:
     return Called(code, out.getvalue(), err.getvalue())
 
 
-def composed(name: str, *words: str, hydra: bool = False) -> DictConfig:
-    """The configuration of an entry point, with Hydra's own part or without."""
+@contextlib.contextmanager
+def composing() -> Iterator[None]:
+    """Give Hydra's `compose` the configuration directory."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def composed(name: str, *words: str, hydra: bool = False) -> DictConfig:
+    """Return the configuration of a command, with Hydra's own part or without."""
+    with composing():
         return compose(name, list(words), return_hydra_config=hydra)

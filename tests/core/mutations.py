@@ -252,11 +252,10 @@ def _make_config(root: Path) -> None:
 
 
 def _read_stored(root: Path) -> Any:
-    from omegaconf import OmegaConf
 
-    from experiments.stored import read_config
+    from experiments.config.safe_yaml import read_config
 
-    return OmegaConf.to_container(read_config(root / "config.yaml"), resolve=True)
+    return read_config(root / "config.yaml")
 
 
 def _make_arrays(root: Path) -> None:

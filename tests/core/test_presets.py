@@ -18,7 +18,7 @@ from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, mak
 from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
 from diffusion_core.networks.weights import count
 from experiments.common import make_model
-from experiments.schema import register
+from experiments.config.schema import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -28,7 +28,7 @@ from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import exclusive_directory
-from experiments.stored import read_config
+from experiments.config.safe_yaml import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "model.channels=8 model.norm_groups=4 model.attention_resolutions=[] model.middle_attention=false trainer.images=128"
@@ -427,47 +427,44 @@ def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "b" / "float64.json") in line and "not JSON" in line
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["hydra.sweeper._target_=os.system"], "hydra.sweeper._target_: 'os.system'"),
-        (["+hydra.callbacks.x._target_=builtins.print"], "hydra.callbacks.x._target_: 'builtins.print'"),
-        (["+hydra.sweeper.x._target_=shutil.rmtree", "+hydra.sweeper.x.path=EVIL"], "hydra.sweeper.x._target_"),
-        (["+sampler._target_=os.system"], "sampler._target_: 'os.system'"),
-        (["+hydra.job_logging.handlers.x.class=os.system"], "hydra.job_logging.handlers.x.class: 'os.system'"),
-        (["--experimental-rerun=EVIL"], "it reads a pickle, which runs code"),
-        (["--exp=EVIL"], "it reads a pickle, which runs code"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_nothing_is_made_that_a_configuration_names(tmp_path: Path, words: list[str], named: str) -> None:
-    (tmp_path / "evil").mkdir()
-    words = [word.replace("EVIL", str(tmp_path / "evil")) for word in words]
-    assert named in train(tmp_path, *words) and (tmp_path / "evil").is_dir()
+@pytest.mark.parametrize("group", ["sampler", "ema", "data.options", "process.schedule", "tracker", "features"])
+def test_duet_calls_nothing_that_a_configuration_names_as_a_target(tmp_path: Path, group: str) -> None:
+    assert "_target_" in train(tmp_path, "tracker=wandb", "features=digits", f"+{group}._target_=os.system")
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("x: !!python/object/apply:os.system ['touch EVIL']", "it has the tag"),
+        ("x: !!python/object/apply:os.system ['touch EVIL']", "could not determine a constructor for the tag"),
         ("a: [1\n b", "while parsing a flow sequence"),
-        ("a: " + "[" * 5000, "nested more than 50 deep"),
-        (
-            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrst")),
-            "entries",
-        ),
         ("seed: 1\nseed: 2", "while constructing a mapping"),
-        ("hydra: {callbacks: {x: {_target_: os.mkdir, path: EVIL}}}", "hydra.callbacks.x._target_: 'os.mkdir'"),
     ],
-    ids=["tag", "cut", "deep", "aliases", "twice", "target"],
+    ids=["tag", "cut", "twice"],
 )
-def test_a_configuration_file_of_others_is_data_alone(tmp_path: Path, text: str, named: str) -> None:
+def test_a_configuration_file_that_is_not_plain_yaml_is_refused_in_one_line(
+    tmp_path: Path, text: str, named: str
+) -> None:
     (tmp_path / "configs" / "experiment").mkdir(parents=True)
     file = tmp_path / "configs" / "experiment" / "theirs.yaml"
     file.write_text("# @package _global_\n" + text.replace("EVIL", str(tmp_path / "evil")))
     words = [f"--config-dir={tmp_path / 'configs'}", f"hydra.run.dir={tmp_path / 'run'}", "experiment=theirs"]
     assert named in refused("train", *words)
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sampler.guidance=2", "sampler.guidance_scale"),
+        ("process.levels={name: uniform}", "process.timestep_sampling"),
+        ("process.levels.name=uniform", "process.timestep_sampling.name"),
+        ("+model.multipliers=[1,2]", "model.channel_multipliers"),
+        ("data.stand_in={}", "data.fallback"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_present_name(tmp_path: Path, old: str, new: str) -> None:
+    key = old.split("=")[0].lstrip("+")
+    assert train(tmp_path, old) == f"error: {key}: this key was renamed; use {new}"
 
 
 @pytest.mark.parametrize(
@@ -479,7 +476,11 @@ def test_a_configuration_file_of_others_is_data_alone(tmp_path: Path, text: str,
         "seed: 1\nseed: 2",
         "a: &a [*a]",
         "\0",
+        "a: [1\n b",
+        "a: " + "[" * 5000,
+        "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrst")),
     ],
+    ids=["interpolation", "tag", "list", "twice", "recursive", "binary", "cut", "deep", "aliases"],
 )
 def test_the_configuration_of_a_run_is_data_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)

@@ -25,7 +25,8 @@ from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training import loop as training
 from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
 from experiments import common, train
-from experiments.processes import one_speaks, world_of
+from experiments.config.build import process_group
+from experiments.runtime.processes import main_process_prints
 
 
 def test_processes_that_share_a_directory_delete_it_once_and_hide_nothing(tmp_path):
@@ -86,9 +87,9 @@ def test_the_process_that_leads_speaks_alone_and_asking_who_does_changes_nothing
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     stream = sys.stdout
-    group = world_of(cfg)
+    group = process_group(cfg)
     assert group == ProcessGroup(rank, 2, kind="ddp", timeout_seconds=group.timeout_seconds) and sys.stdout is stream
-    with one_speaks(group):
+    with main_process_prints(group):
         print("inside")
     print("after")
     assert sys.stdout is stream and capsys.readouterr().out == ("after\n" if rank else "inside\nafter\n")

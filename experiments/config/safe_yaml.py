@@ -1,13 +1,14 @@
-"""Configuration files as data, whoever wrote them.
+"""Bounded reading of YAML files that somebody else may have written.
 
-A file is looked at before anything is made of it: an alias of an alias of an alias makes gigabytes of ten lines, and a
-tag names a class to make. The configuration that a run keeps is resolved, so that it has no interpolations either,
-which may read the environment.
+The text is checked before anything is made of it: nested aliases turn ten lines into gigabytes, and a tag names a class
+to construct. The configuration that a run directory keeps is resolved, so interpolations, which may read the
+environment, are refused too.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -16,14 +17,14 @@ from diffusion_core.files.safe_read import file_errors, read_text
 
 __all__ = ["check_yaml", "read_config"]
 
-_MOST_BYTES, _MOST_DEPTH, _MOST_NODES = 1 << 20, 50, 100_000
+_MAX_BYTES, _MAX_DEPTH, _MAX_NODES = 1 << 20, 50, 100_000
 
 
-def read_config(path: str | Path) -> DictConfig:
-    """The configuration in a file that a run wrote.
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the configuration in a ``config.yaml`` that a run wrote, as plain data.
 
     Raises:
-        DuetError: if it is missing, corrupt, or holds what a run does not write.
+        DuetError: if the file is missing or corrupted, or holds something that a run does not write.
     """
     text = check_yaml(path)
     with file_errors(path, "it is no configuration of a run"):
@@ -32,17 +33,17 @@ def read_config(path: str | Path) -> DictConfig:
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise TypeError("it is no mapping")
-        return config
+        return OmegaConf.to_container(config)
 
 
 def check_yaml(path: str | Path) -> str:
-    """The text of a YAML file that is plain and no larger, deeper or longer, its aliases written out, than one needs.
+    """Return the text of a YAML file without tags, after checking its size, depth and length with aliases expanded.
 
     Raises:
-        DuetError: if it is something else.
+        DuetError: if the file has a tag or exceeds a bound.
     """
     with file_errors(path, "it is no plain YAML"):
-        text = read_text(path, _MOST_BYTES)
+        text = read_text(path, _MAX_BYTES)
         counts, names, sizes = [0], [""], {}
         for event in yaml.parse(text, yaml.SafeLoader):
             if getattr(event, "tag", None) is not None:
@@ -57,8 +58,8 @@ def check_yaml(path: str | Path) -> str:
                 counts[-1] += sizes.get(event.anchor, 1)
             else:
                 counts[-1] += 1
-            if len(counts) > _MOST_DEPTH:
-                raise ValueError(f"it is nested more than {_MOST_DEPTH} deep")
-            if counts[-1] > _MOST_NODES:
-                raise ValueError(f"it has more than {_MOST_NODES} entries")
+            if len(counts) > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+            if counts[-1] > _MAX_NODES:
+                raise ValueError(f"it has more than {_MAX_NODES} entries")
         return text

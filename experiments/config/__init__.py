@@ -1,0 +1,11 @@
+"""The border of the configuration: the only package (with hydra_plugins) that imports Hydra and OmegaConf.
+
+    entry      makes a function into a command: composes its configuration, prints errors as one line
+    schema     the keys and types of every command's configuration
+    suggest    the nearest known key for a misspelled one, and hints for renamed keys
+    convert    a composed configuration as plain Python data
+    build      plain configuration values as the frozen dataclasses that the applications take
+    safe_yaml  bounded reading of YAML files that somebody else may have written
+
+Commands (`experiments/*.py`) import this package; it imports applications (`experiments/training` ...), never commands.
+"""

@@ -1,0 +1,27 @@
+"""A composed configuration as plain Python data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_core.common.errors import DuetError
+
+__all__ = ["plain", "to_yaml"]
+
+
+def plain(config: Any) -> Any:
+    """Return a part of a configuration as dictionaries, lists and numbers, with interpolations resolved.
+
+    Raises:
+        DuetError: if a mandatory value is missing.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise DuetError(f"{missing[0]}: no value was given; add {missing[0]}=VALUE to the command")
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def to_yaml(config: DictConfig) -> str:
+    """Return a configuration as YAML text with interpolations resolved, as a run directory keeps it."""
+    return OmegaConf.to_yaml(config, resolve=True)

@@ -1,0 +1,98 @@
+"""Hints for configuration keys that do not exist: the nearest known key, or the new name of a renamed one."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import DATASETS
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
+from diffusion_core.diffusion.schedule import SCHEDULES
+from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_core.metrics.evaluate import METRICS, metric_options
+from diffusion_core.optim import PROFILES
+from diffusion_core.sampling import SAMPLERS
+from experiments.config.schema import MODELS, SCHEMAS
+from features import FEATURES
+
+__all__ = ["RENAMED_KEYS", "check_renamed", "nearest_key", "register_options"]
+
+# Keys of earlier versions, with their present names.
+RENAMED_KEYS: Mapping[str, str] = {
+    "data.stand_in": "data.fallback",
+    "ema.beside": "ema.extra",
+    "model.attention_sizes": "model.attention_resolutions",
+    "model.blocks_per_level": "model.blocks_per_resolution",
+    "model.multipliers": "model.channel_multipliers",
+    "process.drop_label": "process.label_dropout",
+    "process.levels": "process.timestep_sampling",
+    "sampler.guidance": "sampler.guidance_scale",
+    "trainer.most_skipped": "trainer.max_skipped",
+}
+
+# By configuration group: the functions whose keyword arguments are the options of that group.
+_OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "data.options": DATASETS,
+    "ema": PROFILES,
+    "features": FEATURES,
+    "process.schedule": SCHEDULES | CONTINUOUS,
+    "process.timestep_sampling": TIMESTEP_SAMPLERS,
+    "process.weighting": WEIGHTINGS,
+    "sampler": SAMPLERS,
+}
+
+
+def register_options(group: str, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Add the functions that a command selects by name with the configuration group `group`.
+
+    The names of their arguments become known keys, as ``mode.strength`` for the group ``mode``.
+    """
+    _OPTIONS[group] = functions
+
+
+def check_renamed(overrides: list[str]) -> None:
+    """Refuse overrides that use a key of an earlier version.
+
+    Args:
+        overrides: command-line arguments such as ``sampler.guidance=2``; flags are ignored.
+
+    Raises:
+        DuetError: naming the present key.
+    """
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        for old, new in RENAMED_KEYS.items():
+            if key == old or key.startswith(f"{old}."):
+                raise DuetError(f"{key}: this key was renamed; use {new}{key.removeprefix(old)}")
+
+
+def nearest_key(key: str) -> str | None:
+    """Return the known key that is spelled most like `key`; None if there is none, or if `key` itself is known.
+
+    A known key can be refused too, if it belongs to another network architecture: that is no misspelling.
+    """
+    near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+    return near[0] if near and near[0] != key else None
+
+
+def _known_keys() -> list[str]:
+    """Return every key of every schema and architecture, and every option of the registered groups."""
+
+    def walk(node: Any, path: str) -> list[str]:
+        if not OmegaConf.is_dict(node):
+            return [path]
+        below = [key for name in node for key in walk(node._get_node(name), f"{path}.{name}" if path else name)]
+        return [path, *below]
+
+    keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
+    keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
+    for group, functions in _OPTIONS.items():
+        keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
+    keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in metric_options(metric)}
+    return sorted(keys)
