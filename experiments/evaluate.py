@@ -33,6 +33,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.protocol import Number, nested
 from diffusion_core.runs.run_directory import describe_environment, write_json
+from experiments.config.build import process_group
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.evaluation import accuracy, likelihood, samples
