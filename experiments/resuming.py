@@ -107,7 +107,7 @@ def result_of(directory: Path, images_seen: int, training_config: TrainingConfig
 
 def trained_for(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     """What decides the losses of a run beside its network and levels, by the key that says it."""
-    given = {f"process.{name}": value for name, value in experiment.objective.settings.items()}
+    given = {f"process.{name}": value for name, value in experiment.objective.options.items()}
     return given | {f"data.{name}": cfg.data[name] for name in ("flip", "augment")}
 
 

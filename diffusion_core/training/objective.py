@@ -1,33 +1,35 @@
 r"""The training objective: from images to a `TrainBatch`.
 
-Per image, by its position n in the run (the count of images seen before it), three named streams draw
+Per image, three named streams draw random numbers that depend only on its position n in the run (the number of images
+seen before it):
 
-    t      by a law of the levels, see `timestep_sampling`     "train/t"
-    eps    standard normal                          "train/noise"
-    drop   the class, with probability p            "train/drop_label"     per image, not per batch
+    t      timestep, by the distribution of `timestep_sampling`     "train/t"
+    eps    standard normal noise                                    "train/noise"
+    drop   whether the class is dropped, with probability p         "train/drop_label"     per image, not per batch
 
-so that a batch is a function of (seed, images seen, size) and of nothing else. Each image's loss is multiplied by the
-weight of its level, see `weighting`. Offset noise adds one more normal number per image and channel, the same at all
-its pixels,
+A batch is therefore a function of (seed, images seen, size) and of nothing else. The loss of each image is multiplied
+by the weight of its noise level, see `loss_weighting`. Offset noise adds one more normal number per image and channel,
+the same at all pixels,
 
     eps + s offset                                  "train/offset_noise"
 
-and is noise like eps: x_t and the target both have it. Input perturbation makes x_t with more noise than the target
-tells, with gamma times another normal number xi per pixel, drawn in "train/perturbation":
+and counts as noise: x_t and the target both contain it. Input perturbation adds noise to x_t that the target does not
+contain, gamma times another normal number xi per pixel, drawn in "train/perturbation":
 
     x_t = alpha x_0 + sigma (eps + gamma xi),       target = target_x0 x_0 + target_eps eps
 
-A batch knows one noise. But these are two equations for two unknowns, and with the determinant
-``d = alpha target_eps - sigma target_x0`` the one pair of picture and noise that has this x_t and this target is
+A batch holds one array of noise. But these are two equations for two unknowns, and with the determinant
+``d = alpha target_eps - sigma target_x0`` the one pair of image and noise that has this x_t and this target is
 
     x_0 + (target_eps/d) sigma gamma xi      and      eps - (target_x0/d) sigma gamma xi
 
-which is what the batch then holds as images and noise.
+which the batch then holds as images and noise.
 
-With a learned variance the batch has the columns of the variational bound, see `variational`. A network that is
-given an estimate of the image is trained with its own, of a first pass at the same level, for half of the images,
-those whose number in "train/self_condition" is below 1/2, and with zeros for the others; per image, not per batch.
-The estimate is clipped to the range of the data, as a sampler with clip=1 clips it.
+With a learned variance the batch has the columns of the variational bound, see `variational`. A self-conditioned
+network receives an estimate of the image as an additional input. For half of the images, those whose number in
+"train/self_condition" is below 1/2, this is its own estimate from a first pass at the same noise level, and for the
+others zeros; the choice is made per image, not per batch. The estimate is clipped to the range of the data, as a
+sampler with clip=1 clips it.
 
 Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
 class k has label k; or it is 0, and then class k has label k + 1.
@@ -66,30 +68,36 @@ from diffusion_core.diffusion.timestep_sampling import (
     make_timestep_sampler,
 )
 from diffusion_core.diffusion.variational import VARIANCES, bound_columns
+from diffusion_core.model.diffusion_model import DiffusionModel
 
 __all__ = ["Objective", "network_labels"]
 
-_SETTINGS = (
-    "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation", "bound",
-    "bound_weight",
+# What a person chooses; everything else follows from the model.
+_OPTIONS = (
+    "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
+    "bound", "bound_weight",
 )  # fmt: skip
 
 
 def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
-    """The network's labels of a data set's classes, with the shape of `labels`.
+    """Return the network's labels for the classes of a data set, with the shape of `labels`.
 
     Args:
-        labels: class ids in 0..classes-1; not looked at by a network without classes.
-        classes: the number of classes; 0 for a network without.
-        null_label: the network's label for "no class": `classes`, 0, or None where it has none.
+        labels: class ids in 0..classes-1; ignored for a network without classes.
+        classes: the number of classes; 0 for a network without classes.
+        null_label: the network's label for "no class": `classes`, 0, or None if it has none.
 
     Raises:
         DuetError: if a label is out of range, or `null_label` is the label of a class.
+
+    Example:
+        >>> network_labels([0, 2], classes=3, null_label=0)
+        array([1, 3], dtype=int32)
     """
     if null_label is not None and (classes < 1 or null_label not in (0, classes)):
         raise DuetError(
             f"null label {null_label} with {classes} classes: there must be at least one class, "
-            f"and the null label is 0 or the number of classes"
+            f"and the null label must be 0 or the number of classes"
         )
     labels = np.asarray(labels)
     if not classes:
@@ -102,28 +110,34 @@ def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> N
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained.
+    """The training objective: it turns images into training batches.
+
+    `Objective.for_model` takes most of these from a model.
 
     Args:
-        process: schedule and parameterisation.
+        process: noise schedule and parameterisation.
         seed: the seed of the run.
         distance: of a pixel's residual r: ``"mse"``, ``"l1"``, ``"huber"`` with its corner at 1, or ``"pseudo_huber"``,
-            sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`.
-        null_label: the network's label that means "no class"; None for a network without one.
-        label_dropout: probability of training an image without its class.
-        features: how many numbers per image the network takes beside the class; zeros where none are given.
-        classes: number of classes; where it is not given, `null_label`, the last label, says it.
-        first_t: the lowest level that is trained; 1 leaves out t = 0.
-        weighting: name and options of the weights of the levels, see `weighting.make_weights`.
-        timestep_sampling: name and options of the law of the levels, see `timestep_sampling.make_timestep_sampler`.
-        offset_noise: s, the standard deviation of what is added to the noise of a whole channel.
-        input_perturbation: gamma, the standard deviation of noise that x_t has and the target has not; 0.1 is theirs.
+            sqrt(r^2 + c^2) - c with c = 0.03, `backend.PSEUDO_HUBER_C`. ``"cross_entropy"`` for a classifier.
+        null_label: the network's label for "no class"; None for a network without one.
+        label_dropout: probability of training an image without its class, 0 to 1.
+        features: the number of additional numbers per image that the network takes; zeros if a batch has none.
+        classes: the number of classes; 0 derives it from `null_label` as the last label.
+        first_t: the lowest timestep that is trained; 1 leaves out t = 0.
+        weighting: name and options of the loss weights, see `loss_weighting.make_weights`.
+        timestep_sampling: name and options of the timestep distribution, see `timestep_sampling.make_timestep_sampler`.
+        offset_noise: s, the standard deviation of the noise that all pixels of a channel share.
+        input_perturbation: gamma, the standard deviation of noise that is in x_t but not in the target; Ning et al.
+            use 0.1.
         variance: ``"fixed"``, ``"learned"`` or ``"learned_range"``, see `variational`.
         bound: how a variance is learned, ``"hybrid"`` or ``"vlb"``.
-        bound_weight: weight of the bound in hybrid.
-        uncertainty: whether the network says how uncertain its loss is.
-        self_conditioned: whether the network is given an estimate of the image.
-        value_range: what black and white are to the network.
+        bound_weight: weight of the bound in ``"hybrid"``.
+        uncertainty: whether the network estimates the uncertainty of its loss.
+        self_conditioned: whether the network takes its own estimate of the image as an input.
+        value_range: the network's values of black and white.
+
+    Raises:
+        DuetError: if a value is out of range or two options contradict each other.
     """
 
     process: Process
@@ -147,80 +161,123 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.distance not in (*DISTANCES, CROSS_ENTROPY):
-            raise one_of("objective.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
+            raise one_of("process.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
         if not 0 <= self.label_dropout <= 1:
-            raise DuetError(f"objective.label_dropout: {self.label_dropout} was given; it is a probability, 0 to 1")
+            raise DuetError(f"process.label_dropout: {self.label_dropout} was given; it must be a probability, 0 to 1")
         if self.label_dropout and self.null_label is None:
             what = 'no label for "no class"' if self.classes else "no classes to drop"
-            raise DuetError(f"objective.label_dropout: the network has {what}; use 0, or set model.num_classes")
+            raise DuetError(f"process.label_dropout: the network has {what}; use 0, or set model.num_classes")
         if self.classes < 0:
-            raise DuetError(f"objective.classes: {self.classes} was given; it is 0 or the number of classes")
+            raise DuetError(f"classes: {self.classes} was given; it must be 0 or the number of classes")
         for name in ("offset_noise", "input_perturbation"):
             if not 0 <= getattr(self, name) < np.inf:
-                raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
+                raise DuetError(f"process.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
         self._labels([])
         if self.variance not in VARIANCES:
             raise one_of("process.variance", self.variance, VARIANCES)
         if self.variance != "fixed" and self.input_perturbation:
             raise DuetError(
-                "process.input_perturbation: it moves pictures off the bytes that a learned variance needs; use 0"
+                "process.input_perturbation: use 0 with a learned variance, which needs images of exact byte values"
             )
         if self.is_bound_alone and (self.uncertainty or self.weighting.get("name") != "simple"):
             what = (
                 "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
             )
-            raise DuetError(f"{what} was given, but the bound vlb has no part that it could weigh; bound hybrid has")
-        # Made at once, so that a mistake is found before anything is trained.
+            raise DuetError(f"{what} was given, but process.bound: vlb has no term that it could weigh; use hybrid")
+        # Computed here so that a mistake is found before training starts.
         _ = self.weights, self.timestep_sampler, self.variational
+
+    @classmethod
+    def for_model(cls, model: DiffusionModel, seed: int = 0, **options: Any) -> Objective:
+        """Return the objective for a model, from which it takes everything that the network and the process determine.
+
+        Args:
+            model: the network and its process.
+            seed: the seed of the run.
+            options: any of distance, label_dropout, first_t, weighting, timestep_sampling, offset_noise,
+                input_perturbation, bound and bound_weight, as for `Objective`. The distance of a classifier is
+                ``"cross_entropy"`` unless another one is given.
+
+        Raises:
+            DuetError: if an option is unknown, out of range, or does not fit the model.
+
+        Example:
+            >>> from diffusion_core.model.diffusion_model import DiffusionModel
+            >>> from diffusion_core.networks import PlainSpec
+            >>> spec = PlainSpec(image_size=8, in_channels=1, out_channels=1, channels=(4,), bottleneck=4)
+            >>> model = DiffusionModel(spec, {"name": "cosine", "T": 100}, prediction="v")
+            >>> objective = Objective.for_model(model, seed=1, weighting={"name": "min_snr"})
+            >>> objective.batch(np.zeros((2, 8, 8, 1)), np.zeros(2, int), np.arange(2)).size
+            2
+        """
+        for name in options:
+            if name not in _OPTIONS:
+                raise one_of("option of the objective", name, _OPTIONS)
+        program = model.program
+        options = {"distance": CROSS_ENTROPY if model.classifies else "mse"} | options
+        model.check_distance(options["distance"])
+        return cls(
+            process=model.process,
+            seed=seed,
+            null_label=program.null_label,
+            features=program.features,
+            classes=program.classes,
+            variance=model.variance,
+            uncertainty=model.uncertainty,
+            self_conditioned=program.self_conditioned,
+            value_range=model.value_range,
+            **options,
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything that a person chooses besides the network and the process, as plain data."""
+        values = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     @property
     def is_bound_alone(self) -> bool:
         """Whether the variational bound is the whole loss."""
         return self.variance != "fixed" and self.bound == "vlb"
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a run is trained for, beside its network and process, as plain data."""
-        given = {name: getattr(self, name) for name in _SETTINGS}
-        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
-
     @cached_property
     def weights(self) -> Weighting:
-        """The weight of the target's error at given levels."""
+        """The function that returns the loss weight of given timesteps."""
         weights = make_weights(self.process, **self.weighting)
         return (lambda t: 0.0 * weights(t)) if self.is_bound_alone else weights
 
     @cached_property
     def variational(self) -> NDArray[np.float64] | None:
-        """The columns of the bound at each level, with shape (T, 8); None without."""
+        """The columns of the variational bound at each timestep, with shape (T, 8); None for a fixed variance."""
         if self.variance == "fixed":
             return None
         return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)
 
     @cached_property
     def timestep_sampler(self) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-        """How often each level is trained."""
+        """The timestep distribution of a run without a loss history."""
         return make_timestep_sampler(self.process.schedule, self.first_t, **self.timestep_sampling)
 
     def draw(self, positions: ArrayLike, history: LossHistory | None = None) -> tuple[NDArray, NDArray[np.float64]]:
-        """(t, importance) of the images at these positions in the run, each with shape (B,).
+        """Draw the timestep of each image; return (t, importance), each with shape (B,).
 
         Args:
-            positions: with shape (B,).
-            history: the losses so far, for a law that depends on them.
+            positions: of the images in the run, with shape (B,).
+            history: the losses so far, for a timestep distribution that depends on them.
         """
-        law = self.timestep_sampler if history is None else self.timestep_sampler.adapted(history)
-        t = law.draw(self.seed, positions)
-        return t, np.ones(len(t)) if law is self.timestep_sampler else self.timestep_sampler.probability[
-            t
-        ] / law.probability[t]
+        original = self.timestep_sampler
+        sampler = original if history is None else original.adapted(history)
+        t = sampler.draw(self.seed, positions)
+        if sampler is original:
+            return t, np.ones(len(t))
+        return t, original.probability[t] / sampler.probability[t]
 
     def _self_conditioning(self, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
-        """The columns of self-conditioning, with shape (B, 5); None without."""
+        """Return the columns of self-conditioning, with shape (B, 5), or None."""
         if not self.self_conditioned:
             return None
-        share = Stream(self.seed, "train/self_condition").uniform(positions, 1)[:, 0] < 0.5
-        return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, share, *self.value_range), axis=1)
+        is_used = Stream(self.seed, "train/self_condition").uniform(positions, 1)[:, 0] < 0.5
+        return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, is_used, *self.value_range), axis=1)
 
     def _noise(self, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         stream = Stream(self.seed, "train/noise")
@@ -230,7 +287,7 @@ class Objective:
         return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
 
     def _perturbed(self, images: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
-        """The (images, noise) in float64 whose x_t has more noise than their target tells."""
+        """Return the (images, noise) in float64 whose x_t contains more noise than their target."""
         (alpha, sigma), columns = self.process.schedule(t), self.process.columns(t)
         determinant = alpha * columns.target_eps - sigma * columns.target_x0
         xi = Stream(self.seed, "train/perturbation").normal(positions, images.shape[1:])
@@ -250,25 +307,25 @@ class Objective:
         history: LossHistory | None = None,
         features: NDArray | None = None,
     ) -> TrainBatch:
-        """The training batch of these images.
+        """Return the training batch of these images.
 
         Args:
             images: x_0 in the range of the data, with shape (B, H, W, C).
             labels: class ids of the data set, with shape (B,).
             positions: each image's position in the run, with shape (B,).
             dtype: of images, noise and columns; c_noise stays float64.
-            history: the losses so far, for a law of levels that depends on them.
-            features: what the network is told of each image beside its class, with shape (B, features); None is zeros.
+            history: the losses so far, for a timestep distribution that depends on them.
+            features: additional numbers of each image for the network, with shape (B, features); None is zeros.
 
         Raises:
-            DuetError: if a label is out of range, or the features are not those of the network.
+            DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         labels = self._labels(labels)
         features = np.zeros((len(labels), self.features)) if features is None else features
         if features.shape != (len(labels), self.features):
             raise DuetError(
-                f"objective: features {features.shape} were given for {len(labels)} images; the network takes "
-                f"{self.features} of each"
+                f"features: an array with shape {features.shape} was given for {len(labels)} images; the network takes "
+                f"shape {(len(labels), self.features)}"
             )
         t, importance = self.draw(positions, history)
         if self.label_dropout:

@@ -14,6 +14,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import PlainSpec, UNetSpec
 from diffusion_core.training.objective import Objective, network_labels
 
 PROCESS = Process(linear(), "v")
@@ -252,24 +254,47 @@ def test_a_label_out_of_range_is_refused(label):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"distance": "mae"}, r"objective.distance: 'mae' was given; it must be one of mse, l1, huber, pseudo_huber"),
-    ({"label_dropout": 1.5, "null_label": 4}, "objective.label_dropout: 1.5"),
-    ({"label_dropout": -0.1, "null_label": 4}, "objective.label_dropout: -0.1"),
-    ({"label_dropout": float("nan"), "null_label": 4}, "objective.label_dropout: nan"),
+    ({"distance": "mae"}, r"process.distance: 'mae' was given; it must be one of mse, l1, huber, pseudo_huber"),
+    ({"label_dropout": 1.5, "null_label": 4}, "process.label_dropout: 1.5"),
+    ({"label_dropout": -0.1, "null_label": 4}, "process.label_dropout: -0.1"),
+    ({"label_dropout": float("nan"), "null_label": 4}, "process.label_dropout: nan"),
     ({"label_dropout": 0.1}, "the network has no classes to drop"),
     ({"label_dropout": 0.1, "classes": 4}, 'the network has no label for "no class"'),
     ({"null_label": 0}, "null label 0 with 0 classes: there must be at least one class"),
-    ({"null_label": 2, "classes": 4}, "null label 2 with 4 classes: .* is 0 or the number of classes"),
+    ({"null_label": 2, "classes": 4}, "null label 2 with 4 classes: .* must be 0 or the number of classes"),
     ({"null_label": -1}, "null label -1"),
-    ({"classes": -1}, "objective.classes: -1"),
+    ({"classes": -1}, "classes: -1"),
     ({"first_t": -1}, r"objective.first_t: -1 was given; it must be a level, 0\.\.999"),
     ({"first_t": 1000}, "objective.first_t: 1000"),
-    ({"offset_noise": -0.1}, "objective.offset_noise: -0.1 was given; it must be 0 or a positive number"),
-    ({"offset_noise": float("nan")}, "objective.offset_noise: nan"),
-    ({"input_perturbation": -1}, "objective.input_perturbation: -1 was given; it must be 0 or a positive number"),
+    ({"offset_noise": -0.1}, "process.offset_noise: -0.1 was given; it must be 0 or a positive number"),
+    ({"offset_noise": float("nan")}, "process.offset_noise: nan"),
+    ({"input_perturbation": -1}, "process.input_perturbation: -1 was given; it must be 0 or a positive number"),
     ({"weighting": {"name": "minsnr"}}, "process.weighting.name: 'minsnr'"),
     ({"timestep_sampling": {"name": "normal"}}, "process.timestep_sampling.name: 'normal'"),
 ])  # fmt: skip
 def test_an_objective_that_does_not_fit_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
         Objective(PROCESS, 0, **options)
+
+
+def test_an_objective_takes_from_its_model_what_the_model_determines():
+    spec = UNetSpec(8, 1, 2, channels=8, channel_multipliers=(1,), num_classes=4, norm_groups=4)
+    model = DiffusionModel(spec, {"name": "linear"}, "v", value_range=(0.0, 1.0), variance="learned_range")
+    one = Objective.for_model(model, 3, label_dropout=0.25)
+    other = Objective(
+        model.process, 3, null_label=4, label_dropout=0.25, classes=4, variance="learned_range", value_range=(0.0, 1.0)
+    )
+    for name, value in batch(range(8), one).arrays.items():
+        np.testing.assert_array_equal(value, batch(range(8), other).arrays[name])
+    assert one.options == other.options and one.options["label_dropout"] == 0.25
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"label_dropuot": 0.1}, "option of the objective: 'label_dropuot' .* Did you mean 'label_dropout'"),
+    ({"classes": 4}, "option of the objective: 'classes' was given"),
+    ({"distance": "cross_entropy"}, "process.distance: cross_entropy was given"),
+])  # fmt: skip
+def test_an_objective_for_a_model_refuses_options_that_the_model_determines(options, words):
+    model = DiffusionModel(PlainSpec(8, 1, 1, channels=(4,), bottleneck=4), {"name": "linear"}, "v")
+    with pytest.raises(DuetError, match=words):
+        Objective.for_model(model, **options)
