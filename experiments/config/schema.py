@@ -72,6 +72,8 @@ class CompileAfterSchema:
 class BackendSchema(_schema_of(BackendConfig, "precision")):
     """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep.
 
+    The command `duet` alone reads `extras`, `download` and `parallel`: they describe that environment.
+
     `compile` is true, false or auto: auto compiles beyond `compile_after` network calls; see docs/speed.md.
     """
 
@@ -79,6 +81,9 @@ class BackendSchema(_schema_of(BackendConfig, "precision")):
     title: str = MISSING
     environment: str = MISSING
     python: str | None = None
+    extras: str | None = None
+    download: str | None = None
+    parallel: str | None = None
     compile: Any = AUTO
     compile_after: CompileAfterSchema = field(default_factory=CompileAfterSchema)
 

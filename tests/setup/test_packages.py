@@ -1,8 +1,7 @@
-"""pyproject.toml, the constraints and the conda files say the same."""
+"""pyproject.toml, the constraints, the conda files and the backends' configurations agree."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -13,15 +12,17 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from duet.cli.backends import backends
+from duet.cli.environments import SUPPORTED
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BACKENDS = ("torch", "tf")
-EXTRAS = {"torch": "torch,peers,metrics", "tf": "tf"}
-both = pytest.mark.parametrize("backend", BACKENDS)
+EXTRAS = {name: ",".join(backend.extras) for name, backend in backends().items()}
+both = pytest.mark.parametrize("backend", EXTRAS)
 
 
 def pins(backend: str) -> dict[str, str]:
-    """The constraints as name -> version."""
+    """Return the constraints as name -> version."""
     lines = (ROOT / f"constraints-{backend}.txt").read_text().splitlines()
     lines = [line for line in lines if line and not line.startswith("#")]
     matches = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
@@ -32,7 +33,7 @@ def pins(backend: str) -> dict[str, str]:
 
 
 def direct(extra: str | None) -> list[Requirement]:
-    """The requirements of the project and of one extra, with extras of the project itself followed."""
+    """Return the requirements of the project, or of one extra including the extras of the project that it names."""
     texts = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
     found = []
     for requirement in map(Requirement, texts):
@@ -68,7 +69,7 @@ def test_what_both_environments_pin_is_the_same():
 
 
 @both
-def test_the_conda_file_installs_what_duet_py_installs(backend):
+def test_the_conda_file_installs_what_duet_setup_installs(backend):
     conda = yaml.safe_load((ROOT / f"environment-{backend}.yml").read_text())
     assert conda["name"] == f"duet-{backend}" and conda["channels"] == ["conda-forge"]
     python, pip, by_pip = conda["dependencies"]
@@ -77,10 +78,12 @@ def test_the_conda_file_installs_what_duet_py_installs(backend):
     assert by_pip == {"pip": [f"--constraint constraints-{backend}.txt", f"-e .[{EXTRAS[backend]},dev]"]}
 
 
-def test_duet_py_supports_the_pythons_of_pyproject():
-    spec = importlib.util.spec_from_file_location("duet", ROOT / "duet.py")
-    duet = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(duet)
+def test_the_command_supports_the_pythons_of_pyproject():
     allowed = SpecifierSet(PROJECT["requires-python"])
-    assert tuple((3, minor) for minor in range(30) if f"3.{minor}" in allowed) == duet.SUPPORTED
-    assert tuple(duet.DOWNLOAD) == BACKENDS
+    assert tuple((3, minor) for minor in range(30) if f"3.{minor}" in allowed) == SUPPORTED
+
+
+def test_each_backend_is_an_entry_point_with_an_extra():
+    assert PROJECT["entry-points"]["duet.backends"].keys() == EXTRAS.keys()
+    assert all({*extras.split(",")} <= PROJECT["optional-dependencies"].keys() for extras in EXTRAS.values())
+    assert PROJECT["scripts"] == {"duet": "duet.cli:main"}

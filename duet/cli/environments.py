@@ -1,0 +1,228 @@
+"""One virtual environment per backend: `duet setup` builds it, updates it, and says why it could not.
+
+An environment is rebuilt or updated when pyproject.toml, its constraints file or its Python changes. A stamp file in
+its folder tells: it holds a hash of these, or "unfinished" while pip works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import TextIO
+
+from duet.cli.backends import ROOT, Backend, backends, get_backend
+from duet.cli.terminal import Stop, duration, say
+
+try:
+    import fcntl
+except ImportError:  # Windows: two set-ups at the same time are not kept apart
+    fcntl = None
+
+__all__ = ["SUPPORTED", "checked_python", "environment_exists", "setup", "setup_any", "setup_command"]
+
+SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
+FORMAT = "1"  # of an environment; changing it makes every existing one outdated
+UNFINISHED = "unfinished"  # content of the stamp while pip works
+
+OFFLINE = r"connection broken|Failed to establish|Max retries|name resolution|timed out|CERTIFICATE|from versions: none"
+NO_MATCH = "No matching distribution|ResolutionImpossible"
+# Why a set-up failed: a pattern in the output, the cause, the advice. The first match counts.
+CAUSES = (
+    ("No space left on device", "the disk is full", "free some space (pip unpacks in TMPDIR)"),
+    (OFFLINE, "no network, or pip cannot reach its package index", "check network, proxy and `pip config list`"),
+    (NO_MATCH, "the package index has no matching version", "check `pip config list` and the constraints file"),
+)
+
+
+def setup_command(args: list[str]) -> int:
+    """Build or update the environment of each BACKEND, by default of all.
+
+    usage: duet setup [BACKEND ...]
+    """
+    for backend in [get_backend(arg) for arg in args] or backends().values():
+        say(f"{backend.name}: {setup(backend)}")
+    return 0
+
+
+def setup(backend: Backend) -> str:
+    """Return the path of the backend's Python; build or update its environment first where necessary."""
+    own = own_python(backend)
+    if own or is_ready(backend):
+        return own or venv_python(backend)
+    if not (ROOT / "pyproject.toml").is_file():
+        return sys.executable  # Duet was installed as a package, into the environment that runs it
+    venv = ROOT / backend.environment
+    venv.parent.mkdir(parents=True, exist_ok=True)
+    with open(str(venv) + ".lock", "w") as lock:
+        hold(lock)
+        if not is_ready(backend):  # another process may have built it while this one waited for the lock
+            with open(str(venv) + ".log", "w+", errors="replace") as log:
+                build(backend, log)
+    return venv_python(backend)
+
+
+def setup_any() -> str:
+    """Return the Python of an environment that exists; build that of the first backend where none does."""
+    known = list(backends().values())
+    return setup(next(filter(environment_exists, known), known[0]))
+
+
+def environment_exists(backend: Backend) -> bool:
+    """Return whether `setup` has nothing to do for a backend."""
+    return bool(own_python(backend)) or is_ready(backend)
+
+
+def is_ready(backend: Backend) -> bool:
+    """Return whether the backend's virtual environment is complete and up to date."""
+    stamp = ROOT / backend.environment / "duet-stamp"
+    return stamp.is_file() and stamp.read_text() == stamp_text(backend)
+
+
+def own_python(backend: Backend) -> str | None:
+    """Return the interpreter that the user chose for a backend, or None.
+
+    DUET_<NAME>_PYTHON chooses it, or the key `python` of its configuration file.
+    """
+    variable = f"DUET_{re.sub('[^A-Z0-9]', '_', backend.name.upper())}_PYTHON"
+    if os.environ.get(variable):
+        return checked_python(variable, os.environ[variable], Path.cwd())
+    return checked_python("backend.python", backend.python, ROOT) if backend.python else None
+
+
+def checked_python(source: str, given: str, folder: Path) -> str:
+    """Return the absolute path of an interpreter, or stop. A link is kept: it identifies a virtual environment."""
+    path = shutil.which(os.path.join(str(folder), os.path.expanduser(given)))
+    if not path or probe(path)[:2] not in SUPPORTED:
+        raise Stop(f"{source}: {given!r} was given; it must be the path of a Python 3.11 to 3.13 that starts")
+    return path
+
+
+def venv_python(backend: Backend) -> str:
+    """Return the path of the Python in the backend's virtual environment."""
+    return str(ROOT / backend.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def probe(path: str) -> tuple[int, ...]:
+    """Return (major, minor, micro, 1 if it has venv and ensurepip) of the Python at `path`; () if it does not start."""
+    code = "import sys, importlib.util as u; print(*sys.version_info[:3], int(all(map(u.find_spec, sys.argv[1:]))))"
+    try:
+        answer = subprocess.run([path, "-c", code, "venv", "ensurepip"], stdout=PIPE, stderr=DEVNULL, check=True).stdout
+        return tuple(map(int, answer.split()))
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return ()
+
+
+def base_python() -> str:
+    """Return the Python to build with: the running one where supported, else the newest supported one on PATH."""
+    names = ["python{}.{}".format(*version) for version in reversed(SUPPORTED)]
+    without_venv = []
+    for path in filter(None, [sys.executable, *map(shutil.which, names)]):
+        found = probe(path)
+        if found[:2] in SUPPORTED:
+            if found[3]:
+                return path
+            without_venv.append((path, "{}.{}".format(*found)))
+    for path, version in without_venv:
+        package = f"python{version}-venv (or python3-venv)"
+        raise Stop(f"Python {version} ({path}) lacks venv or ensurepip; on Debian or Ubuntu install {package}")
+    running = ".".join(map(str, probe(sys.executable)[:3]))
+    raise Stop(
+        f"Python {running} ({sys.executable}) is not supported, and PATH has no {', '.join(names)}; install one of them"
+    )
+
+
+def constraints(backend: Backend) -> str:
+    """Return the name of the file with the tested versions of a backend's packages."""
+    return f"constraints-{backend.name}.txt"
+
+
+def stamp_text(backend: Backend) -> str:
+    """Return a hash of what an environment with its present Python would be made of; "" if that Python does not start.
+
+    The hash covers ROOT, since the editable install names it.
+    """
+    version = probe(venv_python(backend))[:3]
+    digest = hashlib.sha256(repr((FORMAT, version, str(ROOT))).encode())
+    for name in ("pyproject.toml", constraints(backend)):
+        digest.update((ROOT / name).read_bytes() if (ROOT / name).is_file() else b"")
+    return digest.hexdigest() if version[:2] in SUPPORTED else ""
+
+
+def hold(lock: TextIO) -> None:
+    """Take the lock, waiting for the process that holds it; closing the file releases it."""
+    if fcntl:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another set-up that holds {lock.name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def requirement(backend: Backend) -> str:
+    """Return what pip installs: this repository with the extras of a backend."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    with_driver = Path("/proc/driver/nvidia").exists()
+
+    def for_machine(extra: str) -> str:
+        return f"{extra}-cuda" if with_driver and re.search(rf"^{extra}-cuda *=", text, re.MULTILINE) else extra
+
+    return f".[{','.join(map(for_machine, backend.extras))},dev]"
+
+
+def build(backend: Backend, log: TextIO) -> None:
+    """Make the environment, or update it in place where it is complete and only outdated.
+
+    The stamp reads "unfinished" from before the first change until after the last. An environment that was interrupted
+    is made anew; pip's cache then has its packages.
+    """
+    name, venv, python = backend.name, ROOT / backend.environment, venv_python(backend)
+    stamp = venv / "duet-stamp"
+
+    def logged(*command: str) -> bool:
+        log.flush()
+        return subprocess.run(command, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=log, check=False).returncode == 0
+
+    started, former = time.monotonic(), stamp.read_text() if stamp.is_file() else ""
+    complete = former != UNFINISHED and stamp_text(backend) != "" and logged(python, "-m", "pip", "--version")
+    if not complete:
+        base = base_python()
+        if venv.exists():
+            say(f"{name}: removing {venv}, which is incomplete")
+            shutil.rmtree(venv)
+        say(f"{name}: making {venv} with {base}")
+        venv.mkdir()
+        stamp.write_text(UNFINISHED)
+        if not logged(base, "-m", "venv", str(venv)):
+            raise failure(f"{name}: making {venv} failed", log)
+    stamp.write_text(UNFINISHED)
+    say(f"{name}: installing with pip, which takes some minutes; its output is in {log.name}")
+    if backend.download:
+        say(f"{name}: download size {backend.download}, less where pip has packages in its cache")
+    pinned = ["-c", constraints(backend)] if (ROOT / constraints(backend)).is_file() else []
+    if not logged(python, "-m", "pip", "install", "--no-input", "-e", requirement(backend), *pinned):
+        error = failure(f"{name}: installing failed", log)
+        if complete and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):
+            stamp.write_text(former)  # pip gave up before it changed anything
+        raise error
+    stamp.write_text(stamp_text(backend))
+    say(f"{name}: ready after {duration(time.monotonic() - started)}")
+
+
+def failure(what: str, log: TextIO) -> Stop:
+    """Print the lines of the log that matter; return an error that names the cause."""
+    log.flush()
+    lines = [line.strip() for line in Path(log.name).read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"error\b", line, re.IGNORECASE)]
+    for line in list(dict.fromkeys(errors or lines))[-5:]:
+        say("    " + line[:300])
+    for pattern, cause, advice in CAUSES:
+        if any(re.search(pattern, line) for line in lines):
+            return Stop(f"{what}: {cause}; {advice}, then try again. All output: {log.name}", 1)
+    return Stop(f"{what}; all output: {log.name}", 1)

@@ -1,0 +1,128 @@
+"""Commands that run in an environment: the experiments, such as `duet train`, and `duet run` and `duet launch`.
+
+A command NAME is a module experiments/NAME.py or benchmarks/NAME.py with a configuration NAME.yaml. It runs in the
+environment of one backend:
+
+1. that of backend=NAME on the command line; a sweep over several backends starts in that of the first, and its launcher
+   starts each job in the job's own;
+2. else that of the backend in the defaults list of the command's configuration;
+3. else, since the command needs no backend, any environment that exists.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+from duet.cli.backends import CONFIGS, ROOT, Backend, backends, default_option, get_backend
+from duet.cli.environments import checked_python, environment_exists, setup, setup_any
+from duet.cli.terminal import Stop, one_of
+
+__all__ = ["Command", "experiments", "launch_command", "run_command", "run_experiment"]
+
+PACKAGES = ("experiments", "benchmarks")
+LAUNCHER = "experiments.workers"  # starts several processes of a command
+
+
+class Command(NamedTuple):
+    """A command of the experiments: its module, its configuration file, and its docstring."""
+
+    module: str
+    config: Path
+    doc: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring, without the full stop."""
+        return self.doc.split("\n", 1)[0].rstrip(".")
+
+
+def experiments() -> OrderedDict[str, Command]:
+    """Return the commands by name. Their files are read as text, since importing them needs an environment."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
+            config = CONFIGS / f"{path.stem}.yaml"
+            doc = re.match(r'r?"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL)
+            if config.is_file() and doc:
+                found[path.stem] = Command(f"{package}.{path.stem}", config, doc.group(1).strip())
+    return OrderedDict(sorted(found.items()))
+
+
+def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> int:
+    """Run a command in its environment, with Hydra's arguments; `before` are arguments of Python before its module."""
+    command = experiments()[name]
+    chosen = chosen_backends(command, args)
+    if any(arg in ("-h", "--help", "--hydra-help") for arg in args) and not any(
+        environment_exists(backend) for backend in backends().values()
+    ):
+        print(
+            f"{command.doc}\n\nRun `duet setup` first; `duet {name} --help` then lists all options with their defaults."
+        )
+        return 0
+    pythons = [setup(backend) for backend in chosen] or [setup_any()]
+    own = [arg.partition("=")[2] for arg in args if re.match(r"\+*backend\.python=.", arg)]
+    python = checked_python("backend.python", own[-1], ROOT) if own and own[-1] != "null" else pythons[0]
+    return replace_process([python, *before, "-m", command.module, *args])
+
+
+def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
+    """Return the backends whose environments a command needs, that in which it starts first."""
+    given = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("backend=")]
+    default = default_option(command.config, "backend")
+    if not given or given[-1] == "null":
+        return [get_backend(default)] if default else []
+    known, value = backends(), given[-1]
+    if "(" in value:  # choice(torch, tf), glob(*) ...
+        return [backend for name, backend in known.items() if "glob" in value or re.search(rf"\b{name}\b", value)]
+    if {"-m", "--multirun"} & set(args):
+        return [get_backend(name.strip()) for name in value.split(",") if name.strip()]
+    return [get_backend(value)]
+
+
+def run_command(args: list[str]) -> int:
+    """Run the Python of BACKEND's environment with ARGS.
+
+    usage: duet run BACKEND -- ARGS...
+    """
+    if not args:
+        raise Stop(f"run: no backend was given; for example: duet run {next(iter(backends()))} -- -m pip list")
+    rest = args[2:] if args[1:2] == ["--"] else args[1:]
+    return replace_process([setup(get_backend(args[0])), *rest])
+
+
+def launch_command(args: list[str]) -> int:
+    """Run COMMAND in N processes on this machine, which compute one run together.
+
+    usage: duet launch N COMMAND [ARGS ...]
+
+    Without parallel=NAME in ARGS, the backend's own way to join processes is used.
+    """
+    able = [name for name, command in experiments().items() if default_option(command.config, "parallel")]
+    if len(args) < 2 or not args[0].isdigit() or int(args[0]) < 1:
+        raise Stop("launch: give a number of processes and a command; for example: duet launch 2 train backend=torch")
+    name = one_of("launch", args[1], able)
+    rest, command = args[2:], experiments()[name]
+    if not any(arg.startswith("parallel=") for arg in rest):
+        rest = rest + [f"parallel={backend.parallel}" for backend in chosen_backends(command, rest)[:1]]
+    return run_experiment(name, rest, ("-m", LAUNCHER, args[0]))
+
+
+def replace_process(command: list[str]) -> int:
+    """Run a command in place of this process, so that signals and the exit code are the command's own.
+
+    The command finds the modules of this checkout from any folder.
+    """
+    env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":  # there, exec would return to the shell at once
+        return subprocess.run(command, env=env, check=False).returncode
+    os.execve(command[0], command, env)
+    raise AssertionError("unreachable")

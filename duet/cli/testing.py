@@ -1,0 +1,79 @@
+"""`duet test`: test every backend in its own environment, then compare what they computed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from duet.cli.backends import backends
+from duet.cli.environments import setup
+from duet.cli.stages import Stage, ladder, run_stage
+from duet.cli.terminal import Stop, duration, say
+
+__all__ = ["BROWSERS", "stages", "test_command"]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TRACE = "trace backend={b} precisions=[{p}] backend.threads={t} out={x}/trace/{b}"
+
+
+def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
+    """Return what `duet test` runs, in order. The first backend runs the tests that need none, or any one.
+
+    Args:
+        names: the backends.
+        browser: whether to run the tests that operate a page in a browser.
+    """
+    first, *others = names
+    selections = (
+        (first, "not backend and not together and not exchange and not slow and not gpu"),
+        *((name, "backend and not either and not recorded and not slow and not gpu") for name in others),
+        (first, "backend and not recorded and not slow and not gpu"),
+        (first, "together and not slow"),
+    )
+    without = "" if browser else " and not browser"
+    return (
+        Stage("unit tests", tuple((name, tests + without) for name, tests in selections), "pytest -m {p}"),
+        Stage("parity ladder", ladder(names), TRACE),
+        Stage("hand-over between backends", ladder(names), TRACE + " handover={x}/trace/{o}"),
+        Stage("backends against each other", ((first, "exchange"),), "pytest -m {p}"),
+    )
+
+
+def test_command(args: list[str]) -> int:
+    """Test every backend in its own environment, then compare what they computed.
+
+    usage: duet test [PYTEST ARGS ...]
+
+    PYTEST ARGS are added to every call of pytest. Exit code: 0 if every stage passed, 1 if one failed.
+    """
+    browser = find_browser()
+    pythons = {name: setup(backend) for name, backend in backends().items()}
+    no_browser = f"no {' or '.join(BROWSERS)} on PATH: the tests marked `browser` are NOT RUN, so no page is operated"
+    if not browser:
+        say(no_browser)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="duet-exchange-") as folder:
+        for stage in stages(list(pythons), bool(browser)):
+            say(f"{stage.title}:")
+            started, is_pytest = time.monotonic(), stage.template.startswith("pytest")
+            more = args if is_pytest else []
+            code = run_stage(pythons, stage, folder, *more, DUET_EXCHANGE=str(Path(folder) / "trace"))
+            # pytest exits with 5 if it selects no test, which is normal in some stages for the user's own selection.
+            passed = code == 0 or (code == 5 and is_pytest and bool(args))
+            rows.append((stage.title, passed, code, time.monotonic() - started))
+    for title, passed, code, seconds in rows:
+        say(f"{title:<28} {'passed' if passed else f'FAILED (exit code {code})':<22} {duration(seconds):>8}")
+    if not browser:
+        say(no_browser)
+    return 0 if all(passed for _, passed, _, _ in rows) else 1
+
+
+def find_browser() -> str | None:
+    """Return the Chromium for the tests marked `browser`, or None if there is none."""
+    given = os.environ.get("DUET_BROWSER")
+    if given and given != "none" and not shutil.which(given):
+        raise Stop(f"DUET_BROWSER: {given!r} was given; it must be the path of a Chromium, or none")
+    return None if given == "none" else given or next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -1,0 +1,170 @@
+"""`duet test` and `duet demo`, run with a fake Python that records what it is asked to do."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from duet.cli import demo, testing
+from duet.cli.backends import backends
+from duet.cli.stages import side_by_side, split_template
+from duet.cli.terminal import duration
+
+
+def recorded(checkout) -> list[str]:
+    """Return the calls of a test run, with the exchange folder as X."""
+    return [re.sub(r"/\S*?duet-exchange-\w+", "X", line) for line in checkout.calls() if line not in ("venv", "pip")]
+
+
+def traced(backend, other=""):
+    """Return the commands that climb the ladder with a backend, one per precision."""
+    handover = f" handover=X/trace/{other}" if other else ""
+    return {
+        f"{backend}|-m experiments.trace backend={backend} precisions=[{precision}] backend.threads=N "
+        f"out=X/trace/{backend}{handover}"
+        for precision in ("float64", "float32")
+    }
+
+
+def test_test_runs_every_stage_in_order(checkout):
+    (checkout.root / "browser").write_text("")
+    (checkout.root / "browser").chmod(0o755)
+    result = checkout.duet("test", DUET_BROWSER=str(checkout.root / "browser"))
+    assert result.returncode == 0, result.stderr
+    ran = [re.sub(r"threads=\d+", "threads=N", line) for line in recorded(checkout)]
+    assert set(ran[:4]) == {
+        "torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu",
+        "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
+        "torch|-m pytest -m backend and not recorded and not slow and not gpu",
+        "torch|-m pytest -m together and not slow",
+    }
+    assert set(ran[4:8]) == traced("torch") | traced("tf")
+    assert set(ran[8:12]) == traced("torch", "tf") | traced("tf", "torch")
+    assert ran[12:] == ["torch|-m pytest -m exchange"]
+    assert result.stdout.count("passed") == 4 and "NOT RUN" not in result.stdout
+
+
+def test_without_a_browser_its_tests_are_left_out_with_a_notice(checkout, one_line):
+    result = checkout.duet("test", DUET_BROWSER="none")
+    assert result.returncode == 0 and sum(line.endswith(" and not browser") for line in recorded(checkout)) == 4
+    assert result.stdout.count("tests marked `browser` are NOT RUN") == 2
+    assert "NOT RUN" in result.stdout.splitlines()[-1]
+    assert "'a-browser' was given" in one_line(checkout.duet("test", DUET_BROWSER="a-browser"))
+
+
+def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
+    result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
+    assert result.returncode == 1
+    summary = [line for line in result.stdout.splitlines() if re.search(r"(passed|FAILED).* \d:\d\d:\d\d$", line)]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [False, True, True, False]
+
+
+def test_output_of_parallel_jobs_is_printed_after_the_name_of_their_backend(capsys):
+    code = "import sys; print('hello'); sys.exit(int(sys.argv[1]))"
+
+    def jobs(*codes):
+        return [(b, [sys.executable, "-c", code, c], None) for b, c in zip(("torch", "tf"), codes, strict=True)]
+
+    assert side_by_side(jobs("0", "3")) == 3
+    assert sorted(capsys.readouterr().out.splitlines()) == ["   tf | hello", "torch | hello"]
+    # Where one selects no test, a failure of the other is the worse.
+    assert [side_by_side(jobs(*codes)) for codes in (("5", "0"), ("1", "5"), ("5", "5"))] == [5, 1, 5]
+
+
+@pytest.mark.parametrize(("extra", "code"), [([], 1), (["-k", "x"], 0)])
+def test_an_empty_selection_passes_only_where_the_user_selected_tests(checkout, extra, code):
+    assert checkout.duet("test", *extra, FAKE_BREAKS="pytest", FAKE_CODE="5").returncode == code
+
+
+def test_code_5_of_a_stage_without_pytest_is_a_failure(checkout):
+    assert checkout.duet("test", "-k", "x", FAKE_BREAKS="experiments", FAKE_CODE="5").returncode == 1
+
+
+def test_extra_arguments_reach_each_pytest(checkout):
+    checkout.duet("test", "-k", "a or b")
+    assert sum(line.endswith(" -k a or b") for line in recorded(checkout)) == 5
+
+
+# --- demo ---------------------------------------------------------------------------------------------------------
+
+
+def test_demo_runs_its_commands_and_prints_where_the_reports_are(checkout):
+    out = checkout.root / "outputs" / "demo"
+    result = checkout.duet("demo", FAKE_OUT=str(out))
+    assert result.returncode == 0, result.stderr
+    reports = [f"duet: report: {out / name}" for name in ("report.html", "study/report.html")]
+    assert result.stdout.splitlines()[-2:] == reports
+    ran = recorded(checkout)
+    printed = re.findall(r"^duet: python3 -m duet (\w+) (.*)", result.stdout, re.MULTILINE)
+    typed = [f"-m experiments.{name} {args}".replace("'", "") for name, args in printed]
+    assert sorted(typed) == sorted(line.split("|", 1)[1] for line in ran) and len(ran) == 14
+    kinds = [re.search(r"experiments\.(\w+)", line).group(1) for line in ran]
+    assert kinds == ["train"] * 2 + ["sample"] * 2 + ["trace"] * 8 + ["compare", "study"]
+
+
+def test_demo_stops_at_the_first_failure(checkout, one_line):
+    result = checkout.duet("demo", FAKE_BREAKS="experiments.trace backend=torch")
+    assert result.returncode == 1 and "exit code 9" in one_line(result) and "parity ladder" in result.stderr
+    assert "experiments.compare" not in "".join(checkout.calls())
+
+
+def test_demo_without_a_report_is_a_failure(checkout, one_line):
+    result = checkout.duet("demo")
+    assert result.returncode == 1 and "report.html" in one_line(result)
+
+
+def test_demo_overwrites_nothing(checkout, one_line):
+    mine = checkout.root / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    result = checkout.duet("demo", "--out", "mine")
+    assert result.returncode == 2 and str(mine) in one_line(result)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"] and checkout.calls() == []
+
+
+def test_an_earlier_demo_is_renamed(checkout):
+    out = checkout.root / "it"
+    assert checkout.duet("demo", "--out", "it", FAKE_OUT=str(out)).returncode == 0
+    (out / "first").touch()
+    assert checkout.duet("demo", "--out", "it", FAKE_OUT=str(out)).returncode == 0
+    (aside,) = checkout.root.glob("it-*")
+    assert (aside / "first").exists() and not (out / "first").exists()
+
+
+@pytest.mark.parametrize("folder", ["plain/path-1.0", "with space", "a=b,c", "[x]{y}(z)", "back\\slash", "co:lon"])
+def test_a_folder_survives_hydras_grammar(folder):
+    parser = OverridesParser.create()
+    (override,) = parser.parse_overrides(split_template("out={x}/torch", {"x": folder}))
+    assert override.value() == f"{folder}/torch"
+    (override,) = parser.parse_overrides(split_template("traces=[{x}/torch,{x}/tf]", {"x": folder}))
+    assert override.value() == [f"{folder}/torch", f"{folder}/tf"]
+
+
+def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend():
+    titles = {name: backend.title for name, backend in backends().items()}
+    for _, jobs, template in (*testing.stages(list(titles)), *demo.stages(titles)):
+        assert {backend for backend, _ in jobs} <= set(titles)
+        assert set(re.findall(r"\bbackend=(\S+)", template)) <= {"{b}"}
+        assert ("{p}" in template) == all(part for _, part in jobs)
+
+
+def test_a_third_backend_is_tested_and_takes_part_in_the_demo():
+    unit, ladder, hand_over, _ = testing.stages(["a", "b", "c"])
+    assert [backend for backend, tests in unit.jobs if "backend and not recorded" in tests] == ["a"]
+    assert [backend for backend, tests in unit.jobs if "not either" in tests] == ["b", "c"]
+    assert {backend for backend, _ in ladder.jobs} == {backend for backend, _ in hand_over.jobs} == {"a", "b", "c"}
+    compare = next(stage for stage in demo.stages({"a": "A", "b": "B", "c": "C"}) if stage.title == "compare")
+    assert "traces=[{x}/trace/a,{x}/trace/b,{x}/trace/c]" in compare.template
+
+
+def test_a_duration_is_written_as_hours_minutes_and_seconds():
+    assert [duration(s) for s in (0, 59.6, 3599, 3600, 36_000)] == [
+        "0:00:00",
+        "0:01:00",
+        "0:59:59",
+        "1:00:00",
+        "10:00:00",
+    ]
