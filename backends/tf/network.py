@@ -19,6 +19,7 @@ from backends.tf.random import words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
+from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "convolve", "from_canonical", "read_parameters"]
@@ -32,8 +33,16 @@ def from_canonical(array: NDArray, axes: str) -> NDArray:
     return rearrange(array, f"{axes} -> {_NATIVE_AXES.get(axes, axes)}")
 
 
+# One module class per block kind, which takes (node, parameters by name, context).
+MODULES: BlockRules[type[Module]] = BlockRules("TensorFlow module", "backends/tf/network.py")
+
+
 class Module(tf.Module):
-    """A block with its parameters."""
+    """A block with its parameters; a subclass is entered in `MODULES` for the block kind of its name."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        MODULES.add(cls.__name__, cls)
 
     def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
@@ -322,7 +331,7 @@ def build(program: Program, weights: Mapping[str, NDArray], context: DeviceConte
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node, own, context)
+        modules[node.name] = MODULES[node.kind](node, own, context)
     return modules
 
 

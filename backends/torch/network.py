@@ -20,13 +20,22 @@ from backends.torch.random import words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
+from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "convolve", "read_parameters"]
 
 
+# One module class per block kind, which takes (node, parameters by name, context).
+MODULES: BlockRules[type[Module]] = BlockRules("PyTorch module", "backends/torch/network.py")
+
+
 class Module(nn.Module):
-    """A block with its parameters."""
+    """A block with its parameters; a subclass is entered in `MODULES` for the block kind of its name."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        MODULES.add(cls.__name__, cls)
 
     def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
@@ -238,7 +247,7 @@ def build(program: Program, weights: Mapping[str, NDArray], context: DeviceConte
     modules = {}
     for node in program.nodes:
         own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = globals()[node.kind](node, own, context)
+        modules[node.name] = MODULES[node.kind](node, own, context)
     return modules
 
 

@@ -25,10 +25,12 @@ from diffusion_core.common.random import random_words
 from diffusion_core.diffusion import process
 from diffusion_core.networks import blocks
 from diffusion_core.networks.program import Program, Training
+from diffusion_core.networks.registry import Block, BlockRules, kind_of
 from diffusion_core.networks.weights import check_weights
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
+    "BLOCK_FUNCTIONS",
     "activations",
     "block_function",
     "forward",
@@ -42,31 +44,43 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+# One function per block kind: of the block, its inputs, its parameters by name and, where the kind has a training mode,
+# its full name and `training`.
+BLOCK_FUNCTIONS: BlockRules[Callable[..., Array]] = BlockRules(
+    "reference function", "diffusion_core/backend/reference.py"
+)
 
+
+@BLOCK_FUNCTIONS(blocks.Sinusoid)
 def _sinusoid(b: blocks.Sinusoid, c_noise: Array) -> Array:
     angle = c_noise[:, None] * np.array(b.frequencies())
     parts = (np.sin(angle), np.cos(angle)) if b.sin_first else (np.cos(angle), np.sin(angle))
     return np.concatenate(parts, axis=-1)
 
 
+@BLOCK_FUNCTIONS(blocks.Fourier)
 def _fourier(b: blocks.Fourier, c_noise: Array, frequencies: Array) -> Array:
     angle = 2.0 * np.pi * c_noise[:, None] * frequencies
     parts = (np.sin(angle), np.cos(angle)) if b.sin_first else (np.cos(angle), np.sin(angle))
     return np.concatenate(parts, axis=-1)
 
 
+@BLOCK_FUNCTIONS(blocks.Number)
 def _number(b: blocks.Number, c_noise: Array) -> Array:
     return b.scale * c_noise[:, None]
 
 
+@BLOCK_FUNCTIONS(blocks.Embedding)
 def _embedding(b: blocks.Embedding, label: NDArray, weight: Array) -> Array:
     return np.concatenate([weight, np.zeros((1, b.dim))])[label] if b.zero else weight[label]
 
 
+@BLOCK_FUNCTIONS(blocks.Linear)
 def _linear(b: blocks.Linear, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
     return x @ weight.T + bias
 
 
+@BLOCK_FUNCTIONS(blocks.Conv)
 def _conv(b: blocks.Conv, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
     top, bottom, left, right = b.padding
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
@@ -75,6 +89,7 @@ def _conv(b: blocks.Conv, x: Array, weight: Array, bias: float | Array = 0.0) ->
     return np.tensordot(windows, weight, axes=((3, 4, 5), (1, 2, 3))) + bias
 
 
+@BLOCK_FUNCTIONS(blocks.ConvTranspose)
 def _conv_transpose(b: blocks.ConvTranspose, x: Array, weight: Array, bias: float | Array = 0.0) -> Array:
     batch, height, width, _ = x.shape
     rows, columns = ((n - 1) * b.stride + b.kernel for n in (height, width))
@@ -91,11 +106,13 @@ def _normalised(x: Array, axis: tuple[int, ...], eps: float) -> Array:
     return centred / np.sqrt(np.square(centred).mean(axis=axis, keepdims=True) + eps)
 
 
+@BLOCK_FUNCTIONS(blocks.GroupNorm)
 def _group_norm(b: blocks.GroupNorm, x: Array, weight: Array, bias: Array) -> Array:
     grouped = rearrange(x, "b ... (g c) -> b (...) g c", g=b.groups)
     return _normalised(grouped, (1, 3), b.eps).reshape(x.shape) * weight + bias
 
 
+@BLOCK_FUNCTIONS(blocks.LayerNorm)
 def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Array:
     if len(b.shape) == 1:
         return _normalised(x, (-1,), b.eps) * weight + bias
@@ -103,6 +120,7 @@ def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Ar
     return _normalised(x, (1, 2, 3), b.eps) * weight + bias
 
 
+@BLOCK_FUNCTIONS(blocks.BatchNorm)
 def _batch_norm(
     b: blocks.BatchNorm,
     x: Array,
@@ -124,22 +142,27 @@ def _batch_norm(
     return _normalised(x, axes, b.eps) * weight + bias
 
 
+@BLOCK_FUNCTIONS(blocks.SiLU)
 def _silu(b: blocks.SiLU, x: Array) -> Array:
     return x / (1.0 + np.exp(-x))
 
 
+@BLOCK_FUNCTIONS(blocks.ReLU)
 def _relu(b: blocks.ReLU, x: Array) -> Array:
     return np.maximum(x, 0.0)
 
 
+@BLOCK_FUNCTIONS(blocks.GELU)
 def _gelu(b: blocks.GELU, x: Array) -> Array:
     return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
 
 
+@BLOCK_FUNCTIONS(blocks.Sigmoid)
 def _sigmoid(b: blocks.Sigmoid, x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
+@BLOCK_FUNCTIONS(blocks.Attention)
 def _attention(b: blocks.Attention, qkv: Array) -> Array:
     order = blocks.ATTENTION_ORDERS[b.order]
     q, k, v = rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=b.heads)
@@ -149,6 +172,7 @@ def _attention(b: blocks.Attention, qkv: Array) -> Array:
     return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
 
 
+@BLOCK_FUNCTIONS(blocks.Dropout)
 def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) -> Array:
     if training is None:
         return x
@@ -160,88 +184,68 @@ def _vector_to_pixels(vector: Array, like: Array) -> Array:
     return vector[:, None, None, :] if like.ndim > vector.ndim else vector
 
 
+@BLOCK_FUNCTIONS(blocks.Add)
 def _add(b: blocks.Add, x: Array, y: Array) -> Array:
     return (x + _vector_to_pixels(y, x)) * b.scale
 
 
+@BLOCK_FUNCTIONS(blocks.Multiply)
 def _multiply(b: blocks.Multiply, x: Array, y: Array) -> Array:
     return x * _vector_to_pixels(y, x)
 
 
+@BLOCK_FUNCTIONS(blocks.Modulate)
 def _modulate(b: blocks.Modulate, x: Array, vector: Array) -> Array:
     scale, shift = np.split(_vector_to_pixels(vector, x), 2, axis=-1)
     return x * (1.0 + scale) + shift
 
 
+@BLOCK_FUNCTIONS(blocks.Concat)
 def _concat(b: blocks.Concat, x: Array, y: Array) -> Array:
     return np.concatenate([x, np.broadcast_to(_vector_to_pixels(y, x), (*x.shape[:-1], y.shape[-1]))], axis=-1)
 
 
+@BLOCK_FUNCTIONS(blocks.Upsample)
 def _upsample(b: blocks.Upsample, x: Array) -> Array:
     return x.repeat(b.factor, axis=1).repeat(b.factor, axis=2)
 
 
+@BLOCK_FUNCTIONS(blocks.AvgPool)
 def _avg_pool(b: blocks.AvgPool, x: Array) -> Array:
     return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).mean(axis=3)
 
 
+@BLOCK_FUNCTIONS(blocks.MaxPool)
 def _max_pool(b: blocks.MaxPool, x: Array) -> Array:
     return rearrange(x, "b (h i) (w j) c -> b h w (i j) c", i=b.factor, j=b.factor).max(axis=3)
 
 
+@BLOCK_FUNCTIONS(blocks.Resample)
 def _resample(b: blocks.Resample, x: Array) -> Array:
     rows, columns = b.matrix(x.shape[1]), b.matrix(x.shape[2])
     return np.einsum("Hh,bhwc,Ww->bHWc", rows, x, columns, optimize=True)
 
 
+@BLOCK_FUNCTIONS(blocks.Mean)
 def _mean(b: blocks.Mean, x: Array) -> Array:
     return x.mean(axis=(1, 2))
 
 
+@BLOCK_FUNCTIONS(blocks.Flatten)
 def _flatten(b: blocks.Flatten, x: Array) -> Array:
     return x.reshape(len(x), -1)
 
 
+@BLOCK_FUNCTIONS(blocks.Unflatten)
 def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
     return x.reshape(len(x), b.height, b.width, -1)
 
 
-_FUNCTIONS: dict[str, Callable[..., Array]] = {
-    "Sinusoid": _sinusoid,
-    "Fourier": _fourier,
-    "Number": _number,
-    "Embedding": _embedding,
-    "Linear": _linear,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "GroupNorm": _group_norm,
-    "LayerNorm": _layer_norm,
-    "BatchNorm": _batch_norm,
-    "SiLU": _silu,
-    "ReLU": _relu,
-    "GELU": _gelu,
-    "Sigmoid": _sigmoid,
-    "Attention": _attention,
-    "Dropout": _dropout,
-    "Add": _add,
-    "Multiply": _multiply,
-    "Modulate": _modulate,
-    "Concat": _concat,
-    "Upsample": _upsample,
-    "AvgPool": _avg_pool,
-    "MaxPool": _max_pool,
-    "Resample": _resample,
-    "Mean": _mean,
-    "Flatten": _flatten,
-    "Unflatten": _unflatten,
-}
-
-
-def block_function(name: str, block: blocks.Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
+def block_function(name: str, block: Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
     """The function of one block of a program, with its weights bound by full name."""
     own = {p.name: np.asarray(weights[f"{name}.{p.name}"], np.float64) for p in block.parameters()}
-    own |= {"name": name} if block.in_training else {}
-    function = _FUNCTIONS[type(block).__name__]
+    own |= {"name": name} if block.has_training_mode else {}
+    function = BLOCK_FUNCTIONS[kind_of(block)]
 
     # The block's own arguments come after its inputs.
     return lambda *inputs, **training: function(block, *inputs, **own, **training)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks import blocks
 from diffusion_core.networks.program import Program
+from diffusion_core.networks.registry import Block, BlockRules, Shape, kind_of
 from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
@@ -56,6 +56,14 @@ class Value:
     def is_image(self) -> bool:
         """Whether it has pixels."""
         return len(self.shape) == 3
+
+
+def _channels_first(shape: Shape) -> Shape:
+    return *shape[-1:], *shape[:-1]
+
+
+def _channels_last(shape: Shape) -> Shape:
+    return *shape[1:], *shape[:1]
 
 
 class Graph:
@@ -85,6 +93,11 @@ class Graph:
         return given if isinstance(given, str) else self.keep(f"{self.block}/constant_{len(self.initialisers)}", given)
 
 
+# One emitter per block kind: of the graph, the block, its inputs and the names of its parameters; it adds operators and
+# returns the name of the last output.
+EMITTERS: BlockRules[Callable[..., str]] = BlockRules("ONNX emitter", "diffusion_core/convert/onnx.py")
+
+
 def _whole(*numbers: int) -> NDArray[np.int64]:
     return np.array(numbers, np.int64)
 
@@ -109,47 +122,52 @@ def _beside(g: Graph, y: Value, x: Value) -> Value | str:
     return y if y.is_image == x.is_image else _like(g, y, x)
 
 
-def _waves(g: Graph, angle: str, sin_first: bool, dim: int) -> Value:
+def _waves(g: Graph, angle: str, sin_first: bool) -> str:
     sin, cos = g.add("Sin", angle), g.add("Sin", g.add("Add", angle, np.array(np.pi / 2)))
-    return Value(_single(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1)), (dim,))
+    return _single(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1))
 
 
 def _column(g: Graph, c_noise: Value) -> str:
     return g.add("Unsqueeze", c_noise, _whole(1))
 
 
-def _sinusoid(g: Graph, b: blocks.Sinusoid, c_noise: Value) -> Value:
-    return _waves(g, g.add("Mul", _column(g, c_noise), np.array(b.frequencies())), b.sin_first, b.dim)
+@EMITTERS(blocks.Sinusoid)
+def _sinusoid(g: Graph, b: blocks.Sinusoid, c_noise: Value) -> str:
+    return _waves(g, g.add("Mul", _column(g, c_noise), np.array(b.frequencies())), b.sin_first)
 
 
-def _fourier(g: Graph, b: blocks.Fourier, c_noise: Value, frequencies: str) -> Value:
+@EMITTERS(blocks.Fourier)
+def _fourier(g: Graph, b: blocks.Fourier, c_noise: Value, frequencies: str) -> str:
     turns = g.add("Mul", _column(g, c_noise), g.add("Cast", frequencies, to=g.onnx.TensorProto.DOUBLE))
-    return _waves(g, g.add("Mul", turns, np.array(2.0 * np.pi)), b.sin_first, b.dim)
+    return _waves(g, g.add("Mul", turns, np.array(2.0 * np.pi)), b.sin_first)
 
 
-def _number(g: Graph, b: blocks.Number, c_noise: Value) -> Value:
-    return Value(_single(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64))), (1,))
+@EMITTERS(blocks.Number)
+def _number(g: Graph, b: blocks.Number, c_noise: Value) -> str:
+    return _single(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64)))
 
 
-def _embedding(g: Graph, b: blocks.Embedding, label: Value, weight: str) -> Value:
+@EMITTERS(blocks.Embedding)
+def _embedding(g: Graph, b: blocks.Embedding, label: Value, weight: str) -> str:
     table = g.add("Concat", weight, np.zeros((1, b.dim), np.float32), axis=0) if b.zero else weight
-    return Value(g.add("Gather", table, label), (b.dim,))
+    return g.add("Gather", table, label)
 
 
-def _linear(g: Graph, b: blocks.Linear, x: Value, weight: str, bias: str | None = None) -> Value:
-    return Value(g.add("Gemm", x, weight, *filter(None, [bias]), transB=1), (b.outputs,))
+@EMITTERS(blocks.Linear)
+def _linear(g: Graph, b: blocks.Linear, x: Value, weight: str, bias: str | None = None) -> str:
+    return g.add("Gemm", x, weight, *filter(None, [bias]), transB=1)
 
 
-def _conv(g: Graph, b: blocks.Conv, x: Value, weight: str, bias: str | None = None) -> Value:
+@EMITTERS(blocks.Conv)
+def _conv(g: Graph, b: blocks.Conv, x: Value, weight: str, bias: str | None = None) -> str:
     top, bottom, left, right = b.padding
-    y = g.add("Conv", x, weight, *filter(None, [bias]), pads=[top, left, bottom, right], strides=[b.stride] * 2)
-    height, width = x.shape[1] + top + bottom, x.shape[2] + left + right
-    return Value(y, (b.outputs, *((size - b.kernel) // b.stride + 1 for size in (height, width))))
+    pads = [top, left, bottom, right]
+    return g.add("Conv", x, weight, *filter(None, [bias]), pads=pads, strides=[b.stride] * 2)
 
 
-def _conv_transpose(g: Graph, b: blocks.ConvTranspose, x: Value, weight: str, bias: str | None = None) -> Value:
-    y = g.add("ConvTranspose", x, weight, *filter(None, [bias]), pads=[b.crop] * 4, strides=[b.stride] * 2)
-    return Value(y, (b.outputs, *((size - 1) * b.stride + b.kernel - 2 * b.crop for size in x.shape[1:])))
+@EMITTERS(blocks.ConvTranspose)
+def _conv_transpose(g: Graph, b: blocks.ConvTranspose, x: Value, weight: str, bias: str | None = None) -> str:
+    return g.add("ConvTranspose", x, weight, *filter(None, [bias]), pads=[b.crop] * 4, strides=[b.stride] * 2)
 
 
 def _normalised(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> str:
@@ -159,41 +177,49 @@ def _normalised(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> 
     return g.add("Div", centred, g.add("Sqrt", g.add("Add", variance, np.array(eps, np.float32))))
 
 
-def _group_norm(g: Graph, b: blocks.GroupNorm, x: Value, weight: str, bias: str) -> Value:
+@EMITTERS(blocks.GroupNorm)
+def _group_norm(g: Graph, b: blocks.GroupNorm, x: Value, weight: str, bias: str) -> str:
     normal = _reshape(g, _normalised(g, _reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
-    return Value(g.add("Add", g.add("Mul", normal, _like(g, weight, x)), _like(g, bias, x)), x.shape)
+    return g.add("Add", g.add("Mul", normal, _like(g, weight, x)), _like(g, bias, x))
 
 
-def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str) -> Value:
+@EMITTERS(blocks.LayerNorm)
+def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str) -> str:
     if len(b.shape) == 1:
         normal, weight, bias = _normalised(g, x, (1,), b.eps), _like(g, weight, x), _like(g, bias, x)
     else:
         normal = _normalised(g, x, (1, 2, 3), b.eps)
-    return Value(g.add("Add", g.add("Mul", normal, weight), bias), x.shape)
+    return g.add("Add", g.add("Mul", normal, weight), bias)
 
 
-def _batch_norm(g: Graph, b: blocks.BatchNorm, x: Value, weight: str, bias: str, mean: str, variance: str) -> Value:
-    return Value(g.add("BatchNormalization", x, weight, bias, mean, variance, epsilon=b.eps), x.shape)
+@EMITTERS(blocks.BatchNorm)
+def _batch_norm(g: Graph, b: blocks.BatchNorm, x: Value, weight: str, bias: str, mean: str, variance: str) -> str:
+    return g.add("BatchNormalization", x, weight, bias, mean, variance, epsilon=b.eps)
 
 
-def _silu(g: Graph, b: blocks.SiLU, x: Value) -> Value:
-    return Value(g.add("Mul", x, g.add("Sigmoid", x)), x.shape)
+@EMITTERS(blocks.SiLU)
+def _silu(g: Graph, b: blocks.SiLU, x: Value) -> str:
+    return g.add("Mul", x, g.add("Sigmoid", x))
 
 
-def _relu(g: Graph, b: blocks.ReLU, x: Value) -> Value:
-    return Value(g.add("Relu", x), x.shape)
+@EMITTERS(blocks.ReLU)
+def _relu(g: Graph, b: blocks.ReLU, x: Value) -> str:
+    return g.add("Relu", x)
 
 
-def _gelu(g: Graph, b: blocks.GELU, x: Value) -> Value:
+@EMITTERS(blocks.GELU)
+def _gelu(g: Graph, b: blocks.GELU, x: Value) -> str:
     twice = g.add("Add", g.add("Erf", g.add("Mul", x, np.array(0.5**0.5, np.float32))), np.array(1, np.float32))
-    return Value(g.add("Mul", g.add("Mul", x, np.array(0.5, np.float32)), twice), x.shape)
+    return g.add("Mul", g.add("Mul", x, np.array(0.5, np.float32)), twice)
 
 
-def _sigmoid(g: Graph, b: blocks.Sigmoid, x: Value) -> Value:
-    return Value(g.add("Sigmoid", x), x.shape)
+@EMITTERS(blocks.Sigmoid)
+def _sigmoid(g: Graph, b: blocks.Sigmoid, x: Value) -> str:
+    return g.add("Sigmoid", x)
 
 
-def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> Value:
+@EMITTERS(blocks.Attention)
+def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> str:
     _, height, width = qkv.shape
     axes = blocks.ATTENTION_ORDERS[b.order].split()
     sizes = {"three": 3, "n": b.heads, "d": b.channels // b.heads}
@@ -202,104 +228,84 @@ def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> Value:
     q = g.add("Mul", q, np.array(sizes["d"] ** -0.5, np.float32))
     weights = g.add("Softmax", g.add("MatMul", _turned(g, q), k), axis=-1)
     mixed = _turned(g, g.add("MatMul", weights, _turned(g, v)))
-    return Value(_reshape(g, mixed, b.channels, height, width), (b.channels, height, width))
+    return _reshape(g, mixed, b.channels, height, width)
 
 
 def _turned(g: Graph, x: str) -> str:
     return g.add("Transpose", x, perm=[0, 1, 3, 2])
 
 
-def _dropout(g: Graph, b: blocks.Dropout, x: Value) -> Value:
-    return x
+@EMITTERS(blocks.Dropout)
+def _dropout(g: Graph, b: blocks.Dropout, x: Value) -> str:
+    return x.name
 
 
-def _add(g: Graph, b: blocks.Add, x: Value, y: Value) -> Value:
+@EMITTERS(blocks.Add)
+def _add(g: Graph, b: blocks.Add, x: Value, y: Value) -> str:
     total = g.add("Add", x, _beside(g, y, x))
-    return Value(total if b.scale == 1 else g.add("Mul", total, np.array(b.scale, np.float32)), x.shape)
+    return total if b.scale == 1 else g.add("Mul", total, np.array(b.scale, np.float32))
 
 
-def _multiply(g: Graph, b: blocks.Multiply, x: Value, y: Value) -> Value:
-    return Value(g.add("Mul", x, _beside(g, y, x)), x.shape)
+@EMITTERS(blocks.Multiply)
+def _multiply(g: Graph, b: blocks.Multiply, x: Value, y: Value) -> str:
+    return g.add("Mul", x, _beside(g, y, x))
 
 
-def _modulate(g: Graph, b: blocks.Modulate, x: Value, vector: Value) -> Value:
+@EMITTERS(blocks.Modulate)
+def _modulate(g: Graph, b: blocks.Modulate, x: Value, vector: Value) -> str:
     halves = _reshape(g, vector, 2, b.channels)
     scale, shift = (
         _like(g, Value(g.add("Gather", halves, np.array(i), axis=1), (b.channels,)), x) for i in range(2)
     )  # fmt: skip
-    return Value(g.add("Add", g.add("Mul", x, g.add("Add", scale, np.array(1, np.float32))), shift), x.shape)
+    return g.add("Add", g.add("Mul", x, g.add("Add", scale, np.array(1, np.float32))), shift)
 
 
-def _concat(g: Graph, b: blocks.Concat, x: Value, y: Value) -> Value:
+@EMITTERS(blocks.Concat)
+def _concat(g: Graph, b: blocks.Concat, x: Value, y: Value) -> str:
     part = _beside(g, y, x)
     if not y.is_image and x.is_image:
         part = g.add("Expand", part, _whole(1, 1, *x.shape[1:]))
-    return Value(g.add("Concat", x, part, axis=1), (x.shape[0] + y.shape[0], *x.shape[1:]))
+    return g.add("Concat", x, part, axis=1)
 
 
-def _upsample(g: Graph, b: blocks.Upsample, x: Value) -> Value:
+@EMITTERS(blocks.Upsample)
+def _upsample(g: Graph, b: blocks.Upsample, x: Value) -> str:
     scales = np.array([1, 1, b.factor, b.factor], np.float32)
     options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    channels, height, width = x.shape
-    return Value(g.add("Resize", x, "", scales, **options), (channels, b.factor * height, b.factor * width))
+    return g.add("Resize", x, "", scales, **options)
 
 
-def _pool(kind: str, g: Graph, b: blocks.AvgPool | blocks.MaxPool, x: Value) -> Value:
-    square = [b.factor] * 2
-    y = g.add(kind, x, kernel_shape=square, strides=square)
-    return Value(y, (x.shape[0], *(size // b.factor for size in x.shape[1:])))
+@EMITTERS(blocks.AvgPool)
+def _avg_pool(g: Graph, b: blocks.AvgPool, x: Value) -> str:
+    return g.add("AveragePool", x, kernel_shape=[b.factor] * 2, strides=[b.factor] * 2)
 
 
-def _mean(g: Graph, b: blocks.Mean, x: Value) -> Value:
-    return Value(_reshape(g, g.add("GlobalAveragePool", x), x.shape[0]), (x.shape[0],))
+@EMITTERS(blocks.MaxPool)
+def _max_pool(g: Graph, b: blocks.MaxPool, x: Value) -> str:
+    return g.add("MaxPool", x, kernel_shape=[b.factor] * 2, strides=[b.factor] * 2)
 
 
-def _resample(g: Graph, b: blocks.Resample, x: Value) -> Value:
+@EMITTERS(blocks.Mean)
+def _mean(g: Graph, b: blocks.Mean, x: Value) -> str:
+    return _reshape(g, g.add("GlobalAveragePool", x), x.shape[0])
+
+
+@EMITTERS(blocks.Resample)
+def _resample(g: Graph, b: blocks.Resample, x: Value) -> str:
     rows, columns = (b.matrix(size).astype(np.float32) for size in x.shape[1:])
-    y = g.add("MatMul", rows, g.add("MatMul", x, columns.T))
-    return Value(y, (x.shape[0], len(rows), len(columns)))
+    return g.add("MatMul", rows, g.add("MatMul", x, columns.T))
 
 
-def _flatten(g: Graph, b: blocks.Flatten, x: Value) -> Value:
-    size = math.prod(x.shape)
-    return Value(_reshape(g, g.add("Transpose", x, perm=[0, 2, 3, 1]), size), (size,))
+@EMITTERS(blocks.Flatten)
+def _flatten(g: Graph, b: blocks.Flatten, x: Value) -> str:
+    return _reshape(g, g.add("Transpose", x, perm=[0, 2, 3, 1]), math.prod(x.shape))
 
 
-def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> Value:
+@EMITTERS(blocks.Unflatten)
+def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> str:
     channels = x.shape[0] // (b.height * b.width)
     image = _reshape(g, x, b.height, b.width, channels)
-    return Value(g.add("Transpose", image, perm=[0, 3, 1, 2]), (channels, b.height, b.width))
-
-
-EMITTERS: dict[str, Callable[..., Value]] = {
-    "Sinusoid": _sinusoid,
-    "Fourier": _fourier,
-    "Number": _number,
-    "Embedding": _embedding,
-    "Linear": _linear,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "GroupNorm": _group_norm,
-    "LayerNorm": _layer_norm,
-    "BatchNorm": _batch_norm,
-    "SiLU": _silu,
-    "ReLU": _relu,
-    "GELU": _gelu,
-    "Sigmoid": _sigmoid,
-    "Attention": _attention,
-    "Dropout": _dropout,
-    "Add": _add,
-    "Multiply": _multiply,
-    "Modulate": _modulate,
-    "Concat": _concat,
-    "Upsample": _upsample,
-    "AvgPool": partial(_pool, "AveragePool"),
-    "MaxPool": partial(_pool, "MaxPool"),
-    "Mean": _mean,
-    "Resample": _resample,
-    "Flatten": _flatten,
-    "Unflatten": _unflatten,
-}
+    return g.add("Transpose", image, perm=[0, 3, 1, 2])
 
 
 def onnx_model(
@@ -320,13 +326,16 @@ def onnx_model(
     check_weights(program, weights)
     graph = Graph(onnx)
 
-    def emitter(name: str, block: blocks.Block) -> Callable[..., Value]:
+    def emitter(name: str, block: Block) -> Callable[..., Value]:
         def emit(*inputs: Value, training: None = None) -> Value:
             graph.block = name
             own = {p.name: f"{name}.{p.name}" for p in block.parameters()}
             for kept in own.values():
                 graph.keep(kept, np.asarray(weights[kept], np.float32))
-            return EMITTERS[type(block).__name__](graph, block, *inputs, **own)
+            output = EMITTERS[kind_of(block)](graph, block, *inputs, **own)
+            return Value(
+                output, _channels_first(block.output_shape(*(_channels_last(value.shape) for value in inputs)))
+            )
 
         return emit
 

@@ -1,17 +1,18 @@
-"""The block kinds: all that a backend must be able to compute.
+"""The block kinds: all operations that a network is made of.
 
-A kind is a frozen dataclass of explicit numbers: no "same" padding, no default epsilon, no default
-initialiser. It says which parameters it owns and how they start; it does not compute. Each backend has
-one class of the same name for each kind, and `reference.py` has one function.
+A kind is a frozen dataclass of explicit numbers: no "same" padding, no default epsilon, no default initialiser. It
+states its parameters with their initial distributions, the shape of its value and its multiply-adds; it computes
+nothing. `backend/reference.py` has one function per kind, `convert/onnx.py` one emitter, and each backend one class
+of the same name in its `network.py`; see `networks/registry.py`.
 
 Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of PyTorch (``o i kh kw``).
 
-    Sinusoid       [cos, sin] features of a number per sample, from a table of frequencies
-    Fourier        the same with random frequencies, which are kept with the weights
-    Number         a number per sample as a vector of one channel
-    Embedding      a row of a table per label
+    Sinusoid       [cos, sin] features of one number per sample, at fixed frequencies
+    Fourier        the same at random frequencies, which are stored with the weights
+    Number         one number per sample as a vector of one channel
+    Embedding      one row of a table per label
     Linear         y = x W^T + b
-    Conv           2-D convolution with padding given per side
+    Conv           2-D convolution; the padding of each side is explicit
     ConvTranspose  its transpose, cropped on every side
     GroupNorm      (x - mean) / sqrt(variance + eps) per group, then scale and shift; biased variance
     LayerNorm      the same over the channels of each pixel, or over a whole image
@@ -19,20 +20,19 @@ Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of Py
     SiLU, ReLU     x sigmoid(x), max(x, 0)
     GELU, Sigmoid  x Phi(x) with the normal distribution function Phi, 1 / (1 + exp(-x))
     Attention      softmax(q k^T / sqrt(d)) v over all pixels, per head
-    Dropout        zeros by the shared random stream in training, nothing in evaluation
+    Dropout        zeros from the shared random stream in training, the identity in evaluation
     Add, Multiply  (a + b) scale, a b; a vector acts on every pixel
-    Modulate       x (1 + scale) + shift, both halves of one vector
-    Concat         channels of a, then of b; a vector is given to every pixel
-    Upsample       every pixel twice in both directions
+    Modulate       x (1 + scale) + shift, where one vector holds both
+    Concat         channels of a, then of b; a vector is repeated at every pixel
+    Upsample       nearest neighbour, twice the height and width
     AvgPool        mean of 2 x 2 pixels
-    MaxPool        largest of 2 x 2 pixels
+    MaxPool        maximum of 2 x 2 pixels
     Mean           mean of all pixels, a vector
-    Resample       twice or half the size, by one small matrix along each side
+    Resample       twice or half the height and width, by one small matrix along each side
     Flatten        an image as a vector in the order h w c
     Unflatten      its inverse
 
-Two kinds act otherwise in training than in evaluation, BatchNorm and Dropout; they are marked `in_training`
-and are told which it is.
+BatchNorm and Dropout compute something else in training than in evaluation (`has_training_mode`).
 """
 
 from __future__ import annotations
@@ -40,21 +40,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.registry import Block, Elementwise, NoProducts, Parameter, Shape, register
 
 __all__ = [
     "ATTENTION_ORDERS",
-    "KINDS",
     "Add",
     "Attention",
     "AvgPool",
     "BatchNorm",
-    "Block",
     "Concat",
     "Conv",
     "ConvTranspose",
@@ -71,7 +70,6 @@ __all__ = [
     "Modulate",
     "Multiply",
     "Number",
-    "Parameter",
     "ReLU",
     "Resample",
     "SiLU",
@@ -82,38 +80,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One array of a network.
-
-    Args:
-        name: its name within the block, then within the program.
-        shape: in the canonical axes.
-        axes: what each axis is, as in ``"o i kh kw"``.
-        init: ``("constant", value)``, ``("uniform", bound)`` or ``("normal", standard deviation)``.
-        decay: whether weight decay applies to it (never to biases, norms and embeddings).
-        trained: whether the optimiser moves it; running statistics and random frequencies are not trained.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    axes: str
-    init: tuple[str, float]
-    decay: bool = False
-    trained: bool = True
-
-
-class Block(Protocol):
-    """What every kind offers."""
-
-    in_training: ClassVar[bool]
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters that the block owns, in order."""
-
-
 def _weight(shape: tuple[int, ...], axes: str, scale: float, fan_in: int, fan_out: int) -> Parameter:
-    """Uniform with variance scale / mean(fan_in, fan_out), as DDPM starts its layers; scale 0 is zeros."""
+    """Return a uniform weight with variance scale / mean(fan_in, fan_out), as in DDPM; scale 0 gives zeros."""
     bound = math.sqrt(6.0 * scale / (fan_in + fan_out))
     return Parameter("weight", shape, axes, ("uniform", bound) if bound else ("constant", 0.0), decay=True)
 
@@ -123,24 +91,14 @@ def _bias(shape: tuple[int, ...], axes: str = "o") -> Parameter:
 
 
 def _norm(shape: tuple[int, ...], axes: str = "o") -> tuple[Parameter, ...]:
-    """Scale of ones and shift of zeros."""
+    """Return a scale of ones and a shift of zeros."""
     return Parameter("weight", shape, axes, ("constant", 1.0)), _bias(shape, axes)
 
 
+@register
 @dataclass(frozen=True)
-class Kind:
-    """A kind that acts alike in training and in evaluation, and has no parameters."""
-
-    in_training: ClassVar[bool] = False
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """None."""
-        return ()
-
-
-@dataclass(frozen=True)
-class Sinusoid(Kind):
-    """Timestep embedding (Vaswani et al., 2017, section 3.5), computed in float64 and cast once.
+class Sinusoid(NoProducts):
+    """Timestep embedding (Vaswani et al., 2017, section 3.5), computed in float64 and cast at the end.
 
     frequency_k = max_period^(-k / divisor) for k < dim/2. `divisor` is dim/2 - 1 in DDPM and dim/2 in
     guided-diffusion; `sin_first` is true in DDPM.
@@ -152,15 +110,19 @@ class Sinusoid(Kind):
     sin_first: bool
 
     def frequencies(self) -> list[float]:
-        """The dim/2 angular frequencies."""
+        """Return the dim/2 angular frequencies."""
         return [math.exp(-math.log(self.max_period) * k / self.divisor) for k in range(self.dim // 2)]
 
+    def output_shape(self, c_noise: Shape) -> Shape:
+        return (self.dim,)
 
+
+@register
 @dataclass(frozen=True)
-class Fourier(Kind):
-    """Random Fourier features (Tancik et al., 2020) of 2 pi c_noise, computed in float64 and cast once.
+class Fourier(NoProducts):
+    """Random Fourier features (Tancik et al., 2020) of 2 pi c_noise, computed in float64 and cast at the end.
 
-    The dim/2 frequencies are normal with standard deviation `scale`; they are drawn with the weights and never trained.
+    The dim/2 frequencies are normal with standard deviation `scale`. They are drawn with the weights and not trained.
     """
 
     dim: int
@@ -168,33 +130,45 @@ class Fourier(Kind):
     sin_first: bool
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """The frequencies (o,)."""
+        """Return the frequencies (o,)."""
         return (Parameter("frequencies", (self.dim // 2,), "o", ("normal", self.scale), trained=False),)
 
+    def output_shape(self, c_noise: Shape) -> Shape:
+        return (self.dim,)
 
+
+@register
 @dataclass(frozen=True)
-class Number(Kind):
-    """`scale` times a number per sample, as a vector of one channel; computed in float64 and cast once."""
+class Number(NoProducts):
+    """`scale` times one number per sample, as a vector of one channel; computed in float64 and cast at the end."""
 
     scale: float
 
+    def output_shape(self, c_noise: Shape) -> Shape:
+        return (1,)
 
+
+@register
 @dataclass(frozen=True)
-class Embedding(Kind):
-    """A table with one row per label. With `zero`, the label `count` stands for "no class" and gives zeros."""
+class Embedding(NoProducts):
+    """A table with one row per label. With `zero`, the label `count` means "no class" and gives zeros."""
 
     count: int
     dim: int
     zero: bool = False
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """The table, standard normal."""
+        """Return the table (n, o), standard normal."""
         return (Parameter("weight", (self.count, self.dim), "n o", ("normal", 1.0)),)
 
+    def output_shape(self, label: Shape) -> Shape:
+        return (self.dim,)
 
+
+@register
 @dataclass(frozen=True)
-class Linear(Kind):
-    """A dense layer on vectors; `scale` is the variance scale of its start."""
+class Linear(Block):
+    """A dense layer on vectors; `scale` is the variance scale of its initial weights."""
 
     inputs: int
     outputs: int
@@ -202,14 +176,21 @@ class Linear(Kind):
     scale: float
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Weight (o, i) and, if wanted, bias (o,)."""
+        """Return the weight (o, i) and, with `bias`, the bias (o,)."""
         weight = _weight((self.outputs, self.inputs), "o i", self.scale, self.inputs, self.outputs)
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
+    def output_shape(self, x: Shape) -> Shape:
+        return (self.outputs,)
 
+    def multiply_adds(self, x: Shape) -> int:
+        return self.inputs * self.outputs
+
+
+@register
 @dataclass(frozen=True)
-class Conv(Kind):
-    """A 2-D convolution; `padding` is (top, bottom, left, right), filled with zeros."""
+class Conv(Block):
+    """A 2-D convolution; `padding` is (top, bottom, left, right), in zeros."""
 
     inputs: int
     outputs: int
@@ -220,16 +201,25 @@ class Conv(Kind):
     scale: float
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Weight (o, i, kh, kw) and, if wanted, bias (o,)."""
+        """Return the weight (o, i, kh, kw) and, with `bias`, the bias (o,)."""
         area = self.kernel**2
         shape = (self.outputs, self.inputs, self.kernel, self.kernel)
         weight = _weight(shape, "o i kh kw", self.scale, self.inputs * area, self.outputs * area)
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
+    def output_shape(self, x: Shape) -> Shape:
+        top, bottom, left, right = self.padding
+        height, width = x[0] + top + bottom - self.kernel, x[1] + left + right - self.kernel
+        return height // self.stride + 1, width // self.stride + 1, self.outputs
 
+    def multiply_adds(self, x: Shape) -> int:
+        return math.prod(self.output_shape(x)) * self.inputs * self.kernel**2
+
+
+@register
 @dataclass(frozen=True)
-class ConvTranspose(Kind):
-    """The transpose of a convolution: n pixels become (n - 1) stride + kernel - 2 crop."""
+class ConvTranspose(Block):
+    """The transpose of a convolution: n pixels become (n - 1) stride + kernel - 2 crop pixels."""
 
     inputs: int
     outputs: int
@@ -240,15 +230,23 @@ class ConvTranspose(Kind):
     scale: float
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Weight (i, o, kh, kw) and, if wanted, bias (o,)."""
+        """Return the weight (i, o, kh, kw) and, with `bias`, the bias (o,)."""
         area = self.kernel**2
         shape = (self.inputs, self.outputs, self.kernel, self.kernel)
         weight = _weight(shape, "i o kh kw", self.scale, self.inputs * area, self.outputs * area)
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
+    def output_shape(self, x: Shape) -> Shape:
+        height, width = ((size - 1) * self.stride + self.kernel - 2 * self.crop for size in x[:2])
+        return height, width, self.outputs
 
+    def multiply_adds(self, x: Shape) -> int:
+        return math.prod(x) * self.outputs * self.kernel**2
+
+
+@register
 @dataclass(frozen=True)
-class GroupNorm(Kind):
+class GroupNorm(Elementwise):
     """Group normalisation (Wu & He, 2018), mean and variance in two passes over pixels and group channels."""
 
     channels: int
@@ -260,13 +258,14 @@ class GroupNorm(Kind):
             raise DuetError(f"model.norm_groups: {self.groups} groups do not divide {self.channels} channels")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Scale (o,) and shift (o,)."""
+        """Return the scale (o,) and the shift (o,)."""
         return _norm((self.channels,))
 
 
+@register
 @dataclass(frozen=True)
-class LayerNorm(Kind):
-    """Layer normalisation (Ba et al., 2016) in two passes, with a scale and a shift per number.
+class LayerNorm(Elementwise):
+    """Layer normalisation (Ba et al., 2016) in two passes, with a scale and a shift per element.
 
     The shape is (c,) for the channels of each pixel or of a vector, or (c, h, w) for a whole image.
     """
@@ -276,63 +275,69 @@ class LayerNorm(Kind):
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3):
-            raise DuetError(f"LayerNorm: shape {self.shape} was given; it is (c,) or (c, h, w)")
+            raise DuetError(f"LayerNorm: shape {self.shape} was given; it must be (c,) or (c, h, w)")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Scale and shift, (o,) or (o, h, w)."""
+        """Return the scale and the shift, (o,) or (o, h, w)."""
         return _norm(self.shape, "o" if len(self.shape) == 1 else "o h w")
 
 
+@register
 @dataclass(frozen=True)
-class BatchNorm(Kind):
+class BatchNorm(Elementwise):
     """Batch normalisation (Ioffe & Szegedy, 2015) over batch and pixels.
 
-    In training it normalises with the batch's own mean and biased variance, and moves the running ones by
-    ``running <- running + momentum (batch - running)``, where the batch's variance is the unbiased one, n/(n-1),
-    as in PyTorch. `momentum` is the share of the new (Keras names the share of the old). The moving average of
-    the weights averages the running statistics too.
+    In training it normalises with the mean and the biased variance of the batch, and updates the running statistics by
+    ``running <- running + momentum (batch - running)``, with the unbiased variance of the batch (factor n/(n-1)), as
+    PyTorch does. `momentum` is the weight of the new value (in Keras it is the weight of the old one). The EMA of the
+    weights also averages the running statistics.
     """
 
     channels: int
     eps: float
     momentum: float
 
-    in_training: ClassVar[bool] = True
+    has_training_mode: ClassVar[bool] = True
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Scale, shift, running mean and running variance, all (o,)."""
+        """Return the scale, the shift, the running mean and the running variance, all (o,)."""
         shape = (self.channels,)
         mean = Parameter("mean", shape, "o", ("constant", 0.0), trained=False)
         return *_norm(shape), mean, Parameter("variance", shape, "o", ("constant", 1.0), trained=False)
 
 
+@register
 @dataclass(frozen=True)
-class SiLU(Kind):
+class SiLU(Elementwise):
     """x sigmoid(x)."""
 
 
+@register
 @dataclass(frozen=True)
-class ReLU(Kind):
+class ReLU(Elementwise):
     """max(x, 0)."""
 
 
+@register
 @dataclass(frozen=True)
-class GELU(Kind):
+class GELU(Elementwise):
     """x Phi(x), exactly: Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
 
 
+@register
 @dataclass(frozen=True)
-class Sigmoid(Kind):
+class Sigmoid(Elementwise):
     """1 / (1 + exp(-x))."""
 
 
-# How the 3c channels that an attention reads are made of q, k and v (three), heads (n) and channels per head (d).
+# The order of q, k and v ("three"), heads (n) and channels per head (d) in the 3c channels that Attention reads.
 ATTENTION_ORDERS = {"qkv": "three n d", "heads": "n three d", "interleaved": "n d three"}
 
 
+@register
 @dataclass(frozen=True)
-class Attention(Kind):
-    """Self-attention over all pixels of a (b, h, w, 3c) value that holds q, k and v, in one of three orders."""
+class Attention(Block):
+    """Self-attention over all pixels of a (b, h, w, 3c) value that holds q, k and v, see `ATTENTION_ORDERS`."""
 
     channels: int
     heads: int
@@ -344,86 +349,123 @@ class Attention(Kind):
         if self.order not in ATTENTION_ORDERS:
             raise one_of("model.qkv_order", self.order, ATTENTION_ORDERS)
 
+    def output_shape(self, qkv: Shape) -> Shape:
+        return *qkv[:-1], self.channels
 
+    def multiply_adds(self, qkv: Shape) -> int:
+        return 2 * (qkv[0] * qkv[1]) ** 2 * self.channels
+
+
+@register
 @dataclass(frozen=True)
-class Dropout(Kind):
-    """Zeros with probability `rate` in training, the others divided by 1 - rate.
+class Dropout(Elementwise):
+    """Set elements to zero with probability `rate` in training, and divide the others by 1 - rate.
 
-    Element e of image n, counted in the order h w c, is dropped if word e of the stream at (index n, this row) is
-    below ``round(rate 2^32)``: whole numbers, so every framework drops the same ones. `row` is its own in a program.
+    Element e of image n, counted in the order h w c, is dropped if word e of the random stream at (index n, `row`) is
+    below ``round(rate 2^32)``. These are integers, so every framework drops the same elements. Each Dropout of a
+    program has its own `row`.
     """
 
     rate: float
     row: int
 
-    in_training: ClassVar[bool] = True
+    has_training_mode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
-            raise DuetError(f"model.dropout: {self.rate} was given; it is a probability, 0 to less than 1")
+            raise DuetError(f"model.dropout: {self.rate} was given; it must be a probability, 0 <= dropout < 1")
 
     @property
     def threshold(self) -> int:
-        """Words below it are dropped."""
+        """The word below which an element is dropped."""
         return round(self.rate * 2**32)
 
 
+@register
 @dataclass(frozen=True)
-class Add(Kind):
-    """(a + b) scale; where b is a vector it is added to every pixel of a."""
+class Add(NoProducts):
+    """(a + b) scale; a vector b is added to every pixel of a."""
 
     scale: float
 
+    def output_shape(self, x: Shape, y: Shape) -> Shape:
+        return x
 
+
+@register
 @dataclass(frozen=True)
-class Multiply(Kind):
-    """A b; where b is a vector it multiplies every pixel of a."""
+class Multiply(NoProducts):
+    """The product a b; a vector b multiplies every pixel of a."""
+
+    def output_shape(self, x: Shape, y: Shape) -> Shape:
+        return x
 
 
+@register
 @dataclass(frozen=True)
-class Modulate(Kind):
-    """x (1 + scale) + shift, where a vector (b, 2c) holds scale, then shift."""
+class Modulate(NoProducts):
+    """x (1 + scale) + shift, where a vector (b, 2c) holds the scale, then the shift."""
 
     channels: int
 
+    def output_shape(self, x: Shape, vector: Shape) -> Shape:
+        return x
 
+
+@register
 @dataclass(frozen=True)
-class Concat(Kind):
-    """The channels of a, followed by those of b; where b is a vector it is given to every pixel of a."""
+class Concat(NoProducts):
+    """The channels of a, then those of b; a vector b is repeated at every pixel of a."""
+
+    def output_shape(self, x: Shape, y: Shape) -> Shape:
+        return *x[:-1], x[-1] + y[-1]
 
 
+@register
 @dataclass(frozen=True)
-class Upsample(Kind):
-    """Nearest neighbour, twice in both directions."""
+class Upsample(NoProducts):
+    """Repeat every pixel twice in both directions (nearest neighbour)."""
 
     factor: ClassVar[int] = 2
 
+    def output_shape(self, x: Shape) -> Shape:
+        return x[0] * self.factor, x[1] * self.factor, x[2]
 
+
+@register
 @dataclass(frozen=True)
-class AvgPool(Kind):
+class AvgPool(NoProducts):
     """The mean of each square of 2 x 2 pixels."""
 
     factor: ClassVar[int] = 2
 
+    def output_shape(self, x: Shape) -> Shape:
+        return x[0] // self.factor, x[1] // self.factor, x[2]
 
+
+@register
 @dataclass(frozen=True)
-class MaxPool(Kind):
-    """The largest of each square of 2 x 2 pixels."""
+class MaxPool(NoProducts):
+    """The maximum of each square of 2 x 2 pixels."""
 
     factor: ClassVar[int] = 2
 
+    def output_shape(self, x: Shape) -> Shape:
+        return x[0] // self.factor, x[1] // self.factor, x[2]
 
+
+@register
 @dataclass(frozen=True)
-class Resample(Kind):
+class Resample(Block):
     """y = A x A^T for the pixels of each channel, with one small matrix A that the core computes in float64.
 
-        bilinear           twice the size, pixel centres in line
-        bilinear_corners   twice the size, corner pixels in line
+        bilinear           twice the size, pixel centres aligned
+        bilinear_corners   twice the size, corner pixels aligned
         up                 twice the size: zeros between pixels, then the filter
         down               half the size: the filter, then every other pixel
 
-    The filter's `taps` are symmetric and act along each side; they are scaled to sum 1 (2 for up). `padding` is
-    that of the convolution (up: of its transpose) on every side, of zeros.
+    The filter's `taps` are symmetric and act along each side; they are scaled to sum to 1 (2 for up). `padding` is the
+    zero padding of the convolution (up: of its transpose) on every side.
     """
 
     rule: str
@@ -435,24 +477,37 @@ class Resample(Kind):
             raise one_of("Resample.rule", self.rule, ("bilinear", "bilinear_corners", "up", "down"))
 
     def matrix(self, size: int) -> NDArray[np.float64]:
-        """A, with shape (new size, size); it is kept, as each forward pass asks for it."""
+        """Return A, with shape (new size, size); cached, since every forward pass needs it."""
         return _resampling(self.rule, tuple(self.taps), self.padding, size)
+
+    def output_shape(self, x: Shape) -> Shape:
+        return self.new_size(x[0]), self.new_size(x[1]), x[2]
+
+    def multiply_adds(self, x: Shape) -> int:
+        height, width, channels = self.output_shape(x)
+        return height * channels * (x[0] * x[1] + x[1] * width)
+
+    def new_size(self, size: int) -> int:
+        """Return the number of pixels that `size` pixels become along one side."""
+        if self.rule == "up":
+            return 2 * (size - 1) + len(self.taps) - 2 * self.padding
+        return (size + 2 * self.padding - len(self.taps)) // 2 + 1 if self.rule == "down" else 2 * size
 
 
 @cache
 def _resampling(rule: str, taps: tuple[float, ...], padding: int, size: int) -> NDArray[np.float64]:
-    """The matrix of `Resample`."""
+    """Return the matrix of `Resample`."""
     if rule.startswith("bilinear"):
-        place = np.arange(2 * size)
+        position = np.arange(2 * size)
         if rule == "bilinear":
-            place = np.clip((place + 0.5) / 2 - 0.5, 0, size - 1)
+            position = np.clip((position + 0.5) / 2 - 0.5, 0, size - 1)
         else:
-            place = place * ((size - 1) / (2 * size - 1))
-        return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(size)))
+            position = position * ((size - 1) / (2 * size - 1))
+        return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(size)))
     weights = np.asarray(taps, np.float64) / sum(taps)
     down = np.zeros(((size + 2 * padding - len(weights)) // 2 + 1, size))
     if rule == "up":
-        # The transpose of filtering the larger image down, doubled: each new pixel gets half of the taps.
+        # Twice the transpose of the "down" matrix of the larger image, since each new pixel meets half of the taps.
         larger = 2 * (size - 1) + len(weights) - 2 * padding
         down = np.zeros((size, larger))
     for i in range(len(down)):
@@ -462,29 +517,31 @@ def _resampling(rule: str, taps: tuple[float, ...], padding: int, size: int) -> 
     return 2.0 * down.T if rule == "up" else down
 
 
+@register
 @dataclass(frozen=True)
-class Mean(Kind):
-    """The mean of all pixels, per channel: an image as a vector."""
+class Mean(NoProducts):
+    """The mean of all pixels per channel, a vector."""
+
+    def output_shape(self, x: Shape) -> Shape:
+        return x[-1:]
 
 
+@register
 @dataclass(frozen=True)
-class Flatten(Kind):
+class Flatten(NoProducts):
     """An image as a vector in the order h w c."""
 
+    def output_shape(self, x: Shape) -> Shape:
+        return (math.prod(x),)
 
+
+@register
 @dataclass(frozen=True)
-class Unflatten(Kind):
+class Unflatten(NoProducts):
     """A vector in the order h w c as an image of this height and width."""
 
     height: int
     width: int
 
-
-KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        Sinusoid, Fourier, Number, Embedding, Linear, Conv, ConvTranspose, GroupNorm, LayerNorm, BatchNorm,
-        SiLU, ReLU, GELU, Sigmoid, Attention, Dropout, Add, Multiply, Modulate, Concat,
-        Upsample, AvgPool, MaxPool, Mean, Resample, Flatten, Unflatten,
-    )
-}  # fmt: skip
+    def output_shape(self, x: Shape) -> Shape:
+        return self.height, self.width, math.prod(x) // (self.height * self.width)

@@ -1,6 +1,7 @@
-"""Building a program: nodes are added one after the other, and each call gives the name of its value.
+"""Specs of networks, and the builder that lowers a spec to a program.
 
-An architecture is a frozen dataclass, its spec, and a function that lowers it to a program with a `Builder`.
+An architecture is a frozen dataclass, its spec, and a function registered with `lower` that turns the spec into a
+`Program`. The function adds nodes to a `Builder`; each call returns the name of the new value.
 
 References:
     Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning (Chen et al., 2022),
@@ -16,28 +17,29 @@ from functools import singledispatch
 from typing import ClassVar
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.blocks import Block, Concat, Conv, Fourier, Linear
-from diffusion_core.networks.program import INPUTS, Node, Program
+from diffusion_core.networks.blocks import Concat, Conv, Fourier, Linear
+from diffusion_core.networks.program import Node, Program, input_shapes
+from diffusion_core.networks.registry import Block
 
 __all__ = ["Builder", "NetworkSpec", "lower", "with_uncertainty"]
 
-# Far beyond any network; a stored spec that asks for more would keep a reader busy for ever.
-MOST_BLOCKS = 20_000
+# No real network is near this limit. It keeps a corrupted or hostile checkpoint from building for ever.
+MAX_BLOCKS = 20_000
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What every architecture says of its images.
+    """The options that every architecture has.
 
     Args:
         image_size: height and width in pixels.
         in_channels: channels of an image.
-        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
-        num_classes: classes; 0 for a network without.
-        self_conditioning: whether the first layer is given an estimate of the image beside the image.
+        out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
+        num_classes: number of classes; 0 for a network without classes.
+        self_conditioning: whether the first layer also reads an earlier estimate of the image.
     """
 
-    # Whether the output is logits of the classes, and no prediction of an image.
+    # Whether the output is the logits of the classes instead of an image.
     classifies: ClassVar[bool] = False
 
     image_size: int
@@ -47,66 +49,77 @@ class NetworkSpec:
     self_conditioning: bool = field(default=False, kw_only=True)
 
     def check(self, *names: str) -> None:
-        """Refuse numbers that must be at least 1: those of the images and the named ones."""
+        """Raise a `DuetError` if the image size, the channels or one of the named fields is below 1."""
         for name in ("image_size", "in_channels", "out_channels", *names):
             if getattr(self, name) < 1:
                 raise DuetError(f"model.{name}: {getattr(self, name)} was given; it must be at least 1")
         if self.num_classes < 0:
-            raise DuetError(f"model.num_classes: {self.num_classes} was given; it is 0 or the number of classes")
+            raise DuetError(f"model.num_classes: {self.num_classes} was given; it must be 0 or the number of classes")
 
     def check_no_classes(self) -> None:
-        """Refuse classes in a network that cannot use them."""
+        """Raise a `DuetError` if classes are given; for a network that has no class embedding."""
         if self.num_classes:
             raise DuetError(
-                f"model.num_classes: {self.num_classes} was given; this network knows no classes, so 0 fits"
+                f"model.num_classes: {self.num_classes} was given; this architecture has no class embedding, so use 0"
             )
 
     def check_halving(self, times: int) -> None:
-        """Refuse an image size that cannot be halved so many times."""
+        """Raise a `DuetError` if the image size cannot be halved this many times."""
         if self.image_size % (factor := 2**times):
             low = self.image_size // factor * factor
             raise DuetError(
                 f"model.image_size: {self.image_size} pixels cannot be halved {times} times for "
-                f"{times + 1} levels; {f'{low} or ' if low else ''}{low + factor} would fit"
+                f"{times + 1} resolutions; use {f'{low} or ' if low else ''}{low + factor}"
             )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of an image, (h, w, c)."""
+        """The shape of an image, (h, w, c)."""
         return self.image_size, self.image_size, self.in_channels
 
 
 @singledispatch
 def lower(spec: NetworkSpec) -> Program:
-    """The program of a network; every architecture registers its own."""
-    raise TypeError(f"{type(spec).__name__} is not a network that can be lowered")
+    """Return the program of a network. Each architecture registers its own function.
+
+    Example:
+        >>> from diffusion_core.networks import PlainSpec
+        >>> lower(PlainSpec(image_size=8, channels=(4,), bottleneck=8))
+        Program(18 blocks, 2,095 parameters)
+    """
+    raise TypeError(f"{type(spec).__name__}: no function is registered with `lower` for this spec")
 
 
 class Builder:
-    """Collects nodes and remembers how many channels each value has."""
+    """Collects the nodes of a program and the shape of each value."""
 
     def __init__(self, spec: NetworkSpec, features: int = 0) -> None:
         self.spec = spec
         self.nodes: list[Node] = []
         self.features = features
-        images = dict.fromkeys(("x", "estimate"), spec.in_channels)
-        self.widths: dict[str, int] = {**dict.fromkeys(INPUTS, 1), **images, "features": features}
+        self.shapes = input_shapes(spec.image_shape, features)
 
     def image(self) -> str:
-        """What the first layer reads: the image, and the estimate behind it in a self-conditioned network."""
+        """Return the input of the first layer: the image, followed by the estimate in a self-conditioned network."""
         return self.concat("with_estimate", "x", "estimate") if self.spec.self_conditioning else "x"
 
-    def add(self, name: str, block: Block, *inputs: str, width: int | None = None) -> str:
-        """Add a node; its value has `width` channels, by default as many as its first input."""
-        if len(self.nodes) == MOST_BLOCKS:
-            raise DuetError(f"model: it has more than {MOST_BLOCKS} blocks; fewer levels, or fewer blocks of each, fit")
+    def width(self, name: str) -> int:
+        """Return the number of channels of a value."""
+        return self.shapes[name][-1]
+
+    def add(self, name: str, block: Block, *inputs: str) -> str:
+        """Add a node and return its name."""
+        if len(self.nodes) == MAX_BLOCKS:
+            raise DuetError(
+                f"model: it has more than {MAX_BLOCKS} blocks; use fewer resolutions or fewer blocks of each"
+            )
         self.nodes.append(Node(name, block, inputs))
-        self.widths[name] = self.widths[inputs[0]] if width is None else width
+        self.shapes[name] = block.output_shape(*(self.shapes[value] for value in inputs))
         return name
 
     def linear(self, name: str, x: str, width: int, bias: bool = True, scale: float = 1.0) -> str:
-        """A dense layer on a vector."""
-        return self.add(name, Linear(self.widths[x], width, bias, scale), x, width=width)
+        """Add a dense layer on a vector."""
+        return self.add(name, Linear(self.width(x), width, bias, scale), x)
 
     def conv(
         self,
@@ -119,28 +132,28 @@ class Builder:
         bias: bool = True,
         scale: float = 1.0,
     ) -> str:
-        """A convolution, padded by kernel/2 on every side unless said otherwise."""
+        """Add a convolution; the default padding is kernel // 2 on every side."""
         padding = (kernel // 2,) * 4 if padding is None else padding
-        return self.add(name, Conv(self.widths[x], width, kernel, stride, padding, bias, scale), x, width=width)
+        return self.add(name, Conv(self.width(x), width, kernel, stride, padding, bias, scale), x)
 
     def concat(self, name: str, x: str, y: str) -> str:
-        """The channels of x, then of y."""
-        return self.add(name, Concat(), x, y, width=self.widths[x] + self.widths[y])
+        """Concatenate the channels of x and y."""
+        return self.add(name, Concat(), x, y)
 
     def program(self, null_label: int | None = None, classes: int = 0) -> Program:
-        """The program of all nodes."""
+        """Return the program of all nodes."""
         return Program(tuple(self.nodes), null_label, classes, self.features)
 
 
 def with_uncertainty(program: Program, scale: float, features: int = 128) -> Program:
-    """The program with one channel more: the logarithm of the variance of its loss at a noise level (Karras et al.).
+    """Return the program with an extra last channel: the log-variance of its loss at a noise level (Karras et al.).
 
-    It is a linear function of random Fourier features of c_noise, the same at every pixel, and starts at zero.
+    The channel is a linear function of random Fourier features of c_noise, constant over the pixels and 0 initially.
 
     Args:
         program: any network.
         scale: standard deviation of the frequencies, about the inverse of the range of c_noise.
-        features: sines and cosines.
+        features: number of sines and cosines together.
     """
     head = (
         Node("uncertainty.features", Fourier(features, scale, sin_first=False), ("c_noise",)),

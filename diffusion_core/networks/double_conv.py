@@ -104,7 +104,7 @@ class _Lowering(Builder):
         for level in reversed(range(len(skips))):
             x = self.add(f"up.{level}.resize", Resample("bilinear_corners"), x)
             x = self.concat(f"up.{level}.concat", skips.pop(), x)
-            x = self.doubles(f"up.{level}", x, widths[max(level - 1, 0)], self.widths[x] // 2)
+            x = self.doubles(f"up.{level}", x, widths[max(level - 1, 0)], self.width(x) // 2)
             x = self.attention(f"up.{level}.attn", x)
         self.conv("out", x, spec.out_channels, kernel=1)
         return self.program(0 if spec.num_classes else None, spec.num_classes)
@@ -112,21 +112,21 @@ class _Lowering(Builder):
     def embedding(self) -> str:
         """Sines, then cosines; plus the row of the class; and the activation that every stage applies."""
         spec, dim = self.spec, self.spec.embedding
-        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise", width=dim)
+        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise")
         if spec.num_classes:
-            label = self.add("embed.label", Embedding(spec.num_classes + 1, dim), "label", width=dim)
+            label = self.add("embed.label", Embedding(spec.num_classes + 1, dim), "label")
             h = self.add("embed.add", Add(1.0), h, label)
         return self.add("embed.act", SiLU(), h)
 
     def doubles(self, name: str, x: str, width: int, middle: int | None = None) -> str:
         """A residual double convolution, one to the new width, and the time vector on every pixel."""
-        x = self.double(f"{name}.double0", x, self.widths[x], residual=True)
+        x = self.double(f"{name}.double0", x, self.width(x), residual=True)
         x = self.double(f"{name}.double1", x, width, middle)
         return self.add(f"{name}.add_time", Add(1.0), x, self.linear(f"{name}.time", self.embedded, width))
 
     def double(self, name: str, x: str, width: int, middle: int | None = None, residual: bool = False) -> str:
         h = self.conv(f"{name}.conv0", x, width if middle is None else middle, bias=False)
-        h = self.add(f"{name}.norm0", GroupNorm(self.widths[h], 1, self.spec.norm_eps), h)
+        h = self.add(f"{name}.norm0", GroupNorm(self.width(h), 1, self.spec.norm_eps), h)
         h = self.add(f"{name}.act0", GELU(), h)
         h = self.conv(f"{name}.conv1", h, width, bias=False)
         h = self.add(f"{name}.norm1", GroupNorm(width, 1, self.spec.norm_eps), h)
@@ -136,10 +136,10 @@ class _Lowering(Builder):
 
     def attention(self, name: str, x: str) -> str:
         """Self-attention and a two-layer perceptron, each on its normalised input and added to it."""
-        width = self.widths[x]
+        width = self.width(x)
         h = self.add(f"{name}.norm0", LayerNorm((width,), self.spec.norm_eps), x)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1)
-        h = self.add(f"{name}.attend", Attention(width, self.spec.heads), h, width=width)
+        h = self.add(f"{name}.attend", Attention(width, self.spec.heads), h)
         h = self.conv(f"{name}.proj", h, width, kernel=1)
         x = self.add(f"{name}.sum0", Add(1.0), x, h)
         h = self.add(f"{name}.norm1", LayerNorm((width,), self.spec.norm_eps), x)

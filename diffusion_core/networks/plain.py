@@ -76,7 +76,7 @@ class _Lowering(Builder):
         spec = self.spec
         x, skips = self.image(), []
         if spec.time == "channel":
-            x = self.concat("in.concat", x, self.add("in.time", Number(spec.time_scale), "c_noise", width=1))
+            x = self.concat("in.concat", x, self.add("in.time", Number(spec.time_scale), "c_noise"))
         for level, width in enumerate(spec.channels):
             x = self.double(f"down.{level}", x, width)
             skips.append(x)
@@ -99,4 +99,4 @@ class _Lowering(Builder):
     def upsample(self, name: str, x: str, width: int) -> str:
         if self.spec.up == "nearest":
             return self.add(f"{name}.nearest", Upsample(), x)
-        return self.add(f"{name}.resize", ConvTranspose(self.widths[x], width, 2, 2, 0, True, 1.0), x, width=width)
+        return self.add(f"{name}.resize", ConvTranspose(self.width(x), width, 2, 2, 0, True, 1.0), x)

@@ -1,11 +1,15 @@
 """The program: a network as data, the same for every backend.
 
-A program is a list of named blocks in the order of computation. Each reads earlier values by name and
-gives one value under its own. The inputs are ``x`` (b h w c), ``c_noise`` (b,), ``label`` (b,) and, for a
-network that has them, ``features`` (b f): numbers per image beside its class, such as an augmentation label. A
-self-conditioned network (Chen et al., 2022) has ``estimate`` too, of the shape of x: an earlier estimate of x_0, or
-zeros where there is none.
-Parameter names are ``<block>.<parameter>``, which is what a PyTorch `state_dict` prints.
+A program is a list of named blocks in the order of computation. Each block reads earlier values by name and produces
+one value under its own name. The inputs are
+
+    x         (b h w c)  the noisy images, multiplied by c_in
+    c_noise   (b,)       the noise level, as the process encodes it
+    label     (b,)       the classes
+    features  (b f)      numbers per image in addition to the class, such as an augmentation label
+    estimate  (b h w c)  an earlier estimate of x_0, or zeros; read by self-conditioned networks (Chen et al., 2022)
+
+Parameter names are ``<block>.<parameter>``, the names of a PyTorch `state_dict`.
 """
 
 from __future__ import annotations
@@ -18,22 +22,29 @@ from functools import cached_property
 from typing import Any
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.blocks import KINDS, Block, Parameter
+from diffusion_core.common.text import pluralize
+from diffusion_core.networks import blocks as _blocks  # noqa: F401  registers the block kinds
+from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
 
-__all__ = ["INPUTS", "Node", "Program", "Training"]
+__all__ = ["INPUTS", "Node", "Program", "Training", "input_shapes"]
 
 INPUTS = ("x", "c_noise", "label", "features", "estimate")
 
 
+def input_shapes(image: Shape, features: int = 0) -> dict[str, Shape]:
+    """Return the shape of each input without the batch, for images of shape (h, w, c)."""
+    return {"x": image, "c_noise": (), "label": (), "features": (features,), "estimate": image}
+
+
 @dataclass
 class Training:
-    """What the blocks that act otherwise in training are given; evaluation gives them None.
+    """What blocks with a training mode read and write in a training pass; in evaluation they get None instead.
 
     Args:
         key: the two words of the dropout stream.
         positions: each image's position in the run, its counter in that stream, with shape (B,).
         statistics: new running statistics by full name, filled by the blocks.
-        values: the value of each block by its name, filled where somebody looks at them; None keeps none.
+        values: if given, it is filled with the value of each block by name.
     """
 
     key: Any
@@ -56,19 +67,28 @@ class Node:
         return type(self.block).__name__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program:
-    """A network.
+    """A network as a list of blocks.
 
     Args:
-        nodes: the blocks in order; the last one gives the output.
+        nodes: the blocks in order; the value of the last one is the output.
         null_label: the label that means "no class"; None for a network without classes.
-        classes: how many classes there are; 0 without.
-        features: how many numbers per image it takes beside the class.
+        classes: number of classes; 0 for a network without classes.
+        features: length of the feature vector that each image has in addition to its class.
         uncertainty: whether the output's last channel is the log-variance of the loss, see `with_uncertainty`.
 
     Raises:
-        DuetError: if a name is used twice or a value is read before it exists.
+        DuetError: if a block kind is not registered, a name is used twice, or a value is read before it exists.
+
+    Example:
+        >>> from diffusion_core.networks.blocks import Conv, SiLU
+        >>> conv = Conv(inputs=3, outputs=3, kernel=3, stride=1, padding=(1, 1, 1, 1), bias=True, scale=1.0)
+        >>> program = Program((Node("conv", conv, ("x",)), Node("act", SiLU(), ("conv",))))
+        >>> program
+        Program(2 blocks, 84 parameters)
+        >>> [(p.name, p.shape) for p in program.parameters]
+        [('conv.weight', (3, 3, 3, 3)), ('conv.bias', (3,))]
     """
 
     nodes: tuple[Node, ...]
@@ -80,13 +100,20 @@ class Program:
     def __post_init__(self) -> None:
         known = set(INPUTS)
         for node in self.nodes:
-            if node.kind not in KINDS:
-                raise DuetError(f"program: {node.name} is of the unknown kind {node.kind}")
+            try:
+                kind_of(node.block)
+            except DuetError as error:
+                raise DuetError(f"program: node {node.name}: {error}") from error
             if node.name in known:
                 raise DuetError(f"program: the name {node.name} is used twice")
             if missing := [name for name in node.inputs if name not in known]:
-                raise DuetError(f"program: {node.name} reads {missing[0]}, which no earlier block gives")
+                raise DuetError(f"program: {node.name} reads {missing[0]}, which is no input and no earlier block")
             known.add(node.name)
+
+    def __repr__(self) -> str:
+        classes = f", classes={self.classes}" if self.classes else ""
+        size = pluralize(sum(p.size for p in self.trained), "parameter")
+        return f"Program({pluralize(len(self.nodes), 'block')}, {size}{classes})"
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -99,12 +126,12 @@ class Program:
 
     @cached_property
     def trained(self) -> tuple[Parameter, ...]:
-        """The parameters that the optimiser moves, in order."""
+        """The parameters that the optimiser updates, in order."""
         return tuple(p for p in self.parameters if p.trained)
 
     @property
     def has_batch_statistics(self) -> bool:
-        """Whether in training what an image is made into depends on the others that are computed with it."""
+        """Whether the output for an image depends, in training, on the other images of its batch."""
         return any(node.kind == "BatchNorm" for node in self.nodes)
 
     @property
@@ -120,32 +147,32 @@ class Program:
 
     @cached_property
     def last_use(self) -> tuple[tuple[str, ...], ...]:
-        """For each node, the values that nobody reads after it, so that an executor can let them go."""
+        """For each node, the values that no later node reads, so that an executor can free them."""
         last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         return tuple(tuple(name for name, at in last.items() if at == i) for i in range(len(self.nodes)))
 
     def run(
         self, modules: Mapping[str, Callable[..., Any]], inputs: Mapping[str, Any], training: Training | None = None
     ) -> Any:
-        """Compute the output with one callable per node; this loop is all that an executor needs.
+        """Compute the output with one callable per node; an executor needs no other loop.
 
         Args:
-            modules: by node name; those of kinds marked `in_training` take `training` too.
+            modules: by node name; those of kinds with a training mode also take `training`.
             inputs: the values of `INPUTS`.
             training: None in evaluation.
         """
         values = dict(inputs)
-        for node, done in zip(self.nodes, self.last_use, strict=True):
-            given = {"training": training} if node.block.in_training else {}
-            values[node.name] = modules[node.name](*[values[name] for name in node.inputs], **given)
+        for node, unused in zip(self.nodes, self.last_use, strict=True):
+            mode = {"training": training} if node.block.has_training_mode else {}
+            values[node.name] = modules[node.name](*[values[name] for name in node.inputs], **mode)
             if training is not None and training.values is not None:
                 training.values[node.name] = values[node.name]
-            for name in done:
+            for name in unused:
                 del values[name]
         return values[self.nodes[-1].name]
 
     def describe(self) -> list[dict[str, Any]]:
-        """The program as plain data, to print or to hash."""
+        """Return the program as plain data, to print or to hash."""
         return [
             {"name": node.name, "kind": node.kind, "inputs": list(node.inputs), "options": asdict(node.block)}
             for node in self.nodes
@@ -153,6 +180,6 @@ class Program:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the program; two programs with the same hash compute the same function of their weights."""
+        """The hash of the program; programs with the same hash compute the same function of their weights."""
         text = json.dumps([self.describe(), self.null_label, self.classes, self.features], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -88,7 +88,7 @@ class _Lowering(Builder):
 
     def embedding(self) -> str:
         dim = self.spec.embedding
-        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2 - 1, True), "c_noise", width=dim)
+        h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2 - 1, True), "c_noise")
         return self.add("embed.act", ReLU(), self.linear("embed.dense", h, dim))
 
     def block(self, name: str, x: str, width: int) -> str:

@@ -67,7 +67,7 @@ class _Lowering(Builder):
 
     def build(self) -> Program:
         spec = self.spec
-        number = self.add("time.number", Number(1.0), "c_noise", width=1)
+        number = self.add("time.number", Number(1.0), "c_noise")
         self.time = self.dense("time", number, spec.embedding)
         x, skips = self.image(), []
         for level in range(spec.levels):
@@ -96,17 +96,17 @@ class _Lowering(Builder):
     def bottom(self, x: str, size: int) -> str:
         """All pixels and the time through a narrow vector, and back to an image of the same size."""
         spec = self.spec
-        x = self.add("bottom.flatten", Flatten(), x, width=size * size * self.widths[x])
+        x = self.add("bottom.flatten", Flatten(), x)
         x = self.concat("bottom.concat", x, self.time)
         x = self.dense("bottom.0", x, spec.bottleneck)
         x = self.dense("bottom.1", x, size * size * spec.bottom_channels)
-        return self.add("bottom.unflatten", Unflatten(size, size), x, width=spec.bottom_channels)
+        return self.add("bottom.unflatten", Unflatten(size, size), x)
 
     def dense(self, name: str, x: str, width: int) -> str:
         return self.normed(name, self.linear(f"{name}.dense", x, width))
 
     def normed(self, name: str, x: str) -> str:
-        x = self.add(f"{name}.norm", LayerNorm((self.widths[x],), self.spec.norm_eps), x)
+        x = self.add(f"{name}.norm", LayerNorm((self.width(x),), self.spec.norm_eps), x)
         return self.relu(f"{name}.act", x)
 
     def relu(self, name: str, x: str) -> str:

@@ -14,7 +14,6 @@ from diffusion_core.networks.blocks import (
     Add,
     Attention,
     AvgPool,
-    Block,
     Dropout,
     Embedding,
     Fourier,
@@ -27,6 +26,7 @@ from diffusion_core.networks.blocks import (
 )
 from diffusion_core.networks.builder import Builder, lower
 from diffusion_core.networks.program import Program
+from diffusion_core.networks.registry import Block
 from diffusion_core.networks.unet_spec import UNetSpec
 
 __all__ = ["UNetBuilder"]
@@ -84,10 +84,10 @@ class UNetBuilder(Builder):
 
     def middle(self, x: str) -> str:
         """Block, attention, block."""
-        x = self.residual("mid.block0", x, self.widths[x])
+        x = self.residual("mid.block0", x, self.width(x))
         if self.spec.middle_attention:
             x = self.attention("mid.attn", x)
-        return self.residual("mid.block1", x, self.widths[x])
+        return self.residual("mid.block1", x, self.width(x))
 
     @property
     def last(self) -> float:
@@ -103,7 +103,7 @@ class UNetBuilder(Builder):
         else:
             divisor = features / 2 - (spec.embedding_divisor == "half_minus_one")
             block = Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
-        h = self.add("embed.features", block, "c_noise", width=features)
+        h = self.add("embed.features", block, "c_noise")
         if spec.class_embedding == "before":
             h = self.with_class(h)
         if spec.augment_dim:
@@ -118,12 +118,12 @@ class UNetBuilder(Builder):
 
     def with_class(self, h: str) -> str:
         """The vector plus the row of the class, if there are classes."""
-        spec, width = self.spec, self.widths[h]
+        spec, width = self.spec, self.width(h)
         if not spec.num_classes:
             return h
         zero = spec.null_class == "zero"
         table = Embedding(spec.num_classes + (not zero), width, zero)
-        return self.add("embed.add", Add(1.0), h, self.add("embed.label", table, "label", width=width))
+        return self.add("embed.add", Add(1.0), h, self.add("embed.label", table, "label"))
 
     def stage(self, name: str, x: str, width: int, attend: bool) -> str:
         """A residual block, followed by attention at the sizes that have it."""
@@ -134,7 +134,7 @@ class UNetBuilder(Builder):
         """GroupNorm, SiLU, (resample,) Conv; time; GroupNorm, SiLU, (dropout,) Conv; plus the shortcut."""
         spec = self.spec
         h = self.act(f"{name}.act0", self.norm(f"{name}.norm0", x))
-        project = self.widths[x] != width
+        project = self.width(x) != width
         if resample is not None:
             h = self.add(f"{name}.resample", resample, h)
             x = self.add(f"{name}.resample_skip", resample, x)
@@ -159,7 +159,7 @@ class UNetBuilder(Builder):
 
     def attention(self, name: str, x: str) -> str:
         """GroupNorm, q k v, attention, projection; plus the input."""
-        spec, width = self.spec, self.widths[x]
+        spec, width = self.spec, self.width(x)
         if spec.head_channels and width % spec.head_channels:
             raise DuetError(
                 f"model.head_channels: {spec.head_channels} channels per head do not divide {width} channels"
@@ -167,13 +167,13 @@ class UNetBuilder(Builder):
         heads = width // spec.head_channels if spec.head_channels else spec.heads
         h = self.norm(f"{name}.norm", x)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1, bias=spec.qkv_bias)
-        h = self.add(f"{name}.attend", Attention(width, heads, spec.qkv_order), h, width=width)
+        h = self.add(f"{name}.attend", Attention(width, heads, spec.qkv_order), h)
         h = self.conv(f"{name}.proj", h, width, kernel=1, scale=self.last)
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
 
     def downsample(self, name: str, x: str) -> str:
         """Half the size."""
-        width = self.widths[x]
+        width = self.width(x)
         if self.spec.down == "block":
             return self.residual(name, x, width, self.resampling("down", AvgPool()))
         if self.spec.down == "pool":
@@ -183,7 +183,7 @@ class UNetBuilder(Builder):
 
     def upsample(self, name: str, x: str) -> str:
         """Twice the size."""
-        width = self.widths[x]
+        width = self.width(x)
         if self.spec.up == "block":
             return self.residual(name, x, width, self.resampling("up", Upsample()))
         x = self.add(f"{name}.nearest", Upsample(), x)
@@ -198,13 +198,13 @@ class UNetBuilder(Builder):
         """The image of the level above through a convolution and the filter, half the size, added to x."""
         taps = tuple(self.spec.resample_filter)
         padding = (1 + (len(taps) - 1) // 2,) * 4
-        image = self.conv(f"{name}.conv", image, self.widths[x], padding=padding)
+        image = self.conv(f"{name}.conv", image, self.width(x), padding=padding)
         image = self.add(f"{name}.filter", Resample("down", taps), image)
         return self.add(f"{name}.sum", Add(self.spec.skip_scale), x, image)
 
     def norm(self, name: str, x: str) -> str:
         """GroupNorm."""
-        width = self.widths[x]
+        width = self.width(x)
         groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
         return self.add(name, GroupNorm(width, groups, self.spec.norm_eps), x)
 

@@ -34,7 +34,6 @@ from diffusion_core.networks.blocks import (
     Attention,
     AvgPool,
     BatchNorm,
-    Block,
     Concat,
     Conv,
     ConvTranspose,
@@ -58,6 +57,7 @@ from diffusion_core.networks.blocks import (
     Unflatten,
     Upsample,
 )
+from diffusion_core.networks.registry import Block
 from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
 from diffusion_core.training.loop import make_batch
@@ -118,9 +118,9 @@ class BlockCase:
         return Program(self.nodes, self.classes or None, self.classes, self.features)
 
     @property
-    def in_training(self) -> bool:
-        """Whether it acts otherwise in training than in evaluation."""
-        return any(node.block.in_training for node in self.nodes)
+    def has_training_mode(self) -> bool:
+        """Whether one of its blocks computes something else in training than in evaluation."""
+        return any(node.block.has_training_mode for node in self.nodes)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -233,7 +233,7 @@ def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None 
         weights = cases.scattered_weights(case.program, case.gain)
         batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
         trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
-        if case.in_training:
+        if case.has_training_mode:
             for what, error in training_errors(backend, case.program, weights, batch).items():
                 trace.judge(2, f"{case.name}, {what}", "block", error)
         _, gradients = gradients_of(backend, case.program, weights, batch)

@@ -12,7 +12,8 @@ import pytest
 
 import backends
 from diffusion_core.backend import reference
-from diffusion_core.networks.blocks import KINDS
+from diffusion_core.convert import onnx
+from diffusion_core.networks.registry import BLOCKS
 from diffusion_core.parity import cases
 
 FOLDERS = {name: Path(backends.__file__).parent / name for name in ("torch", "tf")}
@@ -98,25 +99,35 @@ def test_both_list_the_same_names_for_import(file):
     assert listed("torch") == listed("tf") != []
 
 
-def test_every_block_kind_is_everywhere():
-    for backend in FOLDERS:
-        classes = [name for name in public(backend, "network.py") if "." not in name]
-        assert set(KINDS) <= set(classes), backend
-        assert set(KINDS) <= {name.split(".")[0] for name in public(backend, "network.py") if name.endswith(".forward")}
-    for kind in KINDS:
-        assert any(node.kind == kind for case in cases.BLOCKS for node in case.nodes), f"no case of {kind}"
-    assert set(KINDS) == set(reference._FUNCTIONS)
+def test_every_block_kind_has_every_rule():
+    """The one place that names what is missing after a block kind was added."""
+    classes = {backend: public(backend, "network.py") for backend in FOLDERS}
+    cases_of = {node.kind for case in cases.BLOCKS for node in case.nodes}
+    missing = []
+    for kind in BLOCKS:
+        missing += [f"{kind}: no reference function"] if kind not in reference.BLOCK_FUNCTIONS else []
+        missing += [f"{kind}: no ONNX emitter"] if kind not in onnx.EMITTERS else []
+        missing += [
+            f"{kind}: no class in backends/{b}/network.py" for b in FOLDERS if f"{kind}.forward" not in classes[b]
+        ]
+        missing += [f"{kind}: no case in parity/cases.py"] if kind not in cases_of else []
+    assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_takes_what_the_classes_take(kind):
-    """The inputs of a block: the same number in the reference and in both backends."""
-    function = list(inspect.signature(reference._FUNCTIONS[kind]).parameters)
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_rule_of_a_block_kind_takes_the_same_inputs(kind):
+    """The shape rule, the reference function, the ONNX emitter and the class of each backend."""
+    count, mode = BLOCKS[kind].input_count(), BLOCKS[kind].has_training_mode
     own = ("weight", "bias", "frequencies", "mean", "variance", "name")
-    inputs = [name for name in function[1:] if name not in own]
+
+    def inputs(function) -> list[str]:
+        return [name for name in inspect.signature(function).parameters if name not in own]
+
+    assert len(inputs(onnx.EMITTERS[kind])) == 2 + count
+    assert len(inputs(reference.BLOCK_FUNCTIONS[kind])) == 1 + count + mode
+    assert ("training" in inputs(reference.BLOCK_FUNCTIONS[kind])) == mode
     for backend in FOLDERS:
-        assert len(public(backend, "network.py")[f"{kind}.forward"]) == 1 + len(inputs)
-    assert ("training" in inputs) == KINDS[kind].in_training
+        assert len(public(backend, "network.py")[f"{kind}.forward"]) == 1 + count + mode
 
 
 LOAD_ALL = """

@@ -15,7 +15,7 @@ from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import onnx as convert
 from diffusion_core.networks import Node, Program, lower
-from diffusion_core.networks.blocks import KINDS, Concat, Conv, Sinusoid
+from diffusion_core.networks.blocks import Concat, Conv, Sinusoid
 from diffusion_core.networks.weights import Weights
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
@@ -47,10 +47,6 @@ def error(model: Any, program: Program, weights: Weights, shape: tuple[int, int,
 def small() -> tuple[Program, Weights, tuple[int, int, int]]:
     case = next(case for case in cases.BLOCKS if case.name == "Modulate")
     return case.program, rounded(case.program), case.shape
-
-
-def test_every_kind_has_an_emitter():
-    assert list(convert.EMITTERS) == list(KINDS)
 
 
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)

@@ -167,7 +167,7 @@ def test_labels_of_the_classes():
     ([Node("x", SiLU(), ("x",))], "the name x is used twice"),
     ([Node("a", SiLU(), ("b",)), Node("b", SiLU(), ("x",))], "a reads b, which no earlier block gives"),
     ([Node("a", SiLU(), ("a",))], "a reads a"),
-    ([Node("a", object(), ("x",))], "a is of the unknown kind object"),
+    ([Node("a", object(), ("x",))], "node a: block object: this kind is not registered"),
 ])  # fmt: skip
 def test_a_program_that_cannot_run_is_refused(nodes, words):
     with pytest.raises(DuetError, match=f"program: .*{words}"):

@@ -35,7 +35,7 @@ LOSSES += [
     for what in ("given an estimate", "DDPM-4")
 ]
 BLOCKS = [case.name for case in cases.BLOCKS]
-BLOCKS += [f"{case.name}, {what}" for case in cases.BLOCKS if case.in_training for what in IN_TRAINING]
+BLOCKS += [f"{case.name}, {what}" for case in cases.BLOCKS if case.has_training_mode for what in IN_TRAINING]
 BLOCKS += [
     f"{case.name}, running {what}"
     for case in cases.BLOCKS

@@ -637,7 +637,7 @@ OTHER_FORMULAS: dict[str, tuple[str, Callable]] = {
 def plant_formula(monkeypatch: pytest.MonkeyPatch, formula: partial) -> None:
     """Make it the reference's, for the kind that it is a formula of."""
     (kind,) = (kind for kind, plain in FORMULAS.items() if plain is formula.func)
-    monkeypatch.setitem(reference._FUNCTIONS, kind, formula)
+    monkeypatch.setitem(reference.BLOCK_FUNCTIONS, kind, formula)
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in OTHER_FORMULAS.values()}))

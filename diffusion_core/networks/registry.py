@@ -1,0 +1,182 @@
+"""The registry of block kinds, and the rules that are written once per kind.
+
+A block kind is a frozen dataclass. `register` enters it in `BLOCKS` under the name of its class:
+
+    @register
+    @dataclass(frozen=True)
+    class SiLU(Elementwise):
+        ...
+
+The class itself carries what needs no array: its parameters, the shape of its value and its multiply-adds. What
+computes stands elsewhere, in one `BlockRules` table each: a NumPy reference function (`backend/reference.py`), an
+ONNX emitter (`convert/onnx.py`) and one module per backend (`backends/*/network.py`). `BLOCKS` and every table raise
+a `DuetError` that names the kind when a rule is missing; `tests/backend/test_twins.py` lists all missing rules.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from diffusion_core.common.errors import DuetError
+
+__all__ = ["BLOCKS", "Block", "BlockRules", "Elementwise", "NoProducts", "Parameter", "Shape", "kind_of", "register"]
+
+# Without the batch: (h, w, c) of an image, (c,) of a vector, () of one number per sample.
+Shape = tuple[int, ...]
+Rule = TypeVar("Rule")
+Kind = TypeVar("Kind", bound="type[Block]")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of a network.
+
+    Args:
+        name: its name within the block, then within the program.
+        shape: in the canonical axes.
+        axes: what each axis is, as in ``"o i kh kw"``.
+        init: ``("constant", value)``, ``("uniform", bound)`` or ``("normal", standard deviation)``.
+        decay: whether weight decay applies to it (never to biases, norms and embeddings).
+        trained: whether the optimiser updates it; running statistics and random frequencies are not trained.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: str
+    init: tuple[str, float]
+    decay: bool = False
+    trained: bool = True
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+
+class Block(ABC):
+    """A block kind: explicit numbers, the parameters it owns, and the rules for its shape and its cost.
+
+    The inputs of `output_shape` are the inputs of the block, in the same order.
+    """
+
+    # Whether the block computes something else in training than in evaluation, as BatchNorm and Dropout do. Its
+    # functions then take an argument `training` (a `program.Training`, or None in evaluation).
+    has_training_mode: ClassVar[bool] = False
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return the parameters that the block owns, in order; none by default."""
+        return ()
+
+    @abstractmethod
+    def output_shape(self, *inputs: Shape) -> Shape:
+        """Return the shape of the block's value for one sample, given the shapes of its inputs."""
+
+    @abstractmethod
+    def multiply_adds(self, *inputs: Shape) -> int:
+        """Return the multiply-adds of the block's matrix products and convolutions for one sample."""
+
+    @classmethod
+    def input_count(cls) -> int:
+        """Return how many values the block reads."""
+        return len(inspect.signature(cls.output_shape).parameters) - 1
+
+
+class NoProducts(Block):
+    """A block without matrix product or convolution: it reads each number about once."""
+
+    def multiply_adds(self, *inputs: Shape) -> int:
+        """Return 0."""
+        return 0
+
+
+class Elementwise(NoProducts):
+    """A block of one input whose value has the shape of that input, such as a norm or an activation."""
+
+    def output_shape(self, x: Shape) -> Shape:
+        """Return the shape of the input."""
+        return x
+
+
+BLOCKS: dict[str, type[Block]] = {}
+
+
+def register(kind: Kind) -> Kind:
+    """Enter a block kind in `BLOCKS` under the name of its class; use it as a decorator.
+
+    Raises:
+        DuetError: if another kind has this name.
+    """
+    if kind.__name__ in BLOCKS:
+        raise DuetError(f"block {kind.__name__}: a kind of this name is registered already; choose another name")
+    BLOCKS[kind.__name__] = kind
+    return kind
+
+
+def kind_of(block: object) -> str:
+    """Return the name of a block's kind.
+
+    Raises:
+        DuetError: if its class is not registered.
+    """
+    name = type(block).__name__
+    if BLOCKS.get(name) is not type(block):
+        raise DuetError(
+            f"block {name}: this kind is not registered; put @register in front of its class, as "
+            "diffusion_core/networks/blocks.py does"
+        )
+    return name
+
+
+class BlockRules(dict[str, Rule]):
+    """A table with one rule per block kind, filled by a decorator: ``@rules(Conv)``.
+
+    Args:
+        what: what the table holds, as in "reference function"; errors name it.
+        file: where such a rule is written; errors name it.
+
+    Example:
+        >>> from diffusion_core.networks.blocks import Conv, SiLU
+        >>> symbols = BlockRules("symbol", "this example")
+        >>> @symbols(SiLU)
+        ... def silu(block):
+        ...     return "x sigmoid(x)"
+        >>> symbols["SiLU"](SiLU())
+        'x sigmoid(x)'
+        >>> symbols["Conv"]
+        Traceback (most recent call last):
+            ...
+        diffusion_core.common.errors.DuetError: block Conv: it has no symbol; add one to this example
+    """
+
+    def __init__(self, what: str, file: str) -> None:
+        super().__init__()
+        self.what, self.file = what, file
+
+    def __call__(self, kind: type[Block]) -> Callable[[Rule], Rule]:
+        """Return a decorator that enters a rule for this kind."""
+
+        def enter(rule: Rule) -> Rule:
+            self.add(kind.__name__, rule)
+            return rule
+
+        return enter
+
+    def add(self, kind: str, rule: Rule) -> None:
+        """Enter a rule under the name of a registered kind.
+
+        Raises:
+            DuetError: if there is no such kind, or it has a rule already.
+        """
+        if kind not in BLOCKS:
+            raise DuetError(f"{self.file}: a {self.what} is given for {kind}, which is no registered block kind")
+        if kind in self:
+            raise DuetError(f"{self.file}: block {kind} has two entries as {self.what}; remove one")
+        self[kind] = rule
+
+    def __missing__(self, kind: str) -> Rule:
+        raise DuetError(f"block {kind}: it has no {self.what}; add one to {self.file}")
