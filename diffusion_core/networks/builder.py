@@ -85,7 +85,7 @@ def lower(spec: NetworkSpec) -> Program:
     Example:
         >>> from diffusion_core.networks import PlainSpec
         >>> lower(PlainSpec(image_size=8, channels=(4,), bottleneck=8))
-        Program(18 blocks, 2,095 parameters)
+        Program(18 blocks, 1,763 parameters)
     """
     raise TypeError(f"{type(spec).__name__}: no function is registered with `lower` for this spec")
 

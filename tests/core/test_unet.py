@@ -165,7 +165,7 @@ def test_labels_of_the_classes():
 @pytest.mark.parametrize("nodes, words", [
     ([Node("a", SiLU(), ("x",)), Node("a", SiLU(), ("a",))], "the name a is used twice"),
     ([Node("x", SiLU(), ("x",))], "the name x is used twice"),
-    ([Node("a", SiLU(), ("b",)), Node("b", SiLU(), ("x",))], "a reads b, which no earlier block gives"),
+    ([Node("a", SiLU(), ("b",)), Node("b", SiLU(), ("x",))], "a reads b, which is no input and no earlier block"),
     ([Node("a", SiLU(), ("a",))], "a reads a"),
     ([Node("a", object(), ("x",))], "node a: block object: this kind is not registered"),
 ])  # fmt: skip
@@ -192,8 +192,8 @@ def test_heads_come_from_their_number_or_their_width():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"image_size": 6, "channel_multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 levels; 4 or 8 would fit"),
-    ({"image_size": 3, "channel_multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 levels; 4 would fit"),
+    ({"image_size": 6, "channel_multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
+    ({"image_size": 3, "channel_multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 resolutions; use 4"),
     ({"attention_resolutions": (8,)}, "model.attention_resolutions: 8 was given, but the levels have sizes 4, 2"),
     ({"image_size": 0}, "model.image_size: 0 was given; it must be at least 1"),
     ({"in_channels": 0}, "model.in_channels"),
@@ -244,7 +244,7 @@ def test_blocks_say_their_parameters():
 
 def test_a_layer_norm_is_of_channels_or_of_an_image():
     assert [p.axes for p in LayerNorm((4, 2, 2), 1e-5).parameters()] == ["o h w", "o h w"]
-    with pytest.raises(DuetError, match=r"shape \(4, 2\) was given; it is \(c,\) or \(c, h, w\)"):
+    with pytest.raises(DuetError, match=r"shape \(4, 2\) was given; it must be \(c,\) or \(c, h, w\)"):
         LayerNorm((4, 2), 1e-5)
 
 
