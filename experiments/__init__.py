@@ -1,1 +1,1 @@
-"""Entry points, each started as ``python -m experiments.<name>`` and configured by Hydra."""
+"""The commands of Duet, each called as `python3 -m duet NAME` and configured by Hydra."""

@@ -1,9 +1,9 @@
 r"""Measure training and sampling of each backend, and of what one would use instead, in interleaved rounds.
 
-    python -m experiments.bench out=outputs/bench
-    python -m experiments.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
-    python -m experiments.bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
-    python -m experiments.bench device=cuda
+    python3 -m duet bench out=outputs/bench
+    python3 -m duet bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
+    python3 -m duet bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
+    python3 -m duet bench device=cuda
 
 Every contestant is a process of its own, in the environment that owns its framework, and waits while another works.
 Times are medians over rounds, and a ratio is the median of the ratios within a round. ``device=cuda`` is other work,

@@ -142,7 +142,7 @@ def load_data(data: DictConfig) -> Dataset:
     if not fallback:
         raise DuetError(
             f"data {data.name}: {data.store} holds no store, and data.options.path is null; make the store once with "
-            f"python -m experiments.prepare data={data.name}, or name the files with data.options.path=PATH"
+            f"python3 -m duet prepare data={data.name}, or name the files with data.options.path=PATH"
         )
     dataset = load_dataset(fallback.pop("name"), **fallback)
     return replace(dataset, name=f"{dataset.name}, in place of {data.name}")

@@ -1,8 +1,8 @@
 """Compare two runs, or two traces, or both: one page that says whether two frameworks agree.
 
-    python -m experiments.compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
-    python -m experiments.compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
-    python -m experiments.compare evaluations=[outputs/a,outputs/b,outputs/c] out=outputs/report
+    python3 -m duet compare a=outputs/demo/torch b=outputs/demo/tf out=outputs/report
+    python3 -m duet compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report
+    python3 -m duet compare evaluations=[outputs/a,outputs/b,outputs/c] out=outputs/report
 
 It reads files and loads no framework, and leaves with exit code 1 if a check fails, as `diff` does. `crossed` names
 samples that one framework drew from the other's checkpoint (`experiments.sample`); which checkpoint that was is told by

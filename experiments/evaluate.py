@@ -1,11 +1,11 @@
 """Evaluate a checkpoint, or samples that were saved, whichever framework wrote them.
 
-    python -m experiments.evaluate samples=RUN data=digits features=digits out=DIR
-    python -m experiments.evaluate samples=RUN data=cifar10 features=inception features.weights=FILE.pth out=DIR
-    python -m experiments.evaluate samples=[A.npz,B.npz,C.npz] reference=FEATURES.npz metrics=[frechet,kernel] out=DIR
-    python -m experiments.evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
-    python -m experiments.evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
-    python -m experiments.workers 2 -m experiments.evaluate parallel=ddp checkpoint=RUN data=digits likelihood=ode out=D
+    python3 -m duet evaluate samples=RUN data=digits features=digits out=DIR
+    python3 -m duet evaluate samples=RUN data=cifar10 features=inception features.weights=FILE.pth out=DIR
+    python3 -m duet evaluate samples=[A.npz,B.npz,C.npz] reference=FEATURES.npz metrics=[frechet,kernel] out=DIR
+    python3 -m duet evaluate checkpoint=RUN data=digits data.options.part=held_out likelihood=vlb out=DIR
+    python3 -m duet evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
+    python3 -m duet launch 2 evaluate parallel=ddp checkpoint=RUN data=digits likelihood=ode out=D
 
 Samples are a run, a `.npz` file of images or of features, or a folder of PNG files; several of them are several sets.
 They are judged by every metric of the list `metrics` that applies (`diffusion_core.metrics.evaluate`), on the features

@@ -1,6 +1,6 @@
 """Write the weights of a checkpoint for use elsewhere.
 
-    python -m experiments.export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
+    python3 -m duet export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
 
     diffusers    a directory for `DDPMPipeline.from_pretrained` and, under unet, `UNet2DModel.from_pretrained`
     onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
@@ -45,8 +45,8 @@ def main(cfg: DictConfig) -> None:
     def opened(name: str) -> Backend:
         if cfg.backend.name != name:
             raise DuetError(
-                f"backend: {cfg.backend.name} was given, but this target is written by {name}; add backend={name} and "
-                f"start it with: python3 duet.py run {name} -- -m experiments.export_weights..."
+                f"backend: {cfg.backend.name} was given, but this target is written by {name}; type: "
+                f"python3 -m duet export_weights backend={name} ..."
             )
         return open_backend(cfg)
 

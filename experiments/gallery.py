@@ -1,7 +1,7 @@
 """Every sampler on one checkpoint: pictures and errors against the number of network evaluations.
 
-    python -m experiments.gallery checkpoint=outputs/demo/torch out=outputs/gallery
-    python -m experiments.gallery backend=tf checkpoint=RUN out=DIR methods=[DDIM,Heun] budgets=[10,20,50]
+    python3 -m duet gallery checkpoint=outputs/demo/torch out=outputs/gallery
+    python3 -m duet gallery backend=tf checkpoint=RUN out=DIR methods=[DDIM,Heun] budgets=[10,20,50]
 
 All methods start from the same noise on the same grid of noise levels (`spacing`), without a clip, so that the
 deterministic ones have one common limit: the probability flow's, which `reference` draws in `reference_steps` steps.

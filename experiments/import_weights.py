@@ -1,12 +1,12 @@
 """Make a checkpoint of another project's weights, from which both frameworks sample and go on training.
 
-    python -m experiments.import_weights source=diffusers path=DIR out=outputs/imported
-    python -m experiments.import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\
+    python3 -m duet import_weights source=diffusers path=DIR out=outputs/imported
+    python3 -m duet import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\
         source.image_size=64 source.head_channels=64 source.qkv_order=qkv \\
         process=eps_linear process.schedule.name=cosine
-    python -m experiments.import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
-    python -m experiments.import_weights source=edm path=weights.safetensors out=DIR
-    python -m experiments.sample backend=tf checkpoint=outputs/imported out=outputs/samples
+    python3 -m duet import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
+    python3 -m duet import_weights source=edm path=weights.safetensors out=DIR
+    python3 -m duet sample backend=tf checkpoint=outputs/imported out=outputs/samples
 
 Files of a framework's own format are read by that framework: `.pt` and `.bin` with backend=torch, TensorFlow's
 checkpoints with backend=tf; `.safetensors` and `.npz` with either. The options of a source are those of its function

@@ -1,8 +1,8 @@
 """Look at a data set before anything is trained on it: one page, and the same as JSON.
 
-    python -m experiments.inspect data=digits parts=[train,held_out] out=outputs/inspect
-    python -m experiments.inspect data=cifar10 out=outputs/inspect       # every part of the prepared store
-    python -m experiments.inspect data=image_folder data.options.path=FOLDER out=outputs/inspect
+    python3 -m duet inspect data=digits parts=[train,held_out] out=outputs/inspect
+    python3 -m duet inspect data=cifar10 out=outputs/inspect       # every part of the prepared store
+    python3 -m duet inspect data=image_folder data.options.path=FOLDER out=outputs/inspect
 
 It shows counts per class, sizes, channel means and histograms, the mean image of each class, images drawn by
 stream, and pairs of images that are nearly alike, within a part and between parts.

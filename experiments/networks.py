@@ -1,7 +1,7 @@
 """One network at full size in one framework, and its agreement with the other's record of it.
 
-    python3 duet.py run torch -- -m experiments.networks backend=torch model=simple out=DIR/torch
-    python3 duet.py run tf -- -m experiments.networks backend=tf model=simple out=DIR/tf other=DIR/torch
+    python3 -m duet networks backend=torch model=simple out=DIR/torch
+    python3 -m duet networks backend=tf model=simple out=DIR/tf other=DIR/torch
 
 The second command prints the differences and leaves with exit code 1 if one is over its tolerance.
 `gradients=false` keeps to the forward pass, for networks whose gradients would not fit into memory.

@@ -1,9 +1,9 @@
 """Make a data set once, as a store that both frameworks read, with its data card.
 
-    python -m experiments.prepare data=cifar10
-    python -m experiments.prepare data=image_folder data.options.path=FOLDER data.options.size=64
-    python -m experiments.prepare data=celeba data.options.path=FOLDER split=stream
-    python -m experiments.prepare data=image_folder data.options.path=FOLDER split=file split.path=parts.txt
+    python3 -m duet prepare data=cifar10
+    python3 -m duet prepare data=image_folder data.options.path=FOLDER data.options.size=64
+    python3 -m duet prepare data=celeba data.options.path=FOLDER split=stream
+    python3 -m duet prepare data=image_folder data.options.path=FOLDER split=file split.path=parts.txt
 
 Files that are at data.options.path, or, without one, in the folder of archives, are used as they are; others are
 fetched there. Where it was interrupted, the same command goes on. Every part is made, whatever data.options.part says.

@@ -1,9 +1,9 @@
 """Make a checkpoint of an average that a run did not keep, of the snapshots of those that it did.
 
-    python -m experiments.train backend=torch experiment=digits ema=post_hoc ema.snapshot_images=1280
-    python -m experiments.reconstruct_ema run=RUN ema.sigma_rel=0.07 out=outputs/reconstructed
-    python -m experiments.reconstruct_ema run=RUN ema=half_life ema.images=4000 images=12800 out=DIR
-    python -m experiments.sample backend=tf checkpoint=outputs/reconstructed out=outputs/samples
+    python3 -m duet train backend=torch experiment=digits ema=post_hoc ema.snapshot_images=1280
+    python3 -m duet reconstruct_ema run=RUN ema.sigma_rel=0.07 out=outputs/reconstructed
+    python3 -m duet reconstruct_ema run=RUN ema=half_life ema.images=4000 images=12800 out=DIR
+    python3 -m duet sample backend=tf checkpoint=outputs/reconstructed out=outputs/samples
 
 `ema` is any profile, as for training, and `images` the moment; without it that is the last snapshot. No framework is
 needed, and either samples from the result. What is printed as the misfit is how far the weights that the steps have in

@@ -1,7 +1,7 @@
 """Do a step again whose loss or gradient was not finite, in either framework, and say where that begins.
 
-    python -m experiments.replay backend=torch bundle=outputs/RUN/non_finite/000000012800
-    python -m experiments.replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800
+    python3 -m duet replay backend=torch bundle=outputs/RUN/non_finite/000000012800
+    python3 -m duet replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800
 
 The bundle is what a training left behind (`diffusion_core.runs.failure_bundle`). The step is computed as it was, in pieces of no
 more images, and where `backend.compile` is auto in the mode of that training, if it was of the same backend; then its

@@ -1,10 +1,10 @@
 """Sample from a checkpoint, whichever framework wrote it.
 
-    python -m experiments.sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
-    python -m experiments.sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
-    python -m experiments.sample checkpoint=RUN out=DIR sampler.guidance_scale=3 sampler.interval=[0.2,3] sampler.rescale=0.7
-    python -m experiments.sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance_scale=2
-    python -m experiments.workers 2 -m experiments.sample backend=torch parallel=ddp checkpoint=RUN out=DIR
+    python3 -m duet sample backend=tf checkpoint=outputs/demo/torch out=outputs/samples
+    python3 -m duet sample backend=torch checkpoint=RUN out=DIR sampler=ddpm sample.count=16 sample.labels=7
+    python3 -m duet sample checkpoint=RUN out=DIR sampler.guidance_scale=3 sampler.interval=[0.2,3] sampler.rescale=0.7
+    python3 -m duet sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance_scale=2
+    python3 -m duet launch 2 sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
 A checkpoint says itself what network and process it is of, and which sampler and which of its weights its run draws
 with; sampler=NAME takes another one, and options alone, as sampler.steps=100, change that of the run, as

@@ -1,8 +1,8 @@
 """Ask a question of many runs: plan them, run what is missing in both environments, and report.
 
-    python -m experiments.study study=framework_equivalence dry_run=true      # the table of runs, and nothing else
-    python -m experiments.study study=framework_equivalence hydra.launcher.workers=2
-    python -m experiments.study study=solver_steps hydra/launcher=joblib      # or submitit_slurm, with the extra sweeps
+    python3 -m duet study study=framework_equivalence dry_run=true      # the table of runs, and nothing else
+    python3 -m duet study study=framework_equivalence hydra.launcher.workers=2
+    python3 -m duet study study=solver_steps hydra/launcher=joblib      # or submitit_slurm, with the extra sweeps
 
 A study file in `configs/study` names factors with their levels, seeds, metrics with margins, and the baseline; see
 `experiments.studies.plan`. A job that is done is not done again, so the same command goes on where it was stopped, and

@@ -1,8 +1,8 @@
 """Write the parity record of one backend: its checks against the reference, and what the other must match.
 
-    python -m experiments.trace backend=torch out=outputs/trace/torch
-    python -m experiments.trace backend=tf out=outputs/trace/tf
-    python -m experiments.trace backend=tf out=outputs/trace/tf handover=outputs/trace/torch
+    python3 -m duet trace backend=torch out=outputs/trace/torch
+    python3 -m duet trace backend=tf out=outputs/trace/tf
+    python3 -m duet trace backend=tf out=outputs/trace/tf handover=outputs/trace/torch
 
 The last form takes over the training state and the weights that the other framework left, and records what it
 makes of them. `whole=false` climbs with a few networks and plans instead of all, in either form.

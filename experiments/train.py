@@ -1,10 +1,10 @@
 """Train a diffusion model.
 
-    python -m experiments.train backend=tf experiment=digits
-    python -m experiments.workers 2 -m experiments.train backend=torch parallel=ddp experiment=digits
-    python -m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker experiment=digits
-    python -m experiments.train -m backend=torch,tf seed=0,1
-    python -m experiments.train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
+    python3 -m duet train backend=tf experiment=digits
+    python3 -m duet launch 2 train backend=torch parallel=ddp experiment=digits
+    python3 -m duet launch 2 train backend=tf parallel=multiworker experiment=digits
+    python3 -m duet train -m backend=torch,tf seed=0,1
+    python3 -m duet train backend=torch experiment=digits resume=latest hydra.run.dir=outputs/demo/tf
 
 Everything that a person can get wrong is looked at before the framework is loaded and before anything is written.
 """
@@ -187,7 +187,7 @@ def _again(directory: Path, training_config: TrainingConfig, group: ProcessGroup
     given = [*source_flags(None if name == "train" else name, own), *inherited_overrides(settings.overrides.hydra)]
     plainly = re.fullmatch(r"[\w./-]+", str(directory))
     place = f"hydra.run.dir={directory}" if plainly else run_dir_override(directory)
-    command = shlex.join([*group.launch_command, "-m", "experiments.train", *given, *task, place])
+    command = shlex.join([*group.launch_command, "train", *given, *task, place])
     return f"{seen} of {training_config.images:,} images; to go on: {command}"
 
 
@@ -250,7 +250,7 @@ def _train(
                 run.path / "non_finite", found, model, cfg.seed, trainer.state(), batch, experiment.adam,
                 experiment.objective.distance, notes,
             )  # fmt: skip
-            return f"; to look at it: python -m experiments.replay backend={cfg.backend.name} bundle={path}"
+            return f"; to look at it: python3 -m duet replay backend={cfg.backend.name} bundle={path}"
 
         def name_of(images_seen: int) -> str:
             return f"samples-{images_seen:012d}"

@@ -1,7 +1,7 @@
 """Start the processes of a run that computes with several, on this machine, and end them together.
 
-    python -m experiments.workers 2 -m experiments.train backend=torch parallel=ddp experiment=digits
-    python -m experiments.workers 2 -m experiments.sample backend=tf parallel=multiworker checkpoint=RUN out=DIR
+    python3 -m duet launch 2 train backend=torch parallel=ddp experiment=digits
+    python3 -m duet launch 2 sample backend=tf parallel=multiworker checkpoint=RUN out=DIR
 
 The first word is how many, the others are what each Python is given. Every worker is told its place in TF_CONFIG, as
 TensorFlow's strategies want it, and in the variables of `torchrun`, which PyTorch's processes read; on a machine with

@@ -80,7 +80,7 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
     except ImportError as error:
         raise DuetError(
             f"inception: it needs PyTorch and torch-fidelity, which this Python has not ({error}); "
-            f"run it with: python3 duet.py run torch -- -m experiments.evaluate ..."
+            "run it with: python3 -m duet evaluate backend=torch ..."
         ) from error
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:

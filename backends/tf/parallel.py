@@ -1,7 +1,7 @@
 """Adding up over processes in TensorFlow, by the collectives of `MultiWorkerMirroredStrategy`.
 
 The strategy joins the processes and adds up; it places no variables, as every process makes the same ones from the same
-bits. A process has one device: of a machine with several GPUs each worker is shown one, as `experiments.workers` does,
+bits. A process has one device: of a machine with several GPUs each worker is shown one, as `duet launch` does,
 so that `MirroredStrategy`, the same within one process, is not needed beside it. What adds up is a graph of its own,
 between that of the gradients and that of the update: XLA compiles those two, and the one that sends is the same for
 every process, whatever the shape of its share.

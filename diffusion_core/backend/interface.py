@@ -524,7 +524,7 @@ def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = 
     """
     found = {entry.name: entry for entry in entry_points(group="duet.backends")}
     if not found:
-        raise DuetError("no backend is installed in this Python; run: python3 duet.py setup")
+        raise DuetError("no backend is installed in this Python; run: python3 -m duet setup")
     if name not in found:
         raise one_of("backend", name, sorted(found))
     try:
@@ -532,6 +532,6 @@ def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = 
     except ImportError as error:
         raise DuetError(
             f"backend {name}: it cannot be imported in this Python ({error}); "
-            f"start it with: python3 duet.py run {name} -- -m experiments..."
+            f"start it with: python3 -m duet COMMAND backend={name} ..."
         ) from error
     return factory(config) if group is None else factory(config, group)

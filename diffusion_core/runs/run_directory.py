@@ -65,6 +65,8 @@ def describe_environment(description: Description | None = None) -> dict[str, An
     """Where and how this process runs, as plain data."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = ["python", "-m", main.name] if main else ["python", Path(sys.argv[0]).name]
+    if main and main.name.startswith(("experiments.", "benchmarks.")):
+        words = ["python3", "-m", "duet", main.name.split(".")[-1]]
     facts = {
         "command": shlex.join(words + sys.argv[1:]),
         "commit": _commit(),

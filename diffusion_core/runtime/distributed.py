@@ -12,7 +12,7 @@ sums of arrays; afterwards each makes the same update of the same weights, and n
 Samples are divided in whole batches: process r draws the batches r, r + W, r + 2W ... The kernels then see the same
 shapes for every W, and the samples are equal bit by bit.
 
-The launcher (`experiments.workers` on one machine, `torchrun`, TensorFlow or Slurm) tells each process its rank through
+The launcher (`duet launch` on one machine, `torchrun`, TensorFlow or Slurm) tells each process its rank through
 environment variables.
 """
 
@@ -32,16 +32,16 @@ from diffusion_core.common.errors import DuetError, one_of
 
 __all__ = ["LAUNCHERS", "Collective", "ProcessGroup", "find_parallel_launch"]
 
-# The command before ``-m MODULE`` that launches the processes on one machine, for each value of `parallel`.
+# What precedes the name of a command to launch its processes on one machine, for each value of `parallel`.
 LAUNCHERS = {
-    "none": "python",
-    "ddp": "python -m experiments.workers {size}",
-    "multiworker": "python -m experiments.workers {size}",
+    "none": "python3 -m duet",
+    "ddp": "python3 -m duet launch {size}",
+    "multiworker": "python3 -m duet launch {size}",
 }
 
 
 def _example(kind: str) -> str:
-    return f"{LAUNCHERS[kind].format(size=2)} -m experiments.train ... parallel={kind}"
+    return f"{LAUNCHERS[kind].format(size=2)} train ... parallel={kind}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ProcessGroup:
 
     @property
     def launch_command(self) -> list[str]:
-        """The words before ``-m MODULE`` that launch as many processes of this kind on one machine."""
+        """The words before the name of a command that launch as many processes of this kind on one machine."""
         return LAUNCHERS[self.kind].format(size=self.size).split()
 
     @property

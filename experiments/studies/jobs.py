@@ -176,7 +176,7 @@ def _perform(job: Job, runs: Path) -> int:
     facts: dict[str, Any] = {
         "identity": job.identity,
         "stage": job.stage,
-        "command": ["python", *words[1:]],
+        "command": ["python3", "-m", "duet", job.entry, *words[3:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed": resumed,
     }

@@ -93,7 +93,7 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
     python = root / Path(given).expanduser()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise LaunchError(
-            f"{source}: there is no Python at {python}; run `python3 duet.py setup {name}` or name another"
+            f"{source}: there is no Python at {python}; run `python3 -m duet setup {name}` or name another"
         )
     return python
 
@@ -113,7 +113,7 @@ def entry_command(main: ModuleType, task_function: Callable[..., Any]) -> list[s
     file = getattr(main, "__file__", None)
     if file is None:
         raise LaunchError(
-            "a sweep was started without a module or a file; start it as `python -m experiments.train -m`"
+            "a sweep was started without a module or a file; start it as `python3 -m duet train -m`"
         )
     return [os.path.abspath(file)]
 

@@ -182,7 +182,7 @@ def test_the_backend_that_writes_a_form_is_named(tmp_path, run, name):
     other = next(backend for backend in OWN if backend != name)
     words = f"backend={other}", f"target={OWN[name]}", f"checkpoint={run}", f"out={tmp_path / 'net'}"
     line = refused(*words)
-    assert f"backend: {other} was given" in line and f"python3 duet.py run {name} --" in line
+    assert f"backend: {other} was given" in line and f"python3 -m duet export_weights backend={name}" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -84,7 +84,7 @@ def write_training(out: Path, seed: int, backend: str, second_half: bool = False
     (out / "config.yaml").write_text(f"seed: {seed}\nprecision: float32\nbackend: {{name: {backend}}}\n")
     title, version = {"torch": ("PyTorch", "2.14.1"), "tf": ("TensorFlow", "2.21.0")}[backend]
     facts = {
-        "command": f"python -m experiments.train backend={backend} seed={seed}", "commit": "abc1234",
+        "command": f"python3 -m duet train backend={backend} seed={seed}", "commit": "abc1234",
         "platform": "Linux", "processor": "a processor", "cores": 2, "python": "3.11.2", "device": "cpu",
         "precision": "float32", "seed": seed, "parameters": 1234, "versions": {title: version, "numpy": "2.2.0"},
         "data": {"name": "digits", "images": 1797, "sha256": "0" * 64},
@@ -126,7 +126,7 @@ def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: 
 
     for job in plan.jobs:
         out = runs / job.name
-        words = ["python", "-m", f"experiments.{job.entry}", *job.arguments(Path("runs"))]
+        words = ["python3", "-m", "duet", job.entry, *job.arguments(Path("runs"))]
         facts = {
             "identity": job.identity, "command": words,
             "seconds": 40.0 + job.seed, "joules": None, "resumed": False,

@@ -2,7 +2,7 @@
 
 The files under ``tests/data/run_v1`` were written before configuration keys were renamed. They were made by
 
-    python -m experiments.train backend=torch experiment=digits process=v_cosine_uncertain ema=post_hoc
+    python3 -m duet train backend=torch experiment=digits process=v_cosine_uncertain ema=post_hoc
         model.channels=8 model.norm_groups=4 model.channel_multipliers=[1] model.attention_sizes=[] model.heads=1
         trainer.images=256 trainer.batch=64 trainer.log_images=64 trainer.checkpoint_images=128
         trainer.keep_checkpoints=1 lr.warmup_images=64 ema.snapshot_images=128 sample.count=20

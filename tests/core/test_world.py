@@ -271,8 +271,8 @@ def test_a_process_knows_whether_it_is_one_of_several(told, variable):
 
 @pytest.mark.parametrize("kind, told, words", [
     ("dpp", {}, "parallel: 'dpp' was given; .* Did you mean 'ddp'"),
-    ("ddp", {}, "ddp was given, but .* start it as: python -m experiments.workers 2"),
-    ("multiworker", {"RANK": "1", "WORLD_SIZE": "2"}, "multiworker was given, but .* experiments.workers 2"),
+    ("ddp", {}, "ddp was given, but .* start it as: python3 -m duet launch 2"),
+    ("multiworker", {"RANK": "1", "WORLD_SIZE": "2"}, "multiworker was given, but .* duet launch 2"),
     ("ddp", {"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 processes was given; use 0 .. 1"),
     ("ddp", {"RANK": "one", "WORLD_SIZE": "2"}, "which are not whole numbers"),
     ("multiworker", {"TF_CONFIG": "{"}, "TF_CONFIG: it cannot be read"),

@@ -54,9 +54,9 @@ def test_a_directory_that_fills_while_it_is_left_is_left(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("parallel, size, starts", [
-    ("none", 1, "python"),
-    ("ddp", 3, "python -m experiments.workers 3"),
-    ("multiworker", 2, "python -m experiments.workers 2"),
+    ("none", 1, "python3 -m duet"),
+    ("ddp", 3, "python3 -m duet launch 3"),
+    ("multiworker", 2, "python3 -m duet launch 2"),
 ])  # fmt: skip
 def test_the_command_to_go_on_with_starts_what_was_started(parallel, size, starts, tmp_path, monkeypatch):
     """In the process of a sweep `sys.argv` is that of the sweep, and a worker's is not that of who started it."""
@@ -67,7 +67,7 @@ def test_the_command_to_go_on_with_starts_what_was_started(parallel, size, start
     (run := tmp_path / "run").mkdir()
     said = train._again(run, TrainingConfig(16, 8), group, settings)
     assert said == (
-        f"it has seen 0 of 16 images; to go on: {starts} -m experiments.train backend=tf seed=1 parallel={parallel} "
+        f"it has seen 0 of 16 images; to go on: {starts} train backend=tf seed=1 parallel={parallel} "
         f"'+model.channel_mult=[1, 2]' resume=auto hydra.run.dir={run}"
     )
     (run / "environment.json").write_text("{}")

@@ -86,7 +86,7 @@ def _run(label: str, backend: str, rate: float) -> dict:
         "device": "cpu, 2 threads",
         "precision": "float32",
         "seed": 0,
-        "command": f"python -m experiments.train backend={backend} data=digits model=small images=153600 seed=0",
+        "command": f"python3 -m duet train backend={backend} data=digits model=small images=153600 seed=0",
         "commit": "abc1234",
         "versions": {"python": "3.11.7", "numpy": "2.3.5", backend: "2.14.1", "einops": "0.8.1"},
         "images_per_second": rate,
@@ -112,7 +112,7 @@ def fake_report(fails: bool = False) -> dict:
         "title": "Digits in two frameworks",
         "created": "2026-11-21T22:30:00+00:00",
         "commit": "abc1234",
-        "command": "python3 duet.py demo",
+        "command": "python3 -m duet demo",
         "verdict": {
             "agree": not fails,
             "passed": total - 3 * fails,

@@ -269,7 +269,7 @@ def test_every_shipped_study_is_a_plan_that_composes(name, monkeypatch, capsys, 
     entry_point.main()
     assert "missing" in capsys.readouterr().out
     file = (CONFIGS / "study" / f"{name}.yaml").read_text()
-    assert file.startswith(f"# python -m experiments.study study={name}\n")
+    assert file.startswith(f"# python3 -m duet study study={name}\n")
 
 
 def test_the_page_of_studies_names_them_all_and_its_example_is_one():

@@ -213,7 +213,7 @@ def test_the_appendix_says_how_the_numbers_were_made(study):
         "hand-over: first half: backend=torch; second half: backend=tf",
     ):  # fmt: skip
         assert said in text, said
-    assert text.count("  python -m experiments.train") == 4 * 5  # each shared job once
+    assert text.count("  python3 -m duet train") == 4 * 5  # each shared job once
 
 
 # --- its controls -------------------------------------------------------------------------------------------------

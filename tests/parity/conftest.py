@@ -74,7 +74,7 @@ def exchange() -> Exchange:
     """What lies in DUET_EXCHANGE."""
     given = os.environ.get("DUET_EXCHANGE")
     if not given:
-        pytest.fail("DUET_EXCHANGE is not set: `python3 duet.py test` writes both records and names their directory")
+        pytest.fail("DUET_EXCHANGE is not set: `python3 -m duet test` writes both records and names their directory")
     missing = [name for name in NAMES if not (Path(given) / name / "float32.json").is_file()]
     if missing:
         pytest.fail(f"DUET_EXCHANGE: {given} has no record of {' and '.join(missing)}; experiments.trace writes one")

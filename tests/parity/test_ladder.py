@@ -1,6 +1,6 @@
 """The ladder up to where the other framework is needed: a backend against the NumPy reference, in both precisions.
 
-For whoever works on one backend. `duet.py test` leaves these out: it climbs with `experiments.trace`, whose records
+For whoever works on one backend. `duet test` leaves these out: it climbs with `experiments.trace`, whose records
 hold the same checks, and `test_exchange` asks for every one of them.
 """
 

@@ -56,7 +56,7 @@ def test_a_link_to_a_python_is_not_followed(tmp_path):
 
 
 def test_a_missing_python_names_the_set_up(tmp_path):
-    with pytest.raises(DuetError, match=r"python3 duet\.py setup tf"):
+    with pytest.raises(DuetError, match=r"python3 -m duet setup tf"):
         backend_python({"name": "tf", "environment": ".venvs/tf"}, {}, tmp_path)
     with pytest.raises(DuetError, match=r"DUET_MY_OWN_PYTHON: there is no Python at .*/nowhere"):
         backend_python({"name": "my-own"}, {"DUET_MY_OWN_PYTHON": "nowhere"}, tmp_path)
@@ -84,7 +84,7 @@ def test_the_entry_is_entered_again_as_it_was():
     assert entry_command(main_module("experiments.train"), task) == ["-m", "experiments.train"]
     assert entry_command(main_module("experiments.__main__"), task) == ["-m", "experiments"]
     assert entry_command(main_module(file="/a/train.py"), task) == ["/a/train.py"]
-    with pytest.raises(DuetError, match="python -m experiments"):
+    with pytest.raises(DuetError, match="python3 -m duet train"):
         entry_command(main_module(), task)
     task.__module__ = "experiments.train"
     assert entry_command(main_module(file="/usr/bin/script"), task) == ["-m", "experiments.train"]
@@ -190,7 +190,7 @@ def test_no_job_runs_where_one_lacks_its_python(program):
     (program / "tf-python").unlink()
     result = sweep(program, "backend=torch,tf")
     assert result.returncode == 1
-    assert "run `python3 duet.py setup tf`" in result.stderr and "Traceback" not in result.stderr
+    assert "run `python3 -m duet setup tf`" in result.stderr and "Traceback" not in result.stderr
     assert not list(program.glob("a sweep/*/job.json"))
 
 
