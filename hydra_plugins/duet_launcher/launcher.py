@@ -112,9 +112,7 @@ def entry_command(main: ModuleType, task_function: Callable[..., Any]) -> list[s
         return ["-m", task_function.__module__]
     file = getattr(main, "__file__", None)
     if file is None:
-        raise LaunchError(
-            "a sweep was started without a module or a file; start it as `python3 -m duet train -m`"
-        )
+        raise LaunchError("a sweep was started without a module or a file; start it as `python3 -m duet train -m`")
     return [os.path.abspath(file)]
 
 
