@@ -1,7 +1,7 @@
-"""The one error that a person can cause, and how it is worded.
+"""The error for mistakes of a user, and its wording.
 
-Every message says what was given and what would fit. An entry point prints it as a single line
-and leaves with exit code 2; anything else that is raised is a defect of Duet and keeps its traceback.
+Every message says what was given and what is allowed. A command prints it as one line and exits with code 2; every
+other exception is a defect of Duet and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ __all__ = ["DuetError", "OutOfMemory", "one_of", "out_of_memory_error"]
 
 
 class DuetError(ValueError):
-    """Something given to Duet does not fit; the message names it and what would.
+    """A value, option or file that Duet cannot use; the message names it and what is allowed.
 
-    Names that stand in files are quoted in messages, so what does not print, line ends among it, is written as escapes.
+    Characters that cannot be printed, line ends among them, are written as escapes, since messages quote names that
+    stand in files.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,34 +24,38 @@ class DuetError(ValueError):
 
 
 class OutOfMemory(DuetError):
-    """The device has too little memory for what was asked of it; nothing was changed by what failed."""
+    """The device has too little memory; the call that failed changed nothing and may be tried again."""
 
 
 def out_of_memory_error(device: str, reason: object, changes: bool = False) -> DuetError:
-    """The error for a device that has too little memory, with what its framework says of it in one line.
+    """Return the error for a device with too little memory.
 
     Args:
         device: its name.
-        reason: what the framework says.
-        changes: whether what failed may have changed something, so that it must not be tried again; the error is an
-            `OutOfMemory` if not.
+        reason: the message of the framework, whose first line is quoted.
+        changes: whether the call may have changed something before it failed and must not be tried again. The error is
+            an `OutOfMemory` if not.
     """
-    said = next(iter(str(reason).strip().splitlines()), "")[:200]
-    after = "; an update may be half made: go on from the last checkpoint with resume=latest" if changes else ""
+    quoted = next(iter(str(reason).strip().splitlines()), "")[:200]
+    after = "; an update may be incomplete: continue from the last checkpoint with resume=latest" if changes else ""
     return (DuetError if changes else OutOfMemory)(
-        f"{device}: it has too little memory; compute fewer images at a time with trainer.micro_batch (or let "
-        f"trainer.on_out_of_memory=halve find how many), draw fewer with sample.batch and measure fewer with "
-        f"likelihood.batch or accuracy.batch{after} ({said})"
+        f"{device}: out of memory; compute fewer images at a time with trainer.micro_batch (or let "
+        f"trainer.on_out_of_memory=halve find how many), draw fewer with sample.batch and evaluate fewer with "
+        f"likelihood.batch or accuracy.batch{after} ({quoted})"
     )
 
 
 def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:
-    """The error for a name that is not among the `allowed` ones, with the nearest of them.
+    """Return the error for a name that is not among the `allowed` ones; it suggests the most similar name.
 
     Args:
         what: what the name stands for, as in "schedule".
-        given: what arrived.
-        allowed: what would fit.
+        given: the unknown name.
+        allowed: the known names.
+
+    Example:
+        >>> print(one_of("lr.decay", "cosin", ["linear", "cosine"]))
+        lr.decay: 'cosin' was given; it must be one of linear, cosine. Did you mean 'cosine'?
     """
     names = [str(name) for name in allowed]
     near = difflib.get_close_matches(str(given), names, n=1)

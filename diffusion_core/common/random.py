@@ -1,8 +1,8 @@
 """Named, counter-based random streams: a number depends on where it is used, never on when.
 
-A stream is a function of (seed, name). Its value for one item is a function of the item's counter
-alone (an image's position in the training run, a sample's index) and of a `row` (a sampling step),
-so neither batch size, nor the number of processes, nor the framework can change it::
+A stream is a function of (seed, name). Its value for one item is a function of the item's counter alone (an image's
+position in the training run, a sample's index) and of a `row` (a sampling step). Neither the batch size, nor the number
+of processes, nor the framework can change it::
 
     key     = first 8 bytes of BLAKE2b("duet:<seed>:<name>")
     counter = (block, row, low word of index, high word of index)
@@ -12,7 +12,7 @@ Uniforms are ``u = (word + 1/2) / 2^32``, so 0 < u < 1. Normals are Box-Muller p
 
     r = sqrt(-2 log u_0),   z_0 = r cos(2 pi u_1),   z_1 = r sin(2 pi u_1)
 
-cast to the wanted precision once. The largest normal is sqrt(66 log 2) = 6.76.
+cast once to the requested precision. The largest normal is sqrt(66 log 2) = 6.76.
 
 References:
     Parallel random numbers: as easy as 1, 2, 3 (Salmon et al., 2011),
@@ -46,15 +46,15 @@ def _high(product: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def philox4x32(
     counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any], high: Callable[[Any], Any] = _high
 ) -> tuple[Any, ...]:
-    """Ten rounds of Philox4x32 (Salmon et al., 2011, section 3.3), on the arrays of any framework.
+    """Apply ten rounds of Philox4x32 (Salmon et al., 2011, section 3.3), on the arrays of any framework.
 
     Args:
-        counter: four arrays of 32-bit words held in 64 bits, with or without a sign, which broadcast together.
+        counter: four arrays of 32-bit words stored as 64-bit integers, signed or not; they broadcast together.
         key: two 32-bit words.
-        high: gives the upper 32 of 64 bits; the default is for NumPy's uint64.
+        high: returns the upper 32 of 64 bits; the default is for NumPy's uint64.
 
     Returns:
-        Four arrays of 32-bit words held in 64 bits.
+        Four arrays of 32-bit words stored as 64-bit integers.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -66,19 +66,19 @@ def philox4x32(
 
 
 def random_words(key: tuple[int, int], index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
-    """Random 32-bit words with shape (B, n) of the stream with this key.
+    """Return random 32-bit words with shape (B, n) of the stream with this key.
 
     Args:
         key: two 32-bit words.
-        index: the items' counters, whole numbers with shape (B,).
+        index: the counters of the items, whole numbers of up to 64 bits, with shape (B,).
         n: words per item.
-        row: a second counter, such as the sampling step; a number, or one per item.
+        row: a second counter of up to 32 bits, such as the sampling step; one number, or one per item.
     """
     index = np.atleast_1d(np.asarray(index)).astype(np.uint64)[:, None]
     block = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
     counter = (block, np.asarray(row).astype(np.uint64).reshape(-1, 1), index & np.uint64(LOW), _high(index))
-    made = philox4x32(counter, key, _high)
-    return np.stack(made, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
+    blocks = philox4x32(counter, key, _high)
+    return np.stack(blocks, axis=-1).astype(np.uint32).reshape(len(index), 4 * block.size)[:, :n]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,14 @@ class Stream:
 
     Args:
         seed: the seed of the run.
-        name: the purpose, as in ``"train/noise"``. Two names give unrelated numbers.
+        name: the purpose, as in ``"train/noise"``. Streams with different names are independent.
+
+    Example:
+        >>> noise = Stream(seed=0, name="train/noise")
+        >>> noise.normal([7, 8], (2, 2)).shape
+        (2, 2, 2)
+        >>> bool(np.array_equal(noise.normal([7, 8], (3,))[1], noise.normal([8], (3,))[0]))
+        True
     """
 
     seed: int
@@ -100,17 +107,17 @@ class Stream:
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
     def bits(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.uint32]:
-        """Random 32-bit words with shape (B, n); see `random_words`."""
+        """Return random 32-bit words with shape (B, n); see `random_words`."""
         return random_words(self.key, index, n, row)
 
     def uniform(self, index: ArrayLike, n: int, row: ArrayLike = 0) -> NDArray[np.float64]:
-        """Uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
+        """Return uniform numbers in the open interval (0, 1), float64, with shape (B, n)."""
         return (self.bits(index, n, row) + 0.5) * 2.0**-32
 
     def normal(
         self, index: ArrayLike, shape: tuple[int, ...], row: ArrayLike = 0, dtype: DTypeLike = np.float64
     ) -> NDArray:
-        """Standard normal numbers with shape (B, *shape), made in float64 and cast once."""
+        """Return standard normal numbers with shape (B, *shape), computed in float64 and cast once to `dtype`."""
         n = math.prod(shape)
         uniform = self.uniform(index, n + n % 2, row)
         pairs = uniform.reshape(len(uniform), (n + 1) // 2, 2)
@@ -120,10 +127,10 @@ class Stream:
         return values.reshape(uniform.shape)[:, :n].reshape(len(uniform), *shape).astype(dtype)
 
     def integers(self, index: ArrayLike, high: int, row: ArrayLike = 0) -> NDArray[np.int64]:
-        """Whole numbers in [0, high) with shape (B,): the high word of ``word * high``, unbiased to high / 2^32."""
+        """Return whole numbers in [0, high) with shape (B,): the high word of ``word * high`` (bias high / 2^32)."""
         return (self.bits(index, 1, row)[:, 0].astype(np.uint64) * np.uint64(high) >> _HALF).astype(np.int64)
 
     def permutation(self, n: int, row: int = 0) -> NDArray[np.int64]:
-        """A random order of n items: their 64-bit keys, sorted."""
+        """Return a random order of n items, which sorts them by random 64-bit keys."""
         high, low = self.bits(np.arange(n), 2, row).astype(np.uint64).T
         return np.argsort(high << _HALF | low, kind="stable")

@@ -1,7 +1,7 @@
-"""Making a thing from a configuration: a name, and options for the function of that name.
+"""Building an object from a configuration: a name, and options for the function of that name.
 
-The functions' own signatures are the schema; an unknown name, an unknown or missing option and a value of
-the wrong type each get one clear error, before the function runs.
+The signature of the function is the schema. An unknown name, an unknown or missing option and a value of the wrong type
+each raise one clear error before the function runs.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ def build(
     registry: Mapping[str, Callable[..., T]],
     name: str,
     options: Mapping[str, Any],
-    *given: Any,
-    beside: Iterable[str] = (),
+    *arguments: Any,
+    also_allowed: Iterable[str] = (),
 ) -> T:
-    """Call ``registry[name](*given, **options)``.
+    """Call ``registry[name](*arguments, **options)`` and return its result.
 
     Args:
-        what: the configuration group, as in "sampler"; errors name it.
+        what: the configuration group, as in "sampler"; error messages name it.
         registry: functions by name.
-        name: which one.
-        options: its options, as a person wrote them.
-        given: leading arguments that are not options.
-        beside: options that the caller takes itself, which an error about another one names too.
+        name: which function to call.
+        options: keyword arguments, as a user wrote them.
+        arguments: leading positional arguments, which are not options.
+        also_allowed: names of options that the caller handles itself; the error for an unknown option lists them too.
 
     Raises:
-        DuetError: the name or an option does not exist, one is missing, or a value has the wrong type.
+        DuetError: if the name or an option is unknown, an option is missing, or a value has the wrong type.
+
+    Example:
+        >>> def scaled(x: float, factor: float = 2.0) -> float:
+        ...     return factor * x
+        >>> build("map", {"scaled": scaled}, "scaled", {"factor": 3.0}, 2.0)
+        6.0
     """
-    check_options(what, registry, name, options, len(given), beside)
-    return registry[name](*given, **options)
+    check_options(what, registry, name, options, len(arguments), also_allowed)
+    return registry[name](*arguments, **options)
 
 
 def check_options(
@@ -49,46 +55,46 @@ def check_options(
     registry: Mapping[str, Callable[..., Any]],
     name: str,
     options: Mapping[str, Any],
-    given: int = 0,
-    beside: Iterable[str] = (),
+    arguments: int = 0,
+    also_allowed: Iterable[str] = (),
 ) -> None:
-    """Refuse what `build` would refuse, and call nothing.
+    """Raise the errors that `build` would raise, without calling the function.
 
     Args:
-        what: as in `build`, as are registry, name, options and beside.
-        given: how many leading arguments are not options.
+        what: as in `build`, like registry, name, options and also_allowed.
+        arguments: the number of leading positional arguments, which are not options.
     """
     if name not in registry:
         raise one_of(f"{what}.name", name, registry)
     function = registry[name]
-    parameters = list(inspect.signature(function).parameters.values())[given:]
+    parameters = list(inspect.signature(function).parameters.values())[arguments:]
     hints = typing.get_type_hints(function)
     allowed = {p.name: p for p in parameters}
     for option, value in options.items():
         if option not in allowed:
-            raise one_of(f"option of {what} {name!r}", option, [*allowed, *beside])
-        if option in hints and not _fits(value, hints[option]):
-            raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_words(hints[option])}")
+            raise one_of(f"option of {what} {name!r}", option, [*allowed, *also_allowed])
+        if option in hints and not _has_type(value, hints[option]):
+            raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_describe(hints[option])}")
     for p in parameters:
         if p.default is p.empty and p.name not in options:
             raise DuetError(f"{what} {name!r}: no {p.name} was given; it takes {', '.join(allowed)}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value (number, text, None) has the type of the hint; other hints are not judged."""
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return whether a plain value (number, text, None) has the type of the hint; accept any value for other hints."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, part) for part in typing.get_args(hint))
+        return any(_has_type(value, part) for part in typing.get_args(hint))
     if hint is type(None):
         return value is None
     if hint in (int, float):
-        number = isinstance(value, int if hint is int else (int, float))
-        return number and not isinstance(value, bool)
+        is_number = isinstance(value, int if hint is int else (int, float))
+        return is_number and not isinstance(value, bool)
     return isinstance(value, hint) if hint in (str, bool) else True
 
 
-def _words(hint: Any) -> str:
-    """The hint in words."""
+def _describe(hint: Any) -> str:
+    """Return a type hint in words."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_words(part) for part in typing.get_args(hint))
+        return " or ".join(_describe(part) for part in typing.get_args(hint))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

@@ -6,5 +6,10 @@ __all__ = ["pluralize"]
 
 
 def pluralize(n: int, noun: str) -> str:
-    """A number with its noun, as in "1 check" and "1,200 checks"."""
+    """Return a number with its noun.
+
+    Example:
+        >>> pluralize(1, "check"), pluralize(1200, "check")
+        ('1 check', '1,200 checks')
+    """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

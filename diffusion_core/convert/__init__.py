@@ -1,7 +1,9 @@
-"""Weights of other projects: their files become a problem with its weights, and the other way.
+"""Weights of other projects: their files become a model with its weights, and the other way round.
 
 A format is two things: a function from its configuration, or from the names and shapes of its arrays, to a `UNetSpec`;
-and a *name map* (`names`), which says for every parameter of that network where it lies in the file.
+and a *name map* (`names`), which gives for every parameter of that network its place in the file.
+
+May import: model, backend, networks, files and below; not runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Data sets as arrays, and the order in which a run sees them.
 
-`load_dataset` makes one by name; `prepare` writes one to disk, from which any process reads it; `Loader` shows it;
-`to_uint8` and `from_uint8` go between stored pixels and network values.
+`load_dataset` makes a data set by name; `prepare` writes one to disk, from which any process can read it; `Loader`
+returns its batches; `to_uint8` and `from_uint8` convert between stored pixels and network values.
+
+May import: images, files, runtime, diffusion and below.
 """
 
 from __future__ import annotations

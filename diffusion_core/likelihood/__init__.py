@@ -1,4 +1,7 @@
-"""How likely pictures are to a model: the variational bound, term by term, and the exact flow."""
+"""The likelihood of images under a model: the variational bound, term by term, and the exact flow.
+
+May import: model, data, backend, diffusion and below; not training.
+"""
 
 from __future__ import annotations
 

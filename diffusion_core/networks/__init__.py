@@ -1,4 +1,7 @@
-"""Networks as data: a spec is written by a person, `lower` makes the `Program` that a backend builds."""
+"""Networks as data: a person writes a spec, and `lower` turns it into the `Program` that a backend builds.
+
+May import: diffusion, files, common; not optim or images.
+"""
 
 from __future__ import annotations
 

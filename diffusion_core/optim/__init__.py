@@ -1,4 +1,10 @@
-"""Moving averages of the weights: how each forgets, and how others are made of them afterwards."""
+"""Optimisers and moving averages of the weights, as formulas on NumPy arrays.
+
+`adam` has Adam and the learning rate; `ema` the decays of moving averages (EMA); `posthoc_ema` makes another average
+from stored ones after training.
+
+May import: common.
+"""
 
 from __future__ import annotations
 

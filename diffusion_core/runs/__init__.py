@@ -1,1 +1,7 @@
-"""runs."""
+"""The files of a run.
+
+`run_directory` has the metrics, events and configuration; `checkpoint` the state to resume from; `ema_snapshots` the
+averages stored during training; `failure_bundle` a step that was not finite.
+
+May import: training, model, data, backend, files and below; not convert or metrics.
+"""

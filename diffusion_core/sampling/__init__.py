@@ -1,4 +1,7 @@
-"""Samplers, one file each: functions that make plans; and `draw`, which runs a plan over any number of images."""
+"""Samplers, one file each: functions that make plans, the tables of coefficients that a backend executes.
+
+May import: diffusion, files, common.
+"""
 
 from __future__ import annotations
 
@@ -117,6 +120,6 @@ def make_plan(
         DuetError: for a name or an option that does not exist, or a value that does not fit.
     """
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
-    plan = build("sampler", SAMPLERS, name, options, process, beside=shared)
+    plan = build("sampler", SAMPLERS, name, options, process, also_allowed=shared)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
     return replace(plan, threshold=threshold).with_guidance(weight, interval, rescale, classifier)

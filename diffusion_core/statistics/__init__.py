@@ -1,4 +1,7 @@
-"""Statistics of results over seeds: what differs, by how much, and what the data exclude."""
+"""Statistics of results over seeds: bootstrap intervals, paired differences and equivalence within a margin.
+
+May import: common.
+"""
 
 from diffusion_core.statistics.bootstrap import Interval, bootstrap_interval
 from diffusion_core.statistics.paired import (

@@ -1,1 +1,4 @@
-"""training."""
+"""Training: `objective` turns images into batches, and `loop` runs the steps.
+
+May import: model, data, backend, optim, runtime and below; not likelihood.
+"""

@@ -60,7 +60,7 @@ class SampleEvaluator:
     def __post_init__(self) -> None:
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
-            check_options(f"metrics.{name}", fits, name, options, given=2)
+            check_options(f"metrics.{name}", fits, name, options, arguments=2)
 
     def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
         """Refuse samples with such parts, of which the shape counts, that cannot be judged."""

@@ -285,7 +285,7 @@ def out_of_memory(backend: Any) -> Exception:
 
 def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
     """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
-    advice = r"too little memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
+    advice = r"out of memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
     with pytest.raises(OutOfMemory, match=advice) as found, backend.context.within_memory():
         raise out_of_memory(backend)
     assert "\n" not in str(found.value)
@@ -315,7 +315,7 @@ def test_whatever_computes_says_in_one_line_that_memory_does_not_suffice(backend
             lambda: network.forward(*images),
             lambda: network.vjp(*images, batch.noise),
         ):
-            with pytest.raises(OutOfMemory, match=r"too little memory; .* likelihood\.batch"):
+            with pytest.raises(OutOfMemory, match=r"out of memory; .* likelihood\.batch"):
                 computes()
 
 
@@ -344,7 +344,7 @@ def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, ma
     monkeypatch.setattr(short, "_apply", patched)
     if hasattr(short, "apply"):  # of which a graph is made
         monkeypatch.setattr(short, "apply", patched)
-    with pytest.raises(DuetError, match=r"too little memory; .* half made: .* resume=latest \(CUDA") as found:
+    with pytest.raises(DuetError, match=r"out of memory; .* incomplete: .* resume=latest \(CUDA") as found:
         short.step(new_batch(backend), 1e-3, (0.9,), 1, may_repeat)
     assert not isinstance(found.value, OutOfMemory)
 

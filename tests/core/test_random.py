@@ -1,4 +1,4 @@
-"""Streams: known answers, independence of order and batch, and the laws of the distributions."""
+"""Streams: known answers, independence of order and batch, and their distributions."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("case", KNOWN)
-def test_philox_gives_the_known_answers(case):
+def test_philox_returns_the_known_answers(case):
     counter, key, answer = (parsed(text) for text in KNOWN[case])
     got = philox4x32(tuple(np.array([c], np.uint64) for c in counter), tuple(key))
     assert [int(word[0]) for word in got] == answer
 
 
 def test_first_words_of_a_stream_never_change():
-    # Checkpoints, initial weights and published pictures all rest on these.
+    # Checkpoints, initial weights and published images all depend on these.
     assert Stream(0, "train/noise").bits([0], 5).tolist() == [
         [2712271109, 2949622306, 911257537, 4134042877, 2158409040]
     ]
@@ -75,8 +75,8 @@ WORDS = st.integers(0, 2**32 - 1)
 
 
 @given(WORDS, WORDS, st.integers(0, 2**64 - 1), WORDS, st.integers(1, 9))
-def test_words_are_philox_of_any_key(low, high, index, row, n):
-    """What a backend must draw from the key and the positions of a batch."""
+def test_random_words_are_philox_for_any_key(low, high, index, row, n):
+    """A backend must draw the same words from the key and the positions of a batch."""
     expected = []
     for block in range(math.ceil(n / 4)):
         expected += python_philox([block, row, index & 0xFFFFFFFF, index >> 32], [low, high])
@@ -84,12 +84,12 @@ def test_words_are_philox_of_any_key(low, high, index, row, n):
     assert got.dtype == np.uint32 and got[0].tolist() == expected[:n]
 
 
-def test_words_of_the_zero_key_are_a_known_answer():
+def test_random_words_of_the_zero_key_are_a_known_answer():
     assert random_words((0, 0), [0], 4)[0].tolist() == parsed(KNOWN["zeros"][2])
 
 
 @given(INDICES, st.integers(0, 1000), st.randoms(use_true_random=False))
-def test_a_value_depends_on_its_index_and_row_alone(indices, row, random):
+def test_a_value_depends_only_on_its_index_and_row(indices, row, random):
     stream = Stream(7, "law")
     together = stream.normal(indices, (3, 2), row)
     alone = [stream.normal([i], (3, 2), row)[0] for i in indices]
@@ -99,7 +99,7 @@ def test_a_value_depends_on_its_index_and_row_alone(indices, row, random):
 
 
 @given(INDICES, st.integers(0, 1000))
-def test_each_item_may_have_a_row_of_its_own(indices, first):
+def test_each_item_may_have_its_own_row(indices, first):
     rows = first + 3 * np.arange(len(indices))
     alone = [Stream(7, "law").normal([i], (3, 2), row)[0] for i, row in zip(indices, rows.tolist(), strict=True)]
     np.testing.assert_array_equal(Stream(7, "law").normal(indices, (3, 2), rows), alone)
@@ -118,16 +118,16 @@ def test_a_shorter_request_is_the_start_of_a_longer_one(index, n, more):
      Stream(0, "a").bits([0], 40_000, row=1), Stream(0, "a").bits([2**32], 40_000)],
     ids=["name", "seed", "index", "row", "high word of the index"],
 )  # fmt: skip
-def test_streams_of_another_name_seed_index_or_row_are_unrelated(other):
+def test_streams_with_another_name_seed_index_or_row_are_independent(other):
     mine = Stream(0, "a").bits([0], 40_000)
     assert np.count_nonzero(mine == other) <= 1
     correlation = np.corrcoef(mine.ravel(), other.ravel())[0, 1]
     assert abs(correlation) < 4 / math.sqrt(mine.size)
-    share = np.unpackbits((mine ^ other).view(np.uint8)).mean()
-    assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(32 * mine.size)
+    differing = np.unpackbits((mine ^ other).view(np.uint8)).mean()
+    assert abs(differing - 0.5) < 4 * 0.5 / math.sqrt(32 * mine.size)
 
 
-def test_nothing_asked_for_gives_nothing():
+def test_empty_requests_return_empty_arrays():
     stream = Stream(0, "empty")
     assert stream.bits([], 5).shape == (0, 5) and stream.bits([1, 2], 0).shape == (2, 0)
     assert stream.normal([], (3, 2)).shape == (0, 3, 2) and stream.normal([1], (0, 2)).shape == (1, 0, 2)
@@ -161,7 +161,7 @@ def test_normals_are_normal():
     assert np.abs(z).max() < math.sqrt(66 * math.log(2))
 
 
-def test_normals_are_cast_once():
+def test_normals_are_computed_in_float64_and_cast_once():
     wide, narrow = (Stream(3, "cast").normal([5], (7,), dtype=dtype) for dtype in (np.float64, np.float32))
     assert narrow.dtype == np.float32
     np.testing.assert_array_equal(narrow, wide.astype(np.float32))
@@ -180,14 +180,14 @@ def test_integers_are_uniform():
 
 
 @given(st.integers(1, 200), st.integers(0, 50))
-def test_a_permutation_is_one(n, row):
+def test_a_permutation_contains_every_index_once(n, row):
     order = Stream(4, "order").permutation(n, row)
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
-def test_permutations_differ_by_row_and_favour_no_place():
+def test_permutations_differ_by_row_and_favour_no_position():
     orders = np.array([Stream(4, "order").permutation(6, row) for row in range(6000)])
     assert not np.array_equal(orders[0], orders[1])
-    for place in range(6):
-        counts = np.bincount(orders[:, place], minlength=6)
+    for position in range(6):
+        counts = np.bincount(orders[:, position], minlength=6)
         assert np.sum((counts - 1000) ** 2 / 1000) < 20.5  # chi square of 5 degrees, once in a thousand
