@@ -1,11 +1,16 @@
-"""The report page: one self-contained HTML file that shows whether two runs agree.
+"""Reports: self-contained HTML pages that need no other file and no network.
 
-`render` turns a report, a dictionary of JSON values, and its pictures into the page; `write` puts the
-page and the same report as JSON into a directory.
+    comparison   do two or more runs agree?           (experiments.compare)
+    study        which setting is better?             (experiments.study)
+    gallery      samplers on one checkpoint           (experiments.gallery)
+    data         a data set before training           (experiments.inspect)
+
+Python prepares numbers and positions; the HTML, the style sheet and the script are in `templates`. This package
+imports `diffusion_core` and no other part of `experiments`.
 """
 
 from __future__ import annotations
 
-from .page import render, write
+from .comparison import render, write
 
 __all__ = ["render", "write"]

@@ -1,45 +1,42 @@
-"""Values as the page prints them.
+"""How the pages print values; these functions are the filters of the templates.
 
-A missing value is an en dash. A value that is not finite is printed as NaN or ∞, since hiding it would
-hide a fault; in JSON, which has no such numbers, it becomes null.
+A missing value is an en dash. A value that is not finite is printed as NaN or ∞, because hiding it would hide a fault;
+in JSON, which has no such numbers, it becomes null.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import numpy as np
+from jinja2 import Undefined
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import pluralize as count
 
-__all__ = ["DASH", "brief", "count", "element", "escape", "moment", "number", "percent", "plain", "real"]
+__all__ = ["DASH", "brief", "json_value", "moment", "number", "percent", "real", "text", "value"]
 
 DASH = "–"
 
 
-def escape(value: object) -> str:
-    """Text that is safe in an element and in a quoted attribute; None becomes an en dash."""
-    if value is None or value == "":
-        return DASH
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True)
+def text(value: object) -> str:
+    """Return the value as text; None, an empty text and a missing entry become an en dash."""
+    return DASH if value is None or value == "" or isinstance(value, Undefined) else str(value)
 
 
 def real(value: object) -> float | None:
-    """The value as a float, NaN and infinity included; None if it is not a number."""
+    """Return the value as a float, NaN and infinity included; None if it is not a number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         return None
     return float(value)
 
 
-def _special(value: object) -> str | None:
-    """What stands for a value that has no digits, or None if it has some."""
+def _without_digits(value: object) -> str | None:
+    """Return the text for a value that has no digits (missing, not a number, not finite), else None."""
     x = real(value)
     if x is None:
-        return escape(value)
+        return text(value)
     if math.isnan(x):
         return "NaN"
     if math.isinf(x):
@@ -48,8 +45,8 @@ def _special(value: object) -> str | None:
 
 
 def number(value: object) -> str:
-    """Four significant digits, thousands separated, in scientific form when very small or very large."""
-    special = _special(value)
+    """Format with four significant digits and thousands separators; very small and large values are scientific."""
+    special = _without_digits(value)
     if special is not None:
         return special
     x = float(value)
@@ -62,8 +59,8 @@ def number(value: object) -> str:
 
 
 def brief(value: object) -> str:
-    """Two significant digits in scientific form, as in 2.1e-15 or 1e-12."""
-    special = _special(value)
+    """Format with two significant digits in scientific notation, as in 2.1e-15 or 1e-12."""
+    special = _without_digits(value)
     if special is not None:
         return special
     if float(value) == 0:
@@ -73,31 +70,31 @@ def brief(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """A fraction of one as a percentage with one decimal."""
-    return _special(value) or f"{100 * float(value):.1f} %"
+    """Format a fraction of one as a percentage with one decimal."""
+    return _without_digits(value) or f"{100 * float(value):.1f} %"
 
 
-def element(tag: str, name: str, value: object) -> str:
-    """An element of a class that holds the value; empty if there is no value."""
-    return "" if value is None or value == "" else f'<{tag} class="{name}">{escape(value)}</{tag}>'
+def value(value: object) -> str:
+    """Format a number as `number` does, and anything else as `text` does."""
+    return number(value) if real(value) is not None else text(value)
 
 
-def moment(value: object) -> str:
-    """An ISO time as a `time` element in words; any other text as it is."""
+def moment(value: object) -> str | None:
+    """Return an ISO time in words, as in "3 May 2026, 14:05 UTC"; None if the value is not such a time."""
     try:
         when = datetime.fromisoformat(str(value))
     except ValueError:
-        return escape(value)
+        return None
     zone = " UTC" if when.tzinfo else ""
     when = when.astimezone(UTC) if when.tzinfo else when
-    return f'<time datetime="{escape(value)}">{when.day} {when:%B %Y, %H:%M}{zone}</time>'
+    return f"{when.day} {when:%B %Y, %H:%M}{zone}"
 
 
-def plain(value: object, where: str = "report") -> object:
-    """The value as JSON has it: lists, dictionaries with string keys, and null for what is not finite.
+def json_value(value: object, where: str = "report") -> object:
+    """Return the value as JSON stores it: lists, dictionaries with string keys, and null for numbers not finite.
 
     Raises:
-        DuetError: something in it is no JSON value, named by its place.
+        DuetError: a part of it is not a JSON value; the message names the part.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -106,9 +103,9 @@ def plain(value: object, where: str = "report") -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist(), where)
+        return json_value(value.tolist(), where)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): json_value(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise DuetError(f"{where}: a {type(value).__name__} was given; it must be a JSON value")

@@ -21,7 +21,7 @@ from experiments.report.figures import decimate, smooth
 from experiments.report.page import write_page
 from experiments.report.study import render as render_study
 from experiments.report.study import within
-from experiments.report.text import count as count_of
+from diffusion_core.common.text import pluralize as count_of
 from experiments.studies import figures
 from experiments.studies.analysis import Comparison, Finding, analyse
 from experiments.studies.plan import Plan

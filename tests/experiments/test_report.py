@@ -1,10 +1,9 @@
-"""The report page: whole in one file, honest about failures, safe with any text."""
+"""The comparison report: self-contained, honest about failures, safe with any text, for any number of backends."""
 
 from __future__ import annotations
 
 import base64
 import copy
-import html
 import io
 import itertools
 import json
@@ -18,7 +17,7 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from experiments.report import render, write
-from experiments.report.figures import Axis, decimate, loss_figure, smooth
+from experiments.report.figures import Axis, Series, decimate, loss_chart, smooth
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = "<script>alert('x')</script>\"' onload=\"y & </style></title>\ud800\x00"
@@ -110,6 +109,10 @@ def fake_report(fails: bool = False) -> dict:
     )
     return {
         "title": "Digits in two frameworks",
+        "backends": [
+            {"name": "torch", "title": "PyTorch", "colour": {"light": "#c2570c", "dark": "#f2a65a"}},
+            {"name": "tf", "title": "TensorFlow", "colour": {"light": "#1f5fbf", "dark": "#82b4ff"}},
+        ],
         "created": "2026-11-21T22:30:00+00:00",
         "commit": "abc1234",
         "command": "python3 -m duet demo",
@@ -180,7 +183,7 @@ def _encoded(pixels: np.ndarray, **options) -> bytes:
     return file.getvalue()
 
 
-def fake_pictures() -> dict[str, bytes]:
+def fake_images() -> dict[str, bytes]:
     rng = np.random.default_rng(1)
     y, x = np.mgrid[0:100, 0:100]
     grid = (127 + 120 * np.sin(x / 3.1) * np.cos(y / 4.7)).astype(np.uint8)
@@ -243,19 +246,19 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, bytes]:
-    return fake_pictures()
+def images() -> dict[str, bytes]:
+    return fake_images()
 
 
 @pytest.fixture(scope="module")
-def page(pictures: dict[str, bytes]) -> str:
-    return render(fake_report(), pictures)
+def page(images: dict[str, bytes]) -> str:
+    return render(fake_report(), images)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
-def test_page_refers_to_nothing_outside_itself(page: str) -> None:
+def test_page_is_self_contained(page: str) -> None:
     read = _Page(page)
     own = {f"#{key}" for key in read.ids}
     assert all(r in own or r.startswith("data:") for r in read.references)
@@ -263,14 +266,14 @@ def test_page_refers_to_nothing_outside_itself(page: str) -> None:
     assert "default-src 'none'" in page
 
 
-def test_tags_balance_ids_are_unique_and_labels_lead_somewhere(page: str) -> None:
+def test_tags_balance_ids_are_unique_and_labels_resolve(page: str) -> None:
     read = _Page(page)
     assert len(read.ids) == len(set(read.ids))
     named = [key for _, values in read.tags for key in (values.get("aria-labelledby") or "").split()]
     assert named and set(named) <= set(read.ids)
 
 
-def test_page_reads_without_eyes(page: str) -> None:
+def test_page_is_accessible_to_screen_readers(page: str) -> None:
     read = _Page(page)
     assert all(values.get("alt") for tag, values in read.tags if tag == "img")
     assert all(values.get("scope") in ("row", "col") for tag, values in read.tags if tag == "th")
@@ -279,7 +282,7 @@ def test_page_reads_without_eyes(page: str) -> None:
 
 
 def test_every_check_appears_with_its_numbers(page: str) -> None:
-    rows = re.findall(r"<tr[^>]*>.*?</tr>", page)
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", page, re.DOTALL)
     for rung in fake_report()["rungs"]:
         for check in rung["checks"]:
             error = f"{check['error']:.1e}".split("e") if check["error"] else None
@@ -295,57 +298,57 @@ def test_every_number_of_quality_cost_and_runs_appears(page: str) -> None:
     assert text.count("0 of 32,000 pixels differ") == 1
 
 
-def test_pictures_arrive_whole(page: str, pictures: dict[str, bytes]) -> None:
+def test_images_are_embedded_unchanged(page: str, images: dict[str, bytes]) -> None:
     held = {base64.b64decode(data) for data in re.findall(r"data:image/\w+;base64,([^\"]+)", page)}
-    assert held == set(pictures.values())
+    assert held == set(images.values())
     assert 'width="300" height="300"' in page  # 100 pixels, magnified by a whole factor
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------
 
 
-def test_agreement_and_failure_are_said_in_words(page: str, pictures: dict[str, bytes]) -> None:
-    good, bad = _Page(page), _Page(render(fake_report(fails=True), pictures))
-    assert "The two frameworks agree" in good.text and "FAIL" not in good.text and "NOT" not in good.text
-    assert "The two frameworks do NOT agree" in bad.text and "The two frameworks agree" not in bad.text
+def test_agreement_and_failure_are_stated_in_words(page: str, images: dict[str, bytes]) -> None:
+    good, bad = _Page(page), _Page(render(fake_report(fails=True), images))
+    assert "The frameworks agree" in good.text and "FAIL" not in good.text and "NOT" not in good.text
+    assert "The frameworks do NOT agree" in bad.text and "The frameworks agree" not in bad.text
 
 
-def test_failures_come_before_everything_else_lowest_rung_first(pictures: dict[str, bytes]) -> None:
-    page = render(fake_report(fails=True), pictures)
+def test_failures_come_first_in_order_of_rung(images: dict[str, bytes]) -> None:
+    page = render(fake_report(fails=True), images)
     listed = page[page.index('class="failures"') : page.index('class="tiles"')]
-    rows = re.findall(r"<tr class=failed>.*?</tr>", listed)
+    rows = re.findall(r'<tr class="failed">.*?</tr>', listed, re.DOTALL)
     assert len(rows) == 3
     assert [re.search(r'at-rung">(\d)</td>', row).group(1) for row in rows] == ["3", "4", "6"]
     assert "unet forward" in rows[0] and "4.1e-5" in rows[0] and "over" in rows[0]
     assert "NaN" in rows[2]
 
 
-def test_failing_rungs_are_open_and_list_failures_first(pictures: dict[str, bytes]) -> None:
-    page = render(fake_report(fails=True), pictures)
-    rungs = re.findall(r"<details class=\"rung.*?</details>", page)
+def test_failing_rungs_are_open_and_list_failures_first(images: dict[str, bytes]) -> None:
+    page = render(fake_report(fails=True), images)
+    rungs = re.findall(r"<details class=\"rung.*?</details>", page, re.DOTALL)
     assert [" open" in rung[:60] for rung in rungs] == [k in (3, 4, 6) for k in range(9)]
-    first = re.search(r"<tbody><tr.*?</tr>", rungs[3]).group(0)
+    first = re.search(r"<tbody>\s*<tr.*?</tr>", rungs[3], re.DOTALL).group(0)
     assert "✗ FAIL" in first
 
 
-def test_a_verdict_cannot_claim_more_than_the_checks_show(pictures: dict[str, bytes]) -> None:
+def test_a_verdict_cannot_claim_more_than_the_checks_show(images: dict[str, bytes]) -> None:
     report = fake_report()
     report["rungs"][2]["checks"][0]["error"] = 1.0  # still says passed
-    text = _Page(render(report, pictures)).text
+    text = _Page(render(report, images)).text
     assert "do NOT agree" in text and "but 1 check did not pass" in text
     report = fake_report()
     report["verdict"]["passed"] -= 1
-    assert "do NOT agree" in render(report, pictures)
+    assert "do NOT agree" in render(report, images)
     report = fake_report()
     report["verdict"] |= {"agree": False}
-    assert "do NOT agree" in render(report, pictures)
+    assert "do NOT agree" in render(report, images)
 
 
-def test_a_mark_lies_left_of_the_tolerance_exactly_if_it_passes(pictures: dict[str, bytes]) -> None:
+def test_a_mark_lies_left_of_the_tolerance_exactly_if_the_check_passes(images: dict[str, bytes]) -> None:
     for fails in (False, True):
-        page = render(fake_report(fails=fails), pictures)
+        page = render(fake_report(fails=fails), images)
         sides = []
-        for lane in re.findall(r'<span class="track".*?</span>', page):
+        for lane in re.findall(r'<span class="track".*?</span>', page, re.DOTALL):
             line = float(re.search(r'class="beyond" style="left:([\d.]+)%', lane).group(1))
             marks = [float(m) for m in re.findall(r'class="dot \w+" style="left:([\d.]+)%', lane)]
             sides += [mark > line for mark in marks]
@@ -363,24 +366,24 @@ def _hostile(value: object) -> object:
     return HOSTILE if isinstance(value, str) else value
 
 
-def test_hostile_text_stays_text(pictures: dict[str, bytes], tmp_path) -> None:
+def test_hostile_text_stays_text(images: dict[str, bytes], tmp_path) -> None:
     report = _hostile(fake_report(fails=True))
     report["runs"] = [_hostile(run) for run in fake_report()["runs"]]
-    page = render(report, pictures)
+    page = render(report, images)
     read = _Page(page)
     assert [tag for tag, _ in read.tags].count("script") == 1
     assert not any("onload" in values for _, values in read.tags)
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
-    write(report, pictures, tmp_path)
+    write(report, images, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["title"].startswith("<script>")
 
 
-def test_each_section_may_be_missing(pictures: dict[str, bytes]) -> None:
+def test_each_section_may_be_missing(images: dict[str, bytes]) -> None:
     full = fake_report()
     # Where a part is missing, two others can stand in for it: the machine, and what the runs measured.
     also = {"runs": "environment", "quality": "runs"}
     for key in full:
-        page = _Page(render({k: v for k, v in full.items() if k not in (key, also.get(key))}, pictures))
+        page = _Page(render({k: v for k, v in full.items() if k not in (key, also.get(key))}, images))
         section = {"rungs": "#ladder"}.get(key, f"#{key}")
         assert section not in page.references
         assert len(page.references) >= 5
@@ -390,24 +393,24 @@ def test_each_section_may_be_missing(pictures: dict[str, bytes]) -> None:
     assert "No verdict" in _Page(render(empty, {})).text
 
 
-def test_missing_values_are_dashes(pictures: dict[str, bytes]) -> None:
+def test_missing_values_are_dashes(images: dict[str, bytes]) -> None:
     report = copy.deepcopy(fake_report())
     for rung in report["rungs"]:
         rung["checks"] = [{"name": "bare", "passed": True}]
     report["cost"]["rows"][0]["values"]["tf"] = None
     report["samples"] = [{"title": "bare", "left": "nowhere"}]
     report["runs"] = [{"label": "bare"}]
-    text = _Page(render(report, pictures)).text
-    assert "– no picture" in text and "✓ pass bare – –" in text
+    text = _Page(render(report, images)).text
+    assert "– no image" in text and "✓ pass bare – –" in text
 
 
-def test_no_finite_value_breaks_neither_page_nor_json(pictures: dict[str, bytes], tmp_path) -> None:
+def test_values_that_are_not_finite_break_neither_page_nor_json(images: dict[str, bytes], tmp_path) -> None:
     report = fake_report(fails=True)
     report["loss"]["runs"]["torch"][5:9] = [math.nan, math.inf, -math.inf, None]
     report["loss"]["relative_difference"][700] = math.inf
     report["quality"]["rows"][1]["values"] = [math.nan, math.inf, np.float32(0.5)]
     report["cost"]["rows"][0]["values"]["tf"] = math.nan
-    written = write(report, pictures, tmp_path / "new" / "place")
+    written = write(report, images, tmp_path / "new" / "place")
     assert not re.search(r"[\"ML ](nan|inf)[\" L%]", written.read_text(encoding="utf-8"))
 
     def refuse(name: str) -> None:
@@ -417,33 +420,33 @@ def test_no_finite_value_breaks_neither_page_nor_json(pictures: dict[str, bytes]
     assert back["loss"]["runs"]["torch"][5:9] == [None] * 4
     assert back["quality"]["rows"][1]["values"] == [None, None, 0.5]
     assert back["rungs"][6]["checks"][0]["error"] is None
-    assert "do NOT agree" in render(back, pictures)
+    assert "do NOT agree" in render(back, images)
 
 
-def test_report_returns_from_json_unchanged(pictures: dict[str, bytes], tmp_path) -> None:
-    written = write(fake_report(), pictures, tmp_path)
+def test_report_round_trips_through_json(images: dict[str, bytes], tmp_path) -> None:
+    written = write(fake_report(), images, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
     back = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert back == fake_report()
-    assert render(back, pictures) == written.read_text(encoding="utf-8")
+    assert render(back, images) == written.read_text(encoding="utf-8")
 
 
-def test_bad_input_is_named_before_anything_is_written(pictures: dict[str, bytes], tmp_path) -> None:
-    write(fake_report(), pictures, tmp_path)
+def test_invalid_input_is_named_before_anything_is_written(images: dict[str, bytes], tmp_path) -> None:
+    write(fake_report(), images, tmp_path)
     before = (tmp_path / "report.html").read_bytes()
     short = fake_report()
     short["loss"]["runs"]["tf"].pop()
     with pytest.raises(DuetError, match=r"loss\.runs\.tf: 1199 values"):
-        write(short, pictures, tmp_path)
+        write(short, images, tmp_path)
     short["loss"]["images_seen"][7] = None
     with pytest.raises(DuetError, match=r"images_seen: step 7 has no count"):
-        write(short, pictures, tmp_path)
+        write(short, images, tmp_path)
     with pytest.raises(DuetError, match=r"noising.*PNG, GIF or JPEG"):
-        write(fake_report(), pictures | {"noising": b"text"}, tmp_path)
+        write(fake_report(), images | {"noising": b"text"}, tmp_path)
     with pytest.raises(DuetError, match=r"report\.environment\.cpu: a set was given"):
-        write(fake_report() | {"environment": {"cpu": {1}}}, pictures, tmp_path)
+        write(fake_report() | {"environment": {"cpu": {1}}}, images, tmp_path)
     with pytest.raises(DuetError, match="is a file"):
-        write(fake_report(), pictures, tmp_path / "report.html")
+        write(fake_report(), images, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -451,7 +454,7 @@ def test_bad_input_is_named_before_anything_is_written(pictures: dict[str, bytes
 # --- the figures ------------------------------------------------------------------------------------------------
 
 
-def test_decimation_keeps_every_stretch_s_extremes() -> None:
+def test_decimation_keeps_the_extremes_of_every_segment() -> None:
     y = np.random.default_rng(0).normal(size=7919)
     y[4321], y[1234] = 50.0, np.nan
     kept = decimate(y, 100)
@@ -462,7 +465,7 @@ def test_decimation_keeps_every_stretch_s_extremes() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])
-def test_smoothing_keeps_a_constant_and_averages_what_is_known(window: int) -> None:
+def test_smoothing_keeps_a_constant_and_averages_finite_values(window: int) -> None:
     y = np.full(40, 3.25)
     y[10:13] = np.nan
     mean = smooth(y, window)
@@ -482,27 +485,54 @@ def test_ticks_lie_on_the_axis_in_order(axis: Axis) -> None:
     assert axis.position(axis.low) == 0 and axis.position(axis.high) == 1
 
 
-def test_pointer_reads_the_values_of_the_step_it_is_on() -> None:
+SERIES = {"torch": Series("PyTorch", "s0"), "tf": Series("TensorFlow", "s1")}
+
+
+def test_values_under_the_pointer_are_those_of_the_step() -> None:
     loss = _loss(300)
-    figure = loss_figure(loss, {"torch": "PyTorch", "tf": "TensorFlow"}, {"torch": "torch", "tf": "tf"})
-    points = json.loads(html.unescape(re.search(r'data-points="([^"]+)"', figure)[1]))
+    points = loss_chart(loss, SERIES).points
     assert len(points) == 300 and points[-1][0] == 1.0
-    said = points[-1][1]
-    assert said.startswith("38,400 images · PyTorch 0.0") and f"{loss['runs']['torch'][-1]:.5f}" in said
+    last = points[-1][1]
+    assert last.startswith("38,400 images · PyTorch 0.0") and f"{loss['runs']['torch'][-1]:.5f}" in last
     assert all(a[0] < b[0] for a, b in itertools.pairwise(points))
+
+
+def _gap(loss: dict) -> tuple[list[float], str]:
+    """Heights of the curve of every difference, and what is said of it."""
+    plot = loss_chart(loss, SERIES).plots[1]
+    (path,) = (path for path in plot.paths if path.name == "raw gap")
+    return [float(height) for height in re.findall(r"[ML][\d.]+ ([\d.]+)", path.d)], plot.description
 
 
 def test_exact_zeros_lie_on_the_floor_below_every_other_difference() -> None:
     loss = _loss(300)
-    names = {"torch": "PyTorch", "tf": "TensorFlow"}
-    figure = loss_figure(loss, names, {"torch": "torch", "tf": "tf"})
-    heights = [
-        float(h) for h in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'class="raw gap" d="([^"]+)"', figure)[1])
-    ]
+    heights, description = _gap(loss)
     assert heights[:40] == [1000.0] * 40 and max(heights[40:]) < 1000
-    assert "exactly zero at 40 of 300 steps" in figure
-    decade = loss | {"relative_difference": [0.0] * 10 + [1e-8] * 290}  # the least difference is a whole decade
-    figure = loss_figure(decade, names, {"torch": "torch", "tf": "tf"})
-    assert float(re.search(r'class="raw gap" d="[^"]+L1000.0 ([\d.]+)"', figure)[1]) < 1000
-    zero = loss_figure(loss | {"relative_difference": [0.0] * 300}, names, {"torch": "torch", "tf": "tf"})
-    assert "exactly zero at 300 of 300 steps" in zero
+    assert "exactly zero at 40 of 300 steps" in description
+    heights, _ = _gap(loss | {"relative_difference": [0.0] * 10 + [1e-8] * 290})  # a whole decade
+    assert heights[:10] == [1000.0] * 10 and max(heights[10:]) < 1000
+    assert "exactly zero at 300 of 300 steps" in _gap(loss | {"relative_difference": [0.0] * 300})[1]
+
+
+# --- any number of backends -------------------------------------------------------------------------------------
+
+
+def test_a_third_backend_has_its_own_title_colour_and_mark(images: dict[str, bytes]) -> None:
+    report = fake_report()
+    report["backends"].append({"name": "jax", "title": "JAX", "colour": {"light": "#123456", "dark": "#abcdef"}})
+    report["runs"].append(_run("JAX", "jax", 1500.0))
+    report["loss"]["runs"]["jax"] = report["loss"]["runs"]["torch"]
+    report["cost"]["rows"][0]["values"]["jax"] = 1500.0
+    report["rungs"][1]["checks"].append(report["rungs"][1]["checks"][0] | {"backend": "jax"})
+    page = render(report, images)
+    assert "--s2:light-dark(#123456, #abcdef)" in page
+    assert all(f'class="{kind} s2"' in page for kind in ("dot", "stroke", "line", "bar"))
+    assert "the others are drawn as thin lines inside the wide line of PyTorch" in page
+
+
+def test_a_colour_that_is_none_falls_back_to_the_palette(images: dict[str, bytes]) -> None:
+    report = fake_report()
+    report["backends"][0]["colour"] = {"light": "red; background: url(x)", "dark": "#000000"}
+    report["backends"][1].pop("colour")
+    page = render(report, images)
+    assert "url(" not in page and '<body class="agree">' in page

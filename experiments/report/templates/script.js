@@ -3,7 +3,7 @@
 const root = document.documentElement;
 const remember = {
   get: () => { try { return localStorage.getItem("duet-theme"); } catch { return null; } },
-  set: (value) => { try { localStorage.setItem("duet-theme", value); } catch { /* only for this view, then */ } },
+  set: (value) => { try { localStorage.setItem("duet-theme", value); } catch { /* then only for this view */ } },
 };
 if (["light", "dark"].includes(remember.get())) root.dataset.theme = remember.get();
 const theme = document.getElementById("theme");
@@ -29,7 +29,7 @@ for (const button of document.querySelectorAll("button.copy")) {
   });
 }
 
-// Every check at once, by the button or on paper.
+// Open every rung, by the button or when printing.
 const rungs = [...document.querySelectorAll("details.rung")];
 const expand = document.getElementById("expand");
 if (expand) {
@@ -44,7 +44,7 @@ let before = [];
 addEventListener("beforeprint", () => { before = rungs.map((rung) => rung.open); for (const rung of rungs) rung.open = true; });
 addEventListener("afterprint", () => rungs.forEach((rung, i) => { rung.open = before[i]; }));
 
-// The values of the step under the pointer, in both plots of the loss at once.
+// The values of the step under the pointer, in all plots of a chart at once.
 for (const figure of document.querySelectorAll(".figure.loss")) {
   const points = JSON.parse(figure.dataset.points);
   const readout = figure.querySelector(".readout");
@@ -62,7 +62,7 @@ for (const figure of document.querySelectorAll(".figure.loss")) {
   figure.addEventListener("pointerleave", () => show(false));
 }
 
-// Tables that sort by a column: numbers as numbers, what is missing last; a second press turns the order.
+// Tables that sort by a column: numbers as numbers, missing values last; a second press reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button.sort").addEventListener("click", () => {
@@ -80,7 +80,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// The slider through the steps of denoising: two arms side by side, and how far they are apart.
+// The slider through the steps of denoising: two arms side by side, and their difference.
 const walk = document.getElementById("walk");
 if (walk) {
   const data = JSON.parse(document.getElementById("walk-data").textContent);
@@ -92,7 +92,7 @@ if (walk) {
   const size = data.count * height * width * channels;
   const columns = Math.min(5, data.count);
   const lines = Math.ceil(data.count / columns);
-  // The row of an arm that lies as far on its way as the slider; arms may have different numbers of steps.
+  // The row of an arm at the same fraction of its steps as the slider; arms may have different numbers of steps.
   const at = (arm) => Math.round(Number(step.value) / Math.max(1, Number(step.max)) * (states[arm].rows - 1));
   const frame = (arm) => states[arm][what.value].subarray(at(arm) * size, (at(arm) + 1) * size);
   const draw = (id, values) => {
