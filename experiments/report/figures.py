@@ -121,7 +121,7 @@ class Axis:
     log: bool = False
 
     def position(self, value: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """Return positions of values, clipped to [0, 1]; zero lies on the floor of a logarithmic axis, NaN stays NaN."""
+        """Return positions clipped to [0, 1]; zero lies on the floor of a logarithmic axis, and NaN stays NaN."""
         value = np.asarray(value, dtype=np.float64)
         low, high = self.low, self.high
         if self.log:
@@ -156,7 +156,7 @@ def smooth(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def decimate(y: NDArray[np.float64], columns: int = _COLUMNS) -> NDArray[np.int64]:
-    """Return the sorted indices of the smallest and largest value in each of `columns` equal segments, and of both ends.
+    """Return sorted indices: the smallest and largest value of each of `columns` equal segments, and both ends.
 
     A peak that lasts one step survives, and so does a segment without numbers, as one NaN.
     """
