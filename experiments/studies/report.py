@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.text import pluralize as count_of
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
@@ -21,7 +22,6 @@ from experiments.report.figures import decimate, smooth
 from experiments.report.page import write_page
 from experiments.report.study import render as render_study
 from experiments.report.study import within
-from diffusion_core.common.text import pluralize as count_of
 from experiments.studies import figures
 from experiments.studies.analysis import Comparison, Finding, analyse
 from experiments.studies.plan import Plan
