@@ -1,7 +1,7 @@
-"""Writing files whole or not at all: a temporary file, flushed to the disk, then renamed.
+"""Writing a file completely or not at all: into a temporary file, flushed to the disk, then renamed.
 
-A reader sees the old content or the new one, never a part of it. A temporary file carries the names of its host and
-process, so what a killed process left can be told from what is still being written.
+A reader sees the old content or the new content, never a part of it. The name of a temporary file contains the host and
+the process, so that what a killed process left behind can be told from a file that is being written.
 """
 
 from __future__ import annotations
@@ -20,54 +20,57 @@ from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["flush_directory", "pack", "remove_leftovers", "write_atomically", "write_flushed"]
+__all__ = ["flush_directory", "pack_safetensors", "remove_leftovers", "write_atomically", "write_flushed"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
+    """Write a file such that a reader sees the old content or the new content, never a part.
 
     Raises:
         DuetError: if it cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_flushed(beside, content)
-        os.replace(beside, path)
+        write_flushed(temporary, content)
+        os.replace(temporary, path)
         flush_directory(path.parent)
     except BaseException as error:
         with suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         if isinstance(error, OSError):
             raise DuetError(f"{path}: it cannot be written ({error.strerror or error})") from error
         raise
 
 
-# A file that a kill left beside the one that it was to become, and after how many seconds nobody writes it any more.
-_BESIDE = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)")
-_LEFT_SECONDS = 86400
+# The names of temporary files, and the age in seconds at which one of another machine counts as left behind.
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)")
+_MAX_AGE_SECONDS = 86400
 
 
 def _host() -> str:
-    """This machine's name, as a part of a file's: another one may write to the same disk."""
+    """Return the name of this machine as a part of a file name: several machines may write to the same disk."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "-"
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what killed calls of `write_atomically` left in a directory, but nothing that may still be written."""
+    """Delete the temporary files of killed processes in a directory, but none that may still be written."""
     for path in directory.iterdir() if directory.is_dir() else ():
-        found = _BESIDE.fullmatch(path.name)
-        if found is None or not path.is_file():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not path.is_file():
             continue
-        with suppress(FileNotFoundError):  # it got its name meanwhile
-            here = found["host"] == _host()
-            if not _lives(int(found["pid"])) if here else time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+        with suppress(FileNotFoundError):  # its process renamed it in the meantime
+            if match["host"] == _host():
+                is_left = not _is_running_elsewhere(int(match["pid"]))
+            else:
+                is_left = time.time() - path.stat().st_mtime > _MAX_AGE_SECONDS
+            if is_left:
                 path.unlink()
 
 
-def _lives(pid: int) -> bool:
-    """Whether another process of this number runs here."""
+def _is_running_elsewhere(pid: int) -> bool:
+    """Return whether a process other than this one has this number on this machine."""
     if pid == os.getpid():
         return False
     try:
@@ -80,6 +83,7 @@ def _lives(pid: int) -> bool:
 
 
 def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -87,6 +91,7 @@ def write_flushed(path: Path, content: bytes) -> None:
 
 
 def flush_directory(path: Path) -> None:
+    """Wait until the disk has the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,8 +99,8 @@ def flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def pack(arrays: Mapping[str, NDArray], facts: Mapping[str, str] | None = None) -> bytes:
-    """The content of a safetensors file with these arrays and, in its header, these facts."""
-    # safetensors stores the bytes of an array as they lie, whatever its strides: they must be in C order.
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return tensors.save(whole, facts and dict(facts))
+def pack_safetensors(arrays: Mapping[str, NDArray], facts: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file with these arrays and, in its header, these facts."""
+    # safetensors stores the memory of an array whatever its strides are, so it must be in C order.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return tensors.save(contiguous, facts and dict(facts))

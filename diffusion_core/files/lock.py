@@ -1,8 +1,8 @@
-"""A directory for one process alone.
+"""Reserving a directory for one process.
 
-What is locked is a file in the directory. The system takes the lock back when the process ends, however it ends, so
-nothing must be mended after a kill; the file then stays, and is no lock. A process that ends by itself deletes the
-file, so a lock counts only while its name still leads to the locked file.
+The lock is on a file in the directory. The system releases it when the process ends in any way, so nothing must be
+repaired after a kill; the file then remains and locks nothing. A process that ends normally deletes the file, so a lock
+counts only while the name of the file still leads to the locked file.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from diffusion_core.common.errors import DuetError
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # on Windows
     fcntl = None
 
 __all__ = ["LOCK", "lock_directory"]
 
 LOCK = ".lock"
 
-# What file systems say that keep no locks.
-_NONE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+# The errors of file systems that have no locks.
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def lock_directory(directory: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold a directory; on a file system that keeps no locks, warn and go on without one.
+    """Reserve a directory for this process; on a file system without locks, warn and continue without one.
 
     Args:
-        directory: which is there.
-        name: of the file in it.
+        directory: an existing directory.
+        name: of the lock file in it.
 
     Raises:
-        DuetError: if another process holds it, which is named, or if it cannot be written.
+        DuetError: if another process, which the message names, holds the directory, or if it cannot be written.
     """
     path = Path(directory) / name
     try:
-        descriptor = _take(path)
+        descriptor = _acquire(path)
     except OSError as error:
         raise DuetError(
             f"{directory}: the directory cannot be written ({error.strerror or error}); give another one"
@@ -53,18 +53,18 @@ def lock_directory(directory: Path, name: str = LOCK) -> Iterator[None]:
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # while it is held: nobody else's can have the name
+            path.unlink(missing_ok=True)  # while the lock is held, the name cannot be that of another process
         finally:
             os.close(descriptor)
 
 
-def _take(path: Path) -> int:
+def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _leads_to(path, descriptor):
+            if _is_same_file(path, descriptor):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, _holder().encode())
                 return descriptor
@@ -73,15 +73,15 @@ def _take(path: Path) -> int:
             os.close(descriptor)
             raise DuetError(f"{path.parent}: it is in use by {holder}; wait for it, or give another one") from None
         except OSError as error:
-            if error.errno in _NONE:
-                warnings.warn(f"{path.parent}: its file system keeps no locks ({error.strerror})", stacklevel=3)
+            if error.errno in _UNSUPPORTED:
+                warnings.warn(f"{path.parent}: its file system has no locks ({error.strerror})", stacklevel=3)
                 return descriptor
             os.close(descriptor)
             raise
-        os.close(descriptor)  # of a file that its holder deleted in the meantime
+        os.close(descriptor)  # its holder deleted the file in the meantime: try again
 
 
-def _leads_to(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

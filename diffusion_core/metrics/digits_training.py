@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.random import Stream
 from diffusion_core.data.digits import digits
-from diffusion_core.files.atomic import pack, write_atomically
+from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.metrics.digits_network import SHAPES, backward, forward
 
 __all__ = ["train"]
@@ -53,7 +53,7 @@ def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 def packed(weights: Mapping[str, NDArray[np.float32]]) -> bytes:
     """The content of the file."""
-    return pack(weights, {"made_by": "python -m diffusion_core.metrics.digits_training"})
+    return pack_safetensors(weights, {"made_by": "python -m diffusion_core.metrics.digits_training"})
 
 
 def _initial(seed: int) -> dict[str, NDArray[np.float64]]:

@@ -31,7 +31,7 @@ from safetensors import numpy as tensors
 from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.timestep_sampling import LossHistory
-from diffusion_core.files.atomic import flush_directory, pack, write_flushed
+from diffusion_core.files.atomic import flush_directory, pack_safetensors, write_flushed
 from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.old_names import notes_with_new_names
@@ -101,7 +101,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         if checkpoint.history is not None:
             parts = parts | {"history": vars(checkpoint.history)}
         for part, arrays in parts.items():
-            content = pack(arrays)
+            content = pack_safetensors(arrays)
             hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
             write_flushed(beside / f"{part}.safetensors", content)
         state = {

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.atomic import pack, write_atomically
+from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import check_safetensors, file_errors, parse_json, read_safetensors
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights, check_numbers, check_weights
@@ -92,7 +92,7 @@ def save_snapshots(
     for name, profile, average in zip(names, profiles, state.averages, strict=True):
         path = Path(parent) / f"{images_seen:012d}-{name}.safetensors"
         facts = _facts(Snapshot(path, images_seen, state.updates, batch, profile, model, seed))
-        write_atomically(path, pack(average, {**facts, "sha256": _hash(average, facts)}))
+        write_atomically(path, pack_safetensors(average, {**facts, "sha256": _hash(average, facts)}))
         paths.append(path)
     return paths
 

@@ -31,7 +31,7 @@ from diffusion_core.backend.interface import (
     TrainerState,
 )
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.files.atomic import pack, write_atomically
+from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import file_errors, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
@@ -140,7 +140,7 @@ def save_bundle(
     before = replace(state, updates=trouble.updates)
     moment = Checkpoint(trouble.images_seen, model, seed, before, notes, trouble.history)
     path = save_checkpoint(parent, moment)
-    content = pack(batch.arrays)
+    content = pack_safetensors(batch.arrays)
     write_atomically(path / "batch.safetensors", content)
     step = {
         "format": FORMAT,

@@ -1,20 +1,20 @@
-"""Harmed files by the thousand, and the judge of what a reader makes of them.
+"""Corrupt files by the thousand, and judge what a reader makes of them.
 
     python tests/core/mutations.py 2000 [SEED] [NAME ...]
 
-Every harm is a function of (seed, number), so that one that breaks something is found again by its number. It is done
-to a fresh copy of what Duet wrote, and what reads it may answer in two ways alone::
+Every mutation is a function of (seed, number), so one that breaks something is found again by its number. It is applied
+to a fresh copy of files that Duet wrote. The reader may answer in two ways only::
 
     refused     a DuetError of one line that names the file
-    equal       the very content that was written
+    equal       exactly the content that was written
 
-or, where a file has no hash over what was changed, or the harm put a right hash on what it did, in a third::
+or, where no hash covers the changed bytes, or the mutation also corrected the hash, in a third way::
 
-    sound       other content of the right kind: finite weights of the network's shapes, uint8 pictures with labels
+    sound       other content of the right kind: finite weights of the network's shapes, uint8 images with labels
 
-Everything else is a fault: another exception, a message of many lines or without the file, content of the wrong kind,
-a file written or a program started. A harm that needs more than the `MEMORY` that a process is given, or more than
-`SECONDS`, is one as well; the process is then ended by the system, and its last line says which harm it was.
+Everything else is a fault: another exception, a message of several lines or without the file name, content of the wrong
+kind, a file written or a program started. Needing more than `MEMORY` bytes or `SECONDS` seconds is a fault as well; the
+system then ends the process, and the last line printed names the mutation.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from diffusion_core.data.archives import content, members
 from diffusion_core.data.sources.arrays import array, npz
 from diffusion_core.data.store import open_store, read_names, save_store
 from diffusion_core.diffusion.timestep_sampling import LossHistory
-from diffusion_core.files.atomic import pack
+from diffusion_core.files.atomic import pack_safetensors
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -76,14 +76,14 @@ MODEL = DiffusionModel(
 
 @dataclass(frozen=True)
 class Target:
-    """Something that Duet writes and reads back.
+    """Files that Duet writes and reads back.
 
     Args:
-        make: writes it into an empty directory.
-        read: what a reader gives of that directory, as plain data and arrays.
-        sound: whether other content than was written is of the right kind.
-        sealed: whether hashes or checksums cover all that it says.
-        reseal: puts right hashes on a directory whose content was changed, as who means harm would.
+        make: writes them into an empty directory.
+        read: reads that directory and returns plain data and arrays.
+        sound: returns whether content other than what was written is of the right kind.
+        sealed: whether hashes or checksums cover the whole content.
+        reseal: corrects the hashes of a directory whose content was changed, as an attacker would.
     """
 
     make: Callable[[Path], None]
@@ -95,7 +95,7 @@ class Target:
 
 _LABELS = np.arange(6, dtype=np.int32) % 3
 
-# What is written and read.
+# Files to corrupt: how each is written and read.
 
 
 @cache
@@ -130,7 +130,7 @@ def _sound_checkpoint(found: Any) -> bool:
 
 
 def _reseal_checkpoint(root: Path) -> None:
-    """The hashes of the files, and that of state.json itself, where they are still there to be put right."""
+    """Correct the hashes of the files, and that of state.json itself, as far as the files still exist."""
     for file in root.glob("*/state.json"):
         state = json.loads(file.read_text())
         state["files"] = {
@@ -141,11 +141,11 @@ def _reseal_checkpoint(root: Path) -> None:
 
 
 def _make_bundle(root: Path) -> None:
-    loader = Loader(Dataset(_pictures()[:, :4, :4, :1], np.zeros(6, int), ("a",), "toy"), seed=3)
-    trouble = NonFiniteStep(1280, 4, 10, 1e-3, (0.9,), math.inf, math.nan)
+    loader = Loader(Dataset(_images()[:, :4, :4, :1], np.zeros(6, int), ("a",), "toy"), seed=3)
+    step = NonFiniteStep(1280, 4, 10, 1e-3, (0.9,), math.inf, math.nan)
     batch = make_batch(loader, Objective(MODEL.process, seed=3), 1280, 4)
     notes = {"backend": "torch", "precision": "float32"}
-    save_bundle(root, trouble, MODEL, 3, _state(), batch, Adam(), "mse", notes)
+    save_bundle(root, step, MODEL, 3, _state(), batch, Adam(), "mse", notes)
 
 
 def _read_bundle(root: Path) -> Any:
@@ -156,7 +156,7 @@ def _read_bundle(root: Path) -> Any:
 
 
 def _sound_bundle(found: Any) -> bool:
-    """Whether its step can be done."""
+    """Return whether the step of the bundle can be computed."""
     _, model, notes, parts, arrays, (_, distance, *_) = found
     with np.errstate(all="ignore"):
         values = reference.activations(model.program, parts["weights"], TrainBatch(**arrays), distance)
@@ -183,20 +183,20 @@ def _read_snapshots(root: Path) -> Any:
 
 
 def _sound_snapshots(found: Any) -> bool:
-    """Some of them may be gone, but those that are there are whole."""
+    """Return whether every snapshot that is still found is complete; some may be missing."""
     return all(
         seen == 8 * updates and updates in (1, 2) and seed == 3 and plain(weights) == plain(_weights("ema"))
         for seen, updates, _, seed, weights in found
     )
 
 
-def _pictures(count: int = 6) -> np.ndarray:
+def _images(count: int = 6) -> np.ndarray:
     return (Stream(0, "pictures").bits(range(count), 8 * 8 * 3) >> 24).reshape(count, 8, 8, 3).astype(np.uint8)
 
 
 def _make_store(root: Path) -> None:
-    save_store(Dataset(_pictures(), _LABELS, ("a", "b", "c"), "toy"), root / "store")
-    (root / "store" / "names.txt").write_text("".join(f"picture number {k}\n" for k in range(6)))
+    save_store(Dataset(_images(), _LABELS, ("a", "b", "c"), "toy"), root / "store")
+    (root / "store" / "names.txt").write_text("".join(f"image number {k}\n" for k in range(6)))
 
 
 def _read_store(root: Path) -> Any:
@@ -206,13 +206,13 @@ def _read_store(root: Path) -> Any:
 
 
 def _sound_store(found: Any) -> bool:
-    """What pictures are called is not under the hash."""
+    """Compare everything but the names of images, which the hash does not cover."""
     images, labels, class_names, names = found
-    return names and plain([images, labels, class_names]) == plain([_pictures(), _LABELS, ("a", "b", "c")])
+    return names and plain([images, labels, class_names]) == plain([_images(), _LABELS, ("a", "b", "c")])
 
 
 def _make_samples(root: Path) -> None:
-    write_samples(root / "samples.npz", _pictures(), np.arange(6), plan="ddim", seed=1)
+    write_samples(root / "samples.npz", _images(), np.arange(6), plan="ddim", seed=1)
 
 
 def _sound_samples(found: Any) -> bool:
@@ -259,38 +259,38 @@ def _read_stored(root: Path) -> Any:
 
 
 def _make_arrays(root: Path) -> None:
-    (root / "a.safetensors").write_bytes(pack(_weights("weights"), {"format": "pt"}))
+    (root / "a.safetensors").write_bytes(pack_safetensors(_weights("weights"), {"format": "pt"}))
     np.savez(root / "b.npz", **_weights("ema"))
     (root / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": 4, "act_fn": "silu"}))
 
 
 def _read_foreign(root: Path) -> Any:
     def never(path: Path) -> Any:
-        raise DuetError(f"{path}: no framework here")
+        raise DuetError(f"{path}: no framework is available")
 
     return *(read_arrays(root / name, never) for name in ("a.safetensors", "b.npz")), read_config(root / "config.json")
 
 
 def _make_data(root: Path) -> None:
-    np.savez_compressed(root / "d.npz", images=_pictures(), labels=np.arange(6))
-    np.save(root / "d.npy", _pictures())
+    np.savez_compressed(root / "d.npz", images=_images(), labels=np.arange(6))
+    np.save(root / "d.npy", _images())
 
 
 def _read_data(root: Path) -> Any:
     sources = npz(root / "d.npz")["all"], array(root / "d.npy")["all"]
-    return [(np.array(source.pictures), np.array(source.labels)) for source in sources]
+    return [(np.array(source.images), np.array(source.labels)) for source in sources]
 
 
 def _make_archives(root: Path) -> None:
     import gzip
     import tarfile
 
-    (root / "images.gz").write_bytes(gzip.compress(_pictures().tobytes(), mtime=0))
+    (root / "images.gz").write_bytes(gzip.compress(_images().tobytes(), mtime=0))
     with tarfile.open(root / "batches.tar.gz", "w:gz") as archive:
         for k in range(3):
             member = tarfile.TarInfo(f"folder/batch_{k}.bin")
             member.size = 1000
-            archive.addfile(member, io.BytesIO(_pictures().tobytes()[1000 * k :][:1000].ljust(1000)))
+            archive.addfile(member, io.BytesIO(_images().tobytes()[1000 * k :][:1000].ljust(1000)))
 
 
 def _read_archives(root: Path) -> Any:
@@ -322,9 +322,9 @@ TARGETS = {
 }  # fmt: skip
 
 
-# Harms: each changes a file by numbers of a stream; one that means it leaves `evil` behind where it is run.
+# Mutations: each changes a file by numbers of a stream. Malicious ones create the file `evil` if their code is run.
 
-Draw = Callable[[int], int]  # a whole number below another one
+Draw = Callable[[int], int]  # returns a whole number below its argument
 
 _LEAVES = (
     None, True, False, -1, 0, 3, 2**31, 2**63, 2**70, 1e308, -1e-300, math.nan, math.inf, "", "x",
@@ -341,59 +341,59 @@ _BYTES = (
 
 
 def _in_bytes(change: Callable[[bytes, Draw], bytes]) -> Callable[[Path, Draw, Path], None]:
-    def harm(file: Path, draw: Draw, evil: Path) -> None:
+    def mutate(file: Path, draw: Draw, evil: Path) -> None:
         file.write_bytes(change(file.read_bytes(), draw))
 
-    return harm
+    return mutate
 
 
-def _flipped(data: bytes, draw: Draw) -> bytes:
-    harmed = bytearray(data)
+def _flip_bits(data: bytes, draw: Draw) -> bytes:
+    changed = bytearray(data)
     for _ in range(1 + draw(3)):
-        harmed[draw(len(harmed))] ^= 1 << draw(8)
-    return bytes(harmed)
+        changed[draw(len(changed))] ^= 1 << draw(8)
+    return bytes(changed)
 
 
-def _in_head(data: bytes, draw: Draw) -> bytes:
-    """Bytes where headers stand: at the start, or at the end of a zip archive."""
-    harmed = bytearray(data)
+def _change_head(data: bytes, draw: Draw) -> bytes:
+    """Change bytes where headers are: at the start of a file, or at the end of a zip archive."""
+    changed = bytearray(data)
     for _ in range(1 + draw(4)):
-        place = draw(min(len(data), 400))
-        harmed[place if draw(2) else len(data) - 1 - place] = draw(256)
-    return bytes(harmed)
+        position = draw(min(len(data), 400))
+        changed[position if draw(2) else len(data) - 1 - position] = draw(256)
+    return bytes(changed)
 
 
-def _spliced(data: bytes, draw: Draw) -> bytes:
-    place, some = draw(len(data) + 1), _BYTES[draw(len(_BYTES))]
-    return data[:place] + some + data[place + (draw(2) and draw(20)) :]
+def _insert_bytes(data: bytes, draw: Draw) -> bytes:
+    position, inserted = draw(len(data) + 1), _BYTES[draw(len(_BYTES))]
+    return data[:position] + inserted + data[position + (draw(2) and draw(20)) :]
 
 
-def _moved(data: bytes, draw: Draw) -> bytes:
+def _copy_range(data: bytes, draw: Draw) -> bytes:
     a, b, length = draw(len(data)), draw(len(data)), draw(64)
     return data[:a] + data[b : b + length] + data[a + length :]
 
 
 def _in_json(file: Path, draw: Draw, evil: Path) -> None:
-    """Another value, a missing key, or a key twice somewhere in a JSON file, or in a header of one."""
+    """Change a value, or remove, rename or repeat a key somewhere in a JSON file."""
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
-    place = draw(len(lines))
-    lines[place] = _other_json(lines[place], draw)
+    position = draw(len(lines))
+    lines[position] = _change_json(lines[position], draw)
     file.write_text("\n".join(lines), errors="surrogatepass")
 
 
-def _other_json(text: str, draw: Draw) -> str:
+def _change_json(text: str, draw: Draw) -> str:
     data = json.loads(text)
-    places: list[tuple[Any, Any]] = []
+    entries: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
         for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
-            places.append((node, key))
+            entries.append((node, key))
             walk(node[key])
 
     walk(data)
-    if not places:
+    if not entries:
         return json.dumps(_LEAVES[draw(len(_LEAVES))])
-    node, key = places[draw(len(places))]
+    node, key = entries[draw(len(entries))]
     way = draw(8)
     if way == 0 and isinstance(node, dict):
         del node[key]
@@ -402,31 +402,31 @@ def _other_json(text: str, draw: Draw) -> str:
     elif way == 2 and isinstance(node[key], int | float):
         node[key] = node[key] * (-1, 2, 10**6, 10**12)[draw(4)]
     elif way == 3 and isinstance(node, dict):
-        return _twice(json.dumps(data), str(key))
+        return _repeat_key(json.dumps(data), str(key))
     else:
         node[key] = _LEAVES[draw(len(_LEAVES))]
     return json.dumps(data)
 
 
-def _twice(text: str, key: str) -> str:
-    """The text with a key again in front of itself, of another value."""
+def _repeat_key(text: str, key: str) -> str:
+    """Insert a key a second time, with another value, in front of its first occurrence."""
     word = json.dumps(key)
     return text.replace(f"{word}:", f"{word}: 0, {word}:", 1)
 
 
 def _in_header(file: Path, draw: Draw, evil: Path) -> None:
-    """The header of a safetensors file: other shapes, types, places, or a length beyond all bounds."""
+    """Change shapes, types, offsets or the length in the header of a safetensors file."""
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     if not draw(5):
         file.write_bytes(struct.pack("<Q", (2**63, 2**40, 0, 1, length - 1, 99_999_999)[draw(6)]) + data[8:])
         return
-    header = _other_json(data[8 : 8 + length].decode(), draw).encode("utf-8", "surrogatepass")
+    header = _change_json(data[8 : 8 + length].decode(), draw).encode("utf-8", "surrogatepass")
     file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
 
 
 def _with_numbers(file: Path, draw: Draw, evil: Path) -> None:
-    """NaN, infinities or wrong types in the arrays of a file that is right otherwise."""
+    """Put NaN, infinities or wrong types into the arrays of an otherwise valid file."""
     from safetensors.numpy import load
 
     arrays = dict(np.load(file)) if file.suffix == ".npz" else load(file.read_bytes())
@@ -445,7 +445,7 @@ def _with_numbers(file: Path, draw: Draw, evil: Path) -> None:
     if file.suffix == ".npz":
         np.savez(file, **arrays)
     else:
-        file.write_bytes(pack(arrays))
+        file.write_bytes(pack_safetensors(arrays))
 
 
 _DESCRIPTIONS = ("|O", "<f4", "|V0", "<U0", "|S0", "|b1", "<U1000000000", "<c16", "<M8[s]", "('f4', (100000,))", "x")
@@ -453,7 +453,7 @@ _SHAPES = ("(2**70,)", "(1099511627776,)", "(-1,)", "()", "(3, -3)", "(0, 109951
 
 
 def _header(draw: Draw) -> bytes:
-    """The header of an array, with something wrong in it."""
+    """Return an invalid header of an array."""
     order, key = ("True", "False", "1", "None")[draw(4)], ("shape", "'shape'")[bool(draw(9))]
     what, shape = _DESCRIPTIONS[draw(len(_DESCRIPTIONS))], _SHAPES[draw(len(_SHAPES))].replace("2**70", str(2**70))
     description = what if what.startswith("(") else f"'{what}'"
@@ -466,24 +466,24 @@ def _header(draw: Draw) -> bytes:
 
 
 def _in_npz(file: Path, draw: Draw, evil: Path) -> None:
-    """An archive of arrays with wrong headers, pickles, the same name twice, paths for names, or far too much in it."""
+    """Give an archive of arrays invalid headers, pickles, repeated names, paths as names, or far too much content."""
     if file.suffix == ".npy":
-        file.write_bytes((_header(draw) + b"\1" * draw(200)) if draw(4) else _malice(evil))
+        file.write_bytes((_header(draw) + b"\1" * draw(200)) if draw(4) else _malicious_array(evil))
         return
     with zipfile.ZipFile(file) as archive:
         inside = [(name, archive.read(name)) for name in archive.namelist()]
-    place, way = draw(len(inside)), draw(8)
-    name, data = inside[place]
+    position, way = draw(len(inside)), draw(8)
+    name, data = inside[position]
     if way < 3:
-        inside[place] = name, _header(draw) + data[draw(200) :]
+        inside[position] = name, _header(draw) + data[draw(200) :]
     elif way == 3:
-        inside[place] = name, _malice(evil)
+        inside[position] = name, _malicious_array(evil)
     elif way == 4:
         inside.append((name, data))
     elif way == 5:
-        inside[place] = ("../../" + name, f"/{name}", name.upper(), "\0.npy", "a" * 5000)[draw(5)], data
+        inside[position] = ("../../" + name, f"/{name}", name.upper(), "\0.npy", "a" * 5000)[draw(5)], data
     elif way == 6:
-        inside[place] = name, b"text" * draw(100)
+        inside[position] = name, b"text" * draw(100)
     method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)[
         draw(4) if 3 < way < 7 else 1
     ]
@@ -491,11 +491,11 @@ def _in_npz(file: Path, draw: Draw, evil: Path) -> None:
         for name, data in inside:
             archive.writestr(_member(name), data, method, 1)
         if way == 7:
-            archive.writestr("bomb.npy" if draw(2) else inside[place][0], _bomb())
+            archive.writestr("bomb.npy" if draw(2) else inside[position][0], _bomb())
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A member with this very name, which `zipfile` itself would cut at a NUL."""
+    """Return an archive member with exactly this name, which `zipfile` itself would cut at a NUL."""
     member = zipfile.ZipInfo()
     member.filename = name
     return member
@@ -503,7 +503,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 @cache
 def _bomb() -> bytes:
-    """An array of 272 MiB of zeros, which deflate packs into a MiB."""
+    """Return an array of 272 MiB of zeros, which deflate compresses to about 1 MiB."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (17 << 24,)})
     return file.getvalue() + bytes(17 << 24)
@@ -517,20 +517,20 @@ class _Malice:
         return os.system, (f"touch {self.evil}",)
 
 
-def _malice(evil: Path) -> bytes:
-    """A pickle that writes a file where it is unpickled, as an array of objects."""
+def _malicious_array(evil: Path) -> bytes:
+    """Return an array of objects whose pickle creates the file `evil` when it is unpickled."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (1,)})
     return file.getvalue() + pickle.dumps(_Malice(evil))
 
 
-def _all_malice(file: Path, draw: Draw, evil: Path) -> None:
-    """A pickle in the place of a whole file."""
+def _replace_by_pickle(file: Path, draw: Draw, evil: Path) -> None:
+    """Replace a file by a pickle."""
     file.write_bytes(pickle.dumps(_Malice(evil)))
 
 
-def _another_thing(file: Path, draw: Draw, evil: Path) -> None:
-    """A directory, a pipe, a link to somewhere else, a file of a terabyte, or nothing, in the place of a file."""
+def _replace_by_other_kind(file: Path, draw: Draw, evil: Path) -> None:
+    """Replace a file by a directory, a pipe, a link to another file, a file of a terabyte, or nothing."""
     way = draw(7)
     if way == 6:
         with open(file, "r+b") as opened:
@@ -545,8 +545,8 @@ def _another_thing(file: Path, draw: Draw, evil: Path) -> None:
         file.symlink_to(("/dev/zero", "/etc/passwd", file.name)[way - 2])
 
 
-def _swapped(file: Path, draw: Draw, evil: Path) -> None:
-    """Two files in each other's place."""
+def _swap_files(file: Path, draw: Draw, evil: Path) -> None:
+    """Exchange two files."""
     others = sorted(path for path in file.parent.iterdir() if path.is_file())
     other = others[draw(len(others))]
     first, second = file.read_bytes(), other.read_bytes()
@@ -554,20 +554,20 @@ def _swapped(file: Path, draw: Draw, evil: Path) -> None:
     other.write_bytes(first)
 
 
-# By name: of which files, or of any, and how.
-HARMS: dict[str, tuple[tuple[str, ...], Callable[[Path, Draw, Path], None]]] = {
+# By name: the suffixes of the files that the mutation applies to (empty for any file), and the function.
+MUTATIONS: dict[str, tuple[tuple[str, ...], Callable[[Path, Draw, Path], None]]] = {
     "cut": ((), _in_bytes(lambda data, draw: data[: draw(len(data))])),
-    "flip": ((), _in_bytes(_flipped)),
-    "head": ((), _in_bytes(_in_head)),
-    "splice": ((), _in_bytes(_spliced)),
-    "move": ((), _in_bytes(_moved)),
-    "swap": ((), _swapped),
+    "flip": ((), _in_bytes(_flip_bits)),
+    "head": ((), _in_bytes(_change_head)),
+    "splice": ((), _in_bytes(_insert_bytes)),
+    "move": ((), _in_bytes(_copy_range)),
+    "swap": ((), _swap_files),
     "json": ((".json", ".jsonl"), _in_json),
     "header": ((".safetensors",), _in_header),
     "numbers": ((".safetensors", ".npz"), _with_numbers),
     "npz": ((".npz", ".npy"), _in_npz),
-    "pickle": ((), _all_malice),
-    "thing": ((), _another_thing),
+    "pickle": ((), _replace_by_pickle),
+    "thing": ((), _replace_by_other_kind),
 }
 
 
@@ -575,7 +575,7 @@ HARMS: dict[str, tuple[tuple[str, ...], Callable[[Path, Draw, Path], None]]] = {
 
 
 def plain(value: Any) -> Any:
-    """What is read, so that two of them are equal only bit for bit."""
+    """Return content in a form in which only bitwise equal content is equal."""
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
     if isinstance(value, dict):
@@ -586,7 +586,7 @@ def plain(value: Any) -> Any:
 
 
 def judge(target: Target, root: Path, original: Any, resealed: bool, evil: Path) -> str:
-    """How a reader answers to a harmed directory: refused, equal or sound; anything else begins with "fault"."""
+    """Return how a reader answers to a corrupted directory: "refused", "equal", "sound", or a text from "fault" on."""
     before = sorted(str(path) for path in root.rglob("*"))
     answer = _answer(target, root, original, resealed)
     if evil.exists():
@@ -598,10 +598,10 @@ def _answer(target: Target, root: Path, original: Any, resealed: bool) -> str:
     try:
         found = target.read(root)
     except DuetError as error:
-        said = str(error)
-        if not said.isprintable() or str(root) not in said:
-            return f"fault: its message is {said[:300]!r}"
-        return f"fault: unbounded ({said})" if "memory" in said else "refused"
+        message = str(error)
+        if not message.isprintable() or str(root) not in message:
+            return f"fault: its message is {message[:300]!r}"
+        return f"fault: unbounded ({message})" if "memory" in message else "refused"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -609,14 +609,14 @@ def _answer(target: Target, root: Path, original: Any, resealed: bool) -> str:
     if plain(found) == original:
         return "equal"
     if target.sealed and not resealed:
-        return "fault: it is something else than was written"
+        return "fault: it is not the content that was written"
     return "sound" if target.sound(found) else "fault: it is of the wrong kind"
 
 
-def run(targets: dict[str, Target], numbers: Iterable[int], seed: int, say: Callable[[str], None]) -> Counter[str]:
-    """Do and judge the harms of these numbers; gives how many there are of each answer."""
+def run(targets: dict[str, Target], numbers: Iterable[int], seed: int, report: Callable[[str], None]) -> Counter[str]:
+    """Apply and judge the mutations with these numbers; return the count of each answer."""
     answers: Counter[str] = Counter()
-    names, kinds = list(targets), list(HARMS)
+    names, kinds = list(targets), list(MUTATIONS)
     with tempfile.TemporaryDirectory() as scratch:
         evil, work, made = Path(scratch) / "evil", Path(scratch) / "work", Path(scratch) / "made"
         originals = {}
@@ -632,35 +632,35 @@ def run(targets: dict[str, Target], numbers: Iterable[int], seed: int, say: Call
             def draw(below: int, words: Any = words) -> int:
                 return next(words) % max(1, below)
 
-            say(f"harm {number}: {kind} of {name}")
+            report(f"mutation {number}: {kind} of {name}")
             files = sorted(path for path in work.rglob("*") if path.is_file())
-            suffixes, harm = HARMS[kind]
+            suffixes, mutate = MUTATIONS[kind]
             fit = [path for path in files if not suffixes or path.suffix in suffixes]
-            file, harm = (fit[draw(len(fit))], harm) if fit else (files[draw(len(files))], HARMS["splice"][1])
-            harm(file, draw, evil)
+            file, mutate = (fit[draw(len(fit))], mutate) if fit else (files[draw(len(files))], MUTATIONS["splice"][1])
+            mutate(file, draw, evil)
             resealed = False
-            if target.sealed and draw(2) and all(path.is_file() for path in files):  # to read a pipe would not end
+            if target.sealed and draw(2) and all(path.is_file() for path in files):  # reading a pipe would not end
                 try:
                     target.reseal(work)
                     resealed = True
-                except Exception:  # it was harmed beyond that
+                except Exception:  # too corrupted to correct its hashes
                     pass
             signal.alarm(SECONDS)
             answer = judge(target, work, originals[name], resealed, evil)
             signal.alarm(0)
             answers[answer.split(":")[0]] += 1
             if answer.startswith("fault"):
-                say(f"harm {number}: {kind} of {name}{' resealed' * resealed}: {answer}")
+                report(f"mutation {number}: {kind} of {name}{' resealed' * resealed}: {answer}")
             shutil.rmtree(work)
     return answers
 
 
 def main(count: int, seed: int = 0, *names: str) -> int:
-    """Do and judge so many harms in bounded memory; prints the faults, then how many there are of each answer."""
+    """Apply and judge `count` mutations in bounded memory; print the faults, then the count of each answer."""
     faults = []
     with open(os.devnull, "w") as null:
 
-        def say(line: str) -> None:
+        def report(line: str) -> None:
             print(line, file=sys.stderr if ": fault" in line else null, flush=True)
             if ": fault" in line:
                 faults.append(line)
@@ -670,10 +670,10 @@ def main(count: int, seed: int = 0, *names: str) -> int:
         last: list[str] = []
         targets = {name: TARGETS[name] for name in names or TARGETS}
         _bomb()
-        warnings.simplefilter("ignore")  # zipfile warns of names that are there twice
+        warnings.simplefilter("ignore")  # zipfile warns of repeated names
         base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (base + MEMORY, base + MEMORY))
-        answers = run(targets, range(count), seed, say)
+        answers = run(targets, range(count), seed, report)
     print(json.dumps(dict(answers)))
     return 1 if faults else 0
 

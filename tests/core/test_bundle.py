@@ -16,7 +16,7 @@ from diffusion_core.backend import reference
 from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.files.atomic import pack
+from diffusion_core.files.atomic import pack_safetensors
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import hash_entries, load_checkpoint
 from diffusion_core.runs.failure_bundle import (
@@ -98,7 +98,9 @@ def test_a_harmed_bundle_is_refused(tmp_path, name):
 def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, **changes) -> Path:
     """Change a bundle as who means harm would, with right hashes."""
     if arrays is not None:
-        content = pack({name: value for name, value in (batch().arrays | arrays).items() if value is not None})
+        content = pack_safetensors(
+            {name: value for name, value in (batch().arrays | arrays).items() if value is not None}
+        )
         (path / "batch.safetensors").write_bytes(content)
         changes |= {"batch_sha256": hashlib.sha256(content).hexdigest(), "batch_bytes": len(content)}
     for file, new in (("state.json", {} if notes is None else {"notes": notes}), ("step.json", changes)):
@@ -118,7 +120,7 @@ def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, *
         ),
         ({"decays": [0.9]}, "step.json: it has 1 decays for 2 averages"),
         ({"adam": {"beta": 1}}, "step.json: it is corrupt .*beta"),
-        ({"batch_bytes": 10}, r"batch.safetensors: it has \d+ bytes; what belongs there has at most 10"),
+        ({"batch_bytes": 10}, r"batch.safetensors: it has \d+ bytes; at most 10 are expected"),
         ({"batch_bytes": None}, "step.json: it is corrupt"),
         ({"pieces": 3}, "step.json: it has the pieces 3; a divisor of the 4 images"),
         ({"pieces": "2"}, "step.json: it has the pieces '2'"),

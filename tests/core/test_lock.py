@@ -1,4 +1,4 @@
-"""A directory is one process's, however that process ends."""
+"""A locked directory belongs to one process, and is free again however that process ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with lock_directory(sys.argv[1]):
 """
 
 
-def test_one_at_a_time_and_the_other_is_told_who(tmp_path):
+def test_one_process_holds_a_directory_and_the_error_names_it(tmp_path):
     with lock_directory(tmp_path):
         words = rf"it is in use by process {os.getpid()} on \S+, since \S+; wait"
         with pytest.raises(DuetError, match=words) as told, lock_directory(tmp_path):
@@ -44,7 +44,7 @@ def test_one_at_a_time_and_the_other_is_told_who(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["killed", "ended"])
-def test_another_process_holds_it_until_it_ends(tmp_path, number):
+def test_a_process_holds_a_directory_until_it_ends(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -53,14 +53,14 @@ def test_another_process_holds_it_until_it_ends(tmp_path, number):
         pass
     process.send_signal(number) if number else None
     process.communicate()
-    assert (tmp_path / LOCK).exists() == bool(number)  # and is no lock
+    assert (tmp_path / LOCK).exists() == bool(number)  # the file remains but locks nothing
     with exclusive_directory(tmp_path):
         pass
     assert not os.listdir(tmp_path)
 
 
-def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch):
-    """Of two that wait for the same file, the second locks one whose name is gone, and must not take it for its own."""
+def test_a_lock_on_a_deleted_file_does_not_count(tmp_path, monkeypatch):
+    """Of two processes that wait for the same file, the second locks a deleted one and must try again."""
     flock, turns = fcntl.flock, []
 
     def later(descriptor: int, how: int) -> None:
@@ -79,16 +79,16 @@ def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch)
         pass
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch):
     def none(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(module.fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="keeps no locks"), lock_directory(tmp_path):
+    with pytest.warns(UserWarning, match="has no locks"), lock_directory(tmp_path):
         pass
 
 
-def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
     def refused(path: Path, *given: int) -> int:
         raise PermissionError(errno.EROFS, "Read-only file system", str(path))
 
@@ -98,8 +98,8 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         pass
 
 
-def beside(name: str, pid: int, monkeypatch: pytest.MonkeyPatch, host: str = HOST) -> str:
-    """The name of a file that a process of a machine was killed in writing, in a directory."""
+def temporary(name: str, pid: int, monkeypatch: pytest.MonkeyPatch, host: str = HOST) -> str:
+    """Return the path of the temporary file of a process that was killed while it wrote a file."""
     kept = {}
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "getpid", lambda: pid)
@@ -110,15 +110,19 @@ def beside(name: str, pid: int, monkeypatch: pytest.MonkeyPatch, host: str = HOS
     return str(Path(name).with_name(kept["name"]))
 
 
-def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path, monkeypatch):
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     dead, lives, elsewhere = int(ended.stdout), os.getppid(), "gpu-7.cluster"
-    old = beside("b.npz", dead, monkeypatch, elsewhere)
-    left = [beside("config.yaml", dead, monkeypatch), beside("samples/samples.npz", os.getpid(), monkeypatch), old]
-    # Of another machine nothing is known but that nobody takes a day to write a file.
-    other = beside("samples/samples.npz", dead, monkeypatch, elsewhere)
-    kept = ["config.yaml", beside("result.json", lives, monkeypatch), other, ".hydra/hydra.yaml", ".notes.12"]
+    old = temporary("b.npz", dead, monkeypatch, elsewhere)
+    left = [
+        temporary("config.yaml", dead, monkeypatch),
+        temporary("samples/samples.npz", os.getpid(), monkeypatch),
+        old,
+    ]
+    # A temporary file of another machine is deleted after a day, since its process cannot be checked.
+    other = temporary("samples/samples.npz", dead, monkeypatch, elsewhere)
+    kept = ["config.yaml", temporary("result.json", lives, monkeypatch), other, ".hydra/hydra.yaml", ".notes.12"]
     for name in (*left, *kept):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
@@ -128,11 +132,11 @@ def test_what_a_kill_left_beside_its_place_is_deleted(tmp_path, monkeypatch):
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
 
 
-def test_a_step_half_kept_by_a_kill_is_deleted(tmp_path, monkeypatch):
+def test_an_incomplete_failure_bundle_is_deleted(tmp_path, monkeypatch):
     whole, half = tmp_path / "non_finite/000000000064", tmp_path / "non_finite/.new.000000000128.1"
     for folder in (whole, half):
         folder.mkdir(parents=True)
-        (folder / beside("step.json", os.getpid(), monkeypatch)).write_text("")
+        (folder / temporary("step.json", os.getpid(), monkeypatch)).write_text("")
     with exclusive_directory(tmp_path):
         pass
     assert list((tmp_path / "non_finite").iterdir()) == [whole] and not list(whole.iterdir())

@@ -17,7 +17,7 @@ from diffusion_core.common.errors import DuetError
 pytestmark = pytest.mark.backend
 
 # Those that change bytes, whatever they mean.
-ANY = [place for place, (suffixes, _) in enumerate(mutations.HARMS.values()) if not suffixes]
+ANY = [place for place, (suffixes, _) in enumerate(mutations.MUTATIONS.values()) if not suffixes]
 
 
 def _torch(file: Path) -> Path:
@@ -45,7 +45,7 @@ def _harmed(backend: Any, write: Callable[[Path], Path], count: int) -> list[str
         lambda found: all(isinstance(value, np.ndarray) for value in found.values()),
     )
     said: list[str] = []
-    numbers = [n for n in range(count) if n % len(mutations.HARMS) in ANY]
+    numbers = [n for n in range(count) if n % len(mutations.MUTATIONS) in ANY]
     mutations.run({"weights": target}, numbers, 0, said.append)
     return [line for line in said if ": fault" in line]
 
