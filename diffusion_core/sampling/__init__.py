@@ -1,94 +1,42 @@
-"""Samplers, one file each: functions that make plans, the tables of coefficients that a backend executes.
+"""Samplers: functions that make plans, the tables that a backend executes.
+
+    plan, rows           the plan itself, and its rows as a backend takes them
+    grid, spacing        which timesteps a sampler uses
+    recurrence           turns a solver's formula into a plan's tables
+    declaration          what a sampler declares about itself
+    guidance, edit       guidance weights; plans that start from images
+    all other files      the samplers, a family in each file
+
+Every file of this folder is imported, and every function with the decorator `sampler` is a sampler: `SAMPLERS` and
+`METHODS` are read from these declarations. Each sampler is also an attribute of this package, as in
+``from diffusion_core.sampling import ddim``.
 
 May import: diffusion, files, common.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.ddim import ddim
-from diffusion_core.sampling.ddpm import ddpm
-from diffusion_core.sampling.deis import deis
-from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
-from diffusion_core.sampling.dpm_ancestral import dpmpp_2s_ancestral, dpmpp_sde
-from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
-from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
+from diffusion_core.sampling.declaration import DECLARATIONS, Declaration, Method
 from diffusion_core.sampling.guidance import GuidanceScale, per_row
-from diffusion_core.sampling.heun import flow_heun, heun
-from diffusion_core.sampling.inversion import ddim_inversion
-from diffusion_core.sampling.methods import METHODS, Method
-from diffusion_core.sampling.multistep import adams_bashforth, lms
-from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.plan import SamplerPlan
-from diffusion_core.sampling.pndm import plms, pndm
-from diffusion_core.sampling.repaint import repaint
-from diffusion_core.sampling.restart import restart
-from diffusion_core.sampling.sa_solver import sa_solver
-from diffusion_core.sampling.unipc import unipc
 
-__all__ = [
-    "METHODS",
-    "SAMPLERS",
-    "Method",
-    "SamplerPlan",
-    "make_plan",
-    "adams_bashforth",
-    "ddim",
-    "ddim_inversion",
-    "ddpm",
-    "deis",
-    "dpm2",
-    "dpm2_ancestral",
-    "dpm_solver",
-    "dpm_solver_singlestep",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "euler",
-    "euler_ancestral",
-    "flow_euler",
-    "flow_heun",
-    "heun",
-    "lms",
-    "next_level",
-    "plms",
-    "pndm",
-    "restart",
-    "sa_solver",
-    "unipc",
-    "repaint",
-]
+__all__ = ["DECLARATIONS", "METHODS", "SAMPLERS", "Declaration", "Method", "SamplerPlan", "make_plan"]
 
-SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpm_solver": dpm_solver,
-    "dpm_solver_singlestep": dpm_solver_singlestep,
-    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
-    "dpmpp_sde": dpmpp_sde,
-    "deis": deis,
-    "plms": plms,
-    "pndm": pndm,
-    "unipc": unipc,
-    "sa_solver": sa_solver,
-    "next_level": next_level,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpm2": dpm2,
-    "dpm2_ancestral": dpm2_ancestral,
-    "lms": lms,
-    "adams_bashforth": adams_bashforth,
-    "flow_euler": flow_euler,
-    "flow_heun": flow_heun,
-    "ddim_inversion": ddim_inversion,
-    "restart": restart,
-    "repaint": repaint,
-}
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
+
+# Sampler functions by name, and published methods by name, in the order of the files.
+SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {name: one.make for name, one in DECLARATIONS.items()}
+METHODS: dict[str, Method] = {method.name: method for one in DECLARATIONS.values() for method in one.methods}
+globals().update(SAMPLERS)
 
 
 def make_plan(
@@ -103,21 +51,27 @@ def make_plan(
     threshold: float | None = None,
     **options: object,
 ) -> SamplerPlan:
-    """The plan of the sampler of that name, with what all samplers share.
+    """Make the plan of a sampler, with the options that all samplers share.
 
     Args:
-        process: what the network was trained for.
+        process: the process that the network was trained for.
         name: one of `SAMPLERS`.
-        guidance_scale: a weight, one for each row or a ramp, see `guidance.per_row`.
-        guidance_convention: what the weight means, one of `guidance.CONVENTIONS`.
-        interval: of noise levels that are guided, see `SamplerPlan.with_guidance`; so are rescale and classifier.
-        rescale: of guided outputs.
+        guidance_scale: weight of classifier-free guidance: a number, one per row, or a ramp, see `guidance.per_row`.
+        guidance_convention: the meaning of that weight, one of `guidance.CONVENTIONS`.
+        interval: smallest and largest sigma/alpha with guidance; None for all rows, see `SamplerPlan.with_guidance`.
+        rescale: fraction by which guided outputs are rescaled, see `SamplerPlan`.
         classifier: weight of a classifier's gradient.
-        threshold: of the estimates, see `SamplerPlan`.
-        options: of the sampler itself.
+        threshold: quantile of dynamic thresholding, see `SamplerPlan`.
+        options: of the sampler itself, such as steps and spacing.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a value that does not fit.
+        DuetError: for an unknown name or option, or an invalid value.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import make_schedule
+        >>> process = Process(make_schedule("cosine"), "v")
+        >>> make_plan(process, "dpm_solver", steps=10, guidance_scale=2.0)
+        SamplerPlan('dpm_solver-2-10', rows=10, registers=1, stochastic=False)
     """
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
     plan = build("sampler", SAMPLERS, name, options, process, also_allowed=shared)

@@ -2,17 +2,17 @@ r"""Ancestral sampling: each row draws from the posterior q(x_s | x_t, x_0 = D).
 
     x_s = mean(x_t, D) + sqrt(variance) z           see `process.posterior`
 
-    fixed_small    variance = b sigma_s^2 / sigma_t^2     the posterior's own, which keeps the marginals
-    fixed_large    variance = b                           beta_t when every level is visited
+    fixed_small    variance = b sigma_s^2 / sigma_t^2     the posterior's own, which preserves the marginals
+    fixed_large    variance = b                           beta_t when every timestep is used
 
     learned        variance = exp G                       G from a network with twice the channels of its image
     learned_range  variance = b^((1+G)/2) small^((1-G)/2) between the small variance, G = -1, and b, G = 1
 
-The last row leads to clean data and draws no noise for any. Any subset of the levels is again a
-diffusion with its own betas, so fewer steps need no other formula.
+The last row leads to clean data and adds no noise, whatever the variance. Any subset of the timesteps is again a
+diffusion process with its own betas, so fewer steps need no other formula.
 
-Some implementations train and sample t = T-1 .. 1 alone, and take what the row of t = 1 leads to, without noise,
-for the picture. That is ``last_t = 1``: the last level is then t = 0, one noise step away from clean data.
+Some implementations train and sample only t = T-1 .. 1, and return the mean of the row of t = 1, without noise, as the
+image. Use ``last_t = 1`` for these: the last noise level is then that of t = 0, one noise step away from clean data.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 2 and section 3.2,
@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
+from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
 
 Array = NDArray[np.float64]
@@ -38,6 +40,12 @@ Array = NDArray[np.float64]
 __all__ = ["ddpm"]
 
 
+@sampler(
+    Method("DDPM", order=1, stochastic=True),
+    paper="Ho et al. 2020",
+    url="https://arxiv.org/abs/2006.11239",
+    equation="algorithm 2, eqs. 6 and 7, section 3.2",
+)
 def ddpm(
     process: Process,
     steps: Steps = None,
@@ -46,54 +54,59 @@ def ddpm(
     clip: float | None = 1.0,
     last_t: int = 0,
 ) -> SamplerPlan:
-    """The ancestral sampler of DDPM.
+    """Make a plan of ancestral sampling, as in DDPM.
 
     Args:
-        process: what the network was trained for.
-        steps: rows, 1 to T, or another answer of `spacing`; None visits every level.
+        process: the process that the network was trained for.
+        steps: number of steps, or another form of `spacing`; None uses every timestep.
         variance: ``"fixed_small"``, ``"fixed_large"``, ``"learned"`` or ``"learned_range"``.
-        spacing: where the visited levels lie, see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
-        last_t: the level of the last row, which leads to level last_t - 1, or to clean data from 0. Another
-            level than 0 needs every level above it, so `steps` must be None, or T.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
+        last_t: the timestep of the last row, which leads to the level of last_t - 1, or from 0 to clean data. A value
+            above 0 needs every timestep above it, so `steps` must be None or T.
 
     Raises:
-        DuetError: for an unknown variance, steps and spacing that do not fit T, or a last_t that does not fit.
+        DuetError: for an unknown variance, steps and spacing that do not fit the schedule, or an invalid last_t.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> ddpm(Process(linear(), "eps"))
+        SamplerPlan('ddpm-1000', rows=1000, registers=1, stochastic=True)
     """
     if variance not in STEP_VARIANCES:
         raise one_of("sampler.variance", variance, STEP_VARIANCES)
     if last_t and not 0 <= last_t < process.schedule.steps:
-        raise DuetError(f"sampler.last_t: {last_t} was given; it must be a level, 0..{process.schedule.steps - 1}")
-    levels_visited = make_timesteps(process.schedule, steps, spacing)
-    if last_t and len(levels_visited) < process.schedule.steps:
-        raise DuetError(
-            f"sampler.last_t: {last_t} was given with {len(levels_visited)} steps; use steps=null, for every level"
-        )
-    rows = len(levels_visited) - last_t
-    levels = plan_levels(process, levels_visited[:rows], end=last_t - 1 if last_t else None)
+        raise DuetError(f"sampler.last_t: {last_t} was given; it must be a timestep, 0..{process.schedule.steps - 1}")
+    t = make_timesteps(process.schedule, steps, spacing)
+    if last_t and len(t) < process.schedule.steps:
+        raise DuetError(f"sampler.last_t: {last_t} was given with {len(t)} steps; use steps=null, every timestep")
+    rows = len(t) - last_t
+    levels = plan_levels(process, t[:rows], end=last_t - 1 if last_t else None)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
-    noise, learned = _noise(variance, small, large)
-    noise[-1] = 0.0
+    std, learned = _std(variance, small, large)
+    std[-1] = 0.0
+
+    def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
+        return [from_x[i] * X[0] + from_x0[i] * D[0] + std[i] * z]
+
     return SamplerPlan(
-        name=f"ddpm-{len(levels['t'])}",
+        name=f"ddpm-{rows}",
         **levels,
-        state=from_x[:, None, None],
-        denoised=from_x0[:, None, None],
-        noise=noise[:, None],
+        **recurrence(rows, 1, 1, step),
         learned=learned,
         clip=clip,
         preserves="marginals" if variance == "fixed_small" and last_t == 0 else "mean",
     )
 
 
-def _noise(variance: str, small: Array, large: Array) -> tuple[Array, Array | None]:
-    """The scale of each row's noise, and the (a, b) of what a learned variance multiplies it by."""
+def _std(variance: str, small: Array, large: Array) -> tuple[Array, Array | None]:
+    """Return the standard deviation of each row's noise, and the (a, b) of its factor exp(a + b G) if it is learned."""
     if variance == "fixed_small":
         return np.sqrt(small), None
     if variance == "fixed_large":
         return np.sqrt(large), None
-    # The last row leads to clean data, where the small variance is 0; it draws no noise, so any number will do there.
+    # The last row leads to clean data, where the small variance is 0. It adds no noise, so any value will do there.
     constant, slope = log_variance(variance, np.log(np.append(small[:-1], large[-1])), np.log(large))
-    # Half of a logarithm is that of the root.
+    # Half the logarithm of the variance is that of the standard deviation.
     return np.ones_like(small), np.stack([constant, slope], axis=1) / 2

@@ -4,9 +4,9 @@ With rho = sigma/alpha, from a level t to a level s,
 
     x_s/alpha_s = x_t/alpha_t + sum over j of  eps_j  integral over r from rho_t to rho_s of  l_j(log r) dr
 
-where l_j is Lagrange's polynomial of the levels that eps_j were seen at: "tAB" of the paper, Adams and Bashforth's
-method with exact weights, with log(rho) for time, as diffusers has it ("logrho"). As log(rho) = -lambda it is the eps
-form of `exponential` with its weight "exact", and so DPM-Solver of any order without the liberties that it takes.
+where l_j is the Lagrange polynomial of the level at which eps_j was evaluated. This is "tAB" of the paper, the method
+of Adams and Bashforth with exact weights, with log(rho) as time, as in diffusers ("logrho"). As log(rho) = -lambda, it
+is the eps form of `exponential` with "exact" weights: DPM-Solver of any order, without its approximate weights.
 
 The last row leads to clean data and is of first order, D. t = 0 is one noise step.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
@@ -27,6 +28,14 @@ from diffusion_core.sampling.spacing import Spacing, Steps
 __all__ = ["deis"]
 
 
+@sampler(
+    Method("DEIS-2", order=2, options={"order": 2}, needs_signal=True),
+    Method("DEIS-3", order=3, options={"order": 3}, needs_signal=True),
+    paper="Zhang & Chen 2022",
+    url="https://arxiv.org/abs/2204.13902",
+    equation="proposition 3",
+    notes="tAB-DEIS. `order` is 1 to 4.",
+)
 def deis(
     process: Process,
     steps: Steps = 20,
@@ -35,21 +44,26 @@ def deis(
     spacing: Spacing = "linspace",
     clip: float | None = 1.0,
 ) -> SamplerPlan:
-    """The DEIS sampler, tAB-DEIS of degree `order` - 1.
+    """Make a DEIS plan, tAB-DEIS of degree `order` - 1.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: rows, 1 to T, or another answer of `spacing`.
-        order: 1 to 4; the first rows have as many as there are estimates.
-        lower_order_final: whether row N - k has order k at most; None is with fewer than 15 rows.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        order: 1 to 4; the first rows use as many estimates as exist.
+        lower_order_final: whether row N - k has at most order k; None: only with fewer than 15 rows.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: for another order, or a schedule that starts without signal.
+        DuetError: for another order, or a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> deis(Process(linear(), "v"), steps=10)
+        SamplerPlan('deis-3-10', rows=10, registers=3, stochastic=False)
     """
     if order not in (1, 2, 3, 4):
-        raise DuetError(f"sampler.order: {order} was given; it is 1 to 4")
+        raise DuetError(f"sampler.order: {order} was given; it must be 1 to 4")
     integrator = Integrator("deis", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), "eps")
     return SamplerPlan(
         name=f"deis-{order}-{integrator.rows}",

@@ -1,10 +1,10 @@
-r"""DPM-Solver-2 as k-diffusion has it: each step takes the slope of the level halfway in log(sigma/alpha).
+r"""DPM-Solver-2 as in k-diffusion: each step uses the slope of the level halfway in log(sigma/alpha).
 
     x_m = Euler's step from t to m,      r_m = sqrt(r_t r_d)
     y_d = y_t + (r_d - r_t) (y_m - D_m)/r_m,               y = x/alpha,   r = sigma/alpha
 
 The ancestral form goes to the r_down of `euler_ancestral` and adds r_up of noise. The step to clean data is Euler's,
-and so is one that makes all its noise anew. diffusers calls both KDPM2.
+and so is a step that replaces all of its noise. diffusers calls both KDPM2.
 
 References:
     DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022),
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -29,6 +30,13 @@ from diffusion_core.sampling.steps import add_churn, ancestral_fractions, log_ra
 __all__ = ["dpm2", "dpm2_ancestral"]
 
 
+@sampler(
+    Method("DPM2", order=2, evaluations=2, needs_signal=True),
+    paper="k-diffusion",
+    url="https://github.com/crowsonkb/k-diffusion",
+    equation="sample_dpm_2, after Lu et al. 2022a",
+    notes="KDPM2 in diffusers. Stochastic, and of order 1, with `s_churn` > 0.",
+)
 def dpm2(
     process: Process,
     steps: Steps = 25,
@@ -39,27 +47,38 @@ def dpm2(
     s_max: float | None = None,
     s_noise: float = 1.0,
 ) -> SamplerPlan:
-    """The deterministic form, or one with churn; two evaluations per step, and one for the last.
+    """Make a plan of DPM2, with churn if s_churn is positive; two evaluations per step, one for the last.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: how many, or another answer of `spacing`.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
-        s_churn: see `steps.add_churn`; so are s_min and s_max.
-        s_min: least sigma/alpha that is raised.
-        s_max: largest one; None is no bound.
-        s_noise: standard deviation of the noise that raises.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
+        s_churn: amount of churn over all steps, see `steps.add_churn`; 0 for none.
+        s_min: smallest sigma/alpha with churn.
+        s_max: largest sigma/alpha with churn; None for no bound.
+        s_noise: factor of the fresh noise.
 
     Raises:
-        DuetError: if a number does not fit, or for a first level without signal.
+        DuetError: if a number is out of range, or for a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> dpm2(Process(linear(), "v"), steps=10)
+        SamplerPlan('dpm2-10', rows=19, registers=2, stochastic=False)
     """
     t = make_timesteps(process.schedule, steps, spacing)
-    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    second = _halfway("dpm2", process.schedule, starts, left)
-    return one_step_plan(process, "dpm2", starts, left, second, 1.0, s_noise=s_noise, clip=clip)
+    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
+    second = _halfway("dpm2", process.schedule, starts, kept)
+    return one_step_plan(process, "dpm2", starts, kept, second, 1.0, s_noise=s_noise, clip=clip)
 
 
+@sampler(
+    Method("DPM2 ancestral", order=1, stochastic=True, evaluations=2, needs_signal=True),
+    paper="k-diffusion",
+    url="https://github.com/crowsonkb/k-diffusion",
+    equation="sample_dpm_2_ancestral",
+)
 def dpm2_ancestral(
     process: Process,
     steps: Steps = 25,
@@ -68,32 +87,37 @@ def dpm2_ancestral(
     spacing: Spacing = "karras",
     clip: float | None = None,
 ) -> SamplerPlan:
-    """The form with the noise of ancestral sampling; two evaluations per step, and one for the last.
+    """Make a plan of DPM2 with the fresh noise of ancestral sampling; two evaluations per step, one for the last.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: how many, or another answer of `spacing`.
-        eta: share of ancestral sampling's noise, at least 0.
-        s_noise: what the fresh noise is multiplied with.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        eta: fresh noise relative to that of ancestral sampling, at least 0.
+        s_noise: factor of the fresh noise.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: if a number does not fit, or for a first level without signal.
+        DuetError: if a number is out of range, or for a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> dpm2_ancestral(Process(linear(), "v"), steps=10)
+        SamplerPlan('dpm2_ancestral-10', rows=19, registers=2, stochastic=True)
     """
     t = make_timesteps(process.schedule, steps, spacing)
-    left = ancestral_fractions(process.schedule, t, eta)
-    second = _halfway("dpm2_ancestral", process.schedule, t, left)
-    return one_step_plan(process, "dpm2_ancestral", t, left, second, 1.0, s_noise=s_noise, clip=clip)
+    kept = ancestral_fractions(process.schedule, t, eta)
+    second = _halfway("dpm2_ancestral", process.schedule, t, kept)
+    return one_step_plan(process, "dpm2_ancestral", t, kept, second, 1.0, s_noise=s_noise, clip=clip)
 
 
-def _halfway(name: str, schedule: AnySchedule, starts: NDArray, left: NDArray) -> NDArray:
-    """The t halfway between each start and the level that its move leads to, NaN where that is clean data."""
+def _halfway(name: str, schedule: AnySchedule, starts: NDArray, kept: NDArray) -> NDArray:
+    """Return the t halfway between each start and the level that its step leads to; NaN where that is clean data."""
     alpha, _ = schedule(starts)
     needs_signal(name, alpha)
     now = log_ratio(schedule, starts)
     second = np.full(len(starts), np.nan)
-    moves = left[1:] > 0
-    down = now[1:][moves] + np.log(left[1:][moves])
-    second[:-1][moves] = schedule.t_at_log_ratio((now[:-1][moves] + down) / 2)
+    noisy = kept[1:] > 0
+    down = now[1:][noisy] + np.log(kept[1:][noisy])
+    second[:-1][noisy] = schedule.t_at_log_ratio((now[:-1][noisy] + down) / 2)
     return second

@@ -13,18 +13,18 @@ the multistep solver of the probability-flow ODE is, for predict x0,
     order 3        ... + alpha_s ((e^-h - 1)/h + 1) D'_1 + w alpha_s (1/2 - (e^-h - 1 + h)/h^2) D_2
 
 where D'_1 and D_2 are the divided differences over three estimates. The integral of the parabola has w = 2, which is
-"exact"; the paper's code, and all that follow it, have w = 1, which makes it of second order in the end. The SDE has
-the same form with 2h for h in the weights of D, the factor e^-h on x_t, and fresh noise ``sigma_s sqrt(1 - e^-2h) z``.
-For predict eps see `exponential`, where all of it is worked out.
+"exact"; the paper's code, and all code derived from it, has w = 1, which makes the method one of second order. The SDE
+has the same form with 2h for h in the weights of D, the factor e^-h on x_t, and fresh noise
+``sigma_s sqrt(1 - e^-2h) z``. For predict eps see `exponential`, which derives both forms.
 
-The singlestep solver forgets earlier steps and looks at levels within one instead: a step of order p takes p rows, to
-level s_1, s_2, .. each from where the step started, by as many values of y as there are by then. In the last row of
-three, "midpoint" leaves the middle one out, ``D_1 = (D_2nd - D_0)/r_2``, as the paper does, which is of third order
-only for r_2 = 2/3; "heun" has the parabola through all three, the paper's code's "taylor".
+The singlestep solver uses no earlier steps but evaluates at levels within one: a step of order p takes p rows, to the
+levels s_1, s_2, .., each from the start of the step, with as many values of y as exist by then. In the last row of
+three, "midpoint" leaves the middle value out, ``D_1 = (D_2nd - D_0)/r_2``, as the paper does, which is of third order
+only for r_2 = 2/3; "heun" uses the parabola through all three, "taylor" in the paper's code.
 
-The step to clean data has h = infinity and is of first order, x_s = D_0. With few rows the multistep ones before it
-are of lower order too: the high ones are unstable at the end of a short run. The first rows have as high an order as
-there are estimates. t = 0 is one noise step.
+The step to clean data has h = infinity and is of first order, x_s = D_0. With few rows, the multistep rows before it
+have lower orders too: high orders are unstable at the end of a short run. The first rows have as high an order as there
+are estimates. t = 0 is one noise step.
 
 References:
     DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022),
@@ -41,9 +41,11 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
-from diffusion_core.sampling.exponential import Coefficients, Integrator, effective_orders, multistep, recurrence
+from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
+from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import log_ratio
 
@@ -53,6 +55,18 @@ SOLVER_TYPES = ("midpoint", "heun", "exact")
 BETWEEN = ("log_snr", "visited")
 
 
+@sampler(
+    Method("DPM-Solver++ 2M", order=2, needs_signal=True),
+    Method("DPM-Solver++ 3M, exact", order=3, options={"order": 3, "solver_type": "exact"}, needs_signal=True),
+    Method("DPM-Solver++ 2M SDE", order=2, options={"sde": True}, stochastic=True, needs_signal=True),
+    Method("DPM-Solver++ 3M", order=2, options={"order": 3}, needs_signal=True),
+    Method("DPM-Solver++ 3M SDE", order=2, options={"order": 3, "sde": True}, stochastic=True, needs_signal=True),
+    Method("DPM-Solver 2M", order=2, options={"predict": "eps"}, needs_signal=True),
+    paper="Lu et al. 2022b",
+    url="https://arxiv.org/abs/2211.01095",
+    equation="algorithm 2, section 5 for `sde`; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
+    notes="Multistep. `order` is 1, 2 or 3; order 3 converges with order 3 only with `solver_type: exact`.",
+)
 def dpm_solver(
     process: Process,
     steps: Steps = 20,
@@ -64,26 +78,30 @@ def dpm_solver(
     clip: float | None = 1.0,
     predict: str = "x0",
 ) -> SamplerPlan:
-    """The multistep sampler, DPM-Solver++ (1, 2M, 3M and 2M-SDE, 3M-SDE) or DPM-Solver.
+    """Make a plan of the multistep sampler, DPM-Solver++ (1, 2M, 3M and 2M-SDE, 3M-SDE) or DPM-Solver.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: rows, 1 to T, or another answer of `spacing`.
-        order: 1, 2 or 3; the first rows have as many as there are estimates.
-        sde: whether fresh noise is added, with the marginals of the SDE.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        order: 1, 2 or 3; the first rows use as many estimates as exist.
+        sde: whether to add fresh noise, with the marginals of the SDE.
         solver_type: ``"midpoint"`` or ``"heun"`` as published, or ``"exact"``.
-        lower_order_final: whether row N - k has order k at most; None is with fewer than 15 rows.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        lower_order_final: whether row N - k has at most order k; None: only with fewer than 15 rows.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
         predict: ``"x0"`` for DPM-Solver++, ``"eps"`` for DPM-Solver.
 
     Raises:
-        DuetError: for an order, a solver type or a form that does not exist, or a schedule that starts without signal.
+        DuetError: for an unknown order, solver type or `predict`, or a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> dpm_solver(Process(linear(), "v"), steps=10, sde=True)
+        SamplerPlan('dpm_solver-2-sde-10', rows=10, registers=1, stochastic=True)
     """
     _check(order, solver_type, SOLVER_TYPES)
-    integrator = Integrator(
-        "dpm_solver", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict
-    )
+    t = make_timesteps(process.schedule, steps, spacing)
+    integrator = Integrator("dpm_solver", plan_levels(process, t), predict)
     orders = effective_orders(integrator.rows, order, lower_order_final)
     return SamplerPlan(
         name=_name("dpm_solver", order, predict, sde, integrator.rows),
@@ -94,6 +112,17 @@ def dpm_solver(
     )
 
 
+@sampler(
+    Method("DPM-Solver++ 2S", order=2, options={"order": 2}, needs_signal=True),
+    Method("DPM-Solver++ 3S", order=3, options={"order": 3}, needs_signal=True),
+    Method("DPM-Solver-2", order=2, options={"order": 2, "predict": "eps"}, needs_signal=True),
+    Method("DPM-Solver-3", order=3, options={"order": 3, "predict": "eps"}, needs_signal=True),
+    paper="Lu et al. 2022b",
+    url="https://arxiv.org/abs/2211.01095",
+    equation="algorithm 1; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
+    evaluations="N (`steps` counts evaluations)",
+    notes="Singlestep. Stochastic with `sde: true`. Evaluates between timesteps, except with `between: visited`.",
+)
 def dpm_solver_singlestep(
     process: Process,
     steps: Steps = 20,
@@ -105,23 +134,29 @@ def dpm_solver_singlestep(
     clip: float | None = 1.0,
     predict: str = "x0",
 ) -> SamplerPlan:
-    """The singlestep sampler, DPM-Solver++ (2S, 3S) or DPM-Solver (DPM-Solver-2, -3).
+    """Make a plan of the singlestep sampler, DPM-Solver++ (2S, 3S) or DPM-Solver (DPM-Solver-2, -3).
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: rows, the evaluations of the network: steps of `order` rows each, one or two shorter ones if the number
-            does not go in, and the one row that leads to clean data.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: the number of rows, that is of network evaluations, or another form of `spacing`. They are steps of
+            `order` rows each, one or two shorter ones if the number is no multiple, and one row to clean data.
         order: 1, 2 or 3.
-        sde: whether fresh noise is added, with the marginals of the SDE.
+        sde: whether to add fresh noise, with the marginals of the SDE.
         solver_type: ``"midpoint"`` or ``"heun"``.
-        between: where the levels within a step lie: ``"log_snr"``, at equal distances of log-SNR as in the paper, at
-            which the network is asked between the levels of its table; or ``"visited"``, the levels of the spacing.
-        spacing: see `grid` and `spacing`; every `order`-th of its levels is one that a step starts from.
-        clip: see `SamplerPlan`.
+        between: where the levels within a step lie: ``"log_snr"`` for equal distances of log-SNR as in the paper, at
+            which the network is evaluated between the timesteps of its table; ``"visited"`` for the timesteps of
+            `spacing`.
+        spacing: where the timesteps lie, see `grid` and `spacing`; a step starts at every `order`-th of them.
+        clip: bound of the estimates, see `SamplerPlan`.
         predict: ``"x0"`` for DPM-Solver++, ``"eps"`` for DPM-Solver.
 
     Raises:
-        DuetError: for an order or a name that does not exist, or a schedule that starts without signal.
+        DuetError: for an unknown order or name, or a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> dpm_solver_singlestep(Process(linear(), "v"), steps=10, order=3)
+        SamplerPlan('dpm_solver_singlestep-3-10', rows=10, registers=2, stochastic=False)
     """
     _check(order, solver_type, SOLVER_TYPES[:2])
     if between not in BETWEEN:
@@ -129,13 +164,13 @@ def dpm_solver_singlestep(
     t = make_timesteps(process.schedule, steps, spacing)
     starts = _starts(len(t), order)
     if between == "log_snr":
-        t = _spread_evenly(process.schedule, t, starts)
+        t = _space_evenly(process.schedule, t, starts)
     integrator = Integrator("dpm_solver_singlestep", plan_levels(process, t), predict)
     tau, rows, eps = float(sde), integrator.rows, predict == "eps"
 
-    def step(i: int, X: NDArray, D: NDArray, z: Coefficients) -> list[Coefficients]:
-        # The registers are x, the x that the step started from, and (predict eps) earlier y of the step.
-        start, now = starts[i], integrator.seen(i, X[0], D[0])
+    def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
+        # The registers are x, the x at the start of the step, and (predict eps) earlier y of the step.
+        start, now = starts[i], integrator.prediction(i, X[0], D[0])
         origin = X[0] if i == start else X[1]
         past = X[2:] if eps else D[1:]
         values = [now, *past][: i - start + 1][::-1]
@@ -145,9 +180,9 @@ def dpm_solver_singlestep(
             nodes, values = nodes[::2], values[::2]
         new = D[0]
         if i < rows - 1:
-            new = integrator.first(start, i + 1, origin, values[0], z, tau)
             kind = "exact" if third else solver_type
-            new = new + integrator.beyond(start, i + 1, nodes, values, values[0], tau, kind)
+            new = integrator.first_order(start, i + 1, origin, values[0], z, tau)
+            new = new + integrator.higher_order(start, i + 1, nodes, values, values[0], tau, kind)
         return [new, origin, *([now, *past[:-1]] if eps and order > 1 else [])]
 
     return SamplerPlan(
@@ -160,29 +195,30 @@ def dpm_solver_singlestep(
 
 
 def _starts(rows: int, order: int) -> NDArray[np.int64]:
-    """The row that each row's step starts at, with shape (N,); the last one is a step by itself."""
+    """Return the row at which each row's step starts, with shape (N,); the last row is a step by itself."""
     lengths = [order] * ((rows - 1) // order)
     rest = (rows - 1) % order
     if order == 3 and rest == 1 and lengths:
-        # Two of second order cost what one of third and one of first do, which would leave the whole of second order.
+        # Two steps of second order cost as much as one of third and one of first order, which would reduce the order
+        # of the whole run to two.
         lengths[-1:], rest = [2], 2
     lengths += [rest, 1] if rest else [1]
     return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
 
 
-def _spread_evenly(schedule: AnySchedule, t: NDArray, starts: NDArray) -> NDArray[np.float64]:
-    """The t of the rows, those within a step at equal distances of log-SNR between its ends."""
+def _space_evenly(schedule: AnySchedule, t: NDArray, starts: NDArray) -> NDArray[np.float64]:
+    """Return the t of the rows, with those within a step at equal distances of log-SNR between its ends."""
     ends = np.unique(starts)
-    spaced = np.interp(np.arange(len(t)), ends, log_ratio(schedule, t[ends]))
-    spread = t.astype(np.float64)
+    even = np.interp(np.arange(len(t)), ends, log_ratio(schedule, t[ends]))
+    spaced = t.astype(np.float64)
     within = starts != np.arange(len(t))
-    spread[within] = schedule.t_at_log_ratio(spaced[within])
-    return spread
+    spaced[within] = schedule.t_at_log_ratio(even[within])
+    return spaced
 
 
 def _check(order: int, solver_type: str, solver_types: tuple[str, ...]) -> None:
     if order not in (1, 2, 3):
-        raise DuetError(f"sampler.order: {order} was given; it is 1, 2 or 3")
+        raise DuetError(f"sampler.order: {order} was given; it must be 1, 2 or 3")
     if solver_type not in solver_types:
         raise one_of("sampler.solver_type", solver_type, solver_types)
 

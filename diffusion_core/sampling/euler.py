@@ -1,12 +1,13 @@
-r"""Euler's method for the probability flow, with or without fresh noise.
+r"""Euler's method for the probability-flow ODE, with or without fresh noise.
 
     euler              x_s = sigma_s/sigma_t x_t + (alpha_s - alpha_t sigma_s/sigma_t) D
     euler_ancestral    the same to the level d, sigma_d/alpha_d = r_down, then noise r_up up to s:
                        r_up = min(r_s, eta r_s sqrt(1 - r_s^2/r_t^2)),    r_down^2 = r_s^2 - r_up^2
 
-with r = sigma/alpha. Euler's step is the same in any variable in which known data move on a straight line, so it is
-DDIM's with eta = 0, and flow_euler its name where a grid can be shifted; the ancestral one is DDIM's with its eta, and
-goes on beyond eta = 1 to where a step makes all its noise anew. Churn raises a level before it is looked at.
+with r = sigma/alpha. Euler's step is the same in any variable in which an x with a known x_0 moves on a straight line.
+So `euler` and `flow_euler` are DDIM with eta = 0, the latter with a shift of the timesteps. `euler_ancestral` is DDIM
+with the same eta, which may exceed 1, up to the point where a step replaces all of its noise. Churn raises a noise
+level before the network sees it.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), algorithm 2 without its
@@ -19,6 +20,7 @@ References:
 from __future__ import annotations
 
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -27,6 +29,13 @@ from diffusion_core.sampling.steps import add_churn, ancestral_fractions, one_st
 __all__ = ["euler", "euler_ancestral", "flow_euler"]
 
 
+@sampler(
+    Method("Euler", order=1),
+    paper="Karras et al. 2022",
+    url="https://arxiv.org/abs/2206.00364",
+    equation="algorithm 2 without its second evaluation",
+    notes="Equal to `ddim`. Stochastic with `s_churn` > 0.",
+)
 def euler(
     process: Process,
     steps: Steps = 50,
@@ -37,26 +46,38 @@ def euler(
     s_max: float | None = None,
     s_noise: float = 1.0,
 ) -> SamplerPlan:
-    """Euler's method, with churn where s_churn is positive; one evaluation per step.
+    """Make a plan of Euler's method, with churn if s_churn is positive; one evaluation per step.
 
     Args:
-        process: what the network was trained for.
-        steps: how many, or another answer of `spacing`.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
-        s_churn: see `steps.add_churn`; so are s_min and s_max.
-        s_min: least sigma/alpha that is raised.
-        s_max: largest one; None is no bound.
-        s_noise: standard deviation of the noise that raises.
+        process: the process that the network was trained for.
+        steps: number of steps, or another form of `spacing`.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
+        s_churn: amount of churn over all steps, see `steps.add_churn`; 0 for none.
+        s_min: smallest sigma/alpha with churn.
+        s_max: largest sigma/alpha with churn; None for no bound.
+        s_noise: factor of the fresh noise.
 
     Raises:
-        DuetError: if a number does not fit.
+        DuetError: if a number is out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> euler(Process(linear(), "v"), steps=10, s_churn=4.0)
+        SamplerPlan('euler-10', rows=10, registers=1, stochastic=True)
     """
     t = make_timesteps(process.schedule, steps, spacing)
-    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    return one_step_plan(process, "euler", starts, left, s_noise=s_noise, clip=clip)
+    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
+    return one_step_plan(process, "euler", starts, kept, s_noise=s_noise, clip=clip)
 
 
+@sampler(
+    Method("Euler ancestral", order=1, stochastic=True),
+    paper="k-diffusion",
+    url="https://github.com/crowsonkb/k-diffusion",
+    equation="sample_euler_ancestral",
+    notes="Equal to `ddim` with the same `eta`, which may exceed 1 here.",
+)
 def euler_ancestral(
     process: Process,
     steps: Steps = 50,
@@ -65,25 +86,35 @@ def euler_ancestral(
     spacing: Spacing = "linspace",
     clip: float | None = 1.0,
 ) -> SamplerPlan:
-    """Euler's method with the noise of ancestral sampling; one evaluation per step.
+    """Make a plan of Euler's method with the fresh noise of ancestral sampling; one evaluation per step.
 
     Args:
-        process: what the network was trained for.
-        steps: how many, or another answer of `spacing`.
-        eta: share of ancestral sampling's noise, at least 0.
-        s_noise: what the fresh noise is multiplied with.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        process: the process that the network was trained for.
+        steps: number of steps, or another form of `spacing`.
+        eta: fresh noise relative to that of ancestral sampling, at least 0.
+        s_noise: factor of the fresh noise.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: if a number does not fit.
+        DuetError: if a number is out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> euler_ancestral(Process(linear(), "v"), steps=10)
+        SamplerPlan('euler_ancestral-10', rows=10, registers=1, stochastic=True)
     """
     t = make_timesteps(process.schedule, steps, spacing)
-    return one_step_plan(
-        process, "euler_ancestral", t, ancestral_fractions(process.schedule, t, eta), s_noise=s_noise, clip=clip
-    )
+    kept = ancestral_fractions(process.schedule, t, eta)
+    return one_step_plan(process, "euler_ancestral", t, kept, s_noise=s_noise, clip=clip)
 
 
+@sampler(
+    Method("Flow Euler", order=1),
+    paper="Esser et al. 2024",
+    url="https://arxiv.org/abs/2403.03206",
+    equation="section 5.3.2",
+)
 def flow_euler(
     process: Process,
     steps: Steps = 50,
@@ -91,17 +122,22 @@ def flow_euler(
     spacing: Spacing = "linspace",
     clip: float | None = None,
 ) -> SamplerPlan:
-    """Euler's method along the straight line of flow matching; one evaluation per step.
+    """Make a plan of Euler's method along the straight line of flow matching; one evaluation per step.
 
     Args:
-        process: what the network was trained for.
-        steps: how many, or another answer of `spacing`.
-        shift: see `steps.shift_timesteps`; 1 is none.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        process: the process that the network was trained for.
+        steps: number of steps, or another form of `spacing`.
+        shift: factor of every sigma/alpha, see `steps.shift_timesteps`; 1 for no shift.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: if a number does not fit.
+        DuetError: if a number is out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import flow
+        >>> flow_euler(Process(flow(), "flow"), steps=10, shift=3.0)
+        SamplerPlan('flow_euler-10', rows=10, registers=1, stochastic=False)
     """
     t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
     return one_step_plan(process, "flow_euler", t, clip=clip)

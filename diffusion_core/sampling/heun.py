@@ -1,9 +1,9 @@
-r"""Heun's method: each step goes to the next level, looks again, and takes the mean of both slopes.
+r"""Heun's method: each step goes to the next noise level, evaluates there, and uses the mean of both slopes.
 
-    heun         in the variable r = sigma/alpha, with churn, as EDM has it
+    heun         in the variable r = sigma/alpha, with churn, as in EDM
     flow_heun    in sigma/(alpha + sigma), along the straight line of flow matching
 
-See `steps` for the two variables. The step to clean data is Euler's, so N steps have 2N - 1 evaluations.
+`steps` defines the two variables. The step to clean data is Euler's, so N steps take 2N - 1 evaluations.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), algorithms 1 and 2,
@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -24,6 +25,14 @@ from diffusion_core.sampling.steps import add_churn, one_step_plan, shift_timest
 __all__ = ["flow_heun", "heun"]
 
 
+@sampler(
+    Method("Heun", order=2, evaluations=2, needs_signal=True),
+    Method("Heun, churn", order=1, options={"s_churn": 20.0}, stochastic=True, evaluations=2, needs_signal=True),
+    paper="Karras et al. 2022",
+    url="https://arxiv.org/abs/2206.00364",
+    equation="algorithms 1 and 2",
+    notes="In sigma/alpha.",
+)
 def heun(
     process: Process,
     steps: Steps = 18,
@@ -34,26 +43,37 @@ def heun(
     s_max: float | None = None,
     s_noise: float = 1.0,
 ) -> SamplerPlan:
-    """Heun's method of EDM, with churn where s_churn is positive; two evaluations per step, and one for the last.
+    """Make a plan of Heun's method as in EDM, with churn if s_churn is positive; two evaluations per step.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: how many, or another answer of `spacing`.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
-        s_churn: see `steps.add_churn`; so are s_min and s_max.
-        s_min: least sigma/alpha that is raised.
-        s_max: largest one; None is no bound.
-        s_noise: standard deviation of the noise that raises.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
+        s_churn: amount of churn over all steps, see `steps.add_churn`; 0 for none.
+        s_min: smallest sigma/alpha with churn.
+        s_max: largest sigma/alpha with churn; None for no bound.
+        s_noise: factor of the fresh noise.
 
     Raises:
-        DuetError: if a number does not fit, or for a first level without signal.
+        DuetError: if a number is out of range, or for a first level without signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import make_schedule
+        >>> heun(Process(make_schedule("edm"), "edm"), steps=18)
+        SamplerPlan('heun-18', rows=35, registers=2, stochastic=False)
     """
     t = make_timesteps(process.schedule, steps, spacing)
-    starts, left = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    return one_step_plan(process, "heun", starts, left, np.append(t[1:], np.nan), s_noise=s_noise, clip=clip)
+    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
+    return one_step_plan(process, "heun", starts, kept, np.append(t[1:], np.nan), s_noise=s_noise, clip=clip)
 
 
+@sampler(
+    Method("Flow Heun", order=2, evaluations=2),
+    paper="Lipman et al. 2022",
+    url="https://arxiv.org/abs/2210.02747",
+    notes="In sigma/(alpha + sigma).",
+)
 def flow_heun(
     process: Process,
     steps: Steps = 25,
@@ -61,17 +81,22 @@ def flow_heun(
     spacing: Spacing = "linspace",
     clip: float | None = None,
 ) -> SamplerPlan:
-    """Heun's method along the straight line of flow matching; two evaluations per step, and one for the last.
+    """Make a plan of Heun's method along the straight line of flow matching; two evaluations per step.
 
     Args:
-        process: what the network was trained for; the first level may be noise alone.
-        steps: how many, or another answer of `spacing`.
-        shift: see `steps.shift_timesteps`; 1 is none.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        process: the process that the network was trained for; the first level may be pure noise.
+        steps: number of steps, or another form of `spacing`.
+        shift: factor of every sigma/alpha, see `steps.shift_timesteps`; 1 for no shift.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: if a number does not fit.
+        DuetError: if a number is out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import flow
+        >>> flow_heun(Process(flow(), "flow"), steps=10)
+        SamplerPlan('flow_heun-10', rows=19, registers=2, stochastic=False)
     """
     t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
     return one_step_plan(process, "flow_heun", t, second=np.append(t[1:], np.nan), variable="flow", clip=clip)

@@ -1,9 +1,9 @@
-r"""Stepping with a network that predicts the next level itself.
+r"""Sampling with a network that predicts the image at the next noise level.
 
     x <- F(x, t)        for t = T-1 .. 0
 
-As ``F = (D - c_skip x) / c_out``, a row has the state -c_skip/c_out and the coefficient 1/c_out of D. Without
-a clip it is the deterministic row of DDIM: the network's one answer names both x_0 and eps, and both lead on.
+As ``F = (D - c_skip x) / c_out``, a row has the coefficient -c_skip/c_out of x and 1/c_out of D. Without a clip this is
+the deterministic row of DDIM: the network's one output determines both x_0 and eps.
 """
 
 from __future__ import annotations
@@ -12,32 +12,44 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
+from diffusion_core.sampling.recurrence import Coefficients, recurrence
 
 __all__ = ["next_level"]
 
 
+@sampler(
+    paper="the sixteen-step notebook",
+    evaluations="T",
+    requires="prediction next_level",
+    notes="Each row returns the network's output. Without a clip it equals deterministic `ddim` over every timestep.",
+)
 def next_level(process: Process, clip: float | None = None) -> SamplerPlan:
-    """The plan of a network with prediction next_level: one row per level, each the network's output.
+    """Make the plan of a network with prediction next_level: one row per timestep, each the network's output.
 
     Args:
-        process: what the network was trained for.
-        clip: see `SamplerPlan`. A clipped estimate moves the row away from F.
+        process: the process that the network was trained for.
+        clip: bound of the estimates, see `SamplerPlan`. With a clipped estimate a row differs from F.
 
     Raises:
         DuetError: for another prediction.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import flow
+        >>> next_level(Process(flow(16), "next_level"))
+        SamplerPlan('next_level-16', rows=16, registers=1, stochastic=False)
     """
     if process.prediction != "next_level":
         raise DuetError(
             f"sampler.name: next_level was given for a network with prediction {process.prediction}; "
             f"use ddim or ddpm, or a network with prediction next_level"
         )
-    levels = plan_levels(process, np.arange(process.schedule.steps)[::-1].copy())
-    return SamplerPlan(
-        name=f"next_level-{process.schedule.steps}",
-        **levels,
-        state=(-levels["c_skip"] / levels["c_out"])[:, None, None],
-        denoised=(1.0 / levels["c_out"])[:, None, None],
-        noise=np.zeros((process.schedule.steps, 1)),
-        clip=clip,
-    )
+    rows = process.schedule.steps
+    levels = plan_levels(process, np.arange(rows)[::-1].copy())
+    c_skip, c_out = levels["c_skip"], levels["c_out"]
+
+    def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
+        return [(D[0] - c_skip[i] * X[0]) / c_out[i]]
+
+    return SamplerPlan(name=f"next_level-{rows}", **levels, **recurrence(rows, 1, 1, step), clip=clip)

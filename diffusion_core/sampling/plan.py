@@ -148,6 +148,10 @@ class SamplerPlan:
         if self.preserves != "nothing":
             self._check_rows()
 
+    def __repr__(self) -> str:
+        stochastic = bool(self.is_noisy.any())
+        return f"SamplerPlan({self.name!r}, rows={self.rows}, registers={self.registers}, stochastic={stochastic})"
+
     def _check_rows(self) -> None:
         """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
         signal, scale, rounded = self._alone() if self.registers == 1 else self._together()

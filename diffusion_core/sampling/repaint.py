@@ -1,21 +1,21 @@
-r"""RePaint: ancestral sampling that goes back up to noise and comes down again, for inpainting.
+r"""RePaint: ancestral sampling that returns to noisier levels and comes down again, for inpainting.
 
-Where a part of a picture is known, it is laid over the sampled one after each row (`edit.inpaint`), and what is sampled
-around it has not seen it yet. Going back up j levels by fresh noise,
+Where a part of an image is known, it replaces the sampled part after each row (`edit.inpaint`). What is sampled around
+it at that row did not depend on it yet. Going back up j levels by fresh noise,
 
     x_u = (alpha_u/alpha_s) x_s + sqrt(sigma_u^2 - (alpha_u/alpha_s)^2 sigma_s^2) z
 
-and down again lets the two parts agree; this is done r - 1 times from every j-th level. Going up is linear, as a row
-is, so that both together are one row, whose z has the summed variance. With ratio = alpha_u/alpha_s,
+and down again makes the two parts consistent; this is done r - 1 times from every j-th level. Going up is linear, as a
+row is, so both together are one row, whose z has the summed variance. With ratio = alpha_u/alpha_s,
 
     X <- ratio (state X + denoised D) + sqrt((ratio noise)^2 + sigma_u^2 - (ratio sigma_s)^2) z
 
-The known part is then laid over x_u, not over x_s; noise is independent from pixel to pixel, so both are one law.
+The known part then replaces x_u, not x_s. As noise is independent from pixel to pixel, both have the same distribution.
 
-Going up and down at one level is a walk, which forgets all but its own steps: an error of their variance stays, however
-short they are. Of two jointly normal pixels with exact estimates, one of them known, the other's mean and variance
-approach those of the condition with the large variance of `ddpm`, as r grows and j is 1; with the small one the
-variance ends little above half. So the large one is the default here.
+Going up and down at one level is a random walk whose stationary distribution depends on its own steps only: an error of
+their variance remains, however short they are. For two jointly normal pixels with exact estimates, one of them known,
+the other's mean and variance approach those of the conditional distribution with the large variance of `ddpm`, as r
+grows and j is 1. With the small variance they end at little above half the variance. So the large one is the default.
 
 References:
     RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., 2022), algorithm 1 and the
@@ -24,7 +24,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +32,21 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.plan import SamplerPlan
+from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
 
-__all__ = ["repaint", "resampled"]
-
-Array = NDArray[np.float64]
+__all__ = ["add_resampling", "repaint"]
 
 
+@sampler(
+    paper="Lugmayr et al. 2022",
+    url="https://arxiv.org/abs/2201.09865",
+    equation="algorithm 1",
+    evaluations="N + (`resamples` - 1) `jump` floor((N - 1)/`jump`)",
+    notes="For inpainting. Stochastic.",
+)
 def repaint(
     process: Process,
     steps: Steps = None,
@@ -49,55 +56,59 @@ def repaint(
     spacing: Spacing = None,
     clip: float | None = 1.0,
 ) -> SamplerPlan:
-    """DDPM with resampling; see `resampled` for jump and resamples, and `ddpm` for the rest.
+    """Make a plan of DDPM with resampling; see `add_resampling` for jump and resamples, and `ddpm` for the rest.
 
     Raises:
-        DuetError: for numbers that do not fit, or a learned variance.
+        DuetError: for numbers that are out of range, or a learned variance.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> repaint(Process(linear(), "v"), steps=20, jump=5, resamples=2)
+        SamplerPlan('ddpm-20, 2 times each 5', rows=35, registers=1, stochastic=True)
     """
-    return resampled(ddpm(process, steps, variance, spacing, clip), jump, resamples)
+    return add_resampling(ddpm(process, steps, variance, spacing, clip), jump, resamples)
 
 
-def resampled(plan: SamplerPlan, jump: int, resamples: int) -> SamplerPlan:
-    """A plan that goes through each `jump` rows `resamples` times.
+def add_resampling(plan: SamplerPlan, jump: int, resamples: int) -> SamplerPlan:
+    """Return a plan that goes through each block of `jump` rows `resamples` times.
 
-    The stretches are counted from the last noisy level up; nothing goes back from clean data. N rows become
+    Blocks are counted upwards from the least noisy level; nothing goes back from clean data. N rows become
     N + (resamples - 1) jump floor((N - 1)/jump).
 
     Args:
-        plan: of rows that each stand by themselves, as those of ddpm and ddim do.
-        jump: how many levels it goes back up, 1 to N - 1.
-        resamples: how often each stretch is gone through; 1 leaves the plan as it is.
+        plan: a plan with independent rows, such as those of ddpm and ddim.
+        jump: the number of levels to go back up, 1 to N - 1.
+        resamples: how often to go through each block; 1 returns the rows of the plan.
 
     Raises:
-        DuetError: for numbers that do not fit, or a plan whose rows need what earlier ones have left.
+        DuetError: for numbers that are out of range, or a plan whose rows depend on earlier ones.
     """
     if plan.registers > 1 or plan.history > 1 or plan.learned is not None:
-        why = "its variance is learned" if plan.learned is not None else "its rows need what earlier ones have left"
+        why = "its variance is learned" if plan.learned is not None else "its rows depend on earlier ones"
         raise DuetError(f"resampling: {plan.name} was given, but {why}; use ddpm or ddim with a fixed variance")
     if not 1 <= jump < plan.rows:
         raise DuetError(f"sampler.jump: {jump} was given; {plan.rows} steps can go back by 1 to {plan.rows - 1}")
     if resamples < 1:
         raise DuetError(f"sampler.resamples: {resamples} was given; it must be at least 1")
-    rows = _order(plan.rows, jump, resamples)
-    tables = {f.name: getattr(plan, f.name) for f in fields(plan)}
-    tables = {name: value[rows] for name, value in tables.items() if isinstance(value, np.ndarray)}
-    # The level that each row leads to by itself, and the one from which the next row starts.
-    down, up = rows + 1, np.append(rows[1:], plan.rows)
+    order = _order(plan.rows, jump, resamples)
+    tables = {name: table[order] for name, table in plan.tables().items()}
+    tables |= {name: np.append(tables[name], getattr(plan, name)[-1]) for name in ("alpha", "sigma")}
+    # The level that each row of the plan leads to, and the noisier one at which the next row starts.
+    down, up = order + 1, np.append(order[1:], plan.rows)
     ratio = plan.alpha[up] / plan.alpha[down]
-    # Of a variance 0 rounding may have left a negative one.
+    # Where the variance is 0, rounding may leave a negative number.
     fresh = np.sqrt(np.maximum(plan.sigma[up] ** 2 - (ratio * plan.sigma[down]) ** 2, 0.0))
-    tables |= {
-        "alpha": np.append(plan.alpha[rows], plan.alpha[-1]),
-        "sigma": np.append(plan.sigma[rows], plan.sigma[-1]),
-        "state": ratio[:, None, None] * tables["state"],
-        "denoised": ratio[:, None, None] * tables["denoised"],
-        "noise": np.hypot(ratio[:, None] * tables["noise"], fresh[:, None]),
-    }
+
+    def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
+        state, denoised, noise = (table[order[i], 0] for table in (plan.state, plan.denoised, plan.noise))
+        return [ratio[i] * (state @ X + denoised @ D) + np.hypot(ratio[i] * noise, fresh[i]) * z]
+
+    tables |= recurrence(len(order), 1, 1, step)
     return replace(plan, name=f"{plan.name}, {resamples} times each {jump}", **tables)
 
 
 def _order(rows: int, jump: int, resamples: int) -> NDArray[np.int64]:
-    """The row of the plan at each row of the resampled one."""
+    """Return the row of the plan for each row of the resampled plan."""
     left = {level: resamples - 1 for level in range(rows - 1, jump - 1, -jump)}
     order, row = [], 0
     while row < rows:

@@ -1,15 +1,15 @@
-r"""Restart sampling: on its way down, the sampler goes back up by fresh noise and down again, several times.
+r"""Restart sampling: on its way down, the sampler returns to a noisier level by fresh noise, several times.
 
-A restart has a low and a high level, r = sigma/alpha. When a run arrives at the low one,
+A restart has a low and a high level, r = sigma/alpha. When the sampler arrives at the low one,
 
     y <- y + sqrt(r_high^2 - r_low^2) z        as much noise as the forward process adds between them
     the probability flow from r_high to r_low  in a few steps, at equal distances of r^(1/rho)
 
-as often as it says; then it goes on. The forward jump and the flow both keep the marginals, and the noise contracts the
-errors that were made so far. Steps are Heun's, or Euler's, see `steps`.
+`times` times; then it continues. The forward jump and the flow both preserve the marginals, and the noise contracts the
+errors made so far. Steps are Heun's or Euler's, see `steps`.
 
-The low level is the nearest visited one below the high one, as in the paper's code; where there is none, it is visited
-too. The paper's code counts the levels of a restart, here steps are counted: its 3 levels are 2 steps.
+The low level is the nearest level of the sampler below the high one, as in the paper's code; if there is none, it is
+added. The paper's code counts the levels of a restart and Duet counts its steps: 3 levels there are 2 steps here.
 
 References:
     Restart Sampling for Improving Generative Processes (Xu et al., 2023), algorithm 1,
@@ -25,11 +25,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import karras, make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -37,22 +39,22 @@ from diffusion_core.sampling.steps import log_ratio, one_step_plan
 
 __all__ = ["CIFAR10", "Restart", "restart"]
 
-# As in the paper for CIFAR-10 with the variance-preserving network of EDM.
+# The paper's numbers for CIFAR-10 with the variance-preserving network of EDM.
 CIFAR10 = ({"low": 0.06, "high": 0.3, "steps": 2, "times": 2},)
 
 
 @dataclass(frozen=True)
 class Restart:
-    """Going back up, several times.
+    """One interval in which the sampler returns to a noisier level.
 
     Args:
-        low: the sigma/alpha to go back from.
-        high: the one to go back to.
-        steps: down again each time; None is as many as the run has between them.
-        times: how often.
+        low: the sigma/alpha to return from.
+        high: the sigma/alpha to return to.
+        steps: the number of steps down again; None for as many as the sampler has between the two levels.
+        times: how often to return.
 
     Raises:
-        DuetError: if a number does not fit.
+        DuetError: if a number is out of range.
     """
 
     low: float
@@ -63,7 +65,7 @@ class Restart:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
             raise DuetError(
-                f"sampler.restarts: low {self.low} was given with high {self.high}; they are two rising sigma/alpha"
+                f"sampler.restarts: low {self.low} was given with high {self.high}; they must be two rising sigma/alpha"
             )
         if self.times < 1 or (self.steps is not None and self.steps < 1):
             raise DuetError(
@@ -71,6 +73,22 @@ class Restart:
             )
 
 
+@sampler(
+    Method(
+        "Restart",
+        order=2,
+        options={"restarts": [{"low": 0.4, "high": 2.0, "times": 2}]},
+        stochastic=True,
+        evaluations=2,
+        needs_signal=True,
+    ),
+    paper="Xu et al. 2023",
+    url="https://arxiv.org/abs/2306.14878",
+    equation="algorithm 1",
+    evaluations="2N - 1, or N with `order: 1`, and those of the restarts",
+    requires="signal, but not for `order: 1`",
+    notes="`order: 2` takes Heun's steps, `order: 1` Euler's.",
+)
 def restart(
     process: Process,
     steps: Steps = 18,
@@ -81,63 +99,64 @@ def restart(
     spacing: Spacing = "karras",
     clip: float | None = None,
 ) -> SamplerPlan:
-    """Restart sampling; two evaluations per step for order 2, and one for the last.
+    """Make a plan of restart sampling; with order 2 two evaluations per step, and one for the last.
 
     Args:
-        process: what the network was trained for; for order 2 the first level must have some signal (alpha > 0).
-        steps: how many without restarts, or another answer of `spacing`.
+        process: the process that the network was trained for; for order 2 the first level must contain signal.
+        steps: number of steps without restarts, or another form of `spacing`.
         restarts: the options of `Restart` for each.
-        order: 2, Heun's steps, or 1, Euler's.
-        rho: see `grid.karras`, for the levels of a restart.
-        s_noise: what the fresh noise is multiplied with.
-        spacing: of the run without restarts, see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        order: 2 for Heun's steps, 1 for Euler's.
+        rho: spacing of the levels within a restart, see `grid.karras`.
+        s_noise: factor of the fresh noise.
+        spacing: where the timesteps lie without restarts, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: if an option or a number does not fit, or the schedule has no such level.
+        DuetError: if an option or a number is invalid, or the schedule has no such level.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import make_schedule
+        >>> restart(Process(make_schedule("edm"), "edm"), steps=18)
+        SamplerPlan('restart-2-22', rows=43, registers=2, stochastic=True)
     """
     if order not in (1, 2):
-        raise DuetError(f"sampler.order: {order} was given; it is 1 (Euler) or 2 (Heun)")
+        raise DuetError(f"sampler.order: {order} was given; it must be 1 (Euler) or 2 (Heun)")
     if not isinstance(restarts, (list, tuple)) or not all(isinstance(one, Mapping) for one in restarts):
         raise DuetError(f"sampler.restarts: {restarts!r} was given; it must be a list, as [{{low: 0.06, high: 0.3}}]")
     schedule = process.schedule
-    planned = [build("sampler.restarts", {"restart": Restart}, "restart", dict(one)) for one in restarts]
-    run = make_timesteps(schedule, steps, spacing).astype(np.float64)
-    run, lows = _with_lows(schedule, run, planned)
+    intervals = [build("sampler.restarts", {"restart": Restart}, "restart", dict(one)) for one in restarts]
+    t = make_timesteps(schedule, steps, spacing).astype(np.float64)
+    t, lows = _add_low_levels(schedule, t, intervals)
     # Every move as the t at which it starts and the t to which it leads, NaN for clean data.
     moves = []
-    for k, move in enumerate(pairwise(np.append(run, np.nan))):
+    for k, move in enumerate(pairwise(np.append(t, np.nan))):
         moves.append(move)
-        for one, low in zip(planned, lows, strict=True):
+        for interval, low in zip(intervals, lows, strict=True):
             if low == k + 1:
-                moves += one.times * list(pairwise(_down_again(schedule, run, low, one, rho)))
+                moves += interval.times * list(pairwise(_down_again(schedule, t, low, interval, rho)))
     starts, ends = np.array(moves).T
-    left = np.ones(len(moves))
-    again = starts[1:] != ends[:-1]
-    left[1:][again] = np.exp(log_ratio(schedule, ends[:-1][again]) - log_ratio(schedule, starts[1:][again]))
+    kept = np.ones(len(moves))
+    raised = starts[1:] != ends[:-1]
+    kept[1:][raised] = np.exp(log_ratio(schedule, ends[:-1][raised]) - log_ratio(schedule, starts[1:][raised]))
     second = ends if order == 2 else None
-    return one_step_plan(process, f"restart-{order}", starts, left, second, s_noise=s_noise, clip=clip)
+    return one_step_plan(process, f"restart-{order}", starts, kept, second, s_noise=s_noise, clip=clip)
 
 
-def _with_lows(schedule: AnySchedule, run: np.ndarray, restarts: list[Restart]) -> tuple[np.ndarray, list[int]]:
-    """The levels of the run, each restart's low one among them, and the index of that."""
-    wanted = []
-    for one in restarts:
-        distance = np.abs(log_ratio(schedule, run) - math.log(one.low))
-        distance[(log_ratio(schedule, run) >= math.log(one.high)) | (np.arange(len(run)) == 0)] = np.inf
-        found = (
-            run[np.argmin(distance)]
-            if np.isfinite(distance.min())
-            else float(schedule.t_at_log_ratio(math.log(one.low)))
-        )
-        wanted.append(found)
-    run = np.unique(np.append(run, wanted))[::-1]
-    return run, [int(np.flatnonzero(run == t)[0]) for t in wanted]
+def _add_low_levels(schedule: AnySchedule, t: NDArray, intervals: list[Restart]) -> tuple[NDArray, list[int]]:
+    """Return the timesteps, with the low level of each restart among them, and the index of each low level."""
+    lows = []
+    for one in intervals:
+        distance = np.abs(log_ratio(schedule, t) - math.log(one.low))
+        distance[(log_ratio(schedule, t) >= math.log(one.high)) | (np.arange(len(t)) == 0)] = np.inf
+        exists = np.isfinite(distance.min())
+        lows.append(t[np.argmin(distance)] if exists else float(schedule.t_at_log_ratio(math.log(one.low))))
+    t = np.unique(np.append(t, lows))[::-1]
+    return t, [int(np.flatnonzero(t == low)[0]) for low in lows]
 
 
-def _down_again(schedule: AnySchedule, run: np.ndarray, low: int, one: Restart, rho: float) -> np.ndarray:
-    """The t of every level from the high one to the low one of the run."""
-    ratios = log_ratio(schedule, run)
-    between = np.count_nonzero((ratios > ratios[low]) & (ratios <= math.log(one.high)))
-    levels = karras((one.steps or max(between, 1)) + 1, math.exp(ratios[low]), one.high, rho)
-    return np.append(schedule.t_at_log_ratio(np.log(levels[:-1])), run[low])
+def _down_again(schedule: AnySchedule, t: NDArray, low: int, interval: Restart, rho: float) -> NDArray:
+    """Return the t of every level from the high one down to t[low]."""
+    ratios = log_ratio(schedule, t)
+    between = np.count_nonzero((ratios > ratios[low]) & (ratios <= math.log(interval.high)))
+    levels = karras((interval.steps or max(between, 1)) + 1, math.exp(ratios[low]), interval.high, rho)
+    return np.append(schedule.t_at_log_ratio(np.log(levels[:-1])), t[low])

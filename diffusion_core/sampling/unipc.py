@@ -1,14 +1,15 @@
 r"""UniPC: a multistep predictor and a corrector that reuses the next row's evaluation.
 
-Row i sees the predicted x_i. With its estimate there the step from level i-1 to level i is done once more, by the
+Row i receives the predicted x_i. With the estimate there, the step from level i-1 to level i is repeated, by the
 polynomial that goes through level i too (UniC), and from the corrected x_i the next one is predicted (UniP):
 
-    x_i+1 = kept + integral of the polynomial through y_i, .., y_{i-p+1}                       p values
-    x_i   = kept + integral of the polynomial through y_{i-1}, y_i, y_{i-2}, .., y_{i-p}       p + 1 values
+    x_i+1 = decay + integral of the polynomial through y_i, .., y_{i-p+1}                       p values
+    x_i   = decay + integral of the polynomial through y_{i-1}, y_i, y_{i-2}, .., y_{i-p}       p + 1 values
 
-with y = D or eps and `exponential` for the rest. So order p costs one evaluation per row, and is of order p + 1. The
-function B(h) of the paper stands where two values leave a choice: B = K, "bh1", or B = e^K - 1, "bh2", in the predictor
-of order 2 and the corrector of order 1; in all others it cancels, and the weights are those of the exact integral.
+with y = D or eps, and the decay of x as in `exponential`. So order p costs one evaluation per row, and converges with
+order p + 1. The function B(h) of the paper appears where two values leave a choice: B = K, "bh1", or B = e^K - 1,
+"bh2", in the predictor of order 2 and the corrector of order 1; in all others it cancels, and the weights are those of
+the exact integral.
 
 The last row leads to clean data and is of first order, D. t = 0 is one noise step.
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
@@ -33,6 +35,17 @@ __all__ = ["SOLVER_TYPES", "unipc"]
 SOLVER_TYPES = ("bh1", "bh2")
 
 
+@sampler(
+    Method("UniPC-1", order=2, options={"order": 1}, needs_signal=True),
+    Method("UniPC-2", order=3, options={"order": 2}, needs_signal=True),
+    # Its first rows, of lower order, limit it to third order; with values from before the start it would have fourth.
+    Method("UniPC-3", order=3, options={"order": 3}, needs_signal=True),
+    Method("UniPC-2, eps", order=3, options={"order": 2, "predict": "eps"}, needs_signal=True),
+    paper="Zhao et al. 2023",
+    url="https://arxiv.org/abs/2302.04867",
+    equation="algorithms 1 and 2",
+    notes="`order` p, 1 to 4, converges with order p + 1 after a start of small steps.",
+)
 def unipc(
     process: Process,
     steps: Steps = 10,
@@ -44,31 +57,36 @@ def unipc(
     spacing: Spacing = "linspace",
     clip: float | None = 1.0,
 ) -> SamplerPlan:
-    """The UniPC sampler.
+    """Make a UniPC plan.
 
     Args:
-        process: what the network was trained for; the first level must have some signal (alpha > 0).
-        steps: rows, 1 to T, or another answer of `spacing`.
-        order: p of the predictor, 1 to 4, whose corrector has order p + 1; the first rows have as many as there are
-            estimates.
+        process: the process that the network was trained for; the first level must contain signal (alpha > 0).
+        steps: number of steps, or another form of `spacing`.
+        order: p of the predictor, 1 to 4, whose corrector has order p + 1; the first rows use as many estimates as
+            exist.
         solver_type: ``"bh1"`` or ``"bh2"``.
         predict: ``"x0"`` or ``"eps"``.
-        correct_from: the first row that corrects, at least 1; None is none, which leaves UniP. Under strong guidance a
-            later one is steadier.
-        lower_order_final: whether row N - k has order k at most.
-        spacing: see `grid` and `spacing`.
-        clip: see `SamplerPlan`.
+        correct_from: the first row with a corrector, at least 1; None for no corrector, which is UniP. Under strong
+            guidance a later row is more stable.
+        lower_order_final: whether row N - k has at most order k.
+        spacing: where the timesteps lie, see `grid` and `spacing`.
+        clip: bound of the estimates, see `SamplerPlan`.
 
     Raises:
-        DuetError: for an order, a solver type or a form that does not exist, a first row below 1, or a schedule that
-            starts without signal.
+        DuetError: for an unknown order, solver type or `predict`, a correct_from below 1, or a first level without
+            signal.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> unipc(Process(linear(), "v"), steps=10)
+        SamplerPlan('unipc-2-10', rows=10, registers=2, stochastic=False)
     """
     if order not in (1, 2, 3, 4):
-        raise DuetError(f"sampler.order: {order} was given; it is 1 to 4")
+        raise DuetError(f"sampler.order: {order} was given; it must be 1 to 4")
     if solver_type not in SOLVER_TYPES:
         raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
     if correct_from is not None and correct_from < 1:
-        raise DuetError(f"sampler.correct_from: {correct_from} was given; it is a row from 1 on, or null for none")
+        raise DuetError(f"sampler.correct_from: {correct_from} was given; it must be a row from 1 on, or null for none")
     integrator = Integrator("unipc", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict)
     rows = integrator.rows
     orders = effective_orders(rows, order, lower_order_final)

@@ -26,7 +26,8 @@ from diffusion_core.networks.flops import convolutions
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import make_ema
 from diffusion_core.optim.adam import Adam, LearningRate
-from diffusion_core.sampling import ddim, ddpm
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.training.loop import TrainingConfig, make_batch, train
 from diffusion_core.training.objective import Objective
 

@@ -20,20 +20,14 @@ from exact import execute
 from diffusion_core.diffusion.continuous import edm
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import flow, linear
-from diffusion_core.sampling import (
-    SamplerPlan,
-    ddim,
-    ddim_inversion,
-    ddpm,
-    dpm2,
-    dpm2_ancestral,
-    euler,
-    euler_ancestral,
-    flow_euler,
-    flow_heun,
-    heun,
-    lms,
-)
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.adams_bashforth import lms
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
+from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
+from diffusion_core.sampling.heun import flow_heun, heun
+from diffusion_core.sampling.inversion import ddim_inversion
 
 LINEAR, FLOW, EDM = Process(linear(), "eps"), Process(flow(), "flow"), Process(edm(), "edm", sigma_data=0.5)
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}

@@ -13,7 +13,9 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import Schedule, linear, make_schedule
-from diffusion_core.sampling import ddim, ddpm, dpm_solver
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.dpm_solver import dpm_solver
 from diffusion_core.sampling.grid import GRIDS, make_timesteps
 
 MADE = {name: make_schedule(name) for name in CONTINUOUS}

@@ -12,7 +12,9 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, flow, linear, make_schedule
-from diffusion_core.sampling import SamplerPlan, ddim, dpm_solver
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.dpm_solver import dpm_solver
 
 M, S = 0.3, 0.5
 
@@ -132,7 +134,7 @@ def test_every_number_of_steps_is_finite_and_ends_at_the_estimate(order, sde):
 def test_what_does_not_fit_is_refused():
     process = Process(linear(), "eps")
     for options, words in (
-        ({"order": 4}, "sampler.order: 4 was given; it is 1, 2 or 3"),
+        ({"order": 4}, "sampler.order: 4 was given; it must be 1, 2 or 3"),
         ({"solver_type": "euler"}, "sampler.solver_type: 'euler'"),
         ({"steps": 0}, "sampler.steps: 0"),
     ):

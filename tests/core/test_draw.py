@@ -18,7 +18,7 @@ from diffusion_core.diffusion.schedule import flow, linear
 from diffusion_core.model.generate import check_labels, generate, noise_source, start_noise
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.sampling import ddim
+from diffusion_core.sampling.ddim import ddim
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
 BLIND = replace(PROGRAM, null_label=None, classes=0)

@@ -19,7 +19,10 @@ from diffusion_core.diffusion.schedule import linear, make_schedule
 from diffusion_core.model.generate import generate
 from diffusion_core.networks import Program, UNetSpec, lower
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.sampling import SamplerPlan, ddim, ddpm, dpm_solver, make_plan
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.dpm_solver import dpm_solver
 from diffusion_core.sampling.edit import (
     Edit,
     add_start_noise,
@@ -31,7 +34,7 @@ from diffusion_core.sampling.edit import (
     start_row,
     tail,
 )
-from diffusion_core.sampling.repaint import repaint, resampled
+from diffusion_core.sampling.repaint import add_resampling, repaint
 
 PROCESS = Process(linear(), "eps")
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
@@ -257,16 +260,16 @@ def rows_of(plan: SamplerPlan, whole: SamplerPlan) -> list[int]:
 
 def test_stretches_are_gone_through_as_often_as_is_said():
     four, five = ddpm(PROCESS, 4), ddpm(PROCESS, 5)
-    assert rows_of(resampled(four, 1, 3), four) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
-    assert rows_of(resampled(five, 2, 2), five) == [0, 1, 0, 1, 2, 3, 2, 3, 4]
-    once = resampled(five, 3, 1)
+    assert rows_of(add_resampling(four, 1, 3), four) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert rows_of(add_resampling(five, 2, 2), five) == [0, 1, 0, 1, 2, 3, 2, 3, 4]
+    once = add_resampling(five, 3, 1)
     for name, table in once.tables().items():
         np.testing.assert_array_equal(table, getattr(five, name))
-    assert resampled(ddpm(PROCESS, 250), 10, 10).rows == 250 + 9 * 10 * 24
+    assert add_resampling(ddpm(PROCESS, 250), 10, 10).rows == 250 + 9 * 10 * 24
 
 
 def test_a_jump_without_its_noise_is_noticed():
-    plan = resampled(ddim(PROCESS, 5, eta=0.3), 2, 2)
+    plan = add_resampling(ddim(PROCESS, 5, eta=0.3), 2, 2)
     noise = plan.noise.copy()
     assert noise[1] > 0.5  # it goes back up
     noise[1] *= 1 - 1e-6
@@ -278,12 +281,12 @@ def test_a_jump_without_its_noise_is_noticed():
     (ddpm(PROCESS, 5), 0, 2, "sampler.jump: 0 was given; 5 steps can go back by 1 to 4"),
     (ddpm(PROCESS, 5), 5, 2, "sampler.jump: 5 was given"),
     (ddpm(PROCESS, 5), 2, 0, "sampler.resamples: 0 was given"),
-    (dpm_solver(PROCESS, 5), 2, 2, "resampling: .* its rows need what earlier ones have left; use ddpm or ddim"),
+    (dpm_solver(PROCESS, 5), 2, 2, "resampling: .* its rows depend on earlier ones; use ddpm or ddim"),
     (ddpm(PROCESS, 5, variance="learned_range"), 2, 2, "resampling: .* its variance is learned"),
 ])  # fmt: skip
 def test_resampling_that_does_not_fit_is_refused(plan, jump, resamples, words):
     with pytest.raises(DuetError, match=words):
-        resampled(plan, jump, resamples)
+        add_resampling(plan, jump, resamples)
 
 
 # Two jointly normal pixels, the first of them known: mean and variance of the second are known too
@@ -320,7 +323,7 @@ def test_resampling_approaches_the_condition_and_replacement_does_not():
     mean, variance = CONDITIONAL
     errors = []
     for times in (1, 2, 5, 20, 40):
-        found = painted_moments(resampled(ancestral(100), 1, times))
+        found = painted_moments(add_resampling(ancestral(100), 1, times))
         errors.append((abs(found[0] - mean), abs(found[1] / variance - 1)))
     assert errors[0][0] > 0.15 and errors[0][1] > 0.5
     assert np.all(np.diff(errors, axis=0) < 0)
@@ -332,11 +335,11 @@ def test_resampling_approaches_the_condition_and_replacement_does_not():
 
 def test_the_small_variance_is_too_small_for_resampling():
     small = ddpm(PROCESS, 200, "fixed_small", "linspace", clip=None)
-    assert painted_moments(resampled(small, 1, 20))[1] < 0.75 * CONDITIONAL[1]
+    assert painted_moments(add_resampling(small, 1, 20))[1] < 0.75 * CONDITIONAL[1]
 
 
 def test_the_executor_paints_as_the_moments_say(monkeypatch):
-    count, plan = 4000, resampled(ancestral(20), 2, 3)
+    count, plan = 4000, add_resampling(ancestral(20), 2, 3)
 
     def exact_eps(
         program: Program, weights: object, x: np.ndarray, t: np.ndarray, label: np.ndarray, **_
@@ -359,6 +362,6 @@ def test_the_executor_paints_as_the_moments_say(monkeypatch):
 
 def test_repaint_by_name():
     plan = make_plan(PROCESS, "repaint", steps=20, jump=4, resamples=3)
-    by_hand = resampled(ddpm(PROCESS, 20, "fixed_large"), 4, 3)
+    by_hand = add_resampling(ddpm(PROCESS, 20, "fixed_large"), 4, 3)
     for name, table in by_hand.tables().items():
         np.testing.assert_array_equal(getattr(plan, name), table)

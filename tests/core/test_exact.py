@@ -10,7 +10,8 @@ from exact import NORMAL, POINTS, TWO_NORMALS, Mixture, error, exactly, execute,
 
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import flow, linear
-from diffusion_core.sampling import ddim, ddpm
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
 
 GRID = {"name": "log_snr", "sigma_min": 0.05, "sigma_max": 20.0}
 PROCESS = Process(linear(), "v")

@@ -8,7 +8,7 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedule
-from diffusion_core.sampling import ddim
+from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.grid import GRIDS, make_timesteps
 from diffusion_core.sampling.spacing import SPACINGS, table_timesteps
 

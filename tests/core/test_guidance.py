@@ -18,7 +18,8 @@ from diffusion_core.diffusion.schedule import linear
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Program, UNetSpec
 from diffusion_core.parity import cases
-from diffusion_core.sampling import SamplerPlan, ddim, make_plan
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.guidance import CONVENTIONS, convert, per_row
 
 PROCESS = Process(linear(), "eps")

@@ -9,7 +9,8 @@ from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear
-from diffusion_core.sampling import ddim, ddim_inversion
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.inversion import ddim_inversion
 
 PROCESSES = {"eps": Process(linear(), "eps"), "v": Process(cosine(), "v"), "flow": Process(flow(), "x0")}
 

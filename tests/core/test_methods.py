@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from exact import NORMAL, fitted_order, moments
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedule
-from diffusion_core.sampling import METHODS, SAMPLERS, SamplerPlan, make_plan
+from diffusion_core.sampling import DECLARATIONS, METHODS, SAMPLERS, Method, SamplerPlan, make_plan
+from diffusion_core.sampling.declaration import sampler
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 
 GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
 PROCESSES = {"linear": Process(linear(), "v"), "cosine": Process(cosine(), "v"), "flow": Process(flow(), "v")}
@@ -65,7 +72,30 @@ def test_every_number_of_steps_is_finite(name):
                 plan(name, steps, process, "linspace")
 
 
-def test_every_sampler_has_a_method():
-    # One has no choice of steps, one goes the other way, and one is another again and again.
+def test_every_sampler_covers_a_published_method():
+    # next_level has no choice of steps, ddim_inversion goes upwards, and repaint repeats another sampler's rows.
     others = {"next_level", "ddim_inversion", "repaint"}
     assert {method.sampler for method in METHODS.values()} == SAMPLERS.keys() - others
+
+
+def test_every_sampler_has_a_configuration():
+    named = {re.search(r"^name: (\w+)", path.read_text(), re.MULTILINE)[1] for path in CONFIGS.glob("*.yaml")}
+    assert named == SAMPLERS.keys()
+
+
+def test_the_declared_number_of_evaluations_is_documented():
+    for one in DECLARATIONS.values():
+        for method in one.methods:
+            extra = f" + {method.warm_up}" if method.warm_up else ""
+            assert one.evaluations.startswith("2N - 1" if method.evaluations == 2 else f"N{extra}"), method.name
+
+
+def test_a_name_cannot_be_declared_twice():
+    def ddim() -> None: ...
+
+    def another() -> None: ...
+
+    with pytest.raises(DuetError, match="sampler ddim: .* declared twice"):
+        sampler(paper="none")(ddim)
+    with pytest.raises(DuetError, match="sampler another: .* declared twice"):
+        sampler(Method("DDIM", order=1), paper="none")(another)

@@ -10,7 +10,9 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import flow, linear
-from diffusion_core.sampling import SamplerPlan, ddim, ddpm, make_plan
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.plan import plan_levels
 
 PROCESS = Process(linear(), "eps")
@@ -157,7 +159,7 @@ def test_sampler_by_name():
     ("ddpm", {"steps": 1001}, "1 to 1000 steps"),
     ("ddpm", {"guidance": [1.0, 2.0, 3.0], "steps": 2}, "guidance"),
     ("ddpm", {"last_t": 1, "steps": 10}, "sampler.last_t: 1 was given with 10 steps; use steps=null"),
-    ("ddpm", {"last_t": 1000}, r"sampler.last_t: 1000 was given; it must be a level, 0\.\.999"),
+    ("ddpm", {"last_t": 1000}, r"sampler.last_t: 1000 was given; it must be a timestep, 0\.\.999"),
     ("ddpm", {"last_t": -1}, "sampler.last_t: -1 was given"),
     ("next_level", {}, "next_level was given for a network with prediction eps; use ddim or ddpm"),
     ("next_level", {"steps": 5}, "option of sampler 'next_level'"),

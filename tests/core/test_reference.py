@@ -48,7 +48,8 @@ from diffusion_core.networks.blocks import (
 )
 from diffusion_core.networks.program import Training
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.sampling import SamplerPlan, ddim
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.ddim import ddim
 from diffusion_core.training.objective import Objective
 
 

@@ -9,7 +9,9 @@ from exact import NORMAL, moments
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import flow, linear
-from diffusion_core.sampling import euler, heun, restart
+from diffusion_core.sampling.euler import euler
+from diffusion_core.sampling.heun import heun
+from diffusion_core.sampling.restart import restart
 
 LINEAR = Process(linear(), "v")
 GRID = {"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}
@@ -73,7 +75,7 @@ def test_restarts_take_errors_away():
 
 
 @pytest.mark.parametrize("restarts, words", [
-    ([{"low": 0.3, "high": 0.06}], "low 0.3 was given with high 0.06; they are two rising"),
+    ([{"low": 0.3, "high": 0.06}], "low 0.3 was given with high 0.06; they must be two rising"),
     ([{"low": 0.0, "high": 0.06}], "low 0.0 was given"),
     ([{"low": 0.1, "high": 0.5, "times": 0}], "0 times of None steps"),
     ([{"low": 0.1, "high": 0.5, "steps": 0}], "1 times of 0 steps"),

@@ -10,7 +10,8 @@ import pytest
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
 from diffusion_core.parity import cases
-from diffusion_core.sampling import SamplerPlan, ddim, make_plan
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.rows import RowSegment
 
 PROCESS = Process(linear(), "eps")
@@ -35,7 +36,7 @@ def test_a_row_has_the_numbers_of_the_tables(plan):
 
 
 def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
-    numbers, noisy = LEARNED.numbers(), LEARNED.is_noisy
+    numbers, noisy = LEARNED.coefficients(), LEARNED.is_noisy
     rows = [form(LEARNED, i).row(numbers[i]) for i in range(LEARNED.rows)]
     assert noisy.any() and not noisy.all()
     for row, is_noisy, learned in zip(rows, noisy, LEARNED.learned, strict=True):
@@ -61,7 +62,13 @@ def test_stretches_are_all_rows_in_order_and_end_where_they_are_asked_to(longest
 def test_plans_that_are_computed_alike_have_one_form():
     short, long = ddim(PROCESS, 5), ddim(PROCESS, 50, eta=0.5)
     assert form(short, 0) == form(long, 49) and hash(form(short, 0)) == hash(form(long, 49))
-    others = [short.with_guidance(2.0), replace(short, clip=2.0), short.within((0.0, 1.0)), RECURRENCE, LEARNED]
+    others = [
+        short.with_guidance(2.0),
+        replace(short, clip=2.0),
+        short.with_value_range((0.0, 1.0)),
+        RECURRENCE,
+        LEARNED,
+    ]
     forms = {form(plan, 0) for plan in (short, *others)}
     assert len(forms) == 1 + len(others)
     # What an unguided row never reads makes no form of its own.

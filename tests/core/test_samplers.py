@@ -19,7 +19,10 @@ from diffusion_core.diffusion.process import PREDICTIONS, Process
 from diffusion_core.diffusion.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import Conv
-from diffusion_core.sampling import SamplerPlan, ddim, ddpm, next_level
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.spacing import SPACINGS
 
 M, S = 0.3, 0.5
@@ -165,7 +168,7 @@ def test_the_large_variance_of_sections_is_the_beta_of_the_shorter_diffusion():
 @pytest.mark.parametrize("options", [{"steps": [4, 5]}, {"steps": "ddim5"}, {"spacing": [9, 3, 1]}, {"steps": 9}])
 def test_a_run_that_stops_early_visits_every_level(options):
     process = Process(linear(10), "eps")
-    with pytest.raises(DuetError, match=r"sampler.last_t: 1 was given with \d+ steps; use steps=null, for every level"):
+    with pytest.raises(DuetError, match=r"sampler.last_t: 1 was given with \d+ steps; use steps=null, every timestep"):
         ddpm(process, last_t=1, **options)
     every = ddpm(process, last_t=1)
     for steps in (10, [5, 5], "ddim10"):

@@ -14,22 +14,16 @@ from exact import NORMAL, TWO_NORMALS, error, exactly, execute, moments
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import Schedule, cosine, flow, linear
-from diffusion_core.sampling import (
-    SamplerPlan,
-    ddim,
-    ddpm,
-    deis,
-    dpm_solver,
-    dpm_solver_singlestep,
-    dpmpp_2s_ancestral,
-    dpmpp_sde,
-    make_plan,
-    plms,
-    pndm,
-    sa_solver,
-    unipc,
-)
-from diffusion_core.sampling.exponential import KINDS, weights
+from diffusion_core.sampling import SamplerPlan, make_plan
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.ddpm import ddpm
+from diffusion_core.sampling.deis import deis
+from diffusion_core.sampling.dpm_ancestral import dpmpp_2s_ancestral, dpmpp_sde
+from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
+from diffusion_core.sampling.exponential import WEIGHT_KINDS, weights
+from diffusion_core.sampling.pndm import plms, pndm
+from diffusion_core.sampling.sa_solver import sa_solver
+from diffusion_core.sampling.unipc import unipc
 
 PROCESS = Process(linear(), "v")
 OURS = {
@@ -70,7 +64,7 @@ def test_exact_weights_integrate_polynomials(nodes, rate):
         assert found @ np.array(nodes) ** degree == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
 def test_every_kind_of_weights_is_of_the_order_of_its_nodes(kind):
     """They add up to the exact sum, and differ from the exact ones by what vanishes with the step, one order up."""
     for count, power in ((2, 2), (3, 3)):
@@ -264,12 +258,12 @@ def test_what_does_not_fit_is_refused():
         (dpm_solver, {"predict": "v"}, "sampler.predict: 'v'"),
         (dpm_solver_singlestep, {"solver_type": "exact"}, "sampler.solver_type: 'exact'"),
         (dpm_solver_singlestep, {"between": "grid"}, "sampler.between: 'grid'"),
-        (dpm_solver_singlestep, {"order": 0}, "sampler.order: 0 was given; it is 1, 2 or 3"),
-        (deis, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
-        (plms, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
-        (unipc, {"order": 5}, "sampler.order: 5 was given; it is 1 to 4"),
+        (dpm_solver_singlestep, {"order": 0}, "sampler.order: 0 was given; it must be 1, 2 or 3"),
+        (deis, {"order": 5}, "sampler.order: 5 was given; it must be 1 to 4"),
+        (plms, {"order": 5}, "sampler.order: 5 was given; it must be 1 to 4"),
+        (unipc, {"order": 5}, "sampler.order: 5 was given; it must be 1 to 4"),
         (unipc, {"solver_type": "bh3"}, "sampler.solver_type: 'bh3'"),
-        (unipc, {"correct_from": 0}, "sampler.correct_from: 0 was given; it is a row from 1 on"),
+        (unipc, {"correct_from": 0}, "sampler.correct_from: 0 was given; it must be a row from 1 on"),
         (dpmpp_sde, {"eta": 1.5}, "sampler.eta: 1.5 was given; it must be between 0"),
         (sa_solver, {"predictor": 5}, "sampler.predictor: 5 was given"),
         (sa_solver, {"corrector": -1}, "sampler.corrector: -1 was given"),

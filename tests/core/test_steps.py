@@ -12,19 +12,12 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.continuous import cosine_continuous, edm, ve_sde, vp_sde
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear
-from diffusion_core.sampling import (
-    adams_bashforth,
-    ddim,
-    dpm2,
-    dpm2_ancestral,
-    dpm_solver,
-    euler,
-    euler_ancestral,
-    flow_euler,
-    flow_heun,
-    heun,
-    lms,
-)
+from diffusion_core.sampling.adams_bashforth import adams_bashforth, lms
+from diffusion_core.sampling.ddim import ddim
+from diffusion_core.sampling.dpm2 import dpm2, dpm2_ancestral
+from diffusion_core.sampling.dpm_solver import dpm_solver
+from diffusion_core.sampling.euler import euler, euler_ancestral, flow_euler
+from diffusion_core.sampling.heun import flow_heun, heun
 
 LINEAR, COSINE, FLOW = (Process(schedule(), "v") for schedule in (linear, cosine, flow))
 GRID = {"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}
@@ -211,7 +204,7 @@ def test_schedules_in_continuous_time_are_finite_from_their_noisiest_level(make,
     (lambda: lms(FLOW, 5, spacing="linspace"), "lms: its first level has no signal"),
     (lambda: adams_bashforth(FLOW, 5, variable="ratio"), "adams_bashforth: its first level has no signal"),
     (lambda: adams_bashforth(FLOW, 5, variable="angle"), "sampler.variable: 'angle'"),
-    (lambda: lms(LINEAR, 5, 5), "sampler.order: 5 was given; it is 1, 2, 3 or 4"),
+    (lambda: lms(LINEAR, 5, 5), "sampler.order: 5 was given; it must be 1, 2, 3 or 4"),
     (lambda: euler_ancestral(LINEAR, 5, -1.0), "sampler.eta: -1.0 was given"),
     (lambda: euler_ancestral(LINEAR, 5, s_noise=-1.0), "sampler.s_noise: -1.0 was given"),
     (lambda: heun(LINEAR, 5, s_churn=-1.0), "sampler.s_churn: -1.0 was given"),

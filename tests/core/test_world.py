@@ -26,7 +26,7 @@ from diffusion_core.networks.blocks import BatchNorm
 from diffusion_core.optim import Ema, Warmup
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import LAUNCHERS, Collective, ProcessGroup, find_parallel_launch
-from diffusion_core.sampling import ddim
+from diffusion_core.sampling.ddim import ddim
 from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig, _agreed_micro_batch, make_batch, train
 from diffusion_core.training.objective import Objective
 
