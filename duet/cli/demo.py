@@ -25,6 +25,7 @@ def stages(titles: dict[str, str]) -> tuple[Stage, ...]:
     """
     names = list(titles)
     each, first = tuple((name, "") for name in names), ((names[0], ""),)
+    runs = ",".join(f"{{x}}/{name}" for name in names)
     crossed, traces = (",".join(f"{{x}}/{folder}/{name}" for name in names) for folder in ("crossed", "trace"))
     return (
         Stage(
@@ -43,7 +44,7 @@ def stages(titles: dict[str, str]) -> tuple[Stage, ...]:
         Stage(
             "compare",
             first,
-            f"compare a={{x}}/{names[0]} b={{x}}/{names[-1]} crossed=[{crossed}] traces=[{traces}] out={{x}}"
+            f"compare runs=[{runs}] crossed=[{crossed}] traces=[{traces}] out={{x}}"
             f" 'title=Handwritten digits in {' and '.join(titles.values())}' 'command=python3 -m duet demo'",
         ),
         Stage("repeat with three seeds", first, "study study=demo out={x}/study hydra.launcher.workers=2"),

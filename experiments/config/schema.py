@@ -79,6 +79,7 @@ class BackendSchema(_schema_of(BackendConfig, "precision")):
 
     name: str = MISSING
     title: str = MISSING
+    colour: dict[str, str] = field(default_factory=dict)
     environment: str = MISSING
     python: str | None = None
     extras: str | None = None
@@ -344,13 +345,12 @@ class NetworksSchema:
 class CompareSchema:
     """Everything of `experiments.compare`."""
 
-    a: str | None = None
-    b: str | None = None
+    runs: list[str] = field(default_factory=list)
     crossed: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     out: str = MISSING
-    title: str = "One diffusion model, two frameworks"
+    title: str = "Do the frameworks agree?"
     command: str | None = None
 
 

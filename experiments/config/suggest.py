@@ -25,6 +25,8 @@ __all__ = ["RENAMED_KEYS", "check_renamed", "nearest_key", "register_options"]
 
 # Keys of earlier versions, with their present names.
 RENAMED_KEYS: Mapping[str, str] = {
+    "a": "runs=[RUN,RUN]",
+    "b": "runs=[RUN,RUN]",
     "data.stand_in": "data.fallback",
     "ema.beside": "ema.extra",
     "model.attention_sizes": "model.attention_resolutions",

@@ -81,8 +81,9 @@ def write_training(out: Path, seed: int, backend: str, second_half: bool = False
     ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (out / "config.yaml").write_text(f"seed: {seed}\nprecision: float32\nbackend: {{name: {backend}}}\n")
     title, version = {"torch": ("PyTorch", "2.14.1"), "tf": ("TensorFlow", "2.21.0")}[backend]
+    config = {"seed": seed, "precision": "float32", "backend": {"name": backend, "title": title}}
+    (out / "config.yaml").write_text(json.dumps(config | {"data": {"name": "bars"}, "model": {}}))
     facts = {
         "command": f"python3 -m duet train backend={backend} seed={seed}", "commit": "abc1234",
         "platform": "Linux", "processor": "a processor", "cores": 2, "python": "3.11.2", "device": "cpu",

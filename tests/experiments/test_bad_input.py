@@ -386,10 +386,12 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     ("words", "named"),
     [
         ([], "nothing was given"),
-        (["a=somewhere"], "one of a and b"),
-        (["traces=[x]"], "1 trace given"),
+        (["runs=[x]"], "1 directory was given"),
+        (["traces=[x]"], "1 directory was given"),
         (["traces=[x,y]"], "x"),
-        (["a=x", "b=y"], "x"),
+        (["runs=[x,y]"], "x"),
+        (["a=x", "b=y"], "use runs=[RUN,RUN]"),
+        (["evaluations=[x]", "crossed=[y]"], "add runs="),
     ],
 )
 def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None:

@@ -122,7 +122,7 @@ def test_an_average_is_remade_in_either_environment_of_what_the_other_stored(
 
 
 def test_comparing_two_runs_gives_a_report(sweep: dict[str, Path], tmp_path: Path) -> None:
-    out = start(sys.executable, "compare", f"a={sweep['torch']}", f"b={sweep['tf']}", f"out={tmp_path}")
+    out = start(sys.executable, "compare", f"runs=[{sweep['torch']},{sweep['tf']}]", f"out={tmp_path}")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"]["agree"] and "agree" in out
     assert max(report["loss"]["relative_difference"]) <= TOLERANCES["training loss, 10 steps"].float32
@@ -135,7 +135,7 @@ def test_comparing_notices_a_run_that_parted(sweep: dict[str, Path], tmp_path: P
     lines = list(read_metrics(run / "metrics.jsonl"))
     lines[3]["loss"] *= 1 + 1e-5
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}", code=1)
+    start(sys.executable, "compare", f"runs=[{sweep['torch']},{run}]", f"out={tmp_path}", code=1)
     assert not json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"]
 
 
@@ -145,6 +145,6 @@ def test_comparing_says_when_two_runs_are_not_the_same_experiment(sweep: dict[st
     config = OmegaConf.load(run / "config.yaml")
     config.seed = 1
     OmegaConf.save(config, run / "config.yaml")
-    out = start(sys.executable, "compare", f"a={sweep['torch']}", f"b={run}", f"out={tmp_path}")
+    out = start(sys.executable, "compare", f"runs=[{sweep['torch']},{run}]", f"out={tmp_path}")
     assert "not the same experiment" in out and "seed" in out and "agree" not in out
     assert json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"] is None

@@ -1,0 +1,354 @@
+"""The report of a comparison: checks, headlines, loss, samples, images, quality and cost.
+
+Every pair of runs, and every pair of parity records, is checked. A pair is written with a dash, as "torch–tf".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import load_dataset
+from diffusion_core.images import render
+from diffusion_core.metrics.files import read_sample_set
+from diffusion_core.metrics.metric import SampleSet
+from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
+from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
+from diffusion_core.parity.ladder import Check, check, ladder
+from diffusion_core.runs.run_directory import describe_environment, read_samples
+from diffusion_core.statistics.bootstrap import MIN_VALUES
+from experiments.comparison.runs import FinishedRun, differing_parts, read_runs
+from experiments.config.backends import read_backends
+from experiments.evaluation.context import dataset_reference
+from experiments.evaluation.samples import SampleEvaluator, chosen, make_features
+
+__all__ = ["Comparison", "compare"]
+
+Samples = tuple[NDArray, NDArray, dict[str, Any]]
+_GAIN = 64  # by which differences of pixels are multiplied
+_IMAGES = {
+    "noising": ("noising.png", "Forward noising", "three images from clean (left) to noise (right)"),
+    "denoising": ("denoising.png", "Denoising", "the state and the estimate of x_0 along one trajectory"),
+    "generation": ("generation.gif", "Generation", "samples as they are drawn"),
+}
+_NOTE = (
+    "Numbers stand in one line only if they were measured by one protocol: the same reference, number of samples, "
+    "features and options. In brackets: where a number lies with other samples of the same kind, by the bootstrap "
+    "over disjoint sets of them."
+)
+
+
+@dataclass(eq=False)
+class Comparison:
+    """A comparison while it is built.
+
+    Args:
+        report: JSON values, see `experiments.report.comparison`.
+        images: PNG and GIF files by the names that the report uses.
+        checks: comparisons with their tolerances.
+        headlines: the numbers on top of the page.
+        different: what makes the runs different experiments.
+    """
+
+    report: dict[str, Any]
+    images: dict[str, bytes] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    headlines: list[dict[str, str]] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> int:
+        """The number of checks that pass."""
+        return sum(c.passed for c in self.checks)
+
+    @property
+    def agree(self) -> bool | None:
+        """Whether all checks pass; None if there is none."""
+        return self.passed == len(self.checks) if self.checks else None
+
+    def add_headline(self, label: str, value: str, note: str) -> None:
+        """Add a number to the top of the page."""
+        self.headlines.append({"label": label, "value": value, "note": note})
+
+
+def compare(
+    runs: Sequence[str | Path] = (), traces: Sequence[str | Path] = (), evaluations: Sequence[str | Path] = (),
+    crossed: Sequence[str | Path] = (), *, title: str = "Comparison", command: str | None = None,
+) -> Comparison:  # fmt: skip
+    """Compare runs, parity records and evaluations.
+
+    Args:
+        runs: directories of experiments.train, none or at least two.
+        traces: directories of experiments.trace, none or at least two.
+        evaluations: directories of experiments.evaluate.
+        crossed: directories of samples that one backend drew from the checkpoint of another.
+        title: the title of the page.
+        command: the command that the page shows; the present one by default.
+
+    Raises:
+        DuetError: a directory does not hold what it should.
+    """
+    evaluated = {str(path): read_numbers(path) for path in evaluations}
+    here = describe_environment()
+    comparison = Comparison({
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": here["commit"],
+        "command": command or here["command"],
+        "environment": {key: here[key] for key in ("platform", "processor", "cores", "python")},
+    })  # fmt: skip
+    comparison.checks += _trace_checks([Path(path) for path in traces])
+    finished = read_runs(runs)
+    if finished:
+        samples = [read_samples(Path(path) / "samples.npz") for path in crossed]
+        evaluated = _add_runs(comparison, finished, samples) | evaluated
+    if evaluated:
+        comparison.report["quality"] = _quality(evaluated)
+    passed, total = comparison.passed, len(comparison.checks)
+    tally = {"label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": "rungs 0 to 8"}
+    comparison.report |= {
+        "backends": _backends(finished, comparison.checks),
+        "rungs": ladder(comparison.checks),
+        "headlines": [tally, *comparison.headlines],
+        "verdict": {"agree": comparison.agree, "passed": passed, "total": total, "sentence": _sentence(comparison)},
+    }
+    return comparison
+
+
+def _trace_checks(paths: Sequence[Path]) -> list[Check]:
+    """Return the checks of each record against the reference, and of every pair of records."""
+    own = {path: own_checks(path) for path in paths}
+    for path, checks in own.items():
+        if not checks:
+            raise DuetError(f"{path}: its record holds no checks; write it again with experiments.trace")
+    names = {path: checks[0].backend for path, checks in own.items()}
+    found = [c for checks in own.values() for c in checks]
+    for a, b in itertools.combinations(paths, 2):
+        found += compare_records(a, b, (names[a], names[b]))
+    return found
+
+
+def _backends(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Return key, title and colours of every run and of every backend of the checks, in order."""
+    known = read_backends()
+    found = {}
+    for run in runs:
+        configured = known.get(run.backend.name, run.backend)
+        colour = {} if run.letter else run.backend.colour or configured.colour
+        found[run.key] = {"name": run.key, "title": run.label, "colour": dict(colour)}
+    for name in (c.backend for c in checks):
+        if name in known and name not in found:
+            found[name] = {"name": name, "title": known[name].title, "colour": dict(known[name].colour)}
+    return list(found.values())
+
+
+def _sentence(comparison: Comparison) -> str:
+    if comparison.agree is None:
+        return "No comparable quantities were found."
+    if comparison.agree:
+        precisions = " and in ".join(sorted({c.precision for c in comparison.checks}, reverse=True))
+        return f"Every comparison lies within its published tolerance, in {precisions}."
+    failed = [c for c in comparison.checks if not c.passed]
+    return f"{len(failed)} comparisons lie outside their tolerance, first on rung {min(c.rung for c in failed)}."
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def _add_runs(
+    comparison: Comparison, runs: Sequence[FinishedRun], crossed: Sequence[Samples]
+) -> dict[str, tuple[Number, ...]]:
+    """Add everything that comes from runs; return the numbers of their samples by subject."""
+    report = comparison.report
+    report["runs"] = [_run_facts(run) for run in runs]
+    comparison.different = differing_parts(runs)
+    if comparison.different:
+        comparison.add_headline("not the same experiment", "differs", ", ".join(comparison.different))
+    else:
+        _add_loss(comparison, runs)
+    report["samples"] = []
+    for pair in itertools.combinations(runs, 2):
+        _add_samples(comparison, pair, crossed)
+    report["cost"] = _cost(runs)
+    report["pictures"] = _add_images(comparison, runs[0])
+    numbers = _evaluate_digits(comparison, runs)
+    rates = [n for run in runs for n in numbers.get(run.label, ()) if n.protocol["metric"] == "agreement"]
+    if rates:
+        value = " / ".join(f"{rate:.1%}" for rate in comparable_values(rates))
+        comparison.add_headline("samples recognised as the class asked for", value, " / ".join(r.label for r in runs))
+    return numbers
+
+
+def _run_facts(run: FinishedRun) -> dict[str, Any]:
+    env, result = run.environment, run.result
+    facts = {"label": run.label, "backend": run.key}
+    facts |= {key: env[key] for key in ("device", "precision", "seed", "command", "commit", "versions")}
+    return facts | {
+        "images_per_second": result["images_per_second"],
+        "peak_memory_mib": result["peak_memory_mib"],
+        "wall_seconds": result["train_seconds"],
+        "parameters": env["parameters"],
+        "images_seen": result["images_seen"],
+        "quality": {},
+    }
+
+
+def _relative_difference(a: FinishedRun, b: FinishedRun, steps: int) -> NDArray[np.float64]:
+    one, two = (run.metrics["loss"][:steps] for run in (a, b))
+    return np.abs(one - two) / np.abs(one)
+
+
+def _add_loss(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
+    """Add the loss of every step, its largest difference from the first run, and a check of every pair."""
+    first = runs[0]
+    steps = min(len(run.metrics["loss"]) for run in runs)
+    difference = np.max([_relative_difference(first, run, steps) for run in runs[1:]], axis=0)
+    comparison.report["loss"] = {
+        "images_seen": first.metrics["images_seen"][:steps].tolist(),
+        "runs": {run.key: run.metrics["loss"][:steps].tolist() for run in runs},
+        "relative_difference": difference.tolist(),
+    }
+    for a, b in itertools.combinations(runs, 2):
+        if a.has_tolerances:
+            total = len(a.metrics["loss"])
+            kind = next(k for k in (10, 100, 1000) if total <= k or k == 1000)
+            largest = max(_relative_difference(a, b, steps), default=float("inf"))
+            name, pair = f"{a.config['data']['name']}, {total} steps", f"{a.key}–{b.key}"
+            comparison.checks.append(
+                check(7, name, a.config["precision"], pair, f"training loss, {kind} steps", largest)
+            )
+    largest = f"{max(difference, default=float('inf')):.1e}"
+    note = f"over {len(first.metrics['loss']):,} lock-step steps"
+    comparison.add_headline("largest relative difference of the loss", largest, note)
+
+
+def _add_samples(comparison: Comparison, pair: tuple[FinishedRun, FinishedRun], crossed: Sequence[Samples]) -> None:
+    """Add the samples of two runs side by side; where both drew from the same weights, they are checked."""
+    a, b = pair
+    samples = comparison.report["samples"]
+    for left, right, title in _sample_pairs(pair, crossed):
+        if left[0].shape != right[0].shape or not np.array_equal(left[1], right[1]):
+            continue
+        if left[2]["weights_sha256"] == right[2]["weights_sha256"] and a.has_tolerances:
+            error = pixels_apart(left[0], right[0])
+            comparison.checks.append(check(6, title, a.config["precision"], f"{a.key}–{b.key}", "pixels", error))
+        apart = int(np.count_nonzero(left[0] != right[0]))
+        largest = int(np.abs(left[0].astype(int) - right[0]).max())
+        key = f"samples{len(samples)}"
+        comparison.images |= _sample_images(key, left[0], right[0], left[1])
+        samples.append({"title": title} | {side: f"{key}-{side}" for side in ("left", "right", "difference")} | {
+            "left_label": a.label, "right_label": b.label,
+            "caption": f"{apart:,} of {left[0].size:,} uint8 values differ, by at most {largest} of 255",
+        })  # fmt: skip
+        comparison.add_headline("differing sample pixels", f"{apart:,} of {left[0].size:,}", title)
+
+
+def _sample_pairs(
+    pair: tuple[FinishedRun, FinishedRun], crossed: Sequence[Samples]
+) -> list[tuple[Samples, Samples, str]]:
+    """Return samples of two runs in their order: drawn from one and the same checkpoint, then each from its own."""
+    a, b = pair
+    found = []
+    for samples in crossed:
+        for owner, other in ((a, b), (b, a)):
+            same = samples[2]["weights_sha256"] == owner.samples[2]["weights_sha256"]
+            if same and samples[2]["backend"] == other.backend.name != owner.backend.name:
+                title = f"the same checkpoint, trained in {owner.label}, and the same noise"
+                found.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
+    return [*found, (a.samples, b.samples, "each framework's own checkpoint, and the same noise")]
+
+
+def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
+    count, columns = min(100, len(left)), max(len(np.unique(labels)), 5)
+    scale = max(1, 32 // left.shape[1])
+    shown = {"left": left, "right": right, "difference": render.difference(left, right, gain=_GAIN)}
+    return {
+        f"{key}-{name}": render.png_bytes(render.grid(image[:count], columns, scale)) for name, image in shown.items()
+    }
+
+
+def _cost(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    def row(name: str, better: str, value: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
+        return {"name": name, "values": {run.key: value(run.result) for run in runs}, "better": better}
+
+    return {
+        "rows": [
+            row("training, images per second", "higher", lambda r: r["images_per_second"]),
+            row("sampling, images per second", "higher", lambda r: r["sampled"] / r["sample_seconds"]),
+            row("first step, seconds (tracing and compiling)", "lower", lambda r: r["first_step_seconds"]),
+            row("peak memory, MiB", "lower", lambda r: r["peak_memory_mib"]),
+        ]
+    }
+
+
+def _add_images(comparison: Comparison, run: FinishedRun) -> list[dict[str, str]]:
+    """Add the images that the run has of noising, denoising and generation."""
+    found = []
+    for key, (name, title, caption) in _IMAGES.items():
+        path = run.path / "samples" / name
+        if path.is_file():
+            comparison.images[key] = path.read_bytes()
+            found.append({"title": title, "picture": key, "caption": f"{caption} ({run.label})"})
+    return found
+
+
+# --- quality ------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dict[str, tuple[Number, ...]]:
+    """Return the numbers of class-conditional digits by subject; empty if something else was trained.
+
+    The subjects are the runs and, as the best that can be reached, as many held-out digits; the reference is the
+    training part.
+    """
+    if any(run.config["data"]["name"] != "digits" or not run.config["model"].get("num_classes") for run in runs):
+        return {}
+    size = runs[0].samples[0].shape[1]
+    train, held_out = (load_dataset("digits", size=size, part=part) for part in ("train", "held_out"))
+    subjects = {run.label: read_sample_set(run.path) for run in runs}
+    subjects["real digits, held out"] = SampleSet({"images": held_out.images, "labels": held_out.labels}, {})
+    metrics = {"agreement": {}, "frechet": {}, "spread": {}, "memorisation": {}}
+    evaluate = SampleEvaluator(make_features({"name": "digits"}), metrics, dataset_reference(train, {"part": "train"}))
+    fewest = min(map(len, subjects.values()))
+    numbers = {}
+    for label, subject in subjects.items():
+        samples, sets = chosen(subject, (len(subject),), fewest, MIN_VALUES, evaluate.seed)
+        evaluation, _, _ = evaluate(samples, sets)
+        numbers[label] = evaluation.numbers
+        if label == runs[0].label:
+            _add_nearest(comparison, evaluation.results["memorisation"].shown, label)
+    for run, facts in zip(runs, comparison.report["runs"], strict=True):
+        facts["quality"] = {number.name: number.value for number in numbers[run.label]}
+    return numbers
+
+
+def _add_nearest(comparison: Comparison, shown: tuple[tuple[str, NDArray], ...], label: str) -> None:
+    rows = render.labelled_rows(shown, scale=max(1, 64 // shown[0][1].shape[1]))
+    comparison.images["nearest"] = render.png_bytes(rows)
+    caption = f"the samples that are most like training images, and the two nearest of these ({label})"
+    entry = {"title": "Nearest training images", "picture": "nearest", "caption": caption}
+    comparison.report["pictures"].append(entry)
+
+
+def _quality(subjects: Mapping[str, tuple[Number, ...]]) -> dict[str, Any]:
+    """Return the table of numbers: one row for each protocol by which subjects were measured."""
+    rows = []
+    for column in columns(subjects):
+        numbers = [column.numbers.get(subject) for subject in subjects]
+        unit = f" [{column.first.unit}]" if column.first.unit else ""
+        rows.append({
+            "name": f"{column.title}{unit}",
+            "values": [n and n.value for n in numbers],
+            "intervals": [n and n.interval and [n.interval.low, n.interval.high] for n in numbers],
+            "better": column.first.better,
+            "protocol": dict(column.first.protocol),
+        })  # fmt: skip
+    return {"columns": list(subjects), "rows": rows, "note": _NOTE}

@@ -1,0 +1,115 @@
+"""A finished run, read from its directory, and what makes two runs the same experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs.run_directory import read_metrics, read_samples
+from experiments.config.backends import BackendInfo
+from experiments.config.safe_yaml import read_config
+
+__all__ = ["FinishedRun", "differing_parts", "read_runs"]
+
+# What runs must share to be the same experiment. How and where they are computed is what is compared.
+_SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
+# Options of `data` that change no batch: how batches are read, and where the pixels are stored.
+_HOW_READ = ("workers", "loader", "store")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A finished run of experiments.train.
+
+    Args:
+        path: its directory.
+        letter: tells it from other runs of the same backend; empty if there is none.
+    """
+
+    path: Path
+    letter: str = ""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its configuration."""
+        try:
+            return read_config(self.path / "config.yaml")
+        except DuetError as error:
+            raise DuetError(f"{self.path}: it is not a run of experiments.train ({error})") from error
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The machine and the versions that it ran with."""
+        return read_json(self.path / "environment.json")
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The content of its result.json."""
+        return read_json(self.path / "result.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, NDArray]:
+        """Its metrics by name, with shape (steps,)."""
+        lines = list(read_metrics(self.path / "metrics.jsonl"))
+        if not lines:
+            raise DuetError(f"{self.path}: metrics.jsonl is empty, so nothing was trained")
+        return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+    @cached_property
+    def samples(self) -> tuple[NDArray, NDArray, dict[str, Any]]:
+        """Images, labels and facts of its final samples."""
+        return read_samples(self.path / "samples" / "samples.npz")
+
+    @cached_property
+    def backend(self) -> BackendInfo:
+        """Its backend, as its configuration describes it."""
+        return BackendInfo.from_options(self.config["backend"])
+
+    @property
+    def label(self) -> str:
+        """The title of its backend, with its letter."""
+        return f"{self.backend.title} {self.letter}".strip()
+
+    @property
+    def key(self) -> str:
+        """The name of its backend, with its letter."""
+        return f"{self.backend.name} {self.letter}".strip()
+
+    @property
+    def has_tolerances(self) -> bool:
+        """Whether tolerances are published for its precision."""
+        return self.config["precision"] in ("float64", "float32")
+
+
+def read_runs(paths: Sequence[str | Path]) -> tuple[FinishedRun, ...]:
+    """Return the runs in these directories; runs of one backend are told apart by the letters a, b, c, ...
+
+    Raises:
+        DuetError: a directory does not hold a run.
+    """
+    runs = [FinishedRun(Path(path)) for path in paths]
+    names = [run.backend.name for run in runs]
+    letters = [chr(ord("a") + names[:k].count(name)) if names.count(name) > 1 else "" for k, name in enumerate(names)]
+    return tuple(FinishedRun(run.path, letter) for run, letter in zip(runs, letters, strict=True))
+
+
+def differing_parts(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return what makes the runs different experiments; empty if they are the same experiment."""
+
+    def shared(run: FinishedRun) -> dict[str, Any]:
+        data = {key: value for key, value in (run.config.get("data") or {}).items() if key not in _HOW_READ}
+        return {part: run.config.get(part) for part in _SAME} | {"data": data}
+
+    configs = [shared(run) for run in runs]
+    found = [part for part in _SAME if any(config[part] != configs[0][part] for config in configs)]
+    if len({run.environment["data"]["sha256"] for run in runs}) > 1:
+        found.append("pixels of the data")
+    return found

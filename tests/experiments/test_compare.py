@@ -1,0 +1,86 @@
+"""`experiments.compare` on runs that were made up (`made_up.py`): PyTorch and TensorFlow differ by a millionth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from commands import call
+from made_up import losses, write_training
+
+from experiments.config.backends import BackendInfo, read_backends
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Path]:
+    """Runs of two backends and a second one of the first, all of seed 0."""
+    found = {"torch": tmp_path / "one", "tf": tmp_path / "two", "again": tmp_path / "three"}
+    for name, path in found.items():
+        write_training(path, 0, "tf" if name == "tf" else "torch")
+    return found
+
+
+def compare(tmp_path: Path, *runs: Path, code: int = 0) -> tuple[str, dict[str, Any]]:
+    """Output of the command and its report."""
+    words = ",".join(map(str, runs))
+    called = call("compare", f"runs=[{words}]", f"out={tmp_path / 'report'}")
+    assert called.code == code, called.err
+    return called.out, json.loads((tmp_path / "report/report.json").read_text())
+
+
+def test_two_runs_are_checked_against_each_other(runs: dict[str, Path], tmp_path: Path) -> None:
+    out, report = compare(tmp_path, runs["torch"], runs["tf"])
+    checks = [check for rung in report["rungs"] for check in rung["checks"]]
+    assert [check["backend"] for check in checks] == ["torch–tf"] and "1 of 1 check passed" in out
+    a, b = (np.array(losses(0, backend)) for backend in ("torch", "tf"))
+    assert report["loss"]["relative_difference"] == pytest.approx((np.abs(a - b) / a).tolist())
+    assert checks[0]["error"] == pytest.approx(max(report["loss"]["relative_difference"]))
+    assert [tile["value"] for tile in report["headlines"] if "pixels" in tile["label"]] == ["1 of 1,280"]
+    assert [backend["name"] for backend in report["backends"]] == ["torch", "tf"]
+
+
+def test_every_pair_of_three_runs_is_checked(runs: dict[str, Path], tmp_path: Path) -> None:
+    _, report = compare(tmp_path, *runs.values())
+    assert [run["label"] for run in report["runs"]] == ["PyTorch a", "TensorFlow", "PyTorch b"]
+    checks = [check for rung in report["rungs"] for check in rung["checks"]]
+    pairs = ["torch a–tf", "torch a–torch b", "tf–torch b"]
+    assert [check["backend"] for check in checks if check["rung"] == 7] == pairs
+    # Both runs of PyTorch hold the same weights, so their samples must be equal.
+    assert [(c["backend"], c["error"]) for c in checks if c["rung"] == 6] == [("torch a–torch b", 0.0)]
+    page = (tmp_path / "report/report.html").read_text()
+    assert all(label in page for label in ("PyTorch a", "PyTorch b")) and page.count('class="cost-row"') == 4
+    assert set(report["loss"]["runs"]) == {"torch a", "tf", "torch b"}
+
+
+def test_one_run_that_departs_fails_the_comparison_and_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    file = runs["again"] / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["loss"] *= 1.01
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, report = compare(tmp_path, *runs.values(), code=1)
+    failed = {c["backend"] for rung in report["rungs"] for c in rung["checks"] if not c["passed"]}
+    assert failed == {"torch a–torch b", "tf–torch b"} and "DO NOT agree" in out
+    assert report["loss"]["relative_difference"][3] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_runs_of_different_experiments_are_not_checked(runs: dict[str, Path], tmp_path: Path) -> None:
+    write_training(runs["tf"], 1, "tf")
+    out, report = compare(tmp_path, runs["torch"], runs["tf"])
+    assert "they differ in: seed" in out and "No comparable quantities" in out
+    assert report["verdict"]["agree"] is None and "loss" not in report
+
+
+def test_every_backend_has_a_title_and_two_colours() -> None:
+    backends = read_backends()
+    assert sorted(backends) == sorted(path.stem for path in (CONFIGS / "backend").glob("*.yaml"))
+    for name, backend in backends.items():
+        options = yaml.safe_load((CONFIGS / "backend" / f"{name}.yaml").read_text())
+        assert backend == BackendInfo(name, options["title"], options["colour"])
+        assert set(backend.colour) == {"light", "dark"}
+    assert BackendInfo.from_options({"name": "jax"}).title == "jax"
