@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.networks.flops import Convolution
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
@@ -416,8 +415,7 @@ def within_memory(method: _Method) -> _Method:
 class Backend:
     """A framework that executes programs and plans: one face for its modules, which a subclass names.
 
-    Another class with the same methods is a backend too; the methods that end in `_alone`, which
-    `experiments.bench` alone calls, may be missing, and nothing but that command misses them.
+    Another class with the same methods is a backend too.
 
     Args:
         config: how it computes; they are fixed when it is made, as some are of the whole process.
@@ -427,7 +425,6 @@ class Backend:
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, exported
     networks: ClassVar[Any]  # Network
-    products: ClassVar[Any]  # what experiments.bench alone calls
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
 
@@ -492,22 +489,6 @@ class Backend:
     def exported(self, program: Program, path: Path) -> Forward:
         """What `export` wrote, read back: a function that is called as `Network.forward` is."""
         return self.files.exported(program, path, self.context)
-
-    def passes_alone(self, trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
-        """A function that passes a batch, which lies on the device, forward and backward, and waits."""
-        return self.products.passes(trainer, batch)
-
-    def evaluations_alone(self, network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
-        """A function that evaluates a network so many times on images, which lie on the device, and waits."""
-        return self.products.evaluations(network, images, label, count)
-
-    def convolutions_alone(self, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
-        """A function that does each convolution forward and backward once, for so many images, and waits for them."""
-        return self.products.convolutions(self.context, shapes, batch)
-
-    def matrices_alone(self, size: int) -> Callable[[], None]:
-        """A function that multiplies two square matrices and waits for them."""
-        return self.products.matrices(self.context, size)
 
     def peak_memory_mib(self) -> float:
         """The most memory used so far: of the device where it has its own, else of the process."""

@@ -7,31 +7,10 @@ memory traffic. Each block kind states its own shape and count, see `registry.Bl
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from diffusion_core.networks import blocks
 from diffusion_core.networks.program import Program, input_shapes
 from diffusion_core.networks.registry import Shape
 
-__all__ = ["Convolution", "convolutions", "multiply_adds", "shapes"]
-
-
-class Convolution(NamedTuple):
-    """A convolution of a square image of this height and width; `padding` is (top, bottom, left, right)."""
-
-    size: int
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: tuple[int, int, int, int]
-
-    @property
-    def multiply_adds(self) -> int:
-        """The multiply-adds for one image."""
-        top, bottom, left, right = self.padding
-        height, width = ((self.size + zeros - self.kernel) // self.stride + 1 for zeros in (top + bottom, left + right))
-        return self.kernel**2 * self.inputs * self.outputs * height * width
+__all__ = ["multiply_adds", "shapes"]
 
 
 def _values(program: Program, image: Shape) -> dict[str, Shape]:
@@ -52,17 +31,3 @@ def multiply_adds(program: Program, image: Shape) -> int:
     """Return the multiply-adds of a forward pass over one image of shape (h, w, c)."""
     values = _values(program, image)
     return sum(node.block.multiply_adds(*(values[name] for name in node.inputs)) for node in program.nodes)
-
-
-def convolutions(program: Program, image: Shape) -> tuple[Convolution, ...]:
-    """Return the convolutions of a forward pass; a transposed one stands as that of its backward pass."""
-    values, result = _values(program, image), []
-    for node in program.nodes:
-        block = node.block
-        if isinstance(block, blocks.Conv):
-            size = values[node.inputs[0]][0]
-            result.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride, block.padding))
-        elif isinstance(block, blocks.ConvTranspose):
-            size, padding = values[node.name][0], (block.crop,) * 4
-            result.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride, padding))
-    return tuple(result)

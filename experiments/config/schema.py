@@ -27,7 +27,7 @@ from diffusion_core.sampling import make_plan
 from diffusion_core.training.loop import TrainingConfig
 from experiments.targets import TARGETS
 
-__all__ = ["MODELS", "SCHEMAS", "register"]
+__all__ = ["MODELS", "SCHEMAS", "add_schema", "register"]
 
 
 @functools.cache
@@ -355,35 +355,6 @@ class CompareSchema:
 
 
 @dataclass
-class BenchSchema:
-    """Everything of `experiments.bench`.
-
-    No `contestants` means all; `precisions` and `compile` list the modes of each; `vary` names what takes the `values`.
-    The group `device` says on what, and which work fits it; of the contestants `at_once` are there, null being all.
-    A round that takes longer than `limit_s` is given up.
-    """
-
-    out: str = MISSING
-    contestants: list[str] = field(default_factory=list)
-    precisions: list[str] = field(default_factory=lambda: ["float32"])
-    compile: list[bool] = field(default_factory=lambda: [False])
-    device: str = "cpu"
-    threads: int | None = None
-    work: list[str] = field(default_factory=lambda: ["train", "ddim"])
-    batch: int = 64
-    steps: int = 4
-    images: int = 16
-    ddim_steps: int = 50
-    repeats: int = 10
-    limit_s: float = 1800.0
-    at_once: int | None = None
-    vary: str | None = None
-    values: list[int] = field(default_factory=list)
-    model: Any = MISSING
-    process: ProcessSchema = field(default_factory=ProcessSchema)
-
-
-@dataclass
 class ImportSchema:
     """Everything of `experiments.import_weights`; a `process` that is given takes the place of the source's own."""
 
@@ -463,7 +434,6 @@ SCHEMAS = {
     "trace": TraceSchema,
     "networks": NetworksSchema,
     "compare": CompareSchema,
-    "bench": BenchSchema,
     "import_weights": ImportSchema,
     "export_weights": ExportSchema,
     "reconstruct_ema": ReconstructSchema,
@@ -478,6 +448,12 @@ MODELS = {
     )
     for name, spec in ARCHITECTURES.items()
 }
+
+
+def add_schema(name: str, schema: type) -> None:
+    """Register the schema of a command outside `experiments`, whose file is ``configs/<name>.yaml``."""
+    SCHEMAS[name] = schema
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
 @functools.cache

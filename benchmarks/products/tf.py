@@ -1,4 +1,4 @@
-"""Parts of a step or a sample alone, as fast as TensorFlow does them: what the whole cannot be faster than."""
+"""Parts of a training step or of sampling alone, as fast as TensorFlow runs them: bounds for the whole."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from backends.tf.network import Network, convolve
 from backends.tf.trainer import Trainer, tensors
+from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
-from diffusion_core.networks.flops import Convolution
 
 __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
-    """A function that passes a batch, which lies on the device, forward and backward, and waits."""
-    given = tensors(batch, trainer.context)
+    """Return a function that runs the forward and the backward pass of a batch on the device, and waits."""
+    on_device = tensors(batch, trainer.context)
 
     def run() -> None:
-        _, _, gradients, _ = trainer.in_micro_batches(given, 1)
+        _, _, gradients, _ = trainer.in_micro_batches(on_device, 1)
         tf.reshape(gradients[0], [-1])[0].numpy()
 
     return run
 
 
 def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
-    """A function that evaluates a network so many times on images, which lie on the device, and waits."""
+    """Return a function that evaluates a network `count` times on images on the device, and waits."""
     context = network.context
     x, label = context.images(images), context.tensor(label, tf.int32)
     with tf.device(context.device):
@@ -43,7 +43,7 @@ def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -
 
 
 def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
-    """A function that does each convolution forward and backward once, for so many images, and waits for them."""
+    """Return a function that runs each convolution forward and backward for `batch` images, and waits."""
     prepared = []
     with tf.device(context.device):
         for shape in shapes:
@@ -52,23 +52,23 @@ def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: i
             prepared.append((x, tf.cast(weight, context.compute), shape))
 
     @context.function
-    def all_of_them() -> tf.Tensor:
-        done = []
+    def run_all() -> tf.Tensor:
+        sums = []
         for x, weight, shape in prepared:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch((x, weight))
                 y = convolve(x, weight, None, shape.stride, shape.padding)
-            done += [tf.reduce_sum(one) for one in tape.gradient(y, (x, weight), tf.stop_gradient(y))]
-        return tf.add_n(done)
+            sums += [tf.reduce_sum(one) for one in tape.gradient(y, (x, weight), tf.stop_gradient(y))]
+        return tf.add_n(sums)
 
     def run() -> None:
-        all_of_them().numpy()
+        run_all().numpy()
 
     return run
 
 
 def matrices(context: DeviceContext, size: int) -> Callable[[], None]:
-    """A function that multiplies two square matrices and waits for them."""
+    """Return a function that multiplies two square matrices, and waits."""
     with tf.device(context.device):
         a = tf.cast(tf.random.normal([size, size]), context.compute)
 

@@ -1,4 +1,4 @@
-"""diffusers (PyTorch): UNet2DModel, DDPMScheduler.add_noise, AdamW and EMAModel, as its training example has them."""
+"""diffusers (PyTorch): UNet2DModel, DDPMScheduler.add_noise, AdamW and EMAModel, as in its training example."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 
-from peers import Contest, Task
-from peers.pytorch import built, parameters, peak_memory_mib, pictures, start
+from benchmarks.peers import BuiltContestant, Task
+from benchmarks.peers.pytorch import build_nearest, configure, count_parameters, make_images, peak_memory_mib
 
-__all__ = ["contest"]
+__all__ = ["build"]
 
 
 def _network(task: Task, width: int) -> diffusers.UNet2DModel:
@@ -31,15 +31,15 @@ def _network(task: Task, width: int) -> diffusers.UNet2DModel:
     )
 
 
-def contest(task: Task) -> Contest:
-    """Build it."""
-    device = start(task)
-    network = built(_network, task, task.groups, task.groups).to(device)
+def build(task: Task) -> BuiltContestant:
+    """Build the network and its workloads."""
+    device = configure(task)
+    network = build_nearest(_network, task, task.groups, task.groups).to(device)
     forward = torch.compile(network) if task.compile else network
     noising = diffusers.DDPMScheduler(task.T, beta_schedule="linear")
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     average = EMAModel(network.parameters(), decay=0.999)
-    images, labels = pictures(task, device)
+    images, labels = make_images(task, device)
     mixed = torch.autocast(device, torch.bfloat16, enabled=task.bf16)
 
     def train() -> int:
@@ -71,11 +71,11 @@ def contest(task: Task) -> Contest:
 
     facts = {
         "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
-        "parameters": parameters(network),
+        "parameters": count_parameters(network),
     }
     work = {
         "train": train,
         "ddim": lambda: draw(diffusers.DDIMScheduler(task.T, beta_schedule="linear"), task.ddim_steps),
         "ddpm": lambda: draw(diffusers.DDPMScheduler(task.T, beta_schedule="linear"), task.T),
     }
-    return Contest(facts, work, peak_memory_mib)
+    return BuiltContestant(facts, work, peak_memory_mib)

@@ -14,13 +14,13 @@ import pytest
 from commands import call, composed
 
 from diffusion_core.common.errors import DuetError
-from experiments.bench import VARIED, _modes, _points
-from experiments.benchmark.contestants import Contestant, Mode, interleave, start
-from experiments.benchmark.figures import bars, growth
-from experiments.benchmark.table import compared, median_interval, rows
-from experiments.benchmark.targets import targets
+from benchmarks.bench import VARIED, _modes, _points
+from benchmarks.contestants import Contestant, Mode, interleave, start
+from benchmarks.figures import bars, growth
+from benchmarks.table import compared, median_interval, rows
+from benchmarks.targets import targets
 from experiments.common import make_model
-from peers import PEERS, nearest
+from benchmarks.peers import PEERS, nearest
 
 ROUNDS = {"batch": 8, "steps": 2, "images": 4, "ddim_steps": 5}
 
@@ -226,7 +226,7 @@ def test_who_hangs_is_ended():
 def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch, tmp_path):
     """It is not the error of a person, and not one that Duet raises: whatever a framework may say."""
     model = make_model(composed("bench", "out=x"))
-    monkeypatch.setattr("experiments.benchmark.contestants.backend_python", lambda *_: Path(sys.executable))
+    monkeypatch.setattr("benchmarks.contestants.backend_python", lambda *_: Path(sys.executable))
     one = start(Mode("torch", "float32", False), model, ROUNDS | {"batch": None}, "cpu", 1, 60, tmp_path)
     try:
         interleave([one], ["train"], 1)
@@ -237,7 +237,7 @@ def test_a_process_that_breaks_off_is_left_out_and_says_why(monkeypatch, tmp_pat
     def nowhere(*_: object) -> Path:
         raise DuetError("there is no environment of torch here")
 
-    monkeypatch.setattr("experiments.benchmark.contestants.backend_python", nowhere)
+    monkeypatch.setattr("benchmarks.contestants.backend_python", nowhere)
     one = start(Mode("torch", "float32", False), model, ROUNDS, "cpu", 1, 60, tmp_path)
     one.stop()
     assert one.left_out == "bench: torch: there is no environment of torch here"

@@ -1,4 +1,4 @@
-"""Parts of a step or a sample alone, as fast as PyTorch does them: what the whole cannot be faster than."""
+"""Parts of a training step or of sampling alone, as fast as PyTorch runs them: bounds for the whole."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from backends.torch.device import DeviceContext
 from backends.torch.network import Network, convolve
 from backends.torch.trainer import Trainer, tensors
+from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
-from diffusion_core.networks.flops import Convolution
 
 __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
-    """A function that passes a batch, which lies on the device, forward and backward, and waits."""
-    given = tensors(batch, trainer.context)
+    """Return a function that runs the forward and the backward pass of a batch on the device, and waits."""
+    on_device = tensors(batch, trainer.context)
 
     def run() -> None:
-        trainer.in_micro_batches(given, 1)
+        trainer.in_micro_batches(on_device, 1)
         _wait(trainer.context)
 
     return run
 
 
 def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -> Callable[[], None]:
-    """A function that evaluates a network so many times on images, which lie on the device, and waits."""
+    """Return a function that evaluates a network `count` times on images on the device, and waits."""
     context = network.context
     x, label = context.images(images), context.tensor(label, torch.int64)
     c_noise, features = torch.zeros(len(x), dtype=torch.float64, device=x.device), network.no_features(len(x))
@@ -43,7 +43,7 @@ def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -
 
 
 def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: int) -> Callable[[], None]:
-    """A function that does each convolution forward and backward once, for so many images, and waits for them."""
+    """Return a function that runs each convolution forward and backward for `batch` images, and waits."""
     prepared = []
     for shape in shapes:
         x = torch.randn(batch, shape.inputs, shape.size, shape.size, device=context.device, dtype=context.compute)
@@ -61,7 +61,7 @@ def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: i
 
 
 def matrices(context: DeviceContext, size: int) -> Callable[[], None]:
-    """A function that multiplies two square matrices and waits for them."""
+    """Return a function that multiplies two square matrices, and waits."""
     a = torch.randn(size, size, device=context.device, dtype=context.compute)
 
     def run() -> None:

@@ -1,7 +1,7 @@
-"""denoising-diffusion-pytorch: Unet and GaussianDiffusion, with the optimiser and the average of its Trainer.
+"""denoising-diffusion-pytorch: Unet and GaussianDiffusion, with the optimiser and the moving average of its Trainer.
 
-Its network has linear attention at the levels without full attention and knows no classes, so equal numbers of
-parameters are not equal work: on 32 x 32 pictures it does about a fifth less.
+Its network has linear attention at the levels without full attention, and no classes, so the same number of parameters
+is not the same amount of computation: on 32 x 32 images it computes about a fifth less.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-from peers import Contest, Task
-from peers.pytorch import built, parameters, peak_memory_mib, pictures, start
+from benchmarks.peers import BuiltContestant, Task
+from benchmarks.peers.pytorch import build_nearest, configure, count_parameters, make_images, peak_memory_mib
 
-__all__ = ["contest"]
+__all__ = ["build"]
 
 
 def _network(task: Task, width: int) -> Unet:
@@ -23,10 +23,10 @@ def _network(task: Task, width: int) -> Unet:
     return Unet(width, dim_mults=task.multipliers, channels=task.channels, full_attn=attends)
 
 
-def contest(task: Task) -> Contest:
-    """Build it."""
-    device = start(task)
-    network = built(_network, task, 8, 2).to(device)
+def build(task: Task) -> BuiltContestant:
+    """Build the network and its workloads."""
+    device = configure(task)
+    network = build_nearest(_network, task, 8, 2).to(device)
     if task.compile:
         network.compile()
 
@@ -39,7 +39,7 @@ def contest(task: Task) -> Contest:
     diffusion = process(task.ddim_steps)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
     average = EMA(diffusion, beta=0.999, update_every=1, update_after_step=0)
-    images, _ = pictures(task, device)
+    images, _ = make_images(task, device)
     mixed = torch.autocast(device, torch.bfloat16, enabled=task.bf16)
 
     def train() -> int:
@@ -62,7 +62,7 @@ def contest(task: Task) -> Contest:
     names = ("denoising-diffusion-pytorch", "torch")
     facts = {
         "versions": {name: version(name) for name in names},
-        "parameters": parameters(network),
+        "parameters": count_parameters(network),
     }
     work = {"train": train, "ddim": lambda: draw(diffusion), "ddpm": lambda: draw(process(task.T))}
-    return Contest(facts, work, peak_memory_mib)
+    return BuiltContestant(facts, work, peak_memory_mib)

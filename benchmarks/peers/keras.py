@@ -1,7 +1,7 @@
-"""Keras on TensorFlow in the form of its tutorials: a Model with `train_step`, `fit`, and a sampling loop of `predict`.
+"""Keras on TensorFlow, as in its tutorials: a Model with `train_step`, `fit`, and a sampling loop of `predict`.
 
-The network is that of the tutorial for DDPM: blocks of GroupNormalization, swish and Conv2D with the time added,
-attention by einsum, strided convolution down, UpSampling2D and convolution up.
+The network is that of the DDPM tutorial: blocks of GroupNormalization, swish and Conv2D with the time embedding added,
+attention by einsum, strided convolutions to downsample, UpSampling2D and convolutions to upsample.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from peers import Contest, Task, nearest
+from benchmarks.peers import BuiltContestant, Task, nearest_width
 
-__all__ = ["contest"]
+__all__ = ["build"]
 
 
 class _Attention(layers.Layer):
@@ -95,7 +95,7 @@ def _network(task: Task, width: int) -> keras.Model:
 
 
 class _Diffusion(keras.Model):
-    """The tutorial's model: the network, its average, and the schedule."""
+    """The model of the tutorial: the network, its moving average, and the schedule."""
 
     def __init__(self, task: Task, network: keras.Model, average: keras.Model) -> None:
         super().__init__()
@@ -119,10 +119,10 @@ class _Diffusion(keras.Model):
         return {"loss": loss}
 
 
-def contest(task: Task) -> Contest:
-    """Build it."""
-    for card in tf.config.list_physical_devices("GPU"):  # it would else take all memory from the other contestants
-        tf.config.experimental.set_memory_growth(card, True)
+def build(task: Task) -> BuiltContestant:
+    """Build the network and its workloads."""
+    for gpu in tf.config.list_physical_devices("GPU"):  # otherwise TensorFlow takes all memory of the GPU
+        tf.config.experimental.set_memory_growth(gpu, True)
     if task.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(task.threads)
         tf.config.threading.set_inter_op_parallelism_threads(task.threads)
@@ -130,12 +130,12 @@ def contest(task: Task) -> Contest:
     if task.bf16:
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
     with tf.device("/GPU:0" if task.device == "cuda" else "/CPU:0"):
-        width = nearest(lambda one: _network(task, one).count_params(), task.parameters, task.groups, task.groups)
+        width = nearest_width(lambda one: _network(task, one).count_params(), task.parameters, task.groups, task.groups)
         network, average = _network(task, width), _network(task, width)
         average.set_weights(network.get_weights())
         model = _Diffusion(task, network, average)
         model.compile(keras.optimizers.Adam(1e-4, global_clipnorm=1.0), jit_compile=task.compile)
-        average.jit_compile = task.compile  # which `predict` compiles
+        average.jit_compile = task.compile  # for `predict`
     shape = (task.batch, task.size, task.size, task.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     labels = np.arange(task.batch, dtype=np.int32) % max(task.classes, 1)
@@ -160,10 +160,10 @@ def contest(task: Task) -> Contest:
             inputs = [x, t, classes] if task.classes else [x, t]
             eps = average.predict(inputs, batch_size=task.images, verbose=0)
             clean = np.clip((x - math.sqrt(1 - now) * eps) / math.sqrt(now), -1, 1)
-            spread = eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
-            x = math.sqrt(before) * clean + math.sqrt(max(1 - before - spread**2, 0)) * eps
-            if spread:
-                x = x + spread * np.random.default_rng(k).normal(size=x.shape)
+            std = eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
+            x = math.sqrt(before) * clean + math.sqrt(max(1 - before - std**2, 0)) * eps
+            if std:
+                x = x + std * np.random.default_rng(k).normal(size=x.shape)
             x = x.astype(np.float32)
         np.clip(x * 127.5 + 127.5, 0, 255).astype(np.uint8)
         return task.images
@@ -173,7 +173,7 @@ def contest(task: Task) -> Contest:
         "parameters": network.count_params(),
     }
     work = {"train": train, "ddim": lambda: draw(task.ddim_steps, 0.0), "ddpm": lambda: draw(task.T, 1.0)}
-    return Contest(facts, work, lambda: _peak_memory_mib(task.device))
+    return BuiltContestant(facts, work, lambda: _peak_memory_mib(task.device))
 
 
 def _peak_memory_mib(device: str) -> float:

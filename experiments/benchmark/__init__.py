@@ -1,1 +1,0 @@
-"""What `experiments.bench` is made of: contestants as processes, their work, and the table and figures of it all."""
