@@ -1,9 +1,9 @@
 r"""Measure speed and memory of training and sampling with each backend and with other libraries.
 
-    python -m benchmarks.bench out=outputs/bench
-    python -m benchmarks.bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
-    python -m benchmarks.bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
-    python -m benchmarks.bench device=cuda
+    python3 -m duet bench out=outputs/bench
+    python3 -m duet bench out=outputs/bench model=ddpm_cifar10 batch=8 compile=[false,true]
+    python3 -m duet bench out=outputs/growth vary=batch values=[1,4,16,64] repeats=3
+    python3 -m duet bench device=cuda
 
 Every contestant is a process of its own, in the environment of its framework, and waits while another one works. Times
 are medians over interleaved rounds; a ratio is the median of the ratios within a round. ``device=cuda`` sets a larger
@@ -64,10 +64,7 @@ def main(cfg: DictConfig) -> None:
             Console(width=160).print(make_table(measured, rounds, _title(point, model)))
     if not report["rows"]:
         raise DuetError(f"bench: every contestant failed; the first: {next(iter(report['left_out'].values()))}")
-    if cfg.vary is None:
-        figures = draw_bars(report["rows"], rounds)
-    else:
-        figures = draw_growth(cfg.vary, report["rows"], rounds)
+    figures = draw_bars(report["rows"], rounds) if cfg.vary is None else draw_growth(cfg.vary, report["rows"], rounds)
     for name, content in figures.items():
         write_atomically(out / name, content)
     print(f"figures and bench.json: {out}")
@@ -141,7 +138,9 @@ def list_points(cfg: DictConfig) -> list[DictConfig]:
     """Return the configuration for each of the `values` of what varies."""
     if cfg.vary is None:
         if cfg["values"]:
-            raise DuetError(f"values: {list(cfg['values'])} was given without vary; add vary=KEY, of {', '.join(VARIED)}")
+            raise DuetError(
+                f"values: {list(cfg['values'])} was given without vary; add vary=KEY, of {', '.join(VARIED)}"
+            )
         return [cfg]
     if cfg.vary not in VARIED:
         raise one_of("vary", cfg.vary, VARIED)

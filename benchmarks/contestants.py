@@ -97,7 +97,9 @@ class Contestant:
         timer.cancel()
         if not line:
             code = self.process.wait()
-            reason = f"was ended after limit_s={self.limit:g} seconds" if timed_out else f"stopped with exit code {code}"
+            reason = (
+                f"was ended after limit_s={self.limit:g} seconds" if timed_out else f"stopped with exit code {code}"
+            )
             raise DuetError(f"bench: {self.mode.name} {reason}; its output is above")
         answer = json.loads(line)
         if "error" in answer:
@@ -149,7 +151,7 @@ def start(
         device: as in `BackendConfig`.
         threads: as in `BackendConfig`.
         limit: seconds after which it is ended.
-        cache: an empty directory for what its framework compiles; a cache of an earlier run would hide the compile time.
+        cache: an empty directory for compiled code, since a cache of an earlier run would hide the time to compile.
     """
     is_peer = mode.contestant in PEERS
     owner = PEERS[mode.contestant][1] if is_peer else mode.contestant

@@ -49,7 +49,9 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], rounds: Mapping[str, int]) -> d
                     va="center", fontsize=7.5,
                 )  # fmt: skip
             axes.axvline(1, color="#7f7f7f", linewidth=0.8, linestyle=":")
-            axes.set(yticks=list(positions), yticklabels=[row["contestant"] for row in chosen], xlim=(0, 1.2 * max(high)))
+            axes.set(
+                yticks=list(positions), yticklabels=[row["contestant"] for row in chosen], xlim=(0, 1.2 * max(high))
+            )
             axes.set(title=title, xlabel=f"time divided by that of {chosen[0]['contestant']} in the same round")
             return figure
 

@@ -1,9 +1,9 @@
 """The results of a bench: medians with their intervals, and ratios within a round.
 
-Another load on the machine slows down everything in a round, so a ratio is the median over rounds of one time divided by
-another time in the same round, wherever rounds are interleaved. Its interval is that of the median by order statistics:
-the k-th smallest and the k-th largest of n rounds enclose it with probability 1 - 2 P(Binomial(n, 1/2) < k), whatever the
-distribution.
+Another load on the machine slows down everything in a round. So where rounds are interleaved, a ratio is the median
+over rounds of one time divided by another time in the same round. Its interval is that of the median by order
+statistics: the k-th smallest and the k-th largest of n rounds enclose it with probability
+1 - 2 P(Binomial(n, 1/2) < k), whatever the distribution.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def make_table(rows: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], tit
 
     "ready" is the time for imports and construction; "compile" is the time of the first round beyond that of the
     others. "of conv." is the rate of a step's products as a fraction of the fastest rate of its convolutions alone, and
-    "of matrix" as a fraction of that of matrix products. "overhead" is the fraction of a step outside its passes through
-    the network; for sampling, the time beyond that of the evaluations alone, as a fraction of it.
+    "of matrix" as a fraction of that of matrix products. "overhead" is the fraction of a step outside its passes
+    through the network; for sampling, the time beyond that of the evaluations alone, as a fraction of it.
     """
     table = Table(title=title)
     heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "ready, s", "compile, s", "MiB")

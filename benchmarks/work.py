@@ -1,9 +1,9 @@
 """The workloads that measure a backend of Duet, complete as a run performs them, and their parts alone.
 
-train           steps of `diffusion_core.training.loop.train`: images of a data set, noise, forward, backward, clip, Adam,
-                moving average
-ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations, or with one per step of the
-                process
+train           steps of `diffusion_core.training.loop.train`: images of a data set, noise, forward, backward, clip,
+                Adam, moving average
+ddim, ddpm      samples from the shared streams to host arrays, with few network evaluations, or with one per step of
+                the process
 evaluations     the network evaluations of `ddim` alone, on images that are on the device
 passes          the forward and the backward pass of one training step alone, on a batch that is on the device
 convolutions    the convolutions of one training step alone, forward and backward

@@ -47,9 +47,9 @@ def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: i
     prepared = []
     with tf.device(context.device):
         for shape in shapes:
-            x = tf.cast(tf.random.normal([batch, shape.size, shape.size, shape.inputs]), context.compute)
-            weight = tf.random.normal([shape.kernel, shape.kernel, shape.inputs, shape.outputs])
-            prepared.append((x, tf.cast(weight, context.compute), shape))
+            x = tf.random.stateless_normal([batch, shape.size, shape.size, shape.inputs], (0, 0))
+            weight = tf.random.stateless_normal([shape.kernel, shape.kernel, shape.inputs, shape.outputs], (0, 0))
+            prepared.append((tf.cast(x, context.compute), tf.cast(weight, context.compute), shape))
 
     @context.function
     def run_all() -> tf.Tensor:
@@ -70,7 +70,7 @@ def convolutions(context: DeviceContext, shapes: Sequence[Convolution], batch: i
 def matrices(context: DeviceContext, size: int) -> Callable[[], None]:
     """Return a function that multiplies two square matrices, and waits."""
     with tf.device(context.device):
-        a = tf.cast(tf.random.normal([size, size]), context.compute)
+        a = tf.cast(tf.random.stateless_normal([size, size], (0, 0)), context.compute)
 
     def run() -> None:
         tf.linalg.matmul(a, a)[0, 0].numpy()

@@ -37,9 +37,10 @@ class Called(NamedTuple):
 
 
 def enter(module: str, *words: str) -> None:
-    """Run a command of `experiments`; its output and its exit pass through."""
-    main = importlib.import_module(f"experiments.{module}").main
-    with mock.patch.object(sys, "argv", [f"experiments.{module}", *words]), mock.patch.dict(os.environ):
+    """Run a command of `experiments`, or of another package by its full name; its output and its exit pass through."""
+    path = module if "." in module else f"experiments.{module}"
+    main = importlib.import_module(path).main
+    with mock.patch.object(sys, "argv", [path, *words]), mock.patch.dict(os.environ):
         if any(word.startswith("-") for word in words):
             GlobalHydra.instance().clear()
             main()
@@ -47,7 +48,7 @@ def enter(module: str, *words: str) -> None:
         with one_line_errors(), signals.raise_on_signal():
             check_renamed(list(words))
             with composing():
-                config = compose(module, list(words), return_hydra_config=True)
+                config = compose(path.rpartition(".")[2], list(words), return_hydra_config=True)
                 with open_dict(config):
                     config.hydra.job.num = 0
                     config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())

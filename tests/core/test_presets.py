@@ -270,7 +270,7 @@ def test_an_architecture_takes_no_other_key_or_type(name, architecture):
 def test_a_key_of_the_architecture_can_be_changed_even_if_the_file_does_not_name_it():
     rates = {block.rate for block in blocks("digits", Dropout, "model.dropout=0.25")}
     assert rates == {0.25}
-    assert compose("bench", overrides=["out=x", "model=simple"]).model.norm_momentum == 0.01
+    assert compose("train", overrides=["model=simple"]).model.norm_momentum == 0.01
 
 
 def test_a_preset_of_one_architecture_is_not_taken_for_another():

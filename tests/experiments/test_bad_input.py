@@ -408,17 +408,6 @@ def test_reports_and_parity_records_are_written_by_one_process_and_no_report_is_
     assert not (tmp_path / "float32.json").exists()
 
 
-def test_bench_refuses(tmp_path: Path) -> None:
-    assert "wrk" in refused("bench", f"out={tmp_path}", "work=[wrk]")
-    assert "jax" in refused("bench", f"out={tmp_path}", "contestants=[jax]")
-    assert "float16" in refused("bench", f"out={tmp_path}", "precisions=[float16]")
-    assert "colour" in refused("bench", f"out={tmp_path}", "vary=colour", "values=[1]")
-    assert "values" in refused("bench", f"out={tmp_path}", "values=[1]")
-    assert "steps: 0" in refused("bench", f"out={tmp_path}", "steps=0")
-    assert "at_once: 0" in refused("bench", f"out={tmp_path}", "at_once=0")
-    assert "cpu, cuda" in refused("bench", f"out={tmp_path}", "device=gpu")
-
-
 def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
