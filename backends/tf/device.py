@@ -1,6 +1,7 @@
-"""Where TensorFlow computes and in which numbers.
+"""The device and the number types of TensorFlow.
 
-TF32 is always off: it rounds the inputs of every product to ten bits. Reproducible kernels are a setting.
+TF32 is always off: it rounds the inputs of every product to ten bits. `BackendConfig.deterministic` selects
+reproducible kernels.
 """
 
 from __future__ import annotations
@@ -22,43 +23,43 @@ from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
-# Read when TensorFlow is first imported: its choice of kernels would else depend on the processor.
+# TensorFlow reads these when it is first imported. Without the first, its choice of kernels depends on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Hold back what is written to descriptor 2, and show it if an exception leaves.
+def _buffered_stderr() -> Iterator[None]:
+    """Buffer what is written to file descriptor 2, and show it only if an exception is raised.
 
-    TensorFlow logs there before its logger knows the level that was asked for, whether or not anything is wrong.
+    TensorFlow logs there before its logger reads its level, even if nothing is wrong.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            sys.stderr.write(held.read().decode(errors="replace"))
+            os.dup2(stderr, 2)
+            buffer.seek(0)
+            sys.stderr.write(buffer.read().decode(errors="replace"))
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
-with _without_chatter():
+with _buffered_stderr():
     import tensorflow as tf
 
-    CARDS = tf.config.list_physical_devices("GPU")
-    for card in CARDS:  # once, before TensorFlow starts; it would else take all memory of every card
-        tf.config.experimental.set_memory_growth(card, True)
+    GPUS = tf.config.list_physical_devices("GPU")
+    for gpu in GPUS:  # before TensorFlow starts; otherwise it reserves all memory of every GPU
+        tf.config.experimental.set_memory_growth(gpu, True)
 
 from backends.tf.parallel import Communicator  # noqa: E402 - it imports TensorFlow
 
-# A new network is a new function: TensorFlow takes that for a mistake after the fifth.
+# Each network is a new tf.function, about which TensorFlow warns from the fifth on.
 tf.get_logger().setLevel("ERROR")
 
 __all__ = ["DeviceContext", "describe", "peak_memory_mib", "prepare"]
@@ -71,9 +72,9 @@ class DeviceContext:
     Args:
         device: the device.
         dtype: of weights, images and sums.
-        compute: of the inputs of products; bfloat16 under mixed precision.
+        compute: of the inputs of matrix products and convolutions; bfloat16 under mixed precision.
         compile: whether functions are compiled with XLA.
-        communicator: the processes that compute together.
+        communicator: sums over the processes that compute together.
     """
 
     device: str
@@ -82,58 +83,58 @@ class DeviceContext:
     compile: bool
     communicator: Communicator
 
-    def mixed(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
-        """The inputs of a product, in `compute`."""
+    def mixed_precision(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+        """Cast the inputs of a product to `compute`."""
         return [tf.cast(tensor, self.compute) for tensor in tensors]
 
     @contextmanager
     def within_memory(self, changes: bool = False) -> Iterator[None]:
-        """What runs in it and finds too little memory raises the error for it; see `out_of_memory_error`."""
+        """Turn an out-of-memory error of the framework into that of `out_of_memory_error`."""
         try:
             yield
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             raise out_of_memory_error(self.device.strip("/"), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: tf.DType | None = None) -> tf.Tensor:
-        """An array on the device, in `dtype` of the place unless given."""
+        """Return an array as a tensor on the device, by default in the dtype of the context."""
         with tf.device(self.device):
             return tf.constant(np.asarray(array, (dtype or self.dtype).as_numpy_dtype))
 
     def images(self, array: NDArray) -> tf.Tensor:
-        """Images b h w c."""
+        """Return images b h w c as a tensor."""
         return self.tensor(array)
 
     def function(self, function):
-        """The function as one graph, compiled with XLA if the place compiles."""
+        """Return the function as one graph, compiled with XLA if `compile`."""
 
         def placed(*inputs):
-            with tf.device(self.device):  # else a graph is placed on a GPU, wherever its inputs are
+            with tf.device(self.device):  # otherwise a graph runs on a GPU, wherever its inputs are
                 return function(*inputs)
 
         return tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
 
 
 def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
-    """Choose the device, set what TensorFlow keeps globally, and meet the other processes.
+    """Choose the device, set TensorFlow's global options, and join the other processes.
 
     Raises:
-        DuetError: if CUDA is asked for and not there, threads are set after TensorFlow has started, or the other
-            processes are not there.
+        DuetError: if CUDA is requested but missing, threads are set after TensorFlow has started, or the other
+            processes cannot be reached.
     """
-    if config.device == "cuda" and not CARDS:
+    if config.device == "cuda" and not GPUS:
         raise DuetError(
             "backend.device: cuda was given, but TensorFlow finds no CUDA device; use cpu or auto, "
             "or install its CUDA libraries with the extra tf-cuda"
         )
-    use_cuda = bool(CARDS) and config.device != "cpu"
+    use_cuda = bool(GPUS) and config.device != "cpu"
     try:
         if config.threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(config.threads)
             tf.config.threading.set_inter_op_parallelism_threads(config.threads)
     except RuntimeError as error:
         raise DuetError(
-            f"backend.threads: {config.threads} was given, but TensorFlow has started with another number in this "
-            f"process ({error}); start a new one"
+            f"backend.threads: {config.threads} was given, but TensorFlow already runs with another number "
+            f"of threads in this process ({error}); start a new process"
         ) from error
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if config.deterministic:
@@ -145,18 +146,18 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
 
 
 def describe(context: DeviceContext, config: BackendConfig) -> Description:
-    """Device, precision and versions."""
+    """Return the device, the precision and the versions."""
     threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
     name = f"cpu, {pluralize(threads, 'thread')}"
     if context.device.startswith("/GPU"):
-        name = tf.config.experimental.get_device_details(CARDS[0]).get("device_name", context.device)
+        name = tf.config.experimental.get_device_details(GPUS[0]).get("device_name", context.device)
     mode = "XLA" if context.compile else "tf.function"
     versions = {"tensorflow": tf.__version__, "numpy": np.__version__, "python": platform.python_version()}
     return Description("tf", name, config.precision, threads, mode, versions)
 
 
 def peak_memory_mib(context: DeviceContext) -> float:
-    """The most memory used so far: of the device where it has its own, else of the process."""
+    """Return the peak memory of a GPU, or of the process on a CPU, in MiB."""
     if context.device.startswith("/GPU"):
         return tf.config.experimental.get_memory_info(context.device.strip("/"))["peak"] / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,4 +1,4 @@
-"""Files that TensorFlow reads or writes for use elsewhere: its checkpoints and its SavedModel."""
+"""Files in TensorFlow's own formats: checkpoints, which are read, and the SavedModel, which is written."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ __all__ = ["export", "exported", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
-    """The variables of a TensorFlow checkpoint by name, each in the shape that it was saved with.
+    """Return the variables of a TensorFlow checkpoint by name, with the shapes of the file.
 
     Args:
         path: its prefix, as in ``model.ckpt-790000``, or the directory that holds it.
 
     Raises:
-        DuetError: if it cannot be read.
+        DuetError: if the checkpoint cannot be read.
     """
     try:
         for file in Path(path).parent.glob(f"{Path(path).name}.*"):
             open_regular(file).close()
         reader = tf.train.load_checkpoint(str(path))
         types = reader.get_variable_to_dtype_map()
-        # Text is the graph of the objects that were saved, no variable.
+        # Strings hold the object graph of the checkpoint, not variables.
         return {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
-    except Exception as error:  # TensorFlow has many kinds for a file that is missing, cut short or something else
+    except Exception as error:  # TensorFlow raises many types for a missing or corrupted file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "; a file of PyTorch is read with backend=torch" if Path(path).suffix in (".pt", ".pth", ".bin") else ""
-        raise DuetError(f"{path}: it is no checkpoint of TensorFlow ({reason}){hint}") from error
+        raise DuetError(f"{path}: this is not a TensorFlow checkpoint ({reason}){hint}") from error
 
 
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:
     """Write a network as a SavedModel whose batch dimension is free: ``(x, c_noise, label, features) -> F``.
 
-    A self-conditioned one has ``estimate`` behind them.
+    A self-conditioned network has the input ``estimate`` after them.
 
     Args:
+        network: the network.
         path: the directory.
         shape: of an image, (h, w, c).
     """
@@ -60,13 +61,13 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
         inputs += (tf.TensorSpec([None, *shape], dtype, "estimate"),)
     module = tf.Module()
     module.network = network
-    module.forward = tf.function(lambda *given: {"F": network.apply_program(*given)}, inputs, autograph=False)
+    module.forward = tf.function(lambda *inputs: {"F": network.apply_program(*inputs)}, inputs, autograph=False)
     tf.saved_model.save(module, str(path), {"serving_default": module.forward})
 
 
 def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
-    """The network in a SavedModel that `export` wrote, as a function that is called as `Network.forward` is."""
-    model = tf.saved_model.load(str(path))  # a signature alone does not keep its variables
+    """Return the network in a SavedModel that `export` wrote, as a function with the signature of `Network.forward`."""
+    model = tf.saved_model.load(str(path))  # keep the model: its signature alone does not keep the variables alive
 
     def forward(
         x: NDArray,
@@ -75,14 +76,14 @@ def exported(program: Program, path: str | Path, context: DeviceContext) -> Forw
         features: NDArray | None = None,
         estimate: NDArray | None = None,
     ) -> NDArray:
-        given = {
+        inputs = {
             "x": context.images(x),
             "c_noise": context.tensor(c_noise, tf.float64),
             "label": context.tensor(label, tf.int32),
             "features": context.tensor(np.zeros((len(x), program.features)) if features is None else features),
         }
         if program.self_conditioned:
-            given["estimate"] = tf.zeros_like(given["x"]) if estimate is None else context.images(estimate)
-        return to_host(model.signatures["serving_default"](**given)["F"])
+            inputs["estimate"] = tf.zeros_like(inputs["x"]) if estimate is None else context.images(estimate)
+        return to_host(model.signatures["serving_default"](**inputs)["F"])
 
     return forward

@@ -1,7 +1,8 @@
-"""Block kinds as TensorFlow modules, and the network that runs a program with them.
+"""Block kinds as TensorFlow modules, and the network that runs a program.
 
 Tensors are ``b h w c``, or ``b c``. Each class computes what the function of the same kind in
-`diffusion_core.backend.reference` defines; the numbers come from the block, none from a default.
+`diffusion_core.backend.reference` defines; every number comes from the block, none from a
+default of the framework.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from einops import rearrange, repeat
 from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
-from backends.tf.random import words
+from backends.tf.random import random_words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
@@ -24,12 +25,12 @@ from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["Network", "build", "convolve", "from_canonical", "read_parameters"]
 
-# From the canonical axes of a parameter to those of TensorFlow's kernels; others are the same.
+# The axes that TensorFlow's kernels want, by the canonical axes of a parameter; other axes stay as they are.
 _NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
 
 
 def from_canonical(array: NDArray, axes: str) -> NDArray:
-    """An array in the axes of TensorFlow's kernels."""
+    """Return an array in the axes of TensorFlow's kernels."""
     return rearrange(array, f"{axes} -> {_NATIVE_AXES.get(axes, axes)}")
 
 
@@ -38,7 +39,7 @@ MODULES: BlockRules[type[Module]] = BlockRules("TensorFlow module", "backends/tf
 
 
 class Module(tf.Module):
-    """A block with its parameters; a subclass is entered in `MODULES` for the block kind of its name."""
+    """A block with its parameters. Each subclass enters `MODULES` under its own name, the name of a block kind."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -60,16 +61,16 @@ class Sinusoid(Module):
         self.frequencies = context.tensor(np.array(self.block.frequencies()), tf.float64)
 
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
-        return tf.cast(_waves(c_noise[:, None] * self.frequencies, self.block.sin_first), self.context.dtype)
+        return tf.cast(_sinusoids(c_noise[:, None] * self.frequencies, self.block.sin_first), self.context.dtype)
 
 
 class Fourier(Module):
     def __call__(self, c_noise: tf.Tensor) -> tf.Tensor:
         angle = (2.0 * np.pi) * c_noise[:, None] * tf.cast(self.frequencies, c_noise.dtype)
-        return tf.cast(_waves(angle, self.block.sin_first), self.context.dtype)
+        return tf.cast(_sinusoids(angle, self.block.sin_first), self.context.dtype)
 
 
-def _waves(angle: tf.Tensor, sin_first: bool) -> tf.Tensor:
+def _sinusoids(angle: tf.Tensor, sin_first: bool) -> tf.Tensor:
     parts = (tf.sin(angle), tf.cos(angle)) if sin_first else (tf.cos(angle), tf.sin(angle))
     return tf.concat(parts, axis=-1)
 
@@ -90,23 +91,23 @@ class Embedding(Module):
 
 class Linear(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.context.mixed(x, self.weight)
+        x, weight = self.context.mixed_precision(x, self.weight)
         y = tf.matmul(x, weight)
         return y if self.bias is None else y + tf.cast(self.bias, y.dtype)
 
 
 class Conv(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.context.mixed(x, self.weight)
+        x, weight = self.context.mixed_precision(x, self.weight)
         return convolve(x, weight, self.bias, self.block.stride, self.block.padding)
 
 
 def convolve(
     x: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor | None, stride: int, padding: tuple[int, int, int, int]
 ) -> tf.Tensor:
-    """A convolution with zeros on (top, bottom, left, right).
+    """Return a convolution with zeros on (top, bottom, left, right).
 
-    TensorFlow has two ways on a CPU, and takes oneDNN's, twice as fast backward, only where the padding has a name.
+    On a CPU TensorFlow uses oneDNN, whose backward pass is twice as fast, only with the padding "SAME" or "VALID".
     """
     top, bottom, left, right = padding
     if (top, bottom, left, right) == (*_same(x.shape[1], weight, stride), *_same(x.shape[2], weight, stride)):
@@ -118,14 +119,14 @@ def convolve(
 
 
 def _same(size: int, weight: tf.Tensor, stride: int) -> tuple[int, int]:
-    """The zeros (before, behind) of what TensorFlow calls the same padding."""
+    """Return the zeros (before, after) of TensorFlow's "SAME" padding."""
     total = max(0, (-(-size // stride) - 1) * stride + weight.shape[0] - size)
     return total // 2, total - total // 2
 
 
 class ConvTranspose(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        x, weight = self.context.mixed(x, self.weight)
+        x, weight = self.context.mixed_precision(x, self.weight)
         stride, crop = self.block.stride, self.block.crop
         height, width = ((n - 1) * stride + self.block.kernel for n in x.shape[1:3])
         shape = [tf.shape(x)[0], height, width, self.block.outputs]
@@ -168,10 +169,10 @@ class BatchNorm(Module):
 
 
 def _mean(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
-    """The mean over some axes, which stay with length 1.
+    """Return the mean over some axes, which stay with length 1.
 
-    One at a time: over several axes at once TensorFlow adds number by number, and of the 500,000 numbers of a group of
-    a large image it loses the fourth digit in float32; this keeps all, and is faster.
+    One axis at a time: over several axes at once TensorFlow sums element by element, which costs the fourth digit in
+    float32 for a group of 500,000 elements. This keeps all digits and is faster.
     """
     for axis in axes:
         x = tf.reduce_mean(x, axis=axis, keepdims=True)
@@ -179,9 +180,9 @@ def _mean(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
 
 
 def _normalise(x: tf.Tensor, axes: list[int], eps: float) -> tf.Tensor:
-    """(x - mean) / sqrt(variance + eps) over some axes, with its gradient written out: half the operations.
+    """Return (x - mean) / sqrt(variance + eps) over some axes, with an explicit gradient of half the operations.
 
-    Two passes: the mean of squares less the squared mean loses every digit at a large mean.
+    Two passes, because the mean of squares minus the squared mean loses all digits if the mean is large.
     """
 
     @tf.custom_gradient
@@ -222,7 +223,7 @@ class Sigmoid(Module):
 
 class Attention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
-        (qkv,) = self.context.mixed(qkv)
+        (qkv,) = self.context.mixed_precision(qkv)
         order = ATTENTION_ORDERS[self.block.order]
         q, k, v = tf.unstack(rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=self.block.heads))
         size = self.block.channels // self.block.heads
@@ -235,8 +236,8 @@ class Dropout(Module):
     def __call__(self, x: tf.Tensor, training: Training | None) -> tf.Tensor:
         if training is None:
             return x
-        drawn = words(training.key, training.positions, x.shape[1:].num_elements(), self.block.row)
-        kept = tf.reshape(drawn >= self.block.threshold, tf.shape(x))
+        words = random_words(training.key, training.positions, x.shape[1:].num_elements(), self.block.row)
+        kept = tf.reshape(words >= self.block.threshold, tf.shape(x))
         return tf.where(kept, x * tf.constant(1.0 / (1.0 - self.block.rate), x.dtype), tf.zeros([], x.dtype))
 
 
@@ -285,7 +286,7 @@ class MaxPool(Module):
 
 
 def _max_pool(x: tf.Tensor, factor: int) -> tf.Tensor:
-    """The largest of each window, whose gradient goes to the first of them: XLA has no reproducible kernel for it."""
+    """Return the maximum of each window; its gradient goes to the first maximum. XLA has no deterministic kernel."""
 
     @tf.custom_gradient
     def pool(x: tf.Tensor):
@@ -326,12 +327,12 @@ class Unflatten(Module):
 
 
 def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
-    """One module per node, by name."""
+    """Return one module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
-        own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = MODULES[node.kind](node, own, context)
+        parameters = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
+        modules[node.name] = MODULES[node.kind](node, parameters, context)
     return modules
 
 
@@ -343,8 +344,11 @@ class Network(tf.Module):
         self.program, self.context = program, context
         self.blocks = build(program, weights, context)
         self.call = context.function(self.apply_program)
-        # What `make` makes of this network and a key, once, as tracing it takes seconds.
-        self.made = cache(lambda make, *key: make(self, *key))
+        # Returns make(network, *key), made once per key, since tracing takes seconds.
+        self.make_once = cache(lambda make, *key: make(self, *key))
+
+    def __repr__(self) -> str:
+        return f"Network({self.program!r}, {self.context.device.strip('/')})"
 
     def apply_program(
         self,
@@ -355,7 +359,7 @@ class Network(tf.Module):
         estimate: tf.Tensor | None = None,
         training: Training | None = None,
     ) -> tf.Tensor:
-        """The raw output F of tensors, in the place's dtype; an estimate that is not given is zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
@@ -373,7 +377,7 @@ class Network(tf.Module):
         """See `diffusion_core.backend.interface.Network`."""
         context = self.context
         c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
-        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        features = self.zero_features(len(x)) if features is None else context.tensor(features)
         estimate = None if estimate is None else context.images(estimate)
         return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
@@ -384,31 +388,32 @@ class Network(tf.Module):
         """See `diffusion_core.backend.interface.Network`."""
         context = self.context
         c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
-        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        features = self.zero_features(len(x)) if features is None else context.tensor(features)
         images = context.images(x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             output = self.call(images, c_noise, label, features, None)
         return to_host(output), to_host(tape.gradient(output, images, context.images(cotangent)))
 
-    def grad_log_prob(self, x: tf.Tensor, c_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-        """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
-        # Within another graph not as a function of its own: its gradient is handed shapes that XLA must know before.
+    def grad_log_prob(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """Return the gradient with respect to x of log p(label | x), for a classifier with (B, K) logits."""
+        # Inside another graph call the program directly: the gradient of a nested function gets dynamic shapes, which
+        # XLA rejects.
         call = self.call if tf.executing_eagerly() else self.apply_program
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            nothing = tf.zeros_like(chosen), self.no_features(tf.shape(x)[0]), None
-            log_p = tf.nn.log_softmax(call(x, c_noise, *nothing), axis=1)
-            total = tf.reduce_sum(tf.gather(log_p, chosen, axis=1, batch_dims=1))
+            rest = tf.zeros_like(label), self.zero_features(tf.shape(x)[0]), None
+            log_p = tf.nn.log_softmax(call(x, c_noise, *rest), axis=1)
+            total = tf.reduce_sum(tf.gather(log_p, label, axis=1, batch_dims=1))
         return tape.gradient(total, x)
 
-    def no_features(self, batch: int | tf.Tensor) -> tf.Tensor:
-        """The features of images about which nothing is known beside the class: zeros."""
+    def zero_features(self, batch: int | tf.Tensor) -> tf.Tensor:
+        """Return zeros as features, for images without any."""
         with tf.device(self.context.device):
             return tf.zeros([batch, self.program.features], self.context.dtype)
 
     def tensors_by_name(self) -> dict[str, tf.Variable]:
-        """All variables under the names of the manifest."""
+        """Return all variables under the names of the manifest."""
         return {
             f"{node.name}.{p.name}": getattr(self.blocks[node.name], p.name)
             for node in self.program.nodes
@@ -416,11 +421,11 @@ class Network(tf.Module):
         }
 
     def weights(self) -> Weights:
-        """The weights by name, in the canonical axes."""
+        """Return the weights by name, in the canonical axes."""
         return read_parameters(self.program, self.tensors_by_name())
 
     def load(self, weights: Weights) -> None:
-        """Take other weights; what was traced or compiled is kept."""
+        """Replace the weights; traced and compiled functions stay valid."""
         check_weights(self.program, weights)
         tensors = self.tensors_by_name()
         for p in self.program.parameters:
@@ -428,7 +433,7 @@ class Network(tf.Module):
 
 
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
-    """Tensors as arrays in the canonical axes, copied; those that are there."""
+    """Return copies of tensors as arrays in the canonical axes, for the parameters that are among them."""
     return {
         p.name: np.array(
             rearrange(tensors[p.name].numpy(), f"{_NATIVE_AXES.get(p.axes, p.axes)} -> {p.axes}"), order="C"
@@ -439,5 +444,5 @@ def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weigh
 
 
 def to_host(images: tf.Tensor) -> NDArray:
-    """Images as an array b h w c, or vectors, copied."""
+    """Return images as an array b h w c, or vectors; always a copy."""
     return images.numpy()

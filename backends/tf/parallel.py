@@ -1,10 +1,10 @@
-"""Adding up over processes in TensorFlow, by the collectives of `MultiWorkerMirroredStrategy`.
+"""Sums over processes in TensorFlow, by the collectives of `MultiWorkerMirroredStrategy`.
 
-The strategy joins the processes and adds up; it places no variables, as every process makes the same ones from the same
-bits. A process has one device: of a machine with several GPUs each worker is shown one, as `duet launch` does,
-so that `MirroredStrategy`, the same within one process, is not needed beside it. What adds up is a graph of its own,
-between that of the gradients and that of the update: XLA compiles those two, and the one that sends is the same for
-every process, whatever the shape of its share.
+The strategy connects the processes and computes the sums. It places no variables, since every process makes the same
+ones from the same bits. Each process sees one device (`duet launch` assigns one GPU to each), so
+`MirroredStrategy`, for several devices within one process, is not needed. The sum is a graph of its own between the
+graph of the gradients and that of the update: XLA compiles those two, and the graph that sends is the same in every
+process, whatever the size of its part of the batch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from diffusion_core.runtime.distributed import ProcessGroup
 __all__ = ["KIND", "Communicator"]
 
 KIND = "multiworker"
-# What is sent at once: enough for a network's full rate, and little beside the gradients themselves.
+# The size of one message: enough for the full rate of a network, and small compared to the gradients.
 _BUCKET_BYTES = 25 * 2**20
 
 
 class Communicator:
-    """The processes that compute together; one alone sends nothing.
+    """Sums over the processes that compute together; a single process sends nothing.
 
     Args:
-        group: the place of this process.
-        device: what it computes on.
+        group: the rank of this process and the number of processes.
+        device: the device of this process.
 
     Raises:
-        DuetError: if the world is joined by something else, or the others do not come.
+        DuetError: if the processes were started for another backend, or the others cannot be reached.
     """
 
     def __init__(self, group: ProcessGroup, device: str) -> None:
@@ -60,38 +60,40 @@ class Communicator:
             bytes_per_pack=_BUCKET_BYTES, timeout_seconds=self.group.timeout_seconds
         )
 
-        def all_reduce(given: list[tf.Tensor]) -> list[tf.Tensor]:
-            with tf.device(self.device):  # the inputs of a graph have none yet, and the strategy asks them for it
-                placed = [tf.identity(tensor) for tensor in given]
+        def all_reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+            with tf.device(
+                self.device
+            ):  # the strategy needs the device of its inputs, and those of a graph have none yet
+                placed = [tf.identity(tensor) for tensor in tensors]
                 return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed, options)
 
         return self.strategy.run(all_reduce, (tensors,))
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """The sums over all processes of tensors of one type, in the place of these."""
+        """Return the sums of tensors of one dtype over all processes."""
         if self.group.size == 1:
             return tensors
-        with _connected(self.group):
+        with _report_lost_peers(self.group):
             return self._add(list(tensors))
 
     def all_reduce_array(self, array: NDArray) -> NDArray:
-        """The sum over all processes of arrays of one shape."""
+        """Return the sum of an array over all processes."""
         with tf.device(self.device):
-            given = tf.constant(np.asarray(array))
-        with _connected(self.group):
-            return self._add_array([given])[0].numpy()
+            tensor = tf.constant(np.asarray(array))
+        with _report_lost_peers(self.group):
+            return self._add_array([tensor])[0].numpy()
 
 
 def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
-    """Who the workers are, where Slurm knows it; else TF_CONFIG says it."""
+    """Return the workers as Slurm lists them; None if TF_CONFIG lists them."""
     if "TF_CONFIG" in os.environ:
         return None
     return tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
 
 
 @contextmanager
-def _connected(group: ProcessGroup) -> Iterator[None]:
-    """Where the connection to the others breaks in it, they are lost; want of memory passes."""
+def _report_lost_peers(group: ProcessGroup) -> Iterator[None]:
+    """Turn a connection error into the error for lost processes; let out-of-memory errors pass."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -101,5 +103,5 @@ def _connected(group: ProcessGroup) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The line that says it, of the many that a collective's error has."""
+    """Return the line with the cause, out of the many lines of a collective's error."""
     return next((line for line in str(error).splitlines() if "abort" in line or "peer" in line), type(error).__name__)

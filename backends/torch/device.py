@@ -1,6 +1,7 @@
-"""Where PyTorch computes and in which numbers.
+"""The device and the number types of PyTorch.
 
-TF32 is always off: it rounds the inputs of every product to ten bits. Reproducible kernels are a setting.
+TF32 is always off: it rounds the inputs of every product to ten bits. `BackendConfig.deterministic` selects
+reproducible kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["DeviceContext", "captured", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "capture_cuda_graph", "describe", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class DeviceContext:
     Args:
         device: the device.
         dtype: of weights, images and sums.
-        compute: of the inputs of products; bfloat16 under mixed precision.
+        compute: of the inputs of matrix products and convolutions; bfloat16 under mixed precision.
         compile: whether functions are compiled.
-        communicator: the processes that compute together.
+        communicator: sums over the processes that compute together.
     """
 
     device: torch.device
@@ -43,15 +44,15 @@ class DeviceContext:
     compile: bool
     communicator: Communicator
 
-    def mixed(self) -> AbstractContextManager:
-        """The context in which a network computes its products in `compute`."""
+    def mixed_precision(self) -> AbstractContextManager:
+        """Return the context in which a network computes its products in `compute`."""
         if self.compute == self.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
 
     @contextmanager
     def within_memory(self, changes: bool = False) -> Iterator[None]:
-        """What runs in it and finds too little memory raises the error for it; see `out_of_memory_error`."""
+        """Turn an out-of-memory error of the framework into that of `out_of_memory_error`."""
         try:
             yield
         except MemoryError as error:
@@ -62,47 +63,49 @@ class DeviceContext:
             raise out_of_memory_error(str(self.device), error, changes) from error
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """An array on the device, in `dtype` of the place unless given."""
+        """Return an array as a tensor on the device, by default in the dtype of the context."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype or self.dtype)
 
     def images(self, array: NDArray) -> torch.Tensor:
-        """Images b h w c as b c h w in channels_last: a view, not a copy."""
+        """Return images b h w c as b c h w in channels_last: a view, not a copy."""
         return self.tensor(array).permute(0, 3, 1, 2)
 
     def function(self, function):
-        """The function, compiled if the place compiles; on CUDA its calls without gradients are captured too."""
+        """Return the function, compiled if `compile`; on CUDA its calls without gradients become a CUDA graph."""
         if not self.compile:
             return function
-        return captured(function) if self.device.type == "cuda" else torch.compile(function)
+        return capture_cuda_graph(function) if self.device.type == "cuda" else torch.compile(function)
 
 
-def captured(function: Callable[..., torch.Tensor], compile: Callable = torch.compile) -> Callable[..., torch.Tensor]:
-    """The function compiled, and captured as a CUDA graph where no gradient is asked for.
+def capture_cuda_graph(
+    function: Callable[..., torch.Tensor], compile: Callable = torch.compile
+) -> Callable[..., torch.Tensor]:
+    """Compile a function, and capture its calls without gradients as a CUDA graph.
 
-    A row of a sampler starts some hundred kernels, which a graph starts as one. A graph writes where it wrote before:
-    its output is copied before anything else runs, as the history of a sampler outlives many calls, and what it is
-    given is copied in by PyTorch. Training, slopes and pullbacks ask for gradients and are compiled alone.
+    One row of a sampler starts several hundred kernels; a graph starts them as one. A graph always writes to the same
+    memory. PyTorch copies the inputs into it; the output is copied out at once, since the history of a sampler
+    outlives many calls. Training and calls that need gradients are compiled without a graph.
 
     Args:
-        function: of tensors, giving a tensor where no gradient is asked for.
-        compile: `torch.compile`, or what stands in for it.
+        function: of tensors, returning one tensor.
+        compile: `torch.compile`, or a replacement with the same signature for tests.
     """
     differentiable, graph = compile(function), compile(function, options={"triton.cudagraphs": True})
 
     def call(*inputs):
         if torch.is_grad_enabled():
             return differentiable(*inputs)
-        torch.compiler.cudagraph_mark_step_begin()  # what earlier calls gave is copied: it may be written over
+        torch.compiler.cudagraph_mark_step_begin()  # earlier outputs were copied, so their memory may be reused
         return graph(*inputs).clone()
 
     return call
 
 
 def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
-    """Choose the device, set what PyTorch keeps globally, and meet the other processes.
+    """Choose the device, set PyTorch's global options, and join the other processes.
 
     Raises:
-        DuetError: if CUDA is asked for and not there, or the other processes are not.
+        DuetError: if CUDA is requested but missing, or the other processes cannot be reached.
     """
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -116,8 +119,8 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic and use_cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The fast attention kernels of CUDA add up in an order that changes from run to run; that of the CPU does not,
-    # which the same switch governs.
+    # CUDA's fast attention kernels sum in an order that changes from run to run. The CPU's fast kernel is reproducible
+    # and has the same switch.
     any_order = not (config.deterministic and use_cuda)
     torch.backends.cuda.enable_flash_sdp(any_order)
     torch.backends.cuda.enable_mem_efficient_sdp(any_order)
@@ -132,7 +135,7 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
 
 
 def describe(context: DeviceContext, config: BackendConfig) -> Description:
-    """Device, precision and versions."""
+    """Return the device, the precision and the versions."""
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name() if context.device.type == "cuda" else f"cpu, {pluralize(threads, 'thread')}"
     mode = "torch.compile" if context.compile else "eager"
@@ -141,7 +144,7 @@ def describe(context: DeviceContext, config: BackendConfig) -> Description:
 
 
 def peak_memory_mib(context: DeviceContext) -> float:
-    """The most memory used so far: of the device where it has its own, else of the process."""
+    """Return the peak memory of a GPU, or of the process on a CPU, in MiB."""
     if context.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,4 +1,4 @@
-"""Files that PyTorch reads or writes for use elsewhere: state dicts."""
+"""Files in PyTorch's own formats, read and written: state dicts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["export", "exported", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
-    """The arrays of a state dict that `torch.save` wrote, by name. Only tensors are unpickled, never code.
+    """Return the arrays of a state dict that `torch.save` wrote, by name. Only tensors are unpickled, never code.
 
     Raises:
-        DuetError: if it cannot be read, holds anything else than tensors and plain numbers, or is no mapping of names.
+        DuetError: if the file cannot be read, or is not a mapping of names to tensors.
     """
     try:
         with open_regular(path) as file:
@@ -33,14 +33,14 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
     except OSError as error:
         hint = "; a checkpoint of TensorFlow is read with backend=tf" if Path(f"{path}.index").exists() else ""
         raise DuetError(f"{path}: it cannot be read ({error.strerror or error}){hint}") from error
-    except pickle.UnpicklingError as error:  # its own text advises to read the file without this care
+    except pickle.UnpicklingError as error:  # its message advises to disable this check
         raise DuetError(
-            f"{path}: it is no state dict of PyTorch, or it holds more than weights, which would run code when read; "
-            f"where you trust it, save its state dict alone, with torch.save or safetensors"
+            f"{path}: this is not a PyTorch state dict, or it holds objects that run code when they are read; if you "
+            f"trust the file, save its state dict alone, with torch.save or safetensors"
         ) from error
-    except Exception as error:  # what a zip reader raises depends on the byte at which the file stops to make sense
+    except Exception as error:  # the zip reader raises many types, depending on where the file is corrupted
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DuetError(f"{path}: it is no state dict of PyTorch ({reason})") from error
+        raise DuetError(f"{path}: this is not a PyTorch state dict ({reason})") from error
     if not isinstance(content, dict) or not content:
         raise DuetError(f"{path}: it holds a {type(content).__name__}; a state dict is a mapping of names to tensors")
     arrays = {}
@@ -57,8 +57,9 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     """Write the state dict of a network as safetensors, under the names of the manifest.
 
     Args:
+        network: the network.
         path: the file.
-        shape: of an image, (h, w, c); it is noted in the file's metadata.
+        shape: of an image, (h, w, c); written to the metadata of the file.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     notes = {"program_sha256": network.program.sha256, "image_shape": ",".join(map(str, shape))}
@@ -66,5 +67,5 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
 
 
 def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
-    """The network in a file that `export` wrote, as a function that is called as `Network.forward` is."""
+    """Return the network in a file that `export` wrote, as a function with the signature of `Network.forward`."""
     return Network(program, load_file(path), context).forward

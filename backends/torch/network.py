@@ -1,7 +1,8 @@
-"""Block kinds as PyTorch modules, and the network that runs a program with them.
+"""Block kinds as PyTorch modules, and the network that runs a program.
 
 Tensors are ``b c h w`` in channels_last, or ``b c``. Each class computes what the function of the same
-kind in `diffusion_core.backend.reference` defines; the numbers come from the block, none from a default.
+kind in `diffusion_core.backend.reference` defines; every number comes from the block, none from a
+default of the framework.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.torch.device import DeviceContext
-from backends.torch.random import words
+from backends.torch.random import random_words
 from diffusion_core.backend.interface import within_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
@@ -31,7 +32,7 @@ MODULES: BlockRules[type[Module]] = BlockRules("PyTorch module", "backends/torch
 
 
 class Module(nn.Module):
-    """A block with its parameters; a subclass is entered in `MODULES` for the block kind of its name."""
+    """A block with its parameters. Each subclass enters `MODULES` under its own name, the name of a block kind."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -42,7 +43,7 @@ class Module(nn.Module):
         self.node, self.block, self.context = node, node.block, context
         for parameter in self.block.parameters():
             tensor = context.tensor(parameters[parameter.name])
-            # On the CPU the tensor may be the array itself, which belongs to the caller.
+            # On the CPU the tensor may share the memory of the caller's array.
             tensor = tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
             if parameter.trained:
                 self.register_parameter(parameter.name, nn.Parameter(tensor))
@@ -59,16 +60,16 @@ class Sinusoid(Module):
         self.frequencies = context.tensor(np.array(self.block.frequencies()), torch.float64)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        return _waves(c_noise[:, None] * self.frequencies, self.block.sin_first).to(self.context.dtype)
+        return _sinusoids(c_noise[:, None] * self.frequencies, self.block.sin_first).to(self.context.dtype)
 
 
 class Fourier(Module):
     def forward(self, c_noise: Tensor) -> Tensor:
         angle = (2.0 * np.pi) * c_noise[:, None] * self.frequencies.to(c_noise.dtype)
-        return _waves(angle, self.block.sin_first).to(self.context.dtype)
+        return _sinusoids(angle, self.block.sin_first).to(self.context.dtype)
 
 
-def _waves(angle: Tensor, sin_first: bool) -> Tensor:
+def _sinusoids(angle: Tensor, sin_first: bool) -> Tensor:
     parts = (angle.sin(), angle.cos()) if sin_first else (angle.cos(), angle.sin())
     return torch.cat(parts, dim=-1)
 
@@ -97,7 +98,7 @@ class Conv(Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int, int, int]) -> Tensor:
-    """A convolution with zeros on (top, bottom, left, right)."""
+    """Return a convolution with zeros on (top, bottom, left, right)."""
     top, bottom, left, right = padding
     if top == bottom and left == right:
         return F.conv2d(x, weight, bias, stride, (top, left))
@@ -111,7 +112,8 @@ class ConvTranspose(Module):
 
 class GroupNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
-        # The CPU's kernel for channels_last adds pixel by pixel: off by 6e-6 for 256 x 256 of them, the other by 1e-7.
+        # The CPU kernel for channels_last sums pixel by pixel, with an error of 6e-6 at 256 x 256 pixels; the other
+        # kernel has an error of 1e-7.
         if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] > 64 * 64:
             x = x.contiguous()
         return F.group_norm(x, self.block.groups, self.weight, self.bias, self.block.eps)
@@ -130,10 +132,10 @@ class BatchNorm(Module):
         mean, variance = self.mean, self.variance
         if training is None:
             return F.batch_norm(x, mean, variance, self.weight, self.bias, False, eps=self.block.eps)
-        mean, variance = mean.clone(), variance.clone()  # PyTorch moves them in place
-        # It refuses a single value per channel; twice the same has its mean and its variance.
-        given = x if x.numel() > self.block.channels else torch.cat([x, x])
-        y = F.batch_norm(given, mean, variance, self.weight, self.bias, True, self.block.momentum, self.block.eps)
+        mean, variance = mean.clone(), variance.clone()  # PyTorch updates them in place
+        # PyTorch refuses a single value per channel; a copy of it leaves the mean and the variance as they are.
+        batch = x if x.numel() > self.block.channels else torch.cat([x, x])
+        y = F.batch_norm(batch, mean, variance, self.weight, self.bias, True, self.block.momentum, self.block.eps)
         training.statistics |= {f"{self.node.name}.mean": mean, f"{self.node.name}.variance": variance}
         return y[: len(x)]
 
@@ -170,8 +172,8 @@ class Dropout(Module):
     def forward(self, x: Tensor, training: Training | None) -> Tensor:
         if training is None:
             return x
-        drawn = words(training.key, training.positions, x[0].numel(), self.block.row)
-        kept = drawn >= self.block.threshold
+        words = random_words(training.key, training.positions, x[0].numel(), self.block.row)
+        kept = words >= self.block.threshold
         if x.ndim == 4:
             kept = rearrange(kept, "b (h w c) -> b c h w", h=x.shape[2], w=x.shape[3])
         return torch.where(kept, x * (1.0 / (1.0 - self.block.rate)), 0.0)
@@ -242,17 +244,17 @@ class Unflatten(Module):
 
 
 def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
-    """One module per node, by name."""
+    """Return one module per node, by name."""
     check_weights(program, weights)
     modules = {}
     for node in program.nodes:
-        own = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = MODULES[node.kind](node, own, context)
+        parameters = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
+        modules[node.name] = MODULES[node.kind](node, parameters, context)
     return modules
 
 
 class Network(nn.Module):
-    """A program built in PyTorch. Its `state_dict` has the names of the manifest."""
+    """A program built in PyTorch, whose `state_dict` has the names of the manifest."""
 
     def __init__(self, program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> None:
         super().__init__()
@@ -268,6 +270,9 @@ class Network(nn.Module):
             parent.add_module(leaf, module)
         self.call = context.function(self.apply_program)
 
+    def __repr__(self) -> str:
+        return f"Network({self.program!r}, {self.context.device})"
+
     def apply_program(
         self,
         x: Tensor,
@@ -277,11 +282,11 @@ class Network(nn.Module):
         estimate: Tensor | None = None,
         training: Training | None = None,
     ) -> Tensor:
-        """The raw output F of tensors, in the place's dtype; an estimate that is not given is zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
-        with self.context.mixed():
+        with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
     @within_memory
@@ -297,7 +302,7 @@ class Network(nn.Module):
         """See `diffusion_core.backend.interface.Network`."""
         context = self.context
         c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
-        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        features = self.zero_features(len(x)) if features is None else context.tensor(features)
         estimate = None if estimate is None else context.images(estimate)
         return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
@@ -308,37 +313,37 @@ class Network(nn.Module):
         """See `diffusion_core.backend.interface.Network`."""
         context = self.context
         c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
-        features = self.no_features(len(x)) if features is None else context.tensor(features)
+        features = self.zero_features(len(x)) if features is None else context.tensor(features)
         images = context.images(x).requires_grad_()
         output = self.call(images, c_noise, label, features, None)
         (pulled,) = torch.autograd.grad(output, images, context.images(cotangent))
         return to_host(output.detach()), to_host(pulled)
 
     @torch.inference_mode(False)
-    def grad_log_prob(self, x: Tensor, c_noise: Tensor, chosen: Tensor) -> Tensor:
-        """The gradient by x of log p(chosen | x) of a classifier, whose output is (B, K) logits."""
-        # Copies, as what was made in inference mode cannot be differentiated by.
-        x, c_noise, chosen = x.clone().requires_grad_(), c_noise.clone(), chosen.clone()
-        nothing = torch.zeros_like(chosen), self.no_features(len(x)), None
-        log_p = F.log_softmax(self.call(x, c_noise, *nothing), dim=1)
-        return torch.autograd.grad(log_p.gather(1, chosen[:, None]).sum(), x)[0]
+    def grad_log_prob(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        """Return the gradient with respect to x of log p(label | x), for a classifier with (B, K) logits."""
+        # Tensors made in inference mode do not take part in autograd, so copy them.
+        x, c_noise, label = x.clone().requires_grad_(), c_noise.clone(), label.clone()
+        rest = torch.zeros_like(label), self.zero_features(len(x)), None
+        log_p = F.log_softmax(self.call(x, c_noise, *rest), dim=1)
+        return torch.autograd.grad(log_p.gather(1, label[:, None]).sum(), x)[0]
 
-    def no_features(self, batch: int) -> Tensor:
-        """The features of images about which nothing is known beside the class: zeros."""
+    def zero_features(self, batch: int) -> Tensor:
+        """Return zeros as features, for images without any."""
         return torch.zeros((batch, self.program.features), dtype=self.context.dtype, device=self.context.device)
 
     def tensors_by_name(self) -> dict[str, Tensor]:
-        """All tensors under the names of the manifest; those that are trained are parameters, the others buffers."""
+        """Return all tensors under the names of the manifest: parameters if trained, else buffers."""
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
         return {p.name: tensors[p.name] for p in self.program.parameters}
 
     def weights(self) -> Weights:
-        """The weights by name, in the canonical axes."""
+        """Return the weights by name, in the canonical axes."""
         return read_parameters(self.tensors_by_name())
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
-        """Take other weights; what was traced or compiled is kept."""
+        """Replace the weights; traced and compiled functions stay valid."""
         check_weights(self.program, weights)
         tensors = self.tensors_by_name()
         for p in self.program.parameters:
@@ -346,10 +351,10 @@ class Network(nn.Module):
 
 
 def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:
-    """Tensors as arrays in the canonical axes, copied."""
+    """Return copies of tensors as arrays in the canonical axes."""
     return {name: np.array(tensor.detach().cpu().numpy(), order="C") for name, tensor in tensors.items()}
 
 
 def to_host(images: Tensor) -> NDArray:
-    """Images b c h w as an array b h w c, or vectors; copied: on the CPU the tensor's own memory would go out."""
+    """Return images b c h w as an array b h w c, or vectors; always a copy, since CPU tensors share their memory."""
     return np.array((images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().numpy(), order="C")

@@ -1,7 +1,8 @@
-"""The shared random stream as PyTorch operations: the words of `diffusion_core.common.random`, bit for bit.
+"""The shared random stream as PyTorch operations: bit for bit the words of
+`diffusion_core.common.random`.
 
-Words are kept in int64. A product of two words needs 64 bits without a sign; the one with a sign holds the
-same bits, so the upper word is what is left of a shift after its sign is masked away.
+Words are stored in int64. The product of two words needs 64 unsigned bits. A signed product holds the same bits, so a
+shift followed by a mask, which removes the sign, gives the upper word.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from torch import Tensor
 
 from diffusion_core.common.random import LOW, philox4x32
 
-__all__ = ["words"]
+__all__ = ["random_words"]
 
 
-def words(key: Tensor, index: Tensor, n: int, row: int) -> Tensor:
-    """Random 32-bit words with shape (B, n); see `diffusion_core.common.random.words`."""
+def random_words(key: Tensor, index: Tensor, n: int, row: int) -> Tensor:
+    """Return random 32-bit words with shape (B, n); see `diffusion_core.common.random.random_words`."""
     index = index[:, None]
     block = torch.arange(-(-n // 4), dtype=torch.int64, device=index.device)[None, :]
     counter = (block, torch.full_like(block, row), index & LOW, _high(index))
-    made = philox4x32(counter, (key[0], key[1]), _high)
-    return torch.stack(made, dim=-1).flatten(1)[:, :n]
+    words = philox4x32(counter, (key[0], key[1]), _high)
+    return torch.stack(words, dim=-1).flatten(1)[:, :n]
 
 
 def _high(product: Tensor) -> Tensor:

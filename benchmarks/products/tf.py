@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
 from backends.tf.network import Network, convolve
-from backends.tf.trainer import Trainer, tensors
+from backends.tf.trainer import Trainer, batch_tensors
 from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
 
@@ -18,10 +18,10 @@ __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
     """Return a function that runs the forward and the backward pass of a batch on the device, and waits."""
-    on_device = tensors(batch, trainer.context)
+    on_device = batch_tensors(batch, trainer.context)
 
     def run() -> None:
-        _, _, gradients, _ = trainer.in_micro_batches(on_device, 1)
+        _, _, gradients, _ = trainer.accumulate(on_device, 1)
         tf.reshape(gradients[0], [-1])[0].numpy()
 
     return run
@@ -32,7 +32,7 @@ def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -
     context = network.context
     x, label = context.images(images), context.tensor(label, tf.int32)
     with tf.device(context.device):
-        c_noise, features = tf.zeros([len(x)], tf.float64), network.no_features(len(x))
+        c_noise, features = tf.zeros([len(x)], tf.float64), network.zero_features(len(x))
 
     def run() -> None:
         for _ in range(count):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backends.torch.device import DeviceContext
 from backends.torch.network import Network, convolve
-from backends.torch.trainer import Trainer, tensors
+from backends.torch.trainer import Trainer, batch_tensors
 from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
 
@@ -18,10 +18,10 @@ __all__ = ["convolutions", "evaluations", "matrices", "passes"]
 
 def passes(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
     """Return a function that runs the forward and the backward pass of a batch on the device, and waits."""
-    on_device = tensors(batch, trainer.context)
+    on_device = batch_tensors(batch, trainer.context)
 
     def run() -> None:
-        trainer.in_micro_batches(on_device, 1)
+        trainer.accumulate(on_device, 1)
         _wait(trainer.context)
 
     return run
@@ -31,7 +31,7 @@ def evaluations(network: Network, images: NDArray, label: NDArray, count: int) -
     """Return a function that evaluates a network `count` times on images on the device, and waits."""
     context = network.context
     x, label = context.images(images), context.tensor(label, torch.int64)
-    c_noise, features = torch.zeros(len(x), dtype=torch.float64, device=x.device), network.no_features(len(x))
+    c_noise, features = torch.zeros(len(x), dtype=torch.float64, device=x.device), network.zero_features(len(x))
 
     @torch.inference_mode()
     def run() -> None:

@@ -524,7 +524,7 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
     # As a training step hands them over: the positions must reach the device whole.
-    b = import_module(f"{package}.trainer").tensors(batch, backend.context)
+    b = import_module(f"{package}.trainer").batch_tensors(batch, backend.context)
     got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, random_words(key, index, n, row))
 

@@ -170,15 +170,15 @@ def drawn(backend, name: str, call=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", _DRAWN)
-def test_samples_do_not_change_where_a_captured_graph_writes_again(name: str, monkeypatch) -> None:
+def test_samples_do_not_change_where_a_capture_cuda_graph_graph_writes_again(name: str, monkeypatch) -> None:
     import torch
 
-    from backends.torch.device import captured
+    from backends.torch.device import capture_cuda_graph
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     backend, replay = load_backend("torch", BackendConfig("cpu", threads=1)), Replay()
-    wanted, got = drawn(backend, name), drawn(backend, name, lambda function: captured(function, replay))
+    wanted, got = drawn(backend, name), drawn(backend, name, lambda function: capture_cuda_graph(function, replay))
     np.testing.assert_array_equal(got, wanted)
     assert len(marks) == replay.replays >= _DRAWN[name][1].rows
     if name == "steered":  # a fault: what the network gave is not copied before the guide is called
@@ -190,19 +190,19 @@ def test_samples_do_not_change_where_a_captured_graph_writes_again(name: str, mo
 @pytest.mark.skipif(not find_spec("torch"), reason="it is about PyTorch; XLA has a whole loop in one graph")
 @pytest.mark.parametrize("precision", ("float32", "bf16"))
 @pytest.mark.parametrize("name", _DRAWN)
-def test_captured_samples_are_those_of_the_compiled_network(name: str, precision: str) -> None:
+def test_samples_with_cuda_graphs_are_those_of_the_compiled_network(name: str, precision: str) -> None:
     import torch
 
     backend = load_backend("torch", BackendConfig("cuda", precision, compile=True))
     wanted, got = drawn(backend, name, torch.compile), drawn(backend, name)
-    # The first call of a captured function is no replay and the second is recorded: 4 to 20 rows have all three.
+    # The first call of a capture_cuda_graph function is no replay and the second is recorded: 4 to 20 rows have all three.
     np.testing.assert_array_equal(got, wanted)
 
 
 def test_what_asks_for_gradients_is_not_captured(monkeypatch) -> None:
     import torch
 
-    from backends.torch.device import captured
+    from backends.torch.device import capture_cuda_graph
 
     program, backend = cases.PARITY.program, load_backend("torch", BackendConfig("cpu", threads=1))
     batch = cases.cast(cases.noise_batch(program, cases.PARITY.spec.image_shape), np.float32)
@@ -210,7 +210,7 @@ def test_what_asks_for_gradients_is_not_captured(monkeypatch) -> None:
     network, replay = backend.network(program, cases.scattered_weights(program)), Replay()
     wanted = network.vjp(*inputs, batch.noise)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    network.call = captured(network.apply_program, replay)
+    network.call = capture_cuda_graph(network.apply_program, replay)
     for got, one in zip(network.vjp(*inputs, batch.noise), wanted, strict=True):
         np.testing.assert_array_equal(got, one)
     assert not replay.replays

@@ -44,7 +44,7 @@ def test_no_convolution_of_a_step_has_a_padding_that_onednn_refuses(open_backend
     program, spec = cases.PARITY.program, cases.PARITY.spec
     trainer = backend.trainer(program, TrainerState.fresh(initial_weights(program, 0, np.float32)), Adam(), "mse")
     trainer.step(cases.cast(cases.noise_batch(program, spec.image_shape), np.float32), 1e-3, (0.9,))
-    (graph,) = trainer.whole_step._list_all_concrete_functions()
+    (graph,) = trainer.full_step._list_all_concrete_functions()
     paddings = [op.get_attr("padding") for op in graph.graph.get_operations() if op.type.startswith("Conv2D")]
     assert len(paddings) >= 3 * 10
     assert set(paddings) <= {b"SAME", b"VALID"}

@@ -22,11 +22,18 @@ FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py"))
 # What one backend needs and the other does not, and why.
 ALONE = {
     ("tf", "network.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
-    ("torch", "device.py", "captured"),  # XLA has a whole loop in one graph, torch.compile one call of a network
+    (
+        "torch",
+        "device.py",
+        "capture_cuda_graph",
+    ),  # XLA has a whole loop in one graph, torch.compile one call of a network
 }
 # What is called otherwise, and why.
 CALLED_OTHERWISE = {
-    ("device.py", "DeviceContext.mixed"),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
+    (
+        "device.py",
+        "DeviceContext.mixed_precision",
+    ),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
     ("network.py", "read_parameters"),  # TensorFlow must know the axes of each parameter
 }
 
@@ -67,7 +74,7 @@ def methods(backend: str) -> list[str]:
 
 
 def test_a_step_of_training_has_the_same_parts_in_the_same_order():
-    alone = {"_whole_step", "_numbers"}  # one graph of all parts, and the scalars that it is given
+    alone = {"_full_step", "_update_scalars"}  # one graph of all parts, and the scalars that it reads
     assert [name for name in methods("tf") if name not in alone] == methods("torch")
 
 
