@@ -170,7 +170,7 @@ def drawn(backend, name: str, call=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", _DRAWN)
-def test_samples_do_not_change_where_a_capture_cuda_graph_graph_writes_again(name: str, monkeypatch) -> None:
+def test_samples_stay_when_a_cuda_graph_overwrites_its_output(name: str, monkeypatch) -> None:
     import torch
 
     from backends.torch.device import capture_cuda_graph
@@ -195,7 +195,7 @@ def test_samples_with_cuda_graphs_are_those_of_the_compiled_network(name: str, p
 
     backend = load_backend("torch", BackendConfig("cuda", precision, compile=True))
     wanted, got = drawn(backend, name, torch.compile), drawn(backend, name)
-    # The first call of a capture_cuda_graph function is no replay and the second is recorded: 4 to 20 rows have all three.
+    # The first call only compiles, the second records and later ones replay: 4 to 20 rows have all three.
     np.testing.assert_array_equal(got, wanted)
 
 
