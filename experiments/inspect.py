@@ -39,7 +39,7 @@ _CLASSES = 64
 def main(cfg: DictConfig) -> None:
     """Read every part, look at it, compare them, and write the page."""
     out = Path(cfg.out)
-    for key in ("within", "pairs", "compared", "samples"):
+    for key in ("max_distance", "pairs", "max_compared", "samples"):
         if cfg[key] < 0:
             raise DuetError(f"{key}: {cfg[key]} was given; it must be at least 0")
     parts = _parts(cfg)
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     for part, dataset in parts.items():
         with Counter(f"{part}: reading", len(dataset)) as progress:
             surveys[part] = survey(dataset, _CLASSES, progress)
-    chosen = {part: _chosen(len(dataset), cfg.compared, cfg.seed) for part, dataset in parts.items()}
+    chosen = {part: _chosen(len(dataset), cfg.max_compared, cfg.seed) for part, dataset in parts.items()}
     near = _near(cfg, parts, surveys, chosen)
     first = next(iter(parts.values()))
     report = {
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
         "parts": {part: _facts(dataset, surveys[part]) for part, dataset in parts.items()},
         "card": _card(cfg),
         "near": {
-            "within": cfg.within,
+            "within": cfg.max_distance,
             "compared": {part: len(places) for part, places in chosen.items()},
             "pairs": [_described(pairs, found, parts, chosen, _names(cfg, parts)) for pairs, found in near.items()],
         },
@@ -103,7 +103,7 @@ def _near(
         first, second = (surveys[part].thumbnails[chosen[part]] for part in (a, b))
         title = f"near pairs within {a}" if a == b else f"near pairs between {a} and {b}"
         with Counter(title, len(first)) as progress:
-            found[a, b] = find_near_pairs(first, None if a == b else second, cfg.within, cfg.pairs, progress)
+            found[a, b] = find_near_pairs(first, None if a == b else second, cfg.max_distance, cfg.pairs, progress)
     return found
 
 
@@ -150,7 +150,7 @@ def _described(
 ) -> dict[str, Any]:
     """Near pairs as plain data, the same ones marked, and those whose classes differ."""
     listed = []
-    for (i, j), distance in zip(found.places, found.distances, strict=True):
+    for (i, j), distance in zip(found.indices, found.distances, strict=True):
         (a, b), (i, j) = pair, (chosen[pair[0]][i], chosen[pair[1]][j])
         left, right = parts[a], parts[b]
         listed.append({
@@ -185,7 +185,7 @@ def _pair_sheets(
     """The nearest pairs, one above the other."""
     sheets = {}
     for (a, b), found in near.items():
-        places = found.places[:12]
+        places = found.indices[:12]
         if len(places):
             rows = [
                 (part, np.asarray(parts[part].images[chosen[part][places[:, side]]]))

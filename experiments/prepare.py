@@ -23,7 +23,7 @@ from diffusion_core.data.archives import sha256_file
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
-from diffusion_core.data.square import Square
+from diffusion_core.data.square import SquareTransform
 from diffusion_core.runs.run_directory import describe_environment
 from downloads import fetch
 from experiments.config.convert import plain
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     if not cfg.out:
         raise DuetError("out: nothing was given; it is the directory to write")
     about, (squares, _) = DATASET_INFO[name], read_options(name)
-    square = build("data", {name: Square}, name, {k: v for k, v in options.items() if k in squares})
+    square = build("data", {name: SquareTransform}, name, {k: v for k, v in options.items() if k in squares})
     split = plain(cfg.split)
     where = _files(name, options.get("path"), Path(cfg.archives).expanduser(), cfg.download)
     kept = {key: value for key, value in options.items() if key not in squares | {"path", "part", "classes"}}
@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> None:
     files = [] if not about.archives else [_described(file) for file in about.found(where) if file.is_file()]
     facts = {"files": files, "command": describe_environment()["command"]}
     with _Progress(name) as progress:
-        card = prepare(parts, cfg.out, square, about, facts, cfg.workers, cfg.tolerance, progress)
+        card = prepare(parts, cfg.out, square, about, facts, cfg.workers, cfg.max_unreadable, progress)
     for part, made in card["parts"].items():
         left_out = made["unreadable"]["count"]
         note = f", {left_out:,} unreadable ones left out (README.md lists them)" if left_out else ""

@@ -1,7 +1,10 @@
-"""Data sets as arrays, and the order in which a run sees them.
+"""Data sets as arrays, and the order in which a run reads them.
 
-`load_dataset` makes a data set by name; `prepare` writes one to disk, from which any process can read it; `Loader`
-returns its batches; `to_uint8` and `from_uint8` convert between stored pixels and network values.
+    load_dataset           a data set by name, in memory or as a memory map
+    Loader                 batches of it, in an order that depends on the seed alone
+    from_uint8, to_uint8   stored pixels to network values, and back
+
+`prepare` writes a data set to disk once, as a store that every process and both frameworks read.
 
 May import: images, files, runtime, diffusion and below.
 """
@@ -16,41 +19,41 @@ from typing import Any, get_type_hints
 from diffusion_core.common.registry import build
 from diffusion_core.data import digits, shapes, store, toys
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.loader import Images, Loader
+from diffusion_core.data.loader import ImageBatch, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
 from diffusion_core.data.source import gather
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
-from diffusion_core.data.square import Square
+from diffusion_core.data.square import SquareTransform
 
-__all__ = ["DATASETS", "Dataset", "Images", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
+__all__ = ["DATASETS", "Dataset", "ImageBatch", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
 
 
 def read_options(name: str) -> tuple[set[str], set[str]]:
-    """The options of a published data set: those of `square.Square`, and those of reading its files."""
+    """Return the options of `SquareTransform`, and those for reading the files of a published data set, by name."""
     own = inspect.signature(SOURCES[name]).parameters
-    return set(inspect.signature(Square).parameters), set(own) - {"path"}
+    return set(inspect.signature(SquareTransform).parameters), set(own) - {"path"}
 
 
 def _reader(name: str) -> Callable[..., Dataset]:
-    """A function that reads the files of a published data set into memory, with the options of all that it takes."""
+    """Return a function that reads a published data set into memory. Its signature names every option."""
     source, about = SOURCES[name], DATASET_INFO[name]
-    squares, own = read_options(name)
-    usual = {"size": about.size, "channels": about.channels}
+    transform_options, own = read_options(name)
+    defaults = {"size": about.size, "channels": about.channels}
 
     def read(path: str, part: str | None = None, classes: Any = None, **options: Any) -> Dataset:
-        square = Square(**usual | {key: value for key, value in options.items() if key in squares})
-        parts = source(Path(path).expanduser(), **{key: value for key, value in options.items() if key in own})
-        return gather(parts, part, square, classes)
+        transform = SquareTransform(**defaults | {k: v for k, v in options.items() if k in transform_options})
+        parts = source(Path(path).expanduser(), **{k: v for k, v in options.items() if k in own})
+        return gather(parts, part, transform, classes)
 
-    # The signature names every option, so that one that does not exist, or has another type, is refused.
-    made = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    for function in (Square, source):
+    # The registry checks names and types of options against this signature.
+    parameters = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    for function in (SquareTransform, source):
         hints = get_type_hints(function)
         for key, p in inspect.signature(function).parameters.items():
-            if key not in made:
-                made[key] = p.replace(kind=p.KEYWORD_ONLY, default=usual.get(key, p.default))
+            if key not in parameters:
+                parameters[key] = p.replace(kind=p.KEYWORD_ONLY, default=defaults.get(key, p.default))
                 read.__annotations__[key] = hints[key]
-    read.__signature__ = inspect.Signature(list(made.values()))
+    read.__signature__ = inspect.Signature(list(parameters.values()))
     return read
 
 
@@ -65,17 +68,26 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def load_dataset(name: str, *, classes: Sequence[int | str] | None = None, **options: object) -> Dataset:
-    """The data set called `name`, made with the options of its function in `DATASETS`.
+    """Load a data set by name.
 
     Args:
-        name: which one.
-        classes: the classes to keep, of any data set, see `Dataset.only`; None keeps all.
-        options: of its function.
+        name: one of `DATASETS`, such as "digits", "cifar10", "image_folder" or "store".
+        classes: class ids or class names to keep, see `Dataset.select_classes`; None keeps all.
+        options: keyword arguments of the function `DATASETS[name]`, such as ``path``, ``part`` and ``size``.
+
+    Returns:
+        A `Dataset`: uint8 images with shape (N, S, S, C), and int32 class ids with shape (N,).
 
     Raises:
-        DuetError: the name is unknown, an option is unknown or missing, or the function refuses its value.
+        DuetError: the name is unknown, an option is unknown, missing or out of range, or a file cannot be read.
+
+    Example:
+        >>> load_dataset("digits", part="train")
+        Dataset('digits': 1,437 images, 8 x 8 x 1, 10 classes)
+        >>> load_dataset("shapes", count=100, size=16, classes=["circle", "square"]).class_names
+        ('circle', 'square')
     """
     if name in SOURCES:
         return build("data", DATASETS, name, options | {"classes": classes})
     dataset = build("data", DATASETS, name, options)
-    return dataset if classes is None else dataset.only(classes)
+    return dataset if classes is None else dataset.select_classes(classes)

@@ -1,6 +1,6 @@
-"""The files that data sets are published as: finding them on disk and reading archives without unpacking them.
+"""Find the published files of a data set on disk, and read archives without unpacking them.
 
-Nothing is unpickled and no link in an archive is followed.
+Nothing is unpickled, and no link inside an archive is followed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_decompressed
 
-__all__ = ["Archive", "DatasetInfo", "content", "find", "members", "need", "sha256_file"]
+__all__ = ["DatasetInfo", "Archive", "read_packed", "find_file", "read_tar_members", "require_file", "sha256_file"]
 
-# Of one file that is read whole.
-_MOST_BYTES = 1 << 28
+# The largest file that is read into memory.
+_MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a data set, as it was published.
+    """One published file of a data set.
 
     Args:
-        names: its name, then others that do as well, such as what it unpacks to.
-        url: where the first is fetched from; None if its authors give it to people alone.
-        md5: of the first.
+        names: its file name, then alternatives that can replace it, such as a file that it unpacks to.
+        url: where to download the first; None if its authors require people to request it.
+        md5: the MD5 of the first.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a published data set.
+    """Facts about a published data set.
 
     Args:
         title: its name in words.
@@ -45,34 +45,34 @@ class DatasetInfo:
         licence: what is known of its licence.
         citation: authors, title and year.
         archives: its files.
-        size: height and width that its images have, or are usually brought to.
-        channels: of its images.
+        size: the height and width that its images have, or are usually resized to.
+        channels: the number of channels of its images.
     """
 
     title: str
     homepage: str = ""
-    licence: str = "not known; look it up where the images come from before you share them"
+    licence: str = "unknown; look it up at the source of the images before you share them"
     citation: str = ""
     archives: tuple[Archive, ...] = ()
     size: int = 32
     channels: int = 3
 
     def missing(self, where: Path) -> list[Archive]:
-        """The archives of which no name is found at a place."""
-        return [archive for archive in self.archives if find(where, *archive.names) is None]
+        """Return the archives that are not in a folder under any of their names."""
+        return [archive for archive in self.archives if find_file(where, *archive.names) is None]
 
     def found(self, where: Path) -> list[Path]:
-        """The files that are."""
-        files = (find(where, *archive.names) for archive in self.archives)
+        """Return the files that are in a folder."""
+        files = (find_file(where, *archive.names) for archive in self.archives)
         return list(dict.fromkeys(file for file in files if file is not None))
 
 
-def find(where: Path, *names: str) -> Path | None:
-    """The first of some files or folders that is at a place, directly or deeper; or None.
+def find_file(where: Path, *names: str) -> Path | None:
+    """Return the first of several files or folders that exists in a folder, at any depth, or None.
 
     Args:
-        where: a folder; or a file, which is then found if it has one of the names.
-        names: in the order of preference.
+        where: a folder; or a file, which is returned if it has one of the names.
+        names: in order of preference.
     """
     if where.is_file():
         return where if where.name in names else None
@@ -84,35 +84,44 @@ def find(where: Path, *names: str) -> Path | None:
     return None
 
 
-def need(what: str, where: Path, *names: str) -> Path:
-    """As `find`, but it must be there."""
-    found = find(where, *names)
+def require_file(what: str, where: Path, *names: str) -> Path:
+    """Return what `find_file` returns.
+
+    Raises:
+        DuetError: there is no such file.
+    """
+    found = find_file(where, *names)
     if found is None:
         others = f" (or {', '.join(names[1:])})" if names[1:] else ""
-        raise DuetError(f"{what}: {str(where)!r} holds no {names[0]}{others}; bring that file there")
+        raise DuetError(f"{what}: {str(where)!r} has no {names[0]}{others}; copy that file there")
     return found
 
 
-def content(what: str, file: Path) -> bytes:
-    """A file's bytes, unpacked if it is packed."""
+def read_packed(what: str, file: Path) -> bytes:
+    """Return the bytes of a file, decompressed if it is compressed."""
     try:
-        with open_decompressed(file, "a whole file", _MOST_BYTES) as opened:
+        with open_decompressed(file, "a whole file", _MAX_BYTES) as opened:
             return opened.read()
     except DuetError as error:
-        raise DuetError(f"{what}: {error}; fetch it again") from error
+        raise DuetError(f"{what}: {error}; download it again") from error
 
 
-def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> tuple[dict[str, bytes], list[str]]:
-    """The contents of some files in a tar archive, packed or not, and the names of all, without their folders.
+def read_tar_members(
+    what: str, file: Path, wanted: Callable[[str], bool], expected: str
+) -> tuple[dict[str, bytes], list[str]]:
+    """Read some files of a tar archive, compressed or not.
 
     Args:
-        what: who asks; errors begin with it.
+        what: the name of the data set, with which errors begin.
         file: the archive.
-        wanted: whether a file of this name is read.
-        fits: what the file should be, for errors.
+        wanted: returns whether to read the file with a name.
+        expected: which file is expected, for errors.
+
+    Returns:
+        The contents by file name, and the names of all files of the archive, without their folders.
 
     Raises:
-        DuetError: it cannot be read to its end.
+        DuetError: the archive cannot be read to its end.
     """
     found, names = {}, []
     try:
@@ -124,15 +133,15 @@ def members(what: str, file: Path, wanted: Callable[[str], bool], fits: str) -> 
                 names.append(name)
                 if wanted(name):
                     found[name] = archive.extractfile(member).read()
-            # An archive ends before its file does, and gzip compares its checksum at the end of the file.
+            # A tar archive ends before its file does; gzip checks its checksum only at the end of the file.
             while opened.read(1 << 20):
                 pass
     except DuetError as error:
-        raise DuetError(f"{what}: {error}; {fits}") from error
+        raise DuetError(f"{what}: {error}; {expected}") from error
     return found, names
 
 
 def sha256_file(file: Path) -> str:
-    """The hash of a file's bytes; memory stays bounded."""
+    """Return the SHA-256 of a file, read in blocks."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

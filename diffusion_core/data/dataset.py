@@ -1,8 +1,8 @@
 """A data set: images, their classes and a hash of both.
 
-Images are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green,
-blue). Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names.
-The images may be memory maps: nothing here reads them all at once.
+Images are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green, blue). Labels are int32
+class ids with shape (N,) in 0..K-1, where K is the number of class names. The images may be memory maps: nothing here
+reads all of them at once.
 """
 
 from __future__ import annotations
@@ -28,16 +28,23 @@ _HASH_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, checked when made.
+    """Labelled images, validated on construction.
 
     Args:
-        images: uint8 with shape (N, S, S, C), C being 1 or 3; an array, a memory map, or several as one.
-        labels: class ids with shape (N,); kept as int32.
+        images: uint8 with shape (N, S, S, C), where C is 1 or 3; an array, a memory map, or `Shards`.
+        labels: class ids with shape (N,); stored as int32.
         class_names: the name of each class id.
-        name: what to call the data set in reports.
+        name: the name of the data set, for reports.
 
     Raises:
-        DuetError: a shape, a type or a label does not fit.
+        DuetError: a shape, a type or a label is invalid.
+
+    Example:
+        >>> data = Dataset(np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1]), ("cat", "dog"), "pets")
+        >>> data
+        Dataset('pets': 3 images, 8 x 8 x 1, 2 classes)
+        >>> data.select_classes(["dog"]).labels
+        array([0, 0], dtype=int32)
     """
 
     images: NDArray[np.uint8] | Shards
@@ -50,8 +57,8 @@ class Dataset:
         names = tuple(str(name) for name in self.class_names)
         what = f"data set {self.name!r}"
         if not isinstance(images, np.ndarray | Shards) or images.dtype != np.uint8:
-            given = getattr(images, "dtype", type(images).__name__)
-            raise DuetError(f"{what}: images of {given} were given; they must be a uint8 array")
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise DuetError(f"{what}: images of {kind} were given; they must be a uint8 array")
         shape = images.shape
         if images.ndim != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or 0 in shape:
             raise DuetError(
@@ -64,7 +71,7 @@ class Dataset:
                 f"they must be whole numbers with shape ({shape[0]},)"
             )
         if not names or len(set(names)) != len(names):
-            raise DuetError(f"{what}: the class names {names} were given; there must be at least one and no two alike")
+            raise DuetError(f"{what}: the class names {names} were given; there must be at least one, all different")
         if labels.min() < 0 or labels.max() >= len(names):
             raise DuetError(
                 f"{what}: labels from {labels.min()} to {labels.max()} were given; "
@@ -76,9 +83,13 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        return f"Dataset({self.name!r}: {len(self):,} images, {shape}, {self.num_classes} classes)"
+
     @property
     def image_size(self) -> int:
-        """Height and width in pixels."""
+        """The height and width in pixels."""
         return self.images.shape[1]
 
     @property
@@ -88,7 +99,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, whether or not each has an image here."""
+        """The number of classes, including those without an image."""
         return len(self.class_names)
 
     @property
@@ -98,7 +109,7 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of shape, class names, labels and pixels, but not of the name; memory stays bounded."""
+        """The SHA-256 of shape, class names, labels and pixels, without the name; computed in blocks."""
         header = json.dumps({"shape": self.images.shape, "class_names": self.class_names})
         digest = hashlib.sha256(header.encode())
         digest.update(self.labels.astype("<i4").tobytes())
@@ -108,28 +119,28 @@ class Dataset:
         return digest.hexdigest()
 
     def select(self, indices: ArrayLike | Sequence[int]) -> Dataset:
-        """The items at `indices`, in that order, in memory.
+        """Return the items at `indices`, in that order, in memory.
 
         Raises:
-            DuetError: there are no indices, or one lies outside 0..N-1.
+            DuetError: there are no indices, or one is outside 0..N-1.
         """
         indices = np.asarray(indices)
-        whole = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
-        if not whole or indices.min() < 0 or indices.max() >= len(self):
+        valid = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
+        if not valid or indices.min() < 0 or indices.max() >= len(self):
             raise DuetError(
-                f"data set {self.name!r}: the selection {indices} was given; "
+                f"data set {self.name!r}: the indices {indices} were given; "
                 f"it must be a list of whole numbers in 0..{len(self) - 1}, at least one"
             )
         return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices])
 
-    def only(self, classes: Iterable[int | str]) -> Dataset:
-        """The items of some classes, in their old order and in memory.
+    def select_classes(self, classes: Iterable[int | str]) -> Dataset:
+        """Return the items of some classes, in their old order, in memory.
 
         Args:
             classes: class ids or class names; the first becomes class 0, the second class 1, and so on.
 
         Raises:
-            DuetError: there are no classes, one does not exist or is given twice, or none of them has an image.
+            DuetError: no class is given, a class is unknown or given twice, or no image belongs to any of them.
         """
         what = f"data set {self.name!r}"
         ids = class_ids(what, self.class_names, classes)
@@ -142,10 +153,10 @@ class Dataset:
         return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """The data set in two disjoint parts, drawn from stream ``"data/split"``, each in its old order.
+        """Split the data set into two disjoint parts, drawn by stream ``"data/split"``, each in its old order.
 
         Args:
-            fraction: the share of the first part, rounded to whole items.
+            fraction: the fraction of items in the first part, rounded to a whole number of items.
             seed: the seed of the stream.
 
         Raises:
@@ -162,23 +173,23 @@ class Dataset:
 
 
 def default_class_names(count: int) -> tuple[str, ...]:
-    """What so many classes are called of which nobody says a name."""
+    """Return "class 0", "class 1", ... for classes whose names are unknown."""
     return tuple(f"class {k}" for k in range(count))
 
 
 def class_ids(what: str, names: Sequence[str], classes: Iterable[int | str]) -> list[int]:
-    """The ids of classes that are given by id or by name.
+    """Return the ids of classes that are given by id or by name.
 
     Args:
-        what: whose they are; errors begin with it.
-        names: of each class id.
-        classes: at least one, none twice.
+        what: the name of the data set, with which errors begin.
+        names: the name of each class id.
+        classes: ids or names, at least one, none twice.
 
     Raises:
-        DuetError: there are no classes, or one does not exist or is given twice.
+        DuetError: no class is given, or a class is unknown or given twice.
     """
     if isinstance(classes, str) or not isinstance(classes, Iterable) or not (classes := list(classes)):
-        raise DuetError(f"{what}: the classes {classes!r} were given; they must be a list of ids or names")
+        raise DuetError(f"{what}: classes {classes!r} was given; it must be a list of ids or names")
     known = {name: k for k, name in enumerate(names)}
     ids = []
     for one in classes:

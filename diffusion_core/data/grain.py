@@ -1,7 +1,7 @@
-"""Batches that are made ahead by grain, the loader of the JAX world, in its threads.
+"""Prefetch batches with Grain, the data loader of the JAX ecosystem, in its threads.
 
-Grain maps positions to batches; which image is at a position is decided by `Loader` alone, so the order is the same
-bit by bit. It is an optional package, and is imported when a run asks for it.
+Grain maps positions to batches. `Loader` alone decides which image is at a position, so the order is the same bit by
+bit. Grain is an optional package; it is imported when a run selects it.
 
 References:
     Grain, feeding JAX models, https://github.com/google/grain
@@ -16,36 +16,36 @@ from types import TracebackType
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.loader import Images, Loader
+from diffusion_core.data.loader import ImageBatch, Loader
 
 __all__ = ["Grain"]
 
-_BATCHES = 1 << 31  # more than any run has
+_BATCHES = 1 << 31  # more than any run reads
 
 
 class Grain:
-    """A loader whose batches are made ahead by grain; as a context manager.
+    """A loader whose batches are prefetched by Grain; a context manager.
 
     Args:
-        loader: what to show.
-        workers: threads; 0 is one.
+        loader: the loader to read.
+        workers: the number of threads; 0 means 1.
 
     Raises:
-        DuetError: grain is not installed here, or the number is negative.
+        DuetError: grain is not installed, or the number is negative.
     """
 
     def __init__(self, loader: Loader, workers: int) -> None:
         if find_spec("grain") is None:
-            raise DuetError("data.loader: grain was given, which this Python has not; install it, or use duet")
+            raise DuetError("data.loader: grain was given but is not installed; run `pip install grain`, or use duet")
         if workers < 0:
             raise DuetError(f"data.workers: {workers} was given; it must be at least 0")
         self.loader, self.threads = loader, max(1, workers)
         self._next: tuple[int, int] | None = None
-        self._batches: Iterator[Images] = iter(())
+        self._batches: Iterator[ImageBatch] = iter(())
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels."""
+        """The type of the pixels."""
         return self.loader.dtype
 
     def __enter__(self) -> Grain:
@@ -54,14 +54,14 @@ class Grain:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._next, self._batches = None, iter(())
 
-    def batch(self, images_seen: int, size: int) -> Images:
-        """As `Loader.batch`; those that follow it are made meanwhile."""
+    def batch(self, images_seen: int, size: int) -> ImageBatch:
+        """Return `Loader.batch`, and prefetch the batches that follow it."""
         if self._next != (images_seen, size):
             import grain
 
-            places = grain.MapDataset.range(images_seen, images_seen + _BATCHES * size, size)
+            positions = grain.MapDataset.range(images_seen, images_seen + _BATCHES * size, size)
             options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads + 1)
-            made = places.map(lambda place: self.loader.batch(int(place), size))
-            self._batches = iter(made.to_iter_dataset(options))
+            batches = positions.map(lambda position: self.loader.batch(int(position), size))
+            self._batches = iter(batches.to_iter_dataset(options))
         self._next = (images_seen + size, size)
         return next(self._batches)

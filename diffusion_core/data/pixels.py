@@ -1,14 +1,14 @@
-"""Between stored pixels and network values: one rule each way, the same for every framework.
+"""Convert between stored pixels and network values: one rule each way, the same for every framework.
 
-An image is stored as uint8 in 0..255; a network sees a value range [low, high], as a rule [-1, 1]::
+An image is stored as uint8 in 0..255; a network sees a value range [low, high], by default [-1, 1]::
 
     k  = 255 / (high - low)                                    127.5 for [-1, 1]
     x  = u8 / k + low
     u8 = clip(floor((x - low) * k + 1/2), 0, 255)              round half up
 
-Both are computed in float64 and cast once, so a framework's own rounding has no say in an image. For
-[-1, 1] and [0, 1] the way back recovers every pixel from float64, float32, float16 and bfloat16; in bfloat16
-its rounding is up to 0.25 of a level in [-1, 1] and up to 0.4961 in [0, 1], so just below the half that would fail.
+Both are computed in float64 and cast once, so the rounding of a framework does not affect an image. For [-1, 1] and
+[0, 1] the way back recovers every pixel from float64, float32, float16 and bfloat16. In bfloat16 the rounding is up to
+0.25 of a pixel step in [-1, 1] and up to 0.4961 in [0, 1], just below the 0.5 that would fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VALUE_RANGE = (-1.0, 1.0)
 
 
 def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
-    """(low, high) of a value range.
+    """Return a value range as (low, high).
 
     Raises:
         DuetError: it is not two finite numbers, the first below the second.
@@ -42,39 +42,47 @@ def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
 
 
 def from_uint8(u8: ArrayLike, dtype: DTypeLike = np.float32, value_range: Sequence[float] = VALUE_RANGE) -> NDArray:
-    """Network values of stored pixels, with the shape of `u8`.
+    """Return the network values of stored pixels, with the shape of `u8`.
 
     Args:
         u8: stored pixels.
-        dtype: of the values.
+        dtype: the type of the values.
         value_range: the values of the pixels 0 and 255.
 
     Raises:
-        DuetError: `u8` is not uint8, or the range is none.
+        DuetError: `u8` is not uint8, or the range is invalid.
+
+    Example:
+        >>> from_uint8(np.array([0, 51, 255], np.uint8))
+        array([-1. , -0.6,  1. ], dtype=float32)
     """
     low, high = check_value_range(value_range)
     u8 = np.asarray(u8)
     if u8.dtype != np.uint8:
         raise DuetError(f"pixels: an array of {u8.dtype} was given; stored pixels are uint8")
-    # A table of all 256 levels: the float64 rule applied once, then looked up.
-    levels = np.arange(256) / (255.0 / (high - low)) + low
-    return levels.astype(dtype)[u8]
+    # Apply the float64 rule once to all 256 values, then look them up.
+    table = np.arange(256) / (255.0 / (high - low)) + low
+    return table.astype(dtype)[u8]
 
 
 def to_uint8(x: ArrayLike, value_range: Sequence[float] = VALUE_RANGE) -> NDArray[np.uint8]:
-    """Stored pixels of network values, with the shape of `x`; what lies beyond the range is clipped.
+    """Return the stored pixels of network values, with the shape of `x`; values outside the range are clipped.
 
     Args:
         x: network values.
         value_range: the values of the pixels 0 and 255.
 
     Raises:
-        DuetError: a value is not a number, so no pixel stands for it, or the range is none.
+        DuetError: a value is NaN, or the range is invalid.
+
+    Example:
+        >>> to_uint8([-1.0, 0.0, 3.0])
+        array([  0, 128, 255], dtype=uint8)
     """
     low, high = check_value_range(value_range)
     x = np.asarray(x).astype(np.float64)
     if np.isnan(x).any():
         raise DuetError(
-            f"pixels: {np.isnan(x).sum()} of {x.size} values are not a number; a pixel needs one in [{low:g}, {high:g}]"
+            f"pixels: {np.isnan(x).sum()} of {x.size} values are NaN; they must be numbers in [{low:g}, {high:g}]"
         )
     return np.clip(np.floor((x - low) * (255.0 / (high - low)) + 0.5), 0, 255).astype(np.uint8)

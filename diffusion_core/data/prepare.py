@@ -1,15 +1,15 @@
-r"""A data set made once, as a directory of stores that every process and both frameworks read::
+"""Write a data set once, as a directory of stores that every process and both frameworks read::
 
     README.md    the data card, for people
-    card.json    the same for programs
+    card.json    the same, for programs
     train/ ...   a store for each part, see `store`
 
-The work is cut into files of images whose borders depend on the source alone, so the bytes are the same for any
-number of processes, and each file is written whole or not at all. Until all is done the directory is called
-``.NAME.unfinished``; when it is made again with the same source and the same request, what is there is not done again.
+The work is cut into files of images at borders that depend on the source alone, so the bytes do not depend on the
+number of processes. Each file is written completely or not at all. Until everything is written, the directory is
+called ``.NAME.unfinished``; calling `prepare` again with the same source and request resumes it.
 
-An image that cannot be read is left out, counted and listed, as long as no more than a stated share of a part is.
-The pixels are a function of the source, the request and the version of Pillow, which resizes; the card names all three.
+Images that cannot be read are skipped, counted and listed, up to a maximum fraction of each part. The pixels are a
+function of the source, the request and the version of Pillow, which resizes; the card records all three.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.source import Source
-from diffusion_core.data.square import ImageInput, Member, Square
+from diffusion_core.data.square import ImageInput, Member, SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
@@ -48,46 +48,49 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """One file of images to make."""
+    """One file of images to write."""
 
     images: Sequence[ImageInput] | np.ndarray
-    first: int  # the place of the first in its source
-    square: Square
+    first: int  # the index of the first image in its source
+    transform: SquareTransform
     file: Path
 
 
 def prepare(
     parts: Mapping[str, Source],
     directory: str | Path,
-    square: Square,
-    about: DatasetInfo,
-    facts: Mapping[str, Any] | None = None,
+    transform: SquareTransform,
+    info: DatasetInfo,
+    extra: Mapping[str, Any] | None = None,
     workers: int | None = None,
-    tolerance: float = 0.01,
+    max_unreadable: float = 0.01,
     progress: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> dict[str, Any]:
-    """Write a data set to a new directory; if it is already there, nothing is done. Gives its card.
+    """Write a data set to a new directory; do nothing if it is already there.
 
     Args:
-        parts: what to write.
-        directory: where to.
-        square: what the images become.
-        about: what the card says of the data set.
-        facts: what else it says, as plain data.
-        workers: processes; None takes one per core.
-        tolerance: the share of a part that may be unreadable.
-        progress: called with a part, how many of its images are done, and how many it has.
+        parts: the source of each part.
+        directory: the directory to write.
+        transform: how images are cropped and resized.
+        info: facts about the data set, for the card.
+        extra: further plain data for the card.
+        workers: the number of processes; None means one per core.
+        max_unreadable: the largest fraction of a part that may be unreadable.
+        progress: called with a part, the number of its images that are done, and the number that it has.
+
+    Returns:
+        The card, as plain data.
 
     Raises:
-        DuetError: the directory holds something else, too many images are unreadable, or another process is at it.
+        DuetError: the directory holds something else, too many images are unreadable, or another process writes to it.
     """
     final = Path(directory).expanduser()
     if workers is not None and workers < 1:
         raise DuetError(f"workers: {workers} was given; it must be at least 1, or null for one per core")
-    if not 0 <= tolerance < 1:
-        raise DuetError(f"tolerance: {tolerance} was given; it is the share that may be unreadable, from 0 to below 1")
+    if not 0 <= max_unreadable < 1:
+        raise DuetError(f"max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1")
     request = {
-        "square": asdict(square),
+        "square": asdict(transform),
         "parts": {part: {"count": len(source), "sha256": _fingerprint(source)} for part, source in parts.items()},
         "pillow": PIL.__version__,
     }
@@ -95,35 +98,35 @@ def prepare(
         return card
     unfinished = final.with_name(f".{final.name}.unfinished")
     with _alone(unfinished):
-        if (card := _finished(final, request)) is not None:  # another process was at it until a moment ago
+        if (card := _finished(final, request)) is not None:  # another process has just finished it
             shutil.rmtree(unfinished, ignore_errors=True)
             return card
-        if not _asks(unfinished / "request.json", request):
+        if not _is_request(unfinished / "request.json", request):
             for old in unfinished.iterdir():
                 if old.name != _LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
         made, unreadable, sizes = {}, {}, {}
         for part, source in parts.items():
-            records = _make_images(source, part, unfinished / part, square, workers, tolerance, progress)
+            records = _make_images(source, part, unfinished / part, transform, workers, max_unreadable, progress)
             made[part], unreadable[part], sizes[part] = _finish(source, unfinished / part, records)
-        card = _card(parts, made, unreadable, sizes, square, about, dict(facts or {})) | {"request": request}
+        card = _card(parts, made, unreadable, sizes, transform, info, dict(extra or {})) | {"request": request}
         write_atomically(unfinished / "card.json", (json.dumps(card, indent=2) + "\n").encode())
         write_atomically(unfinished / "README.md", _readme(card).encode())
         for part in parts:
             for record in (unfinished / part).glob("*.record.json"):
                 record.unlink()
-        if final.is_dir():  # an empty one
+        if final.is_dir():  # it is empty
             final.rmdir()
         unfinished.rename(final)
-        # Not before: a directory without them is one that was left, which whoever comes next would begin anew.
+        # Last, because the next call starts anew in an unfinished directory that has no request.
         for name in ("request.json", _LOCK):
             (final / name).unlink()
     return card
 
 
 def _fingerprint(source: Source) -> str:
-    """A hash of what a source is: content for pixels and for archives' members, names, sizes and times for files."""
+    """Hash a source: the content of pixels, the names, sizes and times of files and archives."""
     digest = hashlib.sha256(json.dumps([source.name, source.class_names, source.names]).encode())
     digest.update(source.labels.astype("<i4").tobytes())
     if isinstance(source.images, np.ndarray):
@@ -141,12 +144,13 @@ def _fingerprint(source: Source) -> str:
         if not isinstance(image, Member) or file not in archives:
             state = file.stat()
             archives[file] = f"{state.st_size} {state.st_mtime_ns}"
-        digest.update(f"{image.name}\0{archives[file]}\0".encode())  # the folder may be called by another path
+        # Without the folder, because the same folder may be given by another path.
+        digest.update(f"{image.name}\0{archives[file]}\0".encode())
     return digest.hexdigest()
 
 
 def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The card of a directory that was made by the same request; None if it is not there, or empty."""
+    """Return the card of a directory that the same request made; None if the directory is missing or empty."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     try:
@@ -158,16 +162,16 @@ def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
         ) from None
     if not same:
         raise DuetError(
-            f"out: {str(final)!r} was prepared from other files, or in another way, and is left as it is; "
-            f"give another directory, or take it away"
+            f"out: {str(final)!r} was prepared from other files or with other options, and is left as it is; "
+            f"give another directory, or delete it"
         )
     for part, kept in card["parts"].items():
         if open_store(final / part).sha256 != kept["sha256"]:
-            raise DuetError(f"out: {str(final / part)!r} is not what its card says; take it away and prepare it again")
+            raise DuetError(f"out: {str(final / part)!r} differs from its card; delete it and prepare it again")
     return card
 
 
-def _asks(file: Path, request: Mapping[str, Any]) -> bool:
+def _is_request(file: Path, request: Mapping[str, Any]) -> bool:
     try:
         return read_json(file) == json.loads(json.dumps(request))
     except DuetError:
@@ -176,13 +180,13 @@ def _asks(file: Path, request: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Keep other processes from the same directory; the lock is gone with the process that holds it."""
+    """Keep other processes out of the directory. The lock ends with the process that holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DuetError(f"out: another process is writing {str(directory)!r}; let it finish") from None
+            raise DuetError(f"out: another process is writing {str(directory)!r}; wait until it has finished") from None
         yield
 
 
@@ -190,59 +194,59 @@ def _make_images(
     source: Source,
     part: str,
     directory: Path,
-    square: Square,
+    transform: SquareTransform,
     workers: int | None,
-    tolerance: float,
+    max_unreadable: float,
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
-    """Write every file of images of a part that is not there yet; gives their records in order."""
+    """Write every file of images of a part that is not there yet, and return their records in order."""
     directory.mkdir(exist_ok=True)
-    total, step = len(source), shard_length(square.size * square.size * square.channels)
+    total, step = len(source), shard_length(transform.size * transform.size * transform.channels)
     records: dict[int, dict[str, Any]] = {}
-    left = []
+    missing = []
     for number, first in enumerate(range(0, total, step)):
         record = directory / f"{shard_name(number)}.record.json"
         if record.exists():
             records[number] = read_json(record)
         else:
-            left.append((number, first))
+            missing.append((number, first))
 
     def job(first: int, number: int) -> _Job:
         images = source.images[first : first + step]
         images = np.ascontiguousarray(images) if isinstance(images, np.ndarray) else tuple(images)
-        return _Job(images, first, square, directory / shard_name(number))
+        return _Job(images, first, transform, directory / shard_name(number))
 
     def done(number: int, record: dict[str, Any]) -> None:
         records[number] = record
-        failed = [(place, reason) for number in sorted(records) for place, reason in records[number]["failed"]]
-        if len(failed) > tolerance * total:
-            said = "; ".join(f"{source.called(place)}: {reason}" for place, reason in failed[:3])
+        failed = [(index, reason) for number in sorted(records) for index, reason in records[number]["failed"]]
+        if len(failed) > max_unreadable * total:
+            examples = "; ".join(f"{source.display_name(index)}: {reason}" for index, reason in failed[:3])
             raise DuetError(
-                f"{part}: {len(failed)} of {total} images cannot be read, more than the share of {tolerance:g} that "
-                f"may be left out ({said}); repair them, or set tolerance"
+                f"{part}: {len(failed)} of {total} images cannot be read, more than the fraction max_unreadable="
+                f"{max_unreadable:g} allows ({examples}); repair them, or raise max_unreadable"
             )
         progress(part, sum(record["seen"] for record in records.values()), total)
 
     progress(part, sum(record["seen"] for record in records.values()), total)
-    for number in sorted(records):  # what was done before counts against the tolerance as well
+    for number in sorted(records):  # files of an earlier call count against max_unreadable too
         done(number, records[number])
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(left)))
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
     if workers == 1:
-        for number, first in left:
+        for number, first in missing:
             done(number, _make(job(first, number)))
         return [records[number] for number in sorted(records)]
     with spawn_pool(workers) as processes:
         running: dict[Future, int] = {}
         try:
-            while left or running:
-                while left and len(running) < workers + 1:  # memory holds no more than these
-                    number, first = left.pop(0)
+            while missing or running:
+                while missing and len(running) < workers + 1:  # bounds the memory
+                    number, first = missing.pop(0)
                     running[processes.submit(_make, job(first, number))] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     done(running.pop(future), future.result())
         except BrokenExecutor as error:
             raise DuetError(
-                f"{part}: a process died, perhaps for want of memory; run it again with fewer workers, and it goes on"
+                f"{part}: a worker process died, perhaps out of memory; run it again with fewer workers to resume"
             ) from error
         finally:
             for future in running:
@@ -253,14 +257,14 @@ def _make_images(
 def _make(job: _Job) -> dict[str, Any]:
     """Write one file of images and its record."""
     images, kept, failed, sizes = [], [], [], Counter()
-    for place, image in enumerate(job.images, job.first):
+    for index, image in enumerate(job.images, job.first):
         try:
-            pixels, (width, height) = job.square(image, place)
+            pixels, (width, height) = job.transform(image, index)
         except DuetError as error:
-            failed.append((place, str(error)))
+            failed.append((index, str(error)))
             continue
         images.append(pixels)
-        kept.append(place)
+        kept.append(index)
         sizes[f"{width} x {height}"] += 1
     part = job.file.with_suffix(".part")
     if images:
@@ -274,14 +278,14 @@ def _make(job: _Job) -> dict[str, Any]:
 def _finish(
     source: Source, directory: Path, records: Sequence[Mapping[str, Any]]
 ) -> tuple[Dataset, list[tuple[str, str]], Counter]:
-    """Make a store of the files of a part; gives it, what was left out, and how often each size was seen."""
+    """Make a store of the files of a part. Returns it, the skipped images with reasons, and the count of each size."""
     kept = np.concatenate([np.array(record["kept"], np.int64) for record in records])
     if not kept.size:
-        raise DuetError(f"{source.name}: not one of its {len(source)} images can be read")
-    names = None if source.names is None else [source.names[place] for place in kept]
+        raise DuetError(f"{source.name}: none of its {len(source)} images can be read")
+    names = None if source.names is None else [source.names[index] for index in kept]
     lengths = [len(record["kept"]) for record in records]
     dataset = finish_store(directory, lengths, source.labels[kept], source.class_names, source.name, names)
-    failed = [(source.called(place), reason) for record in records for place, reason in record["failed"]]
+    failed = [(source.display_name(index), reason) for record in records for index, reason in record["failed"]]
     return dataset, failed, sum((Counter(record["sizes"]) for record in records), Counter())
 
 
@@ -290,11 +294,11 @@ def _card(
     made: Mapping[str, Dataset],
     unreadable: Mapping[str, list[tuple[str, str]]],
     sizes: Mapping[str, Counter],
-    square: Square,
-    about: DatasetInfo,
-    facts: dict[str, Any],
+    transform: SquareTransform,
+    info: DatasetInfo,
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """What is known of the prepared data, as plain data."""
+    """Return the data card as plain data."""
     described = {}
     for part, dataset in made.items():
         counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
@@ -307,35 +311,35 @@ def _card(
         }
     return {
         "name": next(iter(parts.values())).name,
-        "title": about.title,
-        "homepage": about.homepage,
-        "licence": about.licence,
-        "citation": about.citation,
-        "picture": {"size": square.size, "channels": square.channels, "type": "uint8"},
+        "title": info.title,
+        "homepage": info.homepage,
+        "licence": info.licence,
+        "citation": info.citation,
+        "picture": {"size": transform.size, "channels": transform.channels, "type": "uint8"},
         "made": {
-            "crop": f"the largest square, {'in the middle' if square.crop == 'centre' else 'at a random place'}",
-            "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none where the size fits",
-            "seed": square.seed,
+            "crop": f"the largest square, {'at the centre' if transform.crop == 'centre' else 'at a random position'}",
+            "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none if the size already fits",
+            "seed": transform.seed,
         },
         "parts": described,
-    } | facts
+    } | extra
 
 
 def _readme(card: Mapping[str, Any]) -> str:
-    """The data card in Markdown."""
+    """Return the data card in Markdown."""
     image, made = card["picture"], card["made"]
     lines = [f"# {card['title']}", ""]
-    lines += [f"{label}: {card[key]}  " for key, label in _SAID.items() if card.get(key)]
+    lines += [f"{label}: {card[key]}  " for key, label in _LABELS.items() if card.get(key)]
     kind = "colour" if image["channels"] == 3 else "grey"
     lines += [
         "",
         "## Images",
         "",
         f"{image['size']} x {image['size']} pixels, {kind}, {image['type']}.  ",
-        f"Cut: {made['crop']}.  ",
+        f"Cropped: {made['crop']}.  ",
         f"Resized: {made['resize']}.",
         "",
-        "| part | images | classes | left out as unreadable | sizes before | SHA-256 of the content |",
+        "| part | images | classes | skipped as unreadable | original sizes | SHA-256 of the content |",
         "| --- | ---: | ---: | ---: | --- | --- |",
     ]
     for part, facts in card["parts"].items():
@@ -353,14 +357,14 @@ def _readme(card: Mapping[str, Any]) -> str:
         lines.append(f"| {name.replace('|', '/')} | {counts} |")
     for part, facts in card["parts"].items():
         if facts["unreadable"]["count"]:
-            lines += ["", f"## Left out of {part}", ""]
+            lines += ["", f"## Skipped in {part}", ""]
             lines += [f"- `{name}`: {reason}" for name, reason in facts["unreadable"]["first"].items()]
     if card.get("files"):
-        lines += ["", "## Read from", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
+        lines += ["", "## Source files", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
         lines += [f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]]
     if card.get("command"):
-        lines += ["", "## Made with", "", f"    {card['command']}"]
+        lines += ["", "## Made by", "", f"    {card['command']}"]
     return "\n".join(lines) + "\n"
 
 
-_SAID = {"homepage": "Source", "licence": "Licence", "citation": "To cite"}
+_LABELS = {"homepage": "Source", "licence": "Licence", "citation": "Citation"}

@@ -1,7 +1,7 @@
-"""An array in several files, opened without reading them.
+"""One array in several files, opened without reading them.
 
-The parts are arrays or memory maps whose first axes follow one another. What is asked for is copied into memory; no
-more than that is read.
+The shards are arrays or memory maps whose first axes follow one another. Indexing copies the selected items into
+memory and reads nothing else.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from diffusion_core.common.errors import DuetError
 __all__ = ["Shards"]
 
 
-def _place(part: NDArray) -> NDArray | tuple[Any, ...]:
-    """Where a whole memory map lies; an array, or a part of one, as it is."""
+def _file_location(part: NDArray) -> NDArray | tuple[Any, ...]:
+    """Return where a whole memory map lies in its file; an array, or a slice of a memory map, as it is."""
     if not isinstance(part, np.memmap) or not isinstance(part.base, mmap.mmap) or part.filename is None:
         return np.asarray(part)
     return str(part.filename), part.dtype, part.shape, part.offset
 
 
-def _reopened(places: Sequence[NDArray | tuple[Any, ...]]) -> Shards:
+def _reopen(locations: Sequence[NDArray | tuple[Any, ...]]) -> Shards:
     parts = []
-    for place in places:
-        if isinstance(place, tuple):
-            file, dtype, shape, offset = place
-            place = np.memmap(file, dtype, "r", offset, shape)
-        parts.append(place)
+    for location in locations:
+        if isinstance(location, tuple):
+            file, dtype, shape, offset = location
+            location = np.memmap(file, dtype, "r", offset, shape)
+        parts.append(location)
     return Shards(parts)
 
 
@@ -39,10 +39,10 @@ class Shards:
     """Several arrays as one, along the first axis; read-only.
 
     Args:
-        parts: arrays of one type that are alike beyond the first axis.
+        parts: arrays with one type and one shape beyond the first axis.
 
     Raises:
-        DuetError: there are none, or they differ.
+        DuetError: there are no arrays, or they differ in type or shape.
     """
 
     def __init__(self, parts: Sequence[NDArray]) -> None:
@@ -54,42 +54,42 @@ class Shards:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
+        """The shape of the whole array."""
         return (int(self.ends[-1]), *self.parts[0].shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
-        """Of every part."""
+        """The type of every shard."""
         return self.parts[0].dtype
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """The number of axes."""
         return self.parts[0].ndim
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: int | slice | NDArray) -> NDArray:
-        """An item, a slice of them, or those at whole numbers or where a mask is true, in memory."""
+        """Return an item, a slice, or the items at an array of indices or a mask, in memory."""
         if isinstance(key, slice):
             key = np.arange(*key.indices(len(self)))
         key = np.asarray(key)
         if key.dtype == bool:
             key = np.flatnonzero(key)
-        places = np.where(key < 0, key + len(self), key).reshape(-1)
-        if places.size and not 0 <= places.min() <= places.max() < len(self):
-            raise IndexError(f"{key} is out of 0..{len(self) - 1}")
-        found = np.empty((places.size, *self.shape[1:]), self.dtype)
-        which = np.searchsorted(self.ends, places, side="right")
-        for k in np.unique(which):
-            here = which == k
-            found[here] = self.parts[k][places[here] - (self.ends[k] - len(self.parts[k]))]
-        return found.reshape(*key.shape, *self.shape[1:])
+        indices = np.where(key < 0, key + len(self), key).reshape(-1)
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"{key} is outside 0..{len(self) - 1}")
+        items = np.empty((indices.size, *self.shape[1:]), self.dtype)
+        shard = np.searchsorted(self.ends, indices, side="right")
+        for k in np.unique(shard):
+            here = shard == k
+            items[here] = self.parts[k][indices[here] - (self.ends[k] - len(self.parts[k]))]
+        return items.reshape(*key.shape, *self.shape[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens the same files instead of being sent what they hold.
-        return _reopened, ([_place(part) for part in self.parts],)
+        # A worker process reopens the files instead of receiving their content.
+        return _reopen, ([_file_location(part) for part in self.parts],)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray:
         return np.concatenate(self.parts).astype(dtype or self.dtype, copy=False)

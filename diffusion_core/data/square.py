@@ -1,14 +1,14 @@
-"""From an image of any size and mode to a square of bytes.
+"""Convert an image of any size and mode to a square of bytes.
 
-An image is turned as its camera says (EXIF), laid over white where it is transparent, cut to the largest square that
-fits, in the middle or at random along its longer side, and resized with an antialiasing filter (Lanczos). Nothing is
-squashed. Grey, palette, CMYK and 16-bit files become 8-bit grey or RGB. Of an animation, the first frame is taken.
+An image is rotated as its EXIF data say, laid over white where it is transparent, cropped to the largest square, at
+the centre or at random along its longer side, and resized with an antialiasing filter (Lanczos). The aspect ratio is
+kept. Grey, palette, CMYK and 16-bit files become 8-bit grey or RGB. Of an animation, the first frame is used.
 
-A value v of 16 bits becomes v / 257, rounded, in a grey file. Pillow hands over colour, and grey with transparency, as
-8 bits: there the lower byte is cut off, v // 256, which is at most one level away.
+A 16-bit value v of a grey file becomes v / 257, rounded. Pillow returns colour, and grey with transparency, as 8 bits:
+there the lower byte is cut off, v // 256, which differs by at most one.
 
-The place of a random cut is a function of (seed, index) in stream ``"data/crop"``, so that it does not depend on who
-reads the image, nor when.
+The position of a random crop is a function of (seed, index) in stream ``"data/crop"``, so it does not depend on which
+process reads the image, nor when.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.files.safe_read import read_member
 
-__all__ = ["CROPS", "Member", "SUFFIXES", "ImageInput", "Square", "fit_image", "open_image", "read_image"]
+__all__ = ["CROPS", "Member", "SUFFIXES", "ImageInput", "SquareTransform", "fit_image", "open_image", "read_image"]
 
 CROPS = ("centre", "random")
-# Of the files that are taken for images.
+# The file names that are read as images.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -45,22 +45,22 @@ class Member:
         return f"{self.archive}/{self.name}"
 
 
-# A file, a file in an archive, the content of a file, or uint8 pixels with shape (H, W, C).
+# A file, a file in a zip archive, the content of a file, or uint8 pixels with shape (H, W, C).
 ImageInput = Path | Member | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Square:
-    """How images are brought to one shape.
+class SquareTransform:
+    """Crop and resize images to one shape.
 
     Args:
         size: height and width in pixels.
         channels: 3 for colour, 1 for grey.
-        crop: ``"centre"`` or ``"random"``, see above.
-        seed: of the random places.
+        crop: ``"centre"`` or ``"random"``.
+        seed: the seed of random crops.
 
     Raises:
-        DuetError: one of them does not fit.
+        DuetError: an argument is out of range.
     """
 
     size: int
@@ -78,14 +78,14 @@ class Square:
             raise one_of("crop", self.crop, CROPS)
 
     def __call__(self, image: ImageInput, index: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The square of an image with shape (size, size, channels), and the width and height that it had.
+        """Return the square of an image with shape (size, size, channels), and the image's original width and height.
 
         Args:
-            image: what to read.
-            index: its place in the source, which decides where a random cut is made.
+            image: the image to read.
+            index: its index in the source, which determines a random crop.
 
         Raises:
-            DuetError: it cannot be read, or its values have no known range.
+            DuetError: the image cannot be read, or the range of its values is unknown.
         """
         opened = open_image(image, self.channels)
         if self.crop == "centre":
@@ -96,36 +96,36 @@ class Square:
 
 
 def read_image(file: str | Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """One image file, cut to its central square and resized, with shape (size, size, channels).
+    """Read an image file, cropped at the centre and resized, with shape (size, size, channels).
 
     Raises:
-        DuetError: the file cannot be read, or its values have no known range.
+        DuetError: the file cannot be read, or the range of its values is unknown.
     """
     return fit_image(open_image(Path(file), channels), size)
 
 
 def open_image(image: ImageInput | str, channels: int) -> Image.Image:
-    """One image of 8 bits per channel, grey or RGB, of its own size and the right way up.
+    """Open an image in its own size and upright, with 8 bits per channel, grey or RGB.
 
     Raises:
-        DuetError: it cannot be read, or its values have no known range.
+        DuetError: it cannot be read, or the range of its values is unknown.
     """
     opened = _from_pixels(image) if isinstance(image, np.ndarray) else _from_file(image)
     return opened.convert("RGB" if channels == 3 else "L")
 
 
 def fit_image(pil_image: Image.Image, size: int, start: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """An image cut to a square as wide as its shorter side and resized, with shape (size, size, channels).
+    """Return an image cropped to a square as wide as its shorter side and resized, with shape (size, size, channels).
 
     Args:
         pil_image: grey or RGB.
-        size: height and width to bring it to.
-        start: left and top of the square; None takes the central one.
+        size: the new height and width.
+        start: left and top of the square; None means the central one.
     """
     side = min(pil_image.size)
     left, top = start or ((pil_image.width - side) // 2, (pil_image.height - side) // 2)
     if pil_image.size != (size, size):
-        # Cut first: the filter of a resize with a box reaches beyond its edge.
+        # Crop first: the filter of a resize with a box would read beyond the box.
         pil_image = pil_image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(pil_image).reshape(size, size, -1)
 
@@ -135,7 +135,7 @@ def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 @lru_cache(maxsize=4)
-def _opened(archive: Path) -> zipfile.ZipFile:
+def _open_zip(archive: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
@@ -144,7 +144,7 @@ def _from_file(image: Path | Member | bytes | str) -> Image.Image:
     try:
         file = image
         if isinstance(image, Member):
-            file = io.BytesIO(read_member(_opened(image.archive), image.name))
+            file = io.BytesIO(read_member(_open_zip(image.archive), image.name))
         elif isinstance(image, bytes):
             file = io.BytesIO(image)
         with Image.open(file) as opened:
@@ -152,22 +152,22 @@ def _from_file(image: Path | Member | bytes | str) -> Image.Image:
             return _eight_bit(ImageOps.exif_transpose(opened), is_wide=opened.mode == "I" and opened.format == "TIFF")
     except DuetError as error:
         raise DuetError(f"{what}: {error}") from None
-    # What Pillow raises depends on the byte at which a broken file stops to make sense: struct.error of its EXIF, say.
+    # On a corrupted file Pillow may raise anything, for example struct.error for its EXIF data.
     except Exception as error:
-        reason = "it is not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DuetError(f"{what} cannot be read: {reason}; repair it or take it away") from error
+        reason = "Pillow does not recognise its format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DuetError(f"{what} cannot be read: {reason}; repair it or delete it") from error
 
 
 def _eight_bit(pil_image: Image.Image, is_wide: bool) -> Image.Image:
-    """An image of 8 bits per channel without transparency, which is laid over white; not of one of 32 bits."""
+    """Return an image with 8 bits per channel, laid over white where it is transparent. 32-bit images are refused."""
     if pil_image.mode == "F" or pil_image.mode.startswith("I"):
         values = np.asarray(pil_image).astype(np.float64)
-        # 16-bit files arrive in several modes, of 32 bits among them; those that are so wide do not say what white is.
+        # Pillow opens 16-bit files in several modes, some of 32 bits. A real 32-bit file does not define white.
         if is_wide or pil_image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DuetError(f"its pixels are of mode {pil_image.mode!r}, without a known white; 8 or 16 bits would fit")
+            raise DuetError(f"its pixels have mode {pil_image.mode!r}, which does not define white; use 8 or 16 bits")
         return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
     if pil_image.has_transparency_data:
         pil_image = pil_image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pil_image.size, "white"), pil_image).convert("RGB")
-    # Grey stays grey, so its levels are kept exactly; all other kinds go by way of RGB.
+    # Grey stays grey, so its values are exact; every other mode is converted to RGB.
     return pil_image if pil_image.mode in ("1", "L", "RGB") else pil_image.convert("RGB")

@@ -4,11 +4,11 @@ A store is a directory::
 
     images-00000.npy ...   uint8 with shape (n, H, W, C) each, one after another, opened as memory maps
     labels.npy             int32 with shape (N,)
-    names.txt              what each image was called, one per line; only where images have names
+    names.txt              the name of each image, one per line; only if images have names
     data.json              name, class names, shape, the length of each file of images, and the hash of the content
 
-It is written beside its final name, flushed, then renamed: a reader sees a whole store or none. Directories of
-stores, one for each part of a data set, are what `prepare` writes.
+It is written to a temporary directory, flushed, then renamed: a reader sees a whole store or none. `prepare` writes
+directories of stores, one for each part of a data set.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.shards import Shards
-from diffusion_core.data.source import chosen_parts
+from diffusion_core.data.source import resolve_parts
 from diffusion_core.files.safe_read import read_json, read_npy, read_text
 
 __all__ = ["finish_store", "open_store", "store_parts", "read_names", "save_store", "shard_length", "shard_name"]
 
 _FORMAT = 2
-_FITS = "a store is a directory that experiments.prepare wrote"
+_EXPECTED = "a store is a directory that experiments.prepare wrote"
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 26, 2048
 
 
 def shard_length(image_bytes: int) -> int:
-    """How many images a file of images begins with: up to 64 MiB, and few enough that many processes have work."""
+    """Return the number of images per file: at most 64 MiB, and few enough to keep many processes busy."""
     return max(1, min(_SHARD_IMAGES, _SHARD_BYTES // image_bytes))
 
 
 def shard_name(number: int) -> str:
-    """The name of a file of images."""
+    """Return the name of a file of images."""
     return f"images-{number:05d}.npy"
 
 
 def save_store(dataset: Dataset, directory: str | Path) -> Path:
-    """Write a data set to a new directory; if it is already there, nothing is done.
+    """Write a data set to a new directory; do nothing if it is already there.
 
     Raises:
         DuetError: the directory holds something else.
@@ -68,7 +68,7 @@ def save_store(dataset: Dataset, directory: str | Path) -> Path:
         try:
             part.rename(final)
         except OSError:
-            # Another process may have been first; the same content is as good.
+            # Another process may have written the same store first.
             if not _holds(final, dataset):
                 raise
     finally:
@@ -84,15 +84,18 @@ def finish_store(
     name: str,
     names: Iterable[str] | None = None,
 ) -> Dataset:
-    """Make a store of a directory that holds the files of images alone; gives what it holds.
+    """Make a store of a directory that so far contains only the files of images.
 
     Args:
-        directory: where they are.
-        lengths: of the files, in their order; one of length 0 need not be there.
+        directory: the directory.
+        lengths: the number of images in each file; a file of length 0 need not exist.
         labels: class ids with shape (N,).
         class_names: the name of each class id.
-        name: of the data set.
-        names: of the images, if they have any.
+        name: the name of the data set.
+        names: the names of the images, if they have any.
+
+    Returns:
+        The data set of the store.
     """
     files = [{"file": shard_name(k), "length": int(n)} for k, n in enumerate(lengths) if n]
     dataset = Dataset(_open_images(directory, files), labels, tuple(class_names), name)
@@ -116,32 +119,32 @@ def finish_store(
 
 
 def open_store(directory: str | Path, part: str | None = None, verify: bool = True) -> Dataset:
-    """The data set of a store, its images memory maps.
+    """Open the data set of a store; its images are memory maps.
 
     Args:
-        directory: the store, or a directory of several.
-        part: which of several; ``"all"`` is all of them, one after another, and None will do where there is one alone.
-        verify: read it all once and compare its hash. Without this, only shapes and lengths are checked.
+        directory: a store, or a directory of stores.
+        part: which of several stores; ``"all"`` for all of them, one after another; None if there is only one.
+        verify: read everything once and compare the hash. Without it, only shapes and lengths are checked.
 
     Raises:
-        DuetError: there is no such part, or a file is missing, cut short or not what was written.
+        DuetError: there is no such part, or a file is missing, truncated or changed.
     """
     directory = Path(directory).expanduser()
     parts = store_parts(directory)
     if not parts or (directory / "data.json").exists():
         return _open_one(directory, verify)
-    opened = [_open_one(directory / name, verify) for name in chosen_parts(f"store {str(directory)!r}", parts, part)]
+    opened = [_open_one(directory / name, verify) for name in resolve_parts(f"store {str(directory)!r}", parts, part)]
     first, *others = opened
     if not others:
         return first
     if any(other.class_names != first.class_names for other in others):
-        raise DuetError(f"store {str(directory)!r}: its parts have other classes each, so they are not one data set")
-    images = Shards([shard for one in opened for shard in getattr(one.images, "parts", [one.images])])
-    return Dataset(images, np.concatenate([one.labels for one in opened]), first.class_names, first.name)
+        raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
+    images = Shards([shard for dataset in opened for shard in getattr(dataset.images, "parts", [dataset.images])])
+    return Dataset(images, np.concatenate([dataset.labels for dataset in opened]), first.class_names, first.name)
 
 
 def _open_one(directory: Path, verify: bool) -> Dataset:
-    """The data set of one store."""
+    """Open the data set of one store."""
     header = _read_header(directory)
     images = _open_images(directory, header["images"])
     labels = _read_array(directory / "labels.npy", mapped=False)
@@ -156,33 +159,33 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
     if verify and dataset.sha256 != header["sha256"]:
         raise DuetError(
             f"store {str(directory)!r}: its content has hash {dataset.sha256[:12]}, "
-            f"data.json says {header['sha256'][:12]}; it has changed since it was written, so write it again"
+            f"data.json says {header['sha256'][:12]}; it was changed after it was written, so write it again"
         )
     return dataset
 
 
 def store_parts(directory: str | Path) -> list[str]:
-    """The names of the stores in a directory, the training part first."""
-    found = [path.parent.name for path in Path(directory).expanduser().glob("*/data.json")]
-    return sorted(found, key=lambda name: (name != "train", name))
+    """Return the names of the stores in a directory, the training part first."""
+    names = [path.parent.name for path in Path(directory).expanduser().glob("*/data.json")]
+    return sorted(names, key=lambda name: (name != "train", name))
 
 
 def read_names(directory: Path | None, count: int) -> list[str]:
-    """What the images of a store are called; by their places where they have no names, or are of no store."""
+    """Return the names of the images of a store; "image 0", "image 1", ... if they have none, or without a store."""
     file = directory and directory.expanduser() / "names.txt"
     names = read_text(file).split("\n")[:-1] if file and file.is_file() else []
     return names if len(names) == count else [f"image {k}" for k in range(count)]
 
 
 def write_array(file: Path, array: NDArray) -> None:
-    """Write an array as `.npy`, flushed."""
+    """Write an array as `.npy`, and flush it to disk."""
     with open(file, "wb") as out:
         np.save(out, array, allow_pickle=False)
         _flush(out)
 
 
 def _holds(directory: Path, dataset: Dataset) -> bool:
-    """Whether `directory` is the store of `dataset`; not if it does not exist or is empty.
+    """Return whether `directory` is the store of `dataset`; False if it does not exist or is empty.
 
     Raises:
         DuetError: it holds something else.
@@ -190,28 +193,28 @@ def _holds(directory: Path, dataset: Dataset) -> bool:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     try:
-        held = open_store(directory)
+        existing = open_store(directory)
     except DuetError as error:
         raise DuetError(f"store {str(directory)!r} exists and is left as it is: {error}") from None
-    if held.sha256 != dataset.sha256:
+    if existing.sha256 != dataset.sha256:
         raise DuetError(
-            f"store {str(directory)!r} exists and holds another data set, {held.name!r} with hash {held.sha256[:12]}; "
-            f"{dataset.name!r} with hash {dataset.sha256[:12]} needs a directory of its own"
+            f"store {str(directory)!r} exists and holds another data set, {existing.name!r} with hash "
+            f"{existing.sha256[:12]}; {dataset.name!r} with hash {dataset.sha256[:12]} needs a directory of its own"
         )
     return True
 
 
 def _read_header(directory: Path) -> dict:
     if not (directory / "data.json").exists():
-        raise DuetError(f"store: {str(directory)!r} holds no data.json; {_FITS}")
+        raise DuetError(f"store: {str(directory)!r} has no data.json; {_EXPECTED}")
     try:
         header = read_json(directory / "data.json")
     except DuetError as error:
-        raise DuetError(f"store: {error}; {_FITS}") from error
+        raise DuetError(f"store: {error}; {_EXPECTED}") from error
     kinds = {"format": int, "name": str, "class_names": list, "shape": list, "sha256": str}
     for key, kind in kinds.items():
         if not isinstance(header, dict) or not isinstance(header.get(key), kind):
-            raise DuetError(f"store {str(directory)!r}: data.json has no valid {key!r}; {_FITS}")
+            raise DuetError(f"store {str(directory)!r}: data.json has no valid {key!r}; {_EXPECTED}")
     if header["format"] != _FORMAT:
         raise DuetError(
             f"store {str(directory)!r}: its format is {header['format']}; this version reads {_FORMAT}, "
@@ -219,12 +222,12 @@ def _read_header(directory: Path) -> dict:
         )
     files = header.get("images")
     if not isinstance(files, list) or not files or not all(_is_shard(file) for file in files):
-        raise DuetError(f"store {str(directory)!r}: data.json has no valid 'images'; {_FITS}")
+        raise DuetError(f"store {str(directory)!r}: data.json has no valid 'images'; {_EXPECTED}")
     return header
 
 
 def _is_shard(file: object) -> bool:
-    """Whether it says name and length of a file in the store itself."""
+    """Return whether an entry has the name and the length of a file inside the store."""
     if not isinstance(file, dict) or not isinstance(file.get("length"), int):
         return False
     name = file.get("file")
@@ -232,7 +235,7 @@ def _is_shard(file: object) -> bool:
 
 
 def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | Shards:
-    """The images of several files as one array; a single file is an ordinary memory map."""
+    """Open the images of several files as one array; a single file is an ordinary memory map."""
     maps = []
     for file in files:
         images = _read_array(directory / file["file"], mapped=True)
@@ -251,7 +254,7 @@ def _read_array(file: Path, mapped: bool) -> NDArray:
     try:
         return read_npy(file, mapped)
     except DuetError as error:
-        raise DuetError(f"store: {error}; {_FITS}") from error
+        raise DuetError(f"store: {error}; {_EXPECTED}") from error
 
 
 def _flush(file: IO) -> None:

@@ -1,11 +1,11 @@
-"""Looking at a data set: how many, how bright, what on average, and which images are nearly alike.
+"""Statistics of a data set: counts, brightness, mean images, and images that are nearly alike.
 
-All is found in one pass over the images, in blocks, so that memory does not grow with their number but for a
-thumbnail of 8 x 8 pixels of each. Mean and deviation come from the histograms of the 256 levels, so they are exact.
+One pass reads the images in blocks, so memory grows with their number only by a thumbnail of 8 x 8 pixels each. Mean
+and standard deviation come from the histograms of the 256 values, so they are exact.
 
-Two images are near when the root mean square difference of their thumbnails, in levels of 0..255, is small: that
-finds copies that were compressed again, made lighter by a little, or resized, but not mirrored or cut ones. All pairs
-are compared. Sums of squares of thumbnails stay below 2^24, so they are exact in float32.
+Two images are near if the root mean square difference of their thumbnails, in values of 0..255, is small. This finds
+copies that were compressed again, slightly brightened or resized, but not mirrored or cropped copies. All pairs are
+compared. Sums of squares of thumbnails stay below 2^24, so they are exact in float32.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BLOCK_ROWS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What was found in a data set of N images with shape (S, S, C) in K classes.
+    """Statistics of a data set of N images with shape (S, S, C) in K classes.
 
     Args:
-        counts: images of each class, with shape (K,).
-        histograms: how often each level occurs in each channel, with shape (C, 256).
-        mean: of each channel, in levels, with shape (C,).
-        std: the deviation of all values of a channel, in levels, with shape (C,).
-        class_means: the mean image of each of the first classes, float64 with shape (K', S, S, C); NaN for none.
+        counts: the number of images of each class, with shape (K,).
+        histograms: the count of each value in each channel, with shape (C, 256).
+        mean: the mean of each channel, in 0..255, with shape (C,).
+        std: the standard deviation of each channel, in 0..255, with shape (C,).
+        class_means: the mean image of each of the first K' classes, float64 with shape (K', S, S, C); NaN if empty.
         thumbnails: uint8 with shape (N, 64 C).
     """
 
@@ -50,28 +50,28 @@ class Survey:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of images that are near, the nearest first.
+    """Pairs of near images, the nearest first.
 
     Args:
-        count: how many there are.
-        places: of the nearest of them, with shape (P, 2).
-        distances: of those, root mean square in levels, with shape (P,).
+        count: the number of near pairs.
+        indices: the indices of the nearest of them, with shape (P, 2).
+        distances: their distances, root mean square in 0..255, with shape (P,).
     """
 
     count: int
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     distances: NDArray[np.float64]
 
 
-def survey(dataset: Dataset, shown: int = 64, progress: Callable[[int], None] = lambda done: None) -> Survey:
-    """Look at every image once.
+def survey(dataset: Dataset, max_classes: int = 64, progress: Callable[[int], None] = lambda done: None) -> Survey:
+    """Compute the statistics of a data set.
 
     Args:
-        dataset: what to look at.
-        shown: of how many classes mean images are made.
+        dataset: the data set.
+        max_classes: for how many classes to compute a mean image.
         progress: called with the number of images that are done.
     """
-    size, channels, classes = dataset.image_size, dataset.channels, min(shown, dataset.num_classes)
+    size, channels, classes = dataset.image_size, dataset.channels, min(max_classes, dataset.num_classes)
     histograms = np.zeros((channels, 256), np.int64)
     sums = np.zeros((classes, size, size, channels), np.int64)
     thumbnails = np.empty((len(dataset), THUMBNAIL * THUMBNAIL * channels), np.uint8)
@@ -93,30 +93,30 @@ def survey(dataset: Dataset, shown: int = 64, progress: Callable[[int], None] = 
 
 
 def find_near_pairs(
-    first: NDArray[np.uint8], second: NDArray[np.uint8] | None, within: float, most: int = 100,
+    first: NDArray[np.uint8], second: NDArray[np.uint8] | None, max_distance: float, max_pairs: int = 100,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Pairs:  # fmt: skip
-    """The pairs of thumbnails that are at most so far apart.
+    """Find the pairs of thumbnails within a distance.
 
     Args:
         first: thumbnails with shape (N, D).
-        second: others, with shape (M, D); None compares the first with each other, each pair once.
-        within: the largest distance, in levels.
-        most: of how many, the nearest, the places are given.
-        progress: called with the number of the first that are done.
+        second: other thumbnails, with shape (M, D); None compares the first with each other, each pair once.
+        max_distance: the largest distance, in 0..255.
+        max_pairs: for how many pairs, the nearest ones, to return indices.
+        progress: called with the number of thumbnails of the first that are done.
 
     Raises:
-        DuetError: the thumbnails are of different kinds, or a number is negative.
+        DuetError: the thumbnails differ in shape, or a number is negative.
     """
     others = first if second is None else second
-    if first.shape[1:] != others.shape[1:] or within < 0 or most < 0:
+    if first.shape[1:] != others.shape[1:] or max_distance < 0 or max_pairs < 0:
         raise DuetError(
-            f"near pairs: thumbnails {first.shape} and {others.shape}, a distance of {within} and at most {most} pairs "
-            f"were given; the thumbnails must be of one kind, and the numbers at least 0"
+            f"near pairs: thumbnails {first.shape} and {others.shape}, max_distance {max_distance} and max_pairs "
+            f"{max_pairs} were given; the thumbnails must have one shape, and the numbers must be at least 0"
         )
     width = first.shape[1]
-    limit = within * within * width
-    count, kept, found = 0, np.zeros((0, 2), np.int64), np.zeros(0)
+    limit = max_distance * max_distance * width
+    count, kept, distances = 0, np.zeros((0, 2), np.int64), np.zeros(0)
     for start in range(0, len(first), _BLOCK_ROWS):
         a = first[start : start + _BLOCK_ROWS].astype(np.float32)
         for begin in range(start if second is None else 0, len(others), _BLOCK_ROWS):
@@ -130,14 +130,14 @@ def find_near_pairs(
                 continue
             count += len(rows)
             kept = np.concatenate([kept, np.stack([rows + start, columns + begin], axis=1)])
-            found = np.concatenate([found, squares[rows, columns].astype(np.float64)])
-            if len(kept) > most:
-                # By distance, then by place, so that the choice does not depend on the blocks.
-                order = np.lexsort((kept[:, 1], kept[:, 0], found))[:most]
-                kept, found = kept[order], found[order]
+            distances = np.concatenate([distances, squares[rows, columns].astype(np.float64)])
+            if len(kept) > max_pairs:
+                # Sort by distance, then by index, so that the result does not depend on the blocks.
+                order = np.lexsort((kept[:, 1], kept[:, 0], distances))[:max_pairs]
+                kept, distances = kept[order], distances[order]
         progress(min(start + _BLOCK_ROWS, len(first)))
-    order = np.lexsort((kept[:, 1], kept[:, 0], found))
-    return Pairs(count, kept[order], np.sqrt(found[order] / width))
+    order = np.lexsort((kept[:, 1], kept[:, 0], distances))
+    return Pairs(count, kept[order], np.sqrt(distances[order] / width))
 
 
 def _blocks(count: int, image_bytes: int) -> Iterator[slice]:

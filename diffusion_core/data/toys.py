@@ -1,18 +1,18 @@
-r"""Data with an exact score: mixtures of normal distributions, in the plane and as images.
+"""Data with an exact score: mixtures of normal distributions, in the plane and as images.
 
-Where x_0 is drawn from N(m_k, s_k^2 I) with probability w_k, x_t = alpha x_0 + sigma eps has the density
+If x_0 is drawn from N(m_k, s_k^2 I) with probability w_k, then x_t = alpha x_0 + sigma eps has the density
 
     p(x) = sum_k w_k N(x; alpha m_k, v_k I),       v_k = alpha^2 s_k^2 + sigma^2
 
-and with the shares p_k ~ w_k N(x; alpha m_k, v_k I) of the parts at x,
+and with the posterior weights p_k ~ w_k N(x; alpha m_k, v_k I) of the components at x,
 
     score      grad log p(x) = sum_k p_k (alpha m_k - x) / v_k
     estimate   E[x_0 | x]    = sum_k p_k (m_k + alpha s_k^2 (x - alpha m_k) / v_k)
 
-The toys of the plane are curves and grids made of such parts. A point (x, y) in [-1, 1]^2 is a colour image of one
-pixel: red is x, green is y, and blue, always 128, says nothing. Bytes round a point by up to 1/255, as if s_k^2 were
-larger by (2/255)^2 / 12, which is below 1 % of it; points lie inside of [-1, 1] but for one in thousands, which is
-clipped. Item i depends on (seed, i) alone, in streams "data/toy" and "data/toy/normal".
+The toys of the plane are curves and grids made of such components. A point (x, y) in [-1, 1]^2 is stored as a colour
+image of one pixel: red is x, green is y, and blue is always 128. Bytes round a point by up to 1/255, as if s_k^2 were
+larger by (2/255)^2 / 12, which is below 1 % of it. About one point in a thousand lies outside [-1, 1] and is clipped.
+Item i depends on (seed, i) alone, in streams "data/toy" and "data/toy/normal".
 """
 
 from __future__ import annotations
@@ -35,77 +35,77 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Normal distributions of equal spread in all directions, mixed.
+    """A mixture of isotropic normal distributions with equal weights.
 
     Args:
-        means: of each part, with shape (K, D).
-        spreads: standard deviation of each, with shape (K,).
-        classes: which class each belongs to, with shape (K,); all parts are equally likely.
+        means: the mean of each component, with shape (K, D).
+        stds: the standard deviation of each component, with shape (K,).
+        classes: the class of each component, with shape (K,).
 
     Raises:
-        DuetError: the shapes do not fit, or a spread is not positive.
+        DuetError: the shapes do not match, or a standard deviation is not positive.
     """
 
     means: Array
-    spreads: Array
+    stds: Array
     classes: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        parts = len(self.means)
-        if np.ndim(self.means) != 2 or self.spreads.shape != (parts,) or self.classes.shape != (parts,):
+        components = len(self.means)
+        if np.ndim(self.means) != 2 or self.stds.shape != (components,) or self.classes.shape != (components,):
             raise DuetError(
-                f"mixture: means {np.shape(self.means)}, spreads {self.spreads.shape} and classes {self.classes.shape} "
+                f"mixture: means {np.shape(self.means)}, stds {self.stds.shape} and classes {self.classes.shape} "
                 f"were given; they must be (K, D), (K,) and (K,)"
             )
-        if not np.all(self.spreads > 0):
-            raise DuetError(f"mixture: spreads from {self.spreads.min()} were given; they must be positive")
+        if not np.all(self.stds > 0):
+            raise DuetError(f"mixture: stds from {self.stds.min()} were given; they must be positive")
 
     def draw(self, count: int, seed: int) -> tuple[Array, NDArray[np.int32]]:
-        """The first `count` points of the distribution, with shape (N, D), and the class of each."""
+        """Return the first `count` points of the distribution, with shape (N, D), and the class of each."""
         index = np.arange(count)
-        part = Stream(seed, "data/toy").integers(index, len(self.means))
+        component = Stream(seed, "data/toy").integers(index, len(self.means))
         noise = Stream(seed, "data/toy/normal").normal(index, self.means.shape[1:])
-        return self.means[part] + self.spreads[part, None] * noise, self.classes[part]
+        return self.means[component] + self.stds[component, None] * noise, self.classes[component]
 
     def log_density(self, x: ArrayLike, alpha: float = 1.0, sigma: float = 0.0) -> Array:
-        """Of x_t, with shape (B,), at points with shape (B, ...) of D values each."""
-        _, log_parts = self._parts(x, alpha, sigma)
-        top = log_parts.max(axis=1)
-        return top + np.log(np.exp(log_parts - top[:, None]).sum(axis=1))
+        """Return the log density of x_t, with shape (B,), at points with shape (B, ...) of D values each."""
+        _, log_weights = self._components(x, alpha, sigma)
+        top = log_weights.max(axis=1)
+        return top + np.log(np.exp(log_weights - top[:, None]).sum(axis=1))
 
     def score(self, x: ArrayLike, alpha: float = 1.0, sigma: float = 0.0) -> Array:
-        """The gradient of the logarithm of the density of x_t, with the shape of x."""
-        away, shares = self._shares(x, alpha, sigma)
-        variance = (alpha * self.spreads) ** 2 + sigma**2
-        return -np.einsum("bk, bkd -> bd", shares / variance, away).reshape(np.shape(x))
+        """Return the gradient of the log density of x_t, with the shape of x."""
+        away, weights = self._posterior(x, alpha, sigma)
+        variance = (alpha * self.stds) ** 2 + sigma**2
+        return -np.einsum("bk, bkd -> bd", weights / variance, away).reshape(np.shape(x))
 
     def denoised(self, x: ArrayLike, alpha: float, sigma: float) -> Array:
-        """The best estimate of x_0 from x_t, with the shape of x: what a perfect network makes."""
-        away, shares = self._shares(x, alpha, sigma)
-        gain = alpha * self.spreads**2 / ((alpha * self.spreads) ** 2 + sigma**2)
-        estimate = shares @ self.means + np.einsum("bk, bkd -> bd", shares * gain, away)
+        """Return the posterior mean E[x_0 | x_t], with the shape of x: the output of a perfect network."""
+        away, weights = self._posterior(x, alpha, sigma)
+        gain = alpha * self.stds**2 / ((alpha * self.stds) ** 2 + sigma**2)
+        estimate = weights @ self.means + np.einsum("bk, bkd -> bd", weights * gain, away)
         return estimate.reshape(np.shape(x))
 
-    def _shares(self, x: ArrayLike, alpha: float, sigma: float) -> tuple[Array, Array]:
-        """(x - alpha m_k) with shape (B, K, D), and the share of each part, with shape (B, K)."""
-        away, log_parts = self._parts(x, alpha, sigma)
-        shares = np.exp(log_parts - log_parts.max(axis=1, keepdims=True))
-        return away, shares / shares.sum(axis=1, keepdims=True)
+    def _posterior(self, x: ArrayLike, alpha: float, sigma: float) -> tuple[Array, Array]:
+        """Return (x - alpha m_k) with shape (B, K, D), and the posterior weights, with shape (B, K)."""
+        away, log_weights = self._components(x, alpha, sigma)
+        weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+        return away, weights / weights.sum(axis=1, keepdims=True)
 
-    def _parts(self, x: ArrayLike, alpha: float, sigma: float) -> tuple[Array, Array]:
-        """(x - alpha m_k), and the logarithm of the density of each part times its weight."""
+    def _components(self, x: ArrayLike, alpha: float, sigma: float) -> tuple[Array, Array]:
+        """Return (x - alpha m_k), and the log density of each component including its weight."""
         x = np.asarray(x, np.float64)
         away = x.reshape(len(x), 1, -1) - alpha * self.means
-        variance = (alpha * self.spreads) ** 2 + sigma**2
-        log_parts = -0.5 * (away**2).sum(axis=2) / variance
-        return away, log_parts - 0.5 * self.means.shape[1] * np.log(2 * np.pi * variance) - np.log(len(self.means))
+        variance = (alpha * self.stds) ** 2 + sigma**2
+        log_weights = -0.5 * (away**2).sum(axis=2) / variance
+        return away, log_weights - 0.5 * self.means.shape[1] * np.log(2 * np.pi * variance) - np.log(len(self.means))
 
 
-def _along(curves: list[Array], spread: float) -> Mixture:
-    """Parts along curves with shape (n, 2) each; a curve is a class."""
+def _along(curves: list[Array], std: float) -> Mixture:
+    """Return a mixture of components along curves with shape (n, 2) each; a curve is a class."""
     classes = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves]).astype(np.int32)
     means = np.concatenate(curves)
-    return Mixture(means, np.full(len(means), spread), classes)
+    return Mixture(means, np.full(len(means), std), classes)
 
 
 def _circle(radius: float, count: int) -> Array:
@@ -133,7 +133,7 @@ def _moons() -> Mixture:
 
 
 def _spirals() -> Mixture:
-    way = np.sqrt((np.arange(96) + 0.5) / 96)  # so that the parts are evenly apart
+    way = np.sqrt((np.arange(96) + 0.5) / 96)  # spaces the components evenly
     arm = 0.8 * way[:, None] * np.stack([np.cos(3 * np.pi * way), np.sin(3 * np.pi * way)], axis=1)
     return _along([arm, -arm], 0.025)
 
@@ -148,10 +148,17 @@ TOYS: dict[str, Callable[[], Mixture]] = {
 
 
 def toy_mixture(kind: str = "ring") -> Mixture:
-    """The distribution of a toy of the plane, D = 2.
+    """Return the distribution of a toy of the plane, D = 2.
+
+    Args:
+        kind: one of `TOYS`.
 
     Raises:
-        DuetError: there is no such toy.
+        DuetError: the kind is unknown.
+
+    Example:
+        >>> toy_mixture("ring").denoised(np.array([[0.6, 0.1]]), alpha=1.0, sigma=0.1).round(3)
+        array([[0.673, 0.028]])
     """
     if kind not in TOYS:
         raise one_of("kind of toy", kind, TOYS)
@@ -159,19 +166,19 @@ def toy_mixture(kind: str = "ring") -> Mixture:
 
 
 def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
-    """Points of a toy as images of one pixel, see above; each mode of ring and grid, or each curve, is a class.
+    """Draw points of a toy as images of one pixel; the class is the mode of ring and grid, or the curve of the others.
 
     Args:
         kind: one of `TOYS`.
-        count: how many points.
+        count: the number of points.
         seed: the seed of the streams.
 
     Raises:
-        DuetError: there is no such toy, or the count is not positive.
+        DuetError: the kind is unknown, or the count is not positive.
     """
     mixture = toy_mixture(kind)
     if count < 1:
-        raise DuetError(f"toy: {count} points were asked for; the count must be at least 1")
+        raise DuetError(f"toy: {count} points were requested; the count must be at least 1")
     points, classes = mixture.draw(count, seed)
     images = np.full((count, 1, 1, 3), 128, np.uint8)
     images[:, 0, 0, :2] = to_uint8(points)
@@ -179,13 +186,19 @@ def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
 
 
 def image_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08) -> Mixture:
-    """A mixture of images: plane waves of amplitude 0.6, one for each mode, with the same spread at each pixel.
+    """Return a mixture of images: each mode is a plane wave of amplitude 0.6, with the same deviation at every pixel.
 
-    Mode k has the k-th of the wave vectors (1, 0), (0, 1), (1, 1), (2, 0) ..., by their length, and channel c is
-    shifted by a third of a period times c. Its points are images in [-1, 1], flattened, D = size^2 channels.
+    Mode k has the k-th of the wave vectors (1, 0), (0, 1), (1, 1), (2, 0) ..., ordered by length; channel c is shifted
+    by c thirds of a period. Its points are flattened images in [-1, 1], D = size^2 channels.
+
+    Args:
+        size: height and width in pixels, at least 4.
+        channels: 3 for colour, 1 for grey.
+        modes: the number of components.
+        spread: the standard deviation of every component, at most 0.1.
 
     Raises:
-        DuetError: a number does not fit.
+        DuetError: a number is out of range.
     """
     most = max(1, (size // 2) ** 2 - 1)
     if size < 4 or channels not in (1, 3) or not 1 <= modes <= most or not 0 < spread <= 0.1:
@@ -204,22 +217,22 @@ def image_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: floa
 def gaussian_mixture(
     count: int = 4096, size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08, seed: int = 0
 ) -> Dataset:
-    """Images of `image_mixture`, the mode as class.
+    """Draw images from `image_mixture`; the class is the mode.
 
     Args:
-        count: how many images.
+        count: the number of images.
         size: height and width in pixels.
         channels: 3 for colour, 1 for grey.
-        modes: how many normal distributions are mixed.
-        spread: their standard deviation at each pixel.
+        modes: the number of components.
+        spread: the standard deviation of each component, at every pixel.
         seed: the seed of the streams.
 
     Raises:
-        DuetError: a number does not fit.
+        DuetError: a number is out of range.
     """
     mixture = image_mixture(size, channels, modes, spread)
     if count < 1:
-        raise DuetError(f"gaussian mixture: {count} images were asked for; the count must be at least 1")
+        raise DuetError(f"gaussian mixture: {count} images were requested; the count must be at least 1")
     points, classes = mixture.draw(count, seed)
     images = to_uint8(points).reshape(count, size, size, channels)
     return Dataset(images, classes, tuple(str(k) for k in range(modes)), "gaussian_mixture")

@@ -289,14 +289,17 @@ class GallerySchema:
 
 @dataclass
 class PrepareSchema:
-    """Everything of `experiments.prepare`; a split has a name and options, no `workers` means one per core."""
+    """Everything of `experiments.prepare`; a split has a name and options, no `workers` means one per core.
+
+    At most the fraction `max_unreadable` of the images of a part may be unreadable; they are skipped.
+    """
 
     data: DataSchema = field(default_factory=DataSchema)
     out: str = "${data.store}"
     archives: str = "${oc.env:DUET_DATA,data}/archives"
     download: bool = True
     workers: int | None = None
-    tolerance: float = 0.01
+    max_unreadable: float = 0.01
     split: dict[str, Any] = field(default_factory=dict)
 
 
@@ -304,14 +307,14 @@ class PrepareSchema:
 class InspectSchema:
     """Everything of `experiments.inspect`; no `parts` means all that are prepared, or the one that data means.
 
-    Pictures are near that differ by `within` levels; at most `compared` of a part are compared with at most as many.
+    Images whose thumbnails differ by at most `max_distance` are near; at most `max_compared` images of a part are compared.
     """
 
     out: str = MISSING
     data: DataSchema = field(default_factory=DataSchema)
     parts: list[str] = field(default_factory=list)
-    within: float = 4.0
-    compared: int = 50_000
+    max_distance: float = 4.0
+    max_compared: int = 50_000
     pairs: int = 100
     samples: int = 10
     seed: int = 0

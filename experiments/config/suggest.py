@@ -27,6 +27,7 @@ __all__ = ["RENAMED_KEYS", "check_renamed", "nearest_key", "register_options"]
 RENAMED_KEYS: Mapping[str, str] = {
     "a": "runs=[RUN,RUN]",
     "b": "runs=[RUN,RUN]",
+    "compared": "max_compared",
     "data.stand_in": "data.fallback",
     "ema.beside": "ema.extra",
     "model.attention_sizes": "model.attention_resolutions",
@@ -35,7 +36,9 @@ RENAMED_KEYS: Mapping[str, str] = {
     "process.drop_label": "process.label_dropout",
     "process.levels": "process.timestep_sampling",
     "sampler.guidance": "sampler.guidance_scale",
+    "tolerance": "max_unreadable",
     "trainer.most_skipped": "trainer.max_skipped",
+    "within": "max_distance",
 }
 
 # By configuration group: the functions whose keyword arguments are the options of that group.

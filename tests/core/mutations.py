@@ -48,7 +48,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.convert.arrays import read_arrays, read_config
 from diffusion_core.data import Dataset, Loader
-from diffusion_core.data.archives import content, members
+from diffusion_core.data.archives import read_packed, read_tar_members
 from diffusion_core.data.sources.arrays import array, npz
 from diffusion_core.data.store import open_store, read_names, save_store
 from diffusion_core.diffusion.timestep_sampling import LossHistory
@@ -294,8 +294,10 @@ def _make_archives(root: Path) -> None:
 
 
 def _read_archives(root: Path) -> Any:
-    found, names = members("toy", root / "batches.tar.gz", lambda name: name.endswith(".bin"), "it must be an archive")
-    return content("toy", root / "images.gz"), found, sorted(names)
+    found, names = read_tar_members(
+        "toy", root / "batches.tar.gz", lambda name: name.endswith(".bin"), "it must be an archive"
+    )
+    return read_packed("toy", root / "images.gz"), found, sorted(names)
 
 
 def _always(found: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The augmentation of EDM, shares of a batch, and batches that other processes make."""
+"""The augmentation of EDM, local batches, and prefetching."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import Dataset, Images, Loader
+from diffusion_core.data import Dataset, ImageBatch, Loader
 from diffusion_core.data.augment import augment, changes, warp
 from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
@@ -28,19 +28,19 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(12, 12, 3))
 
 
-def test_whole_steps_are_exact(image):
+def test_shifts_by_whole_pixels_are_exact(image):
     np.testing.assert_allclose(warp(image, np.eye(3)), image, atol=1e-14)
     np.testing.assert_allclose(warp(image, matrix(-1, 0, 0, 1)), image[:, ::-1], atol=1e-14)
     np.testing.assert_allclose(warp(image, matrix(1, 0, 0, -1)), image[::-1], atol=1e-14)
-    # With y down, the matrix of a turn by +90 degrees takes what is right to what is below.
+    # With y down, a rotation by +90 degrees moves the right side to the bottom.
     np.testing.assert_allclose(warp(image, matrix(0, -1, 1, 0)), np.rot90(image, -1), atol=1e-12)
-    # By three pixels to the right and two up; what comes in is the reflection at the border, not repeated.
+    # By three pixels to the right and two up; the gap is filled by reflection without repeating the border.
     moved = warp(image, matrix(1, 0, 0, 1, 3 / 12, -2 / 12))
     padded = np.pad(image, ((2, 2), (3, 3), (0, 0)), mode="reflect")
     np.testing.assert_allclose(moved, padded[4:, :12], atol=1e-12)
 
 
-def test_a_smooth_image_is_that_of_the_moved_coordinates():
+def test_warping_equals_sampling_the_moved_coordinates():
     def scene(x, y):
         return np.stack([np.cos(5 * x + 2 * y), np.sin(3 * x - 4 * y)], axis=-1)
 
@@ -54,26 +54,26 @@ def test_a_smooth_image_is_that_of_the_moved_coordinates():
         np.testing.assert_allclose(warp(scene(x, y), move)[inside], expected[inside], atol=5e-3)
 
 
-def test_a_shrunk_image_is_averaged_and_a_flat_one_stays_flat(image):
+def test_shrinking_averages_and_keeps_a_constant_image(image):
     board = (np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0)[..., None]
     assert np.abs(warp(board, matrix(0.5, 0, 0, 0.5))).max() < 0.15
     np.testing.assert_allclose(warp(np.full_like(image, 0.3), matrix(0.7, 0.2, -0.1, 1.3, 0.1, 0.2)), 0.3, atol=1e-12)
 
 
-def test_the_label_says_what_was_done():
+def test_label_describes_the_augmentation():
     matrices, labels = changes(np.arange(4000), 7, 0.3)
     larger, shift = 2.0 ** (0.2 * labels[:, 2]), labels[:, 7:] / 8
     np.testing.assert_allclose(matrices[:, :2, 2], shift, atol=1e-12)
     np.testing.assert_allclose(
         np.linalg.det(matrices), larger**2 * (1 - 2 * labels[:, 0]) * (1 - 2 * labels[:, 1]), rtol=1e-9
     )
-    # Without a stretch, the rest is a turn by the label's angle: of an image that is not mirrored, and made larger.
+    # Without anisotropic scaling and flips, the rest is a rotation by the label's angle and a scaling.
     plain = (labels[:, :2].sum(axis=1) == 0) & (np.abs(labels[:, 5:7]).sum(axis=1) == 0)
     assert 300 < plain.sum() < 3000
     cosine, sine = labels[plain, 3] + 1, labels[plain, 4]
     np.testing.assert_allclose(matrices[plain, 0, 0], larger[plain] * cosine, atol=1e-12)
     np.testing.assert_allclose(matrices[plain, 1, 0], -larger[plain] * sine, atol=1e-12)
-    # A stretch has the label's axis, with the share b^a along it and b^-a across.
+    # Anisotropic scaling has the label's axis, with the factor b^a along it and b^-a across.
     only = (np.abs(labels[:, 5:7]).sum(axis=1) > 0) & (np.abs(labels[:, [0, 1, 2, 3, 4, 7, 8]]).sum(axis=1) == 0)
     amount = np.hypot(*labels[only, 5:7].T)
     along = labels[only, 5:7] / amount[:, None]
@@ -83,7 +83,7 @@ def test_the_label_says_what_was_done():
     assert np.all(matrices[nothing] == np.eye(3)) and nothing.sum() > 100
 
 
-def test_each_change_is_as_likely_as_said():
+def test_each_change_has_its_probability():
     _, labels = changes(np.arange(20_000), 1, 0.12)
     changed = np.stack([labels[:, [k]].any(axis=1) for k in (0, 1, 2, 3, 5, 7)], axis=1).mean(axis=0)
     expected = np.array([0.5, 0.06, 0.12, 0.12, 0.12, 0.12])
@@ -94,7 +94,7 @@ def test_each_change_is_as_likely_as_said():
     assert np.all(changes(np.arange(50), 1, 0.0)[1] == 0)
 
 
-def same(one: Images, other: Images) -> None:
+def assert_same(one: ImageBatch, other: ImageBatch) -> None:
     for name in ("pixels", "labels", "indices", "epochs", "counters", "features"):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
@@ -109,55 +109,57 @@ def test_augmentation_is_a_function_of_the_position(image):
     expected, labels = augment(Loader(shapes(20, 16), 3, dtype=np.float64).batch(0, 30).pixels, np.arange(30), 3, 0.5)
     np.testing.assert_array_equal(batch.pixels, expected.astype(np.float32))
     np.testing.assert_array_equal(batch.features, labels.astype(np.float32))
-    same(loader.batch(17, 5), Images(*(getattr(batch, f)[17:22] for f in batch.__dataclass_fields__)))
-    # Item 0 of the second epoch is changed in another way than in the first.
+    assert_same(loader.batch(17, 5), ImageBatch(*(getattr(batch, f)[17:22] for f in batch.__dataclass_fields__)))
+    # Item 0 is augmented differently in the second epoch.
     again = np.flatnonzero(batch.indices == batch.indices[0])[1]
     assert np.any(batch.features[again] != batch.features[0])
     for value in (-0.1, 1.5):
-        with pytest.raises(DuetError, match=r"data\.augment: .* is a probability"):
+        with pytest.raises(DuetError, match=r"data\.augment: .* must be a probability"):
             Loader(shapes(20, 16), 3, augment=value)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 7])
-def test_the_shares_of_all_processes_are_the_batch(group):
+def test_local_batches_of_all_processes_form_the_batch(group):
     loader = Loader(shapes(13, 8), seed=0, flip=True, augment=0.2)
     whole = loader.batch(9, 10)
-    shares = [loader.share(9, 10, rank, group) for rank in range(group)]
-    assert max(len(s.labels) for s in shares) - min(len(s.labels) for s in shares) <= 1
-    same(whole, Images(*(np.concatenate([getattr(s, f) for s in shares]) for f in whole.__dataclass_fields__)))
+    parts = [loader.local_batch(9, 10, rank, group) for rank in range(group)]
+    assert max(len(s.labels) for s in parts) - min(len(s.labels) for s in parts) <= 1
+    assert_same(
+        whole, ImageBatch(*(np.concatenate([getattr(s, f) for s in parts]) for f in whole.__dataclass_fields__))
+    )
     for rank, processes in ((-1, 2), (2, 2), (0, 11), (0, 0)):
-        with pytest.raises(DuetError, match="share: process"):
-            loader.share(9, 10, rank, processes)
+        with pytest.raises(DuetError, match="local batch: process"):
+            loader.local_batch(9, 10, rank, processes)
 
 
-def test_other_processes_make_the_same_batches(tmp_path, monkeypatch):
+def test_prefetching_processes_make_the_same_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
     store = open_store(save_store(shapes(12, 8), tmp_path / "store"))
     loader = Loader(store, seed=1, flip=True, augment=0.3)
     with Prefetch(loader, 1) as ahead:
         assert ahead.dtype == loader.dtype
-        # In order, again from the start, and with another size, as after a resume.
+        # In order, from the start again, and with another size, as after a resume.
         for seen, size in ((0, 4), (4, 4), (8, 4), (0, 4), (12, 3)):
-            same(ahead.batch(seen, size), loader.batch(seen, size))
-            assert list(ahead._made) == [(seen + size, size)]  # nothing else is kept
+            assert_same(ahead.batch(seen, size), loader.batch(seen, size))
+            assert list(ahead._pending) == [(seen + size, size)]  # nothing else is pending
     with pytest.raises(DuetError, match=r"data\.workers: 0"):
         Prefetch(loader, 0)
 
 
 def test_grain_makes_the_same_batches_or_is_refused():
     loader = Loader(shapes(12, 8), seed=1, flip=True, augment=0.3)
-    if find_spec("grain") is None:  # it is an extra
-        with pytest.raises(DuetError, match=r"data\.loader: grain was given, which this Python has not"):
+    if find_spec("grain") is None:  # it is optional
+        with pytest.raises(DuetError, match=r"data\.loader: grain was given but is not installed"):
             Grain(loader, 0)
         return
     with Grain(loader, 2) as ahead:
         for seen, size in ((0, 4), (4, 4), (8, 4), (0, 4), (12, 3)):
-            same(ahead.batch(seen, size), loader.batch(seen, size))
-            assert list(ahead._made) == [(seen + size, size)]  # nothing else is kept
+            assert_same(ahead.batch(seen, size), loader.batch(seen, size))
+            assert list(ahead._pending) == [(seen + size, size)]  # nothing else is pending
 
 
-def test_a_store_is_sent_by_name_and_an_array_as_it_is(tmp_path, monkeypatch):
-    import pickle  # what processes send each other; nothing of ours is kept so
+def test_worker_process_reopens_a_store_by_name(tmp_path, monkeypatch):
+    import pickle  # as multiprocessing does; Duet stores nothing in pickles
 
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 100)
     store = open_store(save_store(shapes(500, 32), tmp_path / "store"))
@@ -168,13 +170,13 @@ def test_a_store_is_sent_by_name_and_an_array_as_it_is(tmp_path, monkeypatch):
     np.testing.assert_array_equal(back.images, store.images)
 
 
-def test_the_network_is_told_what_was_done():
+def test_training_batch_holds_the_augmentation_labels():
     process = Process(make_schedule("linear", T=10), "eps")
     objective = Objective(process, 0, features=9)
     images = Loader(shapes(20, 8), seed=0, augment=0.5).batch(0, 6)
-    told = objective.batch(images.pixels, images.labels, images.counters, features=images.features)
-    np.testing.assert_array_equal(told.features, images.features)
-    assert told.features.any()
+    batch = objective.batch(images.pixels, images.labels, images.counters, features=images.features)
+    np.testing.assert_array_equal(batch.features, images.features)
+    assert batch.features.any()
     assert not objective.batch(images.pixels, images.labels, images.counters).features.any()
     with pytest.raises(DuetError, match=r"features \(6, 9\) were given for 6 images; the network takes 0"):
         Objective(process, 0).batch(images.pixels, images.labels, images.counters, features=images.features)

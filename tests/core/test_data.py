@@ -21,7 +21,7 @@ def toy(n: int = 13, size: int = 4, channels: int = 3) -> Dataset:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
-def test_every_pixel_survives_the_round_trip(dtype):
+def test_round_trip_restores_every_pixel(dtype):
     u8 = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     x = from_uint8(u8, dtype)
     assert x.dtype == dtype and x.shape == u8.shape
@@ -42,17 +42,17 @@ def test_to_uint8_is_the_nearest_pixel(value_range, x):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
-def test_every_pixel_survives_the_round_trip_in_zero_to_one(dtype):
+def test_round_trip_in_zero_to_one_restores_every_pixel(dtype):
     u8 = np.arange(256, dtype=np.uint8)
     x = from_uint8(u8, dtype, (0.0, 1.0))
     assert x.dtype == dtype and (x[0], x[255]) == (0, 1)
     np.testing.assert_array_equal(x, (u8 / 255).astype(dtype))
     np.testing.assert_array_equal(to_uint8(x, (0.0, 1.0)), u8)
-    # Read in the other range, the images are others: the range must be said both ways.
+    # Both directions need the same range: another range gives other images.
     assert not np.array_equal(to_uint8(x), u8)
 
 
-def test_the_range_of_minus_one_to_one_is_the_plain_rule_to_the_bit():
+def test_default_range_equals_the_formula_bit_for_bit():
     u8 = np.arange(256, dtype=np.uint8)
     for dtype in (np.float64, np.float32, np.float16):
         np.testing.assert_array_equal(from_uint8(u8, dtype), (np.arange(256) / 127.5 - 1.0).astype(dtype))
@@ -61,7 +61,7 @@ def test_the_range_of_minus_one_to_one_is_the_plain_rule_to_the_bit():
 
 
 @pytest.mark.parametrize("value_range", [(1.0, -1.0), (0, 0), (0, 1, 2), 1.0, None, (0, np.inf), (np.nan, 1), "01x"])
-def test_a_range_that_is_none_is_refused(value_range):
+def test_invalid_value_range_is_refused(value_range):
     for use in (
         lambda: from_uint8(np.zeros(1, np.uint8), value_range=value_range),
         lambda: to_uint8(np.zeros(1), value_range),
@@ -71,16 +71,16 @@ def test_a_range_that_is_none_is_refused(value_range):
             use()
 
 
-def test_a_half_is_rounded_up_and_the_rest_is_clipped():
+def test_half_is_rounded_up_and_values_outside_are_clipped():
     # The one value in [-1, 1] that lies exactly between two pixels is 0, at 127.5.
     x = np.array([0.0, -(2.0**-50), -np.inf, np.inf, -1.01, 1.01])
     np.testing.assert_array_equal(to_uint8(x), [128, 127, 0, 255, 0, 255])
 
 
-def test_what_is_no_pixel_is_refused():
-    with pytest.raises(DuetError, match="1 of 2 values are not a number"):
+def test_invalid_pixels_are_refused():
+    with pytest.raises(DuetError, match="1 of 2 values are NaN"):
         to_uint8(np.array([0.0, np.nan]))
-    with pytest.raises(DuetError, match=r"a pixel needs one in \[0, 1\]"):
+    with pytest.raises(DuetError, match=r"must be numbers in \[0, 1\]"):
         to_uint8(np.array([0.0, np.nan]), (0, 1))
     with pytest.raises(DuetError, match="float64"):
         from_uint8(np.zeros(3))
@@ -100,17 +100,17 @@ def test_what_is_no_pixel_is_refused():
         ({"labels": np.zeros(13)}, "whole numbers"),
         ({"labels": np.full(13, 3)}, r"0\.\.2"),
         ({"labels": np.full(13, -1)}, r"0\.\.2"),
-        ({"class_names": ("a", "b", "a")}, "no two alike"),
+        ({"class_names": ("a", "b", "a")}, "all different"),
     ],
 )
-def test_a_data_set_that_does_not_fit_is_refused(change, message):
+def test_invalid_data_set_is_refused(change, message):
     good = {"images": toy().images, "labels": toy().labels, "class_names": ("a", "b", "c"), "name": "toy"}
     Dataset(**good)
     with pytest.raises(DuetError, match=message):
         Dataset(**{**good, **change})
 
 
-def test_the_hash_is_of_the_content():
+def test_hash_depends_on_the_content_alone():
     data = toy()
     same = Dataset(np.asfortranarray(data.images), data.labels.astype(np.int64), ["a", "b", "c"], "other name")
     assert data.sha256 == same.sha256
@@ -126,7 +126,7 @@ def test_the_hash_is_of_the_content():
     assert len({data.sha256, *(other.sha256 for other in others)}) == 5
 
 
-def test_the_hash_does_not_depend_on_how_it_is_read(monkeypatch):
+def test_hash_does_not_depend_on_the_block_size(monkeypatch):
     whole = toy().sha256
     monkeypatch.setattr("diffusion_core.data.dataset._HASH_BYTES", 100)
     assert toy().sha256 == whole
@@ -143,7 +143,7 @@ def test_a_split_is_a_partition(fraction, seed):
         np.testing.assert_array_equal(part.labels, part.images.ravel() % 4)
 
 
-def test_a_split_follows_its_seed():
+def test_split_depends_on_its_seed():
     splits = [toy(40).split(0.5, seed)[0].sha256 for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]
 
@@ -155,15 +155,15 @@ def test_a_split_with_an_empty_part_is_refused(fraction):
 
 
 @pytest.mark.parametrize("indices", [[], [13], [-1], [0.5], [[0]]])
-def test_a_selection_outside_is_refused(indices):
+def test_indices_outside_the_data_set_are_refused(indices):
     with pytest.raises(DuetError, match=r"0\.\.12"):
         toy().select(indices)
 
 
 @pytest.mark.parametrize("classes", [[2, 0], ["c", "a"], ["c", 0], np.array([2, 0])])
-def test_some_classes_are_kept_and_counted_anew(classes):
+def test_selected_classes_are_renumbered(classes):
     data = toy()
-    part = data.only(classes)
+    part = data.select_classes(classes)
     kept = np.flatnonzero(data.labels != 1)
     assert (part.class_names, part.name) == (("c", "a"), "toy")
     np.testing.assert_array_equal(part.images, data.images[kept])
@@ -171,16 +171,16 @@ def test_some_classes_are_kept_and_counted_anew(classes):
     assert [part.class_names[k] for k in part.labels] == [data.class_names[k] for k in data.labels[kept]]
 
 
-def test_all_classes_in_their_order_are_the_data_set_itself():
-    assert toy().only([0, 1, 2]).sha256 == toy().only(["a", "b", "c"]).sha256 == toy().sha256
+def test_selecting_all_classes_in_order_changes_nothing():
+    assert toy().select_classes([0, 1, 2]).sha256 == toy().select_classes(["a", "b", "c"]).sha256 == toy().sha256
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
         ([], "must be a list of ids or names"),
-        ("a", "'a' were given; they must be a list"),
-        (1, "1 were given; they must be a list"),
+        ("a", "'a' was given; it must be a list"),
+        (1, "1 was given; it must be a list"),
         (["d"], r"class of data set 'toy': 'd' was given; it must be one of a, b, c"),
         ([3], r"class 3 was given; the class ids are 0\.\.2"),
         ([-1], "class -1 was given"),
@@ -189,16 +189,16 @@ def test_all_classes_in_their_order_are_the_data_set_itself():
         ([0, 1, "a"], r"class 'a' was given twice, among \[0, 1, 'a'\]"),
     ],
 )
-def test_classes_that_do_not_fit_are_refused(classes, message):
+def test_invalid_classes_are_refused(classes, message):
     with pytest.raises(DuetError, match=message):
-        toy().only(classes)
+        toy().select_classes(classes)
 
 
-def test_a_class_without_images_is_refused_alone():
+def test_selecting_only_empty_classes_is_refused():
     data = Dataset(toy().images, np.zeros(13, int), ("a", "b"), "toy")
     with pytest.raises(DuetError, match="no image of class b"):
-        data.only(["b"])
-    assert data.only(["b", "a"]).labels.tolist() == [1] * 13
+        data.select_classes(["b"])
+    assert data.select_classes(["b", "a"]).labels.tolist() == [1] * 13
 
 
 # The order
@@ -206,7 +206,7 @@ def test_a_class_without_images_is_refused_alone():
 
 @pytest.mark.parametrize("flip", [False, True])
 @given(start=st.integers(0, 60), size=st.integers(1, 40))
-def test_any_batch_is_a_slice_of_the_long_run(flip, start, size):
+def test_any_batch_is_a_slice_of_the_sequence(flip, start, size):
     loader = Loader(toy(), seed=3, flip=flip)
     run, part = loader.batch(0, 100), loader.batch(start, size)
     for field in ("pixels", "labels", "indices", "epochs", "counters"):
@@ -222,7 +222,7 @@ def test_the_batch_size_does_not_change_the_sequence(size):
     np.testing.assert_array_equal(np.concatenate([b.indices for b in batches]), run.indices)
 
 
-def test_each_epoch_shows_each_item_once_in_its_own_order():
+def test_each_epoch_shows_every_item_once_in_a_new_order():
     run = Loader(toy(), seed=1).batch(0, 13 * 5)
     epochs = run.indices.reshape(5, 13)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(13), (5, 1)))
@@ -231,7 +231,7 @@ def test_each_epoch_shows_each_item_once_in_its_own_order():
     assert not np.array_equal(run.indices, Loader(toy(), seed=2).batch(0, 13 * 5).indices)
 
 
-def test_a_batch_shows_the_items_it_names():
+def test_batch_holds_the_items_of_its_indices():
     data = toy()
     run = Loader(data, seed=1, dtype=np.float64).batch(4, 30)
     assert run.pixels.dtype == np.float64 and run.labels.dtype == np.int32
@@ -239,7 +239,7 @@ def test_a_batch_shows_the_items_it_names():
     np.testing.assert_array_equal(run.labels, data.labels[run.indices])
 
 
-def test_the_range_changes_the_values_and_nothing_else():
+def test_value_range_changes_only_the_values():
     plain = Loader(toy(), seed=1, flip=True, dtype=np.float64).batch(4, 30)
     other = Loader(toy(), seed=1, flip=True, dtype=np.float64, value_range=[0, 1]).batch(4, 30)
     np.testing.assert_allclose(other.pixels, (plain.pixels + 1) / 2, rtol=0, atol=1e-15)
@@ -247,7 +247,7 @@ def test_the_range_changes_the_values_and_nothing_else():
     np.testing.assert_array_equal(other.indices, plain.indices)
 
 
-def test_flips_mirror_about_half_of_the_images_anew_each_epoch():
+def test_flips_mirror_about_half_of_the_images_anew_in_each_epoch():
     plain = Loader(toy(), seed=1).batch(0, 1300).pixels
     flipped = Loader(toy(), seed=1, flip=True).batch(0, 1300)
     same = (flipped.pixels == plain).all(axis=(1, 2, 3))
@@ -259,7 +259,7 @@ def test_flips_mirror_about_half_of_the_images_anew_each_epoch():
 
 
 @pytest.mark.parametrize(("seen", "size"), [(-1, 4), (0, 0)])
-def test_a_batch_that_cannot_be_is_refused(seen, size):
+def test_invalid_batch_is_refused(seen, size):
     with pytest.raises(DuetError, match="at least"):
         Loader(toy(), seed=0).batch(seen, size)
 
@@ -267,7 +267,7 @@ def test_a_batch_that_cannot_be_is_refused(seen, size):
 # The digits and the registry
 
 
-def test_the_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     data = load_dataset("digits")
@@ -277,13 +277,13 @@ def test_the_digits_are_those_of_scikit_learn():
     assert data.images.min() == 0 and data.images.max() == 255
 
 
-def test_larger_digits_average_back_to_the_small_ones():
+def test_larger_digits_average_to_the_small_ones():
     small, large = load_dataset("digits"), load_dataset("digits", size=24)
     blocks = large.images.reshape(1797, 8, 3, 8, 3, 1)
     np.testing.assert_array_equal(blocks.mean(axis=(2, 4)), small.images)
 
 
-def test_the_parts_of_the_digits_do_not_meet():
+def test_parts_of_the_digits_are_disjoint():
     parts = [load_dataset("digits", part=part) for part in ("train", "held_out", "all")]
     assert [len(part) for part in parts] == [1437, 360, 1797]
     rows = [sorted(map(bytes, part.images.reshape(len(part), 64))) for part in parts]
@@ -293,7 +293,7 @@ def test_the_parts_of_the_digits_do_not_meet():
     np.testing.assert_array_equal(large.images[:, ::2, ::2], parts[1].images)
 
 
-def test_any_data_set_is_loaded_with_some_of_its_classes():
+def test_load_dataset_selects_classes():
     ones = load_dataset("digits", classes=[1, "7"])
     whole = load_dataset("digits")
     np.testing.assert_array_equal(ones.images, whole.images[np.isin(whole.labels, [1, 7])])

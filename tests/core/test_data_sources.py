@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, load_dataset
-from diffusion_core.data.shapes import KINDS, draw, scenes, shapes
+from diffusion_core.data.shapes import KINDS, render_scenes, sample_scenes, shapes
 from diffusion_core.data.square import read_image
 from diffusion_core.data.store import open_store, save_store
 
@@ -30,19 +30,19 @@ AREAS = {  # of a shape that fits in radius 1
 }
 
 
-def test_each_shape_covers_its_area_and_is_bright_on_dark():
-    what = scenes(120, seed=1)
-    grey = draw(what, 64, 1)[..., 0] / 255.0
+def test_each_shape_covers_its_area_and_is_brighter_than_the_background():
+    what = sample_scenes(120, seed=1)
+    grey = render_scenes(what, 64, 1)[..., 0] / 255.0
     ground, ink = (np.round(255 * level) / 255 for level in (what.backgrounds, what.colours[:, 2]))
     covered = ((grey - ground[:, None, None]) / (ink - ground)[:, None, None]).mean(axis=(1, 2))
     areas = np.array([AREAS[kind] for kind in KINDS])[what.kinds] * what.radii**2
     assert set(what.kinds) == set(range(len(KINDS)))
-    # Of the whole image; corners are blunt by a fraction of one pixel, which is 1 / 4096.
+    # As a fraction of the image. Antialiasing blunts the corners by a fraction of one pixel, which is 1 / 4096.
     np.testing.assert_allclose(covered, areas, atol=0.0005)
 
 
-def test_a_scene_keeps_to_its_distribution():
-    what = scenes(4000, seed=0)
+def test_scenes_follow_their_distribution():
+    what = sample_scenes(4000, seed=0)
     counts = np.bincount(what.kinds, minlength=6)
     assert np.abs(counts - 4000 / 6).max() < 5 * np.sqrt(4000 * 5 / 36)
     assert what.radii.min() > 0.20 and what.radii.max() < 0.38
@@ -52,11 +52,11 @@ def test_a_scene_keeps_to_its_distribution():
     assert what.centres.mean() == pytest.approx(0.5, abs=0.01)
     assert (what.colours.min(axis=0) > [0, 0.55, 0.75]).all() and (what.colours < 1).all()
     numbers = np.column_stack([what.kinds, what.radii, what.colours, what.backgrounds])
-    # Drawn apart from one another: no correlation beyond five deviations.
+    # The quantities are independent: no correlation beyond five standard deviations.
     assert np.abs(np.corrcoef(numbers.T) - np.eye(6)).max() < 5 / np.sqrt(4000)
 
 
-def test_a_longer_set_begins_with_the_shorter_one(monkeypatch):
+def test_larger_set_of_shapes_begins_with_the_smaller_one(monkeypatch):
     long, short = shapes(50, 12, 3, seed=4), shapes(20, 12, 3, seed=4)
     np.testing.assert_array_equal(long.images[:20], short.images)
     np.testing.assert_array_equal(long.labels[:20], short.labels)
@@ -65,18 +65,18 @@ def test_a_longer_set_begins_with_the_shorter_one(monkeypatch):
     assert shapes(50, 12, 3, seed=4).sha256 == long.sha256
 
 
-def test_the_scene_does_not_depend_on_the_size():
+def test_scene_does_not_depend_on_the_size():
     large, small = shapes(60, 64, 3, seed=2), shapes(60, 16, 3, seed=2)
     averaged = large.images.reshape(60, 16, 4, 16, 4, 3).mean(axis=(2, 4))
     assert np.abs(averaged - small.images).mean() < 2
 
 
-def test_colours_are_those_of_the_scene():
+def test_image_has_the_colours_of_its_scene():
     import colorsys
 
-    what = scenes(200, seed=3)
+    what = sample_scenes(200, seed=3)
     solid = np.flatnonzero(np.isin(what.kinds, [0, 1]))  # kinds that cover their centre
-    images = draw(what, 33, 3)
+    images = render_scenes(what, 33, 3)
     for i in solid[:20]:
         x, y = (what.centres[i] * 33).astype(int)
         np.testing.assert_allclose(images[i, y, x], 255 * np.array(colorsys.hsv_to_rgb(*what.colours[i])), atol=0.51)
@@ -84,7 +84,7 @@ def test_colours_are_those_of_the_scene():
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"size": 7}, {"channels": 2}])
-def test_shapes_that_cannot_be_are_refused(options):
+def test_invalid_options_of_shapes_are_refused(options):
     with pytest.raises(DuetError, match="at least 8"):
         load_dataset("shapes", **options)
 
@@ -119,8 +119,8 @@ def test_each_folder_is_a_class_in_sorted_order(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 50), (50, 30), (31, 50), (30, 30)])
-def test_an_image_is_cut_to_its_middle_and_never_squashed(tmp_path, height, width):
-    # A ramp in both directions: its slope per pixel tells the scale, its mean the place.
+def test_image_is_cropped_at_the_centre_and_keeps_its_aspect_ratio(tmp_path, height, width):
+    # A ramp in both directions: its slope per pixel shows the scale, its mean the position.
     y, x = np.mgrid[:height, :width]
     image = np.stack([4 * y, 4 * x, 0 * x], axis=-1).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
@@ -132,7 +132,7 @@ def test_an_image_is_cut_to_its_middle_and_never_squashed(tmp_path, height, widt
         assert ramp.mean() == pytest.approx(4 * (extent - 1) / 2, abs=2.5)
 
 
-def test_an_image_of_the_right_size_is_kept_exactly(tmp_path):
+def test_image_of_the_right_size_is_unchanged(tmp_path):
     image = colours(8, 14)
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 8, 3), image[:, 3:11])
@@ -183,7 +183,7 @@ def inks(path):
 def turned(path):
     image = Image.fromarray(np.repeat([[[9] * 3], [[9] * 3], [[200] * 3], [[200] * 3]], 4, axis=1).astype(np.uint8))
     exif = image.getexif()
-    exif[0x0112] = 8  # turn a quarter to the left to see it upright
+    exif[0x0112] = 8  # upright after a quarter turn to the left
     image.save(path, exif=exif)
 
 
@@ -203,7 +203,7 @@ def turned(path):
         (turned, "png", (9, 9, 9), (200, 200, 200)),
     ],
 )
-def test_every_kind_of_file_becomes_what_a_person_sees(tmp_path, write, suffix, left, right):
+def test_every_kind_of_file_is_converted_to_what_a_viewer_shows(tmp_path, write, suffix, left, right):
     write(tmp_path / f"a.{suffix}")
     image = image_folder(tmp_path, 4, 3).images[0]
     np.testing.assert_array_equal(image[:, :2], np.broadcast_to(left, (4, 2, 3)))
@@ -224,7 +224,7 @@ def sixteen_bit_colour(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
-def test_of_sixteen_bits_grey_is_rounded_and_of_colour_the_lower_byte_is_cut_off(tmp_path):
+def test_sixteen_bit_grey_is_rounded_and_sixteen_bit_colour_truncated(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
     (tmp_path / "colour.png").write_bytes(sixteen_bit_colour(values))
     Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
@@ -235,8 +235,8 @@ def test_of_sixteen_bits_grey_is_rounded_and_of_colour_the_lower_byte_is_cut_off
     assert set(np.unique(apart)) == {-1, 0, 1}
 
 
-def test_a_folder_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(DuetError, match=r"missing' is no folder; it must hold images .*per class"):
+def test_invalid_folder_is_refused(tmp_path):
+    with pytest.raises(DuetError, match=r"missing' is not a folder; it must hold images .*per class"):
         image_folder(tmp_path / "missing", 8)
     with pytest.raises(DuetError, match="holds no images"):
         image_folder(tmp_path, 8)
@@ -248,7 +248,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "empty").rmdir()
     image_folder(tmp_path, 8)
     Image.fromarray(colours(4, 4)).save(tmp_path / "loose.png")
-    with pytest.raises(DuetError, match=r"holds 'loose\.png' beside the folder 'full'"):
+    with pytest.raises(DuetError, match=r"holds 'loose\.png' and the folder 'full'"):
         image_folder(tmp_path, 8)
     with pytest.raises(DuetError, match="channels 1 or 3"):
         image_folder(tmp_path / "full", 8, 4)
@@ -257,18 +257,18 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"])
-def test_an_unreadable_image_is_named(tmp_path, suffix):
+def test_error_names_the_unreadable_image(tmp_path, suffix):
     good, cut, text = (tmp_path / f"{name}.{suffix}" for name in ("good", "cut", "text"))
     Image.fromarray(colours(64, 64)).save(good)
     read_image(good, 8, 3)
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    text.write_text("this is no image")
+    text.write_text("not an image")
     for file in (cut, text):
         with pytest.raises(DuetError, match=f"{file.name}' cannot be read"):
             read_image(file, 8, 3)
 
 
-def test_an_image_with_a_broken_note_of_its_camera_is_named(tmp_path, monkeypatch):
+def test_error_names_the_image_with_corrupted_exif_data(tmp_path, monkeypatch):
     Image.fromarray(colours(8, 8)).save(tmp_path / "a.jpg")
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: struct.pack("I", "text"))  # as Pillow does then
     with pytest.raises(DuetError, match=r"a\.jpg' cannot be read: required argument is not an integer"):
@@ -276,9 +276,9 @@ def test_an_image_with_a_broken_note_of_its_camera_is_named(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])  # however small their values
-def test_an_image_without_a_known_white_is_refused(tmp_path, kind):
+def test_image_whose_white_is_undefined_is_refused(tmp_path, kind):
     Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tiff")
-    with pytest.raises(DuetError, match=r"a\.tiff'.*known white"):
+    with pytest.raises(DuetError, match=r"a\.tiff'.*define white"):
         read_image(tmp_path / "a.tiff", 4, 1)
 
 
@@ -290,7 +290,7 @@ def data() -> Dataset:
     return shapes(12, 8, 3, seed=0)
 
 
-def test_a_store_gives_back_the_data_set_unread(tmp_path, data):
+def test_store_returns_the_data_set_as_memory_maps(tmp_path, data):
     save_store(data, tmp_path / "deep" / "store")
     opened = load_dataset("store", directory=tmp_path / "deep" / "store")
     assert isinstance(opened.images, np.memmap) and not opened.images.flags.writeable
@@ -298,11 +298,11 @@ def test_a_store_gives_back_the_data_set_unread(tmp_path, data):
     np.testing.assert_array_equal(opened.images, data.images)
     np.testing.assert_array_equal(opened.labels, data.labels)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["store"]
-    # A store of a store, as when a data set is copied, is the same again.
+    # A store written from a store is equal to it.
     assert open_store(save_store(opened, tmp_path / "copy")).sha256 == data.sha256
 
 
-def test_a_store_is_written_once_and_not_over_another(tmp_path, data):
+def test_store_is_written_once_and_never_overwritten(tmp_path, data):
     save_store(data, tmp_path / "store")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
     save_store(data, tmp_path / "store")
@@ -318,7 +318,7 @@ def test_a_store_is_written_once_and_not_over_another(tmp_path, data):
     assert open_store(save_store(data, tmp_path / "empty")).sha256 == data.sha256
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, data, monkeypatch):
+def test_failed_write_leaves_no_files(tmp_path, data, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
@@ -359,16 +359,16 @@ def newer(path):
 
 
 @pytest.mark.parametrize(
-    ("file", "harm", "message"),
+    ("file", "corrupt", "message"),
     [
         ("images-00000.npy", cut_short, "images-00000.npy: .* cut short"),
         ("labels.npy", cut_short, "labels.npy: .* cut short"),
         ("data.json", cut_short, "data.json: it is not JSON"),
         ("images-00000.npy", lambda path: path.unlink(), "images-00000.npy: it cannot be read"),
         ("labels.npy", lambda path: path.write_bytes(b""), "labels.npy: .* cut short"),
-        ("data.json", lambda path: path.unlink(), "holds no data.json"),
-        ("images-00000.npy", flip_last_bit, "has changed since"),
-        ("labels.npy", flip_last_bit, "has changed since"),
+        ("data.json", lambda path: path.unlink(), "has no data.json"),
+        ("images-00000.npy", flip_last_bit, "it was changed after"),
+        ("labels.npy", flip_last_bit, "it was changed after"),
         ("data.json", change_header, r"\(12, 8, 8, 3\), data.json says \(12, 8, 8, 1\)"),
         ("data.json", drop_key, "no valid 'sha256'"),
         ("data.json", lambda path: path.write_text("[]"), "no valid 'format'"),
@@ -383,20 +383,20 @@ def newer(path):
         ("data.json", elsewhere, "no valid 'images'"),
     ],
 )
-def test_a_harmed_store_is_refused(tmp_path, data, file, harm, message):
+def test_corrupted_store_is_refused(tmp_path, data, file, corrupt, message):
     store = save_store(data, tmp_path / "store")
-    harm(store / file)
+    corrupt(store / file)
     with pytest.raises(DuetError, match=message):
         open_store(store)
 
 
-def test_an_unverified_store_is_opened_by_shape_alone(tmp_path, data):
+def test_verify_false_checks_shapes_only(tmp_path, data):
     store = save_store(data, tmp_path / "store")
     flip_last_bit(store / "images-00000.npy")
     assert open_store(store, verify=False).sha256 != data.sha256
 
 
-def test_many_files_are_one_array(tmp_path, data, monkeypatch):
+def test_several_files_read_as_one_array(tmp_path, data, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
     opened = open_store(save_store(data, tmp_path / "store"))
     assert len(list((tmp_path / "store").glob("images-*.npy"))) == 3
@@ -407,7 +407,7 @@ def test_many_files_are_one_array(tmp_path, data, monkeypatch):
         np.testing.assert_array_equal(opened.images[key], data.images[key])
     np.testing.assert_array_equal(np.asarray(opened.images), data.images)
     for key in (12, -13, [0, 12]):
-        with pytest.raises(IndexError, match=r"out of 0\.\.11"):
+        with pytest.raises(IndexError, match=r"outside 0\.\.11"):
             opened.images[key]
     assert opened.select([4, 9]).sha256 == data.select([4, 9]).sha256
     assert [part.sha256 for part in opened.split(0.5, 1)] == [part.sha256 for part in data.split(0.5, 1)]

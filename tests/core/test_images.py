@@ -27,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("n", "columns", "scale", "pad"), [(7, 3, 1, 0), (7, 3, 4, 3), (2, 5, 2, 1), (6, 6, 1, 2)])
-def test_a_grid_holds_each_image_and_else_background(n, columns, scale, pad, channels):
+def test_grid_holds_every_image_on_background(n, columns, scale, pad, channels):
     images = noise(n, 5, 4, channels)
     sheet = grid(images, columns, scale, pad)
     rows = -(-n // columns)
@@ -43,12 +43,12 @@ def test_a_grid_holds_each_image_and_else_background(n, columns, scale, pad, cha
     assert (sheet[rest] == BACKGROUND).all()
 
 
-def test_a_strip_is_a_grid_of_one_row():
+def test_strip_is_a_grid_with_one_row():
     images = noise(5, 4, 4, 3)
     np.testing.assert_array_equal(strip(images, 2, 3), grid(images, 5, 2, 3))
 
 
-def test_rows_show_their_images_beside_a_caption():
+def test_labelled_rows_show_captions_to_the_left_of_the_images():
     first, second = noise(4, 16, 16, 1), noise(2, 16, 16, 3, seed=1)
     sheet = labelled_rows([("first", first), ("second", second)], scale=2, pad=4)
     plain = labelled_rows([("", first), ("", second)], scale=2, pad=4)
@@ -64,14 +64,14 @@ def test_rows_show_their_images_beside_a_caption():
     assert (plain[:, : plain.shape[1] - wide.shape[1]] == BACKGROUND).all()
 
 
-def test_a_tall_caption_makes_room_for_itself():
+def test_tall_caption_makes_its_row_taller():
     sheet = labelled_rows([("one\ntwo\nthree\nfour", noise(2, 4, 4, 1))], scale=1, pad=2, text_size=14)
     ink = np.flatnonzero((sheet[:, :-14, 0] < 128).any(axis=1))
     assert ink[0] >= 2 and ink[-1] < sheet.shape[0] - 2
     assert ink[-1] - ink[0] > 3 * 14
 
 
-def test_heads_stand_above_the_images_that_they_name():
+def test_heads_are_centred_above_their_images():
     images = noise(4, 16, 16, 1)
     plain = labelled_rows([("row", images)], scale=3, pad=4)
     sheet = labelled_rows([("row", images)], scale=3, pad=4, heads=[("a", 1), ("", 1), ("two", 2)])
@@ -94,7 +94,7 @@ def test_difference_is_black_only_where_two_images_agree():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_png_file_holds_the_pixels(tmp_path, channels):
+def test_png_file_holds_the_pixels(tmp_path, channels):
     image = noise(9, 7, channels)
     save_png(tmp_path / "new" / "image.png", image)
     save_png(tmp_path / "new" / "image.png", image)
@@ -110,7 +110,7 @@ def few_colours(t: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frames", [noise(5, 8, 8, 1), few_colours(5)], ids=["grey", "few colours"])
-def test_an_animation_keeps_its_frames_and_their_times(tmp_path, frames):
+def test_animation_keeps_its_frames_and_durations(tmp_path, frames):
     save_gif(tmp_path / "a.gif", frames, fps=10, hold_last=2)
     with Image.open(tmp_path / "a.gif") as file:
         assert file.info["loop"] == 0
@@ -122,7 +122,7 @@ def test_an_animation_keeps_its_frames_and_their_times(tmp_path, frames):
     np.testing.assert_array_equal(np.stack(read), np.broadcast_to(frames, (5, 8, 8, 3)))
 
 
-def test_many_colours_come_close_and_do_not_flicker(tmp_path):
+def test_animation_with_many_colours_is_close_and_does_not_flicker(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     frames = np.empty((3, 64, 64, 3), np.uint8)
     frames[..., 0], frames[..., 1] = ramp[:, None], ramp[None, :]
@@ -155,7 +155,7 @@ def test_many_colours_come_close_and_do_not_flicker(tmp_path):
         (lambda: save_gif("unused.gif", [noise(4, 4)]), r"\(4, 4\)"),
     ],
 )
-def test_what_is_no_image_is_refused(call, message, tmp_path, monkeypatch):
+def test_invalid_images_and_options_are_refused(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DuetError, match=message):
         call()

@@ -19,7 +19,7 @@ from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.prepare import _finished, prepare
 from diffusion_core.data.source import Source, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
-from diffusion_core.data.square import Square
+from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import open_store, read_names, store_parts
 from experiments.evaluation.context import dataset_reference
 
@@ -53,12 +53,12 @@ def images(count: int = 12, seed: int = 0, side: int = 8) -> Source:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_was_published_is_what_is_prepared(tmp_path, name):
+def test_prepared_data_equal_the_published_files(tmp_path, name):
     where, about = written(tmp_path / "files", name), DATASET_INFO[name]
     assert about.missing(tmp_path) == [] and len(about.missing(tmp_path / "out")) == len(about.archives)
     parts = SOURCES[name](where, **OPTIONS.get(name, {}))
     side = archives.IMAGES[name]["train"][0].shape[1]
-    card = prepare(parts, tmp_path / "out", Square(side, about.channels), about, workers=1)
+    card = prepare(parts, tmp_path / "out", SquareTransform(side, about.channels), about, workers=1)
     assert set(store_parts(tmp_path / "out")) == set(card["parts"]) == set(archives.IMAGES[name])
     for part, (images, labels) in archives.IMAGES[name].items():
         store = open_store(tmp_path / "out", part)
@@ -69,7 +69,7 @@ def test_what_was_published_is_what_is_prepared(tmp_path, name):
     assert card["parts"]["train"]["sha256"] == HASHES[name]
 
 
-def test_the_forms_in_which_mnist_comes_are_the_same_data(tmp_path):
+def test_mnist_in_all_its_formats_is_the_same_data(tmp_path):
     hashes = set()
     for form in (archives.mnist, lambda f, p: archives.mnist(f, p, packed=False), archives.mnist_npz):
         folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "MNIST" / "raw"
@@ -80,7 +80,7 @@ def test_the_forms_in_which_mnist_comes_are_the_same_data(tmp_path):
     assert hashes == {HASHES["mnist"]}
 
 
-def test_coarse_labels_are_the_first_byte_of_cifar_100(tmp_path):
+def test_cifar100_coarse_labels_are_the_first_byte(tmp_path):
     where = written(tmp_path, "cifar100")
     fine, coarse = (SOURCES["cifar100"](where, labels=kind)["train"] for kind in ("fine", "coarse"))
     assert (len(fine.class_names), len(coarse.class_names)) == (100, 20)
@@ -89,7 +89,7 @@ def test_coarse_labels_are_the_first_byte_of_cifar_100(tmp_path):
         SOURCES["cifar100"](where, labels="corse")
 
 
-def test_the_unlabelled_part_of_stl_10_is_read_if_it_is_wanted(tmp_path):
+def test_stl10_unlabelled_part_is_optional(tmp_path):
     images = archives.IMAGES["stl10"]["test"][0]
     for part, (pixels, labels) in archives.IMAGES["stl10"].items():
         (tmp_path / f"{part}_X.bin").write_bytes(b"".join(image.transpose(2, 1, 0).tobytes() for image in pixels))
@@ -103,25 +103,25 @@ def test_the_unlabelled_part_of_stl_10_is_read_if_it_is_wanted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "harm", "message"),
+    ("name", "corrupt", "message"),
     [
-        ("mnist", lambda f: (f / "t10k-labels-idx1-ubyte.gz").unlink(), "holds no t10k-labels-idx1-ubyte.gz"),
-        ("mnist", lambda f: truncate(f / "train-images-idx3-ubyte.gz"), "train-images.*not a whole file.*fetch it again"),
+        ("mnist", lambda f: (f / "t10k-labels-idx1-ubyte.gz").unlink(), "has no t10k-labels-idx1-ubyte.gz"),
+        ("mnist", lambda f: truncate(f / "train-images-idx3-ubyte.gz"), "train-images.*not a whole file.*download"),
         ("mnist", lambda f: (f / "mnist.npz").write_bytes(b"PK"), "is not Keras's mnist.npz"),
         ("fashion_mnist", lambda f: (f / "train-labels-idx1-ubyte.gz").write_bytes(b"\0\0\x08\x01\0\0\0\x09ab"),
-         "no whole idx file"),
-        ("svhn", lambda f: truncate(f / "test_32x32.mat"), "no MATLAB file with X, y"),
+         "not a complete idx file"),
+        ("svhn", lambda f: truncate(f / "test_32x32.mat"), "not a MATLAB file with X, y"),
         ("stl10", lambda f: truncate(f / "stl10_binary.tar.gz"), "it is not a whole archive"),
         ("celeba", lambda f: truncate(f / "img_align_celeba.zip"), "cannot be read as a zip archive"),
         ("celeba", lambda f: (f / "list_eval_partition.txt").write_text("000001.jpg 0\n999999.jpg 1\n000002.jpg 2\n"),
          "999999.jpg of part validation is missing"),
         ("flowers102", lambda f: archives.tar(f / "102flowers.tgz", {"jpg/image_00001.jpg": b""}),
          "image_00002.jpg is missing"),
-        ("cifar100", lambda f: (f / "cifar-100-binary.tar.gz").unlink(), "holds no train.bin"),
+        ("cifar100", lambda f: (f / "cifar-100-binary.tar.gz").unlink(), "has no train.bin"),
     ],
 )  # fmt: skip
-def test_a_harmed_archive_is_refused(tmp_path, name, harm, message):
-    harm(written(tmp_path, name))
+def test_corrupted_archive_is_refused(tmp_path, name, corrupt, message):
+    corrupt(written(tmp_path, name))
     with pytest.raises(DuetError, match=message):
         SOURCES[name](tmp_path)
 
@@ -130,12 +130,12 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_an_attribute_that_celeba_does_not_have_is_refused(tmp_path):
+def test_unknown_attribute_of_celeba_is_refused(tmp_path):
     with pytest.raises(DuetError, match=r"'Smile' was given; .* Did you mean 'Smiling'"):
         SOURCES["celeba"](written(tmp_path, "celeba"), attribute="Smile")
 
 
-def test_arrays_are_data_sets(tmp_path):
+def test_npz_and_npy_files_are_data_sets(tmp_path):
     source = images(7)
     np.savez(tmp_path / "toy.npz", images=source.images, labels=source.labels)
     np.save(tmp_path / "toy.npy", source.images)
@@ -148,7 +148,7 @@ def test_arrays_are_data_sets(tmp_path):
     np.testing.assert_array_equal(both[0].images, source.images)
     np.testing.assert_array_equal(both[0].labels, source.labels)
     assert load_dataset("array", path=str(tmp_path / "toy.npy"), size=4, channels=1).images.shape == (7, 4, 4, 1)
-    # Their classes have no names that those of a network of digits could be taken for.
+    # Their class names differ from those of the network of digits.
     assert not both[0].has_class_names and dataset_reference(both[0], {}).classes == ()
     np.savez(tmp_path / "objects.npz", images=np.array([{}]))
     np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4, 3)))
@@ -160,19 +160,19 @@ def test_arrays_are_data_sets(tmp_path):
 # Squares
 
 
-def test_a_random_cut_moves_along_the_longer_side_alone(tmp_path):
+def test_random_crop_moves_along_the_longer_side_only(tmp_path):
     x = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None], (20, 60, 1))
-    square = Square(20, 1, "random", seed=3)
+    square = SquareTransform(20, 1, "random", seed=3)
     lefts = []
     for index in range(400):
         made, given = square(np.ascontiguousarray(x), index)
         lefts.append(int(made[0, 0, 0]))
         assert given == (60, 20)
         np.testing.assert_array_equal(made[..., 0], np.broadcast_to(np.arange(20) + lefts[-1], (20, 20)))
-    # Each of the 41 places is as likely as any other, and the place is a function of (seed, index).
+    # All 41 positions are equally likely, and the position is a function of (seed, index).
     assert (min(lefts), max(lefts)) == (0, 40) and abs(np.mean(lefts) - 20) < 5 * np.sqrt((41**2 - 1) / 12 / 400)
     assert [int(square(x, index)[0][0, 0, 0]) for index in (7, 3)] == [lefts[7], lefts[3]]
-    assert int(Square(20, 1)(x)[0][0, 0, 0]) == 20
+    assert int(SquareTransform(20, 1)(x)[0][0, 0, 0]) == 20
 
 
 # Preparing
@@ -196,15 +196,24 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 4)
     parts = {"all": folder_of(tmp_path / "files", 11, broken=(2, 9))}
     for workers in (1, 2):
-        prepare(parts, tmp_path / f"out{workers}", Square(8), DatasetInfo("toy"), workers=workers, tolerance=0.5)
+        prepare(
+            parts,
+            tmp_path / f"out{workers}",
+            SquareTransform(8),
+            DatasetInfo("toy"),
+            workers=workers,
+            max_unreadable=0.5,
+        )
     assert content(tmp_path / "out1") == content(tmp_path / "out2")
     assert len(list((tmp_path / "out1" / "all").glob("images-*.npy"))) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out1", "out2"]
 
 
-def test_what_cannot_be_read_is_counted_listed_and_left_out(tmp_path):
+def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
     source = folder_of(tmp_path / "files", 20, broken=(3, 11))
-    card = prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1, tolerance=0.1)
+    card = prepare(
+        {"all": source}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1, max_unreadable=0.1
+    )
     facts = card["parts"]["all"]
     assert (facts["pictures"], facts["unreadable"]["count"]) == (18, 2)
     assert list(facts["unreadable"]["first"]) == ["a/003.png", "a/011.png"]
@@ -214,14 +223,16 @@ def test_what_cannot_be_read_is_counted_listed_and_left_out(tmp_path):
     assert read_names(tmp_path / "out" / "all", 18) == [f"a/{k:03d}.png" for k in kept]
     assert "`a/011.png`: " in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(DuetError, match=r"2 of 20 images cannot be read, .*0\.09 .*a/003\.png"):
-        prepare({"all": source}, tmp_path / "other", Square(8), DatasetInfo("toy"), workers=1, tolerance=0.09)
+        prepare(
+            {"all": source}, tmp_path / "other", SquareTransform(8), DatasetInfo("toy"), workers=1, max_unreadable=0.09
+        )
     assert not (tmp_path / "other").exists()
 
 
-def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+def test_interrupted_preparation_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
     source, made = images(23), []
-    real = Square.__call__
+    real = SquareTransform.__call__
 
     def watched(self, image, index=0):
         if made[-1:] == [11]:
@@ -229,14 +240,16 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         made.append(index)
         return real(self, image, index)
 
-    monkeypatch.setattr(Square, "__call__", watched)
+    monkeypatch.setattr(SquareTransform, "__call__", watched)
     with pytest.raises(KeyboardInterrupt):
-        prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+        prepare({"all": source}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
     assert not (tmp_path / "out").exists()
     made.clear()
     seen = []
-    monkeypatch.setattr(Square, "__call__", lambda self, image, index=0: (made.append(index), real(self, image))[1])
-    request = {"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy")
+    monkeypatch.setattr(
+        SquareTransform, "__call__", lambda self, image, index=0: (made.append(index), real(self, image))[1]
+    )
+    request = {"all": source}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy")
     prepare(*request, workers=1, progress=lambda *now: seen.append(now))
     assert made == list(range(10, 23)) and seen[0] == ("all", 10, 23) and seen[-1] == ("all", 23, 23)
     monkeypatch.undo()
@@ -252,18 +265,18 @@ def test_another_request_starts_anew(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare({"all": images(23)}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1, progress=stop)
+        prepare({"all": images(23)}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1, progress=stop)
     other = images(23, seed=1)
-    prepare({"all": other}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+    prepare({"all": other}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
     np.testing.assert_array_equal(open_store(tmp_path / "out").images, other.images)
 
 
-def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeypatch):
-    request = {"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy")
+def test_two_processes_can_use_one_directory(tmp_path, monkeypatch):
+    request = {"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy")
     said, seen, rename = [], [], Path.rename
 
     def another(part, done, total):
-        """What a second process is told while this one works."""
+        """Return the error of a second process while this one works."""
         if done:
             with pytest.raises(DuetError) as refused:
                 prepare(*request, workers=1)
@@ -278,9 +291,9 @@ def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeyp
     monkeypatch.setattr(Path, "rename", renamed)
     first = prepare(*request, workers=1, progress=another)
     assert len(said) == 1 and "another process is writing" in said[0]
-    assert ".lock" in seen  # held until all is in place
+    assert ".lock" in seen  # held until everything is written
     before = content(tmp_path / "out")
-    # A third, which looked before the first was done and got the lock after.
+    # A third process looked before the first was done and got the lock afterwards.
     looked = [lambda *given: None, _finished]
     monkeypatch.setattr("diffusion_core.data.prepare._finished", lambda *given: looked.pop(0)(*given))
     monkeypatch.setattr("diffusion_core.data.prepare._make_images", None)
@@ -288,40 +301,42 @@ def test_two_processes_at_one_directory_do_not_harm_each_other(tmp_path, monkeyp
     assert content(tmp_path / "out") == before and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_folder_may_be_called_by_another_path(tmp_path, monkeypatch):
+def test_request_does_not_depend_on_the_path_of_the_folder(tmp_path, monkeypatch):
     source = folder_of(tmp_path / "files", 3)
-    prepare({"all": source}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+    prepare({"all": source}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
     monkeypatch.chdir(tmp_path)
     again = SOURCES["image_folder"](Path("files"))["all"]
     assert (
-        prepare({"all": again}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)["parts"]["all"]["pictures"]
+        prepare({"all": again}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)["parts"]["all"][
+            "pictures"
+        ]
         == 3
     )
 
 
-def test_what_is_there_is_kept(tmp_path):
-    first = prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+def test_existing_directory_is_never_overwritten(tmp_path):
+    first = prepare({"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
     before = content(tmp_path / "out")
-    assert prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1) == json.loads(
-        json.dumps(first)
-    )
-    for parts, square in (({"all": images(seed=1)}, Square(8)), ({"all": images()}, Square(4))):
-        with pytest.raises(DuetError, match="prepared from other files, or in another way"):
+    assert prepare(
+        {"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1
+    ) == json.loads(json.dumps(first))
+    for parts, square in (({"all": images(seed=1)}, SquareTransform(8)), ({"all": images()}, SquareTransform(4))):
+        with pytest.raises(DuetError, match="prepared from other files or with other options"):
             prepare(parts, tmp_path / "out", square, DatasetInfo("toy"), workers=1)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
     with pytest.raises(DuetError, match="is left as it is"):
-        prepare({"all": images()}, tmp_path / "thesis", Square(8), DatasetInfo("toy"), workers=1)
+        prepare({"all": images()}, tmp_path / "thesis", SquareTransform(8), DatasetInfo("toy"), workers=1)
     assert content(tmp_path / "out") == before
     (tmp_path / "out" / "all" / "images-00000.npy").write_bytes(b"")
     with pytest.raises(DuetError, match="cut short"):
-        prepare({"all": images()}, tmp_path / "out", Square(8), DatasetInfo("toy"), workers=1)
+        prepare({"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
 
 
 # Splits and classes
 
 
-def test_a_share_is_held_out_by_stream():
+def test_split_by_stream_holds_out_a_fraction():
     parts = split_by_stream({"train": images(50), "test": images(5)}, 0.2, seed=1)
     assert {part: len(source) for part, source in parts.items()} == {"train": 40, "test": 5, "held_out": 10}
     assert set(parts["train"].names) | set(parts["held_out"].names) == set(images(50).names)
@@ -332,7 +347,7 @@ def test_a_share_is_held_out_by_stream():
             split_by_stream({"train": images(50)}, fraction, seed=1)
 
 
-def test_a_file_says_the_part_of_each_image(tmp_path):
+def test_split_by_file_assigns_every_image(tmp_path):
     (tmp_path / "parts.txt").write_text("\n".join(f"{k}.png {'test' if k % 4 == 1 else 'train'}" for k in range(12)))
     parts = split_by_file({"all": images()}, tmp_path / "parts.txt")
     assert list(parts) == ["train", "test"] and parts["test"].names == ("1.png", "5.png", "9.png")
@@ -340,11 +355,11 @@ def test_a_file_says_the_part_of_each_image(tmp_path):
     np.testing.assert_array_equal(parts["test"].labels, [1, 2, 0])
     whole = (tmp_path / "parts.txt").read_text()
     for text, message in (
-        (whole + "\n3.png test", r"3\.png. is in it twice"),
+        (whole + "\n3.png test", r"3\.png. is listed twice"),
         (whole + "\n77.png test", r"77\.png. is no image of toy"),
-        ("0.png train", "names no part for '1.png' and 10 more"),
+        ("0.png train", "has no line for '1.png' and 10 more"),
         ("0.png", "'0.png' is no image of toy"),
-        ("0.png ../elsewhere", "0.png is in part '../elsewhere'; the name of a part is a word"),
+        ("0.png ../elsewhere", "0.png is in part '../elsewhere'; the name of a part must be a word"),
         ("0.png all", "0.png is in part 'all'"),
     ):
         (tmp_path / "parts.txt").write_text(text)
@@ -352,29 +367,29 @@ def test_a_file_says_the_part_of_each_image(tmp_path):
             split_by_file({"all": images()}, tmp_path / "parts.txt")
 
 
-def test_names_in_such_a_file_may_have_spaces_and_any_white_space_ends_them(tmp_path):
+def test_image_names_in_a_split_file_may_contain_spaces(tmp_path):
     source = Source(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32), ("a",), "toy", ("my cat.png", "b.png"))
     (tmp_path / "parts.txt").write_text("my cat.png\ttrain\nb.png   test\n")
     parts = split_by_file({"all": source}, tmp_path / "parts.txt")
     assert {part: found.names for part, found in parts.items()} == {"train": ("my cat.png",), "test": ("b.png",)}
 
 
-def test_images_of_some_classes_are_the_same_read_directly_and_prepared(tmp_path):
+def test_selected_classes_are_the_same_read_directly_and_prepared(tmp_path):
     for name in "ab":
         (tmp_path / "files" / name).mkdir(parents=True)
         for k in range(3):
             image = np.random.default_rng(k).integers(0, 256, (8, 30, 3), np.uint8)
             Image.fromarray(image).save(tmp_path / "files" / name / f"{k}.png")
-    truncate(tmp_path / "files" / "a" / "1.png")  # of a class that nobody asks for
+    truncate(tmp_path / "files" / "a" / "1.png")  # of a class that is not selected
     direct = load_dataset("image_folder", path=str(tmp_path / "files"), size=8, crop="random", classes=["b"])
-    parts = {"all": SOURCES["image_folder"](tmp_path / "files")["all"].only(["b"])}
-    card = prepare(parts, tmp_path / "out", Square(8, crop="random"), DatasetInfo("toy"), workers=1)
+    parts = {"all": SOURCES["image_folder"](tmp_path / "files")["all"].select_classes(["b"])}
+    card = prepare(parts, tmp_path / "out", SquareTransform(8, crop="random"), DatasetInfo("toy"), workers=1)
     assert card["parts"]["all"]["sha256"] == direct.sha256
 
 
-def test_classes_are_chosen_before_images_are_read():
+def test_classes_are_selected_before_images_are_read():
     source = images()
-    chosen = source.only(["c", 0])
+    chosen = source.select_classes(["c", 0])
     assert chosen.class_names == ("c", "a")
     np.testing.assert_array_equal(chosen.labels, [1, 0] * 4)
     np.testing.assert_array_equal(chosen.images, source.images[source.labels != 1])

@@ -1,4 +1,4 @@
-"""What is found in a data set is what NumPy finds in all of it at once."""
+"""The statistics of a data set equal those that NumPy computes from all of it at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data() -> Dataset:
     return shapes(60, 16, 3, seed=0)
 
 
-def test_the_numbers_are_those_of_all_images_at_once(data, monkeypatch):
+def test_statistics_equal_those_of_all_images_at_once(data, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.survey._BLOCK_BYTES", 5000)
     found = survey(data)
     x = data.images.astype(np.float64)
@@ -32,26 +32,26 @@ def test_the_numbers_are_those_of_all_images_at_once(data, monkeypatch):
 
 
 def test_a_class_without_images_has_no_mean(data):
-    found = survey(Dataset(data.images, np.zeros(60, int), ("a", "b"), "toy"), shown=2)
+    found = survey(Dataset(data.images, np.zeros(60, int), ("a", "b"), "toy"), max_classes=2)
     assert found.counts.tolist() == [60, 0]
     assert np.isnan(found.class_means[1]).all() and np.isfinite(found.class_means[0]).all()
-    assert len(survey(data, shown=2).class_means) == 2
+    assert len(survey(data, max_classes=2).class_means) == 2
 
 
-def brute_force(first, second, within):
-    """Every pair and its distance, one by one."""
+def brute_force(first, second, max_distance):
+    """Return every pair and its distance, one by one."""
     pairs = []
     for i, a in enumerate(first):
         for j, b in enumerate(first if second is None else second):
             distance = np.sqrt(np.mean((a.astype(float) - b) ** 2))
-            if distance <= within and (second is not None or i < j):
+            if distance <= max_distance and (second is not None or i < j):
                 pairs.append((distance, i, j))
     return sorted(pairs)
 
 
-@pytest.mark.parametrize("within", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize("max_distance", [0.0, 3.0, 40.0])
 @pytest.mark.parametrize("between", [False, True])
-def test_near_pairs_are_those_found_one_by_one(monkeypatch, within, between):
+def test_near_pairs_equal_a_brute_force_search(monkeypatch, max_distance, between):
     monkeypatch.setattr("diffusion_core.data.survey._BLOCK_ROWS", 7)
     rng = np.random.default_rng(0)
     first = rng.integers(100, 156, (30, 48), np.uint8)
@@ -61,24 +61,24 @@ def test_near_pairs_are_those_found_one_by_one(monkeypatch, within, between):
     if between:
         second[[2, 9]] = first[[5, 6]]
         second[11] = first[8] + 3
-    expected = brute_force(first, second, within)
+    expected = brute_force(first, second, max_distance)
     assert len(expected) > 0
-    for most in (1000, 3):
-        found = find_near_pairs(first, second, within, most)
+    for max_pairs in (1000, 3):
+        found = find_near_pairs(first, second, max_distance, max_pairs)
         assert found.count == len(expected)
-        np.testing.assert_allclose(found.distances, [d for d, _, _ in expected[:most]], atol=1e-9)
-        np.testing.assert_array_equal(found.places, [[i, j] for _, i, j in expected[:most]])
+        np.testing.assert_allclose(found.distances, [d for d, _, _ in expected[:max_pairs]], atol=1e-9)
+        np.testing.assert_array_equal(found.indices, [[i, j] for _, i, j in expected[:max_pairs]])
 
 
-def test_a_copy_that_was_made_lighter_and_one_that_was_resized_are_near(data):
+def test_brightened_and_resized_copies_are_near(data):
     lighter = np.clip(data.images[:5].astype(int) + 2, 0, 255).astype(np.uint8)
     large = shapes(60, 32, 3, seed=0)
     first = survey(data).thumbnails
     for copy in (resize(lighter, 8).reshape(5, -1), survey(large).thumbnails[:5]):
         found = find_near_pairs(first, copy, 4.0)
-        assert {(k, k) for k in range(5)} <= set(map(tuple, found.places.tolist()))
+        assert {(k, k) for k in range(5)} <= set(map(tuple, found.indices.tolist()))
 
 
-def test_images_of_two_kinds_are_not_compared():
+def test_thumbnails_of_different_shapes_are_refused():
     with pytest.raises(DuetError, match=r"\(2, 64\) and \(2, 192\)"):
         find_near_pairs(np.zeros((2, 64), np.uint8), np.zeros((2, 192), np.uint8), 1.0)

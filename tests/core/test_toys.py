@@ -1,4 +1,4 @@
-"""Mixtures of normal distributions: their score, their estimate, and the data sets drawn from them."""
+"""Mixtures of normal distributions: their score, their posterior mean, and the data sets drawn from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMESTEP_SAMPLERS = [(1.0, 0.05), (0.8, 0.6), (0.1, 0.995), (1.0, 20.0)]
 
 @pytest.mark.parametrize("kind", TOYS)
 @pytest.mark.parametrize(("alpha", "sigma"), TIMESTEP_SAMPLERS)
-def test_the_score_is_the_slope_of_the_density_and_gives_the_estimate(kind, alpha, sigma):
+def test_score_is_the_gradient_of_the_log_density_and_agrees_with_the_posterior_mean(kind, alpha, sigma):
     mixture = toy_mixture(kind)
     x = alpha * mixture.draw(30, 1)[0] + sigma * Stream(0, "test").normal(np.arange(30), (2,))
     score, h = mixture.score(x, alpha, sigma), 1e-5 * np.hypot(alpha * 0.05, sigma)
@@ -28,14 +28,14 @@ def test_the_score_is_the_slope_of_the_density_and_gives_the_estimate(kind, alph
     np.testing.assert_allclose(mixture.denoised(x, alpha, sigma), (x + sigma**2 * score) / alpha, atol=1e-9 / alpha)
 
 
-def test_the_density_adds_up_to_one():
+def test_density_integrates_to_one():
     axis = np.linspace(-2, 2, 401)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     total = np.exp(toy_mixture("moons").log_density(points, 0.9, 0.2)).sum() * (axis[1] - axis[0]) ** 2
     assert total == pytest.approx(1, abs=1e-6)
 
 
-def test_in_one_dimension_it_is_that_of_the_solvers_tests():
+def test_mixture_in_one_dimension_equals_that_of_the_solver_tests():
     mine = Mixture(np.array([[-0.4], [0.7]]), np.array([0.1, 0.3]), np.array([0, 1], np.int32))
     theirs = exact.Mixture((-0.4, 0.7), (0.1, 0.3), (0.5, 0.5))
     x = np.linspace(-2, 2, 50)[:, None]
@@ -43,7 +43,7 @@ def test_in_one_dimension_it_is_that_of_the_solvers_tests():
         np.testing.assert_allclose(mine.denoised(x, alpha, sigma), theirs.denoised(x, alpha, sigma), atol=1e-12)
 
 
-def test_the_estimate_is_the_mean_of_what_it_could_have_been():
+def test_posterior_mean_equals_a_weighted_monte_carlo_mean():
     mixture = toy_mixture("ring")
     points, _ = mixture.draw(200_000, 0)
     x, alpha, sigma = np.array([[0.3, 0.35]]), 0.8, 0.6
@@ -54,7 +54,7 @@ def test_the_estimate_is_the_mean_of_what_it_could_have_been():
 
 
 @pytest.mark.parametrize("kind", TOYS)
-def test_a_toy_is_drawn_from_its_distribution(kind):
+def test_toy_is_drawn_from_its_distribution(kind):
     mixture, data = toy_mixture(kind), load_dataset("toy", kind=kind, count=4000)
     assert data.images.shape == (4000, 1, 1, 3) and np.all(data.images[..., 2] == 128)
     points, classes = mixture.draw(4000, 0)
@@ -63,7 +63,7 @@ def test_a_toy_is_drawn_from_its_distribution(kind):
     assert outside.mean() < 0.005
     seen = from_uint8(data.images, np.float64)[:, 0, 0, :2]
     assert np.abs(seen - points)[~outside].max() <= 1 / 255 + 1e-12
-    spread = np.sqrt((mixture.means**2).mean(axis=0) + (mixture.spreads**2).mean())
+    spread = np.sqrt((mixture.means**2).mean(axis=0) + (mixture.stds**2).mean())
     np.testing.assert_allclose(points.mean(axis=0), mixture.means.mean(axis=0), atol=5 * spread.max() / np.sqrt(4000))
     np.testing.assert_allclose((points**2).mean(axis=0), spread**2, atol=5 * spread.max() ** 2 * np.sqrt(2 / 4000))
     counts, parts = np.bincount(classes), np.bincount(mixture.classes) / len(mixture.classes)
@@ -71,7 +71,7 @@ def test_a_toy_is_drawn_from_its_distribution(kind):
     assert data.select(range(100)).sha256 == load_dataset("toy", kind=kind, count=100).sha256
 
 
-def test_images_are_drawn_from_theirs():
+def test_gaussian_mixture_is_drawn_from_its_distribution():
     mixture, data = image_mixture(8, 3, 5), load_dataset("gaussian_mixture", count=600, size=8, channels=3, modes=5)
     x = from_uint8(data.images, np.float64).reshape(600, -1)
     away = x - mixture.means[data.labels]
@@ -97,6 +97,6 @@ def test_images_are_drawn_from_theirs():
         ("gaussian_mixture", {"count": 0}, "at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(name, options, message):
+def test_invalid_options_of_toys_are_refused(name, options, message):
     with pytest.raises(DuetError, match=message):
         load_dataset(name, **options)

@@ -333,7 +333,7 @@ def test_samples_are_not_written_over(tmp_path: Path, checkpoint: Path) -> None:
     assert (tmp_path / "samples.npz").read_bytes() == b"precious"
 
 
-_WRITE = ("sample", "edit", "gallery", "evaluate", "networks batch=0", "inspect data=digits within=-1")
+_WRITE = ("sample", "edit", "gallery", "evaluate", "networks batch=0", "inspect data=digits max_distance=-1")
 
 
 @pytest.mark.parametrize("entry", _WRITE)

@@ -140,7 +140,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
         (["data=mnist", "split=strem"], ["strem", "Did you mean 'stream'"]),
         (["data=mnist", "out="], ["out: nothing was given"]),
         (["data=mnist", "workers=0", "data.options.path=FILES"], ["workers: 0"]),
-        (["data=mnist", "tolerance=1", "data.options.path=FILES"], ["tolerance: 1"]),
+        (["data=mnist", "max_unreadable=1", "data.options.path=FILES"], ["max_unreadable: 1"]),
         (["data=mnist", "split=stream", "split.fraction=2", "data.options.path=FILES"], ["split", "between 0 and 1"]),
         (["data=mnist", "split=file", "split.path=x", "data.options.path=FILES"], ["split", "have no names"]),
         (["data=mnist", "data.options.classes=[12]", "data.options.path=FILES"], ["class 12", "0..9"]),

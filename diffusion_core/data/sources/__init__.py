@@ -1,4 +1,4 @@
-"""The data sets that can be read from the files that they were published as.
+"""The data sets that are read from the files of their authors.
 
 Each is a function from a path, with options of its own, to the parts of the data set by name; see `source`.
 """

@@ -1,7 +1,7 @@
-"""Images that are arrays already: an `.npz` file, or two `.npy` files.
+"""Images that are arrays already: an `.npz` file, or `.npy` files.
 
-Images are uint8 with shape (N, H, W, C) or, if grey, (N, H, W). In an `.npz` file they are called ``images`` and
-their classes, if any, ``labels``; so a file of samples is one. Files of objects are pickles and are refused.
+Images are uint8 with shape (N, H, W, C), or (N, H, W) if grey. An `.npz` file holds them as ``images`` and their class
+ids, if any, as ``labels``, as a file of samples does. Files of objects are pickles and are refused.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ ARRAY = DatasetInfo("Images of an array")
 
 
 def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[str, Source]:
-    """The one part "all".
+    """Return the only part, "all".
 
     Args:
         path: the file.
-        images: what its images are called.
-        labels: what their classes are called; if it has none of that name, all are of one class.
+        images: the name of the array of images.
+        labels: the name of the array of class ids; without an array of that name, all images are of one class.
     """
     with open_npz(path, "an .npz file of plain arrays") as found:
         if images not in found:
-            raise DuetError(f"npz: {str(path)!r} holds no {images}; it holds {', '.join(found)}")
+            raise DuetError(f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(found)}")
         arrays = found[images], found.get(labels)
     return _one_part("npz", path, *arrays)
 
 
 def array(path: Path, *, labels: str | None = None) -> dict[str, Source]:
-    """The one part "all", its images a memory map.
+    """Return the only part, "all", its images a memory map.
 
     Args:
         path: an `.npy` file of images.
-        labels: one of their classes; None makes all one class.
+        labels: an `.npy` file of class ids; None puts all images into one class.
     """
     ids = None if labels is None else read_npy(Path(labels).expanduser())
     return _one_part("array", path, read_npy(path, mapped=True), ids)
@@ -54,7 +54,7 @@ def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) ->
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DuetError(
             f"{what}: {str(path)!r} holds {images.dtype} with shape {images.shape}; "
-            f"images are uint8 with shape (N, H, W, C), C being 1 or 3"
+            f"images must be uint8 with shape (N, H, W, C), where C is 1 or 3"
         )
     if labels is None:
         labels = np.zeros(len(images), np.int32)

@@ -1,7 +1,7 @@
-"""CelebA: 202,599 faces, aligned and cut to 178 x 218 pixels, with forty attributes.
+"""CelebA: 202,599 faces, aligned and cropped to 178 x 218 pixels, with forty attributes.
 
-``img_align_celeba.zip`` holds the images, ``list_eval_partition.txt`` the part of each (0 training, 1 validation, 2
-test), one per line, and ``list_attr_celeba.txt`` the attributes: the number of images, a line of names, then one line
+``img_align_celeba.zip`` holds the images. ``list_eval_partition.txt`` has the part of each (0 training, 1 validation, 2
+test), one per line. ``list_attr_celeba.txt`` has the attributes: the number of images, a line of names, then one line
 per image with 1 or -1 for each. The images are read inside the archive.
 
 References:
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.data.archives import Archive, DatasetInfo, need
+from diffusion_core.data.archives import Archive, DatasetInfo, require_file
 from diffusion_core.data.source import Source
 from diffusion_core.data.square import Member
 
@@ -27,7 +27,7 @@ _ZIP, _PARTS, _ATTRIBUTES = "img_align_celeba.zip", "list_eval_partition.txt", "
 CELEBA = DatasetInfo(
     "CelebA, faces with attributes",
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-    "for non-commercial research alone, as its page says; the images show real people",
+    "for non-commercial research only, according to its page; the images show real people",
     "Liu, Luo, Wang and Tang: Deep learning face attributes in the wild, 2015",
     tuple(Archive((name,)) for name in (_ZIP, _PARTS, _ATTRIBUTES)),
     64,
@@ -35,22 +35,24 @@ CELEBA = DatasetInfo(
 
 
 def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
-    """The parts "train", "validation" and "test".
+    """Return the parts "train", "validation" and "test".
 
     Args:
         path: the folder that holds the three files, at any depth.
-        attribute: the one that makes two classes, such as ``"Smiling"``; None makes all images one class.
+        attribute: an attribute that defines two classes, such as ``"Smiling"``; None puts all images into one class.
     """
-    archive = need("celeba", path, _ZIP)
-    part_of = dict(_rows(need("celeba", path, _PARTS), 0))
+    archive = require_file("celeba", path, _ZIP)
+    part_of = dict(_rows(require_file("celeba", path, _PARTS), 0))
     try:
         with zipfile.ZipFile(archive) as opened:
             members = {name.rsplit("/", 1)[-1]: name for name in opened.namelist() if name.lower().endswith(".jpg")}
     except (OSError, zipfile.BadZipFile) as error:
-        raise DuetError(f"celeba: {str(archive)!r} cannot be read as a zip archive: {error}; fetch it again") from error
+        raise DuetError(
+            f"celeba: {str(archive)!r} cannot be read as a zip archive: {error}; download it again"
+        ) from error
     label_of, class_names = dict.fromkeys(part_of, 0), ("face",)
     if attribute is not None:
-        rows = _rows(need("celeba", path, _ATTRIBUTES), 1)
+        rows = _rows(require_file("celeba", path, _ATTRIBUTES), 1)
         attributes = rows.pop(0)
         if attribute not in attributes:
             raise one_of("attribute of celeba", attribute, attributes)
@@ -59,12 +61,12 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
         class_names = (f"not {attribute}", attribute)
     made = {}
     for code, part in enumerate(("train", "validation", "test")):
-        names = tuple(sorted(name for name, given in part_of.items() if given == str(code)))
-        lost = [name for name in names if name not in members or name not in label_of]
-        if lost or not names:
+        names = tuple(sorted(name for name, part_code in part_of.items() if part_code == str(code)))
+        missing = [name for name in names if name not in members or name not in label_of]
+        if missing or not names:
             raise DuetError(
-                f"celeba: {lost[0] if lost else 'every image'} of part {part} is missing from {str(archive)!r} or "
-                f"from the list of attributes; the three files must be of one release, so fetch them again"
+                f"celeba: {missing[0] if missing else 'every image'} of part {part} is missing from {str(archive)!r} "
+                f"or from the list of attributes; the three files must be of one release; download them again"
             )
         labels = np.array([label_of[name] for name in names])
         made[part] = Source(tuple(Member(archive, members[n]) for n in names), labels, class_names, "celeba", names)
@@ -72,11 +74,11 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
 
 
 def _rows(file: Path, skip: int) -> list[list[str]]:
-    """The words of every line but the first few."""
+    """Return the words of every line after the first few."""
     try:
         rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines()[skip:] if line.strip()]
     except (OSError, ValueError) as error:
         raise DuetError(f"celeba: {str(file)!r} cannot be read: {error}") from error
     if not rows or len({len(row) for row in rows[skip:]}) > 1 or len(rows[-1]) < 2:
-        raise DuetError(f"celeba: {str(file)!r} is no list of images, one line each; fetch it again")
+        raise DuetError(f"celeba: {str(file)!r} is not a list of images, one per line; download it again")
     return rows

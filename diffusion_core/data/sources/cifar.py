@@ -1,15 +1,15 @@
-r"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32 x 32 pixels, read from their binary versions.
+"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32 x 32 pixels, read from their binary versions.
 
 The archive ``cifar-10-binary.tar.gz``, or the folder that it unpacks to, holds data_batch_1.bin ..
 data_batch_5.bin (training), test_batch.bin and batches.meta.txt, the class names one per line;
 ``cifar-100-binary.tar.gz`` holds train.bin, test.bin, fine_label_names.txt and coarse_label_names.txt. A batch is a
-row of records without a header::
+sequence of records without a header::
 
     1 byte         label; in CIFAR-100 two, the coarse one of 20 and the fine one of 100
     3072 bytes     pixels as (channel, row, column): red, then green, then blue
 
-The bytes are read as they stand: nothing is unpacked to disk and nothing is unpickled. The "python" version of
-an archive is made of pickles, which can carry code, so it is refused.
+Nothing is unpacked to disk and nothing is unpickled. The "python" version of an archive consists of pickles, which can
+carry code, so it is refused.
 
 References:
     Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009),
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.data.archives import Archive, DatasetInfo, find, members
+from diffusion_core.data.archives import Archive, DatasetInfo, find_file, read_tar_members
 from diffusion_core.data.source import Source
 
 __all__ = ["CIFAR10", "CIFAR100", "CLASS_NAMES", "cifar10", "cifar100"]
@@ -39,14 +39,14 @@ _HOME = "https://www.cs.toronto.edu/~kriz/"
 
 @dataclass(frozen=True)
 class _Version:
-    """What the binary version of one of the two holds."""
+    """The content of the binary version of CIFAR-10 or CIFAR-100."""
 
     name: str
     parts: dict[str, tuple[str, ...]]
     meta: str
     classes: int
-    labels: int  # bytes in front of a record's pixels
-    label: int  # which of them counts
+    labels: int  # label bytes before the pixels of a record
+    label: int  # the index of the label that is used
     default: tuple[str, ...] | None = None
 
     @property
@@ -58,14 +58,14 @@ class _Version:
         return f"cifar-{self.number}-binary.tar.gz"
 
     @property
-    def fits(self) -> str:
+    def expected(self) -> str:
         return f'it must be {self.archive} ("CIFAR-{self.number} binary version"), or the folder with its .bin files'
 
 
 def _about(number: int, md5: str) -> DatasetInfo:
     name = f"cifar-{number}-binary.tar.gz"
     return DatasetInfo(
-        f"CIFAR-{number}, tiny images in {number} classes",
+        f"CIFAR-{number}, small images in {number} classes",
         f"{_HOME}cifar.html",
         "not stated by its authors; used in research with the citation",
         "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
@@ -90,23 +90,23 @@ _TEN = _Version(
 
 
 def cifar10(path: Path) -> dict[str, Source]:
-    """The parts "train" and "test", in the order of the files.
+    """Return the parts "train" and "test", in the order of the files.
 
     Args:
-        path: the binary archive, the folder that it unpacks to, or one that holds either.
+        path: the binary archive, the folder that it unpacks to, or a folder that holds either.
 
     Raises:
-        DuetError: there is no such file, it is not the binary version, or a batch is missing or cut short.
+        DuetError: there is no such file, it is not the binary version, or a batch is missing or truncated.
     """
     return _read(_TEN, path)
 
 
 def cifar100(path: Path, *, labels: str = "fine") -> dict[str, Source]:
-    """The parts "train" and "test".
+    """Return the parts "train" and "test".
 
     Args:
-        path: as that of `cifar10`.
-        labels: ``"fine"`` for the 100 classes, ``"coarse"`` for the 20 that they belong to.
+        path: as in `cifar10`.
+        labels: ``"fine"`` for the 100 classes, ``"coarse"`` for the 20 groups of classes.
     """
     if labels not in ("fine", "coarse"):
         raise one_of("labels of cifar100", labels, ("fine", "coarse"))
@@ -117,7 +117,7 @@ def cifar100(path: Path, *, labels: str = "fine") -> dict[str, Source]:
 
 def _read(version: _Version, path: Path) -> dict[str, Source]:
     if path.is_dir():
-        path = find(path, version.archive) or path
+        path = find_file(path, version.archive) or path
     wanted = {name for files in version.parts.values() for name in files} | {version.meta}
     files = _from_folder(version, path, wanted) if path.is_dir() else _from_archive(version, path, wanted)
     names = _class_names(version, path, files.pop(version.meta, None))
@@ -130,7 +130,7 @@ def _read(version: _Version, path: Path) -> dict[str, Source]:
 
 
 def _from_folder(version: _Version, folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The contents of the wanted files in a folder, or in one below it."""
+    """Return the contents of the wanted files in a folder, or in a folder below it."""
     first = min((file for name in wanted for file in folder.rglob(name)), default=None)
     folder = folder if first is None else first.parent
     try:
@@ -142,31 +142,31 @@ def _from_folder(version: _Version, folder: Path, wanted: set[str]) -> dict[str,
 
 
 def _from_archive(version: _Version, file: Path, wanted: set[str]) -> dict[str, bytes]:
-    """The contents of the wanted members of an archive, in whatever folder they are in it."""
+    """Return the contents of the wanted members of an archive, in any of its folders."""
     if not file.is_file():
-        raise DuetError(f"{version.name}: {str(file)!r} is no file and no folder; {version.fits}")
-    found, names = members(version.name, file, wanted.__contains__, version.fits)
+        raise DuetError(f"{version.name}: {str(file)!r} is not a file or a folder; {version.expected}")
+    found, names = read_tar_members(version.name, file, wanted.__contains__, version.expected)
     _check_members(version, file, names)
     return found
 
 
 def _check_members(version: _Version, source: Path, names: list[str]) -> None:
-    """Refuse a source that lacks a batch; the class names are looked at later."""
+    """Refuse a source that lacks a batch; class names are checked later."""
     batches = [name for files in version.parts.values() for name in files]
     missing = [name for name in batches if name not in names]
     if not missing:
         return
     if any(name.removesuffix(".bin") in names for name in missing):
         raise DuetError(
-            f"{version.name}: {str(source)!r} is the python version, whose files are pickles and are not opened; "
-            f"{version.fits}"
+            f"{version.name}: {str(source)!r} is the python version, which consists of pickles and is not opened; "
+            f"{version.expected}"
         )
-    raise DuetError(f"{version.name}: {str(source)!r} holds no {missing[0]}; {version.fits}")
+    raise DuetError(f"{version.name}: {str(source)!r} has no {missing[0]}; {version.expected}")
 
 
 def _class_names(version: _Version, source: Path, meta: bytes | None) -> tuple[str, ...]:
     if meta is None and version.default is None:
-        raise DuetError(f"{version.name}: {str(source)!r} holds no {version.meta}; {version.fits}")
+        raise DuetError(f"{version.name}: {str(source)!r} has no {version.meta}; {version.expected}")
     names = version.default if meta is None else tuple(meta.decode("utf-8", "replace").split())
     if len(names) != version.classes:
         raise DuetError(
@@ -177,12 +177,12 @@ def _class_names(version: _Version, source: Path, meta: bytes | None) -> tuple[s
 
 
 def _records(version: _Version, source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
-    """The records of a batch, with shape (N, labels + 3072)."""
+    """Return the records of a batch, with shape (N, labels + 3072)."""
     length = version.labels + _PIXELS
     if not content or len(content) % length:
         raise DuetError(
             f"{version.name}: {name} of {str(source)!r} has {len(content)} bytes; it must be a whole number of records "
-            f"of {length} bytes, at least one; fetch it again"
+            f"of {length} bytes, at least one; download it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, length)
     labels = records[:, version.label]

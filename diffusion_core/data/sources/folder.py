@@ -1,8 +1,8 @@
 """A folder of images.
 
-Each folder directly inside is a class, in the order of the sorted names, and holds its images at
-any depth; a folder with images and no folders is one class. How an image becomes a square of bytes is
-told in `square`. Hidden files and files of other kinds are left out.
+Each folder directly inside is a class, in the order of the sorted names, and holds its images at any depth; a folder
+with images and no folders is one class. `square` describes how an image becomes a square of bytes. Hidden files and
+files of other kinds are ignored.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ FOLDER = DatasetInfo("Images of a folder", size=64)
 
 
 def image_folder(path: Path) -> dict[str, Source]:
-    """The one part "all", one class per folder; an image's name is its place in the folder.
+    """Return the only part, "all", with one class per folder; the name of an image is its path within the folder.
 
     Args:
         path: the folder.
 
     Raises:
-        DuetError: there is no such folder, it holds no images or mixes images with class folders.
+        DuetError: the folder does not exist, holds no images, or mixes images with class folders.
     """
-    wanted = f"it must hold images ({', '.join(SUFFIXES)}), or one folder of images per class"
+    expected = f"it must hold images ({', '.join(SUFFIXES)}), or one folder of images per class"
     if not path.is_dir():
-        raise DuetError(f"image folder: {str(path)!r} is no folder; {wanted}")
+        raise DuetError(f"image folder: {str(path)!r} is not a folder; {expected}")
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     loose = _images(path, "*")
     if classes and loose:
         raise DuetError(
-            f"image folder: {str(path)!r} holds {loose[0].name!r} beside the folder {classes[0].name!r}; {wanted}"
+            f"image folder: {str(path)!r} holds {loose[0].name!r} and the folder {classes[0].name!r}; {expected}"
         )
     groups = classes or [path]
     files = [_images(group, "**/*") for group in groups]
     for group, found in zip(groups, files, strict=True):
         if not found:
-            raise DuetError(f"image folder: {str(group)!r} holds no images; {wanted}")
+            raise DuetError(f"image folder: {str(group)!r} holds no images; {expected}")
     labels = np.repeat(np.arange(len(groups)), [len(found) for found in files])
     images = tuple(file for found in files for file in found)
     names = tuple(file.relative_to(path).as_posix() for file in images)
@@ -51,7 +51,7 @@ def image_folder(path: Path) -> dict[str, Source]:
 
 
 def _images(folder: Path, pattern: str) -> list[Path]:
-    """The files of known suffix, in sorted order, none of them hidden or in a hidden folder."""
+    """Return the files with a known suffix, sorted, without hidden files and folders."""
     return sorted(
         file
         for file in folder.glob(pattern)

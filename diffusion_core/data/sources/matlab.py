@@ -1,4 +1,4 @@
-"""Arrays in MATLAB's files, by SciPy, which runs no code that they may hold."""
+"""Read arrays of MATLAB files with SciPy, which runs no code from them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["read_mat"]
 
 
 def read_mat(what: str, file: Path, *names: str) -> list[NDArray]:
-    """Some arrays of a file, in the order of their names.
+    """Return some arrays of a file, in the order of their names.
 
     Raises:
-        DuetError: it cannot be read, or one of them is not in it.
+        DuetError: the file cannot be read, or an array is missing.
     """
-    from scipy.io import loadmat  # slow to import, and only two data sets need it
+    from scipy.io import loadmat  # slow to import, and needed only here
 
     try:
         arrays = loadmat(file, variable_names=names)
         return [arrays[name] for name in names]
-    # What SciPy raises depends on the byte at which the file stops to make sense.
+    # On a corrupted file SciPy may raise anything.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DuetError(f"{what}: {str(file)!r} is no MATLAB file with {', '.join(names)} ({reason})") from error
+        raise DuetError(f"{what}: {str(file)!r} is not a MATLAB file with {', '.join(names)} ({reason})") from error

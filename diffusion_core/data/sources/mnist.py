@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels in ten classes.
 
 Both are four files in the idx format, gzipped or not: two zero bytes, the type (8 is a byte), the number of axes, their
-lengths as big-endian 32-bit numbers, then the values. MNIST is read from Keras's ``mnist.npz`` as well.
+lengths as big-endian 32-bit numbers, then the values. MNIST is also read from Keras's ``mnist.npz``.
 
 References:
     Gradient-based learning applied to document recognition (LeCun et al., 1998), http://yann.lecun.com/exdb/mnist
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data.archives import Archive, DatasetInfo, content, find, need
+from diffusion_core.data.archives import Archive, DatasetInfo, find_file, read_packed, require_file
 from diffusion_core.data.source import Source
 from diffusion_core.files.safe_read import open_npz
 
@@ -68,12 +68,12 @@ FASHION = DatasetInfo(
 
 
 def mnist(path: Path) -> dict[str, Source]:
-    """The parts "train" and "test".
+    """Return the parts "train" and "test".
 
     Args:
-        path: the folder that holds the four files or mnist.npz, at any depth; or that one file.
+        path: the folder that holds the four files or mnist.npz, at any depth; or mnist.npz itself.
     """
-    if file := find(path, _NPZ):
+    if file := find_file(path, _NPZ):
         with open_npz(file, "Keras's mnist.npz") as arrays:
             read = [arrays[f"{axis}_{part}"] for part in ("train", "test") for axis in "xy"]
         return _parts("mnist", read, tuple("0123456789"))
@@ -81,7 +81,7 @@ def mnist(path: Path) -> dict[str, Source]:
 
 
 def fashion_mnist(path: Path) -> dict[str, Source]:
-    """The parts "train" and "test".
+    """Return the parts "train" and "test".
 
     Args:
         path: the folder that holds the four files, at any depth.
@@ -90,16 +90,16 @@ def fashion_mnist(path: Path) -> dict[str, Source]:
 
 
 def _idx_files(what: str, path: Path) -> list[NDArray[np.uint8]]:
-    files = [need(what, path, f"{name}.gz", name) for name in _FILES]
-    return [_idx(what, file, content(what, file)) for file in files]
+    files = [require_file(what, path, f"{name}.gz", name) for name in _FILES]
+    return [_idx(what, file, read_packed(what, file)) for file in files]
 
 
 def _idx(what: str, file: Path, data: bytes) -> NDArray[np.uint8]:
-    """The array of an idx file of bytes."""
+    """Return the array of an idx file of bytes."""
     axes = data[3] if len(data) > 3 else 0
     shape = tuple(np.frombuffer(data[4 : 4 + 4 * axes], ">u4").tolist()) if len(data) >= 4 + 4 * axes else ()
     if data[:3] != b"\0\0\x08" or len(data) - 4 - 4 * axes != int(np.prod(shape)) or not shape:
-        raise DuetError(f"{what}: {str(file)!r} is no whole idx file of bytes; fetch it again")
+        raise DuetError(f"{what}: {str(file)!r} is not a complete idx file of bytes; download it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 

@@ -1,6 +1,6 @@
-"""SVHN, street view house numbers: colour images of 32 x 32 pixels, cut around one digit each.
+"""SVHN, street view house numbers: colour images of 32 x 32 pixels, each cropped around one digit.
 
-``train_32x32.mat`` (73,257), ``test_32x32.mat`` (26,032) and, if it is there, ``extra_32x32.mat`` (531,131) are MATLAB
+``train_32x32.mat`` (73,257), ``test_32x32.mat`` (26,032) and the optional ``extra_32x32.mat`` (531,131) are MATLAB
 files of two arrays: X, uint8 with shape (32, 32, 3, N), and y, with shape (N, 1), where 10 stands for the digit 0.
 
 References:
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.data.archives import Archive, DatasetInfo, find, need
+from diffusion_core.data.archives import Archive, DatasetInfo, find_file, require_file
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources.matlab import read_mat
 
@@ -25,7 +25,7 @@ _BASE = "http://ufldl.stanford.edu/housenumbers/"
 SVHN = DatasetInfo(
     "SVHN, street view house numbers",
     _BASE.rstrip("/"),
-    "for non-commercial use alone, as its page says",
+    "for non-commercial use only, according to its page",
     "Netzer et al.: Reading digits in natural images with unsupervised feature learning, 2011",
     (
         Archive(("train_32x32.mat",), f"{_BASE}train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
@@ -35,13 +35,13 @@ SVHN = DatasetInfo(
 
 
 def svhn(path: Path) -> dict[str, Source]:
-    """The parts "train", "test" and, where its file is there, "extra".
+    """Return the parts "train" and "test", and "extra" if its file exists.
 
     Args:
         path: the folder that holds the files, at any depth.
     """
-    files = {part: need("svhn", path, f"{part}_32x32.mat") for part in ("train", "test")}
-    if extra := find(path, "extra_32x32.mat"):
+    files = {part: require_file("svhn", path, f"{part}_32x32.mat") for part in ("train", "test")}
+    if extra := find_file(path, "extra_32x32.mat"):
         files["extra"] = extra
     made = {}
     for part, file in files.items():
