@@ -178,5 +178,5 @@ def test_training_batch_holds_the_augmentation_labels():
     np.testing.assert_array_equal(batch.features, images.features)
     assert batch.features.any()
     assert not objective.batch(images.pixels, images.labels, images.counters).features.any()
-    with pytest.raises(DuetError, match=r"features \(6, 9\) were given for 6 images; the network takes 0"):
+    with pytest.raises(DuetError, match=r"features: an array with shape \(6, 9\) was given for 6 images"):
         Objective(process, 0).batch(images.pixels, images.labels, images.counters, features=images.features)

@@ -84,7 +84,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
     parts = [loaded(*words, part=part) for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
-    with pytest.raises(DuetError, match="none was named; it has train, held_out, and all is them all"):
+    with pytest.raises(DuetError, match="none was given; choose one of train, held_out, or all"):
         loaded(*words)
 
 
@@ -134,7 +134,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
         (["data=mnist", "download=false"], ["holds no train-images-idx3-ubyte.gz", "bring it there", "path=FOLDER"]),
         (["data=celeba"], ["img_align_celeba.zip", "to people alone", "mmlab", "path=FOLDER"]),
         (["data=image_folder"], ["data.options.path", "no value was given"]),
-        (["data=mnist", "data.options.path=nowhere"], ["nowhere", "holds no train-images-idx3-ubyte.gz"]),
+        (["data=mnist", "data.options.path=nowhere"], ["nowhere", "has no train-images-idx3-ubyte.gz"]),
         (["data=mnist", "data.options.crop=center"], ["crop", "center", "Did you mean 'centre'"]),
         (["data=mnist", "data.options.sise=3"], ["data.options.sise", "data.options.size"]),
         (["data=mnist", "split=strem"], ["strem", "Did you mean 'stream'"]),
