@@ -3,17 +3,17 @@ r"""Adam with decoupled weight decay, one formula for every framework.
 With the gradient g and the number k = 1, 2, ... of the update::
 
     norm = sqrt(sum of g^2 over all parameters)
-    g  <- g min(1, clip / (norm + 1e-6))                  where a clip is given
+    g  <- g min(1, clip / (norm + 1e-6))                  if there is a clip
     p  <- p (1 - lr weight_decay)                         for parameters that decay
     m  <- beta1 m + (1 - beta1) g
     v  <- beta2 v + (1 - beta2) g^2
     p  <- p - lr/(1 - beta1^k) m / ( sqrt(v)/sqrt(1 - beta2^k) + eps )
 
-The two bias corrections are float64 numbers of the host. Frameworks differ here by more than the name:
-in Keras, eps stands inside the correction, so no constant eps makes it equal to this form.
+The two bias corrections are float64 numbers computed on the host. The Adam of Keras is another formula: its eps is
+inside the correction, so no constant eps makes the two equal.
 
-The learning rate is a function of images seen, counted with the step's own batch, so the first step of a
-warm-up is not wasted on a rate of zero.
+The learning rate is a function of images seen, including the batch of the step itself, so the first step of a warm-up
+has a rate above zero.
 
 References:
     Adam: A Method for Stochastic Optimization (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
@@ -37,14 +37,22 @@ Arrays = dict[str, NDArray]
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (weight_decay = 0) and AdamW.
+    """The options of Adam (weight_decay = 0) and AdamW (Kingma & Ba, 2014; Loshchilov & Hutter, 2017).
 
     Args:
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        eps: added to the corrected root of the second moment.
-        weight_decay: decoupled; applies to the weights of dense layers and convolutions alone.
-        clip: largest global norm of the gradient, or None.
+        eps: added to the bias-corrected root of the second moment.
+        weight_decay: decoupled weight decay; applies only to the weights of dense layers and convolutions.
+        clip: largest global norm of the gradient; None does not clip.
+
+    Raises:
+        DuetError: if a value is out of range.
+
+    Example:
+        >>> correction1, correction2 = Adam(beta1=0.9, beta2=0.999).bias_corrections(1)
+        >>> round(correction1, 12), round(correction2**2, 12)
+        (0.1, 0.001)
     """
 
     beta1: float = 0.9
@@ -55,27 +63,27 @@ class Adam:
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise DuetError(f"optimiser: betas ({self.beta1}, {self.beta2}) were given; both must be in [0, 1)")
+            raise DuetError(f"optimiser: beta1 {self.beta1} and beta2 {self.beta2} were given; both must be in [0, 1)")
         if not (self.eps > 0 and self.weight_decay >= 0 and (self.clip is None or self.clip > 0)):
             raise DuetError(
-                f"optimiser: eps {self.eps} and clip {self.clip} must be positive, "
-                f"weight_decay {self.weight_decay} at least 0"
+                f"optimiser: eps {self.eps}, clip {self.clip} and weight_decay {self.weight_decay} were given; eps and "
+                f"clip must be positive (or clip null), and weight_decay at least 0"
             )
 
     def bias_corrections(self, update: int) -> tuple[float, float]:
-        """(1 - beta1^k, sqrt(1 - beta2^k)) of update k = 1, 2, ..."""
+        """Return (1 - beta1^k, sqrt(1 - beta2^k)) for update k = 1, 2, ..."""
         return -math.expm1(update * math.log(self.beta1)) if self.beta1 else 1.0, math.sqrt(
             -math.expm1(update * math.log(self.beta2)) if self.beta2 else 1.0
         )
 
 
 def global_norm(gradients: Arrays) -> float:
-    """The root of the sum of squares over all arrays, summed per array first."""
+    """Return the square root of the sum of squares over all arrays, in float64, summed per array first."""
     return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
 
 
 def clip_factor(norm: float, clip: float | None) -> float:
-    """What gradients are multiplied by."""
+    """Return the factor that limits gradients with this global norm to `clip`."""
     return 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
 
 
@@ -89,10 +97,16 @@ def adam_update(
     lr: float,
     decays: frozenset[str] = frozenset(),
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """The reference: (weights, moment1, moment2) after update k, by name.
+    """Return (weights, moment1, moment2) after one update; the reference for every backend.
 
     Args:
+        adam: the options.
+        weights: parameters by name, with any shape.
+        moment1: first moments, like the weights.
+        moment2: second moments, like the weights.
+        gradients: of the loss, like the weights, before clipping.
         update: k = 1, 2, ...
+        lr: learning rate of this update.
         decays: names of the parameters that weight decay applies to.
     """
     factor = clip_factor(global_norm(gradients), adam.clip)
@@ -116,16 +130,24 @@ class LearningRate:
     """The learning rate as a function of images seen.
 
     Args:
-        peak: the rate after the warm-up.
+        peak: the rate at the end of the warm-up.
         warmup_images: length of the linear warm-up.
         decay: ``"constant"``, ``"linear"``, ``"cosine"`` (both to `floor` at `total_images`),
             ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``)
-            or ``"steps"`` (times `factor` after every `every_images` since the warm-up, not below `floor`).
-        total_images: where linear and cosine decay end.
+            or ``"steps"`` (multiplied by `factor` every `every_images` after the warm-up, but not below `floor`).
+        total_images: images seen at the end of linear and cosine decay.
         floor: the lowest rate of linear, cosine and stepwise decay.
-        decay_start_images: where inverse-square-root decay starts.
-        factor: what each step of stepwise decay multiplies the rate by.
-        every_images: length of a stretch of constant rate in stepwise decay.
+        decay_start_images: images seen at the start of inverse-square-root decay.
+        factor: of each step of stepwise decay.
+        every_images: images between two steps of stepwise decay.
+
+    Raises:
+        DuetError: if a value is out of range; the message names the key, as in ``lr.decay``.
+
+    Example:
+        >>> rate = LearningRate(peak=1e-3, warmup_images=100, decay="cosine", total_images=1100)
+        >>> [round(rate(n), 9) for n in (50, 100, 600, 1100)]
+        [0.0005, 0.001, 0.0005, 0.0]
     """
 
     peak: float
@@ -142,7 +164,7 @@ class LearningRate:
             raise one_of("lr.decay", self.decay, DECAYS)
         if not (0 < self.peak < math.inf and self.warmup_images >= 0 and 0 <= self.floor <= self.peak):
             raise DuetError(
-                f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} >= 0 "
+                f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} at least 0, "
                 f"and floor {self.floor} between 0 and the peak"
             )
         if self.decay in ("linear", "cosine") and self.total_images <= self.warmup_images:
@@ -159,7 +181,7 @@ class LearningRate:
             )
 
     def __call__(self, images_seen: int) -> float:
-        """The rate of the step after which `images_seen` images have been seen."""
+        """Return the rate of the step that ends at `images_seen`."""
         if images_seen < self.warmup_images:
             return self.peak * images_seen / self.warmup_images
         if self.decay == "constant":
@@ -168,9 +190,9 @@ class LearningRate:
             start = max(self.warmup_images, self.decay_start_images, 1)
             return self.peak * min(1.0, math.sqrt(start / images_seen))
         if self.decay == "steps":
-            # The image that completes a stretch still belongs to it, so its step has the old rate.
+            # The step that ends exactly at a multiple of every_images still has the old rate.
             steps = max(0, images_seen - self.warmup_images - 1) // self.every_images
             return max(self.floor, self.peak * self.factor**steps)
-        left = 1.0 - min(1.0, (images_seen - self.warmup_images) / (self.total_images - self.warmup_images))
-        share = left if self.decay == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
-        return self.floor + (self.peak - self.floor) * share
+        remaining = 1.0 - min(1.0, (images_seen - self.warmup_images) / (self.total_images - self.warmup_images))
+        weight = remaining if self.decay == "linear" else 0.5 * (1.0 - math.cos(math.pi * remaining))
+        return self.floor + (self.peak - self.floor) * weight

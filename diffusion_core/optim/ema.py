@@ -1,35 +1,36 @@
-r"""Profiles: how fast a moving average of the weights forgets.
+r"""Exponential moving averages (EMA) of the weights, and profiles: the decay of each update.
 
     e <- e + (1 - d_k) (p - e),      e_0 = p_0
 
-with update k = 1, 2, ..., which ends at n_k images seen after a batch of B. A profile is the function d:
+for update k = 1, 2, ..., which ends at n_k images seen after a batch of B. A profile is the function d:
 
     name            d_k
     fixed           decay
     warmup          min(decay, (1 + k) / (10 + k))
     half_life       2^(-B / h),  h = min(images, ramp n_{k-1})
-    inverse_gamma   1 - (1 + (k - 1) / inv_gamma)^(-power), held between min_decay and max_decay
-    power           (1 - B / n_k)^(gamma + 1), which is (1 - 1/k)^(gamma + 1) where B never changed
+    inverse_gamma   1 - (1 + (k - 1) / inv_gamma)^(-power), clipped to [min_decay, max_decay]
+    power           (1 - B / n_k)^(gamma + 1), which is (1 - 1/k)^(gamma + 1) if B never changed
 
-The first is all that a warm-up leads to: with it the average forgets the initial weights early, and samples are worth
-looking at from the start. A ramped half-life and the last two begin with d_1 = 0, so that the initial weights leave no
-trace at all. fixed, warmup and inverse_gamma take a later `start`: the average is the weights until then, d = 0, and k
-is counted from there.
+With a warm-up the average forgets the initial weights early, so that samples are useful from the start; later its decay
+is that of `fixed`. A ramped half-life and the last two profiles begin with d_1 = 0, so that the initial weights do not
+count at all. fixed, warmup and inverse_gamma take a later `start`: until then d = 0, the average equals the weights,
+and k is counted from there.
 
-A power function keeps its shape as the run goes on: after k updates step j has the weight
+A power function keeps its shape during the run: after k updates step j has the weight
 ``(j^(gamma+1) - (j-1)^(gamma+1)) / k^(gamma+1)``, the integral over its cell of the density
 
     p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1),      0 <= tau <= t
 
-whose standard deviation is the share ``sigma_rel`` of the run's length t, whatever t is:
+whose standard deviation is the fraction ``sigma_rel`` of the run's length t, for every t:
 
     sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
 
-All is float64 on the host; a backend is handed the decays as numbers. Given arrays of updates a profile gives arrays.
+Everything is computed in float64 on the host, and a backend receives the decays as numbers. For arrays of updates a
+profile returns arrays.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239 (fixed)
-    tf.train.ExponentialMovingAverage, whose `num_updates` is the warm-up
+    tf.train.ExponentialMovingAverage, whose argument `num_updates` is the warm-up
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), training code,
     https://arxiv.org/abs/2206.00364 (half_life)
     k-diffusion (Crowson), `EMAWarmup`, https://github.com/crowsonkb/k-diffusion (inverse_gamma)
@@ -72,10 +73,10 @@ Count = int | NDArray[np.int64]
 
 
 class Profile(Protocol):
-    """The decays of one average."""
+    """The decays of one moving average, a function of the update."""
 
     def __call__(self, update: Count, images_seen: Count, batch: int) -> Array:
-        """The decay of update 1, 2, ... of the run, which is made with `batch` images and ends at `images_seen`."""
+        """Return the decay of update 1, 2, ... of the run, whose step has `batch` images and ends at `images_seen`."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Fixed:
     """The same decay at every update.
 
     Args:
-        decay: from 0 to below 1.
-        start: the number of updates before the average begins; through them it equals the weights.
+        decay: in [0, 1).
+        start: the number of updates before averaging begins; until then the average equals the weights.
     """
 
     decay: float = 0.9999
@@ -101,10 +102,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A decay that is ramped up as (1 + k) / (10 + k).
+    """A decay that rises as (1 + k) / (10 + k) to a final value.
 
     Args:
-        decay: the final decay, from 0 to below 1.
+        decay: the final decay, in [0, 1).
         start: as for `Fixed`.
     """
 
@@ -123,11 +124,11 @@ class Warmup:
 
 @dataclass(frozen=True)
 class HalfLife:
-    """A decay that forgets half in so many images, and in fewer at the start (Karras et al., 2022).
+    """A decay with a half-life in images, which is shorter at the start of the run (Karras et al., 2022).
 
     Args:
         images: the half-life, in images.
-        ramp: the half-life is at most this share of the images seen before the update; None has no ramp.
+        ramp: the half-life is at most this multiple of the images seen before the update; None does not limit it.
     """
 
     images: float = 500_000
@@ -135,27 +136,27 @@ class HalfLife:
 
     def __post_init__(self) -> None:
         if not 0 < self.images < np.inf:
-            raise DuetError(f"ema.images: {self.images} was given; the half-life is a number of images above 0")
+            raise DuetError(f"ema.images: {self.images} was given; it must be a half-life in images, above 0")
         if self.ramp is not None and not 0 < self.ramp < np.inf:
-            raise DuetError(f"ema.ramp: {self.ramp} was given; it is a ratio above 0, or null for no ramp")
+            raise DuetError(f"ema.ramp: {self.ramp} was given; it must be above 0, or null for no ramp")
 
     def __call__(self, update: Count, images_seen: Count, batch: int) -> Array:
         """See `Profile`."""
         before = np.subtract(images_seen, batch)
         half_life = self.images if self.ramp is None else np.minimum(self.images, self.ramp * before)
-        # The bound is that of the original code; before the first update it makes d = 0.
+        # The lower bound is that of the original code; it makes d = 0 in the first update.
         return 0.5 ** (batch / np.maximum(half_life, 1e-8))
 
 
 @dataclass(frozen=True)
 class InverseGamma:
-    """A decay that rises as a power of the updates, as in k-diffusion; inv_gamma 1 and power 1 are the plain mean.
+    """A decay that rises as a power of the updates, as in k-diffusion; inv_gamma 1 and power 1 give the plain mean.
 
     Args:
-        inv_gamma: the number of updates after which the rise sets in.
+        inv_gamma: the number of updates over which the rise begins.
         power: 2/3 for runs of a million updates or more, 3/4 for shorter ones, as the original advises.
-        min_decay: the least decay.
-        max_decay: the greatest, up to 1.
+        min_decay: the smallest decay.
+        max_decay: the largest decay, at most 1.
         start: as for `Fixed`.
     """
 
@@ -172,7 +173,7 @@ class InverseGamma:
         if not 0 <= self.min_decay <= self.max_decay <= 1 or self.min_decay == 1:
             raise DuetError(
                 f"ema.min_decay, ema.max_decay: {self.min_decay} and {self.max_decay} were given; "
-                f"they must be in order, between 0 and 1"
+                f"min_decay must be in [0, 1) and max_decay between min_decay and 1"
             )
         _check_start(self.start)
 
@@ -188,8 +189,8 @@ class Power:
     """A power function of the time since the start of the run (Karras et al., 2024).
 
     Args:
-        sigma_rel: the standard deviation of the profile as a share of the run's length, between 0 and 12^(-1/2), where
-            it is the plain mean.
+        sigma_rel: the standard deviation of the profile as a fraction of the run's length, from 0.0001 to
+            12^(-1/2) = 0.2887, which gives the plain mean.
     """
 
     sigma_rel: float = 0.1
@@ -199,7 +200,7 @@ class Power:
 
     @cached_property
     def gamma(self) -> float:
-        """The exponent."""
+        """The exponent of the power function."""
         return power_exponent(self.sigma_rel)
 
     def __call__(self, update: Count, images_seen: Count, batch: int) -> Array:
@@ -217,12 +218,16 @@ PROFILES: Mapping[str, type] = {
 
 
 def power_exponent(sigma_rel: float) -> float:
-    """The gamma of a power function whose relative standard deviation is `sigma_rel` (Karras et al., 2024, eq. 126).
+    """Return the gamma of a power function from its relative standard deviation (Karras et al., 2024, eq. 126).
 
     It is the largest root of ``gamma^3 + 7 gamma^2 + (16 - s) gamma + 12 - s`` with ``s = sigma_rel^-2``.
 
     Raises:
-        DuetError: if no gamma of at least 0 has it.
+        DuetError: if no gamma of at least 0 has this standard deviation.
+
+    Example:
+        >>> round(power_exponent(0.1), 2)
+        6.94
     """
     if not 1e-4 <= sigma_rel <= 12**-0.5:
         raise DuetError(f"ema.sigma_rel: {sigma_rel} was given; it must be between 0.0001 and 12^(-1/2) = 0.2887")
@@ -231,26 +236,26 @@ def power_exponent(sigma_rel: float) -> float:
 
 
 def make_profile(name: str, **options: Any) -> Profile:
-    """A profile by name.
+    """Return the profile with this name and these options.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a value that does not fit.
+        DuetError: if the name or an option is unknown, or a value is out of range.
     """
     return build("ema", PROFILES, name, options)
 
 
 def profile_options(profile: Profile) -> dict[str, Any]:
-    """The name and all options of a profile, of which `make_profile` makes it again."""
+    """Return the name and all options of a profile, from which `make_profile` makes it again."""
     return {"name": next(name for name, kind in PROFILES.items() if type(profile) is kind), **asdict(profile)}
 
 
 @dataclass(frozen=True)
 class Ema:
-    """The averages of a run.
+    """The moving averages of a run.
 
     Args:
-        profiles: of each, at least one; samples are drawn with the first.
-        snapshot_images: all are stored this often, in images seen, and at the end; 0 is never.
+        profiles: one for each average, at least one; samples are drawn with the first.
+        snapshot_images: interval in images seen at which all averages are stored, and also at the end; 0 stores none.
     """
 
     profiles: tuple[Profile, ...]
@@ -259,10 +264,10 @@ class Ema:
     def __post_init__(self) -> None:
         if not isinstance(self.snapshot_images, int) or self.snapshot_images < 0:
             given = self.snapshot_images
-            raise DuetError(f"ema.snapshot_images: {given} was given; it is a number of images, or 0 for never")
+            raise DuetError(f"ema.snapshot_images: {given} was given; it must be a number of images, or 0 for never")
 
     def decays(self, update: int, images_seen: int, batch: int) -> tuple[float, ...]:
-        """The decay of each average at one update; see `Profile`."""
+        """Return the decay of each average at one update; see `Profile`."""
         return tuple(float(profile(update, images_seen, batch)) for profile in self.profiles)
 
 
@@ -272,34 +277,40 @@ def make_ema(
     snapshot_images: int = 0,
     **options: Any,
 ) -> Ema:
-    """The averages that a configuration describes.
+    """Return the moving averages of a run from plain data, as a configuration has it.
 
     Args:
-        name: of the profile that samples are drawn with.
-        extra: further profiles, each a name with its options.
+        name: the profile of the first average, which samples are drawn with.
+        extra: the profiles of further averages, each a mapping of its name and options.
         snapshot_images: as for `Ema`.
         options: of the first profile.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a value that does not fit.
+        DuetError: if a name or an option is unknown, or a value is out of range.
+
+    Example:
+        >>> ema = make_ema("fixed", decay=0.9, extra=[{"name": "power", "sigma_rel": 0.1}])
+        >>> ema.decays(update=1, images_seen=64, batch=64)
+        (0.9, 0.0)
     """
     profiles = [make_profile(name, **options)]
     if isinstance(extra, (str, Mapping)) or not isinstance(extra, Sequence):
-        raise DuetError(f"ema.extra: {extra!r} was given; it is a list, as [{{name: power, sigma_rel: 0.1}}]")
+        raise DuetError(f"ema.extra: {extra!r} was given; it must be a list, such as [{{name: power, sigma_rel: 0.1}}]")
     for given in extra:
         if not isinstance(given, Mapping) or "name" not in given:
             raise DuetError(
-                f"ema.extra: {given!r} was given; each is a name with options, as {{name: fixed, decay: 0.9}}"
+                f"ema.extra: {given!r} was given; each entry must be a name with options, such as "
+                f"{{name: fixed, decay: 0.9}}"
             )
         profiles.append(make_profile(**given))
     return Ema(tuple(profiles), snapshot_images)
 
 
 def update_fractions(decays: Sequence[float], averages: int) -> list[float]:
-    """1 - d of each average, the share of the new weights in it.
+    """Return 1 - d for each average, the weight of the new weights in its update.
 
     Raises:
-        DuetError: if there are not as many decays as averages.
+        DuetError: if the number of decays is not `averages`.
     """
     if len(decays) != averages:
         raise DuetError(f"averages: {len(decays)} decays were given, but the trainer keeps {averages} averages")
@@ -307,7 +318,7 @@ def update_fractions(decays: Sequence[float], averages: int) -> list[float]:
 
 
 def ema_update(ema: dict[str, NDArray], weights: dict[str, NDArray], decay: float) -> dict[str, NDArray]:
-    """The reference: the average after one update, by name."""
+    """Return the average after one update, by name; the reference for every backend."""
     return {name: e + (1.0 - decay) * (weights[name] - e) for name, e in ema.items()}
 
 
@@ -318,4 +329,4 @@ def _check_decay(name: str, decay: float) -> None:
 
 def _check_start(start: int) -> None:
     if start < 0:
-        raise DuetError(f"ema.start: {start} was given; it is a number of updates, at least 0")
+        raise DuetError(f"ema.start: {start} was given; it must be a number of updates, at least 0")

@@ -1,23 +1,23 @@
-r"""Averages made afterwards: any profile as a combination of the averages that were stored.
+r"""Post-hoc EMA: an average with any profile, as a combination of averages that were stored during training.
 
-After n updates an average is a weighted mean of all weights that there were,
+After n updates an average is a weighted mean of all weights of the run so far,
 
     e(n) = sum_{j=0..n} w_j p_j,      w_j = (1 - d_j) d_{j+1} ... d_n,      d_0 = 0,      sum_j w_j = 1
 
-with j = 0 for the initial weights. So a combination ``sum_i x_i e_i`` of stored averages is again one, with the weights
-``sum_i x_i w_i``, and x is chosen so that they come nearest to those that are wanted (Karras et al., 2024, section on
-post-hoc EMA and Algorithm 3, https://arxiv.org/abs/2312.02696):
+with j = 0 for the initial weights. A combination ``sum_i x_i e_i`` of stored averages is therefore again an average,
+with the weights ``sum_i x_i w_i``, and x is chosen so that these are nearest to the requested ones (Karras et al.,
+2024, section on post-hoc EMA and Algorithm 3, https://arxiv.org/abs/2312.02696):
 
     minimise  sum_j (sum_i x_i w_ij - w_j)^2      with  sum_i x_i = 1
 
-The paper does it for power functions, whose inner products have a closed form. Here w is what the trainer applied,
-step by step, so that every profile can be stored and every profile can be made. The sum of x is held at 1 exactly: what
-all weights have in common is then kept. It is held by writing x as a change from the one stored average that is nearest
-to the wanted one, which also gives back an average that was stored with all its bits.
+The paper solves this for power functions, whose inner products have a closed form. Here w contains the weights that the
+trainer applied, step by step, so that every profile can be stored and every profile can be requested. The sum of x is
+exactly 1, which preserves what all weights have in common. To this end x is written as a change from the stored average
+that is nearest to the requested one; a request for a stored average then returns it bit by bit.
 
-It needs no array of steps times averages. Between two moments at which something was stored, all averages of one
-profile are multiples of one curve, so there the curves, one per profile, stand for them, and an orthogonal
-transformation leaves of each stretch as many rows as there are profiles.
+No array of steps times averages is needed. Between two moments at which an average was stored, the step weights of all
+averages with the same profile are multiples of one curve. One curve per profile therefore represents them, and an
+orthogonal transformation reduces each segment between two moments to as many rows as there are profiles.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Combination:
-    """How stored averages are added up.
+    """The coefficients with which stored averages are summed.
 
     Args:
         coefficients: x, one per stored average, with sum 1.
-        error: what is left of the wanted weights of the steps, as a share of their root sum of squares.
+        error: norm of the difference between the resulting and the requested step weights, relative to the norm of the
+            requested ones.
     """
 
     coefficients: Array
@@ -50,68 +51,73 @@ class Combination:
 
 
 def step_weights(profile: Profile, updates: int, batch: int) -> Array:
-    """What each step's weights count in an average after so many updates, with shape (updates + 1,).
+    """Return the weight of each step in an average after `updates` updates, with shape (updates + 1,).
 
-    Entry 0 is that of the initial weights; the sum is 1.
+    Entry 0 is the weight of the initial weights; the sum is 1.
+
+    Example:
+        >>> from diffusion_core.optim.ema import Fixed
+        >>> step_weights(Fixed(0.5), updates=2, batch=64)
+        array([0.25, 0.25, 0.5 ])
     """
     decays = _decays(profile, updates, batch)
     return (1.0 - np.append(0.0, decays)) * _products(decays)
 
 
 def combine(stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int], batch: int) -> Combination:
-    """The combination of stored averages that is nearest to a wanted one.
+    """Return the combination of stored averages that is nearest to a requested one.
 
     Args:
-        stored: profile and number of updates of each; the profiles were tracked side by side in one run.
-        wanted: profile and number of updates of what is to be made.
+        stored: profile and number of updates of each stored average of one run.
+        wanted: profile and number of updates of the requested average.
         batch: images per update.
 
     Raises:
-        DuetError: if nothing was stored, or what is wanted lies beyond the last that was.
+        DuetError: if nothing was stored, or the requested moment is later than the last stored one.
     """
     if not stored:
-        raise DuetError("snapshots: there are none to combine")
+        raise DuetError("snapshots: there are none to combine; a run stores them with ema.snapshot_images above 0")
     last = max(updates for _, updates in stored)
     if not 1 <= wanted[1] <= last:
         raise DuetError(f"images: {wanted[1] * batch} were given; it must be between {batch} and {last * batch}")
     columns = _rows([*stored, wanted], batch)
     target, columns = columns[:, -1], columns[:, :-1]
-    misfits = columns - target[:, None]
-    nearest = int(np.argmin(np.linalg.norm(misfits, axis=0)))
+    residuals = columns - target[:, None]
+    nearest = int(np.argmin(np.linalg.norm(residuals, axis=0)))
     others = np.delete(np.arange(len(stored)), nearest)
     changes = columns[:, others] - columns[:, [nearest]]
     coefficients = np.zeros(len(stored))
-    coefficients[others] = np.linalg.lstsq(changes, -misfits[:, nearest])[0]
+    coefficients[others] = np.linalg.lstsq(changes, -residuals[:, nearest])[0]
     coefficients[nearest] = 1.0 - coefficients[others].sum()
     error = np.linalg.norm(columns @ coefficients - target) / np.linalg.norm(target)
     return Combination(coefficients, float(error))
 
 
 def _decays(profile: Profile, updates: int, batch: int) -> Array:
-    """d_1 ... d_n."""
+    """Return d_1 ... d_n."""
     update = np.arange(1, updates + 1)
     return np.broadcast_to(profile(update, update * batch, batch), update.shape)
 
 
 def _products(decays: Array) -> Array:
-    """For each of j = 0 ... n the product of d_{j+1} ... d_n."""
+    """Return the product of d_{j+1} ... d_n for each j = 0 ... n."""
     return np.append(np.cumprod(decays[::-1])[::-1], 1.0)
 
 
 def _rows(averages: Sequence[tuple[Profile, int]], batch: int) -> Array:
-    """Columns that have the inner products of the averages' weights of steps, but few rows."""
+    """Return a matrix with few rows whose columns have the inner products of the averages' step weights."""
     profiles = list(dict.fromkeys(profile for profile, _ in averages))
-    of = np.array([profiles.index(profile) for profile, _ in averages])
+    index = np.array([profiles.index(profile) for profile, _ in averages])
     ends = np.array([updates for _, updates in averages])
     moments = np.unique(ends)
     decays = np.stack([_decays(profile, moments[-1], batch) for profile in profiles])
-    # What is kept of the end of a stretch until the end of each average.
-    kept = np.ones(len(averages))
+    # The factor by which each average has decayed from the end of a segment to its own end.
+    decayed = np.ones(len(averages))
     rows = []
     for begin, end in reversed(list(zip(np.append(0, moments[:-1]), moments, strict=True))):
-        stretch = decays[:, begin:end]
-        products = np.stack([_products(d) for d in stretch])
-        curves = (1.0 - stretch) * products[:, 1:]
-        rows.append(np.linalg.qr(curves.T, mode="r")[:, of] * np.where(ends >= end, kept, 0.0))
-        kept = np.where(ends >= end, kept * products[of, 0], kept)
-    return np.concatenate([*rows, kept[None]])
+        segment = decays[:, begin:end]
+        products = np.stack([_products(d) for d in segment])
+        curves = (1.0 - segment) * products[:, 1:]
+        rows.append(np.linalg.qr(curves.T, mode="r")[:, index] * np.where(ends >= end, decayed, 0.0))
+        decayed = np.where(ends >= end, decayed * products[index, 0], decayed)
+    return np.concatenate([*rows, decayed[None]])

@@ -1,8 +1,9 @@
-"""Processes that work for this one, and end when it does and not before.
+"""Worker processes that end when their parent does, and not before.
 
-The workers of a pool wait for work, and those whose parent was killed, by a scheduler or for want of memory, would wait
-for ever, with all that they hold. So each watches its parent. A terminal and a scheduler tell them to end as they tell
-their parent, which may still need them for what it has to save: they leave the ending to it.
+The workers of a pool wait for work. If their parent were killed, by a scheduler or because memory ran out, they would
+wait forever and keep what they hold, so each of them watches its parent. A terminal or a scheduler sends its signals to
+the workers as well as to the parent, which may still need the workers to save its results. They therefore ignore the
+signals and end with the parent.
 """
 
 from __future__ import annotations
@@ -22,37 +23,37 @@ from diffusion_core.runtime.signals import SIGNALS
 __all__ = ["spawn_pool"]
 
 
-def spawn_pool(workers: int, begin: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
-    """New processes, which share nothing with this one, to submit work to; as a context manager.
+def spawn_pool(workers: int, initialise: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
+    """Start worker processes, which share no memory with this one; use the result as a context manager.
 
     Args:
-        workers: how many.
-        begin: what each does first.
-        given: what it is called with.
+        workers: the number of processes.
+        initialise: called first in each process.
+        arguments: of `initialise`.
     """
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (begin, given))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _initialise, (initialise, arguments))
 
 
-# Seconds in which a parent that was told to end as well has finished with its workers. Ignored for good, SIGTERM would
-# leave a pool waiting that ends its workers after one of them died.
+# Seconds from SIGTERM to the end of a worker, enough for its parent to finish its work with it. A worker must not
+# ignore SIGTERM altogether, since a pool that ends its workers after one of them died sends it and waits.
 _GRACE = 5.0
 
 
-def _begin(begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+def _initialise(initialise: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_soon)
-    threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    if begin is not None:
-        begin(*given)
+    signal.signal(signal.SIGTERM, _exit_soon)
+    threading.Thread(target=_exit_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    if initialise is not None:
+        initialise(*arguments)
 
 
-def _leave_with(parent: Any) -> None:
+def _exit_with(parent: Any) -> None:
     connection.wait([parent.sentinel])
-    os._exit(1)  # at once: nobody is left to hear of it
+    os._exit(1)  # immediately: no process is left that needs the results
 
 
-def _leave_soon(number: int, frame: FrameType | None) -> None:
+def _exit_soon(number: int, frame: FrameType | None) -> None:
     timer = threading.Timer(_GRACE, os._exit, (128 + number,))
     timer.daemon = True
     timer.start()

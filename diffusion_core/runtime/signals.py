@@ -1,13 +1,13 @@
-"""Ending when the scheduler or a person says so: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C.
+"""Stopping on SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C, as a scheduler or a person sends them.
 
-Either at once, where nothing would be lost (`raise_on_signal`), or when it suits (`flag_on_signal`). A process that was stopped leaves
-with exit code 128 + n, n being the signal, as a shell says it of one that the signal ended.
+A process stops immediately where nothing would be lost (`raise_on_signal`), or at the next suitable moment
+(`flag_on_signal`). Its exit code is then 128 + n for signal n, as a shell reports a process that the signal ended.
 
-A process that waits for another one, as that of a sweep does, passes the signal on and waits on: the other one has
-something to save. Ctrl-C is not passed on, since a terminal sends it to both.
+A process that waits for another one, such as a sweep for its job, passes the signal on and keeps waiting, since the
+other one has something to save. Ctrl-C is not passed on, since a terminal sends it to both.
 
-SIGUSR2 is handled where nobody else does: submitit, which starts the launcher `slurm`, takes it to call the same task
-again, and would wait for that in vain if it were handled here.
+SIGUSR2 is handled only if no other handler is installed: submitit, which the launcher `slurm` uses, handles it to
+submit the same task again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _running: set[subprocess.Popen] = set()
 
 
 class Stopped(BaseException):
-    """The process was told to end; no error, so nothing that handles errors holds it up.
+    """A signal asked the process to stop. It is not an `Exception`, so that no handler of errors catches it.
 
     Args:
         number: the signal.
-        advice: what there is to do now.
+        advice: what the user can do now.
     """
 
     def __init__(self, number: int, advice: str = "") -> None:
@@ -51,7 +51,7 @@ class Stopped(BaseException):
 
 @dataclass
 class StopFlag:
-    """The signal that came, or None."""
+    """The signal that was received, or None; true if there is one."""
 
     number: int | None = None
 
@@ -61,7 +61,7 @@ class StopFlag:
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """While in it, a signal raises `Stopped`."""
+    """Raise `Stopped` when a signal arrives within the block."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         _pass_on(number)
@@ -73,25 +73,25 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextmanager
 def flag_on_signal() -> Iterator[StopFlag]:
-    """While in it, a signal is noted in what it gives; a second Ctrl-C ends the process at once."""
-    found = StopFlag()
+    """Set the yielded flag when a signal arrives within the block; a second Ctrl-C ends the process immediately."""
+    flag = StopFlag()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        found.number = number
+        flag.number = number
         _pass_on(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with _handled(handle):
-        yield found
+        yield flag
 
 
 @contextmanager
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
-    before = {number: signal.signal(number, handle) for number in SIGNALS if not _is_anothers(number)}
+    before = {number: signal.signal(number, handle) for number in SIGNALS if not _has_foreign_handler(number)}
     try:
         yield
     finally:
@@ -99,8 +99,8 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def _is_anothers(number: int) -> bool:
-    """Whether who started this process waits for the signal itself."""
+def _has_foreign_handler(number: int) -> bool:
+    """Return whether the launcher of this process handles the signal itself."""
     handler = signal.getsignal(number)
     is_ours = not callable(handler) or getattr(handler, "__module__", None) == __name__
     return signal.Signals(number).name == "SIGUSR2" and not is_ours
@@ -112,7 +112,7 @@ def _pass_on(number: int) -> None:
 
 
 def run_command(words: Sequence[str], **options: Any) -> int:
-    """Run a command to its end, also where this process is told to end; gives the exit code, as a shell says it."""
+    """Run a command to its end, even if a signal asks this process to stop; return its exit code as a shell does."""
     process = subprocess.Popen(words, **options)
     _running.add(process)
     try:

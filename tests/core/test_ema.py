@@ -1,4 +1,4 @@
-"""Moving averages: decays at points worked out by hand, closed forms of the profiles, fixed points."""
+"""Moving averages: decays computed by hand, closed forms of the profiles, fixed points."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ BATCH = 4
 
 
 def decay(profile: Profile, k: int, batch: int = BATCH) -> float:
-    """The decay of update k where the batch never changed."""
+    """Return the decay of update k in a run with constant batch size."""
     return float(profile(k, k * batch, batch))
 
 
 def tracked(profile: Profile, values: np.ndarray, batch: int = BATCH) -> float:
-    """The average of a number that is values[0] first and values[k] after update k, update by update."""
+    """Return the average, updated step by step, of a number that starts at values[0] and then is values[k]."""
     average = {"p": values[:1]}
     for k, value in enumerate(values[1:], 1):
         average = ema_update(average, {"p": np.array([value])}, decay(profile, k, batch))
@@ -45,7 +45,7 @@ def tracked(profile: Profile, values: np.ndarray, batch: int = BATCH) -> float:
 # Decays
 
 
-def test_warm_up_follows_its_formula_until_the_final_decay():
+def test_warmup_follows_its_formula_until_the_final_decay():
     assert [decay(Warmup(0.9999), k) for k in (1, 2, 8)] == [2 / 11, 3 / 12, 9 / 18]
     assert decay(Warmup(0.9999), 10**9) == 0.9999 and decay(Warmup(0.1), 1) == 0.1
     decays = [decay(Warmup(0.9999), k) for k in range(1, 2000)]
@@ -66,8 +66,8 @@ def test_a_half_life_is_ramped_up_with_the_images_seen_before_the_update():
 
 
 @pytest.mark.parametrize("batch", [10, 50])
-def test_a_half_life_halves_what_was_there_in_so_many_images(batch):
-    # Whatever the batch: a weight of 1 before, and 0 for one half-life.
+def test_a_half_life_halves_the_old_weights_for_every_batch_size(batch):
+    # The weights are 1 at first and 0 for one half-life.
     profile = HalfLife(1000, None)
     assert tracked(profile, np.append(1.0, np.zeros(1000 // batch)), batch) == pytest.approx(0.5, rel=1e-12)
 
@@ -81,12 +81,12 @@ def test_an_inverse_gamma_rises_as_a_power_of_the_updates_between_its_bounds():
     assert decay(InverseGamma(), 31_623) == pytest.approx(0.999, abs=1e-7)
 
 
-def test_a_power_function_is_1_less_1_over_k_to_the_power():
+def test_the_decay_of_a_power_function_is_a_power_of_1_minus_1_over_k():
     profile = Power(0.1)
     assert decay(profile, 1) == 0.0
     for k in (2, 10, 1000):
         assert decay(profile, k) == pytest.approx((1 - 1 / k) ** (profile.gamma + 1), rel=1e-14)
-    # With a batch that changed, it is the share of images that were there before.
+    # With a changed batch size, the base is the fraction of images seen before the update.
     assert float(profile(7, 1000, 250)) == pytest.approx(0.75 ** (profile.gamma + 1), rel=1e-15)
 
 
@@ -95,7 +95,7 @@ def test_an_average_that_starts_later_follows_the_weights_until_then(make):
     late, soon = make(0.99, start=5), make(0.99)
     assert [decay(late, k) for k in range(1, 6)] == [0.0] * 5
     assert [decay(late, k) for k in range(6, 3000)] == [decay(soon, k) for k in range(1, 2995)]
-    # So after the last of them it is the weights, whatever it was before.
+    # After the last of them the average equals the weights, whatever it was before.
     values = np.random.default_rng(0).normal(size=6)
     assert tracked(late, values) == pytest.approx(values[5], abs=1e-15)
 
@@ -105,23 +105,23 @@ ALL = [Fixed(0.9), Fixed(0.9, 3), Warmup(0.99), Warmup(0.9, 2), HalfLife(30.0), 
 
 
 @pytest.mark.parametrize("profile", ALL, ids=str)
-def test_the_decays_of_many_updates_at_once_are_those_of_each(profile):
+def test_a_profile_accepts_arrays_of_updates(profile):
     k = np.arange(1, 40)
-    # But for the last bit: NumPy has one power for numbers and another for arrays.
+    # Equal up to the last bit: NumPy computes powers of numbers and of arrays differently.
     each = [decay(profile, int(one)) for one in k]
     np.testing.assert_allclose(profile(k, k * BATCH, BATCH), each, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("profile", ALL, ids=str)
-def test_a_profile_is_made_again_of_its_description(profile):
+def test_a_profile_is_restored_from_its_options(profile):
     assert make_profile(**profile_options(profile)) == profile
 
 
-# What each step counts in an average
+# The weight of each step in an average
 
 
 @pytest.mark.parametrize("profile", ALL, ids=str)
-def test_the_weights_of_the_steps_are_those_of_the_average_and_sum_to_1(profile):
+def test_step_weights_reproduce_the_average_and_sum_to_1(profile):
     values = np.random.default_rng(1).normal(size=31)
     weights = step_weights(profile, 30, BATCH)
     assert weights.shape == (31,) and np.all(weights >= 0)
@@ -130,12 +130,12 @@ def test_the_weights_of_the_steps_are_those_of_the_average_and_sum_to_1(profile)
 
 
 @pytest.mark.parametrize("n", [1, 2, 50])
-def test_the_weights_of_a_fixed_decay_fall_geometrically(n):
+def test_step_weights_of_a_fixed_decay_are_geometric(n):
     expected = np.append(0.9**n, 0.1 * 0.9 ** np.arange(n - 1, -1, -1.0))
     np.testing.assert_allclose(step_weights(Fixed(0.9), n, BATCH), expected, rtol=1e-12)
 
 
-def test_the_weights_of_the_warm_up_are_a_product_of_its_ratios():
+def test_step_weights_of_the_warmup_are_a_product_of_its_ratios():
     # d_{j+1} ... d_n = (n + 1)! / (j + 1)! (10 + j)! / (10 + n)!, which is a ratio of polynomials of degree 9.
     n = 40
 
@@ -148,16 +148,16 @@ def test_the_weights_of_the_warm_up_are_a_product_of_its_ratios():
     np.testing.assert_allclose(step_weights(Warmup(0.9999), n, BATCH), expected, rtol=1e-12)
 
 
-def test_the_ramp_of_a_half_life_alone_is_a_steep_power_of_the_images():
+def test_step_weights_of_a_ramped_half_life_have_a_closed_form():
     # Where h = ramp n the weight of step j falls from now as the product of 2^(-1 / (ramp k)).
     n, ramp = 30, 0.5
     k = np.arange(1, n)
     kept = np.append(np.cumprod(0.5 ** (1 / (ramp * k[::-1])))[::-1], 1.0)
-    share = np.append(1.0, 1 - 0.5 ** (1 / (ramp * k)))
-    np.testing.assert_allclose(step_weights(HalfLife(1e9, ramp), n, BATCH)[1:], share * kept, rtol=1e-12)
+    own = np.append(1.0, 1 - 0.5 ** (1 / (ramp * k)))
+    np.testing.assert_allclose(step_weights(HalfLife(1e9, ramp), n, BATCH)[1:], own * kept, rtol=1e-12)
 
 
-def test_an_inverse_gamma_of_1_and_1_is_the_plain_mean():
+def test_inverse_gamma_with_1_and_1_is_the_plain_mean():
     n = 30
     weights = step_weights(InverseGamma(1.0, 1.0, max_decay=1.0), n, BATCH)
     np.testing.assert_allclose(weights, np.append(0, np.full(n, 1 / n)), rtol=1e-12)
@@ -166,15 +166,15 @@ def test_an_inverse_gamma_of_1_and_1_is_the_plain_mean():
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
 @pytest.mark.parametrize("n", [1, 3, 100, 1000])
-def test_the_weights_of_a_power_function_are_the_integrals_of_its_density(sigma_rel, n):
+def test_step_weights_of_a_power_function_are_the_integrals_of_its_density(sigma_rel, n):
     profile, j = Power(sigma_rel), np.arange(n + 1.0)
     expected = np.append(0.0, np.diff((j / n) ** (profile.gamma + 1)))
     np.testing.assert_allclose(step_weights(profile, n, BATCH), expected, rtol=1e-11, atol=1e-30)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.02, 0.05, 0.1, 0.2, 0.28])
-def test_the_width_of_a_power_function_is_that_share_of_the_run_at_every_length(sigma_rel):
-    """The steps are n points in place of a density, which costs at most 1 / (24 n^2 sigma_rel), and that is seen."""
+def test_the_std_of_a_power_function_is_a_fixed_fraction_of_the_run(sigma_rel):
+    """Up to the error of n points in place of a density, at most 1 / (24 n^2 sigma_rel)."""
     for n in (200, 400, 800):
         weights, j = step_weights(Power(sigma_rel), n, BATCH), np.arange(n + 1)
         mean = weights @ j
@@ -184,7 +184,7 @@ def test_the_width_of_a_power_function_is_that_share_of_the_run_at_every_length(
 
 
 @given(st.floats(1e-3, 0.288))
-def test_the_exponent_has_the_width_that_it_was_asked_for(sigma_rel):
+def test_the_exponent_has_the_requested_std(sigma_rel):
     gamma = power_exponent(sigma_rel)
     assert gamma >= 0
     assert ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5 == pytest.approx(sigma_rel, rel=1e-9)
@@ -207,14 +207,14 @@ def test_constant_weights_are_approached_geometrically(decay, start, goal, steps
     assert ema["w"][0] == pytest.approx(goal + decay**steps * (start - goal), abs=1e-12)
 
 
-def test_the_weights_themselves_are_a_fixed_point():
+def test_constant_weights_are_a_fixed_point():
     weights = {"a": np.array([0.1, -3.7]), "b": np.array([[1e-30]])}
     for decay in (0.0, 0.3, 0.9999):
         after = ema_update(weights, weights, decay)
         assert all(np.array_equal(after[name], weights[name]) for name in weights)
 
 
-def test_the_share_of_the_new_is_what_the_decay_leaves():
+def test_update_fractions_are_1_minus_the_decays():
     assert update_fractions((0.25, 0.0), 2) == [0.75, 1.0]
     with pytest.raises(DuetError, match="1 decays were given, but the trainer keeps 2 averages"):
         update_fractions((0.25,), 2)
@@ -223,7 +223,7 @@ def test_the_share_of_the_new_is_what_the_decay_leaves():
 # From a configuration
 
 
-def test_a_configuration_describes_the_first_average_and_those_beside_it():
+def test_a_configuration_describes_the_first_average_and_the_extra_ones():
     ema = make_ema("power", sigma_rel=0.05, extra=[{"name": "power", "sigma_rel": 0.1}, {"name": "fixed"}],
                    snapshot_images=640)  # fmt: skip
     assert ema == Ema((Power(0.05), Power(0.1), Fixed()), 640)
@@ -235,13 +235,13 @@ def test_a_configuration_describes_the_first_average_and_those_beside_it():
     ("fixed", {"decay": 1.0}, r"ema\.decay: 1\.0 was given; it must be in \[0, 1\)"),
     ("warmup", {"decay": -0.1}, r"ema\.decay: -0\.1 .* must be in \[0, 1\)"),
     ("fixed", {"decay": float("nan")}, r"ema\.decay: nan .* must be in \[0, 1\)"),
-    ("fixed", {"start": -1}, r"ema\.start: -1 was given; it is a number of updates"),
-    ("half_life", {"images": 0}, r"ema\.images: 0 was given; the half-life is a number of images above 0"),
-    ("half_life", {"ramp": 0.0}, r"ema\.ramp: 0\.0 was given; it is a ratio above 0, or null"),
+    ("fixed", {"start": -1}, r"ema\.start: -1 was given; it must be a number of updates"),
+    ("half_life", {"images": 0}, r"ema\.images: 0 was given; it must be a half-life in images, above 0"),
+    ("half_life", {"ramp": 0.0}, r"ema\.ramp: 0\.0 was given; it must be above 0, or null"),
     ("inverse_gamma", {"inv_gamma": 0.0}, r"ema\.inv_gamma: 0\.0 was given; it must be above 0"),
     ("inverse_gamma", {"power": -1.0}, r"ema\.power: -1\.0 was given"),
-    ("inverse_gamma", {"min_decay": 0.9, "max_decay": 0.5}, r"0\.9 and 0\.5 were given; they must be in order"),
-    ("inverse_gamma", {"max_decay": 1.5}, r"1\.5 were given; .* between 0 and 1"),
+    ("inverse_gamma", {"min_decay": 0.9, "max_decay": 0.5}, r"0\.9 and 0\.5 were given; min_decay must be"),
+    ("inverse_gamma", {"max_decay": 1.5}, r"1\.5 were given; .* between min_decay and 1"),
     ("power", {"sigma_rel": 0.0}, r"ema\.sigma_rel: 0\.0 was given; it must be between 0\.0001 and .* 0\.2887"),
     ("power", {"sigma_rel": 0.3}, r"ema\.sigma_rel: 0\.3 was given"),
     ("power", {"sigma_rel": "wide"}, r"ema\.sigma_rel: 'wide' was given; it must be a number"),
@@ -249,12 +249,12 @@ def test_a_configuration_describes_the_first_average_and_those_beside_it():
     ("power", {"gamma": 7.0}, r"option of ema 'power': 'gamma' was given; it must be one of sigma_rel"),
     ("power", {"snapshot_images": -1}, r"ema\.snapshot_images: -1 was given"),
     ("power", {"snapshot_images": "often"}, r"ema\.snapshot_images: often was given"),
-    ("power", {"extra": "fixed"}, r"ema\.extra: 'fixed' was given; it is a list"),
-    ("power", {"extra": {"name": "fixed"}}, r"ema\.extra: .* was given; it is a list"),
-    ("power", {"extra": [{"sigma_rel": 0.1}]}, r"ema\.extra: .* each is a name with options"),
+    ("power", {"extra": "fixed"}, r"ema\.extra: 'fixed' was given; it must be a list"),
+    ("power", {"extra": {"name": "fixed"}}, r"ema\.extra: .* was given; it must be a list"),
+    ("power", {"extra": [{"sigma_rel": 0.1}]}, r"ema\.extra: .* each entry must be a name with options"),
     ("power", {"extra": [{"name": "fixed", "decay": 2.0}]}, r"ema\.decay: 2\.0 was given"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(name, options, words):
+def test_options_out_of_range_are_refused(name, options, words):
     with pytest.raises(DuetError, match=words) as caught:
         make_ema(name, **options)
     assert "\n" not in str(caught.value)

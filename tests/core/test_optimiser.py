@@ -36,7 +36,7 @@ def test_the_first_step_is_the_sign_of_the_gradient(gradient, lr, beta1, beta2):
 
 
 def scalar_adamw(p, gradients, lr, beta1, beta2, eps, decay):
-    """AdamW of one number, as algorithm 2 of Loshchilov & Hutter reads."""
+    """Return AdamW of one number, as algorithm 2 of Loshchilov & Hutter states it."""
     m = v = 0.0
     for k, g in enumerate(gradients, 1):
         m = beta1 * m + (1 - beta1) * g
@@ -67,7 +67,7 @@ def test_twenty_steps_equal_a_scalar_implementation(weight_decay, clip):
             assert state[0][name][i] == pytest.approx(expected, rel=1e-11, abs=1e-13)
 
 
-def test_an_update_leaves_its_arguments_as_they_were():
+def test_an_update_does_not_change_its_arguments():
     start, zeros = arrays("start"), {name: np.zeros(shape) for name, shape in SHAPES.items()}
     adam_update(Adam(weight_decay=0.1), start, zeros, zeros, arrays("gradient"), 1, 0.1, frozenset(SHAPES))
     for name, value in arrays("start").items():
@@ -90,7 +90,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(values, clip):
     assert clip_factor(norm, None) == 1
 
 
-def test_the_clip_has_its_small_number_in_the_divisor():
+def test_the_clip_factor_has_its_constant_in_the_divisor():
     assert clip_factor(1.0, 1.0) == 1 / (1 + 1e-6)
     assert clip_factor(4.0, 1.0) == 1 / (4 + 1e-6)
     assert clip_factor(0.0, 1.0) == 1
@@ -102,13 +102,13 @@ def test_the_norm_of_float32_is_summed_in_float64():
 
 
 @given(st.integers(1, 10**6), st.floats(0.0, 0.9999), st.floats(0.0, 0.99999))
-def test_corrections_are_the_missing_weight_of_the_past(update, beta1, beta2):
+def test_bias_corrections_are_1_minus_the_powers_of_the_betas(update, beta1, beta2):
     one, two = Adam(beta1, beta2).bias_corrections(update)
     assert one == pytest.approx(1 - beta1**update, rel=1e-9)
     assert two**2 == pytest.approx(1 - beta2**update, rel=1e-9)
 
 
-def test_weight_decay_applies_to_the_weights_of_layers_alone():
+def test_weight_decay_applies_only_to_the_weights_of_layers():
     program = lower(UNetSpec(8, 1, 1, 8, (1, 2), 1, (4,), norm_groups=4, num_classes=3))
     for parameter in program.parameters:
         layer = parameter.axes in ("o i", "o i kh kw")
@@ -121,7 +121,7 @@ def test_weight_decay_applies_to_the_weights_of_layers_alone():
     {"beta1": 1.0}, {"beta2": 1.0}, {"beta1": -0.1}, {"beta2": float("nan")}, {"eps": 0.0}, {"eps": float("nan")},
     {"clip": 0.0}, {"clip": -1.0}, {"clip": float("nan")}, {"weight_decay": -0.1}, {"weight_decay": float("nan")},
 ])  # fmt: skip
-def test_numbers_that_are_no_optimiser_are_refused(options):
+def test_adam_options_out_of_range_are_refused(options):
     with pytest.raises(DuetError, match="optimiser: "):
         Adam(**options)
 
@@ -147,7 +147,7 @@ def test_the_rate_is_continuous_and_bounded(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_the_first_step_is_not_wasted(decay):
+def test_the_first_step_has_a_rate_above_zero(decay):
     assert RATES[decay](128) == pytest.approx(0.1 * 128 / 1000)
     assert RATES[decay](1000) == pytest.approx(0.1)
     assert LearningRate(0.1)(1) == 0.1
@@ -156,24 +156,24 @@ def test_the_first_step_is_not_wasted(decay):
 def test_stepwise_decay_is_constant_between_its_steps():
     rate = RATES["steps"]
     values = [rate(n) for n in range(1000, 20_000)]
-    # 0.1, 0.05 and then not 0.025 but the floor; the image that ends a stretch belongs to it.
+    # 0.1, 0.05 and then the floor instead of 0.025; a step that ends exactly at a decay still has the old rate.
     assert [n for n in range(1001, 20_000) if rate(n) != rate(n - 1)] == [5001, 9001]
     assert sorted(set(values)) == [0.03, 0.05, 0.1]
 
 
-def test_stepwise_decay_is_that_of_rounds_of_batches():
+def test_stepwise_decay_equals_a_factor_per_round_of_batches():
     # 8e-4, multiplied by 0.9 after every 50 rounds of 100 batches of 128 images, not below 1e-6.
     rate = LearningRate(8e-4, decay="steps", floor=1e-6, factor=0.9, every_images=50 * 100 * 128)
     current, step = 8e-4, 0
-    for stretch in range(70):
+    for decays in range(70):
         for first in (1, 2, 2500, 4999, 5000):
-            assert rate((step + first) * 128) == pytest.approx(current, rel=1e-12), (stretch, first)
+            assert rate((step + first) * 128) == pytest.approx(current, rel=1e-12), (decays, first)
         step += 5000
         current = max(1e-6, current * 0.9)
     assert current == 1e-6
 
 
-def test_the_ends_and_the_middle():
+def test_decay_values_at_the_ends_and_in_the_middle():
     for decay in ("linear", "cosine"):
         assert RATES[decay](5500) == pytest.approx(0.055)
         assert RATES[decay](10_000) == RATES[decay](20_000) == pytest.approx(0.01)
@@ -199,6 +199,6 @@ def test_the_ends_and_the_middle():
     ({"peak": 0.1, "decay": "steps", "factor": 0.0, "every_images": 100}, "factor must be between 0 and 1"),
     ({"peak": 0.1, "decay": "steps", "factor": float("nan"), "every_images": 100}, "factor nan"),
 ])  # fmt: skip
-def test_numbers_that_are_no_rate_are_refused(options, words):
+def test_learning_rates_out_of_range_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
         LearningRate(**options)

@@ -1,4 +1,4 @@
-"""Averages made afterwards: exact where they can be, the nearest where not, and nearer with more snapshots."""
+"""Post-hoc EMA: exact where it can be, otherwise the nearest combination, and nearer with more snapshots."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MIXED = [(Power(0.05), 90), (Warmup(0.99), 90), (Power(0.05), 200), (Fixed(0.97,
 
 
 def dense(averages, batch: int = BATCH) -> np.ndarray:
-    """The weights of the steps, one column per average."""
+    """Return the step weights, one column per average."""
     last = max(updates for _, updates in averages)
     columns = [np.append(step_weights(p, updates, batch), np.zeros(last - updates)) for p, updates in averages]
     return np.stack(columns, axis=1)
 
 
 def two_powers(count: int, last: int = LAST) -> list[tuple[Power, int]]:
-    """What a run keeps that stores two averages at so many moments."""
+    """Return the snapshots of a run that stores two averages at `count` moments."""
     moments = np.arange(1, count + 1) * last // count
     return [(Power(sigma_rel), int(updates)) for updates in moments for sigma_rel in (0.05, 0.1)]
 
 
 def trajectory(last: int = LAST) -> np.ndarray:
-    """Weights that fall towards their goals and tremble, after each update, with shape (last + 1, 50)."""
+    """Return weights that approach their goals with noise, after each update, with shape (last + 1, 50)."""
     rng = np.random.default_rng(0)
     time = np.arange(last + 1)[:, None]
     walk = 0.05 * np.cumsum(rng.normal(size=(last + 1, 50)), axis=0) / np.sqrt(last)
@@ -39,7 +39,7 @@ def trajectory(last: int = LAST) -> np.ndarray:
     )
 
 
-def test_few_rows_have_the_inner_products_of_all_the_steps():
+def test_reduced_rows_have_the_inner_products_of_all_steps():
     whole, rows = dense(MIXED), _rows(MIXED, BATCH)
     assert len(rows) < 60 < len(whole)
     np.testing.assert_allclose(rows.T @ rows, whole.T @ whole, rtol=1e-10, atol=1e-16)
@@ -48,31 +48,31 @@ def test_few_rows_have_the_inner_products_of_all_the_steps():
 @pytest.mark.parametrize(
     "wanted", [(Power(0.15), LAST), (Warmup(0.95), 400), (Fixed(0.99), 100), (HalfLife(150.0), 599)]
 )
-def test_the_combination_is_the_nearest_of_all_with_sum_1(wanted):
+def test_the_combination_is_the_nearest_one_with_sum_1(wanted):
     made = combine(MIXED, wanted, BATCH)
     whole = dense([*MIXED, wanted])
     target, columns = whole[:, -1], whole[:, :-1]
     assert made.coefficients.sum() == pytest.approx(1, abs=1e-14)
     residual = columns @ made.coefficients - target
     assert np.linalg.norm(residual) / np.linalg.norm(target) == pytest.approx(made.error, rel=1e-9)
-    # No step that keeps the sum leads down: the gradient is the same for every coefficient.
+    # No change that preserves the sum reduces the error: the gradient is the same for every coefficient.
     gradient = columns.T @ residual
     assert np.ptp(gradient) <= 1e-13 * np.linalg.norm(target)
     assert made.error > 1e-4 and abs(gradient.mean()) > 0
 
 
 @pytest.mark.parametrize("index", range(len(MIXED)))
-def test_an_average_that_was_stored_is_itself(index):
+def test_a_stored_average_is_returned_exactly(index):
     made = combine(MIXED, MIXED[index], BATCH)
     assert made.error == 0 and np.array_equal(made.coefficients, np.arange(len(MIXED)) == index)
 
 
-def test_of_one_snapshot_there_is_one_combination():
+def test_a_single_snapshot_has_coefficient_1():
     assert combine([(Power(0.1), 7)], (Fixed(0.5), 7), BATCH).coefficients.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("wanted", [Power(0.07), Power(0.15)], ids=str)
-def test_the_profile_comes_nearer_with_more_snapshots_by_the_square_of_their_number(wanted):
+def test_the_error_falls_with_the_square_of_the_number_of_snapshots(wanted):
     """Measured for Power(0.07): 3.5e-2, 1.3e-2, 3.8e-3, 9.9e-4 and 2.5e-4 with 4, 8, 16, 32 and 64 moments."""
     errors = [combine(two_powers(count), (wanted, LAST), BATCH).error for count in (4, 8, 16, 32, 64)]
     order = np.log2(np.divide(errors[:-1], errors[1:]))
@@ -80,14 +80,14 @@ def test_the_profile_comes_nearer_with_more_snapshots_by_the_square_of_their_num
     assert errors[-1] < 1e-3
 
 
-def test_a_profile_of_another_kind_comes_nearer_too():
+def test_the_error_falls_for_a_profile_of_another_kind():
     errors = [combine(two_powers(count), (HalfLife(200.0), LAST), BATCH).error for count in (4, 16, 64)]
     assert errors[0] < 4e-3 and all(b < a / 2 for a, b in pairwise(errors))
 
 
 @pytest.mark.parametrize("wanted", [Power(0.07), Power(0.15)], ids=str)
-def test_the_average_itself_comes_nearer_with_more_snapshots(wanted):
-    """Against the average tracked update by update; the weights move by about 1 in all, and tremble by 0.05."""
+def test_the_average_itself_is_nearer_with_more_snapshots(wanted):
+    """Compared with the average computed update by update; the weights move by about 1, with noise of 0.05."""
     values = trajectory()
 
     def track(profile, updates):
@@ -114,18 +114,18 @@ def correlation(a: Power, n: float, b: Power, m: float) -> float:
 
 
 @pytest.mark.parametrize("pair", [((0.05, 1.0), (0.1, 1.0)), ((0.05, 0.4), (0.1, 1.0)), ((0.05, 1.0), (0.1, 0.4))])
-def test_the_inner_products_tend_to_the_published_ones_as_steps_grow_small(pair):
-    (a, share), (b, other) = ((Power(sigma_rel), part) for sigma_rel, part in pair)
-    wanted = correlation(a, share, b, other)
+def test_inner_products_converge_to_the_published_ones_for_small_steps(pair):
+    (a, first), (b, second) = ((Power(sigma_rel), part) for sigma_rel, part in pair)
+    wanted = correlation(a, first, b, second)
     errors = []
     for steps in (250, 500, 1000):
-        whole = dense([(a, int(share * steps)), (b, int(other * steps)), (a, steps)])
+        whole = dense([(a, int(first * steps)), (b, int(second * steps)), (a, steps)])
         errors.append(abs(steps * (whole[:, 0] @ whole[:, 1]) / wanted - 1))
     assert errors[-1] < 1e-3 and all(1.8 < early / late < 4.2 for early, late in pairwise(errors))
 
 
-def test_the_published_solution_is_this_one_where_steps_are_small():
-    """Algorithm 3 of the paper, with the sum brought to 1 afterwards, gives the same combination in the limit."""
+def test_the_combination_converges_to_the_published_one_for_small_steps():
+    """Algorithm 3 of the paper, normalised to sum 1, has the same limit."""
     stored, wanted, last = two_powers(6, 6000), Power(0.07), 6000
     gram = np.array([[correlation(p, n, q, m) for q, m in stored] for p, n in stored])
     published = np.linalg.solve(gram, [correlation(p, n, wanted, last) for p, n in stored])
@@ -136,7 +136,7 @@ def test_the_published_solution_is_this_one_where_steps_are_small():
     assert made.error <= np.linalg.norm(residual) / np.linalg.norm(whole[:, -1]) < 1.02 * made.error
 
 
-def test_what_all_weights_have_in_common_is_kept():
+def test_a_constant_in_all_weights_is_preserved():
     made = combine(two_powers(4), (Power(0.07), LAST), BATCH)
     assert made.coefficients @ np.full(8, 1e6) == pytest.approx(1e6, rel=1e-14)
 

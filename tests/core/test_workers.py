@@ -1,4 +1,4 @@
-"""Processes that work for another one."""
+"""Worker processes end with their parent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-# One worker holds a pipe open and is busy; the process that it works for is then killed.
+# One worker holds a pipe open and is busy; its parent is then killed.
 KILLED = """
 import os, signal, threading
 from diffusion_core.runtime.process_pool import spawn_pool
@@ -20,13 +20,13 @@ if __name__ == "__main__":
 """
 
 
-def test_they_end_with_the_process_that_they_work_for(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "killed.py").write_text(KILLED.format(pipe=str(tmp_path / "pipe")))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     process = subprocess.run([sys.executable, str(tmp_path / "killed.py")], env=environment, timeout=60)
     assert process.returncode == -signal.SIGKILL
-    ended, _, _ = select.select([pipe], [], [], 60)  # ready when nobody has it open to write any more
+    ended, _, _ = select.select([pipe], [], [], 60)  # ready when no process has it open for writing
     assert ended and os.read(pipe, 1) == b""
     os.close(pipe)
