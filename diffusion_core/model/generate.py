@@ -141,7 +141,7 @@ def generate(
             if edit is not None and edit.start is not None:
                 start = edit.start[some].astype(dtype)
             if edit is not None and edit.mask is not None:
-                known = known_source(plan, edit.pictures[some], seed, index, dtype)
+                known = known_source(plan, edit.images[some], seed, index, dtype)
                 led = replace(guidance, mask=edit.mask[some].astype(dtype), known=known)
             noise = noise_source(seed, index, shape, dtype)
             images[some] = backend.sample(network, plan, start, labels[some], noise, callback if at == 0 else None, led)

@@ -1,4 +1,4 @@
-r"""The levels that a sampler visits: those of the trained table, times, or noise levels of its own.
+r"""The timesteps of a sampler: integer timesteps of the table, times, or a grid of noise levels.
 
 A grid is N values of the noise-to-signal ratio r = sigma/alpha (the sigma of EDM, where alpha = 1), from r_max down to
 r_min, with u_i = i/(N-1):
@@ -8,10 +8,10 @@ r_min, with u_i = i/(N-1):
     polyexponential   exp(log r_min + (1 - u)^rho (log r_max - log r_min))             rho = 1: exponential
     beta              r_min + (r_max - r_min) Q(1 - u), Q the quantiles of Beta(a, b)  a = b = 0.6
 
-The ends are those of the schedule unless `sigma_min` and `sigma_max` say otherwise; but no grid starts above r = 100
-unasked. Beyond it next to nothing of the picture is left, and steps are lost there: the last level of the cosine table
-has r = 20,000, and one without signal has no largest r. Each r is a t of the schedule, in general a fractional one, at
-which the network is asked. The last row leads on to clean data.
+The ends are those of the schedule unless `sigma_min` and `sigma_max` are given, but by default no grid starts above
+r = 100. Beyond that almost nothing of the image is left, and steps would be wasted: the last level of the cosine table
+has r = 20,000, and a level without signal has infinite r. Each r is converted to a t of the schedule, in general
+between two integers, at which the network is evaluated. The last row leads to clean data.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 5,
@@ -37,31 +37,32 @@ __all__ = ["GRIDS", "karras", "make_timesteps"]
 
 Array = NDArray[np.float64]
 
-NOISE_ENOUGH = 100.0
+# The sigma/alpha at which grids start by default.
+MAX_RATIO = 100.0
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Array:
-    """Steps of equal length in r^(1/rho) (Karras et al., eq. 5)."""
+    """Return ratios at equal distances of r^(1/rho) (Karras et al., eq. 5)."""
     root = 1 / _positive("rho", rho)
-    return (high**root + _shares(steps) * (low**root - high**root)) ** rho
+    return (high**root + _fractions(steps) * (low**root - high**root)) ** rho
 
 
 def exponential(steps: int, low: float, high: float) -> Array:
-    """Steps of equal length in log r, half the log-SNR."""
+    """Return ratios at equal distances of log r, half the log-SNR."""
     return polyexponential(steps, low, high)
 
 
 def polyexponential(steps: int, low: float, high: float, rho: float = 1.0) -> Array:
-    """Steps of equal length in a power of log r's share."""
-    return np.exp(math.log(low) + (1 - _shares(steps)) ** _positive("rho", rho) * (math.log(high) - math.log(low)))
+    """Return ratios whose log r falls from its largest to its smallest value as (1 - u)^rho."""
+    return np.exp(math.log(low) + (1 - _fractions(steps)) ** _positive("rho", rho) * (math.log(high) - math.log(low)))
 
 
 def beta(steps: int, low: float, high: float, a: float = 0.6, b: float = 0.6) -> Array:
-    """Quantiles of a Beta distribution over r (Lee et al., 2024), as diffusers has them."""
+    """Return quantiles of a Beta distribution over r (Lee et al., 2024), as in diffusers."""
     from scipy.special import betaincinv  # slow to import, and no other grid needs it
 
-    share = betaincinv(_positive("a", a), _positive("b", b), 1 - _shares(steps))
-    return low + share * (high - low)
+    quantiles = betaincinv(_positive("a", a), _positive("b", b), 1 - _fractions(steps))
+    return low + quantiles * (high - low)
 
 
 GRIDS: Mapping[str, Callable[..., Array]] = {
@@ -74,32 +75,39 @@ GRIDS: Mapping[str, Callable[..., Array]] = {
 
 
 def make_timesteps(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = None) -> NDArray:
-    """The t of every row, falling, with shape (N,).
+    """Return the t at which each step starts, decreasing, with shape (N,).
 
     Args:
-        schedule: what the network was trained on.
-        steps: how many, or another answer of `spacing`.
+        schedule: the schedule that the network was trained on.
+        steps: number of steps, or another form of `spacing`.
         spacing: a name of `SPACINGS` or `GRIDS`, a grid's name and options (``{name: karras, rho: 7}``, with
-            sigma_min and sigma_max), or the levels themselves.
+            sigma_min and sigma_max), or the timesteps themselves.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or numbers that do not fit.
+        DuetError: for an unknown name or option, or numbers that are out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> make_timesteps(linear(), 4, "trailing").tolist()
+        [999, 749, 499, 249]
+        >>> make_timesteps(linear(), 4, {"name": "karras", "sigma_max": 80.0}).round(1).tolist()
+        [929.6, 695.0, 217.3, 0.0]
     """
     if isinstance(spacing, Mapping):
         options = dict(spacing)
         name = options.pop("name", None)
         if name not in GRIDS:
-            return _plain(schedule, steps, name) if name in SPACINGS and not options else _refuse(spacing)
+            return _without_grid(schedule, steps, name) if name in SPACINGS and not options else _refuse(spacing)
     elif isinstance(spacing, str) and spacing in GRIDS:
         name, options = spacing, {}
     else:
         if isinstance(spacing, str) and spacing not in SPACINGS:
             _refuse(spacing)
-        return _plain(schedule, steps, spacing)
+        return _without_grid(schedule, steps, spacing)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1")
     low, high = np.exp(schedule.ends)
-    high = high if low >= NOISE_ENOUGH else min(high, NOISE_ENOUGH)
+    high = high if low >= MAX_RATIO else min(high, MAX_RATIO)
     low, high = float(options.pop("sigma_min", low)), float(options.pop("sigma_max", high))
     if not 0 < low < high < math.inf:
         raise DuetError(
@@ -110,15 +118,15 @@ def make_timesteps(schedule: AnySchedule, steps: Steps = None, spacing: Spacing 
     return schedule.t_at_log_ratio(np.log(ratios))
 
 
-def _plain(schedule: AnySchedule, steps: Steps, spacing: Spacing) -> NDArray:
-    """Levels of the table, or times."""
+def _without_grid(schedule: AnySchedule, steps: Steps, spacing: Spacing) -> NDArray:
+    """Return timesteps of the table, or times."""
     if schedule.is_table:
         return table_timesteps(schedule.steps, steps, spacing)
     return continuous_timesteps(schedule.span, steps, spacing)
 
 
-def _shares(steps: int) -> Array:
-    """0 .. 1 in so many points; one point is the noisiest."""
+def _fractions(steps: int) -> Array:
+    """Return `steps` points from 0 to 1; a single one is 0, the noisiest."""
     return np.linspace(0.0, 1.0, steps)
 
 
@@ -131,5 +139,5 @@ def _positive(name: str, value: float) -> float:
 def _refuse(spacing: object) -> NDArray:
     raise DuetError(
         f"sampler.spacing: {spacing!r} was given; it must be one of {', '.join([*SPACINGS, *GRIDS])}, "
-        "a grid's name and options, or a list of falling levels"
+        "a grid's name and options, or a list of decreasing timesteps"
     )

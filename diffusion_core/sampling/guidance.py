@@ -1,15 +1,15 @@
-r"""The weight of guidance as people write it, and as a plan has it.
+r"""The guidance weight in the conventions that people use, and in that of a plan.
 
-A plan has one convention, the first; a weight that was tuned with another one is converted. With the network's output
-c of the class and u of no class, or of a weaker network,
+A plan uses the first of these conventions; a weight tuned with another one is converted. With the network's output c
+for the class and u without class, or of a weaker network,
 
-    convention   guided output      unguided   who counts so
+    convention   guided output      unguided   used by
     from_null    u + w (c - u)      w = 1      Imagen, diffusers, EDM2, denoising-diffusion-pytorch, and Duet
     from_class   c + w (c - u)      w = 0      smalldiffusion
     difference   (1 + w) c - w u    w = 0      Classifier-Free Diffusion Guidance itself, flow_matching
 
-The last two are one number that is written in two ways, one less than the first: "w = 1" is no guidance at all for some
-and the class counted twice for others.
+The last two are the same number written in two ways, one less than the first. "w = 1" therefore means no guidance in
+some papers and doubled guidance in others.
 
 References:
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, https://arxiv.org/abs/2207.12598
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 # One weight, one for each row, or the first and the last of a ramp: {"first": 1, "last": 4}.
 GuidanceScale = ArrayLike | Mapping[str, float]
 
-# From a weight in some convention to the same in that of a plan, u + w (c - u).
+# From a weight in some convention to the weight w of a plan, u + w (c - u).
 CONVENTIONS: Mapping[str, Callable[[Array], Array]] = {
     "from_null": lambda w: w,
     "from_class": lambda w: 1.0 + w,
@@ -42,10 +42,14 @@ CONVENTIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def convert(weight: ArrayLike, convention: str) -> Array:
-    """The w of u + w (c - u) that does what `weight` does in another convention.
+    """Return the w of u + w (c - u) for a weight in another convention.
 
     Raises:
-        DuetError: for a convention that does not exist.
+        DuetError: for an unknown convention.
+
+    Example:
+        >>> float(convert(1.5, "from_class"))
+        2.5
     """
     if convention not in CONVENTIONS:
         raise one_of("sampler.guidance_convention", convention, CONVENTIONS)
@@ -53,17 +57,21 @@ def convert(weight: ArrayLike, convention: str) -> Array:
 
 
 def per_row(weight: GuidanceScale, rows: int, convention: str = "from_null") -> Array:
-    """The weight of each row in the convention of a plan, with shape (rows,).
+    """Return the weight of each row in the convention of a plan, with shape (rows,).
 
     Args:
-        weight: one number, one per row, or a ramp: its first and its last weight, with steps of equal length between.
+        weight: one number, one per row, or a ramp: its first and its last weight, linear between them.
         rows: of the plan.
         convention: of the weight.
 
     Raises:
-        DuetError: for an unknown convention, or weights that do not fit the rows.
+        DuetError: for an unknown convention, or another number of weights than rows.
+
+    Example:
+        >>> per_row({"first": 1, "last": 4}, rows=4).tolist()
+        [1.0, 2.0, 3.0, 4.0]
     """
-    given = weight
+    original = weight
     try:
         if isinstance(weight, Mapping):
             if set(weight) != {"first", "last"}:
@@ -72,7 +80,7 @@ def per_row(weight: GuidanceScale, rows: int, convention: str = "from_null") -> 
         weights = np.broadcast_to(np.asarray(weight, np.float64), (rows,))
     except (TypeError, ValueError) as error:
         raise DuetError(
-            f"sampler.guidance_scale: {given!r} was given; it must be a number, one for each of {rows} rows, "
+            f"sampler.guidance_scale: {original!r} was given; it must be a number, one for each of {rows} rows, "
             "or a ramp such as {first: 1, last: 4}"
         ) from error
     return np.array(convert(weights, convention))

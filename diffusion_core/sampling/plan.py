@@ -1,29 +1,29 @@
 r"""The sampler plan: every solver as a table, one row per network evaluation.
 
-State is a stack of R registers X (register 0 is what the network sees) and the last H estimates D of
-x_0. Row i says::
+The state is a stack of R registers X (register 0 is the input of the network) and the last H estimates D of x_0. Row i
+computes::
 
     F   = F_null + guidance_scale[i] (F_class - F_null)                 two evaluations where guidance_scale[i] != 1
     D_i = bounded( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) + classifier[i] grad log p(class | X_0) )
     X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] exp(a_i + b_i G) z_i,     z_i ~ N(0, 1)
 
-Because D is bounded and the plan never recomputes eps from the raw output, a clipped estimate moves the
-whole step, as guided-diffusion does it. G is the second half of an output with twice the channels of the image, a
-learned variance, with (a, b) = learned[i]; without them the factor is 1.
+As the bound applies to D, and eps is never recomputed from the raw output, a clipped estimate changes the whole step,
+as in guided-diffusion. G is the second half of an output with twice the channels of the image, a learned variance, with
+(a, b) = learned[i]; without it the factor is 1.
 
-Row i leads from the level (alpha[i], sigma[i]) to (alpha[i+1], sigma[i+1]), of register 0; the last level is clean
-data, (1, 0), unless a sampler is asked to stop at a noisy one. Levels may rise again (inversion, time travel), or stand
-still where a solver looks at one level twice. The arithmetic on t is done when the plan is made: nothing that runs a
-plan knows a schedule.
+Row i leads from the level (alpha[i], sigma[i]) to (alpha[i+1], sigma[i+1]), of register 0. The last level is clean
+data, (1, 0), unless the sampler is asked to stop at a noisy one. Noise levels may rise again (inversion, restarts), or
+stay the same where a solver evaluates one level twice. All arithmetic on t is done when the plan is made: a backend
+that runs a plan needs no schedule.
 
 Guidance has one convention, ``u + w (c - u)``: w = 0 is unconditional, w = 1 conditional; `guidance` converts from the
-others. F_null is of the same network without the class, or of a weaker network with it (autoguidance, see
+others. F_null is the output of the same network without the class, or of a weaker network with it (autoguidance, see
 `backend.Guidance`). Rescaling brings the standard deviation of each guided image's F back towards that of F_class,
 
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
-Estimates y, measured from the middle of the value range in units of half of it, are bounded to [-clip, clip]; with a
-dynamic threshold each image has a bound s of its own, the quantile `threshold` of its |y| where that is more than clip,
+Estimates y, measured from the middle of the value range in units of half of it, are bounded to [-clip, clip]. With a
+dynamic threshold each image has its own bound s, the quantile `threshold` of its |y| if that exceeds clip,
 
     y <- y bounded to [-s, s], times clip/s
 
@@ -60,37 +60,48 @@ Array = NDArray[np.float64]
 
 PRESERVES = ("marginals", "mean", "nothing")
 _ROUNDING = 1e-9
-# Of the coefficients of a row and their sums, which may be differences of numbers some ten times as large.
+# Relative error of a row's coefficients and sums, which may be differences of numbers some ten times as large.
 _UNIT = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
 class SamplerPlan:
-    """A sampler as float64 tables; N rows, R registers, H remembered estimates.
+    """A sampler as float64 tables, with N rows, R registers and H estimates in its history.
 
     Args:
-        name: the method, for people.
-        t: the level each row starts from, whole or between two, with shape (N,).
+        name: the method, for display.
+        t: the timestep at which each row evaluates, an integer or between two, with shape (N,).
         alpha: signal scale before each row and after the last, with shape (N+1,).
         sigma: noise scale before each row and after the last, with shape (N+1,).
         c_skip: column of the process, with shape (N,); so are c_out, c_in and c_noise.
-        state: registers to registers, with shape (N, R, R).
-        denoised: estimates to registers, newest first, with shape (N, R, H).
-        noise: scale of the row's fresh noise per register, with shape (N, R).
-        guidance_scale: weight of the class over no class, with shape (N,).
-        start_scale: standard deviation of the noise that the sampler starts from.
-        clip: estimates are bounded to [-clip, clip] in a data range of [-1, 1]; None leaves them.
-        value_range: the data range; see `with_value_range`.
-        threshold: the quantile of dynamic thresholding, 0 to 1; None bounds every image alike.
-        rescale: share of the rescaling of guided outputs, 0 to 1.
-        classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None is none.
-        learned: (a, b) of a learned variance, with shape (N, 2); None is a fixed one.
-        preserves: what the rows keep where every estimate is exact, D = x_0: ``"marginals"``, the levels' alpha and sigma;
-            ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
+        state: coefficients of the registers in the new registers, with shape (N, R, R).
+        denoised: coefficients of the estimates, newest first, in the new registers, with shape (N, R, H).
+        noise: standard deviation of the row's fresh noise in each register, with shape (N, R).
+        guidance_scale: weight of the conditional over the unconditional output, with shape (N,).
+        start_scale: standard deviation of the noise that sampling starts from.
+        clip: estimates are bounded to [-clip, clip] for a value range of [-1, 1]; None for no bound.
+        value_range: the values of black and white; see `with_value_range`.
+        threshold: the quantile of dynamic thresholding, 0 to 1; None for the same bound on every image.
+        rescale: fraction of the rescaling of guided outputs, 0 to 1.
+        classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None for no classifier.
+        learned: (a, b) of a learned variance, with shape (N, 2); None for a fixed one.
+        preserves: what the rows preserve if every estimate is exact, D = x_0: ``"marginals"``, the alpha and sigma of
+            the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
 
     Raises:
-        DuetError: if shapes disagree, a number is not finite or does not fit, or a row breaks the identity that an
+        DuetError: if shapes disagree, a number is not finite or out of range, or a row breaks the identity that an
             exact estimate D = x_0 leads from one level to the next.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> from diffusion_core.sampling.ddim import ddim
+        >>> plan = ddim(Process(linear(), "v"), steps=4)
+        >>> plan
+        SamplerPlan('ddim-4', rows=4, registers=1, stochastic=False)
+        >>> plan.t.tolist()
+        [750, 500, 250, 0]
+        >>> plan.state.shape, plan.denoised.shape, plan.noise.shape
+        ((4, 1, 1), (4, 1, 1), (4, 1))
     """
 
     name: str
@@ -138,11 +149,11 @@ class SamplerPlan:
             raise DuetError(f"plan {self.name}: clip must be positive or null, not {self.clip}")
         if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip is not None):
             raise DuetError(
-                f"sampler.threshold: {self.threshold} was given with clip {self.clip}; it is a share of the pixels, "
-                "above 0 and at most 1, with a clip to bound them to"
+                f"sampler.threshold: {self.threshold} was given with clip {self.clip}; it must be a quantile, "
+                "above 0 and at most 1, and needs a clip"
             )
         if not 0 <= self.rescale <= 1:
-            raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (not at all) and 1")
+            raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (no rescaling) and 1")
         if self.preserves not in PRESERVES:
             raise one_of(f"plan {self.name}: preserves", self.preserves, PRESERVES)
         if self.preserves != "nothing":
@@ -153,8 +164,8 @@ class SamplerPlan:
         return f"SamplerPlan({self.name!r}, rows={self.rows}, registers={self.registers}, stochastic={stochastic})"
 
     def _check_rows(self) -> None:
-        """With every D = x_0, each row takes the (alpha, sigma) of register 0 at its level to those of the next."""
-        signal, scale, rounded = self._alone() if self.registers == 1 else self._together()
+        """Check that for D = x_0 each row takes the (alpha, sigma) of register 0 to those of the next level."""
+        signal, scale, rounded = self._one_register() if self.registers == 1 else self._all_registers()
         wrong = np.abs(signal - self.alpha[1:])
         if self.preserves == "marginals":
             wrong = np.maximum(wrong, np.abs(scale - self.sigma[1:]))
@@ -166,21 +177,22 @@ class SamplerPlan:
                 f"{self.sigma[row + 1]:.6g})"
             )
 
-    def _alone(self) -> tuple[Array, Array, float]:
-        """Signal and noise of register 0 after each row and what rounding may add: nothing else is carried, so that
-        each row is judged by itself.
+    def _one_register(self) -> tuple[Array, Array, float]:
+        """Return signal and noise of register 0 after each row, and the rounding error to allow.
+
+        With a single register each row can be checked by itself.
         """
         state = self.state[:, 0, 0]
         signal = state * self.alpha[:-1] + self.denoised[:, 0].sum(axis=1)
         return signal, np.hypot(state * self.sigma[:-1], self.noise[:, 0]), 0.0
 
-    def _together(self) -> tuple[Array, Array, Array]:
-        """The same of several registers, carried from the start."""
-        # They are multiples of x_0, here `signal`, and noise with the covariance factor @ factor.T; all but the first
-        # start empty. The factor, of R columns at most, keeps the digits that a covariance loses in squaring.
+    def _all_registers(self) -> tuple[Array, Array, Array]:
+        """Return the same for several registers, followed from the start."""
+        # Registers are a multiple of x_0, `signal`, plus noise with the covariance factor @ factor.T; all but the first
+        # start empty. The factor, with at most R columns, keeps digits that the covariance would lose by squaring.
         first = (np.arange(self.registers) == 0).astype(np.float64)
         signal, factor = first * self.alpha[0], first[:, None] * self.sigma[0]
-        # What rounding may have done to each register: large numbers that cancel in one row are inexact in the next.
+        # The accumulated rounding error of each register: large numbers that cancel in one row are inexact in the next.
         rounded = np.zeros(self.registers)
         after = np.empty((3, self.rows))
         for row in range(self.rows):
@@ -196,33 +208,33 @@ class SamplerPlan:
 
     @property
     def rows(self) -> int:
-        """N, the number of network evaluations (each two, where guidance is not 1)."""
+        """N, the number of rows: one network evaluation each, or two where guidance_scale is not 1."""
         return len(self.t)
 
     @property
     def registers(self) -> int:
-        """R, the number of images that the state holds."""
+        """R, the number of images that the state holds, register 0 among them."""
         return self.state.shape[1]
 
     @property
     def history(self) -> int:
-        """H, the number of estimates that are remembered."""
+        """H, the number of estimates in the history, the newest among them."""
         return self.denoised.shape[2]
 
     @property
     def is_noisy(self) -> NDArray[np.bool_]:
-        """Whether each row draws noise, with shape (N,)."""
+        """Whether each row adds fresh noise, with shape (N,)."""
         return np.any(self.noise != 0, axis=1)
 
     @property
     def is_guided(self) -> NDArray[np.bool_]:
-        """Whether each row needs the network with and without the class, with shape (N,)."""
+        """Whether each row evaluates the network with and without the class, with shape (N,)."""
         return self.guidance_scale != 1
 
     def coefficients(self) -> Array:
-        """The coefficients of each row side by side, as `rows.RowSignature.row` takes them apart, with shape (N, K).
+        """Return all coefficients of each row in one vector, with shape (N, K); `RowSignature.row` unpacks them.
 
-        Rows without noise have 0 for a and b of a learned variance: its factor is then 1, whatever the output.
+        Rows without noise have a = b = 0 for a learned variance, so that its factor is 1 for any output.
         """
         none = np.zeros(self.rows)
         learned = np.zeros((self.rows, 2)) if self.learned is None else self.learned * self.is_noisy[:, None]
@@ -232,22 +244,22 @@ class SamplerPlan:
         return np.column_stack([*columns, *(table.reshape(self.rows, -1) for table in tables)])
 
     def segments(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[RowSegment]:
-        """The rows in order, cut where their form changes, where one is of the longest length, and after some rows.
+        """Yield the rows in order, as segments of rows with the same signature.
 
         Args:
-            longest: rows of a stretch; None is any number.
-            ends: the rows that a stretch ends with.
+            longest: the largest number of rows in a segment; None for no limit.
+            ends: rows after which a segment ends in any case.
         """
         guided, first = self.is_guided, 0
-        forms = {g: self._form(g) for g in set(guided.tolist())}
+        signatures = {g: self._signature(g) for g in set(guided.tolist())}
         for row in range(self.rows):
             last = row + 1 == self.rows or guided[row + 1] != guided[row]
             if last or row in ends or row + 1 - first == longest:
-                yield RowSegment(forms[bool(guided[row])], range(first, row + 1))
+                yield RowSegment(signatures[bool(guided[row])], range(first, row + 1))
                 first = row + 1
 
-    def _form(self, guided: bool) -> RowSignature:
-        """What its rows share beside numbers, of those that are guided or those that are not."""
+    def _signature(self, guided: bool) -> RowSignature:
+        """Return the signature of the rows with or without guidance."""
         return RowSignature(
             guided=guided,
             classified=self.classifier is not None,
@@ -269,20 +281,20 @@ class SamplerPlan:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The least and the largest estimate, or None."""
+        """The smallest and the largest estimate, or None for no bound."""
         middle, half = self.scale
         return None if self.clip is None else (middle - self.clip * half, middle + self.clip * half)
 
     def check_inpainting(self) -> None:
-        """Refuse a plan of several registers: a known part could be laid over one of them alone."""
+        """Raise an error for a plan with several registers: inpainting replaces the known part in only one."""
         if self.registers > 1:
             raise DuetError(
-                f"inpainting: {self.name} keeps {self.registers} pictures; use a sampler that keeps one, such as ddpm, "
-                "repaint, ddim or dpm_solver"
+                f"inpainting: {self.name} has {self.registers} registers; use a sampler with one, such as ddpm, repaint, "
+                "ddim or dpm_solver"
             )
 
     def is_self_contained(self, row: int) -> bool:
-        """Whether the rows from `row` on read nothing that earlier ones have left, beside register 0."""
+        """Return whether the rows from `row` on use nothing of earlier rows except register 0."""
         registers, history = np.arange(self.registers) > 0, np.ones(self.history, bool)
         for i in range(row, self.rows if row else 0):
             history = np.append(False, history[:-1])
@@ -292,20 +304,20 @@ class SamplerPlan:
         return True
 
     def tail(self, row: int) -> SamplerPlan:
-        """The rows from `row` on, to start from a picture at their first level.
+        """Return the plan of the rows from `row` on, which starts from an image at their first noise level.
 
         Raises:
-            DuetError: if there is no such row, or the rows from there on need earlier ones.
+            DuetError: if there is no such row, or the rows from there on depend on earlier ones.
         """
         if not 0 <= row < self.rows:
-            raise DuetError(f"plan {self.name}: row {row} was asked for; it has rows 0..{self.rows - 1}")
+            raise DuetError(f"plan {self.name}: row {row} was given; the plan has rows 0..{self.rows - 1}")
         if not self.is_self_contained(row):
-            raise DuetError(f"plan {self.name}: the rows from {row} on need what earlier ones have left")
+            raise DuetError(f"plan {self.name}: the rows from {row} on depend on earlier rows")
         tables = {name: table[row:] for name, table in self.tables().items()}
         return replace(self, name=f"{self.name} from row {row}", **tables)
 
     def with_value_range(self, value_range: tuple[float, float]) -> SamplerPlan:
-        """The same plan for data whose black and white are these values: a clip of 1 ends there."""
+        """Return the plan for data with these values of black and white; a clip of 1 bounds estimates to them."""
         return replace(self, value_range=tuple(value_range))
 
     def with_guidance(
@@ -315,16 +327,16 @@ class SamplerPlan:
         rescale: float = 0.0,
         classifier: float = 0.0,
     ) -> SamplerPlan:
-        """The same plan with another guidance.
+        """Return the plan with this guidance in place of its own.
 
         Args:
             weight: one number, one per row, or a ramp; see `guidance.per_row`.
-            interval: least and largest sigma/alpha of the rows that are guided; the others have the class alone, 1.
+            interval: smallest and largest sigma/alpha with guidance; outside it the weight is 1, the class alone.
             rescale: see `SamplerPlan`.
-            classifier: how often log p(class | x_t) is counted: its gradient moves the score by so much of itself.
+            classifier: weight of log p(class | x_t): the score becomes score + classifier grad log p.
 
         Raises:
-            DuetError: if a number does not fit.
+            DuetError: if a number is out of range.
         """
         guidance_scale = per_row(weight, self.rows)
         if interval is not None:
@@ -341,29 +353,29 @@ class SamplerPlan:
             if np.all(outside) and np.any(guidance_scale != 1):
                 least, most = sigma[-1] / alpha[-1], sigma[0] / max(alpha[0], 1e-300)
                 raise DuetError(
-                    f"sampler.interval: {interval!r} was given; it holds none of the {self.rows} rows, whose "
+                    f"sampler.interval: {interval!r} was given; it contains none of the {self.rows} rows, whose "
                     f"sigma/alpha are {most:.4g} .. {least:.4g}"
                 )
             guidance_scale[outside] = 1.0
-        slope = None
+        weights = None
         if classifier:
-            # As D = (x + sigma^2 score) / alpha; where there is no signal a classifier has nothing to say.
+            # As D = (x + sigma^2 score) / alpha. Without signal a classifier has no information: its weight is 0.
             safe = np.where(self.alpha[:-1] > 0, self.alpha[:-1], np.inf)
-            slope = classifier * self.sigma[:-1] ** 2 / safe
-        return replace(self, guidance_scale=guidance_scale, rescale=rescale, classifier=slope)
+            weights = classifier * self.sigma[:-1] ** 2 / safe
+        return replace(self, guidance_scale=guidance_scale, rescale=rescale, classifier=weights)
 
     def tables(self) -> dict[str, NDArray]:
-        """Every array of the plan by name, to print, save or compare."""
+        """Return every array of the plan by name, to print, save or compare."""
         return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
 
 
 def plan_levels(process: Process, t: NDArray, end: float | None = None) -> dict[str, Array]:
-    """The tables that every plan over the levels t, shape (N,), shares: levels, columns, and no guidance.
+    """Return the tables that do not depend on the solver: noise levels, columns, no guidance, and the start scale.
 
     Args:
-        process: what the network was trained for.
-        t: the level each row starts from, whole or between two.
-        end: the level that the last row leads to; None is clean data.
+        process: the process that the network was trained for.
+        t: the timestep at which each row evaluates, an integer or between two, with shape (N,).
+        end: the timestep whose level the last row leads to; None for clean data.
     """
     alpha, sigma = process.schedule(t)
     alpha_end, sigma_end = (1.0, 0.0) if end is None else process.schedule(end)

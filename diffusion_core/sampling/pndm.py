@@ -13,7 +13,7 @@ to each stage: at t, twice halfway in t, and at s, with the weights 1, 2, 2, 1 o
 Heun's two stages, 1, 1 over 2, which is of the order of the next combination, and evaluates once more at its end.
 
 The weights are those of equal steps. Where steps are equal in sigma/alpha the methods are of fourth order (third, due to
-the start of PLMS); on any other grid phi and the weights disagree about the time within a step, and the order is two.
+the start of PLMS). On any other grid phi and the weights disagree about the time within a step: the order is two.
 The last row leads to clean data by phi, with alpha_s = 1 and sigma_s = 0. t = 0 is one noise step.
 
 References:

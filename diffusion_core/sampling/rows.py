@@ -1,7 +1,8 @@
-"""The rows of a plan as an executor takes them: numbers, and what rows have in common beside them.
+"""The rows of a plan as a backend takes them: the numbers of each row, and a signature that rows have in common.
 
-A `RowSignature` is all that is not a number, so that whatever is traced or compiled for one row serves every row of its form.
-A plan has one form, or two where some of its rows are guided and others are not; a `RowSegment` is a run of rows of one.
+A `RowSignature` holds everything that is not a number, so that a computation traced or compiled for one row serves
+every row with the same signature. A plan has one signature, or two if only some of its rows are guided. A `RowSegment`
+is a range of consecutive rows with one signature.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["RowSignature", "Row", "RowSegment"]
+__all__ = ["Row", "RowSegment", "RowSignature"]
 
-# A float, or a tensor of no axes.
+# A float, or a tensor without axes.
 Number = Any
 
 
@@ -21,12 +22,12 @@ class Row(NamedTuple):
 
     Args:
         c_noise: column of the process; so are c_in, c_skip and c_out.
-        guidance_scale: weight of the class over no class.
-        classifier: weight of the classifier's gradient; 0 without one.
+        guidance_scale: weight of the conditional over the unconditional output.
+        classifier: weight of the classifier's gradient; 0 without a classifier.
         learned: (a, b) of a learned variance; (0, 0) without one.
-        state: registers to registers, R of R.
-        denoised: estimates to registers, R of H.
-        noise: of the fresh noise, R.
+        state: coefficients of the registers in the new registers, R by R.
+        denoised: coefficients of the estimates in the new registers, R by H.
+        noise: standard deviation of the fresh noise in each register, R numbers.
     """
 
     c_noise: Number
@@ -43,19 +44,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RowSignature:
-    """What rows that are computed alike have in common; see `plan.SamplerPlan`.
+    """What rows with the same computation have in common; see `plan.SamplerPlan`.
 
     Args:
-        guided: whether two outputs are mixed.
-        classified: whether a classifier's gradient moves the estimate.
+        guided: whether two outputs are combined.
+        classified: whether a classifier's gradient changes the estimate.
         learned: whether the output scales the noise.
         registers: R.
         history: H.
-        bounds: the least and the largest estimate, or None.
+        bounds: the smallest and the largest estimate, or None.
         scale: (middle, half) of the value range.
         clip: the bound in units of half of the range, or None.
         threshold: the quantile of dynamic thresholding, or None.
-        rescale: share of the rescaling of guided outputs.
+        rescale: fraction of the rescaling of guided outputs.
     """
 
     guided: bool
@@ -70,7 +71,7 @@ class RowSignature:
     rescale: float
 
     def row(self, numbers: Sequence[Number]) -> Row:
-        """One row of `SamplerPlan.coefficients`, taken apart."""
+        """Unpack one row of `SamplerPlan.coefficients`."""
         columns, r = len(Row._fields) - 4, self.registers
         a, b, *rest = numbers[columns:]
         state = tuple(tuple(rest[q * r : (q + 1) * r]) for q in range(r))
@@ -79,14 +80,14 @@ class RowSignature:
         return Row(*numbers[:columns], (a, b), state, denoised, tuple(rest[r * h :]))
 
     def quantile(self, n: int) -> tuple[int, int, float]:
-        """Where the quantile of dynamic thresholding lies among n sorted numbers: (below, above, share of above)."""
+        """Return the place of the threshold's quantile in n sorted numbers: (below, above, weight of above)."""
         at = (self.threshold or 0.0) * (n - 1)
         below = int(at)
         return below, min(below + 1, n - 1), at - below
 
 
 class RowSegment(NamedTuple):
-    """Rows in order that share a form."""
+    """Consecutive rows with one signature."""
 
-    form: RowSignature
+    signature: RowSignature
     rows: range

@@ -1,24 +1,24 @@
-r"""Which of the trained levels a sampler visits, from the noisiest down: of a table of T, or of continuous time.
+r"""Which of the trained timesteps a sampler uses, from the noisiest down: of a table of T, or of continuous time.
 
 `steps` says how many, and `spacing` where; either may say both. With one number of steps, N:
 
     leading    0, k, 2k, ...  with k = floor(T / N)       starts below T-1 and ends at t = 0
-    linspace   N levels from 0 to T-1, rounded            starts at T-1 and ends at t = 0
+    linspace   N timesteps from 0 to T-1, rounded         starts at T-1 and ends at t = 0
     trailing   T-1, T-1-T/N, ...  rounded                 starts at T-1 and ends above t = 0
 
-Leading is the default. No number, null, is every level. The other ways leave no choice of spacing:
+The default is leading. steps = null means every timestep. The following forms determine both:
 
-    steps = [a, b, ...], "a,b,..."    that many in each of as many equal sections, the first the cleanest; from the
-                                      first to the last level of a section by a rounded stride
-    steps = "ddimN"                   0, k, 2k, ... below T, by the smallest whole k that visits N levels
-    spacing = [t, s, ...]             these levels, falling, whole or between two; steps is null or their number
+    steps = [a, b, ...], "a,b,..."    counts for as many equal sections of the table, the least noisy first; each from
+                                      the first to the last timestep of its section, with a rounded stride
+    steps = "ddimN"                   0, k, 2k, ... below T, with the smallest integer k that gives N timesteps
+    spacing = [t, s, ...]             these timesteps, decreasing, integers or between two; steps is null or their count
 
-Sections and "ddimN" are guided-diffusion's `timestep_respacing`, where text of one number, such as "250", is one
-section. A section of one level has its cleanest, and sections whose size T does not share out evenly are the earlier
-ones by one level larger. Every row is explicit: the level after the one at row i is the one at row i+1, never
+Sections and "ddimN" are guided-diffusion's `timestep_respacing`, where text with one number, such as "250", is one
+section. A section with a count of one uses its least noisy timestep. If the number of sections does not divide T, the
+first sections are larger by one. Every row is explicit: the level after that of row i is that of row i+1, never
 ``t - T/N``.
 
-In continuous time, from t_min to t_max, a number of steps must be given, and no level is rounded,
+In continuous time, from t_min to t_max, a number of steps is required, and no time is rounded:
 
     linspace   t_max .. t_min                           N points with both ends; the default there
     trailing   t_max - i (t_max - t_min)/N              starts at t_max and ends above t_min
@@ -49,7 +49,7 @@ from diffusion_core.common.errors import DuetError, one_of
 __all__ = ["SPACINGS", "Spacing", "Steps", "table_timesteps", "continuous_timesteps"]
 
 Steps = int | str | list[int] | None
-# A mapping is a grid of noise levels with its options, see `grid`.
+# A mapping is the name and the options of a grid of noise levels, see `grid`.
 Spacing = str | list[int] | list[float] | Mapping[str, object] | None
 
 
@@ -69,15 +69,21 @@ SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing}
 
 
 def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
-    """The visited levels, falling, with shape (N,).
+    """Return timesteps of a table, decreasing, with shape (N,).
 
     Args:
-        T: how many levels there are.
-        steps: how many are visited: a number, counts per section, ``"ddimN"``, or None for all of them.
-        spacing: where they lie: a name of `SPACINGS`, or the levels themselves; None is leading.
+        T: the number of timesteps of the table.
+        steps: how many to use: a number, counts per section, ``"ddimN"``, or None for all of them.
+        spacing: where they lie: a name of `SPACINGS`, or the timesteps themselves; None for leading.
 
     Raises:
-        DuetError: for an unknown spacing, levels or counts that T does not have, or two answers to one question.
+        DuetError: for an unknown spacing, timesteps or counts beyond T, or a steps and a spacing that contradict.
+
+    Example:
+        >>> table_timesteps(1000, 4, "leading").tolist()
+        [750, 500, 250, 0]
+        >>> table_timesteps(1000, [3, 2]).tolist()
+        [999, 500, 499, 250, 0]
     """
     if isinstance(spacing, str) and spacing not in SPACINGS:
         raise one_of("sampler.spacing", spacing, SPACINGS)
@@ -87,27 +93,33 @@ def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
         steps = T
     if _is_whole(steps):
         if not 1 <= steps <= T:
-            raise DuetError(f"sampler.steps: {steps} was given; a schedule of {T} levels has 1 to {T} steps")
+            raise DuetError(f"sampler.steps: {steps} was given; a schedule with {T} timesteps takes 1 to {T} steps")
         return _falling(SPACINGS[spacing or "leading"](T, steps))
     if stride := re.fullmatch(r"ddim(\d+)", str(steps)):
         rising = _strided(T, int(stride[1]))
     else:
         rising = _sections(T, _counts(steps))
     if spacing is not None:
-        raise DuetError(f"sampler.spacing: {spacing} was given with steps {steps}, which has its own; use spacing=null")
+        raise DuetError(
+            f"sampler.spacing: {spacing} was given with steps {steps}, which determine it; use spacing=null"
+        )
     return _falling(rising)
 
 
 def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spacing = None) -> NDArray[np.float64]:
-    """The visited times of continuous time, falling, with shape (N,).
+    """Return times of a continuous schedule, decreasing, with shape (N,).
 
     Args:
-        span: the least and the largest time.
-        steps: how many are visited.
-        spacing: where they lie: a name of `SPACINGS`, or the times themselves; None is linspace.
+        span: the smallest and the largest time.
+        steps: the number of times.
+        spacing: where they lie: a name of `SPACINGS`, or the times themselves; None for linspace.
 
     Raises:
-        DuetError: for an unknown spacing, times outside the span, or a `steps` that is no number.
+        DuetError: for an unknown spacing, times outside the span, or a `steps` that is not a number.
+
+    Example:
+        >>> continuous_timesteps((0.0, 1.0), 5).tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     low, high = span
     if spacing is not None and not isinstance(spacing, str):
@@ -116,7 +128,7 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
         if not real or not (high >= times[0] and times[-1] >= low) or np.any(np.diff(times) >= 0):
             raise DuetError(
                 f"sampler.spacing: {spacing!r} was given; it must be one of {', '.join(SPACINGS)}, "
-                f"or a list of falling times in {low:g}..{high:g}"
+                f"or a list of decreasing times in {low:g}..{high:g}"
             )
         if steps is not None and (not _is_whole(steps) or steps != len(times)):
             raise DuetError(f"sampler.steps: {steps} was given with a list of {len(times)} times; use steps=null")
@@ -124,69 +136,69 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
     if spacing not in (None, *SPACINGS):
         raise one_of("sampler.spacing", spacing, SPACINGS)
     if not _is_whole(steps) or steps < 1:
-        raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it is a whole number, at least 1")
+        raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it must be a whole number, at least 1")
     if spacing in (None, "linspace"):
         return np.linspace(high, low, steps)
     even = np.arange(steps) * ((high - low) / steps)
     return high - even if spacing == "trailing" else low + even[::-1]
 
 
-def _listed(T: int, steps: Steps, levels: Sequence[float]) -> NDArray:
-    """Levels that are given, whole or between two."""
-    real = isinstance(levels, (list, tuple)) and all(_is_whole(v) or isinstance(v, float) for v in levels)
-    if not real or not levels or levels[0] > T - 1 or levels[-1] < 0 or np.any(np.diff(levels) >= 0):
+def _listed(T: int, steps: Steps, timesteps: Sequence[float]) -> NDArray:
+    """Return the listed timesteps, integers or between two."""
+    real = isinstance(timesteps, (list, tuple)) and all(_is_whole(v) or isinstance(v, float) for v in timesteps)
+    if not real or not timesteps or timesteps[0] > T - 1 or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
         raise DuetError(
-            f"sampler.spacing: {levels!r} was given; it must be one of {', '.join(SPACINGS)}, "
-            f"or a list of falling levels in 0..{T - 1}"
+            f"sampler.spacing: {timesteps!r} was given; it must be one of {', '.join(SPACINGS)}, "
+            f"or a list of decreasing timesteps in 0..{T - 1}"
         )
-    if steps is not None and (not _is_whole(steps) or steps != len(levels)):
-        raise DuetError(f"sampler.steps: {steps} was given with a list of {len(levels)} levels; use steps=null")
-    return np.array(levels, dtype=np.int64 if _are_whole(levels) else np.float64)
+    if steps is not None and (not _is_whole(steps) or steps != len(timesteps)):
+        raise DuetError(f"sampler.steps: {steps} was given with a list of {len(timesteps)} timesteps; use steps=null")
+    return np.array(timesteps, dtype=np.int64 if _are_whole(timesteps) else np.float64)
 
 
 def _strided(T: int, steps: int) -> NDArray:
-    """Every k-th level, so many in all."""
+    """Return every k-th timestep, `steps` in all, rising."""
     if not 1 <= steps <= T:
-        raise DuetError(f"sampler.steps: ddim{steps} was given; a schedule of {T} levels has 1 to {T} steps")
-    # A stride k visits ceil(T/k) levels: the smallest k that visits no more than so many is ceil(T/steps).
+        raise DuetError(f"sampler.steps: ddim{steps} was given; a schedule with {T} timesteps takes 1 to {T} steps")
+    # A stride k gives ceil(T/k) timesteps; the smallest k that gives at most `steps` of them is ceil(T/steps).
     stride = -(-T // steps)
     rising = np.arange(0, T, stride)
     if len(rising) != steps:
         raise DuetError(
-            f"sampler.steps: ddim{steps} was given; no whole stride visits {steps} of {T} levels, "
+            f"sampler.steps: ddim{steps} was given; no integer stride gives {steps} of {T} timesteps, "
             f"but ddim{len(rising)} and ddim{-(-T // (stride - 1))} fit"
         )
     return rising
 
 
 def _sections(T: int, counts: list[int]) -> NDArray:
-    """So many levels in each section, the first the cleanest."""
+    """Return timesteps with these counts in equal sections, the least noisy first, rising."""
     sizes = [T // len(counts) + (i < T % len(counts)) for i in range(len(counts))]
     for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         if not 0 <= count <= size:
             raise DuetError(
                 f"sampler.steps: {count} was given for section {i + 1} of {len(counts)}; "
-                f"it has {size} of the {T} levels"
+                f"it has {size} of the {T} timesteps"
             )
     if not any(counts):
-        raise DuetError(f"sampler.steps: {counts} was given; at least one section must have a step")
-    visited = []
+        raise DuetError(f"sampler.steps: {counts} was given; at least one count must be positive")
+    parts = []
     for start, size, count in zip(np.cumsum([0, *sizes]), sizes, counts, strict=False):
         stride = (size - 1) / (count - 1) if count > 1 else 0.0
-        # Summed up step by step, as guided-diffusion does: where a multiple ends in a half, that decides the rounding.
-        visited.append(start + np.round(np.cumsum([0.0] + [stride] * (count - 1))[:count]))
-    return np.concatenate(visited)
+        # Summed step by step, as guided-diffusion does: this decides the rounding of multiples that end in a half.
+        parts.append(start + np.round(np.cumsum([0.0] + [stride] * (count - 1))[:count]))
+    return np.concatenate(parts)
 
 
 def _counts(steps: object) -> list[int]:
-    """Counts per section as they were written."""
+    """Return the counts per section."""
     if isinstance(steps, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", steps):
         return [int(count) for count in steps.split(",")]
     if not isinstance(steps, str) and _are_whole(steps) and steps:
         return list(steps)
     raise DuetError(
         f"sampler.steps: {steps!r} was given; it must be a whole number, whole numbers per section ([10, 10, 20]), "
-        "ddimN (ddim25), or null for every level"
+        "ddimN (ddim25), or null for every timestep"
     )
 
 

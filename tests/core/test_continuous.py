@@ -150,14 +150,14 @@ def test_solvers_make_finite_plans(name, steps):
 
 
 @pytest.mark.parametrize("steps, spacing, words", [
-    (None, None, "sampler.steps: None was given; in continuous time it is a whole number"),
-    ([3, 2], None, "in continuous time it is a whole number"),
-    ("ddim5", None, "in continuous time it is a whole number"),
+    (None, None, "sampler.steps: None was given; in continuous time it must be a whole number"),
+    ([3, 2], None, "in continuous time it must be a whole number"),
+    ("ddim5", None, "in continuous time it must be a whole number"),
     (0, "linspace", "sampler.steps: 0 was given"),
     (5, "even", "sampler.spacing: 'even' was given; it must be one of leading"),
-    (None, [1.5, 0.5], "sampler.spacing: .* a list of falling times in 1e-05..1"),
-    (None, [0.5, 0.7], "a list of falling times"),
-    (None, [], "a list of falling times"),
+    (None, [1.5, 0.5], "sampler.spacing: .* a list of decreasing times in 1e-05..1"),
+    (None, [0.5, 0.7], "a list of decreasing times"),
+    (None, [], "a list of decreasing times"),
     (3, [0.5, 0.2], "with a list of 2 times; use steps=null"),
 ])  # fmt: skip
 def test_visits_that_do_not_fit_are_refused(steps, spacing, words):

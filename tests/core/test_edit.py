@@ -78,7 +78,7 @@ def test_the_tail_of_a_plan_goes_on_as_the_whole():
     np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
     assert (plan.tail(4).alpha[-1], plan.tail(4).sigma[-1]) == (1, 0)
     for row in (-1, 6):
-        with pytest.raises(DuetError, match=rf"row {row} was asked for; it has rows 0..5"):
+        with pytest.raises(DuetError, match=rf"row {row} was given; the plan has rows 0..5"):
             plan.tail(row)
 
 
@@ -92,7 +92,7 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
     ):
         whole = make()
         assert not whole.is_self_contained(4) and whole.is_self_contained(0)
-        with pytest.raises(DuetError, match="the rows from 4 on need what earlier ones have left"):
+        with pytest.raises(DuetError, match="the rows from 4 on depend on earlier rows"):
             whole.tail(4)
 
         def guided(guidance_scale=RAMP, guidance_convention="from_null", interval=None, make=make, **options):
@@ -237,8 +237,8 @@ def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
 
 
 @pytest.mark.parametrize("mask, words", [
-    (np.ones((3, 4, 1)), r"mask: its shape is \(3, 4, 1\), but the pictures are \(4, 4, 1\)"),
-    (np.full((4, 4, 1), 0.5), "mask: it must be 1 where the picture is known"),
+    (np.ones((3, 4, 1)), r"mask: its shape is \(3, 4, 1\), but the images are \(4, 4, 1\)"),
+    (np.full((4, 4, 1), 0.5), "mask: it must be 1 where the image is known"),
 ])  # fmt: skip
 def test_a_mask_that_is_none_is_refused(mask, words):
     with pytest.raises(DuetError, match=words):

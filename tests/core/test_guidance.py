@@ -98,7 +98,7 @@ def test_outside_the_interval_the_class_alone_counts():
     np.testing.assert_array_equal(plan.guidance_scale, [1, 3, 3, 1])
     last = PLAN.with_guidance(3.0, interval=[0.0, ratio[-1]])
     np.testing.assert_array_equal(last.guidance_scale, [1, 1, 1, 3])
-    with pytest.raises(DuetError, match=r"interval: \[1e-09, 1e-06\] was given; it holds none of the 4 rows"):
+    with pytest.raises(DuetError, match=r"interval: \[1e-09, 1e-06\] was given; it contains none of the 4 rows"):
         PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])
     assert not PLAN.with_guidance(1.0, interval=[1e-9, 1e-6]).is_guided.any()
 

@@ -1,4 +1,4 @@
-"""The rows of a plan as executors take them say what its tables say, in order, and none is lost between stretches."""
+"""The rows of a plan as executors take them say what its tables say, in order, and none is lost between segments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEARNED = make_plan(PROCESS, "ddpm", steps=6, variance="learned_range").with_gui
 
 
 def form(plan: SamplerPlan, row: int):
-    return next(stretch.form for stretch in plan.segments() if row in stretch.rows)
+    return next(segment.signature for segment in plan.segments() if row in segment.rows)
 
 
 @pytest.mark.parametrize("plan", [RECURRENCE, LEARNED, ddim(PROCESS, 5, eta=0.5)], ids=lambda plan: plan.name)
@@ -46,14 +46,14 @@ def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
 
 @pytest.mark.parametrize("longest", [None, 1, 3])
 @pytest.mark.parametrize("ends", [(), (0,), (2, 6), range(8)])
-def test_stretches_are_all_rows_in_order_and_end_where_they_are_asked_to(longest, ends):
+def test_segments_are_all_rows_in_order_and_end_where_they_are_asked_to(longest, ends):
     segments = list(RECURRENCE.segments(longest, ends))
-    assert [row for stretch in segments for row in stretch.rows] == list(range(RECURRENCE.rows))
-    last = {stretch.rows[-1] for stretch in segments}
+    assert [row for segment in segments for row in segment.rows] == list(range(RECURRENCE.rows))
+    last = {segment.rows[-1] for segment in segments}
     assert set(ends) <= last
-    assert max(len(stretch.rows) for stretch in segments) <= (longest or RECURRENCE.rows)
-    for stretch in segments:
-        assert set(RECURRENCE.is_guided[list(stretch.rows)]) == {stretch.form.guided}
+    assert max(len(segment.rows) for segment in segments) <= (longest or RECURRENCE.rows)
+    for segment in segments:
+        assert set(RECURRENCE.is_guided[list(segment.rows)]) == {segment.signature.guided}
     if longest is None:  # no cut that nobody asked for
         turns = np.flatnonzero(np.diff(RECURRENCE.is_guided))
         assert last == {*turns, *ends, RECURRENCE.rows - 1}

@@ -114,7 +114,7 @@ def test_ddim_n_takes_the_smallest_whole_stride_or_says_what_fits(case):
     if fitting:
         assert table_timesteps(T, f"ddim{steps}").tolist() == list(range(0, T, fitting[0]))[::-1]
         return
-    with pytest.raises(DuetError, match=rf"ddim{steps} was given; no whole stride visits {steps} of {T}") as caught:
+    with pytest.raises(DuetError, match=rf"ddim{steps} was given; no integer stride gives {steps} of {T}") as caught:
         table_timesteps(T, f"ddim{steps}")
     near = [int(word.removeprefix("ddim")) for word in str(caught.value).split() if word.startswith("ddim")][1:]
     counts = [len(range(0, T, k)) for k in range(1, T + 1)]
@@ -144,21 +144,21 @@ def test_no_number_of_steps_is_every_level(spacing):
 
 
 @pytest.mark.parametrize("T, steps, spacing, words", [
-    (1000, 0, "leading", "sampler.steps: 0 was given; a schedule of 1000 levels has 1 to 1000 steps"),
+    (1000, 0, "leading", "sampler.steps: 0 was given; a schedule with 1000 timesteps takes 1 to 1000 steps"),
     (1000, 1001, "trailing", "1001 was given"),
     (1000, -5, "linspace", "-5 was given"),
     (1000, 10, "traling", "Did you mean 'trailing'"),
     (1000, None, "traling", "Did you mean 'trailing'"),
-    (1000, "ddim60", None, "no whole stride visits 60 of 1000 levels, but ddim59 and ddim63 fit"),
-    (1000, "ddim0", None, "sampler.steps: ddim0 was given; a schedule of 1000 levels has 1 to 1000 steps"),
+    (1000, "ddim60", None, "no integer stride gives 60 of 1000 timesteps, but ddim59 and ddim63 fit"),
+    (1000, "ddim0", None, "sampler.steps: ddim0 was given; a schedule with 1000 timesteps takes 1 to 1000 steps"),
     (1000, "ddim1001", None, "1 to 1000 steps"),
     (1000, "ddim", None, "'ddim' was given; it must be a whole number, whole numbers per section"),
-    (1000, "ddim25", "leading", "spacing: leading was given with steps ddim25, which has its own; use spacing=null"),
-    (1000, [10, 10], "trailing", r"trailing was given with steps \[10, 10\], which has its own"),
-    (10, [1, 4, 1], None, "sampler.steps: 4 was given for section 2 of 3; it has 3 of the 10 levels"),
-    (10, [4, -1], None, "-1 was given for section 2 of 2; it has 5 of the 10 levels"),
-    (2, "1,1,1", None, "1 was given for section 3 of 3; it has 0 of the 2 levels"),
-    (10, [0, 0], None, r"\[0, 0\] was given; at least one section must have a step"),
+    (1000, "ddim25", "leading", "spacing: leading was given with steps ddim25, which determine it; use spacing=null"),
+    (1000, [10, 10], "trailing", r"trailing was given with steps \[10, 10\], which determine it"),
+    (10, [1, 4, 1], None, "sampler.steps: 4 was given for section 2 of 3; it has 3 of the 10 timesteps"),
+    (10, [4, -1], None, "-1 was given for section 2 of 2; it has 5 of the 10 timesteps"),
+    (2, "1,1,1", None, "1 was given for section 3 of 3; it has 0 of the 2 timesteps"),
+    (10, [0, 0], None, r"\[0, 0\] was given; at least one count must be positive"),
     (10, [], None, r"sampler.steps: \[\] was given; it must be a whole number"),
     (10, [2, 2.0], None, "it must be a whole number, whole numbers per section"),
     (10, [True], None, "it must be a whole number"),
@@ -168,18 +168,18 @@ def test_no_number_of_steps_is_every_level(spacing):
     (10, "-2", None, "'-2' was given"),
     (10, "", None, "'' was given"),
     (10, {"steps": 3}, None, "it must be a whole number"),
-    (10, None, [], r"sampler.spacing: \[\] was given; .* or a list of falling levels in 0\.\.9"),
-    (10, None, [10, 3], "a list of falling levels in 0..9"),
-    (10, None, [3, -1], "a list of falling levels"),
-    (10, None, [0, 3], "a list of falling levels"),
-    (10, None, [3, 3], "a list of falling levels"),
-    (10, None, [3, "1"], "a list of falling levels"),
-    (10, None, [9.5, 1], "a list of falling levels"),
-    (10, None, [3, False], "a list of falling levels"),
+    (10, None, [], r"sampler.spacing: \[\] was given; .* or a list of decreasing timesteps in 0\.\.9"),
+    (10, None, [10, 3], "a list of decreasing timesteps in 0..9"),
+    (10, None, [3, -1], "a list of decreasing timesteps"),
+    (10, None, [0, 3], "a list of decreasing timesteps"),
+    (10, None, [3, 3], "a list of decreasing timesteps"),
+    (10, None, [3, "1"], "a list of decreasing timesteps"),
+    (10, None, [9.5, 1], "a list of decreasing timesteps"),
+    (10, None, [3, False], "a list of decreasing timesteps"),
     (10, None, 3, "sampler.spacing: 3 was given; it must be one of leading, linspace, trailing, or a list"),
-    (10, 4, [3, 1], "sampler.steps: 4 was given with a list of 2 levels; use steps=null"),
-    (10, "ddim5", [3, 1], "sampler.steps: ddim5 was given with a list of 2 levels"),
-    (10, [1, 1], [3, 1], r"sampler.steps: \[1, 1\] was given with a list of 2 levels"),
+    (10, 4, [3, 1], "sampler.steps: 4 was given with a list of 2 timesteps; use steps=null"),
+    (10, "ddim5", [3, 1], "sampler.steps: ddim5 was given with a list of 2 timesteps"),
+    (10, [1, 1], [3, 1], r"sampler.steps: \[1, 1\] was given with a list of 2 timesteps"),
 ])  # fmt: skip
 def test_other_requests_are_refused(T, steps, spacing, words):
     with pytest.raises(DuetError, match=words):

@@ -53,7 +53,7 @@ def refused(module: str, *words: str) -> str:
 def test_a_person_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = start("train", f"hydra.run.dir={tmp_path}", "sampler.steps=1001")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: sampler.steps: 1001 was given; a schedule of 1000 levels has 1 to 1000 steps\n"
+    assert done.stderr == "error: sampler.steps: 1001 was given; a schedule with 1000 timesteps takes 1 to 1000 steps\n"
 
 
 def train(tmp_path: Path, *words: str) -> str:
