@@ -1,9 +1,9 @@
-"""Images of samples: grids, strips, captioned rows, differences, PNG files and animations.
+"""Draw images of samples: grids, strips, captioned rows, tables, differences, PNG files and animations.
 
-Every image is uint8 with shape (H, W, C), where C is 1 (grey) or 3 (red, green, blue); a set of
-them is (N, H, W, C). Magnification repeats pixels, so what is seen is what was sampled. Padding is
-counted in pixels of the result and is the same between images and around them, on a light neutral
-background that neither black nor white images run into.
+Every image is uint8 with shape (H, W, C), where C is 1 (grey) or 3 (red, green, blue); several images have shape
+(N, H, W, C). Magnification repeats pixels, so the result shows exactly the pixels that were sampled. Padding is
+measured in pixels of the result, and is the same between images and around them. The background is light grey, so that
+both black and white images stand out.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ INK = 56
 
 
 def grid(images: ImageArray, columns: int, scale: int = 1, pad: int = 2) -> ImageArray:
-    """Images in rows of `columns`, from left to right and top to bottom.
+    """Arrange images in rows of `columns`, from left to right and top to bottom.
 
     Args:
-        images: with shape (N, H, W, C). A last row that is not full ends in background.
+        images: uint8 with shape (N, H, W, C). An incomplete last row is filled with background.
         columns: images per row.
         scale: how many times each pixel is repeated in both directions.
         pad: pixels between and around the images.
 
     Returns:
         An image with shape (rows * (scale * H + pad) + pad, columns * (scale * W + pad) + pad, C).
+
+    Raises:
+        DuetError: the images are not uint8 with shape (N, H, W, 1) or (N, H, W, 3), or a number is out of range.
+
+    Example:
+        >>> grid(np.zeros((10, 8, 8, 3), np.uint8), columns=4, scale=2).shape
+        (56, 74, 3)
     """
     _check_images(images)
     _check_whole("columns", columns, 1)
@@ -54,7 +61,7 @@ def grid(images: ImageArray, columns: int, scale: int = 1, pad: int = 2) -> Imag
 
 
 def strip(images: ImageArray, scale: int = 1, pad: int = 2) -> ImageArray:
-    """Images with shape (N, H, W, C) side by side, as `grid` with N columns."""
+    """Arrange images with shape (N, H, W, C) side by side, as `grid` with N columns."""
     _check_images(images)
     return grid(images, len(images), scale, pad)
 
@@ -67,20 +74,20 @@ def labelled_rows(
     heads: Sequence[tuple[str, int]] = (),
     corner: str = "",
 ) -> ImageArray:
-    """One row of images per caption, the caption on the left.
+    """Draw one row of images per caption, with the caption on the left.
 
     Args:
-        rows: pairs of a caption (which may have several lines) and images with shape (N, H, W, C).
-            The rows may differ in N, H and W; if one is in colour, the result is.
+        rows: pairs of a caption, which may have several lines, and images with shape (N, H, W, C). Rows may differ in
+            N, H and W; the result is in colour if any row is.
         scale: how many times each pixel is repeated in both directions.
         pad: pixels between and around the images.
-        text_size: height of the letters' box in pixels; heads are a little smaller.
-        heads: pairs of a head and the number of images that it stands above, from left to right; all rows then have
-            as many images, of one width.
-        corner: what stands to the left of the heads.
+        text_size: font size in pixels; heads are a little smaller.
+        heads: pairs of a title and the number of images below it, from left to right; then all rows must have the same
+            number of images and the same width.
+        corner: a title to the left of the heads.
     """
     if not rows:
-        raise DuetError("labelled rows: no rows were given; there must be at least one (caption, images) pair")
+        raise DuetError("labelled rows: no rows were given; there must be at least one pair of caption and images")
     _check_whole("text_size", text_size, 1)
     font = ImageFont.load_default(size=text_size)
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
@@ -88,7 +95,7 @@ def labelled_rows(
     boxes = [ruler.multiline_textbbox((0, 0), caption or " ", font=font) for caption, _ in rows]
 
     margin = max(pad, text_size // 2)
-    # A row is as high as the higher of its images and its caption; neighbouring rows share their padding.
+    # A row is as high as its images or its caption, whichever is higher; neighbouring rows share their padding.
     heights = [max(s.shape[0], math.ceil(box[3] - box[1]) + margin + pad) for s, box in zip(strips, boxes, strict=True)]
     corner_width = ImageFont.load_default(size=text_size * 0.8).getlength(corner)
     left = math.ceil(max(corner_width, *(box[2] for box in boxes))) + 2 * margin
@@ -109,7 +116,9 @@ def labelled_rows(
     if not heads:
         return sheet
     if {(len(images), images.shape[2]) for _, images in rows} != {(sum(n for _, n in heads), rows[0][1].shape[2])}:
-        raise DuetError(f"labelled rows: heads of {[n for _, n in heads]} images were given; no row may have others")
+        raise DuetError(
+            f"labelled rows: heads of {[n for _, n in heads]} images were given; every row must have as many"
+        )
     cell = scale * rows[0][1].shape[2] + pad
     return np.concatenate([_headline(heads, corner, left, cell, sheet.shape[1:], margin, text_size * 0.8), sheet])
 
@@ -123,14 +132,14 @@ def _headline(
     margin: int,
     text_size: float,
 ) -> ImageArray:
-    """A line of heads, each in the middle above its cells, with the width and channels of `shape`."""
+    """Draw a line of titles, each centred above its cells, with the width and channels of `shape`."""
     font = ImageFont.load_default(size=text_size)
     line = Image.new("L", (shape[0], math.ceil(1.4 * text_size) + margin // 2), BACKGROUND)
     draw, at = ImageDraw.Draw(line), left
     draw.text((margin, line.height), corner, fill=INK, font=font, anchor="ld")
-    for head, images in heads:
-        draw.text((at + images * cell / 2, line.height), head, fill=INK, font=font, anchor="md")
-        at += images * cell
+    for head, count in heads:
+        draw.text((at + count * cell / 2, line.height), head, fill=INK, font=font, anchor="md")
+        at += count * cell
     return np.asarray(line)[..., None].repeat(shape[1], axis=2)
 
 
@@ -142,23 +151,25 @@ def table(
     pad: int = 4,
     text_size: int = 14,
 ) -> ImageArray:
-    """Images in rows and columns with a caption each, and a note under every cell.
+    """Draw images in rows and columns with captions, and a note under every cell.
 
     Args:
-        cells: per row and column a pair of images (N, H, W, C), side by side, and a note; None leaves it empty. All
-            images have one shape.
-        rows: a caption per row, on the left.
-        columns: a caption per column, above.
+        cells: by row and column, a pair of images (N, H, W, C), drawn side by side, and a note; None leaves a cell
+            empty. All images have one shape.
+        rows: the captions of the rows, on the left.
+        columns: the captions of the columns, at the top.
         scale: how many times each pixel is repeated in both directions.
         pad: pixels between and around the images of a cell.
-        text_size: height of the letters' box in pixels; notes are a little smaller.
+        text_size: font size in pixels; notes are a little smaller.
     """
     if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
-        raise DuetError(f"table: {len(rows)} rows and {len(columns)} columns are named; the cells must be as many")
+        raise DuetError(
+            f"table: {len(rows)} row and {len(columns)} column captions were given; every row and column needs one"
+        )
     strips = [[cell and strip(cell[0], scale, pad) for cell in row] for row in cells]
     drawn = [s for row in strips for s in row if s is not None]
     if not drawn or len({s.shape for s in drawn}) > 1:
-        raise DuetError("table: the cells hold no images, or images of several shapes; they must have one shape")
+        raise DuetError("table: the cells have no images, or images of several shapes; all must have one shape")
     high, wide, channels = drawn[0].shape
     font, small = (ImageFont.load_default(size=size) for size in (text_size, text_size * 0.8))
     gap, line = text_size, math.ceil(text_size * 1.4)
@@ -175,18 +186,18 @@ def table(
         for j, cell in enumerate(cells[i]):
             if cell is not None:
                 at = left + j * (wide + gap)
-                sheet.paste(_image(strips[i][j]), (at, top))
+                sheet.paste(_to_pil(strips[i][j]), (at, top))
                 draw.text((at + wide / 2, top + high + 1), cell[1], fill=ink, font=small, anchor="mt")
     return np.asarray(sheet).reshape(size[1], size[0], channels)
 
 
 def difference(a: ImageArray, b: ImageArray, gain: float = 1.0) -> ImageArray:
-    """How far two images, or two sets of them, are apart: ``min(255, gain * |a - b|)``, black where they agree.
+    """Return the difference of two images, ``min(255, gain * |a - b|)``: black where they are equal.
 
     Args:
-        a: with shape (..., H, W, C).
-        b: with the shape of `a`.
-        gain: brightens what would be too dark to see. Any difference is at least one level of the result.
+        a: uint8 with shape (..., H, W, C).
+        b: uint8 with the shape of `a`.
+        gain: a factor that makes small differences visible. Any difference is at least 1 in the result.
     """
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape:
         raise DuetError(
@@ -199,29 +210,37 @@ def difference(a: ImageArray, b: ImageArray, gain: float = 1.0) -> ImageArray:
 
 
 def png_bytes(array: ImageArray) -> bytes:
-    """The PNG file of an image with shape (H, W, C), as bytes."""
+    """Return the PNG file of an image with shape (H, W, C), as bytes."""
     buffer = io.BytesIO()
-    _image(array).save(buffer, format="PNG", optimize=True)
+    _to_pil(array).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def save_png(path: str | Path, array: ImageArray) -> None:
-    """Write an image with shape (H, W, C) as a PNG file; folders on the way are made."""
+    """Write an image as a PNG file, creating missing folders.
+
+    Args:
+        path: the file.
+        array: uint8 with shape (H, W, C), where C is 1 or 3.
+
+    Raises:
+        DuetError: the array is not such an image.
+    """
     write_atomically(Path(path), png_bytes(array))
 
 
 def save_gif(
     path: str | Path, frames: Sequence[ImageArray] | ImageArray, fps: float = 12, hold_last: float = 1.5
 ) -> None:
-    """Write an endless animation.
+    """Write an endless animation as a GIF file.
 
-    Grey frames are kept exactly. Colour frames share one palette of 256 colours, without dithering,
-    so a pixel that does not change does not flicker.
+    Grey frames are exact. Colour frames share one palette of 256 colours, without dithering, so a pixel that does not
+    change does not flicker.
 
     Args:
-        path: the file; folders on the way are made.
-        frames: images of one shape (H, W, C).
-        fps: frames per second, up to 50. The format counts in hundredths of a second.
+        path: the file; missing folders are created.
+        frames: images with one shape (H, W, C).
+        fps: frames per second, at most 50. The format stores hundredths of a second.
         hold_last: seconds for which the last frame stays.
     """
     if len(frames) == 0 or len({np.shape(frame) for frame in frames}) > 1:
@@ -234,31 +253,31 @@ def save_gif(
             f"animation: {fps} frames per second and a hold of {hold_last} s were given; "
             f"they must be at most 50 and 600, and the first above 0"
         )
-    images = [_image(frame) for frame in frames]
-    if images[0].mode == "RGB":
-        images = _indexed(np.stack(frames))
+    pil_images = [_to_pil(frame) for frame in frames]
+    if pil_images[0].mode == "RGB":
+        pil_images = _indexed(np.stack(frames))
     step = 10 * max(2, round(100 / fps))
-    durations = [step] * (len(images) - 1) + [max(step, 10 * round(100 * hold_last))]
+    durations = [step] * (len(pil_images) - 1) + [max(step, 10 * round(100 * hold_last))]
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, disposal=1
+    pil_images[0].save(
+        buffer, format="GIF", save_all=True, append_images=pil_images[1:], duration=durations, loop=0, disposal=1
     )
     write_atomically(Path(path), buffer.getvalue())
 
 
 def _indexed(frames: ImageArray) -> list[Image.Image]:
-    """Colour frames with shape (T, H, W, 3) on one palette, by a median cut; up to 256 colours are kept exactly."""
+    """Convert colour frames with shape (T, H, W, 3) to one palette by median cut; up to 256 colours are exact."""
     tall = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     tall = tall.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    images = [Image.fromarray(places) for places in np.asarray(tall).reshape(frames.shape[:3])]
-    for image in images:
-        image.putpalette(tall.getpalette())
-    return images
+    pil_images = [Image.fromarray(indices) for indices in np.asarray(tall).reshape(frames.shape[:3])]
+    for pil_image in pil_images:
+        pil_image.putpalette(tall.getpalette())
+    return pil_images
 
 
-def _image(array: ImageArray) -> Image.Image:
+def _to_pil(array: ImageArray) -> Image.Image:
     if not isinstance(array, np.ndarray) or array.ndim != 3:
-        raise DuetError(f"image: shape {np.shape(array)} was given; an image is (H, W, C)")
+        raise DuetError(f"image: shape {np.shape(array)} was given; it must be (H, W, C)")
     _check_images(array[None])
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
 
@@ -273,6 +292,6 @@ def _check_images(images: ImageArray) -> None:
         )
 
 
-def _check_whole(what: str, given: int, least: int) -> None:
-    if not isinstance(given, int | np.integer) or given < least:
-        raise DuetError(f"images: {what} {given!r} was given; it must be a whole number of at least {least}")
+def _check_whole(what: str, value: int, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise DuetError(f"images: {what} {value!r} was given; it must be a whole number of at least {least}")

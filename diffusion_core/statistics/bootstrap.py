@@ -1,17 +1,16 @@
-"""A confidence interval of a mean by the bootstrap, for as few as three values.
+"""A bootstrap confidence interval of a mean, for as few as three values.
 
-The n values are drawn again with replacement, R times; d are the deviations of the means of the draws from the mean m
-of the values. The plain percentile interval ``m + [d_low, d_high]`` is too short for few values, as the draws vary by
-``(n - 1) / n`` of the unbiased variance and their quantiles are those of a normal, not of a t distribution: of normal
-values it holds the truth in 75 % of the cases with n = 3 and in 90 % with n = 10, where 95 % is meant. So both ends
-are moved away from the mean by one factor::
+The n values are resampled with replacement, R times; d are the deviations of the resampled means from the mean m of
+the values. The plain percentile interval ``m + [d_low, d_high]`` is too short for few values: resampled means vary by
+``(n - 1) / n`` of the unbiased variance, and their quantiles are those of a normal, not of a t distribution. For normal
+values it covers the true mean in 75 % of cases with n = 3 and in 90 % with n = 10, instead of 95 %. So both ends are
+moved away from the mean by one factor::
 
     m + f d_low .. m + f d_high      f = sqrt(n / (n - 1)) t_{n-1} / z
 
-with the quantiles t and z of the two distributions. That gives 94 to 95 % for normal values at every n; it tends to
-the percentile interval as n grows, and, unlike the interval of Student, is as skew as the values are. Of values
-from an exponential distribution it holds the truth in 89 % with n = 3: few values cannot show a tail that none of them
-lies in.
+with the quantiles t and z of the two distributions. This covers 94 to 95 % for normal values at every n. It tends to
+the percentile interval as n grows and, unlike Student's interval, is as skewed as the values are. For values from an
+exponential distribution it covers 89 % with n = 3: few values rarely include the tail.
 
 References:
     Bootstrap methods: another look at the jackknife (Efron, 1979), https://doi.org/10.1214/aos/1176344552
@@ -32,42 +31,47 @@ from diffusion_core.common.random import Stream
 
 __all__ = ["MIN_VALUES", "Interval", "bootstrap_interval"]
 
-# Fewer values say next to nothing of how far they vary.
+# Fewer values say almost nothing about their variation.
 MIN_VALUES = 3
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a number lies with so much confidence, in the unit of the number."""
+    """A confidence interval, in the unit of the number."""
 
     low: float
     high: float
     confidence: float
 
     def around(self, old: float, new: float) -> Interval:
-        """The same interval about another centre."""
+        """Return the interval moved from one centre to another."""
         return Interval(new + self.low - old, new + self.high - old, self.confidence)
 
 
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, replicates: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The interval of the mean of independent values.
+    """Return the confidence interval of the mean of independent values.
 
     Args:
-        values: with shape (n,), n being at least `MIN_VALUES`.
-        confidence: the share of such intervals that hold the mean of the distribution, in (0, 1).
+        values: with shape (n,), where n is at least `MIN_VALUES`.
+        confidence: the probability that such an interval covers the mean of the distribution, in (0, 1).
         replicates: R.
-        seed: of stream ``"statistics/bootstrap"``, so that the same values give the same interval everywhere.
+        seed: the seed of stream ``"statistics/bootstrap"``: the same values give the same interval everywhere.
 
     Raises:
-        DuetError: there are too few values, one is not finite, or an option does not fit.
+        DuetError: there are too few values, one is not finite, or an option is out of range.
+
+    Example:
+        >>> interval = bootstrap_interval([1.0, 2.0, 3.0, 4.0])
+        >>> round(interval.low, 2), round(interval.high, 2)
+        (0.63, 4.37)
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < MIN_VALUES or not np.isfinite(values).all():
         raise DuetError(
             f"bootstrap: values with shape {values.shape}, {int(np.isfinite(values).sum())} of them finite, were "
-            f"given; at least {MIN_VALUES} in a row are needed, all finite"
+            f"given; there must be at least {MIN_VALUES} finite values with shape (n,)"
         )
     if not 0 < confidence < 1 or replicates < 1:
         raise DuetError(

@@ -1,21 +1,22 @@
 """Paired comparison of two arms over seeds: difference, effect size, and equivalence within a margin.
 
-Two arms are run with the same n seeds, so seed i gives one difference ``d_i = b_i - a_i``, or ``ln(b_i / a_i)`` where
-a ratio is what counts. With mean m, standard deviation s (over n - 1) and standard error ``e = s/sqrt(n)``::
+Both arms are run with the same n seeds, so seed i gives one difference ``d_i = b_i - a_i``, or ``ln(b_i / a_i)`` where
+ratios matter. With mean m, standard deviation s (over n - 1) and standard error ``e = s/sqrt(n)``::
 
     interval             m +- t(1 - alpha/2; n - 1) e
     difference test      t = m/e                                         H0: the expected difference is 0
     effect size          d_z = m/s,   g_z = J(n - 1) d_z,   J(k) = Gamma(k/2) / (sqrt(k/2) Gamma((k - 1)/2))
     equivalence (TOST)   p = max(P(T > (m + margin)/e), P(T < (m - margin)/e))     H0: |expected difference| >= margin
 
-with T of Student's t law with n - 1 degrees of freedom. TOST rejects at level alpha exactly where the interval of
-confidence 1 - 2 alpha lies within (-margin, margin). So the data exclude every difference beyond the bound of that
-interval that is farther from zero, which is `Paired.excluded`: the least margin that the test would have granted.
-The margin is chosen before the data are seen; `excluded` says what they would bear, and is no margin to choose.
+where T has Student's t distribution with n - 1 degrees of freedom. TOST rejects at level alpha exactly if the interval
+of confidence 1 - 2 alpha lies within (-margin, margin). So the data exclude every difference beyond the end of that
+interval that is farther from zero. This is `Paired.excluded`, the smallest margin that the test would have accepted.
+A margin must be chosen before the data are seen; `excluded` describes the data and must not serve as a margin.
 
-The laws assume differences that are independent between seeds and about normal. Two cases have no such law, and both
-are results. One pair tells nothing of spread: intervals are the whole line and p is NaN. Differences that are all
-equal, as those of two bit-identical arms, have s = 0: the interval is the point m, and p is the limit for s -> 0.
+The distributions assume differences that are independent between seeds and approximately normal. Two cases have no
+such distribution, and both are results. One pair contains no information on variation: intervals are the whole line
+and p is NaN. Differences that are all equal, as those of two bit-identical arms, have s = 0: the interval is the
+point m, and p is the limit for s -> 0.
 
 References:
     A comparison of the two one-sided tests procedure and the power approach for assessing the equivalence of average
@@ -46,7 +47,7 @@ SCALES = ("difference", "ratio")
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What two one-sided t tests say of a margin.
+    """The result of two one-sided t tests of a margin.
 
     Args:
         margin: the largest difference that would not matter, in the unit of the differences.
@@ -72,15 +73,20 @@ class Paired:
 
     Args:
         differences: finite float64 numbers with shape (n,), n at least 1.
+
+    Example:
+        >>> result = compare([1.0, 2.0, 3.0], [1.1, 2.3, 3.2])
+        >>> round(result.mean, 3), round(result.p_value(), 3)
+        (0.2, 0.074)
     """
 
     differences: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.differences, np.float64)
-        if given.ndim != 1 or len(given) < 1 or not np.all(np.isfinite(given)):
-            raise DuetError(f"differences: {given.tolist()} were given; they must be finite numbers, at least one")
-        object.__setattr__(self, "differences", given)
+        values = np.asarray(self.differences, np.float64)
+        if values.ndim != 1 or len(values) < 1 or not np.all(np.isfinite(values)):
+            raise DuetError(f"differences: {values.tolist()} were given; they must be finite numbers, at least one")
+        object.__setattr__(self, "differences", values)
 
     @property
     def count(self) -> int:
@@ -94,39 +100,39 @@ class Paired:
 
     @property
     def mean(self) -> float:
-        """The mean difference; exactly the common value where all are equal."""
+        """The mean difference; exactly the common value if all are equal."""
         first = float(self.differences[0])
         return first if np.all(self.differences == first) else float(self.differences.mean())
 
     @property
     def std(self) -> float:
-        """The standard deviation with n - 1 in its denominator; NaN for one pair."""
+        """The standard deviation, with n - 1 in its denominator; NaN for one pair."""
         if self.count < 2:
             return math.nan
         return 0.0 if np.all(self.differences == self.differences[0]) else float(self.differences.std(ddof=1))
 
     @property
     def standard_error(self) -> float:
-        """That of the mean; NaN for one pair."""
+        """The standard error of the mean; NaN for one pair."""
         return self.std / math.sqrt(self.count)
 
     @property
     def effect(self) -> float:
-        """Cohen's d_z, the mean in standard deviations; 0/0 is 0, and NaN stands for one pair."""
+        """Cohen's d_z, the mean in standard deviations; 0/0 is 0; NaN for one pair."""
         if self.std == 0:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
         return self.mean / self.std
 
     @property
     def effect_unbiased(self) -> float:
-        """Hedges's g_z, which is d_z without its bias; NaN below three pairs, where the factor does not exist."""
+        """Hedges's g_z, d_z without its bias; NaN below three pairs, for which the factor does not exist."""
         k = self.count - 1
         if k < 2:
             return math.nan
         return self.effect * math.exp(gammaln(k / 2) - gammaln((k - 1) / 2)) / math.sqrt(k / 2)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Student's interval; the whole line for one pair."""
+        """Return Student's interval; the whole line for one pair."""
         if not 0 < confidence < 1:
             raise DuetError(f"confidence: {confidence} was given; it must lie between 0 and 1")
         if self.count < 2:
@@ -135,33 +141,33 @@ class Paired:
         return Interval(self.mean - half, self.mean + half, confidence)
 
     def p_value(self) -> float:
-        """Two-sided, of no expected difference; NaN for one pair."""
+        """Return the two-sided p value of an expected difference of 0; NaN for one pair."""
         return 2 * self._tail(abs(self.mean))
 
     def equivalence(self, margin: float, alpha: float = 0.05) -> Equivalence:
-        """Two one-sided tests of a margin.
+        """Test equivalence within a margin by two one-sided tests.
 
         Args:
-            margin: above 0, in the unit of the differences, stated before the data are seen.
+            margin: above 0, in the unit of the differences, chosen before the data are seen.
             alpha: the level, above 0 and below 0.5.
 
         Raises:
-            DuetError: margin or level do not fit.
+            DuetError: the margin or the level is out of range.
         """
         if not (0 < margin < math.inf):
             raise DuetError(f"margin: {margin} was given; it must be a number above 0")
         if not 0 < alpha < 0.5:
             raise DuetError(f"alpha: {alpha} was given; it must lie between 0 and 0.5")
-        p = self._tail(margin - abs(self.mean))  # of the bound that is nearer
+        p = self._tail(margin - abs(self.mean))  # of the nearer bound
         return Equivalence(margin, alpha, p, self.interval(1 - 2 * alpha))
 
     def excluded(self, alpha: float = 0.05) -> float:
-        """The least margin that the data bear: differences beyond it are excluded; infinite for one pair."""
+        """Return the smallest margin that the data support: larger differences are excluded; infinite for one pair."""
         interval = self.interval(1 - 2 * alpha)
         return max(abs(interval.low), abs(interval.high))
 
     def _tail(self, distance: float) -> float:
-        """P(T > distance/e); the limit where e is 0."""
+        """Return P(T > distance/e); the limit if e is 0."""
         if self.count < 2:
             return math.nan
         if self.standard_error == 0:
@@ -169,22 +175,24 @@ class Paired:
         return float(stdtr(self.count - 1, -distance / self.standard_error))
 
 
-def compare(baseline: ArrayLike, given: ArrayLike, scale: str = "difference") -> Paired:
-    """The paired differences of an arm from a baseline.
+def compare(baseline: ArrayLike, values: ArrayLike, scale: str = "difference") -> Paired:
+    """Return the paired differences of an arm from a baseline.
 
     Args:
         baseline: a, with shape (n,), in the order of the seeds.
-        given: b, with shape (n,), in the same order.
+        values: b, with shape (n,), in the same order.
         scale: "difference" for ``b - a``, "ratio" for ``ln(b/a)``, which needs positive values.
 
     Raises:
         DuetError: the shapes differ, a value is not finite, or a ratio does not exist.
     """
-    a, b = np.asarray(baseline, np.float64), np.asarray(given, np.float64)
+    a, b = np.asarray(baseline, np.float64), np.asarray(values, np.float64)
     if scale not in SCALES:
         raise one_of("scale", scale, SCALES)
     if a.shape != b.shape:
-        raise DuetError(f"paired comparison: {a.shape} and {b.shape} values were given; there must be one of each seed")
+        raise DuetError(
+            f"paired comparison: {a.shape} and {b.shape} values were given; there must be one value per seed in both"
+        )
     if scale == "difference":
         return Paired(b - a)
     if np.any(a <= 0) or np.any(b <= 0):
@@ -193,13 +201,13 @@ def compare(baseline: ArrayLike, given: ArrayLike, scale: str = "difference") ->
 
 
 def equivalence_power(margin: float, std: float, pairs: int, difference: float = 0.0, alpha: float = 0.05) -> float:
-    """The probability that TOST grants a margin.
+    """Return the probability that TOST accepts a margin.
 
-    Given the estimate S of the standard deviation, the mean M is normal and independent of it; the test grants
-    ``|M| < margin - t(1 - alpha; n - 1) S/sqrt(n)``, and the mean over S is taken along the quantiles of its law.
+    The mean M is normal and independent of the estimate S of the standard deviation. The test accepts if
+    ``|M| < margin - t(1 - alpha; n - 1) S/sqrt(n)``; the mean over S is taken along the quantiles of its distribution.
 
     Args:
-        margin: of the test.
+        margin: the margin of the test.
         std: the true standard deviation of the differences, above 0.
         pairs: n, at least 2.
         difference: the true expected difference.
@@ -208,11 +216,11 @@ def equivalence_power(margin: float, std: float, pairs: int, difference: float =
     if pairs < 2 or std <= 0:
         raise DuetError(f"power: {pairs} pairs and std {std} were given; at least 2 and a number above 0 are needed")
     nodes, weights = _quadrature()
-    spread = std * np.sqrt(2 * gammaincinv((pairs - 1) / 2, (nodes + 1) / 2) / (pairs - 1))
+    stds = std * np.sqrt(2 * gammaincinv((pairs - 1) / 2, (nodes + 1) / 2) / (pairs - 1))
     error = std / math.sqrt(pairs)
-    room = margin - stdtrit(pairs - 1, 1 - alpha) * spread / math.sqrt(pairs)
-    granted = np.where(room > 0, ndtr((room - difference) / error) - ndtr((-room - difference) / error), 0.0)
-    return float(weights @ granted / 2)
+    room = margin - stdtrit(pairs - 1, 1 - alpha) * stds / math.sqrt(pairs)
+    accepted = np.where(room > 0, ndtr((room - difference) / error) - ndtr((-room - difference) / error), 0.0)
+    return float(weights @ accepted / 2)
 
 
 @functools.cache
@@ -220,15 +228,17 @@ def _quadrature() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.polynomial.legendre.leggauss(128)
 
 
-def pairs_needed(margin: float, std: float, power: float = 0.8, alpha: float = 0.05, most: int = 1000) -> int | None:
-    """The least n with which TOST grants the margin to equal arms with that probability; None where it exceeds `most`.
+def pairs_needed(
+    margin: float, std: float, power: float = 0.8, alpha: float = 0.05, max_pairs: int = 1000
+) -> int | None:
+    """Return the smallest n with which TOST accepts the margin for equal arms with that power; None above `max_pairs`.
 
-    Where the std is an estimate from a few pairs, so is this.
+    If `std` is an estimate from a few pairs, the result is only an estimate too.
     """
     if std == 0:
         return 2
-    low, high = 1, most
-    if equivalence_power(margin, std, most, alpha=alpha) < power:
+    low, high = 1, max_pairs
+    if equivalence_power(margin, std, max_pairs, alpha=alpha) < power:
         return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -237,7 +247,7 @@ def pairs_needed(margin: float, std: float, power: float = 0.8, alpha: float = 0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, which bound the chance of any false finding in the family; NaN stays and counts not."""
+    """Return Holm's adjusted p values, which bound the probability of any false finding; NaN stays and is ignored."""
     p = np.asarray(p_values, np.float64)
     known = np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known], kind="stable")]

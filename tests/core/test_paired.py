@@ -1,4 +1,4 @@
-"""Paired statistics: closed forms against scipy.stats, coverage and error rates by simulation, and the bare cases."""
+"""Paired statistics: closed forms against scipy.stats, coverage and error rates by simulation, and the degenerate cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ A = np.array([0.91, 1.40, 0.72, 1.13, 1.05, 0.88])
 B = np.array([0.99, 1.37, 0.85, 1.20, 1.01, 0.97])
 
 
-def test_the_difference_is_that_of_scipy():
+def test_difference_test_equals_scipy():
     paired, expected = compare(A, B), stats.ttest_rel(B, A)
     assert paired.p_value() == pytest.approx(expected.pvalue, rel=1e-12)
     assert paired.mean / paired.standard_error == pytest.approx(expected.statistic, rel=1e-12)
@@ -37,7 +37,7 @@ def test_equivalence_is_two_one_sided_tests(margin):
     assert found.interval.confidence == pytest.approx(0.9)
 
 
-def test_the_excluded_margin_is_where_the_verdict_turns():
+def test_excluded_margin_is_where_the_equivalence_verdict_changes():
     paired = compare(A, B)
     edge = paired.excluded()
     assert paired.equivalence(edge).p == pytest.approx(0.05, rel=1e-9)
@@ -45,14 +45,14 @@ def test_the_excluded_margin_is_where_the_verdict_turns():
     assert not paired.equivalence(edge * 0.999).holds
 
 
-def test_a_ratio_is_a_difference_of_logarithms():
+def test_ratio_is_a_difference_of_logarithms():
     assert compare(A, B, "ratio").differences == pytest.approx(np.log(B) - np.log(A), rel=1e-12)
     assert compare(A, 1.1 * A, "ratio").mean == pytest.approx(math.log(1.1), rel=1e-12)
     with pytest.raises(DuetError, match=r"scale ratio: -1\.0 was given"):
         compare([1.0, 2.0], [-1.0, 1.0], "ratio")
 
 
-def test_exchanging_the_arms_turns_the_sign_alone():
+def test_exchanging_the_arms_changes_only_the_sign():
     forth, back = compare(A, B), compare(B, A)
     assert back.mean == -forth.mean and back.effect == -forth.effect
     assert back.p_value() == forth.p_value()
@@ -63,8 +63,8 @@ def _draws(n: int, times: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(times, n))
 
 
-def test_the_unbiased_effect_is_unbiased():
-    """E d_z = delta/J for normal differences, so the mean of g_z is the true effect; that of d_z is not."""
+def test_unbiased_effect_is_unbiased():
+    """E d_z = delta/J for normal differences, so g_z is unbiased and d_z is not."""
     delta, n = 0.8, 5
     pairs = [Paired(row + delta) for row in _draws(n, 4000)]
     unbiased, plain = (np.array([getattr(p, name) for p in pairs]) for name in ("effect_unbiased", "effect"))
@@ -75,7 +75,7 @@ def test_the_unbiased_effect_is_unbiased():
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_the_interval_covers_as_often_as_it_says(n):
+def test_interval_covers_the_mean_with_its_confidence(n):
     times = 2000
     covered = 0
     for row in _draws(n, times, seed=n) * 0.3 + 1.7:
@@ -84,14 +84,14 @@ def test_the_interval_covers_as_often_as_it_says(n):
     assert abs(covered / times - 0.9) < 4 * math.sqrt(0.9 * 0.1 / times)
 
 
-def test_a_true_difference_of_the_margin_is_granted_no_oftener_than_alpha():
+def test_equivalence_is_accepted_at_the_margin_with_probability_at_most_alpha():
     times, margin = 2000, 1.0
     granted = sum(Paired(row * 0.2 + margin).equivalence(margin).holds for row in _draws(5, times))
     assert abs(granted / times - 0.05) < 4 * math.sqrt(0.05 * 0.95 / times)
 
 
 @pytest.mark.parametrize(("n", "margin", "difference"), [(3, 1.0, 0.0), (5, 1.0, 0.3), (12, 0.6, 0.0)])
-def test_the_power_is_what_simulation_finds(n, margin, difference):
+def test_power_equals_a_simulation(n, margin, difference):
     rows = _draws(n, 20000, seed=7) + difference
     half = stdtrit(n - 1, 0.95) * rows.std(axis=1, ddof=1) / math.sqrt(n)
     found = np.mean(np.abs(rows.mean(axis=1)) + half < margin)
@@ -99,7 +99,7 @@ def test_the_power_is_what_simulation_finds(n, margin, difference):
     assert abs(found - power) < 4 * math.sqrt(power * (1 - power) / len(rows)) + 1e-4
 
 
-def test_the_pairs_needed_are_the_fewest():
+def test_pairs_needed_is_the_smallest_number():
     n = pairs_needed(0.5, 1.0)
     assert n is not None
     assert equivalence_power(0.5, 1.0, n) >= 0.8 > equivalence_power(0.5, 1.0, n - 1)
@@ -107,7 +107,7 @@ def test_the_pairs_needed_are_the_fewest():
     assert pairs_needed(0.5, 0.0) == 2
 
 
-def test_holm_is_the_step_down_of_its_paper():
+def test_holm_equals_the_step_down_procedure_of_the_paper():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     with_gap = holm([0.01, math.nan, 0.02])
@@ -115,7 +115,7 @@ def test_holm_is_the_step_down_of_its_paper():
     assert holm([]) == []
 
 
-def test_identical_arms_are_a_result():
+def test_identical_arms_give_a_result():
     paired = compare(A, A)
     assert paired.identical and paired.mean == 0 and paired.std == 0 and paired.effect == 0
     interval = paired.interval()
@@ -126,18 +126,18 @@ def test_identical_arms_are_a_result():
     assert paired.excluded() == 0
 
 
-def test_equal_differences_are_the_limit_of_small_spread():
-    paired = Paired(np.full(5, 0.1))  # the mean of five times 0.1 by summing would differ from 0.1
+def test_equal_differences_are_the_limit_of_small_std():
+    paired = Paired(np.full(5, 0.1))  # a summed mean of five times 0.1 differs from 0.1
     assert paired.mean == 0.1 and paired.std == 0 and paired.p_value() == 0 and paired.effect == math.inf
     assert paired.equivalence(0.2).holds
     assert not paired.equivalence(0.05).holds and paired.equivalence(0.05).p == 1
     assert not paired.equivalence(0.1).holds  # a difference of the margin itself is not within it
-    near = Paired(0.1 + 1e-9 * np.arange(5))  # as good as equal
+    near = Paired(0.1 + 1e-9 * np.arange(5))  # almost equal
     assert near.p_value() < 1e-20 and near.equivalence(0.05).p == pytest.approx(1)
     assert near.equivalence(0.2).p < 1e-20
 
 
-def test_one_pair_says_nothing_of_spread():
+def test_one_pair_has_no_std():
     for difference in (0.0, 0.3):
         paired = Paired(np.array([difference]))
         assert paired.mean == difference and math.isnan(paired.std) and math.isnan(paired.p_value())
@@ -146,14 +146,14 @@ def test_one_pair_says_nothing_of_spread():
     assert math.isnan(Paired(np.array([0.0, 1.0])).effect_unbiased)
 
 
-def test_two_pairs_have_the_law_of_cauchy():
+def test_two_pairs_follow_the_cauchy_distribution():
     paired = Paired(np.array([0.0, 1.0]))  # mean 1/2, standard error 1/2
     assert paired.p_value() == pytest.approx(0.5, rel=1e-12)
     assert paired.equivalence(1.0).p == pytest.approx(float(stdtr(1, -1.0)), rel=1e-12)
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(DuetError, match="one of each seed"):
+def test_invalid_values_and_options_are_refused():
+    with pytest.raises(DuetError, match="one value per seed"):
         compare([1.0], [1.0, 2.0])
     with pytest.raises(DuetError, match="finite numbers, at least one"):
         compare([], [])
