@@ -1,0 +1,73 @@
+"""The commands that documentation and tables show: each has keys, groups and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import composing
+from hydra import compose
+
+import benchmarks.schema  # noqa: F401  (registers the schema of bench)
+from duet.cli import demo, testing
+from duet.cli.backends import backends
+from duet.cli.experiments import experiments
+from duet.cli.stages import split_template
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"{command.module.replace('.', '/')}.py" for command in experiments().values()),
+]
+PLACEHOLDERS = {"experiment": "digits", "model": "digits", "study": "demo", "backend": "torch"}
+
+
+def shown_commands(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Find `python3 -m duet [launch N] COMMAND KEY=VALUE ...` in a text, up to a comment, a quote or the line's end."""
+    for found in re.finditer(
+        r"python3 -m duet (?:launch \d+ )?([a-z_]+)((?: [^\n`\"]*)?)", text.replace("\\\\\n", " ").replace("\\\n", " ")
+    ):
+        command = re.split(r" #|   |\s\[", found.group(2))[0]
+        if found.group(1) in experiments() and "{" not in command:
+            yield (
+                found.group(1),
+                tuple(word for word in shlex.split(command) if re.match(r"[\w.@/+~]+=(?!\.\.\.)", word)),
+            )
+
+
+def settled(word: str) -> str:
+    """Replace a placeholder such as model=NAME or batch=N by an option or a number, and a sweep by its first value."""
+    key, value = word.split("=", 1)
+    if key in PLACEHOLDERS and (value.isupper() or "|" in value):
+        return f"{key}={PLACEHOLDERS[key]}"
+    if value in ("N", "BATCH"):
+        return f"{key}=1"
+    return word.split(",")[0] if not re.search(r"[\[({'\\]", value) else word
+
+
+@pytest.mark.parametrize("file", SHOWN, ids=lambda file: file.stem)
+def test_every_command_that_a_text_shows_composes(file):
+    shown = dict.fromkeys(shown_commands(file.read_text()))
+    with composing():
+        for name, words in shown:
+            compose(name, [*map(settled, words)])
+
+
+def test_every_experiment_shows_how_it_is_called():
+    for name, command in experiments().items():
+        assert name in {found for found, _ in shown_commands(command.doc)}, name
+
+
+def test_every_command_of_demo_and_test_composes():
+    titles = {name: backend.title for name, backend in backends().items()}
+    values = {"x": "a folder", "b": "tf", "o": "torch", "p": "float32", "t": "1"}
+    stages = [*testing.stages(list(titles)), *demo.stages(titles)]
+    commands = [split_template(stage.template, values) for stage in stages if not stage.template.startswith("pytest")]
+    assert len(commands) == 8
+    with composing():
+        for name, *words in commands:
+            compose(name, words)
