@@ -1,13 +1,13 @@
-"""Ask a question of many runs: plan them, run what is missing in both environments, and report.
+"""Answer a question with many runs: plan them, run what is missing in every environment, and write a report.
 
     python3 -m duet study study=framework_equivalence dry_run=true      # the table of runs, and nothing else
     python3 -m duet study study=framework_equivalence hydra.launcher.workers=2
     python3 -m duet study study=solver_steps hydra/launcher=joblib      # or submitit_slurm, with the extra sweeps
 
-A study file in `configs/study` names factors with their levels, seeds, metrics with margins, and the baseline; see
-`experiments.studies.plan`. A job that is done is not done again, so the same command goes on where it was stopped, and
-a study that is widened by a seed or a level runs what is new. A job that fails is told in the report, the others
-go on, and the exit code is then 1.
+A study file in `configs/study` states factors with their settings, seeds, metrics with margins, and the baseline; see
+`experiments.studies.plan`. Jobs that are done are not repeated: the same command resumes a study that was stopped, and
+a study that gains a seed or a setting runs only what is new. If a job fails, the report says so, the other jobs run,
+and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -15,56 +15,58 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
+from diffusion_core.common.text import pluralize
+from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.studies import jobs
-from experiments.studies.plan import Plan
+from experiments.studies.plan import Plan, make_plan, make_study
 from experiments.studies.report import report
 from experiments.studies.results import check_reads, outcomes
 
 
 @command("study")
-def main(cfg: DictConfig) -> None:
-    """Plan, run and report."""
-    if cfg.job is not None:
-        sys.exit(jobs.task(cfg))
-    plan, runs = jobs.plan_of(cfg), jobs.runs_of(cfg)
+def main(cfg: Any) -> None:
+    """Plan, run and report; with `job=NAME`, run one job only."""
+    options = plain(cfg)
+    if options["job"] is not None:
+        sys.exit(jobs.perform_named(options))
+    plan, runs = make_plan(make_study(options["study"])), jobs.runs_directory(options["out"])
     check_reads(plan.study)
     jobs.check(plan)
     print(table(plan, runs))
-    if cfg.dry_run:
+    if options["dry_run"]:
         return
-    given = HydraConfig.get().overrides
-    own = [override for override in given.hydra if not override.startswith("hydra.mode=")]  # Hydra's, not a person's
-    jobs.launch(plan, runs, [*own, *given.task])
+    jobs.launch(plan, runs)
     page, content = report(plan, outcomes(plan, runs), runs.parent)
     print(f"{content['verdict']['claim']}. {content['verdict']['sentence']}")
     for line in content["excludes"]:
         print(f"  {line['metric']}, {' and '.join(line['pairs'])}: {line['text']}")
     print(f"report: {page}")
-    failed = [job for job in plan.jobs if jobs.state(job, runs).word != "done"]
-    if failed:
-        print(f"{len(failed)} of {len(plan.jobs)} jobs are not done; their log.txt says why: {runs}")
+    unfinished = [job for job in plan.jobs if jobs.job_state(job, runs).status != "done"]
+    if unfinished:
+        print(
+            f"{len(unfinished)} of {pluralize(len(plan.jobs), 'job')} are not done; see log.txt in their folders: {runs}"
+        )
         sys.exit(1)
 
 
 def table(plan: Plan, runs: Path) -> str:
-    """Every run and how its jobs stand, for people."""
-    words = {job.identity: jobs.state(job, runs).word for job in plan.jobs}
+    """Return a table of every run with the state of its jobs."""
+    status = {job.identity: jobs.job_state(job, runs).status for job in plan.jobs}
     stages = [stage for stage, *_ in plan.study.stages]
     rows = [["arm", "seed", *stages]]
     for run in plan.runs:
-        rows.append([run.arm.name, str(run.seed), *(f"{job.name} ({words[job.identity]})" for job in run.jobs)])
+        rows.append([run.arm.name, str(run.seed), *(f"{job.name} ({status[job.identity]})" for job in run.jobs)])
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    count = Counter(words.values())
-    stand = ", ".join(f"{count[word]} {word}" for word in ("done", "failed", "unfinished", "missing") if count[word])
+    count = Counter(status.values())
+    states = ", ".join(f"{count[name]} {name}" for name in ("done", "failed", "unfinished", "missing") if count[name])
     shared = sum(len(run.jobs) for run in plan.runs) - len(plan.jobs)
-    told = f", {shared} shared between arms" if shared else ""
-    return "\n".join([f"{plan.study.title}", *lines, f"{len(plan.runs)} runs of {len(plan.jobs)} jobs{told}: {stand}"])
+    between = f", {shared} shared between arms" if shared else ""
+    total = f"{pluralize(len(plan.runs), 'run')} of {pluralize(len(plan.jobs), 'job')}{between}: {states}"
+    return "\n".join([plan.study.title, *lines, total])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The answer of a study: each metric of each arm over the seeds, and its paired comparison with the baseline.
 
-The seeds of a comparison are those for which both arms have a finite value; how many are left out is told. Of a
-comparison two questions are asked, and each has its own test, so that there are four answers:
+The seeds of a comparison are those for which both arms have a finite value; the number of seeds left out is reported.
+A comparison asks two questions, each with its own test, so there are four answers:
 
     equivalent      a difference of the margin is excluded, and none is shown
     within margin   a difference is shown, and it is smaller than the margin
     different       a difference is shown, and one of the margin is not excluded
-    undecided       neither: the seeds are too few for this spread, or there is no margin
+    undecided       neither: there are too few seeds for this standard deviation, or there is no margin
 
 The p values of the differences are adjusted by Holm over all comparisons of a metric. Those of the equivalence tests
 are not: that *all* arms are equivalent is claimed only where every single test says so, which needs no adjustment.
@@ -34,8 +34,8 @@ class Summary:
     """A metric of an arm over the seeds.
 
     Args:
-        arm: which.
-        values: with shape (seeds,); NaN where a run has none.
+        arm: the arm.
+        values: the values with shape (seeds,); NaN where a run has none.
     """
 
     arm: Arm
@@ -43,21 +43,21 @@ class Summary:
 
     @property
     def known(self) -> NDArray[np.float64]:
-        """The finite ones."""
+        """The finite values."""
         return self.values[np.isfinite(self.values)]
 
     @property
     def mean(self) -> float:
-        """NaN where there is no value."""
+        """The mean over the seeds; NaN if there is no value."""
         return float(self.known.mean()) if len(self.known) else math.nan
 
     @property
     def std(self) -> float:
-        """Over the seeds; NaN for fewer than two values."""
+        """The standard deviation over the seeds; NaN for fewer than two values."""
         return float(self.known.std(ddof=1)) if len(self.known) > 1 else math.nan
 
     def interval(self) -> Interval | None:
-        """Student's, of 95 % confidence; None for fewer than two values."""
+        """Return Student's interval of 95 % confidence; None for fewer than two values."""
         return Paired(self.known).interval() if len(self.known) > 1 else None
 
 
@@ -66,15 +66,16 @@ class Comparison:
     """An arm against its baseline.
 
     Args:
-        arm: which.
-        baseline: against what.
-        seeds: those of the pairs.
-        missing: how many seeds have no pair.
-        paired: the differences, or logarithms of ratios; None where there is no pair.
-        p: of no difference, adjusted by Holm.
-        equivalence: the test of the margin; None where there is no margin or no pair.
-        needed: seeds with which equal arms of this spread would be found equivalent four times out of five.
-        alpha: level of the tests.
+        arm: the arm.
+        baseline: the arm that it is compared with.
+        seeds: the seeds of the pairs.
+        missing: the number of seeds without a pair.
+        paired: the differences, or logarithms of ratios; None without a pair.
+        p: the p value of no difference, adjusted by Holm.
+        equivalence: the test of the margin; None without a margin or a pair.
+        needed: the number of seeds with which equal arms of this standard deviation would be found equivalent four
+            times out of five.
+        alpha: significance level of the tests.
     """
 
     arm: Arm
@@ -89,7 +90,7 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """One of the four; "no pairs" where nothing can be said."""
+        """One of the four answers; "no pairs" without a pair."""
         if self.paired is None:
             return "no pairs"
         shown = self.p < self.alpha
@@ -100,7 +101,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """All of one metric."""
+    """A metric of all arms, and all its comparisons."""
 
     metric: Metric
     summaries: tuple[Summary, ...]
@@ -108,14 +109,14 @@ class Finding:
 
     @property
     def equivalent(self) -> bool | None:
-        """Whether every arm is within the margin of its baseline; None where no margin was stated."""
+        """Whether every arm is within the margin of its baseline; None if no margin was stated."""
         if self.metric.margin is None:
             return None
         return all(c.answer in ("equivalent", "within margin") for c in self.comparisons)
 
 
 def analyse(plan: Plan, outcomes: Sequence[Outcome]) -> list[Finding]:
-    """Every metric of the study over its runs, which are given in the order of the plan."""
+    """Return every metric of the study, from the outcomes of its runs in the order of the plan."""
     return [_finding(plan, metric, outcomes) for metric in plan.study.metrics]
 
 
@@ -132,7 +133,7 @@ def _finding(plan: Plan, metric: Metric, outcomes: Sequence[Outcome]) -> Finding
     for (arm, baseline, kept, paired), p in zip(pairs, adjusted, strict=True):
         bound, alpha = metric.bound, plan.study.alpha
         tested = paired is not None and bound is not None
-        known_spread = tested and math.isfinite(paired.std)
+        known_std = tested and math.isfinite(paired.std)
         comparisons.append(
             Comparison(
                 arm,
@@ -142,7 +143,7 @@ def _finding(plan: Plan, metric: Metric, outcomes: Sequence[Outcome]) -> Finding
                 paired,
                 p,
                 equivalence=paired.equivalence(bound, alpha) if tested else None,
-                needed=pairs_needed(bound, paired.std, alpha=alpha) if known_spread else None,
+                needed=pairs_needed(bound, paired.std, alpha=alpha) if known_std else None,
                 alpha=alpha,
             )
         )

@@ -1,9 +1,8 @@
-"""The energy that the machine itself has counted, where it counts: Intel's and AMD's RAPL, and NVIDIA's NVML.
+"""Energy as the machine counts it: RAPL of Intel and AMD processors, and NVML of NVIDIA GPUs.
 
-RAPL counts microjoules of each processor package in a file that starts anew at its `max_energy_range_uj`; a kernel may
-let only the administrator read it. NVML counts millijoules of each GPU. Both are of the whole machine, so a difference
-is what one job took only while nothing else runs. A machine that counts neither reports nothing, and nothing is
-estimated in its place.
+RAPL counts microjoules of each processor package in a file that wraps around at `max_energy_range_uj`; a kernel may let
+only the administrator read it. NVML counts millijoules of each GPU. Both count the whole machine, so a difference is
+the energy of one job only if nothing else runs. Without a counter nothing is reported, and nothing is estimated.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ __all__ = ["read_counters", "spent"]
 
 POWERCAP = Path("/sys/class/powercap")
 
-# Per counter, joules and the joules after which it starts anew, or None where it does not.
+# By counter: joules, and the joules at which it wraps around, or None if it does not.
 Counters = Mapping[str, tuple[float, float | None]]
 
 
 def read_counters(powercap: Path = POWERCAP) -> Counters:
-    """Every counter that can be read now; empty on most virtual machines."""
+    """Return every counter that can be read; none on most virtual machines."""
     return _packages(powercap) | _gpus()
 
 
 def _packages(powercap: Path) -> dict[str, tuple[float, float | None]]:
     found = {}
     for zone in sorted(powercap.glob("*-rapl:*")):
-        if zone.name.count(":") > 1:  # a part of a package, which its package counts too
+        if zone.name.count(":") > 1:  # a part of a package, already counted by the package
             continue
         try:
-            joules, most = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
+            joules, wrap = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
         except (OSError, ValueError):
             continue
-        found[zone.name] = (joules, most)
+        found[zone.name] = (joules, wrap)
     return found
 
 
@@ -58,12 +57,12 @@ def _gpus() -> dict[str, tuple[float, float | None]]:
 
 
 def spent(before: Counters, after: Counters) -> float | None:
-    """The joules between two readings, of all counters that both have; None where there is none."""
+    """Return the joules between two readings of all counters that both have; None if there is none."""
     both = [name for name in before if name in after]
     if not both:
         return None
     total = 0.0
     for name in both:
-        difference, most = after[name][0] - before[name][0], after[name][1]
-        total += difference if difference >= 0 or most is None else difference + most
+        difference, wrap = after[name][0] - before[name][0], after[name][1]
+        total += difference if difference >= 0 or wrap is None else difference + wrap
     return total

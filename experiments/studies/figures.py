@@ -1,7 +1,7 @@
 """The figures of a study as files for a paper: SVG and PNG by matplotlib, and their numbers as CSV and JSON.
 
-Colours are those of Okabe and Ito, which readers with any colour vision tell apart; the marks differ in shape as well.
-The files of the same numbers are the same bytes.
+The colours are those of Okabe and Ito, which people with any colour vision can distinguish; the marks differ in shape
+as well. Equal numbers give equal bytes.
 """
 
 from __future__ import annotations
@@ -28,58 +28,58 @@ _STYLE = {
 
 
 def files(name: str, draw: Callable[[], Figure], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """A figure as `<name>.svg` and `<name>.png`, and its numbers as `<name>.csv` and `<name>.json`.
+    """Return a figure as `<name>.svg` and `<name>.png`, and its numbers as `<name>.csv` and `<name>.json`.
 
     Args:
-        name: of the files.
-        draw: makes the figure.
+        name: the name of the files.
+        draw: draws the figure.
         rows: its numbers, all with the same keys.
     """
     import matplotlib
 
-    found = {}
+    written = {}
     with matplotlib.rc_context(_STYLE):
         figure = draw()
-        for kind, facts in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=facts)
-            found[f"{name}.{kind}"] = buffer.getvalue()
+            figure.savefig(buffer, format=kind, metadata=metadata)
+            written[f"{name}.{kind}"] = buffer.getvalue()
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    found[f"{name}.csv"] = text.getvalue().encode()
-    found[f"{name}.json"] = (json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n").encode()
-    return found
+    written[f"{name}.csv"] = text.getvalue().encode()
+    written[f"{name}.json"] = (json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n").encode()
+    return written
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure  # drawn without a display, and slow to import
+    from matplotlib.figure import Figure  # needs no display; slow to import
 
     figure = Figure((width, height))
     return figure, figure.subplots()
 
 
 def curves(title: str, series: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """The loss of each arm with its band; `series` has x, mean, low and high by arm."""
+    """Draw the loss of each arm with its band; `series` has x, mean, low and high by arm."""
     figure, axes = _axes(6, 3.4)
-    for k, (arm, of) in enumerate(series.items()):
+    for k, (arm, own) in enumerate(series.items()):
         colour = COLOURS[k % len(COLOURS)]
-        axes.fill_between(of["x"], of["low"], of["high"], color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(own["x"], own["low"], own["high"], color=colour, alpha=0.18, linewidth=0)
         width = 3.2 / (1 + k) if len(series) <= 4 else 1.2  # curves that agree lie on each other
-        axes.plot(of["x"], of["mean"], color=colour, linewidth=width + 0.6, label=arm)
+        axes.plot(own["x"], own["mean"], color=colour, linewidth=width + 0.6, label=arm)
     axes.set(xlabel="images seen", ylabel=title)
-    if all(min(of["mean"], default=0) > 0 for of in series.values()):
+    if all(min(own["mean"], default=0) > 0 for own in series.values()):
         axes.set_yscale("log")
     axes.legend(fontsize=7)
     return figure
 
 
 def differences(title: str, rows: Sequence[Mapping[str, Any]], margin: float | None) -> Figure:
-    """Each comparison as a row: differences of the seeds, their mean and its interval, and the margin.
+    """Draw each comparison as a row: differences of the seeds, their mean and its interval, and the margin.
 
     Args:
-        title: of the axis.
+        title: the title of the axis.
         rows: "arm", "differences", "mean", "low" and "high", in the unit of the axis.
         margin: in the same unit, on both sides of zero.
     """
@@ -99,10 +99,10 @@ def differences(title: str, rows: Sequence[Mapping[str, Any]], margin: float | N
 
 
 def values(title: str, arms: Mapping[str, Sequence[float]]) -> Figure:
-    """The values of each arm as points, with their mean as a line."""
+    """Draw the values of each arm as points, with their mean as a line."""
     figure, axes = _axes(6, 1.1 + 0.34 * len(arms))
-    for k, (_, of) in enumerate(arms.items()):
-        y, known = len(arms) - 1 - k, [v for v in of if v is not None]
+    for k, own in enumerate(arms.values()):
+        y, known = len(arms) - 1 - k, [v for v in own if v is not None]
         axes.plot(known, np.full(len(known), y), _MARKS[k % len(_MARKS)], color=COLOURS[k % len(COLOURS)], alpha=0.7)
         if known:
             axes.plot([np.mean(known)] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1)

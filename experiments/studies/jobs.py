@@ -1,13 +1,13 @@
-"""Running the jobs of a plan: each once, in the environment of its backend, with its state told by files.
+"""Running the jobs of a plan: each once, in the environment of its backend; files record their state.
 
-A job's directory holds, beside what the command itself writes::
+A job's directory holds, in addition to what the command itself writes::
 
-    log.txt         what it printed
-    done.json       its identity, command, time and energy; written last, so a job is done where this fits
-    failed.json     the same with its exit code, where it failed; the next call tries again
+    log.txt         the output of the command
+    done.json       its identity, command, time and energy; written last, so a job is done if this file matches it
+    failed.json     the same with the exit code, if the command failed; the next call runs the job again
 
-A training that was cut short goes on from its last checkpoint, which changes nothing in its numbers; what else was cut
-short is begun anew.
+An interrupted training resumes from its last checkpoint, which does not change its numbers. Any other interrupted job
+starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -16,21 +16,12 @@ import functools
 import os
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from hydra import compose
-from hydra._internal.callbacks import Callbacks  # a launcher asks for them, and nothing public makes them
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.lock import lock_directory
@@ -38,68 +29,62 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.run_directory import exclusive_directory, write_json
 from diffusion_core.runtime import signals
-from experiments.config.convert import plain
+from experiments.config.launch import JobLauncher, compose_group
 from experiments.studies import energy
-from experiments.studies.plan import ENTRIES, Job, Plan, make_plan, make_study, merge
+from experiments.studies.plan import COMMANDS, Job, Plan, make_plan, make_study, merge
 from hydra_plugins.duet_launcher.launcher import backend_python
 
-__all__ = ["State", "check", "launch", "perform", "plan_of", "runs_of", "state", "task"]
-
-_composing = threading.Lock()  # Hydra composes one configuration at a time
+__all__ = ["State", "check", "job_command", "job_state", "launch", "perform", "perform_named", "runs_directory"]
 
 
 @dataclass(frozen=True)
 class State:
-    """How a job stands: "done", "failed", "unfinished" or "missing", and what its marker says."""
+    """The state of a job: "done", "failed", "unfinished" or "missing", and the content of its marker file."""
 
-    word: str
+    status: str
     facts: dict[str, Any]
 
 
-def state(job: Job, runs: Path) -> State:
-    """How a job stands, by its directory alone."""
+def job_state(job: Job, runs: Path) -> State:
+    """Return the state of a job, read from its directory alone."""
     directory = runs / job.name
     if not directory.is_dir():
         return State("missing", {})
-    for word, name in (("done", "done.json"), ("failed", "failed.json")):
+    for status, name in (("done", "done.json"), ("failed", "failed.json")):
         if (directory / name).is_file():
             facts = read_json(directory / name)
-            fits = facts.get("identity") == job.identity and (
-                word == "failed" or (directory / ENTRIES[job.entry].result).is_file()
-            )
-            if fits:
-                return State(word, facts)
+            complete = status == "failed" or (directory / COMMANDS[job.command].result).is_file()
+            if facts.get("identity") == job.identity and complete:
+                return State(status, facts)
     return State("unfinished", {})
 
 
-def plan_of(cfg: DictConfig) -> Plan:
-    """The plan of a configuration of `experiments.study`, whose `study` part is a study file."""
-    return make_plan(make_study(plain(cfg.study)))
+def runs_directory(out: str | Path) -> Path:
+    """Return the directory that holds the directories of all jobs of a study."""
+    return Path(out).absolute() / "runs"
 
 
-def runs_of(cfg: DictConfig) -> Path:
-    """Where the directories of its jobs lie."""
-    return Path(cfg.out).absolute() / "runs"
+def perform_named(options: Mapping[str, Any]) -> int:
+    """Perform one job, print how it ended, and return its exit code. A launcher may call this on another machine.
 
-
-def task(cfg: DictConfig) -> int:
-    """Perform the job that a configuration names, and say how it ended; gives its exit code.
+    Args:
+        options: the configuration of `experiments.study` as plain data; `job` names the job.
 
     Raises:
         DuetError: the plan has no such job, or a job before it is not done.
     """
-    plan, runs = plan_of(cfg), runs_of(cfg)
+    plan, runs = make_plan(make_study(options["study"])), runs_directory(options["out"])
     jobs = {job.name: job for job in plan.jobs}
-    if cfg.job not in jobs:
-        raise one_of("job", cfg.job, jobs)
-    job = jobs[cfg.job]
+    if options["job"] not in jobs:
+        raise one_of("job", options["job"], jobs)
+    job = jobs[options["job"]]
     for before in job.before:
-        if state(before, runs).word != "done":
-            raise DuetError(f"job: {job.name} goes on from {before.name}, which is not done; run that one first")
+        if job_state(before, runs).status != "done":
+            raise DuetError(f"job: {job.name} continues {before.name}, which is not done; run that job first")
     arms = dict.fromkeys(run.arm.name for run in plan.runs if job in run.jobs)
     print(f"  start   {job.name}  ({'; '.join(arms)})", flush=True)
     code = perform(job, runs)
-    facts = state(job, runs).facts
+    facts = job_state(job, runs).facts
     if code:
         print(f"  FAILED  {job.name}  exit code {code}: {facts['said']}", flush=True)
     else:
@@ -108,66 +93,55 @@ def task(cfg: DictConfig) -> int:
 
 
 def check(plan: Plan) -> None:
-    """Compose the configuration of commands with every level at least once, so that a mistake is found before any runs.
+    """Compose configurations with every setting at least once, so that a mistake is found before any job runs.
 
     Raises:
-        DuetError: a key, a value or a file of the configuration does not exist, or the Python of a backend; it names
-            the stage.
+        DuetError: a key, a value or a file of the configuration does not exist, or the Python of a backend; the
+            message names the stage.
     """
-    known, first = set(), plan.runs[0].arm.levels
+    known, first = set(), plan.runs[0].arm.settings
     for run in plan.runs:
-        apart = sum(own != other for own, other in zip(run.arm.levels, first, strict=True))
+        apart = sum(own != other for own, other in zip(run.arm.settings, first, strict=True))
         for job in run.jobs if apart <= 1 and run.seed == plan.runs[0].seed else ():
             if job.identity not in known:
                 known.add(job.identity)
-                _backends[_of_backend(job)] = _composed(job.stage, job.entry, job.overrides).backend
-                command(job, Path())
+                _compose_backend(job.stage, job.command, job.overrides)
+                job_command(job, Path())
 
 
-@functools.cache  # composing takes its time, and what is asked of it repeats
-def _composed(stage: str, entry: str, overrides: tuple[str, ...]) -> DictConfig:
+@functools.cache  # composing is slow, and many jobs have the same backend
+def _compose_backend(stage: str, command: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     try:
-        with _composing:
-            return compose(entry, list(overrides))
-    except Exception as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DuetError(f"stage {stage!r}, told {' '.join(overrides)}: {line}") from error
+        return compose_group(command, overrides, "backend")
+    except DuetError as error:
+        raise DuetError(f"stage {stage!r} with the overrides {' '.join(overrides)}: {error}") from error
 
 
-_backends: dict[tuple[str, ...], DictConfig] = {}
-
-
-def _of_backend(job: Job) -> tuple[str, ...]:
-    return tuple(o for o in job.overrides if o.startswith(("backend=", "backend.")))
-
-
-def command(job: Job, runs: Path) -> list[str]:
-    """The command of a job, for the Python that owns its backend."""
-    told = _of_backend(job)
-    if told not in _backends:
-        _backends[told] = _composed(job.stage, job.entry, told).backend
-    python = backend_python(_backends[told], os.environ)
-    return [str(python), "-m", f"experiments.{job.entry}", *job.arguments(runs)]
+def job_command(job: Job, runs: Path) -> list[str]:
+    """Return the command line of a job, for the Python that owns its backend."""
+    of_backend = tuple(o for o in job.overrides if o.startswith(("backend=", "backend.")))
+    python = backend_python(_compose_backend(job.stage, job.command, of_backend), os.environ)
+    return [str(python), "-m", f"experiments.{job.command}", *job.arguments(runs)]
 
 
 def perform(job: Job, runs: Path) -> int:
-    """Run a job to its end, unless it is done; gives its exit code.
+    """Run a job to its end, unless it is done; return its exit code.
 
     Raises:
-        DuetError: it cannot start, or another process runs it.
+        DuetError: the job cannot start, or another process runs it.
     """
     runs.mkdir(parents=True, exist_ok=True)
     with lock_directory(runs, f".{job.name}.lock"):
-        return 0 if state(job, runs).word == "done" else _perform(job, runs)
+        return 0 if job_state(job, runs).status == "done" else _perform(job, runs)
 
 
 def _perform(job: Job, runs: Path) -> int:
     directory = runs / job.name
-    words, resumed = command(job, runs), False
+    command, resumed = job_command(job, runs), False
     if directory.exists():
-        with exclusive_directory(directory):  # which a training may hold that outlived its study
-            if job.entry == "train" and list_checkpoints(directory / "checkpoints"):
-                words, resumed = list(merge(words, ["resume=latest"])), True
+        with exclusive_directory(directory):  # a training that outlived its study may still hold it
+            if job.command == "train" and list_checkpoints(directory / "checkpoints"):
+                command, resumed = list(merge(command, ["resume=latest"])), True
             else:
                 shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -176,13 +150,13 @@ def _perform(job: Job, runs: Path) -> int:
     facts: dict[str, Any] = {
         "identity": job.identity,
         "stage": job.stage,
-        "command": ["python3", "-m", "duet", job.entry, *words[3:]],
+        "command": ["python3", "-m", "duet", job.command, *command[3:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed": resumed,
     }
     before, began = energy.read_counters(), time.perf_counter()
     with open(directory / "log.txt", "ab") as log:
-        code = signals.run_command(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        code = signals.run_command(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     facts |= {"seconds": time.perf_counter() - began, "joules": energy.spent(before, energy.read_counters())}
     if code:
         write_json(directory / "failed.json", facts | {"exit_code": code, "said": last_line(directory / "log.txt")})
@@ -192,43 +166,25 @@ def _perform(job: Job, runs: Path) -> int:
 
 
 def last_line(log: Path) -> str:
-    """The last line that says something."""
+    """Return the last line that is not blank."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "nothing was printed"
 
 
-def launch(plan: Plan, runs: Path, overrides: Sequence[str]) -> None:
-    """Run what is not done, stage by stage, with the launcher of the configuration.
+def launch(plan: Plan, runs: Path) -> None:
+    """Run the jobs that are not done, wave by wave, with the launcher that the running command selects.
 
-    A launcher may run jobs elsewhere, so how they ended is read from their directories.
-
-    Args:
-        plan: what there is to do.
-        runs: where the jobs' directories lie.
-        overrides: those of the study's own command.
+    A launcher may run jobs elsewhere, so their outcome is read from their directories.
     """
-    loader = GlobalHydra.instance().config_loader()
-    config = loader.load_configuration("study", list(overrides), RunMode.MULTIRUN, from_shell=False)
-    context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
-    given, number = list(config.hydra.overrides.task), 0
+    launcher = JobLauncher("study", perform_named)
     for wave in plan.waves:
         ready = [
             job
             for job in wave
-            if state(job, runs).word != "done" and all(state(b, runs).word == "done" for b in job.before)
+            if job_state(job, runs).status != "done"
+            and all(job_state(before, runs).status == "done" for before in job.before)
         ]
-        if not ready:
-            continue
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
-        returns = launcher.launch([[*given, f"job={job.name}"] for job in ready], number)
-        number += len(ready)
-        for job, result in zip(ready, returns, strict=True):
-            if result.status is JobStatus.FAILED and state(job, runs).word not in ("done", "failed"):
-                print(f"  FAILED  {job.name}  it could not start: {_raised(result)}", flush=True)
-
-
-def _raised(result: JobReturn) -> str:
-    try:
-        return str(result.return_value)
-    except Exception as error:
-        return str(error)
+        reasons = launcher.launch([[f"job={job.name}"] for job in ready]) if ready else []
+        for job, reason in zip(ready, reasons, strict=True):
+            if reason is not None and job_state(job, runs).status not in ("done", "failed"):
+                print(f"  FAILED  {job.name}  it could not start: {reason}", flush=True)

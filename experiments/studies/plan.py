@@ -1,17 +1,17 @@
-"""The plan of a study: which arms, which runs, and which jobs make them.
+"""The plan of a study: its arms, its runs, and the jobs that make them.
 
-A study has *factors* with *levels*; an arm is one level of each, and a run is an arm with a seed. Every run goes
-through the same *stages*, each an ordinary command such as `experiments.train`, and each goes on from the one before: a
-training resumes its checkpoint, a sampling draws from it. What a stage is told is, later words winning over earlier::
+A study has *factors* with *settings*. An arm is one setting of each factor, and a run is an arm with a seed. Every run
+goes through the same *stages*, each a command such as `experiments.train`. A stage continues the one before: a training
+resumes its checkpoint, sampling draws from it. The overrides of a stage, where later ones win, are ::
 
-    overrides of the stage, overrides common to all, overrides of the arm's levels, the seed
+    those of the stage, those common to all, those of the arm's settings, the seed
 
-A stage with its overrides and the stages before it is a job. Its identity is the hash of exactly that, so two runs that
-begin alike share their first jobs, and a job that was done in an earlier call is not done again.
+A stage with its overrides and the stages before it is a job. Its identity is the hash of exactly that. So two runs that
+begin alike share their first jobs, and a job that an earlier call completed is not repeated.
 
-The comparison of an arm is with the arm that has the levels of `baseline` and is equal in every other factor: with one
-factor that is one arm for all, with solvers and numbers of steps and the baseline ``{solver: DDIM}`` it is DDIM with as
-many steps.
+An arm is compared with the arm that has the settings of `baseline` and equals it in every other factor. With one factor
+that is one arm for all; with solvers, numbers of steps and the baseline ``{solver: DDIM}`` it is DDIM with the same
+number of steps.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from typing import Any
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.statistics.paired import SCALES
 
-__all__ = ["ENTRIES", "Arm", "Entry", "Job", "Metric", "Plan", "Run", "Study", "make_plan", "make_study", "merge"]
+__all__ = ["COMMANDS", "Arm", "Command", "Job", "Metric", "Plan", "Run", "Study", "make_plan", "make_study", "merge"]
 
 BETTER = ("higher", "lower")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Command:
     """How a command takes part in a study.
 
     Args:
-        seed: overrides that give it the seed.
-        out: the key that names its directory.
-        result: the file that it ends with.
-        samples: where in its directory its samples are; None where it draws none.
+        seed: overrides that set its seed.
+        out: the key of its output directory.
+        result: the last file that it writes.
+        samples: the folder of its samples, relative to its directory; None if it draws none.
     """
 
     seed: tuple[str, ...]
@@ -52,26 +52,26 @@ class Entry:
     samples: str | None = None
 
 
-ENTRIES: Mapping[str, Entry] = {
-    "train": Entry(("seed={}", "sample.seed={}"), "hydra.run.dir", "result.json", "samples"),
-    "sample": Entry(("sample.seed={}",), "out", "samples.npz", ""),
-    "evaluate": Entry(("seed={}",), "out", "evaluation.json"),
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(("seed={}", "sample.seed={}"), "hydra.run.dir", "result.json", "samples"),
+    "sample": Command(("sample.seed={}",), "out", "samples.npz", ""),
+    "evaluate": Command(("seed={}",), "out", "evaluation.json"),
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared between arms.
+    """A number that is compared between arms.
 
     Args:
         name: its key.
-        title: for people.
-        read: where the number stands; see `results.READERS`.
+        title: its name in the report.
+        read: where the number is found; see `experiments.studies.results`.
         better: "higher" or "lower".
-        scale: "difference", or "ratio" where it is positive and relative change counts.
-        margin: the largest difference that would not matter, stated before the study is run; a ratio above 1 on the
-            scale ratio, as 1.02 for two percent either way. None where no equivalence is asked for.
-        unit: for people.
+        scale: "difference", or "ratio" for a positive number whose relative change matters.
+        margin: the largest difference that would not matter, stated before the study is run; on the scale "ratio" a
+            number above 1, as 1.02 for two percent either way. None if equivalence is not tested.
+        unit: its unit in the report.
     """
 
     name: str
@@ -96,24 +96,24 @@ class Metric:
 
     @property
     def bound(self) -> float | None:
-        """The margin in the unit of the differences: its logarithm on the scale ratio."""
+        """The margin in the unit of the differences: its logarithm on the scale "ratio"."""
         return math.log(self.margin) if self.margin and self.scale == "ratio" else self.margin
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked.
+    """A checked study file.
 
     Args:
-        name: of the study, and of its directory.
-        title: a line for people, best the question itself.
-        question: what is asked, and what the margins are chosen by.
-        seeds: distinct; every arm is run with each.
-        stages: (name, entry, overrides) in order.
-        factors: levels by factor; a level gives overrides by stage.
-        baseline: levels of the factors that are compared; see the module.
-        metrics: what is compared, in order.
-        alpha: level of the tests.
+        name: the name of the study and of its directory.
+        title: one line, best the question itself.
+        question: what is asked, and how the margins were chosen.
+        seeds: distinct seeds; every arm is run with each.
+        stages: (name, command, overrides) in order.
+        factors: settings by factor; a setting is its overrides by stage.
+        baseline: the settings that others are compared with; see the module.
+        metrics: the numbers that are compared, in order.
+        alpha: significance level of the tests.
     """
 
     name: str
@@ -129,14 +129,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Arm:
-    """One level of each factor, as (factor, level) in the order of the factors."""
+    """One setting of each factor, as (factor, setting) in the order of the factors."""
 
-    levels: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
 
     @property
     def name(self) -> str:
-        """For people."""
-        return ", ".join(level for _, level in self.levels)
+        """Its name in the report."""
+        return ", ".join(setting for _, setting in self.settings)
 
 
 @dataclass(frozen=True)
@@ -144,43 +144,42 @@ class Job:
     """A command of a run.
 
     Args:
-        stage: its name.
-        entry: one of `ENTRIES`.
-        overrides: what it is told, but for its directory and those of the jobs before it.
-        before: the jobs that it goes on from, in order.
-        seed: of its run.
+        stage: the name of its stage.
+        command: a key of `COMMANDS`.
+        overrides: its overrides, without directories.
+        before: the jobs of its run before it, in order.
+        seed: the seed of its run.
     """
 
     stage: str
-    entry: str
+    command: str
     overrides: tuple[str, ...]
     before: tuple[Job, ...]
     seed: int
 
     @cached_property
     def identity(self) -> str:
-        """The hash of all that decides what it does."""
-        chain = [[job.entry, sorted(job.overrides)] for job in (*self.before, self)]
+        """The hash of everything that decides its result."""
+        chain = [[job.command, sorted(job.overrides)] for job in (*self.before, self)]
         return hashlib.sha256(json.dumps(chain).encode()).hexdigest()
 
     @property
     def name(self) -> str:
-        """Of its directory: readable, and distinct where the identity is."""
+        """The name of its directory: readable, and distinct for distinct identities."""
         return f"{re.sub(r'[^a-z0-9]+', '-', self.stage.lower()).strip('-')}-seed{self.seed}-{self.identity[:10]}"
 
     def arguments(self, runs: Path) -> list[str]:
-        """Its overrides with the directories, all of which lie in `runs`."""
-        entry = ENTRIES[self.entry]
-        links = {entry.out: runs / self.name}
-        trained = [job for job in self.before if job.entry == "train"]
-        drawn = [job for job in self.before if ENTRIES[job.entry].samples is not None]
-        if self.entry == "train" and trained:
-            links["resume"] = runs / trained[-1].name
-        if self.entry in ("sample", "evaluate") and trained:
-            links["checkpoint"] = runs / trained[-1].name
-        if self.entry == "evaluate" and drawn:
-            links["samples"] = runs / drawn[-1].name / str(ENTRIES[drawn[-1].entry].samples) / "samples.npz"
-        return [*self.overrides, *(f"{key}={_quoted(path)}" for key, path in links.items())]
+        """Return its overrides together with its directories, all of which lie in `runs`."""
+        paths = {COMMANDS[self.command].out: runs / self.name}
+        trained = [job for job in self.before if job.command == "train"]
+        drawn = [job for job in self.before if COMMANDS[job.command].samples is not None]
+        if self.command == "train" and trained:
+            paths["resume"] = runs / trained[-1].name
+        if self.command in ("sample", "evaluate") and trained:
+            paths["checkpoint"] = runs / trained[-1].name
+        if self.command == "evaluate" and drawn:
+            paths["samples"] = runs / drawn[-1].name / str(COMMANDS[drawn[-1].command].samples) / "samples.npz"
+        return [*self.overrides, *(f"{key}={_quoted(path)}" for key, path in paths.items())]
 
 
 @dataclass(frozen=True)
@@ -201,31 +200,31 @@ class Plan:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """In the order of their levels."""
+        """The arms in the order of their settings."""
         return tuple(dict.fromkeys(run.arm for run in self.runs))
 
     @cached_property
     def waves(self) -> tuple[tuple[Job, ...], ...]:
-        """The distinct jobs by stage; those of one wave do not need each other."""
+        """The distinct jobs by stage; jobs of one wave do not depend on each other."""
         stages = range(len(self.study.stages))
         return tuple(tuple({run.jobs[k].identity: run.jobs[k] for run in self.runs}.values()) for k in stages)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """All distinct jobs, each after those that it needs."""
+        """All distinct jobs, each after the jobs that it depends on."""
         return tuple(itertools.chain.from_iterable(self.waves))
 
     def baseline_of(self, arm: Arm) -> Arm:
-        """The arm that this one is compared with; itself for a baseline."""
-        return Arm(tuple((factor, self.study.baseline.get(factor, level)) for factor, level in arm.levels))
+        """Return the arm that this one is compared with; a baseline is its own."""
+        return Arm(tuple((factor, self.study.baseline.get(factor, setting)) for factor, setting in arm.settings))
 
     def comparisons(self) -> list[tuple[Arm, Arm]]:
-        """(arm, its baseline) for every arm that is none itself."""
+        """Return (arm, its baseline) for every arm that is not a baseline."""
         return [(arm, self.baseline_of(arm)) for arm in self.arms if self.baseline_of(arm) != arm]
 
 
 def merge(*parts: Sequence[str]) -> tuple[str, ...]:
-    """Overrides of several parts as one; of two that set the same key the later stays, at its own place."""
+    """Join lists of overrides; of two that set the same key the later one stays, at its own position."""
     found: dict[str, str] = {}
     for override in itertools.chain.from_iterable(parts):
         key = _key(override)
@@ -239,7 +238,7 @@ def _key(override: str) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar reads it."""
+    """Return a path as Hydra's grammar reads it."""
     text = path.as_posix().replace("'", r"\'")
     return f"'{text}'"
 
@@ -248,10 +247,10 @@ def make_study(options: Mapping[str, Any]) -> Study:
     """Check a study file.
 
     Args:
-        options: as `configs/study/*.yaml` has them, as plain data.
+        options: the content of `configs/study/*.yaml` as plain data.
 
     Raises:
-        DuetError: a name is not there, a list is empty, or something is told twice.
+        DuetError: a name is unknown, a list is empty, or something is stated twice.
     """
     for name in ("name", "seeds", "stages", "factors", "baseline", "metrics"):
         if not options.get(name):
@@ -259,28 +258,13 @@ def make_study(options: Mapping[str, Any]) -> Study:
     seeds = options["seeds"]
     if len(set(seeds)) != len(seeds):
         raise DuetError(f"study.seeds: {list(seeds)} were given; they must be distinct")
-    common = _overrides("study.common", options.get("common", []))
-    stages = []
-    for name, stage in options["stages"].items():
-        where = f"study.stages.{name}"
-        if not isinstance(stage, Mapping) or set(stage) - {"entry", "overrides"}:
-            raise DuetError(f"{where}: {stage!r} was given; it must have an entry, and overrides if it needs any")
-        if stage.get("entry") not in ENTRIES:
-            raise one_of(f"{where}.entry", stage.get("entry"), ENTRIES)
-        stages.append((name, stage["entry"], merge(_overrides(where, stage.get("overrides", [])), common)))
-    names = [name for name, *_ in stages]
-    factors = {}
-    for factor, levels in options["factors"].items():
-        if not isinstance(levels, Mapping) or not levels:
-            raise DuetError(f"study.factors.{factor}: {levels!r} was given; it must have levels")
-        factors[factor] = {
-            str(level): _by_stage(f"study.factors.{factor}.{level}", told, names) for level, told in levels.items()
-        }
-    for factor, level in options["baseline"].items():
+    stages = _stages(options["stages"], _overrides("study.common", options.get("common", [])))
+    factors = _factors(options["factors"], [name for name, *_ in stages])
+    for factor, setting in options["baseline"].items():
         if factor not in factors:
             raise one_of("study.baseline", factor, factors)
-        if str(level) not in factors[factor]:
-            raise one_of(f"study.baseline.{factor}", level, factors[factor])
+        if str(setting) not in factors[factor]:
+            raise one_of(f"study.baseline.{factor}", setting, factors[factor])
     if not 0 < options.get("alpha", 0.05) < 0.5:
         raise DuetError(f"study.alpha: {options['alpha']} was given; it must lie between 0 and 0.5")
     return Study(
@@ -288,12 +272,38 @@ def make_study(options: Mapping[str, Any]) -> Study:
         title=options.get("title") or options["name"],
         question=options.get("question") or "",
         seeds=tuple(seeds),
-        stages=tuple(stages),
+        stages=stages,
         factors=factors,
-        baseline={factor: str(level) for factor, level in options["baseline"].items()},
+        baseline={factor: str(setting) for factor, setting in options["baseline"].items()},
         metrics=tuple(_metric(name, metric) for name, metric in options["metrics"].items()),
         alpha=options.get("alpha", 0.05),
     )
+
+
+def _stages(stages: Mapping[str, Any], common: tuple[str, ...]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return (name, command, overrides) of each stage."""
+    found = []
+    for name, stage in stages.items():
+        where = f"study.stages.{name}"
+        if not isinstance(stage, Mapping) or set(stage) - {"entry", "overrides"}:
+            raise DuetError(f"{where}: {stage!r} was given; it must have the key entry, and may have overrides")
+        if stage.get("entry") not in COMMANDS:
+            raise one_of(f"{where}.entry", stage.get("entry"), COMMANDS)
+        found.append((name, stage["entry"], merge(_overrides(where, stage.get("overrides", [])), common)))
+    return tuple(found)
+
+
+def _factors(factors: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
+    """Return the overrides of each setting of each factor by stage."""
+    found = {}
+    for factor, settings in factors.items():
+        if not isinstance(settings, Mapping) or not settings:
+            raise DuetError(f"study.factors.{factor}: {settings!r} was given; it must map settings to overrides")
+        found[factor] = {
+            str(setting): _by_stage(f"study.factors.{factor}.{setting}", overrides, stages)
+            for setting, overrides in settings.items()
+        }
+    return found
 
 
 def _metric(name: str, options: Mapping[str, Any]) -> Metric:
@@ -302,7 +312,7 @@ def _metric(name: str, options: Mapping[str, Any]) -> Metric:
         if option not in allowed:
             raise one_of(f"option of study.metrics.{name}", option, allowed)
     if not options.get("read"):
-        raise DuetError(f"study.metrics.{name}.read: nothing was given; say where it stands, as in result.objective")
+        raise DuetError(f"study.metrics.{name}.read: nothing was given; say where it is found, as in result.objective")
     return Metric(name, **{"title": name} | dict(options))
 
 
@@ -312,43 +322,45 @@ def _overrides(where: str, given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _by_stage(where: str, told: Any, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """A level's overrides of each stage: a list is for all of them."""
-    if not isinstance(told, Mapping):
-        return dict.fromkeys(stages, _overrides(where, told))
-    for stage in told:
+def _by_stage(where: str, overrides: Any, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the overrides of a setting by stage; a list holds for all stages."""
+    if not isinstance(overrides, Mapping):
+        return dict.fromkeys(stages, _overrides(where, overrides))
+    for stage in overrides:
         if stage not in stages:
             raise one_of(where, stage, stages)
-    return {stage: _overrides(f"{where}.{stage}", told.get(stage, [])) for stage in stages}
+    return {stage: _overrides(f"{where}.{stage}", overrides.get(stage, [])) for stage in stages}
 
 
 def make_plan(study: Study) -> Plan:
-    """Every run of the study.
+    """Return every run of the study.
 
     Raises:
-        DuetError: two factors set the same key, or two arms would be the same runs.
+        DuetError: two factors set the same key, two arms are the same runs, or there is nothing to compare.
     """
     for (one, first), (other, second) in itertools.combinations(study.factors.items(), 2):
         for stage, *_ in study.stages:
-            keys = [{_key(o) for told in levels.values() for o in told[stage]} for levels in (first, second)]
+            keys = [{_key(o) for setting in settings.values() for o in setting[stage]} for settings in (first, second)]
             if both := keys[0] & keys[1]:
-                raise DuetError(f"study.factors: {one} and {other} both set {min(both)}; a key belongs to one factor")
+                raise DuetError(
+                    f"study.factors: {one} and {other} both set {min(both)}; a key may be set by one factor only"
+                )
     runs = []
-    for levels in itertools.product(*study.factors.values()):
-        arm = Arm(tuple(zip(study.factors, levels, strict=True)))
+    for settings in itertools.product(*study.factors.values()):
+        arm = Arm(tuple(zip(study.factors, settings, strict=True)))
         for seed in study.seeds:
             jobs: tuple[Job, ...] = ()
-            for stage, entry, overrides in study.stages:
-                told = [study.factors[factor][level][stage] for factor, level in arm.levels]
-                seeded = [override.format(seed) for override in ENTRIES[entry].seed]
-                jobs += (Job(stage, entry, merge(overrides, *told, seeded), jobs, seed),)
+            for stage, command, overrides in study.stages:
+                own = [study.factors[factor][setting][stage] for factor, setting in arm.settings]
+                seeded = [override.format(seed) for override in COMMANDS[command].seed]
+                jobs += (Job(stage, command, merge(overrides, *own, seeded), jobs, seed),)
             runs.append(Run(arm, seed, jobs))
     plan = Plan(study, tuple(runs))
     known: dict[str, Arm] = {}
     for run in plan.runs:
         other = known.setdefault(run.jobs[-1].identity, run.arm)
         if other != run.arm:
-            raise DuetError(f"study.factors: the arms {other.name!r} and {run.arm.name!r} are told the same")
+            raise DuetError(f"study.factors: the arms {other.name!r} and {run.arm.name!r} have the same overrides")
     if not plan.comparisons():
-        raise DuetError("study.factors: there is one arm alone; a comparison needs a second level")
+        raise DuetError("study.factors: there is only one arm; a comparison needs a second setting")
     return plan

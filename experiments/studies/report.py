@@ -1,66 +1,55 @@
-"""From the runs of a study to its report: findings, curves, cost, samples, the files of figures, and the appendix."""
+"""The report of a study, from the outcomes of its runs: findings, verdict, evidence, runs, and the appendix."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from diffusion_core.common.text import pluralize as count_of
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
 from diffusion_core.statistics.bootstrap import Interval
-from diffusion_core.statistics.paired import Paired
-from experiments.report.figures import decimate, smooth
-from experiments.report.page import write_page
-from experiments.report.study import render as render_study
-from experiments.report.study import within
-from experiments.studies import figures
+from experiments.report.page import templates, write_page
+from experiments.report.study import render, within
+from experiments.studies import evidence, figures
 from experiments.studies.analysis import Comparison, Finding, analyse
+from experiments.studies.evidence import Drawings
 from experiments.studies.plan import Plan
-from experiments.studies.results import COSTS, Outcome
+from experiments.studies.results import Outcome
 
 __all__ = ["build", "report"]
 
-_COLUMNS = 300  # points of a curve
-_BYTES = 3_000_000  # of all states that the page carries
-_GAIN = 64  # by which differences of pixels are shown
-
-# Figures by name: what draws each, and its numbers.
-Drawings = dict[str, tuple[Callable[[], Any], list[dict[str, Any]]]]
-
-ANSWERS = {
+_ANSWERS = {
     "equivalent": "equivalent within the margin",
     "within margin": "different, by less than the margin",
     "different": "different",
     "undecided": "undecided",
     "no pairs": "no pair of runs",
 }
+_ENVIRONMENT = (
+    "backend", "mode", "device", "precision", "versions", "commit", "processor", "cores", "python", "platform",
+)  # fmt: skip
 
 
 def report(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> tuple[Path, dict[str, Any]]:
-    """Write report.html, report.json and figures/; gives the path of the page and what it says."""
+    """Write report.html, report.json and figures/; return the path of the page and the report."""
     content, images, drawings = build(plan, outcomes)
     files: dict[str, bytes] = {}
     for name, (draw, rows) in drawings.items():
         files |= figures.files(name, draw, rows)
     for name, data in files.items():
         write_atomically(out / "figures" / name, data)
-    return write_page(content, render_study(content, images, files), out), content
+    return write_page(content, render(content, images, files), out), content
 
 
 def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
-    """The report as JSON values, its pictures, and its figures for papers, which are not drawn yet."""
+    """Return the report as JSON values, its images, and its figures for papers, which are not drawn yet."""
     here, study = describe_environment(), plan.study
     findings = analyse(plan, outcomes)
-    whole = [outcome for outcome in outcomes if not outcome.trouble]
+    complete = [outcome for outcome in outcomes if not outcome.problem]
     images: dict[str, bytes] = {}
     drawings: Drawings = {}
     content: dict[str, Any] = {
@@ -74,55 +63,49 @@ def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict
         "seeds": list(study.seeds),
         "arms": [arm.name for arm in plan.arms],
         "findings": [_finding(finding, study.seeds, drawings) for finding in findings],
-        "curves": _curves(plan, whole, drawings),
-        "samples": _samples(plan, whole, images),
-        "steps": _steps(plan, whole),
-        "cost": _cost(plan, whole, drawings),
+        "curves": evidence.curves(plan, complete, drawings),
+        "samples": evidence.samples(plan, complete, images),
+        "steps": evidence.steps(plan, complete),
+        "cost": evidence.cost(plan, complete, drawings),
         "runs": [_run(plan, outcome, findings) for outcome in outcomes],
-        "environments": _environments(whole),
+        "environments": _environments(complete),
         "machine": {key: here[key] for key in ("platform", "processor", "cores", "python")},
+        "verdict": _verdict(findings, outcomes),
+        "excludes": [line for finding in findings for line in _excludes(finding)],
     }
-    content["verdict"] = _verdict(findings, outcomes)
-    content["excludes"] = [line for finding in findings for line in _excludes(finding)]
-    content["appendix"] = _appendix(plan, whole, content)
+    content["appendix"] = _appendix(plan, complete, content)
     return content, images, drawings
 
 
-def _plain(value: float | None) -> float | None:
+# --- findings -----------------------------------------------------------------------------------------------------
+
+
+def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _ends(interval: Interval | None) -> list[float | None]:
-    return [None, None] if interval is None else [_plain(interval.low), _plain(interval.high)]
+    return [None, None] if interval is None else [_finite(interval.low), _finite(interval.high)]
 
 
 def _finding(finding: Finding, seeds: Sequence[int], drawings: Drawings) -> dict[str, Any]:
+    """Return a metric as JSON values, and add its two figures."""
     metric = finding.metric
     arms = [
         {
             "arm": summary.arm.name,
-            "values": [_plain(v) for v in summary.values],
-            "mean": _plain(summary.mean),
-            "std": _plain(summary.std),
+            "values": [_finite(v) for v in summary.values],
+            "mean": _finite(summary.mean),
+            "std": _finite(summary.std),
             "interval": _ends(summary.interval()),
         }
         for summary in finding.summaries
     ]
     comparisons = [_comparison(c) for c in finding.comparisons]
-    axis = f"ln ratio of {metric.title}" if metric.scale == "ratio" else f"difference of {metric.title}"
     names = [f"values-{metric.name}", f"differences-{metric.name}"]
-    rows = [
-        {"arm": a["arm"], "seed": seed, "value": v} for a in arms for seed, v in zip(seeds, a["values"], strict=True)
-    ]
-    drawings[names[0]] = (lambda: figures.values(metric.title, {a["arm"]: a["values"] for a in arms}), rows)
-    known = [c for c in comparisons if c["mean"] is not None]
-    drawn = [
-        {name: c[name] for name in ("arm", "differences", "mean")} | {"low": c["interval"][0], "high": c["interval"][1]}
-        for c in known
-    ]
-    keys = ("arm", "baseline", "pairs", "mean", "effect", "p", "tost_p", "margin", "excluded", "answer")
-    told = [{k: c[k] for k in keys} | {"low": c["interval"][0], "high": c["interval"][1]} for c in known]
-    drawings[names[1]] = (lambda: figures.differences(axis, drawn, metric.bound), told)
+    drawings[names[0]] = _values_figure(metric.title, arms, seeds)
+    axis = f"{'ln ratio' if metric.scale == 'ratio' else 'difference'} of {metric.title}"
+    drawings[names[1]] = _differences_figure(axis, comparisons, metric.bound)
     return {
         "name": metric.name,
         "title": metric.title,
@@ -139,6 +122,17 @@ def _finding(finding: Finding, seeds: Sequence[int], drawings: Drawings) -> dict
     }
 
 
+def _values_figure(title: str, arms: Sequence[Mapping], seeds: Sequence[int]) -> Any:
+    rows = [{"arm": a["arm"], "seed": s, "value": v} for a in arms for s, v in zip(seeds, a["values"], strict=True)]
+    return lambda: figures.values(title, {a["arm"]: a["values"] for a in arms}), rows
+
+
+def _differences_figure(axis: str, comparisons: Sequence[Mapping], bound: float | None) -> Any:
+    known = [c | dict(zip(("low", "high"), c["interval"], strict=True)) for c in comparisons if c["mean"] is not None]
+    keys = ("arm", "baseline", "pairs", "mean", "effect", "p", "tost_p", "margin", "excluded", "answer", "low", "high")
+    return lambda: figures.differences(axis, known, bound), [{key: c[key] for key in keys} for c in known]
+
+
 def _comparison(c: Comparison) -> dict[str, Any]:
     paired = c.paired
     facts: dict[str, Any] = {
@@ -149,9 +143,9 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "seeds": list(c.seeds),
         "differences": [] if paired is None else paired.differences.tolist(),
         "answer": c.answer,
-        "answer_text": ANSWERS[c.answer],
-        "p": _plain(c.p),
-        "tost_p": _plain(c.equivalence.p) if c.equivalence else None,
+        "answer_text": _ANSWERS[c.answer],
+        "p": _finite(c.p),
+        "tost_p": _finite(c.equivalence.p) if c.equivalence else None,
         "margin": c.equivalence.margin if c.equivalence else None,
         "needed": c.needed,
     }
@@ -160,218 +154,67 @@ def _comparison(c: Comparison) -> dict[str, Any]:
             "interval": [None, None], "tost_interval": [None, None], "identical": False,
         }  # fmt: skip
     return facts | {
-        "mean": _plain(paired.mean),
-        "std": _plain(paired.std),
+        "mean": _finite(paired.mean),
+        "std": _finite(paired.std),
         "interval": _ends(paired.interval(0.95)),
         "tost_interval": _ends(paired.interval(1 - 2 * c.alpha)),
-        "effect": _plain(paired.effect),
-        "effect_unbiased": _plain(paired.effect_unbiased),
-        "excluded": _plain(paired.excluded(c.alpha)),
+        "effect": _finite(paired.effect),
+        "effect_unbiased": _finite(paired.effect_unbiased),
+        "excluded": _finite(paired.excluded(c.alpha)),
         "identical": paired.identical,
     }
 
 
 def _verdict(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The claim on top of the page: what holds of all comparisons, and which do not."""
-    comparisons = [(finding, c) for finding in findings for c in finding.comparisons]
-    count = {answer: sum(c.answer == answer for _, c in comparisons) for answer in ANSWERS}
-    broken = sum(bool(outcome.trouble) for outcome in outcomes)
-    tested = [finding for finding in findings if finding.equivalent is not None]
-    total = len(comparisons)
-    told = ", ".join(f"{n} {ANSWERS[answer]}" for answer, n in count.items() if n)
-    if tested and len(tested) == len(findings) and all(finding.equivalent for finding in tested):
-        identical = all(c.paired is not None and c.paired.identical for _, c in comparisons)
+    """Return the claim on top of the page, and how many comparisons have which answer."""
+    comparisons = [c for finding in findings for c in finding.comparisons]
+    count = {answer: sum(c.answer == answer for c in comparisons) for answer in _ANSWERS}
+    broken = sum(bool(outcome.problem) for outcome in outcomes)
+    style = "unknown"
+    if findings and all(finding.equivalent for finding in findings):
+        identical = all(c.paired is not None and c.paired.identical for c in comparisons)
         claim = "The arms give identical results" if identical else "The arms are equivalent within the stated margins"
         style = "agree"
     elif count["different"]:
-        claim, style = "The arms differ", "unknown"
+        claim = "The arms differ"
     else:
-        claim, style = "The study leaves its question open", "unknown"
-    sentence = f"Of {count_of(total, 'comparison')} over {_pairs(comparisons)} of runs: {told}."
+        claim = "The study leaves its question open"
+    pairs = sorted({len(c.seeds) for c in comparisons})
+    pairs = pluralize(pairs[0], "pair") if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs"
+    answers = ", ".join(f"{n} {_ANSWERS[answer]}" for answer, n in count.items() if n)
+    sentence = f"Of {pluralize(len(comparisons), 'comparison')} over {pairs} of runs: {answers}."
     if broken:
         style = "differ"
-        sentence += f" {broken} of {len(outcomes)} runs have no result; see the table of runs."
+        sentence += f" {broken} of {pluralize(len(outcomes), 'run')} have no result; see the table of runs."
     return {"claim": claim, "style": style, "sentence": sentence, "counts": count, "broken": broken}
 
 
-def _pairs(comparisons: Sequence[tuple[Finding, Comparison]]) -> str:
-    counts = sorted({len(c.seeds) for _, c in comparisons})
-    return count_of(counts[0], "pair") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} pairs"
-
-
 def _excludes(finding: Finding) -> list[dict[str, Any]]:
-    """What the equivalence test of each comparison could and could not exclude, in a sentence."""
-    lines = []
+    """Return a sentence on what the data of each comparison exclude; equal sentences are joined."""
+    pairs: dict[str, list[str]] = {}
     for c in finding.comparisons:
-        if c.paired is None:
-            continue
-        edge = c.paired.excluded(c.alpha)
-        pair = f"{c.arm.name} against {c.baseline.name}"
-        scale = finding.metric.scale
-        if not math.isfinite(edge):
-            text = "nothing is excluded: one pair tells nothing of the spread between seeds."
-        elif edge == 0:
-            text = f"all {len(c.seeds)} pairs are equal to the last bit; any difference is excluded for these seeds."
-        else:
-            text = f"differences beyond {within(edge, scale)} are excluded, smaller ones are not"
-            if c.equivalence is None:
-                text += "; no margin was stated."
-            else:
-                margin = within(c.equivalence.margin, scale)
-                text += f"; the margin stated beforehand is {margin}, so equivalence is "
-                text += "shown." if c.equivalence.holds else "not shown."
-                if not c.equivalence.holds and c.answer == "undecided":
-                    needed = f"about {c.needed}" if c.needed else "more than 1,000"
-                    text += f" With this spread, {needed} seeds would show it in four of five such studies."
-        same = next((line for line in lines if line["text"] == text), None)
-        if same is None:
-            lines.append({"metric": finding.metric.title, "pairs": [pair], "text": text})
-        else:
-            same["pairs"].append(pair)
-    return lines
+        if c.paired is not None:
+            pairs.setdefault(_excluded(c, finding.metric.scale), []).append(f"{c.arm.name} against {c.baseline.name}")
+    return [{"metric": finding.metric.title, "pairs": names, "text": text} for text, names in pairs.items()]
 
 
-# --- curves -------------------------------------------------------------------------------------------------------
-
-
-def _curves(plan: Plan, whole: Sequence[Outcome], drawings: Drawings) -> dict[str, Any] | None:
-    """The smoothed loss of each arm: mean over seeds, with the interval of the mean as its band."""
-    series: dict[str, Any] = {}
-    for arm in plan.arms:
-        runs = [o.curves for o in whole if o.run.arm == arm and "loss" in o.curves]
-        if not runs:
-            continue
-        steps = min(len(run["loss"]) for run in runs)
-        window = max(1, steps // 40)
-        losses = np.stack([smooth(run["loss"][:steps], window) for run in runs])
-        mean = losses.mean(axis=0)
-        kept = np.unique(np.concatenate([decimate(mean, _COLUMNS // 2), np.linspace(0, steps - 1, 60).astype(int)]))
-        ends = [Paired(losses[:, k]).interval() if len(runs) > 1 else Interval(mean[k], mean[k], 0.95) for k in kept]
-        series[arm.name] = {
-            "x": runs[0]["images_seen"][kept].tolist(),
-            "mean": mean[kept].tolist(),
-            "low": [float(end.low) for end in ends],
-            "high": [float(end.high) for end in ends],
-            "seeds": len(runs),
-            "window": window,
-        }
-    if not series:
-        return None
-    rows = [
-        {"arm": arm, "images_seen": x, "mean": m, "low": low, "high": high}
-        for arm, of in series.items()
-        for x, m, low, high in zip(of["x"], of["mean"], of["low"], of["high"], strict=True)
-    ]
-    drawings["curves"] = (lambda: figures.curves("training loss", series), rows)
-    return {"series": series, "figures": ["curves"]}
-
-
-# --- cost ---------------------------------------------------------------------------------------------------------
-
-
-def _cost(plan: Plan, whole: Sequence[Outcome], drawings: Drawings) -> dict[str, Any]:
-    rows = []
-    for arm in plan.arms:
-        costs = [o.cost for o in whole if o.run.arm == arm]
-        cells = {}
-        for key in COSTS:
-            known = [cost[key] for cost in costs if cost[key] is not None]
-            spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
-            cells[key] = {"mean": float(np.mean(known)), "std": spread} if known else None
-        rows.append({"arm": arm.name, "cells": cells})
-    table = [
-        {"arm": row["arm"], "cost": key, "mean": cell["mean"], "std": cell["std"]}
-        for row in rows
-        for key, cell in row["cells"].items()
-        if cell
-    ]
-    seconds = {o.run.arm.name: [p.cost["seconds"] for p in whole if p.run.arm == o.run.arm] for o in whole}
-    if table:
-        drawings["cost"] = (lambda: figures.values("whole run, seconds", seconds), table)
-    resumed = sum(any(marker.get("resumed") for marker in o.markers) for o in whole)
-    return {
-        "columns": {key: {"title": title, "better": better} for key, (title, better) in COSTS.items()},
-        "rows": rows,
-        "resumed": resumed,
-        "figures": ["cost"] if table else [],
-    }
-
-
-# --- samples ------------------------------------------------------------------------------------------------------
-
-
-def _first_seed(plan: Plan, whole: Sequence[Outcome]) -> int | None:
-    """The first seed of which the most arms have a run."""
-    count = {seed: sum(o.run.seed == seed for o in whole) for seed in plan.study.seeds}
-    return max(count, key=lambda seed: count[seed]) if any(count.values()) else None
-
-
-def _samples(plan: Plan, whole: Sequence[Outcome], images: dict[str, bytes]) -> dict[str, Any] | None:
-    """A sheet of each arm from the same noise, and how far it is from its baseline's."""
-    seed = _first_seed(plan, whole)
-    drawn = {o.run.arm: o.samples for o in whole if o.run.seed == seed and o.samples is not None}
-    sheets = []
-    for k, (arm, (own, labels, _)) in enumerate(drawn.items()):
-        columns, scale = max(5, min(10, len(np.unique(labels)))), max(1, 32 // own.shape[1])
-        order = np.argsort(labels, kind="stable") if len(np.unique(labels)) > 1 else np.arange(len(labels))
-        shown = _spread(order, labels, columns)
-        key = f"sheet{k}"
-        images[key] = render.png_bytes(render.grid(own[shown], columns, scale))
-        sheet: dict[str, Any] = {"arm": arm.name, "picture": key}
-        base = drawn.get(plan.baseline_of(arm))
-        if base is not None and plan.baseline_of(arm) != arm and base[0].shape == own.shape:
-            apart = render.difference(base[0][shown], own[shown], gain=_GAIN)
-            images[f"{key}d"] = render.png_bytes(render.grid(apart, columns, scale))
-            differing = int(np.count_nonzero(own != base[0]))
-            largest = int(np.abs(own.astype(int) - base[0]).max())
-            sheet |= {
-                "difference": f"{key}d",
-                "baseline": plan.baseline_of(arm).name,
-                "differing": differing,
-                "total": own.size,
-                "largest": largest,
-            }
-        sheets.append(sheet)
-    return {"seed": seed, "gain": _GAIN, "sheets": sheets} if sheets else None
-
-
-def _spread(order: NDArray, labels: NDArray, columns: int) -> NDArray:
-    """Up to fifty pictures, a class per column where there are classes."""
-    classes = np.unique(labels)
-    if 1 < len(classes) <= 10:
-        rows = min(5, min(int(np.sum(labels == c)) for c in classes))
-        return np.stack([np.flatnonzero(labels == c)[:rows] for c in classes], axis=1).ravel()
-    return order[: 5 * columns]
-
-
-def _steps(plan: Plan, whole: Sequence[Outcome]) -> dict[str, Any] | None:
-    """The states on the way from noise to samples of each arm, small enough to be carried by the page."""
-    seed = _first_seed(plan, whole)
-    kept = [(o.run.arm, o.trajectory) for o in whole if o.run.seed == seed and o.trajectory is not None]
-    kept = [(arm, states) for arm, states in kept if states["x"].shape[1:] == kept[0][1]["x"].shape[1:]]
-    if len(kept) < 2:
-        return None
-    _, number, height, width, channels = kept[0][1]["x"].shape
-    rows = max(len(states["row"]) for _, states in kept)
-    rows, number = min(rows, 30), min(number, 10)
-    each = height * width * channels * 2
-    while len(kept) * rows * number * each > _BYTES and (number > 2 or rows > 8):
-        number, rows = (number - 1, rows) if number > 2 else (number, rows - 1)
-    most = max(2, _BYTES // (rows * number * each))
-    arms = []
-    for arm, states in kept[:most]:
-        chosen = np.unique(np.linspace(0, len(states["row"]) - 1, min(rows, len(states["row"]))).astype(int))
-        part = {name: _packed(states[name][chosen, :number]) for name in ("x", "estimate")}
-        ratio = states["sigma_alpha"][chosen].tolist() if "sigma_alpha" in states else None
-        arms.append({"name": arm.name, "row": states["row"][chosen].tolist(), "sigma_alpha": ratio, **part})
-    return {
-        "seed": seed, "gain": _GAIN, "count": number, "shape": [height, width, channels], "arms": arms,
-        "left_out": len(kept) - len(arms),
-    }  # fmt: skip
-
-
-def _packed(array: NDArray[np.uint8]) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+def _excluded(c: Comparison, scale: str) -> str:
+    edge = c.paired.excluded(c.alpha)
+    if not math.isfinite(edge):
+        return "nothing is excluded: one pair says nothing about the variation between seeds."
+    if edge == 0:
+        return f"all {len(c.seeds)} pairs are equal to the last bit; any difference is excluded for these seeds."
+    text = f"differences beyond {within(edge, scale)} are excluded, smaller ones are not"
+    if c.equivalence is None:
+        return f"{text}; no margin was stated."
+    text += f"; the margin stated beforehand is {within(c.equivalence.margin, scale)}, so equivalence is "
+    if c.equivalence.holds:
+        return f"{text}shown."
+    text += "not shown."
+    if c.answer == "undecided":
+        needed = f"about {c.needed}" if c.needed else "more than 1,000"
+        text += f" With this standard deviation, {needed} seeds would show it in four of five such studies."
+    return text
 
 
 # --- runs and appendix --------------------------------------------------------------------------------------------
@@ -382,104 +225,41 @@ def _run(plan: Plan, outcome: Outcome, findings: Sequence[Finding]) -> dict[str,
     values = {}
     for finding in findings:
         summary = next(s for s in finding.summaries if s.arm == outcome.run.arm)
-        values[finding.metric.name] = _plain(float(summary.values[place]))
+        values[finding.metric.name] = _finite(float(summary.values[place]))
     return {
         "arm": outcome.run.arm.name,
         "seed": outcome.run.seed,
         "values": values,
-        "seconds": None if outcome.trouble else outcome.cost["seconds"],
+        "seconds": None if outcome.problem else outcome.cost["seconds"],
         "folders": [f"runs/{path.name}" for path in outcome.directories],
         "stages": [job.stage for job in outcome.run.jobs[: len(outcome.directories)]],
-        "trouble": outcome.trouble,
+        "trouble": outcome.problem,
     }
 
 
-def _environments(whole: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The distinct environments of the runs: device, precision, versions and commit, with how many jobs each had."""
+def _environments(complete: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return the distinct environments of the runs, each with its number of jobs."""
     found: dict[str, dict[str, Any]] = {}
-    for outcome in whole:
-        for env in outcome.environments:
-            facts = {
-                key: env.get(key)
-                for key in (
-                    "backend",
-                    "mode",
-                    "device",
-                    "precision",
-                    "versions",
-                    "commit",
-                    "processor",
-                    "cores",
-                    "python",
-                    "platform",
-                )
-                if env.get(key) is not None
-            }
-            entry = found.setdefault(repr(facts), facts | {"jobs": 0})
-            entry["jobs"] += 1
+    for env in (env for outcome in complete for env in outcome.environments):
+        facts = {key: env[key] for key in _ENVIRONMENT if env.get(key) is not None}
+        found.setdefault(repr(facts), facts | {"jobs": 0})["jobs"] += 1
     return list(found.values())
 
 
-def _appendix(plan: Plan, whole: Sequence[Outcome], content: Mapping[str, Any]) -> str:
-    """What a paper says of how its numbers were made."""
-    study = plan.study
-    lines = [
-        f"Study: {study.title} ({study.name}).",
-        f"Command: {content['command']}",
-        f"Commit: {content['commit'] or 'unknown'}. Made: {content['created']}.",
-        "",
-        "Design.",
-    ]
-    for factor, levels in study.factors.items():
-        lines.append(f"  Factor {factor}: {', '.join(levels)}.")
-    lines += [
-        f"  Baseline: {', '.join(f'{factor} = {level}' for factor, level in study.baseline.items())}.",
-        f"  Seeds: {', '.join(map(str, study.seeds))}. Every arm is run with every seed; all comparisons are paired by "
-        "seed.",
-    ]
-    for stage, name, overrides in study.stages:
-        lines.append(f"  Stage {stage}: experiments.{name} {' '.join(overrides)}")
-    for factor, levels in study.factors.items():
-        for level, told in levels.items():
-            words = {stage: " ".join(overrides) for stage, overrides in told.items()}
-            same = len(set(words.values())) == 1
-            said = next(iter(words.values())) if same else "; ".join(f"{s}: {w or '-'}" for s, w in words.items())
-            lines.append(f"  {factor} = {level}: {said or '-'}")
-    lines += ["", "Metrics and margins, stated in the study file before the runs."]
-    for metric in study.metrics:
-        margin = "none" if metric.margin is None else f"{metric.margin:g}"
-        lines.append(
-            f"  {metric.title} ({metric.read}), {metric.better} is better, scale {metric.scale}, margin {margin}."
-        )
-    lines += [
-        "",
-        "Statistics.",
-        "  Intervals of means and of paired differences: Student's t, 95 %. Effect size: Cohen's d_z of the paired",
-        "  differences, with Hedges's correction g_z from three pairs on. Equivalence: two one-sided paired t tests",
-        f"  (TOST) at level {study.alpha:g}. p values of differences: two-sided paired t tests, adjusted by Holm",
-        "  within a metric. Ratios are compared by their logarithms.",
-        "",
-        "Hardware and software.",
-    ]
-    for env in content["environments"]:
-        versions = ", ".join(f"{name} {version}" for name, version in (env.get("versions") or {}).items())
-        where = ", ".join(
-            str(env[key]) for key in ("backend", "device", "precision", "mode", "processor") if key in env
-        )
-        lines += [
-            f"  {where}, {env.get('cores')} cores, {env.get('platform')}; Python {env.get('python')}, {versions};",
-            f"  commit {env.get('commit')} ({env['jobs']} jobs).",
-        ]
-    data = {(o["data"]["name"], o["data"]["sha256"]) for r in whole for o in r.environments if o.get("data")}
-    lines += [f"  Data: {name}, sha256 {sha256}." for name, sha256 in sorted(data)]
-    joules = [o.cost["joules"] for o in whole]
-    told = all(value is None for value in joules)
-    lines += [
-        "  Energy: not reported by this machine." if told else "  Energy: as counted by the machine (RAPL, NVML)."
-    ]
-    lines += ["", "Commands, in order."]
-    done: dict[str, None] = {}
-    for outcome in whole:
-        for marker in outcome.markers:
-            done.setdefault("  " + " ".join(marker["command"]))
-    return "\n".join([*lines, *done]) + "\n"
+def _appendix(plan: Plan, complete: Sequence[Outcome], content: Mapping[str, Any]) -> str:
+    """Return the text on how the numbers were made."""
+    settings = []
+    for factor, options in plan.study.factors.items():
+        for setting, by_stage in options.items():
+            joined = {stage: " ".join(overrides) for stage, overrides in by_stage.items()}
+            text = "; ".join(f"{stage}: {overrides or '-'}" for stage, overrides in joined.items())
+            settings.append((factor, setting, text if len(set(joined.values())) > 1 else next(iter(joined.values()))))
+    environments = [env for outcome in complete for env in outcome.environments]
+    return templates().get_template("appendix.txt").render(
+        study=plan.study,
+        report=content,
+        settings=settings,
+        data=sorted({(env["data"]["name"], env["data"]["sha256"]) for env in environments if env.get("data")}),
+        energy=any(outcome.cost["joules"] is not None for outcome in complete),
+        commands=dict.fromkeys(" ".join(marker["command"]) for o in complete for marker in o.markers),
+    )  # fmt: skip

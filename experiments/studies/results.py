@@ -1,13 +1,13 @@
-"""What the runs of a study ended with: metrics by name, curves, cost and samples, read from their directories.
+"""The results of the runs of a study: metrics by name, curves, cost and samples, read from their directories.
 
-A metric of a study file stands where its `read` says, `<reader>.<path>`:
+The key `read` of a metric, `<reader>.<path>`, says where its number is found:
 
     result.KEY            result.json of the last stage that has one, as `result.objective`
-    evaluation.KEY.KEY    evaluation.json of the last stage that has one, as `evaluation.numbers.frechet.distance`; all
-                          of its numbers that are compared must have been measured by one protocol
-    cost.KEY              one of the rows of `cost`, as `cost.images_per_second`
+    evaluation.KEY.KEY    evaluation.json of the last stage that has one, as `evaluation.numbers.frechet.distance`;
+                          all numbers that are compared must have been measured by one protocol
+    cost.KEY              a row of the table of cost, as `cost.images_per_second`
     digits.frechet        the digits Fréchet distance of the last samples to the training digits
-    digits.agreement      the share of them that are recognised as the class asked for
+    digits.agreement      the fraction of the samples that are recognised as the class asked for
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from diffusion_core.metrics.protocol import Number, comparable_values
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.config.safe_yaml import read_config
 from experiments.studies import jobs
-from experiments.studies.plan import ENTRIES, Metric, Plan, Run, Study
+from experiments.studies.plan import COMMANDS, Metric, Plan, Run, Study
 
 __all__ = ["COSTS", "READERS", "Outcome", "check_protocol", "check_reads", "outcomes", "value"]
 
-# Rows of the table of cost: title, which direction is better, digits after the point are the page's matter.
+# The rows of the table of cost: title, and which direction is better.
 COSTS: Mapping[str, tuple[str, str]] = {
     "images_per_second": ("training, images per second", "higher"),
     "sampled_per_second": ("sampling, images per second", "higher"),
@@ -50,27 +50,27 @@ COSTS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A run as it ended.
+    """The outcome of a run.
 
     Args:
-        run: which.
-        directories: of its stages that are done, in order.
-        trouble: why it has no result; empty where it is whole.
+        run: the run.
+        directories: the directories of its stages that are done, in order.
+        problem: why it has no result; empty if all its stages are done.
     """
 
     run: Run
     directories: tuple[Path, ...]
-    trouble: str = ""
+    problem: str = ""
 
     def last(self, name: str) -> Path | None:
-        """The file of that name of the last stage that has one."""
+        """Return the file of this name in the last stage that has one."""
         return next((path / name for path in reversed(self.directories) if (path / name).is_file()), None)
 
     @cached_property
     def results(self) -> list[tuple[str, dict[str, Any]]]:
-        """(entry, result.json) of each stage that has one."""
+        """(command, result.json) of each stage that has one."""
         pairs = zip(self.run.jobs, self.directories, strict=False)
-        return [(j.entry, read_json(d / "result.json")) for j, d in pairs if (d / "result.json").is_file()]
+        return [(j.command, read_json(d / "result.json")) for j, d in pairs if (d / "result.json").is_file()]
 
     @cached_property
     def markers(self) -> list[dict[str, Any]]:
@@ -86,12 +86,12 @@ class Outcome:
 
     @cached_property
     def precision(self) -> str:
-        """That of its last stage."""
+        """The precision of its last stage."""
         return str(read_config(self.directories[-1] / "config.yaml").get("precision", ""))
 
     @cached_property
     def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Metrics of training by name with shape (steps,), of all its stages; where two overlap, of the later."""
+        """Metrics of training by name with shape (steps,), of all stages; where two overlap, the later one counts."""
         lines: dict[int, dict[str, float]] = {}
         for path in self.directories:
             if (path / "metrics.jsonl").is_file():
@@ -101,30 +101,30 @@ class Outcome:
 
     @cached_property
     def samples(self) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]] | None:
-        """Images, labels and facts of the last stage that draws."""
-        found = self._drawn("samples.npz")
-        return None if found is None else read_samples(found)
+        """Images, labels and facts of the last stage that draws samples."""
+        file = self._sample_file("samples.npz")
+        return None if file is None else read_samples(file)
 
     @cached_property
     def trajectory(self) -> dict[str, NDArray] | None:
-        """Row, x and estimate of the states that samples went through, where they were kept."""
-        found = self._drawn("trajectory.npz")
-        if found is None:
+        """Row, x and estimate of the states between noise and samples, if they were kept."""
+        path = self._sample_file("trajectory.npz")
+        if path is None:
             return None
-        with open_npz(found, "a file of states") as file:
+        with open_npz(path, "a file of states") as file:
             return dict(file)
 
-    def _drawn(self, name: str) -> Path | None:
+    def _sample_file(self, name: str) -> Path | None:
         for job, path in reversed(list(zip(self.run.jobs, self.directories, strict=False))):
-            place = ENTRIES[job.entry].samples
-            if place is not None and (path / place / name).is_file():
-                return path / place / name
+            folder = COMMANDS[job.command].samples
+            if folder is not None and (path / folder / name).is_file():
+                return path / folder / name
         return None
 
     @cached_property
     def cost(self) -> dict[str, float | None]:
-        """What it took, all stages together; None where a stage or the machine does not say."""
-        trained = [result for entry, result in self.results if entry == "train"]
+        """The cost of all stages together; None where a stage or the machine does not report it."""
+        trained = [result for command, result in self.results if command == "train"]
         drawn = [result for _, result in self.results if result.get("sampled")]
         joules = [marker.get("joules") for marker in self.markers]
         speeds = [(r["images_per_second"], r["seconds"]) for r in trained if r["seconds"]]
@@ -142,18 +142,19 @@ class Outcome:
 
 
 def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
-    """Every run of a plan as it stands, in the order of the plan."""
+    """Return the outcome of every run of a plan, in the order of the plan."""
     found = []
     for run in plan.runs:
-        directories, trouble = [], ""
+        directories, problem = [], ""
         for job in run.jobs:
-            stand = jobs.state(job, runs)
-            if stand.word != "done":
-                said = f"exit code {stand.facts['exit_code']}: {stand.facts['said']}" if stand.word == "failed" else ""
-                trouble = f"{job.name} {stand.word}" + (f", {said}" if said else "")
+            state = jobs.job_state(job, runs)
+            if state.status != "done":
+                problem = f"{job.name} {state.status}"
+                if state.status == "failed":
+                    problem += f", exit code {state.facts['exit_code']}: {state.facts['said']}"
                 break
             directories.append(runs / job.name)
-        found.append(Outcome(run, tuple(directories), trouble))
+        found.append(Outcome(run, tuple(directories), problem))
     return found
 
 
@@ -174,7 +175,7 @@ def _cost(outcome: Outcome, path: Sequence[str]) -> object:
 
 
 @functools.cache
-def _real() -> Gaussian:
+def _training_digits() -> Gaussian:
     return fit_gaussian(layers(digits(part="train").images)["features"])
 
 
@@ -182,10 +183,10 @@ def _digits(outcome: Outcome, path: Sequence[str]) -> object:
     if outcome.samples is None:
         raise DuetError(f"no stage of {outcome.run.arm.name!r} draws samples")
     images, labels, _ = outcome.samples
-    seen = layers(images)
+    outputs = layers(images)
     if path == ["frechet"]:
-        return distance(fit_gaussian(seen["features"]), _real())
-    return agreement(seen["probabilities"].argmax(axis=1), labels, seen["probabilities"].shape[1]).rate
+        return distance(fit_gaussian(outputs["features"]), _training_digits())
+    return agreement(outputs["probabilities"].argmax(axis=1), labels, outputs["probabilities"].shape[1]).rate
 
 
 READERS: Mapping[str, Callable[[Outcome, Sequence[str]], object]] = {
@@ -195,13 +196,12 @@ READERS: Mapping[str, Callable[[Outcome, Sequence[str]], object]] = {
     "digits": _digits,
 }
 
-
-# The paths of those readers that know them.
+# The paths of the readers that have a fixed list.
 _PATHS = {"cost": tuple(COSTS), "digits": ("frechet", "agreement")}
 
 
 def check_reads(study: Study) -> None:
-    """Refuse a metric that is read from where nothing can stand."""
+    """Refuse a metric that is read from a place that does not exist."""
     for metric in study.metrics:
         reader, _, path = metric.read.partition(".")
         where = f"study.metrics.{metric.name}.read"
@@ -212,34 +212,34 @@ def check_reads(study: Study) -> None:
 
 
 def value(outcome: Outcome, metric: Metric) -> float:
-    """The metric of a run; NaN where it has none.
+    """Return the metric of a run; NaN if the run has none.
 
     Raises:
-        DuetError: the study reads it from where nothing stands, or something that is no number.
+        DuetError: the study reads it from a key that does not exist, or it is not a number.
     """
-    if outcome.trouble:
+    if outcome.problem:
         return math.nan
     reader, *path = metric.read.split(".")
-    found = READERS[reader](outcome, path)
-    if _is_number(found):
-        found = found["value"]
-    if found is None:
+    result = READERS[reader](outcome, path)
+    if _is_evaluated(result):
+        result = result["value"]
+    if result is None:
         return math.nan
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise DuetError(f"study.metrics.{metric.name}.read: {metric.read} is {found!r}; it must be a number")
-    return float(found)
+    if isinstance(result, bool) or not isinstance(result, (int, float)):
+        raise DuetError(f"study.metrics.{metric.name}.read: {metric.read} is {result!r}; it must be a number")
+    return float(result)
 
 
 def check_protocol(metric: Metric, outcomes: Sequence[Outcome]) -> None:
-    """Refuse to compare numbers of evaluations that were measured by different protocols."""
+    """Refuse to compare evaluations that were measured by different protocols."""
     reader, *path = metric.read.split(".")
     if reader != "evaluation":
         return
-    found = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.trouble)
-    if numbers := [Number.from_plain(node) for node in found if _is_number(node)]:
+    results = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.problem)
+    if numbers := [Number.from_plain(node) for node in results if _is_evaluated(node)]:
         comparable_values(numbers)
 
 
-def _is_number(node: object) -> bool:
-    """Whether it is a number of an evaluation, with its protocol."""
+def _is_evaluated(node: object) -> bool:
+    """Return whether this is a number of an evaluation, with its protocol."""
     return isinstance(node, Mapping) and "protocol_sha256" in node

@@ -127,7 +127,7 @@ def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: 
 
     for job in plan.jobs:
         out = runs / job.name
-        words = ["python3", "-m", "duet", job.entry, *job.arguments(Path("runs"))]
+        words = ["python3", "-m", "duet", job.command, *job.arguments(Path("runs"))]
         facts = {
             "identity": job.identity, "command": words,
             "seconds": 40.0 + job.seed, "joules": None, "resumed": False,
@@ -137,7 +137,7 @@ def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: 
                 write_json(out / "failed.json", facts | {"exit_code": 2, "said": "error: the loss is nan"})
             continue
         backend = next(word.split("=")[1] for word in job.overrides if word.startswith("backend="))
-        if job.entry == "sample":
+        if job.command == "sample":
             steps = next((int(word.split("=")[1]) for word in job.overrides if word.startswith("sampler.steps=")), 10)
             write_samples(out, job.seed, backend, steps)
         else:

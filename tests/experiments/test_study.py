@@ -1,4 +1,4 @@
-"""Studies: the plan of a study file, and jobs that run once, go on, fail and are told, with a stand-in for Python."""
+"""Studies: the plan of a study file, and jobs that run once, resume and fail, with a stand-in for Python."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_runs_that_begin_alike_share_their_first_jobs():
     assert len({job.name for job in plan.jobs}) == 10
 
 
-def test_the_identity_is_what_a_job_is_told_and_nothing_else():
+def test_the_identity_of_a_job_depends_on_its_overrides_alone():
     first = plan_of()
     renamed = changed("title", "Another title")
     renamed["factors"]["framework"] = dict(reversed(renamed["factors"]["framework"].items()))
@@ -73,11 +73,11 @@ def test_the_identity_is_what_a_job_is_told_and_nothing_else():
     assert {j.identity for j in plan_of(renamed).jobs} == {j.identity for j in first.jobs}
     wider = plan_of(changed("seeds", [0, 1, 2]))
     assert {j.identity for j in wider.jobs} > {j.identity for j in first.jobs}
-    told = plan_of(changed("common", ["backend.threads=2"]))
-    assert not {j.identity for j in told.jobs} & {j.identity for j in first.jobs}
+    other = plan_of(changed("common", ["backend.threads=2"]))
+    assert not {j.identity for j in other.jobs} & {j.identity for j in first.jobs}
 
 
-def test_later_words_win():
+def test_later_overrides_win():
     assert merge(["a=1", "+b=2"], ["a=3", "~c"], ["b=4"]) == ("a=3", "~c", "b=4")
     options = changed("stages/first half/overrides", ["experiment=digits", "backend.threads=9", "seed=7"])
     job = plan_of(options).jobs[0]
@@ -85,7 +85,7 @@ def test_later_words_win():
     assert not {"backend.threads=9", "seed=7"} & set(job.overrides)
 
 
-def test_each_stage_goes_on_from_the_one_before():
+def test_each_stage_continues_the_one_before():
     options = changed("stages/samples", {"entry": "sample", "overrides": ["sample.count=20"]})
     options["stages"]["scores"] = {"entry": "evaluate", "overrides": ["frechet=digits"]}
     options["common"] = []
@@ -99,7 +99,7 @@ def test_each_stage_goes_on_from_the_one_before():
     assert f"samples='/runs/{names[2]}/samples.npz'" in scored and f"checkpoint='/runs/{names[1]}'" in scored
 
 
-def test_a_baseline_of_one_factor_is_matched_in_the_others():
+def test_a_baseline_of_one_factor_matches_the_settings_of_the_others():
     options = changed("factors/steps", {"10": ["sampler.steps=10"], "20": ["sampler.steps=20"]})
     pairs = {arm.name: other.name for arm, other in plan_of(options).comparisons()}
     assert pairs == {
@@ -110,7 +110,7 @@ def test_a_baseline_of_one_factor_is_matched_in_the_others():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         ("seeds", [], r"study\.seeds: nothing was given"),
         ("seeds", [1, 1], r"they must be distinct"),
@@ -118,8 +118,8 @@ def test_a_baseline_of_one_factor_is_matched_in_the_others():
         ("stages/first half/overrides", "experiment=digits", r"must be a list of overrides"),
         ("factors/framework/hand-over", {"first haf": []}, r"Did you mean 'first half'"),
         ("factors/other", {"a": ["backend=tf"]}, r"framework and other both set backend"),
-        ("factors/framework/again", ["backend=torch"], r"arms 'PyTorch' and 'again' are told the same"),
-        ("factors/framework", {"PyTorch": ["backend=torch"]}, r"a comparison needs a second level"),
+        ("factors/framework/again", ["backend=torch"], r"arms 'PyTorch' and 'again' have the same overrides"),
+        ("factors/framework", {"PyTorch": ["backend=torch"]}, r"a comparison needs a second setting"),
         ("baseline", {"framework": "Torch"}, r"study\.baseline\.framework.*Did you mean 'PyTorch'"),
         ("baseline", {"frame": "PyTorch"}, r"Did you mean 'framework'"),
         ("metrics/loss/margin", 0.99, r"scale ratio it must be above 1"),
@@ -129,8 +129,8 @@ def test_a_baseline_of_one_factor_is_matched_in_the_others():
         ("alpha", 0.7, r"study\.alpha: 0\.7"),
     ],
 )
-def test_a_study_that_does_not_fit_is_refused(path, value, told):
-    with pytest.raises(DuetError, match=told):
+def test_an_invalid_study_is_refused(path, value, message):
+    with pytest.raises(DuetError, match=message):
         plan_of(changed(path, value))
 
 
@@ -139,7 +139,7 @@ def test_a_study_that_does_not_fit_is_refused(path, value, told):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch, capsys):
-    """Calls `experiments.study` on a small study; gives exit code and output."""
+    """Calls `experiments.study` on a small study; returns exit code and output."""
     options = copy.deepcopy(STUDY)
     options["common"] = [f"backend.python={fallback(tmp_path)}"]
     files = tmp_path / "files" / "study"
@@ -148,7 +148,7 @@ def study(tmp_path, monkeypatch, capsys):
     del options["stages"]["first half"], options["factors"]["framework"]["hand-over"]
     (files / "small.yaml").write_text(json.dumps(options))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "files", lambda name, draw, rows: {})  # what drawing takes is tested elsewhere
+    monkeypatch.setattr(figures, "files", lambda name, draw, rows: {})  # figures are tested elsewhere
 
     def call(*words: str, name: str = "small") -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["study", "--config-dir", "files", f"study={name}", "out=out", *words])
@@ -169,9 +169,9 @@ def calls(folder: Path) -> list[str]:
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, int]]:
-    """What a launcher is given from now on: itself, and how many jobs."""
+    """The calls of a launcher from now on: the launcher and the number of jobs."""
     noted: list[tuple[Any, int]] = []
-    owner = Plugins.instance().class_name_to_class[name]  # Hydra loads plugins as modules of its own
+    owner = Plugins.instance().class_name_to_class[name]  # Hydra loads plugins as its own modules
     launch = owner.launch
     monkeypatch.setattr(
         owner, "launch", lambda self, *given: noted.append((self, len(given[0]))) or launch(self, *given)
@@ -186,7 +186,7 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(study, tmp_path):
     assert said.count("hand-over") == 2 and sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_is_done_is_not_done_again(study, tmp_path, monkeypatch):
+def test_completed_jobs_are_not_repeated(study, tmp_path, monkeypatch):
     assert study("study.seeds=[0]")[0] == 0
     assert len(set(calls(tmp_path))) == 2
     noted = launched(monkeypatch, "hydra_plugins.duet_launcher.local.LocalLauncher")
@@ -200,19 +200,19 @@ def test_what_is_done_is_not_done_again(study, tmp_path, monkeypatch):
     assert study()[0] == 0 and len(calls(tmp_path)) == 5
 
 
-def test_a_failed_job_is_told_and_the_others_go_on(study, tmp_path):
+def test_a_failed_job_is_reported_and_the_others_run(study, tmp_path):
     (tmp_path / "fail").write_text("0")
     words = ["~study.factors.framework.TensorFlow"]
     code, said = study(*words, name="halves")
     assert code == 1 and said.count("exit code 3: error: the loss is nan") == 1
     done = [json.loads(path.read_text())["command"] for path in tmp_path.glob("out/runs/*/done.json")]
     assert len(done) == 3 and all("seed=1" in command for command in done)
-    assert len(calls(tmp_path)) == 4  # nothing was started on a half that failed
+    assert len(calls(tmp_path)) == 4  # no second half was started after a first half that failed
     (tmp_path / "fail").unlink()
     assert study(*words, name="halves")[0] == 0 and len(calls(tmp_path)) == 7
 
 
-def test_a_training_that_was_cut_goes_on_from_its_checkpoint(study, tmp_path):
+def test_an_interrupted_training_resumes_from_its_checkpoint(study, tmp_path):
     (tmp_path / "cut").touch()
     assert study("study.seeds=[0]")[0] == 1
     (tmp_path / "cut").unlink()
@@ -221,38 +221,38 @@ def test_a_training_that_was_cut_goes_on_from_its_checkpoint(study, tmp_path):
     assert all(json.loads(path.read_text())["resumed"] for path in tmp_path.glob("out/runs/*/done.json"))
 
 
-def test_a_job_that_another_process_runs_is_left_alone(tmp_path, monkeypatch):
+def test_a_job_that_another_process_runs_is_not_touched(tmp_path, monkeypatch):
     job, runs = plan_of().jobs[0], tmp_path / "runs"
     (runs / job.name).mkdir(parents=True)
-    monkeypatch.setattr(jobs, "command", lambda job, runs: pytest.fail("it was about to start"))
+    monkeypatch.setattr(jobs, "job_command", lambda job, runs: pytest.fail("it was about to start"))
     with lock_directory(runs, f".{job.name}.lock"), pytest.raises(DuetError, match="in use by process"):
         perform(job, runs)
-    # Nor is a training that outlived its study deleted under it.
-    monkeypatch.setattr(jobs, "command", lambda job, runs: [])
+    # A training that outlived its study keeps its directory.
+    monkeypatch.setattr(jobs, "job_command", lambda job, runs: [])
     (runs / job.name / "metrics.jsonl").write_text("precious")
     with exclusive_directory(runs / job.name), pytest.raises(DuetError, match="in use by process"):
         perform(job, runs)
     assert (runs / job.name / "metrics.jsonl").read_text() == "precious"
 
 
-def test_one_job_can_be_called_by_its_name(study, tmp_path):
+def test_one_job_can_be_run_by_its_name(study, tmp_path):
     said = study("dry_run=true", "study.seeds=[0]", name="halves")[1]
     first, second = (next(w for w in said.split() if w.startswith(half)) for half in ("first-", "second-"))
     code, said = study(f"job={first}x", name="halves")
     assert code == 2 and f"Did you mean '{first}'" in said
     code, said = study(f"job={second}", name="halves")
-    assert code == 2 and "which is not done; run that one first" in said
+    assert code == 2 and "which is not done; run that job first" in said
     assert study(f"job={first}", name="halves")[0] == 0 and len(calls(tmp_path)) == 1
     assert study(f"job={second}", name="halves")[0] == 0 and len(calls(tmp_path)) == 2
 
 
-def test_hydras_own_launcher_serves_as_well(study, tmp_path, monkeypatch):
+def test_hydras_own_launcher_works_too(study, tmp_path, monkeypatch):
     noted = launched(monkeypatch, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
     assert study("hydra/launcher=basic", "study.seeds=[0]")[0] == 0 and len(calls(tmp_path)) == 2
     assert [jobs for _, jobs in noted] == [2]
 
 
-def test_a_mistake_in_a_level_is_found_before_anything_runs(study, tmp_path):
+def test_a_mistake_in_a_setting_is_found_before_any_job_runs(study, tmp_path):
     code, said = study("study.common=['trainer.imags=1']")
     assert code == 2 and "second half" in said and "imags" in said and not calls(tmp_path)
     assert not (tmp_path / "out").exists()
@@ -262,7 +262,7 @@ def test_a_mistake_in_a_level_is_found_before_anything_runs(study, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml")))
-def test_every_shipped_study_is_a_plan_that_composes(name, monkeypatch, capsys, tmp_path):
+def test_every_shipped_study_has_a_plan_that_composes(name, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = ["study", f"study={name}", "study.seeds=[0]", "dry_run=true"]
     monkeypatch.setattr(sys, "argv", words)
@@ -272,10 +272,10 @@ def test_every_shipped_study_is_a_plan_that_composes(name, monkeypatch, capsys, 
     assert file.startswith(f"# python3 -m duet study study={name}\n")
 
 
-def test_the_page_of_studies_names_them_all_and_its_example_is_one():
+def test_the_documentation_lists_every_study_and_its_example_is_valid():
     page = (CONFIGS.parent / "docs" / "studies.md").read_text()
-    told = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
-    assert sorted(told) == sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
     example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL).group(1))
     study = make_study(example)
     check_reads(study)
@@ -285,7 +285,7 @@ def test_the_page_of_studies_names_them_all_and_its_example_is_one():
 # --- energy -------------------------------------------------------------------------------------------------------
 
 
-def test_energy_is_the_difference_of_counters_that_start_anew(tmp_path):
+def test_energy_is_the_difference_of_counters_that_wrap_around(tmp_path):
     for zone, joules in (("intel-rapl:0", 90), ("intel-rapl:0:0", 7), ("intel-rapl:1", 5)):
         (tmp_path / zone).mkdir()
         (tmp_path / zone / "energy_uj").write_text(f"{joules}000000\n")

@@ -1,4 +1,4 @@
-"""The report of a study: its numbers are those of its runs, it is whole in one file, and its controls work.
+"""The report of a study: its numbers are those of its runs, it is self-contained, and its controls work.
 
 The runs are made up (`made_up.py`): PyTorch and TensorFlow differ by a millionth of the loss and in one pixel.
 """
@@ -71,7 +71,7 @@ def comparison(content: dict[str, Any], metric: str, arm: str = "TensorFlow") ->
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_that_of_the_runs(study):
+def test_a_comparison_is_the_paired_test_of_the_runs(study):
     ends = {b: np.array([np.mean(losses(seed, b)[-10:]) for seed in SEEDS]) for b in ("torch", "tf")}
     expected = stats.ttest_1samp(np.log(ends["tf"] / ends["torch"]), 0)
     found = comparison(study[1], "loss")
@@ -109,32 +109,32 @@ def test_all_equivalent_is_claimed_only_where_every_test_says_so(tmp_path):
     plan = make_plan(make_study(options))
     content = build(plan, outcomes(plan, folder / "runs"))[0]
     assert content["verdict"]["claim"] == "The study leaves its question open"
-    told = next(line["text"] for line in content["excludes"] if line["metric"] == "loss at the end")
-    assert "equivalence is not shown" in told and "seeds would show it" in told
+    text = next(line["text"] for line in content["excludes"] if line["metric"] == "loss at the end")
+    assert "equivalence is not shown" in text and "seeds would show it" in text
 
 
-def test_a_failed_run_is_told_and_its_seed_is_left_out_of_the_pairs(tmp_path):
+def test_a_failed_run_is_reported_and_its_seed_is_left_out_of_the_pairs(tmp_path):
     plan, folder = made(tmp_path, failing=lambda job: job.seed == 1 and "backend=tf" in job.overrides)
-    content, pictures, _ = build(plan, outcomes(plan, folder / "runs"))
+    content, images, _ = build(plan, outcomes(plan, folder / "runs"))
     assert content["verdict"]["broken"] == 2 and content["verdict"]["style"] == "differ"
     found = comparison(content, "loss")
     assert found["seeds"] == [0, 2, 3] and found["missing"] == 1
-    page = render(content, pictures, {})
+    page = render(content, images, {})
     assert page.count("the loss is nan</span>") == 2 and "2 of 12 runs have no result" in page
 
 
-def test_one_seed_says_nothing_of_spread(tmp_path):
+def test_one_seed_says_nothing_about_variation(tmp_path):
     plan, folder = made(tmp_path, STUDY | {"seeds": [0]})
-    content, pictures, _ = build(plan, outcomes(plan, folder / "runs"))
+    content, images, _ = build(plan, outcomes(plan, folder / "runs"))
     found = comparison(content, "loss")
     assert found["interval"] == [None, None] and found["tost_p"] is None and found["answer"] == "undecided"
-    assert "nothing is excluded" in render(content, pictures, {})
+    assert "nothing is excluded" in render(content, images, {})
 
 
-def test_no_run_at_all_is_a_report_too(tmp_path):
+def test_a_study_without_runs_has_a_report(tmp_path):
     plan = make_plan(make_study(STUDY))
-    content, pictures, _ = build(plan, outcomes(plan, tmp_path / "runs"))
-    assert content["verdict"]["counts"]["no pairs"] == 8 and "no pairs" in render(content, pictures, {})
+    content, images, _ = build(plan, outcomes(plan, tmp_path / "runs"))
+    assert content["verdict"]["counts"]["no pairs"] == 8 and "no pairs" in render(content, images, {})
 
 
 def test_curves_join_the_stages_and_average_over_seeds(study):
@@ -146,20 +146,23 @@ def test_curves_join_the_stages_and_average_over_seeds(study):
     assert np.all(np.array(series["PyTorch"]["low"]) < expected)
 
 
-def test_cost_is_of_all_stages_and_energy_is_not_made_up(study):
+def test_cost_sums_all_stages_and_energy_is_not_estimated(study):
     cells = {row["arm"]: row["cells"] for row in study[1]["cost"]["rows"]}
     assert cells["PyTorch"]["seconds"]["mean"] == pytest.approx(2 * 41.5)
     assert cells["hand-over"]["images_per_second"]["mean"] == pytest.approx((301.5 + 211.5) / 2)
-    assert all(of["joules"] is None for of in cells.values()) and study[2].count("not reported</span>") == 3
+    assert all(row["joules"] is None for row in cells.values()) and study[2].count("not reported</span>") == 3
 
 
-def test_a_metric_is_refused_before_any_run_where_nothing_can_stand():
-    for read, told in (("results.objective", "Did you mean 'result'"), ("cost.memory", "it must be one of images_per")):
-        with pytest.raises(DuetError, match=told):
+def test_a_metric_read_from_an_unknown_place_is_refused_before_any_run():
+    for read, message in (
+        ("results.objective", "Did you mean 'result'"),
+        ("cost.memory", "it must be one of images_per"),
+    ):
+        with pytest.raises(DuetError, match=message):
             check_reads(make_study(STUDY | {"metrics": {"x": {"read": read}}}))
 
 
-def test_a_key_that_a_file_has_not_is_named(study):
+def test_a_missing_key_of_a_file_is_named(study):
     plan = make_plan(make_study(STUDY | {"metrics": {"x": {"read": "result.objectve"}}}))
     with pytest.raises(DuetError, match=r"result\.json: key: 'objectve'.*Did you mean 'objective'"):
         build(plan, outcomes(plan, study[0] / "runs"))
@@ -168,7 +171,7 @@ def test_a_key_that_a_file_has_not_is_named(study):
 # --- the page and its files ---------------------------------------------------------------------------------------
 
 
-def test_the_page_refers_to_nothing_but_its_runs(study):
+def test_the_page_links_to_nothing_but_its_runs(study):
     links = re.findall(r'(?:href|src)="([^"]*)"', study[2])
     outside = [link for link in links if not link.startswith(("#", "data:", "runs/"))]
     assert outside == [] and sum(link.startswith("runs/") for link in links) == 24
@@ -176,7 +179,7 @@ def test_the_page_refers_to_nothing_but_its_runs(study):
     assert "Does &lt;it&gt; matter?" in study[2] and "<it>" not in study[2]
 
 
-def test_every_figure_can_be_taken_as_data_and_as_pictures(study):
+def test_every_figure_can_be_downloaded_as_data_and_as_an_image(study):
     folder, content, page = study
     held = dict(re.findall(r'download="([^"]+)" href="data:[^;"]+(?:;charset=utf-8)?;base64,([^"]+)"', page))
     names = {name for f in content["findings"] for name in f["figures"]} | {"curves", "cost"}
@@ -205,14 +208,14 @@ def test_the_same_runs_give_the_same_files(study):
         assert {file: (study[0] / "figures" / file).read_bytes() for file in files} == files
 
 
-def test_the_appendix_says_how_the_numbers_were_made(study):
+def test_the_appendix_states_how_the_numbers_were_made(study):
     text = study[1]["appendix"]
-    for said in (
+    for part in (
         "Seeds: 0, 1, 2, 3", "Baseline: framework = PyTorch", "a processor, 2 cores", "TensorFlow 2.21.0",
         "PyTorch 2.14.1", "margin 1.01", "sha256 000", "Energy: not reported", "commit abc1234",
         "hand-over: first half: backend=torch; second half: backend=tf",
     ):  # fmt: skip
-        assert said in text, said
+        assert part in text, part
     assert text.count("  python3 -m duet train") == 4 * 5  # each shared job once
 
 
@@ -272,11 +275,11 @@ LISTEN = "window.errors = []; addEventListener('error', (event) => window.errors
 
 
 def operated(page: str, folder: Path, size: str = "1440,900") -> dict[str, Any]:
-    """What a script of ours finds when it operates a copy of the page in a headless Chromium."""
+    """The findings of a script that operates a copy of the page in a headless Chromium."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
-        pytest.fail("no Chromium is on PATH; install one, or leave these tests out with -m 'not browser'")
+        pytest.fail("no Chromium is on PATH; install one, or skip these tests with -m 'not browser'")
     for script in (LISTEN, OPERATE):
         policy = base64.b64encode(sha256(script.encode()).digest()).decode()
         page = page.replace("script-src 'sha256-", f"script-src 'sha256-{policy}' 'sha256-", 1)
@@ -300,12 +303,12 @@ def found(study, tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.mark.browser
-def test_the_page_raises_nothing_and_fits_its_window(found):
+def test_the_script_raises_no_error_and_the_page_fits_its_window(found):
     assert found["errors"] == [] and found["width"][0] <= found["width"][1]
 
 
 @pytest.mark.browser
-def test_the_slider_goes_through_the_states_of_both_arms(study, found):
+def test_the_slider_shows_the_states_of_both_arms(study, found):
     """The pixels on the canvases are those of trajectory.npz, and the difference is theirs."""
     plan = make_plan(make_study(STUDY))
     states = {}
@@ -314,10 +317,10 @@ def test_the_slider_goes_through_the_states_of_both_arms(study, found):
             states[outcome.run.arm.name] = outcome.trajectory
 
     def shown(values: np.ndarray) -> list[int]:
-        """Ten pictures of 8 x 8 on a canvas of five columns with a pixel between, which is empty and so 0."""
+        """Ten images of 8 x 8 on a canvas of five columns, one empty pixel (0) apart."""
         canvas = np.zeros((17, 44), int)
-        for k, picture in enumerate(values[..., 0]):
-            canvas[9 * (k // 5) : 9 * (k // 5) + 8, 9 * (k % 5) : 9 * (k % 5) + 8] = picture
+        for k, image in enumerate(values[..., 0]):
+            canvas[9 * (k // 5) : 9 * (k // 5) + 8, 9 * (k % 5) : 9 * (k % 5) + 8] = image
         return [44, 17, *canvas.ravel().tolist()]
 
     a, b = states["PyTorch"]["x"].astype(int), states["TensorFlow"]["x"].astype(int)
@@ -331,7 +334,7 @@ def test_the_slider_goes_through_the_states_of_both_arms(study, found):
 
 
 @pytest.mark.browser
-def test_a_table_sorts_by_the_column_that_is_pressed(study, found):
+def test_a_table_sorts_by_the_clicked_column(study, found):
     values = sorted(run["values"]["loss"] for run in study[1]["runs"])
     up, down = ([float(text) for text in found[way][0]] for way in ("up", "down"))
     assert up == sorted(up) == [float(f"{v:.4f}") for v in values] and down == up[::-1]
@@ -340,13 +343,13 @@ def test_a_table_sorts_by_the_column_that_is_pressed(study, found):
 
 
 @pytest.mark.browser
-def test_the_theme_is_switched_and_back(found):
+def test_the_theme_button_switches_and_switches_back(found):
     first, second, third = found["theme"]
     assert first == third != second
 
 
 @pytest.mark.browser
-def test_curves_tell_their_values_under_the_pointer(study, found):
+def test_curves_show_their_values_under_the_pointer(study, found):
     said, hidden = found["hover"]
     series = study[1]["curves"]["series"]
     middle = series["PyTorch"]["mean"][series["PyTorch"]["x"].index(1280)]
