@@ -1,15 +1,15 @@
-"""Checkpoints: a directory that is there whole or not at all, and that either framework can read.
+"""Checkpoints: directories that exist completely or not at all, and that either framework can read.
 
     checkpoints/000000012800/         named by images seen
         weights.safetensors           the network
         ema.safetensors               its moving average; ema1, ema2 ... hold further ones
-        moment1.safetensors           Adam
-        moment2.safetensors
-        history.safetensors           the last losses at each level, of a run whose levels depend on them
-        state.json                    images seen, updates, problem, seed, hash of every file and of itself
+        moment1.safetensors           first moments of Adam
+        moment2.safetensors           second moments of Adam
+        history.safetensors           the last losses at each timestep, for a timestep distribution that depends on them
+        state.json                    images seen, updates, model (as "problem"), seed, hashes of all files
 
-Names and axes are the canonical ones. A checkpoint is written beside its final name, flushed to the disk
-and renamed; every file is checked against its hash when it is read. Nothing is pickled.
+Names and axes are the canonical ones. A checkpoint is written under a temporary name, flushed to the disk and renamed;
+every file is compared with its hash when it is read. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -51,24 +51,23 @@ __all__ = [
     "weights_hash",
 ]
 
-# Format 2 is format 3 with one average, and without the number of them.
-FORMAT, _READ = 3, (2, 3)
-# More than the header of a file has for each array; names are short.
-_HEADER_BYTES = 1000
+# Format 2 has exactly one average and does not store the number of averages.
+FORMAT, _READABLE = 3, (2, 3)
+# An upper bound on the bytes per array in the header of a safetensors file.
+_MAX_HEADER_BYTES = 1000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """A moment of a run.
+    """The state of a run after a step, from which it can be resumed or sampled.
 
     Args:
-        images_seen: the clock.
-        model: network and process.
-        seed: of the run's streams.
-        state: weights, averages, moments and updates.
-        notes: anything else worth keeping, as plain data: backend, precision, versions, what was trained for, and the
-            sampler that the run draws with.
-        history: the losses that the next levels depend on, or None.
+        images_seen: after the step.
+        model: the network and its process.
+        seed: of the random streams of the run.
+        state: weights, averages, moments and the number of updates.
+        notes: further plain data: backend, precision, versions, the training objective, and the sampler of the run.
+        history: the losses that the next timesteps depend on, or None.
     """
 
     images_seen: int
@@ -78,93 +77,118 @@ class Checkpoint:
     notes: Mapping[str, Any]
     history: LossHistory | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Checkpoint(images_seen={self.images_seen}, updates={self.state.updates}, "
+            f"architecture={self.model.architecture!r}, seed={self.seed})"
+        )
+
 
 def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = None) -> Path:
-    """Write a checkpoint under `parent` and drop all but the last `keep` up to it.
+    """Write a checkpoint under `parent` and return its path; delete all but the last `keep` up to this one.
 
-    Later ones, which a run leaves that is resumed from an earlier moment, are neither counted nor dropped.
+    Later checkpoints, which exist where a run is resumed from an earlier moment, are neither counted nor deleted.
+
+    Args:
+        parent: the directory of all checkpoints of a run; made if it does not exist.
+        checkpoint: the state to store.
+        keep: how many checkpoints up to this one to keep; None keeps all.
 
     Raises:
-        DuetError: if it cannot be written; what was there before is left as it was.
+        DuetError: if it cannot be written; existing checkpoints are then unchanged.
+
+    Example:
+        >>> from diffusion_core.networks import PlainSpec
+        >>> from diffusion_core.networks.weights import initial_weights
+        >>> spec = PlainSpec(image_size=4, in_channels=1, out_channels=1, channels=(4,), bottleneck=4)
+        >>> model = DiffusionModel(spec, {"name": "linear", "T": 10}, prediction="eps")
+        >>> state = TrainerState.fresh(initial_weights(model.program, 0))
+        >>> path = save_checkpoint(Path("run/checkpoints"), Checkpoint(0, model, seed=0, state=state, notes={}))
+        >>> load_checkpoint("run")
+        Checkpoint(images_seen=0, updates=0, architecture='plain', seed=0)
     """
     if keep is not None and keep < 1:
         raise DuetError(f"keep_checkpoints: {keep} was given; it must be at least 1, or null to keep all")
     parent = Path(parent)
     final = parent / f"{checkpoint.images_seen:012d}"
-    beside = _hidden(final, "new")
+    temporary = _hidden(final, "new")
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        hashes = {}
-        parts = checkpoint.state.parts
-        if checkpoint.history is not None:
-            parts = parts | {"history": vars(checkpoint.history)}
-        for part, arrays in parts.items():
-            content = pack_safetensors(arrays)
-            hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
-            write_flushed(beside / f"{part}.safetensors", content)
-        state = {
-            "format": FORMAT,
-            "images_seen": checkpoint.images_seen,
-            "updates": checkpoint.state.updates,
-            "averages": len(checkpoint.state.averages),
-            "seed": checkpoint.seed,
-            "problem": checkpoint.model.to_dict(),
-            "program_sha256": checkpoint.model.program.sha256,
-            "notes": dict(checkpoint.notes),
-            "files": hashes,
-        }
-        state["sha256"] = hash_entries(state)
-        write_flushed(beside / "state.json", json.dumps(state, indent=2).encode())
-        flush_directory(beside)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write_files(temporary, checkpoint)
+        flush_directory(temporary)
         if final.exists():
-            _replace_directory(beside, final)
+            _replace_directory(temporary, final)
         else:
-            os.rename(beside, final)
+            os.rename(temporary, final)
         flush_directory(parent)
         if keep is not None:
             for old in [path for path in list_checkpoints(parent) if path.name <= final.name][:-keep]:
-                _discard(old)
+                _delete(old)
     except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
             raise DuetError(f"{final}: the checkpoint cannot be written ({error.strerror or error})") from error
         raise
     return final
 
 
-def repair_checkpoints(parent: Path) -> None:
-    """Undo what a kill left half done: give a checkpoint its name back, and delete what is none.
+def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
+    parts = checkpoint.state.parts
+    if checkpoint.history is not None:
+        parts = parts | {"history": vars(checkpoint.history)}
+    hashes = {}
+    for part, arrays in parts.items():
+        content = pack_safetensors(arrays)
+        hashes[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
+        write_flushed(directory / f"{part}.safetensors", content)
+    state = {
+        "format": FORMAT,
+        "images_seen": checkpoint.images_seen,
+        "updates": checkpoint.state.updates,
+        "averages": len(checkpoint.state.averages),
+        "seed": checkpoint.seed,
+        "problem": checkpoint.model.to_dict(),
+        "program_sha256": checkpoint.model.program.sha256,
+        "notes": dict(checkpoint.notes),
+        "files": hashes,
+    }
+    state["sha256"] = hash_entries(state)
+    write_flushed(directory / "state.json", json.dumps(state, indent=2).encode())
 
-    For who holds the run alone: of another process that writes there, it would delete what is being written.
+
+def repair_checkpoints(parent: Path) -> None:
+    """Repair what a killed process left: restore the name of a complete checkpoint, and delete incomplete ones.
+
+    Only a process that holds the run directory may call this; it would delete what another process is writing.
 
     Raises:
-        DuetError: if that cannot be done.
+        DuetError: if a name cannot be restored.
     """
     parent = Path(parent)
     hidden = [path for path in parent.iterdir() if _HIDDEN.fullmatch(path.name)] if parent.is_dir() else []
     for path in hidden:
-        mark, final = _HIDDEN.fullmatch(path.name)["mark"], parent / _HIDDEN.fullmatch(path.name)["name"]
+        role, final = _HIDDEN.fullmatch(path.name)["role"], parent / _HIDDEN.fullmatch(path.name)["name"]
         try:
-            if mark == "old" and not final.exists():
+            if role == "old" and not final.exists():
                 os.rename(path, final)
                 flush_directory(parent)
         except OSError as error:
-            raise DuetError(f"{final}: the checkpoint cannot be put back ({error.strerror or error})") from error
+            raise DuetError(f"{final}: the checkpoint cannot be restored ({error.strerror or error})") from error
         shutil.rmtree(path, ignore_errors=True)
 
 
-# Names beside a checkpoint's that no reader takes for one. What is called old is always whole.
-_HIDDEN = re.compile(r"\.(?P<mark>new|old|gone)\.(?P<name>\d+)\.\d+")
+# Temporary names, which no reader takes for a checkpoint. A directory with the role "old" is always complete.
+_HIDDEN = re.compile(r"\.(?P<role>new|old|gone)\.(?P<name>\d+)\.\d+")
 
 
-def _hidden(path: Path, mark: str) -> Path:
-    return path.with_name(f".{mark}.{path.name}.{os.getpid()}")
+def _hidden(path: Path, role: str) -> Path:
+    return path.with_name(f".{role}.{path.name}.{os.getpid()}")
 
 
-def _discard(path: Path) -> None:
-    # Hidden first: a reader never sees a checkpoint with some files missing.
+def _delete(path: Path) -> None:
+    # Renamed first, so that a reader never sees a checkpoint with missing files.
     hidden = _hidden(path, "gone")
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(path, hidden)
@@ -172,7 +196,7 @@ def _discard(path: Path) -> None:
 
 
 def _replace_directory(new: Path, path: Path) -> None:
-    # No two names can be exchanged at once everywhere; a kill in between is mended by `repair_checkpoints`.
+    # Not every system can exchange two names at once; `repair_checkpoints` repairs a kill between the two renamings.
     old, gone = _hidden(path, "old"), _hidden(path, "gone")
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, old)
@@ -186,63 +210,72 @@ def _replace_directory(new: Path, path: Path) -> None:
 
 
 def hash_entries(entries: Mapping[str, Any]) -> str:
-    """The hash of all other entries of a file that names its own as "sha256", as they are read back."""
+    """Return the hash of all entries but "sha256", which stores it, as they would be read back from JSON."""
     entries = json.loads(json.dumps({name: value for name, value in entries.items() if name != "sha256"}))
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
-    """The whole checkpoints under a directory, oldest first."""
+    """Return the complete checkpoints under a directory, oldest first."""
     parent = Path(parent)
     return sorted(p for p in parent.iterdir() if p.name.isdigit() and p.is_dir()) if parent.is_dir() else []
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint from the path of one, of a `checkpoints` directory or of a run; the latest of several.
+    """Return the path of a checkpoint, given that path, a `checkpoints` directory or a run directory.
+
+    Of several checkpoints it is the latest.
 
     Raises:
-        DuetError: if there is none.
+        DuetError: if there is no checkpoint.
     """
     path = Path(path)
     if (path / "state.json").is_file():
         return path
-    found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
-    if not found:
+    checkpoints = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    if not checkpoints:
         what = "holds no checkpoint" if path.exists() else "does not exist"
         raise DuetError(f"checkpoint: {path} {what}; give a run directory or one of its checkpoints/<images seen>")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = None, finite: bool = True) -> Checkpoint:
-    """Read a checkpoint; see `find_checkpoint` for the path.
+    """Read a checkpoint and check it.
 
     Args:
-        network: what it must be of, if that is known; of a spec an error can say in which field the two differ.
-        finite: refuse numbers that are not finite, as all but those who look for them do.
+        path: a checkpoint, a `checkpoints` directory or a run directory; see `find_checkpoint`.
+        network: the network that the checkpoint must have, if known. For a spec the error names the fields that differ.
+        finite: whether to refuse numbers that are not finite. Only the search for such numbers sets this to False.
+
+    Returns:
+        The checkpoint, whose arrays have the names, axes and shapes of the program's parameters.
 
     Raises:
-        DuetError: if it is missing, corrupt, of another network, or written by a later version, or if a number in it is
-            not finite: what is trained or sampled from there would be lost.
+        DuetError: if the checkpoint is missing, corrupt, of another network or written by a later version, or if a
+            number in it is not finite.
+
+    Example:
+        See `save_checkpoint`.
     """
     path = find_checkpoint(path)
     with file_errors(path / "state.json"):
         state = read_json(path / "state.json", "it is corrupt")
         version, hashes, notes = state["format"], state["files"], state["notes"]
-        if version not in _READ:
-            readable = " and ".join(map(str, _READ))
+        if version not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
             raise DuetError(f"{path}: it has format {version}; this version of Duet reads formats {readable}")
         if state["sha256"] != hash_entries(state):
-            raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash is not the one that it names)")
+            raise DuetError(f"{path / 'state.json'}: it is corrupt (its hash differs from the one stored in it)")
         model = DiffusionModel.from_dict(state["problem"])
         if state["program_sha256"] != model.program.sha256:
             raise DuetError(f"{path}: the version of Duet that wrote it builds another network from the same options")
-        images_seen, updates, seed = (_whole(state, name) for name in ("images_seen", "updates", "seed"))
-        averages = _whole(state, "averages") if version > 2 else 1
-        if not 1 <= averages < len(hashes):  # of which each has a file
-            raise DuetError(f"{path / 'state.json'}: it names {averages} averages and {len(hashes)} files")
+        images_seen, updates, seed = (_count(state, name) for name in ("images_seen", "updates", "seed"))
+        averages = _count(state, "averages") if version > 2 else 1
+        if not 1 <= averages < len(hashes):  # each average has a file
+            raise DuetError(f"{path / 'state.json'}: it lists {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
-        most = max_weight_bytes(model.program)
-        parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], most) for part in names}
+        limit = max_weight_bytes(model.program)
+        parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], limit) for part in names}
         name, history = "history.safetensors", None
         if name in hashes:
             history = LossHistory(**read_part(path / name, hashes[name]))
@@ -257,55 +290,60 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
 
 
 def max_weight_bytes(program: Program) -> int:
-    """More than a file of the weights of a program has, but for the facts in its header."""
-    return sum(_HEADER_BYTES + 8 * math.prod(p.shape) for p in program.parameters) + _HEADER_BYTES
+    """Return an upper bound on the size of a file of a program's weights, without the facts in its header."""
+    return sum(_MAX_HEADER_BYTES + 8 * math.prod(p.shape) for p in program.parameters) + _MAX_HEADER_BYTES
 
 
-def _whole(state: Mapping[str, Any], name: str) -> int:
-    """A count of state.json."""
+def _count(state: Mapping[str, Any], name: str) -> int:
+    """Return an entry of state.json that must be a whole number, at least 0."""
     if type(state[name]) is not int or state[name] < 0:
-        raise TypeError(f"{name} {state[name]!r} is no whole number from 0")
+        raise TypeError(f"{name} is {state[name]!r}, not a whole number of at least 0")
     return state[name]
 
 
 def weights_hash(path: str | Path, part: str = "ema") -> str:
-    """The hash of one file of a checkpoint: two samplers with the same one drew from the same weights."""
+    """Return the hash of one file of a checkpoint, to see whether samples were drawn from the same weights."""
     file = find_checkpoint(path) / "state.json"
     with file_errors(file):
         return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
-def read_part(path: Path, sha256: str, most: int = 1 << 28) -> dict[str, NDArray]:
-    """The arrays of a file of which another one knows the hash, and how many bytes it has at most.
+def read_part(path: Path, sha256: str, max_bytes: int = 1 << 28) -> dict[str, NDArray]:
+    """Return the arrays of a safetensors file with a known hash.
+
+    Args:
+        path: the file.
+        sha256: the hash that it must have.
+        max_bytes: the largest size that is read.
 
     Raises:
-        DuetError: if it is missing, larger, or another file.
+        DuetError: if the file is missing, larger, or has another hash.
     """
-    content = read_bytes(path, most)
+    content = read_bytes(path, max_bytes)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise DuetError(f"{path}: it is corrupt or cut short (its hash is not the one that was written down)")
+        raise DuetError(f"{path}: it is corrupt or cut short (its hash differs from the recorded one)")
     with file_errors(path, "it is not a safetensors file"):
         return tensors.load(content)
 
 
 def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another network, and say what differs: fields of the specs, or weights, or neither."""
+    """Refuse a checkpoint of another network, and name the fields or weights that differ."""
     spec = checkpoint.model.spec
-    # A spec says nothing of what a process adds to its network.
+    # A spec does not contain what a process adds to its network, so it is compared with the bare spec.
     program, own = (lower(network), lower(spec)) if isinstance(network, NetworkSpec) else (network, None)
-    stored = (own or checkpoint.model.program).sha256
-    if program.sha256 == stored:
+    sha256 = (own or checkpoint.model.program).sha256
+    if program.sha256 == sha256:
         return
     other = f"{path}: it is of another network"
     if isinstance(network, NetworkSpec) and type(network) is not type(spec):
         raise DuetError(f"{other}, a {type(spec).__name__}, but a {type(network).__name__} was given")
     if isinstance(network, NetworkSpec):
         pairs = [(field.name, getattr(spec, field.name), getattr(network, field.name)) for field in fields(spec)]
-        differ = [f"model.{name} {there!r} (given: {given!r})" for name, there, given in pairs if there != given]
+        differ = [f"model.{name} {stored!r} (given: {given!r})" for name, stored, given in pairs if stored != given]
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise DuetError(f"{other}, with {', '.join(differ[:3])}{more}")
     check_weights(program, checkpoint.state.weights, other)
     raise DuetError(
-        f"{other}, which has the same weights but computes with other numbers (program {stored[:12]}, "
-        f"wanted {program.sha256[:12]})"
+        f"{other}, which has the same weights but computes with other numbers (program {sha256[:12]}, "
+        f"expected {program.sha256[:12]})"
     )

@@ -1,11 +1,11 @@
-"""Snapshots: the averages of a run, stored now and then, of which others can be made afterwards.
+"""EMA snapshots: the averages of a run, stored at intervals, from which other averages can be made after training.
 
     snapshots/000000012800-ema.safetensors      named by images seen and by the average: ema, ema1, ema2 ...
 
-A file holds one average under canonical names and axes, in the precision of the run, and says in its header by which
-profile it was averaged, over how many updates of which batch, and of which problem and seed: everything that
-`reconstruct` needs, without a framework. It is written whole or not at all and carries the hash of its arrays and of
-what it says. Nothing is pickled.
+A file holds one average under canonical names and axes, in the precision of the run. Its header contains the profile of
+the average, the number of updates, the batch size, the model and the seed: everything that `reconstruct` needs, without
+a framework. A file is written completely or not at all and stores the hash of its arrays and its header. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ __all__ = ["Snapshot", "delete_snapshots_after", "find_snapshots", "reconstruct"
 FORMAT = "1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Snapshot:
-    """One average at one moment; its arrays are read when they are asked for.
+    """One stored average; `weights` reads its arrays.
 
     Args:
         path: the file.
-        images_seen: the clock.
+        images_seen: when the average was stored.
         updates: of the run until then.
         batch: images per update.
-        profile: by which the weights were averaged.
-        model: network and process.
-        seed: of the run's streams.
-        header: what the file says of itself, as it is stored; its hash covers it.
+        profile: the decays of the average.
+        model: the network and its process.
+        seed: of the random streams of the run.
+        header: the facts in the header of the file; the hash covers them.
     """
 
     path: Path
@@ -58,16 +58,19 @@ class Snapshot:
     seed: int
     header: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Snapshot({self.path.name!r}, updates={self.updates}, profile={self.profile})"
+
     def weights(self) -> Weights:
-        """The average by name.
+        """Return the average by parameter name.
 
         Raises:
-            DuetError: if the file is missing, corrupt, does not fit its problem or has a number that is not finite.
+            DuetError: if the file is missing, corrupt, does not fit its model or has a number that is not finite.
         """
         facts = {name: text for name, text in self.header.items() if name != "sha256"}
         arrays = read_safetensors(self.path, max_weight_bytes(self.model.program) + len(json.dumps(facts)))
         if _hash(arrays, facts) != self.header["sha256"]:
-            raise DuetError(f"{self.path}: it is corrupt (its hash is not the one that it names)")
+            raise DuetError(f"{self.path}: it is corrupt (its hash differs from the one stored in it)")
         check_weights(self.model.program, arrays, str(self.path))
         check_numbers(arrays, str(self.path))
         return arrays
@@ -82,10 +85,19 @@ def save_snapshots(
     model: DiffusionModel,
     seed: int,
 ) -> list[Path]:
-    """Write every average of a trainer under `parent`.
+    """Write every average of a trainer under `parent` and return the paths.
+
+    Args:
+        parent: the directory of all snapshots of a run.
+        images_seen: the current moment.
+        state: of the trainer.
+        profiles: of the averages, in their order.
+        batch: images per update.
+        model: the network and its process.
+        seed: of the run.
 
     Raises:
-        DuetError: if one cannot be written.
+        DuetError: if a file cannot be written.
     """
     paths = []
     names = average_names(len(profiles))
@@ -98,21 +110,21 @@ def save_snapshots(
 
 
 def find_snapshots(path: str | Path) -> list[Snapshot]:
-    """The snapshots of a run or of a directory of them, oldest first; their arrays are not read.
+    """Return the snapshots of a run, or of a directory of snapshots, oldest first; their arrays are not read.
 
     Raises:
-        DuetError: if there is none, one cannot be read, or they are not of one run with one size of batch.
+        DuetError: if there is none, one cannot be read, or they are not of a single run with a constant batch size.
     """
     path = Path(path)
     files = _files(path / "snapshots") or _files(path)
     if not files:
         what = "holds no snapshots" if path.exists() else "does not exist"
         raise DuetError(
-            f"run: {path} {what}; a run writes them with ema.snapshot_images above 0, as ema=post_hoc has it"
+            f"run: {path} {what}; a run writes snapshots if ema.snapshot_images is above 0, as in ema=post_hoc"
         )
-    found = [_read(file) for file in files]
-    first = found[0]
-    for one in found:
+    snapshots = [_read(file) for file in files]
+    first = snapshots[0]
+    for one in snapshots:
         for what in ("batch", "seed", "model"):
             if getattr(one, what) != getattr(first, what):
                 raise DuetError(
@@ -120,14 +132,14 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
                 )
         if one.images_seen != one.updates * one.batch:
             raise DuetError(
-                f"{one.path}: {one.images_seen} images in {one.updates} updates are of a run that changed its batch, "
-                f"{one.batch}; what each step counts in it is not known"
+                f"{one.path}: {one.images_seen} images in {one.updates} updates show that the run changed its batch of "
+                f"{one.batch}; the weights of its steps in the average are unknown"
             )
-    return found
+    return snapshots
 
 
 def delete_snapshots_after(parent: Path, images_seen: int) -> None:
-    """Delete the snapshots that a run took after the moment from which it is gone on with."""
+    """Delete the snapshots taken after `images_seen`, the moment from which a run is resumed."""
     for file in _files(Path(parent)):
         if int(file.name.split("-")[0]) > images_seen:
             file.unlink()
@@ -136,17 +148,18 @@ def delete_snapshots_after(parent: Path, images_seen: int) -> None:
 def reconstruct(
     snapshots: Sequence[Snapshot], profile: Profile, images_seen: int | None = None
 ) -> tuple[Checkpoint, Combination]:
-    """A checkpoint whose weights and only average are those that a profile would have given, and how it was made.
+    """Return a checkpoint with the average that a profile would have given, and the combination that makes it.
 
-    It can be sampled from; to go on with training there are no moments in it. See `diffusion_core.optim.posthoc_ema`.
+    The average is both the weights and the only average of the checkpoint. It can be sampled from, but not trained
+    further, since it has no moments. See `diffusion_core.optim.posthoc_ema`.
 
     Args:
-        snapshots: of one run, as `find_snapshots` gives them.
-        profile: the average that is wanted.
-        images_seen: and when; None is at the last snapshot.
+        snapshots: of one run, from `find_snapshots`.
+        profile: the requested average.
+        images_seen: the requested moment; None is the last snapshot.
 
     Raises:
-        DuetError: if that moment is no update of the run, lies beyond the last snapshot, or a file is corrupt.
+        DuetError: if the moment is not an update of the run, is later than the last snapshot, or a file is corrupt.
     """
     last = max(snapshots, key=lambda one: one.updates)
     images_seen, batch = last.images_seen if images_seen is None else images_seen, last.batch
@@ -154,20 +167,20 @@ def reconstruct(
         raise DuetError(
             f"images: {images_seen} was given; it must be a multiple of the batch {batch}, up to {last.images_seen}"
         )
-    made = combine([(one.profile, one.updates) for one in snapshots], (profile, images_seen // batch), batch)
+    combination = combine([(one.profile, one.updates) for one in snapshots], (profile, images_seen // batch), batch)
     total: dict[str, np.ndarray] = {}
     dtypes = {}
-    for one, coefficient in zip(snapshots, made.coefficients, strict=True):
+    for one, coefficient in zip(snapshots, combination.coefficients, strict=True):
         if coefficient:
             for name, value in one.weights().items():
                 dtypes[name], part = value.dtype, coefficient * value.astype(np.float64)
                 total[name] = total[name] + part if name in total else part
     weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
-        "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": made.error,
-        "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, made.coefficients, strict=True)},
+        "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": combination.error,
+        "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, combination.coefficients, strict=True)},
     }  # fmt: skip
-    return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), made
+    return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), combination
 
 
 def _files(parent: Path) -> list[Path]:
@@ -176,7 +189,7 @@ def _files(parent: Path) -> list[Path]:
 
 
 def _facts(one: Snapshot) -> dict[str, str]:
-    """What the header says of a snapshot; safetensors keeps texts alone."""
+    """Return the header of a snapshot as text, since safetensors stores nothing else in a header."""
     return {
         "format": FORMAT,
         "images_seen": str(one.images_seen),
@@ -190,9 +203,9 @@ def _facts(one: Snapshot) -> dict[str, str]:
 
 
 def _read(path: Path) -> Snapshot:
-    """The header of a file."""
+    """Return a snapshot from the header of its file."""
     check_safetensors(path)
-    with file_errors(path, "it is no snapshot"):
+    with file_errors(path, "it is not a snapshot"):
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
@@ -214,7 +227,7 @@ def _read(path: Path) -> Snapshot:
 
 @lru_cache(maxsize=1)
 def _model(text: str) -> DiffusionModel:
-    """The model in a header: one for all the snapshots of a run, whose program is then built once."""
+    """Return the model in a header. The cache lets all snapshots of a run share one, whose program is built once."""
     return DiffusionModel.from_dict(parse_json(text))
 
 

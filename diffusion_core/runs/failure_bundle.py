@@ -1,13 +1,13 @@
-"""What a training leaves behind where a loss or a gradient is not finite: enough to do the step again, anywhere.
+"""Failure bundles: a training step whose loss or gradient is not finite, stored so that it can be repeated anywhere.
 
     non_finite/000000012800/        images seen before the step
         weights.safetensors ...     a checkpoint of that moment, see `checkpoint`
-        batch.safetensors           the very batch, whole, whatever number of processes shared it
-        step.json                   learning rate, decays, optimiser, distance, what the step gave, hash of itself
+        batch.safetensors           the batch of all processes together
+        step.json                   learning rate, decays, optimiser, distance, loss, gradient norm, hash of the file
 
-The trainer takes no update that is not finite (`backend.Trainer`), so what it holds when the loss is read is what it
-held before the step. The random numbers of the step are in the batch, or, those of dropout, a function of its key and
-its positions. Nothing is pickled, and the weights may be what is not finite.
+The trainer makes no update that is not finite (`backend.interface.Trainer`), so its state when the loss is read is that
+before the step. The random numbers of the step are in the batch; those of dropout are a function of its key and its
+positions. Nothing is pickled. The weights themselves may be what is not finite.
 """
 
 from __future__ import annotations
@@ -58,24 +58,25 @@ __all__ = [
 ]
 
 FORMAT = 2
-# Of how many streaks of skipped updates the first step is kept: each takes the room of a checkpoint.
+# The first step of at most this many series of skipped updates is stored: each needs the space of a checkpoint.
 MAX_SKIPPED_BUNDLES = 3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FailureBundle:
     """A step whose loss or gradient was not finite.
 
     Args:
-        moment: the run before the step.
+        moment: the state of the run before the step.
         batch: of the step.
         adam: the optimiser.
         distance: of the loss.
         lr: the learning rate.
         decays: of the averages.
-        loss: that the step gave; NaN and infinities are told apart.
-        grad_norm: that it gave.
-        micro_batches: equal ones in which the batch is computed, so that it needs no more memory than the training.
+        loss: of the step; NaN and the infinities are distinguished.
+        grad_norm: of the step, before clipping.
+        micro_batches: the number of equal micro-batches in which to repeat the step with no more memory than training
+            needed.
     """
 
     moment: Checkpoint
@@ -88,17 +89,20 @@ class FailureBundle:
     grad_norm: float
     micro_batches: int = 1
 
+    def __repr__(self) -> str:
+        return f"FailureBundle(images_seen={self.moment.images_seen}, loss={self.loss}, grad_norm={self.grad_norm})"
+
 
 @dataclass(frozen=True)
 class FailureLocation:
-    """Numbers of a step that may not be finite.
+    """An array of a step, and how many of its numbers are not finite.
 
     Args:
         kind: ``"batch"``, ``"weights"``, ``"block"``, ``"loss"`` or ``"gradient"``, in the order of computation.
-        name: which.
-        lost: how many of them are not finite.
-        size: how many there are.
-        largest: the largest magnitude of those that are; 0 where none is.
+        name: of the array.
+        lost: the number of entries that are not finite.
+        size: the number of entries.
+        largest: the largest magnitude of the finite entries; 0 if there is none.
     """
 
     kind: str
@@ -109,21 +113,21 @@ class FailureLocation:
 
     @staticmethod
     def from_array(kind: str, name: str, array: NDArray) -> FailureLocation:
-        """The numbers of an array."""
+        """Return the location for an array."""
         finite = np.isfinite(array)
         largest = float(np.max(np.abs(array[finite]), initial=0.0))
         return FailureLocation(kind, name, int(array.size - np.count_nonzero(finite)), int(array.size), largest)
 
 
-def should_keep(parent: Path, trouble: NonFiniteStep) -> bool:
-    """Whether a step is kept under `parent`: the first that were skipped, and the one that ends a run."""
-    others = [path for path in list_checkpoints(parent) if int(path.name) != trouble.images_seen]
-    return trouble.stops_training or len(others) < MAX_SKIPPED_BUNDLES
+def should_keep(parent: Path, step: NonFiniteStep) -> bool:
+    """Return whether to store a step under `parent`: the first skipped ones, and the one that stops a run."""
+    others = [path for path in list_checkpoints(parent) if int(path.name) != step.images_seen]
+    return step.stops_training or len(others) < MAX_SKIPPED_BUNDLES
 
 
 def save_bundle(
     parent: Path,
-    trouble: NonFiniteStep,
+    step: NonFiniteStep,
     model: DiffusionModel,
     seed: int,
     state: TrainerState,
@@ -132,49 +136,60 @@ def save_bundle(
     distance: str,
     notes: Mapping[str, Any],
 ) -> Path:
-    """Write a bundle under `parent`; `state` is what the trainer holds.
+    """Write a bundle under `parent` and return its path.
+
+    Args:
+        parent: the directory of all bundles of a run.
+        step: the step.
+        model: the network and its process.
+        seed: of the run.
+        state: of the trainer, whose arrays are those before the step.
+        batch: of the step, of all processes together.
+        adam: the optimiser.
+        distance: of the loss.
+        notes: as of `Checkpoint`; the backend and the precision must be in it.
 
     Raises:
         DuetError: if it cannot be written.
     """
-    before = replace(state, updates=trouble.updates)
-    moment = Checkpoint(trouble.images_seen, model, seed, before, notes, trouble.history)
+    before = replace(state, updates=step.updates)
+    moment = Checkpoint(step.images_seen, model, seed, before, notes, step.history)
     path = save_checkpoint(parent, moment)
     content = pack_safetensors(batch.arrays)
     write_atomically(path / "batch.safetensors", content)
-    step = {
+    facts = {
         "format": FORMAT,
-        "lr": float(trouble.lr),
-        "decays": list(map(float, trouble.decays)),
+        "lr": float(step.lr),
+        "decays": list(map(float, step.decays)),
         "adam": asdict(adam),
         "distance": distance,
-        # JSON has no infinity.
-        "loss": str(trouble.loss),
-        "grad_norm": str(trouble.grad_norm),
-        "pieces": trouble.micro_batches,
+        # As text, since JSON has no infinity.
+        "loss": str(step.loss),
+        "grad_norm": str(step.grad_norm),
+        "pieces": step.micro_batches,
         "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_json(path / "step.json", step | {"sha256": hash_entries(step)})
+    write_json(path / "step.json", facts | {"sha256": hash_entries(facts)})
     return path
 
 
 def load_bundle(path: str | Path) -> FailureBundle:
-    """Read a bundle.
+    """Read a bundle and check it.
 
     Raises:
-        DuetError: if it is missing, corrupt, written by another version, or holds what its step cannot be done with.
+        DuetError: if it is missing, corrupt, written by another version, or lacks what is needed to repeat its step.
     """
     path = Path(path)
     if not (path / "step.json").exists():
-        raise DuetError(f"bundle: {path} holds no step.json; give a directory that a training left in its non_finite")
+        raise DuetError(f"bundle: {path} holds no step.json; give a directory under the non_finite directory of a run")
     moment = load_checkpoint(path, finite=False)
     with file_errors(path / "step.json"):
         step = read_json(path / "step.json", "it is corrupt")
         if step["format"] != FORMAT:
             raise DuetError(f"it has format {step['format']}; this version of Duet reads format {FORMAT}")
         if step["sha256"] != hash_entries(step):
-            raise DuetError("it is corrupt (its hash is not the one that it names)")
+            raise DuetError("it is corrupt (its hash differs from the one stored in it)")
         decays, distance = tuple(map(float, step["decays"])), step["distance"]
         if len(decays) != len(moment.state.averages):
             raise DuetError(f"it has {len(decays)} decays for {len(moment.state.averages)} averages")
@@ -186,7 +201,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
         sha256, size, micro_batches = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
     with file_errors(path / "state.json"):
         if not isinstance(backend := moment.notes["backend"], str):
-            raise DuetError(f"its notes name the backend {backend!r}; a name would fit")
+            raise DuetError(f"its notes give the backend as {backend!r}; it must be a name")
         if (precision := moment.notes["precision"]) not in PRECISIONS:
             raise one_of("precision", precision, PRECISIONS)
     with file_errors(path / "batch.safetensors"):
@@ -196,44 +211,48 @@ def load_bundle(path: str | Path) -> FailureBundle:
         images = arrays["label"].size
         if type(micro_batches) is not int or micro_batches < 1 or images % micro_batches:
             raise DuetError(
-                f"it has the pieces {micro_batches!r}; a divisor of the {images} images of its batch would fit"
+                f"it has {micro_batches!r} micro-batches; the number must divide the {images} images of its batch"
             )
         if micro_batches > 1 and moment.model.program.has_batch_statistics:
-            raise DuetError(f"it has {micro_batches} pieces for a network with batch statistics; 1 would fit")
+            raise DuetError(
+                f"it has {micro_batches} micro-batches, but a network with batch statistics needs its batch whole"
+            )
     return FailureBundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, micro_batches)
 
 
 def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
-    """Refuse arrays that are no batch of a problem.
+    """Refuse arrays that are not a batch for a model.
 
     Raises:
-        DuetError: for names, shapes, types or labels that do not fit.
+        DuetError: if names, shapes, types or labels are wrong.
     """
     program = model.program
     own = {"images": model.spec.image_shape, "noise": model.spec.image_shape, "features": (program.features,)}
     own |= {"variational": (len(VARIATIONAL),)} if model.variance != "fixed" else {}
     own |= {"self_conditioning": (len(SELF_CONDITIONING),)} if program.self_conditioned else {}
-    whole = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
-    wanted = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]
-    if sorted(wanted) != sorted(arrays):
-        raise DuetError(f"it has the arrays {', '.join(sorted(arrays))}; a batch has {', '.join(sorted(wanted))}")
+    integers = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
+    expected = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]
+    if sorted(expected) != sorted(arrays):
+        raise DuetError(f"it has the arrays {', '.join(sorted(arrays))}; a batch has {', '.join(sorted(expected))}")
     images = arrays["label"].size
     for name, array in arrays.items():
         shape = (2,) if name == "dropout_key" else (images, *own.get(name, ()))
-        types = (whole[name],) if name in whole else (np.float64,) if name == "c_noise" else (np.float32, np.float64)
+        types = (
+            (integers[name],) if name in integers else (np.float64,) if name == "c_noise" else (np.float32, np.float64)
+        )
         if array.shape != shape or array.dtype not in types:
             raise DuetError(
-                f"{name} is of type {array.dtype} with shape {array.shape}; a batch of {images} images of its network "
+                f"{name} has type {array.dtype} and shape {array.shape}; a batch of {images} images for this network "
                 f"has {' or '.join(np.dtype(one).name for one in types)} with shape {shape}"
             )
     bounds = {"label": max(1, program.classes + (program.null_label is not None)), "dropout_key": 1 << 32}
     for name, bound in bounds.items():
         if images < 1 or arrays[name].min() < 0 or arrays[name].max() >= bound:
-            raise DuetError(f"{name}: {images} images were given with numbers that are not all in 0..{bound - 1}")
+            raise DuetError(f"{name}: not all values of the {images} images are in 0..{bound - 1}")
 
 
 def select_images(batch: TrainBatch, images: NDArray) -> TrainBatch:
-    """The images of a batch with these numbers."""
+    """Return the batch of the images with these indices."""
     arrays = {name: array if name == "dropout_key" else array[images] for name, array in batch.arrays.items()}
     return TrainBatch(**arrays)
 
@@ -241,13 +260,13 @@ def select_images(batch: TrainBatch, images: NDArray) -> TrainBatch:
 def failure_locations(
     bundle: FailureBundle, values: Mapping[str, NDArray], loss: float, gradients: Weights | None = None
 ) -> Iterator[FailureLocation]:
-    """Everything that a step computes, in the order in which it does; the first that is not finite is where to look.
+    """Yield all arrays of a step in the order of computation; the first that is not finite shows where to look.
 
     Args:
         bundle: the step.
-        values: of its blocks and of the loss of each image, as `Trainer.activations` gives them.
+        values: of its blocks and of the loss of each image, from `Trainer.activations`.
         loss: of the batch.
-        gradients: of the parameters; they are computed from the last block to the first. None leaves them out.
+        gradients: of the parameters, which are computed from the last block to the first; None leaves them out.
     """
     for field in fields(TrainBatch):
         array = getattr(bundle.batch, field.name)

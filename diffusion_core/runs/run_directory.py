@@ -1,15 +1,15 @@
-"""The run directory: everything that one run leaves behind.
+"""The run directory: all files of one run.
 
 config.yaml          the resolved configuration
 environment.json     command, commit, versions, device, data and its hash
-metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (ema1_decay ... of more averages);
-                     null for what is not finite
+metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (and ema1_decay ...);
+                     null for numbers that are not finite
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
-snapshots/           see `snapshots`; only if they were asked for
-non_finite/          see `bundle`; only if a step was not finite
+snapshots/           see `ema_snapshots`; only if ema.snapshot_images is above 0
+non_finite/          see `failure_bundle`; only if a step was not finite
 samples/             uint8 `.npz` and a PNG grid
-result.json          what the run ended with
+result.json          the results at the end of the run
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = [
     "write_samples",
 ]
 
-# Far beyond any line of metrics.
-_LINE_BYTES = 1 << 20
+# Longer than any line of metrics.
+_MAX_LINE_BYTES = 1 << 20
 
 
 def describe_environment(description: Description | None = None) -> dict[str, Any]:
-    """Where and how this process runs, as plain data."""
+    """Return how and where this process runs, as plain data: command, commit, versions and hardware."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = ["python", "-m", main.name] if main else ["python", Path(sys.argv[0]).name]
     if main and main.name.startswith(("experiments.", "benchmarks.")):
@@ -80,7 +80,7 @@ def describe_environment(description: Description | None = None) -> dict[str, An
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with a plus where it was changed; None outside a checkout."""
+    """Return the commit of the source tree, with a plus if files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -100,7 +100,7 @@ def _processor() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold: arrays as lists, numbers that are not finite as null."""
+    """Return a value that JSON can store: arrays as lists, and numbers that are not finite as None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write plain data as JSON, whole or not at all."""
+    """Write plain data as JSON, completely or not at all; numbers that are not finite become null."""
     write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
 
 
@@ -124,17 +124,17 @@ def _line(record: Mapping[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a metrics file; a last line that was cut short by a kill is left out.
+    """Yield the records of a metrics file, without a last line that a killed process left incomplete.
 
-    Numbers that were not finite, as those of a skipped update, are NaN.
+    Numbers that were not finite, such as those of a skipped update, are NaN.
 
     Raises:
-        DuetError: if it is missing, or another line is not a record with its images seen.
+        DuetError: if the file is missing, or any other line is not a record with `images_seen`.
     """
     broken: Exception | None = None
-    with file_errors(path, "it is no file of metrics"), open_regular(path) as file:
-        for number, line in enumerate(iter(partial(file.readline, _LINE_BYTES), b""), 1):
-            if broken is not None or len(line) == _LINE_BYTES:
+    with file_errors(path, "it is not a file of metrics"), open_regular(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, _MAX_LINE_BYTES), b""), 1):
+            if broken is not None or len(line) == _MAX_LINE_BYTES:
                 raise DuetError(f"{path}: line {number - 1} is not JSON ({broken})") from broken
             try:
                 record = parse_json(line)
@@ -148,78 +148,81 @@ def _record(where: str, record: Any) -> dict[str, float]:
     if not isinstance(record, dict) or "images_seen" not in record:
         raise DuetError(f"{where} is not a record of metrics (it has no images_seen)")
     # JSON has no NaN; see `_plain`.
-    found = {name: math.nan if value is None and name != "images_seen" else value for name, value in record.items()}
-    for name, value in found.items():
+    numbers = {name: math.nan if value is None and name != "images_seen" else value for name, value in record.items()}
+    for name, value in numbers.items():
         if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
             raise DuetError(f"{where} is not a record of metrics ({name} is {value!r})")
-    return found
+    return numbers
 
 
 def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
-    """Samples as a compressed `.npz` of uint8 images, labels, and facts as JSON text."""
+    """Write samples as a compressed `.npz` of uint8 images (N, H, W, C), labels (N,), and facts as JSON text."""
     write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))))
 
 
 def write_arrays(path: Path, **arrays: NDArray) -> None:
-    """Arrays by name as a compressed `.npz`, whole or not at all."""
+    """Write arrays by name as a compressed `.npz`, completely or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(Path(path), buffer.getvalue())
 
 
 def read_samples(path: Path) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]]:
-    """(images, labels, facts) of a file by `write_samples`.
+    """Return (images, labels, facts) from a file of `write_samples`.
 
     Raises:
-        DuetError: if it is missing or corrupt.
+        DuetError: if the file is missing or corrupt.
     """
     with open_npz(path, "a file of samples") as file:
         images, labels, facts = file["images"], file["labels"], parse_json(str(file["facts"]))
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(f"images are {images.dtype} {images.shape}, labels {labels.shape}")
         if not isinstance(facts, dict):
-            raise ValueError("its facts are no object")
+            raise ValueError("its facts are not a JSON object")
         return images, labels, facts
 
 
 class Tracker(Protocol):
-    """Something that a training reports to, with images seen as the step."""
+    """A service that receives the metrics and images of a training, with images seen as the step."""
 
     def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Numbers by name."""
+        """Log numbers by name."""
 
     def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
-        """A picture with shape (H, W, C)."""
+        """Log an image with shape (H, W, C)."""
 
     def close(self, failed: bool = False) -> None:
-        """Nothing more is told; of a run that ended before its end, if it failed."""
+        """Finish; `failed` says that the run did not reach its end."""
 
 
 class _Events:
     """The event file of TensorBoard.
 
-    Written in this thread: the usual writer's own thread ends where the disk is full, and its queue then waits for
-    ever.
+    It is written in the calling thread, since the thread of the usual writer ends when the disk is full, and its queue
+    then waits forever.
     """
 
     def __init__(self, path: Path, resume: int | None) -> None:
-        from tensorboardX import event_file_writer, summary  # slow to import, and reading runs does not need it
+        from tensorboardX import (
+            event_file_writer,
+            summary,
+        )  # imported here: it is slow, and reading runs does not need it
         from tensorboardX.proto import event_pb2
 
         self._make, self._pb = summary, event_pb2
-        # By default a name is that of its second, and a run that is soon gone on with would write over it.
+        # The default name has a resolution of one second, and a run resumed within it would overwrite the file.
         self._writer = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
-        if resume is not None:  # what is later was cut
+        if resume is not None:  # TensorBoard then discards later events of the earlier file
             self._write(resume + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def _write(self, images_seen: int, **content: Any) -> None:
         self._writer.write_event(self._pb.Event(step=images_seen, wall_time=time.time(), **content))
 
     def log_scalars(self, values: Mapping[str, float], images_seen: int) -> None:
-        told = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
-        self._write(images_seen, summary=self._make.Summary(value=told))
-        if time.monotonic() - self._flushed > 10:  # so that one can look on
+        entries = [value for name, number in values.items() for value in self._make.scalar(name, number).value]
+        self._write(images_seen, summary=self._make.Summary(value=entries))
+        if time.monotonic() - self._flushed > 10:  # so that the run can be watched
             self._writer.flush()
             self._flushed = time.monotonic()
 
@@ -233,10 +236,10 @@ class _Events:
 
 @contextmanager
 def exclusive_directory(path: str | Path) -> Iterator[None]:
-    """Hold a run directory for this process alone; what a kill left half done in it is mended first.
+    """Reserve a directory for this process, and repair what a killed process left incomplete in it.
 
     Args:
-        path: where it is; made if it is not there.
+        path: the directory of a run or of other results; made if it does not exist.
 
     Raises:
         DuetError: if another process holds it, or it cannot be written.
@@ -246,8 +249,8 @@ def exclusive_directory(path: str | Path) -> Iterator[None]:
     with lock_directory(path):
         for name in ("checkpoints", "non_finite"):
             repair_checkpoints(path / name)
-        kept = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
-        for folder in (path, *kept, *list_checkpoints(path / "non_finite")):
+        folders = [path / name for name in ("checkpoints", "snapshots", "samples", ".hydra")]
+        for folder in (path, *folders, *list_checkpoints(path / "non_finite")):
             remove_leftovers(folder)
         yield
 
@@ -256,19 +259,19 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DuetError(f"{path}: the run directory cannot be made ({error.strerror})") from error
+        raise DuetError(f"{path}: the run directory cannot be created ({error.strerror})") from error
 
 
 class RunDirectory:
-    """The directory of one run, open for writing; as a context manager, which closes it however it ends.
+    """The directory of one run, open for writing. As a context manager it closes its trackers in any case.
 
     Args:
-        path: where it is; made if it is not there.
-        resume: images seen to go on from; None starts a new run.
-        source: the checkpoint that is gone on from, if it may be of another run.
+        path: the directory; made if it does not exist.
+        resume: images seen at the moment that is resumed; None starts a new run.
+        source: the checkpoint that is resumed, if it may be one of another run.
 
     Raises:
-        DuetError: if it cannot be written, or if something of another run, or of this one's future, would be lost.
+        DuetError: if it cannot be written, or if files of another run, or of a later moment of this run, would be lost.
     """
 
     def __init__(self, path: str | Path, resume: int | None = None, source: Path | None = None) -> None:
@@ -280,13 +283,13 @@ class RunDirectory:
         is_own = source is None or self.path.resolve() in Path(source).resolve().parents
         if holds_run and (resume is None or not is_own):
             raise DuetError(
-                f"{self.path}: it holds a run already; give another hydra.run.dir, or resume=latest to go on with it"
+                f"{self.path}: it holds a run already; give another hydra.run.dir, or resume=latest to continue it"
             )
         later = [path for path in list_checkpoints(self.path / "checkpoints") if resume and int(path.name) > resume]
         if later:
             raise DuetError(
-                f"{self.path}: it holds the later checkpoint {later[-1].name}, and going on from {resume} would leave "
-                f"it behind; give another hydra.run.dir, or resume=latest"
+                f"{self.path}: it holds the later checkpoint {later[-1].name}, which a run from {resume} would orphan; "
+                f"give another hydra.run.dir, or resume=latest"
             )
         if resume is not None and self.metrics.exists():
             list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
@@ -300,13 +303,18 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """The file of metrics."""
+        """The path of the metrics file."""
         return self.path / "metrics.jsonl"
 
     def start(self, config: str, facts: Mapping[str, Any], trackers: Iterable[Tracker] = ()) -> None:
-        """Cut what is later than the moment gone on from, write configuration and environment, open the events.
+        """Begin to write: remove what is later than the resumed moment, and write configuration and environment.
 
-        The event file and the other `trackers` are told the same from then on.
+        From then on the event file of TensorBoard and the other `trackers` receive the same metrics and images.
+
+        Args:
+            config: the resolved configuration, as YAML text.
+            facts: from `describe_environment`, with any additions.
+            trackers: further trackers, which this object then closes.
         """
         self._trackers = list(trackers)
         if self.resume is not None and self.metrics.exists():
@@ -316,46 +324,46 @@ class RunDirectory:
             delete_snapshots_after(self.path / "snapshots", self.resume)
         write_json(self.path / "environment.json", facts)
         write_atomically(self.path / "config.yaml", config.encode())
-        with self._told():
+        with self._tracker_errors():
             self._trackers = [_Events(self.path, self.resume), *self._trackers]
 
     def log(self, records: Iterable[Record], images_per_second: float) -> None:
-        """Append steps to the metrics, and tell the trackers."""
+        """Append records to the metrics file and send them to the trackers."""
         records = list(records)
         try:
             with open(self.metrics, "a") as file:
                 file.writelines(_line(record.metrics) for record in records)
                 file.flush()
-                os.fsync(file.fileno())  # a checkpoint of this moment must not be there without them
+                os.fsync(file.fileno())  # a checkpoint of this moment must not exist without them
         except OSError as error:
             raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
-        told = [
+        entries = [
             {f"train/{name}": value for name, value in record.metrics.items() if name != "images_seen"}
             for record in records
         ]
-        told[-1]["train/images_per_second"] = images_per_second
-        with self._told():
+        entries[-1]["train/images_per_second"] = images_per_second
+        with self._tracker_errors():
             for tracker in self._trackers:
-                for record, values in zip(records, told, strict=True):
+                for record, values in zip(records, entries, strict=True):
                     tracker.log_scalars(values, record.images_seen)
 
     def log_image(self, name: str, image: NDArray[np.uint8], images_seen: int) -> None:
-        """Tell the trackers a picture with shape (H, W, C)."""
-        with self._told():
+        """Send an image with shape (H, W, C) to the trackers."""
+        with self._tracker_errors():
             for tracker in self._trackers:
                 tracker.log_image(name, image, images_seen)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _tracker_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise DuetError(f"{self.path}: events cannot be written ({error.strerror or error})") from error
 
     def close(self, failed: bool = False) -> None:
-        """Close the event file and the other trackers; where the run failed, what they raise is left unsaid."""
+        """Close all trackers; if the run failed, their errors are suppressed so that they do not hide its error."""
         trackers, self._trackers = self._trackers, []
         with ExitStack() as stack:
             for tracker in trackers:
-                stack.enter_context(suppress(Exception) if failed else self._told())
+                stack.enter_context(suppress(Exception) if failed else self._tracker_errors())
                 stack.callback(tracker.close, failed)

@@ -1,4 +1,4 @@
-"""What is left of a step that is not finite: read back whole, and looked through in the order of computation."""
+"""Failure bundles are read back exactly and searched in the order of computation."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from diffusion_core.runs.failure_bundle import (
 from diffusion_core.training.loop import NonFiniteStep, make_batch
 from diffusion_core.training.objective import Objective
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
-LOADER = Loader(Dataset(PICTURES, np.zeros(8, int), ("a",), "toy"), seed=3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+LOADER = Loader(Dataset(IMAGES, np.zeros(8, int), ("a",), "toy"), seed=3)
 OBJECTIVE = Objective(MODEL.process, seed=3)
-TROUBLE = NonFiniteStep(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan, micro_batches=2)
+STEP = NonFiniteStep(1280, 4, 10, 1e-3, (0.9, 0.99), math.inf, math.nan, micro_batches=2)
 NOTES = {"precision": "float32"}
 ADAM = Adam(clip=None, weight_decay=0.1)
 
@@ -45,16 +45,16 @@ def batch() -> TrainBatch:
 def saved(parent, given: TrainBatch, state=None):
     state = state or moment().state
     notes = moment().notes | NOTES
-    return save_bundle(parent, TROUBLE, MODEL, 3, replace(state, updates=12), given, ADAM, "mse", notes)
+    return save_bundle(parent, STEP, MODEL, 3, replace(state, updates=12), given, ADAM, "mse", notes)
 
 
-def test_a_bundle_is_read_back_as_it_was(tmp_path):
+def test_a_bundle_is_read_back_exactly(tmp_path):
     path = saved(tmp_path, batch())
     assert path == tmp_path / "000000001280"
     found = load_bundle(path)
     assert_same(
         found.moment, replace(moment(), notes=moment().notes | NOTES)
-    )  # of which the updates are those before the step
+    )  # with the number of updates before the step
     assert (found.adam, found.distance, found.lr, found.decays) == (ADAM, "mse", 1e-3, (0.9, 0.99))
     assert found.loss == math.inf and math.isnan(found.grad_norm) and found.micro_batches == 2
     assert found.batch.arrays.keys() == batch().arrays.keys()
@@ -62,7 +62,7 @@ def test_a_bundle_is_read_back_as_it_was(tmp_path):
         assert found.batch.arrays[name].tobytes() == array.tobytes()
 
 
-def test_weights_that_are_not_finite_are_read_from_a_bundle_alone(tmp_path):
+def test_weights_that_are_not_finite_are_read_only_as_part_of_a_bundle(tmp_path):
     state = moment().state
     state.weights["conv_in.bias"][0] = np.nan
     path = saved(tmp_path, batch(), state)
@@ -71,19 +71,19 @@ def test_weights_that_are_not_finite_are_read_from_a_bundle_alone(tmp_path):
         load_checkpoint(path)
 
 
-def test_the_first_skipped_steps_are_kept_and_the_one_that_ends_the_run(tmp_path):
-    def at(images_seen: int, stops: bool = False) -> bool:
-        return should_keep(tmp_path, replace(TROUBLE, images_seen=images_seen, stops_training=stops))
+def test_the_first_skipped_steps_and_the_one_that_stops_the_run_are_stored(tmp_path):
+    def is_stored(images_seen: int, stops: bool = False) -> bool:
+        return should_keep(tmp_path, replace(STEP, images_seen=images_seen, stops_training=stops))
 
     for number in range(MAX_SKIPPED_BUNDLES):
-        assert at(number)
+        assert is_stored(number)
         (tmp_path / f"{number:012d}").mkdir()
-    assert not at(MAX_SKIPPED_BUNDLES) and at(MAX_SKIPPED_BUNDLES, stops=True)
-    assert at(0)  # of a run that was cut and comes there again
+    assert not is_stored(MAX_SKIPPED_BUNDLES) and is_stored(MAX_SKIPPED_BUNDLES, stops=True)
+    assert is_stored(0)  # again, by a run that was interrupted and resumed
 
 
 @pytest.mark.parametrize("name", ["batch.safetensors", "step.json", "weights.safetensors"])
-def test_a_harmed_bundle_is_refused(tmp_path, name):
+def test_a_corrupted_bundle_is_refused(tmp_path, name):
     path = saved(tmp_path, batch()) / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x80
@@ -96,7 +96,7 @@ def test_a_harmed_bundle_is_refused(tmp_path, name):
 
 
 def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, **changes) -> Path:
-    """Change a bundle as who means harm would, with right hashes."""
+    """Change a bundle as an attacker would, with correct hashes."""
     if arrays is not None:
         content = pack_safetensors(
             {name: value for name, value in (batch().arrays | arrays).items() if value is not None}
@@ -110,7 +110,7 @@ def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, *
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"format": 3}, "step.json: it has format 3"),
         ({"distance": "mre"}, r"step.json: distance: 'mre' was given; it must be one of .* Did you mean 'mse'"),
@@ -122,28 +122,28 @@ def rewrite(path: Path, notes: dict | None = None, arrays: dict | None = None, *
         ({"adam": {"beta": 1}}, "step.json: it is corrupt .*beta"),
         ({"batch_bytes": 10}, r"batch.safetensors: it has \d+ bytes; at most 10 are expected"),
         ({"batch_bytes": None}, "step.json: it is corrupt"),
-        ({"pieces": 3}, "step.json: it has the pieces 3; a divisor of the 4 images"),
-        ({"pieces": "2"}, "step.json: it has the pieces '2'"),
+        ({"pieces": 3}, "step.json: it has 3 micro-batches; the number must divide the 4 images"),
+        ({"pieces": "2"}, "step.json: it has '2' micro-batches"),
         ({"notes": {"backend": "torch"}}, "state.json: it is corrupt .*'precision'"),
         ({"notes": NOTES}, "state.json: it is corrupt .*'backend'"),
         ({"notes": {"backend": "torch", "precision": "half"}}, "state.json: precision: 'half' was given"),
-        ({"arrays": {"alpha": np.ones(3, np.float32)}}, r"batch.safetensors: alpha is .*\(3,\); .* shape \(4,\)"),
-        ({"arrays": {"images": np.ones((4, 8, 8, 1))}}, r"images is .*\(4, 8, 8, 1\); .* shape \(4, 4, 4, 1\)"),
-        ({"arrays": {"label": np.zeros(4)}}, r"label is of type float64 .* has int32 with"),
-        ({"arrays": {"label": np.full(4, 7, np.int32)}}, "label: 4 images were given with numbers .* not all in 0..0"),
+        ({"arrays": {"alpha": np.ones(3, np.float32)}}, r"batch.safetensors: alpha has .*\(3,\); .* shape \(4,\)"),
+        ({"arrays": {"images": np.ones((4, 8, 8, 1))}}, r"images has .*\(4, 8, 8, 1\); .* shape \(4, 4, 4, 1\)"),
+        ({"arrays": {"label": np.zeros(4)}}, r"label has type float64 .* has int32 with"),
+        ({"arrays": {"label": np.full(4, 7, np.int32)}}, "label: not all values of the 4 images are in 0..0"),
         ({"arrays": {"features": None}}, "batch.safetensors: it has the arrays"),
         ({"arrays": {"self_conditioning": np.ones((4, 5))}}, "batch.safetensors: it has the arrays"),
     ],
 )
-def test_a_bundle_whose_step_cannot_be_done_is_refused_by_a_line(tmp_path, changes, said):
+def test_a_bundle_whose_step_cannot_be_repeated_is_refused_in_one_line(tmp_path, changes, message):
     path = rewrite(saved(tmp_path, batch()))
     assert load_bundle(path).distance == "mse"
-    with pytest.raises(DuetError, match=said) as caught:
+    with pytest.raises(DuetError, match=message) as caught:
         load_bundle(rewrite(path, **changes))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_bundle_that_names_no_pieces_is_one(tmp_path):
+def test_a_bundle_without_a_number_of_micro_batches_has_one(tmp_path):
     path = saved(tmp_path, batch())
     facts = json.loads((path / "step.json").read_text())
     del facts["pieces"]
@@ -151,7 +151,7 @@ def test_a_bundle_that_names_no_pieces_is_one(tmp_path):
     assert load_bundle(path).micro_batches == 1
 
 
-def test_every_changed_number_of_a_step_is_noticed(tmp_path):
+def test_every_changed_digit_of_a_step_is_detected(tmp_path):
     path = saved(tmp_path, batch()) / "step.json"
     text = path.read_text()
     for at in [i for i, letter in enumerate(text) if letter.isdigit()]:
@@ -160,15 +160,15 @@ def test_every_changed_number_of_a_step_is_noticed(tmp_path):
             load_bundle(path.parent)
 
 
-def test_weights_of_whole_numbers_are_refused_in_a_bundle_too(tmp_path):
+def test_integer_weights_are_refused_in_a_bundle(tmp_path):
     state = moment().state
     state.weights["conv_in.bias"] = state.weights["conv_in.bias"].astype(np.int32)
     with pytest.raises(DuetError, match=r"conv_in.bias is of type int32"):
         load_bundle(saved(tmp_path, batch(), state))
 
 
-def harmed(what: str):
-    """A bundle with one number that is not finite in what it computes from."""
+def not_finite(what: str):
+    """Return a batch and a state with one number that is not finite."""
     given, state = batch(), moment().state
     if what == "batch noise":
         given = replace(given, noise=given.noise.copy())
@@ -182,8 +182,8 @@ def harmed(what: str):
     "what",
     ["none", "batch noise", "weights weights: conv_in.bias", "block conv_in", "loss mean", "gradient out.conv.bias"],
 )
-def test_the_first_place_that_is_not_finite_is_found(tmp_path, what):
-    given, state = harmed(what)
+def test_the_first_array_that_is_not_finite_is_found(tmp_path, what):
+    given, state = not_finite(what)
     state = replace(state, weights={name: value.astype(np.float64) for name, value in state.weights.items()})
     if what == "block conv_in":
         state.weights["conv_in.weight"][:] = 1.5e308
@@ -193,14 +193,14 @@ def test_the_first_place_that_is_not_finite_is_found(tmp_path, what):
     assert list(values) == [node.name for node in MODEL.program.nodes] + ["losses"]
     gradients = {p.name: np.zeros(p.shape) for p in MODEL.program.trained}
     if what.startswith("gradient"):
-        for name in gradients:  # all that are computed after it, too
+        for name in gradients:  # and those that are computed after it
             gradients[name][...] = np.nan
     found = failure_locations(bundle, values, math.inf if what == "loss mean" else 1.0, gradients)
     first = next((f"{place.kind} {place.name}" for place in found if place.lost), "none")
     assert first == what
 
 
-def test_some_images_of_a_batch_are_a_batch_of_them():
+def test_selected_images_of_a_batch_form_a_batch():
     given, chosen = batch(), np.array([3, 1])
     for name, array in select_images(given, chosen).arrays.items():
         whole = given.arrays[name]

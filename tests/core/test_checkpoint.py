@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and exact."""
+"""Checkpoints are written completely or not at all, and read back exactly."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_every_bit_survives_the_round_trip(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
-    # A trainer that keeps another layout hands over transposed views, whose bytes lie in another order.
+def test_arrays_in_any_memory_layout_are_stored_by_value(tmp_path, dtype):
+    # A trainer with another layout returns transposed views, whose bytes are in another order.
     def view(value: np.ndarray) -> np.ndarray:
         axes = tuple(range(value.ndim))[::-1]
         return np.ascontiguousarray(value.transpose(axes)).transpose(axes)
@@ -86,7 +86,7 @@ def test_arrays_that_are_views_are_stored_as_they_read(tmp_path, dtype):
         assert_same(load_checkpoint(save_checkpoint(tmp_path / layout.__name__, replace(exact, state=state))), exact)
 
 
-def test_numbers_that_are_not_ordinary_survive(tmp_path):
+def test_signed_zeros_and_subnormal_numbers_survive(tmp_path):
     odd, ends = moment(), np.finfo(np.float32)
     odd.state.moment1["conv_in.bias"][:] = [-0.0, ends.max, -ends.tiny, ends.smallest_subnormal]
     expected = odd.state.moment1["conv_in.bias"].tobytes()
@@ -94,15 +94,15 @@ def test_numbers_that_are_not_ordinary_survive(tmp_path):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_numbers_that_are_not_finite_are_refused_with_their_place_and_count(tmp_path, part):
+def test_numbers_that_are_not_finite_are_refused_with_their_name_and_count(tmp_path, part):
     odd = moment()
     odd.state.parts[part]["conv_in.bias"][:2] = [np.nan, -np.inf]
     odd.state.parts[part]["out.conv.weight"][0, 0, 0, 0] = np.inf
     path = save_checkpoint(tmp_path, odd)
     with pytest.raises(DuetError) as caught:
         load_checkpoint(path)
-    said = "2 of the 4 numbers of conv_in.bias are not finite, and so are some of 1 more"
-    assert str(caught.value) == f"{path / part}.safetensors: {said}"
+    message = "2 of the 4 numbers of conv_in.bias are not finite, and so are some of 1 more"
+    assert str(caught.value) == f"{path / part}.safetensors: {message}"
 
 
 def positions(size: int) -> list[int]:
@@ -111,7 +111,7 @@ def positions(size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_is_noticed(tmp_path, name):
+def test_any_flipped_bit_is_detected(tmp_path, name):
     path = save_checkpoint(tmp_path, moment()) / name
     content = path.read_bytes()
     for at in positions(len(content)):
@@ -126,7 +126,7 @@ def test_any_flipped_byte_is_noticed(tmp_path, name):
     assert_same(load_checkpoint(tmp_path), moment())
 
 
-def test_every_changed_number_of_the_state_is_noticed(tmp_path):
+def test_every_changed_digit_of_the_state_is_detected(tmp_path):
     path = save_checkpoint(tmp_path, moment()) / "state.json"
     text = path.read_text()
     digits = [i for i, letter in enumerate(text) if letter.isdigit() and i < text.index('"files"')]
@@ -138,7 +138,7 @@ def test_every_changed_number_of_the_state_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_cut_short_missing_or_a_directory_is_noticed(tmp_path, name):
+def test_a_file_that_is_cut_short_missing_or_a_directory_is_refused(tmp_path, name):
     path = save_checkpoint(tmp_path, moment()) / name
     content = path.read_bytes()
     for length in (0, 1, len(content) // 2, len(content) - 1):
@@ -154,7 +154,7 @@ def test_a_file_that_is_cut_short_missing_or_a_directory_is_noticed(tmp_path, na
 
 
 @pytest.mark.parametrize("garbage", [b"", b"null", b"[]", b"12", b"{}", b'{"format": 1}', b"\xff\xfe", b'{"format": '])
-def test_a_state_that_is_garbage_is_refused(tmp_path, garbage):
+def test_an_invalid_state_is_refused(tmp_path, garbage):
     path = save_checkpoint(tmp_path, moment()) / "state.json"
     path.write_bytes(garbage)
     with pytest.raises(DuetError, match=r"state.json: it is corrupt \(") as caught:
@@ -163,7 +163,7 @@ def test_a_state_that_is_garbage_is_refused(tmp_path, garbage):
 
 
 def rewrite(path: Path, **changes: object) -> None:
-    """Change state.json as another version would write it, its own hash included."""
+    """Change state.json as another version would write it, including its own hash."""
     state = json.loads((path / "state.json").read_text()) | changes
     state["sha256"] = module.hash_entries(state)
     (path / "state.json").write_text(json.dumps(state))
@@ -177,7 +177,7 @@ def test_another_format_is_refused(tmp_path):
             load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_format_2_is_one_with_one_average(tmp_path):
+def test_a_checkpoint_of_format_2_has_one_average(tmp_path):
     alone = moment()
     alone = replace(alone, state=replace(alone.state, averages=alone.state.averages[:1]))
     path = save_checkpoint(tmp_path, alone)
@@ -193,13 +193,13 @@ def test_a_state_rewritten_with_its_hash_is_read(tmp_path):
     assert load_checkpoint(tmp_path).notes == {"by": "hand"}
 
 
-def test_a_network_that_is_lowered_in_another_way_is_refused(tmp_path):
+def test_a_checkpoint_whose_program_has_another_hash_is_refused(tmp_path):
     rewrite(save_checkpoint(tmp_path, moment()), program_sha256="0" * 64)
     with pytest.raises(DuetError, match="builds another network from the same options"):
         load_checkpoint(tmp_path)
 
 
-def test_a_part_that_is_no_tensor_file_is_refused(tmp_path):
+def test_a_part_that_is_not_a_safetensors_file_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, moment())
     garbage = b"not a tensor file"
     (path / "ema.safetensors").write_bytes(garbage)
@@ -209,7 +209,7 @@ def test_a_part_that_is_no_tensor_file_is_refused(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_parts_that_do_not_fit_their_network_are_refused(tmp_path):
+def test_parts_with_wrong_shapes_are_refused(tmp_path):
     state = replace(moment().state, moment2=numbers("moment2") | {"conv_in.bias": np.zeros(5, np.float32)})
     save_checkpoint(tmp_path, replace(moment(), state=state))
     with pytest.raises(DuetError, match=r"moment2.safetensors: conv_in.bias: the network needs shape \(4,\)"):
@@ -225,21 +225,21 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path):
         load_checkpoint(tmp_path, lower(replace(SPEC, norm_eps=1e-3)))
 
 
-@pytest.mark.parametrize("spec, words", [
+@pytest.mark.parametrize("spec, message", [
     (replace(SPEC, norm_eps=1e-3), r"with model.norm_eps 1e-06 \(given: 0.001\)$"),
     (replace(SPEC, dropout=0.5), r"with model.dropout 0.0 \(given: 0.5\)$"),
     (replace(SPEC, channels=8, dropout=0.5, time="scale_shift", norm_eps=1e-3),
      r"with model.channels 4 \(given: 8\), model.norm_eps .*, model.dropout 0.0 \(given: 0.5\) and 1 more$"),
     (PlainSpec(16, 1, 1), r", a UNetSpec, but a PlainSpec was given$"),
 ])  # fmt: skip
-def test_another_network_is_told_by_its_fields(tmp_path, spec, words):
+def test_the_error_for_another_network_names_the_fields_that_differ(tmp_path, spec, message):
     path = save_checkpoint(tmp_path, moment())
     assert_same(load_checkpoint(tmp_path, SPEC), moment())
-    with pytest.raises(DuetError, match=rf"^{path}: it is of another network.*{words}"):
+    with pytest.raises(DuetError, match=rf"^{path}: it is of another network.*{message}"):
         load_checkpoint(tmp_path, spec)
 
 
-def test_a_checkpoint_is_found_by_many_paths(tmp_path):
+def test_a_checkpoint_is_found_from_a_run_its_directory_or_its_own_path(tmp_path):
     parent = tmp_path / "run" / "checkpoints"
     for images_seen in (1280, 256):
         save_checkpoint(parent, moment(images_seen))
@@ -253,7 +253,7 @@ def test_a_checkpoint_is_found_by_many_paths(tmp_path):
         find_checkpoint(tmp_path / "nowhere")
 
 
-def test_the_hash_of_weights_is_that_of_their_file(tmp_path):
+def test_the_hash_of_weights_is_the_hash_of_their_file(tmp_path):
     path = save_checkpoint(tmp_path, moment())
     for part in PARTS:
         assert weights_hash(tmp_path, part) == hashlib.sha256((path / f"{part}.safetensors").read_bytes()).hexdigest()
@@ -282,7 +282,7 @@ def test_a_run_resumed_from_an_earlier_moment_keeps_what_it_writes(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, -1])
-def test_keeping_none_is_refused(tmp_path, keep):
+def test_keeping_no_checkpoint_is_refused(tmp_path, keep):
     with pytest.raises(DuetError, match=f"keep_checkpoints: {keep} was given; it must be at least 1"):
         save_checkpoint(tmp_path, moment(), keep)
     assert not os.listdir(tmp_path)
@@ -296,7 +296,7 @@ def test_a_checkpoint_is_replaced_by_a_later_one_of_the_same_moment(tmp_path):
 
 
 class Failing:
-    """A function of `os` that works until its n-th call."""
+    """A function of `os` that fails at its n-th call."""
 
     def __init__(self, function, at: int) -> None:
         self.function, self.left = function, at
@@ -310,7 +310,7 @@ class Failing:
 
 @pytest.mark.parametrize("images_seen", [1280, 2560], ids=["same moment", "later moment"])
 @pytest.mark.parametrize("name, at", [("fsync", n) for n in range(1, 8)] + [("rename", 1), ("rename", 2)])
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, name, at, images_seen):
+def test_a_failed_write_leaves_existing_checkpoints_unchanged(tmp_path, monkeypatch, name, at, images_seen):
     if (name, at, images_seen) == ("rename", 2, 2560):
         images_seen = 1280  # a new moment needs one renaming only
     save_checkpoint(tmp_path, moment())
@@ -323,7 +323,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, name, at, images
 
 
 class Killed(BaseException):
-    """The end of the process: nothing of ours runs after it."""
+    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("at", range(1, 8))
@@ -341,12 +341,12 @@ def test_a_kill_leaves_no_partial_checkpoint(tmp_path, monkeypatch, at):
             save_checkpoint(tmp_path, moment(2560))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["000000001280"]
     assert_same(load_checkpoint(tmp_path), moment())
-    # What the kill left behind is in nobody's way.
+    # The incomplete directory does not prevent the next checkpoint.
     assert_same(load_checkpoint(save_checkpoint(tmp_path, moment(2560))), moment(2560))
     assert sorted(os.listdir(tmp_path)) == ["000000001280", "000000002560"]
 
 
-def test_a_kill_while_old_ones_are_dropped_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
+def test_a_kill_while_old_checkpoints_are_deleted_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, moment())
 
     def rmtree(path, ignore_errors=False):
@@ -362,7 +362,7 @@ def test_a_kill_while_old_ones_are_dropped_leaves_no_partial_checkpoint(tmp_path
     assert_same(load_checkpoint(tmp_path), moment(2560))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
     blocked = tmp_path / "checkpoints"
     blocked.write_text("a file in place of the directory")
     with pytest.raises(DuetError, match=r"checkpoints/000000001280: the checkpoint cannot be written \(.+\)"):
@@ -380,7 +380,7 @@ def test_write_atomically_replaces_whole_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_write_atomically_leaves_the_old_content_where_it_fails(tmp_path, monkeypatch, name):
+def test_write_atomically_leaves_the_old_content_after_a_failure(tmp_path, monkeypatch, name):
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with monkeypatch.context() as patched:
@@ -390,7 +390,7 @@ def test_write_atomically_leaves_the_old_content_where_it_fails(tmp_path, monkey
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_write_atomically_names_a_place_that_cannot_be_written(tmp_path):
+def test_write_atomically_names_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "directory").mkdir()
     for path in (tmp_path / "file" / "below", tmp_path / "directory"):
@@ -399,7 +399,7 @@ def test_write_atomically_names_a_place_that_cannot_be_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
 
 
-def test_a_copied_checkpoint_is_the_same(tmp_path):
+def test_a_copied_checkpoint_is_equal(tmp_path):
     path = save_checkpoint(tmp_path / "here", moment())
     shutil.copytree(path, tmp_path / "there")
     assert_same(load_checkpoint(tmp_path / "there"), moment())

@@ -1,7 +1,7 @@
-"""A run that is killed, or finds the disk full, at any file operation: gone on with, it is the uninterrupted run.
+"""A run that is killed, or finds the disk full, at any file operation equals the uninterrupted run after resuming.
 
-The run is the core's alone: its loop, run directory, checkpoints and snapshots, with a trainer in NumPy. Python tells
-an audit hook of every file that is opened, renamed, made or removed, and the hook ends the run there.
+The run uses only the core: its loop, run directory, checkpoints and snapshots, with a trainer in NumPy. Python calls an
+audit hook for every file that is opened, renamed, created or removed, and the hook ends the run there.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from experiments.resuming import source_of
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)
 MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
-PICTURES = np.arange(13 * 16, dtype=np.uint8).reshape(13, 4, 4, 1)
+IMAGES = np.arange(13 * 16, dtype=np.uint8).reshape(13, 4, 4, 1)
 EMA = Ema((Warmup(0.9),), snapshot_images=8)
-COURSE = TrainingConfig(16, 4, log_images=4, checkpoint_images=8, keep_checkpoints=1)
+CONFIG = TrainingConfig(16, 4, log_images=4, checkpoint_images=8, keep_checkpoints=1)
 
 NEED_ROOM = ("open", "os.mkdir", "fsync", "os.rename")
 
 
 class Killed(BaseException):
-    """The end of the process: nothing of ours runs after it."""
+    """Stands for the end of the process."""
 
 
 class Trainer:
-    """Every weight goes to the mean of the noise of the batch."""
+    """A trainer that moves every weight towards the mean of the noise of the batch."""
 
     def __init__(self, state: TrainerState) -> None:
         self.now = state
@@ -72,8 +72,8 @@ class Trainer:
         return StepResult(np.abs(aim), np.abs(lr * aim), lambda: np.zeros(0))
 
 
-def live(directory: Path, dtype: type) -> None:
-    """One life of the process that runs in a directory: from where it is to the end of the course."""
+def run_process(directory: Path, dtype: type) -> None:
+    """Run one process in a directory, from its last checkpoint to the end of the run."""
     with exclusive_directory(directory):
         source = source_of("auto", directory)
         start = Checkpoint(0, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, dtype)), {})
@@ -88,23 +88,25 @@ def live(directory: Path, dtype: type) -> None:
 
         with RunDirectory(directory, start.images_seen) as run:
             run.start("seed: 1\n", {"resumed_from": None})
-            loader = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), 1, False, dtype)
+            loader = Loader(Dataset(IMAGES, np.arange(13) % 3, ("a", "b", "c"), "toy"), 1, False, dtype)
             training.train(
-                trainer, loader, Objective(MODEL.process, 1), LearningRate(0.1), EMA, COURSE,
+                trainer, loader, Objective(MODEL.process, 1), LearningRate(0.1), EMA, CONFIG,
                 TrainingCallbacks(run.log, checkpoint, on_snapshot=snapshot), start.images_seen, start.state.updates,
             )  # fmt: skip
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """All that a run leaves, but for its events, which are of each life, and checkpoints before the last.
+    """Return the files of a run, without its events, which differ by process, and checkpoints before the last.
 
-    One of those stays where a run is killed between its last checkpoint and the dropping of older ones.
+    An earlier checkpoint remains if a run is killed after its last checkpoint and before it deletes older ones.
     """
     older = list_checkpoints(directory / "checkpoints")[:-1]
     files = [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("events.")]
     files = [path for path in files if path.parent not in older]
     found = {str(path.relative_to(directory)): path.read_bytes() for path in files}
-    for name in [name for name in found if name.startswith("snapshots/")]:  # safetensors writes facts in any order
+    for name in [
+        name for name in found if name.startswith("snapshots/")
+    ]:  # the order of facts in a safetensors header is arbitrary
         end = 8 + int.from_bytes(found[name][:8], "little")
         header = json.loads(found[name][8:end])
         found[name] = json.dumps(header, sort_keys=True).encode() + found[name][end:]
@@ -112,7 +114,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 class Watcher:
-    """Calls `act` before each change of a file under a directory, with its name and the path or the open file."""
+    """Call `act` before each change of a file under a directory, with the event and the path or the open file."""
 
     def __init__(self) -> None:
         self.under, self.act = None, None
@@ -123,7 +125,7 @@ class Watcher:
             return
         if event == "open" and not given[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        below = event in ("os.remove", "os.rmdir") and given[-1] != -1  # told by its name in an open directory
+        below = event in ("os.remove", "os.rmdir") and given[-1] != -1  # given by its name in an open directory
         if not below and not (isinstance(given[0], (str, Path)) and str(given[0]).startswith(self.under)):
             return
         if event != "os.mkdir" or not os.path.isdir(given[0]):
@@ -144,15 +146,15 @@ WATCHER = Watcher()
 
 
 def operations(directory: Path, dtype: type) -> list[str]:
-    """The file operations of a whole life."""
+    """Return the file operations of an uninterrupted process."""
     seen: list[str] = []
     with WATCHER.watching(directory, lambda event, what: seen.append(event)):
-        live(directory, dtype)
+        run_process(directory, dtype)
     return seen
 
 
 def killed(directory: Path, dtype: type, at: int, tear: bool = False) -> bool:
-    """A life that ends before the operation of this number, if it comes so far; what is flushed there can be torn."""
+    """Run a process that ends before operation `at`, if it gets so far; a file flushed then may be truncated (`tear`)."""
     left, dead = at, False
 
     def act(event: str, what: object) -> None:
@@ -167,7 +169,7 @@ def killed(directory: Path, dtype: type, at: int, tear: bool = False) -> bool:
 
     with WATCHER.watching(directory, act):
         try:
-            live(directory, dtype)
+            run_process(directory, dtype)
         except Killed:
             return True
     return dead
@@ -179,7 +181,7 @@ def _quick(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, every", [(np.float32, 1), (np.float64, 9)])
-def test_a_run_killed_at_any_operation_ends_as_the_uninterrupted_one(tmp_path, dtype, every):
+def test_a_run_killed_at_any_file_operation_equals_the_uninterrupted_run(tmp_path, dtype, every):
     events = operations(tmp_path / "whole", dtype)
     whole = content(tmp_path / "whole")
     assert len([path for path in whole if path.startswith("checkpoints/")]) == 5 and len(events) > 60
@@ -189,13 +191,13 @@ def test_a_run_killed_at_any_operation_ends_as_the_uninterrupted_one(tmp_path, d
         for checkpoint in list_checkpoints(run / "checkpoints"):
             load_checkpoint(checkpoint)
         if at % 5 == 0:
-            killed(run, dtype, 7 * at % 50)  # and once more while it is gone on with
-        live(run, dtype)
+            killed(run, dtype, 7 * at % 50)  # and once more after it was resumed
+        run_process(run, dtype)
         assert content(run) == whole, f"operation {at}, {events[at]}"
 
 
-def test_a_checkpoint_killed_while_it_is_replaced_is_given_its_name_back(tmp_path):
-    """At every operation of replacing a checkpoint by one of the same moment, and of dropping an older one."""
+def test_a_checkpoint_is_restored_after_a_kill_while_it_was_replaced(tmp_path):
+    """At every operation of replacing a checkpoint by one of the same moment, and of deleting an older one."""
     start = Checkpoint(8, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, np.float32)), {})
 
     def replaced(parent: Path, at: int) -> int:
@@ -228,7 +230,7 @@ def test_a_checkpoint_killed_while_it_is_replaced_is_given_its_name_back(tmp_pat
 
 
 @pytest.mark.parametrize("stays, every", [(False, 4), (True, 9)], ids=["once", "from then on"])
-def test_a_full_disk_at_any_operation_is_one_line_and_nothing_is_lost(tmp_path, stays, every):
+def test_a_full_disk_at_any_operation_raises_one_line_and_loses_nothing(tmp_path, stays, every):
     events = operations(tmp_path / "whole", np.float32)
     whole = content(tmp_path / "whole")
     for at in [at for at, event in enumerate(events) if event in NEED_ROOM][::every]:
@@ -241,18 +243,18 @@ def test_a_full_disk_at_any_operation_is_one_line_and_nothing_is_lost(tmp_path, 
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         with WATCHER.watching(run, act), pytest.raises(DuetError, match="No space left on device") as told:
-            live(run, np.float32)
+            run_process(run, np.float32)
         assert "\n" not in str(told.value) and str(run) in str(told.value)
         names = [path.name for path in run.rglob(".*")] if run.exists() else []
         assert not names, f"operation {at}, {events[at]}"
         for checkpoint in list_checkpoints(run / "checkpoints"):
             load_checkpoint(checkpoint)
-        live(run, np.float32)
+        run_process(run, np.float32)
         assert content(run) == whole, f"operation {at}, {events[at]}"
 
 
-def test_a_file_that_may_not_grow_further_is_one_line(tmp_path):
-    """By the limit of the system on the size of a file, and not by our word."""
+def test_a_file_size_limit_raises_one_line(tmp_path):
+    """With the limit of the operating system on the size of a file."""
     state = TrainerState.fresh(initial_weights(MODEL.program, 1, np.float32))
     checkpoint = Checkpoint(8, MODEL, 1, state, {})
     save_checkpoint(tmp_path / "checkpoints", checkpoint)

@@ -46,23 +46,23 @@ def test_numbers_of_skipped_updates_are_json_and_read_as_nan(tmp_path):
         [*records(128), Record(256, math.inf, math.nan, 1e-4, (0.5,), 1), *records(384)], 1.0
     )
     with RunDirectory(tmp_path, resume=256) as resumed:
-        resumed.start("seed: 1\n", {})  # which writes them anew
+        resumed.start("seed: 1\n", {})  # which rewrites the metrics
     for line in run.metrics.read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     first, second = read_metrics(run.metrics)
     assert first == records(128)[0].metrics
     assert math.isnan(second["loss"]) and math.isnan(second["grad_norm"]) and second["skipped"] == 1
-    run.metrics.write_text('{"images_seen": 4, "loss": NaN}\n')  # as they were once written
+    run.metrics.write_text('{"images_seen": 4, "loss": NaN}\n')  # as earlier versions wrote them
     assert math.isnan(next(read_metrics(run.metrics))["loss"])
     run.metrics.write_text('{"images_seen": null}\n')
     with pytest.raises(DuetError, match="images_seen is None"):
         list(read_metrics(run.metrics))
 
 
-def test_resuming_cuts_the_metrics_at_the_checkpoint(tmp_path):
+def test_resuming_removes_the_metrics_after_the_checkpoint(tmp_path):
     RunDirectory(tmp_path).log(records(128, 256, 384, 512), 1.0)
     run = RunDirectory(tmp_path, resume=256)
-    assert seen(run) == [128, 256, 384, 512], "nothing is cut before the run starts"
+    assert seen(run) == [128, 256, 384, 512], "nothing is removed before the run starts"
     run.start("", {})
     assert seen(run) == [128, 256]
     run.log(records(384), 1.0)
@@ -70,7 +70,7 @@ def test_resuming_cuts_the_metrics_at_the_checkpoint(tmp_path):
     assert list(read_metrics(run.metrics)) == [record.metrics for record in records(128, 256, 384)]
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+def test_a_last_line_left_incomplete_by_a_kill_is_ignored(tmp_path):
     run = RunDirectory(tmp_path)
     run.log(records(128, 256), 1.0)
     whole = run.metrics.read_text()
@@ -97,7 +97,7 @@ def test_a_broken_line_before_the_last_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["[1]", "3", '{"loss": 1.0}'])
-def test_metrics_of_another_make_are_refused_on_resuming(tmp_path, line):
+def test_metrics_of_another_program_are_refused_when_resuming(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + '\n{"images_seen": 3}\n')
     with pytest.raises(DuetError, match="images_seen"):
@@ -108,7 +108,7 @@ def test_metrics_of_another_make_are_refused_on_resuming(tmp_path, line):
 @pytest.mark.parametrize("leave", [
     lambda path: (path / "metrics.jsonl").write_text(""), lambda path: (path / "checkpoints").mkdir(),
 ])  # fmt: skip
-def test_a_new_run_does_not_write_over_an_old_one(tmp_path, leave):
+def test_a_new_run_does_not_overwrite_an_old_one(tmp_path, leave):
     leave(tmp_path)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(DuetError, match=r"it holds a run already; give another hydra.run.dir, or resume=latest"):
@@ -117,19 +117,19 @@ def test_a_new_run_does_not_write_over_an_old_one(tmp_path, leave):
     RunDirectory(tmp_path, resume=0)
 
 
-def test_other_files_do_not_make_a_run(tmp_path):
+def test_a_directory_with_other_files_may_be_used(tmp_path):
     (tmp_path / ".hydra").mkdir()
     RunDirectory(tmp_path)
 
 
-def test_a_place_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(DuetError, match="the run directory cannot be made"):
+        with pytest.raises(DuetError, match="the run directory cannot be created"):
             RunDirectory(path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "access", lambda path, mode: False)
     with pytest.raises(DuetError, match=r"the run directory cannot be written; give another hydra.run.dir"):
         RunDirectory(tmp_path)
@@ -142,7 +142,7 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path):
         run.log(records(1), 1.0)
 
 
-def test_start_writes_what_the_run_is(tmp_path):
+def test_start_writes_configuration_environment_and_events(tmp_path):
     run = RunDirectory(tmp_path)
     run.start("seed: 1\n", {"device": "cpu"})
     run.log(records(128), 10.0)
@@ -160,8 +160,8 @@ def test_start_writes_what_the_run_is(tmp_path):
     assert b"late" not in content
 
 
-class Told:
-    """A tracker that notes how it is closed, and cannot be told anything else."""
+class ClosingTracker:
+    """A tracker that records how it is closed, and has no other method."""
 
     def __init__(self, closing: Exception | None = None) -> None:
         self.closed, self.closing = [], closing
@@ -174,14 +174,14 @@ class Told:
 
 @pytest.mark.parametrize("error", [KeyError("a defect"), KeyboardInterrupt()])
 def test_a_run_that_fails_closes_its_trackers(tmp_path, error):
-    trackers = [Told(ValueError("the service is away")), Told()]
+    trackers = [ClosingTracker(ValueError("the service is away")), ClosingTracker()]
     with pytest.raises(type(error)) as raised, RunDirectory(tmp_path) as run:
         run.start("seed: 1\n", {}, trackers)
         raise error
-    assert raised.value is error, "what closing raises does not hide it"
+    assert raised.value is error, "an error raised by closing does not hide it"
     assert [tracker.closed for tracker in trackers] == [[True], [True]]
     with RunDirectory(tmp_path / "whole") as run:
-        run.start("seed: 1\n", {}, [whole := Told()])
+        run.start("seed: 1\n", {}, [whole := ClosingTracker()])
         run.close()
     assert whole.closed == [False]
 
@@ -189,11 +189,11 @@ def test_a_run_that_fails_closes_its_trackers(tmp_path, error):
 def test_a_run_that_cannot_start_closes_its_trackers(tmp_path):
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(DuetError, match=r"config\.yaml: it cannot be written"), RunDirectory(tmp_path) as run:
-        run.start("seed: 1\n", {}, [tracker := Told()])
+        run.start("seed: 1\n", {}, [tracker := ClosingTracker()])
     assert tracker.closed == [True]
 
 
-def test_events_that_cannot_be_written_are_one_line_and_nobody_waits(tmp_path, monkeypatch):
+def test_events_that_cannot_be_written_raise_one_line_without_waiting(tmp_path, monkeypatch):
     threads = threading.active_count()
     with (
         pytest.raises(DuetError, match=r"events cannot be written \(No space left") as told,
@@ -207,14 +207,14 @@ def test_events_that_cannot_be_written_are_one_line_and_nobody_waits(tmp_path, m
     assert "\n" not in str(told.value) and len(seen(run)) == 99
 
 
-def test_each_life_has_events_of_its_own(tmp_path):
+def test_each_start_of_a_run_has_its_own_event_file(tmp_path):
     for _ in range(3):  # within the same second
         with RunDirectory(tmp_path, resume=0) as run:
             run.start("seed: 1\n", {})
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
 
 
-def test_numbers_that_json_lacks_become_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     data = {
         "nan": math.nan, "inf": [math.inf, -math.inf, 1.5], "array": np.array([[1.0, np.nan]]), 3: np.float32(0.5),
         "whole": np.int64(7), "true": np.bool_(True), "tuple": (1, "two", None),
@@ -250,7 +250,7 @@ def test_samples_are_read_back(tmp_path):
     assert facts == {"seed": 5, "loss": None, "plan": {"steps": 50}}
 
 
-def test_samples_that_are_no_samples_are_refused(tmp_path):
+def test_invalid_sample_files_are_refused(tmp_path):
     path = tmp_path / "samples.npz"
     write_samples(path, IMAGES, np.array([3, 1]))
     content = path.read_bytes()
@@ -271,7 +271,7 @@ def test_samples_that_are_no_samples_are_refused(tmp_path):
         read_samples(tmp_path / "none.npz")
 
 
-def test_the_environment_says_what_ran_where(tmp_path):
+def test_the_environment_names_command_versions_and_hardware(tmp_path):
     facts = describe_environment(Description("torch", "cpu", "float32", 2, "eager", {"torch": "2"}))
     assert facts["backend"] == "torch" and facts["versions"] == {"torch": "2"} and facts["cores"] >= 1
     assert facts["command"].startswith("python")

@@ -1,4 +1,4 @@
-"""Snapshots: whole, exact, of one run; and what is made of them is what training would have kept."""
+"""EMA snapshots are complete, exact and of one run; an average made from them is the one training would have given."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from diffusion_core.runs.ema_snapshots import (
 SPEC = UNetSpec(4, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2)
 MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
 BATCH, LAST = 4, 60
-KEPT = (Power(0.05), Power(0.1))
+PROFILES = (Power(0.05), Power(0.1))
 
 
 def weights_after(update: int, dtype: type = np.float64) -> dict[str, np.ndarray]:
-    """Weights that go somewhere and tremble; those of an update are the same whenever they are asked for."""
+    """Return weights that approach a goal with noise, as a function of the update alone."""
     rng, goals = np.random.default_rng(update), np.random.default_rng(1000)
     return {
         p.name: (goals.normal(size=p.shape) + 3 * np.exp(-update / 20) + 0.1 * rng.normal(size=p.shape)).astype(dtype)
@@ -42,8 +42,8 @@ def weights_after(update: int, dtype: type = np.float64) -> dict[str, np.ndarray
 
 
 @cache
-def states(profiles: tuple[Profile, ...] = KEPT, dtype: type = np.float64) -> list[TrainerState]:
-    """The state of a trainer before the first update and after each."""
+def states(profiles: tuple[Profile, ...] = PROFILES, dtype: type = np.float64) -> list[TrainerState]:
+    """Return the state of a trainer before the first update and after each update."""
     state = TrainerState.fresh(weights_after(0, dtype), len(profiles))
     walked = [state]
     for k in range(1, LAST + 1):
@@ -61,15 +61,15 @@ WALK = states()
 
 
 def stored(
-    path, every: int, walk=WALK, profiles=KEPT, batch: int = BATCH, seed: int = 3, model: DiffusionModel = MODEL
+    path, every: int, walk=WALK, profiles=PROFILES, batch: int = BATCH, seed: int = 3, model: DiffusionModel = MODEL
 ):
-    """The snapshots of a run, one for so many updates."""
+    """Return the snapshots of a run that stores one every `every` updates."""
     for k in range(every, LAST + 1, every):
         save_snapshots(path / "snapshots", k * batch, walk[k], profiles, batch, model, seed)
     return find_snapshots(path)
 
 
-def apart(a, b) -> float:
+def distance(a, b) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in b)
 
 
@@ -83,59 +83,59 @@ def test_every_bit_survives_the_round_trip(tmp_path, dtype):
     assert [(one.images_seen, one.updates, one.batch, one.seed) for one in found] == [
         (120, 30, 4, 3), (120, 30, 4, 3), (240, 60, 4, 3), (240, 60, 4, 3)
     ]  # fmt: skip
-    assert [one.profile for one in found] == [*KEPT, *KEPT] and all(one.model == MODEL for one in found)
+    assert [one.profile for one in found] == [*PROFILES, *PROFILES] and all(one.model == MODEL for one in found)
     for one in found:
-        expected = walk[one.updates].averages[KEPT.index(one.profile)]
+        expected = walk[one.updates].averages[PROFILES.index(one.profile)]
         for name, value in one.weights().items():
             assert value.dtype == dtype and value.tobytes() == expected[name].tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_average_that_was_stored_comes_back_with_all_its_bits(tmp_path, dtype):
+def test_a_stored_average_is_reconstructed_bit_by_bit(tmp_path, dtype):
     walk = states(dtype=dtype)
     found = stored(tmp_path, 20, walk)
-    for i, profile in enumerate(KEPT):
+    for i, profile in enumerate(PROFILES):
         for updates in (20, 60):
             made, how = reconstruct(found, profile, updates * BATCH)
             assert made.images_seen == updates * BATCH and how.error == 0
             for name, value in walk[updates].averages[i].items():
                 assert made.state.weights[name].tobytes() == value.tobytes() == made.state.ema[name].tobytes()
-    assert reconstruct(found, KEPT[0])[0].images_seen == LAST * BATCH
+    assert reconstruct(found, PROFILES[0])[0].images_seen == LAST * BATCH
 
 
 @pytest.mark.parametrize("profile", [Power(0.07), Power(0.15), Warmup(0.8)], ids=str)
-def test_an_average_that_was_not_stored_is_near_the_tracked_one_and_nearer_with_more_snapshots(tmp_path, profile):
+def test_a_reconstructed_average_is_near_the_tracked_one_and_nearer_with_more_snapshots(tmp_path, profile):
     tracked = states((profile,))[-1].ema
     errors = []
     for every in (20, 10, 5):
         made, _ = reconstruct(stored(tmp_path / str(every), every), profile)
-        errors.append(apart(made.state.ema, tracked))
+        errors.append(distance(made.state.ema, tracked))
     assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 0.002 < 0.04 < min(apart(average, tracked) for average in WALK[-1].averages)
+    assert errors[2] < 0.002 < 0.04 < min(distance(average, tracked) for average in WALK[-1].averages)
 
 
-def test_a_moment_between_two_snapshots_is_made_less_well_and_the_misfit_says_so(tmp_path):
+def test_a_moment_between_two_snapshots_has_a_larger_error_which_is_reported(tmp_path):
     found = stored(tmp_path, 5)
-    misfits, errors = {}, {}
+    reported, errors = {}, {}
     for k in (50, 52, 55):
         made, how = reconstruct(found, Power(0.07), k * BATCH)
-        misfits[k], errors[k] = how.error, apart(made.state.ema, states((Power(0.07),))[k].ema)
-    assert max(misfits[50], misfits[55]) < 0.01 < 0.3 < misfits[52] < 0.5
+        reported[k], errors[k] = how.error, distance(made.state.ema, states((Power(0.07),))[k].ema)
+    assert max(reported[50], reported[55]) < 0.01 < 0.3 < reported[52] < 0.5
     assert max(errors[50], errors[55]) < 0.1 * errors[52]
 
 
-def test_the_checkpoint_is_one_that_is_read_again(tmp_path):
+def test_a_reconstructed_checkpoint_can_be_saved_and_loaded(tmp_path):
     made, how = reconstruct(stored(tmp_path, 20), Power(0.07))
     again = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", made), MODEL.spec)
     assert again.model == MODEL and again.seed == 3 and again.state.updates == 0
     assert again.notes["average"] == {"name": "power", "sigma_rel": 0.07} and again.notes["profile_error"] == how.error
     assert sum(again.notes["coefficients"].values()) == pytest.approx(1)
-    assert apart(again.state.ema, made.state.ema) == 0
+    assert distance(again.state.ema, made.state.ema) == 0
 
 
-def test_later_snapshots_are_dropped_and_no_others(tmp_path):
+def test_only_later_snapshots_are_deleted(tmp_path):
     stored(tmp_path, 20)
-    (tmp_path / "snapshots" / "notes.txt").write_text("mine")
+    (tmp_path / "snapshots" / "notes.txt").write_text("unrelated")
     delete_snapshots_after(tmp_path / "snapshots", 160)
     assert [one.updates for one in find_snapshots(tmp_path)] == [20, 20, 40, 40]
     assert (tmp_path / "snapshots" / "notes.txt").exists()
@@ -145,8 +145,10 @@ def test_later_snapshots_are_dropped_and_no_others(tmp_path):
 # Mistakes
 
 
-def test_a_place_without_snapshots_is_refused(tmp_path):
-    with pytest.raises(DuetError, match=r"holds no snapshots; a run writes them with ema\.snapshot_images above 0"):
+def test_a_directory_without_snapshots_is_refused(tmp_path):
+    with pytest.raises(
+        DuetError, match=r"holds no snapshots; a run writes snapshots if ema\.snapshot_images is above 0"
+    ):
         find_snapshots(tmp_path)
     with pytest.raises(DuetError, match="nowhere does not exist"):
         find_snapshots(tmp_path / "nowhere")
@@ -155,7 +157,7 @@ def test_a_place_without_snapshots_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("images", [-4, 0, 2, 6, 244])
-def test_a_moment_that_is_no_update_of_the_run_is_refused(tmp_path, images):
+def test_a_moment_that_is_not_an_update_of_the_run_is_refused(tmp_path, images):
     with pytest.raises(DuetError, match=f"images: {images} was given; it must be a multiple of the batch 4, up to 240"):
         reconstruct(stored(tmp_path, 30), Power(0.07), images)
 
@@ -163,19 +165,21 @@ def test_a_moment_that_is_no_update_of_the_run_is_refused(tmp_path, images):
 def test_snapshots_of_two_runs_or_of_a_changed_batch_are_refused(tmp_path):
     stored(tmp_path, 30)
     for name, other in {"seed": {"seed": 4}, "model": {"model": replace(MODEL, prediction="v")}}.items():
-        save_snapshots(tmp_path / "snapshots", 400, WALK[-1], KEPT, **{"batch": 4, "model": MODEL, "seed": 3} | other)
+        save_snapshots(
+            tmp_path / "snapshots", 400, WALK[-1], PROFILES, **{"batch": 4, "model": MODEL, "seed": 3} | other
+        )
         with pytest.raises(
             DuetError, match=f"000000000400-ema.safetensors: its {name} is not that of 000000000120-ema"
         ):
             find_snapshots(tmp_path)
     stored(tmp_path / "changed", 30)
-    save_snapshots(tmp_path / "changed" / "snapshots", 300, WALK[-1], KEPT, 4, MODEL, 3)
-    with pytest.raises(DuetError, match="300 images in 60 updates are of a run that changed its batch, 4"):
+    save_snapshots(tmp_path / "changed" / "snapshots", 300, WALK[-1], PROFILES, 4, MODEL, 3)
+    with pytest.raises(DuetError, match="300 images in 60 updates show that the run changed its batch of 4"):
         find_snapshots(tmp_path / "changed")
 
 
-def test_any_flipped_byte_is_noticed(tmp_path):
-    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, MODEL, 3)[0]
+def test_any_flipped_bit_is_detected(tmp_path):
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], PROFILES, BATCH, MODEL, 3)[0]
     content = file.read_bytes()
     somewhere = Stream(0, "positions").integers(range(40), len(content)).tolist()
     for at in sorted({0, 7, 8, 9, len(content) - 1, *somewhere}):
@@ -191,28 +195,28 @@ def test_any_flipped_byte_is_noticed(tmp_path):
             [one.weights() for one in find_snapshots(tmp_path)]
 
 
-def test_a_profile_that_cannot_be_is_said_of_the_file(tmp_path):
-    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], KEPT, BATCH, MODEL, 3)[0]
+def test_an_invalid_profile_is_reported_with_its_file(tmp_path):
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], PROFILES, BATCH, MODEL, 3)[0]
     content = file.read_bytes()
-    there = re.search(rb'sigma_rel\\": (0)\.', content).start(1)
-    file.write_bytes(content[:there] + b"1" + content[there + 1 :])
+    digit = re.search(rb'sigma_rel\\": (0)\.', content).start(1)
+    file.write_bytes(content[:digit] + b"1" + content[digit + 1 :])
     with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: ema\.sigma_rel: 1\.05 was given"):
         find_snapshots(tmp_path)
 
 
-def test_a_failure_leaves_no_part_of_a_snapshot(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_part_of_a_snapshot(tmp_path, monkeypatch):
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: it cannot be written \(No space left"):
-        save_snapshots(tmp_path, 240, WALK[-1], KEPT, BATCH, MODEL, 3)
+        save_snapshots(tmp_path, 240, WALK[-1], PROFILES, BATCH, MODEL, 3)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_snapshot_that_is_gone_when_it_is_read_is_named(tmp_path):
+def test_a_snapshot_that_has_disappeared_is_named(tmp_path):
     found = stored(tmp_path, 60)
     found[0].path.unlink()
     assert isinstance(found[0], Snapshot)
     with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: it cannot be read \(No such file"):
-        reconstruct(found, KEPT[0])
+        reconstruct(found, PROFILES[0])
