@@ -97,6 +97,7 @@ def _measure(
         with TemporaryDirectory() as cache, Counter(work, cfg.repeats + 1, "rounds") as progress:
             try:
                 for mode in modes[first : first + at_once]:
+                    progress(0, f"starting {mode.name}")
                     own = Path(cache, str(len(present)))
                     present.append(start(mode, model, _rounds(cfg), cfg.device, cfg.threads, cfg.limit_s, own))
                     if not present[-1].left_out:

@@ -135,9 +135,10 @@ def make_table(rows: Sequence[Mapping[str, Any]], rounds: Mapping[str, int], tit
     through the network; for sampling, the time beyond that of the evaluations alone, as a fraction of it.
     """
     table = Table(title=title)
-    heads = ("work", "contestant", "ms", "images/s", "range", "time by first", "ready, s", "compile, s", "MiB")
+    heads = ("work", "contestant", "ms", "images/s", "range", "time / first", "ready, s", "compile, s", "MiB")
     for name in (*heads, "GFLOP/s", "of conv.", "of matrix", "overhead"):
-        table.add_column(name, justify="left" if name in ("work", "contestant") else "right")
+        text = name in ("work", "contestant")
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
     for row in rows:
         rate, overhead = row["gflops"], row["share_beside_passes"]
         if row["by_evaluations"] is not None:
