@@ -82,7 +82,7 @@ def _native(
     engine, model = opened(backend), found.model
     with _beside(out) as path:
         engine.export(engine.network(model.program, weights), path, model.spec.image_shape)
-        again = partial(engine.exported, model.program, path)
+        again = partial(engine.load_export, model.program, path)
         return f"{form}, {_compared(again, model, weights, engine.config.precision, check)}"
 
 

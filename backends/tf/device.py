@@ -88,7 +88,7 @@ class DeviceContext:
         return [tf.cast(tensor, self.compute) for tensor in tensors]
 
     @contextmanager
-    def within_memory(self, changes: bool = False) -> Iterator[None]:
+    def translate_out_of_memory(self, changes: bool = False) -> Iterator[None]:
         """Turn an out-of-memory error of the framework into that of `out_of_memory_error`."""
         try:
             yield

@@ -15,7 +15,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_regular
 from diffusion_core.networks.program import Program
 
-__all__ = ["export", "exported", "read_arrays"]
+__all__ = ["export", "load_export", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -65,7 +65,7 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     tf.saved_model.save(module, str(path), {"serving_default": module.forward})
 
 
-def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
+def load_export(program: Program, path: str | Path, context: DeviceContext) -> Forward:
     """Return the network in a SavedModel that `export` wrote, as a function with the signature of `Network.forward`."""
     model = tf.saved_model.load(str(path))  # keep the model: its signature alone does not keep the variables alive
 

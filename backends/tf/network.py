@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
 from backends.tf.random import random_words
-from diffusion_core.backend.interface import within_memory
+from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.registry import BlockRules
@@ -365,7 +365,7 @@ class Network(tf.Module):
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
         return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
 
-    @within_memory
+    @translate_out_of_memory
     def forward(
         self,
         x: NDArray,
@@ -381,7 +381,7 @@ class Network(tf.Module):
         estimate = None if estimate is None else context.images(estimate)
         return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
-    @within_memory
+    @translate_out_of_memory
     def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:

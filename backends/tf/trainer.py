@@ -19,7 +19,7 @@ from diffusion_core.backend.interface import (
     StepResult,
     TrainBatch,
     TrainerState,
-    within_memory,
+    translate_out_of_memory,
 )
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
@@ -268,12 +268,14 @@ class Trainer:
         """Run forward, backward, running statistics, clip, optimiser and averages."""
         scalars = self._update_scalars(lr, decays)
         if self.context.communicator.group.size == 1 and not may_repeat:
-            with self.context.within_memory(changes=True):
+            with self.context.translate_out_of_memory(changes=True):
                 loss, losses, norm = self.full_step(batch_tensors(batch, self.context), micro_batches, scalars)
         else:
-            with self.context.within_memory():  # before communication, so that one process alone can repeat it
+            with (
+                self.context.translate_out_of_memory()
+            ):  # before communication, so that one process alone can repeat it
                 loss, losses, gradients, statistics = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-            with self.context.within_memory(changes=True):
+            with self.context.translate_out_of_memory(changes=True):
                 loss, gradients = self._all_reduce(loss, gradients)
                 norm = self.apply(loss, gradients, statistics, scalars)
         self.updates += 1
@@ -283,7 +285,7 @@ class Trainer:
         """Allow updates again after a step that was not finite."""
         self.failed.assign(False)
 
-    @within_memory
+    @translate_out_of_memory
     def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
         """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
         loss, _, gradients, _ = self.accumulate(batch_tensors(batch, self.context), micro_batches)
@@ -298,7 +300,7 @@ class Trainer:
         self.updates += 1
         return norm
 
-    @within_memory
+    @translate_out_of_memory
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """Return the value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}

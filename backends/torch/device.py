@@ -51,7 +51,7 @@ class DeviceContext:
         return torch.autocast(self.device.type, dtype=self.compute)
 
     @contextmanager
-    def within_memory(self, changes: bool = False) -> Iterator[None]:
+    def translate_out_of_memory(self, changes: bool = False) -> Iterator[None]:
         """Turn an out-of-memory error of the framework into that of `out_of_memory_error`."""
         try:
             yield

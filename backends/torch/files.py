@@ -18,7 +18,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_regular
 from diffusion_core.networks.program import Program
 
-__all__ = ["export", "exported", "read_arrays"]
+__all__ = ["export", "load_export", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -66,6 +66,6 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     Path(path).write_bytes(save(tensors, notes))
 
 
-def exported(program: Program, path: str | Path, context: DeviceContext) -> Forward:
+def load_export(program: Program, path: str | Path, context: DeviceContext) -> Forward:
     """Return the network in a file that `export` wrote, as a function with the signature of `Network.forward`."""
     return Network(program, load_file(path), context).forward

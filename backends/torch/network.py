@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backends.torch.device import DeviceContext
 from backends.torch.random import random_words
-from diffusion_core.backend.interface import within_memory
+from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.registry import BlockRules
@@ -289,7 +289,7 @@ class Network(nn.Module):
         with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
-    @within_memory
+    @translate_out_of_memory
     @torch.inference_mode()
     def forward(
         self,
@@ -306,7 +306,7 @@ class Network(nn.Module):
         estimate = None if estimate is None else context.images(estimate)
         return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
-    @within_memory
+    @translate_out_of_memory
     def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:

@@ -20,7 +20,7 @@ from diffusion_core.backend.interface import (
     StepResult,
     TrainBatch,
     TrainerState,
-    within_memory,
+    translate_out_of_memory,
 )
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
@@ -240,9 +240,9 @@ class Trainer:
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Run forward, backward, running statistics, clip, optimiser and averages."""
-        with self.context.within_memory():  # before communication, so that one process alone can repeat it
+        with self.context.translate_out_of_memory():  # before communication, so that one process alone can repeat it
             loss, losses, gradients, statistics = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-        with self.context.within_memory(changes=True):
+        with self.context.translate_out_of_memory(changes=True):
             loss, gradients = self._all_reduce(loss, gradients)
             norm = self._apply(loss, gradients, statistics, lr, decays)
         self.updates += 1
@@ -252,7 +252,7 @@ class Trainer:
         """Allow updates again after a step that was not finite."""
         self.failed = torch.zeros_like(self.failed)
 
-    @within_memory
+    @translate_out_of_memory
     def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
         """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
         loss, _, gradients, _ = self.accumulate(batch_tensors(batch, self.context), micro_batches)
@@ -267,7 +267,7 @@ class Trainer:
         self.updates += 1
         return norm
 
-    @within_memory
+    @translate_out_of_memory
     @torch.no_grad()
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """Return the value of each block in the training pass of a batch, and the loss of each image, by name."""

@@ -1,10 +1,10 @@
 """The seam: what crosses from the core to a backend, and what a backend must offer.
 
-Only NumPy arrays cross it. Images are ``b h w c``; weights have the canonical axes of the manifest;
-every column of numbers was computed in float64 and is cast at most once. A backend holds no formula of
-diffusion theory: it multiplies what it is given.
+Only NumPy arrays cross it. Images are ``b h w c``; weights have the canonical axes of the manifest; every column of
+numbers is computed in float64 and cast at most once. A backend holds no formula of diffusion theory: it executes
+programs, training batches and sampler plans.
 
-A backend is found by its entry point in the group ``duet.backends``, so that a third party can add one.
+A backend is an entry point in the group ``duet.backends``, so other packages can add one; see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
@@ -50,23 +51,23 @@ __all__ = [
     "StepCallback",
     "average_names",
     "load_backend",
-    "within_memory",
+    "translate_out_of_memory",
 ]
 
 PRECISIONS = ("float64", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
-# The distance of a classifier's logits from the class.
+# The loss of a classifier, between its logits and the class.
 CROSS_ENTROPY = "cross_entropy"
-# The c of sqrt(r^2 + c^2) - c, in the unit of the target, of which the noise has standard deviation 1.
+# The c of sqrt(r^2 + c^2) - c, in the units of the target, in which the noise has standard deviation 1.
 PSEUDO_HUBER_C = 0.03
 # The columns of `TrainBatch.variational` and of `TrainBatch.self_conditioning`.
 VARIATIONAL = ("offset", "scale", "error", "half_bin", "lowest", "highest", "mean_gradient", "weight")
-SELF_CONDITIONING = ("c_skip", "c_out", "share", "lowest", "highest")
-# The probability of a byte counts as at least this much.
+SELF_CONDITIONING = ("c_skip", "c_out", "keep", "lowest", "highest")
+# Lower bound of the probability of a byte.
 MIN_PROBABILITY = 1e-12
 
-# The least standard deviation that a guided output is divided by where it is rescaled: an output of zeros stays zeros.
+# Lower bound of the standard deviation that guidance rescaling divides by, so that an output of zeros stays zero.
 MIN_STD = 1e-12
 
 # A network's output F of (x, c_noise, label, features); see `Network.forward`.
@@ -79,36 +80,55 @@ NoiseSource = Callable[[int], NDArray]
 
 @dataclass(frozen=True)
 class StepCallback:
-    """Somebody who looks at samples on their way.
+    """A callback on the state of sampling, as diffusers' `callback_on_step_end`.
 
     Args:
-        see: called with (row, register 0, estimate of x_0) as host arrays.
-        rows: after which rows of a plan; None is after each. What lies between them runs without a stop.
+        function: called with (row, register 0, estimate of x_0); both arrays are NumPy arrays (B, H, W, C).
+        rows: the rows of the plan after which it is called; None means every row. The rows between run as one segment.
+
+    Example:
+        >>> seen = []
+        >>> callback = StepCallback(lambda row, x, estimate: seen.append(row), rows=(0, 2))
+        >>> for row in range(3):
+        ...     callback(row, np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 3)))
+        >>> seen
+        [0, 2]
     """
 
-    see: Callable[[int, NDArray, NDArray], None]
+    function: Callable[[int, NDArray, NDArray], None]
     rows: Collection[int] | None = None
 
     def __call__(self, row: int, x: NDArray, estimate: NDArray) -> None:
-        """See the state after a row, if it is one of those that are looked at."""
+        """Call the function if `row` is one of the selected rows."""
         if self.rows is None or row in self.rows:
-            self.see(row, x, estimate)
+            self.function(row, x, estimate)
 
     def selected_rows(self, rows: int) -> Collection[int]:
-        """Which of so many rows are looked at."""
+        """Return the selected rows of a plan with this number of rows."""
         return range(rows) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """How a backend computes; none of it changes what is computed.
+    """How a backend computes. None of these options changes what is computed, except for rounding.
 
     Args:
-        device: ``"auto"`` takes CUDA where there is one.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA if it is available.
         precision: ``"float64"``, ``"float32"`` or ``"bf16"`` (weights and sums stay float32).
-        compile: `torch.compile`, or XLA for TensorFlow.
-        threads: CPU threads; None leaves the framework's choice.
-        deterministic: only reproducible kernels, and TF32 off in any case.
+        compile: whether to compile, with `torch.compile` in PyTorch and XLA in TensorFlow.
+        threads: number of CPU threads; None means the framework's default.
+        deterministic: whether to use reproducible kernels only. TF32 is always off.
+
+    Raises:
+        DuetError: for an unknown device or precision, or fewer than one thread.
+
+    Example:
+        >>> BackendConfig(device="cpu", precision="float64").host_dtype
+        <class 'numpy.float64'>
+        >>> BackendConfig(precision="float16")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        diffusion_core.common.errors.DuetError: precision: 'float16' was given; it must be one of float64, ...
     """
 
     device: str = "auto"
@@ -127,49 +147,53 @@ class BackendConfig:
 
     @property
     def host_dtype(self) -> type[np.floating]:
-        """The NumPy type in which images and columns are handed over."""
+        """The NumPy type of images and columns that cross the seam."""
         return np.float64 if self.precision == "float64" else np.float32
 
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    r"""One step of training, whole: nothing is drawn or looked up after this.
+    r"""All inputs of one training step: nothing is drawn or looked up after this.
 
     With ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise`` and the network's
-    output ``F(c_in x_t, c_noise, label, features)``, of which the first channels, as many as the images have, count::
+    output ``F(c_in x_t, c_noise, label, features)``, restricted to the channels of the images::
 
         r    = F - target
         loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
 
-    The bound, of a batch with variational columns, takes as many channels more, F2; r~ is r as it stands, whose
-    gradient is that of r times mean_gradient, and Phi is the normal distribution function::
+    The bound needs variational columns and the second half of the output channels, F2. In it r~ has the value of r and
+    mean_gradient times its gradient, and Phi is the normal distribution function::
 
         u     = offset + scale F2,    e = error r~
         bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0
         bound = -log(Phi((half_bin - e) exp(-u/2)) - Phi((-half_bin - e) exp(-u/2)))         elsewhere
 
-    in which the first Phi is 1 where images > highest, the second 0 where images < lowest, and their difference at
-    least `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; the
-    loss of the image is then ``exp(-v) weight mean_pixels distance(r) + v`` in place of the first term.
+    The first Phi is 1 if images > highest, the second is 0 if images < lowest, and their difference is at least
+    `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; it replaces the
+    first term of the loss of an image by ``exp(-v) weight mean_pixels distance(r) + v``.
 
-    A batch with the columns of self-conditioning is passed twice, the first time without an estimate. The second
-    pass, in which nothing of the first has a gradient or counts for running statistics, is given::
+    A batch with self-conditioning columns takes two passes, the first without an estimate. The first pass has no
+    gradient and does not update running statistics. The second pass reads::
 
-        estimate = share clip(c_skip x_t + c_out F, lowest, highest)
+        estimate = keep clip(c_skip x_t + c_out F, lowest, highest)
 
     Args:
         images: x_0 in the range of the data, with shape (B, H, W, C).
         noise: eps, with the same shape.
-        label: int32 with shape (B,); the null label where the class is dropped.
-        alpha: with shape (B,), as are all the columns.
-        weight: of the distance at this level.
-        importance: of the whole loss of an image that is drawn more or less often than its law says; else 1.
-        c_noise: float64, whatever the precision.
-        features: numbers beside the class, with shape (B, program.features).
+        label: int32 with shape (B,); the null label if the class is dropped.
+        alpha: with shape (B,), like every column.
+        sigma: standard deviation of the noise in x_t.
+        c_in: factor of x_t at the input of the network.
+        c_noise: the encoded noise level; float64 in every precision.
+        target_x0: weight of x_0 in the target.
+        target_eps: weight of eps in the target.
+        weight: weight of the distance at this noise level.
+        importance: importance weight of the whole loss of an image; 1 if noise levels are not drawn by importance.
+        features: numbers in addition to the class, with shape (B, program.features).
         positions: each image's position in the run, its counter in the dropout stream, with shape (B,).
         dropout_key: the two words of the dropout stream.
         variational: the columns `VARIATIONAL`, with shape (B, 8); None for a loss without the bound.
-        self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5), or None.
+        self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5); None without self-conditioning.
     """
 
     images: NDArray
@@ -191,23 +215,31 @@ class TrainBatch:
 
     @property
     def size(self) -> int:
-        """B."""
+        """The batch size B."""
         return len(self.label)
 
     @property
     def arrays(self) -> dict[str, NDArray]:
-        """The fields by name, but for those that are None."""
+        """The fields by name, except those that are None."""
         return {name: array for name, array in vars(self).items() if array is not None}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainerState:
-    """All that training must remember, by parameter name; `updates` counts optimiser steps.
+    """The state of training: weights, moving averages and optimiser moments, each by parameter name.
 
-    Every part has every name of the manifest; the moments of what is not trained stay zero.
+    Every part has every name of the manifest; the moments of parameters that are not trained stay zero.
 
     Args:
-        averages: the moving averages of the weights, at least one; samples are drawn with the first.
+        weights: the weights in the canonical axes.
+        averages: the moving averages of the weights, at least one; sampling uses the first.
+        moment1: Adam's first moments.
+        moment2: Adam's second moments.
+        updates: number of optimiser steps so far.
+
+    Example:
+        >>> TrainerState.fresh({"w": np.ones((2, 3))})
+        TrainerState(6 values, 1 average, 0 updates)
     """
 
     weights: Weights
@@ -216,43 +248,48 @@ class TrainerState:
     moment2: Weights
     updates: int = 0
 
+    def __repr__(self) -> str:
+        size = pluralize(sum(value.size for value in self.weights.values()), "value")
+        averages, updates = pluralize(len(self.averages), "average"), pluralize(self.updates, "update")
+        return f"TrainerState({size}, {averages}, {updates})"
+
     @staticmethod
     def fresh(weights: Weights, averages: int = 1) -> TrainerState:
-        """The state before the first step: every average starts at the weights, the moments at zero."""
+        """Return the state before the first step: averages equal to the weights, moments equal to zero."""
         zeros = {name: np.zeros_like(value) for name, value in weights.items()}
         return TrainerState(weights, (weights,) * averages, zeros, zeros)
 
     @property
     def ema(self) -> Weights:
-        """The average that samples are drawn with."""
+        """The moving average that sampling uses."""
         return self.averages[0]
 
     @property
     def parts(self) -> dict[str, Weights]:
-        """All arrays by the name of their part: weights, ema, ema1, ema2 ... for further averages, moment1, moment2."""
+        """All arrays by part: weights, ema (ema1, ema2 ... for further averages), moment1, moment2."""
         averages = dict(zip(average_names(len(self.averages)), self.averages, strict=True))
         return {"weights": self.weights, **averages, "moment1": self.moment1, "moment2": self.moment2}
 
     @staticmethod
     def from_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
-        """The state with these `parts`."""
+        """Return the state with these `parts`."""
         averages = tuple(parts[name] for name in average_names(len(parts) - 3))
         return TrainerState(parts["weights"], averages, parts["moment1"], parts["moment2"], updates)
 
 
 def average_names(count: int) -> tuple[str, ...]:
-    """What that many averages are called: ema, ema1, ema2 ..."""
+    """Return the names of this many averages: ema, ema1, ema2 ..."""
     return tuple(f"ema{i}" if i else "ema" for i in range(count))
 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step reports; the numbers may still be on the device and are read by ``float()``.
+    """The result of a training step. The numbers may still be on the device; ``float()`` waits for them.
 
     Args:
-        loss: of the batch.
-        grad_norm: before the clip.
-        losses: reads the loss of each image, before its importance, with shape (B,).
+        loss: loss of the batch.
+        grad_norm: global norm of the gradients before the clip.
+        losses: returns the loss of each image without its importance weight, with shape (B,).
     """
 
     loss: SupportsFloat
@@ -262,7 +299,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Description:
-    """What a backend runs on, for people and for the run directory."""
+    """What a backend runs on, for the terminal and for the run directory."""
 
     backend: str
     device: str
@@ -273,11 +310,11 @@ class Description:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the device is the processor."""
+        """Whether the device is a CPU."""
         return self.device.startswith("cpu")
 
     def line(self) -> str:
-        """One line that says which device, precision and mode are used."""
+        """Return one line with the device, the precision, the mode and the versions."""
         framework = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.backend}: {self.device}, {self.precision}, {self.mode} ({framework})"
 
@@ -295,82 +332,92 @@ class Network(Protocol):
         features: NDArray | None = None,
         estimate: NDArray | None = None,
     ) -> NDArray:
-        """The raw output F in evaluation, for images (B, H, W, C), numbers (B,), labels (B,) and features (B, F).
+        """Return the raw output F in evaluation mode.
 
-        Features that are not given are zeros, and so is the estimate of x_0, with the shape of x, that a
-        self-conditioned program is given beside x.
+        Args:
+            x: images multiplied by c_in, with shape (B, H, W, C).
+            c_noise: encoded noise levels, with shape (B,).
+            label: classes, with shape (B,).
+            features: with shape (B, program.features); None means zeros.
+            estimate: an estimate of x_0 for a self-conditioned program, with the shape of x; None means zeros.
         """
 
     def vjp(
         self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
-        """(F, J^T cotangent), with J the derivative of F by x in evaluation and the cotangent of F's shape.
+        """Return (F, J^T cotangent), with J = dF/dx in evaluation mode.
 
-        The images of a batch are independent: each is pulled back by its own J, and the result has the shape of x.
+        The images of a batch are independent, each with its own J. The cotangent has the shape of F, the product the
+        shape of x.
         """
 
     def weights(self) -> Weights:
-        """The weights by name, in the canonical axes."""
+        """Return the weights by name, in the canonical axes."""
 
     def load(self, weights: Weights) -> None:
-        """Take other weights; what was traced or compiled is kept."""
+        """Replace the weights; traced and compiled functions stay valid."""
 
 
 class Trainer(Protocol):
-    """A network with its optimiser and its moving averages, each of which takes a decay of its own.
+    """A network with its optimiser and its moving averages, each with its own decay.
 
-    A batch may be computed in equal pieces, one after another, whose losses and gradients are added up before the one
-    update: what is computed is the same but for rounding, and takes the memory of a piece. A program with batch
-    statistics cannot be computed so.
+    A batch may be split into equal micro-batches, whose losses and gradients are summed before the one update. The
+    result is the same up to rounding and needs the memory of one micro-batch. Programs with batch statistics cannot be
+    split.
 
-    A step whose loss or gradient is not finite changes nothing but the number of updates, and nor do the steps after
-    it until it is forgiven: what is not read before the next step is still there when it is. It is found on the device,
-    without a wait for it.
+    A step whose loss or gradient is not finite changes only the number of updates, and so do all later steps until
+    `clear_non_finite`, so that a caller who checks late still finds the weights as they were. The check runs on the
+    device and does not wait for it.
     """
 
     def step(
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
-        """Forward, backward, running statistics, clip, optimiser, averages.
+        """Run forward, backward, running statistics, clip, optimiser and averages.
 
         Args:
-            may_repeat: whether the step is to be tried again in more pieces where memory does not suffice for its loss
-                and gradients. A backend may compute it slower then, and another way to rounding.
+            batch: the inputs of the step.
+            lr: learning rate.
+            decays: one decay per moving average.
+            micro_batches: number of equal parts that the batch is split into.
+            may_repeat: whether the caller retries with more micro-batches when memory runs out in the loss or the
+                gradients. A backend may then take a slower path, with other rounding.
 
         Raises:
-            OutOfMemory: nothing was changed, and the step may be tried again.
-            DuetError: memory ended where part of an update may have been made.
+            OutOfMemory: memory ran out before any change; the step may be repeated.
+            DuetError: memory ran out during the update, part of which may have been applied.
         """
 
     def clear_non_finite(self) -> None:
-        """Take updates again after one that was not finite."""
+        """Allow updates again after a step that was not finite."""
 
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
-        """The value of each block in the training pass of a batch, and the loss of each image as "losses", by name.
+        """Return the value of each block in the training pass of a batch by name, and as "losses" the loss per image.
 
-        Nothing is changed. Images are b h w c; of a self-conditioned program the second pass is seen.
+        Nothing is changed. Images are b h w c. For a self-conditioned program the values are those of the second pass.
         """
 
     def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
-        """The first half of a step: (loss, gradient by name), unclipped; nothing is changed."""
+        """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
-        """The second half of a step, with given gradients; returns their global norm."""
+        """Apply the second half of a step with these gradients, and return their global norm."""
 
     def state(self) -> TrainerState:
-        """Everything that must be kept to go on exactly."""
+        """Return all that is needed to resume exactly."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """What leads sampling beside the plan; nothing of it is needed.
+    """The networks and images that guide sampling in addition to the plan; all are optional.
 
     Args:
-        guide: the network that guided rows lead away from, with the class (autoguidance); None is the network that
-            is sampled, without it.
-        classifier: a network of logits (B, K) whose log p(class | x) is climbed where `SamplerPlan.classifier` says so.
-        mask: where the picture is known, 1, or not, 0, with shape (B, H, W, 1) or (B, H, W, C).
-        known: the known picture with the noise of the level that row i leads to, with shape (B, H, W, C).
+        guide: the network that guided rows move away from, evaluated with the class (autoguidance); None means
+            classifier-free guidance, away from the sampled network without a class.
+        classifier: a network of logits (B, K); rows with a weight `SamplerPlan.classifier` follow the gradient of its
+            log p(class | x).
+        mask: 1 where the image is known and 0 elsewhere, with shape (B, H, W, 1) or (B, H, W, C).
+        known: returns the known image at the noise level that row i leads to, with shape (B, H, W, C).
     """
 
     guide: Network | None = None
@@ -379,18 +426,20 @@ class Guidance:
     known: NoiseSource | None = None
 
     def check(self, plan: SamplerPlan) -> None:
-        """Refuse what does not go together.
+        """Check that the guidance fits the plan.
 
         Raises:
-            DuetError: for a classifier without a weight or a weight without one, half an inpainting, or a mask with a
-                solver that keeps more pictures than the one it is laid over.
+            DuetError: for a classifier without a weight or a weight without a classifier, a mask without a known image
+                or the reverse, or a mask with a solver whose state is more than one image.
         """
         if plan.classifier is not None and self.classifier is None:
-            raise DuetError("sampler.classifier: a weight was given, but no classifier; add classifier=RUN, or use 0")
+            raise DuetError("sampler.classifier: a weight was given without a classifier; add classifier=RUN, or use 0")
         if plan.classifier is None and self.classifier is not None:
-            raise DuetError("classifier: one was given with weight 0; add sampler.classifier=1, or leave it out")
+            raise DuetError(
+                "classifier: a classifier was given with weight 0; add sampler.classifier=1, or leave it out"
+            )
         if (self.mask is None) != (self.known is None):
-            raise DuetError("inpainting: a mask and the known picture go together; give both, or neither")
+            raise DuetError("inpainting: the mask or the known image is missing; give both, or neither")
         if self.mask is not None:
             plan.check_inpainting()
 
@@ -398,32 +447,33 @@ class Guidance:
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def within_memory(method: _Method) -> _Method:
-    """A method of what has a `context`, where too little memory is one line that says what to change.
+def translate_out_of_memory(method: _Method) -> _Method:
+    """Make a method of an object with a `context` raise `OutOfMemory`, which says what to change, if memory runs out.
 
-    It must change nothing that a second call would find.
+    Use it for methods that change nothing, since the caller may call them again.
     """
 
     @wraps(method)
-    def limited(self: Any, *given: Any, **named: Any) -> Any:
-        with self.context.within_memory():
-            return method(self, *given, **named)
+    def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.context.translate_out_of_memory():
+            return method(self, *args, **kwargs)
 
-    return limited  # type: ignore[return-value]
+    return translated  # type: ignore[return-value]
 
 
 class Backend:
-    """A framework that executes programs and plans: one face for its modules, which a subclass names.
+    """A framework that executes programs and plans. A subclass names its modules as class attributes.
 
-    Another class with the same methods is a backend too.
+    Any class with the same methods is a backend too.
 
     Args:
-        config: how it computes; they are fixed when it is made, as some are of the whole process.
-        group: the place of this process among those that compute together.
+        config: how it computes; some options apply to the whole process, so they cannot change later.
+        group: the rank of this process and the number of processes; None means one process.
     """
 
+    # The modules of a subclass, and the names that each must have.
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, describe, peak_memory_mib
-    files: ClassVar[Any]  # read_arrays, export, exported
+    files: ClassVar[Any]  # read_arrays, export, load_export
     networks: ClassVar[Any]  # Network
     samplers: ClassVar[Any]  # sample
     trainers: ClassVar[Any]  # Trainer, noised
@@ -432,37 +482,57 @@ class Backend:
         self.config = config
         self.context = self.device.prepare(config, group or ProcessGroup())
 
+    def __repr__(self) -> str:
+        description = self.describe()
+        return f"Backend({description.backend}, {description.device}, {description.precision}, {description.mode})"
+
     @property
     def collective(self) -> Collective:
-        """The processes that compute together."""
+        """Communication with the other processes."""
         return Collective(self.context.communicator.group, self.context.communicator.all_reduce_array)
 
     def in_mode(self, compile: bool) -> Backend:
-        """The same backend with its functions compiled, or not."""
+        """Return the same backend with `compile` set to this value."""
         other = copy(self)
         other.config, other.context = (replace(part, compile=compile) for part in (self.config, self.context))
         return other
 
     def describe(self) -> Description:
-        """Device, precision and versions."""
+        """Return the device, the precision and the versions."""
         return self.device.describe(self.context, self.config)
 
-    @within_memory
+    @translate_out_of_memory
     def network(self, program: Program, weights: Weights) -> Network:
-        """Build a network for inference."""
+        """Build a network for inference.
+
+        Raises:
+            DuetError: if the weights do not fit the program.
+            OutOfMemory: if the device has too little memory.
+        """
         return self.networks.Network(program, weights, self.context)
 
-    @within_memory
+    @translate_out_of_memory
     def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
-        """Build a network for training, going on from `state`."""
+        """Build a network for training that starts from `state`.
+
+        Args:
+            program: the network.
+            state: its weights, averages and moments.
+            adam: the options of the optimiser.
+            distance: one of `DISTANCES`, or `CROSS_ENTROPY` for a classifier.
+
+        Raises:
+            DuetError: if the state does not fit the program.
+            OutOfMemory: if the device has too little memory.
+        """
         return self.trainers.Trainer(program, state, adam, distance, self.context)
 
-    @within_memory
+    @translate_out_of_memory
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
-        """(x_t, target) of a batch, as the training step computes them."""
+        """Return (x_t, target) of a batch, as the training step computes them."""
         return self.trainers.noised(batch, self.context)
 
-    @within_memory
+    @translate_out_of_memory
     def sample(
         self,
         network: Network,
@@ -473,43 +543,66 @@ class Backend:
         callback: StepCallback | None = None,
         guidance: Guidance | None = None,
     ) -> NDArray:
-        """Run a plan from `start` (B, H, W, C) and give register 0 after the last row."""
+        """Run a plan and return register 0 after the last row, with shape (B, H, W, C).
+
+        Args:
+            network: the network to sample.
+            plan: the rows.
+            start: register 0 before the first row, with shape (B, H, W, C).
+            label: classes, with shape (B,).
+            noise: returns the noise z of row i, with the shape of `start`.
+            callback: called after the rows that it selects.
+            guidance: further networks and images; None means the plan alone.
+
+        Raises:
+            DuetError: if the guidance does not fit the plan.
+            OutOfMemory: if the device has too little memory.
+        """
         guidance = guidance or Guidance()
         guidance.check(plan)
         return self.samplers.sample(network, plan, start, label, noise, callback, guidance)
 
     def read_arrays(self, path: Path) -> Weights:
-        """The arrays in a file of the framework's own format, by the names that stand there; nothing is unpickled."""
+        """Return the arrays of a file in the framework's own format, by their names there; no code is unpickled."""
         return self.files.read_arrays(path)
 
     def export(self, network: Network, path: Path, shape: tuple[int, int, int]) -> None:
-        """Write a network in the framework's own form, for images of a shape (h, w, c)."""
+        """Write a network in the framework's own format, for images of shape (h, w, c)."""
         self.files.export(network, path, shape)
 
-    def exported(self, program: Program, path: Path) -> Forward:
-        """What `export` wrote, read back: a function that is called as `Network.forward` is."""
-        return self.files.exported(program, path, self.context)
+    def load_export(self, program: Program, path: Path) -> Forward:
+        """Load what `export` wrote, as a function with the signature of `Network.forward`."""
+        return self.files.load_export(program, path, self.context)
 
     def peak_memory_mib(self) -> float:
-        """The most memory used so far: of the device where it has its own, else of the process."""
+        """Return the peak memory of a GPU, or of the process on a CPU, in MiB."""
         return self.device.peak_memory_mib(self.context)
 
 
 def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = None) -> Any:
-    """The backend of that name; the only place where one is chosen, and nothing is imported before.
+    """Load a backend by name. Its framework is imported here and nowhere else.
 
-    One that is to compute alone is made of its settings, without a `group`.
+    Args:
+        name: the name of an entry point in the group ``duet.backends``, as in "torch" or "tf".
+        config: how it computes.
+        group: the rank of this process and the number of processes; None means one process.
 
     Raises:
-        DuetError: if no installed package offers it, or it cannot be imported here.
+        DuetError: if no installed package provides the backend, or its framework cannot be imported in this Python.
+
+    Example:
+        >>> load_backend("torhc", BackendConfig())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        diffusion_core.common.errors.DuetError: backend: 'torhc' was given; it must be one of ...
     """
-    found = {entry.name: entry for entry in entry_points(group="duet.backends")}
-    if not found:
+    backends = {entry.name: entry for entry in entry_points(group="duet.backends")}
+    if not backends:
         raise DuetError("no backend is installed in this Python; run: python3 -m duet setup")
-    if name not in found:
-        raise one_of("backend", name, sorted(found))
+    if name not in backends:
+        raise one_of("backend", name, sorted(backends))
     try:
-        factory = found[name].load()
+        factory = backends[name].load()
     except ImportError as error:
         raise DuetError(
             f"backend {name}: it cannot be imported in this Python ({error}); "

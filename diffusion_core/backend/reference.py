@@ -1,7 +1,7 @@
-"""The executable specification: programs and plans in NumPy float64, forward only.
+"""The executable specification: programs and plans in NumPy float64, without gradients.
 
-Each function here says what a block kind means; the backends must agree with it. It is written to be
-read, not to be fast. Values are images ``b h w c`` or vectors ``b c``.
+One function per block kind defines what the kind computes, and the backends must agree with it. The code is written to
+be read, not to be fast. Values are images ``b h w c`` or vectors ``b c``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-# One function per block kind: of the block, its inputs, its parameters by name and, where the kind has a training mode,
-# its full name and `training`.
+# One function per block kind, called with the block, its inputs, its parameters by name and, if the kind has a training
+# mode, the full name of the block and `training`.
 BLOCK_FUNCTIONS: BlockRules[Callable[..., Array]] = BlockRules(
     "reference function", "diffusion_core/backend/reference.py"
 )
@@ -136,8 +136,8 @@ def _batch_norm(
     axes = tuple(range(x.ndim - 1))
     n = x.size // b.channels
     unbiased = n / max(n - 1, 1)
-    moved = mean + b.momentum * (x.mean(axis=axes) - mean)
-    training.statistics[f"{name}.mean"] = moved
+    new_mean = mean + b.momentum * (x.mean(axis=axes) - mean)
+    training.statistics[f"{name}.mean"] = new_mean
     training.statistics[f"{name}.variance"] = variance + b.momentum * (x.var(axis=axes) * unbiased - variance)
     return _normalised(x, axes, b.eps) * weight + bias
 
@@ -176,8 +176,8 @@ def _attention(b: blocks.Attention, qkv: Array) -> Array:
 def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) -> Array:
     if training is None:
         return x
-    drawn = random_words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
-    return np.where(drawn.reshape(x.shape) >= b.threshold, x / (1.0 - b.rate), 0.0)
+    words = random_words(tuple(map(int, training.key)), training.positions, x[0].size, b.row)
+    return np.where(words.reshape(x.shape) >= b.threshold, x / (1.0 - b.rate), 0.0)
 
 
 def _vector_to_pixels(vector: Array, like: Array) -> Array:
@@ -242,12 +242,16 @@ def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
 
 
 def block_function(name: str, block: Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
-    """The function of one block of a program, with its weights bound by full name."""
+    """Return the function of one block of a program with its weights, found by full name.
+
+    Raises:
+        DuetError: if its kind has no reference function.
+    """
     own = {p.name: np.asarray(weights[f"{name}.{p.name}"], np.float64) for p in block.parameters()}
     own |= {"name": name} if block.has_training_mode else {}
     function = BLOCK_FUNCTIONS[kind_of(block)]
 
-    # The block's own arguments come after its inputs.
+    # The weights are keyword arguments, so they may come after any number of inputs.
     return lambda *inputs, **training: function(block, *inputs, **own, **training)
 
 
@@ -261,17 +265,23 @@ def forward(
     estimate: ArrayLike | None = None,
     training: Training | None = None,
 ) -> Array:
-    """The network's raw output F.
+    """Return the raw output F of a network.
 
     Args:
         program: the network.
         weights: by full name.
-        x: images, with shape (B, H, W, C).
-        c_noise: one number per image, with shape (B,).
+        x: images multiplied by c_in, with shape (B, H, W, C).
+        c_noise: one encoded noise level per image, with shape (B,).
         label: one class per image, with shape (B,).
-        features: numbers beside the class, with shape (B, F); None is zeros.
-        estimate: of x_0, for a self-conditioned network, with the shape of x; None is zeros.
-        training: None in evaluation; its statistics are filled in training.
+        features: with shape (B, program.features); None means zeros.
+        estimate: an estimate of x_0 for a self-conditioned network, with the shape of x; None means zeros.
+        training: None in evaluation mode; in training mode the running statistics are written to it.
+
+    Example:
+        >>> from diffusion_core.networks import Node, Program
+        >>> program = Program((Node("act", blocks.ReLU(), ("x",)),))
+        >>> forward(program, {}, np.array([-1.0, 2.0]).reshape(1, 1, 2, 1), [0.0], [0]).ravel()
+        array([0., 2.])
     """
     check_weights(program, weights)
     functions = {node.name: block_function(node.name, node.block, weights) for node in program.nodes}
@@ -287,25 +297,26 @@ def forward(
 
 
 def grad_log_prob(
-    program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, chosen: NDArray
+    program: Program, weights: Mapping[str, NDArray], x: NDArray, c_noise: NDArray, label: NDArray
 ) -> Array:
-    """The gradient by x of a classifier's log p(chosen | x), with shape (B, H, W, C), by differences of order 4."""
+    """Return d log p(label | x) / dx of a classifier, with shape (B, H, W, C), by fourth-order differences."""
     h, gradient = 1e-3, np.zeros(x.shape)
-    label, shape = np.asarray(chosen), x.shape[1:]
+    label, shape = np.asarray(label), x.shape[1:]
     pixels = np.eye(int(np.prod(shape))).reshape(-1, *shape)
-    for k, (image, level, wanted) in enumerate(zip(np.asarray(x, np.float64), c_noise, label, strict=True)):
+    for k, (image, noise_level, target) in enumerate(zip(np.asarray(x, np.float64), c_noise, label, strict=True)):
         total = np.zeros(len(pixels))
-        for steps, share in ((1, 8.0), (2, -1.0)):
+        for steps, weight in ((1, 8.0), (2, -1.0)):
             for side in (1, -1):
-                moved = image + side * steps * h * pixels
-                logits = forward(program, weights, moved, np.full(len(moved), level), np.zeros(len(moved), np.int32))
-                total += side * share * log_softmax(logits)[:, wanted]
+                shifted = image + side * steps * h * pixels
+                levels, no_class = np.full(len(shifted), noise_level), np.zeros(len(shifted), np.int32)
+                logits = forward(program, weights, shifted, levels, no_class)
+                total += side * weight * log_softmax(logits)[:, target]
         gradient[k] = (total / (12 * h)).reshape(shape)
     return gradient
 
 
 def noised(batch: TrainBatch) -> tuple[Array, Array]:
-    """(x_t, target) of a training batch."""
+    """Return (x_t, target) of a training batch."""
     x0, eps = batch.images.astype(np.float64), batch.noise.astype(np.float64)
     return process.add_noise(x0, eps, batch.alpha, batch.sigma), process.add_noise(
         x0, eps, batch.target_x0, batch.target_eps
@@ -313,40 +324,40 @@ def noised(batch: TrainBatch) -> tuple[Array, Array]:
 
 
 def _pseudo_huber(r: Array) -> Array:
-    # sqrt(r^2 + c^2) - c as a quotient, in which nothing cancels where r is small.
+    # sqrt(r^2 + c^2) - c, written as a quotient to avoid cancellation at small r.
     return np.square(r) / (np.sqrt(np.square(r) + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
 
 
-def _of_pixels(distance: Callable[[Array], Array]) -> Callable[[Array, Array, NDArray], Array]:
-    """The mean over the pixels of each image; of an output with more channels the first ones count."""
+def _pixel_mean(distance: Callable[[Array], Array]) -> Callable[[Array, Array, NDArray], Array]:
+    """Return the mean of a distance over each image; only the first channels of a wider output count."""
     return lambda output, target, label: distance(output[..., : target.shape[-1]] - target).mean(axis=(1, 2, 3))
 
 
 def log_softmax(logits: Array) -> Array:
-    """log p of each class, with shape (B, K)."""
+    """Return log p of each class, with shape (B, K)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-# Per image, of an output, its target and the class.
+# The distance per image, of (output, target, label).
 _DISTANCES: dict[str, Callable[[Array, Array, NDArray], Array]] = {
-    "mse": _of_pixels(np.square),
-    "l1": _of_pixels(np.abs),
-    "huber": _of_pixels(lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5)),
-    "pseudo_huber": _of_pixels(_pseudo_huber),
+    "mse": _pixel_mean(np.square),
+    "l1": _pixel_mean(np.abs),
+    "huber": _pixel_mean(lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5)),
+    "pseudo_huber": _pixel_mean(_pseudo_huber),
     "cross_entropy": lambda logits, target, label: -log_softmax(logits)[np.arange(len(label)), label],
 }
 
 
 def loss(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> float:
-    """The training loss, see `backend.TrainBatch`."""
+    """Return the training loss of a batch; see `backend.interface.TrainBatch`."""
     return training_pass(program, weights, batch, distance)[0]
 
 
 def training_pass(
     program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str
 ) -> tuple[float, dict[str, Array]]:
-    """The first half of a training step: (loss, new running statistics by name)."""
+    """Return (loss, new running statistics by name) of a training step."""
     losses, statistics = per_image_losses(program, weights, batch, distance)
     return float(np.mean(batch.importance * losses)), statistics
 
@@ -356,47 +367,47 @@ def per_image_losses(
     weights: Mapping[str, NDArray],
     batch: TrainBatch,
     distance: str,
-    held: Mapping[str, NDArray] | None = None,
+    frozen: Mapping[str, NDArray] | None = None,
     values: dict[str, Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """(the loss of each image, with shape (B,); new running statistics by name).
+    """Return (the loss of each image, with shape (B,); new running statistics by name).
 
     Args:
         program: the network.
         weights: by full name.
-        batch: see `backend.TrainBatch`.
-        distance: the name of one of `backend.DISTANCES`.
-        held: the weights of what has no gradient: of a first pass, and of the mean in the bound. They are `weights`
-            unless given; the slope of this function with `held` at rest is the gradient that training must have.
-        values: filled with the value of each block by its name, where it is given.
+        batch: see `backend.interface.TrainBatch`.
+        distance: one of `backend.interface.DISTANCES`.
+        frozen: the weights of the parts that have no gradient: the first pass of self-conditioning, and the mean in the
+            variational bound; None means `weights`. The derivative of this function by `weights`, with `frozen` fixed,
+            is the gradient that training must compute.
+        values: if given, it is filled with the value of each block by name.
     """
 
-    def output_of(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
+    def run(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
         training = Training(batch.dropout_key, batch.positions, values=values)
-        scaled = batch.c_in[:, None, None, None] * x
-        given = (scaled, batch.c_noise, batch.label, batch.features, estimate, training)
-        return forward(program, weights, *given), training.statistics
+        inputs = (batch.c_in[:, None, None, None] * x, batch.c_noise, batch.label, batch.features, estimate)
+        return forward(program, weights, *inputs, training), training.statistics
 
     x, target = noised(batch)
     channels, estimate = x.shape[-1], None
     if batch.self_conditioning is not None:
-        c_skip, c_out, share, lowest, highest = batch.self_conditioning.T[..., None, None, None]
-        first = output_of(weights if held is None else held, None)[0][..., :channels]
-        estimate = share * np.clip(c_skip * x + c_out * first, lowest, highest)
-    output, statistics = output_of(weights, estimate)
+        c_skip, c_out, keep, lowest, highest = batch.self_conditioning.T[..., None, None, None]
+        first = run(weights if frozen is None else frozen, None)[0][..., :channels]
+        estimate = keep * np.clip(c_skip * x + c_out * first, lowest, highest)
+    output, statistics = run(weights, estimate)
     losses = batch.weight * _DISTANCES[distance](output, target, batch.label)
     if program.uncertainty:
         uncertainty = output[..., -1].mean(axis=(1, 2))
         losses = np.exp(-uncertainty) * losses + uncertainty
     if batch.variational is not None:
         residual = output[..., :channels] - target
-        still = residual if held is None else output_of(held, estimate)[0][..., :channels] - target
-        losses = losses + _bound(batch, residual, still, output[..., channels : 2 * channels])
+        detached = residual if frozen is None else run(frozen, estimate)[0][..., :channels] - target
+        losses = losses + _variational_bound(batch, residual, detached, output[..., channels : 2 * channels])
     return losses, statistics
 
 
 def activations(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
-    """The value of each block in a training pass, and the loss of each image, by name; see `backend.Trainer.activations`."""
+    """Return the value of each block in a training pass by name, and as "losses" the loss of each image."""
     values: dict[str, Array] = {}
     losses, _ = per_image_losses(program, weights, batch, distance, values=values)
     return values | {"losses": losses}
@@ -406,14 +417,13 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-math.sqrt(0.5) * x)
 
 
-def _bound(batch: TrainBatch, residual: Array, still: Array, spread: Array) -> Array:
-    """The variational term of each image; see `variational`."""
+def _variational_bound(batch: TrainBatch, residual: Array, detached: Array, variance: Array) -> Array:
+    """Return the weighted variational bound of each image; see `backend.interface.TrainBatch`."""
     *columns, weight = batch.variational.astype(np.float64).T
     offset, scale, error, half_bin, lowest, highest, mean_gradient = (column[:, None, None, None] for column in columns)
-    u, e = offset + scale * spread, error * (still + mean_gradient * (residual - still))
+    u, e = offset + scale * variance, error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
-    # The bin of an image's byte, mirrored so that its open side, or the far one, is at minus infinity: the
-    # difference is then one of small numbers.
+    # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
     black, white = batch.images < lowest, batch.images > highest
     e = np.where(black, e, np.where(white, -e, np.abs(e)))
     narrow = np.exp(-0.5 * u)
@@ -423,17 +433,17 @@ def _bound(batch: TrainBatch, residual: Array, still: Array, spread: Array) -> A
     return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
 
 
-def _guided(plan: SamplerPlan, i: int, wanted: Array, other: Array) -> Array:
-    """F_i of the output with the class and that of what it leads away from."""
-    guided = other + plan.guidance_scale[i] * (wanted - other)
+def _guide_output(plan: SamplerPlan, i: int, image: Array, negative: Array) -> Array:
+    """Return F_i, guided away from the output `negative`."""
+    guided = negative + plan.guidance_scale[i] * (image - negative)
     if not plan.rescale:
         return guided
-    spread, own = (v.std(axis=(1, 2, 3), keepdims=True) for v in (wanted, guided))
-    return (plan.rescale * spread / np.maximum(own, MIN_STD) + 1.0 - plan.rescale) * guided
+    std, guided_std = (v.std(axis=(1, 2, 3), keepdims=True) for v in (image, guided))
+    return (plan.rescale * std / np.maximum(guided_std, MIN_STD) + 1.0 - plan.rescale) * guided
 
 
-def _bounded(plan: SamplerPlan, estimate: Array) -> Array:
-    """Estimates within the plan's bounds, or within each image's own and brought back to them."""
+def _clip_estimate(plan: SamplerPlan, estimate: Array) -> Array:
+    """Clip the estimates to the plan's bounds, or by dynamic thresholding (a quantile of each image)."""
     if plan.bounds is None:
         return estimate
     if plan.threshold is None:
@@ -457,41 +467,44 @@ def sample(
     mask: NDArray | None = None,
     known: NoiseSource | None = None,
 ) -> Array:
-    """Run a plan; see `backend.Backend.sample`, and `backend.Guidance` for the rest.
+    """Run a plan; see `backend.interface.Backend.sample` and `backend.interface.Guidance`.
 
     Args:
         program: the network.
         weights: its weights.
         plan: the rows.
         start: register 0 before the first row.
-        label: the network's labels.
-        noise: z of each row.
-        callback: called after each row.
-        guide: the weaker network's output as a function of (x, c_noise, label); None is this one's without a class.
-        grad_log_prob: the gradient of a classifier's log p(class | x), of (x, c_noise, class).
-        mask: where the picture is known.
-        known: the known picture at the level that row i leads to.
+        label: classes, with shape (B,).
+        noise: returns the noise z of row i.
+        callback: called after each row with (row, register 0, estimate).
+        guide: the output of a guide as a function of (x, c_noise, label); None means this network without a class.
+        grad_log_prob: the gradient of a classifier's log p(class | x), as a function of (x, c_noise, class).
+        mask: 1 where the image is known, else 0.
+        known: returns the known image at the noise level that row i leads to.
     """
     registers = [np.asarray(start, np.float64)] + [np.zeros(start.shape) for _ in range(plan.registers - 1)]
     history = [np.zeros(start.shape) for _ in range(plan.history)]
-    null = np.full_like(label, program.null_label or 0)
+    null_label = np.full_like(label, program.null_label or 0)
     channels = start.shape[-1]
     for i in range(plan.rows):
         x = registers[0]
         c_noise = np.full(len(x), plan.c_noise[i])
-        # A self-conditioned network is given D_{i-1}, and a guide nothing.
-        before = {"estimate": history[0]}
-        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, **before)
+        # A self-conditioned network reads D_{i-1}; a guide does not.
+        previous = {"estimate": history[0]}
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, **previous)
         image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:
-            given = plan.c_in[i] * x, c_noise
-            other = forward(program, weights, *given, null, **before) if guide is None else guide(*given, label)
-            image = _guided(plan, i, image, other[..., :channels])
+            inputs = plan.c_in[i] * x, c_noise
+            if guide is None:
+                negative = forward(program, weights, *inputs, null_label, **previous)
+            else:
+                negative = guide(*inputs, label)
+            image = _guide_output(plan, i, image, negative[..., :channels])
         estimate = plan.c_skip[i] * x + plan.c_out[i] * image
         if plan.classifier is not None:
             gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label - program.labels.start)
             estimate = estimate + plan.classifier[i] * gradient
-        estimate = _bounded(plan, estimate)
+        estimate = _clip_estimate(plan, estimate)
         history = [estimate, *history[:-1]]
         z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
         if plan.learned is not None and plan.is_noisy[i]:

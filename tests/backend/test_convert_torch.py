@@ -338,7 +338,7 @@ def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
         with pytest.raises(DuetError, match=words):
             import_weights("edm", tmp_path / "model.pt", read, None, {})
     (tmp_path / "model.pt").write_bytes(b"garbage")
-    with pytest.raises(DuetError, match=r"model.pt: it is no state dict of PyTorch"):
+    with pytest.raises(DuetError, match=r"model.pt: this is not a PyTorch state dict"):
         import_weights("edm", tmp_path / "model.pt", read, None, {})
     assert not (tmp_path / "ran").exists()
 

@@ -81,7 +81,7 @@ def inputs(size: int) -> tuple[np.ndarray, ...]:
 
 
 def forward_of(backend: Any, path: Path) -> Callable[..., np.ndarray]:
-    return backend.exported(PROGRAM, path)
+    return backend.load_export(PROGRAM, path)
 
 
 # A backend's own form
@@ -114,8 +114,8 @@ class Wrong:
     """A backend that does something else when it exports."""
 
     def __init__(self, backend: Any, export: Callable[..., None]) -> None:
-        self.config, self.network, self.exported, self.export = (
-            backend.config, backend.network, backend.exported, export
+        self.config, self.network, self.load_export, self.export = (
+            backend.config, backend.network, backend.load_export, export
         )  # fmt: skip
 
 

@@ -286,12 +286,12 @@ def out_of_memory(backend: Any) -> Exception:
 def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
     """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
     advice = r"out of memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
-    with pytest.raises(OutOfMemory, match=advice) as found, backend.context.within_memory():
+    with pytest.raises(OutOfMemory, match=advice) as found, backend.context.translate_out_of_memory():
         raise out_of_memory(backend)
     assert "\n" not in str(found.value)
-    with pytest.raises(OutOfMemory), backend.context.within_memory():
+    with pytest.raises(OutOfMemory), backend.context.translate_out_of_memory():
         np.empty(2**55)  # more than an address space holds
-    with pytest.raises(RuntimeError, match="another"), backend.context.within_memory():
+    with pytest.raises(RuntimeError, match="another"), backend.context.translate_out_of_memory():
         raise RuntimeError("another")
 
 

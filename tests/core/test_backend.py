@@ -70,11 +70,11 @@ def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch)
     with pytest.raises(DuetError, match=r"backend: 'troch' was given; it must be one of tf, torch\. Did you mean"):
         load_backend("troch", BackendConfig())
     offer(monkeypatch)
-    with pytest.raises(DuetError, match=r"no backend is installed in this Python; run: python3 duet\.py setup"):
+    with pytest.raises(DuetError, match=r"no backend is installed in this Python; run: python3 -m duet setup"):
         load_backend("torch", BackendConfig())
 
 
 def test_a_backend_whose_framework_is_missing_says_how_to_start_it(monkeypatch):
     offer(monkeypatch, torch="a_framework_that_nobody_has:Backend")
-    with pytest.raises(DuetError, match=r"backend torch: it cannot be imported in this Python .*duet\.py run torch"):
+    with pytest.raises(DuetError, match=r"backend torch: it cannot be imported in this Python .*-m duet COMMAND backend=torch"):
         load_backend("torch", BackendConfig())

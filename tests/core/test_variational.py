@@ -74,7 +74,7 @@ def test_the_bound_is_the_paper_s(schedule, prediction, variance):
     residual = estimate / columns.c_out[:, None, None, None]
     objective = Objective(process, 0)
     batch = objective.batch(x0, np.zeros(len(levels)), np.arange(len(levels)), np.float64)
-    got = reference._bound(replace(batch, variational=table), residual, residual, v)
+    got = reference._variational_bound(replace(batch, variational=table), residual, residual, v)
     wanted = [
         np.mean([
             paper(betas, t, *(float(a[i, 0, j, 0]) for a in (x0, eps, eps + error, v)), variance == "learned")
@@ -124,7 +124,7 @@ def test_the_probabilities_of_all_bytes_add_up_to_one():
     table = np.repeat(bound_columns(process, "learned_range", "vlb")[:1], 256, axis=0)
     table[:, -1] = 1.0  # nats, each once
     for mean, v in ((0.0, 0.3), (-1.2, 1.0), (0.9, -1.0)):
-        nats = reference._bound(replace(batch, variational=table), *(2 * (mean - x0,)), np.full_like(x0, v))
+        nats = reference._variational_bound(replace(batch, variational=table), *(2 * (mean - x0,)), np.full_like(x0, v))
         assert np.sum(np.exp(-nats)) == pytest.approx(1.0, abs=256e-12)
 
 
@@ -155,7 +155,7 @@ def test_half_of_the_images_are_given_an_estimate():
     positions = np.arange(4000)
     batch = objective.batch(np.zeros((4000, 1, 1, 1)), np.zeros(4000), positions, np.float64)
     columns = dict(zip(SELF_CONDITIONING, batch.self_conditioning.T, strict=True))
-    assert set(columns["share"]) == {0.0, 1.0} and abs(columns["share"].mean() - 0.5) < 3.3 * 0.5 / math.sqrt(4000)
+    assert set(columns["keep"]) == {0.0, 1.0} and abs(columns["keep"].mean() - 0.5) < 3.3 * 0.5 / math.sqrt(4000)
     expected = objective.process.columns(batch.c_noise)
     np.testing.assert_array_equal(columns["c_skip"], expected.c_skip)
     np.testing.assert_array_equal(columns["c_out"], expected.c_out)

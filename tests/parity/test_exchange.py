@@ -84,7 +84,7 @@ def test_gradients_are_the_slope_of_every_reference_loss(exchange, name, case):
     weights, batch = cases.scattered_weights(case.program), case.batch
 
     def loss(moved: Weights) -> float:
-        losses, _ = reference.per_image_losses(case.program, moved, batch, case.objective.distance, held=weights)
+        losses, _ = reference.per_image_losses(case.program, moved, batch, case.objective.distance, frozen=weights)
         return float(np.mean(batch.importance * losses))
 
     assert_slope(under(exchange.arrays[f"{name}/float64"], f"4/{case.name}/"), case.program, weights, loss)

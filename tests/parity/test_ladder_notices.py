@@ -224,8 +224,8 @@ LOSS_FAULTS = {
     "a closed bin for black": told_column("lowest", lambda column: -2.0),
     "a closed bin for white": told_column("highest", lambda column: 2.0),
     "the importance left out": lambda batch: (replace(batch, importance=np.ones_like(batch.importance)),),
-    "an estimate for every image": told_column("share", lambda column: 1.0),
-    "an estimate for none": told_column("share", by(0)),
+    "an estimate for every image": told_column("keep", lambda column: 1.0),
+    "an estimate for none": told_column("keep", by(0)),
     "F for the estimate": told_column("c_out", lambda column: 1.0),
     "an estimate beyond white": told_column("highest", lambda column: 9.0, "self_conditioning"),
 }  # fmt: skip
