@@ -76,5 +76,7 @@ def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch)
 
 def test_a_backend_whose_framework_is_missing_says_how_to_start_it(monkeypatch):
     offer(monkeypatch, torch="a_framework_that_nobody_has:Backend")
-    with pytest.raises(DuetError, match=r"backend torch: it cannot be imported in this Python .*-m duet COMMAND backend=torch"):
+    with pytest.raises(
+        DuetError, match=r"backend torch: it cannot be imported in this Python .*-m duet COMMAND backend=torch"
+    ):
         load_backend("torch", BackendConfig())
