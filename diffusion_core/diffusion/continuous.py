@@ -1,4 +1,4 @@
-r"""Noise schedules in continuous time: a law t -> (alpha, sigma) for every real t of a span, and its inverse.
+r"""Noise schedules in continuous time: a function t -> (alpha, sigma) for every real t of a span, and its inverse.
 
     x_t = alpha_t x_0 + sigma_t eps,      eps ~ N(0, 1),      t in [t_min, t_max]
 
@@ -9,9 +9,9 @@ r"""Noise schedules in continuous time: a law t -> (alpha, sigma) for every real
     cosine_continuous  cos(a)                                 sin(a), a rising evenly with t     [0, 1]
     flow_continuous    1 - t                                  t                                  [0.001, 1]
 
-with beta_d = beta_max - beta_min. Where sigma/alpha vanishes for t -> 0, the span ends a little above it: at that end
-eps could be found from no x_t. There is no table, so nothing here counts levels; what a table `schedule.Schedule` says
-of its levels, this says of its two ends. To both a call gives (alpha, sigma), and `t_at_log_ratio` finds t again.
+with beta_d = beta_max - beta_min. Where sigma/alpha vanishes for t -> 0, the span ends slightly above 0, as x_t without
+noise does not determine eps. There is no table, and so no number of timesteps. Calling a schedule returns
+(alpha, sigma), and `t_at_log_ratio` inverts the call, as for a table, `schedule.Schedule`.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), VP and VE SDE,
@@ -52,24 +52,35 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ContinuousSchedule:
-    """A law of continuous time, from the cleanest t to the noisiest.
+    """A noise schedule in continuous time, from the least noisy t to the noisiest.
 
     Args:
-        name: its name in a configuration.
-        law: (alpha, sigma) at t, arrays of one shape.
-        inverse: the t at which log(sigma/alpha) is given.
-        span: the least and the largest t.
-        curve: what of (alpha, sigma) is 1 at every t: `numpy.hypot`, `numpy.add`, or a function that gives alpha.
+        name: the name in a configuration.
+        alpha_sigma: the function that returns (alpha, sigma) at t, both with the shape of t.
+        inverse: the function that returns the t at which log(sigma/alpha) has a value.
+        span: the smallest and the largest t.
+        norm: the function of (alpha, sigma) that is 1 at every t: `numpy.hypot`, `numpy.add`, or one that returns
+            alpha.
 
     Raises:
-        DuetError: if the span is empty, or its ends have no noise, or not the more of it the later.
+        DuetError: if the span is empty, an end has no noise, or the noise does not increase with t.
+
+    Example:
+        >>> schedule = vp_sde()
+        >>> schedule
+        ContinuousSchedule('vp_sde', t=1e-05..1)
+        >>> alpha, sigma = schedule([0.25, 0.5])
+        >>> (alpha**2 + sigma**2).round(12).tolist()
+        [1.0, 1.0]
+        >>> schedule.t_at_log_ratio(np.log(sigma / alpha)).round(6).tolist()
+        [0.25, 0.5]
     """
 
     name: str
-    law: Callable[[Array], tuple[Array, Array]]
+    alpha_sigma: Callable[[Array], tuple[Array, Array]]
     inverse: Callable[[Array], Array]
     span: tuple[float, float]
-    curve: Callable[[Array, Array], Array] = np.hypot
+    norm: Callable[[Array, Array], Array] = np.hypot
 
     def __post_init__(self) -> None:
         if not (np.all(np.isfinite(self.span)) and self.span[0] < self.span[1]):
@@ -77,36 +88,39 @@ class ContinuousSchedule:
         alpha, sigma = self(np.array(self.span))
         if not (np.all(np.isfinite([alpha, sigma])) and np.all(alpha >= 0) and np.all(sigma > 0)):
             raise DuetError(f"schedule {self.name}: both ends must be finite, with alpha >= 0 and sigma > 0")
-        if not self.ends[0] < self.ends[1]:
+        if not self.log_ratio_range[0] < self.log_ratio_range[1]:
             raise DuetError(f"schedule {self.name}: sigma/alpha must rise with t")
 
+    def __repr__(self) -> str:
+        return f"ContinuousSchedule({self.name!r}, t={self.span[0]:g}..{self.span[1]:g})"
+
     def __call__(self, t: ArrayLike) -> tuple[Array, Array]:
-        """(alpha, sigma) at the times t, in the span."""
+        """Return (alpha, sigma) at the times t, which must lie in the span, both with the shape of t."""
         t = np.asarray(t, dtype=np.float64)
         low, high = self.span
         if t.size and not (t.min() >= low and t.max() <= high):
             raise DuetError(f"schedule {self.name}: t must be in {low:g}..{high:g}, not {t.ravel()[:5]}")
-        return self.law(t)
+        return self.alpha_sigma(t)
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
-        """The t whose log(sigma/alpha) is given: the inverse of a call.
+        """Return the t at which log(sigma/alpha) has these values: the inverse of a call.
 
         Raises:
             DuetError: for more or less noise than the schedule has.
         """
         wanted = np.asarray(log_ratio, dtype=np.float64)
-        low, high = self.ends
+        low, high = self.log_ratio_range
         slack = 1e-9 * max(1.0, abs(low), abs(high) if math.isfinite(high) else 0.0)
         if wanted.size and not (wanted.min() >= low - slack and wanted.max() <= high + slack):
             raise DuetError(
                 f"schedule {self.name}: sigma/alpha {np.exp(wanted.min()):.6g} .. {np.exp(wanted.max()):.6g} was "
-                f"asked for; it has {np.exp(low):.6g} .. {np.exp(high):.6g}"
+                f"given; the schedule has {np.exp(low):.6g} .. {np.exp(high):.6g}"
             )
         return np.clip(self.inverse(wanted), *self.span)
 
     @cached_property
-    def ends(self) -> tuple[float, float]:
-        """log(sigma/alpha) at both ends of the span; inf where alpha is 0."""
+    def log_ratio_range(self) -> tuple[float, float]:
+        """The smallest and the largest log(sigma/alpha); inf where alpha is 0."""
         alpha, sigma = self(np.array(self.span))
         with np.errstate(divide="ignore"):
             low, high = np.log(sigma) - np.log(alpha)
@@ -114,82 +128,82 @@ class ContinuousSchedule:
 
     @property
     def is_table(self) -> bool:
-        """Whether there are levels to count; here there are none."""
+        """Whether the schedule is a table of timesteps: no."""
         return False
 
     @property
-    def tick(self) -> float:
-        """The difference of t over which a slope is measured."""
+    def difference_step(self) -> float:
+        """The difference of t for numerical derivatives."""
         return 2.0**-13 * self.length
 
     @property
     def length(self) -> float:
-        """The difference of t that is the whole time."""
+        """The length of the span."""
         return self.span[1] - self.span[0]
 
     @property
     def variance_preserving(self) -> bool:
         """Whether alpha^2 + sigma^2 = 1 at every t."""
-        return self.curve is np.hypot
+        return self.norm is np.hypot
 
     def even_timesteps(self, n: int) -> Array:
-        """So many times from the cleanest to the noisiest; of one the cleanest."""
+        """Return n times at equal distances from the least noisy to the noisiest; for n = 1 the least noisy."""
         return np.linspace(*self.span, n)
 
     def shift_log_snr(self, by: float) -> ContinuousSchedule:
-        """The schedule with `by` added to its log-SNR at every t; see `schedule.with_log_snr_shift`."""
+        """Return the schedule with `by` added to its log-SNR at every t; see `schedule.with_log_snr_shift`."""
 
-        def law(t: Array) -> tuple[Array, Array]:
-            alpha, sigma = self.law(t)
+        def alpha_sigma(t: Array) -> tuple[Array, Array]:
+            alpha, sigma = self.alpha_sigma(t)
             alpha = math.exp(0.5 * by) * alpha
-            scale = 1.0 / self.curve(alpha, sigma)
+            scale = 1.0 / self.norm(alpha, sigma)
             return scale * alpha, scale * sigma
 
-        return ContinuousSchedule(self.name, law, lambda r: self.inverse(r + 0.5 * by), self.span, self.curve)
+        return ContinuousSchedule(self.name, alpha_sigma, lambda r: self.inverse(r + 0.5 * by), self.span, self.norm)
 
     def _refuse(self) -> None:
         raise DuetError(
-            f"schedule {self.name}: its time is continuous, but what was asked for counts the levels of a table; "
-            "use a schedule that has one, as linear, cosine or flow"
+            f"schedule {self.name}: its time is continuous, but the timesteps of a table are needed here; "
+            "use a schedule that is a table, such as linear, cosine or flow"
         )
 
-    # What a table has beside all this.
-    steps = alpha = sigma = log_ratio = log_snr = property(_refuse)
+    # The properties of a table.
+    steps = alpha = sigma = log_ratio = log_snr = snr = alphas_cumprod = property(_refuse)
 
 
-def _alpha(alpha: Array, sigma: Array) -> Array:
+def _alpha_norm(alpha: Array, sigma: Array) -> Array:
     return alpha
 
 
 def vp_sde(
     beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_max: float = 1.0
 ) -> ContinuousSchedule:
-    """The variance-preserving SDE, beta(t) on a line (Song et al., 2021): DDPM's linear schedule as T grows.
+    """Return the variance-preserving SDE, beta(t) on a line (Song et al., 2021): DDPM's linear schedule for large T.
 
     Raises:
-        DuetError: for a beta below 0, a last one of 0, or a t_min that is not positive.
+        DuetError: for a negative beta, a last beta of 0, or a t_min that is not positive.
     """
     slope = beta_max - beta_min
     if not (0 <= beta_min < math.inf and 0 < beta_min + slope * t_max < math.inf and t_min > 0):
         raise DuetError(
             f"schedule vp_sde: beta_min {beta_min:g}, beta_max {beta_max:g}, t from {t_min:g} to {t_max:g} were given; "
-            "no beta may be below 0, the last must be above it, and t_min too"
+            "no beta may be negative, and the last beta and t_min must be positive"
         )
 
-    def law(t: Array) -> tuple[Array, Array]:
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
         power = t * (beta_min + 0.5 * slope * t)
         return np.exp(-0.5 * power), np.sqrt(-np.expm1(-power))
 
     def inverse(log_ratio: Array) -> Array:
-        # sigma^2/alpha^2 = exp(B) - 1; the root of the quadratic whose digits do not cancel.
+        # sigma^2/alpha^2 = exp(B) - 1. Of the two forms of the quadratic's root, this is the one without cancellation.
         power = np.logaddexp(0.0, 2.0 * log_ratio)
         return 2.0 * power / (beta_min + np.sqrt(np.maximum(beta_min**2 + 2.0 * slope * power, 0.0)))
 
-    return ContinuousSchedule("vp_sde", law, inverse, (t_min, t_max))
+    return ContinuousSchedule("vp_sde", alpha_sigma, inverse, (t_min, t_max))
 
 
 def ve_sde(sigma_min: float = 0.02, sigma_max: float = 100.0) -> ContinuousSchedule:
-    """The variance-exploding SDE, sigma geometric in t (Song et al., 2021), with the range that EDM gives it.
+    """Return the variance-exploding SDE, sigma geometric in t (Song et al., 2021), with its range in EDM.
 
     Raises:
         DuetError: unless 0 < sigma_min < sigma_max.
@@ -197,20 +211,22 @@ def ve_sde(sigma_min: float = 0.02, sigma_max: float = 100.0) -> ContinuousSched
     _check_range("ve_sde", sigma_min, sigma_max)
     low, step = math.log(sigma_min), math.log(sigma_max / sigma_min)
 
-    def law(t: Array) -> tuple[Array, Array]:
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
         return np.ones_like(t), sigma_min * np.exp(step * t)
 
-    return ContinuousSchedule("ve_sde", law, lambda log_ratio: (log_ratio - low) / step, (0.0, 1.0), _alpha)
+    return ContinuousSchedule(
+        "ve_sde", alpha_sigma, lambda log_ratio: (log_ratio - low) / step, (0.0, 1.0), _alpha_norm
+    )
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> ContinuousSchedule:
-    """sigma = t on the data as they are (Karras et al., 2022, table 1).
+    """Return the schedule alpha = 1, sigma = t of EDM (Karras et al., 2022, table 1).
 
     Raises:
         DuetError: unless 0 < sigma_min < sigma_max.
     """
     _check_range("edm", sigma_min, sigma_max)
-    return ContinuousSchedule("edm", lambda t: (np.ones_like(t), t.copy()), np.exp, (sigma_min, sigma_max), _alpha)
+    return ContinuousSchedule("edm", lambda t: (np.ones_like(t), t.copy()), np.exp, (sigma_min, sigma_max), _alpha_norm)
 
 
 def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
@@ -222,7 +238,9 @@ def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
 
 
 def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousSchedule:
-    """The circle between two log-SNR, its angle even in t: log-SNR = -2 log tan(angle) (Hoogeboom et al., 2023).
+    """Return the cosine schedule between two log-SNR: log-SNR = -2 log tan(angle), the angle linear in t.
+
+    See Hoogeboom et al., 2023.
 
     Raises:
         DuetError: unless -100 <= log_snr_min < log_snr_max <= 100.
@@ -234,24 +252,26 @@ def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> 
         )
     low, high = math.atan(math.exp(-0.5 * log_snr_max)), math.atan(math.exp(-0.5 * log_snr_min))
 
-    def law(t: Array) -> tuple[Array, Array]:
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
         angle = low + (high - low) * t
         return np.cos(angle), np.sin(angle)
 
     def inverse(log_ratio: Array) -> Array:
         return (np.arctan(np.exp(log_ratio)) - low) / (high - low)
 
-    return ContinuousSchedule("cosine_continuous", law, inverse, (0.0, 1.0))
+    return ContinuousSchedule("cosine_continuous", alpha_sigma, inverse, (0.0, 1.0))
 
 
 def straight_line(t: ArrayLike) -> tuple[Array, Array]:
-    """The straight line of flow matching: alpha = 1 - t, sigma = t for t in [0, 1]."""
+    """Return alpha = 1 - t and sigma = t, the straight line of flow matching, for t in [0, 1]."""
     t = np.asarray(t, dtype=np.float64)
     return 1.0 - t, t
 
 
 def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedule:
-    """`straight_line`: rectified flow, or the conditional optimal transport path (Liu et al., 2022; Lipman et al., 2022).
+    """Return the schedule of `straight_line`: rectified flow, or the conditional optimal transport path.
+
+    See Liu et al., 2022; Lipman et al., 2022.
 
     Raises:
         DuetError: unless 0 < t_min < t_max <= 1.

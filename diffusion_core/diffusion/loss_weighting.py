@@ -1,17 +1,17 @@
-r"""Weightings: how much the error of each level counts, as a function of t.
+r"""Loss weightings: the weight of each noise level's error, as a function of t.
 
-A weighting is a function of the noise level alone, w(t) >= 0, and multiplies the squared error of the estimate of
-x_0, whatever the network is asked for:
+A weighting is a function of the noise level alone, w(t) >= 0, and multiplies the squared error of the estimate of x_0,
+whatever the network predicts:
 
     loss = E  w(t) |x0_hat - x_0|^2
 
-A batch has the error of the target instead. With ``x0_hat = c_skip x_t + c_out F`` (`process`) the two differ by the
-factor c_out^2,
+A training batch has the error of the target instead. With ``x0_hat = c_skip x_t + c_out F`` (`process`) the two differ
+by the factor c_out^2,
 
     |x0_hat - x_0|^2 = c_out^2 |F - target|^2,      weight(t) = w(t) c_out^2
 
 so that one definition means the same for every prediction. With SNR = alpha^2 / sigma^2, which is also 1 / sigma_edm^2
-where noise is counted per unit of signal, and lambda = log SNR:
+for noise per unit of signal, and lambda = log SNR:
 
     name       w(t)                              weight(t) for eps               for v, if alpha^2 + sigma^2 = 1
     simple     1 / c_out^2                       1                               1
@@ -21,8 +21,8 @@ where noise is counted per unit of signal, and lambda = log SNR:
     edm        SNR + 1 / sigma_data^2            1 + 1 / (SNR sigma_data^2)      1, if sigma_data = 1
     sigmoid    SNR sigmoid(bias - lambda)        sigmoid(bias - lambda)
 
-Each is written so that it is finite where SNR is 0: there w is 0, but for edm, where it is 1 / sigma_data^2, and for
-simple. The equality holds for the squared distance; another distance of the target is multiplied with the same column.
+Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, and for
+simple. The equality holds for the squared distance; another distance of the target is multiplied by the same weights.
 All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every t of its span.
 
 References:
@@ -52,7 +52,7 @@ from diffusion_core.diffusion.process import Process
 __all__ = ["WEIGHTINGS", "Weighting", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr"]
 
 Array = NDArray[np.float64]
-# The weights of the squared error of the target at the levels t, with their shape.
+# The weights of the squared error of the target at the timesteps t, with the shape of t.
 Weighting = Callable[[ArrayLike], Array]
 
 _CHECKED = 1024
@@ -64,7 +64,7 @@ def _snr(process: Process, t: ArrayLike) -> Array:
 
 
 def _on_target(process: Process, t: ArrayLike, w: Array) -> Array:
-    """The weight of the target's squared error, of that of x_0."""
+    """Return the weights of the target's squared error for weights w of the squared error of x_0."""
     return w * np.square(process.columns(t).c_out)
 
 
@@ -75,55 +75,59 @@ def _positive(name: str, value: float) -> float:
 
 
 def simple(process: Process, t: ArrayLike) -> Array:
-    """1 on the network's own target (Ho et al., eq. 14): what it means in x_0 depends on the prediction."""
+    """Return 1 for the network's own target (Ho et al., eq. 14); the weight of x_0 then depends on the prediction."""
     return np.ones(np.shape(t))
 
 
 def snr(process: Process, t: ArrayLike) -> Array:
-    """w = SNR: the simple weighting of eps, for any prediction (Salimans & Ho, section 4)."""
+    """Return the weights for w = SNR: the simple weighting of eps, for any prediction (Salimans & Ho, section 4)."""
     return _on_target(process, t, _snr(process, t))
 
 
 def min_snr(process: Process, t: ArrayLike, gamma: float = 5.0) -> Array:
-    """w = min(SNR, gamma) (Hang et al., section 3.4)."""
+    """Return the weights for w = min(SNR, gamma) (Hang et al., section 3.4)."""
     return _on_target(process, t, np.minimum(_snr(process, t), _positive("gamma", gamma)))
 
 
 def p2(process: Process, t: ArrayLike, k: float = 1.0, gamma: float = 1.0) -> Array:
-    """w = SNR / (k + SNR)^gamma (Choi et al., section 3.3, there of the error of eps); gamma = 0 is `snr`."""
+    """Return the weights for w = SNR / (k + SNR)^gamma (Choi et al., section 3.3, for eps); gamma = 0 is `snr`."""
     if not 0 <= gamma < math.inf:
-        raise DuetError(f"process.weighting.gamma: {gamma} was given; it must be 0 or a positive number")
+        raise DuetError(f"process.weighting.gamma: {gamma} was given; it must be at least 0")
     ratio = _snr(process, t)
     return _on_target(process, t, ratio / (_positive("k", k) + ratio) ** gamma)
 
 
 def edm(process: Process, t: ArrayLike, sigma_data: float | None = None) -> Array:
-    """w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma^2 = 1 / SNR (Karras et al., table 1).
+    """Return the weights for w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, sigma^2 = 1 / SNR (Karras et al.).
 
-    It is 1/c_out^2 of prediction edm, whose target's error has weight 1. No `sigma_data` is that of the process.
+    This is 1/c_out^2 of prediction edm, whose target then has weight 1 (table 1). The default `sigma_data` is that of
+    the process.
     """
     scale = process.sigma_data if sigma_data is None else sigma_data
     return _on_target(process, t, _snr(process, t) + 1.0 / _positive("sigma_data", scale) ** 2)
 
 
 def sigmoid(process: Process, t: ArrayLike, bias: float = 0.0, per_log_snr: bool = False) -> Array:
-    """w = SNR sigmoid(bias - log SNR) = SNR / (1 + exp(-bias) SNR) (Kingma & Gao; Hoogeboom et al.).
+    """Return the weights for w = SNR sigmoid(bias - log SNR) = SNR / (1 + exp(-bias) SNR) (Kingma & Gao; SiD2).
 
     Args:
-        process: schedule and parameterisation.
-        t: the levels.
-        bias: the log-SNR at which the error of eps counts half.
-        per_log_snr: the papers' integral over log SNR instead of the mean over levels: times -d log SNR/dt, where the
-            whole time is 1, for levels that are drawn uniformly; the slope is that between the two neighbours.
+        process: schedule and prediction.
+        t: the timesteps.
+        bias: the log-SNR at which the error of eps has weight 1/2.
+        per_log_snr: whether to integrate over log SNR, as the papers do, instead of averaging over timesteps: for
+            uniformly drawn t the weights are multiplied by -d log SNR/dt, with the whole time as the unit and central
+            differences.
     """
     if not abs(bias) < 100:
-        raise DuetError(f"process.weighting.bias: {bias} was given; it is a log-SNR, between -100 and 100")
+        raise DuetError(f"process.weighting.bias: {bias} was given; it must be a log-SNR between -100 and 100")
     schedule, scale = process.schedule, math.exp(-bias)
     if not per_log_snr:
         ratio = _snr(process, t)
         return _on_target(process, t, ratio / (1.0 + scale * ratio))
-    # w d(log SNR) = d log(1 + scale SNR) / scale, whose differences are finite also where log SNR is -inf.
-    below, above = np.clip([np.subtract(t, schedule.tick), np.add(t, schedule.tick)], *schedule.span)
+    # w d(log SNR) = d log(1 + scale SNR) / scale, with finite differences also where log SNR is -inf.
+    below, above = np.clip(
+        [np.subtract(t, schedule.difference_step), np.add(t, schedule.difference_step)], *schedule.span
+    )
     rise = np.log1p(scale * _snr(process, above)) / scale - np.log1p(scale * _snr(process, below)) / scale
     return _on_target(process, t, -schedule.length * (rise / (above - below)))
 
@@ -139,10 +143,21 @@ WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
 
 
 def make_weights(process: Process, name: str = "simple", **options: object) -> Weighting:
-    """The weights of the squared error of a process's target, as a function of t.
+    """Return the weights of the squared error of a process's target, as a function of t.
+
+    Args:
+        process: schedule and prediction.
+        name: one of `WEIGHTINGS`.
+        options: of the weighting.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a value that does not fit.
+        DuetError: for an unknown name or option, or a value that is out of range.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> weights = make_weights(Process(linear(), "eps"), "min_snr", gamma=5.0)
+        >>> weights([0, 500, 999]).round(4).tolist()
+        [0.0005, 1.0, 1.0]
     """
     t = process.schedule.even_timesteps(_CHECKED)
     infinite = ~np.isfinite(build("process.weighting", WEIGHTINGS, name, options, process, t))

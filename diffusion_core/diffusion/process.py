@@ -1,4 +1,4 @@
-r"""Processes: what the network is asked for, as columns of numbers.
+r"""Processes: what the network predicts, as columns of numbers.
 
 With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every parameterisation is
 
@@ -19,19 +19,19 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
-t is the level's index, or the time of a continuous schedule, and every c_noise is multiplied with `time_scale`, for
-networks that count otherwise. v is stated for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is
-dx_t/dt of the straight line, alpha = 1 - t and sigma = t, and for any other schedule the same difference.
+t is the timestep, or the time of a continuous schedule, and every c_noise is multiplied by `time_scale`, for networks
+trained with another unit of time. v is defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow
+is dx_t/dt of the straight line, alpha = 1 - t and sigma = t, and for any other schedule the same difference.
 
-The last four are the preconditionings of Karras et al., table 1, whose noise has the scale sigma_edm = r on the data as
-they are, x_t/alpha. So their c_skip and c_in are divided by alpha here, which for edm leaves nothing that is infinite
-where alpha is 0 but c_noise. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp has
-time_scale = M - 1 = 999 on the schedule vp_sde. iddpm tells the network the level of the table that is nearest in r,
-counted from the cleanest, 0, as every level here (their table is counted from the noisiest, and turned over on the way
-to the network).
+The last four are the preconditionings of Karras et al., table 1, who add noise of scale sigma_edm = r to unscaled data,
+x_t/alpha. So their c_skip and c_in are divided by alpha here; for edm all columns except c_noise then remain finite
+where alpha is 0. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp has
+time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the table that is nearest
+in r, counted from the least noisy, 0, as all timesteps here (their table is counted from the noisiest, and reversed
+before the network).
 
-next_level maps x_t to x_s, the same picture with the same eps at the next less noisy level s = t - 1, which is clean
-data, (1, 0), after t = 0. Its columns solve the two equations of x_t and x_s for x_0, with
+next_level maps x_t to x_s, the same image with the same eps at the next less noisy level s = t - 1, which after t = 0
+is clean data, (1, 0). Its columns solve the equations of x_t and x_s for x_0, with
 ``d = sigma_s alpha_t - sigma_t alpha_s``. As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is
 0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels. All columns are float64; t = 0
 means one noise step.
@@ -79,7 +79,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The numbers of a process at some levels; each has the shape of the levels asked for."""
+    """The columns of a process at some timesteps t; each has the shape of t.
+
+    Args:
+        c_skip: weight of x_t in the estimate D.
+        c_out: weight of the network's output in D.
+        c_in: factor of the network's input.
+        c_noise: the noise level that the network receives.
+        target_x0: weight of x_0 in the training target.
+        target_eps: weight of eps in the training target.
+    """
 
     c_skip: Array
     c_out: Array
@@ -91,7 +100,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class _NoiseLevel:
-    """What a law of columns is given: the schedule, levels t on it with their alpha and sigma, and sigma_data."""
+    """The arguments of a function of `PREDICTIONS`: the schedule, t with its alpha and sigma, and sigma_data."""
 
     schedule: AnySchedule
     t: Array
@@ -114,9 +123,9 @@ def _columns(
     c_in: ArrayLike = 1.0,
     c_noise: Array | None = None,
 ) -> Columns:
-    """Columns with the shape of the levels; unless they say otherwise, the network is given x_t and t."""
-    given = (c_skip, c_out, c_in, at.t if c_noise is None else c_noise, target_x0, target_eps)
-    return Columns(*(np.broadcast_to(column, at.alpha.shape).astype(np.float64) for column in given))
+    """Return columns with the shape of t; by default the network receives x_t and t."""
+    columns = (c_skip, c_out, c_in, at.t if c_noise is None else c_noise, target_x0, target_eps)
+    return Columns(*(np.broadcast_to(column, at.alpha.shape).astype(np.float64) for column in columns))
 
 
 def _eps(at: _NoiseLevel) -> Columns:
@@ -143,10 +152,12 @@ def _flow(at: _NoiseLevel) -> Columns:
 
 def _next_level(at: _NoiseLevel) -> Columns:
     if np.any(at.t != np.floor(at.t)):
-        raise DuetError(f"process next_level: it has no level between two, so t must be whole, not {at.t.ravel()[:5]}")
+        raise DuetError(
+            f"process next_level: it has no level between two, so t must be an integer, not {at.t.ravel()[:5]}"
+        )
     # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
-    whole = at.t.astype(np.int64)
-    alpha_s, sigma_s = np.append(1.0, at.schedule.alpha)[whole], np.append(0.0, at.schedule.sigma)[whole]
+    t = at.t.astype(np.int64)
+    alpha_s, sigma_s = np.append(1.0, at.schedule.alpha)[t], np.append(0.0, at.schedule.sigma)[t]
     determinant = sigma_s * at.alpha - at.sigma * alpha_s
     return _columns(at, sigma_s / determinant, -at.sigma / determinant, alpha_s, sigma_s)
 
@@ -180,7 +191,7 @@ def _iddpm(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=c_in, c_noise=nearest)
 
 
-# A new prediction is a law here.
+# The columns of each prediction as a function of the noise level. To add a prediction, add a function here.
 PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "eps": _eps,
     "x0": _x0,
@@ -193,31 +204,45 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "ve": _ve,
     "iddpm": _iddpm,
 }
-# Those that are defined where alpha is 0, and those that count the levels of a table.
+# Predictions that are defined where alpha is 0, and predictions that need the timesteps of a table.
 _WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level")
-_COUNTING = ("next_level", "iddpm")
+_TABLE_ONLY = ("next_level", "iddpm")
 
 
 def unsupported_reason(schedule: AnySchedule, prediction: str) -> str | None:
-    """Why a prediction is not defined on a schedule, in words; None where it is."""
-    if prediction in _COUNTING and not schedule.is_table:
-        return f"it counts the levels of a table, and the time of {schedule.name} is continuous"
-    if prediction not in _WITHOUT_SIGNAL and schedule.ends[1] == np.inf:
-        lost = "log(sigma/alpha) is infinite" if prediction == "edm" else f"x_0 cannot be recovered from {prediction}"
-        return f"{lost} where alpha is 0; use prediction v or x0"
+    """Return why a prediction is not defined on a schedule, as text; None if it is defined."""
+    if prediction in _TABLE_ONLY and not schedule.is_table:
+        return f"it needs the timesteps of a table, but the time of {schedule.name} is continuous"
+    if prediction not in _WITHOUT_SIGNAL and schedule.log_ratio_range[1] == np.inf:
+        problem = (
+            "log(sigma/alpha) is infinite" if prediction == "edm" else f"x_0 cannot be recovered from {prediction}"
+        )
+        return f"{problem} where alpha is 0; use prediction v or x0"
     return None
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """A schedule with a parameterisation.
+    """A noise schedule with the prediction of a network.
 
     Args:
         schedule: the noise levels.
         prediction: one of `PREDICTIONS`.
-        time_scale: what c_noise is multiplied with on its way to the network; 1000/T for networks that were trained
-            with "rescaled timesteps", 999 for those of the VP SDE.
-        sigma_data: standard deviation of the data, which edm alone asks for.
+        time_scale: factor of c_noise; 1000/T for networks trained with "rescaled timesteps", 999 for those of the VP
+            SDE.
+        sigma_data: standard deviation of the data, used by edm only.
+
+    Raises:
+        DuetError: for an unknown prediction, one that is not defined on the schedule, or a factor that is not positive.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> process = Process(linear(), "v")
+        >>> process
+        Process(Schedule('linear', T=1000), 'v')
+        >>> columns = process.columns([0, 999])
+        >>> columns.c_skip.round(4).tolist(), columns.c_out.round(4).tolist()
+        ([0.9999, 0.0064], [-0.01, -1.0])
     """
 
     schedule: AnySchedule
@@ -234,70 +259,96 @@ class Process:
         if why := unsupported_reason(self.schedule, self.prediction):
             raise DuetError(f"process {self.prediction}: {why}")
 
+    def __repr__(self) -> str:
+        options = {name: getattr(self, name) for name in ("time_scale", "sigma_data")}
+        changed = "".join(f", {name}={value:g}" for name, value in options.items() if value != getattr(Process, name))
+        return f"Process({self.schedule!r}, {self.prediction!r}{changed})"
+
+    @property
+    def alphas_cumprod(self) -> Array:
+        """alpha^2 of each timestep, with shape (T,); see `Schedule.alphas_cumprod`."""
+        return self.schedule.alphas_cumprod
+
+    @property
+    def snr(self) -> Array:
+        """The signal-to-noise ratio of each timestep, with shape (T,); see `Schedule.snr`."""
+        return self.schedule.snr
+
     def columns(self, t: ArrayLike) -> Columns:
-        """The columns at the levels t, in the span of the schedule; next_level has levels at whole t alone."""
+        """Return the columns at the timesteps t, in the span of the schedule; next_level takes integers only."""
         t = np.asarray(t)
-        made = PREDICTIONS[self.prediction](_NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data))
-        return replace(made, c_noise=self.time_scale * made.c_noise)
+        columns = PREDICTIONS[self.prediction](_NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data))
+        return replace(columns, c_noise=self.time_scale * columns.c_noise)
 
 
 def _per_image(column: ArrayLike, like: NDArray) -> Array:
-    """A column with shape (B,), or a number, made to multiply images with shape (B, ...)."""
+    """Return a column with shape (B,), or a number, in a shape that broadcasts over images with shape (B, ...)."""
     column = np.asarray(column, dtype=np.float64)
     return column.reshape(column.shape + (1,) * (like.ndim - column.ndim)) if column.ndim else column
 
 
 def add_noise(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """Forward noising, x_t = alpha x_0 + sigma eps (Ho et al., eq. 4); levels broadcast over (B, ...)."""
+    """Return x_t = alpha x_0 + sigma eps (Ho et al., eq. 4).
+
+    Args:
+        x0: images, with shape (B, ...).
+        eps: normal noise, with the same shape.
+        alpha: one number, or one for each image, with shape (B,).
+        sigma: the same.
+
+    Example:
+        >>> add_noise(np.ones((2, 3)), np.zeros((2, 3)), [0.5, 0.1], [0.8, 0.9]).tolist()
+        [[0.5, 0.5, 0.5], [0.1, 0.1, 0.1]]
+    """
     return _per_image(alpha, x0) * x0 + _per_image(sigma, eps) * eps
 
 
 def x0_from_eps(x: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """x_0 = (x_t - sigma eps) / alpha."""
+    """Return x_0 = (x_t - sigma eps) / alpha."""
     return (x - _per_image(sigma, x) * eps) / _per_image(alpha, x)
 
 
 def eps_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """Eps = (x_t - alpha x_0) / sigma."""
+    """Return eps = (x_t - alpha x_0) / sigma."""
     return (x - _per_image(alpha, x) * x0) / _per_image(sigma, x)
 
 
 def v_from_x0_eps(x0: NDArray, eps: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """v = alpha eps - sigma x_0 (Salimans & Ho, appendix D)."""
+    """Return v = alpha eps - sigma x_0 (Salimans & Ho, appendix D)."""
     return _per_image(alpha, x0) * eps - _per_image(sigma, x0) * x0
 
 
 def x0_from_v(x: NDArray, v: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)."""
+    """Return x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)."""
     a, s = _per_image(alpha, x), _per_image(sigma, x)
     return (a * x - s * v) / (a**2 + s**2)
 
 
 def flow_from_x0_eps(x0: NDArray, eps: NDArray) -> NDArray:
-    """The flow's velocity eps - x_0 (Lipman et al., 2022), at any level."""
+    """Return the flow's velocity eps - x_0 (Lipman et al., 2022), at any noise level."""
     return eps - x0
 
 
 def x0_from_flow(x: NDArray, flow: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """x_0 = (x_t - sigma flow) / (alpha + sigma)."""
+    """Return x_0 = (x_t - sigma flow) / (alpha + sigma)."""
     a, s = _per_image(alpha, x), _per_image(sigma, x)
     return (x - s * flow) / (a + s)
 
 
 def score_from_x0(x: NDArray, x0: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """The score grad log p(x_t | x_0) = -(x_t - alpha x_0) / sigma^2 = -eps / sigma."""
+    """Return the score grad log p(x_t | x_0) = -(x_t - alpha x_0) / sigma^2 = -eps / sigma."""
     return -eps_from_x0(x, x0, alpha, sigma) / _per_image(sigma, x)
 
 
 def x0_from_score(x: NDArray, score: NDArray, alpha: ArrayLike, sigma: ArrayLike) -> Array:
-    """x_0 = (x_t + sigma^2 score) / alpha (Tweedie)."""
+    """Return x_0 = (x_t + sigma^2 score) / alpha (Tweedie)."""
     return (x + _per_image(sigma, x) ** 2 * score) / _per_image(alpha, x)
 
 
 def posterior(
     alpha_t: ArrayLike, sigma_t: ArrayLike, alpha_s: ArrayLike, sigma_s: ArrayLike
 ) -> tuple[Array, Array, Array, Array]:
-    r"""q(x_s | x_t, x_0) for a less noisy level s < t, of any schedule (Ho et al., eqs. 6 and 7).
+    r"""Return the posterior q(x_s | x_t, x_0) for a less noisy level s < t, of any schedule (Ho et al., eqs. 6 and 7).
 
     With ``a = alpha_t/alpha_s`` and ``b = sigma_t^2 - a^2 sigma_s^2`` (beta_t when s = t - 1)::
 

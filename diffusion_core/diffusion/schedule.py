@@ -1,26 +1,26 @@
-r"""Noise schedules: how much signal and how much noise there is at a time t.
+r"""Noise schedules: the scale of the signal and of the noise at each timestep t.
 
     x_t = alpha_t x_0 + sigma_t eps,      eps ~ N(0, 1)
 
-A *schedule* is a table of T levels, ``t in {0 .. T-1} -> (alpha, sigma)``, where **t = 0 means one noise step**, not
-clean data; or it is a law of continuous time, see `continuous`. Both have the same face, and `make_schedule` makes
-either. The discrete schedules of DDPM are given by their betas,
+A *schedule* is a table of T noise levels, ``t in {0 .. T-1} -> (alpha, sigma)``, where **t = 0 means one noise step**,
+not clean data; or it is a function of continuous time, see `continuous`. Both have the same methods, and
+`make_schedule` makes either. The discrete schedules of DDPM are defined by their betas,
 
     alphas_cumprod_t = prod_{i <= t} (1 - beta_i),    alpha_t^2 = alphas_cumprod_t,   sigma_t^2 = 1 - alphas_cumprod_t
 
-and are accumulated as ``log(1 - beta)``, which keeps ``1 - alphas_cumprod`` exact to a few units in the
-last place where the plain product loses five digits. Every table is float64 and is cast only by its user.
+and are accumulated as ``log(1 - beta)``, which keeps ``1 - alphas_cumprod`` exact to a few units in the last place,
+where the plain product loses five digits. Every table is float64.
 
-Between two levels, at a fractional t, log(sigma/alpha) is linear in t and the level stays on the schedule's curve
-(alpha^2 + sigma^2 = 1, alpha + sigma = 1 or alpha = 1), as k-diffusion and diffusers have it where a solver visits
-noise levels of its own. Next to a level without signal, where the logarithm is infinite, alpha/sigma is linear instead.
+Between two levels, at a fractional t, log(sigma/alpha) is linear in t and the schedule's norm is preserved
+(alpha^2 + sigma^2 = 1, alpha + sigma = 1 or alpha = 1), as in k-diffusion and diffusers for solvers with their own
+noise levels. Next to a level without signal, where the logarithm is infinite, alpha/sigma is linear instead.
 
-Two transformations fit every schedule, in this order, as options of `make_schedule` beside the schedule's own:
+Two transformations apply to every schedule, in this order; they are further options of `make_schedule`:
 
     log_snr_shift, shift_from, shift_to    log(alpha^2/sigma^2) + shift + 2 log(from/to)
     zero_terminal_snr                      alpha stretched so that alpha_0 stays and alpha_{T-1} = 0
 
-The shift comes first, so that alpha_0 is the shifted one and the last level is noise alone either way.
+The shift comes first, so that alpha_0 is the shifted one and the last level is pure noise in any case.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -83,8 +83,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-# A table of more would fill the memory.
-MOST_LEVELS = 1_000_000
+# A larger table would not fit in memory.
+MAX_LEVELS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +92,22 @@ class Schedule:
     """A table of T noise levels, from the cleanest (t = 0) to the noisiest (t = T-1).
 
     Args:
-        name: its name in a configuration.
-        alpha: signal scale per level, with shape (T,).
-        sigma: noise scale per level, with shape (T,).
+        name: the name in a configuration.
+        alpha: signal scale of each level, with shape (T,).
+        sigma: noise scale of each level, with shape (T,).
 
     Raises:
         DuetError: if the signal-to-noise ratio does not fall from each level to the next.
+
+    Example:
+        >>> schedule = linear()
+        >>> schedule
+        Schedule('linear', T=1000)
+        >>> schedule.alphas_cumprod[[0, 999]].round(6).tolist()
+        [0.9999, 4e-05]
+        >>> alpha, sigma = schedule([10, 10.5])  # an integer timestep, and one between two
+        >>> schedule.t_at_log_ratio(np.log(sigma / alpha)).round(6).tolist()
+        [10.0, 10.5]
     """
 
     name: str
@@ -115,31 +125,34 @@ class Schedule:
         for table in (alpha, sigma):
             table.setflags(write=False)
 
+    def __repr__(self) -> str:
+        return f"Schedule({self.name!r}, T={self.steps})"
+
     def __call__(self, t: ArrayLike) -> tuple[Array, Array]:
-        """(alpha, sigma) at the levels t, in [0, T-1]; between two of them where t is fractional."""
+        """Return (alpha, sigma) at the timesteps t in [0, T-1], integers or between two, both with the shape of t."""
         t = np.asarray(t)
         if t.size and not (t.min() >= 0 and t.max() <= self.steps - 1):
             raise DuetError(f"schedule {self.name}: t must be in 0..{self.steps - 1}, not {t.ravel()[:5]}")
         below = np.floor(t).astype(np.int64)
-        share = t - below
-        if not np.any(share):
+        fraction = t - below
+        if not np.any(fraction):
             return self.alpha[below], self.sigma[below]
         above = np.minimum(below + 1, self.steps - 1)
-        silent = self.alpha[above] == 0
+        no_signal = self.alpha[above] == 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            mixed = self.log_ratio[below] + share * (self.log_ratio[above] - self.log_ratio[below])
-            ratio = np.where(silent, (1.0 - share) * self.alpha[below] / self.sigma[below], np.exp(-mixed))
-        norm = (1.0 - share) * self.curve(self.alpha[below], self.sigma[below])
-        norm = norm + share * self.curve(self.alpha[above], self.sigma[above])
-        scale = norm / self.curve(ratio, np.ones_like(ratio))
-        fractional = share > 0
+            mixed = self.log_ratio[below] + fraction * (self.log_ratio[above] - self.log_ratio[below])
+            ratio = np.where(no_signal, (1.0 - fraction) * self.alpha[below] / self.sigma[below], np.exp(-mixed))
+        norm = (1.0 - fraction) * self.norm(self.alpha[below], self.sigma[below])
+        norm = norm + fraction * self.norm(self.alpha[above], self.sigma[above])
+        scale = norm / self.norm(ratio, np.ones_like(ratio))
+        fractional = fraction > 0
         return (
             np.where(fractional, scale * ratio, self.alpha[below]),
             np.where(fractional, scale, self.sigma[below]),
         )
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
-        """The t, whole or fractional, whose log(sigma/alpha) is given: the inverse of a call.
+        """Return the t, integer or fractional, at which log(sigma/alpha) has these values: the inverse of a call.
 
         Raises:
             DuetError: for more or less noise than the schedule has.
@@ -150,7 +163,7 @@ class Schedule:
         if wanted.size and not (wanted.min() >= table[0] - slack and wanted.max() <= table[-1] + slack):
             raise DuetError(
                 f"schedule {self.name}: sigma/alpha {np.exp(wanted.min()):.6g} .. {np.exp(wanted.max()):.6g} was "
-                f"asked for; it has {np.exp(table[0]):.6g} .. {np.exp(table[-1]):.6g}"
+                f"given; the schedule has {np.exp(table[0]):.6g} .. {np.exp(table[-1]):.6g}"
             )
         levels = np.arange(self.steps, dtype=np.float64)
         if np.isfinite(table[-1]):
@@ -161,48 +174,48 @@ class Schedule:
 
     @cached_property
     def log_ratio(self) -> Array:
-        """log(sigma/alpha) per level, rising; inf where alpha is 0."""
+        """log(sigma/alpha) of each level, rising, with shape (T,); inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return np.log(self.sigma) - np.log(self.alpha)
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """log(sigma/alpha) at the first and at the last level; inf where alpha is 0."""
+    def log_ratio_range(self) -> tuple[float, float]:
+        """The smallest and the largest log(sigma/alpha); inf where alpha is 0."""
         return float(self.log_ratio[0]), float(self.log_ratio[-1])
 
     @property
     def span(self) -> tuple[float, float]:
-        """The least and the noisiest t."""
+        """The smallest and the largest t."""
         return 0.0, float(self.steps - 1)
 
     @property
     def is_table(self) -> bool:
-        """Whether there are levels to count."""
+        """Whether the schedule is a table of timesteps: yes."""
         return True
 
     @property
-    def tick(self) -> float:
-        """The difference of t over which a slope is measured: one level."""
+    def difference_step(self) -> float:
+        """The difference of t for numerical derivatives: one timestep."""
         return 1.0
 
     @property
     def length(self) -> float:
-        """The difference of t that is the whole time, T."""
+        """The length of the whole time, T."""
         return float(self.steps)
 
     def even_timesteps(self, n: int) -> NDArray[np.int64]:
-        """So many levels from the cleanest to the noisiest, whole and as even as may be; of one the cleanest."""
+        """Return n integer timesteps at about equal distances from 0 to T-1; for n = 1 the least noisy, 0."""
         return np.linspace(0, self.steps - 1, n).astype(np.int64)
 
     def shift_log_snr(self, by: float) -> Schedule:
-        """The schedule with `by` added to its log-SNR at every level; see `with_log_snr_shift`."""
+        """Return the schedule with `by` added to its log-SNR at every level; see `with_log_snr_shift`."""
         alpha = np.exp(0.5 * by) * self.alpha
-        scale = self.curve(self.alpha, self.sigma) / self.curve(alpha, self.sigma)
+        scale = self.norm(self.alpha, self.sigma) / self.norm(alpha, self.sigma)
         return Schedule(self.name, scale * alpha, scale * self.sigma)
 
     @cached_property
-    def curve(self) -> Callable[[Array, Array], Array]:
-        """What is 1 along the schedule's curve, and is linear in t between two levels of any other schedule."""
+    def norm(self) -> Callable[[Array, Array], Array]:
+        """The function of (alpha, sigma) that is 1 at every level; for any other schedule, `numpy.hypot`."""
         norms = (np.hypot, np.add, lambda alpha, sigma: alpha)
         return next((n for n in norms if np.allclose(n(self.alpha, self.sigma), 1.0, rtol=0, atol=1e-12)), np.hypot)
 
@@ -213,9 +226,27 @@ class Schedule:
 
     @property
     def log_snr(self) -> Array:
-        """log(alpha^2 / sigma^2) per level; -inf where alpha is 0."""
+        """log(alpha^2 / sigma^2) of each level, with shape (T,); -inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return 2.0 * (np.log(self.alpha) - np.log(self.sigma))
+
+    @property
+    def snr(self) -> Array:
+        """The signal-to-noise ratio alpha^2 / sigma^2 of each level, with shape (T,)."""
+        return np.square(self.alpha / self.sigma)
+
+    @property
+    def alphas_cumprod(self) -> Array:
+        """alpha^2 of each level, the cumulative product of 1 - beta, with shape (T,).
+
+        Raises:
+            DuetError: for a schedule that does not preserve variance, which has no betas.
+        """
+        if not self.variance_preserving:
+            raise DuetError(
+                f"schedule {self.name}: alphas_cumprod is for schedules with alpha^2 + sigma^2 = 1; use alpha and sigma"
+            )
+        return np.square(self.alpha)
 
     @property
     def variance_preserving(self) -> bool:
@@ -227,50 +258,61 @@ AnySchedule = Schedule | ContinuousSchedule
 
 
 def from_betas(betas: ArrayLike, name: str = "betas") -> Schedule:
-    """The variance-preserving schedule with the given betas, shape (T,), each in (0, 1)."""
+    """Return the variance-preserving schedule with these betas, with shape (T,), each in (0, 1).
+
+    Example:
+        >>> from_betas([0.1, 0.5]).alphas_cumprod.round(12).tolist()
+        [0.9, 0.45]
+    """
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1:
         raise DuetError(f"schedule {name}: betas with shape {betas.shape} were given; they must be (T,)")
     if np.any(betas <= 0) or np.any(betas >= 1):
-        raise DuetError(f"schedule {name}: every beta must be in (0, 1); given {betas.min():g} .. {betas.max():g}")
+        raise DuetError(
+            f"schedule {name}: betas {betas.min():g} .. {betas.max():g} were given; every beta must be in (0, 1)"
+        )
     log_alphas_cumprod = np.cumsum(np.log1p(-betas))
     return Schedule(name, np.exp(0.5 * log_alphas_cumprod), np.sqrt(-np.expm1(log_alphas_cumprod)))
 
 
-def from_alphas_cumprod(law: Callable[[Array], Array], T: int, name: str, max_beta: float = 0.999) -> Schedule:
-    """The schedule whose betas follow a law of alphas_cumprod on [0, 1], cut at `max_beta`."""
-    levels = law(np.arange(T + 1, dtype=np.float64) / T)
+def from_alphas_cumprod(
+    alphas_cumprod: Callable[[Array], Array], T: int, name: str, max_beta: float = 0.999
+) -> Schedule:
+    """Return the schedule whose betas follow from alphas_cumprod as a function of t/T on [0, 1], cut at `max_beta`."""
+    levels = alphas_cumprod(np.arange(T + 1, dtype=np.float64) / T)
     return from_betas(np.clip(1.0 - levels[1:] / levels[:-1], 1e-12, max_beta), name)
 
 
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas on a line (Ho et al., 2020, section 4). They are not rescaled when T changes."""
+    """Return the schedule with betas on a line (Ho et al., 2020, section 4), not rescaled if T changes."""
     return from_betas(np.linspace(beta_start, beta_end, T), "linear")
 
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
-    """Square roots of the betas on a line, with the defaults of latent diffusion."""
+    """Return the schedule with square roots of the betas on a line, with the defaults of latent diffusion."""
     return _from_roots(T, beta_start, beta_end, "scaled_linear")
 
 
 def quadratic(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Square roots of the betas on a line, with the range of DDPM."""
+    """Return the schedule with square roots of the betas on a line, with the range of DDPM."""
     return _from_roots(T, beta_start, beta_end, "quadratic")
 
 
 def _from_roots(T: int, beta_start: float, beta_end: float, name: str) -> Schedule:
     if min(beta_start, beta_end) <= 0:
-        raise DuetError(f"schedule {name}: every beta must be in (0, 1); given {beta_start:g} .. {beta_end:g}")
+        raise DuetError(
+            f"schedule {name}: betas {beta_start:g} .. {beta_end:g} were given; every beta must be in (0, 1)"
+        )
     return from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2, name)
 
 
 def warmup10(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas on a line over the first tenth of the levels, then constant (the code of DDPM)."""
+    """Return the schedule with betas on a line over the first tenth of the levels, then constant (DDPM's code)."""
     return _warmup(T, beta_start, beta_end, T // 10, "warmup10")
 
 
 def warmup50(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas on a line over the first half of the levels, then constant (the code of DDPM)."""
+    """Return the schedule with betas on a line over the first half of the levels, then constant (DDPM's code)."""
     return _warmup(T, beta_start, beta_end, T // 2, "warmup50")
 
 
@@ -281,41 +323,43 @@ def _warmup(T: int, beta_start: float, beta_end: float, rising: int, name: str) 
 
 
 def constant(T: int = 1000, beta: float = 0.02) -> Schedule:
-    """The same beta at every level; "const" in the code of DDPM, where it is called beta_end."""
+    """Return the schedule with the same beta at every level; "const" in DDPM's code, which calls beta beta_end."""
     return from_betas(np.full(T, beta), "constant")
 
 
 def jsd(T: int = 1000) -> Schedule:
-    """Betas 1/T, 1/(T-1), .. 1, so that alphas_cumprod = 1 - (t + 1)/T is a line that ends in noise alone.
+    """Return the schedule with betas 1/T, 1/(T-1), .. 1: alphas_cumprod = 1 - (t + 1)/T, a line down to pure noise.
 
-    Each level erases the same share 1/T of the signal's power (Sohl-Dickstein et al., 2015, section 2.4.1, where it
-    is for binomial data); the name is that of the code of DDPM. As alpha_{T-1} = 0, prediction eps is not defined.
+    Each level erases the same fraction 1/T of the signal's power (Sohl-Dickstein et al., 2015, section 2.4.1, there for
+    binomial data); the name is from DDPM's code. As alpha_{T-1} = 0, prediction eps is not defined.
     """
     levels = np.arange(T + 1, dtype=np.float64)
     return Schedule("jsd", np.sqrt(levels[-2::-1] / T), np.sqrt(levels[1:] / T))
 
 
 def sigmoid_betas(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas along the logistic function of -6 .. 6 (Xu et al., 2022); diffusers has it as "sigmoid"."""
+    """Return the schedule with betas along a logistic function of -6 .. 6 (Xu et al., 2022), "sigmoid" in diffusers."""
     return from_betas(beta_start + (beta_end - beta_start) * _logistic(np.linspace(-6, 6, T)), "sigmoid_betas")
 
 
 def exponential(T: int = 1000, rate: float = 12.0) -> Schedule:
-    """alphas_cumprod = exp(-rate u) at u = (t + 1)/T; the betas are constant, 1 - exp(-rate/T).
+    """Return the schedule alphas_cumprod = exp(-rate u) at u = (t + 1)/T, with constant betas 1 - exp(-rate/T).
 
-    It is "exp" of `betas_for_alpha_bar` in diffusers, whose cut of the betas at 0.999 is not reached from T = 2 on.
+    This is "exp" of `betas_for_alpha_bar` in diffusers, where the limit of 0.999 on betas has no effect for T >= 2.
     """
     return from_betas(np.full(T, -np.expm1(-rate / T)), "exponential")
 
 
 def laplace(T: int = 1000, mu: float = 0.0, b: float = 0.5, power: float = 0.5, max_beta: float = 0.999) -> Schedule:
-    """The log-SNR of u, uniform in [0, 1], has Laplace's distribution around mu with scale b (Hang et al., 2024).
+    """Return the schedule whose log-SNR has a Laplace distribution with mean mu and scale b (Hang et al., 2024).
+
+    For a uniform u in [0, 1]:
 
         lambda = mu - b sign(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6)
         alphas_cumprod = (e^lambda / (1 + e^lambda))^power, divided by its value at u = 0
 
-    The paper's alphas_cumprod has power 1. "laplace" of diffusers takes the root of it, the paper's alpha, as
-    alphas_cumprod: power 1/2, the default here, so that the name means the same in both.
+    The paper's alphas_cumprod has power 1. "laplace" of diffusers uses its root, the paper's alpha, as alphas_cumprod:
+    power 1/2, the default here, so that the name means the same in both.
 
     Raises:
         DuetError: for a b or a power that is not positive.
@@ -323,11 +367,11 @@ def laplace(T: int = 1000, mu: float = 0.0, b: float = 0.5, power: float = 0.5, 
     if not (b > 0 and power > 0):
         raise DuetError(f"schedule laplace: b {b:g} and power {power:g} were given; both must be positive")
 
-    def law(u: Array) -> Array:
+    def alphas_cumprod(u: Array) -> Array:
         tail = np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
         return _logistic(mu - b * np.where(u <= 0.5, tail, -tail)) ** power
 
-    return from_alphas_cumprod(law, T, "laplace", max_beta)
+    return from_alphas_cumprod(alphas_cumprod, T, "laplace", max_beta)
 
 
 def _logistic(v: Array) -> Array:
@@ -335,36 +379,35 @@ def _logistic(v: Array) -> Array:
 
 
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """alphas_cumprod = cos^2((t + s)/(1 + s) pi/2) (Nichol & Dhariwal, 2021, eq. 17)."""
+    """Return the schedule alphas_cumprod = cos^2((t + s)/(1 + s) pi/2) (Nichol & Dhariwal, 2021, eq. 17)."""
     return from_alphas_cumprod(lambda u: np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, T, "cosine", max_beta)
 
 
 def sigmoid(
     T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
 ) -> Schedule:
-    """alphas_cumprod falls from 1 to 0 along a sigmoid (Jabri et al., 2022, algorithm 2)."""
+    """Return the schedule whose alphas_cumprod falls from 1 to 0 along a sigmoid (Jabri et al., 2022, algorithm 2)."""
 
-    def law(u: Array) -> Array:
+    def alphas_cumprod(u: Array) -> Array:
         first, last = _logistic(np.array([start, end]) / tau)
         return (last - _logistic((start + u * (end - start)) / tau)) / (last - first)
 
-    return from_alphas_cumprod(law, T, "sigmoid", max_beta)
+    return from_alphas_cumprod(alphas_cumprod, T, "sigmoid", max_beta)
 
 
 def flow(T: int = 1000) -> Schedule:
-    """`straight_line` tabulated at (t + 1)/T, so that the last level is noise alone (alpha = 0)."""
+    """Return `straight_line` tabulated at (t + 1)/T, so that the last level is pure noise (alpha = 0)."""
     alpha, sigma = straight_line(np.arange(1, T + 1) / T)
     return Schedule("flow", alpha, sigma)
 
 
 def plain_as_written(T: int = 1000) -> Schedule:
-    """alphas_cumprod themselves on a line, from 0.02 at t = 0 down to 1e-4 at t = T-1.
+    """Return a schedule with alphas_cumprod itself on a line, from 0.02 at t = 0 down to 1e-4 at t = T-1.
 
-    A widespread slip: the range of DDPM's betas, ``linspace(1e-4, 0.02)``, is used as if it were
-    alphas_cumprod, here in the order in which noise rises with t. It is no sensible schedule: already t = 0
-    is almost pure noise (alpha 0.14, sigma 0.99), so no level shows more than a trace of the picture and the last
-    sampling step has to make all of it. It is kept so that experiments written that way can be repeated as they
-    were; `linear` is what they meant.
+    A widespread mistake: the range of DDPM's betas, ``linspace(1e-4, 0.02)``, is used as alphas_cumprod, here in the
+    order in which noise rises with t. Already t = 0 is almost pure noise (alpha 0.14, sigma 0.99), so no level contains
+    more than a trace of the image, and the last sampling step has to produce all of it. The schedule exists to
+    reproduce experiments with this mistake; `linear` is what they intended.
     """
     alphas_cumprod = np.linspace(0.02, 1e-4, T)
     return Schedule("plain_as_written", np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod))
@@ -389,12 +432,12 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def with_log_snr_shift(schedule: AnySchedule, by: float) -> AnySchedule:
-    """The schedule with `by` added to its log-SNR at every t (Hoogeboom et al., 2023).
+    """Return the schedule with `by` added to its log-SNR at every t (Hoogeboom et al., 2023).
 
-    With ``by = 2 log(base/size)`` an image of `size` pixels a side, averaged down to `base` pixels, is as noisy as one
-    of `base` pixels was before. Only alpha/sigma is given by that; the level stays on its curve, alpha + sigma where
-    that is 1 at every level (the shift of Esser et al., 2024, section 5.3.2), alpha alone where that is, and
-    alpha^2 + sigma^2 otherwise. A shift of 0 gives the very same schedule.
+    With ``by = 2 log(base/size)`` an image of `size` pixels a side, averaged down to `base` pixels, is as noisy as an
+    image of `base` pixels was before. This determines alpha/sigma only; the schedule's norm is preserved: alpha + sigma
+    if that is 1 at every level (the shift of Esser et al., 2024, section 5.3.2), alpha if that is 1, and
+    alpha^2 + sigma^2 otherwise. A shift of 0 returns the schedule itself.
 
     Raises:
         DuetError: for a shift outside -100 .. 100.
@@ -405,25 +448,27 @@ def with_log_snr_shift(schedule: AnySchedule, by: float) -> AnySchedule:
 
 
 def with_zero_terminal_snr(schedule: AnySchedule) -> Schedule:
-    """The schedule whose last level is noise alone, and whose first keeps its alpha (Lin et al., 2023, algorithm 1).
+    """Return the schedule stretched so that its last level is pure noise (Lin et al., 2023, algorithm 1).
+
+    The first level keeps its alpha:
 
         alpha'_t = alpha_0 (alpha_t - alpha_{T-1}) / (alpha_0 - alpha_{T-1}),    sigma'_t^2 = 1 - alpha'_t^2
 
-    A schedule that ends in noise alone already is returned as it is. Prediction eps is not defined for the result.
+    A schedule that already ends in pure noise is returned unchanged. Prediction eps is not defined for the result.
 
     Raises:
-        DuetError: for one that neither does nor preserves variance.
+        DuetError: for any other schedule that does not preserve variance.
     """
     first, alpha, last = schedule.alpha[0], schedule.alpha, schedule.alpha[-1]
     if last == 0:
         return schedule
     if not schedule.variance_preserving or schedule.steps < 2:
         raise DuetError(
-            f"schedule {schedule.name}: zero_terminal_snr was given; it is for schedules of at least 2 levels "
-            "with alpha^2 + sigma^2 = 1"
+            f"schedule {schedule.name}: zero_terminal_snr was given; it needs at least 2 levels and "
+            "alpha^2 + sigma^2 = 1"
         )
     stretched = first * ((alpha - last) / (first - last))
-    # 1 - alpha'^2 as sigma^2 + (alpha - alpha') (alpha + alpha'), where nothing cancels next to a small sigma.
+    # 1 - alpha'^2 as sigma^2 + (alpha - alpha') (alpha + alpha'): accurate for a small sigma.
     lost = last * ((first - alpha) / (first - last))
     return Schedule(schedule.name, stretched, np.sqrt(schedule.sigma**2 + lost * (alpha + stretched)))
 
@@ -435,21 +480,21 @@ def transformed(
     shift_to: int | None = None,
     zero_terminal_snr: bool = False,
 ) -> AnySchedule:
-    """The schedule after the options that every schedule takes: first the shift, then the end.
+    """Return the schedule after the transformations that every schedule takes: first the shift, then the stretch.
 
     Args:
-        schedule: what to transform.
+        schedule: to transform.
         log_snr_shift: see `with_log_snr_shift`.
-        shift_from: pixels a side that the schedule was made for.
-        shift_to: pixels a side of the images at hand; adds ``2 log(shift_from / shift_to)`` to the shift.
+        shift_from: image size in pixels for which the schedule was made.
+        shift_to: image size in pixels of the data; adds ``2 log(shift_from / shift_to)`` to the shift.
         zero_terminal_snr: see `with_zero_terminal_snr`.
 
     Raises:
-        DuetError: if a transformation refuses, or one of the two sizes is missing or below 1.
+        DuetError: if a transformation does not apply, or one of the two sizes is missing or below 1.
     """
     if (shift_from is None) != (shift_to is None):
         raise DuetError(
-            f"schedule.shift_from: {shift_from} was given with shift_to {shift_to}; a shift for resolution has both"
+            f"schedule.shift_from: {shift_from} was given with shift_to {shift_to}; a shift by image size needs both"
         )
     if shift_from is not None and shift_to is not None:
         if min(shift_from, shift_to) < 1:
@@ -462,21 +507,33 @@ def transformed(
 
 
 def make_schedule(name: str, **options: object) -> AnySchedule:
-    """The schedule of that name, a table or continuous, with its own options and those of `transformed`.
+    """Make a schedule, a table or continuous, by its name.
+
+    Args:
+        name: a name of `SCHEDULES` or `CONTINUOUS`.
+        options: of the schedule, such as T, and those of `transformed`.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a T below 2 or above `MOST_LEVELS`.
+        DuetError: for an unknown name or option, or a T below 2 or above `MAX_LEVELS`.
+
+    Example:
+        >>> make_schedule("cosine", T=500)
+        Schedule('cosine', T=500)
+        >>> make_schedule("edm", sigma_max=100.0)
+        ContinuousSchedule('edm', t=0.002..100)
+        >>> make_schedule("linear", zero_terminal_snr=True).alpha[-1].item()
+        0.0
     """
-    laws = SCHEDULES | CONTINUOUS
+    known = SCHEDULES | CONTINUOUS
     T = options.get("T", 2)
-    if isinstance(T, int) and not 2 <= T <= MOST_LEVELS:
-        raise DuetError(f"schedule.T: {T} was given; a schedule has at least 2 levels, and at most {MOST_LEVELS}")
-    shared = list(inspect.signature(transformed).parameters)[1:]
-    own = {option: value for option, value in options.items() if option not in shared}
-    if name in laws:
-        allowed = [*inspect.signature(laws[name]).parameters, *shared]
+    if isinstance(T, int) and not 2 <= T <= MAX_LEVELS:
+        raise DuetError(f"schedule.T: {T} was given; it must be at least 2 and at most {MAX_LEVELS}")
+    fractiond = list(inspect.signature(transformed).parameters)[1:]
+    own = {option: value for option, value in options.items() if option not in fractiond}
+    if name in known:
+        allowed = [*inspect.signature(known[name]).parameters, *fractiond]
         for option in own.keys() - allowed:
             raise one_of(f"option of schedule {name!r}", option, allowed)
-    schedule = build("schedule", laws, name, own)
-    rest = {option: value for option, value in options.items() if option in shared}
+    schedule = build("schedule", known, name, own)
+    rest = {option: value for option, value in options.items() if option in fractiond}
     return build("schedule", {name: transformed}, name, rest, schedule)

@@ -1,46 +1,44 @@
-r"""Which levels are trained how often: laws of t, and how it is drawn.
+r"""Timestep sampling: the distributions of t in training, and how t is drawn.
 
-A law is a column of T numbers, its distribution function ``P(t <= i)`` over the levels of the schedule. Per image, by
-its position n in the run, a number u in [0, 1) is drawn and
+On a table, a distribution is a column of T numbers, ``P(t <= i)`` for each timestep i. Each image of a training run,
+by its position n in the run, gets a number u in [0, 1), and
 
-    t = the first level i with u < P(t <= i)                   u = word / 2^32, the word from "train/t"
+    t = the first timestep i with u < P(t <= i)                u = word / 2^32, the word from "train/t"
 
-With s strata, u is spread evenly over every s images that follow each other (low discrepancy): the run is cut into
-blocks of s positions, block b = n // s, and a permutation of the block, drawn in "train/strata", gives each of its
-images one of s equal parts of [0, 1),
+With s strata, u is spread evenly over every s consecutive images (low discrepancy): the run is cut into blocks of s
+positions, block b = n // s, and a permutation of the block, drawn from "train/strata", assigns to each of its images
+one of s equal parts of [0, 1),
 
     u = (stratum + word / 2^32) / s
 
-so that a batch of s images has one in each part and the mean over its levels varies less. The blocks lie on the
-positions of the run, not on what happens to be computed at once: t stays a function of (seed, position), the same
-after a restart and however a batch is split. For one stratum per sample, s is the batch of the run (or a divisor of
-it), as batches start at its multiples. Places in a block are drawn, not counted, so that a part of a batch has no
-preferred noise.
+so that a batch of s images has one in each part, and the mean over its timesteps varies less. Blocks are positions of
+the run, not of a computation: t remains a function of (seed, position), the same after a restart and for any split of
+the batch. For one stratum per sample, s is the batch size of the run (or a divisor of it), as batches start at its
+multiples. The strata within a block are permuted at random, so that a part of a batch has no preferred noise level.
 
-    name                  law
-    uniform               all levels alike
+    name                  distribution
+    uniform               all timesteps equally
     low_discrepancy       the same, in strata
-    log_normal            log(sigma/alpha) ~ N(mean, std^2), to the level that is nearest in log(sigma/alpha)
-    logit_normal          log(u/(1 - u)) ~ N(mean, std^2), to the level floor(u T)
-    loss_second_moment    P(t) ~ sqrt(mean l^2) of the last losses l at t, once every level has as many as are kept
+    log_normal            log(sigma/alpha) ~ N(mean, std^2), rounded to the nearest timestep in log(sigma/alpha)
+    logit_normal          log(u/(1 - u)) ~ N(mean, std^2), to the timestep floor(u T)
+    loss_second_moment    P(t) ~ sqrt(mean l^2) of the last losses l at t, once the history of every timestep is full
 
-The last three also take strata. In log_normal, what is drawn beyond either end of the table goes to the end, and a
-last level without signal, whose logarithm is infinite, is nearest to nothing. The time u of logit_normal is that of
-the schedule, where level t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of
-rectified flow. In continuous time, from t_min to t_max, nothing goes to a nearest level: the quantile of u is t itself,
+The last three take strata too. In log_normal, values beyond either end of the table go to that end; a last level
+without signal, whose logarithm is infinite, is never the nearest. The time u of logit_normal is that of the schedule,
+where timestep t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of rectified flow. In
+continuous time, from t_min to t_max, t is the quantile of u itself, without rounding:
 
     uniform, low_discrepancy    t_min + u (t_max - t_min)
-    log_normal                  log(sigma/alpha) = mean + std Phi^-1(u), and what is beyond an end goes to the end
+    log_normal                  log(sigma/alpha) = mean + std Phi^-1(u), limited to the range of the schedule
     logit_normal                t_min + s (t_max - t_min) with log(s/(1 - s)) = mean + std Phi^-1(u)
 
-Where the lowest levels are left out, every law is the one given that t is among the others. t = 0
-means one noise step.
+If the lowest timesteps are left out, every distribution is conditioned on the others. t = 0 means one noise step.
 
-The last law depends on what was trained before, so it is a state of the run, a `LossHistory`, which a checkpoint
-keeps. Until it is full, and for a share of all draws after that, levels are drawn uniformly. As only the variance
-of the sum over all levels is meant to change, an image's loss has the importance P_uniform(t) / P(t). The draws of
-two runs are the same where their losses are: where these differ by rounding, so do the borders P(t <= i), and a word
-that falls between the two gives a neighbouring level.
+The last distribution depends on the losses so far, so it has a state, a `LossHistory`, which checkpoints keep. Until
+the history is full, and for a fraction of all draws after that, timesteps are uniform. An image's loss has the
+importance P_uniform(t) / P(t), so that only the variance of the sum over timesteps changes. Two runs draw the same
+timesteps if their losses are the same: if these differ by rounding, so do the boundaries P(t <= i), and a word between
+the two gives a neighbouring timestep.
 
 References:
     Variational Diffusion Models (Kingma et al., 2021), appendix I.1, low discrepancy, https://arxiv.org/abs/2107.00630
@@ -85,46 +83,55 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LossHistory:
-    """The last losses at each level, oldest first.
+    """The last losses at each timestep, oldest first.
 
     Args:
-        losses: with shape (T, n); only the first `counts` of a level are there.
-        counts: how many losses each level has, 0 .. n, with shape (T,).
+        losses: with shape (T, n); for each timestep only the first `counts` of them are filled.
+        counts: the number of losses of each timestep, 0 .. n, with shape (T,).
     """
 
     losses: Array
     counts: NDArray[np.int64]
 
     def appended(self, t: ArrayLike, losses: ArrayLike) -> LossHistory:
-        """The history after these losses, with shape (B,), at these levels, in this order.
+        """Return the history after these losses at these timesteps, both with shape (B,), in this order.
 
         Raises:
             DuetError: if a loss is not finite.
         """
         if not np.all(np.isfinite(losses)):
             raise DuetError("training: a loss is not finite; a lower learning rate or a gradient clip may help")
-        kept, counts, n = self.losses.copy(), self.counts.copy(), self.losses.shape[1]
-        for level, loss in zip(np.asarray(t), np.asarray(losses, np.float64), strict=True):
-            if counts[level] == n:
-                kept[level, :-1] = kept[level, 1:]
+        history, counts, n = self.losses.copy(), self.counts.copy(), self.losses.shape[1]
+        for timestep, loss in zip(np.asarray(t), np.asarray(losses, np.float64), strict=True):
+            if counts[timestep] == n:
+                history[timestep, :-1] = history[timestep, 1:]
             else:
-                counts[level] += 1
-            kept[level, counts[level] - 1] = loss
-        return LossHistory(kept, counts)
+                counts[timestep] += 1
+            history[timestep, counts[timestep] - 1] = loss
+        return LossHistory(history, counts)
 
 
 @dataclass(frozen=True, eq=False)
 class DiscreteTimestepSampler:
-    """A law of t.
+    """A distribution over the timesteps of a table.
 
     Args:
-        cumulative: P(t <= i) for each level i, with shape (T,); the last is 1.
-        strata: into how many equal parts of [0, 1) as many successive images are spread; 1 draws each on its own.
-        history: how many losses of each level make the law another one, see `given`; 0 for a fixed law.
-        uniform_share: the share of draws that such a law leaves as they are here.
+        cumulative: P(t <= i) for each timestep i, with shape (T,); the last is 1.
+        strata: the number of equal parts of [0, 1) over which as many consecutive images are spread; 1 for
+            independent draws.
+        history: the number of losses of each timestep that the distribution adapts to, see `adapted`; 0 for a fixed
+            distribution.
+        uniform_share: the fraction of draws that remain as they are here when the distribution adapts.
 
     Raises:
-        DuetError: if there is less than one stratum, or the share is none.
+        DuetError: for fewer than one stratum, or a uniform_share outside (0, 1].
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import linear
+        >>> sampler = make_timestep_sampler(linear(), name="uniform")
+        >>> t = sampler.draw(seed=0, positions=np.arange(4))
+        >>> t.shape, bool(np.all((0 <= t) & (t < 1000)))
+        ((4,), True)
     """
 
     cumulative: Array
@@ -135,23 +142,30 @@ class DiscreteTimestepSampler:
     def __post_init__(self) -> None:
         if not 0 < self.uniform_share <= 1:
             raise DuetError(
-                f"process.timestep_sampling.uniform_share: {self.uniform_share} was given; it is a share, more than 0, at most 1"
+                f"process.timestep_sampling.uniform_share: {self.uniform_share} was given; it must be a fraction, more "
+                "than 0 and at most 1"
             )
         _check_strata(self.strata)
         self.cumulative.setflags(write=False)
 
+    def __repr__(self) -> str:
+        return f"DiscreteTimestepSampler(T={len(self.cumulative)}, strata={self.strata}, history={self.history})"
+
     @property
     def probability(self) -> Array:
-        """P(t = i) for each level i, with shape (T,)."""
+        """P(t = i) for each timestep i, with shape (T,)."""
         return np.diff(self.cumulative, prepend=0.0)
 
     def empty_history(self) -> LossHistory | None:
-        """The history before the first step; None for a fixed law."""
-        levels = len(self.cumulative)
-        return LossHistory(np.zeros((levels, self.history)), np.zeros(levels, np.int64)) if self.history else None
+        """Return the history before the first step; None for a fixed distribution."""
+        T = len(self.cumulative)
+        return LossHistory(np.zeros((T, self.history)), np.zeros(T, np.int64)) if self.history else None
 
     def adapted(self, history: LossHistory | None) -> DiscreteTimestepSampler:
-        """The law after these losses: in proportion to their root mean square, but for the uniform share."""
+        """Return the distribution proportional to the root mean square of the losses, except for `uniform_share`.
+
+        Without a history, or before that of every timestep is full, this is the distribution itself.
+        """
         own = self.probability
         if history is None or np.any(history.counts[own > 0] < self.history):
             return self
@@ -162,133 +176,138 @@ class DiscreteTimestepSampler:
         return replace(self, cumulative=cumulative / cumulative[-1])
 
     def uniform(self, seed: int, positions: ArrayLike) -> Array:
-        """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
-        return _numbers(seed, positions, self.strata)
+        """Return the numbers u in [0, 1) of these positions in the run, with shape (B,)."""
+        return _uniform_numbers(seed, positions, self.strata)
 
-    def at(self, u: ArrayLike) -> NDArray[np.int64]:
-        """The levels of numbers u in [0, 1): the first i with u < P(t <= i)."""
+    def quantile(self, u: ArrayLike) -> NDArray[np.int64]:
+        """Return the timesteps of numbers u in [0, 1): the first i with u < P(t <= i)."""
         return np.searchsorted(self.cumulative, u, side="right").astype(np.int64)
 
     def draw(self, seed: int, positions: ArrayLike) -> NDArray[np.int64]:
-        """The levels of these positions in the run, with shape (B,)."""
-        return self.at(self.uniform(seed, positions))
+        """Return the timesteps of these positions in the run, with shape (B,)."""
+        return self.quantile(self.uniform(seed, positions))
 
 
 @dataclass(frozen=True, eq=False)
 class ContinuousTimestepSampler:
-    """A law of continuous time.
+    """A distribution over continuous time.
 
     Args:
-        at: the times of numbers u in [0, 1), the quantiles of the law.
+        quantile: the quantile function, which returns the times of numbers u in [0, 1).
         strata: see `DiscreteTimestepSampler`.
 
     Raises:
-        DuetError: if there is less than one stratum.
+        DuetError: for fewer than one stratum.
     """
 
-    at: Callable[[Array], Array]
+    quantile: Callable[[Array], Array]
     strata: int = 1
 
     def __post_init__(self) -> None:
         _check_strata(self.strata)
 
+    def __repr__(self) -> str:
+        return f"ContinuousTimestepSampler(strata={self.strata})"
+
     def empty_history(self) -> None:
-        """No history: see `DiscreteTimestepSampler`."""
+        """Return None: the distribution is fixed."""
 
     def draw(self, seed: int, positions: ArrayLike) -> Array:
-        """The times of these positions in the run, with shape (B,)."""
-        return self.at(_numbers(seed, positions, self.strata))
+        """Return the times of these positions in the run, with shape (B,)."""
+        return self.quantile(_uniform_numbers(seed, positions, self.strata))
 
 
 def _check_strata(strata: int) -> None:
     if strata < 1:
         raise DuetError(
-            f"process.timestep_sampling.strata: {strata} was given; it must be at least 1, and is best the batch"
+            f"process.timestep_sampling.strata: {strata} was given; it must be at least 1, preferably the batch size"
         )
 
 
-def _numbers(seed: int, positions: ArrayLike, strata: int) -> Array:
-    """The numbers u in [0, 1) of these positions in the run, with shape (B,)."""
+def _uniform_numbers(seed: int, positions: ArrayLike, strata: int) -> Array:
+    """Return the numbers u in [0, 1) of these positions in the run, with shape (B,)."""
     u = Stream(seed, "train/t").bits(positions, 1)[:, 0] * 2.0**-32
     return u if strata == 1 else (_strata(seed, positions, strata) + u) / strata
 
 
 def _strata(seed: int, positions: ArrayLike, n: int) -> NDArray[np.int64]:
-    """Each position's stratum, 0..n-1, by the order of the 64-bit keys of its block."""
+    """Return each position's stratum, 0..n-1: the rank of its 64-bit key within its block."""
     blocks, places = np.divmod(np.asarray(positions, np.int64), n)
     own, block = np.unique(blocks, return_inverse=True)
-    whole = (own[:, None] * n + np.arange(n)).ravel()
-    high, low = Stream(seed, "train/strata").bits(whole, 2).astype(np.uint64).T
+    members = (own[:, None] * n + np.arange(n)).ravel()
+    high, low = Stream(seed, "train/strata").bits(members, 2).astype(np.uint64).T
     return np.argsort((high << np.uint64(32) | low).reshape(-1, n), axis=1, kind="stable")[block, places]
 
 
-def _above(cumulative: Array, first_t: int, name: str) -> Array:
-    """The law given that t >= first_t."""
+def _condition(cumulative: Array, first_t: int, name: str) -> Array:
+    """Return the distribution conditioned on t >= first_t."""
     below = cumulative[first_t - 1] if first_t else 0.0
-    # Of less than this a word of 32 bits would show hardly a level.
+    # With less probability than this, words of 32 bits would give hardly any timestep.
     if not 1.0 - below > 2.0**-20:
         raise DuetError(
-            f"process.timestep_sampling: {name} as given draws no level from {first_t} on; raise mean, or lower process.first_t"
+            f"process.timestep_sampling: {name} with these options has almost no probability from t = {first_t} on; "
+            "increase mean, or decrease process.first_t"
         )
     return np.maximum(cumulative - below, 0.0) / (cumulative[-1] - below)
 
 
-def _between(span: tuple[float, float], share: Array) -> Array:
-    """The times at these shares of the span."""
-    return np.minimum(span[0] + share * (span[1] - span[0]), span[1])
+def _interpolate(span: tuple[float, float], fraction: Array) -> Array:
+    """Return the times at these fractions of the span."""
+    return np.minimum(span[0] + fraction * (span[1] - span[0]), span[1])
 
 
 def uniform(schedule: AnySchedule, first_t: int) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-    """All levels from `first_t` on alike (Ho et al., 2020, algorithm 1)."""
+    """Return the uniform distribution over the timesteps from `first_t` on (Ho et al., 2020, algorithm 1)."""
     if not schedule.is_table:
-        return ContinuousTimestepSampler(lambda u: _between(schedule.span, u))
+        return ContinuousTimestepSampler(lambda u: _interpolate(schedule.span, u))
     n = schedule.steps - first_t
-    # As quotients of whole numbers: the levels are then exactly those of `Stream.integers`.
+    # As quotients of integers: the timesteps are then exactly those of `Stream.integers`.
     return DiscreteTimestepSampler(np.append(np.zeros(first_t), np.arange(1, n + 1) / n))
 
 
 def low_discrepancy(
     schedule: AnySchedule, first_t: int, strata: int
 ) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-    """`uniform` in strata (Kingma et al., 2021); one per sample of the batch where `strata` is the batch."""
+    """Return `uniform` in strata (Kingma et al., 2021); one per sample of the batch if `strata` is the batch size."""
     return replace(uniform(schedule, first_t), strata=strata)
 
 
 def log_normal(
     schedule: AnySchedule, first_t: int, mean: float = -1.2, std: float = 1.2, strata: int = 1
 ) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-    """log(sigma/alpha) ~ N(mean, std^2), of a table the nearest (Karras et al., 2022, with their P_mean and P_std)."""
+    """Return log(sigma/alpha) ~ N(mean, std^2), rounded on a table (Karras et al., 2022, with their P_mean, P_std)."""
     normal = _normal(mean, std)
     if not schedule.is_table:
         return ContinuousTimestepSampler(
-            lambda u: schedule.t_at_log_ratio(np.clip(_quantile(normal, u), *schedule.ends)), strata
+            lambda u: schedule.t_at_log_ratio(np.clip(_quantile(normal, u), *schedule.log_ratio_range)), strata
         )
     log_noise = -0.5 * schedule.log_snr
     edges = np.append(0.5 * (log_noise[:-1] + log_noise[1:]), np.inf)
-    return DiscreteTimestepSampler(_above(_below(normal, edges), first_t, "log_normal"), strata)
+    return DiscreteTimestepSampler(_condition(_cdf(normal, edges), first_t, "log_normal"), strata)
 
 
 def logit_normal(
     schedule: AnySchedule, first_t: int, mean: float = 0.0, std: float = 1.0, strata: int = 1
 ) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-    """log(u/(1-u)) ~ N(mean, std^2) for the time u in (0, 1) of the schedule (Esser et al., 2024, eq. 19)."""
+    """Return log(u/(1-u)) ~ N(mean, std^2) for the time u in (0, 1) of the schedule (Esser et al., 2024, eq. 19)."""
     normal = _normal(mean, std)
     if not schedule.is_table:
         return ContinuousTimestepSampler(
-            lambda u: _between(schedule.span, 1.0 / (1.0 + np.exp(-_quantile(normal, u)))), strata
+            lambda u: _interpolate(schedule.span, 1.0 / (1.0 + np.exp(-_quantile(normal, u)))), strata
         )
     n = np.arange(1, schedule.steps)
     edges = np.append(np.log(n / (schedule.steps - n)), np.inf)
-    return DiscreteTimestepSampler(_above(_below(normal, edges), first_t, "logit_normal"), strata)
+    return DiscreteTimestepSampler(_condition(_cdf(normal, edges), first_t, "logit_normal"), strata)
 
 
 def loss_second_moment(
     schedule: AnySchedule, first_t: int, history: int = 10, uniform_share: float = 0.001, strata: int = 1
 ) -> DiscreteTimestepSampler:
-    """Levels whose last losses are large are drawn more often (Nichol & Dhariwal, 2021)."""
+    """Return the distribution that prefers timesteps with large recent losses (Nichol & Dhariwal, 2021)."""
     if not schedule.is_table:
         raise DuetError(
-            f"process.timestep_sampling: loss_second_moment keeps losses by level, and {schedule.name} has no levels"
+            f"process.timestep_sampling: loss_second_moment was given; it needs the timesteps of a table, but the time "
+            f"of {schedule.name} is continuous"
         )
     if history < 1:
         raise DuetError(f"process.timestep_sampling.history: {history} was given; it must be at least 1")
@@ -296,7 +315,7 @@ def loss_second_moment(
 
 
 def _normal(mean: float, std: float) -> NormalDist:
-    """The normal distribution."""
+    """Return the normal distribution."""
     if not math.isfinite(mean):
         raise DuetError(f"process.timestep_sampling.mean: {mean} was given; it must be a number")
     if not 0 < std < math.inf:
@@ -304,13 +323,13 @@ def _normal(mean: float, std: float) -> NormalDist:
     return NormalDist(mean, std)
 
 
-def _below(normal: NormalDist, edges: Array) -> Array:
-    """The distribution function."""
+def _cdf(normal: NormalDist, edges: Array) -> Array:
+    """Return the cumulative distribution function."""
     return np.vectorize(normal.cdf, otypes=[np.float64])(edges)
 
 
 def _quantile(normal: NormalDist, u: Array) -> Array:
-    """Its inverse; u = 0, whose quantile is -inf, is taken for a number below every other word's."""
+    """Return the quantiles; u = 0, whose quantile is -inf, is replaced by a number below that of any other word."""
     return np.vectorize(normal.inv_cdf, otypes=[np.float64])(np.maximum(u, 2.0**-44))
 
 
@@ -326,16 +345,22 @@ TIMESTEP_SAMPLERS: Mapping[str, Callable[..., DiscreteTimestepSampler | Continuo
 def make_timestep_sampler(
     schedule: AnySchedule, first_t: int = 0, name: str = "uniform", **options: object
 ) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
-    """The law of that name over the levels `first_t` .. T-1, or over the span of continuous time.
+    """Make a distribution over the timesteps `first_t` .. T-1, or over the span of continuous time.
+
+    Args:
+        schedule: a table or a continuous schedule.
+        first_t: the lowest timestep; 0 for a continuous schedule.
+        name: one of `TIMESTEP_SAMPLERS`.
+        options: of the distribution.
 
     Raises:
-        DuetError: for a name or an option that does not exist, or a value that does not fit.
+        DuetError: for an unknown name or option, or a value that is out of range.
     """
     if first_t and not schedule.is_table:
         raise DuetError(
-            f"objective.first_t: {first_t} was given; the time of {schedule.name} is continuous, so raise the least t "
-            "or sigma of the schedule instead"
+            f"objective.first_t: {first_t} was given; the time of {schedule.name} is continuous, so increase the "
+            "smallest t or sigma of the schedule instead"
         )
     if first_t and not 0 <= first_t < schedule.steps:
-        raise DuetError(f"objective.first_t: {first_t} was given; it must be a level, 0..{schedule.steps - 1}")
+        raise DuetError(f"objective.first_t: {first_t} was given; it must be a timestep, 0..{schedule.steps - 1}")
     return build("process.timestep_sampling", TIMESTEP_SAMPLERS, name, options, schedule, first_t)

@@ -9,8 +9,8 @@ distribution with the mean of the posterior at the estimate D (`process.posterio
     learned          0                           1
     learned_range    (log b_t + log v_t) / 2     (log b_t - log v_t) / 2       v_t at F2 = -1, b_t at F2 = 1
 
-with the posterior's own variance v_t and beta_t = b_t, between which the right one lies. At t = 0 the posterior has
-no variance, and v_0 stands for that of t = 1.
+with the posterior's own variance v_t and beta_t = b_t, between which the optimal variance lies. At t = 0 the posterior
+has no variance, and v_0 is set to that of t = 1.
 
 The bound on -log p(x_0) has a term per level: the divergence of the posterior q from the step p, and at t = 0, where
 the step must hit the byte of each pixel, minus the logarithm of its probability. Measured in standard deviations of
@@ -25,7 +25,7 @@ posterior's coefficient of x_0. So both terms, per pixel and in nats, are plain 
     KL       = (u + exp(-u) - 1 + exp(-u) e^2) / 2
     decoder  = -log( Phi((h - e) exp(-u/2)) - Phi((-h - e) exp(-u/2)) )
 
-where h is half a byte's width over sqrt(v_t), and the bins of black and white reach to infinity. A probability below
+where h is half a byte's width over sqrt(v_t), and the bins of black and white extend to infinity. A probability below
 1e-12 counts as 1e-12 and has no gradient, as in the published code; that code has an approximation in place of Phi,
 the normal distribution function.
 
@@ -56,33 +56,33 @@ __all__ = ["BOUNDS", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_varian
 
 Array = NDArray[np.float64]
 
-# What a network is trained for, and what a step can be given: a fixed one is then one of two.
+# The variances that a network can be trained for, and those of a sampling step, where "fixed" is one of two.
 VARIANCES = ("fixed", "learned", "learned_range")
 STEP_VARIANCES = ("fixed_small", "fixed_large", *VARIANCES[1:])
 BOUNDS = ("hybrid", "vlb")
 
 
 def step_log_variances(alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
-    """(log v_t, log b_t), the least and the greatest variance that a step down from each level should have.
+    """Return (log v_t, log b_t), the smallest and the largest sensible log variance of the step down from each level.
 
     Args:
-        alpha: of the levels that are visited, the least noisy one first, with shape (n,), n >= 2; the step of entry i
-            leads to entry i - 1, and that of entry 0 to clean data.
-        sigma: the same.
+        alpha: of the levels in use, the least noisy first, with shape (n,), n >= 2; the step of entry i leads to entry
+            i - 1, and that of entry 0 to clean data.
+        sigma: of the same levels.
 
     Raises:
-        DuetError: if there are less than two levels.
+        DuetError: for fewer than two levels.
     """
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if len(alpha) < 2:
-        raise DuetError(f"process.variance: a learned variance needs at least 2 levels, and {len(alpha)} was given")
+        raise DuetError(f"process.variance: a learned variance needs at least 2 timesteps; {len(alpha)} was given")
     _, _, small, large = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
     small[0] = small[1]
     return np.log(small), np.log(large)
 
 
 def log_variance(variance: str, small: ArrayLike, large: ArrayLike) -> tuple[Array, Array]:
-    """(a, b) of log variance = a + b F2.
+    """Return (a, b) of log variance = a + b F2.
 
     Args:
         variance: ``"learned"`` or ``"learned_range"``.
@@ -107,17 +107,17 @@ def bound_columns(
     weight: float = 0.001,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Array:
-    """The columns of the bound at every level, with shape (T, 8), in the order of `backend.VARIATIONAL`.
+    """Return the columns of the bound at every timestep, with shape (T, 8), in the order of `backend.VARIATIONAL`.
 
     Args:
-        process: schedule and parameterisation.
+        process: schedule and prediction.
         variance: ``"learned"`` or ``"learned_range"``.
         bound: ``"hybrid"`` or ``"vlb"``.
-        weight: w, of hybrid alone.
-        value_range: what black and white are to the network.
+        weight: w, used by hybrid only.
+        value_range: the values of black and white in the data.
 
     Raises:
-        DuetError: for a variance or a bound that does not exist, or a weight that is not positive.
+        DuetError: for an unknown variance or bound, or a weight that is not positive.
     """
     if bound not in BOUNDS:
         raise one_of("process.bound", bound, BOUNDS)
@@ -125,7 +125,9 @@ def bound_columns(
         raise DuetError(f"process.bound_weight: {weight} was given; it must be a positive number")
     schedule = process.schedule
     if not schedule.is_table:
-        raise DuetError(f"process.variance: {variance} is of steps between levels, and {schedule.name} has none")
+        raise DuetError(
+            f"process.variance: {variance} was given, but {schedule.name} is continuous and has no timesteps; use fixed"
+        )
     alpha, sigma = schedule.alpha, schedule.sigma
     small, large = step_log_variances(alpha, sigma)
     a, b = log_variance(variance, small, large)

@@ -41,7 +41,7 @@ def to_visible(
 
 def visible_timesteps(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
     """So many t of a schedule, rising and even in log(sigma/alpha), with shape (n,)."""
-    return schedule.t_at_log_ratio(np.linspace(*np.clip(_ENDS, *schedule.ends), n))
+    return schedule.t_at_log_ratio(np.linspace(*np.clip(_ENDS, *schedule.log_ratio_range), n))
 
 
 def visible_rows(plan: SamplerPlan, n: int) -> NDArray[np.int64]:

@@ -106,7 +106,7 @@ def make_timesteps(schedule: AnySchedule, steps: Steps = None, spacing: Spacing 
         return _without_grid(schedule, steps, spacing)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1")
-    low, high = np.exp(schedule.ends)
+    low, high = np.exp(schedule.log_ratio_range)
     high = high if low >= MAX_RATIO else min(high, MAX_RATIO)
     low, high = float(options.pop("sigma_min", low)), float(options.pop("sigma_max", high))
     if not 0 < low < high < math.inf:

@@ -184,7 +184,7 @@ def add_churn(
     now = log_ratio(schedule, t)
     inside = (np.exp(now) >= s_min) & (np.exp(now) <= s_max) & (s_churn > 0)
     most = now + math.log1p(min(s_churn / len(t), math.sqrt(2) - 1))
-    raised = np.minimum(most, schedule.ends[1])
+    raised = np.minimum(most, schedule.log_ratio_range[1])
     inside &= raised > now
     starts = t.astype(np.float64)
     starts[inside] = schedule.t_at_log_ratio(raised[inside])

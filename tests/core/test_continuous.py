@@ -40,18 +40,18 @@ def test_noise_rises_with_t_and_t_is_found_again(name, a, b, shift):
     np.testing.assert_allclose(schedule.t_at_log_ratio(r), t, rtol=1e-9, atol=1e-12 * high)
     assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous"))
     alpha, sigma = schedule(t)
-    np.testing.assert_allclose(schedule.curve(alpha, sigma), 1, atol=1e-14)
+    np.testing.assert_allclose(schedule.norm(alpha, sigma), 1, atol=1e-14)
 
 
 @EACH
-def test_both_kinds_have_the_same_face(name):
+def test_continuous_schedules_have_the_members_of_tables(name):
     public = {word for word in (*dir(linear()), *vars(linear())) if not word.startswith("_")}
-    assert public <= set(dir(MADE[name])) | {"law", "inverse"}
-    ends = MADE[name].ends
+    assert public <= set(dir(MADE[name])) | {"alpha_sigma", "inverse"}
+    ends = MADE[name].log_ratio_range
     assert log_ratio(MADE[name], np.array(MADE[name].span)) == pytest.approx(ends)
-    assert (linear().ends, linear().span) == ((linear().log_ratio[0], linear().log_ratio[-1]), (0.0, 999.0))
-    for words in ("steps", "alpha", "sigma", "log_ratio", "log_snr"):
-        with pytest.raises(DuetError, match=f"schedule {name}: its time is continuous, .* levels of a table"):
+    assert (linear().log_ratio_range, linear().span) == ((linear().log_ratio[0], linear().log_ratio[-1]), (0.0, 999.0))
+    for words in ("steps", "alpha", "sigma", "log_ratio", "log_snr", "snr", "alphas_cumprod"):
+        with pytest.raises(DuetError, match=f"schedule {name}: its time is continuous, .* timesteps of a table"):
             getattr(MADE[name], words)
 
 
@@ -60,13 +60,13 @@ def test_known_numbers():
     alpha, sigma = MADE["vp_sde"]([1.0, 1e-3])
     assert (sigma / alpha) == pytest.approx([math.sqrt(math.expm1(10.05)), math.sqrt(math.expm1(1.0995e-4))], rel=1e-12)
     assert alpha[0] ** 2 == pytest.approx(math.exp(-10.05), rel=1e-12)
-    assert np.exp(MADE["ve_sde"].ends) == pytest.approx([0.02, 100.0])
+    assert np.exp(MADE["ve_sde"].log_ratio_range) == pytest.approx([0.02, 100.0])
     assert MADE["ve_sde"](0.5)[1] == pytest.approx(math.sqrt(2.0))  # the geometric mean
     assert [float(v) for v in MADE["edm"](3.0)] == [1.0, 3.0] and MADE["edm"].span == (0.002, 80.0)
-    assert -2 * np.array(MADE["cosine_continuous"].ends) == pytest.approx([15, -15])
+    assert -2 * np.array(MADE["cosine_continuous"].log_ratio_range) == pytest.approx([15, -15])
     assert MADE["cosine_continuous"](0.5) == pytest.approx([math.sqrt(0.5)] * 2)
     assert [float(v) for v in MADE["flow_continuous"](0.25)] == [0.75, 0.25]
-    assert MADE["flow_continuous"](1.0)[0] == 0 and MADE["flow_continuous"].ends[1] == np.inf
+    assert MADE["flow_continuous"](1.0)[0] == 0 and MADE["flow_continuous"].log_ratio_range[1] == np.inf
 
 
 def test_the_linear_schedule_tends_to_the_sde():
@@ -92,7 +92,7 @@ def test_a_shift_moves_the_log_snr_and_nothing_else(name, by):
         np.testing.assert_allclose(shifted(t)[1], r * t / (1 + (r - 1) * t), rtol=1e-13)
 
 
-# How samplers visit it
+# Timesteps of samplers
 
 
 @EACH
@@ -114,7 +114,7 @@ def test_spacings_in_continuous_time(name, steps):
 @EACH
 @pytest.mark.parametrize("grid", GRIDS)
 def test_grids_end_at_the_ends_of_the_schedule_and_start_at_a_hundred_at_most(name, grid):
-    low, high = np.exp(MADE[name].ends)
+    low, high = np.exp(MADE[name].log_ratio_range)
     r = np.exp(log_ratio(MADE[name], make_timesteps(MADE[name], 9, grid)))
     assert np.all(np.diff(r) < 0)
     np.testing.assert_allclose(r[[0, -1]], [min(high, 100.0), low], rtol=1e-9)
@@ -145,7 +145,7 @@ def test_solvers_make_finite_plans(name, steps):
     for spacing in ("linspace", "trailing", "leading"):
         ddim(process, steps, 0.5, spacing)
         ddpm(process, steps, spacing=spacing)
-        if MADE[name].ends[1] < np.inf or spacing == "leading":
+        if MADE[name].log_ratio_range[1] < np.inf or spacing == "leading":
             dpm_solver(process, steps, spacing=spacing)
 
 
@@ -160,7 +160,7 @@ def test_solvers_make_finite_plans(name, steps):
     (None, [], "a list of decreasing times"),
     (3, [0.5, 0.2], "with a list of 2 times; use steps=null"),
 ])  # fmt: skip
-def test_visits_that_do_not_fit_are_refused(steps, spacing, words):
+def test_invalid_steps_and_spacings_are_errors(steps, spacing, words):
     with pytest.raises(DuetError, match=words):
         make_timesteps(MADE["vp_sde"], steps, spacing)
 
@@ -168,10 +168,10 @@ def test_visits_that_do_not_fit_are_refused(steps, spacing, words):
 @pytest.mark.parametrize("name, options, words", [
     ("vp_sde", {"T": 1000}, "option of schedule 'vp_sde': 'T'"),
     ("vp_sd", {}, "Did you mean 'vp_sde'"),
-    ("vp_sde", {"t_min": 0.0}, "t_min too"),
+    ("vp_sde", {"t_min": 0.0}, "t_min must be positive"),
     ("vp_sde", {"t_min": 2.0}, "t from 2.0 to 1.0 was given; it must rise"),
-    ("vp_sde", {"beta_min": -1.0}, "no beta may be below 0"),
-    ("vp_sde", {"beta_min": 5.0, "beta_max": 1.0, "t_max": 2.0}, "no beta may be below 0"),
+    ("vp_sde", {"beta_min": -1.0}, "no beta may be negative"),
+    ("vp_sde", {"beta_min": 5.0, "beta_max": 1.0, "t_max": 2.0}, "no beta may be negative"),
     ("ve_sde", {"sigma_min": 0.0}, "sigma_min 0 and sigma_max 100 were given"),
     ("edm", {"sigma_max": 0.001}, "the second the larger"),
     ("edm", {"sigma_max": float("nan")}, "both must be positive"),
@@ -180,26 +180,26 @@ def test_visits_that_do_not_fit_are_refused(steps, spacing, words):
     ("edm", {"zero_terminal_snr": True}, "its time is continuous"),
     ("edm", {"log_snr_shift": 101.0}, "must be in -100 .. 100"),
 ])  # fmt: skip
-def test_a_configuration_that_does_not_fit_is_refused(name, options, words):
+def test_invalid_options_are_errors(name, options, words):
     with pytest.raises(DuetError, match=words):
         make_schedule(name, **options)
 
 
-def test_a_law_that_is_no_schedule_is_refused():
+def test_a_function_without_rising_noise_is_an_error():
     with pytest.raises(DuetError, match="must be finite, with alpha >= 0 and sigma > 0"):
         ContinuousSchedule("given", lambda t: (1 - t, t), np.exp, (0.0, 1.0))
     with pytest.raises(DuetError, match="sigma/alpha must rise with t"):
         ContinuousSchedule("given", lambda t: (t, 1 - t), np.exp, (0.2, 0.8))
     with pytest.raises(DuetError, match=r"t must be in 0.002\.\.80"):
         MADE["edm"]([1.0, 81.0])
-    with pytest.raises(DuetError, match=r"was asked for; it has 0.002 \.\. 80"):
+    with pytest.raises(DuetError, match=r"was given; the schedule has 0.002 \.\. 80"):
         MADE["edm"].t_at_log_ratio(5.0)
-    with pytest.raises(DuetError, match="was asked for"):
+    with pytest.raises(DuetError, match="was given; the schedule has"):
         MADE["edm"].t_at_log_ratio(np.nan)
 
 
-def test_a_table_of_a_law_finds_the_law_between_its_levels():
-    """The log-linear interpolation of a table and the law that it was tabulated from, at second order."""
+def test_a_table_interpolates_its_function_at_second_order():
+    """The log-linear interpolation of a table converges to the continuous schedule from which it was made."""
     errors = []
     for T in (50, 100, 200):
         t = np.linspace(0.01, 1, T)

@@ -78,7 +78,7 @@ def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
     (5, {"name": "karras", "roh": 7.0}, "option of sampler.spacing 'karras'"),
     (5, {"name": "karras", "rho": 0.0}, "sampler.spacing.rho: 0.0 was given"),
     (5, {"name": "beta", "a": -1.0}, "sampler.spacing.a"),
-    (5, {"name": "karras", "sigma_max": 1000.0}, "was asked for; it has"),
+    (5, {"name": "karras", "sigma_max": 1000.0}, "was given; the schedule has"),
     (5, {"name": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, "from sigma_max 2 to sigma_min 3"),
     (0, "karras", "sampler.steps: 0 was given"),
     (None, "karras", "sampler.steps: None was given"),

@@ -52,7 +52,7 @@ def test_uniform_levels_are_whole_numbers_of_the_stream(steps, first_t):
     borders = np.arange(n + 1, dtype=np.uint64) * 2**32 // n
     beside = (borders[:, None] + np.arange(3, dtype=np.uint64) - 1).ravel()[1:-2]
     np.testing.assert_array_equal(
-        law.at(beside * 2.0**-32), first_t + (beside * np.uint64(n) >> np.uint64(32)).astype(int)
+        law.quantile(beside * 2.0**-32), first_t + (beside * np.uint64(n) >> np.uint64(32)).astype(int)
     )
 
 
@@ -251,8 +251,8 @@ def test_a_law_of_time_that_does_not_fit_is_refused(law, words):
     ({"name": "low_discrepancy", "strata": 2.5}, "process.timestep_sampling.strata: 2.5 was given; it must be a whole number"),
     ({"name": "log_normal", "std": 0.0}, "process.timestep_sampling.std: 0.0 was given; it must be a positive number"),
     ({"name": "logit_normal", "mean": float("nan")}, "process.timestep_sampling.mean: nan was given"),
-    ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "log_normal as given draws no level from 900"),
-    ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a level, 0\.\.999"),
+    ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "log_normal with these options has almost no probability from t = 900"),
+    ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a timestep, 0\.\.999"),
 ])  # fmt: skip
 def test_a_law_that_does_not_fit_is_refused(law, words):
     with pytest.raises(DuetError, match=words):

@@ -264,7 +264,7 @@ def test_a_label_out_of_range_is_refused(label):
     ({"null_label": 2, "classes": 4}, "null label 2 with 4 classes: .* must be 0 or the number of classes"),
     ({"null_label": -1}, "null label -1"),
     ({"classes": -1}, "classes: -1"),
-    ({"first_t": -1}, r"objective.first_t: -1 was given; it must be a level, 0\.\.999"),
+    ({"first_t": -1}, r"objective.first_t: -1 was given; it must be a timestep, 0\.\.999"),
     ({"first_t": 1000}, "objective.first_t: 1000"),
     ({"offset_noise": -0.1}, "process.offset_noise: -0.1 was given; it must be 0 or a positive number"),
     ({"offset_noise": float("nan")}, "process.offset_noise: nan"),

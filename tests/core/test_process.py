@@ -108,7 +108,7 @@ def test_a_network_that_sees_x_and_t_is_given_both_as_they_are(name):
 
 
 @given(
-    name=st.sampled_from([name for name, schedule in MADE.items() if np.isfinite(schedule.ends[1])]),
+    name=st.sampled_from([name for name, schedule in MADE.items() if np.isfinite(schedule.log_ratio_range[1])]),
     share=st.floats(0, 1),
     x0=st.floats(-2, 2),
     eps=st.floats(-4, 4),
@@ -296,11 +296,11 @@ def test_other_bad_input_is_refused():
         Process(linear(), "epsilon")
     with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])
-    with pytest.raises(DuetError, match="t must be whole"):
+    with pytest.raises(DuetError, match="t must be an integer"):
         Process(linear(), "next_level").columns([3.5])
     for prediction in ("next_level", "iddpm"):
         with pytest.raises(
-            DuetError, match=f"process {prediction}: it counts the levels of a table, and the time of edm"
+            DuetError, match=f"process {prediction}: it needs the timesteps of a table, but the time of edm"
         ):
             Process(MADE["edm"], prediction)
     with pytest.raises(DuetError, match=r"process.sigma_data: 0.0 was given; it must be a positive number"):

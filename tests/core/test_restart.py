@@ -81,7 +81,7 @@ def test_restarts_take_errors_away():
     ([{"low": 0.1, "high": 0.5, "steps": 0}], "1 times of 0 steps"),
     ([{"low": 0.1, "hihg": 0.5}], "Did you mean 'high'"),
     ([{"low": 0.1}], "no high was given"),
-    ([{"low": 0.1, "high": 1e6}], "1e.06 was asked for; it has"),
+    ([{"low": 0.1, "high": 1e6}], "1e.06 was given; the schedule has"),
     ("0.1", "sampler.restarts: '0.1' was given; it must be a list"),
     ([0.1, 0.5], "it must be a list"),
 ])  # fmt: skip

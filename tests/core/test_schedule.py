@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.process import posterior
+from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.schedule import (
     SCHEDULES,
     Schedule,
@@ -304,7 +304,7 @@ def test_the_shift_comes_before_the_stretch():
 def test_a_stretch_is_refused_where_variance_is_not_preserved():
     with pytest.raises(DuetError, match=r"schedule given: zero_terminal_snr .* alpha\^2 \+ sigma\^2 = 1"):
         with_zero_terminal_snr(Schedule("given", np.array([1.0, 1.0]), np.array([0.5, 2.0])))
-    with pytest.raises(DuetError, match="at least 2 levels"):
+    with pytest.raises(DuetError, match="it needs at least 2 levels"):
         with_zero_terminal_snr(from_betas([0.5]))
 
 
@@ -357,7 +357,7 @@ def test_fractional_levels_lie_between_and_are_found_again(name):
 def test_noise_beyond_the_table_has_no_t():
     schedule = linear()
     for outside in (schedule.log_ratio[0] - 0.01, schedule.log_ratio[-1] + 0.01, np.nan):
-        with pytest.raises(DuetError, match="was asked for; it has"):
+        with pytest.raises(DuetError, match="was given; the schedule has"):
             schedule.t_at_log_ratio(outside)
 
 
@@ -387,8 +387,8 @@ def test_betas_that_are_no_schedule_are_refused(betas):
 
 @pytest.mark.parametrize("name, options, words", [
     ("linaer", {}, "Did you mean 'linear'"),
-    ("linear", {"T": 1}, "at least 2 levels"),
-    ("linear", {"T": 0}, "at least 2 levels"),
+    ("linear", {"T": 1}, "it must be at least 2"),
+    ("linear", {"T": 0}, "it must be at least 2"),
     ("linear", {"T": 100.0}, "schedule.T: 100.0 was given; it must be a whole number"),
     ("linear", {"T": "100"}, "whole number"),
     ("linear", {"beta_start": "low"}, "schedule.beta_start: 'low' was given; it must be a number"),
@@ -403,12 +403,12 @@ def test_betas_that_are_no_schedule_are_refused(betas):
     ("plain_as_written", {"beta_end": 0.1}, "option of schedule 'plain_as_written'"),
     ("plain_as_writen", {}, "Did you mean 'plain_as_written'"),
     ("const", {}, "Did you mean 'constant'"),
-    ("constant", {"beta": 1.0}, "schedule constant: every beta must be in"),
+    ("constant", {"beta": 1.0}, "schedule constant: .* every beta must be in"),
     ("constant", {"beta_end": 0.1}, "option of schedule 'constant'"),
-    ("warmup10", {"beta_end": 1.0}, "schedule warmup10: every beta must be in"),
-    ("jsd", {"T": 1}, "at least 2 levels"),
+    ("warmup10", {"beta_end": 1.0}, "schedule warmup10: .* every beta must be in"),
+    ("jsd", {"T": 1}, "it must be at least 2"),
     ("jsd", {"beta_end": 0.1}, "option of schedule 'jsd'"),
-    ("exponential", {"rate": -1.0}, "schedule exponential: every beta must be in"),
+    ("exponential", {"rate": -1.0}, "schedule exponential: .* every beta must be in"),
     ("laplace", {"b": 0.0}, "schedule laplace: b 0 and power 0.5 were given; both must be positive"),
     ("laplace", {"power": -1.0}, "both must be positive"),
     ("linear", {"zero_terminal_sn": True}, "Did you mean 'zero_terminal_snr'"),
@@ -417,7 +417,7 @@ def test_betas_that_are_no_schedule_are_refused(betas):
     ("linear", {"log_snr_shift": 101}, r"schedule linear: a log-SNR shift of 101 was given; it must be in -100 .. 100"),
     ("linear", {"log_snr_shift": float("nan")}, "a log-SNR shift of nan"),
     ("linear", {"log_snr_shift": float("inf")}, "a log-SNR shift of inf"),
-    ("linear", {"shift_from": 64}, "64 was given with shift_to None; a shift for resolution has both"),
+    ("linear", {"shift_from": 64}, "64 was given with shift_to None; a shift by image size needs both"),
     ("linear", {"shift_to": 64}, "None was given with shift_to 64"),
     ("linear", {"shift_from": 64, "shift_to": 0}, "64 was given with shift_to 0; both must be at least 1 pixel"),
     ("linear", {"shift_from": 64.0, "shift_to": 32}, "schedule.shift_from: 64.0 .* whole number or null"),
@@ -433,3 +433,28 @@ def test_make_schedule_passes_its_options_on():
     np.testing.assert_array_equal(
         make_schedule("scaled_linear", T=7, beta_end=0.5).alpha, scaled_linear(7, beta_end=0.5).alpha
     )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_alphas_cumprod_and_snr_are_those_of_the_field(name):
+    """alphas_cumprod = prod (1 - beta), and SNR = alphas_cumprod / (1 - alphas_cumprod) where variance is preserved."""
+    schedule = make_schedule(name, T=20)
+    np.testing.assert_allclose(schedule.snr, np.exp(schedule.log_snr), rtol=1e-12)
+    if not schedule.variance_preserving:
+        with pytest.raises(DuetError, match=f"schedule {name}: alphas_cumprod is for schedules with"):
+            _ = schedule.alphas_cumprod
+        return
+    np.testing.assert_allclose(schedule.snr, schedule.alphas_cumprod / (1 - schedule.alphas_cumprod), rtol=1e-9)
+    process = Process(schedule, "v")
+    np.testing.assert_array_equal(process.alphas_cumprod, schedule.alphas_cumprod)
+    np.testing.assert_array_equal(process.snr, schedule.snr)
+
+
+def test_alphas_cumprod_is_the_product_of_one_minus_beta():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    np.testing.assert_allclose(make_schedule("linear").alphas_cumprod, np.cumprod(1 - betas), rtol=1e-12)
+
+
+def test_schedules_and_processes_print_as_one_short_line():
+    for value in (make_schedule("linear"), make_schedule("vp_sde"), Process(make_schedule("edm"), "edm")):
+        assert len(repr(value)) < 100 and "\n" not in repr(value)

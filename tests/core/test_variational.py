@@ -220,9 +220,9 @@ def test_what_does_not_fit_is_refused(options, words):
         Objective(Process(linear()), 0, **options)
 
 
-def test_continuous_time_has_no_steps_to_bound_and_no_levels_to_remember():
+def test_learned_variances_and_loss_histories_need_a_table():
     for options in ({"variance": "learned"}, {"timestep_sampling": {"name": "loss_second_moment"}}):
-        with pytest.raises(DuetError, match="flow_continuous has no"):
+        with pytest.raises(DuetError, match="flow_continuous is continuous"):
             Objective(Process(make_schedule("flow_continuous"), "v"), 0, **options)
 
 

@@ -181,10 +181,10 @@ def test_the_weight_of_a_batch_is_that_of_its_levels_cast_once():
     ({"name": "min_snr", "gama": 5}, "option of process.weighting 'min_snr': 'gama' .* Did you mean 'gamma'"),
     ({"name": "min_snr", "gamma": "five"}, "process.weighting.gamma: 'five' was given; it must be a number"),
     ({"name": "min_snr", "gamma": 0}, "process.weighting.gamma: 0 was given; it must be a positive number"),
-    ({"name": "p2", "gamma": -1}, "process.weighting.gamma: -1 was given; it must be 0 or"),
+    ({"name": "p2", "gamma": -1}, "process.weighting.gamma: -1 was given; it must be at least 0"),
     ({"name": "p2", "k": 0.0}, "process.weighting.k: 0.0 was given; it must be a positive number"),
     ({"name": "edm", "sigma_data": float("inf")}, "process.weighting.sigma_data: inf"),
-    ({"name": "sigmoid", "bias": float("nan")}, "process.weighting.bias: nan was given; it is a log-SNR"),
+    ({"name": "sigmoid", "bias": float("nan")}, "process.weighting.bias: nan was given; it must be a log-SNR"),
 ])  # fmt: skip
 def test_a_weighting_that_does_not_fit_is_refused(weighting, words):
     with pytest.raises(DuetError, match=words):
