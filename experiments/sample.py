@@ -6,73 +6,35 @@
     python3 -m duet sample checkpoint=RUN out=DIR guide=EARLIER sampler.guidance_scale=2
     python3 -m duet launch 2 sample backend=torch parallel=ddp checkpoint=RUN out=DIR
 
-A checkpoint says itself what network and process it is of, and which sampler and which of its weights its run draws
-with; sampler=NAME takes another one, and options alone, as sampler.steps=100, change that of the run, as
-sample.weights=ema does the weights. Which it is is printed.
+A checkpoint contains its network and its process, and names the sampler and the weights that its run samples with.
+sampler=NAME selects another sampler; an option alone, as sampler.steps=100, changes the sampler of the run;
+sample.weights=ema selects other weights. The sampler and the weights in use are printed.
 
-A `guide` is the checkpoint of a weaker network of the same process, which guided rows lead away from: an earlier one of
-the run, or of a smaller network. A `classifier` is the checkpoint of one that was trained on the same process;
-sampler.classifier=1 leads to its class, be the network told it or not.
+`guide` is the checkpoint of a weaker network of the same process, such as an earlier checkpoint of the run or a smaller
+network; guided rows move away from it. `classifier` is the checkpoint of a classifier trained on the same process;
+sampler.classifier=1 guides towards its class, whether or not the network itself is conditional.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffusion_core.common.text import pluralize
-from diffusion_core.files.atomic import write_atomically
-from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
-from diffusion_core.runs.run_directory import describe_environment, write_json
-from diffusion_core.runtime import signals
-from experiments.common import (
-    GuidanceModels,
-    check_sample,
-    open_backend,
-    sampler_of,
-    sampling_calls,
-    save_samples,
-    weights_of,
-    which_of,
-)
-from experiments.config.convert import plain
+from experiments.config import build
+from experiments.config.convert import to_yaml
 from experiments.config.entry import command
-from experiments.runtime.processes import stop_check
+from experiments.sampling.run import sample_checkpoint
 
 
 @command("sample", result=("samples.npz", "samples"))
 def main(cfg: DictConfig) -> None:
-    """Draw samples, and write them with their pictures."""
-    found = load_checkpoint(cfg.checkpoint)
-    leaders = GuidanceModels.from_config(cfg)
-    cfg.sampler, said = sampler_of(cfg.sampler, found)
-    plan = leaders.plan(found.model, plain(cfg.sampler))
-    cfg.sample.weights = which_of("sample.weights", cfg.sample.weights, found)
-    check_sample(cfg.sample, found.model, len(found.state.averages), leaders.classes)
-    out = Path(cfg.out)
-    backend = open_backend(cfg, sampling_calls([(plan, cfg.sample.count)], cfg.sample.batch))
-    print(f"{said}\nweights: {cfg.sample.weights}", flush=True)
-    network = backend.network(found.model.program, weights_of(found.state, cfg.sample.weights))
-    is_main_process = backend.collective.group.is_main_process
-    if is_main_process:
-        write_atomically(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        write_json(out / "environment.json", describe_environment(backend.describe()))
-    began = perf_counter()
-    with signals.flag_on_signal() as stop, stop_check(backend.collective, stop) as pause:
-        images = save_samples(
-            backend, network, found.model, plan, out, cfg.sample, strips=cfg.pictures,
-            guidance=leaders.guidance(backend), pause=pause,
-            images_seen=found.images_seen, weights_sha256=weights_hash(cfg.checkpoint, cfg.sample.weights),
-        )  # fmt: skip
-    if not is_main_process:
-        return
-    took = perf_counter() - began
-    memory = backend.peak_memory_mib()
-    write_json(out / "result.json", {"sampled": len(images), "sample_seconds": took, "peak_memory_mib": memory})
-    drawn = f"{pluralize(len(images), 'sample')} in {took:.1f} s"
-    print(f"{drawn} from {found.images_seen:,} images seen: {out / 'samples.png'}")
+    """Draw samples and write them with figures."""
+    setup = build.sampling_setup(cfg)
+    result = sample_checkpoint(setup, Path(cfg.out), to_yaml(cfg, setup.choices))
+    drawn = f"{pluralize(len(result.images), 'sample')} in {result.seconds:.1f} s"
+    print(f"{drawn} from {setup.checkpoint.images_seen:,} images seen: {Path(cfg.out) / 'samples.png'}")
 
 
 if __name__ == "__main__":

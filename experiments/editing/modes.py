@@ -1,0 +1,169 @@
+"""The modes of editing: what is done with the images, by name.
+
+A mode is a function of an `EditContext` and its options. It checks everything that a user can get wrong and returns an
+`EditPlan`, which then draws the edited images; nothing is computed by a network before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.text import pluralize
+from diffusion_core.data.square import SUFFIXES
+from diffusion_core.sampling import SamplerPlan, edit
+from experiments.editing.setup import EditContext
+
+__all__ = ["MODES", "EditPlan", "Sample"]
+
+Edited = tuple[NDArray, NDArray[np.int32]]
+
+
+class Sample(Protocol):
+    """Draws the samples of an edit, near the range of the data."""
+
+    def __call__(self, made: edit.Edit, labels: NDArray[np.int32], *, guided: bool = True) -> NDArray:
+        """Draw them with these labels; without `guided`, other networks do not guide."""
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """A checked edit.
+
+    Args:
+        run: from a function that draws the samples of an edit to the edited images, with shape (N, H, W, C), and
+            their labels.
+        drawn: the plans that will be run, each with its number of images.
+        shown: for each row of edited images, what stands in front of it: caption, and uint8 images (K, H, W, C).
+        heads: captions of those K columns, and last that of the edited images.
+    """
+
+    run: Callable[[Sample], Edited]
+    drawn: list[tuple[SamplerPlan, int]]
+    shown: list[tuple[str, NDArray[np.uint8]]]
+    heads: tuple[str, ...]
+
+
+def _sample_once(made: edit.Edit, labels: NDArray[np.int32], sample: Sample) -> Edited:
+    return sample(made, labels), labels
+
+
+def _image_to_image(context: EditContext, *, strength: float = 0.6) -> EditPlan:
+    """Add noise to each image and sample from there; `strength` is the fraction of the rows that are run."""
+    plan = edit.tail(context.plan, strength)
+    made = edit.image_to_image(plan, context.pixels(), context.setup.seed)
+    sources, labels = context.sources, np.repeat(context.sources.labels, context.setup.variants)
+    shown = [(name, image[None]) for name, image in zip(sources.names, sources.images, strict=True)]
+    return EditPlan(partial(_sample_once, made, labels), [(plan, len(labels))], shown, ("image", "edited"))
+
+
+ENCODINGS = ("noise", "inversion")
+
+
+def _interpolate(
+    context: EditContext, *, strength: float = 0.6, encode: str = "inversion", mix: str | None = None, count: int = 8
+) -> EditPlan:
+    """Interpolate from the first to the second image of each pair.
+
+    Args:
+        context: the request.
+        strength: the fraction of the rows that are run.
+        encode: ``"inversion"``, the noise that DDIM inversion assigns to each image, or ``"noise"``, the same noise for
+            both. Inversion is the default: it leads back to both images, up to the error of the steps and the effect
+            of guidance on the way down. An unrelated noise ends at other images, which are nearly the same at a high
+            strength; it needs half as many network evaluations.
+        mix: one of `edit.MIXES`; None is lerp for noise and slerp for inversion.
+        count: images from one end to the other.
+    """
+    if encode not in ENCODINGS:
+        raise one_of("mode.encode", encode, ENCODINGS)
+    if context.setup.variants != 1:
+        raise DuetError(f"variants: {context.setup.variants} was given; an interpolation has one, so use 1")
+    images, labels, names = context.sources.images, context.sources.labels, context.sources.names
+    if len(images) % 2:
+        raise DuetError(
+            f"images: {pluralize(len(images), 'image')} given; an interpolation needs pairs, from one to the other"
+        )
+    plan, pixels, seed = edit.tail(context.plan, strength), context.pixels(), context.setup.seed
+    pairs = np.arange(len(images) // 2)
+    mix = mix or ("lerp" if encode == "noise" else "slerp")
+    edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # checks count and mix
+    inverse = None
+    if encode == "inversion":
+        inverse = context.model.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
+    # Between images of two classes, neither class is right.
+    no_class, is_same = context.model.program.null_label or 0, labels[::2] == labels[1::2]
+    shared = np.where(is_same, labels[::2], no_class).astype(np.int32)
+    if not np.all(is_same):
+        several = f"{np.sum(~is_same)} of {pluralize(len(pairs), 'pair')}"
+        context.notes.append(f"of two classes, so drawn without a class: {several} (labels=CLASS draws all of one)")
+
+    def run(sample: Sample) -> Edited:
+        if inverse is None:
+            ends = [edit.noised(plan, side, pairs, seed) for side in (pixels[::2], pixels[1::2])]
+        else:
+            # Guidance acts on the way down only; it has no part in the noise of an image.
+            ends = [
+                sample(edit.Edit(inverse, pairs, side), shared, guided=False) for side in (pixels[::2], pixels[1::2])
+            ]
+        repeated = np.repeat(shared, count)
+        return sample(edit.interpolate(plan, *ends, count, mix), repeated), repeated
+
+    shown = [("\n".join(names[2 * k : 2 * k + 2]), images[2 * k : 2 * k + 2]) for k in pairs]
+    drawn = [(plan, len(pairs) * count)] + ([] if inverse is None else 2 * [(inverse, len(pairs))])
+    return EditPlan(run, drawn, shown, ("first", "second", "between"))
+
+
+# The known part of an image, as fractions of its height and width: first and last row, first and last column.
+PARTS: Mapping[str, tuple[float, float, float, float]] = {
+    "left": (0.0, 1.0, 0.0, 0.5),
+    "right": (0.0, 1.0, 0.5, 1.0),
+    "top": (0.0, 0.5, 0.0, 1.0),
+    "bottom": (0.5, 1.0, 0.0, 1.0),
+    "centre": (0.25, 0.75, 0.25, 0.75),
+}
+
+
+def _inpaint(context: EditContext, *, known: str = "left", keep: bool = True) -> EditPlan:
+    """Keep the known part of each image and sample the rest.
+
+    Args:
+        context: the request.
+        known: one of `PARTS`, or the path of a mask that is white where images are known and black elsewhere.
+        keep: whether that part is the known one; otherwise everything else is.
+    """
+    mask = _mask(context, known)
+    mask = mask if keep else 1.0 - mask
+    made = edit.inpaint(context.plan(), context.pixels(), mask[None])
+    sources, labels = context.sources, np.repeat(context.sources.labels, context.setup.variants)
+    hidden = np.where(mask == 1, sources.images, np.uint8(128))
+    shown = [(name, np.stack(pair)) for name, *pair in zip(sources.names, sources.images, hidden, strict=True)]
+    run = partial(_sample_once, made, labels)
+    return EditPlan(run, [(made.plan, len(labels))], shown, ("image", "known", "edited"))
+
+
+def _mask(context: EditContext, known: str) -> NDArray[np.float64]:
+    """Return the mask with shape (H, W, 1): 1 where images are known, 0 elsewhere."""
+    height, width, _ = context.model.spec.image_shape
+    if known in PARTS:
+        rows, columns = ((np.arange(n) + 0.5) / n for n in (height, width))
+        top, bottom, left, right = PARTS[known]
+        inside = ((top < rows) & (rows < bottom))[:, None] & ((left < columns) & (columns < right))
+        return inside[..., None].astype(np.float64)
+    if Path(known).suffix.lower() not in SUFFIXES:
+        raise one_of("mode.known", known, [*PARTS, "the path of an image"])
+    return (context.read_image(Path(known), 1) > 127).astype(np.float64)
+
+
+MODES: Mapping[str, Callable[..., EditPlan]] = {
+    "image_to_image": _image_to_image,
+    "interpolate": _interpolate,
+    "inpaint": _inpaint,
+}

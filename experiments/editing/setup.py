@@ -1,0 +1,169 @@
+"""What is edited, and with which network and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import from_uint8
+from diffusion_core.data.square import SUFFIXES, fit_image, open_image
+from diffusion_core.files.safe_read import open_npz
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.training.objective import network_labels
+from experiments.runtime.backends import BackendSetup
+from experiments.runtime.data import DataSource, check_data
+from experiments.sampling.guidance import GuidanceModels
+from experiments.sampling.options import choose_weights, sample_labels
+from experiments.sampling.plans import choose_sampler, make_sampler_plan
+
+__all__ = ["EditContext", "EditSetup", "SourceImages"]
+
+
+@dataclass(frozen=True, eq=False)
+class EditSetup:
+    """A request to edit images.
+
+    Args:
+        checkpoint: a run directory or one of its checkpoints.
+        data: the data set whose images are edited; None if `path` is given.
+        path: an image file, or an ``.npz`` file with `images` and, optionally, `labels`.
+        images: the positions of the images in the data set or the file.
+        labels: one class for all, a list of classes that repeats, or None for the classes of the images.
+        variants: edited images per source image.
+        batch: images per network call.
+        seed: of the noise.
+        weights: which weights of the checkpoint; None takes those that its run samples with.
+        sampler: name and options; options alone change the sampler of the run.
+        mode: name and options of the mode, see `experiments.editing.modes`.
+        guidance: other networks that guide.
+        backend: what computes.
+    """
+
+    checkpoint: str
+    data: DataSource | None = None
+    path: str | None = None
+    images: int | Sequence[int] = (0, 1, 2, 3)
+    labels: int | Sequence[int] | None = None
+    variants: int = 1
+    batch: int = 64
+    seed: int = 0
+    weights: str | None = None
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    mode: Mapping[str, Any] = field(default_factory=lambda: {"name": "image_to_image"})
+    guidance: GuidanceModels = field(default_factory=GuidanceModels)
+    backend: BackendSetup = field(default_factory=BackendSetup)
+
+    def __post_init__(self) -> None:
+        for name in ("variants", "batch"):
+            if getattr(self, name) < 1:
+                raise DuetError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class SourceImages:
+    """The images to edit: uint8 with shape (N, H, W, C), the network's label of each, and their names."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    names: list[str]
+
+
+class EditContext:
+    """A setup with its checkpoint, its sampler and its images, which are read when they are first used.
+
+    Raises:
+        DuetError: if the checkpoint cannot be read, or does not have the weights.
+    """
+
+    def __init__(self, setup: EditSetup) -> None:
+        self.setup = setup
+        self.checkpoint = load_checkpoint(setup.checkpoint)
+        self.weights = choose_weights("weights", setup.weights, self.checkpoint)
+        self.sampler, line = choose_sampler(setup.sampler, self.checkpoint)
+        self.notes = [line]  # printed once everything is known to fit
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The network and its process."""
+        return self.checkpoint.model
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """By configuration key, the values that may have been left open."""
+        weights = {key: getattr(self.setup.guidance, key) for key in ("guide_weights", "classifier_weights")}
+        return {"sampler": self.sampler, "weights": self.weights, **weights}
+
+    def plan(self, **options: Any) -> SamplerPlan:
+        """Return the plan of the sampler; with `options` in place of its own, the plan of a part of it."""
+        guidance = self.setup.guidance
+        if not options:
+            return guidance.plan(self.model, self.sampler)
+        # Networks that fit the whole plan fit its parts, though a part may have another guidance scale, or none.
+        return make_sampler_plan(self.model, self.sampler | options, guidance.guide and guidance.guide.model)
+
+    @cached_property
+    def sources(self) -> SourceImages:
+        """The images to edit.
+
+        Raises:
+            DuetError: if they cannot be read, or do not fit the network.
+        """
+        setup, model = self.setup, self.model
+        if (setup.path is None) == (setup.data is None):
+            raise DuetError("data, path: give the images by one of the two, as data=digits or path=FILE")
+        images, labels, names = self._from_file(Path(setup.path)) if setup.path is not None else self._from_data()
+        if images.shape[1:] != model.spec.image_shape:
+            raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {model.spec.image_shape}")
+        if setup.labels is not None:
+            labels = sample_labels(setup.labels, len(images), model, setup.guidance.classifier_program)
+        elif labels is None or not model.program.classes:
+            labels = np.full(len(images), model.program.null_label or 0, np.int32)
+        return SourceImages(images, labels, names)
+
+    def _from_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], list[str]]:
+        dataset, program = self.setup.data.load(), self.model.program
+        check_data(dataset, self.model.spec)
+        positions = self._positions(len(dataset))
+        labels = network_labels(dataset.labels[positions], program.classes, program.null_label)
+        return dataset.images[positions], labels, [f"{self.setup.data.name} {k}" for k in positions]
+
+    def _from_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
+        if path.suffix.lower() in SUFFIXES:
+            return self.read_image(path, self.model.spec.in_channels)[None], None, [path.stem]
+        with open_npz(path, "an image or an .npz with images") as file:
+            images, labels = file["images"], file.get("labels")
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
+        positions = self._positions(len(images))
+        labels = None if labels is None else labels[positions].astype(np.int32)
+        return images[positions], labels, [f"{path.stem} {k}" for k in positions]
+
+    def read_image(self, path: Path, channels: int) -> NDArray[np.uint8]:
+        """Return an image file in the size of the network, with shape (H, W, channels); note how it was resized."""
+        image, size = open_image(path, channels), self.model.spec.image_size
+        if image.size != (size, size):
+            width, height = image.size
+            cut = "" if width == height else f"cut to its central square of {min(image.size)} and "
+            self.notes.append(f"{path}: of {width} x {height} pixels, {cut}resized to {size} x {size} (Lanczos)")
+        return fit_image(image, size)
+
+    def _positions(self, count: int) -> list[int]:
+        given = self.setup.images
+        positions = [given] if isinstance(given, int) else list(given)
+        if not positions or not all(isinstance(k, int) and 0 <= k < count for k in positions):
+            raise DuetError(f"images: {given} was given; it is a list of image positions, 0 to {count - 1}")
+        return positions
+
+    def pixels(self) -> NDArray[np.float64]:
+        """Return the images in the value range of the model, each repeated for its variants."""
+        images = np.repeat(self.sources.images, self.setup.variants, axis=0)
+        return from_uint8(images, np.float64, self.model.value_range)

@@ -1,0 +1,80 @@
+"""A checkpoint made from another project's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.convert import import_weights
+from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.runs.run_directory import describe_environment
+from experiments.runtime.backends import BackendSetup
+
+__all__ = ["ImportSetup", "Imported", "describe_process", "import_checkpoint"]
+
+
+@dataclass(frozen=True)
+class ImportSetup:
+    """A request to import weights.
+
+    Args:
+        path: the file or directory to read.
+        source: the name of the format, see `diffusion_core.convert.SOURCES`.
+        options: of the source.
+        process: options of the diffusion process, in place of what the source says; None takes the source's own.
+        backend: reads files in the format of a framework.
+    """
+
+    path: str
+    source: str
+    options: Mapping[str, Any]
+    process: Mapping[str, Any] | None = None
+    backend: BackendSetup = BackendSetup()
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """The model of imported weights, a note on what they are, and where their process comes from."""
+
+    model: DiffusionModel
+    note: str
+    process_origin: str
+
+
+def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
+    """Read and check the weights, and write one checkpoint into the directory `out`."""
+
+    def read(file: Path) -> dict[str, NDArray]:
+        return setup.backend.load().read_arrays(file)
+
+    found = import_weights(setup.source, Path(setup.path), read, setup.process, dict(setup.options))
+    notes = {
+        "source": setup.source, "path": setup.path, "note": found.note, "process": found.whose,
+        **describe_environment(),
+    }  # fmt: skip
+    state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
+    save_checkpoint(out / "checkpoints", Checkpoint(0, found.model, 0, state, notes))
+    return Imported(found.model, found.note, found.whose)
+
+
+def describe_process(model: DiffusionModel) -> str:
+    """Return the diffusion process of a model in one line."""
+    options = {name: value for name, value in model.schedule.items() if name not in ("name", "T")}
+    parts = [f"{model.schedule['name']}, {_describe_time(model.process.schedule)}"]
+    parts += [f"{name} {value:g}" for name, value in options.items()]
+    parts += [f"{model.prediction} prediction", f"images in {list(model.value_range)}"]
+    parts += [f"time_scale {model.time_scale:g}"] if model.time_scale != 1 else []
+    parts += [f"sigma_data {model.sigma_data:g}"] if model.prediction == "edm" else []
+    parts += [f"variance {model.variance}"] if model.variance != "fixed" else []
+    return ", ".join(parts)
+
+
+def _describe_time(schedule: AnySchedule) -> str:
+    return f"{schedule.steps} levels" if schedule.is_table else "continuous time"

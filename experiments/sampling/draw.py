@@ -1,0 +1,72 @@
+"""Drawing samples into a directory: images, a grid, and figures of how they were generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend.interface import Backend, Guidance, Network
+from diffusion_core.data import to_uint8
+from diffusion_core.images import render
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.model.generate import generate
+from diffusion_core.runs.run_directory import write_samples
+from diffusion_core.sampling import SamplerPlan
+from experiments.runtime.progress import Counter
+from experiments.sampling.figures import Trajectory
+from experiments.sampling.options import SampleOptions, sample_labels
+
+__all__ = ["save_samples"]
+
+
+def save_samples(
+    backend: Backend,
+    network: Network,
+    model: DiffusionModel,
+    plan: SamplerPlan,
+    directory: Path | None,
+    options: SampleOptions,
+    name: str = "samples",
+    figures: bool = True,
+    guidance: Guidance | None = None,
+    pause: Callable[[], None] | None = None,
+    **facts: Any,
+) -> NDArray[np.uint8]:
+    """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
+
+    Of several processes that draw together, the main one writes.
+
+    Args:
+        directory: where to write; not used by a process other than the main one.
+        options: how many samples, of which classes, from which seed.
+        name: starts with "samples".
+        figures: whether to write the denoising strip, the animation and the states too (`Trajectory.save`), with the
+            suffix that follows "samples" in the name.
+        guidance: see `generate`, as is `pause`.
+        facts: are added to the facts in the ``.npz`` file.
+    """
+    classifier = guidance.classifier.program if guidance and guidance.classifier else None
+    labels = sample_labels(options.labels, options.count, model, classifier)
+    trajectory = Trajectory(model, plan) if figures else None
+    with Counter(f"{name}: {plan.name}", options.count) as progress:
+        samples = generate(
+            backend, network, plan, model.spec.image_shape, labels, options.seed,
+            batch=options.batch, callback=trajectory and trajectory.callback, progress=progress,
+            guidance=guidance, collective=backend.collective, pause=pause,
+        )  # fmt: skip
+    images = to_uint8(samples, model.value_range)
+    if not backend.collective.group.is_main_process:
+        return images
+    scale = max(1, 64 // model.spec.image_size)
+    render.save_png(directory / f"{name}.png", render.grid(images[:100], model.spec.num_classes or 10, scale=scale))
+    if trajectory:
+        trajectory.save(directory, name.removeprefix("samples"))
+    facts |= {"plan": plan.name, "seed": options.seed, "backend": backend.describe().backend}
+    facts["conditional"] = bool(model.program.classes or classifier)
+    # Written last: if it exists, the other files are complete.
+    write_samples(directory / f"{name}.npz", images, labels, **facts)
+    return images

@@ -1,0 +1,95 @@
+"""Guidance by other networks: a weaker network (autoguidance) or a classifier, each from its own checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffusion_core.backend.interface import Backend, Guidance, Network
+from diffusion_core.common.errors import DuetError
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks.program import Program
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
+from diffusion_core.sampling import SamplerPlan
+from experiments.sampling.options import check_weights_name, choose_weights
+from experiments.sampling.plans import make_sampler_plan
+
+__all__ = ["GuidanceModels"]
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceModels:
+    """The checkpoints of the networks that guide sampling; see `diffusion_core.backend.interface.Guidance`.
+
+    Args:
+        guide: a weaker network of the same process, which guided rows move away from.
+        guide_weights: which of its weights.
+        classifier: a classifier trained on the same process.
+        classifier_weights: which of its weights.
+    """
+
+    guide: Checkpoint | None = None
+    guide_weights: str | None = None
+    classifier: Checkpoint | None = None
+    classifier_weights: str | None = None
+
+    @staticmethod
+    def load(
+        guide: str | None = None,
+        guide_weights: str | None = None,
+        classifier: str | None = None,
+        classifier_weights: str | None = None,
+    ) -> GuidanceModels:
+        """Read the checkpoints of these run directories, and choose their weights.
+
+        Raises:
+            DuetError: if a checkpoint cannot be read, or does not have the named weights.
+        """
+        chosen: list[Any] = []
+        for key, path, weights in (("guide", guide, guide_weights), ("classifier", classifier, classifier_weights)):
+            checkpoint = None if path is None else load_checkpoint(path)
+            if checkpoint is not None:
+                weights = choose_weights(f"{key}_weights", weights, checkpoint)
+            elif weights is not None:
+                check_weights_name(f"{key}_weights", weights, 1)
+            chosen += [checkpoint, weights]
+        return GuidanceModels(*chosen)
+
+    def plan(self, model: DiffusionModel, sampler: Mapping[str, Any]) -> SamplerPlan:
+        """Return the plan of a sampler for `model`, after checking that these networks fit both.
+
+        Raises:
+            DuetError: if they do not, or if the plan uses a guide or a classifier that is missing.
+        """
+        plan = make_sampler_plan(model, sampler, self.guide and self.guide.model)
+        if self.guide is not None:
+            model.check_guide(self.guide.model, plan)
+            if not np.any(plan.is_guided):
+                raise DuetError(
+                    "guide: one was given, but nothing is guided; set sampler.guidance_scale, for example to 2"
+                )
+        Guidance(classifier=self.classifier and self.classifier.model).check(plan)
+        if self.classifier is not None:
+            model.check_classifier(self.classifier.model, plan)
+        return plan
+
+    @property
+    def classifier_program(self) -> Program | None:
+        """The program of the classifier, whose classes samples may have; None without a classifier."""
+        return None if self.classifier is None else self.classifier.model.program
+
+    def build(self, backend: Backend) -> Guidance:
+        """Build the networks in a backend."""
+        return Guidance(
+            guide=_network(backend, self.guide, self.guide_weights),
+            classifier=_network(backend, self.classifier, self.classifier_weights),
+        )
+
+
+def _network(backend: Backend, checkpoint: Checkpoint | None, weights: str | None) -> Network | None:
+    if checkpoint is None:
+        return None
+    return backend.network(checkpoint.model.program, checkpoint.state.parts[weights])

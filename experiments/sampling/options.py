@@ -1,0 +1,99 @@
+"""How many samples are drawn, of which classes, from which seed and with which weights of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend.interface import average_names
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.model.generate import describe_labels, known_labels
+from diffusion_core.networks.program import Program
+from diffusion_core.runs.checkpoint import Checkpoint
+
+__all__ = ["SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is sampled.
+
+    Args:
+        count: number of samples.
+        labels: one class for all, a list of classes that repeats, or None for every class in turn.
+        seed: of the noise.
+        batch: samples per network call; it does not change any sample.
+        weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``; None takes those that the run of the
+            checkpoint samples with.
+    """
+
+    count: int = 64
+    labels: int | Sequence[int] | None = None
+    seed: int = 0
+    batch: int = 128
+    weights: str | None = None
+
+    def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
+        """Refuse options that do not fit the network, or name an average that a run with `averages` of them lacks."""
+        sample_labels(self.labels, self.count, model, classifier)
+        if self.batch < 1:
+            raise DuetError(f"sample.batch: {self.batch} was given; it must be at least 1")
+        if self.weights is not None:
+            check_weights_name("sample.weights", self.weights, averages)
+
+    def for_checkpoint(self, checkpoint: Checkpoint) -> SampleOptions:
+        """Return the options with the weights chosen."""
+        return replace(self, weights=choose_weights("sample.weights", self.weights, checkpoint))
+
+
+def check_weights_name(key: str, name: str, averages: int) -> None:
+    """Refuse a name of weights that a run with this number of averages does not have; the error names `key`."""
+    names = (*average_names(averages), "weights")
+    if name not in names:
+        raise one_of(key, name, names)
+
+
+def choose_weights(key: str, name: str | None, checkpoint: Checkpoint) -> str:
+    """Return which weights of a checkpoint are used: the named ones, or those that its run samples with.
+
+    Raises:
+        DuetError: for weights that the checkpoint does not have; it names `key`.
+    """
+    name = checkpoint.notes.get("weights", "ema") if name is None else name
+    check_weights_name(key, name, len(checkpoint.state.averages))
+    return name
+
+
+def sample_labels(
+    labels: int | Sequence[int] | None, count: int, model: DiffusionModel, classifier: Program | None = None
+) -> NDArray[np.int32]:
+    """Return the label of each sample, with shape (count,).
+
+    Args:
+        labels: one class for all, a list of classes that repeats, or None for every class in turn.
+        count: number of samples.
+        model: the network.
+        classifier: the program of a classifier that guides; its classes count if the network has none.
+
+    Raises:
+        DuetError: for a class that does not exist, or `count` below 1.
+    """
+    program, known = model.program, known_labels(model.program, classifier)
+    if count < 1:
+        raise DuetError(f"sample.count: {count} was given; it must be at least 1")
+    every = program.labels or (classifier.labels if classifier else range(1))
+    chosen = every if labels is None else labels
+    try:
+        chosen = np.atleast_1d(np.asarray(list(chosen) if isinstance(chosen, range) else chosen))
+        is_valid = chosen.size > 0 and np.issubdtype(chosen.dtype, np.integer)
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
+    if labels is not None and not np.all(np.isin(chosen, known)):
+        raise DuetError(f"sample.labels: {labels!r} was given; {describe_labels(program, classifier)}")
+    return np.resize(chosen, count).astype(np.int32)

@@ -1,0 +1,78 @@
+"""The sampler plan for a checkpoint: from the options of a sampler, or from what its run sampled with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.continuous import ContinuousSchedule
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.model.generate import check_labels
+from diffusion_core.runs.checkpoint import Checkpoint
+from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
+
+__all__ = ["choose_sampler", "make_sampler_plan", "shared_options"]
+
+_SAMPLERS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
+
+
+def shared_options() -> dict[str, Any]:
+    """Return the options that every sampler has, with their defaults: the keyword arguments of `make_plan`."""
+    arguments = inspect.signature(make_plan).parameters.values()
+    return {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
+
+
+def make_sampler_plan(
+    model: DiffusionModel, sampler: Mapping[str, Any], guide: DiffusionModel | None = None
+) -> SamplerPlan:
+    """Return the plan of a sampler.
+
+    Args:
+        model: what is sampled from.
+        sampler: the name of the sampler and its options.
+        guide: the weaker network that guidance moves away from, if there is one.
+
+    Raises:
+        DuetError: if an option does not fit, or the plan ends at noise instead of starting from it.
+    """
+    options = dict(sampler)
+    if "name" not in options:
+        raise DuetError(f"sampler: no name was given; choose one with sampler=NAME, of {', '.join(SAMPLERS)}")
+    plan = model.plan(options.pop("name"), **options)
+    if plan.sigma[-1] >= plan.sigma[0]:
+        raise DuetError(
+            f"sampler: {sampler['name']} was given, which leads images up to noise: mode=interpolate of "
+            "experiments.edit encodes with it; sampling starts from noise, so choose one that leads down, such as ddim"
+        )
+    check_labels(np.zeros(0, np.int32), model.program, plan, has_guide=guide is not None)
+    return plan
+
+
+def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    """Return the options of the sampler to use, and a line that says which it is and why.
+
+    A sampler that is named is taken as it is. Otherwise it is the sampler of the checkpoint's run, which fits the
+    process and its grid. A checkpoint without one, such as imported weights, is sampled by the default: DDIM, or in
+    continuous time Heun's method on the grid of EDM. Options without a name replace those of the chosen sampler.
+    """
+    chosen, reason = dict(options), "as given"
+    if "name" not in chosen:
+        own = checkpoint.notes.get("sampler")
+        chosen = dict(own or _default_sampler(checkpoint.model)) | chosen
+        reason = "the run's own" if own else "a default, as the checkpoint names none"
+        reason += f"; as given: {', '.join(options)}" if options else ""
+    defaults = shared_options()
+    differing = {key: value for key, value in chosen.items() if key != "name" and defaults.get(key, ...) != value}
+    described = [f"{key} {'null' if value is None else value}" for key, value in differing.items()]
+    return chosen, f"sampler: {', '.join([chosen['name'], *described])} ({reason})"
+
+
+def _default_sampler(model: DiffusionModel) -> dict[str, Any]:
+    name = "heun" if isinstance(model.process.schedule, ContinuousSchedule) else "ddim"
+    return yaml.safe_load((_SAMPLERS / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,130 @@
+"""Sampling from one checkpoint into a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
+from diffusion_core.runs.run_directory import describe_environment, write_json
+from diffusion_core.runtime import signals
+from diffusion_core.sampling import SamplerPlan
+from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.processes import stop_check
+from experiments.sampling.draw import save_samples
+from experiments.sampling.guidance import GuidanceModels
+from experiments.sampling.options import SampleOptions
+from experiments.sampling.plans import choose_sampler
+
+__all__ = ["SamplingSetup", "sample_checkpoint"]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingSetup:
+    """A checked request for samples of a checkpoint; `SamplingSetup.create` makes one.
+
+    Args:
+        path: of the run directory or the checkpoint.
+        checkpoint: what it holds.
+        sampler: name and options of the sampler.
+        sampler_line: says which sampler that is and why.
+        plan: of the sampler.
+        options: number, classes, seed and weights of the samples.
+        guidance: other networks that guide.
+        backend: what computes.
+        figures: whether the denoising strip, the animation and the states are written too.
+    """
+
+    path: str
+    checkpoint: Checkpoint
+    sampler: Mapping[str, Any]
+    sampler_line: str
+    plan: SamplerPlan
+    options: SampleOptions
+    guidance: GuidanceModels = field(default_factory=GuidanceModels)
+    backend: BackendSetup = field(default_factory=BackendSetup)
+    figures: bool = True
+
+    @staticmethod
+    def create(
+        path: str,
+        sampler: Mapping[str, Any] | None = None,
+        options: SampleOptions | None = None,
+        guidance: GuidanceModels | None = None,
+        backend: BackendSetup | None = None,
+        figures: bool = True,
+    ) -> SamplingSetup:
+        """Read the checkpoint, choose what was left open as its run would, and check that everything fits.
+
+        Args:
+            path: of a run directory or one of its checkpoints.
+            sampler: name and options of a sampler; options alone change the sampler of the run.
+            options: `SampleOptions`; by default 64 samples with the weights that the run samples with.
+            guidance: other networks that guide.
+            backend: by default PyTorch.
+            figures: see `SamplingSetup`.
+
+        Raises:
+            DuetError: if the checkpoint cannot be read, or an option does not fit it.
+        """
+        checkpoint, guidance = load_checkpoint(path), guidance or GuidanceModels()
+        chosen, line = choose_sampler(sampler or {}, checkpoint)
+        plan = guidance.plan(checkpoint.model, chosen)
+        options = (options or SampleOptions()).for_checkpoint(checkpoint)
+        options.check(checkpoint.model, len(checkpoint.state.averages), guidance.classifier_program)
+        backend = backend or BackendSetup()
+        return SamplingSetup(str(path), checkpoint, chosen, line, plan, options, guidance, backend, figures)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """By configuration key, the values that may have been left open."""
+        weights = {key: getattr(self.guidance, key) for key in ("guide_weights", "classifier_weights")}
+        return {"sampler": dict(self.sampler), "sample.weights": self.options.weights, **weights}
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingResult:
+    """The samples as uint8 with shape (N, H, W, C), and the seconds that drawing them took."""
+
+    images: NDArray[np.uint8]
+    seconds: float
+
+
+def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None) -> SamplingResult:
+    """Draw the samples and write them into the directory `out`; of several processes, the main one writes.
+
+    Args:
+        setup: what to sample.
+        out: gets samples.npz, samples.png, environment.json, result.json and, with `figures`, the figures.
+        config: the configuration as YAML, kept as config.yaml.
+    """
+    checkpoint, weights = setup.checkpoint, setup.options.weights
+    calls = sampling_calls([(setup.plan, setup.options.count)], setup.options.batch)
+    backend = setup.backend.open(calls)
+    print(f"{setup.sampler_line}\nweights: {weights}", flush=True)
+    network = backend.network(checkpoint.model.program, checkpoint.state.parts[weights])
+    is_main_process = backend.collective.group.is_main_process
+    if is_main_process:
+        if config is not None:
+            write_atomically(out / "config.yaml", config.encode())
+        write_json(out / "environment.json", describe_environment(backend.describe()))
+    began = perf_counter()
+    with signals.flag_on_signal() as stop, stop_check(backend.collective, stop) as pause:
+        images = save_samples(
+            backend, network, checkpoint.model, setup.plan, out, setup.options, figures=setup.figures,
+            guidance=setup.guidance.build(backend), pause=pause,
+            images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
+        )  # fmt: skip
+    seconds = perf_counter() - began
+    if is_main_process:
+        memory = backend.peak_memory_mib()
+        result = {"sampled": len(images), "sample_seconds": seconds, "peak_memory_mib": memory}
+        write_json(out / "result.json", result)
+    return SamplingResult(images, seconds)
