@@ -33,7 +33,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.flops import multiply_adds
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.run_directory import describe_environment, write_json
-from experiments.common import make_model
+from experiments.config.build import make_model
 from experiments.config.entry import command
 from experiments.runtime.progress import Counter
 

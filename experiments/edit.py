@@ -1,9 +1,9 @@
 """Edit images with a checkpoint, whichever framework wrote it.
 
-    python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
-    python -m experiments.edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.count=12
-    python -m experiments.edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
-    python -m experiments.edit checkpoint=RUN out=DIR path=image.png labels=7 mode=inpaint mode.known=mask.png
+    python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
+    python3 -m duet edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.count=12
+    python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
+    python3 -m duet edit checkpoint=RUN out=DIR path=image.png labels=7 mode=inpaint mode.known=mask.png
 
 The images come from a data set, selected by position, or from a file: one image, or an `.npz` file with uint8 images
 (N, H, W, C) and optional labels, as `experiments.sample` writes it. `sampler`, `guide` and `classifier` are those of

@@ -31,15 +31,16 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.metrics.protocol import Number, nested
+from diffusion_core.metrics.protocol import nested
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.config.build import process_group
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.evaluation import accuracy, likelihood, samples
 from experiments.evaluation.context import EvaluationContext, Measure
+from experiments.evaluation.table import number_table
 
-__all__ = ["METHODS", "lines"]
+__all__ = ["METHODS"]
 
 # Per group of the configuration that judges a checkpoint, its methods by name; each gives a `Measure`.
 METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
@@ -79,28 +80,10 @@ def main(cfg: DictConfig) -> None:
         out / "evaluation.json",
         {"numbers": nested(numbers), **{group: result.facts for group, result in results.items()}},
     )
-    print("\n".join(lines(numbers)))
+    print("\n".join(number_table(numbers)))
     for name, reason in results["samples"].facts["left_out"].items() if "samples" in results else ():
         print(f"left out: {name}: {reason}")
     print(f"written: {out / 'evaluation.json'}")
-
-
-def lines(numbers: list[Number]) -> list[str]:
-    """A table for people: name, value, interval, what is printed behind ±, unit."""
-    width = max(len(number.name) for number in numbers)
-    made = []
-    for number in numbers:
-        low_high = number.interval
-        interval = f"[{_brief(low_high.low)}, {_brief(low_high.high)}]" if low_high else ""
-        error = "" if number.error is None else f"± {_brief(number.error)}"
-        made.append(f"{number.name:{width}}  {_brief(number.value):>9}  {interval:20}  {error} {number.unit}".rstrip())
-    found = {f"{number.interval.confidence:.0%}" for number in numbers if number.interval}
-    return [*made, f"[ , ]: {' and '.join(sorted(found))} intervals, from disjoint sets"] if found else made
-
-
-def _brief(x: float) -> str:
-    """Four decimals, or as many digits of what is small, as a kernel distance on Inception is."""
-    return f"{x:.4f}" if x == 0 or abs(x) >= 0.1 else f"{x:.4g}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the weights of a checkpoint for use elsewhere.
 
-    python -m experiments.export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
+    python3 -m duet export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
 
     diffusers    a directory for `DDPMPipeline.from_pretrained` and, under unet, `UNet2DModel.from_pretrained`
     onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
@@ -14,8 +14,6 @@ The difference is printed; a file that computes something else is deleted. `weig
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from omegaconf import DictConfig
 

@@ -27,7 +27,7 @@ from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
-from experiments.common import load_data
+from experiments.config.build import load_data
 from experiments.config.entry import command
 from experiments.report.data import write
 from experiments.runtime.progress import Counter

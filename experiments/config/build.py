@@ -7,32 +7,61 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, make_spec
+from diffusion_core.optim import make_ema
+from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
+from diffusion_core.training.loop import TrainingConfig
 from experiments.config.convert import plain
+from experiments.config.schema import ProcessSchema
+from experiments.editing.setup import EditSetup
+from experiments.evaluation.context import dataset_reference
+from experiments.evaluation.samples import SampleEvaluator, make_features
+from experiments.export.importing import ImportSetup
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
+from experiments.sampling.gallery import GallerySetup
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions
+from experiments.sampling.run import SamplingSetup
+from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
+from experiments.training.setup import TrainingSetup
+from features import MissingWeights
 
 __all__ = [
     "backend_setup",
     "data_source",
+    "directory",
+    "edit_setup",
+    "final_evaluation",
+    "gallery_setup",
     "guidance_models",
+    "import_setup",
     "load_data",
     "make_model",
     "network_spec",
+    "new_checkpoint_directory",
     "process_group",
     "sample_options",
+    "sampling_setup",
+    "training_setup",
 ]
+
+# The options of a training objective in the group `process`.
+_OBJECTIVE = (
+    "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
+    "bound", "bound_weight",
+)  # fmt: skip
 
 
 def process_group(cfg: DictConfig) -> ProcessGroup:
@@ -104,3 +133,94 @@ def guidance_models(cfg: DictConfig) -> GuidanceModels:
     """Read the checkpoints of the networks that guide sampling."""
     given: dict[str, Any] = {f.name: cfg[f.name] for f in fields(GuidanceModels)}
     return GuidanceModels.load(**given)
+
+
+def sampling_setup(cfg: DictConfig) -> SamplingSetup:
+    """Return the checked request of a configuration of `experiments.sample`."""
+    return SamplingSetup.create(
+        cfg.checkpoint, plain(cfg.sampler), sample_options(cfg.sample), guidance_models(cfg), backend_setup(cfg),
+        cfg.save_images,
+    )  # fmt: skip
+
+
+def gallery_setup(cfg: DictConfig) -> GallerySetup:
+    """Return the request of a configuration of `experiments.gallery`."""
+    own = ("checkpoint", "methods", "budgets", "spacing", "guidance_scale", "reference", "reference_steps", "shown")
+    given = plain(cfg)
+    options: dict[str, Any] = {key: given[key] for key in own}
+    return GallerySetup(**options, sample=sample_options(cfg.sample), backend=backend_setup(cfg))
+
+
+def edit_setup(cfg: DictConfig) -> EditSetup:
+    """Return the request of a configuration of `experiments.edit`."""
+    own = ("checkpoint", "path", "images", "labels", "variants", "batch", "seed", "weights", "sampler", "mode")
+    options: dict[str, Any] = {key: plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in own}
+    data = data_source(cfg.data) if "name" in cfg.data else None
+    return EditSetup(**options, data=data, guidance=guidance_models(cfg), backend=backend_setup(cfg))
+
+
+def training_setup(cfg: DictConfig) -> TrainingSetup:
+    """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
+    model, process, data = make_model(cfg), plain(cfg.process), cfg.data
+    return TrainingSetup.create(
+        model,
+        load_data(data),
+        TrainingConfig(**plain(cfg.trainer)),
+        objective={key: process[key] for key in _OBJECTIVE},
+        adam=Adam(**plain(cfg.optimiser)),
+        learning_rate=LearningRate(**plain(cfg.lr)),
+        ema=make_ema(**plain(cfg.ema)),
+        sampler=plain(cfg.sampler),
+        sample=sample_options(cfg.sample),
+        backend=backend_setup(cfg),
+        seed=cfg.seed,
+        flip=data.flip,
+        augment=data.augment,
+        loader=data.loader,
+        workers=data.workers,
+    )
+
+
+def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation | SkippedEvaluation | None:
+    """Return how the final samples of a training are evaluated, why they are not, or None if nobody asked for it."""
+    try:
+        features = make_features(plain(cfg.features))
+    except MissingWeights as reason:
+        return SkippedEvaluation(str(reason))
+    if features is None or setup.plan is None:
+        return None
+    reference = dataset_reference(setup.loader.dataset, plain(cfg.data.options))
+    evaluator = SampleEvaluator(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
+    evaluation = FinalEvaluation(evaluator, cfg.sets, cfg.seed)
+    evaluation.check(setup.model.spec.image_shape, cfg.sample.count)
+    return evaluation
+
+
+def import_setup(cfg: DictConfig) -> ImportSetup:
+    """Return the request of a configuration of `experiments.import_weights`."""
+    # The source itself refuses a missing option, and names the others that it takes.
+    options = {name: cfg.source[name] for name in cfg.source if not OmegaConf.is_missing(cfg.source, name)}
+    directory(cfg, "path", "file or directory to read")
+    process = None if cfg.process is None else _without_training(plain(cfg.process))
+    return ImportSetup(cfg.path, options.pop("name"), options, process, backend_setup(cfg, "float32"))
+
+
+def _without_training(process: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a process without those of training, which a file of ``configs/process`` may contain."""
+    training = {field.name for field in fields(ProcessSchema)} - {field.name for field in fields(DiffusionModel)}
+    return {name: value for name, value in process.items() if name not in training}
+
+
+def directory(cfg: DictConfig, key: str, what: str) -> Path:
+    """Return the path of a key, which must not be empty; `what` describes it in the error."""
+    if not cfg[key]:
+        raise DuetError(f"{key}: nothing was given; it is the {what}")
+    return Path(cfg[key])
+
+
+def new_checkpoint_directory(cfg: DictConfig) -> Path:
+    """Return the directory `out`, which must not hold checkpoints already."""
+    out = directory(cfg, "out", "directory to write")
+    if list_checkpoints(out / "checkpoints"):
+        raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,15 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
-def to_yaml(config: DictConfig) -> str:
-    """Return a configuration as YAML text with interpolations resolved, as a run directory keeps it."""
+def to_yaml(config: DictConfig, choices: Mapping[str, Any] | None = None) -> str:
+    """Return a configuration as YAML text with interpolations resolved, as a run directory keeps it.
+
+    Args:
+        config: the configuration, which is not changed.
+        choices: by key, values that take the place of those that were left open.
+    """
+    if choices:
+        config = config.copy()
+        for key, value in choices.items():
+            OmegaConf.update(config, key, value, merge=False)
     return OmegaConf.to_yaml(config, resolve=True)

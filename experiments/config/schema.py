@@ -23,9 +23,9 @@ from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.convert import SOURCES
 from diffusion_core.networks import ARCHITECTURES
 from diffusion_core.optim.adam import Adam, LearningRate
-from diffusion_core.sampling import make_plan
 from diffusion_core.training.loop import TrainingConfig
-from experiments.targets import TARGETS
+from experiments.export.targets import TARGETS
+from experiments.sampling.plans import shared_options
 
 __all__ = ["MODELS", "SCHEMAS", "add_schema", "register"]
 
@@ -52,12 +52,6 @@ def _options_of(function: Callable[..., Any]) -> type:
     arguments = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     made = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
     return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *made])
-
-
-def _sampler() -> dict[str, Any]:
-    """The keys that every sampler has: the keyword arguments of `make_plan`."""
-    arguments = inspect.signature(make_plan).parameters.values()
-    return {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
 
 
 @dataclass
@@ -186,7 +180,7 @@ class TrainSchema:
     lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
     ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})
     trainer: _schema_of(TrainingConfig) = field(default_factory=_schema_of(TrainingConfig))
-    sampler: dict[str, Any] = field(default_factory=_sampler)
+    sampler: dict[str, Any] = field(default_factory=shared_options)
     sample: SampleSchema = field(default_factory=SampleSchema)
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -216,7 +210,7 @@ class SampleRunSchema(GuidanceModelsSchema):
     parallel: ParallelSchema = field(default_factory=ParallelSchema)
     sampler: dict[str, Any] = field(default_factory=dict)
     sample: DrawSchema = field(default_factory=DrawSchema)
-    pictures: bool = True
+    save_images: bool = True
 
 
 @dataclass

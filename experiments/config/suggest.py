@@ -32,6 +32,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "ema.beside": "ema.extra",
     "model.attention_sizes": "model.attention_resolutions",
     "model.blocks_per_level": "model.blocks_per_resolution",
+    "pictures": "save_images",
     "model.multipliers": "model.channel_multipliers",
     "process.drop_label": "process.label_dropout",
     "process.levels": "process.timestep_sampling",

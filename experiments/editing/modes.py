@@ -97,7 +97,7 @@ def _interpolate(
     edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # checks count and mix
     inverse = None
     if encode == "inversion":
-        inverse = context.model.plan("ddim_inversion", steps=None, spacing=edit.falling(plan.t))
+        inverse = context.model.plan("ddim_inversion", steps=None, spacing=edit.decreasing_timesteps(plan.t))
     # Between images of two classes, neither class is right.
     no_class, is_same = context.model.program.null_label or 0, labels[::2] == labels[1::2]
     shared = np.where(is_same, labels[::2], no_class).astype(np.int32)
@@ -107,7 +107,7 @@ def _interpolate(
 
     def run(sample: Sample) -> Edited:
         if inverse is None:
-            ends = [edit.noised(plan, side, pairs, seed) for side in (pixels[::2], pixels[1::2])]
+            ends = [edit.add_start_noise(plan, side, pairs, seed) for side in (pixels[::2], pixels[1::2])]
         else:
             # Guidance acts on the way down only; it has no part in the noise of an image.
             ends = [

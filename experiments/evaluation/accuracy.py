@@ -13,8 +13,8 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import recognised
-from experiments import common
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number
+from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
 
 __all__ = ["METHODS"]
@@ -31,7 +31,7 @@ def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> M
     model, dataset = given.checkpoint.model, given.dataset
     if not model.classifies:
         raise DuetError("accuracy: the checkpoint is of a network that is no classifier")
-    common.check_data(dataset, model.spec)
+    check_data(dataset, model.spec)
     for name, value, least in (("count", count, 2), ("batch", batch, 1)):
         if value < least:
             raise DuetError(f"accuracy.{name}: {value} was given; it must be at least {least}")

@@ -26,8 +26,9 @@ from diffusion_core.metrics.files import join, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
-from experiments import common
+from experiments.config import build
 from experiments.config.convert import plain
+from experiments.sampling.options import choose_weights
 
 __all__ = ["EvaluationContext", "Measure", "Measurement", "mean_number", "dataset_reference", "write_arrays"]
 
@@ -62,7 +63,7 @@ class EvaluationContext:
         if not self.cfg.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
         found = load_checkpoint(self.cfg.checkpoint)
-        self.cfg.weights = common.which_of("weights", self.cfg.weights, found)
+        self.cfg.weights = choose_weights("weights", self.cfg.weights, found)
         return found
 
     @cached_property
@@ -87,7 +88,7 @@ class EvaluationContext:
             if "name" in self.cfg.data:
                 raise DuetError("reference: a file and data were given; samples are compared with one of them")
             return read_sample_set(self.cfg.reference)
-        training = common.load_data(self.cfg.training) if "name" in self.cfg.training else None
+        training = build.load_data(self.cfg.training) if "name" in self.cfg.training else None
         return dataset_reference(self.dataset, plain(self.cfg.data.options), training)
 
     @cached_property
@@ -98,12 +99,12 @@ class EvaluationContext:
                 "data: none was given; add data=NAME, and the part with data.options.part where it has parts "
                 "(or, for samples, reference=FILE)"
             )
-        return common.load_data(self.cfg.data)
+        return build.load_data(self.cfg.data)
 
     @cached_property
     def backend(self) -> Backend:
         """The backend; a metric opens it when it measures, not when it checks, and says before what it `asks`."""
-        return common.open_backend(self.cfg, self.calls)
+        return build.backend_setup(self.cfg).open(self.calls)
 
     def asks(self, images: int, batch: int) -> None:
         """Note how many images the network will evaluate, in batches of which size; `compile=auto` decides by it."""
@@ -112,9 +113,7 @@ class EvaluationContext:
     @cached_property
     def network(self) -> Network:
         """The network of the checkpoint, with the weights that were asked for."""
-        return self.backend.network(
-            self.checkpoint.model.program, common.weights_of(self.checkpoint.state, self.cfg.weights)
-        )
+        return self.backend.network(self.checkpoint.model.program, self.checkpoint.state.parts[self.cfg.weights])
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """Which weights."""

@@ -30,8 +30,8 @@ from diffusion_core.likelihood import bits_per_dimension, dequantize, flow_densi
 from diffusion_core.likelihood.bound import check_variance
 from diffusion_core.likelihood.flow import ODE_METHODS
 from diffusion_core.training.objective import network_labels
-from experiments import common
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number, write_arrays
+from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
 
 __all__ = ["METHODS"]
@@ -206,7 +206,7 @@ def _images(
     model, dataset = given.checkpoint.model, given.dataset
     model.check_generates()
     program = model.program
-    common.check_data(dataset, model.spec)
+    check_data(dataset, model.spec)
     if count is not None and not 1 <= count <= len(dataset):
         raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} images, or null")
     if batch < 1:

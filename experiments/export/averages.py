@@ -43,7 +43,9 @@ def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None) ->
         DuetError: if `ema` has several profiles, or there are no such snapshots.
     """
     if len(ema.profiles) != 1:
-        raise DuetError(f"ema.extra: {len(ema.profiles) - 1} given, but one average is made at a time; give ema.extra=[]")
+        raise DuetError(
+            f"ema.extra: {len(ema.profiles) - 1} given, but one average is made at a time; give ema.extra=[]"
+        )
     (profile,), snapshots = ema.profiles, find_snapshots(run)
     checkpoint, combination = reconstruct(snapshots, profile, images)
     notes = {"run": run, **checkpoint.notes, **describe_environment()}

@@ -18,7 +18,11 @@ __all__ = ["export_checkpoint"]
 
 
 def export_checkpoint(
-    checkpoint: str, out: Path, target: Mapping[str, Any], weights: str | None = None, backend: BackendSetup | None = None
+    checkpoint: str,
+    out: Path,
+    target: Mapping[str, Any],
+    weights: str | None = None,
+    backend: BackendSetup | None = None,
 ) -> str:
     """Write the weights of a checkpoint to `out`; return a line that says what was written.
 
@@ -40,8 +44,8 @@ def export_checkpoint(
     def open_backend(name: str) -> Backend:
         if setup.name != name:
             raise DuetError(
-                f"backend: {setup.name} was given, but this target is written by {name}; add backend={name} and "
-                f"start it with: python3 duet.py run {name} -- -m experiments.export_weights..."
+                f"backend: {setup.name} was given, but this target is written by {name}; type: "
+                f"python3 -m duet export_weights backend={name} ..."
             )
         return setup.open()
 

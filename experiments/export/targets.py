@@ -113,7 +113,9 @@ def _renamed_when_complete(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compare(open_network: Callable[[], Forward], model: DiffusionModel, weights: Weights, precision: str, check: int) -> str:
+def _compare(
+    open_network: Callable[[], Forward], model: DiffusionModel, weights: Weights, precision: str, check: int
+) -> str:
     """Compare a written network with the reference, on noise at noise levels from the first to the last.
 
     Returns:

@@ -47,7 +47,7 @@ class DataSource:
         if not fallback:
             raise DuetError(
                 f"data {self.name}: {self.store} holds no store, and data.options.path is null; make the store once "
-                f"with python -m experiments.prepare data={self.name}, or name the files with data.options.path=PATH"
+                f"with python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
             )
         dataset = load_dataset(fallback.pop("name"), **fallback)
         return replace(dataset, name=f"{dataset.name}, in place of {self.name}")

@@ -30,7 +30,7 @@ from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.runtime.progress import Counter
 from experiments.sampling.options import SampleOptions, sample_labels
 
-__all__ = ["GallerySetup", "draw_gallery"]
+__all__ = ["GallerySetup", "draw_gallery", "method_plan", "plan_entries"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class GallerySetup:
     def __post_init__(self) -> None:
         if not self.budgets or min(self.budgets) < 1:
             raise DuetError(f"budgets: {list(self.budgets)} was given; it must be numbers of evaluations, at least 1")
-        for name in self.methods:
-            _check_method("methods", name)
         _check_method("reference", self.reference)
 
     @property
@@ -102,7 +100,7 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     model, sample = checkpoint.model, setup.sample.for_checkpoint(checkpoint)
     sample.check(model, len(checkpoint.state.averages))
     entries, left_out = plan_entries(model, setup.methods, sorted(set(setup.budgets)), setup.options)
-    reference = _plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
+    reference = method_plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
     plans = [*(entry.plan for entry in entries), reference]
     backend = setup.backend.open(sampling_calls([(plan, sample.count) for plan in plans], sample.batch))
     network = backend.network(model.program, checkpoint.state.parts[sample.weights])
@@ -139,7 +137,7 @@ def _describe(entry: GalleryEntry, error: float) -> dict[str, Any]:
     }
 
 
-def _plan(model: DiffusionModel, method: Method, steps: int, options: Mapping[str, Any]) -> SamplerPlan:
+def method_plan(model: DiffusionModel, method: Method, steps: int, options: Mapping[str, Any]) -> SamplerPlan:
     """Return the plan of a method with this number of steps, without a clip."""
     return model.plan(method.sampler, steps=steps, clip=None, **{**options, **method.options})
 
@@ -158,8 +156,10 @@ def plan_entries(
     """Return the plan with the most steps of each method within each budget, and why some methods have none.
 
     Raises:
-        DuetError: if a method in `names` is not defined for this model, or no method is.
+        DuetError: if a method in `names` does not exist or is not defined for this model, or no method is.
     """
+    for name in names:
+        _check_method("methods", name)
     entries, left_out = [], {}
     for name in names or METHODS:
         try:
@@ -175,12 +175,10 @@ def plan_entries(
     return entries, left_out
 
 
-def _plan_within(
-    model: DiffusionModel, method: Method, budget: int, options: Mapping[str, Any]
-) -> SamplerPlan | None:
+def _plan_within(model: DiffusionModel, method: Method, budget: int, options: Mapping[str, Any]) -> SamplerPlan | None:
     """Return the plan with the most steps in at most `budget` rows; None if one step has more rows."""
     for steps in range(-(-(budget + 1) // method.evaluations), 0, -1):
-        plan = _plan(model, method, steps, options)
+        plan = method_plan(model, method, steps, options)
         if plan.rows <= budget:
             return plan
     return None

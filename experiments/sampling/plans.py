@@ -17,7 +17,7 @@ from diffusion_core.model.generate import check_labels
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
 
-__all__ = ["choose_sampler", "make_sampler_plan", "shared_options"]
+__all__ = ["choose_sampler", "default_sampler", "make_sampler_plan", "shared_options"]
 
 _SAMPLERS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 
@@ -64,7 +64,7 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
     chosen, reason = dict(options), "as given"
     if "name" not in chosen:
         own = checkpoint.notes.get("sampler")
-        chosen = dict(own or _default_sampler(checkpoint.model)) | chosen
+        chosen = dict(own or default_sampler(checkpoint.model)) | chosen
         reason = "the run's own" if own else "a default, as the checkpoint names none"
         reason += f"; as given: {', '.join(options)}" if options else ""
     defaults = shared_options()
@@ -73,6 +73,7 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
     return chosen, f"sampler: {', '.join([chosen['name'], *described])} ({reason})"
 
 
-def _default_sampler(model: DiffusionModel) -> dict[str, Any]:
+def default_sampler(model: DiffusionModel) -> dict[str, Any]:
+    """Return name and options of the sampler for a model whose run names none."""
     name = "heun" if isinstance(model.process.schedule, ContinuousSchedule) else "ddim"
     return yaml.safe_load((_SAMPLERS / f"{name}.yaml").read_text(encoding="utf-8"))

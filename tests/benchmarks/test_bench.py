@@ -20,7 +20,7 @@ from benchmarks.figures import draw_bars, draw_growth
 from benchmarks.peers import PEERS, nearest_width
 from benchmarks.table import compare_times, make_rows, make_table, median_interval
 from diffusion_core.common.errors import DuetError
-from experiments.common import make_model
+from experiments.config.build import make_model
 
 ROUNDS = {"batch": 8, "steps": 2, "images": 4, "ddim_steps": 5}
 

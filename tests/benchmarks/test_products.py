@@ -18,7 +18,7 @@ from benchmarks.convolutions import convolutions
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.flops import multiply_adds
-from experiments.common import spec_of
+from experiments.config.build import network_spec
 
 FILES = {name: Path(benchmarks.products.__file__).parent / f"{name}.py" for name in BACKENDS}
 
@@ -36,7 +36,7 @@ def test_every_backend_has_a_file_with_the_same_functions():
 
 @pytest.mark.parametrize("name", ("digits", "simple", "sixteen_step", "plain"))
 def test_convolutions_use_each_weight_once_per_pixel(name: str):
-    spec = spec_of(composed("train", f"model={name}"))
+    spec = network_spec(composed("train", f"model={name}"))
     program, image = lower(spec), spec.image_shape
     weights = [math.prod(p.shape) for p in program.parameters if p.axes.endswith("kh kw")]
     found = convolutions(program, image)

@@ -9,7 +9,7 @@ from commands import composed
 
 from diffusion_core.backend.compile_policy import should_compile
 from diffusion_core.common.errors import DuetError
-from experiments import common
+from experiments.config import build
 
 
 def test_auto_compiles_beyond_a_number_of_calls():
@@ -44,9 +44,9 @@ def test_a_configured_limit_decides_on_its_own_device(name, on_cpu):
         in_mode=lambda compile: "compiled",
     )
     cfg = composed("train", f"backend={name}")
-    limit = cfg.backend.compile_after["cpu" if on_cpu else "cuda"]
+    setup, limit = build.backend_setup(cfg), cfg.backend.compile_after["cpu" if on_cpu else "cuda"]
     assert (limit is None) == (name == "torch" and on_cpu)
     if limit is None:
-        assert common.in_mode(backend, cfg, 10**9) is backend
+        assert setup.choose_mode(backend, 10**9) is backend
     else:
-        assert common.in_mode(backend, cfg, limit) is backend and common.in_mode(backend, cfg, limit + 1) == "compiled"
+        assert setup.choose_mode(backend, limit) is backend and setup.choose_mode(backend, limit + 1) == "compiled"

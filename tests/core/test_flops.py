@@ -10,7 +10,7 @@ from diffusion_core.networks import Node, Program, lower
 from diffusion_core.networks.blocks import Attention, Conv, Linear, Mean
 from diffusion_core.networks.flops import multiply_adds, shapes
 from diffusion_core.parity import cases
-from experiments.common import spec_of
+from experiments.config.build import network_spec
 
 PROGRAMS = {case.name: (case.program, case.shape) for case in cases.BLOCKS}
 PROGRAMS |= {
@@ -19,7 +19,7 @@ PROGRAMS |= {
 
 
 def network(name: str):
-    spec = spec_of(composed("train", f"model={name}"))
+    spec = network_spec(composed("train", f"model={name}"))
     return lower(spec), spec.image_shape
 
 

@@ -41,7 +41,7 @@ from diffusion_core.runs.run_directory import RunDirectory, exclusive_directory
 from diffusion_core.training import loop as training
 from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
 from diffusion_core.training.objective import Objective
-from experiments.resuming import source_of
+from experiments.training.resume import find_source
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)
 MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
@@ -75,7 +75,7 @@ class Trainer:
 def run_process(directory: Path, dtype: type) -> None:
     """Run one process in a directory, from its last checkpoint to the end of the run."""
     with exclusive_directory(directory):
-        source = source_of("auto", directory)
+        source = find_source("auto", directory)
         start = Checkpoint(0, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, dtype)), {})
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)

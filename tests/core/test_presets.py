@@ -17,7 +17,7 @@ from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
 from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, make_spec
 from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
 from diffusion_core.networks.weights import count
-from experiments.common import make_model
+from experiments.config.build import make_model
 from experiments.config.schema import register
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -17,7 +17,7 @@ from diffusion_core.optim import Power
 from diffusion_core.runs.checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from diffusion_core.runs.ema_snapshots import find_snapshots
 from diffusion_core.runs.run_directory import read_metrics, read_samples
-from experiments.common import which_of
+from experiments.sampling.options import choose_weights
 
 # The smallest network that there is, on eight images of 8x8, for 32 updates of 4 images.
 SMALL = [
@@ -97,7 +97,7 @@ def test_an_average_is_remade_of_the_others_as_it_was_tracked(finished, tmp_path
     tracked = load_checkpoint(finished).state.averages
     printed = start("reconstruct_ema", f"run={tmp_path}", f"out={tmp_path / 'made'}", "ema.sigma_rel=0.07")
     made = load_checkpoint(tmp_path / "made")
-    assert "power, sigma_rel 0.07, at 128 images: 16 of 16 snapshots, misfit" in printed
+    assert "power, sigma_rel 0.07, at 128 images: 16 of 16 snapshots, residual" in printed
     assert made.notes["profile_error"] < 0.02
     error = apart(made.state.ema, tracked[2])
     assert 0 < error < 0.05 * min(apart(tracked[i], tracked[2]) for i in (0, 1))
@@ -138,10 +138,10 @@ def test_weights_are_those_that_are_named_or_that_the_run_draws_with(finished):
     for notes, given, which in (
         ({}, None, "ema"), ({"weights": "ema1"}, None, "ema1"), ({"weights": "ema1"}, "weights", "weights"),
     ):  # fmt: skip
-        assert which_of("weights", given, replace(found, notes=notes)) == which
+        assert choose_weights("weights", given, replace(found, notes=notes)) == which
     for notes, given in (({"weights": ["x"]}, None), ({}, "ema7")):
         with pytest.raises(DuetError, match=r"weights: .* was given; it must be one of ema, ema1"):
-            which_of("weights", given, replace(found, notes=notes))
+            choose_weights("weights", given, replace(found, notes=notes))
     for words in (["edit"], ["evaluate"], ["export_weights", "target=native"]):
         assert composed(*words).weights is None
     assert composed("gallery").sample.weights is composed("sample").sample.weights is None
@@ -161,7 +161,7 @@ def test_going_on_with_other_averages_is_refused(finished, backend_name, tmp_pat
 @pytest.mark.parametrize("words, told", [
     (["run=nowhere", "out=made"], "run: nowhere does not exist"),
     (["run=", "out=made"], "run: nothing was given"),
-    (["run=.", "out=made", "ema=post_hoc"], "ema.extra: averages were given, but one is made at a time"),
+    (["run=.", "out=made", "ema=post_hoc"], "ema.extra: 1 given, but one average is made at a time"),
 ])  # fmt: skip
 def test_remaking_refuses(tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)

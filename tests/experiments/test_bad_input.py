@@ -91,7 +91,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["data.name=digit"], ["digit", "Did you mean 'digits'?"]),
         (["+data.options.colour=red"], ["colour", "size"]),
         (["data=image_folder"], ["path"]),
-        (["data=mnist"], ["mnist-28", "experiments.prepare data=mnist"]),
+        (["data=mnist"], ["mnist-28", "duet prepare data=mnist"]),
         (["data.augment=0.12"], ["data.augment: 0.12", "model.augment_dim=9"]),
         (["data.augment=2", "model.augment_dim=9"], ["data.augment: 2", "probability"]),
         (["data.workers=-1"], ["data.workers: -1"]),
@@ -265,8 +265,8 @@ def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoi
     for options in ([], ["sampler.ask=current"], ["sampler.steps=1"]):
         words = [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler=ddim_inversion", *options]
         line = refused("sample", *words)
-        assert "ddim_inversion was given, which leads pictures up to noise" in line
-        assert "mode=interpolate of experiments.edit encodes with" in line
+        assert "ddim_inversion was given, which leads images up to noise" in line
+        assert "mode=interpolate of experiments.edit encodes with it" in line
 
 
 def test_sampling_refuses_an_option_that_the_sampler_does_not_have(tmp_path: Path, checkpoint: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(cfg: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("experiments.experiment.Experiment.from_config", full)
+    monkeypatch.setattr("experiments.config.build.training_setup", full)
     line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split())
     assert line == "error: a file cannot be written (No space left on device)"
 

@@ -23,8 +23,9 @@ from diffusion_core.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from experiments import resuming, targets
-from experiments.experiment import Experiment
+from experiments.config import build
+from experiments.export import targets
+from experiments.training.resume import starting_point
 
 SPEC = UNetSpec(
     8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, norm_groups=4, num_classes=3, null_class="zero"
@@ -117,11 +118,11 @@ def test_nothing_is_written_over(trained, tmp_path, capsys):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for module, words, line in (
         ("export_weights", ["target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}"],
-         f"out: '{tmp_path / 'out'}' was given and exists already; give another place"),
+         f"out: '{tmp_path / 'out'}' was given and exists already; give another path"),
         ("import_weights", ["source=diffusers", f"path={tmp_path / 'out'}", f"out={trained}"],
          f"out: '{trained}' was given and holds checkpoints already; give another directory"),
         ("export_weights", ["target=diffusers", f"checkpoint={trained}", "out="],
-         "out: nothing was given; it is the place to write"),
+         "out: nothing was given; it is the path to write"),
         ("import_weights", ["source=diffusers", f"path={tmp_path / 'out'}", "out="],
          "out: nothing was given; it is the directory to write"),
     ):  # fmt: skip
@@ -164,12 +165,9 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
     )
     given = ["experiment=digits", "process=eps_linear", "process.label_dropout=0", "sampler.guidance_scale=1"]
     given += [f"model.{word}" for word in network.split()]
-    cfg = composed("train", *given)
-    experiment = Experiment.from_config(cfg)
-    cfg.resume = str(tmp_path / "told")
-    start, source = resuming.start_of(cfg, experiment, tmp_path)
+    setup = build.training_setup(composed("train", *given))
+    start, source = starting_point(setup, tmp_path, str(tmp_path / "told"))
     assert source == find_checkpoint(tmp_path / "told")
     np.testing.assert_array_equal(start.state.weights["conv_in.weight"], weights["conv_in.weight"])
-    cfg.resume = str(tmp_path / "plain")
     with pytest.raises(DuetError, match=r"another network, with model.dropout 0.0 \(given: 0.25\)$"):
-        resuming.start_of(cfg, experiment, tmp_path)
+        starting_point(setup, tmp_path, str(tmp_path / "plain"))

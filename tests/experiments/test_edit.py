@@ -24,7 +24,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples, write_samples
-from experiments import common
+from experiments.runtime.backends import BackendSetup, sampling_calls
 
 SPEC = UNetSpec(8, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2, num_classes=10, zero_init=False)
 MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 1000}, "v")
@@ -67,10 +67,10 @@ def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
     """The pictures and labels that a command writes."""
     words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
     backend, asked = Reference(), []
-    with mock.patch.object(common, "open_backend", lambda cfg, calls: asked.append(calls) or backend):
+    with mock.patch.object(BackendSetup, "open", lambda setup, calls: asked.append(calls) or backend):
         enter("edit", *words)
     # The mode was chosen by what was then drawn.
-    assert asked == [common.sampling_calls(backend.drawn, 64)]
+    assert asked == [sampling_calls(backend.drawn, 64)]
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels
@@ -78,9 +78,9 @@ def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_calls_of_several_plans_are_their_mean():
     few, many = (MODEL.plan("ddim", steps=steps) for steps in (4, 12))
-    assert common.sampling_calls([(few, 3)], 2) == 8
-    assert common.sampling_calls([(few, 3), (many, 5)], 2) == (8 + 36) // 2
-    assert common.sampling_calls([(few.with_guidance(2.0), 3)], 2) == 8  # one call of twice the batch
+    assert sampling_calls([(few, 3)], 2) == 8
+    assert sampling_calls([(few, 3), (many, 5)], 2) == (8 + 36) // 2
+    assert sampling_calls([(few.with_guidance(2.0), 3)], 2) == 8  # one call of twice the batch
 
 
 def test_inpainting_keeps_what_is_known(run, tmp_path):

@@ -28,7 +28,8 @@ from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples, write_samples
 from diffusion_core.runtime.distributed import Collective
 from diffusion_core.statistics import Interval
-from experiments.evaluate import lines
+from experiments.evaluation.table import number_table
+from experiments.runtime.backends import BackendSetup
 from experiments.studies.plan import Metric
 from experiments.studies.results import Outcome, check_protocol, value
 
@@ -59,7 +60,7 @@ def samples(tmp_path: Path) -> Path:
 
 @pytest.mark.backend  # in both environments, for the same numbers
 def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.common.load_backend", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr("experiments.runtime.backends.load_backend", mock.Mock(side_effect=AssertionError))
     out = tmp_path / "out"
     words = (*ON_DIGITS, "data.options.size=16", "data@training=digits", "training.options={size: 16, part: train}")
     said, error = start("evaluate", f"samples={tmp_path}/run", *words, f"out={out}", "sets=4", "keep_features=true")
@@ -132,7 +133,7 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypa
         describe=lambda: Description("reference", "cpu", "float64", 1, "eager"),
         network=lambda *network: SimpleNamespace(forward=partial(forward, *network)),
     )
-    monkeypatch.setattr("experiments.common.open_backend", lambda cfg, calls: asked.append(calls) or backend)
+    monkeypatch.setattr(BackendSetup, "open", lambda setup, calls: asked.append(calls) or backend)
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, norm_eps=1e-5)
     model = DiffusionModel(spec, {"name": "linear", "T": 20}, "eps")
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
@@ -240,5 +241,5 @@ def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
 
 def test_small_numbers_are_printed_with_their_digits():
     interval = Interval(3.125e-4, 7.7e-4, 0.95)
-    said = lines([Number("KID", 5.2e-4, {}, interval, error=1.2e-4), Number("FID", 17.50741, {})])
+    said = number_table([Number("KID", 5.2e-4, {}, interval, error=1.2e-4), Number("FID", 17.50741, {})])
     assert said[:2] == ["KID    0.00052  [0.0003125, 0.00077]  ± 0.00012", "FID    17.5074"]

@@ -18,8 +18,8 @@ from diffusion_core.networks import UNetSpec
 from diffusion_core.parity.cases import scattered_weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.sampling import METHODS
-from experiments.gallery import plan_of, planned
 from experiments.report.gallery import curves, write
+from experiments.sampling.gallery import method_plan, plan_entries
 
 SPEC = UNetSpec(8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, norm_groups=4)
 SCHEDULE = {"name": "linear", "T": 100, "beta_end": 0.1}
@@ -68,19 +68,19 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
 ], ids=lambda p: p.schedule["name"])  # fmt: skip
 def test_every_method_is_planned_within_its_budget_or_says_why_not(model):
     options = {"spacing": "log_snr"}
-    entries, left_out = planned(model, [], [5, 9], options)
+    entries, left_out = plan_entries(model, [], [5, 9], options)
     assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
     for one in entries:
         assert one.plan.rows <= one.budget
-        steps = next(n for n in range(1, 12) if plan_of(model, METHODS[one.method], n, options).rows > one.budget)
-        assert plan_of(model, METHODS[one.method], steps - 1, options).rows == one.plan.rows
+        steps = next(n for n in range(1, 12) if method_plan(model, METHODS[one.method], n, options).rows > one.budget)
+        assert method_plan(model, METHODS[one.method], steps - 1, options).rows == one.plan.rows
     first = {e.plan.alpha[0] for e in entries if not METHODS[e.method].stochastic}
     assert max(first) - min(first) < 1e-9  # all start from the same level
 
 
 def test_a_method_that_was_asked_for_must_be_defined():
     with pytest.raises(DuetError, match=r"methods: 'ddimm' was given; it must be one of .*; .* Did you mean 'DDIM'"):
-        planned(MODEL, ["ddimm"], [5], {"spacing": None})
+        plan_entries(MODEL, ["ddimm"], [5], {"spacing": None})
 
 
 def test_curves_have_a_panel_per_order_and_no_stochastic_line():

@@ -18,20 +18,22 @@ from diffusion_core.networks import UNetSpec
 from diffusion_core.optim import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SamplerPlan
-from experiments.common import sampler_of
-from experiments.experiment import Experiment
+from experiments.config import build
+from experiments.config.convert import plain
+from experiments.sampling.plans import choose_sampler
+from experiments.training.setup import TrainingSetup
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def experiment_of(*words: str) -> Experiment:
-    """The objects of a configuration."""
-    return Experiment.from_config(commands.composed("train", *words))
+def training(*overrides: str) -> TrainingSetup:
+    """Return what a configuration of a training describes."""
+    return build.training_setup(commands.composed("train", *overrides))
 
 
 def composed(*words: str) -> tuple[Process, SamplerPlan]:
     """The process and the plan of a configuration."""
-    experiment = experiment_of(*words)
+    experiment = training(*words)
     return experiment.model.process, experiment.plan
 
 
@@ -53,10 +55,10 @@ def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
 def test_every_sampler_makes_a_plan(name: str) -> None:
     process = "next_level_16" if name == "next_level" else "eps_linear"
     if name == "ddim_inversion":  # it does not start from noise: a training has no samples of it
-        with pytest.raises(DuetError, match="ddim_inversion was given, which leads pictures up to noise"):
+        with pytest.raises(DuetError, match="ddim_inversion was given, which leads images up to noise"):
             composed(f"process={process}", f"sampler={name}")
         options = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{name}.yaml"))
-        plan = experiment_of(f"process={process}").model.plan(options.pop("name"), **options)
+        plan = training(f"process={process}").model.plan(options.pop("name"), **options)
     else:
         _, plan = composed(f"process={process}", f"sampler={name}")
     assert plan.rows > 1 and (plan.alpha[0] > plan.alpha[-1]) == (name == "ddim_inversion")
@@ -70,15 +72,15 @@ AVERAGES = {
 
 @pytest.mark.parametrize("name", names("ema"))
 def test_every_file_of_averages_makes_what_it_says(name: str) -> None:
-    experiment = experiment_of(f"ema={name}")
+    experiment = training(f"ema={name}")
     assert experiment.ema == Ema(AVERAGES[name], 64_000 if name == "post_hoc" else 0)
 
 
 def test_averages_are_given_by_hand() -> None:
     words = ("ema=power", "ema.sigma_rel=0.2", "ema.extra=[{name: fixed, decay: 0.5}]", "ema.snapshot_images=128")
-    ema = experiment_of(*words, "sample.weights=ema1").ema
+    ema = training(*words, "sample.weights=ema1").ema
     assert ema == Ema((Power(0.2), Fixed(0.5)), 128)
-    assert experiment_of().ema == Ema((Warmup(0.999),))
+    assert training().ema == Ema((Warmup(0.999),))
 
 
 def test_the_transformed_schedules_are_those_of_the_core() -> None:
@@ -134,11 +136,11 @@ def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, w
     found = Checkpoint(
         0, DiffusionModel(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own}
     )
-    cfg.sampler, line = sampler_of(cfg.sampler, found)
-    assert cfg.sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
+    sampler, line = choose_sampler(plain(cfg.sampler), found)
+    assert sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
 
 
 def test_imported_weights_of_continuous_time_are_drawn_from_on_the_grid_of_edm() -> None:
     found = Checkpoint(0, DiffusionModel(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
-    options, line = sampler_of(OmegaConf.create({}), found)
+    options, line = choose_sampler({}, found)
     assert (options["name"], options["spacing"]) == ("heun", "karras") and "a default" in line

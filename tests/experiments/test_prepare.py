@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from experiments.common import load_data
+from experiments.config.build import load_data
 
 
 @functools.cache

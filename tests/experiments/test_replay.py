@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import call, composed
+from commands import call
 from safetensors.numpy import load_file, save_file
 
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.failure_bundle import load_bundle
 from diffusion_core.runs.run_directory import read_metrics
-from experiments import replay
-from experiments.resuming import mode_begun_in
+from experiments.runtime.backends import BackendSetup
+from experiments.training import replay
+from experiments.training.resume import compiled_in
 
 # The smallest network that there is, on eight images of 8x8; its second update throws the weights far away.
 SMALL = [
@@ -91,10 +92,10 @@ def test_the_step_is_done_again_in_the_mode_of_its_run(refused, backend_name, mo
     (path,) = (refused[0] / "non_finite").iterdir()
     bundle, taken = load_bundle(path), []
     own = {**bundle.moment.notes, "compile": True}
-    monkeypatch.setattr(replay, "in_mode", lambda backend, cfg, resumed: taken.append(resumed) or backend)
+    choose_mode = lambda setup, backend, calls, resumed: taken.append(resumed) or backend  # noqa: E731
+    monkeypatch.setattr(BackendSetup, "choose_mode", choose_mode)
     monkeypatch.setattr(replay, "load_bundle", lambda path: replace(bundle, moment=replace(bundle.moment, notes=own)))
     assert call("replay", f"backend={backend_name}", f"bundle={path}", "backend.threads=1").code == 0
     assert taken == [True]
-    cfg = composed("replay", f"backend={backend_name}", f"bundle={path}")
     for other in ({"backend": "another"}, {"compile": "yes"}, {"compile": None}):
-        assert mode_begun_in(cfg, replace(bundle.moment, notes=own | other)) is None
+        assert compiled_in(replace(bundle.moment, notes=own | other), backend_name) is None

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import call, composed
-from omegaconf import DictConfig
 
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
@@ -21,8 +20,10 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json
-from experiments import common, resuming
-from experiments.experiment import Experiment
+from experiments.config import build
+from experiments.sampling import draw
+from experiments.training import resume
+from experiments.training.setup import TrainingSetup
 
 TINY = (
     "experiment=digits", "model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]",
@@ -31,26 +32,25 @@ TINY = (
 )  # fmt: skip
 
 
-def configured(*words: str) -> tuple[DictConfig, Experiment]:
-    """A configuration and what it describes."""
-    cfg = composed("train", *TINY, *words)
-    return cfg, Experiment.from_config(cfg)
+def training(*overrides: str) -> TrainingSetup:
+    """Return what a configuration of the tiny network describes."""
+    return build.training_setup(composed("train", *TINY, *overrides))
 
 
-def start(run: Path, *words: str) -> Checkpoint:
-    """Where a run starts that goes on from this one."""
-    return resuming.start_of(*configured(f"resume='{run}'", *words), run)[0]
+def start(run: Path, *overrides: str, change_objective: bool = False) -> Checkpoint:
+    """Return where a run starts that resumes this one."""
+    return resume.starting_point(training(*overrides), run, str(run), change_objective)[0]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after one step, whose levels depend on its losses."""
-    cfg, experiment = configured()
+    experiment = training()
     state = TrainerState.fresh(initial_weights(experiment.model.program, 0, np.float32))
     history = experiment.objective.timestep_sampler.empty_history().appended(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [profile_options(profile) for profile in experiment.ema.profiles],
-        "trained_for": resuming.trained_for(cfg, experiment),
+        "trained_for": resume.objective_notes(experiment),
     }
     checkpoint = Checkpoint(64, experiment.model, 0, replace(state, updates=1), notes, history)
     save_checkpoint(path := tmp_path_factory.mktemp("run"), checkpoint)
@@ -58,23 +58,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_losses_of_another_objective_are_not_gone_on_with(run):
-    kept = start(run, "change_objective=true").history
+    kept = start(run, change_objective=True).history
     np.testing.assert_array_equal(kept.counts[:4], [1, 1, 1, 0])
     with pytest.raises(DuetError, match=r"process.distance mse, but l1 was given; change_objective=true"):
         start(run, "process.distance=l1")
-    assert start(run, "process.distance=l1", "change_objective=true").history is None
+    assert start(run, "process.distance=l1", change_objective=True).history is None
     with pytest.raises(DuetError, match=r"data.flip False, but True was given; change_objective=true"):
         start(run, "data.flip=true")
 
 
 def test_an_average_is_not_gone_on_with_by_another_profile(run):
     assert start(run).state.updates == 1
-    with pytest.raises(DuetError, match=r"averages are .*'warmup'.* but .*'power'.* change_objective=true goes on"):
+    with pytest.raises(DuetError, match=r"averages are .*'warmup'.* but .*'power'.* change_objective=true allows"):
         start(run, "ema=power")
-    assert start(run, "ema=power", "change_objective=true").state.updates == 1
+    assert start(run, "ema=power", change_objective=True).state.updates == 1
     # Snapshots are of one profile from the start, whatever is asked for.
     with pytest.raises(DuetError, match="a snapshot is of one profile"):
-        start(run, "ema=power", "ema.snapshot_images=64", "change_objective=true")
+        start(run, "ema=power", "ema.snapshot_images=64", change_objective=True)
 
 
 # A run of the plane, of five steps.
@@ -126,7 +126,7 @@ def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend
     assert read_json(cut / "result.json")["objective"] == lines[4]["loss"] and len(lines) == 5  # logged at 32, 64, 80
     # What is finished is left as it is, and can be made longer.
     result = (cut / "result.json").read_bytes()
-    assert "nothing is left to do" in trained(cut, backend_name, "resume=latest")
+    assert "Run complete. Increase trainer.images" in trained(cut, backend_name, "resume=latest")
     assert (cut / "result.json").read_bytes() == result
     trained(cut, backend_name, "resume=latest", "trainer.images=96")
     assert read_json(cut / "result.json")["images_seen"] == 96
@@ -137,20 +137,20 @@ def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend
 def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
     whole, backend_name, tmp_path, monkeypatch
 ):
-    draw, calls = common.save_samples, []
+    save_samples, calls = draw.save_samples, []
 
     def stopped(*given: Any, **named: Any) -> Any:
         calls.append(given)
         if len(calls) in (1, 2, 4):  # of the samples at 48, the same when it is gone on with, and of the last ones
             os.kill(os.getpid(), signal.SIGUSR1 if len(calls) == 4 else signal.SIGTERM)
-        return draw(*given, **named)
+        return save_samples(*given, **named)
 
-    monkeypatch.setattr(common, "save_samples", stopped)
+    monkeypatch.setattr(draw, "save_samples", stopped)
     words = (f"backend={backend_name}", f"hydra.run.dir={tmp_path / 'run'}", *TOY, "trainer.sample_images=48")
     for code, name, seen in ((143, "SIGTERM", 48), (143, "SIGTERM", 48), (138, "SIGUSR1", 80)):
         left = call("train", *words, "resume=auto")
         assert left.code == code and len(left.err.splitlines()) == 1
-        assert left.err.startswith(f"stopped by {name}; its last checkpoint has seen {seen} of 80 images; to go on: ")
+        assert left.err.startswith(f"stopped by {name}; its last checkpoint has seen {seen} of 80 images; to resume: ")
         assert left.err.strip().endswith(f"resume=latest hydra.run.dir={tmp_path / 'run'}")
     trained(tmp_path / "run", backend_name, "trainer.sample_images=48", "resume=auto")
     drawn = tmp_path / "run/samples/samples-000000000048.npz"
@@ -161,15 +161,15 @@ def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
 
 def test_where_a_run_goes_on_from(run, tmp_path):
     """Its last checkpoint; before it has one, where it began; and where there is no run, nowhere."""
-    assert resuming.source_of(None, run) is None and resuming.source_of(str(run), tmp_path) == run / "000000000064"
-    assert resuming.source_of("auto", tmp_path) is None
-    with pytest.raises(DuetError, match="holds no checkpoint; name the run to go on with"):
-        resuming.source_of("latest", tmp_path)
+    assert resume.find_source(None, run) is None and resume.find_source(str(run), tmp_path) == run / "000000000064"
+    assert resume.find_source("auto", tmp_path) is None
+    with pytest.raises(DuetError, match="holds no checkpoint; name the run to resume"):
+        resume.find_source("latest", tmp_path)
     for came, expected in ((None, None), ({"source": str(run)}, run / "000000000064")):
         write_json(tmp_path / "environment.json", {"resumed_from": came})
-        assert resuming.source_of("latest", tmp_path) == resuming.source_of("auto", tmp_path) == expected
+        assert resume.find_source("latest", tmp_path) == resume.find_source("auto", tmp_path) == expected
     shutil.copytree(run, tmp_path / "checkpoints")
-    assert resuming.source_of("latest", tmp_path) == tmp_path / "checkpoints/000000000064"
+    assert resume.find_source("latest", tmp_path) == tmp_path / "checkpoints/000000000064"
 
 
 def test_a_count_of_skipped_updates_that_is_none_is_refused(run, tmp_path):

@@ -15,7 +15,8 @@ from diffusion_core.model.generate import generate
 from diffusion_core.networks.weights import count
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
-from experiments.experiment import Experiment
+from experiments.config import build
+from experiments.training.setup import TrainingSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -87,7 +88,7 @@ def test_the_run_that_ends_with_a_fid_says_where_it_cannot(finished):
         assert "evaluation" not in result
         return
     assert result["evaluation"]["numbers"] == {} and "no weights were given" in result["evaluation"]["reason"]
-    assert printed.count("the samples are not judged: inception: no weights were given") == 2
+    assert printed.count("the samples are not evaluated: inception: no weights were given") == 2
     assert "FID" not in printed
 
 
@@ -150,7 +151,7 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
 def configured(name: str):
     """(configuration, objects) of an experiment as its file is."""
     cfg = composed("train", f"experiment={name}")
-    return cfg, Experiment.from_config(cfg)
+    return cfg, build.training_setup(cfg)
 
 
 # What each original states, as the objects of the experiment say it.
@@ -191,7 +192,7 @@ STATED = {
 }  # fmt: skip
 
 
-def said(cfg, experiment: Experiment) -> dict:
+def said(cfg, experiment: TrainingSetup) -> dict:
     """The same of an experiment."""
     model, plan, schedule = experiment.model, experiment.plan, experiment.model.process.schedule
     betas = 1.0 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
@@ -231,7 +232,7 @@ def test_an_experiment_is_what_its_original_states(name):
 
 def test_the_schedule_that_the_text_of_plain_has_is_there():
     cfg = composed("train", "experiment=plain", "process.schedule.name=plain_as_written")
-    schedule = Experiment.from_config(cfg).model.process.schedule
+    schedule = build.training_setup(cfg).model.process.schedule
     np.testing.assert_allclose(schedule.alpha**2, np.linspace(0.02, 1e-4, 1000), rtol=1e-12)
 
 

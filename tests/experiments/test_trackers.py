@@ -16,15 +16,21 @@ from omegaconf import DictConfig
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import RunDirectory
 from diffusion_core.training.loop import Record
-from experiments import trackers
-from experiments.trackers import choose
+from experiments.config.convert import plain
+from experiments.training import trackers
+from experiments.training.trackers import StartTracker, make_tracker
 
 
 def composed(*words: str, hydra: bool = False) -> DictConfig:
     return commands.composed("train", *words, hydra=hydra)
 
 
-class StopFlag:
+def choose(*words: str) -> StartTracker | None:
+    """Return the tracker of a configuration of a training."""
+    return make_tracker(plain(composed(*words).tracker))
+
+
+class Recorder:
     """An object whose every method notes its call."""
 
     def __init__(self, calls: list[tuple]) -> None:
@@ -43,9 +49,9 @@ def calls(monkeypatch) -> list[tuple]:
     """Stand-ins for both packages, and what they were called with."""
     noted: list[tuple] = []
     wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
-    wandb.init = lambda **named: noted.append(("init", (), named)) or StopFlag(noted)
+    wandb.init = lambda **named: noted.append(("init", (), named)) or Recorder(noted)
     wandb.Image = lambda image: ("image", image.shape)
-    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or StopFlag(noted)
+    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or Recorder(noted)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     return noted
@@ -53,7 +59,7 @@ def calls(monkeypatch) -> list[tuple]:
 
 def told(tmp_path: Path, *words: str) -> None:
     """A run of two steps and a picture."""
-    start = choose(composed(*words))
+    start = choose(*words)
     run = RunDirectory(tmp_path / "a run")
     run.start("seed: 1\n", {}, [start(run.path, {"lr": {"peak": 0.1}, "seed": 1})])
     run.log([Record(64, 0.5, 1.0, 1e-3, (0.9,)), Record(128, 0.25, 1.0, 1e-3, (0.9,))], 99.0)
@@ -97,21 +103,21 @@ def test_none_is_the_default_and_imports_nothing(monkeypatch):
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises
     importlib.reload(trackers)
-    assert trackers.choose(composed()) is None
+    assert trackers.make_tracker(plain(composed().tracker)) is None
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_one_clear_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DuetError, match=rf"tracker: {name} was given, .*`pip install {name}`.*tracker=none"):
-        choose(composed(f"tracker={name}"))
+        choose(f"tracker={name}")
 
 
 def test_what_does_not_fit_is_refused(calls):
     with pytest.raises(DuetError, match="must be online, offline or disabled"):
-        choose(composed("tracker=wandb", "tracker.mode=ofline"))
+        choose("tracker=wandb", "tracker.mode=ofline")
     with pytest.raises(DuetError, match="Did you mean 'project'"):
-        choose(composed("tracker=wandb", "+tracker.projct=x"))
+        choose("tracker=wandb", "+tracker.projct=x")
 
 
 # --- the extra sweeps ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.parity.network import compare_network, network_inputs, record_network
 from diffusion_core.parity.trace import training_errors
-from experiments.common import spec_of
+from experiments.config.build import network_spec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -105,7 +105,7 @@ def test_a_batch_of_one_vector_has_no_variance(open_backend):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_forward_pass_of_every_model_at_full_size(open_backend, model):
     """Some take minutes in NumPy, and ADM at 256 x 256 about 15 GB."""
-    spec = spec_of(composed("networks", f"model={model}", "out=."))
+    spec = network_spec(composed("networks", f"model={model}", "out=."))
     backend = open_backend("float32")
     weights, batch = network_inputs(spec, np.float32, 1)
     got = record_network(backend, spec, 1, gradients=False)["output"]

@@ -1,7 +1,7 @@
-"""Services that a training reports to beside its own files: group `tracker` of `experiments.train`, none by default.
+"""Services that a training reports to in addition to its own files: the group `tracker`, none by default.
 
-A tracker is told what the event file of TensorBoard is told, with images seen as the step: the metrics of each step,
-the speed, the samples. It is imported when it is named and not before, and a run's own files never depend on it.
+A tracker receives what TensorBoard's event file receives, with images seen as the step: the metrics of each step, the
+speed, and the samples. Its package is imported only when it is selected, and a run's own files never depend on it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.runs.run_directory import Tracker
-from experiments.config.convert import plain
 
-__all__ = ["TRACKERS", "choose"]
+__all__ = ["TRACKERS", "StartTracker", "make_tracker"]
 
-# Starts a tracker of a run, given its directory and its configuration as plain data.
-Start = Callable[[Path, Mapping[str, Any]], Tracker]
+# Starts a tracker, from the run directory and the configuration as plain data.
+StartTracker = Callable[[Path, Mapping[str, Any]], Tracker]
 
 
-def choose(cfg: DictConfig) -> Start | None:
-    """What starts the tracker that a configuration names; None where it names none.
+def make_tracker(options: Mapping[str, Any]) -> StartTracker | None:
+    """Return a function that starts a tracker; None for the name "none".
+
+    Args:
+        options: name and options of the tracker.
 
     Raises:
-        DuetError: there is no such tracker, an option does not fit, or its package is not installed.
+        DuetError: if there is no such tracker, an option does not fit, or its package is not installed.
     """
-    options = plain(cfg.tracker)
+    options = dict(options)
     name = options.pop("name", "none")
     return None if name == "none" else build("tracker", TRACKERS, name, options)
 
@@ -50,19 +51,19 @@ def _package(tracker: str, name: str, install: str) -> ModuleType:
 
 def wandb(
     project: str = "duet", entity: str | None = None, group: str | None = None, mode: str = "online", run: str = ""
-) -> Start:
-    """Weights & Biases; `mode` is online, offline or disabled, and an empty `run` takes the name of its directory."""
+) -> StartTracker:
+    """Weights & Biases; `mode` is online, offline or disabled, and an empty `run` means the name of the directory."""
     if mode not in ("online", "offline", "disabled"):
         raise DuetError(f"tracker.mode: {mode!r} was given; it must be online, offline or disabled")
     package = _package("wandb", "wandb", "wandb")
 
     def start(directory: Path, config: Mapping[str, Any]) -> Tracker:
-        begun = package.init(
+        started = package.init(
             project=project, entity=entity, group=group, mode=mode, name=run or directory.name, dir=str(directory),
             config=dict(config),
         )  # fmt: skip
-        begun.define_metric("*", step_metric="images_seen")
-        return _Wandb(package, begun)
+        started.define_metric("*", step_metric="images_seen")
+        return _Wandb(package, started)
 
     return start
 
@@ -81,18 +82,18 @@ class _Wandb:
         self._run.finish(exit_code=int(failed))
 
 
-def mlflow(tracking_uri: str = "sqlite:///mlruns.db", experiment: str = "duet", run: str = "") -> Start:
-    """MLflow; the default keeps everything in a database beside the command, and an empty `run` is as for wandb."""
+def mlflow(tracking_uri: str = "sqlite:///mlruns.db", experiment: str = "duet", run: str = "") -> StartTracker:
+    """MLflow; by default in a database file in the working directory. An empty `run` means as for wandb."""
     package = _package("mlflow", "mlflow", "mlflow")
 
     def start(directory: Path, config: Mapping[str, Any]) -> Tracker:
         client = package.MlflowClient(tracking_uri)
         known = client.get_experiment_by_name(experiment)
         number = client.create_experiment(experiment) if known is None else known.experiment_id
-        begun = client.create_run(number, run_name=run or directory.name).info.run_id
+        run_id = client.create_run(number, run_name=run or directory.name).info.run_id
         for key, value in _flat(config).items():
-            client.log_param(begun, key, str(value)[:500])
-        return _Mlflow(client, begun)
+            client.log_param(run_id, key, str(value)[:500])
+        return _Mlflow(client, run_id)
 
     return start
 
@@ -113,11 +114,11 @@ class _Mlflow:
 
 
 def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested options by their dotted path."""
-    found: dict[str, Any] = {}
+    """Return nested options by their dotted paths."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return found
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
 
 
-TRACKERS: Mapping[str, Callable[..., Start]] = {"wandb": wandb, "mlflow": mlflow}
+TRACKERS: Mapping[str, Callable[..., StartTracker]] = {"wandb": wandb, "mlflow": mlflow}

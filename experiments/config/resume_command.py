@@ -1,0 +1,49 @@
+"""The command that resumes an interrupted run, and the record of how it was started."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_core.runtime.distributed import ProcessGroup
+from experiments.config.convert import plain, to_yaml
+from experiments.training.run import RunRecord
+from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
+
+__all__ = ["resume_command", "run_record"]
+
+
+def run_record(cfg: DictConfig, hydra: HydraConf, directory: Path, group: ProcessGroup) -> RunRecord:
+    """Return what a run directory keeps of its command.
+
+    That includes the `.hydra` folder that users of Hydra expect; Hydra itself would overwrite that of an earlier run.
+    """
+    parts = (("hydra", hydra), ("overrides", hydra.overrides.task))
+    files = {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts}
+    return RunRecord(
+        to_yaml(cfg), plain(cfg), files, lambda has_begun: resume_command(hydra, directory, group, has_begun)
+    )
+
+
+def resume_command(hydra: HydraConf, directory: Path, group: ProcessGroup, has_begun: bool) -> str:
+    """Return the command that resumes the run in `directory`; a job of a sweep gets a command of its own.
+
+    Args:
+        hydra: the part `hydra` of the configuration.
+        directory: of the run.
+        group: the processes that compute together.
+        has_begun: whether the run has written anything; otherwise it is started again as it was.
+    """
+    task = list(hydra.overrides.task)
+    if has_begun:
+        task = [*(override for override in task if not override.startswith("resume=")), "resume=latest"]
+    sources = [source for source in hydra.runtime.config_sources if source["provider"] == "command-line"]
+    name = hydra.job.config_name
+    flags = [*source_flags(None if name == "train" else name, sources), *inherited_overrides(hydra.overrides.hydra)]
+    is_simple = re.fullmatch(r"[\w./-]+", str(directory))
+    place = f"hydra.run.dir={directory}" if is_simple else run_dir_override(directory)
+    return shlex.join([*group.launch_command, "train", *flags, *task, place])

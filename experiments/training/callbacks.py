@@ -1,0 +1,149 @@
+"""What a run does while it trains: log, store checkpoints and snapshots, draw samples, keep non-finite steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_core.backend.interface import Backend, Network, Trainer
+from diffusion_core.images import render
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
+from diffusion_core.runs.ema_snapshots import save_snapshots
+from diffusion_core.runs.failure_bundle import save_bundle, should_keep
+from diffusion_core.runs.run_directory import RunDirectory
+from diffusion_core.runtime import signals
+from diffusion_core.training.loop import NonFiniteStep, Record, ResumeState, TrainingCallbacks, make_batch
+from experiments.runtime.backends import sampling_calls
+from experiments.runtime.processes import stop_check, stop_requested
+from experiments.runtime.progress import Counter
+from experiments.sampling import draw
+from experiments.training.resume import checkpoint_notes, computed_by
+from experiments.training.setup import TrainingSetup
+
+__all__ = ["RunCallbacks", "sampling_backend"]
+
+
+def sampling_backend(setup: TrainingSetup, backend: Backend) -> Backend:
+    """Return the backend in the mode for sampling, which `auto` chooses by the calls of one set of samples."""
+    calls = sampling_calls([(setup.plan, setup.sample.count)], setup.sample.batch)
+    return setup.backend.choose_mode(backend, calls)
+
+
+@dataclass(eq=False)
+class RunCallbacks:
+    """The callbacks of one run, one method for each moment.
+
+    Args:
+        setup: what is trained.
+        backend: what computes.
+        trainer: holds the weights.
+        run: the run directory; None in a process other than the main one, which writes nothing.
+        stop: set by a signal.
+        config: the configuration as YAML, for failure bundles.
+        progress: the progress bar.
+    """
+
+    setup: TrainingSetup
+    backend: Backend
+    trainer: Trainer
+    run: RunDirectory | None
+    stop: signals.StopFlag
+    config: str
+    progress: Counter
+
+    def __post_init__(self) -> None:
+        self._note = ""
+        self._sampling: tuple[Backend, Network] | None = None
+
+    def for_loop(self) -> TrainingCallbacks:
+        """Return the functions that the training loop calls in this process."""
+        if self.run is None:
+            return TrainingCallbacks(on_sample=self.on_sample, should_stop=self.should_stop)
+        return TrainingCallbacks(
+            on_log=self.on_log,
+            on_checkpoint=self.on_checkpoint,
+            on_sample=self.on_sample,
+            on_snapshot=self.on_snapshot,
+            on_step_end=lambda images_seen: self.progress(images_seen, self._note),
+            on_notice=lambda line: print(line, flush=True),
+            on_non_finite=self.on_non_finite,
+            should_stop=self.should_stop,
+        )
+
+    def should_stop(self) -> bool:
+        """Return whether any process received a stop signal."""
+        return stop_requested(self.backend.collective, self.stop)
+
+    def on_log(self, records: list[Record], speed: float) -> None:
+        """Append the records to the metrics, and show loss and speed next to the progress bar."""
+        self.run.log(records, speed)
+        loss = sum(record.loss for record in records) / len(records)
+        self._note = f"loss {loss:.4f}, {speed:,.0f} images/s"
+
+    def on_checkpoint(self, images_seen: int, state: ResumeState) -> None:
+        """Store a checkpoint."""
+        setup, notes = self.setup, checkpoint_notes(self.setup, self.backend, state)
+        checkpoint = Checkpoint(images_seen, setup.model, setup.seed, self.trainer.state(), notes, state.history)
+        save_checkpoint(self.run.path / "checkpoints", checkpoint, setup.training_config.keep_checkpoints)
+
+    def on_snapshot(self, images_seen: int) -> None:
+        """Store a snapshot of each moving average."""
+        setup = self.setup
+        save_snapshots(
+            self.run.path / "snapshots", images_seen, self.trainer.state(), setup.ema.profiles,
+            setup.training_config.batch, setup.model, setup.seed,
+        )  # fmt: skip
+
+    def on_non_finite(self, step: NonFiniteStep) -> str:
+        """Store a failure bundle, and return how to replay it."""
+        setup, folder = self.setup, self.run.path / "non_finite"
+        if not should_keep(folder, step):
+            return ""
+        # The whole batch, whichever part of it this process computes.
+        batch = make_batch(setup.loader, setup.objective, step.images_seen, step.batch, step.history)
+        notes = computed_by(setup, self.backend) | {"seed": setup.seed, "config": self.config}
+        path = save_bundle(
+            folder, step, setup.model, setup.seed, self.trainer.state(), batch, setup.adam, setup.objective.distance,
+            notes,
+        )  # fmt: skip
+        return f"; to examine it: python3 -m duet replay backend={setup.backend.name} bundle={path}"
+
+    def on_sample(self, images_seen: int) -> None:
+        """Draw the samples of an intermediate moment; a signal that arrives meanwhile stops the run after it."""
+        setup = self.setup
+        if images_seen == setup.training_config.images or setup.plan is None:
+            return
+        try:
+            with stop_check(self.backend.collective, self.stop) as pause:
+                backend, network = self._sampling_network()
+                directory = self.run and self.run.path / "samples"
+                images = draw.save_samples(
+                    backend, network, setup.model, setup.plan, directory, setup.sample, _name(images_seen), pause=pause
+                )
+        except signals.Stopped as stopped:
+            self.stop.number = stopped.number
+            return
+        if self.run is not None:
+            grid = render.grid(images[:100], setup.model.spec.num_classes or 10)
+            self.run.log_image("samples", grid, images_seen)
+
+    def _sampling_network(self) -> tuple[Backend, Network]:
+        """Return one network with the present weights; TensorFlow would trace a new one and keep every trace."""
+        weights = self.trainer.state().parts[self.setup.sample.weights]
+        if self._sampling is None:
+            backend = sampling_backend(self.setup, self.backend)
+            self._sampling = backend, backend.network(self.setup.model.program, weights)
+        else:
+            self._sampling[1].load(weights)
+        return self._sampling
+
+    def is_sample_missing(self, images_seen: int) -> bool:
+        """Return whether the run was interrupted before it drew the samples that were due at its checkpoint."""
+        config, path = self.setup.training_config, self.run.path
+        has_checkpoint = (path / "checkpoints" / f"{images_seen:012d}").is_dir()
+        is_due = has_checkpoint and config.is_due(config.sample_images, images_seen)
+        return is_due and not Path(path, "samples", f"{_name(images_seen)}.npz").exists()
+
+
+def _name(images_seen: int) -> str:
+    return f"samples-{images_seen:012d}"

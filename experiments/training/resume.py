@@ -1,0 +1,203 @@
+"""Which checkpoint a run starts from, and what must not change when a run is resumed.
+
+The notes of a checkpoint say what it was trained with. A resumed run is compared with them: what would change its
+losses or its averages is an error unless `change_objective` allows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.backend.interface import Backend, TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import pluralize
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim import profile_options
+from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+from diffusion_core.training.loop import ResumeState, TrainingConfig
+from experiments.training.setup import TrainingSetup
+
+__all__ = [
+    "OWN_RUN",
+    "checkpoint_notes",
+    "compiled_in",
+    "computed_by",
+    "find_source",
+    "objective_notes",
+    "previous_result",
+    "resume_state",
+    "starting_point",
+]
+
+# Values of `resume` for the run in the directory itself: resume it; or resume it if it exists, and else start it.
+OWN_RUN = ("latest", "auto")
+
+
+def find_source(resume: str | None, directory: Path) -> Path | None:
+    """Return the checkpoint to resume from; None starts a new run.
+
+    Args:
+        resume: a run directory or a checkpoint; ``"latest"`` or ``"auto"`` for the run in `directory`; or None.
+        directory: of the run.
+
+    Raises:
+        DuetError: if there is no such checkpoint.
+    """
+    if resume not in OWN_RUN:
+        return resume and find_checkpoint(resume)
+    if list_checkpoints(directory / "checkpoints"):
+        return find_checkpoint(directory)
+    if (directory / "environment.json").exists():  # interrupted before its first checkpoint: start as it started
+        resumed_from = read_json(directory / "environment.json")["resumed_from"]
+        return resumed_from and find_checkpoint(resumed_from["source"])
+    if resume == "latest":
+        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to resume, as in hydra.run.dir=RUN")
+    return None
+
+
+def starting_point(
+    setup: TrainingSetup, directory: Path, resume: str | None = None, change_objective: bool = False
+) -> tuple[Checkpoint, Path | None]:
+    """Return the state that training starts from, and the checkpoint that it was read from, if any.
+
+    Args:
+        setup: what is to be trained.
+        directory: of the run.
+        resume: see `find_source`.
+        change_objective: whether a resumed run may have another objective or other averages than before.
+
+    Raises:
+        DuetError: if the checkpoint does not fit the setup.
+    """
+    source = find_source(resume, directory)
+    if source is None:
+        weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
+        state = TrainerState.fresh(weights, len(setup.ema.profiles))
+        return Checkpoint(0, setup.model, setup.seed, state, {}), None
+    checkpoint = load_checkpoint(source, setup.model.spec)
+    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
+        stored, given = getattr(checkpoint.model, name), getattr(setup.model, name)
+        if stored != given:
+            raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
+    changed = _changed_objective(checkpoint, setup)
+    for name, (stored, given) in changed.items():
+        if not change_objective:
+            raise DuetError(
+                f"resume: {source} was trained with {name} {stored}, but {given} was given; "
+                f"change_objective=true allows the change"
+            )
+    _check_notes(checkpoint, source)
+    if checkpoint.seed != setup.seed:
+        raise DuetError(
+            f"resume: the checkpoint is of seed {checkpoint.seed}, but seed {setup.seed} was given; they must be equal"
+        )
+    _check_length(checkpoint, setup.training_config, is_own=resume in OWN_RUN)
+    # The loss history of another objective does not apply to this one.
+    history = None if changed else checkpoint.history
+    return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective), history=history), source
+
+
+def _changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
+    """Return by key what a checkpoint was trained with and what is given now; keys that it does not note are equal."""
+    stored, given = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
+    return {name: (stored[name], given.get(name)) for name in stored if stored[name] != given.get(name)}
+
+
+def _check_notes(checkpoint: Checkpoint, source: Path) -> None:
+    skipped, micro_batch = checkpoint.notes.get("skipped", 0), checkpoint.notes.get("halved")
+    if type(skipped) is not int:
+        raise DuetError(f"resume: {source} says that {skipped!r} updates were skipped before it")
+    if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
+        raise DuetError(f"resume: {source} says that {micro_batch!r} images were computed at a time")
+
+
+def _check_length(checkpoint: Checkpoint, config: TrainingConfig, is_own: bool) -> None:
+    left = config.images - checkpoint.images_seen
+    # A run that was interrupted after its last step has no steps left, but its samples and result are still made.
+    is_trained = left == 0 and is_own
+    if not is_trained and (left <= 0 or left % config.batch):
+        raise DuetError(
+            f"resume: the checkpoint has seen {checkpoint.images_seen} images and trainer.images is {config.images}; "
+            f"to continue, give {checkpoint.images_seen} plus a multiple of the batch {config.batch}"
+        )
+
+
+def _with_averages(checkpoint: Checkpoint, setup: TrainingSetup, change_objective: bool) -> TrainerState:
+    """Return the state of a checkpoint with the averages of the setup."""
+    ema, state, batch = setup.ema, checkpoint.state, setup.training_config.batch
+    if state.updates == 0:  # imported weights: every average starts at theirs
+        state = replace(state, averages=(state.ema,) * len(ema.profiles))
+    if len(state.averages) != len(ema.profiles):
+        raise DuetError(
+            f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
+            f"ema and ema.extra give {len(ema.profiles)}; the numbers must be equal"
+        )
+    stored, given = checkpoint.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
+    differ = state.updates > 0 and stored != given
+    if differ and stored is not None and not ema.snapshot_images and not change_objective:
+        raise DuetError(
+            f"resume: the checkpoint's averages are {stored}, but {given} were given; change_objective=true allows "
+            f"the change"
+        )
+    if ema.snapshot_images:
+        if differ:
+            raise DuetError(
+                f"resume: the checkpoint's averages are {stored}, but {given} were given; a snapshot is of one profile "
+                f"from the start, so give those, or ema.snapshot_images=0"
+            )
+        if checkpoint.images_seen != state.updates * batch:
+            raise DuetError(
+                f"resume: the checkpoint has seen {checkpoint.images_seen} images in {state.updates} updates, but the "
+                f"batch is {batch}; snapshots need the same batch from the start, or give ema.snapshot_images=0"
+            )
+    return state
+
+
+def previous_result(directory: Path, images_seen: int, config: TrainingConfig) -> dict[str, Any] | None:
+    """Return the result of a complete run; None if the run is not complete.
+
+    A result that was written before the run was made longer does not count.
+    """
+    file = directory / "result.json"
+    if images_seen < config.images or not file.exists():
+        return None
+    result = read_json(file)
+    return result if result.get("images_seen") == images_seen else None
+
+
+def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
+    """Return by configuration key what determines the losses of a run, in addition to its network and its process."""
+    options = {f"process.{name}": value for name, value in setup.objective.options.items()}
+    return options | {f"data.{name}": getattr(setup.loader, name) for name in ("flip", "augment")}
+
+
+def compiled_in(checkpoint: Checkpoint, backend: str) -> bool | None:
+    """Return whether the run of a checkpoint was compiled; None if it does not say so or had another backend."""
+    compiled = checkpoint.notes.get("compile") if checkpoint.notes.get("backend") == backend else None
+    return compiled if isinstance(compiled, bool) else None
+
+
+def computed_by(setup: TrainingSetup, backend: Backend) -> dict[str, Any]:
+    """Return the notes on what computed a checkpoint, and in which mode; `compiled_in` reads them."""
+    facts = {"backend": setup.backend.name, "precision": setup.backend.precision, "compile": backend.config.compile}
+    return facts | {"versions": backend.describe().versions}
+
+
+def resume_state(checkpoint: Checkpoint) -> ResumeState:
+    """Return what the training loop needs from a checkpoint in addition to the state of the trainer."""
+    return ResumeState(checkpoint.history, checkpoint.notes.get("skipped", 0), checkpoint.notes.get("halved"))
+
+
+def checkpoint_notes(setup: TrainingSetup, backend: Backend, state: ResumeState) -> dict[str, Any]:
+    """Return the notes of a checkpoint, which resuming compares and sampling takes its defaults from."""
+    return computed_by(setup, backend) | {
+        "averages": [profile_options(profile) for profile in setup.ema.profiles],
+        "trained_for": objective_notes(setup),
+        "sampler": dict(setup.sampler),
+        "weights": setup.sample.weights,
+        "skipped": state.skipped,
+        "halved": state.reduced_micro_batch,
+    }

@@ -1,0 +1,297 @@
+"""A training run: train, sample, evaluate, and write the run directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import yaml
+
+from diffusion_core.backend.interface import Backend, Trainer
+from diffusion_core.common.text import pluralize
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.images import render
+from diffusion_core.networks.weights import count, hash_weights
+from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, weights_hash
+from diffusion_core.runs.run_directory import (
+    RunDirectory,
+    describe_environment,
+    exclusive_directory,
+    read_metrics,
+    write_json,
+)
+from diffusion_core.runtime import signals
+from diffusion_core.training import loop
+from experiments.runtime.processes import stop_check, stop_if_requested
+from experiments.runtime.progress import Counter
+from experiments.sampling import draw
+from experiments.sampling.figures import noising_strip
+from experiments.training.callbacks import RunCallbacks, sampling_backend
+from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
+from experiments.training.resume import OWN_RUN, compiled_in, previous_result, resume_state, starting_point
+from experiments.training.setup import TrainingSetup
+from experiments.training.trackers import StartTracker
+
+__all__ = ["RunRecord", "removed_if_unused", "train"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory keeps of how the run was started.
+
+    Args:
+        config: the configuration as YAML.
+        options: the same as plain data, for trackers.
+        files: further files by their path in the run directory.
+        resume_command: returns the command that resumes the run; its argument says whether the run has written
+            anything, so that it can be resumed rather than started again.
+    """
+
+    config: str
+    options: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+    resume_command: Callable[[bool], str] | None = None
+
+    @staticmethod
+    def of_setup(setup: TrainingSetup) -> RunRecord:
+        """Return the record of a run that was started from Python."""
+        options = setup.to_dict()
+        return RunRecord(yaml.safe_dump(options, sort_keys=False), options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Session:
+    """One process of a run that has opened its backend.
+
+    Args:
+        run: the run directory; None in a process other than the main one.
+        start: the state that training starts from.
+        stop: set by a signal.
+    """
+
+    setup: TrainingSetup
+    record: RunRecord
+    backend: Backend
+    trainer: Trainer
+    run: RunDirectory | None
+    start: Checkpoint
+    stop: signals.StopFlag
+
+
+def train(
+    setup: TrainingSetup,
+    directory: str | Path,
+    *,
+    resume: str | None = None,
+    change_objective: bool = False,
+    evaluation: FinalEvaluation | SkippedEvaluation | None = None,
+    tracker: StartTracker | None = None,
+    record: RunRecord | None = None,
+) -> dict[str, Any] | None:
+    """Train, sample and evaluate into a run directory.
+
+    Args:
+        setup: what is trained.
+        directory: of the run; it is made if it does not exist.
+        resume: a run directory or a checkpoint to continue from; ``"latest"`` for the run in `directory`, ``"auto"``
+            for that run or, if there is none, a new one; None for a new run.
+        change_objective: whether a resumed run may have another objective or other averages than before.
+        evaluation: of the final samples.
+        tracker: starts a service that the run reports to.
+        record: what the run directory keeps of how the run was started; by default, the setup.
+
+    Returns:
+        The content of result.json, with the mean loss of the last logged steps as ``objective``; None in a process
+        other than the main one.
+
+    Raises:
+        DuetError: if the directory is in use or holds another run, if `resume` does not fit, or if training stops at a
+            step that is not finite.
+        Stopped: after a signal, once a checkpoint has been written.
+    """
+    directory, record = Path(directory), record or RunRecord.of_setup(setup)
+    is_main_process = setup.group.is_main_process
+    with exclusive_directory(directory) if is_main_process else removed_if_unused(directory):
+        start, source = starting_point(setup, directory, resume, change_objective)
+        result = previous_result(directory, start.images_seen, setup.training_config)
+        if result is not None:
+            print(f"run: {directory}\nRun complete. Increase trainer.images to continue training.")
+            return result
+        is_own = resume in OWN_RUN
+        resumed_at = start.images_seen if source or is_own else None
+        open_run = RunDirectory(directory, resumed_at, None if is_own else source) if is_main_process else nullcontext()
+        with open_run as run:
+            try:
+                return _run(setup, record, run, start, source, evaluation, tracker)
+            except signals.Stopped as stopped:
+                advice = _resume_advice(directory, setup, record) if is_main_process else ""
+                raise signals.Stopped(stopped.number, advice) from None
+
+
+@contextmanager
+def removed_if_unused(directory: Path) -> Iterator[None]:
+    """Delete the directory on leaving, if it holds nothing but logs.
+
+    Hydra makes such a directory for each process; those other than the main one keep nothing in theirs.
+    """
+    try:
+        yield
+    finally:
+        # Another process may delete it too, and an error here would hide the error that ended the run.
+        with suppress(OSError):
+            files = list(directory.iterdir())
+            if all(path.suffix == ".log" for path in files):
+                for path in files:
+                    path.unlink(missing_ok=True)
+                directory.rmdir()
+
+
+def _run(
+    setup: TrainingSetup,
+    record: RunRecord,
+    run: RunDirectory | None,
+    start: Checkpoint,
+    source: Path | None,
+    evaluation: FinalEvaluation | SkippedEvaluation | None,
+    tracker: StartTracker | None,
+) -> dict[str, Any] | None:
+    """Open the backend and do the work of this process."""
+    backend = setup.backend.open(setup.training_steps, compiled_in(start, setup.backend.name))
+    collective = backend.collective
+    collective.require_equal("the configuration", lambda: record.config)
+    collective.require_equal("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
+    with signals.flag_on_signal() as stop:
+        if run is not None:
+            _begin(setup, record, run, backend, start, source, tracker)
+        trainer = backend.trainer(setup.model.program, start.state, setup.adam, setup.objective.distance)
+        session = _Session(setup, record, backend, trainer, run, start, stop)
+        result = _fit(session)
+        if setup.plan is not None:
+            result |= _sample(session, sampling_backend(setup, backend), evaluation)
+        stop_if_requested(collective, stop)  # the other processes wait here for the main one, which writes
+    if run is None:
+        return None
+    run.close()
+    result["peak_memory_mib"] = backend.peak_memory_mib()
+    write_json(run.path / "result.json", result)
+    speed = f"{result['images_per_second']:,.0f} images/s"
+    made = f"samples: {run.path / 'samples'}" if setup.plan is not None else f"classifier: {run.path}"
+    print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
+    return result
+
+
+def _begin(
+    setup: TrainingSetup,
+    record: RunRecord,
+    run: RunDirectory,
+    backend: Backend,
+    start: Checkpoint,
+    source: Path | None,
+    tracker: StartTracker | None,
+) -> None:
+    """Write what a run directory holds from the beginning, and print what is trained on what."""
+    model, loader = setup.model, setup.loader
+    trackers = [tracker(run.path, record.options)] if tracker else []
+    run.start(record.config, _facts(setup, backend, start, source), trackers)
+    for name, content in record.files.items():
+        write_atomically(run.path / name, content.encode())
+    print(f"run: {run.path}\nnetwork: {count(model.program):,} parameters")
+    print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
+    strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
+    render.save_png(run.path / "samples" / "noising.png", strip)
+
+
+def _facts(setup: TrainingSetup, backend: Backend, start: Checkpoint, source: Path | None) -> dict[str, Any]:
+    """Return the content of environment.json: where the run computes, what, and from which checkpoint."""
+    dataset, program = setup.loader.dataset, setup.model.program
+    resumed_from = None
+    if source:
+        notes = dict(start.notes)
+        resumed_from = {"source": str(source.absolute()), "images_seen": start.images_seen, "notes": notes}
+    sampling = None if setup.plan is None else sampling_backend(setup, backend)
+    return describe_environment(backend.describe()) | {
+        "sampling_mode": sampling and sampling.describe().mode,
+        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
+        "parameters": count(program),
+        "program_sha256": program.sha256,
+        "seed": setup.seed,
+        "resumed_from": resumed_from,
+    }
+
+
+def _fit(session: _Session) -> dict[str, Any]:
+    """Train to the end; return loss, speed and time in the main process, and nothing in the others."""
+    setup, trainer, run, start, stop = session.setup, session.trainer, session.run, session.start, session.stop
+    config, collective = setup.training_config, session.backend.collective
+    began = perf_counter()
+    with setup.batches as loader, Counter("training", config.images, start=start.images_seen) as progress:
+        callbacks = RunCallbacks(setup, session.backend, trainer, run, stop, session.record.config, progress)
+        if collective.any(run is not None and callbacks.is_sample_missing(start.images_seen)):
+            callbacks.on_sample(start.images_seen)
+        speed = {}
+        # A signal during these samples ends the run before its first step; the next start draws them again.
+        if not callbacks.should_stop():
+            speed = loop.train(
+                trainer, loader, setup.objective, setup.learning_rate, setup.ema, config, callbacks.for_loop(),
+                start.images_seen, start.state.updates, resume_state(start), collective,
+            )  # fmt: skip
+    collective.require_equal("the trained network", lambda: hash_weights(trainer.state().weights))
+    stop_if_requested(collective, stop)  # after the last step too, since the checkpoint has been written
+    seconds = perf_counter() - began
+    if run is None:
+        return {}
+    return {"objective": _final_loss(run, config), "images_seen": config.images, "train_seconds": seconds, **speed}
+
+
+def _final_loss(run: RunDirectory, config: loop.TrainingConfig) -> float:
+    """Return the mean loss of the last logged steps, from the file, so that it does not depend on interruptions."""
+    losses = [
+        line["loss"]
+        for line in read_metrics(run.metrics)
+        if config.is_in_last_log(line["images_seen"]) and math.isfinite(line["loss"])
+    ]
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def _sample(
+    session: _Session, backend: Backend, evaluation: FinalEvaluation | SkippedEvaluation | None
+) -> dict[str, Any]:
+    """Draw and evaluate the final samples; return number, time and scores in the main process, nothing in others."""
+    setup, run, stop = session.setup, session.run, session.stop
+    model, images_seen, weights = setup.model, setup.training_config.images, setup.sample.weights
+    with stop_check(backend.collective, stop) as pause:
+        network = backend.network(model.program, session.trainer.state().parts[weights])
+        began = perf_counter()
+        facts = {} if run is None else {"weights_sha256": weights_hash(run.path, weights)}
+        images = draw.save_samples(
+            backend, network, model, setup.plan, run and run.path / "samples", setup.sample, pause=pause,
+            images_seen=images_seen, **facts,
+        )  # fmt: skip
+    if run is None:
+        return {}
+    result: dict[str, Any] = {"sample_seconds": perf_counter() - began, "sampled": len(images)}
+    run.log_image("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
+    if evaluation is not None:
+        try:
+            # The main process evaluates alone; the others wait until it exchanges the stop flag.
+            with signals.raise_on_signal():
+                result["evaluation"] = evaluation.run(run.path, len(images))
+        except signals.Stopped as stopped:
+            stop.number = stopped.number
+    return result
+
+
+def _resume_advice(directory: Path, setup: TrainingSetup, record: RunRecord) -> str:
+    """Return how far an interrupted run came, and the command that resumes it."""
+    checkpoints = list_checkpoints(directory / "checkpoints")
+    seen = f"its last checkpoint has seen {int(checkpoints[-1].name):,}" if checkpoints else "it has seen 0"
+    progress = f"{seen} of {setup.training_config.images:,} images"
+    if record.resume_command is None:
+        return progress
+    has_begun = bool(checkpoints) or (directory / "environment.json").exists()
+    return f"{progress}; to resume: {record.resume_command(has_begun)}"

@@ -1,0 +1,184 @@
+"""Everything that a training needs, as one frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from diffusion_core.backend.interface import Guidance
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.data import Dataset, Loader
+from diffusion_core.data.augment import LABEL
+from diffusion_core.data.grain import Grain
+from diffusion_core.data.prefetch import Prefetch
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.optim import Ema, make_ema
+from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.runtime.distributed import ProcessGroup
+from diffusion_core.sampling import SamplerPlan
+from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.objective import Objective
+from experiments.runtime.backends import BackendSetup
+from experiments.runtime.data import check_data
+from experiments.sampling.options import SampleOptions
+from experiments.sampling.plans import default_sampler, make_sampler_plan
+
+__all__ = ["LOADERS", "TrainingSetup"]
+
+
+def _in_order(loader: Loader, workers: int) -> AbstractContextManager[Loader | Prefetch]:
+    """Without workers the training loop makes the next batch on a thread; with workers, processes make several."""
+    return Prefetch(loader, workers) if workers else nullcontext(loader)
+
+
+# By `data.loader`: what makes batches ahead of time, from a loader and a number of workers.
+LOADERS = {"duet": _in_order, "grain": Grain}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSetup:
+    """Everything that a training needs, checked to fit together; `TrainingSetup.create` makes one.
+
+    Args:
+        model: the network and its process.
+        objective: what is trained.
+        loader: the data, whole.
+        batches: a context manager that yields the loader of this process, which may make batches ahead of time.
+        adam: the optimiser.
+        learning_rate: as a function of images seen.
+        ema: the moving averages.
+        training_config: the length of the run and when it does what.
+        sampler: name and options of the sampler for the samples of the run.
+        plan: of that sampler; None for a classifier, which is not sampled.
+        sample: number, classes, seed and weights of these samples.
+        backend: what computes.
+        seed: of the run.
+    """
+
+    model: DiffusionModel
+    objective: Objective
+    loader: Loader
+    batches: AbstractContextManager[Loader | Prefetch | Grain]
+    adam: Adam
+    learning_rate: LearningRate
+    ema: Ema
+    training_config: TrainingConfig
+    sampler: Mapping[str, Any]
+    plan: SamplerPlan | None
+    sample: SampleOptions
+    backend: BackendSetup
+    seed: int
+
+    @staticmethod
+    def create(
+        model: DiffusionModel,
+        dataset: Dataset,
+        training_config: TrainingConfig | None = None,
+        *,
+        objective: Mapping[str, Any] | None = None,
+        adam: Adam | None = None,
+        learning_rate: LearningRate | None = None,
+        ema: Ema | None = None,
+        sampler: Mapping[str, Any] | None = None,
+        sample: SampleOptions | None = None,
+        backend: BackendSetup | None = None,
+        seed: int = 0,
+        flip: bool = False,
+        augment: float = 0.0,
+        loader: str = "duet",
+        workers: int = 0,
+    ) -> TrainingSetup:
+        """Make a setup and check that its parts fit together.
+
+        The defaults are those of ``configs/train.yaml``.
+
+        Args:
+            model: the network and its process.
+            dataset: the images to train on.
+            training_config: by default 128,000 images in batches of 128.
+            objective: options of `Objective.for_model`, such as ``{"label_dropout": 0.1}``.
+            adam: by default without weight decay, with gradients clipped to norm 1.
+            learning_rate: by default constant, 1e-3.
+            ema: by default `make_ema("warmup")`.
+            sampler: name and options; by default DDIM with 50 steps, or Heun's method in continuous time.
+            sample: by default 64 samples with the moving average.
+            backend: by default PyTorch in float32.
+            seed: of the weights, the data order, the noise and everything else that is random.
+            flip: whether to mirror half of the images.
+            augment: the probability of each change of EDM's augmentation.
+            loader: ``"duet"`` or ``"grain"``.
+            workers: processes (threads, for grain) that make batches ahead of time.
+
+        Raises:
+            DuetError: if a value is out of range, or does not fit the others.
+        """
+        config, backend = training_config or TrainingConfig(images=128_000), backend or BackendSetup()
+        ema, sample = ema or make_ema("warmup"), sample or SampleOptions(weights="ema")
+        made_objective = Objective.for_model(model, seed, **(objective or {}))
+        sampler = dict(sampler or default_sampler(model))
+        plan = None if model.classifies else make_sampler_plan(model, sampler)
+        if plan is not None:
+            Guidance().check(plan)  # no other network guides the samples of a training
+        sample.check(model, len(ema.profiles))
+        check_data(dataset, model.spec)
+        _check_augment(augment, model)
+        config.check(model.program, backend.group)
+        data = Loader(dataset, seed, flip, backend.config.host_dtype, model.value_range, augment)
+        if loader not in LOADERS:
+            raise one_of("data.loader", loader, LOADERS)
+        return TrainingSetup(
+            model=model,
+            objective=made_objective,
+            loader=data,
+            batches=LOADERS[loader](replace(data, group=backend.group), workers),
+            adam=adam or Adam(),
+            learning_rate=learning_rate or LearningRate(peak=1e-3),
+            ema=ema,
+            training_config=config,
+            sampler=sampler,
+            plan=plan,
+            sample=sample,
+            backend=backend,
+            seed=seed,
+        )
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes that compute together."""
+        return self.backend.group
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of the whole run, whatever its start."""
+        return -(-self.training_config.images // self.training_config.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the setup as plain data, with the keys that the configuration of `experiments.train` has."""
+        model, group = self.model.to_dict(), self.backend.config
+        return {
+            "seed": self.seed,
+            "precision": self.backend.precision,
+            "backend": {"name": self.backend.name, "title": self.backend.name, "device": group.device},
+            "parallel": {"name": self.group.kind},
+            "data": {"name": self.loader.dataset.name, "flip": self.loader.flip, "augment": self.loader.augment},
+            "model": model.get("spec", {}),
+            "process": {key: value for key, value in model.items() if key != "spec"} | self.objective.options,
+            "optimiser": asdict(self.adam),
+            "lr": asdict(self.learning_rate),
+            "trainer": asdict(self.training_config),
+            "sampler": dict(self.sampler),
+            "sample": asdict(self.sample),
+        }
+
+
+def _check_augment(augment: float, model: DiffusionModel) -> None:
+    """Refuse an augmentation that the network cannot be trained with."""
+    if augment and model.program.features != LABEL:
+        raise DuetError(
+            f"data.augment: {augment} was given, but the network takes {model.program.features} features per image, "
+            f"not the {LABEL} that describe its augmentation; set model.augment_dim={LABEL}, or data.augment=0"
+        )
+    if augment and model.variance != "fixed":
+        raise DuetError("data.augment: it moves images off the bytes that a learned variance needs; use data.augment=0")
