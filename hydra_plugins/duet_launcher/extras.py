@@ -1,6 +1,6 @@
-"""What stands for sweepers and launchers of the extra `sweeps` where that is not installed.
+"""Placeholders for the sweepers and launchers of the extra `sweeps` if it is not installed.
 
-A configuration that names one then composes, so it can be read and tested anywhere, and starting it is one clear line.
+A configuration that names one still composes, so it can be read and tested anywhere; starting it is a one-line error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hydra_plugins.duet_launcher.launcher import LaunchError
 
 __all__ = ["MissingLauncher", "MissingSweeper"]
 
-# The group and the name under which a package registers, and that package.
+# Group and name of each sweeper and launcher, and the package that registers it.
 _EXTRAS = (
     ("hydra/sweeper", "optuna", "hydra_optuna_sweeper"),
     ("hydra/launcher", "joblib", "hydra_joblib_launcher"),
@@ -28,28 +28,28 @@ _EXTRAS = (
 def _missing(group: str, name: str, package: str) -> LaunchError:
     pip = package.replace("_", "-")
     return LaunchError(
-        f"{group}: {name} was given, and {pip} is not installed here; `pip install -e .[sweeps]` brings it"
+        f"{group}: {name} was given, but {pip} is not installed; install it with `pip install -e .[sweeps]`"
     )
 
 
 class MissingSweeper(Sweeper):
-    """Raises that its package is missing."""
+    """Raises an error that names the missing package."""
 
     def __init__(self, absent: str, package: str, **options: Any) -> None:
         raise _missing("hydra/sweeper", absent, package)
 
-    def setup(self, **given: Any) -> None: ...  # noqa: D102
+    def setup(self, **options: Any) -> None: ...  # noqa: D102
 
     def sweep(self, arguments: list[str]) -> None: ...  # noqa: D102
 
 
 class MissingLauncher(Launcher):
-    """Raises that its package is missing."""
+    """Raises an error that names the missing package."""
 
     def __init__(self, absent: str, package: str, **options: Any) -> None:
         raise _missing("hydra/launcher", absent, package)
 
-    def setup(self, **given: Any) -> None: ...  # noqa: D102
+    def setup(self, **options: Any) -> None: ...  # noqa: D102
 
     def launch(self, job_overrides: Any, initial_job_idx: int) -> Any: ...  # noqa: D102
 

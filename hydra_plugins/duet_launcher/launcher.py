@@ -1,19 +1,20 @@
-"""The launcher `hydra/launcher: duet`: each job of a sweep is an ordinary single run, in its backend's environment.
+"""The launcher `hydra/launcher: duet`: each job of a sweep is an ordinary single run in the environment of its backend.
 
-Hydra's own launchers run every job of ``-m backend=torch,tf seed=0,1`` in the Python that reads the sweep. Here
-job n is the command ::
+Hydra's own launchers run every job of ``-m backend=torch,tf seed=0,1`` in the Python that reads the sweep. Here, job n
+is the command ::
 
-    <Python of its backend> -m <the same entry module> <its overrides> hydra.run.dir=<hydra.sweep.dir>/<n>
+    <Python of its backend> -m <the same module> <its overrides> hydra.run.dir=<hydra.sweep.dir>/<n>
 
-one after another, with output passed through. Which Python, first that is set (``backend`` is the job's config)::
+Jobs run one after another, and their output is passed through. The Python is the first of these that is set, where
+``backend`` is the group of the job's configuration::
 
     backend.python                  a path
     DUET_<backend.name>_PYTHON      an environment variable, as DUET_TORCH_PYTHON
     backend.environment             a virtual environment, as .venvs/torch
 
-with relative paths taken from the root of the repository. A job may leave its result for the sweeper, a number, as
-``objective`` in ``result.json`` of its run directory. A job that fails does not stop the others of its batch; the
-sweeper raises its error when the batch is done.
+Relative paths start at the root of the repository. A job may return a number to the sweeper as ``objective`` in the
+``result.json`` of its run directory. A job that fails does not stop the others of its batch; the sweeper raises its
+error when the batch is done.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What belongs to the sweep itself and would turn a job back into one, or move its output.
+# Overrides of the sweep itself: they would turn a job into a sweep, or move its output.
 _SWEEP_ONLY = re.compile(r"[+~]*hydra(\.(mode|run|sweep|sweeper|launcher)\b|/(sweeper|launcher)\b)")
 
 
@@ -63,15 +64,15 @@ class LaunchError(DuetError, CompactHydraException):
 
 
 def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root: Path = ROOT) -> Path:
-    """The Python that owns a backend.
+    """Return the Python of the environment that contains a backend.
 
     Args:
-        backend: the job's `backend` group; `name` and one of `python` and `environment` are read.
+        backend: the group `backend` of the job's configuration; `name`, `python` and `environment` are read.
         environ: environment variables.
         root: where relative paths start.
 
     Raises:
-        LaunchError: there is no such interpreter, or the config does not say which.
+        LaunchError: the interpreter does not exist, or the configuration does not name one.
     """
     name = backend.get("name")
     if not name:
@@ -89,7 +90,7 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
         )
     else:
         raise LaunchError(f"backend {name}: no Python is named; set backend.environment, backend.python or {variable}")
-    # Not resolved: a virtual environment is known by the path of its Python, which is a link.
+    # The link is not resolved: a virtual environment is recognised by the path of its Python.
     python = root / Path(given).expanduser()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise LaunchError(
@@ -99,11 +100,11 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
 
 
 def entry_command(main: ModuleType, task_function: Callable[..., Any]) -> list[str]:
-    """The arguments with which a Python enters the program that runs now.
+    """Return the arguments with which a Python starts the running program again.
 
     Args:
         main: the module `__main__`.
-        task_function: what `hydra.main` decorates; its module counts where a console script was started.
+        task_function: the function that `hydra.main` decorates; its module counts if a console script was started.
     """
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -117,12 +118,12 @@ def entry_command(main: ModuleType, task_function: Callable[..., Any]) -> list[s
 
 
 def inherited_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those of the sweep's `hydra` overrides that also hold for each of its jobs."""
+    """Return the `hydra` overrides of a sweep that also hold for each of its jobs."""
     return [override for override in overrides if not _SWEEP_ONLY.match(override)]
 
 
 def source_flags(config_name: str | None, sources: Sequence[Mapping[str, str]]) -> list[str]:
-    """Flags that make a job read the config files of the sweep, wherever they were named.
+    """Return flags that make a job read the same configuration files as the sweep.
 
     Args:
         config_name: `hydra.job.config_name`.
@@ -139,13 +140,13 @@ def source_flags(config_name: str | None, sources: Sequence[Mapping[str, str]]) 
 
 
 def run_dir_override(directory: Path) -> str:
-    """The override that makes `directory` the run directory, quoted as Hydra's grammar asks."""
+    """Return the override that makes `directory` the run directory, quoted for Hydra's grammar."""
     path = directory.as_posix().replace("'", r"\'")
     return f"hydra.run.dir='{path}'"
 
 
 def job_config(context: HydraContext, sweep: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
-    """The configuration of one job of a sweep, which knows its number."""
+    """Return the configuration of one job of a sweep, with its number."""
     config = context.config_loader.load_sweep_config(sweep, list(overrides))
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
@@ -153,10 +154,10 @@ def job_config(context: HydraContext, sweep: DictConfig, overrides: Sequence[str
 
 
 def read_objective(run_dir: Path) -> float | None:
-    """The number that a finished job left for the sweeper, or None where it left none.
+    """Return the number that a finished job returns to the sweeper, or None.
 
     Raises:
-        LaunchError: `result.json` holds something else.
+        LaunchError: `objective` in `result.json` is not a number.
     """
     file = run_dir / "result.json"
     if not file.exists():
@@ -169,7 +170,7 @@ def read_objective(run_dir: Path) -> float | None:
 
 
 class DuetLauncher(Launcher):
-    """Runs each job as a process of its backend's environment, one after another."""
+    """Runs each job as a process in the environment of its backend, one after another."""
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None
@@ -177,7 +178,7 @@ class DuetLauncher(Launcher):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives before the first batch."""
+        """Store what Hydra passes before the first batch."""
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -188,7 +189,7 @@ class DuetLauncher(Launcher):
             initial_job_idx: the number of the first.
 
         Raises:
-            LaunchError: the Python of some job is missing; then none has run.
+            LaunchError: the Python of a job is missing; then no job has run.
         """
         assert self.config is not None and self.task_function is not None and self.hydra_context is not None
         setup_globals()
@@ -236,7 +237,7 @@ def _run(number: int, config: DictConfig, run_dir: Path, command: list[str]) -> 
     return result
 
 
-# A plain node: Hydra loads plugins in a way in which a dataclass cannot find its own module.
+# A dictionary, because Hydra loads plugins in a way in which a dataclass cannot find its own module.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="duet",

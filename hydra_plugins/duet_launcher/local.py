@@ -1,8 +1,8 @@
-"""The launcher `hydra/launcher: local`: jobs on this machine, some side by side.
+"""The launcher `hydra/launcher: local`: jobs on this machine, several at a time.
 
-Each job's configuration is composed in turn, and the task is then called with it on one of `workers` threads. That is
-for tasks that start a process of their own and wait for it, as those of `experiments.study` do: a task that computes in
-Python would share one interpreter with its neighbours. A job that fails does not stop the others.
+The configurations are composed in turn, and the task is called with each on one of `workers` threads. This suits tasks
+that start a process and wait for it, as those of `experiments.study` do; tasks that compute in Python would compete for
+one interpreter. A job that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class LocalLauncher(Launcher):
     """Calls the task for each job on a thread.
 
     Args:
-        workers: how many jobs run at a time.
+        workers: the number of jobs that run at a time.
     """
 
     def __init__(self, workers: int = 1) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-            raise LaunchError(f"hydra.launcher.workers: {workers!r} was given; it must be a number of at least 1")
+            raise LaunchError(f"hydra.launcher.workers: {workers!r} was given; it must be a whole number of at least 1")
         self.workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives before the first batch."""
+        """Store what Hydra passes before the first batch."""
         self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run one batch of jobs; gives how each ended, in their order.
+        """Run one batch of jobs; return the outcomes in their order.
 
         Args:
             job_overrides: the overrides of each job.

@@ -1,4 +1,4 @@
-"""The launcher: its plain parts, and sweeps of a small program whose "environments" are notes of who was called."""
+"""The launcher: its functions, and sweeps of a small program with two fake environments that record their calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def executable(path: Path, text: str = "#!/bin/sh\n") -> Path:
 # --- which Python -------------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_pythons(tmp_path):
+def test_the_python_comes_from_configuration_then_variable_then_environment(tmp_path):
     venv = executable(tmp_path / ".venvs/tf/bin/python")
     by_variable, by_config = executable(tmp_path / "variable"), executable(tmp_path / "config")
     backend = {"name": "tf", "environment": ".venvs/tf"}
@@ -48,14 +48,14 @@ def test_the_order_of_pythons(tmp_path):
     assert backend_python({**backend, "python": None}, {}, tmp_path) == venv
 
 
-def test_a_link_to_a_python_is_not_followed(tmp_path):
+def test_a_link_to_a_python_is_not_resolved(tmp_path):
     real, link = executable(tmp_path / "real"), tmp_path / ".venvs/tf/bin/python"
     link.parent.mkdir(parents=True)
     link.symlink_to(real)
     assert backend_python({"name": "tf", "environment": ".venvs/tf"}, {}, tmp_path) == link
 
 
-def test_a_missing_python_names_the_set_up(tmp_path):
+def test_a_missing_python_names_the_setup_command(tmp_path):
     with pytest.raises(DuetError, match=r"python3 -m duet setup tf"):
         backend_python({"name": "tf", "environment": ".venvs/tf"}, {}, tmp_path)
     with pytest.raises(DuetError, match=r"DUET_MY_OWN_PYTHON: there is no Python at .*/nowhere"):
@@ -77,7 +77,7 @@ def main_module(spec: str | None = None, file: str | None = None) -> ModuleType:
     return module
 
 
-def test_the_entry_is_entered_again_as_it_was():
+def test_a_job_starts_the_program_as_the_sweep_was_started():
     def task() -> None: ...
 
     task.__module__ = "__main__"
@@ -90,7 +90,7 @@ def test_the_entry_is_entered_again_as_it_was():
     assert entry_command(main_module(file="/usr/bin/script"), task) == ["-m", "experiments.train"]
 
 
-def test_a_job_inherits_what_is_not_the_sweeps_own():
+def test_a_job_inherits_the_overrides_that_are_not_the_sweeps_own():
     own = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x", "hydra.sweep.subdir=y", "hydra/launcher=duet", "hydra.run.dir=z"]
     own += ["hydra/sweeper=optuna", "+hydra.launcher.n=1", "hydra.sweeper.n_trials=3", "++hydra.sweeper.params={a:1}"]
     others = ["hydra.verbose=true", "hydra.job.chdir=true", "hydra.runtime.x=1", "+hydra.job.env_set.A=b"]
@@ -113,7 +113,7 @@ def test_any_run_directory_survives_hydras_grammar(path):
     assert (override.key_or_group, override.value()) == ("hydra.run.dir", path)
 
 
-def test_the_objective(tmp_path):
+def test_the_objective_is_a_number_in_result_json(tmp_path):
     assert read_objective(tmp_path) is None
     for text, value in [('{"objective": 2}', 2.0), ('{"objective": null}', None), ("{}", None)]:
         (tmp_path / "result.json").write_text(text)
@@ -153,7 +153,7 @@ seed: 0
 
 @pytest.fixture
 def program(tmp_path):
-    """A package `small` with a config, and one "Python" per backend, which says who it is and goes on with the real."""
+    """A package `small` with a configuration, and a "Python" per backend that sets OWNER and calls the real Python."""
     for backend in ("torch", "tf"):
         script = f'#!/bin/sh\nOWNER={backend} exec "{sys.executable}" "$@"\n'
         python = executable(tmp_path / f"{backend}-python", script)
@@ -186,7 +186,7 @@ def test_a_failed_job_fails_the_sweep_after_the_others_ran(program):
     assert (program / "a sweep/1/job.json").exists()
 
 
-def test_no_job_runs_where_one_lacks_its_python(program):
+def test_no_job_runs_if_one_lacks_its_python(program):
     (program / "tf-python").unlink()
     result = sweep(program, "backend=torch,tf")
     assert result.returncode == 1
@@ -194,5 +194,5 @@ def test_no_job_runs_where_one_lacks_its_python(program):
     assert not list(program.glob("a sweep/*/job.json"))
 
 
-def test_the_error_is_a_duet_error():
+def test_a_launch_error_is_a_duet_error():
     assert issubclass(LaunchError, DuetError)
