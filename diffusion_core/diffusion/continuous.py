@@ -30,11 +30,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.plot import plot_schedule
 
 __all__ = [
     "CONTINUOUS",
@@ -125,6 +127,10 @@ class ContinuousSchedule:
         with np.errstate(divide="ignore"):
             low, high = np.log(sigma) - np.log(alpha)
         return float(low), float(high)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw alpha, sigma and the log-SNR over t with matplotlib; return the axes. See `plot.plot_schedule`."""
+        return plot_schedule(self, axes)
 
     @property
     def is_table(self) -> bool:

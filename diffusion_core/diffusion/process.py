@@ -50,11 +50,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.plot import plot_process
 from diffusion_core.diffusion.schedule import AnySchedule
 
 __all__ = [
@@ -263,6 +265,10 @@ class Process:
         options = {name: getattr(self, name) for name in ("time_scale", "sigma_data")}
         changed = "".join(f", {name}={value:g}" for name, value in options.items() if value != getattr(Process, name))
         return f"Process({self.schedule!r}, {self.prediction!r}{changed})"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw c_skip, c_out and c_in over t with matplotlib; return the axes. See `plot.plot_process`."""
+        return plot_process(self, axes)
 
     @property
     def alphas_cumprod(self) -> Array:

@@ -47,6 +47,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,6 +55,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
+from diffusion_core.diffusion.plot import plot_schedule
 
 __all__ = [
     "SCHEDULES",
@@ -229,6 +231,10 @@ class Schedule:
         """log(alpha^2 / sigma^2) of each level, with shape (T,); -inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return 2.0 * (np.log(self.alpha) - np.log(self.sigma))
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw alpha, sigma and the log-SNR over t with matplotlib; return the axes. See `plot.plot_schedule`."""
+        return plot_schedule(self, axes)
 
     @property
     def snr(self) -> Array:
