@@ -154,7 +154,7 @@ def operations(directory: Path, dtype: type) -> list[str]:
 
 
 def killed(directory: Path, dtype: type, at: int, tear: bool = False) -> bool:
-    """Run a process that ends before operation `at`, if it gets so far; a file flushed then may be truncated (`tear`)."""
+    """Run a process that ends before operation `at`, if it gets so far; `tear` truncates a file flushed then."""
     left, dead = at, False
 
     def act(event: str, what: object) -> None:

@@ -1,4 +1,4 @@
-"""Training batches: functions of positions alone."""
+"""Training batches are functions of positions alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch(positions, objective=OBJECTIVE, dtype=np.float32):
 
 
 @given(st.integers(0, 10**9), st.integers(1, 12), st.data())
-def test_a_batch_is_its_parts_joined(first, size, data):
+def test_a_batch_is_the_concatenation_of_its_parts(first, size, data):
     cut = data.draw(st.integers(1, size))
     whole = batch(np.arange(first, first + size))
     parts = [batch(p) for p in (np.arange(first, first + cut), np.arange(first + cut, first + size)) if len(p)]
@@ -43,7 +43,7 @@ def test_a_batch_is_its_parts_joined(first, size, data):
     assert np.array_equal(whole.dropout_key, Stream(3, "train/dropout").key)
 
 
-def test_a_batch_is_the_same_again_and_another_one_elsewhere():
+def test_a_batch_is_reproducible_and_differs_at_other_positions():
     one, again, other = batch([0, 1, 2, 3]), batch([0, 1, 2, 3]), batch([4, 5, 6, 7])
     for name, value in one.arrays.items():
         np.testing.assert_array_equal(value, again.arrays[name])
@@ -61,7 +61,7 @@ WHOLE = Objective(
 
 
 def test_every_option_leaves_a_batch_a_function_of_positions():
-    """As after a restart, or in as many processes as there are parts; the parts are no whole blocks of strata."""
+    """As after a restart, or in several processes; the parts do not consist of whole blocks of strata."""
     whole = batch(np.arange(1000, 1024), WHOLE)
     parts = [batch(np.arange(first, first + 8), WHOLE) for first in (1000, 1008, 1016)]
     for name, value in whole.arrays.items():
@@ -69,8 +69,8 @@ def test_every_option_leaves_a_batch_a_function_of_positions():
             np.testing.assert_array_equal(value, np.concatenate([part.arrays[name] for part in parts]), err_msg=name)
 
 
-def test_options_change_what_they_name_and_nothing_else():
-    """So that a batch without them is the one that was always drawn, which the other tests here spell out."""
+def test_an_option_changes_only_the_arrays_that_it_concerns():
+    """A batch with default options is thus the one that the other tests here describe."""
     default = batch(range(40))
     level = {"alpha", "sigma", "c_noise", "target_x0", "target_eps"}
     for options, changed in (
@@ -118,7 +118,7 @@ def test_offset_noise_moves_whole_channels():
     (flow(1000), "x0"), (flow(16), "next_level"),
 ], ids=lambda value: getattr(value, "name", value))  # fmt: skip
 def test_input_perturbation_moves_x_t_and_leaves_the_target(schedule, prediction, dtype):
-    """As a backend computes both, in its own precision: x_t has gamma more noise, the target has none of it."""
+    """As computed by a backend in its own precision: x_t has gamma more noise, the target has not."""
     positions, gamma = np.arange(200), 0.1
     pixels, process = images(positions), Process(schedule, prediction)
     plain, moved = (
@@ -134,7 +134,7 @@ def test_input_perturbation_moves_x_t_and_leaves_the_target(schedule, prediction
     assert np.abs(expected).max() > 0.1
 
 
-def test_columns_are_those_of_the_drawn_level():
+def test_columns_are_those_of_the_drawn_timestep():
     positions = np.arange(64)
     got = batch(positions, dtype=np.float64)
     t = Stream(3, "train/t").integers(positions, 1000)
@@ -149,7 +149,7 @@ def test_columns_are_those_of_the_drawn_level():
     np.testing.assert_array_equal(got.noise, Stream(3, "train/noise").normal(positions, (2, 2, 1)))
 
 
-def test_columns_are_cast_once_and_the_level_not_at_all():
+def test_columns_are_cast_once_and_c_noise_not_at_all():
     wide, narrow = batch(range(9), dtype=np.float64), batch(range(9))
     for name, value in wide.arrays.items():
         got = narrow.arrays[name]
@@ -160,7 +160,7 @@ def test_columns_are_cast_once_and_the_level_not_at_all():
         np.testing.assert_array_equal(got, value.astype(got.dtype))
 
 
-def test_every_level_is_drawn_about_equally_often():
+def test_timesteps_are_drawn_uniformly():
     t = batch(np.arange(20_000)).c_noise.astype(int)
     counts = np.bincount(t // 100, minlength=10)
     assert np.sum((counts - 2000) ** 2 / 2000) < 27.9  # chi square of 9 degrees, once in a thousand
@@ -168,35 +168,35 @@ def test_every_level_is_drawn_about_equally_often():
 
 
 @pytest.mark.parametrize("first_t", [1, 7, 999])
-def test_levels_below_the_first_are_left_out(first_t):
+def test_timesteps_below_first_t_are_never_drawn(first_t):
     t = batch(np.arange(20_000), Objective(PROCESS, seed=3, first_t=first_t)).c_noise.astype(int)
     assert t.min() >= first_t and t.max() <= 999
     counts = np.bincount((t - first_t) * 10 // (1000 - first_t), minlength=10)
     if first_t < 999:
-        # 999 and 993 levels are not cut into ten equal parts: by one level in a hundred at most.
+        # 999 and 993 timesteps do not divide into ten equal parts; they differ by at most one in a hundred.
         assert t.min() < first_t + 10 and t.max() > 990
         assert np.abs(counts - 2000).max() < 5 * math.sqrt(2000) + 20
 
 
-def test_the_first_level_is_there_unless_it_is_left_out():
+def test_every_timestep_from_first_t_on_is_drawn():
     few = Process(linear(T=3), "v")
     for first_t in range(3):
         t = batch(np.arange(60), Objective(few, seed=3, first_t=first_t)).c_noise
         assert set(t) == set(range(first_t, 3))
 
 
-def test_classes_stand_before_or_after_the_null_label():
+def test_classes_come_before_or_after_the_null_label():
     labels = np.array([[0, 3], [2, 1]])
     for null_label, expected in ((4, labels), (0, labels + 1), (None, labels)):
         got = network_labels(labels, 4, null_label)
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, expected)
-        # One label for each class and none of them is the null label.
+        # Every class has its own label, and none of them is the null label.
         assert len({*got.ravel().tolist(), null_label}) == 5
     np.testing.assert_array_equal(network_labels([9, -4], 0, None), [0, 0])
 
 
-def test_a_null_label_of_zero_moves_the_classes_up_and_changes_nothing_else():
+def test_a_null_label_of_zero_shifts_the_classes_and_changes_nothing_else():
     positions = np.arange(400)
     last, first = (batch(positions, Objective(PROCESS, 3, "mse", n, 0.25, classes=4)) for n in (4, 0))
     np.testing.assert_array_equal(first.label, np.where(last.label == 4, 0, last.label + 1))
@@ -208,19 +208,19 @@ def test_a_null_label_of_zero_moves_the_classes_up_and_changes_nothing_else():
             np.testing.assert_array_equal(value, vars(first)[name])
 
 
-def test_classes_without_a_null_label_are_always_there():
+def test_without_a_null_label_no_class_is_dropped():
     positions = np.arange(8)
     np.testing.assert_array_equal(batch(positions, Objective(PROCESS, 3, classes=4)).label, positions % 4)
 
 
 @pytest.mark.parametrize("null_label", [4, 0, None])
 @pytest.mark.parametrize("label", [-1, 4])
-def test_a_label_of_no_class_is_refused_wherever_the_null_label_is(label, null_label):
+def test_an_unknown_label_is_refused_for_every_null_label(label, null_label):
     with pytest.raises(DuetError, match=rf"label {label}: the network has classes 0\.\.3"):
         network_labels([0, label], 4, null_label)
 
 
-def test_labels_are_dropped_at_their_rate_per_image():
+def test_labels_are_dropped_per_image_with_the_given_probability():
     n = 20_000
     positions = np.arange(n)
     dropped = batch(positions).label == 4
@@ -231,7 +231,7 @@ def test_labels_are_dropped_at_their_rate_per_image():
 
 
 @pytest.mark.parametrize("rate, expected", [(0.0, False), (1.0, True)])
-def test_labels_are_kept_or_dropped_for_certain(rate, expected):
+def test_probability_0_keeps_and_1_drops_every_label(rate, expected):
     got = batch(range(500), Objective(PROCESS, 3, null_label=4, label_dropout=rate))
     assert np.all((got.label == 4) == expected)
 
@@ -241,7 +241,7 @@ def test_dropping_labels_changes_nothing_else():
     assert all(np.array_equal(v, other.arrays[n]) for n, v in one.arrays.items() if n != "label")
 
 
-def test_a_network_without_classes_sees_label_zero():
+def test_a_network_without_classes_gets_label_zero():
     positions = np.arange(4)
     got = Objective(PROCESS, 3).batch(images(positions), np.array([5, 9, -1, 100]), positions)
     np.testing.assert_array_equal(got.label, 0)
@@ -253,7 +253,7 @@ def test_a_label_out_of_range_is_refused(label):
         OBJECTIVE.batch(images(np.arange(2)), np.array([0, label]), np.arange(2))
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"distance": "mae"}, r"process.distance: 'mae' was given; it must be one of mse, l1, huber, pseudo_huber"),
     ({"label_dropout": 1.5, "null_label": 4}, "process.label_dropout: 1.5"),
     ({"label_dropout": -0.1, "null_label": 4}, "process.label_dropout: -0.1"),
@@ -272,8 +272,8 @@ def test_a_label_out_of_range_is_refused(label):
     ({"weighting": {"name": "minsnr"}}, "process.weighting.name: 'minsnr'"),
     ({"timestep_sampling": {"name": "normal"}}, "process.timestep_sampling.name: 'normal'"),
 ])  # fmt: skip
-def test_an_objective_that_does_not_fit_is_refused(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_objective_options_out_of_range_are_refused(options, message):
+    with pytest.raises(DuetError, match=message):
         Objective(PROCESS, 0, **options)
 
 
@@ -289,12 +289,12 @@ def test_an_objective_takes_from_its_model_what_the_model_determines():
     assert one.options == other.options and one.options["label_dropout"] == 0.25
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"label_dropuot": 0.1}, "option of the objective: 'label_dropuot' .* Did you mean 'label_dropout'"),
     ({"classes": 4}, "option of the objective: 'classes' was given"),
     ({"distance": "cross_entropy"}, "process.distance: cross_entropy was given"),
 ])  # fmt: skip
-def test_an_objective_for_a_model_refuses_options_that_the_model_determines(options, words):
+def test_an_objective_for_a_model_refuses_options_that_the_model_determines(options, message):
     model = DiffusionModel(PlainSpec(8, 1, 1, channels=(4,), bottleneck=4), {"name": "linear"}, "v")
-    with pytest.raises(DuetError, match=words):
+    with pytest.raises(DuetError, match=message):
         Objective.for_model(model, **options)

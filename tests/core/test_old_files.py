@@ -1,4 +1,4 @@
-"""What an earlier version wrote still loads: a checkpoint, a snapshot of the averages, samples and a run directory.
+"""Files of an earlier version still load: a checkpoint, EMA snapshots, samples and a run directory.
 
 The files under ``tests/data/run_v1`` were written before configuration keys were renamed. They were made by
 
@@ -23,7 +23,7 @@ from diffusion_core.runs.run_directory import read_metrics, read_samples
 RUN = Path(__file__).parent.parent / "data" / "run_v1"
 
 
-def test_an_old_checkpoint_loads_under_the_new_names():
+def test_an_old_checkpoint_loads_with_the_new_names():
     found = load_checkpoint(RUN)
     assert found.images_seen == 256 and found.state.updates == 4
     spec = found.model.spec
@@ -37,7 +37,7 @@ def test_an_old_checkpoint_loads_under_the_new_names():
     }
 
 
-def test_old_snapshots_of_the_averages_give_the_average_that_was_kept():
+def test_old_snapshots_reproduce_the_average_of_the_checkpoint():
     (found, _) = reconstruct(find_snapshots(RUN), Power(0.05), 256)
     kept = load_checkpoint(RUN).state.ema
     for name, value in found.state.weights.items():
@@ -50,8 +50,8 @@ def test_old_samples_and_metrics_are_read():
     assert [line["images_seen"] for line in read_metrics(RUN / "metrics.jsonl")] == [64, 128, 192, 256]
 
 
-def test_every_plan_is_the_one_that_was_recorded():
-    """Every sampler on several processes; a formula that is summed in another order may differ by 1e-15 of its size."""
+def test_every_plan_equals_the_recorded_one():
+    """Every sampler on several processes; sums in another order may differ by a relative 1e-15."""
     for case, tables in CASES:
         plan = make(case).tables()
         for name, wanted in tables.items():

@@ -1,4 +1,4 @@
-"""The loop: resumed equals uninterrupted, and everything happens at its moment."""
+"""The training loop: a resumed run equals the uninterrupted one, and callbacks are called at their moments."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from diffusion_core.training.loop import (
 )
 from diffusion_core.training.objective import Objective
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
-LOADER = Loader(Dataset(PICTURES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
+IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
+LOADER = Loader(Dataset(IMAGES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)
 OBJECTIVE = Objective(Process(linear()), seed=1, null_label=3, label_dropout=0.3)
 RATE = LearningRate(0.1, 20, "cosine", 64)
 EMA = Ema((Warmup(0.9), Power(0.1)))
@@ -42,11 +42,11 @@ EMA = Ema((Warmup(0.9), Power(0.1)))
 
 @dataclass
 class Recorder:
-    """A trainer that remembers what it was given; its loss at step k is losses(k)."""
+    """A trainer that records its arguments; its loss at step k is losses(k)."""
 
     losses: object = lambda step: 1.0 / step
     per_image: object = lambda batch: np.zeros(0)
-    room: int = 10**9  # how many images it can compute at a time
+    room: int = 10**9  # the largest micro-batch that fits into its memory
     steps: list[tuple[bytes, float, tuple[float, ...]]] = field(default_factory=list)
     micro_batches: list[int] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Recorder:
         self, batch: TrainBatch, lr: float, decays: tuple[float, ...], micro_batches=1, may_repeat=False
     ) -> StepResult:
         if batch.size // micro_batches > self.room:
-            raise (OutOfMemory if may_repeat else DuetError)("too little memory")
+            raise (OutOfMemory if may_repeat else DuetError)("out of memory")
         self.micro_batches.append(micro_batches)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in batch.arrays.values())
         self.steps.append((content, lr, decays))
@@ -74,13 +74,13 @@ def run(
     return trainer
 
 
-# Four levels, each of which soon has its two losses.
+# Four timesteps, each of which soon has its two losses.
 ADAPTIVE = Objective(Process(linear(4)), seed=1, timestep_sampling={"name": "loss_second_moment", "history": 2})
 
 
 @pytest.mark.parametrize("cut", [4, 8, 28, 60])
-def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
-    """The loss of an image is the number of its level plus one, and what is drawn follows from it."""
+def test_an_adaptive_timestep_distribution_is_resumed_from_its_history(cut):
+    """The loss of an image is its timestep plus one, which decides the timesteps drawn later."""
     kept = {}
     callbacks = TrainingCallbacks(
         on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history})
@@ -96,19 +96,19 @@ def test_levels_that_follow_the_losses_are_resumed_from_their_history(cut):
     ).steps
     assert rest == whole[cut // 4 :]
     assert np.all(kept[64].counts == 2) and np.array_equal(kept[64].losses, np.arange(1.0, 5)[:, None] * [1, 1])
-    if cut == 60:  # by then all levels are known, and a run that forgets them draws others
+    if cut == 60:  # by then the history is full, and a run without it draws other timesteps
         assert run(config, recorder(), None, ADAPTIVE, images_seen=cut, updates=15).steps != rest
 
 
 @pytest.mark.parametrize("cut", [4, 8, 28, 60])
-def test_a_resumed_run_is_the_uninterrupted_one(cut):
+def test_a_resumed_run_equals_the_uninterrupted_one(cut):
     whole = run(TrainingConfig(64, 4)).steps
     first = run(TrainingConfig(cut, 4)).steps
     rest = run(TrainingConfig(64, 4), images_seen=cut, updates=cut // 4).steps
     assert first + rest == whole and len(whole) == 16
 
 
-def test_every_step_gets_its_own_batch_rate_and_decay():
+def test_every_step_has_its_own_batch_learning_rate_and_decays():
     steps = run(TrainingConfig(64, 4)).steps
     assert len({content for content, _, _ in steps}) == 16
     assert [lr for _, lr, _ in steps] == [RATE(n) for n in range(4, 65, 4)]
@@ -116,17 +116,17 @@ def test_every_step_gets_its_own_batch_rate_and_decay():
 
 
 @pytest.mark.parametrize("log_images", [4, 8, 10, 12, 30, 60, 64, 100])
-def test_the_last_steps_are_those_of_the_last_log(log_images):
-    told = []
-    callbacks = TrainingCallbacks(on_log=lambda records, speed: told.append([record.images_seen for record in records]))
+def test_the_steps_of_the_last_log_are_recognised(log_images):
+    logs = []
+    callbacks = TrainingCallbacks(on_log=lambda records, speed: logs.append([record.images_seen for record in records]))
     config = TrainingConfig(64, 4, log_images=log_images)
     run(config, callbacks=callbacks)
     # The first step, which is always logged alone, belongs to the first log.
-    last = told[0] + told[1] if len(told) == 2 else told[-1]
+    last = logs[0] + logs[1] if len(logs) == 2 else logs[-1]
     assert [n for n in range(4, 65, 4) if config.is_in_last_log(n)] == last
 
 
-def test_batches_are_those_of_the_data_order():
+def test_batches_follow_the_order_of_the_data():
     batch = make_batch(LOADER, OBJECTIVE, 12, 4)
     images = LOADER.batch(12, 4)
     np.testing.assert_array_equal(batch.images, images.pixels)
@@ -137,8 +137,7 @@ def test_batches_are_those_of_the_data_order():
     assert run(TrainingConfig(64, 4)).steps[3][0] == content
 
 
-def test_the_same_images_in_other_batches():
-    # The batch size changes the steps, not what each image meets.
+def test_the_batch_size_does_not_change_what_an_image_is_trained_with():
     for name, value in make_batch(LOADER, OBJECTIVE, 0, 12).arrays.items():
         parts = [make_batch(LOADER, OBJECTIVE, n, 3).arrays[name] for n in (0, 3, 6, 9)]
         if name == "dropout_key":  # of the run, not of an image
@@ -147,57 +146,63 @@ def test_the_same_images_in_other_batches():
             np.testing.assert_array_equal(np.concatenate(parts), value)
 
 
-def test_a_finished_run_has_no_more_steps():
+def test_a_finished_run_takes_no_steps():
     assert run(TrainingConfig(8, 4), images_seen=8).steps == []
 
 
 def moments(config: TrainingConfig, ema: Ema = EMA, **start: int) -> dict[str, list]:
     happened: dict[str, list] = {"log": [], "checkpoint": [], "sample": [], "snapshot": [], "order": []}
 
-    def note(what: str):
-        def hook(images_seen: int, history: LossHistory | None = None, skipped: int = 0) -> None:
-            happened[what].append(images_seen)
-            happened["order"].append(what)
+    def record(event: str):
+        def callback(images_seen: int, history: LossHistory | None = None, skipped: int = 0) -> None:
+            happened[event].append(images_seen)
+            happened["order"].append(event)
 
-        return hook
+        return callback
 
     def log(records: list[Record], speed: float) -> None:
         happened["log"].append([record.images_seen for record in records])
         happened["order"].append("log")
         assert speed >= 0
 
-    run(config, None, TrainingCallbacks(log, note("checkpoint"), note("sample"), note("snapshot")), ema=ema, **start)
+    run(
+        config,
+        None,
+        TrainingCallbacks(log, record("checkpoint"), record("sample"), record("snapshot")),
+        ema=ema,
+        **start,
+    )
     return happened
 
 
-def test_hooks_are_called_at_their_moments():
+def test_callbacks_are_called_at_their_moments():
     happened = moments(TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
     assert happened["checkpoint"] == [16, 32, 40]
     assert happened["sample"] == [20, 40]
-    # The first step is read at once, so that a mistake shows early.
+    # The first step is logged at once, so that a mistake shows early.
     assert happened["log"][0] == [4]
     assert [part[-1] for part in happened["log"]] == [4, 12, 16, 20, 24, 32, 36, 40]
     assert list(chain(*happened["log"])) == list(range(4, 41, 4))
     assert happened["order"][-3:] == ["log", "checkpoint", "sample"]
 
 
-def test_snapshots_are_taken_at_their_moments_and_at_the_end_or_never():
+def test_snapshots_are_taken_at_their_interval_and_at_the_end_or_never():
     config = TrainingConfig(40, 4, log_images=1000, checkpoint_images=24)
     happened = moments(config, Ema(EMA.profiles, 12))
     assert happened["snapshot"] == [12, 24, 36, 40]
-    # What was lost until then is read first: nothing of a run that went astray is kept.
+    # The losses are read before a snapshot, so that none is stored after a step that is not finite.
     assert [part[-1] for part in happened["log"]] == [4, 12, 24, 36, 40]
     assert happened["order"][-4:] == ["log", "snapshot", "checkpoint", "sample"]
     assert moments(config, Ema(EMA.profiles, 12), images_seen=24, updates=6)["snapshot"] == [36, 40]
     assert moments(config)["snapshot"] == []
 
 
-def test_a_moment_between_two_steps_is_that_of_the_later_one():
+def test_a_moment_between_two_steps_belongs_to_the_later_one():
     assert moments(TrainingConfig(40, 4, checkpoint_images=10))["checkpoint"] == [12, 20, 32, 40]
     assert moments(TrainingConfig(40, 4, checkpoint_images=3))["checkpoint"] == list(range(4, 41, 4))
 
 
-def test_without_a_count_things_happen_at_the_end_alone():
+def test_without_an_interval_a_callback_is_called_at_the_end_only():
     happened = moments(TrainingConfig(40, 4, log_images=1000))
     assert happened["checkpoint"] == happened["sample"] == [40]
 
@@ -212,7 +217,7 @@ def test_moments_do_not_depend_on_where_a_run_was_resumed():
     assert list(chain(*rest["log"])) == list(range(20, 41, 4))
 
 
-def test_records_hold_the_numbers_of_their_steps():
+def test_records_contain_the_numbers_of_their_steps():
     kept: list[Record] = []
     run(
         TrainingConfig(16, 4, log_images=16),
@@ -226,7 +231,7 @@ def test_records_hold_the_numbers_of_their_steps():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, step):
+def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_stored(bad, step):
     kept = []
     callbacks = TrainingCallbacks(
         lambda records, speed: kept.extend(r.images_seen for r in records), lambda n, *_: kept.append(n), kept.append
@@ -234,10 +239,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(bad, ste
     trainer = Recorder(lambda k: bad if k == step else 1.0)
     with pytest.raises(DuetError, match=f"the loss is {bad} and .* at {4 * step} images seen; a lower learning rate"):
         run(TrainingConfig(32, 4, log_images=16, checkpoint_images=16), trainer, callbacks)
-    assert kept == list(range(4, 4 * step, 4))  # what was read before it
+    assert kept == list(range(4, 4 * step, 4))  # the steps logged before it
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run():
+def test_a_gradient_that_is_not_finite_stops_the_run():
     class Exploding(Recorder):
         def step(self, batch, lr, decays, micro_batches, may_repeat):
             return StepResult(1.0, math.inf)
@@ -247,12 +252,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run():
 
 
 @pytest.mark.parametrize("objective", ["plain", "adaptive"])
-def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
-    told: list[NonFiniteStep] = []
+def test_a_step_that_is_not_finite_is_reported_with_the_state_before_it(objective):
+    reported: list[NonFiniteStep] = []
 
-    def trouble(found: NonFiniteStep) -> str:
-        told.append(found)
-        return "; kept"
+    def report(step: NonFiniteStep) -> str:
+        reported.append(step)
+        return "; stored"
 
     def log(records: list[Record], speed: float) -> None:
         logged.extend(record.images_seen for record in records)
@@ -260,59 +265,57 @@ def test_the_step_that_is_not_finite_is_told_with_what_was_before_it(objective):
     logged: list[int] = []
     chosen = ADAPTIVE if objective == "adaptive" else OBJECTIVE
     trainer = Recorder(lambda k: math.nan if k >= 3 else 1.0, per_image=lambda batch: batch.c_noise)
-    with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; kept"):
+    with pytest.raises(DuetError, match=r"the loss is nan .*non_finite=skip; stored"):
         run(
             TrainingConfig(32, 4, micro_batch=2, log_images=16),
             trainer,
-            TrainingCallbacks(log, on_non_finite=trouble),
+            TrainingCallbacks(log, on_non_finite=report),
             chosen,
         )
-    (found,) = told
+    (found,) = reported
     assert logged == [4, 8]
     assert (found.images_seen, found.batch, found.updates, found.lr, found.micro_batches) == (8, 4, 2, RATE(12), 2)
     assert (found.history is None) == (objective == "plain") and found.decays == EMA.decays(3, 12, 4)
 
 
 @dataclass
-class Forgiven(Recorder):
-    """A trainer that says when it was forgiven."""
+class Clearing(Recorder):
+    """A trainer that records when it was cleared."""
 
-    forgiven: list[int] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
 
     def clear_non_finite(self) -> None:
-        self.forgiven.append(len(self.steps))
+        self.cleared.append(len(self.steps))
 
 
-def test_updates_that_are_not_finite_are_skipped_counted_and_told_once_a_streak():
-    kept, told, said = [], [], []
+def test_updates_that_are_not_finite_are_skipped_and_each_series_is_reported_once():
+    kept, reported, notices = [], [], []
     callbacks = TrainingCallbacks(
         lambda records, speed: kept.extend(records),
-        on_notice=said.append,
-        on_non_finite=lambda found: told.append(found) or "",
+        on_notice=notices.append,
+        on_non_finite=lambda found: reported.append(found) or "",
     )
     bad = (2, 3, 6)
-    trainer = Forgiven(lambda k: math.inf if k in bad else 1.0)
+    trainer = Clearing(lambda k: math.inf if k in bad else 1.0)
     run(TrainingConfig(32, 4, log_images=16, non_finite="skip", max_skipped=2), trainer, callbacks)
-    assert trainer.forgiven == list(bad) and len(said) == 3
+    assert trainer.cleared == list(bad) and len(notices) == 3
     assert [record.metrics["skipped"] for record in kept] == [int(k in bad) for k in range(1, 9)]
-    assert [found.images_seen for found in told] == [4, 20]
-    assert (
-        trainer.steps == run(TrainingConfig(32, 4)).steps
-    )  # every batch, rate and decay is that of its place in the run
+    assert [found.images_seen for found in reported] == [4, 20]
+    assert trainer.steps == run(TrainingConfig(32, 4)).steps  # skipped updates do not move batches, rates or decays
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_more_skipped_updates_than_are_allowed_one_after_another_end_the_run(most):
+def test_too_many_consecutive_skipped_updates_stop_the_run(most):
     config = TrainingConfig(64, 4, non_finite="skip", max_skipped=most)
-    trainer = Forgiven(lambda k: math.nan if 3 <= k <= 3 + most else 1.0)
+    trainer = Clearing(lambda k: math.nan if 3 <= k <= 3 + most else 1.0)
     with pytest.raises(DuetError, match=r"the loss is nan .* at \d+ images seen"):
         run(config, trainer)
     assert len(trainer.steps) == 3 + most
-    run(config, Forgiven(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
+    run(config, Clearing(lambda k: math.nan if 3 <= k < 3 + most else 1.0))
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
-def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninterrupted_one_does(cut):
+def test_a_run_interrupted_within_a_series_of_skipped_updates_stops_where_the_uninterrupted_one_does(cut):
     bad, found = {2, 4, 5, 6, 7}, {}
     callbacks = TrainingCallbacks(
         on_checkpoint=lambda images_seen, resume_state: found.update({images_seen: resume_state.skipped})
@@ -321,7 +324,7 @@ def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninte
     def last(most: int, first: int = 0, **start: int) -> int | None:
         config = TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip", max_skipped=most)
         try:
-            run(config, Forgiven(lambda k: math.nan if k + first in bad else 1.0), callbacks, **start)
+            run(config, Clearing(lambda k: math.nan if k + first in bad else 1.0), callbacks, **start)
         except DuetError as error:
             return int(re.search(r"at (\d+) images seen", str(error))[1])
         return None
@@ -333,25 +336,25 @@ def test_a_run_cut_anywhere_in_a_streak_of_skipped_updates_ends_where_the_uninte
         assert last(3, cut, images_seen=4 * cut, updates=cut, resume_state=ResumeState(skipped=skipped)) == 28
 
 
-def test_what_was_skipped_before_a_run_stops_is_logged():
-    kept, told = [], []
+def test_updates_skipped_before_a_run_stops_are_logged():
+    kept, reported = [], []
     callbacks = TrainingCallbacks(
-        lambda records, speed: kept.extend(records), on_non_finite=lambda found: told.append(found) or ""
+        lambda records, speed: kept.extend(records), on_non_finite=lambda found: reported.append(found) or ""
     )
     config = TrainingConfig(64, 4, log_images=64, non_finite="skip", max_skipped=2)
     with pytest.raises(DuetError, match="and 2 updates before it were skipped"):
-        run(config, Forgiven(lambda k: math.nan if k >= 3 else 1.0), callbacks)
+        run(config, Clearing(lambda k: math.nan if k >= 3 else 1.0), callbacks)
     assert [(record.images_seen, record.skipped) for record in kept] == [(4, 0), (8, 0), (12, 1), (16, 1)]
-    assert [(found.images_seen, found.stops_training) for found in told] == [(8, False), (16, True)]
+    assert [(found.images_seen, found.stops_training) for found in reported] == [(8, False), (16, True)]
 
 
-def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
+def test_an_adaptive_timestep_distribution_ignores_skipped_losses():
     def histories(bad: int) -> dict[int, LossHistory]:
         kept = {}
         callbacks = TrainingCallbacks(
             on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state.history})
         )
-        trainer = Forgiven(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
+        trainer = Clearing(lambda k: math.nan if k == bad else 1.0, per_image=lambda batch: batch.positions + 1.0)
         run(TrainingConfig(32, 4, checkpoint_images=4, non_finite="skip"), trainer, callbacks, ADAPTIVE)
         return kept
 
@@ -360,37 +363,40 @@ def test_levels_that_follow_the_losses_do_not_follow_a_skipped_one():
     assert not np.array_equal(plain[12].losses, plain[8].losses)
 
 
-def test_a_batch_is_computed_in_pieces_of_the_size_that_was_asked_for():
+def test_a_batch_is_computed_in_micro_batches_of_the_given_size():
     assert run(TrainingConfig(24, 12, micro_batch=3)).micro_batches == [4, 4]
     assert run(TrainingConfig(24, 12)).micro_batches == [1, 1]
 
 
-def test_pieces_are_halved_where_memory_does_not_suffice_and_stay_so():
-    said = []
+def test_the_micro_batch_is_halved_when_memory_runs_out_and_stays_so():
+    notices = []
     config = TrainingConfig(36, 12, micro_batch=12, on_out_of_memory="halve")
-    trainer = run(config, Recorder(room=3), TrainingCallbacks(on_notice=said.append))
+    trainer = run(config, Recorder(room=3), TrainingCallbacks(on_notice=notices.append))
     assert trainer.micro_batches == [4, 4, 4] and trainer.steps == run(TrainingConfig(36, 12)).steps
-    assert [line.split()[7] for line in said] == ["6", "3"]
+    assert [line.split()[7] for line in notices] == ["6", "3"]
     with pytest.raises(OutOfMemory):  # three images cannot be halved
         run(config, Recorder(room=2))
-    with pytest.raises(DuetError) as found:  # a step that is not to be tried again need not be such that it can be
+    with pytest.raises(DuetError) as found:  # with "stop" the step may not be repeated
         run(replace(config, on_out_of_memory="stop"), Recorder(room=3))
     assert not isinstance(found.value, OutOfMemory)
 
 
-def test_a_run_that_is_gone_on_with_computes_as_many_images_at_a_time_as_before_it_was_cut():
-    """Else the sums of its steps would be taken in another order than those of the uninterrupted run."""
-    kept, said = {}, []
+def test_a_resumed_run_keeps_the_reduced_micro_batch():
+    """Otherwise its sums would be taken in another order than those of the uninterrupted run."""
+    kept, notices = {}, []
     config = TrainingConfig(36, 12, checkpoint_images=12, on_out_of_memory="halve")
     callbacks = TrainingCallbacks(
-        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), on_notice=said.append
+        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), on_notice=notices.append
     )
     run(config, Recorder(room=3), callbacks)
-    assert [kept[n].reduced_micro_batch for n in (12, 24, 36)] == [3, 3, 3] and len(said) == 2
+    assert [kept[n].reduced_micro_batch for n in (12, 24, 36)] == [3, 3, 3] and len(notices) == 2
     start = {"images_seen": 12, "updates": 1, "resume_state": kept[12]}
     assert run(config, Recorder(), callbacks, **start).micro_batches == [4, 4] and kept[36].reduced_micro_batch == 3
-    assert said[2:] == ["micro-batch: 3 images, as before the run was interrupted"]
-    assert run(replace(config, micro_batch=2), Recorder(), **start).micro_batches == [6, 6]  # what is asked for is less
+    assert notices[2:] == ["micro-batch: 3 images, as before the run was interrupted"]
+    assert run(replace(config, micro_batch=2), Recorder(), **start).micro_batches == [
+        6,
+        6,
+    ]  # the requested size is smaller
     assert run(replace(config, on_out_of_memory="stop"), Recorder(), callbacks, **start).micro_batches == [1, 1]
     assert kept[36].reduced_micro_batch is None
     run(config, Recorder(), callbacks)
@@ -398,7 +404,7 @@ def test_a_run_that_is_gone_on_with_computes_as_many_images_at_a_time_as_before_
 
 
 @pytest.mark.parametrize("options", [{"micro_batch": 4}, {"on_out_of_memory": "halve"}])
-def test_a_network_that_must_see_its_batch_whole_is_not_trained_in_pieces(options):
+def test_a_network_with_batch_statistics_is_not_trained_in_micro_batches(options):
     mixing = Program((Node("norm", BatchNorm(2, 1e-3, 0.1), ("x",)),))
     TrainingConfig(24, 12).check(mixing)
     TrainingConfig(24, 12, **options).check(Program((Node("norm", GroupNorm(2, 1, 1e-3), ("x",)),)))
@@ -406,19 +412,19 @@ def test_a_network_that_must_see_its_batch_whole_is_not_trained_in_pieces(option
         TrainingConfig(24, 12, **options).check(mixing)
 
 
-def test_a_mistake_in_the_data_is_raised_by_the_loop():
+def test_a_wrong_label_in_the_data_is_raised_by_the_loop():
     objective = Objective(Process(linear()), seed=1, null_label=2)
     with pytest.raises(DuetError, match="label 2: the network has classes"):
         train(Recorder(), LOADER, objective, RATE, EMA, TrainingConfig(64, 16))
 
 
-def test_the_summary_counts_steps_alone():
+def test_the_summary_counts_only_the_time_of_steps():
     summary = train(Recorder(), LOADER, OBJECTIVE, RATE, EMA, TrainingConfig(16, 4))
     assert summary.keys() == {"images_per_second", "first_step_seconds", "seconds"}
     assert summary["images_per_second"] == pytest.approx(12 / summary["seconds"])
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"images": 0}, "trainer.images: 0 was given"),
     ({"images": 128, "batch": 0}, "trainer.batch: 0"),
     ({"images": 128, "log_images": 0}, "trainer.log_images: 0"),
@@ -430,8 +436,8 @@ def test_the_summary_counts_steps_alone():
     ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
     ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),
 ])  # fmt: skip
-def test_a_course_that_does_not_fit_is_refused(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_training_options_out_of_range_are_refused(options, message):
+    with pytest.raises(DuetError, match=message):
         TrainingConfig(**options)
 
 
@@ -439,6 +445,6 @@ def test_a_course_that_does_not_fit_is_refused(options, words):
     ("batch", "micro_batch", "rank", "size", "whole"),
     [(8, None, 0, 1, 1), (8, 2, 0, 1, 4), (8, None, 1, 2, 2), (8, 2, 1, 2, 4), (7, None, 0, 2, 7), (12, 3, 0, 2, 4)],
 )
-def test_a_batch_is_done_again_in_pieces_that_one_process_computed(batch, micro_batch, rank, size, whole):
+def test_a_stored_batch_has_micro_batches_no_larger_than_those_of_one_process(batch, micro_batch, rank, size, whole):
     config, group = TrainingConfig(batch, batch, micro_batch=micro_batch), ProcessGroup(rank, size)
     assert training._micro_batches_of_whole(config.micro_batches(group), config, Collective(group)) == whole
