@@ -386,7 +386,8 @@ def test_a_resumed_run_keeps_the_reduced_micro_batch():
     kept, notices = {}, []
     config = TrainingConfig(36, 12, checkpoint_images=12, on_out_of_memory="halve")
     callbacks = TrainingCallbacks(
-        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}), on_notice=notices.append
+        on_checkpoint=lambda images_seen, resume_state: kept.update({images_seen: resume_state}),
+        on_notice=notices.append,
     )
     run(config, Recorder(room=3), callbacks)
     assert [kept[n].reduced_micro_batch for n in (12, 24, 36)] == [3, 3, 3] and len(notices) == 2
