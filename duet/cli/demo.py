@@ -7,7 +7,7 @@ from pathlib import Path
 
 from duet.cli.backends import ROOT, backends
 from duet.cli.environments import setup
-from duet.cli.stages import Stage, ladder, run_stage
+from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
 
 __all__ = ["demo_command", "stages"]
@@ -75,8 +75,7 @@ def demo_command(args: list[str]) -> int:
     marker.write_text("Made by `duet demo`.\n")
     out, started = str(folder.relative_to(ROOT) if ROOT in folder.parents else folder), time.monotonic()
     for stage in stages({name: backend.title for name, backend in known.items()}):
-        say(f"{stage.title}:")
-        code = run_stage(pythons, stage, out)
+        code = run_jobs(make_jobs(pythons, [stage], out))[stage.title].code
         if code:
             raise Stop(f"the demo stopped with exit code {code} at: {stage.title}", 1)
     for report in reports:

@@ -13,7 +13,9 @@ import os
 import re
 import shlex
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import NamedTuple
 
@@ -21,15 +23,36 @@ from duet.cli.backends import ROOT
 from duet.cli.experiments import experiments
 from duet.cli.terminal import say
 
-__all__ = ["Stage", "ladder", "run_stage", "side_by_side", "split_template"]
+__all__ = ["Job", "Result", "Stage", "ladder", "make_jobs", "run_jobs", "split_template"]
 
 
 class Stage(NamedTuple):
-    """A title for people, the jobs, each a backend and a part, and the template of their commands."""
+    """A title for people, the jobs, each a backend and a part, and the template of their commands.
+
+    `after` are the titles of stages whose jobs must have ended, however they ended, before a job of this stage starts.
+    """
 
     title: str
     jobs: tuple[tuple[str, str], ...]
     template: str
+    after: tuple[str, ...] = ()
+
+
+class Job(NamedTuple):
+    """A command of a stage: as a user types it, as it is run, and with which environment variables."""
+
+    stage: Stage
+    backend: str
+    typed: str
+    command: list[str]
+    env: Mapping[str, str] | None
+
+
+class Result(NamedTuple):
+    """The exit code of a stage, and the seconds from the start of its first job to the end of its last."""
+
+    code: int
+    seconds: float
 
 
 def ladder(names: list[str]) -> tuple[tuple[str, str], ...]:
@@ -37,42 +60,31 @@ def ladder(names: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, precision) for name in reversed(names) for precision in ("float64", "float32"))
 
 
-def run_stage(pythons: dict[str, str], stage: Stage, folder: str, *more: str, **variables: str) -> int:
-    """Run a stage, two jobs at a time on half of the cores each, and return its exit code.
+def make_jobs(
+    pythons: dict[str, str], stages: Iterable[Stage], folder: str, tests: Iterable[str] = (), **variables: str
+) -> list[Job]:
+    """Return the jobs of stages.
 
     Args:
         pythons: the interpreter of each backend.
-        stage: the stage.
+        stages: the stages, in the order in which their jobs should start.
         folder: the folder of results.
-        more: arguments that every command gets.
+        tests: arguments that every call of pytest gets.
         variables: environment variables that every command gets.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, names = str(max(1, cores // 2)), list(pythons)
-    jobs = []
-    for backend, part in stage.jobs:
-        other = names[(names.index(backend) + 1) % len(names)]
-        values = {"x": folder, "b": backend, "o": other, "p": part, "t": threads}
-        name, *args = [*split_template(stage.template, values), *more]
-        say(" ".join(map(shlex.quote, typed(backend, name, args))))
-        command = [pythons[backend], "-m", module_of(name), *args]
-        jobs.append((backend, command, dict(os.environ, DUET_BACKEND=backend, **variables)))
-    if len(jobs) == 1:
-        return shell_code(subprocess.run(jobs[0][1], check=False, cwd=ROOT, env=jobs[0][2]).returncode)
-    for *_, env in jobs:
-        env.setdefault("OMP_NUM_THREADS", threads)  # for NumPy too, which takes all cores otherwise
-    return side_by_side(jobs)
-
-
-def module_of(name: str) -> str:
-    """Return the module of a command in a template: of an experiment, or of a tool such as pytest."""
-    return experiments()[name].module if name in experiments() else name
-
-
-def typed(backend: str, name: str, args: list[str]) -> list[str]:
-    """Return a command as one types it in a shell."""
-    own = [name] if name in experiments() else ["run", backend, "--", "-m", name]
-    return ["python3", "-m", "duet", *own, *args]
+    names, jobs = list(pythons), []
+    for stage in stages:
+        for backend, part in stage.jobs:
+            other = names[(names.index(backend) + 1) % len(names)]
+            values = {"x": folder, "b": backend, "o": other, "p": part, "t": str(threads_per_job())}
+            name, *args = split_template(stage.template, values)
+            args += tests if name == "pytest" else ()
+            is_experiment = name in experiments()
+            typed = ["python3", "-m", "duet", *([name] if is_experiment else ["run", backend, "--", "-m", name]), *args]
+            command = [pythons[backend], "-m", experiments()[name].module if is_experiment else name, *args]
+            env = dict(os.environ, DUET_BACKEND=backend, **variables)
+            jobs.append(Job(stage, backend, " ".join(map(shlex.quote, typed)), command, env))
+    return jobs
 
 
 def split_template(template: str, values: dict[str, str]) -> list[str]:
@@ -81,33 +93,105 @@ def split_template(template: str, values: dict[str, str]) -> list[str]:
     return [re.sub(r"{(\w)}", lambda found: escaped[found.group(1)], word) for word in shlex.split(template)]
 
 
-def side_by_side(jobs: list[tuple[str, list[str], dict[str, str]]]) -> int:
-    """Run (backend, command, environment) two at a time, and print each line of output after its backend's name.
+def threads_per_job() -> int:
+    """Return half of the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
 
-    Returns the highest exit code; the 5 of a pytest that selects no test counts as the lowest failure.
+
+def run_jobs(jobs: list[Job]) -> dict[str, Result]:
+    """Run jobs, two at a time on half of the cores each, and return the result of each stage by its title.
+
+    A job that is alone runs in the foreground and on all cores. Otherwise each line of output follows the name of the
+    job's backend. The code of a stage is the highest exit code of its jobs; the 5 of a pytest that selects no test
+    counts as the lowest failure.
     """
-    width, running = max(len(backend) for backend, *_ in jobs), []
+    if len(jobs) == 1:
+        (job,), started = jobs, time.monotonic()
+        say(f"{job.stage.title}: {job.typed}")
+        code = shell_code(subprocess.run(job.command, check=False, cwd=ROOT, env=job.env).returncode)
+        return {job.stage.title: Result(code, time.monotonic() - started)}
+    queue = _Queue(jobs)
+    workers = [threading.Thread(target=queue.work, daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.2)  # a join without a time limit would not notice Ctrl-C on every system
+    except BaseException:
+        queue.stop()
+        raise
+    return queue.results()
 
-    def run(job: tuple[str, list[str], dict[str, str]]) -> int:
-        backend, command, env = job
+
+class _Queue:
+    """Jobs that wait, run and have ended."""
+
+    def __init__(self, jobs: list[Job]):
+        self.waiting, self.running, self.ended = list(jobs), [], []
+        self.processes: list[subprocess.Popen] = []
+        self.titles = list(dict.fromkeys(job.stage.title for job in jobs))
+        self.width = max(len(job.backend) for job in jobs)
+        self.change = threading.Condition()
+
+    def work(self) -> None:
+        """Run one job after another until none waits."""
+        while True:
+            job = self._take()
+            if job is None:
+                return
+            started = time.monotonic()
+            try:
+                code = self._run(job)
+            except OSError as error:  # it cannot start
+                say(f"{job.stage.title}: {error}")
+                code = 1
+            with self.change:
+                self.running.remove(job)
+                self.ended.append((job, code, started, time.monotonic()))
+                self.change.notify_all()
+
+    def _take(self) -> Job | None:
+        """Return the first job that may start, as soon as there is one; None when no job waits."""
+        with self.change:
+            while self.waiting:
+                unfinished = {job.stage.title for job in [*self.waiting, *self.running]}
+                for job in self.waiting:
+                    if not unfinished.intersection(job.stage.after):
+                        self.waiting.remove(job)
+                        self.running.append(job)
+                        return job
+                self.change.wait()
+            return None
+
+    def _run(self, job: Job) -> int:
+        say(f"{job.stage.title}: {job.typed}")
+        env = dict(os.environ if job.env is None else job.env)
+        env.setdefault("OMP_NUM_THREADS", str(threads_per_job()))  # for NumPy too, which takes all cores otherwise
         options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
-        with subprocess.Popen(command, cwd=ROOT, env=env, **options) as process:
-            running.append(process)
+        with subprocess.Popen(job.command, cwd=ROOT, env=env, **options) as process:
+            self.processes.append(process)
             for line in process.stdout:
-                print(f"{backend:>{width}} | {line}", end="", flush=True)
+                print(f"{job.backend:>{self.width}} | {line}", end="", flush=True)
         return shell_code(process.returncode)
 
-    with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(run, job) for job in jobs]
-        try:
-            codes = [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            for process in running:
-                process.terminate()
-            raise
-    return max(codes, key=lambda code: (code != 5, code) if code else (False, 0))
+    def stop(self) -> None:
+        """Start no more jobs, and end those that run."""
+        with self.change:
+            self.waiting.clear()
+            self.change.notify_all()
+        for process in self.processes:
+            process.terminate()
+
+    def results(self) -> dict[str, Result]:
+        """Return the result of each stage by its title."""
+        found = {}
+        for title in self.titles:
+            rows = [row for row in self.ended if row[0].stage.title == title]
+            code = max((row[1] for row in rows), key=lambda code: (code != 5, code) if code else (False, 0))
+            found[title] = Result(code, max(row[3] for row in rows) - min(row[2] for row in rows))
+        return found
 
 
 def shell_code(code: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from duet.cli.backends import backends
 from duet.cli.environments import setup
-from duet.cli.stages import Stage, ladder, run_stage
+from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
 
 __all__ = ["BROWSERS", "stages", "test_command"]
@@ -34,11 +34,12 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
         (first, "together and not slow"),
     )
     without = "" if browser else " and not browser"
+    ladder_title, handover_title = "parity ladder", "hand-over between backends"
     return (
+        Stage(ladder_title, ladder(names), TRACE),
+        Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
         Stage("unit tests", tuple((name, tests + without) for name, tests in selections), "pytest -m {p}"),
-        Stage("parity ladder", ladder(names), TRACE),
-        Stage("hand-over between backends", ladder(names), TRACE + " handover={x}/trace/{o}"),
-        Stage("backends against each other", ((first, "exchange"),), "pytest -m {p}"),
+        Stage("backends against each other", ((first, "exchange"),), "pytest -m {p}", (handover_title,)),
     )
 
 
@@ -50,25 +51,25 @@ def test_command(args: list[str]) -> int:
     PYTEST ARGS are added to every call of pytest. Exit code: 0 if every stage passed, 1 if one failed.
     """
     browser = find_browser()
+    started = time.monotonic()
     pythons = {name: setup(backend) for name, backend in backends().items()}
     no_browser = f"no {' or '.join(BROWSERS)} on PATH: the tests marked `browser` are NOT RUN, so no page is operated"
     if not browser:
         say(no_browser)
-    rows = []
+    table = stages(list(pythons), bool(browser))
     with tempfile.TemporaryDirectory(prefix="duet-exchange-") as folder:
-        for stage in stages(list(pythons), bool(browser)):
-            say(f"{stage.title}:")
-            started, is_pytest = time.monotonic(), stage.template.startswith("pytest")
-            more = args if is_pytest else []
-            code = run_stage(pythons, stage, folder, *more, DUET_EXCHANGE=str(Path(folder) / "trace"))
-            # pytest exits with 5 if it selects no test, which is normal in some stages for the user's own selection.
-            passed = code == 0 or (code == 5 and is_pytest and bool(args))
-            rows.append((stage.title, passed, code, time.monotonic() - started))
-    for title, passed, code, seconds in rows:
-        say(f"{title:<28} {'passed' if passed else f'FAILED (exit code {code})':<22} {duration(seconds):>8}")
+        jobs = make_jobs(pythons, table, folder, args, DUET_EXCHANGE=str(Path(folder) / "trace"))
+        results = run_jobs(jobs)
+    # pytest exits with 5 if it selects no test, which is normal in some stages for the user's own selection.
+    harmless = {stage.title for stage in table if args and stage.template.startswith("pytest")}
+    failed = {title for title, result in results.items() if result.code not in ((0, 5) if title in harmless else (0,))}
+    for title, (code, seconds) in results.items():
+        outcome = f"FAILED (exit code {code})" if title in failed else "passed"
+        say(f"{title:<28} {outcome:<22} {duration(seconds):>8}")
+    say(f"{'together':<51} {duration(time.monotonic() - started):>8}")
     if not browser:
         say(no_browser)
-    return 0 if all(passed for _, passed, _, _ in rows) else 1
+    return 1 if failed else 0
 
 
 def find_browser() -> str | None:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from duet.cli import demo, testing
 from duet.cli.backends import backends
-from duet.cli.stages import side_by_side, split_template
+from duet.cli.stages import Job, Stage, run_jobs, split_template
 from duet.cli.terminal import duration
 
 
@@ -35,15 +35,18 @@ def test_test_runs_every_stage_in_order(checkout):
     result = checkout.duet("test", DUET_BROWSER=str(checkout.root / "browser"))
     assert result.returncode == 0, result.stderr
     ran = [re.sub(r"threads=\d+", "threads=N", line) for line in recorded(checkout)]
-    assert set(ran[:4]) == {
+    unit = {
         "torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu",
         "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
         "torch|-m pytest -m backend and not recorded and not slow and not gpu",
         "torch|-m pytest -m together and not slow",
     }
-    assert set(ran[4:8]) == traced("torch") | traced("tf")
-    assert set(ran[8:12]) == traced("torch", "tf") | traced("tf", "torch")
-    assert ran[12:] == ["torch|-m pytest -m exchange"]
+    exchange = {"torch|-m pytest -m exchange"}
+    ladder, hand_over = traced("torch") | traced("tf"), traced("torch", "tf") | traced("tf", "torch")
+    assert set(ran) == unit | exchange | ladder | hand_over and len(ran) == 13
+    # What needs the files of others comes after them.
+    assert max(map(ran.index, ladder)) < min(map(ran.index, hand_over))
+    assert max(map(ran.index, hand_over)) < min(map(ran.index, exchange))
     assert result.stdout.count("passed") == 4 and "NOT RUN" not in result.stdout
 
 
@@ -59,19 +62,36 @@ def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
     result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
     assert result.returncode == 1
     summary = [line for line in result.stdout.splitlines() if re.search(r"(passed|FAILED).* \d:\d\d:\d\d$", line)]
-    assert ["FAILED (exit code 9)" in line for line in summary] == [False, True, True, False]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False]
+
+
+def job(code: str, backend: str = "torch", title: str = "a", after: tuple[str, ...] = ()) -> Job:
+    return Job(Stage(title, (), "", after), backend, "typed", [sys.executable, "-c", code], None)
 
 
 def test_output_of_parallel_jobs_is_printed_after_the_name_of_their_backend(capsys):
-    code = "import sys; print('hello'); sys.exit(int(sys.argv[1]))"
+    run_jobs([job("print('hello')"), job("print('hello')", "tf")])
+    assert sorted(capsys.readouterr().out.splitlines()) == ["   tf | hello", *["duet: a: typed"] * 2, "torch | hello"]
 
-    def jobs(*codes):
-        return [(b, [sys.executable, "-c", code, c], None) for b, c in zip(("torch", "tf"), codes, strict=True)]
 
-    assert side_by_side(jobs("0", "3")) == 3
-    assert sorted(capsys.readouterr().out.splitlines()) == ["   tf | hello", "torch | hello"]
-    # Where one selects no test, a failure of the other is the worse.
-    assert [side_by_side(jobs(*codes)) for codes in (("5", "0"), ("1", "5"), ("5", "5"))] == [5, 1, 5]
+@pytest.mark.parametrize(("codes", "worst"), [("03", 3), ("50", 5), ("15", 1), ("55", 5), ("00", 0)])
+def test_the_code_of_a_stage_is_the_worst_of_its_jobs(codes, worst):
+    results = run_jobs([job(f"raise SystemExit({code})") for code in codes])
+    assert {title: result.code for title, result in results.items()} == {"a": worst}
+
+
+def test_a_stage_starts_after_the_stages_that_it_needs_and_others_fill_the_time(capsys):
+    slow, quick = "import time; time.sleep(0.6); print(1)", "print(1)"
+    jobs = [job(slow, title="a"), job(quick, title="b", after=("a",)), job(quick, title="c")]
+    results = run_jobs(jobs)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("duet")]
+    assert said == ["duet: a: typed", "duet: c: typed", "duet: b: typed"]
+    assert all(result.code == 0 for result in results.values()) and results["a"].seconds > 0.5
+
+
+def test_a_job_that_cannot_start_is_a_failure(tmp_path):
+    broken = job("")._replace(command=[str(tmp_path / "nothing")])
+    assert run_jobs([broken, job("", title="b")])["a"].code == 1
 
 
 @pytest.mark.parametrize(("extra", "code"), [([], 1), (["-k", "x"], 0)])
@@ -98,7 +118,7 @@ def test_demo_runs_its_commands_and_prints_where_the_reports_are(checkout):
     reports = [f"duet: report: {out / name}" for name in ("report.html", "study/report.html")]
     assert result.stdout.splitlines()[-2:] == reports
     ran = recorded(checkout)
-    printed = re.findall(r"^duet: python3 -m duet (\w+) (.*)", result.stdout, re.MULTILINE)
+    printed = re.findall(r"^duet: [\w' -]+: python3 -m duet (\w+) (.*)", result.stdout, re.MULTILINE)
     typed = [f"-m experiments.{name} {args}".replace("'", "") for name, args in printed]
     assert sorted(typed) == sorted(line.split("|", 1)[1] for line in ran) and len(ran) == 14
     kinds = [re.search(r"experiments\.(\w+)", line).group(1) for line in ran]
@@ -145,14 +165,14 @@ def test_a_folder_survives_hydras_grammar(folder):
 
 def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend():
     titles = {name: backend.title for name, backend in backends().items()}
-    for _, jobs, template in (*testing.stages(list(titles)), *demo.stages(titles)):
+    for _, jobs, template, _ in (*testing.stages(list(titles)), *demo.stages(titles)):
         assert {backend for backend, _ in jobs} <= set(titles)
         assert set(re.findall(r"\bbackend=(\S+)", template)) <= {"{b}"}
         assert ("{p}" in template) == all(part for _, part in jobs)
 
 
 def test_a_third_backend_is_tested_and_takes_part_in_the_demo():
-    unit, ladder, hand_over, _ = testing.stages(["a", "b", "c"])
+    ladder, hand_over, unit, _ = testing.stages(["a", "b", "c"])
     assert [backend for backend, tests in unit.jobs if "backend and not recorded" in tests] == ["a"]
     assert [backend for backend, tests in unit.jobs if "not either" in tests] == ["b", "c"]
     assert {backend for backend, _ in ladder.jobs} == {backend for backend, _ in hand_over.jobs} == {"a", "b", "c"}
