@@ -140,7 +140,7 @@ def test_a_missing_extra_is_one_clear_line():
 
     for owner, absent in ((MissingSweeper, "optuna"), (MissingLauncher, "joblib")):
         with pytest.raises(
-            DuetError, match=rf"{absent} was given, and .* is not installed; install it with `pip install -e"
+            DuetError, match=rf"{absent} was given, but .* is not installed; install it with `pip install -e"
         ):
             owner(absent, f"hydra_{absent}_plugin", n_trials=3)
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
