@@ -13,8 +13,7 @@ are directories of `experiments.evaluate`: numbers stand in one row if they were
 from __future__ import annotations
 
 import sys
-
-from omegaconf import DictConfig
+from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
@@ -25,7 +24,7 @@ from experiments.report import write
 
 
 @command("compare", result=("report.html", "a report"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: Any) -> None:
     """Compare, and write report.html and report.json."""
     options = plain(cfg)
     out = options.pop("out")

@@ -46,9 +46,8 @@ def main(cfg: Any) -> None:
     print(f"report: {page}")
     unfinished = [job for job in plan.jobs if jobs.job_state(job, runs).status != "done"]
     if unfinished:
-        print(
-            f"{len(unfinished)} of {pluralize(len(plan.jobs), 'job')} are not done; see log.txt in their folders: {runs}"
-        )
+        count = f"{len(unfinished)} of {pluralize(len(plan.jobs), 'job')}"
+        print(f"{count} are not done; see log.txt in their folders: {runs}")
         sys.exit(1)
 
 

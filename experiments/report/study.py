@@ -89,7 +89,7 @@ def render(report: Mapping, images: Mapping[str, bytes], files: Mapping[str, byt
         Section("samples", "Samples from the same noise", samples and samples | {"images": images}, "", "Samples"),
         Section("steps", "Step by step", steps and {"data": steps, "last": _last_step(steps)}),
         Section("cost", "Cost", _cost(report, files)),
-        Section("runs", "Runs", _runs(report), "Every run with its folder, beside this page."),
+        Section("runs", "Runs", _runs(report), "Every run with its folder, next to this page."),
         Section("appendix", "Reproducibility", report["appendix"], "The text for a paper's appendix."),
     ]
     header = {"report": report, "seal": seal}

@@ -1,7 +1,7 @@
-"""A stand-in for the Python of a backend: it takes the commands of a study and writes runs made up from their words.
+"""A stand-in for the Python of a backend: it accepts the commands of a study and writes made-up runs.
 
-Everything is a function of seed and backend, and every command is noted in `calls.txt` beside the stand-in. A training
-fails where a file `fail` beside it names its seed, and is cut short, with a checkpoint left behind, where `cut` does.
+Everything is a function of seed and backend. Every command is recorded in `calls.txt` next to the stand-in. A training
+fails if a file `fail` next to it holds its seed, and is interrupted, leaving a checkpoint, if a file `cut` exists.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ def fallback(folder: Path) -> Path:
 
 
 def main(folder: Path, words: list[str]) -> int:
-    told = dict(word.split("=", 1) for word in words[2:] if "=" in word)
-    told = {key: value.strip("'") for key, value in told.items()}
+    overrides = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    overrides = {key: value.strip("'") for key, value in overrides.items()}
     with open(folder / "calls.txt", "a") as file:
         file.write(" ".join([words[1].removeprefix("experiments."), *words[2:]]) + "\n")
-    seed = int(told.get("seed", told.get("sample.seed", 0)))
+    seed = int(overrides.get("seed", overrides.get("sample.seed", 0)))
     if (folder / "fail").exists() and (folder / "fail").read_text() == str(seed):
         print("error: the loss is nan", file=sys.stderr)
         return 3
     if words[1] == "experiments.sample":
-        write_samples(Path(told["out"]), seed, told["backend"], int(told.get("sampler.steps", 10)))
-        (Path(told["out"]) / "result.json").write_text(json.dumps({"sampled": 20, "sample_seconds": 2.0}))
+        write_samples(Path(overrides["out"]), seed, overrides["backend"], int(overrides.get("sampler.steps", 10)))
+        (Path(overrides["out"]) / "result.json").write_text(json.dumps({"sampled": 20, "sample_seconds": 2.0}))
         return 0
-    out = Path(told["hydra.run.dir"])
-    if (folder / "cut").exists() and told.get("resume") != "latest":
+    out = Path(overrides["hydra.run.dir"])
+    if (folder / "cut").exists() and overrides.get("resume") != "latest":
         (out / "checkpoints" / "000000000064").mkdir(parents=True)
         (out / "checkpoints" / "000000000064" / "state.json").write_text("{}")
         return 130
-    write_training(out, seed, told["backend"], "resume" in told)
+    write_training(out, seed, overrides["backend"], "resume" in overrides)
     return 0
 
 
 def losses(seed: int, backend: str) -> list[float]:
-    """A falling loss that the seed moves by some percent and the backend by 1e-6 of it."""
+    """Return a falling loss that the seed changes by some percent and the backend by 1e-6 of it."""
     import numpy as np
 
     k = np.arange(STEPS)
@@ -72,7 +72,7 @@ def losses(seed: int, backend: str) -> list[float]:
 
 
 def write_training(out: Path, seed: int, backend: str, second_half: bool = False) -> None:
-    """A run directory of a training, or of the second half of one."""
+    """Write the run directory of a training, or of the second half of one."""
     curve = losses(seed, backend)
     first = STEPS // 2 if second_half else 0
     lines = [
@@ -102,7 +102,7 @@ def write_training(out: Path, seed: int, backend: str, second_half: bool = False
 
 
 def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
-    """Twenty images of bars under fading noise, of which the backend moves a single value."""
+    """Twenty images of bars under fading noise; the backend changes a single value."""
     import numpy as np
 
     out.mkdir(parents=True, exist_ok=True)
@@ -115,14 +115,14 @@ def write_samples(out: Path, seed: int, backend: str, steps: int = 10) -> None:
     facts = {"plan": "ddim", "seed": seed, "backend": backend, "weights_sha256": backend}
     np.savez(out / "samples.npz", images=images, labels=labels, facts=np.array(json.dumps(facts)))
     noise = np.random.default_rng(seed).integers(0, 256, images.shape)
-    shares = np.linspace(1, 0, steps)[:, None, None, None, None]
-    x = (shares * noise[:10] + (1 - shares) * images[:10]).astype(np.uint8)
+    fractions = np.linspace(1, 0, steps)[:, None, None, None, None]
+    x = (fractions * noise[:10] + (1 - fractions) * images[:10]).astype(np.uint8)
     estimate = np.broadcast_to(images[:10], x.shape)
     np.savez(out / "trajectory.npz", row=np.arange(steps), x=x, estimate=estimate)
 
 
 def make_up(plan: Any, runs: Path, failing: Callable[[Any], bool] = lambda job: False) -> None:
-    """Write the directories of all jobs of a plan, as if its commands had run; those that fail leave their marker."""
+    """Write the directories of all jobs of a plan, as if its commands had run; jobs that fail write failed.json."""
     from diffusion_core.runs.run_directory import write_json
 
     for job in plan.jobs:

@@ -498,7 +498,7 @@ def test_values_under_the_pointer_are_those_of_the_step() -> None:
 
 
 def _gap(loss: dict) -> tuple[list[float], str]:
-    """Heights of the curve of every difference, and what is said of it."""
+    """Heights of the curve of differences, and its description."""
     plot = loss_chart(loss, SERIES).plots[1]
     (path,) = (path for path in plot.paths if path.name == "raw gap")
     return [float(height) for height in re.findall(r"[ML][\d.]+ ([\d.]+)", path.d)], plot.description

@@ -181,9 +181,9 @@ def launched(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, int]
 
 def test_a_dry_run_prints_the_table_and_writes_nothing(study, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    code, said = study("dry_run=true", name="halves")
-    assert code == 0 and "6 runs of 10 jobs, 2 shared between arms: 10 missing" in said
-    assert said.count("hand-over") == 2 and sorted(tmp_path.rglob("*")) == before
+    code, output = study("dry_run=true", name="halves")
+    assert code == 0 and "6 runs of 10 jobs, 2 shared between arms: 10 missing" in output
+    assert output.count("hand-over") == 2 and sorted(tmp_path.rglob("*")) == before
 
 
 def test_completed_jobs_are_not_repeated(study, tmp_path, monkeypatch):
@@ -203,8 +203,8 @@ def test_completed_jobs_are_not_repeated(study, tmp_path, monkeypatch):
 def test_a_failed_job_is_reported_and_the_others_run(study, tmp_path):
     (tmp_path / "fail").write_text("0")
     words = ["~study.factors.framework.TensorFlow"]
-    code, said = study(*words, name="halves")
-    assert code == 1 and said.count("exit code 3: error: the loss is nan") == 1
+    code, output = study(*words, name="halves")
+    assert code == 1 and output.count("exit code 3: error: the loss is nan") == 1
     done = [json.loads(path.read_text())["command"] for path in tmp_path.glob("out/runs/*/done.json")]
     assert len(done) == 3 and all("seed=1" in command for command in done)
     assert len(calls(tmp_path)) == 4  # no second half was started after a first half that failed
@@ -236,12 +236,12 @@ def test_a_job_that_another_process_runs_is_not_touched(tmp_path, monkeypatch):
 
 
 def test_one_job_can_be_run_by_its_name(study, tmp_path):
-    said = study("dry_run=true", "study.seeds=[0]", name="halves")[1]
-    first, second = (next(w for w in said.split() if w.startswith(half)) for half in ("first-", "second-"))
-    code, said = study(f"job={first}x", name="halves")
-    assert code == 2 and f"Did you mean '{first}'" in said
-    code, said = study(f"job={second}", name="halves")
-    assert code == 2 and "which is not done; run that job first" in said
+    output = study("dry_run=true", "study.seeds=[0]", name="halves")[1]
+    first, second = (next(w for w in output.split() if w.startswith(half)) for half in ("first-", "second-"))
+    code, output = study(f"job={first}x", name="halves")
+    assert code == 2 and f"Did you mean '{first}'" in output
+    code, output = study(f"job={second}", name="halves")
+    assert code == 2 and "which is not done; run that job first" in output
     assert study(f"job={first}", name="halves")[0] == 0 and len(calls(tmp_path)) == 1
     assert study(f"job={second}", name="halves")[0] == 0 and len(calls(tmp_path)) == 2
 
@@ -253,8 +253,8 @@ def test_hydras_own_launcher_works_too(study, tmp_path, monkeypatch):
 
 
 def test_a_mistake_in_a_setting_is_found_before_any_job_runs(study, tmp_path):
-    code, said = study("study.common=['trainer.imags=1']")
-    assert code == 2 and "second half" in said and "imags" in said and not calls(tmp_path)
+    code, output = study("study.common=['trainer.imags=1']")
+    assert code == 2 and "second half" in output and "imags" in output and not calls(tmp_path)
     assert not (tmp_path / "out").exists()
 
 

@@ -236,11 +236,11 @@ const turn = (id, value) => {
 };
 found.errors = window.errors;
 turn("walk-step", "0");
-found.first = [text("walk-said"), text("walk-a-name"), pixels("walk-a")];
+found.first = [text("walk-text"), text("walk-a-name"), pixels("walk-a")];
 turn("walk-step", "9");
-found.last = [text("walk-said"), text("walk-b-name"), pixels("walk-a"), pixels("walk-b"), pixels("walk-d")];
+found.last = [text("walk-text"), text("walk-b-name"), pixels("walk-a"), pixels("walk-b"), pixels("walk-d")];
 turn("walk-right", "0");
-found.same = [text("walk-said"), Math.max(...pixels("walk-d").slice(2))];
+found.same = [text("walk-text"), Math.max(...pixels("walk-d").slice(2))];
 turn("walk-what", "estimate");
 found.estimate = pixels("walk-a");
 
@@ -326,8 +326,8 @@ def test_the_slider_shows_the_states_of_both_arms(study, found):
     a, b = states["PyTorch"]["x"].astype(int), states["TensorFlow"]["x"].astype(int)
     apart = np.abs(a[-1] - b[-1])
     assert found["first"] == ["all 640 values are equal", "PyTorch: row 1", shown(a[0])]
-    said, name, *canvases = found["last"]
-    assert said == "1 of 640 values differ, by at most 1 of 255" and name == "TensorFlow: row 10"
+    text, name, *canvases = found["last"]
+    assert text == "1 of 640 values differ, by at most 1 of 255" and name == "TensorFlow: row 10"
     assert canvases == [shown(a[-1]), shown(b[-1]), shown(np.minimum(255, 64 * apart))]
     assert found["same"] == ["all 640 values are equal", 0]
     assert found["estimate"] == shown(states["PyTorch"]["estimate"][-1])
@@ -350,10 +350,10 @@ def test_the_theme_button_switches_and_switches_back(found):
 
 @pytest.mark.browser
 def test_curves_show_their_values_under_the_pointer(study, found):
-    said, hidden = found["hover"]
+    text, hidden = found["hover"]
     series = study[1]["curves"]["series"]
     middle = series["PyTorch"]["mean"][series["PyTorch"]["x"].index(1280)]
-    assert said.startswith("1,280 images · PyTorch ") and f"{middle:.4f}" in said and not hidden and found["left"]
+    assert text.startswith("1,280 images · PyTorch ") and f"{middle:.4f}" in text and not hidden and found["left"]
 
 
 @pytest.mark.browser

@@ -126,7 +126,7 @@ if (walk) {
     part("b-name").textContent = label(b);
     const differing = apart.reduce((sum, value) => sum + (value > 0), 0);
     const largest = apart.reduce((most, value) => Math.max(most, value), 0);
-    part("said").textContent = differing
+    part("text").textContent = differing
       ? `${differing} of ${size} values differ, by at most ${largest} of 255`
       : `all ${size} values are equal`;
   };
