@@ -1,32 +1,32 @@
 r"""The variational bound of a process with T levels, in bits per dimension, term by term.
 
 The model draws x_{T-1} from N(0, scale^2) and each less noisy x_s from a normal distribution around the posterior mean
-with x_0 = D(x_t); stored pictures come from t = 0 by a discretised normal distribution. Then
+with x_0 = D(x_t); stored images follow from t = 0 by a discretised normal distribution. Then
 
     -log P(x_0)  <=  L_T + sum_{t=1}^{T-1} L_t + L_0
-    L_T = KL( q(x_{T-1} | x_0)  |  N(0, scale^2) )           how much of the picture is left in the noise
+    L_T = KL( q(x_{T-1} | x_0)  |  N(0, scale^2) )           how much of the image remains in the noise
     L_t = KL( q(x_{t-1} | x_t, x_0)  |  p(x_{t-1} | x_t) )   one step of the sampler, at x_t = alpha x_0 + sigma eps
     L_0 = -log P(x_0 | x at t = 0)                           see `pixels`
 
-Here t = 0 is one noise step, so the paper's L_t is L_{t+1} of its own count. Each L_t is a draw of its expectation,
-with one eps of "likelihood/noise" per (image, t). Only the variance of p is a choice:
+Here t = 0 is one noise step, so L_t is the paper's L_{t+1}. Each L_t is estimated by a single draw, with one eps of
+"likelihood/noise" per (image, t). Only the variance of p is a choice:
 
     fixed_small     that of the posterior; then L_t = (SNR_{t-1} - SNR_t) |x_0 - D|^2 / 2 on any schedule
     fixed_large     beta_t, b of `process.posterior`
     learned_range   between the two, by the second half of F, see `variational`
     learned         log variance = that output itself
 
-At t = 0 the posterior has no variance, and small is that of t = 1 there, as in the code of all three papers; so is
-fixed_large, but not the large end of learned_range.
+At t = 0 the posterior has no variance, and the small variance there is that of t = 1, as in the code of all three
+papers; so is fixed_large, but not the large end of learned_range.
 
-Where T evaluations per image are too many, n levels are drawn from a law p(t) of t = 1 .. T-1 and weighted,
+If T evaluations per image are too many, n timesteps are drawn from a distribution p(t) over t = 1 .. T-1 and weighted,
 
-    sum_t L_t  =  E sum_k L_{t_k} / (n p(t_k)),      t_k where the cumulative law passes (k + u)/n,   k = 0 .. n-1
+    sum_t L_t  =  E sum_k L_{t_k} / (n p(t_k)),      t_k where the cumulative p passes (k + u)/n,   k = 0 .. n-1
 
-with one uniform u of "likelihood/levels" per image: each level is met n p(t) times in the mean, so this is unbiased for
-any law. ``uniform`` takes strides of equal length, and n = T - 1 of them is every level. ``importance`` has
-nine tenths of its weight in the L_t of fixed_small that white Gaussian data with a standard deviation of a quarter of
-the value range would have, and one tenth evenly, so that no weight is large.
+with one uniform u of "likelihood/levels" per image. On average each timestep is drawn n p(t) times, so this is unbiased
+for any p. ``uniform`` has strides of equal length, and with n = T - 1 it is every timestep. ``importance`` is to nine
+tenths proportional to the L_t of fixed_small for white Gaussian data with a standard deviation of a quarter of the
+value range, and to one tenth uniform, so that no weight is large.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 5 and table 1, https://arxiv.org/abs/2006.11239
@@ -59,7 +59,7 @@ __all__ = ["DISTRIBUTIONS", "Bound", "check_variance", "level_distribution", "pr
 Array = NDArray[np.float64]
 
 DISTRIBUTIONS = ("uniform", "importance")
-_EVEN_SHARE = 0.1
+_UNIFORM_FRACTION = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +68,11 @@ class Bound:
 
     Args:
         prior: L_T, with shape (N,).
-        levels: the levels that were evaluated, with shape (N, K); the last is t = 0, the others are drawn.
-        weight: how often each of them counts, with shape (N, K).
-        terms: L_t at those levels, with shape (N, K).
-        x0_mse: mean of (x_0 - D)^2 over the pixels, at those levels.
-        eps_mse: the same of the noise and the noise that D implies.
+        levels: the timesteps at which L_t was evaluated, with shape (N, K); the last is t = 0, the others are drawn.
+        weight: of each of them in the sum, with shape (N, K).
+        terms: L_t at these timesteps, with shape (N, K).
+        x0_mse: mean of (x_0 - D)^2 over the pixels at these timesteps, with shape (N, K).
+        eps_mse: the same for the noise and the noise that D implies.
     """
 
     prior: Array
@@ -89,7 +89,7 @@ class Bound:
 
     @property
     def steps(self) -> Array:
-        """The sum over t = 1 .. T-1 of L_t of each image, with shape (N,); an unbiased draw of it."""
+        """An unbiased estimate of the sum over t = 1 .. T-1 of L_t of each image, with shape (N,)."""
         return np.sum(self.weight[:, :-1] * self.terms[:, :-1], axis=1)
 
     @property
@@ -98,46 +98,57 @@ class Bound:
         return self.prior + self.steps + self.decoder
 
     def at_levels(self, values: Array, steps: int) -> Array:
-        """The mean over images of `terms`, `x0_mse` or `eps_mse` at each of T levels; NaN where none was evaluated."""
+        """Return the mean over images of `terms`, `x0_mse` or `eps_mse` at each timestep, NaN where none was evaluated.
+
+        Args:
+            values: one of these arrays.
+            steps: T.
+        """
         count = np.bincount(self.levels.ravel(), minlength=steps)
         with np.errstate(invalid="ignore"):
             return np.bincount(self.levels.ravel(), values.ravel(), steps) / count
 
 
 def check_variance(variance: str, channels: int, outputs: int | None = None) -> None:
-    """Refuse a variance that does not exist, or that a network with so many `outputs` channels has none for."""
+    """Raise an error for an unknown variance, or a learned one if the network has no output for it.
+
+    Args:
+        variance: one of `variational.STEP_VARIANCES`.
+        channels: of the images.
+        outputs: channels of the network's output; None if unknown.
+    """
     if variance not in STEP_VARIANCES:
         raise one_of("likelihood.variance", variance, STEP_VARIANCES)
     if variance.startswith("learned") and outputs is not None and outputs < 2 * channels:
         raise DuetError(
-            f"likelihood.variance: {variance} was given, but the network has {outputs} channels for {channels} of the "
-            "images, so none for a variance; use fixed_small or fixed_large"
+            f"likelihood.variance: {variance} was given, but the network has {outputs} output channels for images with "
+            f"{channels}, so none for a variance; use fixed_small or fixed_large"
         )
 
 
 def prior_scale(schedule: AnySchedule) -> float:
-    """The standard deviation that the model starts from at the noisiest level: 1, or sigma where variance is not."""
+    """Return the standard deviation of the starting noise: 1, or the largest sigma if variance is not preserved."""
     return 1.0 if schedule.variance_preserving else float(schedule(schedule.span[1])[1])
 
 
 def level_distribution(schedule: Schedule, distribution: str, std: float) -> Array:
-    """p(t) of the levels 1 .. T-1, with shape (T-1,), adding up to 1.
+    """Return p(t) of the timesteps 1 .. T-1, with shape (T-1,) and sum 1.
 
     Args:
-        schedule: the levels.
+        schedule: of the process.
         distribution: ``"uniform"`` or ``"importance"``.
-        std: the standard deviation of the data that the latter is made for.
+        std: the standard deviation of the data that ``"importance"`` assumes.
     """
-    even = np.full(schedule.steps - 1, 1.0 / (schedule.steps - 1))
+    uniform = np.full(schedule.steps - 1, 1.0 / (schedule.steps - 1))
     if distribution == "uniform":
-        return even
+        return uniform
     snr = np.exp(schedule.log_snr)
     guess = (snr[:-1] - snr[1:]) * std**2 / (1.0 + std**2 * snr[1:])
-    return _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * guess / guess.sum()
+    return _UNIFORM_FRACTION * uniform + (1.0 - _UNIFORM_FRACTION) * guess / guess.sum()
 
 
-def _drawn(probability: Array, count: int, seed: int, index: NDArray) -> tuple[NDArray[np.int64], Array]:
-    """Levels of each image and their weights, both with shape (N, count + 1); the last level is 0, with weight 1."""
+def _draw(probability: Array, count: int, seed: int, index: NDArray) -> tuple[NDArray[np.int64], Array]:
+    """Draw timesteps of each image and their weights, both with shape (N, count + 1); the last is 0, with weight 1."""
     offset = Stream(seed, "likelihood/levels").uniform(index, 1)
     places = (np.arange(count) + offset) / count
     drawn = np.searchsorted(np.cumsum(probability)[:-1], places, side="right")
@@ -146,7 +157,7 @@ def _drawn(probability: Array, count: int, seed: int, index: NDArray) -> tuple[N
 
 
 def _log_variance_columns(schedule: Schedule, variance: str) -> tuple[Array, Array]:
-    """(a, b) of the log variance of p, a + b output, per level."""
+    """Return (a, b) of the log variance of p, a + b output, at each timestep."""
     small, large = step_log_variances(schedule.alpha, schedule.sigma)
     if variance.startswith("learned"):
         return log_variance(variance, small, large)
@@ -169,49 +180,53 @@ def variational_bound(
     batch: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> Bound:
-    """The bound of stored pictures; everything but the network's output is computed here in float64.
+    """Return the bound for stored images; all but the network's output is computed in float64.
 
     Args:
-        forward: the network's raw output, see `backend.Network.forward`.
-        process: what it was trained for.
-        u8: stored pictures, with shape (N, H, W, C).
-        label: the network's label of each, with shape (N,).
-        index: the counter of each in the streams, with shape (N,).
+        forward: returns the network's raw output, see `backend.Network.forward`.
+        process: the process that the network was trained for.
+        u8: stored images, uint8 with shape (N, H, W, C).
+        label: the label of each, with shape (N,).
+        index: the counter of each in the random streams, with shape (N,).
         seed: of the streams.
         variance: of the steps, one of `variational.STEP_VARIANCES`.
-        levels: how many of the T-1 levels t > 0 are evaluated per image; None is all of them.
-        distribution: how these are drawn, one of `DISTRIBUTIONS`.
-        clip: bound the estimate D to the value range, as all sampling does by default.
+        levels: the number of timesteps t > 0 to evaluate per image; None for all of them.
+        distribution: from which they are drawn, one of `DISTRIBUTIONS`.
+        clip: whether to bound the estimate D to the value range, as sampling does by default.
         value_range: the values of the pixels 0 and 255.
-        batch: how many (image, level) pairs are evaluated at once; changes no number but by the network's rounding.
-        progress: called with the number of evaluations done after each batch.
+        batch: the number of (image, timestep) pairs to evaluate at once; affects only the network's rounding.
+        progress: called after each batch with the number of evaluations done.
 
     Raises:
-        DuetError: for a variance that the network's channels do not fit, or a number of levels that the schedule has
-            not.
+        DuetError: for a variance that does not fit the network's channels, or a number of levels above T - 1.
     """
     check_variance(variance, u8.shape[3])
     schedule, (low, high) = process.schedule, check_value_range(value_range)
     if not schedule.is_table:
-        raise DuetError(f"likelihood: the bound counts levels, and {schedule.name} has none; use likelihood=ode")
+        raise DuetError(
+            f"likelihood: vlb was given; it needs the timesteps of a table, but the time of {schedule.name} is "
+            "continuous; use likelihood=ode"
+        )
     T, channels = schedule.steps, u8.shape[3]
     if T < 2:
-        raise DuetError(f"likelihood: the schedule {schedule.name} has one level; the bound needs at least 2")
+        raise DuetError(f"likelihood: the schedule {schedule.name} has one timestep; the bound needs at least 2")
     if distribution not in DISTRIBUTIONS:
         raise one_of("likelihood.distribution", distribution, DISTRIBUTIONS)
     if levels is not None and not 1 <= levels < T:
-        raise DuetError(f"likelihood.levels: {levels} was given; of {T} levels 1 to {T - 1} can be drawn, or null")
-    index, chosen = (
+        raise DuetError(
+            f"likelihood.levels: {levels} was given; it must be 1 to {T - 1} for {T} timesteps, or null for all"
+        )
+    index, probability = (
         np.asarray(index),
         level_distribution(schedule, "uniform" if levels is None else distribution, (high - low) / 4),
     )
-    t, weight = _drawn(chosen, T - 1 if levels is None else levels, seed, index)
+    t, weight = _draw(probability, T - 1 if levels is None else levels, seed, index)
     alpha, sigma = schedule.alpha, schedule.sigma
     _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
     log_small, (constant, slope) = step_log_variances(alpha, sigma)[0], _log_variance_columns(schedule, variance)
     noise = Stream(seed, "likelihood/noise")
     terms, x0_mse, eps_mse = (np.zeros(t.shape) for _ in range(3))
-    # All images at one level after another: neighbours then share what depends on the level.
+    # Timestep by timestep over all images, so that a batch has few different timesteps.
     for start in range(0, t.size, batch):
         k, i = np.divmod(np.arange(start, min(start + batch, t.size)), len(t))
         at, x0 = t[i, k], from_uint8(u8[i], np.float64, value_range)
@@ -224,17 +239,17 @@ def variational_bound(
         estimate = c_skip * x + c_out * output[..., :channels]
         if clip:
             estimate = np.clip(estimate, low, high)
-        spread = np.broadcast_to(constant[at][:, None, None, None], x.shape)
+        log_var = np.broadcast_to(constant[at][:, None, None, None], x.shape)
         if variance.startswith("learned"):
-            spread = spread + slope[at][:, None, None, None] * output[..., channels : 2 * channels]
+            log_var = log_var + slope[at][:, None, None, None] * output[..., channels : 2 * channels]
         error = x0 - estimate
         # KL of two normal distributions whose means are from_x0 (x_0 - D) apart.
-        ratio = log_small[at][:, None, None, None] - spread
+        ratio = log_small[at][:, None, None, None] - log_var
         divergence = 0.5 * (np.expm1(ratio) - ratio)
-        divergence = divergence + 0.5 * (from_x0[at][:, None, None, None] * error) ** 2 * np.exp(-spread)
+        divergence = divergence + 0.5 * (from_x0[at][:, None, None, None] * error) ** 2 * np.exp(-log_var)
         first = at == 0
         if first.any():
-            std = np.exp(0.5 * spread[first])
+            std = np.exp(0.5 * log_var[first])
             divergence[first] = -discretised_gaussian(u8[i[first]], estimate[first], std, value_range)
         terms[i, k] = divergence.mean(axis=(1, 2, 3)) / math.log(2.0)
         x0_mse[i, k] = (error**2).mean(axis=(1, 2, 3))
@@ -246,7 +261,7 @@ def variational_bound(
 
 
 def _prior(power: Array, schedule: Schedule) -> Array:
-    """L_T of images with this mean square, in bits per dimension."""
+    """Return L_T of images with this mean square, in bits per dimension."""
     alpha, sigma = schedule.alpha[-1] / prior_scale(schedule), schedule.sigma[-1] / prior_scale(schedule)
-    moved, variance = alpha**2 * power, sigma**2
-    return 0.5 * (moved + variance - 1.0 - math.log(variance)) / math.log(2.0)
+    square, variance = alpha**2 * power, sigma**2
+    return 0.5 * (square + variance - 1.0 - math.log(variance)) / math.log(2.0)

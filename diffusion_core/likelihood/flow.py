@@ -1,21 +1,21 @@
 r"""The exact likelihood of the deterministic flow, by the change of variables along it.
 
 Every process has a deterministic flow with the marginals of its diffusion. In the state z = x/sqrt(alpha^2 + sigma^2)
-it is the same equation for each schedule and prediction, with the angle phi = atan(sigma/alpha), as any schedule passes
-``z = cos(phi) x_0 + sin(phi) eps`` at some time. The clock u = log tan(phi/2) = -arsinh(alpha/sigma) runs like half the
-log-SNR where there is signal, and ends at 0 where there is none:
+it is the same equation for every schedule and prediction, with the angle phi = atan(sigma/alpha), as any schedule
+passes ``z = cos(phi) x_0 + sin(phi) eps`` at some time. The variable u = log tan(phi/2) = -arsinh(alpha/sigma) changes
+like half the log-SNR where there is signal, and ends at 0 where there is none:
 
     dz/du = cos(phi) z - D,         d log p(z)/du = -div (cos(phi) z - D),         cos(phi) = -tanh(u)
 
-The model is what samples of noise become: its picture is y = x/alpha at the least noisy level, so that
+The model is the distribution of samples that start from noise; its image is y = x/alpha at the least noisy level. So
 
     log p(y) = log N(z_T; 0, scale^2)  +  int_{u_0}^{u_T} div (cos(phi) z - D) du  +  d log cos(phi_0)
 
-from z = cos(phi_0) y, with d = H W C dimensions. For data N(m, s^2) and the best estimate this is
-N(m, s^2 + tan^2 phi_0) where the noisiest level has no signal. The divergence of D is ``sum_k e_k^T (dD/dz) e_k`` over
-all unit vectors (exact, one pullback of the network for each of the d), or its mean over random vectors of signs, which
-is unbiased (Hutchinson); they are drawn from "likelihood/probe" by (image, number of the probe) and stay the same along
-the path, which is walked in equal steps of u by a Runge-Kutta method.
+since z = cos(phi_0) y, with d = H W C dimensions. For data N(m, s^2) and the exact denoiser this is
+N(m, s^2 + tan^2 phi_0) if the noisiest level has no signal. The divergence of D is ``sum_k e_k^T (dD/dz) e_k`` over all
+unit vectors (exact, with one vector-Jacobian product for each of the d), or its mean over random vectors of signs,
+which is unbiased (Hutchinson). These probes are drawn from "likelihood/probe" by (image, number of the probe) and stay
+the same along the path, which a Runge-Kutta method integrates in equal steps of u.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), sections 4.3 and
@@ -44,8 +44,8 @@ __all__ = ["DIVERGENCES", "ODE_METHODS", "FlowDensity", "Tableau", "flow_density
 Array = NDArray[np.float64]
 
 DIVERGENCES = ("hutchinson", "exact")
-# More dimensions than this have that many pullbacks at every stage of every step.
-_MOST_EXACT = 4096
+# The exact divergence takes as many vector-Jacobian products at every stage of every step.
+_MAX_EXACT = 4096
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Tableau:
 
     Args:
         order: of convergence.
-        nodes: where each stage lies in a step, 0 to 1.
-        before: the weights of the earlier stages in each stage's state.
+        nodes: the position of each stage in a step, 0 to 1.
+        before: for each stage, the weights of the earlier stages in its state.
         weights: of all stages in the step.
     """
 
@@ -80,12 +80,12 @@ ODE_METHODS: Mapping[str, Tableau] = {
 
 @dataclass(frozen=True, eq=False)
 class FlowDensity:
-    """The log of the density of N pictures, in nats, as the sum of three terms, each with shape (N,).
+    """The log-density of N images, in nats, as the sum of three terms, each with shape (N,).
 
     Args:
         prior: log N(z_T; 0, scale^2).
         volume: the integral of the divergence.
-        scale: d log cos(phi_0), from the picture to the state at the least noisy level.
+        scale: d log cos(phi_0), for the change from the image to the state at the least noisy level.
     """
 
     prior: Array
@@ -94,7 +94,7 @@ class FlowDensity:
 
     @property
     def log_density(self) -> Array:
-        """log p(y) of each picture, with shape (N,)."""
+        """log p(y) of each image, with shape (N,)."""
         return self.prior + self.volume + self.scale
 
 
@@ -114,25 +114,25 @@ def flow_density(
     batch: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> FlowDensity:
-    """The density of pictures in the range of the values; all but the network is computed here in float64.
+    """Return the density of images in the value range; all but the network is computed in float64.
 
     Args:
         vjp: see `backend.Network.vjp`.
-        process: what the network was trained for.
-        y: pictures, with shape (N, H, W, C); of stored ones see `pixels.dequantize`.
-        label: the network's label of each, with shape (N,).
+        process: the process that the network was trained for.
+        y: images, with shape (N, H, W, C); for stored images see `pixels.dequantize`.
+        label: the label of each, with shape (N,).
         index: the counter of each in the stream of probes, with shape (N,).
         seed: of that stream.
         steps: of the path; each evaluates the network once per stage of the method and probe.
         method: a name of `ODE_METHODS`.
         divergence: one of `DIVERGENCES`.
-        probes: how many vectors of signs the divergence is the mean over; not for the exact one.
-        outputs: channels of the network's output; None is those of the images. Only the first C count.
-        batch: how many pictures are walked at once.
-        progress: called with the number of pictures done after each batch.
+        probes: the number of vectors of signs over which the divergence is averaged; unused by the exact one.
+        outputs: channels of the network's output, of which the first C are used; None for C.
+        batch: the number of images to process at once.
+        progress: called after each batch with the number of images done.
 
     Raises:
-        DuetError: for an option that does not fit.
+        DuetError: for an invalid option.
     """
     if method not in ODE_METHODS:
         raise one_of("likelihood.method", method, ODE_METHODS)
@@ -143,13 +143,13 @@ def flow_density(
     if probes < 1:
         raise DuetError(f"likelihood.probes: {probes} was given; it must be at least 1")
     shape, dimensions = y.shape[1:], math.prod(y.shape[1:])
-    if divergence == "exact" and dimensions > _MOST_EXACT:
+    if divergence == "exact" and dimensions > _MAX_EXACT:
         raise DuetError(
-            f"likelihood.divergence: exact was given for pictures of {dimensions} numbers, each a pullback at every "
-            f"stage; up to {_MOST_EXACT} that is done, so use hutchinson"
+            f"likelihood.divergence: exact was given for images of {dimensions} dimensions, each of which takes a "
+            f"vector-Jacobian product at every stage; the limit is {_MAX_EXACT}, so use hutchinson"
         )
     index, schedule = np.asarray(index), process.schedule
-    path = _Path.through(process, steps, ODE_METHODS[method])
+    path = _Path.from_process(process, steps, ODE_METHODS[method])
     alpha, sigma = schedule(np.array(schedule.span))
     first, variance = (
         alpha[0] / np.hypot(alpha[0], sigma[0]),
@@ -160,9 +160,9 @@ def flow_density(
         some = slice(start, start + batch)
 
         def vectors(i: NDArray = index[some]) -> Iterator[Array]:
-            return _units(len(i), shape) if divergence == "exact" else _signs(seed, i, shape, probes)
+            return _unit_vectors(len(i), shape) if divergence == "exact" else _sign_vectors(seed, i, shape, probes)
 
-        z, volume = path.walk(vjp, first * y[some], label[some], vectors, outputs or shape[2])
+        z, volume = path.integrate(vjp, first * y[some], label[some], vectors, outputs or shape[2])
         squares = np.sum(z**2, axis=(1, 2, 3)) / variance
         parts.append((-0.5 * (squares + dimensions * math.log(2 * math.pi * variance)), volume))
         if progress is not None:
@@ -171,16 +171,16 @@ def flow_density(
     return FlowDensity(prior, volume, np.full(len(y), dimensions * math.log(first)))
 
 
-def _units(count: int, shape: tuple[int, ...]) -> Iterator[Array]:
-    """Every unit vector, the same for each of `count` pictures: their squares add up to d."""
+def _unit_vectors(count: int, shape: tuple[int, ...]) -> Iterator[Array]:
+    """Yield every unit vector, the same for each of `count` images; their squared norms add up to d."""
     for place in range(math.prod(shape)):
         unit = np.zeros((count, math.prod(shape)))
         unit[:, place] = 1.0
         yield unit.reshape(count, *shape)
 
 
-def _signs(seed: int, index: NDArray, shape: tuple[int, ...], probes: int) -> Iterator[Array]:
-    """Vectors of signs, scaled so that the squares of all of them add up to d."""
+def _sign_vectors(seed: int, index: NDArray, shape: tuple[int, ...], probes: int) -> Iterator[Array]:
+    """Yield vectors of signs, scaled so that their squared norms add up to d."""
     stream = Stream(seed, "likelihood/probe")
     for row in range(probes):
         bits = stream.bits(index, math.prod(shape), row) >> np.uint32(31)
@@ -189,7 +189,7 @@ def _signs(seed: int, index: NDArray, shape: tuple[int, ...], probes: int) -> It
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """The numbers of the stages of all steps, with shape (steps, stages); `length` is that of a step in u."""
+    """The coefficients of all stages of all steps, with shape (steps, stages); `length` is that of a step in u."""
 
     tableau: Tableau
     length: float
@@ -198,13 +198,13 @@ class _Path:
     columns: Columns
 
     @staticmethod
-    def through(process: Process, steps: int, tableau: Tableau) -> _Path:
-        """The path through all levels in equal steps of u."""
+    def from_process(process: Process, steps: int, tableau: Tableau) -> _Path:
+        """Return the path through all noise levels in equal steps of u."""
         alpha, sigma = process.schedule(np.array(process.schedule.span))
         first, last = -np.arcsinh(alpha / sigma)
         length = (last - first) / steps
         u = first + length * (np.arange(steps)[:, None] + np.array(tableau.nodes))
-        with np.errstate(divide="ignore"):  # no signal is an infinite ratio
+        with np.errstate(divide="ignore"):  # without signal the ratio is infinite
             t = process.schedule.t_at_log_ratio(-np.log(np.sinh(np.maximum(-u, -last))))
         alpha, sigma = process.schedule(t)
         return _Path(tableau, float(length), -np.tanh(u), np.hypot(alpha, sigma), process.columns(t))
@@ -212,33 +212,33 @@ class _Path:
     def velocity(
         self, vjp: VJP, i: int, s: int, z: Array, label: NDArray, vectors: Iterator[Array], outputs: int
     ) -> tuple[Array, Array]:
-        """(v, div v) of v = dz/du at stage s of step i."""
+        """Return v = dz/du and div v at stage s of step i."""
         columns, norm = self.columns, self.norm[i, s]
         c_skip, c_out = columns.c_skip[i, s] * norm, columns.c_out[i, s]
         c_in, c_noise = columns.c_in[i, s] * norm, np.full(len(z), columns.c_noise[i, s])
         channels, trace = z.shape[3], np.zeros(len(z))
         for e in vectors:
             cotangent = np.pad(e, ((0, 0), (0, 0), (0, 0), (0, outputs - channels)))
-            output, pulled = vjp(c_in * z, c_noise, label, cotangent)
-            trace += np.sum(e * pulled, axis=(1, 2, 3), dtype=np.float64)
+            output, gradient = vjp(c_in * z, c_noise, label, cotangent)
+            trace += np.sum(e * gradient, axis=(1, 2, 3), dtype=np.float64)
         estimate = c_skip * z + c_out * np.asarray(output[..., :channels], np.float64)
         divergence = (self.cos[i, s] - c_skip) * z[0].size - c_out * c_in * trace
         return self.cos[i, s] * z - estimate, divergence
 
-    def walk(
+    def integrate(
         self, vjp: VJP, z: Array, label: NDArray, vectors: Callable[[], Iterator[Array]], outputs: int
     ) -> tuple[Array, Array]:
-        """(z at the end, integral of the divergence) from z at the start."""
+        """Return z at the end of the path, from z at its start, and the integral of the divergence."""
         volume = np.zeros(len(z))
         for i in range(len(self.cos)):
             velocities: list[Array] = []
             for s, before in enumerate(self.tableau.before):
-                state = z + self._moved(before, velocities)
+                state = z + self._increment(before, velocities)
                 v, divergence = self.velocity(vjp, i, s, state, label, vectors(), outputs)
                 velocities.append(v)
                 volume = volume + self.length * self.tableau.weights[s] * divergence
-            z = z + self._moved(self.tableau.weights, velocities)
+            z = z + self._increment(self.tableau.weights, velocities)
         return z, volume
 
-    def _moved(self, weights: tuple[float, ...], velocities: list[Array]) -> Array | float:
+    def _increment(self, weights: tuple[float, ...], velocities: list[Array]) -> Array | float:
         return self.length * sum(w * v for w, v in zip(weights, velocities, strict=True))

@@ -1,7 +1,7 @@
-"""Drawing samples: sample k is drawn from the same noise in any batch, on any machine, in either framework.
+"""Sampling: sample k has the same noise in any batch, on any machine, in either framework.
 
 Its starting noise is Stream(seed, "sample/start") at index k, the noise of row i is Stream(seed, "sample/noise") at
-(index k, row i). What the network makes of them differs by rounding alone.
+(index k, row i). Samples of the same index therefore differ between frameworks by rounding only.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = ["check_labels", "describe_labels", "generate", "known_labels", "noise
 
 
 def start_noise(plan: SamplerPlan, seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NDArray:
-    """The images that samples start from, with shape (B, *shape)."""
+    """Return the noise that samples start from, with shape (B, *shape)."""
     return (plan.start_scale * Stream(seed, "sample/start").normal(index, shape)).astype(dtype)
 
 
 def noise_source(seed: int, index: NDArray, shape: tuple[int, ...], dtype: type) -> NoiseSource:
-    """The fresh noise of each row for the samples of these indices."""
+    """Return a function of the row: the fresh noise of the samples with these indices."""
     stream = Stream(seed, "sample/noise")
     return lambda row: stream.normal(index, shape, row, dtype)
 
 
-def known_source(plan: SamplerPlan, pictures: NDArray, seed: int, index: NDArray, dtype: type) -> NoiseSource:
-    """Pictures with the noise of the level that each row leads to, from Stream(seed, "edit/known")."""
+def known_source(plan: SamplerPlan, images: NDArray, seed: int, index: NDArray, dtype: type) -> NoiseSource:
+    """Return a function of the row: images with the noise of the level it leads to, from Stream(seed, "edit/known")."""
     stream = Stream(seed, "edit/known")
 
     def known(row: int) -> NDArray:
-        eps = stream.normal(index, pictures.shape[1:], row)
-        return add_noise(pictures.astype(np.float64), eps, plan.alpha[row + 1], plan.sigma[row + 1]).astype(dtype)
+        eps = stream.normal(index, images.shape[1:], row)
+        return add_noise(images.astype(np.float64), eps, plan.alpha[row + 1], plan.sigma[row + 1]).astype(dtype)
 
     return known
 
@@ -53,15 +53,26 @@ def check_labels(
     has_guide: bool = False,
     classifier: Program | None = None,
 ) -> NDArray[np.int32]:
-    """The network's labels as int32, or an error that says which there are.
+    """Return labels as int32.
 
-    Guidance leads away from no class, unless there is another network that it leads away from. A classifier leads to a
-    class, so that each label must be of one: the network's, or the classifier's own where the network knows none.
+    Guidance without a guide needs a network with classes, as it uses the output without a class. With a classifier each
+    label must be a class: one of the network, or of the classifier if the network has no classes.
+
+    Args:
+        labels: with any shape.
+        program: the network to sample from.
+        plan: its guidance determines which labels are valid.
+        has_guide: whether a second network guides (autoguidance).
+        classifier: the classifier that guides, if any.
+
+    Raises:
+        DuetError: for a label that does not exist, or guidance of a network without classes. The message lists the
+            valid labels.
     """
     labels = np.asarray(labels)
     if np.any(plan.is_guided) and program.null_label is None and not has_guide:
         raise DuetError(
-            f"sampler.guidance_scale: {plan.guidance_scale.max():g} needs classes, but the network has none; use 1"
+            f"sampler.guidance_scale: {plan.guidance_scale.max():g} was given, but the network has no classes; use 1"
         )
     if program.null_label is None and classifier is None:
         return np.zeros(labels.shape, np.int32)
@@ -73,17 +84,17 @@ def check_labels(
 
 
 def known_labels(program: Program, classifier: Program | None = None) -> list[int]:
-    """The labels that samples may have, rising; empty where nothing knows classes."""
+    """Return the labels that samples may have, rising; empty if neither network has classes."""
     if classifier is not None:
         return list(program.labels or classifier.labels)
     return list(range(program.classes + 1)) if program.null_label is not None else []
 
 
 def describe_labels(program: Program, classifier: Program | None = None) -> str:
-    """Which labels there are, for people."""
+    """Describe the valid labels in one phrase, for errors."""
     if classifier is not None:
         known = known_labels(program, classifier)
-        return f"the classifier leads to classes {known[0]}..{known[-1]}"
+        return f"the classifier has classes {known[0]}..{known[-1]}"
     if not program.classes:
         return "the network has no classes"
     first, last = program.labels[0], program.labels[-1]
@@ -106,23 +117,29 @@ def generate(
     collective: Collective | None = None,
     pause: Callable[[], None] | None = None,
 ) -> NDArray:
-    """Samples first, first + 1, ... with one label each; images with shape (N, H, W, C) near the data's range.
+    """Sample images with the indices first, first + 1, ..., one for each label.
 
     Args:
+        backend: runs the plan.
+        network: the network to sample from.
+        plan: see `SamplerPlan`.
         shape: of one image, (h, w, c).
-        labels: one class per sample, with shape (N,).
+        labels: one per sample, with shape (N,).
         seed: of the sampling streams.
-        first: index of the first sample; those of an edit have their own.
-        batch: how many are computed at once; changes no picture.
-        callback: see `backend.StepCallback`; called for the first batch alone.
-        progress: called with the number of samples done after each batch.
-        guidance: what leads all of them; None is nothing beside the plan.
-        edit: what each sample starts from and keeps, with the plan; None is noise, and nothing.
-        collective: the processes that each draw some of the batches; all are given all samples.
-        pause: called after each round of batches, by every process; what it raises ends the drawing.
+        first: index of the first sample; an edit has its own indices.
+        batch: number of samples to compute at once; affects only rounding.
+        callback: see `backend.StepCallback`; called for the first batch only.
+        progress: called after each batch with the number of samples done.
+        guidance: networks that guide in addition to the plan; None for none.
+        edit: what each sample starts from and keeps; None for sampling from noise.
+        collective: the processes that share the batches; each of them returns all samples.
+        pause: called by every process after each round of batches; an exception from it ends sampling.
+
+    Returns:
+        Images with shape (N, H, W, C) in the value range of the data, which they may exceed slightly.
 
     Raises:
-        DuetError: for labels that the network does not have, or another number of them than the edit has samples.
+        DuetError: for invalid labels, or another number of labels than the edit has samples.
     """
     guidance, collective = guidance or Guidance(), collective or Collective()
     classifier = None if guidance.classifier is None else guidance.classifier.program
@@ -132,23 +149,25 @@ def generate(
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")
     indices = first + np.arange(len(labels)) if edit is None else edit.index
     images = np.zeros((len(labels), *shape), dtype)
-    for met in range(0, len(labels), batch * collective.group.size):  # a round, of a batch for each process
-        at = met + batch * collective.group.rank
+    for round_start in range(0, len(labels), batch * collective.group.size):  # one batch for each process
+        at = round_start + batch * collective.group.rank
         if at < len(labels):
             some = slice(at, at + batch)
-            index, led = indices[some], guidance
+            index, guides = indices[some], guidance
             start = start_noise(plan, seed, index, shape, dtype)
             if edit is not None and edit.start is not None:
                 start = edit.start[some].astype(dtype)
             if edit is not None and edit.mask is not None:
                 known = known_source(plan, edit.images[some], seed, index, dtype)
-                led = replace(guidance, mask=edit.mask[some].astype(dtype), known=known)
+                guides = replace(guidance, mask=edit.mask[some].astype(dtype), known=known)
             noise = noise_source(seed, index, shape, dtype)
-            images[some] = backend.sample(network, plan, start, labels[some], noise, callback if at == 0 else None, led)
+            images[some] = backend.sample(
+                network, plan, start, labels[some], noise, callback if at == 0 else None, guides
+            )
             if progress is not None:
                 progress(at + len(index))
         if collective.group.size > 1:
-            together = slice(met, met + batch * collective.group.size)
+            together = slice(round_start, round_start + batch * collective.group.size)
             images[together] = collective.all_reduce(images[together])
         if pause is not None:
             pause()

@@ -1,16 +1,16 @@
-r"""Noisy pictures for people: the levels at which they are worth seeing, and the pixels that show them.
+r"""Noise strips: at which noise levels to show noisy images, and how to convert them to pixels.
 
-Between data and noise, x_t = alpha x_0 + sigma eps is drawn as
+x_t = alpha x_0 + sigma eps is shown as
 
     m + (x_t - alpha m) / sqrt(alpha^2 + (sigma/h)^2)         m the middle of the value range, h half its length
 
-which is x_0 itself where there is no noise, and h eps + m where there is nothing else, so that one standard deviation
-fills the range. In [-1, 1] that is x_t/sqrt(alpha^2 + sigma^2): what a variance-preserving process keeps as it is, and
-all others look like it at the same sigma/alpha, however large their x_t are.
+which is x_0 itself without noise, and h eps + m for pure noise, so that one standard deviation fills the range. In
+[-1, 1] this is x_t/sqrt(alpha^2 + sigma^2): a variance-preserving process is shown unchanged, and all others look like
+it at the same sigma/alpha, however large their x_t are.
 
-Levels are even in log(sigma/alpha), which is minus half of the log-SNR, between two beyond which nothing more is seen:
-noise of a fortieth of the range, and pictures of a tenth of the noise. Even in t, most would crowd at one end: nearly
-all of those of EDM lie beyond the noisier one.
+The levels have equal distances in log(sigma/alpha), minus half of the log-SNR, between two values beyond which nothing
+changes visibly: noise of a fortieth of the range, and images of a tenth of the noise. With equal distances in t, most
+would crowd at one end: almost all of EDM's lie beyond the noisier one.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = ["visible_timesteps", "visible_rows", "to_visible"]
 
-# The least and the largest log(sigma/alpha) that is shown, in a value range of [-1, 1].
+# The smallest and the largest log(sigma/alpha) to show, in a value range of [-1, 1].
 _ENDS = (math.log(0.05), math.log(10.0))
 
 
 def to_visible(
     x: ArrayLike, alpha: float, sigma: float, value_range: tuple[float, float] = VALUE_RANGE
 ) -> NDArray[np.uint8]:
-    """The pixels that show x_t at the level (alpha, sigma), with the shape of `x`."""
+    """Convert x_t at the noise level (alpha, sigma) to pixels, with the shape of `x`."""
     middle, half = (value_range[0] + value_range[1]) / 2, (value_range[1] - value_range[0]) / 2
     x = np.asarray(x, np.float64)
     return to_uint8(middle + (x - alpha * middle) / math.hypot(alpha, sigma / half), value_range)
 
 
 def visible_timesteps(schedule: AnySchedule, n: int) -> NDArray[np.float64]:
-    """So many t of a schedule, rising and even in log(sigma/alpha), with shape (n,)."""
+    """Return n timesteps, rising, at equal distances in log(sigma/alpha), with shape (n,)."""
     return schedule.t_at_log_ratio(np.linspace(*np.clip(_ENDS, *schedule.log_ratio_range), n))
 
 
 def visible_rows(plan: SamplerPlan, n: int) -> NDArray[np.int64]:
-    """At most so many rows of a plan, rising, the last one among them.
+    """Return at most n rows of a plan, rising, the last one among them.
 
-    What the others lead to is nearest to levels that are even in log(sigma/alpha), as far as the plan has such.
+    The levels to which the other rows lead are those nearest to equal distances in log(sigma/alpha).
     """
     with np.errstate(divide="ignore"):
         visible = np.clip(np.log(plan.sigma[1:]) - np.log(plan.alpha[1:]), *_ENDS)

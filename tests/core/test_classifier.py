@@ -87,12 +87,12 @@ def test_accuracy_is_counted_at_each_level():
 def test_labels_are_classes_where_a_classifier_leads():
     plan = SAMPLED.plan("ddim", classifier=1.0)
     np.testing.assert_array_equal(check_labels([0, 9], SAMPLED.program, plan, classifier=PROGRAM), [0, 9])
-    with pytest.raises(DuetError, match=r"label 10: the classifier leads to classes 0\.\.9"):
+    with pytest.raises(DuetError, match=r"label 10: the classifier has classes 0\.\.9"):
         check_labels([0, 10], SAMPLED.program, plan, classifier=PROGRAM)
     blind = replace(SAMPLED, spec=replace(SAMPLED.spec, num_classes=0))
     np.testing.assert_array_equal(check_labels([3, 4], blind.program, plan, classifier=PROGRAM), [3, 4])
     shifted = replace(SAMPLED.program, null_label=0)
-    assert describe_labels(shifted, PROGRAM) == "the classifier leads to classes 1..10"
+    assert describe_labels(shifted, PROGRAM) == "the classifier has classes 1..10"
 
 
 def test_a_classifier_fits_the_levels_and_inputs_of_what_it_leads():

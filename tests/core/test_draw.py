@@ -79,7 +79,7 @@ def test_labels_are_checked_against_the_network():
     for labels, wrong in (([0, 4], 4), ([-1], -1)):
         with pytest.raises(DuetError, match=f"label {wrong}: the network has classes 0..2, and 3 for no class"):
             check_labels(labels, PROGRAM, PLAN)
-    with pytest.raises(DuetError, match=r"sampler.guidance_scale: 2 needs classes, but the network has none; use 1"):
+    with pytest.raises(DuetError, match=r"sampler.guidance_scale: 2 was given, but the network has no classes; use 1"):
         check_labels([0], BLIND, PLAN)
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN.with_guidance(1.0)), [0, 0])
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN, has_guide=True), [0, 0])

@@ -284,9 +284,9 @@ def test_estimates_are_clipped_to_the_range_unless_they_are_not():
 
 @pytest.mark.parametrize("options, words", [
     ({"variance": "small"}, "likelihood.variance: 'small' was given"),
-    ({"variance": "learned"}, "1 channels for 1 of the images"),
+    ({"variance": "learned"}, "1 output channels for images with 1"),
     ({"variance": "learned_range"}, "use fixed_small or fixed_large"),
-    ({"levels": 20}, "of 20 levels 1 to 19"),
+    ({"levels": 20}, "it must be 1 to 19 for 20 timesteps"),
     ({"levels": 0}, "likelihood.levels: 0"),
     ({"distribution": "even"}, "likelihood.distribution: 'even'"),
 ])  # fmt: skip
@@ -418,7 +418,7 @@ def test_options_of_the_flow_that_do_not_fit_are_refused(options, words):
 
 def test_an_exact_divergence_of_large_pictures_is_refused():
     process = Process(flow(), "v")
-    with pytest.raises(DuetError, match="12288 numbers, each a pullback"):
+    with pytest.raises(DuetError, match="12288 dimensions, each of which takes a vector-Jacobian"):
         density(Exact(process), process, np.zeros((1, 64, 64, 3)), divergence="exact")
 
 

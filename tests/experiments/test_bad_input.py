@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: 
         (["data=digits"], ["nothing was asked for", "likelihood=vlb", "likelihood=ode"]),
         (["likelihood=vlb"], ["data: none was given", "data=NAME"]),
         (["likelihood=vlb", "data=digits", "checkpoint=null"], ["checkpoint: none was given"]),
-        (["likelihood=vlb", "data=digits", "likelihood.levels=1000"], ["of 1000 levels 1 to 999"]),
+        (["likelihood=vlb", "data=digits", "likelihood.levels=1000"], ["1 to 999 for 1000 timesteps"]),
         (["likelihood=vlb", "data=digits", "likelihood.variance=learned"], ["1 channels for 1", "fixed_small"]),
         (["likelihood=vlb", "data=digits", "likelihood.distribution=odd"], ["likelihood.distribution", "importance"]),
         (["likelihood=vlb", "data=digits", "likelihood.count=0"], ["likelihood.count", "1 to 1437"]),
