@@ -1,14 +1,14 @@
-"""What metrics read of images: functions from images to vectors.
+"""Features that metrics read: functions from images to vectors.
 
-Images are uint8 with shape (N, H, W, C), C being 1 or 3. What features compute are parts of a set as the metrics know
-them (`diffusion_core.metrics.metric`): features, spatial, probabilities, each row a function of its image alone.
-Features that someone computed elsewhere are read from a file instead (`diffusion_core.metrics.files`).
+Images are uint8 with shape (N, H, W, C), where C is 1 or 3. Features are named arrays as in
+`diffusion_core.metrics.metric`: features, spatial, probabilities; each row is a function of its image alone. Features
+that were computed elsewhere are read from a file instead (`diffusion_core.metrics.files`).
 
-Importing this package loads no framework and no runtime; a kind of features loads what it needs when it is made.
+Importing this package loads no framework; a feature network imports what it needs when it is created.
 
-    digits      the network of `diffusion_core.metrics.digits`; anywhere
-    inception   Inception v3, in torch-fidelity's conversion of the graph of 2015
-    onnx        what any ONNX file computes, by onnxruntime
+    digits      the network of `diffusion_core.metrics.digits`, in every environment
+    inception   Inception v3, as torch-fidelity converted the graph of 2015
+    onnx        any ONNX file, by onnxruntime
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from features.kind import Features, MissingWeights, extract
 
 __all__ = ["FEATURES", "Features", "MissingWeights", "extract"]
 
-# By name; each takes its options as keyword-only arguments.
+# By name; each function takes its options as keyword-only arguments.
 FEATURES: Mapping[str, Callable[..., Features]] = {
     "digits": digits.features,
     "inception": inception.features,

@@ -1,4 +1,4 @@
-"""What the shipped network of handwritten digits sees. A score on it is called a "digits" score, never FID."""
+"""Features of the bundled digits network. A number on them is called "digits ...", never FID."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["features"]
 
 
 def features() -> Features:
-    """The network of `diffusion_core.metrics.digits`, on grey images averaged to 8 x 8."""
+    """Return the network of `diffusion_core.metrics.digits`, for grey images averaged to 8 x 8."""
     facts = {
         "kind": "digits",
         "weights_sha256": digits.SHA256,

@@ -1,4 +1,4 @@
-"""What all kinds of features are."""
+"""The common interface of all feature networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Features", "MissingWeights", "as_colour", "extract"]
 
 
 class MissingWeights(DuetError):
-    """Features need a file that nobody named; who can go on without them may."""
+    """A feature network needs a file of weights that was not given; a caller may continue without features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,44 +23,53 @@ class Features:
     """A function from images to vectors.
 
     Args:
-        kind: name and protocol.
-        of: the function: uint8 images (N, H, W, C) to the parts of a set that it computes (`metrics.metric.Arrays`),
-            each with a row per image, for as many images as fit into memory.
-        versions: of what computes them, which the numbers should not depend on.
+        kind: name and facts, for protocols.
+        compute: maps uint8 images (N, H, W, C) to named arrays (`metrics.metric.Arrays`) with one row per image; called
+            with as many images as fit into memory.
+        versions: the versions of the software that computes them, on which the numbers should not depend.
     """
 
     kind: FeatureKind
-    of: Callable[[NDArray[np.uint8]], Arrays]
+    compute: Callable[[NDArray[np.uint8]], Arrays]
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def extract(
     features: Features, images: NDArray[np.uint8], batch: int, progress: Callable[[int], None] | None = None
 ) -> dict[str, NDArray]:
-    """The features of any number of images, `batch` of them at once.
+    """Compute the features of any number of images in batches.
 
     Args:
-        features: what to compute.
-        images: uint8 with shape (N, H, W, C); a memory map is read piece by piece.
-        batch: images at once.
+        features: the feature network.
+        images: uint8 with shape (N, H, W, C); a memory map is read batch by batch.
+        batch: images per batch.
         progress: called with the number of images that are done.
 
     Returns:
-        The parts that the features compute, of all images.
+        The named arrays of the features, with N rows each.
+
+    Raises:
+        DuetError: the batch is below 1, or the images have the wrong shape for these features.
+
+    Example:
+        >>> from features import FEATURES
+        >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> {name: array.shape for name, array in extract(FEATURES["digits"](), images, batch=2).items()}
+        {'features': (3, 64), 'spatial': (3, 256), 'probabilities': (3, 10)}
     """
     if batch < 1:
         raise DuetError(f"features: a batch of {batch} was given; it must be at least 1")
-    found: dict[str, NDArray] = {}
+    arrays: dict[str, NDArray] = {}
     for start in range(0, len(images), batch):
-        for name, values in features.of(np.ascontiguousarray(images[start : start + batch])).items():
-            # One array of the final size: joining pieces at the end would take the memory twice.
-            whole = found.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))
+        for name, values in features.compute(np.ascontiguousarray(images[start : start + batch])).items():
+            # Allocate the final size: concatenating batches at the end would need the memory twice.
+            whole = arrays.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))
             whole[start : start + batch] = values
         if progress:
             progress(min(start + batch, len(images)))
-    return found
+    return arrays
 
 
 def as_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images with three channels; those of a grey image are alike."""
+    """Return images with three channels, by repeating the channel of grey images."""
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)

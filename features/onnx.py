@@ -1,9 +1,9 @@
-"""Features that an ONNX file computes, by onnxruntime on the CPU.
+"""Features from an ONNX file, computed by onnxruntime on the CPU.
 
-The file has one input of float32 images, ``b c h w`` or ``b h w c``, with one channel or three. Which of its outputs
-are the features, the features of places and the probabilities or logits of classes is said by name; what an output
-holds per image is flattened. Without a name, the first output has the features. Images are brought to its size by
-`diffusion_core.images.resize` and their values 0..255 to `low` .. `high`.
+The file has one input of float32 images, ``b c h w`` or ``b h w c``, with 1 or 3 channels. Its outputs are assigned by
+name to features, spatial features, and class probabilities or logits; each output is flattened per image. By default,
+the first output is the features. Images are resized to the input size by `diffusion_core.images.resize`, and their
+values 0..255 are mapped to `low` .. `high`.
 """
 
 from __future__ import annotations
@@ -36,72 +36,72 @@ def features(
     logits: str | None = None,
     threads: int = 0,
 ) -> Features:
-    """What the outputs of a file hold.
+    """Return the outputs of an ONNX file as features.
 
     Args:
         path: the file.
-        size: height and width that it takes, in pixels; None where the file says so itself.
-        low: the value of black.
-        high: the value of white.
-        output: the output that has the features; None is the first.
-        spatial: that which has the features of places, if any.
-        probabilities: that which has the probabilities of classes, if any.
-        logits: that which has their logits, instead.
-        threads: CPU threads; 0 leaves onnxruntime's choice.
+        size: the height and width of the input in pixels; None if the file fixes it.
+        low: the input value of black.
+        high: the input value of white.
+        output: the output with the features; None means the first.
+        spatial: the output with spatial features, if any.
+        probabilities: the output with class probabilities, if any.
+        logits: the output with class logits, instead of probabilities.
+        threads: CPU threads; 0 lets onnxruntime choose.
 
     Raises:
-        DuetError: onnxruntime is not installed here, or the file is missing or not as said above.
+        DuetError: onnxruntime is not installed, or the file is missing or not as described above.
     """
     try:
         session = open_session(Path(path), threads)
     except DuetError:
         raise
-    except Exception as error:  # onnxruntime has a kind of its own for every state of a file
+    except Exception as error:  # onnxruntime raises many types of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DuetError(f"{path}: onnxruntime cannot run it ({reason})") from error
-    given = session.get_inputs()[0]
-    shape = list(given.shape)
-    fits = len(session.get_inputs()) == 1 and given.type == "tensor(float)" and len(shape) == 4
+    model_input = session.get_inputs()[0]
+    shape = list(model_input.shape)
+    fits = len(session.get_inputs()) == 1 and model_input.type == "tensor(float)" and len(shape) == 4
     axis = next((axis for axis in (1, 3) if fits and shape[axis] in (1, 3)), None)
     sides = {shape[place] for place in (2, 4 - axis) if isinstance(shape[place], int)} if axis else set()
     if axis is None or len(sides) > 1:
         inputs = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in session.get_inputs())
         raise DuetError(
             f"{path}: its inputs are {inputs}; "
-            f"there must be one, of square float32 images, (b, c, h, w) or (b, h, w, c), "
+            f"there must be one input, of square float32 images, (b, c, h, w) or (b, h, w, c), "
             f"with 1 or 3 channels"
         )
     channels, fixed = shape[axis], max(sides, default=None)
     if size is None and fixed is None:
-        raise DuetError(f"{path}: it takes images of any size; give the one to bring them to with size=PIXELS")
+        raise DuetError(f"{path}: its input has no fixed size; give one with features.size=PIXELS")
     if None not in (size, fixed) and size != fixed:
-        raise DuetError(f"{path}: size {size} was given, but it takes images of {fixed} pixels")
+        raise DuetError(f"{path}: features.size: {size} was given, but its input has {fixed} pixels")
     side = size or fixed
 
-    names = [made.name for made in session.get_outputs()]
+    names = [o.name for o in session.get_outputs()]
     if probabilities and logits:
-        raise DuetError(f"{path}: probabilities and logits were given; one of them tells the classes")
+        raise DuetError(f"{path}: features.probabilities and features.logits were given; give only one of them")
     wanted = {"features": output or names[0], "spatial": spatial, "probabilities": probabilities or logits}
-    wanted = {part: name for part, name in wanted.items() if name}
+    wanted = {key: name for key, name in wanted.items() if name}
     for name in wanted.values():
         if name not in names:
             raise one_of(f"{path}: output", name, names)
 
-    def of(images: NDArray[np.uint8]) -> dict[str, NDArray]:
+    def compute(images: NDArray[np.uint8]) -> dict[str, NDArray]:
         if channels < images.shape[3]:
-            raise DuetError(f"{path}: images in colour were given; it takes grey ones")
-        images = resize(as_colour(images) if channels == 3 else images, side)
-        values = (low + images * ((high - low) / 255.0)).astype(np.float32)
+            raise DuetError(f"{path}: colour images were given, but its input is grey")
+        resized = resize(as_colour(images) if channels == 3 else images, side)
+        values = (low + resized * ((high - low) / 255.0)).astype(np.float32)
         if axis == 1:
             values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        made = session.run(list(wanted.values()), {given.name: values})
-        found = {part: np.asarray(x).reshape(len(images), -1) for part, x in zip(wanted, made, strict=True)}
+        outputs = session.run(list(wanted.values()), {model_input.name: values})
+        arrays = {name: np.asarray(x).reshape(len(images), -1) for name, x in zip(wanted, outputs, strict=True)}
         if logits:
-            found["probabilities"] = softmax(found["probabilities"].astype(np.float64), axis=1)
-        return found
+            arrays["probabilities"] = softmax(arrays["probabilities"].astype(np.float64), axis=1)
+        return arrays
 
     facts = {
         "kind": "onnx", "weights_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "outputs": wanted,
         "resize": "antialias", "size": side, "range": [low, high], "quantised": "uint8",
     }  # fmt: skip
-    return Features(FeatureKind(Path(path).name, facts), of)
+    return Features(FeatureKind(Path(path).name, facts), compute)

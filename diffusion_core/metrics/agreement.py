@@ -1,8 +1,8 @@
-"""Do samples show the class that they were asked for, as a network of features sees it.
+"""Class agreement: how often a feature network recognises samples as the class that was requested.
 
-Class id k of the labels must mean what class k of the network means. Where the names of both are known they are
-compared, and the metric does not apply where they differ; else the protocol says that they were not. Arrays without
-names have their class ids as names ("0", "1", ...), as digits have: what these show, only who gave them knows.
+Class id k of the labels must mean the same as class k of the network. If the class names of both are known, they are
+compared, and the metric does not apply if they differ; otherwise the protocol records that they were not compared.
+Arrays without class names get their class ids as names ("0", "1", ...), as the digits have.
 """
 
 from __future__ import annotations
@@ -31,47 +31,51 @@ __all__ = ["AGREEMENT", "Agreement", "agreement"]
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How often images show the class they were asked for.
+    """How often images show the requested class.
 
     Args:
-        confusion: counts with shape (K, K): row is the class asked for, column the class seen.
+        confusion: counts with shape (K, K): the row is the requested class, the column the recognised class.
     """
 
     confusion: NDArray[np.int64]
 
     @property
     def rate(self) -> float:
-        """The share of images that show their class."""
+        """The fraction of images that show the requested class."""
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     @property
     def per_class(self) -> NDArray[np.float64]:
-        """The share within each class asked for, with shape (K,); NaN where there was no such image."""
-        asked = self.confusion.sum(axis=1)
-        share = np.full(len(asked), np.nan)
-        return np.divide(np.diagonal(self.confusion), asked, out=share, where=asked > 0)
+        """The fraction for each requested class, with shape (K,); NaN for a class without images."""
+        requested = self.confusion.sum(axis=1)
+        rates = np.full(len(requested), np.nan)
+        return np.divide(np.diagonal(self.confusion), requested, out=rates, where=requested > 0)
 
 
-def agreement(seen: NDArray[np.integer], labels: ArrayLike, classes: int) -> Agreement:
-    """How often the class seen is the class asked for.
+def agreement(predicted: NDArray[np.integer], labels: ArrayLike, classes: int) -> Agreement:
+    """Compare recognised with requested classes.
 
     Args:
-        seen: class ids 0..K-1 with shape (N,).
-        labels: those asked for, with shape (N,).
+        predicted: the recognised class ids 0..K-1, with shape (N,).
+        labels: the requested class ids, with shape (N,).
         classes: K.
 
     Raises:
-        DuetError: the labels are not as many whole numbers in 0..K-1.
+        DuetError: the labels are not N integers in 0..K-1.
+
+    Example:
+        >>> agreement(np.array([0, 1, 1]), [0, 1, 0], classes=2).per_class
+        array([0.5, 1. ])
     """
     labels = np.asarray(labels)
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == seen.shape
-    if not whole or labels.min() < 0 or labels.max() >= classes:
+    valid = np.issubdtype(labels.dtype, np.integer) and labels.shape == predicted.shape
+    if not valid or labels.min() < 0 or labels.max() >= classes:
         raise DuetError(
             f"class agreement: labels of {labels.dtype} with shape {labels.shape} were given; "
-            f"there must be {len(seen)} whole numbers in 0..{classes - 1}"
+            f"there must be {len(predicted)} whole numbers in 0..{classes - 1}"
         )
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, seen), 1)
+    np.add.at(confusion, (labels, predicted), 1)
     return Agreement(confusion)
 
 
@@ -79,23 +83,23 @@ def _fit(reference: Arrays, seed: int) -> Measure:
     classes = int(reference["labels"].max()) + 1
 
     def measure(samples: Arrays) -> MetricResult:
-        given = samples["probabilities"]
-        if given.shape[1] != classes:
-            raise NotApplicable(f"the features tell {given.shape[1]} classes apart and the reference has {classes}")
-        found = agreement(given.argmax(axis=1), samples["labels"], classes)
-        return MetricResult({"rate": found.rate}, arrays={"confusion": found.confusion})
+        probabilities = samples["probabilities"]
+        if probabilities.shape[1] != classes:
+            raise NotApplicable(f"the features have {probabilities.shape[1]} classes and the reference has {classes}")
+        result = agreement(probabilities.argmax(axis=1), samples["labels"], classes)
+        return MetricResult({"rate": result.rate}, arrays={"confusion": result.confusion})
 
     return measure
 
 
-def _compared(kind: FeatureKind, reference: SampleSet) -> dict[str, Any]:
-    """Whether the classes have the same names on both sides."""
+def _compare_classes(kind: FeatureKind, reference: SampleSet) -> dict[str, Any]:
+    """Return the protocol entry on class names; raise `NotApplicable` if the names differ."""
     sides = {"the features": kind.classes, "the reference": reference.classes}
     if unknown := [what for what, names in sides.items() if not names]:
         return {"classes": f"not compared by name: the names of {' and '.join(unknown)} are not known"}
     if kind.classes != reference.classes:
-        told, asked = (_brief(names) for names in sides.values())
-        raise NotApplicable(f"the classes of the features are {told}, and those of the reference {asked}")
+        recognised, requested = (_brief(names) for names in sides.values())
+        raise NotApplicable(f"the classes of the features are {recognised}, and those of the reference {requested}")
     return {"classes": "of the same names"}
 
 
@@ -107,6 +111,6 @@ AGREEMENT = Metric(
     _fit,
     ("labels", "probabilities"),
     ("labels",),
-    {"rate": NumberInfo("recognised as the class asked for", better="higher", bounds=FRACTION)},
-    compared=_compared,
+    {"rate": NumberInfo("recognised as the requested class", better="higher", bounds=FRACTION)},
+    compatibility=_compare_classes,
 )

@@ -1,8 +1,8 @@
-"""What the shipped network of digits sees in images: features, features of places, and probabilities of classes.
+"""Features of the bundled digits network: features, spatial features, and class probabilities.
 
-The network is in `digits_network`, its weights in `digits.safetensors`, made by `digits_training` on the 1,437 training
-digits alone; it names 99.2 % of the 360 digits held out. A score on its features is a measure for this data set alone:
-it is called "digits Fréchet distance" and so on, never FID.
+The network is in `digits_network`, its weights in `digits.safetensors`, made by `digits_training` from the 1,437
+training digits alone; it recognises 99.2 % of the 360 held-out digits. Its features measure this data set only: a
+number is called "digits Fréchet distance" and so on, never FID.
 
 Larger images are first averaged over square blocks to 8 x 8.
 """
@@ -25,29 +25,29 @@ __all__ = ["CLASSES", "SHA256", "WEIGHTS", "layers"]
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 SHA256 = "04b7bb1c269f5aa6faba0152c71bec6e7bad671784242d5c4403a3ef54595bc6"
-# What its classes are called, as `data.digits` calls them.
+# The class names, as in `data.digits`.
 CLASSES = tuple("0123456789")
 _BATCH = 512
 
 
 def layers(samples: NDArray[np.uint8]) -> dict[str, NDArray]:
-    """What the network makes of grey images.
+    """Return what the network computes from grey images.
 
     Args:
-        samples: uint8 with shape (N, S, S, 1), S being a multiple of 8.
+        samples: uint8 with shape (N, S, S, 1), where S is a multiple of 8.
 
     Returns:
         float32 `features` (N, 64) and `spatial` (N, 256), and float64 `probabilities` (N, 10).
 
     Raises:
-        DuetError: the samples are of another kind.
+        DuetError: the samples have another type or shape.
     """
     pixels, weights = _pixels(samples), _weights()
-    found = [forward(weights, pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
+    results = [forward(weights, pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     return {
-        "features": np.concatenate([f.features for f in found]).astype(np.float32),
-        "spatial": np.concatenate([f.spatial for f in found]).reshape(len(pixels), -1).astype(np.float32),
-        "probabilities": softmax(np.concatenate([f.logits for f in found])),
+        "features": np.concatenate([r.features for r in results]).astype(np.float32),
+        "spatial": np.concatenate([r.spatial for r in results]).reshape(len(pixels), -1).astype(np.float32),
+        "probabilities": softmax(np.concatenate([r.logits for r in results])),
     }
 
 
@@ -55,20 +55,20 @@ def layers(samples: NDArray[np.uint8]) -> dict[str, NDArray]:
 def _weights() -> dict[str, NDArray[np.float64]]:
     content = WEIGHTS.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise DuetError(f"{WEIGHTS}: it is not the file that Duet ships; install Duet again")
+        raise DuetError(f"{WEIGHTS}: it differs from the file of this release; install Duet again")
     weights = {name: value.astype(np.float64) for name, value in tensors.load(content).items()}
     return {name: weights[name] for name in SHAPES}
 
 
 def _pixels(samples: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Block averages in [0, 1] with shape (N, 8, 8)."""
+    """Return block averages in [0, 1] with shape (N, 8, 8)."""
     shape = np.shape(samples)
-    fits = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and len(shape) == 4 and shape[0] > 0
-    if not fits or shape[1] != shape[2] or shape[1] < NATIVE_SIZE or shape[1] % NATIVE_SIZE or shape[3] != 1:
+    valid = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and len(shape) == 4 and shape[0] > 0
+    if not valid or shape[1] != shape[2] or shape[1] < NATIVE_SIZE or shape[1] % NATIVE_SIZE or shape[3] != 1:
         kind = getattr(samples, "dtype", type(samples).__name__)
         raise DuetError(
             f"digits network: samples of {kind} with shape {shape} were given; "
-            f"they must be uint8 with shape (N, S, S, 1), S being a multiple of {NATIVE_SIZE}"
+            f"they must be uint8 with shape (N, S, S, 1), where S is a multiple of {NATIVE_SIZE}"
         )
     block = shape[1] // NATIVE_SIZE
     cells = samples.reshape(len(samples), NATIVE_SIZE, block, NATIVE_SIZE, block)

@@ -1,16 +1,16 @@
-"""A small network that knows handwritten digits: its layers, forward and backward, in NumPy float64.
+"""A small classifier of handwritten digits: its layers, forward and backward, in NumPy float64.
 
 From grey images (N, 8, 8) with values in 0..1::
 
-    h1 = pool(relu(conv3x3(2 x - 1)))     (N, 4, 4, 16)    what a spatial Fréchet distance reads
+    h1 = pool(relu(conv3x3(2 x - 1)))     (N, 4, 4, 16)    read by a spatial Fréchet distance
     h2 = pool(relu(conv3x3(h1)))          (N, 2, 2, 32)
-    h3 = relu(dense(h2))                  (N, 64)          what all other distances read
+    h3 = relu(dense(h2))                  (N, 64)          read by all other distances
     y  = dense(h3)                        (N, 10)          logits of the classes
 
-A convolution is padded with one zero on each side, and `pool` is the mean of blocks of 2 x 2. Parameters are called
+Convolutions are padded with one zero on each side; `pool` is the mean of blocks of 2 x 2. Parameters are called
 `conv1.weight` and so on, with axes (o, i, kh, kw) and (o, i).
 
-The weights in `digits.safetensors`, beside this file, were made by `diffusion_core.metrics.digits_training`.
+`diffusion_core.metrics.digits_training` made the weights in `digits.safetensors`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """What the network makes of images, with what `backward` needs to go back.
+    """The layers of the network for some images, with the function that `backward` needs.
 
     Args:
         spatial: h1, with shape (N, 4, 4, 16).
         features: h3, with shape (N, 64).
         logits: y, with shape (N, 10).
-        vjp: from the gradient of a loss by y to its gradient by the parameters.
+        vjp: maps the gradient of a loss by y to its gradient by the parameters.
     """
 
     spatial: Array
@@ -52,13 +52,13 @@ class Layers:
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities of classes, with the shape of the logits."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
+    """Return class probabilities, with the shape of the logits."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def forward(weights: Weights, images: Array) -> Layers:
-    """The layers of images in 0..1 with shape (N, 8, 8)."""
+    """Return the layers for images in 0..1 with shape (N, 8, 8)."""
     h1, back1 = _pooled(*_convolution(weights, "conv1", 2.0 * images[..., None] - 1.0))
     h2, back2 = _pooled(*_convolution(weights, "conv2", h1))
     h3, back3 = _dense(weights, "dense1", h2.reshape(len(h2), -1))
@@ -77,19 +77,20 @@ def forward(weights: Weights, images: Array) -> Layers:
 
 
 def backward(layers: Layers, labels: NDArray) -> tuple[float, dict[str, Array]]:
-    """The mean cross-entropy of the classes, and its gradient by each parameter."""
-    rows, given = np.arange(len(labels)), softmax(layers.logits)
-    loss = -np.log(given[rows, labels]).mean()
-    given[rows, labels] -= 1.0
-    return float(loss), layers.vjp(given / len(labels))
+    """Return the mean cross-entropy of the classes, and its gradient by each parameter."""
+    rows, probabilities = np.arange(len(labels)), softmax(layers.logits)
+    loss = -np.log(probabilities[rows, labels]).mean()
+    probabilities[rows, labels] -= 1.0
+    return float(loss), layers.vjp(probabilities / len(labels))
 
 
-# The gradient by a layer's output, and where those by its parameters go; gives the gradient by its input.
+# Takes the gradient by a layer's output and a dictionary to which it adds the gradients by the layer's parameters;
+# returns the gradient by the layer's input.
 Back = Callable[[Array, dict[str, Array]], Array]
 
 
 def _convolution(weights: Weights, name: str, x: Array) -> tuple[Array, Back]:
-    """relu(conv3x3(x)) of images b h w c."""
+    """Return relu(conv3x3(x)) of images b h w c, and its backward function."""
     n, height, width, channels = x.shape
     kernel = weights[f"{name}.weight"]
     matrix = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
@@ -113,12 +114,12 @@ def _convolution(weights: Weights, name: str, x: Array) -> tuple[Array, Back]:
 
 
 def _pooled(x: Array, inner: Back) -> tuple[Array, Back]:
-    """The mean of blocks of 2 x 2 after another layer."""
+    """Return the mean of blocks of 2 x 2 of a layer, and the backward function of both."""
     n, height, width, channels = x.shape
 
     def back(gradient: Array, gradients: dict[str, Array]) -> Array:
-        spread = gradient.reshape(n, height // 2, width // 2, channels).repeat(2, axis=1).repeat(2, axis=2)
-        return inner(spread / 4.0, gradients)
+        repeated = gradient.reshape(n, height // 2, width // 2, channels).repeat(2, axis=1).repeat(2, axis=2)
+        return inner(repeated / 4.0, gradients)
 
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4)), back
 

@@ -1,11 +1,11 @@
-"""Trains the network of digits that is shipped, and writes its file; the same bytes on every machine.
+"""Train the bundled digits network and write its file; the bytes are the same on every machine.
 
     python -m diffusion_core.metrics.digits_training FILE.safetensors
 
-The 1,437 training digits with normal noise of standard deviation 0.15, anew in each epoch; Adam in float64 with a rate
-that falls to 0 by a half cosine; every random number from the streams "digits-network/..." of seed 0. Sums of float64
-differ between machines in their last bits; the weights are rounded to float16 at the end, which takes these away, and
-kept as float32.
+Trains on the 1,437 training digits with normal noise of standard deviation 0.15, drawn anew in each epoch, with Adam in
+float64 and a learning rate that falls to 0 along a half cosine. Every random number comes from the streams
+"digits-network/..." of seed 0. Sums of float64 differ between machines in their last bits; rounding the weights to
+float16 at the end removes these differences. They are stored as float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BETAS, _EPS = (0.9, 0.99), 1e-6
 
 
 def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """The weights, by name."""
+    """Return the trained weights by name."""
     data = digits(part="train")
     images = data.images[..., 0] / 255.0
     weights = _initial(seed)
@@ -52,12 +52,12 @@ def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 
 def packed(weights: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The content of the file."""
+    """Return the content of the file."""
     return pack_safetensors(weights, {"made_by": "python -m diffusion_core.metrics.digits_training"})
 
 
 def _initial(seed: int) -> dict[str, NDArray[np.float64]]:
-    """Normal weights with variance 2 / fan-in (He et al., 2015, https://arxiv.org/abs/1502.01852), and no bias."""
+    """Draw normal weights with variance 2 / fan-in (He et al., 2015, https://arxiv.org/abs/1502.01852); no biases."""
     made = {}
     for name, shape in SHAPES.items():
         drawn = Stream(seed, f"digits-network/{name}").normal([0], shape)[0]
@@ -67,5 +67,5 @@ def _initial(seed: int) -> dict[str, NDArray[np.float64]]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("error: one argument is needed, the file to write")
+        sys.exit("error: give one argument, the file to write")
     write_atomically(Path(sys.argv[1]), packed(train()))

@@ -1,14 +1,14 @@
-"""Measuring samples by several metrics: each number of all samples together, with an interval from disjoint sets.
+"""Measure samples by several metrics: each number from all samples, with a confidence interval from disjoint sets.
 
-The samples are cut into S sets by stream "evaluate/sets", or several sets are given, at least three either way. With v
-the number of all samples and v_k that of all but set k, the sets' pseudo-values ``S v - (S - 1) v_k`` vary as S
-independent measurements do, and of a mean they are the means of the sets. Their `bootstrap_interval`, moved from their
-mean to v, is the interval of v. It covers the draw of the samples: not that of the reference, nor another training.
+The samples are cut into S sets by stream "evaluate/sets", or S sets are given; S is at least three. With v the number
+of all samples and v_k that of all samples without set k, the pseudo-values ``S v - (S - 1) v_k`` vary like S
+independent measurements; for a mean they are the means of the sets. Their `bootstrap_interval`, moved from their mean to v, is the
+interval of v. It covers the random draw of the samples, but not that of the reference, nor another training run.
 
-The numbers of the sets themselves would be S times cheaper and worse: a Fréchet distance or a recall depends on how
-many samples there are. Of a recall of 300 samples an interval of 95 % from five sets held the truth in 83 % of the
-cases, and in 95 % by pseudo-values; of a Fréchet distance in 92 and 93 %. A metric that draws a part of many samples
-draws others without a set than with it, and its interval is too wide for that: by half, of precision from 500 of 2,500.
+Measuring the sets separately would be S times cheaper but less accurate, because a Fréchet distance or a recall depends
+on the number of samples. A 95 % interval of the recall of 300 samples from five sets covered the truth in 83 % of
+cases, and in 95 % with pseudo-values; of a Fréchet distance, in 92 and 93 %. A metric that draws a subset of many
+samples draws different ones without a set, so its interval is too wide: by half, for precision from 500 of 2,500.
 
 References:
     Bias and confidence in not quite large samples (Tukey, 1958), https://doi.org/10.1214/aoms/1177706647
@@ -78,11 +78,11 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Disjoint sets of samples.
+    """A partition of the samples into disjoint sets.
 
     Args:
-        members: the places of the members of each, in rising order.
-        facts: how they came about, as plain data.
+        members: the indices of the samples of each set, in ascending order.
+        facts: how the partition was made, as plain data for the protocol.
     """
 
     members: tuple[NDArray[np.int64], ...]
@@ -91,12 +91,12 @@ class Partition:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was found.
+    """The result of `evaluate`.
 
     Args:
-        numbers: each with its protocol and interval.
-        skipped: by metric, why it was not measured.
-        results: by metric, its details for all samples together.
+        numbers: the numbers, each with its protocol and interval.
+        skipped: the reason by name, for each metric that could not be computed.
+        results: the result of each metric for all samples together, with details.
     """
 
     numbers: tuple[Number, ...]
@@ -105,13 +105,18 @@ class Evaluation:
 
 
 def random_sets(count: int, sets: int, seed: int) -> Partition:
-    """So many samples cut into sets that differ in size by one at most, by stream "evaluate/sets".
+    """Cut samples into sets that differ in size by at most one, by stream "evaluate/sets".
+
+    Args:
+        count: the number of samples.
+        sets: the number of sets, at least three.
+        seed: the seed of the stream.
 
     Raises:
-        DuetError: there are fewer than three sets, or fewer than two samples in each.
+        DuetError: there are fewer than three sets, or fewer than two samples per set.
     """
     if sets < MIN_VALUES:
-        raise DuetError(f"sets: {sets} was given; an interval needs at least {MIN_VALUES}")
+        raise DuetError(f"sets: {sets} was given; it must be at least {MIN_VALUES}")
     if count < 2 * sets:
         raise DuetError(f"samples: {count} were given; {sets} sets of at least 2 need {2 * sets}")
     order = Stream(seed, "evaluate/sets").permutation(count)
@@ -120,10 +125,10 @@ def random_sets(count: int, sets: int, seed: int) -> Partition:
 
 
 def sets_from_sizes(sizes: Sequence[int]) -> Partition:
-    """Partition that were given, one after another.
+    """Return a partition into consecutive sets of the given sizes.
 
     Raises:
-        DuetError: there are fewer than three sets, or fewer than two samples in one.
+        DuetError: there are fewer than three sets, or fewer than two samples in a set.
     """
     if len(sizes) < MIN_VALUES or min(sizes) < 2:
         raise DuetError(
@@ -146,17 +151,27 @@ def evaluate(
     """Measure samples by metrics.
 
     Args:
-        metrics: names of `METRICS` with their options.
-        samples: all of them.
-        sets: how they are cut.
-        reference: what they are compared with.
-        seed: of the metrics' streams.
-        confidence: of the intervals.
-        progress: called with the number of metrics that are done, and the next one's name.
+        metrics: the options of each metric, by its name in `METRICS`.
+        samples: the samples.
+        sets: a partition of the samples.
+        reference: the set to compare with.
+        seed: the seed of the metrics' streams.
+        confidence: the confidence of the intervals.
+        progress: called with the number of finished metrics, and the name of the next one.
+
+    Returns:
+        The numbers. A metric that lacks an array, or does not apply, is skipped and listed with the reason.
 
     Raises:
-        DuetError: a metric or an option does not exist, or what was given does not fit; no metric that merely lacks
-            something raises, but is left out.
+        DuetError: a metric or an option is unknown or out of range, or the features of the sets differ.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> kind, draws = FeatureKind("my", {}), rng.standard_normal((2, 60, 3))
+        >>> real, fake = (SampleSet({"features": features}, {}, kind) for features in draws)
+        >>> result = evaluate({"frechet": {}}, fake, random_sets(60, 3, seed=0), real)
+        >>> result.numbers[0].name
+        'my Fréchet distance'
     """
     kind = samples.kind
     if kind != reference.kind and None not in (kind, reference.kind):
@@ -165,7 +180,7 @@ def evaluate(
             f"{reference.kind.name} {dict(reference.kind.facts)}; they must be the same"
         )
     count = sum(len(part) for part in sets.members)
-    numbers, skipped, found = [], {}, {}
+    numbers, skipped, results = [], {}, {}
     fits = {name: metric.fit for name, metric in METRICS.items()}
     for done, (name, options) in enumerate(metrics.items()):
         if progress:
@@ -175,23 +190,23 @@ def evaluate(
             skipped[name] = f"there are no {', '.join(missing)}"
             continue
         try:
-            compared = metric.compared(kind, reference) if metric and metric.compared else {}
+            compatibility = metric.compatibility(kind, reference) if metric and metric.compatibility else {}
             measure = build(f"metrics.{name}", fits, name, options, reference.arrays, seed)
-            whole = measure(samples.arrays)
-            parts = [_without(some, metric, measure, whole, samples.arrays) for some in sets.members]
+            result = measure(samples.arrays)
+            without_sets = [_without(removed, metric, measure, result, samples.arrays) for removed in sets.members]
         except NotApplicable as reason:
             skipped[name] = str(reason)
             continue
-        found[name] = whole
+        results[name] = result
         protocol = {"metric": name, "samples": {"count": count, "sets": dict(sets.facts)}}
         protocol |= {"options": options} if (options := metric_options(metric) | dict(options)) else {}
         protocol |= {"reference": _facts(metric, reference)} if metric.reference else {}
         protocol |= {"features": dict(kind.facts)} if metric.reads_features else {"quantised": "uint8"}
-        protocol |= {**compared, "seed": seed, "confidence": confidence}
-        for key, value in whole.numbers.items():
-            meaning, without = metric.numbers[key], tuple(float(part[key]) for part in parts)
+        protocol |= {**compatibility, "seed": seed, "confidence": confidence}
+        for key, value in result.numbers.items():
+            meaning, without = metric.numbers[key], tuple(float(values[key]) for values in without_sets)
             title = _title(meaning, kind if metric.reads_features else None)
-            error = whole.errors.get(key)
+            error = result.errors.get(key)
             interval = meaning.bounded(jackknife_interval(float(value), without, confidence))
             numbers.append(
                 Number(
@@ -201,25 +216,25 @@ def evaluate(
             )  # fmt: skip
     if progress:
         progress(len(metrics), "")
-    return Evaluation(tuple(numbers), skipped, found)
+    return Evaluation(tuple(numbers), skipped, results)
 
 
 def _without(
-    some: NDArray[np.int64], metric: Metric, measure: Measure, whole: MetricResult, samples: Arrays
+    removed: NDArray[np.int64], metric: Metric, measure: Measure, result: MetricResult, samples: Arrays
 ) -> Mapping[str, float]:
-    """The numbers of all samples but some."""
-    if whole.without:
-        return whole.without(some)
-    rest = np.delete(np.arange(len(samples[metric.samples[0]])), some)
-    # Images are large, and read piece by piece.
-    parts = {part: samples[part][rest] for part in metric.samples if part != "images"}
+    """Return the numbers of all samples except some."""
+    if result.without:
+        return result.without(removed)
+    rest = np.delete(np.arange(len(samples[metric.samples[0]])), removed)
+    # Images are large, so metrics read them block by block.
+    arrays = {name: samples[name][rest] for name in metric.samples if name != "images"}
     if "images" in metric.samples:
-        parts["images"] = RowSelection(samples["images"], rest)
-    return measure(parts).numbers
+        arrays["images"] = RowSelection(samples["images"], rest)
+    return measure(arrays).numbers
 
 
 def _facts(metric: Metric, reference: SampleSet) -> dict[str, Any]:
-    """Those of the reference, without what is of a part that the metric does not read."""
+    """Return the facts of the reference, except those on arrays that the metric does not read."""
     return {
         key: value for key, value in reference.facts.items() if key not in OPTIONAL_ARRAYS or key in metric.optional
     }
@@ -233,21 +248,24 @@ def _title(meaning: NumberInfo, kind: FeatureKind | None) -> str:
 
 
 def metric_options(metric: Metric) -> dict[str, Any]:
-    """All options of a metric, with their defaults."""
+    """Return all options of a metric, with their defaults."""
     parameters = inspect.signature(metric.fit).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def jackknife_interval(value: float, without: Sequence[float], confidence: float) -> Interval | None:
-    """The interval of a number, from those of all samples but each set; None where one is not finite, or too few are.
+    """Return the interval of a number from its values without each set.
 
     Args:
         value: the number of all samples.
-        without: that of all but set k, for each k.
-        confidence: of the interval.
+        without: the number of all samples except set k, for each k.
+        confidence: the confidence of the interval.
+
+    Returns:
+        None if a value is not finite, or there are too few sets.
     """
     count, rest = len(without), np.asarray(without)
     if count < MIN_VALUES or not np.isfinite([value, *rest]).all():
         return None
-    own = count * value - (count - 1) * rest
-    return bootstrap_interval(own, confidence=confidence).around(float(own.mean()), value)
+    pseudo_values = count * value - (count - 1) * rest
+    return bootstrap_interval(pseudo_values, confidence=confidence).around(float(pseudo_values.mean()), value)

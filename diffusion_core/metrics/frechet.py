@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, each summed up as a Gaussian.
+"""The Fréchet distance between two sets of features, each approximated by a Gaussian.
 
 With means m and covariances S (unbiased, as ``numpy.cov``)::
 
@@ -6,12 +6,12 @@ With means m and covariances S (unbiased, as ``numpy.cov``)::
 
 The last trace is the sum of the singular values of ``S_a^(1/2) S_b^(1/2)``, and for any factors
 ``S = F^T F`` that of the singular values of ``F_a F_b^T``. Centred features divided by
-``sqrt(N - 1)`` are such factors, so no matrix root is taken and a singular covariance needs no
-special care; a QR decomposition in blocks of rows makes them at most D rows high. The value is the squared distance,
-as is the custom for scores of this kind.
+``sqrt(N - 1)`` are such factors, so no matrix root is needed and a singular covariance is not a special
+case; a QR decomposition in blocks of rows reduces them to at most D rows. The value is the squared distance,
+as is usual for scores of this kind.
 
-The estimate from finite samples is biased upwards; compare sets of one size, and against the floor
-that two halves of the real data give.
+The estimate from finite samples is biased upwards: compare sets of one size, and compare with the distance between two
+halves of the real data.
 
 References:
     The Fréchet distance between multivariate normal distributions (Dowson and Landau, 1982),
@@ -35,17 +35,17 @@ from diffusion_core.metrics.metric import NON_NEGATIVE, Arrays, Measure, Metric,
 
 __all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
 
-# The factor of what was read before goes through each decomposition again: larger blocks do so less often.
+# Every decomposition repeats the factor of the earlier rows, so larger blocks cost less in total.
 _ROWS_PER_FEATURE = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """A set of features summed up.
+    """The mean and covariance of a set of features.
 
     Args:
         mean: with shape (D,).
-        factor: a triangular F with ``F^T F`` the covariance, with shape (min(N, D), D).
+        factor: a triangular F such that ``F^T F`` is the covariance, with shape (min(N, D), D).
     """
 
     mean: NDArray[np.float64]
@@ -53,26 +53,31 @@ class Gaussian:
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """The squared Fréchet distance of two sets of features.
+    """Return the squared Fréchet distance between two sets of features.
 
     Args:
         features_a: with shape (N, D).
         features_b: with shape (M, D).
 
     Returns:
-        A number that is at least 0, in the squared unit of the features.
+        A number of at least 0, in the squared unit of the features.
 
     Raises:
-        DuetError: a set has fewer than two samples, a value is not finite, or the widths differ.
+        DuetError: a set has fewer than two rows, a value is not finite, or the widths differ.
+
+    Example:
+        >>> a = np.random.default_rng(0).standard_normal((1000, 4))
+        >>> round(frechet_distance(a, a + 1.0), 6)
+        4.0
     """
     return distance(fit_gaussian(features_a, "features a"), fit_gaussian(features_b, "features b"))
 
 
 def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
-    """Mean and covariance of features with shape (N, D), read twice in blocks of rows.
+    """Return the mean and covariance of features with shape (N, D), read twice in blocks of rows.
 
     Raises:
-        DuetError: there are fewer than two samples, or a value is not finite; `what` names them.
+        DuetError: there are fewer than two rows, or a value is not finite; `what` names the features in the error.
     """
     features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
@@ -82,7 +87,7 @@ def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
         )
     mean = sum(rows(features, some).sum(axis=0) for some in blocks(features)) / len(features)
     if not np.isfinite(mean).all():
-        raise DuetError(f"Fréchet distance: {what} hold values that are not finite numbers")
+        raise DuetError(f"Fréchet distance: {what} hold values that are not finite")
     factor, step = np.zeros((0, features.shape[1])), max(_ROWS_PER_FEATURE * features.shape[1], 1024)
     for start in range(0, len(features), step):
         block = rows(features, slice(start, start + step)) - mean
@@ -91,24 +96,26 @@ def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-    """The squared Fréchet distance of two Gaussians.
+    """Return the squared Fréchet distance between two Gaussians.
 
     Raises:
-        DuetError: they are of different widths.
+        DuetError: their widths differ.
     """
     if len(a.mean) != len(b.mean):
-        raise DuetError(f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; they must be as many")
+        raise DuetError(
+            f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; the widths must be equal"
+        )
     overlap = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
-    # The exact value is not negative; rounding can make it so when the two sets are the same.
+    # Rounding can make the value of two equal sets negative.
     shift = np.sum((a.mean - b.mean) ** 2)
     return max(0.0, float(shift + np.sum(a.factor**2) + np.sum(b.factor**2) - 2.0 * overlap))
 
 
-def _fit(part: str, reference: Arrays) -> Measure:
-    real = fit_gaussian(reference[part], f"{part} of the reference")
+def _fit(name: str, reference: Arrays) -> Measure:
+    real = fit_gaussian(reference[name], f"{name} of the reference")
 
     def measure(samples: Arrays) -> MetricResult:
-        return MetricResult({"distance": distance(fit_gaussian(samples[part], f"{part} of the samples"), real)})
+        return MetricResult({"distance": distance(fit_gaussian(samples[name], f"{name} of the samples"), real)})
 
     return measure
 
@@ -122,7 +129,7 @@ def _fit_spatial(reference: Arrays, seed: int) -> Measure:
 
 
 _DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE)
-_OF_PLACES = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
+_SPATIAL_DISTANCE = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
 
 FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE})
-SPATIAL_FRECHET = Metric(_fit_spatial, ("spatial",), ("spatial",), {"distance": _OF_PLACES})
+SPATIAL_FRECHET = Metric(_fit_spatial, ("spatial",), ("spatial",), {"distance": _SPATIAL_DISTANCE})

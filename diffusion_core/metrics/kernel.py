@@ -1,13 +1,12 @@
-"""The kernel distance of two sets of features: the squared maximum mean discrepancy, without bias.
+"""The kernel distance between two sets of features: the unbiased squared maximum mean discrepancy.
 
 With ``k(x, y) = (x y / D + 1)^3`` and sets of n and m features::
 
     d^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-Its mean over sets of any size is the value of the distributions, so sets of different sizes compare, and it may be
-negative. As is the custom, it is averaged over subsets of 1,000, drawn without replacement by stream
-"metrics/kernel"; their standard deviation is what is printed behind ±. It is how far one subset varies, not the error
-of their mean.
+Its expectation does not depend on the sizes of the sets, so values from sets of different sizes compare, and it may be
+negative. As is usual, it is averaged over subsets of 1,000, drawn without replacement by stream "metrics/kernel"; their
+standard deviation is printed behind ±. This is the variation of one subset, not the error of the mean.
 
 References:
     Demystifying MMD GANs (Bińkowski et al., 2018), https://arxiv.org/abs/1801.01401
@@ -28,32 +27,36 @@ __all__ = ["KERNEL", "kernel_distance"]
 
 
 def kernel_distance(a: NDArray, b: NDArray) -> float:
-    """The unbiased estimate of the squared discrepancy, with the cubic kernel.
+    """Return the unbiased estimate of the squared discrepancy with the cubic kernel.
 
     Args:
         a: with shape (N, D).
         b: with shape (M, D).
 
     Raises:
-        DuetError: a set has fewer than two samples, or the widths differ.
+        DuetError: a set has fewer than two rows, or the widths differ.
+
+    Example:
+        >>> kernel_distance(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]))
+        -3.5
     """
     if a.ndim != 2 or b.ndim != 2 or min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise DuetError(
             f"kernel distance: features with shapes {a.shape} and {b.shape} were given; "
-            f"they must be (samples, features), as wide as each other and at least 2 samples each"
+            f"they must be (samples, features), with equal widths and at least 2 samples each"
         )
     own = [(_sum(x, x) - _diagonal(x)) / (len(x) * (len(x) - 1)) for x in (a, b)]
     return own[0] + own[1] - 2.0 * _sum(a, b) / (len(a) * len(b))
 
 
 def _sum(a: NDArray, b: NDArray) -> float:
-    """The sum of the kernel over all pairs."""
-    within = [(some, rows(b, some)) for some in blocks(b)] if len(blocks(b)) == 1 else None
+    """Return the sum of the kernel over all pairs."""
+    cached = rows(b, blocks(b)[0]) if len(blocks(b)) == 1 else None
     total = 0.0
     for here in blocks(a):
         x = rows(a, here)
         for there in blocks(b):
-            y = within[0][1] if within else rows(b, there)
+            y = rows(b, there) if cached is None else cached
             total += float(np.sum((x @ y.T / a.shape[1] + 1.0) ** 3))
     return total
 
@@ -63,27 +66,27 @@ def _diagonal(a: NDArray) -> float:
 
 
 def _fit(reference: Arrays, seed: int, *, subsets: int = 100, size: int = 1000) -> Measure:
-    """The mean over subsets.
+    """Measure the mean over subsets.
 
     Args:
-        subsets: how many; where a subset would be all of both sets, there is only one.
-        size: of each, or the size of the smaller set where that has fewer.
+        subsets: the number of subsets; only one if a subset would be all of both sets.
+        size: the size of each, or that of the smaller set if it is smaller.
     """
     if subsets < 1 or size < 2:
         raise DuetError(f"kernel: {subsets} subsets of {size} were given; they must be at least 1 and 2")
     real, stream = reference["features"], Stream(seed, "metrics/kernel")
 
     def measure(samples: Arrays) -> MetricResult:
-        given = samples["features"]
-        taken = min(size, len(given), len(real))
-        if taken == len(given) == len(real):
-            return MetricResult({"distance": kernel_distance(given, real)})
+        fake = samples["features"]
+        rows_used = min(size, len(fake), len(real))
+        if rows_used == len(fake) == len(real):
+            return MetricResult({"distance": kernel_distance(fake, real)})
         pairs = (
-            [x[np.sort(stream.permutation(len(x), 2 * k + side)[:taken])] for side, x in enumerate((given, real))]
+            [x[np.sort(stream.permutation(len(x), 2 * k + side)[:rows_used])] for side, x in enumerate((fake, real))]
             for k in range(subsets)
         )
-        found = np.array([kernel_distance(*pair) for pair in pairs])
-        return MetricResult({"distance": found.mean()}, {"distance": found.std()}, {"subsets": found})
+        distances = np.array([kernel_distance(*pair) for pair in pairs])
+        return MetricResult({"distance": distances.mean()}, {"distance": distances.std()}, {"subsets": distances})
 
     return measure
 

@@ -1,13 +1,13 @@
-"""Precision, recall, density and coverage: are samples where data are, and data where samples are.
+"""Precision, recall, density and coverage: whether samples lie where the data lie, and data where samples lie.
 
-The ball of a point reaches to its k-th neighbour within its own set. With x the samples and y the reference::
+The ball of a point reaches to its k-th neighbour within its own set. With samples x and reference points y::
 
-    precision = share of x in the ball of some y            recall   = share of y in the ball of some x
-    density   = mean over x of (balls of y it lies in) / k   coverage = share of y whose ball holds some x
+    precision = fraction of x in the ball of some y          recall   = fraction of y in the ball of some x
+    density   = mean over x of (balls of y it lies in) / k   coverage = fraction of y whose ball holds some x
 
-Precision and recall take k = 3, density and coverage k = 5, as their authors do; density is about 1 for perfect samples
-and may exceed it. They depend on how many points either set has, so the same number is taken of each where
-there are enough, drawn by stream "metrics/manifold".
+Precision and recall use k = 3, density and coverage k = 5, as in the papers. Density is about 1 for perfect samples and
+may exceed it. All depend on the size of both sets, so the same number of points is used of each if there are enough,
+drawn by stream "metrics/manifold".
 
 References:
     Improved precision and recall metric for assessing generative models (Kynkäänniemi et al., 2019),
@@ -38,17 +38,17 @@ __all__ = ["MANIFOLD", "radii"]
 
 
 def radii(points: NDArray, nearest: int) -> NDArray[np.float64]:
-    """The squared distance of each point to its 1st .. nearest-th neighbour in its own set, with shape (N, nearest)."""
+    """Return the squared distances of each point to its `nearest` neighbours in its set, with shape (N, nearest)."""
     return neighbours(points, points, nearest, is_same=True)[1]
 
 
 def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int = 5, most: int = 10_000) -> Measure:
-    """Fit the balls of the reference.
+    """Compute the balls of the reference.
 
     Args:
         nearest: k of precision and recall.
         nearest_density: k of density and coverage.
-        most: points of either set; of a larger one so many are drawn.
+        most: the largest number of points of each set; of a larger set, so many are drawn.
     """
     largest = max(nearest, nearest_density)
     if min(nearest, nearest_density) < 1 or most <= largest:
@@ -57,33 +57,35 @@ def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int
             f"must be at least 1 and the last larger than both"
         )
 
-    def chosen(points: NDArray, what: str, row: int) -> NDArray:
+    def subset(points: NDArray, what: str, row: int) -> NDArray:
         if len(points) <= largest:
-            raise NotApplicable(f"{len(points)} {what} were given; the {largest} nearest of each need more")
+            raise NotApplicable(f"{len(points)} {what} were given; {largest} nearest neighbours need more")
         if len(points) <= most:
             return points
         return points[np.sort(Stream(seed, "metrics/manifold").permutation(len(points), row)[:most])]
 
-    real = chosen(reference["features"], "reference images", 0)
+    real = subset(reference["features"], "reference images", 0)
     real_radii = radii(real, largest)
 
     def measure(samples: Arrays) -> MetricResult:
-        fake = chosen(samples["features"], "samples", 1)
+        fake = subset(samples["features"], "samples", 1)
         if fake.shape[1] != real.shape[1]:
-            raise DuetError(f"manifold: {fake.shape[1]} and {real.shape[1]} features were given; they must be as many")
+            raise DuetError(
+                f"manifold: {fake.shape[1]} and {real.shape[1]} features were given; the widths must be equal"
+            )
         fake_radii = radii(fake, nearest)[:, -1:]
-        precise, recalled, covered = (np.zeros(len(x), bool) for x in (fake, real, real))
+        in_real, in_fake, covered = (np.zeros(len(x), bool) for x in (fake, real, real))
         inside = 0
-        for here, there, between in squared_distances(fake, real):
-            precise[here] |= (between <= real_radii[there, nearest - 1]).any(axis=1)
-            recalled[there] |= (between <= fake_radii[here]).any(axis=0)
-            dense = between <= real_radii[there, nearest_density - 1]
-            covered[there] |= dense.any(axis=0)
+        for x_slice, y_slice, squares in squared_distances(fake, real):
+            in_real[x_slice] |= (squares <= real_radii[y_slice, nearest - 1]).any(axis=1)
+            in_fake[y_slice] |= (squares <= fake_radii[x_slice]).any(axis=0)
+            dense = squares <= real_radii[y_slice, nearest_density - 1]
+            covered[y_slice] |= dense.any(axis=0)
             inside += np.count_nonzero(dense)
         return MetricResult(
             {
-                "precision": precise.mean(),
-                "recall": recalled.mean(),
+                "precision": in_real.mean(),
+                "recall": in_fake.mean(),
                 "density": inside / (nearest_density * len(fake)),
                 "coverage": covered.mean(),
             }

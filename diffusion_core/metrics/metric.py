@@ -1,16 +1,16 @@
-"""What a metric is: a function fitted to a reference, which then reads sets of samples and gives numbers.
+"""Metrics: functions that are fitted to a reference and then measure sets of samples.
 
-A set is a mapping of parts, each an array with one row per image:
+A set of samples or a reference is a mapping of named arrays with one row per image:
 
-    images        uint8 (N, H, W, C)
-    labels          class ids (N,): of a sample, the class that it was asked for
-    features        (N, D), what a network makes of each image as a whole
-    spatial         (N, D'), what it makes of each of its places
-    probabilities   (N, K), what it gives each class
+    images          uint8 (N, H, W, C)
+    labels          class ids (N,); for a sample, the requested class
+    features        (N, D), the features of each image as a whole
+    spatial         (N, D'), the features of all positions of an image
+    probabilities   (N, K), the probability of each class
 
-A set has the parts that someone gave or some kind of features computed, and a metric says which it reads.
-A reference may also have `training`, the uint8 images that the network was trained on; where it has none, its own
-images stand for them. What its facts say under that name is of this part alone.
+A set has the arrays that were loaded, or computed by a feature network; a metric declares which arrays it reads. A
+reference may also have `training`, the uint8 images that the network was trained on. Without it, the images of the
+reference serve as training images. The entry "training" of its facts describes this array alone.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ FRACTION, NON_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 
 ARRAY_NAMES = ("images", "labels", "features", "spatial", "probabilities")
 OPTIONAL_ARRAYS = ("training",)
-# Those that depend on which features were computed.
+# The arrays that depend on the feature network.
 FEATURE_ARRAYS = ("features", "spatial", "probabilities")
 
 
 class NotApplicable(DuetError):
-    """A metric says nothing of these sets; whoever measures several leaves it out and says why."""
+    """A metric cannot be computed for these sets; `evaluate` skips it and reports the reason."""
 
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """Which features a set has.
+    """The feature network of a set.
 
     Args:
-        name: what stands before the name of a number that is measured on them, as in "digits Fréchet distance".
-        facts: all that they depend on beside the images, as plain data.
-        is_published: whether they are of the network that FID and its like are defined by.
-        departure: in what they still are not those of published numbers; it stands behind the name of every number, as
-            in "FID, antialiased resize".
-        classes: the names of the classes that their probabilities are of, in that order, where they are known.
+        name: the prefix of the names of numbers that are measured on it, as in "digits Fréchet distance".
+        facts: everything besides the images that the features depend on, as plain data.
+        is_published: whether it is the network for which FID and similar names are defined.
+        departure: how the features still differ from those of published numbers; appended to the name of every number,
+            as in "FID, antialiased resize".
+        classes: the class names of its probabilities, in order, if they are known.
     """
 
     name: str
@@ -75,23 +75,23 @@ class FeatureKind:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))  # from a file it comes as a list
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list if read from a file
 
     @property
     def plain(self) -> dict[str, Any]:
-        """It as plain data."""
+        """The kind as plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """A set with what is known of it.
+    """Samples or a reference, with facts about them.
 
     Args:
-        arrays: see above.
-        facts: which images they are, as plain data: of a reference they are part of every protocol.
-        kind: of its features, where it has some.
-        classes: the name of each class id of its labels, where they are known.
+        arrays: the named arrays, see above.
+        facts: which images they are, as plain data; those of a reference are part of every protocol.
+        kind: the kind of its features, if it has any.
+        classes: the name of each class id of its labels, if they are known.
     """
 
     arrays: Arrays
@@ -105,14 +105,14 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class NumberInfo:
-    """How a number is called and read.
+    """The name and the meaning of a number.
 
     Args:
-        title: its name, to which that of the features is added where the metric reads any: "Fréchet distance".
-        published: the name that is kept for Inception with the published weights: "FID".
-        better: "lower" or "higher", or nothing where neither is.
-        unit: of the number.
-        bounds: between which the number lies, whatever the sets.
+        title: its name, such as "Fréchet distance"; the name of the features is prepended if the metric reads any.
+        published: the name reserved for Inception with the published weights, such as "FID".
+        better: "lower" or "higher", or "" if neither is better.
+        unit: the unit of the number.
+        bounds: the interval in which the number always lies.
     """
 
     title: str
@@ -122,7 +122,7 @@ class NumberInfo:
     bounds: tuple[float, float] = (-np.inf, np.inf)
 
     def bounded(self, interval: Interval | None) -> Interval | None:
-        """What of an interval lies within the bounds."""
+        """Return the part of a confidence interval within the bounds."""
         if interval is None:
             return None
         low, high = np.clip([interval.low, interval.high], *self.bounds)
@@ -131,20 +131,21 @@ class NumberInfo:
 
 @dataclass(frozen=True, eq=False)
 class MetricResult:
-    """What a metric found in a set of samples.
+    """What a metric measured on a set of samples.
 
     Args:
-        numbers: by the names of `Metric.numbers`.
-        errors: what is by custom printed behind a number's ±, where it has such a thing.
-        arrays: details per sample or class, for who wants to look closer.
-        shown: captioned rows of images, where there is something to see.
-        without: the numbers of all samples but those at some places, where they follow from what was found of each.
+        numbers: values by the names of `Metric.numbers`.
+        errors: the standard deviations that are conventionally printed behind ± for some numbers.
+        arrays: details per sample or class.
+        image_rows: rows of images with captions, to look at.
+        without: returns the numbers of all samples except those at some indices, for metrics that can compute them
+            faster than by measuring again.
     """
 
     numbers: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
     arrays: Mapping[str, NDArray] = field(default_factory=dict)
-    shown: tuple[tuple[str, NDArray], ...] = ()
+    image_rows: tuple[tuple[str, NDArray], ...] = ()
     without: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
 
 
@@ -156,14 +157,14 @@ class Metric:
     """A metric.
 
     Args:
-        fit: takes the reference, the seed of its streams, and its options as keyword-only arguments, checks them, and
-            gives what measures a set of samples against that reference.
-        samples: the parts of a set of samples that it reads.
-        reference: those of the reference.
-        numbers: what it gives.
-        optional: the parts of the reference that it reads where they are there.
-        compared: takes the kind of the features and the reference, and gives what the protocol says of how they fit
-            beyond their numbers, as plain data; raises `NotApplicable` where they do not.
+        fit: takes the reference, the seed of its streams, and its options as keyword-only arguments; checks them, and
+            returns a function that measures a set of samples against that reference.
+        samples: the arrays of the samples that it reads.
+        reference: the arrays of the reference that it reads.
+        numbers: the numbers that it returns.
+        optional: the arrays of the reference that it reads if they exist.
+        compatibility: takes the kind of the features and the reference, and returns protocol entries on how they match;
+            raises `NotApplicable` if they do not.
     """
 
     fit: Callable[..., Measure]
@@ -171,14 +172,14 @@ class Metric:
     reference: tuple[str, ...]
     numbers: Mapping[str, NumberInfo]
     optional: tuple[str, ...] = ()
-    compared: Callable[[FeatureKind, SampleSet], Mapping[str, Any]] | None = None
+    compatibility: Callable[[FeatureKind, SampleSet], Mapping[str, Any]] | None = None
 
     @property
     def reads_features(self) -> bool:
-        """Whether its numbers depend on which features were computed."""
+        """Whether its numbers depend on the feature network."""
         return any(part in FEATURE_ARRAYS for part in (*self.samples, *self.reference))
 
     def missing(self, samples: Arrays, reference: Arrays) -> tuple[str, ...]:
-        """The parts that it lacks, in words."""
-        lacking = [f"{part} of the samples" for part in self.samples if part not in samples]
-        return (*lacking, *(f"{part} of the reference" for part in self.reference if part not in reference))
+        """Return the missing arrays, as texts such as "labels of the samples"."""
+        missing = [f"{part} of the samples" for part in self.samples if part not in samples]
+        return (*missing, *(f"{part} of the reference" for part in self.reference if part not in reference))

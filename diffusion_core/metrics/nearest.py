@@ -1,10 +1,10 @@
-"""Is a sample a copy of a training image, and do samples of a class differ as real images do.
+"""Memorisation and diversity: copies of training images, and distances between samples of a class.
 
 A distance is Euclidean over all values of an image on the scale 0..1, that is uint8 / 255.
 
-A sample counts as memorised where it is at most a third as far from its nearest training image as from the second
-nearest: relative to the second, since a plain image is close to many. Images that the training set itself holds
-twice hide copies of them from this, so copies, at distance 0, are counted by themselves.
+A sample counts as memorised if its distance to the nearest training image is at most a third of the distance to the
+second nearest. The ratio is relative because a plain image is close to many. Images that occur twice in the training
+set hide their copies from this criterion, so exact copies, at distance 0, are counted separately.
 
 References:
     Diffusion probabilistic models generalize when they fail to memorize (Yoon et al., 2023),
@@ -37,17 +37,25 @@ _SHOWN = 10
 def nearest(
     samples: NDArray[np.uint8], train: NDArray[np.uint8], count: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The training image closest to each sample, or the closest few; the first of them where several are.
+    """Find the training image nearest to each sample, or the nearest few; among equally near ones, the first.
 
-    Both sets are read in blocks, so `train` may be a memory map of any length, and a copy has distance 0 exactly.
+    Both sets are read in blocks, so `train` may be a memory map of any length; a copy has distance exactly 0.
 
     Args:
         samples: uint8 with shape (N, H, W, C).
         train: uint8 with shape (M, H, W, C).
-        count: how many; None is one, without an axis of its own.
+        count: the number of neighbours; None means one, without an axis for it.
 
     Returns:
         Indices into `train` and distances, both with shape (N,) or (N, count), nearest first.
+
+    Raises:
+        DuetError: the images are not uint8, or their shapes differ.
+
+    Example:
+        >>> train = np.array([0, 100, 255], np.uint8).reshape(3, 1, 1, 1)
+        >>> nearest(train[1:2], train)
+        (array([1]), array([0.]))
     """
     _check("samples", samples)
     _check("training images", train)
@@ -62,10 +70,10 @@ def nearest(
 
 
 def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
-    """The root mean square distance between two different images of a class.
+    """Return the root mean square distance between two different images of a class.
 
-    Over all pairs the mean square distance is twice the summed unbiased variance, so no pair is
-    formed. Against the spread of real images, a smaller value shows samples that are too alike.
+    The mean square distance over all pairs is twice the summed unbiased variance, so no pairs are formed. A value below
+    that of real images shows that samples are too alike.
 
     Args:
         images: uint8 with shape (N, H, W, C).
@@ -83,10 +91,10 @@ def spread(images: NDArray[np.uint8], labels: ArrayLike, num_classes: int) -> ND
     for k in range(num_classes):
         members = np.flatnonzero(labels == k)
         if len(members) > 1:
-            # In two passes over pieces: a class of a large data set is not cast whole.
-            pieces = np.array_split(members, 1 + images[0].size * len(members) // (1 << 22))
-            mean = sum(images[piece].sum(axis=0, dtype=np.float64) for piece in pieces) / len(members)
-            total = sum(np.sum((images[piece] - mean) ** 2) for piece in pieces)
+            # Two passes over chunks, so that a class of a large data set is never converted at once.
+            chunks = np.array_split(members, 1 + images[0].size * len(members) // (1 << 22))
+            mean = sum(images[chunk].sum(axis=0, dtype=np.float64) for chunk in chunks) / len(members)
+            total = sum(np.sum((images[chunk] - mean) ** 2) for chunk in chunks)
             result[k] = np.sqrt(2.0 * total / (len(members) - 1)) / 255.0
     return result
 
@@ -95,34 +103,34 @@ def _fit_memorisation(reference: Arrays, seed: int, *, ratio: float = 1 / 3) -> 
     """Look for copies among the training images.
 
     Args:
-        ratio: of the distances to the nearest and the second nearest, at which a sample counts as memorised.
+        ratio: a sample counts as memorised if its nearest distance is at most `ratio` times its second nearest.
     """
     if not 0 < ratio < 1:
         raise DuetError(f"memorisation.ratio: {ratio} was given; it must lie between 0 and 1")
     train = reference.get("training", reference["images"])
     if len(train) < 2:
-        raise NotApplicable("1 training image was given; 2 are needed")
+        raise NotApplicable("there is 1 training image; at least 2 are needed")
 
     def measure(samples: Arrays) -> MetricResult:
         images = samples["images"]
         indices, distances = nearest(images, train, 2)
         first, second = distances.T
         memorised = first <= ratio * second
-        # A copy of one of two equal images has a ratio of 0 / 0.
+        # A copy of an image that occurs twice has the ratio 0 / 0, which counts as 0.
         relative = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
-        closest = np.argsort(relative, kind="stable")[:_SHOWN]
+        most_similar = np.argsort(relative, kind="stable")[:_SHOWN]
 
-        def without(some: NDArray[np.int64]) -> dict[str, float]:
-            rest, near = np.delete(memorised, some), np.delete(first, some)
+        def without(removed: NDArray[np.int64]) -> dict[str, float]:
+            rest, near = np.delete(memorised, removed), np.delete(first, removed)
             return {"memorised": rest.mean(), "copies": (near == 0).mean(), "distance": np.median(near)}
 
         return MetricResult(
             without(np.array([], np.int64)),
             arrays={"index": indices, "distance": distances},
-            shown=(
-                ("most like a\ntraining image", images[closest]),
-                ("nearest", train[indices[closest, 0]]),
-                ("second nearest", train[indices[closest, 1]]),
+            image_rows=(
+                ("most like a\ntraining image", images[most_similar]),
+                ("nearest", train[indices[most_similar, 0]]),
+                ("second nearest", train[indices[most_similar, 1]]),
             ),
             without=without,
         )
@@ -136,10 +144,10 @@ def _fit_spread(reference: Arrays, seed: int) -> Measure:
 
     def measure(samples: Arrays) -> MetricResult:
         _check("samples", samples["images"])
-        found = spread(samples["images"], samples["labels"], classes)
-        ratio = np.divide(found, real, out=np.full(classes, np.nan), where=real > 0)
+        fake = spread(samples["images"], samples["labels"], classes)
+        ratio = np.divide(fake, real, out=np.full(classes, np.nan), where=real > 0)
         if np.isnan(ratio).all():
-            raise NotApplicable("no class has two samples, and two different images in the reference")
+            raise NotApplicable("no class has both two samples and two different images in the reference")
         return MetricResult({"ratio": np.nanmean(ratio)}, arrays={"per_class": ratio})
 
     return measure
@@ -150,7 +158,7 @@ MEMORISATION = Metric(
     ("images",),
     ("images",),
     {
-        "memorised": NumberInfo("memorised", better="lower", bounds=FRACTION),
+        "memorised": NumberInfo("memorised fraction", better="lower", bounds=FRACTION),
         "copies": NumberInfo("copies of training images", better="lower", bounds=FRACTION),
         "distance": NumberInfo("median distance to the nearest training image", bounds=NON_NEGATIVE),
     },
@@ -160,12 +168,12 @@ SPREAD = Metric(
     _fit_spread,
     ("images", "labels"),
     ("images", "labels"),
-    {"ratio": NumberInfo("spread within a class, as a share of that of the reference", bounds=NON_NEGATIVE)},
+    {"ratio": NumberInfo("spread within a class, relative to the reference", bounds=NON_NEGATIVE)},
 )
 
 
 def _check(what: str, images: NDArray[np.uint8]) -> None:
-    # Not by its class: the images of a store are in several files.
+    # Do not require np.ndarray: the images of a store may be `Shards`.
     shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", type(images).__name__)
     if kind != np.uint8 or len(shape) != 4 or 0 in shape:
         raise DuetError(f"{what}: {kind} with shape {shape} was given; it must be uint8 with shape (N, H, W, C)")

@@ -1,9 +1,9 @@
-"""A measured number with its protocol, and the rule that numbers of different protocols share no column.
+"""Measured numbers with their protocols. Numbers with different protocols never share a column of a table.
 
-The protocol is everything that a number depends on beside the samples themselves: the reference with its hash and
-split, how many samples, how they were cut into sets, the quantisation of pixels, the features with their resize and the
-hash of their weights, the options and the seed. What made the samples is the subject of a comparison and no part of it;
-neither are versions and machines, which must not matter.
+The protocol is everything that a number depends on besides the samples themselves: the reference with its hash and
+split, the number of samples, how they were cut into sets, the quantisation of pixels, the features with their resize
+and the hash of their weights, the options and the seed. What made the samples is the subject of a comparison and not
+part of the protocol; neither are versions and machines, which must not matter.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Column", "Number", "columns", "comparable_values", "differences", "n
 
 @dataclass(frozen=True)
 class Number:
-    """A number with what it depends on.
+    """A number with its protocol.
 
     Args:
-        name: what it is called: "FID", "digits Fréchet distance".
-        value: the number, of all samples together.
-        protocol: see above, as plain data.
-        interval: where the value lies with other samples of the same kind; None where that was not measured.
-        without: the value of all samples but those of each disjoint set, from which the interval is.
-        error: what is by custom printed behind ±, where there is such a thing.
-        better: "lower" or "higher", or nothing.
-        unit: of the value.
+        name: its name, such as "FID" or "digits Fréchet distance".
+        value: the value for all samples together.
+        protocol: everything that it depends on, as plain data.
+        interval: the confidence interval for other samples from the same source; None if it was not measured.
+        without: the values for all samples except each disjoint set, from which the interval is computed.
+        error: the standard deviation conventionally printed behind ±, if there is one.
+        better: "lower", "higher", or "".
+        unit: the unit of the value.
     """
 
     name: str
@@ -54,37 +54,37 @@ class Number:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """It as plain data, which `from_plain` reads."""
+        """The number as plain data, for `from_plain`."""
         return {**asdict(self), "protocol": dict(self.protocol), "protocol_sha256": self.protocol_sha256}
 
     @staticmethod
     def from_plain(data: Mapping[str, Any]) -> Number:
-        """A number that was written down; null is a value that was not finite.
+        """Return a number from plain data; null stands for a value that was not finite.
 
         Raises:
-            DuetError: it is not one, or its protocol was changed after it was written.
+            DuetError: the data are not a number, or its protocol was changed after it was written.
         """
         try:
-            given = {**data}
-            sha256, interval = given.pop("protocol_sha256"), given.pop("interval")
-            given["value"], given["without"] = _finite(given["value"]), tuple(map(_finite, given["without"]))
-            number = Number(**given, interval=interval and Interval(**interval))
+            fields = {**data}
+            sha256, interval = fields.pop("protocol_sha256"), fields.pop("interval")
+            fields["value"], fields["without"] = _finite(fields["value"]), tuple(map(_finite, fields["without"]))
+            fields["name"] = _current_name(fields["name"])
+            number = Number(**fields, interval=interval and Interval(**interval))
         except (KeyError, TypeError) as error:
-            raise DuetError(f"evaluation: an entry is no number with its protocol ({error})") from error
+            raise DuetError(f"evaluation: an entry is not a number with its protocol ({error})") from error
         if number.protocol_sha256 != sha256:
-            raise DuetError(f"evaluation: the protocol of {number.name} is not the one that its hash is of")
+            raise DuetError(f"evaluation: the protocol of {number.name} does not match its hash; evaluate again")
         return number
 
 
 @dataclass(frozen=True)
 class Column:
-    """Numbers that may be compared: of one name and one protocol.
+    """Comparable numbers: with one name and one protocol.
 
     Args:
-        name: of the number.
-        distinction: what tells its protocol from those of other columns of this name, in words; empty where there is
-            no other.
-        numbers: by subject, such as the run that the samples are from.
+        name: the name of the numbers.
+        distinction: the protocol entries that differ from those of other columns with this name, if any.
+        numbers: by subject, such as the run of the samples.
     """
 
     name: str
@@ -93,17 +93,17 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Name and distinction."""
+        """The name and the distinction."""
         return f"{self.name} ({self.distinction})" if self.distinction else self.name
 
     @property
     def first(self) -> Number:
-        """Any one of the numbers, for what they share."""
+        """One of the numbers, for what they have in common."""
         return next(iter(self.numbers.values()))
 
 
 def nested(numbers: Iterable[Number]) -> dict[str, dict[str, Any]]:
-    """Numbers as plain data, by the name of the metric and that of the number within it."""
+    """Return numbers as plain data, by the name of the metric and that of the number within it."""
     made: dict[str, dict[str, Any]] = {}
     for number in numbers:
         made.setdefault(number.protocol["metric"], {})[number.protocol["number"]] = number.plain
@@ -111,34 +111,34 @@ def nested(numbers: Iterable[Number]) -> dict[str, dict[str, Any]]:
 
 
 def read_numbers(path: str | Path) -> tuple[Number, ...]:
-    """The numbers of an `evaluation.json`, or of the directory that holds one.
+    """Read the numbers of an `evaluation.json`, or of a directory that holds one.
 
     Raises:
-        DuetError: it is not one, or a protocol was changed after it was written.
+        DuetError: the file is not an evaluation, or a protocol was changed after it was written.
     """
     path = Path(path) / "evaluation.json" if Path(path).is_dir() else Path(path)
     data = read_json(path)
     if not isinstance(data, Mapping) or not isinstance(data.get("numbers"), Mapping):
-        raise DuetError(f"{path}: it is no evaluation (it has no numbers)")
-    with file_errors(path, "it is no evaluation"):
+        raise DuetError(f"{path}: it is not an evaluation (it has no numbers)")
+    with file_errors(path, "it is not an evaluation"):
         return tuple(Number.from_plain(number) for metric in data["numbers"].values() for number in metric.values())
 
 
 def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:
-    """Every number in the one column that it may stand in, in the order in which they come.
+    """Group numbers into columns of comparable numbers, in the order in which they come.
 
     Args:
         subjects: the numbers of each subject.
 
     Raises:
-        DuetError: a subject has two numbers for one place.
+        DuetError: a subject has two numbers for one column.
     """
     found: dict[tuple[str, str], dict[str, Number]] = {}
     for subject, numbers in subjects.items():
         for number in numbers:
             column = found.setdefault((number.name, number.protocol_sha256), {})
             if subject in column:
-                raise DuetError(f"{subject}: it has {number.name} twice, by one protocol; give each a subject")
+                raise DuetError(f"{subject}: it has {number.name} twice with one protocol; give each its own subject")
             column[subject] = number
     of_name: dict[str, list[dict[str, Number]]] = {}
     for (name, _), column in found.items():
@@ -147,31 +147,31 @@ def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:
     for (name, _), column in found.items():
         protocols = [next(iter(other.values())).protocol for other in of_name[name]]
         own, different = _flat(next(iter(column.values())).protocol), differences(protocols)
-        said = ", ".join(f"{key} {own.get(key, 'none')}" for key in different)
-        made.append(Column(name, said, column))
+        distinction = ", ".join(f"{key} {own.get(key, 'none')}" for key in different)
+        made.append(Column(name, distinction, column))
     return tuple(made)
 
 
 def comparable_values(numbers: Sequence[Number]) -> tuple[float, ...]:
-    """The values of numbers that are to be averaged, subtracted or tested together.
+    """Return the values of numbers that are to be averaged, subtracted or tested together.
 
     Raises:
-        DuetError: they do not share a name and a protocol; it says in what they differ.
+        DuetError: the numbers differ in name or protocol; the error says in what.
     """
     names = list(dict.fromkeys(number.name for number in numbers))
     if len(names) > 1:
-        raise DuetError(f"numbers: {' and '.join(names)} were given; only numbers of one name compare")
+        raise DuetError(f"numbers: {' and '.join(names)} were given; only numbers with one name can be compared")
     if different := differences([number.protocol for number in numbers]):
         flat = [_flat(number.protocol) for number in numbers]
-        said = "; ".join(
+        text = "; ".join(
             f"{key}: {', '.join(dict.fromkeys(str(f.get(key, 'none')) for f in flat))}" for key in different
         )
-        raise DuetError(f"{names[0]}: the numbers were measured by different protocols and do not compare ({said})")
+        raise DuetError(f"{names[0]}: the numbers have different protocols and cannot be compared ({text})")
     return tuple(number.value for number in numbers)
 
 
 def differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which protocols differ, with a point between the levels: ``samples.count``."""
+    """Return the keys in which protocols differ, with dots between the levels: ``samples.count``."""
     flat = [_flat(protocol) for protocol in protocols]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     return [key for key in keys if any(key not in one or one[key] != flat[0].get(key) for one in flat)]
@@ -181,6 +181,25 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}
     return {path: value}
+
+
+# The ends of number names in files of earlier versions, and their present texts.
+_OLD_NAMES = {
+    "recognised as the class asked for": "recognised as the requested class",
+    "memorised": "memorised fraction",
+    "copies of training pictures": "copies of training images",
+    "median distance to the nearest training picture": "median distance to the nearest training image",
+    "spread within a class, as a share of that of the reference": "spread within a class, relative to the reference",
+    "brighter than the reference": "brightness difference",
+    "contrast, as a share of that of the reference": "contrast, relative to the reference",
+    "more black and white values than the reference, as a share": "excess fraction of black and white values",
+}
+
+
+def _current_name(name: str) -> str:
+    """Return the present name of a number, which may have the name of its features in front."""
+    old = next((old for old in _OLD_NAMES if isinstance(name, str) and name.endswith(old)), None)
+    return name if old is None else name.removesuffix(old) + _OLD_NAMES[old]
 
 
 def _finite(value: float | None) -> float:

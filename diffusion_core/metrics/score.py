@@ -1,12 +1,12 @@
-"""The score of class probabilities: are samples clearly of one class, and are all classes there.
+"""The score of class probabilities: whether each sample clearly belongs to one class, and whether all classes occur.
 
-With p(y | x) what the network gives each class and p(y) its mean over the samples::
+With p(y | x) the class probabilities of a sample and p(y) their mean over the samples::
 
     score = exp( mean over x of sum_y p(y | x) log(p(y | x) / p(y)) )
 
-between 1 and the number of classes. It reads no reference, and rises with the number of samples of which p(y) is the
-mean. As is the custom, the samples are cut into splits (here by stream "metrics/score"), the score is the mean over
-them, and their standard deviation is what is printed behind ±.
+which lies between 1 and the number of classes. It reads no reference, and rises with the number of samples. As is
+usual, the samples are cut into splits (here by stream "metrics/score"), the score is the mean over the splits, and
+their standard deviation is printed behind ±.
 
 References:
     Improved techniques for training GANs (Salimans et al., 2016), https://arxiv.org/abs/1606.03498
@@ -26,25 +26,30 @@ __all__ = ["SCORE", "score"]
 
 
 def score(probabilities: NDArray) -> float:
-    """The score of one set of probabilities with shape (N, K)."""
-    given = probabilities.astype(np.float64)
-    return float(np.exp(rel_entr(given, given.mean(axis=0)).sum(axis=1).mean()))
+    """Return the score of one set of probabilities with shape (N, K).
+
+    Example:
+        >>> score(np.eye(4))
+        4.0
+    """
+    p = probabilities.astype(np.float64)
+    return float(np.exp(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))
 
 
 def _fit(reference: Arrays, seed: int, *, splits: int = 10) -> Measure:
-    """The mean over so many splits."""
+    """Measure the mean over splits."""
     if splits < 1:
         raise DuetError(f"score.splits: {splits} was given; it must be at least 1")
 
     def measure(samples: Arrays) -> MetricResult:
-        given = samples["probabilities"]
-        if len(given) < splits:
-            raise NotApplicable(f"{len(given)} samples were given, which cannot be cut into {splits} splits")
-        # rows i N // splits .. (i + 1) N // splits, as others cut
-        order = Stream(seed, "metrics/score").permutation(len(given))
-        ends = [i * len(given) // splits for i in range(splits + 1)]
-        found = np.array([score(given[order[ends[i] : ends[i + 1]]]) for i in range(splits)])
-        return MetricResult({"score": found.mean()}, {"score": found.std()} if splits > 1 else {}, {"splits": found})
+        p = samples["probabilities"]
+        if len(p) < splits:
+            raise NotApplicable(f"there are {len(p)} samples; {splits} splits need at least {splits}")
+        # Rows i N // splits .. (i + 1) N // splits, as in other implementations.
+        order = Stream(seed, "metrics/score").permutation(len(p))
+        ends = [i * len(p) // splits for i in range(splits + 1)]
+        scores = np.array([score(p[order[ends[i] : ends[i + 1]]]) for i in range(splits)])
+        return MetricResult({"score": scores.mean()}, {"score": scores.std()} if splits > 1 else {}, {"splits": scores})
 
     return measure
 

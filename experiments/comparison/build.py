@@ -324,7 +324,7 @@ def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dic
         evaluation, _, _ = evaluate(samples, sets)
         numbers[label] = evaluation.numbers
         if label == runs[0].label:
-            _add_nearest(comparison, evaluation.results["memorisation"].shown, label)
+            _add_nearest(comparison, evaluation.results["memorisation"].image_rows, label)
     for run, facts in zip(runs, comparison.report["runs"], strict=True):
         facts["quality"] = {number.name: number.value for number in numbers[run.label]}
     return numbers

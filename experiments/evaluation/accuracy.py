@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.metrics.accuracy import recognised
+from diffusion_core.metrics.accuracy import correct_predictions
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
@@ -44,9 +44,9 @@ def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> M
         collective = given.backend.collective
         mine = collective.group.slice_of(len(dataset), batch)
         with Counter("accuracy", count * (mine.stop - mine.start), unit="evaluations") as progress:
-            part = recognised(
+            part = correct_predictions(
                 given.network.forward, model.process, dataset.images, dataset.labels, levels, given.seed, batch,
-                progress, dtype=given.backend.config.host_dtype, value_range=model.value_range, only=mine,
+                progress, dtype=given.backend.config.host_dtype, value_range=model.value_range, subset=mine,
             )  # fmt: skip
         found = collective.gather(part.T, len(dataset), batch).T
         facts = {"seed": given.seed, "data": given.data_facts()}

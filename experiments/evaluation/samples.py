@@ -72,7 +72,7 @@ class SampleEvaluator:
                 f"{shapes[1]}; bring the data to the size of the samples with data.options"
             )
         if self.features is not None and "images" in self.reference.arrays:
-            self.features.of(np.ascontiguousarray(self.reference.arrays["images"][:1]))
+            self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
 
     def __call__(self, samples: SampleSet, sets: Partition) -> tuple[Evaluation, SampleSet, SampleSet]:
         """Judge them; gives the samples and the reference too, with their features."""
@@ -117,9 +117,9 @@ def measure(given: EvaluationContext) -> Measure:
         arrays = {f"{name}/{key}": array for name, one in found.results.items() for key, array in one.arrays.items()}
         write_arrays(out / "evaluation.npz", **arrays)
         for name, one in found.results.items():
-            if one.shown:
-                scale = max(1, 64 // one.shown[0][1].shape[1])
-                render.save_png(out / f"{name}.png", render.labelled_rows(one.shown, scale=scale))
+            if one.image_rows:
+                scale = max(1, 64 // one.image_rows[0][1].shape[1])
+                render.save_png(out / f"{name}.png", render.labelled_rows(one.image_rows, scale=scale))
         if cfg.keep_features:
             for source, name in ((judged, "samples"), (reference, "reference")):
                 if set(source.arrays) & set(FEATURE_ARRAYS):

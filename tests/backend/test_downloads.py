@@ -1,4 +1,4 @@
-"""Each environment fetches the files of data sets with what it has, and both prepare the same bytes from them."""
+"""Both environments download data sets, each with its own framework, and prepare the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from downloads import fetch
 
 pytestmark = pytest.mark.backend
 
-# Written down, so that the two environments are held to the same one; see tests/core/test_prepare.py.
+# A constant, so that both environments must produce it; see tests/core/test_prepare.py.
 CIFAR10 = "f8125981743ca60629e353bbc4cb7d99434ee32c20026cc26b7588a3aa804d9b"
 
 
@@ -45,7 +45,7 @@ def good(tmp_path: Path) -> Iterator[Archive]:
         server.shutdown()
 
 
-def test_what_is_fetched_is_what_was_published(tmp_path, good):
+def test_downloaded_file_equals_the_published_file(tmp_path, good):
     folder = tmp_path / "archives" / "cifar10"
     assert DATASET_INFO["cifar10"].missing(folder)
     fetch("cifar10", good, folder, "")
@@ -54,12 +54,12 @@ def test_what_is_fetched_is_what_was_published(tmp_path, good):
     assert load_dataset("cifar10", path=str(folder), part="train").sha256 == CIFAR10
 
 
-def test_what_cannot_be_fetched_is_named(tmp_path, good):
+def test_failed_download_names_the_file_to_copy(tmp_path, good):
     for archive, said in (
-        (replace(good, md5="0" * 32), "cannot be fetched"),
-        (replace(good, url=f"{good.url}.gone"), "cannot be fetched"),
-        (replace(good, url=None), "its authors give it to people alone"),
+        (replace(good, md5="0" * 32), "cannot be downloaded"),
+        (replace(good, url=f"{good.url}.gone"), "cannot be downloaded"),
+        (replace(good, url=None), "its authors give it only on request"),
     ):
-        with pytest.raises(DuetError, match=rf"cifar10: .*{said}.*bring cifar-10-binary\.tar\.gz from HOME to "):
+        with pytest.raises(DuetError, match=rf"cifar10: .*{said}.*copy cifar-10-binary\.tar\.gz from HOME to "):
             fetch("cifar10", archive, tmp_path / "archives", "HOME")
         assert not any(path.is_file() for path in (tmp_path / "archives").rglob("*"))

@@ -1,4 +1,4 @@
-"""Features of images: the same numbers as torch-fidelity and onnxruntime give, and what is refused."""
+"""Features of images: equal to torch-fidelity and onnxruntime; invalid files and options are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(name: str, **options: object) -> Features:
 
 
 def fallback(width: int = 6, size: int = 8):
-    """A small network of features as a torch module: uint8 b c h w to float32 b f."""
+    """A small feature network as a torch module: uint8 b c h w to float32 b f."""
     import torch
 
     class StandIn(torch.nn.Module):
@@ -53,8 +53,8 @@ def fallback(width: int = 6, size: int = 8):
 # torch-fidelity
 
 
-def test_the_same_features_give_torch_fidelitys_number():
-    """Its own function from images to FID, with a small network of features in the place of Inception."""
+def test_frechet_distance_equals_torch_fidelity():
+    """Run torch-fidelity from images to FID, with a small feature network instead of Inception."""
     import torch
     from torch_fidelity import calculate_metrics, register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -97,22 +97,22 @@ def test_the_same_features_give_torch_fidelitys_number():
         cache=False, save_cpu_ram=True,
     )["frechet_inception_distance"]  # fmt: skip
 
-    def of(images):
+    def compute(images):
         return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).double().numpy()
 
-    ours = Features(FeatureKind("small", {}), lambda images: {"features": of(images)})
+    ours = Features(FeatureKind("small", {}), lambda images: {"features": compute(images)})
     found = frechet_distance(extract(ours, a, 16)["features"], extract(ours, b, 7)["features"])
     assert theirs > 0.1
     assert found == pytest.approx(theirs, rel=1e-6)
-    # It can fail: a covariance divided by N instead of N - 1.
-    given = of(a)
+    # The comparison can fail: a covariance divided by N instead of N - 1.
+    given = compute(a)
     narrow = given.mean(axis=0) + (given - given.mean(axis=0)) * np.sqrt((len(a) - 1) / len(a))
-    assert frechet_distance(narrow, of(b)) != pytest.approx(theirs, rel=1e-6)
+    assert frechet_distance(narrow, compute(b)) != pytest.approx(theirs, rel=1e-6)
 
 
 @pytest.fixture(scope="module")
 def two_sets() -> tuple[np.ndarray, np.ndarray]:
-    """Features of samples and of a reference, float32 as networks give them."""
+    """Return float32 features of samples and of a reference."""
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((24, 24)) / 4
     sets = rng.standard_normal((150, 24)) @ mix + 0.2, rng.standard_normal((150, 24)) @ mix
@@ -124,8 +124,8 @@ def measured(metric: str, samples: Arrays, reference: Arrays, **options: object)
     return {**found.numbers, **{f"{name} ±": error for name, error in found.errors.items()}}
 
 
-def test_the_same_features_give_torch_fidelitys_kernel_distance(two_sets):
-    """In subsets that are the whole sets, as the two draw subsets differently; and in one and the same subset."""
+def test_kernel_distance_equals_torch_fidelity(two_sets):
+    """Compare on the whole sets, because the two draw subsets differently, and on one identical subset."""
     import torch
     from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
 
@@ -141,7 +141,7 @@ def test_the_same_features_give_torch_fidelitys_kernel_distance(two_sets):
     assert kernel_distance(x + 1e-3, y) != pytest.approx(kernel_mmd(x, y), rel=1e-6)
 
 
-def test_the_same_features_give_torch_fidelitys_precision_and_recall(two_sets):
+def test_precision_and_recall_equal_torch_fidelity(two_sets):
     import torch
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -155,7 +155,7 @@ def test_the_same_features_give_torch_fidelitys_precision_and_recall(two_sets):
     assert other["precision"] != pytest.approx(theirs["precision"], abs=1e-6)
 
 
-def test_the_same_logits_give_torch_fidelitys_inception_score(two_sets):
+def test_inception_score_equals_torch_fidelity(two_sets):
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -175,7 +175,7 @@ def weights(tmp_path_factory) -> Path:
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
-    # Its constructor always reads a file.
+    # The constructor always reads a file.
     class Unread(source.FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict, *args, **kwargs):
             return None
@@ -199,11 +199,11 @@ def theirs(weights):
 
     network = source.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
 
-    def of(images):
+    def compute(images):
         with torch.inference_mode():
             return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[0].double().numpy()
 
-    return of
+    return compute
 
 
 @pytest.fixture(scope="module")
@@ -211,19 +211,19 @@ def inception(weights) -> Features:
     return made("inception", weights=str(weights), resize="antialias", device="cpu")
 
 
-def test_inception_is_torch_fidelitys_network_on_images_resized_with_antialiasing(inception, theirs):
+def test_inception_with_antialiasing_is_torch_fidelitys_network_on_resized_images(inception, theirs):
     images = make_images(2)
     found = extract(inception, images, 2)["features"]
     assert found.shape == (2, 2048)
     scale = np.abs(found).max()
     assert np.abs(found[0] - found[1]).max() > 0.05 * scale
     np.testing.assert_allclose(found[:1], theirs(resize(images[:1], 299)), atol=1e-5 * scale)
-    # Not what torch-fidelity does with a small image.
+    # torch-fidelity treats a small image differently.
     assert np.abs(found[:1] - theirs(images[:1])).max() > 1e-2 * scale
     assert inception.kind.facts["resize"] == "antialias" and len(inception.kind.facts["weights_sha256"]) == 64
 
 
-def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception_score(inception, weights):
+def test_inception_returns_spatial_features_and_probabilities(inception, weights):
     import torch
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
@@ -231,7 +231,7 @@ def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception
     network = source.FeatureExtractorInceptionV3(
         "inception", ["logits_unbiased"], feature_extractor_weights_path=weights
     )
-    # What the layer makes of what comes before it, by the functions of PyTorch alone.
+    # Recompute the layer from its input with functions of PyTorch.
     seen: dict[str, torch.Tensor] = {}
     network.Mixed_6c.register_forward_hook(lambda module, given, made: seen.update(before=made))
     with torch.inference_mode():
@@ -249,7 +249,7 @@ def test_inception_gives_the_layers_of_the_spatial_distance_and_of_the_inception
     assert found["probabilities"].shape == (1, 1008) and found["probabilities"].sum() == pytest.approx(1)
 
 
-def test_inception_resizes_as_torch_fidelity_by_default_and_takes_grey_images_as_colour(weights, theirs):
+def test_inception_resizes_as_torch_fidelity_by_default_and_converts_grey_images(weights, theirs):
     features = made("inception", weights=str(weights), device="cpu")
     assert features.kind.facts["resize"] == "tensorflow1"
     images = make_images(1, channels=1)
@@ -257,13 +257,13 @@ def test_inception_resizes_as_torch_fidelity_by_default_and_takes_grey_images_as
     np.testing.assert_allclose(extract(features, images, 2)["features"], expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_only_the_published_weights_give_a_score_called_fid(inception):
+def test_only_published_weights_give_a_score_called_fid(inception):
     assert not inception.kind.is_published and inception.kind.name.startswith("Inception ")
     assert inception.kind.departure == "antialiased resize"
     assert not made("digits").kind.is_published
 
 
-def test_weights_that_carry_code_or_do_not_fit_are_refused(tmp_path, weights):
+def test_weights_with_code_or_of_another_network_are_refused(tmp_path, weights):
     import torch
 
     class Harmful:
@@ -271,7 +271,7 @@ def test_weights_that_carry_code_or_do_not_fit_are_refused(tmp_path, weights):
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"fc.weight": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(DuetError, match=r"harmful\.pth: .* would run code"):
+    with pytest.raises(DuetError, match=r"harmful\.pth: .* run code"):
         made("inception", weights=str(tmp_path / "harmful.pth"))
     assert not (tmp_path / "ran").exists()
     state = torch.load(weights, weights_only=True)
@@ -284,18 +284,18 @@ def test_weights_that_carry_code_or_do_not_fit_are_refused(tmp_path, weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no weights were given; name torch-fidelity's file with weights=FILE.pth"),
+        ({}, "no weights were given; give torch-fidelity's file with features.weights=FILE.pth"),
         ({"weights": "nowhere.pth"}, "nowhere.pth: it cannot be read"),
         ({"weights": "x.pth", "resize": "bicubic"}, "'bicubic' was given; it must be one of tensorflow1, antialias"),
         ({"weights": 3}, "weights: 3 was given; it must be text or null"),
     ],
 )
-def test_options_of_inception_that_do_not_fit_are_refused(options, message):
+def test_invalid_options_of_inception_are_refused(options, message):
     with pytest.raises(DuetError, match=message):
         made("inception", **options)
 
 
-def test_a_download_that_fails_says_what_file_to_bring(monkeypatch, tmp_path):
+def test_failed_download_names_the_file_to_copy(monkeypatch, tmp_path):
     from torch import hub
 
     def refused(url, target, **options):
@@ -304,14 +304,14 @@ def test_a_download_that_fails_says_what_file_to_bring(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(hub, "download_url_to_file", refused)
-    with pytest.raises(DuetError, match=r"no network\); bring the file weights-inception-2015-12-05-\w+\.pth"):
+    with pytest.raises(DuetError, match=r"no network\); copy weights-inception-2015-12-05-\w+\.pth"):
         made("inception", weights="download")
 
 
 # Digits and ONNX
 
 
-def test_the_digits_features_are_those_of_the_shipped_network_in_any_batch():
+def test_digits_features_are_those_of_the_bundled_network_in_any_batch():
     images = digits().images[:20]
     found, expected = extract(made("digits"), images, 8), layers(images)
     assert found.keys() == expected.keys() == {"features", "spatial", "probabilities"}
@@ -319,7 +319,7 @@ def test_the_digits_features_are_those_of_the_shipped_network_in_any_batch():
         np.testing.assert_allclose(found[part], values, rtol=1e-6, atol=1e-9)
 
 
-def test_training_gives_the_shipped_file_bit_for_bit():
+def test_training_reproduces_the_bundled_file_bit_for_bit():
     assert hashlib.sha256(digits_training.packed(digits_training.train())).hexdigest() == SHA256
 
 
@@ -350,7 +350,7 @@ def onnx_file(path: Path, shape: tuple[object, ...]) -> Path:
 
 
 @pytest.mark.parametrize("shape", [("b", 3, 6, 6), ("b", 6, 6, 3)])
-def test_an_onnx_file_gets_images_of_its_size_layout_and_range(tmp_path, shape):
+def test_onnx_file_receives_images_in_its_size_layout_and_range(tmp_path, shape):
     path = onnx_file(tmp_path / "means.onnx", shape)
     images = make_images(5, 12)
     features = made("onnx", path=str(path), low=0.0, high=1.0, threads=1)
@@ -370,21 +370,21 @@ def test_an_onnx_file_gets_images_of_its_size_layout_and_range(tmp_path, shape):
     np.testing.assert_allclose(found["probabilities"], softmax(expected[:, 3:], axis=1), atol=1e-6)
     with pytest.raises(DuetError, match="'rows' was given; it must be one of y, row, column"):
         made("onnx", path=str(path), output="rows")
-    with pytest.raises(DuetError, match="probabilities and logits were given"):
+    with pytest.raises(DuetError, match="probabilities and features.logits were given"):
         made("onnx", path=str(path), probabilities="row", logits="row")
 
 
-def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path):
+def test_invalid_onnx_file_is_refused(tmp_path):
     path = onnx_file(tmp_path / "any.onnx", ("b", 3, "h", "w"))
     with pytest.raises(DuetError, match="size=PIXELS"):
         made("onnx", path=str(path))
-    with pytest.raises(DuetError, match="10 was given, but it takes images of 6"):
+    with pytest.raises(DuetError, match="10 was given, but its input has 6 pixels"):
         made("onnx", path=str(onnx_file(tmp_path / "six.onnx", ("b", 3, 6, 6))), size=10)
-    with pytest.raises(DuetError, match="there must be one, of square float32 images"):
+    with pytest.raises(DuetError, match="there must be one input, of square float32 images"):
         made("onnx", path=str(onnx_file(tmp_path / "two.onnx", ("b", 2, 6, 6))))
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(DuetError, match=r"text\.onnx: onnxruntime cannot run it"):
         made("onnx", path=str(tmp_path / "text.onnx"))
     grey = made("onnx", path=str(onnx_file(tmp_path / "grey.onnx", ("b", 1, 6, 6))))
-    with pytest.raises(DuetError, match="it takes grey ones"):
-        grey.of(make_images(2))
+    with pytest.raises(DuetError, match="its input is grey"):
+        grey.compute(make_images(2))

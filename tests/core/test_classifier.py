@@ -12,7 +12,7 @@ from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
-from diffusion_core.metrics.accuracy import recognised
+from diffusion_core.metrics.accuracy import correct_predictions
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import check_labels, describe_labels
 from diffusion_core.networks import ClassifierSpec, UNetSpec, lower
@@ -78,10 +78,10 @@ def test_accuracy_is_counted_at_each_level():
         return -np.abs(x.mean(axis=(1, 2)) / alpha - np.array([-1.0, 0.0, 1.0]))
 
     done = []
-    found = recognised(nearest, process, pictures, labels, [0, 999], seed=1, batch=4, progress=done.append)
+    found = correct_predictions(nearest, process, pictures, labels, [0, 999], seed=1, batch=4, progress=done.append)
     assert done == [4, 8, 10, 12]
     assert found[0].all() and found[1].mean() < 1.0
-    np.testing.assert_array_equal(found, recognised(nearest, process, pictures, labels, [0, 999], seed=1))
+    np.testing.assert_array_equal(found, correct_predictions(nearest, process, pictures, labels, [0, 999], seed=1))
 
 
 def test_labels_are_classes_where_a_classifier_leads():

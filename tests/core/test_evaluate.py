@@ -1,4 +1,4 @@
-"""Numbers with their protocol: intervals that hold, columns that do not mix, and sets that are read from files."""
+"""Numbers with their protocol: coverage of intervals, columns that do not mix, and sets read from files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def numbers_of(metrics: dict, seed: int = 0, count: int = 30, **options) -> dict
 # Sets and intervals
 
 
-def test_the_sets_are_disjoint_and_whole_and_those_of_their_stream():
+def test_random_sets_are_a_partition_drawn_by_their_stream():
     sets = random_sets(20, 3, seed=5)
     order = Stream(5, "evaluate/sets").permutation(20)
     np.testing.assert_array_equal(sets.members[0], np.sort(order[:7]))
@@ -64,7 +64,7 @@ def test_the_sets_are_disjoint_and_whole_and_those_of_their_stream():
             refused()
 
 
-def test_a_number_is_that_of_all_samples_and_its_interval_from_leaving_out_each_set():
+def test_number_is_that_of_all_samples_and_its_interval_is_a_jackknife_over_sets():
     samples, reference = sets_of()
     sets = random_sets(30, 3, 0)
     (number,) = evaluate({"frechet": {}}, samples, sets, reference).numbers
@@ -77,7 +77,7 @@ def test_a_number_is_that_of_all_samples_and_its_interval_from_leaving_out_each_
     assert number.interval.low < number.value < number.interval.high
 
 
-def test_images_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_copy(monkeypatch):
+def test_images_without_a_set_are_read_in_blocks_and_give_the_numbers_of_a_copy(monkeypatch):
     monkeypatch.setattr(blocks, "_BLOCK_BYTES", 8 * 64)  # some four images
     labels, (samples, reference) = np.arange(60) % 2, sets_of()
     read = []
@@ -89,14 +89,14 @@ def test_images_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_
             return found
 
         def __array__(self, *given, **options):
-            raise AssertionError("all images were asked for")
+            raise AssertionError("all images were requested")
 
     parts = samples.arrays | {"labels": labels[:30]}
     given = replace(samples, arrays=parts | {"images": Watched([parts["images"]])})
     reference = replace(reference, arrays=reference.arrays | {"labels": labels})
     sets = random_sets(30, 3, 0)
     numbers = evaluate({"colour": {}, "spread": {}}, given, sets, reference).numbers
-    # A class that is small is read at once; the 20 images of two sets never are.
+    # A small class is read at once; the 20 images of two sets never are.
     assert len(numbers) == 5 and max(read) <= 15 * parts["images"][0].size
     for number in numbers:
         metric = METRICS[number.protocol["metric"]]
@@ -105,7 +105,7 @@ def test_images_without_a_set_are_read_piece_by_piece_and_give_the_numbers_of_a_
         assert number.without == tuple(measure(copy).numbers[number.protocol["number"]] for copy in copies)
 
 
-def test_an_interval_from_sets_holds_the_truth_and_that_of_a_mean_is_the_means_of_the_sets():
+def test_jackknife_interval_covers_the_truth_and_equals_the_bootstrap_of_set_means_for_a_mean():
     rng, held = np.random.default_rng(0), []
     spread = np.array([np.var(rng.standard_normal(60), ddof=1) for _ in range(4000)]).mean()
     for _ in range(150):
@@ -123,14 +123,14 @@ def test_an_interval_from_sets_holds_the_truth_and_that_of_a_mean_is_the_means_o
     )
 
 
-def test_what_a_metric_lacks_is_said_and_the_others_are_measured():
+def test_metric_without_its_arrays_is_skipped_with_the_reason():
     samples, reference = sets_of(count=12)
     metrics = {"frechet": {}, "score": {}, "agreement": {}, "manifold": {"nearest_density": 11}}
     found = evaluate(metrics, samples, random_sets(12, 3, 0), reference)
     assert [number.name for number in found.numbers] == ["small Fréchet distance"]
     assert found.skipped["score"] == "there are no probabilities of the samples"
     assert "labels of the samples, probabilities of the samples, labels of the ref" in found.skipped["agreement"]
-    assert "the 11 nearest of each need more" in found.skipped["manifold"]
+    assert "11 nearest neighbours need more" in found.skipped["manifold"]
     with pytest.raises(DuetError, match=r"metrics\.kernal\.name: 'kernal' .* Did you mean 'kernel'"):
         evaluate({"kernal": {}}, samples, random_sets(12, 3, 0), reference)
     with pytest.raises(DuetError, match=r"option of metrics\.kernel 'kernel': 'subset'"):
@@ -140,12 +140,12 @@ def test_what_a_metric_lacks_is_said_and_the_others_are_measured():
         evaluate({"frechet": {}}, samples, random_sets(12, 3, 0), other)
 
 
-def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_path: Path):
+def test_agreement_needs_equal_class_names_and_reports_unknown_ones(tmp_path: Path):
     labels = np.arange(12) % 3
     seen = {"labels": labels, "probabilities": np.eye(3)[labels]}
-    told, asked = ("0", "1", "2"), ("1", "0", "2")
+    known, asked = ("0", "1", "2"), ("1", "0", "2")
 
-    def judged(features: tuple[str, ...], reference: tuple[str, ...]):
+    def evaluated(features: tuple[str, ...], reference: tuple[str, ...]):
         known = SampleSet(
             {"labels": labels, "features": np.ones((12, 1))}, FACTS, replace(KIND, classes=features), reference
         )
@@ -153,17 +153,17 @@ def test_classes_of_other_names_are_no_agreement_and_unknown_names_are_said(tmp_
         both = (known, read_sample_set(tmp_path / "known.npz"))
         return [evaluate({"agreement": {}}, SampleSet(seen, {}, s.kind), random_sets(12, 3, 0), s) for s in both]
 
-    for found in judged(told, told):
+    for found in evaluated(known, known):
         assert found.numbers[0].value == 1 and found.numbers[0].protocol["classes"] == "of the same names"
-    for found in judged(told, asked):
+    for found in evaluated(known, asked):
         assert not found.numbers
         assert found.skipped["agreement"].endswith("features are 0, 1, 2, and those of the reference 1, 0, 2")
-    for features, reference, unknown in (((), asked, "the features"), (told, (), "the reference")):
-        for found in judged(features, reference):
+    for features, reference, unknown in (((), asked, "the features"), (known, (), "the reference")):
+        for found in evaluated(features, reference):
             assert found.numbers[0].protocol["classes"] == f"not compared by name: the names of {unknown} are not known"
 
 
-def test_only_the_published_features_give_a_number_called_fid():
+def test_only_published_features_give_a_number_called_fid():
     samples, reference = (replace(s, kind=FeatureKind("Inception", {}, is_published=True)) for s in sets_of())
     metrics = {"frechet": {}, "kernel": {}, "colour": {}, "manifold": {}}
     names = [number.name for number in evaluate(metrics, samples, random_sets(30, 3, 0), reference).numbers]
@@ -182,7 +182,7 @@ def test_only_the_published_features_give_a_number_called_fid():
 # Protocols and columns
 
 
-def test_the_protocol_says_all_that_a_number_depends_on_and_nothing_else():
+def test_protocol_has_everything_that_a_number_depends_on_and_nothing_else():
     number = numbers_of({"kernel": {"subsets": 3}}, confidence=0.9)["small kernel distance"]
     assert number.protocol == {
         "metric": "kernel", "number": "distance", "options": {"subsets": 3, "size": 1000}, "seed": 0, "confidence": 0.9,
@@ -196,7 +196,7 @@ def test_the_protocol_says_all_that_a_number_depends_on_and_nothing_else():
     assert numbers_of({"colour": {}}, count=29)["colour histogram distance"].protocol != colour.protocol
 
 
-def test_what_is_known_of_the_training_images_is_of_the_memorisation_alone():
+def test_facts_of_the_training_images_are_in_the_protocol_of_memorisation_only():
     samples, reference = sets_of()
     other = replace(reference, facts={**reference.facts, "training": {"sha256": "cd"}})
     metrics = {"memorisation": {}, "colour": {}}
@@ -205,7 +205,7 @@ def test_what_is_known_of_the_training_images_is_of_the_memorisation_alone():
     assert changed == {"memorisation"}
 
 
-def test_the_images_of_a_reference_may_be_in_several_files():
+def test_reference_images_may_be_in_several_files():
     samples, reference = sets_of()
     training, labels = make_images(50, 3), np.arange(60) % 2
     samples = replace(samples, arrays={**samples.arrays, "labels": labels[:30]})
@@ -229,7 +229,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_number_of_another_protocol_never_stands_in_the_same_column(key):
+def test_numbers_of_different_protocols_never_share_a_column(key):
     protocol = {
         "reference": FACTS, "samples": {"count": 40}, "features": dict(KIND.facts), "options": {"nearest": 3},
         "seed": 0, "quantised": "uint8",
@@ -241,11 +241,11 @@ def test_a_number_of_another_protocol_never_stands_in_the_same_column(key):
     assert all(column.distinction.startswith(key) and column.distinction in column.title for column in found)
     assert columns({"a": [a], "c": [c]})[0].title == "FID"
     assert comparable_values([a, c]) == (3.0, 4.0)
-    with pytest.raises(DuetError, match=rf"FID: .* different protocols and do not compare \({key}: "):
+    with pytest.raises(DuetError, match=rf"FID: .* different protocols and cannot be compared \({key}: "):
         comparable_values([a, b])
 
 
-def test_numbers_of_other_names_or_twice_for_one_place_are_refused():
+def test_numbers_of_different_names_and_duplicates_are_refused():
     a, b = Number("FID", 3.0, {}), Number("KID", 3.0, {})
     assert len(columns({"a": [a, b]})) == 2
     with pytest.raises(DuetError, match="FID and KID were given"):
@@ -254,14 +254,14 @@ def test_numbers_of_other_names_or_twice_for_one_place_are_refused():
         columns({"a": [a, a]})
 
 
-def test_numbers_come_back_from_their_file_and_a_changed_protocol_is_noticed(tmp_path: Path):
+def test_numbers_are_read_from_their_file_and_a_changed_protocol_is_refused(tmp_path: Path):
     numbers = tuple(numbers_of({"frechet": {}, "kernel": {"subsets": 2}, "colour": {}}).values())
     write_json(tmp_path / "evaluation.json", {"numbers": nested(numbers)})
     assert read_numbers(tmp_path) == numbers
     data = json.loads((tmp_path / "evaluation.json").read_text())
     data["numbers"]["frechet"]["distance"]["protocol"]["samples"]["count"] = 50_000
     write_json(tmp_path / "evaluation.json", data)
-    with pytest.raises(DuetError, match="the protocol of small Fréchet distance is not the one"):
+    with pytest.raises(DuetError, match="the protocol of small Fréchet distance does not match"):
         read_numbers(tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_samples_are_read_from_a_run_a_file_and_a_folder(tmp_path: Path):
     assert "labels" not in read_sample_set(tmp_path / "free.npz").arrays
 
 
-def test_features_are_read_where_they_cannot_be_computed_and_give_the_same_numbers(tmp_path: Path):
+def test_saved_features_give_the_same_numbers(tmp_path: Path):
     samples, reference = sets_of()
     for name, source in (("a", samples), ("b", reference)):
         write_features(tmp_path / f"{name}.npz", source)
@@ -305,21 +305,21 @@ def test_features_are_read_where_they_cannot_be_computed_and_give_the_same_numbe
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros(3)}, "it holds x; there must be one of images, features"),
+        ({"x": np.zeros(3)}, "it holds x; it must hold one of images, features"),
         ({"images": np.zeros((3, 4, 4, 1))}, "images are float64 with shape"),
         ({"features": np.zeros((3, 4), np.int64)}, "features are int64"),
         ({"images": make_images(3), "labels": np.zeros(2, np.int64)}, "3 images, 2 labels"),
         ({"features": np.array([{}], object)}, "it holds objects, which are pickles"),
     ],
 )
-def test_files_that_hold_no_set_are_refused(tmp_path: Path, arrays, message):
+def test_invalid_sample_files_are_refused(tmp_path: Path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(DuetError, match=message):
         read_sample_set(tmp_path / "x.npz")
 
 
-def test_folders_that_hold_no_set_are_refused(tmp_path: Path):
-    with pytest.raises(DuetError, match="no folder with PNG files"):
+def test_invalid_sample_folders_are_refused(tmp_path: Path):
+    with pytest.raises(DuetError, match="not a folder with PNG files"):
         read_sample_set(tmp_path)
     Image.fromarray(make_images(1)[0, ..., 0]).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")

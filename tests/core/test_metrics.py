@@ -1,4 +1,4 @@
-"""Every metric against closed forms, definitions and hand-made sets, and the shipped network of digits."""
+"""Every metric against closed forms, definitions and hand-made sets; the bundled digits network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measured(metric: str, samples: Arrays, reference: Arrays, **options: Any) ->
 
 
 def whitened(n: int, d: int, seed: int) -> np.ndarray:
-    """Features whose mean is exactly 0 and whose covariance is exactly 1."""
+    """Return features whose mean is exactly 0 and whose covariance is exactly 1."""
     x = np.random.default_rng(seed).standard_normal((n, d))
     x -= x.mean(axis=0)
     return np.linalg.qr(x)[0] * np.sqrt(n - 1)
@@ -43,13 +43,13 @@ def whitened(n: int, d: int, seed: int) -> np.ndarray:
 
 
 @given(st.floats(-5, 5), st.floats(0.01, 5), st.floats(0.01, 5))
-def test_in_one_dimension_it_is_the_distance_of_mean_and_deviation(mean, deviation_a, deviation_b):
+def test_frechet_distance_in_one_dimension_is_that_of_mean_and_std(mean, deviation_a, deviation_b):
     a, b = whitened(20, 1, 0) * deviation_a + mean, whitened(31, 1, 1) * deviation_b
     expected = mean**2 + (deviation_a - deviation_b) ** 2
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_with_commuting_covariances_it_is_the_distance_of_deviations():
+def test_frechet_distance_with_commuting_covariances_is_that_of_the_stds():
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
     first, second, shift = rng.uniform(0, 3, 6), rng.uniform(0, 3, 6), rng.standard_normal(6)
@@ -58,7 +58,7 @@ def test_with_commuting_covariances_it_is_the_distance_of_deviations():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_it_is_the_formula_with_matrix_roots():
+def test_frechet_distance_equals_the_formula_with_matrix_roots():
     rng = np.random.default_rng(0)
     a = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 5))
     b = rng.standard_normal((60, 5)) @ rng.standard_normal((5, 5)) + rng.standard_normal(5)
@@ -70,14 +70,14 @@ def test_it_is_the_formula_with_matrix_roots():
 
 
 @pytest.mark.parametrize("n", [2, 5, 200])
-def test_a_set_is_at_no_distance_from_itself_in_any_order(n):
+def test_frechet_distance_of_a_set_to_itself_is_zero_in_any_order(n):
     a = np.random.default_rng(n).standard_normal((n, 12)) * np.arange(12)
     scale = np.sum(a**2) / n
     assert 0 <= frechet_distance(a, a) < 1e-12 * scale
     assert 0 <= frechet_distance(a, a[::-1]) < 1e-12 * scale
 
 
-def test_rotation_and_a_common_shift_change_nothing_and_scale_is_squared():
+def test_frechet_distance_is_invariant_to_rotation_and_shift_and_quadratic_in_scale():
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((30, 7)), rng.standard_normal((25, 7)) * 2 + 1
     turn = np.linalg.qr(rng.standard_normal((7, 7)))[0]
@@ -95,13 +95,13 @@ def test_rotation_and_a_common_shift_change_nothing_and_scale_is_squared():
         (np.full((5, 3), np.nan), np.zeros((5, 3)), "finite"),
     ],
 )
-def test_features_that_do_not_fit_are_refused(a, b, message):
+def test_invalid_features_are_refused(a, b, message):
     with pytest.raises(DuetError, match=message):
         frechet_distance(a, b)
 
 
 @pytest.mark.parametrize("block", [300, 1 << 25])
-def test_features_read_in_blocks_give_one_gaussian(block, monkeypatch):
+def test_gaussian_does_not_depend_on_the_block_size(block, monkeypatch):
     monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
     x = (np.random.default_rng(0).standard_normal((2500, 5)) * np.arange(1, 6) + 30).astype(np.float32)
     found = fit_gaussian(x)
@@ -117,7 +117,7 @@ def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("block", [300, 1 << 25])
-def test_the_kernel_distance_is_the_mean_over_pairs_of_different_members(block, monkeypatch):
+def test_kernel_distance_is_the_mean_over_pairs_of_different_members(block, monkeypatch):
     monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((13, 4)), rng.standard_normal((17, 4)) + 0.5
@@ -125,8 +125,8 @@ def test_the_kernel_distance_is_the_mean_over_pairs_of_different_members(block, 
     assert kernel_distance(a, b) == pytest.approx(sum(own) - 2 * cubic(a, b).mean(), rel=1e-12)
 
 
-def test_the_kernel_distance_has_no_bias_at_any_size():
-    """Over all pairs of a population its mean over draws is that of the population; the biased estimate's is not."""
+def test_kernel_distance_is_unbiased_at_any_size():
+    """The mean over all draws from a population is the value of the population, unlike that of the biased estimate."""
     rng = np.random.default_rng(1)
     real, fake = rng.standard_normal((60, 3)), rng.standard_normal((60, 3)) * 1.3 + 0.2
     truth, own = kernel_distance(fake, real), []
@@ -138,7 +138,7 @@ def test_the_kernel_distance_has_no_bias_at_any_size():
     assert diagonal > 10 * error  # what a mean over all pairs of five, with themselves, would add
 
 
-def test_the_kernel_metric_averages_subsets_and_says_how_far_they_vary():
+def test_kernel_metric_averages_subsets_and_reports_their_std():
     rng = np.random.default_rng(0)
     real, fake = rng.standard_normal((50, 3)), rng.standard_normal((40, 3)) + 1
     whole = kernel_distance(fake, real)
@@ -167,7 +167,7 @@ def test_precision_recall_density_and_coverage_of_points_on_a_line():
 
 
 def brute(fake: np.ndarray, real: np.ndarray, k: int, k_density: int) -> dict[str, float]:
-    """The definitions, word by word."""
+    """Compute the metrics by their definitions."""
     own = [np.sort(cdist(x, x), axis=1) for x in (fake, real)]
     between = cdist(fake, real)
     in_real = between <= own[1][None, :, k]
@@ -181,7 +181,7 @@ def brute(fake: np.ndarray, real: np.ndarray, k: int, k_density: int) -> dict[st
 
 
 @pytest.mark.parametrize("block", [300, 1 << 25])
-def test_the_manifold_is_that_of_its_definitions(block, monkeypatch):
+def test_manifold_metric_equals_its_definitions(block, monkeypatch):
     monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
     rng = np.random.default_rng(2)
     real, fake = rng.standard_normal((50, 3)), rng.standard_normal((31, 3)) * 1.2 + 0.8
@@ -192,7 +192,7 @@ def test_the_manifold_is_that_of_its_definitions(block, monkeypatch):
     assert alike.numbers == pytest.approx(brute(real, real, 3, 5)) and alike.numbers["coverage"] == 1
 
 
-def test_of_large_sets_so_many_points_are_drawn():
+def test_manifold_metric_draws_points_of_large_sets():
     rng = np.random.default_rng(3)
     real, fake = rng.standard_normal((90, 2)), rng.standard_normal((70, 2)) + 1
     stream = Stream(4, "metrics/manifold")
@@ -204,7 +204,7 @@ def test_of_large_sets_so_many_points_are_drawn():
 # Class score and agreement
 
 
-def test_the_score_of_sure_and_even_classes_is_their_number_and_of_unsure_ones_is_1():
+def test_score_is_the_number_of_classes_if_certain_and_balanced_and_1_if_uncertain():
     sure = np.eye(4)[np.arange(40) % 4]
     assert score(sure) == pytest.approx(4, rel=1e-12)
     assert score(sure[:, :2][np.arange(40) % 4 < 2]) == pytest.approx(2, rel=1e-12)
@@ -217,7 +217,7 @@ def test_the_score_of_sure_and_even_classes_is_their_number_and_of_unsure_ones_i
     assert found.numbers["score"] == pytest.approx(score(mixed)) and not found.errors
 
 
-def test_agreement_counts_what_was_asked_and_what_was_seen():
+def test_agreement_counts_requested_and_recognised_classes():
     seen = np.array([0, 1, 2, 2, 1, 0])
     found = agreement(seen, [0, 1, 1, 2, 1, 0], 4)
     assert found.confusion[1, 2] == 1 and found.confusion.sum() == 6 and found.rate == pytest.approx(5 / 6)
@@ -225,12 +225,12 @@ def test_agreement_counts_what_was_asked_and_what_was_seen():
     reference = {"labels": np.arange(4)}
     samples = {"probabilities": np.eye(4)[seen], "labels": np.array([0, 1, 1, 2, 1, 0])}
     assert measured("agreement", samples, reference).numbers["rate"] == found.rate
-    with pytest.raises(NotApplicable, match="tell 3 classes apart and the reference has 4"):
+    with pytest.raises(NotApplicable, match="have 3 classes and the reference has 4"):
         measured("agreement", samples | {"probabilities": np.eye(3)[seen]}, reference)
 
 
 @pytest.mark.parametrize("labels", [[0, 10], [-1, 0], [0], [0.0, 1.0]])
-def test_labels_that_are_no_classes_are_refused(labels):
+def test_invalid_labels_are_refused(labels):
     with pytest.raises(DuetError, match=r"2 whole numbers in 0\.\.9"):
         agreement(np.zeros(2, int), labels, 10)
 
@@ -238,7 +238,7 @@ def test_labels_that_are_no_classes_are_refused(labels):
 # The network of digits
 
 
-def test_the_shipped_network_knows_digits_it_has_not_seen():
+def test_bundled_network_recognises_held_out_digits():
     held_out = digits(part="held_out")
     seen = layers(held_out.images)["probabilities"].argmax(axis=1)
     assert agreement(seen, held_out.labels, 10).rate == pytest.approx(357 / 360)
@@ -246,7 +246,7 @@ def test_the_shipped_network_knows_digits_it_has_not_seen():
     assert len(WEIGHTS.read_bytes()) < 300_000
 
 
-def test_its_gradient_is_the_slope_of_its_loss():
+def test_gradient_of_the_digits_network_equals_finite_differences():
     data = digits(part="train")
     x, labels = data.images[:6, ..., 0] / 255.0, data.labels[:6]
     rng = np.random.default_rng(0)
@@ -261,13 +261,13 @@ def test_its_gradient_is_the_slope_of_its_loss():
     assert (ahead - behind) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
-def test_the_size_of_the_digits_does_not_matter():
+def test_features_do_not_depend_on_the_size_of_the_digits():
     small, large = layers(digits().images[:50]), layers(digits(size=32).images[:50])
     for part in small:
         np.testing.assert_array_equal(small[part], large[part])
 
 
-def test_the_digits_frechet_distance_tells_real_digits_from_gaussians_of_each_class():
+def test_digits_frechet_distance_separates_real_digits_from_gaussians():
     data = digits()
     real = layers(data.images)["features"]
     rng = np.random.default_rng(0)
@@ -288,7 +288,7 @@ def test_the_digits_frechet_distance_tells_real_digits_from_gaussians_of_each_cl
     [np.zeros((2, 12, 12, 1), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 1))],
     ids=["size", "colour", "type"],
 )
-def test_samples_that_are_no_digits_are_refused(samples):
+def test_samples_of_the_wrong_shape_for_the_digits_network_are_refused(samples):
     with pytest.raises(DuetError, match="multiple of 8"):
         layers(samples)
 
@@ -296,7 +296,7 @@ def test_samples_that_are_no_digits_are_refused(samples):
 # Colours
 
 
-def test_colours_are_compared_by_how_far_their_values_must_move():
+def test_colour_distance_is_the_wasserstein_distance():
     rng = np.random.default_rng(0)
     real = rng.integers(20, 200, (6, 5, 5, 3)).astype(np.uint8)
     shifted = real.copy()
@@ -317,7 +317,7 @@ def test_colours_are_compared_by_how_far_their_values_must_move():
 
 
 @pytest.mark.parametrize("block", [1, 3000, 1 << 25])
-def test_nearest_is_the_closest_of_all_in_blocks_of_any_size(block, monkeypatch):
+def test_nearest_equals_a_brute_force_search_for_any_block_size(block, monkeypatch):
     monkeypatch.setattr("diffusion_core.metrics.blocks._BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     samples, train = rng.integers(0, 256, (9, 3, 3, 2), np.uint8), rng.integers(0, 256, (23, 3, 3, 2), np.uint8)
@@ -335,7 +335,7 @@ def test_nearest_is_the_closest_of_all_in_blocks_of_any_size(block, monkeypatch)
     np.testing.assert_array_equal(own, np.argsort(between, axis=1, kind="stable")[:, :2])
 
 
-def test_copies_and_near_copies_are_told_from_new_images():
+def test_memorisation_separates_copies_from_new_images():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
     samples = rng.integers(0, 256, (10, 4, 4, 1)).astype(np.uint8)
@@ -346,11 +346,11 @@ def test_copies_and_near_copies_are_told_from_new_images():
     assert found.numbers["memorised"] == 0.2 and found.numbers["copies"] == 0.1
     assert found.arrays["index"][2, 0] == 17 and found.arrays["distance"][5, 0] == pytest.approx(4 / 255)
     assert found.numbers["distance"] == np.median(nearest(samples, train)[1])
-    (_, shown), (_, first), _ = found.shown
+    (_, shown), (_, first), _ = found.image_rows
     np.testing.assert_array_equal(shown[:2], samples[[2, 5]])
     np.testing.assert_array_equal(first[:2], train[[17, 8]])
     assert measured("memorisation", {"images": samples}, data).numbers["memorised"] == 0
-    # What it says of fewer samples is what measuring them anew gives.
+    # The numbers without some samples equal those of measuring the rest.
     some = np.array([0, 3, 8])
     anew = measured("memorisation", {"images": np.delete(samples, some, axis=0)}, data | {"training": train})
     assert found.without(some) == anew.numbers != found.numbers
@@ -370,7 +370,7 @@ def test_spread_is_the_root_mean_square_over_all_pairs():
     assert measured("spread", half, given).numbers["ratio"] == 0
 
 
-def test_images_of_two_shapes_are_not_compared():
+def test_images_of_different_shapes_are_refused():
     with pytest.raises(DuetError, match=r"\(4, 4, 1\) and .*\(5, 5, 1\)"):
         nearest(np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 5, 5, 1), np.uint8))
     with pytest.raises(DuetError, match="samples: float64"):

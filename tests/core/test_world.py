@@ -19,7 +19,7 @@ from diffusion_core.data import Dataset, Loader
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
 from diffusion_core.likelihood import flow_density, variational_bound
-from diffusion_core.metrics.accuracy import recognised
+from diffusion_core.metrics.accuracy import correct_predictions
 from diffusion_core.model.generate import generate
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import BatchNorm
@@ -206,9 +206,9 @@ def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_
         given = label[own], index[own], 3
         bound = variational_bound(forward, process, IMAGES[own], *given, batch=2, clip=False)
         density = flow_density(vjp, process, IMAGES[own] / 255.0, *given, steps=2, batch=2)
-        right = recognised(
+        right = correct_predictions(
             lambda x, *_: np.sin(x + x.sum()).reshape(len(x), -1), process, IMAGES, LOADER.dataset.labels, [0, 3],
-            3, 2, only=own,
+            3, 2, subset=own,
         )  # fmt: skip
         parts = [*vars(bound).values(), *vars(density).values(), right.T]
         return [collective.gather(part, 13, 2) for part in parts]

@@ -117,7 +117,9 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
     metric = Metric("colour", "colour", read="evaluation.numbers.colour.distance")
     assert value(a, metric) == read_numbers(tmp_path / "a")[0].value
     check_protocol(metric, [a, b])
-    with pytest.raises(DuetError, match=r"different protocols and do not compare \(reference.split: held_out, train;"):
+    with pytest.raises(
+        DuetError, match=r"different protocols and cannot be compared \(reference.split: held_out, train;"
+    ):
         check_protocol(metric, [a, b, c])
 
 
@@ -181,7 +183,7 @@ def test_every_metric_has_a_file_with_all_of_its_options():
         (ON_DIGITS, "nothing was asked for; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
         (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),
-        (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; name torch-fidelity's file"),
+        (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; give torch-fidelity's file"),
         (
             ("samples=SAMPLES", "data=shapes", "features=inception", "features.weights=no.pth"),
             "no.pth: it cannot be read",

@@ -132,7 +132,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     [
         (["data=digits"], ["data to prepare", "digits", "cifar10"]),
         (["data=mnist", "download=false"], ["holds no train-images-idx3-ubyte.gz", "bring it there", "path=FOLDER"]),
-        (["data=celeba"], ["img_align_celeba.zip", "to people alone", "mmlab", "path=FOLDER"]),
+        (["data=celeba"], ["img_align_celeba.zip", "only on request", "mmlab", "path=FOLDER"]),
         (["data=image_folder"], ["data.options.path", "no value was given"]),
         (["data=mnist", "data.options.path=nowhere"], ["nowhere", "has no train-images-idx3-ubyte.gz"]),
         (["data=mnist", "data.options.crop=center"], ["crop", "center", "Did you mean 'centre'"]),
