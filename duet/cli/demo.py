@@ -36,7 +36,7 @@ def stages(titles: dict[str, str]) -> tuple[Stage, ...]:
         Stage(
             "sample from the other backend's checkpoint",
             each,
-            "sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} pictures=false"
+            "sample backend={b} backend.threads={t} checkpoint={x}/{o} out={x}/crossed/{b} save_images=false"
             " sample.count=500 sample.batch=500",
         ),
         Stage("climb the parity ladder", ladder(names), TRACE),

@@ -15,6 +15,7 @@ import benchmarks.schema  # noqa: F401  (registers the schema of bench)
 from duet.cli import demo, testing
 from duet.cli.backends import backends
 from duet.cli.experiments import experiments
+from duet.cli.main import COMMANDS
 from duet.cli.stages import split_template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,11 @@ def test_every_command_that_a_text_shows_composes(file):
 def test_every_experiment_shows_how_it_is_called():
     for name, command in experiments().items():
         assert name in {found for found, _ in shown_commands(command.doc)}, name
+
+
+def test_the_page_of_commands_has_a_row_for_each():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted([*COMMANDS, *experiments()])
 
 
 def test_every_command_of_demo_and_test_composes():
