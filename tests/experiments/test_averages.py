@@ -111,7 +111,7 @@ def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
                         "kept": [f"checkpoint={finished}", "sample.weights=ema1"]}.items():  # fmt: skip
         out = tmp_path / f"of {name}"
         start("sample", f"backend={backend_name}", *words, f"out={out}", "sample.count=2",
-              "pictures=false", "backend.threads=1", "backend.device=cpu", "precision=float64")  # fmt: skip
+              "save_images=false", "backend.threads=1", "backend.device=cpu", "precision=float64")  # fmt: skip
         drawn[name], _, facts = read_samples(out / "samples.npz")
         assert facts["plan"].startswith("ddpm")  # as the run draws, also from what is made of it
     np.testing.assert_array_equal(drawn["made"], drawn["kept"])
@@ -128,7 +128,7 @@ def test_samples_are_drawn_with_the_weights_that_their_run_draws_with(finished, 
     ):  # fmt: skip
         out = tmp_path / f"out{which}"
         start("sample", f"backend={backend_name}", f"checkpoint={run}", f"out={out}", *words, "sampler.steps=2",
-              "sample.count=1", "pictures=false", "backend.threads=1", "backend.device=cpu")  # fmt: skip
+              "sample.count=1", "save_images=false", "backend.threads=1", "backend.device=cpu")  # fmt: skip
         assert read_samples(out / "samples.npz")[2]["weights_sha256"] == weights_hash(finished, which)
 
 

@@ -140,7 +140,7 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
     for which in ("weights", "ema"):
         out = directory.parent / which
         start("sample", f"backend={backend_name}", f"checkpoint={directory}", f"out={out}", f"sample.weights={which}",
-              "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5", "pictures=false", *CPU)  # fmt: skip
+              "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5", "save_images=false", *CPU)  # fmt: skip
         network = backend.network(found.model.program, getattr(found.state, which))
         images = generate(backend, network, plan, found.model.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
         drawn[which] = read_samples(out / "samples.npz")[0]
