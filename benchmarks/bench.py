@@ -31,7 +31,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.flops import multiply_adds
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.config.build import make_model
 from experiments.config.entry import command
@@ -116,7 +116,7 @@ def _measure(
 def _title(cfg: DictConfig, model: DiffusionModel) -> str:
     """Return the title of a table."""
     interleaved = "interleaved " if cfg.at_once is None else ""
-    size = f"{count(model.program):,} parameters, {model.spec.image_size} pixels, batch {cfg.batch}, "
+    size = f"{parameter_count(model.program):,} parameters, {model.spec.image_size} pixels, batch {cfg.batch}, "
     return f"{size}{cfg.images} samples; medians of {cfg.repeats} {interleaved}rounds"
 
 
@@ -163,7 +163,7 @@ def _facts(cfg: DictConfig, models: Sequence[DiffusionModel]) -> dict[str, Any]:
         "problems": [
             model.to_dict()
             | {
-                "parameters": count(model.program),
+                "parameters": parameter_count(model.program),
                 "multiply_adds_per_image": multiply_adds(model.program, model.spec.image_shape),
             }
             for model in models

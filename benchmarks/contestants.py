@@ -22,7 +22,7 @@ from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from experiments.config.entry import CONFIGS
 from hydra_plugins.duet_launcher.launcher import backend_python
 
@@ -189,7 +189,7 @@ def _task(mode: Mode, model: DiffusionModel, rounds: Mapping[str, int], device: 
         }  # fmt: skip
     return Task(
         size=spec.image_size, channels=spec.in_channels, classes=spec.num_classes, **levels,
-        parameters=count(model.program), T=len(model.process.schedule.alpha), **rounds,
+        parameters=parameter_count(model.program), T=len(model.process.schedule.alpha), **rounds,
         device=device, threads=threads, compile=mode.compile,
         bf16=mode.precision == "bf16",
     )  # fmt: skip

@@ -21,7 +21,7 @@ from benchmarks.work import MATRIX, make_workloads
 from diffusion_core.backend.interface import BackendConfig, load_backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 
 
 def _build_backend(request: Mapping[str, Any]) -> BuiltContestant:
@@ -34,7 +34,7 @@ def _build_backend(request: Mapping[str, Any]) -> BuiltContestant:
     facts = {
         "line": description.line(),
         "versions": dict(description.versions),
-        "parameters": count(model.program),
+        "parameters": parameter_count(model.program),
         "matrix": MATRIX[backend.config.device].size,
     }
     rounds = {key: request[key] for key in ("batch", "steps", "images", "ddim_steps")}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from experiments.config import build
 from experiments.config.entry import command
 from experiments.export.importing import describe_process, import_checkpoint
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     model = imported.model
     print(f"{setup.source}: {imported.note}")
     print(f"process: {describe_process(model)} ({imported.process_origin})")
-    print(f"{count(model.program):,} parameters, {model.spec.image_size} pixels: checkpoint={out}")
+    print(f"{parameter_count(model.program):,} parameters, {model.spec.image_size} pixels: checkpoint={out}")
 
 
 if __name__ == "__main__":

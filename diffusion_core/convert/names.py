@@ -27,7 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.networks.weights import Weights, shape_misfits
+from diffusion_core.networks.weights import Weights, shape_mismatches
 
 __all__ = [
     "CONV1D",
@@ -215,7 +215,7 @@ def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, 
         for p in program.parameters
         for name, array in zip(names[p.name].names, names[p.name].layout.give(_nothing(p.shape)), strict=True)
     }
-    misfits = shape_misfits(wanted, arrays)
+    misfits = shape_mismatches(wanted, arrays)
     misfits += [
         f"{name}: the network needs numbers with a fraction, but {arrays[name].dtype} was given"
         for name in wanted

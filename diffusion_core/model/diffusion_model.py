@@ -1,6 +1,6 @@
-"""A problem: the network and the process that it was trained for.
+"""A diffusion model: a network and the process that it is trained for.
 
-It is what a checkpoint must say of itself so that anyone can sample from it, in either framework.
+A checkpoint stores this description, so that either framework can sample from it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,46 @@ import numpy as np
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.diffusion.variational import VARIANCES
 from diffusion_core.model.old_names import NETWORK_KEYS, with_new_names
 from diffusion_core.networks import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
+from diffusion_core.networks.weights import parameter_count
 from diffusion_core.sampling import SamplerPlan, make_plan
 
 __all__ = ["DiffusionModel"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiffusionModel:
-    """A network and a process.
+    """A network and the process that it is trained for.
 
     Args:
-        spec: the network.
-        schedule: name and options of the schedule, see `schedule.make_schedule`.
-        prediction: the parameterisation.
-        value_range: what black and white are to the network.
-        time_scale: see `process.Process`; so is sigma_data.
-        variance: what the second half of an output of twice the channels says, ``"learned"`` or ``"learned_range"``,
-            see `variational`; ``"fixed"`` makes no use of it.
-        uncertainty: whether the network has one channel more that says how uncertain its loss is.
+        spec: the network, see `networks.make_spec`.
+        schedule: name and options of the schedule, see `diffusion.schedule.make_schedule`.
+        prediction: the parameterisation, as in "eps" or "v", see `diffusion.process.Process`.
+        value_range: the values of black and white at the input of the network.
+        time_scale: factor of t at the input of the network, see `diffusion.process.Process`.
+        sigma_data: standard deviation of the data, for the parameterisation of EDM, see `diffusion.process.Process`.
+        variance: the meaning of the second half of the output channels, ``"learned"`` or ``"learned_range"``, see
+            `diffusion.variational`; ``"fixed"`` ignores them.
+        uncertainty: whether the network has an extra channel with the log-variance of its loss.
+
+    Raises:
+        DuetError: if the options do not fit together; the message names the configuration key.
+
+    Example:
+        >>> from diffusion_core.networks import make_spec
+        >>> spec = make_spec("plain", image_size=8, in_channels=1, out_channels=1, channels=(4,), bottleneck=8)
+        >>> model = DiffusionModel(spec, {"name": "cosine"}, "v")
+        >>> model
+        DiffusionModel(plain, 8x8x1, 1,681 parameters, v on cosine)
+        >>> plan = model.plan("ddim", steps=10)
+        >>> plan.rows
+        10
     """
 
     spec: NetworkSpec
@@ -50,43 +66,48 @@ class DiffusionModel:
     uncertainty: bool = False
 
     def __post_init__(self) -> None:
-        given, images = self.spec.out_channels, self.spec.in_channels
+        channels, image_channels = self.spec.out_channels, self.spec.in_channels
         if self.classifies and self.uncertainty:
-            raise DuetError("process.uncertainty: true was given; a classifier has logits alone, so use false")
-        if not self.classifies and given not in (images, 2 * images):
+            raise DuetError("process.uncertainty: true was given; a classifier predicts logits only, so use false")
+        if not self.classifies and channels not in (image_channels, 2 * image_channels):
             raise DuetError(
-                f"model.out_channels: {given} was given for {images} in_channels; a prediction has the channels of its "
-                f"image, {images}, or twice as many ({2 * images}) with a variance for each"
+                f"model.out_channels: {channels} was given for {image_channels} in_channels; it must be "
+                f"{image_channels}, or {2 * image_channels} to predict a variance per element"
             )
         if self.variance not in VARIANCES:
             raise one_of("process.variance", self.variance, VARIANCES)
-        if self.variance != "fixed" and given != 2 * images:
+        if self.variance != "fixed" and channels != 2 * image_channels:
             raise DuetError(
                 f"process.variance: {self.variance} needs a network with twice the channels of its image; "
-                f"set model.out_channels={2 * images}"
+                f"set model.out_channels={2 * image_channels}"
             )
         check_value_range(self.value_range)
-        # Made at once, so that a mistake is found before anything is trained or written.
+        # Build both now, so that mistakes are found before anything is trained or written.
         _ = self.program, self.process
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.spec.image_shape))
+        size = pluralize(parameter_count(self.program), "parameter")
+        return f"DiffusionModel({self.architecture}, {shape}, {size}, {self.prediction} on {self.schedule['name']})"
 
     @property
     def classifies(self) -> bool:
-        """Whether it is a classifier of noisy pictures: of the process it has the levels, c_in and c_noise."""
+        """Whether it is a classifier of noisy images, which uses the noise levels, c_in and c_noise of the process."""
         return self.spec.classifies
 
     def check_distance(self, distance: str) -> None:
-        """Refuse a distance of pixels for a classifier, and of logits for any other network."""
+        """Raise a `DuetError` for a pixel distance with a classifier, or cross-entropy with any other network."""
         if self.classifies != (distance == CROSS_ENTROPY):
-            what = "a classifier" if self.classifies else "a network that is no classifier"
-            fits = CROSS_ENTROPY if self.classifies else ", ".join(DISTANCES)
-            raise DuetError(f"process.distance: {distance} was given for {what}; use {fits}")
+            network = "a classifier" if self.classifies else "a network that is not a classifier"
+            allowed = CROSS_ENTROPY if self.classifies else ", ".join(DISTANCES)
+            raise DuetError(f"process.distance: {distance} was given for {network}; use {allowed}")
 
     def check_generates(self) -> None:
-        """Refuse a classifier where a network is needed that estimates pictures."""
+        """Raise a `DuetError` if this is a classifier, which cannot generate images."""
         if self.classifies:
             raise DuetError(
-                "checkpoint: it is of a classifier, which estimates no pictures; give it as classifier=RUN, with "
-                "sampler.classifier=1, beside the checkpoint of a network that does"
+                "checkpoint: this is a classifier, which cannot generate images; use the checkpoint of a diffusion "
+                "model, and pass this one as classifier=RUN with sampler.classifier=1"
             )
 
     @cached_property
@@ -95,7 +116,7 @@ class DiffusionModel:
         program = lower(self.spec)
         if not self.uncertainty:
             return program
-        # As many frequencies over the range of c_noise as over that of EDM's, log(sigma)/4, where theirs is 1.
+        # Scale the frequencies to the range of c_noise; they are 1 for that of EDM, log(sigma)/4.
         c_noise = self.process.columns(np.array(self.process.schedule.span)).c_noise
         return with_uncertainty(program, float(2.0 ** np.round(np.log2(2.65 / np.ptp(c_noise)))))
 
@@ -105,12 +126,16 @@ class DiffusionModel:
         return Process(make_schedule(**self.schedule), self.prediction, self.time_scale, self.sigma_data)
 
     def plan(self, sampler: str, **options: Any) -> SamplerPlan:
-        """The plan of a sampler by name, whose clip is in the range of the values; see `sampling.make_plan`."""
+        """Return the plan of a sampler by name, with its clip in `value_range`; see `sampling.make_plan`.
+
+        Raises:
+            DuetError: for a classifier, unknown options, or a variance that the network does not predict.
+        """
         self.check_generates()
         plan = make_plan(self.process, sampler, **options).with_value_range(self.value_range)
         if plan.learned is not None and self.spec.out_channels == self.spec.in_channels:
             raise DuetError(
-                f"sampler.variance: {options['variance']} was given, but the network has no channels for it; "
+                f"sampler.variance: {options['variance']} was given, but the network does not predict a variance; "
                 "use fixed_small or fixed_large"
             )
         if plan.learned is not None:
@@ -118,10 +143,10 @@ class DiffusionModel:
         return plan
 
     def check_learned(self, what: str, variance: str) -> None:
-        """Refuse a variance of the steps that reads the network's second half as another one than was trained.
+        """Raise a `DuetError` if a step variance interprets the network's output differently than training did.
 
         Args:
-            what: the option that says it.
+            what: the configuration key of the variance, for the message.
             variance: one of `variational.STEP_VARIANCES`.
         """
         if self.variance != "fixed" and variance in VARIANCES and variance != self.variance:
@@ -131,53 +156,53 @@ class DiffusionModel:
             )
 
     def check_guide(self, guide: DiffusionModel, plan: SamplerPlan) -> None:
-        """Refuse a network that guided rows of this one's plan cannot lead away from.
+        """Check that a network can be the guide of this model's plan.
 
         Raises:
-            DuetError: for other images, other classes (none at all are fine), or other columns than those of the plan.
+            DuetError: if its images, its classes (if it has any) or its process differ from this model's.
         """
         guide.check_generates()
-        self._check_leader("guide", guide, plan, ("c_skip", "c_out", "c_in", "c_noise"))
+        self._check_same_process("guide", guide, plan, ("c_skip", "c_out", "c_in", "c_noise"))
         own, other = ((p.program.classes, p.program.null_label) for p in (self, guide))
         if guide.program.classes and own != other:
             raise DuetError(
-                f"guide: it has {other[0]} classes, and {other[1]} for no class, but the network that is sampled has "
-                f"{own[0]}, and {own[1]}; give one with the same, or with none"
+                f"guide: it has {other[0]} classes and the null label {other[1]}, but the sampled network has {own[0]} "
+                f"classes and the null label {own[1]}; use a guide with the same classes, or without classes"
             )
 
     def check_classifier(self, classifier: DiffusionModel, plan: SamplerPlan) -> None:
-        """Refuse a network whose gradient cannot lead this one's plan.
+        """Check that a network can be the classifier of this model's plan.
 
         Raises:
-            DuetError: for no classifier, other images, other classes, or other inputs than those of the plan.
+            DuetError: if it is not a classifier, or its images, classes or inputs differ from this model's.
         """
         if not classifier.classifies:
-            raise DuetError("classifier: the checkpoint is of a network that is none; train one, see model=classifier")
-        self._check_leader("classifier", classifier, plan, ("c_in", "c_noise"))
+            raise DuetError("classifier: this checkpoint is not a classifier; train one with model=digits_classifier")
+        self._check_same_process("classifier", classifier, plan, ("c_in", "c_noise"))
         own, other = self.program.classes, classifier.program.classes
         if own and own != other:
-            raise DuetError(f"classifier: it knows {other} classes, but the network that is sampled has {own}")
+            raise DuetError(f"classifier: it has {other} classes, but the sampled network has {own}")
 
-    def _check_leader(self, what: str, leader: DiffusionModel, plan: SamplerPlan, names: Sequence[str]) -> None:
-        """Refuse a network for other images, or whose levels or columns of these names are not those of the plan."""
-        if leader.spec.image_shape != self.spec.image_shape:
+    def _check_same_process(self, what: str, other: DiffusionModel, plan: SamplerPlan, names: Sequence[str]) -> None:
+        """Check that another model has the same images, and the same noise levels and columns as the plan."""
+        if other.spec.image_shape != self.spec.image_shape:
             raise DuetError(
-                f"{what}: its images are {leader.spec.image_shape}, but those of the network that is sampled are "
+                f"{what}: its images have shape {other.spec.image_shape}, but those of the sampled network have shape "
                 f"{self.spec.image_shape} (h, w, c)"
             )
-        wanted = [*self.process.schedule(plan.t), *(getattr(plan, name) for name in names)]
+        expected = [*self.process.schedule(plan.t), *(getattr(plan, name) for name in names)]
         try:
-            columns = leader.process.columns(plan.t)
-            found = [*leader.process.schedule(plan.t), *(getattr(columns, name) for name in names)]
-        except DuetError:  # levels that it does not have
-            found = []
-        if leader.value_range != self.value_range or not all(map(np.array_equal, wanted, found)) or not found:
+            columns = other.process.columns(plan.t)
+            actual = [*other.process.schedule(plan.t), *(getattr(columns, name) for name in names)]
+        except DuetError:  # its schedule lacks some of these levels
+            actual = []
+        if other.value_range != self.value_range or not all(map(np.array_equal, expected, actual)) or not actual:
             raise DuetError(
-                f"{what}: it was trained for another process, {leader._process_words()}, than the network that is "
-                f"sampled, {self._process_words()}"
+                f"{what}: it was trained for another process ({other._describe_process()}) than the sampled network "
+                f"({self._describe_process()}); use one of the same process"
             )
 
-    def _process_words(self) -> str:
+    def _describe_process(self) -> str:
         schedule = ", ".join(f"{key} {value}" for key, value in self.schedule.items() if key != "name")
         schedule = self.schedule["name"] + (f" ({schedule})" if schedule else "")
         low, high = self.value_range
@@ -189,7 +214,7 @@ class DiffusionModel:
         return next(name for name, kind in ARCHITECTURES.items() if type(self.spec) is kind)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+        """Return plain data, for a checkpoint."""
         return {
             "architecture": self.architecture,
             "spec": asdict(self.spec),
@@ -204,10 +229,10 @@ class DiffusionModel:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> DiffusionModel:
-        """The inverse of `to_dict`."""
+        """Return the model of the plain data that `to_dict` made."""
         spec = make_spec(data["architecture"], **with_new_names(data["spec"], NETWORK_KEYS))
         value_range = tuple(data["value_range"])
-        # Those that were written before there was an option do not say it.
+        # Older checkpoints lack these options.
         later = {name: data[name] for name in ("sigma_data", "variance", "uncertainty") if name in data}
         return DiffusionModel(
             spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later

@@ -1,4 +1,6 @@
-"""Networks as data: a person writes a spec, and `lower` turns it into the `Program` that a backend builds.
+"""Networks as data: a spec describes a network by a few options, and `lower` turns it into the `Program` of a backend.
+
+The block kinds are in `blocks.py`, their registry in `registry.py`.
 
 May import: diffusion, files, common; not optim or images.
 """
@@ -36,7 +38,7 @@ __all__ = [
     "with_uncertainty",
 ]
 
-# The architectures by the name that a model's configuration and a checkpoint give them.
+# The architectures by their names in configurations (`model.architecture`) and checkpoints.
 ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "unet": UNetSpec,
     "double_conv": DoubleConvSpec,
@@ -48,18 +50,30 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
 
 
 def make_spec(architecture: str, **options: Any) -> NetworkSpec:
-    """The spec of an architecture by name, from plain data as a file holds it; lists become tuples.
+    """Return the spec of an architecture by name, from plain data as a file holds it; lists become tuples.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        options: fields of its spec; `image_size` is required.
 
     Raises:
-        DuetError: if there is no such architecture, or it has no such option.
+        DuetError: if the architecture or an option does not exist, or a value is not allowed; the message names the
+            configuration key.
+
+    Example:
+        >>> spec = make_spec("unet", image_size=32, channels=64, channel_multipliers=[1, 2, 2])
+        >>> spec.image_shape, spec.channel_multipliers
+        ((32, 32, 3), (1, 2, 2))
+        >>> lower(spec)
+        Program(192 blocks, 6,140,675 parameters)
     """
     if architecture not in ARCHITECTURES:
         raise one_of("model.architecture", architecture, ARCHITECTURES)
-    kind = ARCHITECTURES[architecture]
-    known = {field.name for field in fields(kind)}
+    spec = ARCHITECTURES[architecture]
+    known = {field.name for field in fields(spec)}
     for name in options:
         if name not in known:
-            raise one_of(f"model, of the architecture {architecture}", name, sorted(known))
+            raise one_of(f"model, for the architecture {architecture}", name, sorted(known))
     if "image_size" not in options:
-        raise DuetError("model.image_size: no value was given")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        raise DuetError("model.image_size: no value was given; set the height and width in pixels")
+    return spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})

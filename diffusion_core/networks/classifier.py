@@ -1,11 +1,11 @@
-"""A noise-aware classifier: the encoder of the UNet, then the mean of all pixels, then a dense layer.
+"""A classifier of noisy images: the encoder of the UNet, the mean of all pixels, and a dense layer.
 
 embed:  as in the UNet, without a class
 down:   as in the UNet
 mid:    as in the UNet
 out:    GroupNorm -> SiLU -> Mean -> Linear                          K logits
 
-It sees pictures at the noise of any level, so that the gradient of its log p(class | x_t) can lead sampling there.
+It reads images at every noise level, so the gradient of its log p(class | x_t) can guide sampling.
 
 References:
     Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), section 4, https://arxiv.org/abs/2105.05233
@@ -28,10 +28,10 @@ __all__ = ["ClassifierSpec"]
 
 @dataclass(frozen=True)
 class ClassifierSpec(UNetSpec):
-    """The options are those of `UNetSpec`; what only the way up has is not used.
+    """A classifier with the options of `UNetSpec`; options of the decoder have no effect.
 
-    `num_classes` is K, at least 2, and `out_channels`, the number of logits, is K too. The classes are what the network
-    tells, and nothing that it is told.
+    `num_classes` and `out_channels` are both the number of classes K, at least 2. The classes are the output of the
+    network, not an input.
     """
 
     classifies: ClassVar[bool] = True
@@ -40,11 +40,11 @@ class ClassifierSpec(UNetSpec):
         super().__post_init__()
         if self.num_classes < 2 or self.out_channels != self.num_classes:
             raise DuetError(
-                f"model.num_classes, model.out_channels: {self.num_classes} and {self.out_channels} were given; a "
-                "classifier has as many outputs as classes, at least 2"
+                f"model.num_classes, model.out_channels: {self.num_classes} and {self.out_channels} were given; both "
+                "must be the number of classes, at least 2"
             )
         if self.self_conditioning:
-            raise DuetError("model.self_conditioning: true was given; a classifier is given no estimate, so use false")
+            raise DuetError("model.self_conditioning: true was given; a classifier reads no estimate, so use false")
 
 
 @lower.register

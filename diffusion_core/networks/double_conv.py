@@ -1,16 +1,16 @@
-"""The UNet of double convolutions with self-attention after every stage, as a much-read DDPM tutorial has it.
+"""A UNet of double convolutions with self-attention after every stage, as in a widely read DDPM tutorial.
 
-double:     Conv 3x3 -> GroupNorm(1) -> GELU -> Conv 3x3 -> GroupNorm(1); residual: GELU(x + all that)
-embed:      c_noise -> Sinusoid (+ class) -> SiLU                    a vector per sample; a dense layer of it per stage
+double:     Conv 3x3 -> GroupNorm(1) -> GELU -> Conv 3x3 -> GroupNorm(1); residual: GELU(x + its result)
+embed:      c_noise -> Sinusoid (+ class) -> SiLU                    a vector per sample; a dense layer of each stage
 down:       MaxPool -> residual double (w to w) -> double (w to w') -> + time, on every pixel -> attention
 bottom:     double -> double -> double
-up:         bilinear x2, corners in line -> [skip, x] -> residual double (w to w) -> double (w to w/2 to w') -> + time
+up:         bilinear x2, corners aligned -> [skip, x] -> residual double (w to w) -> double (w to w/2 to w') -> + time
             -> attention
 attention:  y = x + MHA(LayerNorm(x));  y + Linear(GELU(Linear(LayerNorm(y))))          a pixel is a token
 out:        Conv 1x1
 
-The convolutions stand in front of norms, so they have no bias. The attention's key has one, as in the original: its
-gradient is rounding noise and nothing else, since it moves all logits of a query alike.
+The convolutions are followed by norms, so they have no bias. The key of the attention has a bias, as in the original;
+its gradient is pure rounding noise, because it shifts all logits of a query equally.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239, for the process
@@ -42,16 +42,16 @@ __all__ = ["DoubleConvSpec"]
 
 @dataclass(frozen=True)
 class DoubleConvSpec(NetworkSpec):
-    """A UNet of double convolutions and attention; the label 0 means "no class", the classes are 1 .. num_classes.
+    """A UNet of double convolutions and attention; the classes are 1 .. num_classes, and the label 0 means "no class".
 
     Args:
-        image_size: height and width in pixels, divisible by 2^(levels - 1).
+        image_size: height and width in pixels, divisible by 2^(resolutions - 1).
         in_channels: channels of an image.
-        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
-        num_classes: classes; 0 for a network without.
+        out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
+        num_classes: number of classes; 0 for a network without classes.
         channels: the base width.
-        channel_multipliers: width of each level, in base widths; one entry per level.
-        embedding: features of the time embedding.
+        channel_multipliers: width at each resolution, in base widths.
+        embedding: length of the time embedding, an even number.
         heads: attention heads.
         norm_eps: epsilon of every norm.
     """
@@ -66,12 +66,13 @@ class DoubleConvSpec(NetworkSpec):
         self.check("channels", "embedding", "heads")
         if len(self.channel_multipliers) < 2 or min(self.channel_multipliers) < 1:
             raise DuetError(
-                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs 2 or more levels, with one entry >= 1 each"
+                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs two or more "
+                f"entries, each >= 1"
             )
         self.check_halving(len(self.channel_multipliers) - 1)
         if self.embedding % 2:
             raise DuetError(
-                f"model.embedding: {self.embedding} was given; it is a sine and a cosine each, an even number"
+                f"model.embedding: {self.embedding} was given; it must be even, for as many sines as cosines"
             )
         if not self.norm_eps > 0:
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
@@ -83,7 +84,7 @@ def _(spec: DoubleConvSpec) -> Program:
 
 
 class _Lowering(Builder):
-    """Each method adds one part of the network and gives the name of its value."""
+    """Builds the program; each method adds one part and returns the name of its value."""
 
     spec: DoubleConvSpec
 
@@ -98,7 +99,7 @@ class _Lowering(Builder):
             x = self.doubles(f"down.{level}", x, width)
             x = self.attention(f"down.{level}.attn", x)
             skips.append(x)
-        skips.pop()  # the deepest value goes on; nobody meets it again
+        skips.pop()  # the deepest value is no skip
         for i, width in enumerate((2 * widths[-1], 2 * widths[-1], widths[-2])):
             x = self.double(f"bottom.{i}", x, width)
         for level in reversed(range(len(skips))):
@@ -110,7 +111,7 @@ class _Lowering(Builder):
         return self.program(0 if spec.num_classes else None, spec.num_classes)
 
     def embedding(self) -> str:
-        """Sines, then cosines; plus the row of the class; and the activation that every stage applies."""
+        """Add sines and cosines, the row of the class, and the activation."""
         spec, dim = self.spec, self.spec.embedding
         h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise")
         if spec.num_classes:
@@ -119,7 +120,7 @@ class _Lowering(Builder):
         return self.add("embed.act", SiLU(), h)
 
     def doubles(self, name: str, x: str, width: int, middle: int | None = None) -> str:
-        """A residual double convolution, one to the new width, and the time vector on every pixel."""
+        """Add a residual double convolution, one to the new width, and the time vector on every pixel."""
         x = self.double(f"{name}.double0", x, self.width(x), residual=True)
         x = self.double(f"{name}.double1", x, width, middle)
         return self.add(f"{name}.add_time", Add(1.0), x, self.linear(f"{name}.time", self.embedded, width))
@@ -135,7 +136,7 @@ class _Lowering(Builder):
         return self.add(f"{name}.act1", GELU(), self.add(f"{name}.sum", Add(1.0), x, h))
 
     def attention(self, name: str, x: str) -> str:
-        """Self-attention and a two-layer perceptron, each on its normalised input and added to it."""
+        """Add self-attention and a two-layer perceptron, each a residual branch on its normalised input."""
         width = self.width(x)
         h = self.add(f"{name}.norm0", LayerNorm((width,), self.spec.norm_eps), x)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1)

@@ -1,16 +1,16 @@
 """The plain UNet of introductory texts: convolutions and ReLU, no normalisation, no attention.
 
 double:  Conv 3x3 -> ReLU -> Conv 3x3 -> ReLU
-in:      [x, time]                                  the time as one more channel, the same on every pixel; or x alone
-down:    double -> MaxPool; the skip is the value in front of the pool
+in:      [x, time]                                  the time as an extra channel, constant over the pixels; or x alone
+down:    double -> MaxPool; the skip is the value before the pool
 bottom:  double
 up:      transposed Conv 2x2, stride 2 (or nearest x2) -> [x, skip] -> double
 out:     Conv 1x1 (-> Sigmoid)
 
-With the time it denoises; without, and with a sigmoid in [0, 1], it is an auto-encoder with skips.
+With the time channel it denoises. Without it, and with a sigmoid, it is an auto-encoder with skips on [0, 1].
 
 Reference: U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
-https://arxiv.org/abs/1505.04597, from which it differs in padding its convolutions.
+https://arxiv.org/abs/1505.04597, but with padded convolutions.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class PlainSpec(NetworkSpec):
     """A UNet of convolutions and ReLU alone.
 
     Args:
-        image_size: height and width in pixels, divisible by 2^(widths).
+        image_size: height and width in pixels, divisible by 2^len(channels).
         in_channels: channels of an image.
-        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
-        num_classes: 0; this network knows no classes.
-        channels: width of each level.
-        bottleneck: width of the bottom.
-        time: ``"channel"`` (one more channel of the input) or ``"none"`` (a network that is blind to it).
-        time_scale: what the time is multiplied with on its way in; unused without.
-        up: ``"transposed"`` (a convolution to the width of the level) or ``"nearest"``.
+        out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
+        num_classes: 0; this architecture has no class embedding.
+        channels: width at each resolution, from the largest down.
+        bottleneck: width at the smallest resolution.
+        time: ``"channel"`` (an extra input channel) or ``"none"`` (the network does not read the noise level).
+        time_scale: factor of the time channel; without effect if `time` is ``"none"``.
+        up: ``"transposed"`` (a transposed convolution to the next width) or ``"nearest"``.
         output: ``"linear"`` or ``"sigmoid"``, for images in [0, 1].
     """
 
@@ -55,7 +55,7 @@ class PlainSpec(NetworkSpec):
         self.check("bottleneck")
         self.check_no_classes()
         if not self.channels or min(self.channels) < 1:
-            raise DuetError(f"model.channels: {self.channels} was given; it needs one width >= 1 per level")
+            raise DuetError(f"model.channels: {self.channels} was given; it needs one width >= 1 per resolution")
         self.check_halving(len(self.channels))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -68,7 +68,7 @@ def _(spec: PlainSpec) -> Program:
 
 
 class _Lowering(Builder):
-    """Each method adds one part of the network and gives the name of its value."""
+    """Builds the program; each method adds one part and returns the name of its value."""
 
     spec: PlainSpec
 

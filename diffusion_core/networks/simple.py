@@ -1,4 +1,4 @@
-"""The small UNet of a TensorFlow project that drew 28 x 28 colour images with 300 steps.
+"""The small UNet of a TensorFlow project that generated 28 x 28 colour images in 300 steps.
 
 embed:  c_noise -> Sinusoid -> Linear -> ReLU                        a vector per sample
 block:  Conv 3x3 -> ReLU -> BatchNorm; + ReLU(Linear(time)) on every pixel; Conv 3x3 -> ReLU -> BatchNorm
@@ -7,9 +7,9 @@ down:   block -> Conv 4x4, stride 2; its output is the skip
 up:     [x, skip] -> block -> transposed Conv 4x4, stride 2
 out:    Conv 1x1
 
-The skip of a level is what the strided convolution gives, so the deepest value meets itself, and nothing of the full
-size is ever joined. Normalisation stands after the activation. The convolutions in front of it have biases; ReLU
-stands between, so their gradients do not vanish.
+The skips are the outputs of the strided convolutions. So the deepest value is concatenated with itself, and there is no
+skip at full resolution. Normalisation comes after the activation. The convolutions before it have biases, whose
+gradients do not vanish because a ReLU lies between.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class SimpleSpec(NetworkSpec):
     """A UNet with batch normalisation, and skips taken after each strided convolution.
 
     Args:
-        image_size: height and width in pixels, divisible by 2^(widths - 1).
+        image_size: height and width in pixels, divisible by 2^(len(channels) - 1).
         in_channels: channels of an image.
-        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
-        num_classes: 0; this network knows no classes.
-        channels: width of the first convolution, then of each level.
-        embedding: features of the time embedding, and width of its dense layer.
-        norm_eps: epsilon of batch normalisation; 1e-3 is that of Keras.
-        norm_momentum: share of the new in the running statistics; 0.01 is that of Keras, which calls it 0.99.
+        out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
+        num_classes: 0; this architecture has no class embedding.
+        channels: width of the first convolution, then at each resolution.
+        embedding: length of the time embedding and width of its dense layer, an even number >= 4.
+        norm_eps: epsilon of batch normalisation; the default is that of Keras.
+        norm_momentum: weight of the batch in the running statistics; the default is that of Keras, which calls it 0.99.
     """
 
     channels: tuple[int, ...] = (28, 128, 256)
@@ -56,7 +56,7 @@ class SimpleSpec(NetworkSpec):
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
         if not 0 < self.norm_momentum <= 1:
             raise DuetError(
-                f"model.norm_momentum: {self.norm_momentum} was given; it is a share, more than 0, at most 1"
+                f"model.norm_momentum: {self.norm_momentum} was given; it must be a weight with 0 < norm_momentum <= 1"
             )
 
 
@@ -66,7 +66,7 @@ def _(spec: SimpleSpec) -> Program:
 
 
 class _Lowering(Builder):
-    """Each method adds one part of the network and gives the name of its value."""
+    """Builds the program; each method adds one part and returns the name of its value."""
 
     spec: SimpleSpec
 
@@ -92,7 +92,7 @@ class _Lowering(Builder):
         return self.add("embed.act", ReLU(), self.linear("embed.dense", h, dim))
 
     def block(self, name: str, x: str, width: int) -> str:
-        """Two convolutions, each followed by ReLU and then the norm; time comes in between."""
+        """Add two convolutions, each followed by ReLU and the norm, with the time in between."""
         x = self.normed_conv(name, 0, x, width)
         time = self.add(f"{name}.time_act", ReLU(), self.linear(f"{name}.time", self.embedded, width))
         return self.normed_conv(name, 1, self.add(f"{name}.add_time", Add(1.0), x, time), width)

@@ -1,14 +1,14 @@
-"""The UNet of a TensorFlow notebook that needs sixteen steps: it maps an image straight to the next noise level.
+"""The UNet of a TensorFlow notebook that samples in sixteen steps: it maps an image to the next noise level.
 
-time:    c_noise -> Linear -> LayerNorm -> ReLU                      of the raw step; a vector per sample
+time:    c_noise -> Linear -> LayerNorm -> ReLU                      of the step number; a vector per sample
 block:   a = ReLU(Conv 3x3(x)) * ReLU(Linear(time)),  b = Conv 3x3(x);   ReLU(LayerNorm(a + b)), over channels
-down:    block -> MaxPool, but for the last level
+down:    block -> MaxPool, except at the last resolution
 bottom:  Flatten -> [x, time] -> Linear -> LayerNorm -> ReLU -> Linear -> LayerNorm -> ReLU -> Unflatten
-up:      [x, skip] -> block -> nearest x2, but for the last level
+up:      [x, skip] -> block -> nearest x2, except at the last resolution
 out:     Conv 1x1
 
-The second LayerNorm of the bottom goes over all pixels and channels of the smallest image at once. Time multiplies
-one branch, so where its ReLU is zero a channel of the branch is off.
+The second LayerNorm of the bottom normalises over all pixels and channels of the smallest image together. The time
+vector multiplies one branch, so it can switch a channel of the branch off.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class SixteenStepSpec(NetworkSpec):
         image_size: height and width in pixels, divisible by 2^(levels - 1).
         in_channels: channels of an image.
         out_channels: channels of the network's output.
-        num_classes: 0; this network knows no classes.
+        num_classes: 0; this architecture has no class embedding.
         channels: width of every block.
-        levels: sizes of the image, each half of the one before.
+        levels: number of resolutions, each half of the previous one.
         embedding: width of the time vector.
         bottleneck: width of the narrowest layer.
-        bottom_channels: channels of the smallest image that the bottleneck gives.
-        norm_eps: epsilon of every norm; 1e-3 is that of Keras.
+        bottom_channels: channels of the smallest image after the bottleneck.
+        norm_eps: epsilon of every norm; the default is that of Keras.
     """
 
     channels: int = 128
@@ -61,7 +61,7 @@ def _(spec: SixteenStepSpec) -> Program:
 
 
 class _Lowering(Builder):
-    """Each method adds one part of the network and gives the name of its value."""
+    """Builds the program; each method adds one part and returns the name of its value."""
 
     spec: SixteenStepSpec
 
@@ -85,7 +85,7 @@ class _Lowering(Builder):
         return self.program()
 
     def block(self, name: str, x: str) -> str:
-        """A convolution that time multiplies, plus one that it does not."""
+        """Add a convolution that the time multiplies, plus one without the time."""
         width = self.spec.channels
         a = self.relu(f"{name}.branch_act", self.conv(f"{name}.branch", x, width))
         time = self.relu(f"{name}.time_act", self.linear(f"{name}.time", self.time, width))
@@ -94,7 +94,7 @@ class _Lowering(Builder):
         return self.normed(name, x)
 
     def bottom(self, x: str, size: int) -> str:
-        """All pixels and the time through a narrow vector, and back to an image of the same size."""
+        """Add a dense bottleneck of all pixels and the time, and return to an image of the same size."""
         spec = self.spec
         x = self.add("bottom.flatten", Flatten(), x)
         x = self.concat("bottom.concat", x, self.time)

@@ -1,9 +1,9 @@
-"""From a `UNetSpec` to a `Program`: every choice becomes a named block with explicit numbers.
+"""Lowering of a `UNetSpec` to a `Program`: every option becomes named blocks with explicit numbers.
 
 embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample
-down:   levels of residual blocks and attention, every value kept as a skip
+down:   residual blocks and attention at each resolution; every value is a skip
 mid:    block, attention, block
-up:     the same levels back, each block reading [x, skip]
+up:     the same resolutions in reverse; each block reads [x, skip]
 out:    GroupNorm -> SiLU -> Conv
 """
 
@@ -38,14 +38,14 @@ def _(spec: UNetSpec) -> Program:
 
 
 class UNetBuilder(Builder):
-    """Each method adds one part of the network and gives the name of its value."""
+    """Builds the program; each method adds one part and returns the name of its value."""
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec, spec.augment_dim)
         self.dropouts = 0
 
     def build(self) -> Program:
-        """The whole network."""
+        """Build the network and return its program."""
         spec = self.spec
         self.embedded = self.embedding()
         x, skips = self.encoder()
@@ -66,7 +66,7 @@ class UNetBuilder(Builder):
         return self.program(spec.num_classes or None, spec.num_classes)
 
     def encoder(self) -> tuple[str, list[str]]:
-        """The way down: its last value, and every one that the way up reads, the last one among them."""
+        """Add the encoder; return its last value, and the skips, which include it."""
         spec = self.spec
         x = self.conv("conv_in", self.image(), spec.channels)
         skips, image = [x], "x"
@@ -83,7 +83,7 @@ class UNetBuilder(Builder):
         return x, skips
 
     def middle(self, x: str) -> str:
-        """Block, attention, block."""
+        """Add a block, attention and a block."""
         x = self.residual("mid.block0", x, self.width(x))
         if self.spec.middle_attention:
             x = self.attention("mid.attn", x)
@@ -91,11 +91,11 @@ class UNetBuilder(Builder):
 
     @property
     def last(self) -> float:
-        """Variance scale of a layer that ends a residual branch."""
+        """The variance scale of the last layer of a residual branch."""
         return 0.0 if self.spec.zero_init else 1.0
 
     def embedding(self) -> str:
-        """The vector of the level, the class and the features."""
+        """Add the embedding of the noise level, the class and the features, a vector."""
         spec, width = self.spec, 4 * self.spec.channels
         features = spec.channels * spec.embedding_multiplier
         if spec.embedding == "fourier":
@@ -117,7 +117,7 @@ class UNetBuilder(Builder):
         return self.act("embed.act1", h)
 
     def with_class(self, h: str) -> str:
-        """The vector plus the row of the class, if there are classes."""
+        """Add the row of the class to the vector, if there are classes."""
         spec, width = self.spec, self.width(h)
         if not spec.num_classes:
             return h
@@ -126,12 +126,12 @@ class UNetBuilder(Builder):
         return self.add("embed.add", Add(1.0), h, self.add("embed.label", table, "label"))
 
     def stage(self, name: str, x: str, width: int, attend: bool) -> str:
-        """A residual block, followed by attention at the sizes that have it."""
+        """Add a residual block, and attention if `attend`."""
         x = self.residual(f"{name}.block", x, width)
         return self.attention(f"{name}.attn", x) if attend else x
 
     def residual(self, name: str, x: str, width: int, resample: Block | None = None) -> str:
-        """GroupNorm, SiLU, (resample,) Conv; time; GroupNorm, SiLU, (dropout,) Conv; plus the shortcut."""
+        """Add GroupNorm, SiLU, (resample,) Conv; time; GroupNorm, SiLU, (dropout,) Conv; and the shortcut."""
         spec = self.spec
         h = self.act(f"{name}.act0", self.norm(f"{name}.norm0", x))
         project = self.width(x) != width
@@ -158,7 +158,7 @@ class UNetBuilder(Builder):
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
 
     def attention(self, name: str, x: str) -> str:
-        """GroupNorm, q k v, attention, projection; plus the input."""
+        """Add GroupNorm, q k v, attention and projection as a residual branch."""
         spec, width = self.spec, self.width(x)
         if spec.head_channels and width % spec.head_channels:
             raise DuetError(
@@ -172,7 +172,7 @@ class UNetBuilder(Builder):
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
 
     def downsample(self, name: str, x: str) -> str:
-        """Half the size."""
+        """Halve the resolution."""
         width = self.width(x)
         if self.spec.down == "block":
             return self.residual(name, x, width, self.resampling("down", AvgPool()))
@@ -182,20 +182,20 @@ class UNetBuilder(Builder):
         return self.conv(f"{name}.conv", x, width, stride=2, padding=(before, after, before, after))
 
     def upsample(self, name: str, x: str) -> str:
-        """Twice the size."""
+        """Double the resolution."""
         width = self.width(x)
         if self.spec.up == "block":
             return self.residual(name, x, width, self.resampling("up", Upsample()))
         x = self.add(f"{name}.nearest", Upsample(), x)
         return x if self.spec.up == "nearest" else self.conv(f"{name}.conv", x, width)
 
-    def resampling(self, rule: str, plain: Block) -> Block:
-        """The block that resamples: the plain one for the filter (1, 1), which is the same and faster."""
+    def resampling(self, rule: str, default: Block) -> Block:
+        """Return the block that resamples: `default` for the filter (1, 1), which is the same and faster."""
         taps = tuple(self.spec.resample_filter)
-        return plain if len(set(taps)) == 1 and len(taps) == 2 else Resample(rule, taps, (len(taps) - 1) // 2)
+        return default if len(set(taps)) == 1 and len(taps) == 2 else Resample(rule, taps, (len(taps) - 1) // 2)
 
     def filtered_image(self, name: str, image: str, x: str) -> str:
-        """The image of the level above through a convolution and the filter, half the size, added to x."""
+        """Convolve, filter and halve the image of the larger resolution, and add it to x."""
         taps = tuple(self.spec.resample_filter)
         padding = (1 + (len(taps) - 1) // 2,) * 4
         image = self.conv(f"{name}.conv", image, self.width(x), padding=padding)
@@ -203,11 +203,11 @@ class UNetBuilder(Builder):
         return self.add(f"{name}.sum", Add(self.spec.skip_scale), x, image)
 
     def norm(self, name: str, x: str) -> str:
-        """GroupNorm."""
+        """Add GroupNorm."""
         width = self.width(x)
         groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
         return self.add(name, GroupNorm(width, groups, self.spec.norm_eps), x)
 
     def act(self, name: str, x: str) -> str:
-        """SiLU."""
+        """Add SiLU."""
         return self.add(name, SiLU(), x)

@@ -1,4 +1,4 @@
-"""The UNet of the DDPM family, as a person writes it: DDPM, improved DDPM, ADM, and DDPM++ and NCSN++ of EDM.
+"""The options of the UNet of DDPM, improved DDPM, ADM, and of EDM's DDPM++ and NCSN++.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), appendix B, https://arxiv.org/abs/2006.11239
@@ -25,42 +25,50 @@ class UNetSpec(NetworkSpec):
     """A UNet; `lower` turns it into a program.
 
     Args:
-        image_size: height and width in pixels, divisible by 2^(levels - 1).
+        image_size: height and width in pixels, divisible by 2^(resolutions - 1).
         in_channels: channels of an image.
-        out_channels: channels of the network's output: as many, or twice as many with a variance for each.
-        num_classes: classes; 0 for a network without.
-        channels: the base width.
-        channel_multipliers: width of each level, in base widths; one entry per level.
-        blocks_per_resolution: residual blocks on the way down; one more on the way up.
-        attention_resolutions: image sizes at which a level's blocks are followed by self-attention.
-        up_attention: on the way up, after ``"every"`` block of such a level or its ``"last"`` one.
-        middle_attention: whether the middle has self-attention between its two blocks.
-        heads: attention heads; unused where `head_channels` is given.
-        head_channels: channels per head, or None.
-        qkv_order: how q, k and v lie in the channels: ``"qkv"`` (all of q first), ``"heads"`` (head by head, as older
-            ADM weights) or ``"interleaved"`` (channel by channel, as EDM's).
-        qkv_bias: whether q, k and v have biases. The key's has no gradient but rounding noise.
-        norm_groups: groups of every GroupNorm.
-        norm_group_channels: fewest channels of a group; narrow layers get fewer groups.
-        norm_eps: its epsilon.
-        dropout: probability, in front of the last convolution of each residual block.
+        out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
+        num_classes: number of classes; 0 for a network without classes.
+        channels: the base width, an even number >= 4.
+        channel_multipliers: width at each resolution, in base widths; the length is the number of resolutions.
+        blocks_per_resolution: residual blocks per resolution in the encoder; the decoder has one more.
+        attention_resolutions: image sizes at which residual blocks are followed by self-attention.
+        up_attention: in the decoder, whether ``"every"`` block at these sizes has attention or only the ``"last"`` one.
+        middle_attention: whether there is self-attention between the two middle blocks.
+        heads: number of attention heads; ignored if `head_channels` is given.
+        head_channels: channels per head, or None to use `heads`.
+        qkv_order: order of q, k and v in the channels: ``"qkv"`` (all of q first), ``"heads"`` (head by head, as in
+            older ADM weights) or ``"interleaved"`` (channel by channel, as in EDM).
+        qkv_bias: whether q, k and v have biases. The gradient of the key's bias is pure rounding noise.
+        norm_groups: number of groups of every GroupNorm.
+        norm_group_channels: least number of channels per group; narrow layers get fewer groups.
+        norm_eps: epsilon of every GroupNorm.
+        dropout: dropout probability before the last convolution of each residual block.
         time: how the time vector enters a block, ``"add"`` or ``"scale_shift"``.
         embedding: ``"sinusoid"`` or ``"fourier"`` (random frequencies).
-        embedding_divisor: ``"half_minus_one"`` (DDPM) or ``"half"`` (guided-diffusion).
-        embedding_sin_first: order of the features.
+        embedding_divisor: ``"half_minus_one"`` (DDPM) or ``"half"`` (guided-diffusion), see `blocks.Sinusoid`.
+        embedding_sin_first: whether the sines come before the cosines.
         embedding_multiplier: number of features, in base widths.
         embedding_scale: standard deviation of the random frequencies.
-        class_embedding: where the class is added: ``"after"`` the dense layers of the embedding, or ``"before"``.
-        null_class: the label of "no class": the ``"last"`` row of the table, or ``"zero"`` (it adds nothing).
-        augment_dim: numbers of an augmentation label, added in front of the dense layers; 0 without.
+        class_embedding: whether the class is added ``"after"`` or ``"before"`` the dense layers of the embedding.
+        null_class: embedding of "no class": the ``"last"`` row of the table, or ``"zero"``.
+        augment_dim: length of an augmentation label, which is added before the dense layers; 0 without one.
         down: ``"conv"`` (3 x 3, stride 2), ``"pool"`` (2 x 2 mean) or ``"block"`` (a residual block that pools).
         up: ``"conv"`` (nearest, then 3 x 3), ``"nearest"`` or ``"block"`` (a residual block that upsamples).
         down_padding: padding of the strided convolution, (before, after): (1, 1), or (0, 1) as in the original.
         resample_filter: taps of the filter of resampling blocks; (1, 1) is mean and nearest.
         resample_projection: whether the shortcut of a resampling block has a 1 x 1 convolution.
-        encoder: ``"standard"``, or ``"residual"``: the image itself is filtered down and added at each level.
+        encoder: ``"standard"``, or ``"residual"``, which adds the downsampled image at each resolution.
         skip_scale: factor of every residual sum.
-        zero_init: whether last layers of blocks and of the network start at zero.
+        zero_init: whether the last layers of blocks and of the network start at zero.
+
+    Raises:
+        DuetError: if an option is not allowed; the message names the configuration key.
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> lower(UNetSpec(image_size=32, channels=32, channel_multipliers=(1, 2)))
+        Program(138 blocks, 919,043 parameters)
     """
 
     channels: int = 128
@@ -104,16 +112,17 @@ class UNetSpec(NetworkSpec):
         if not self.norm_eps > 0:
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
         if not 0 <= self.dropout < 1:
-            raise DuetError(f"model.dropout: {self.dropout} was given; it is a probability, 0 to less than 1")
+            raise DuetError(f"model.dropout: {self.dropout} was given; it must be a probability, 0 <= dropout < 1")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise DuetError(
-                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs one entry >= 1 per level"
+                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs one entry >= 1 per resolution"
             )
         self.check_halving(len(self.channel_multipliers) - 1)
         sizes = [self.image_size // 2**level for level in range(len(self.channel_multipliers))]
-        if none := [size for size in self.attention_resolutions if size not in sizes]:
+        if unknown := [size for size in self.attention_resolutions if size not in sizes]:
             raise DuetError(
-                f"model.attention_resolutions: {none[0]} was given, but the levels have sizes {', '.join(map(str, sizes))}"
+                f"model.attention_resolutions: {unknown[0]} was given; the resolutions of the network are "
+                f"{', '.join(map(str, sizes))}"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -123,11 +132,11 @@ class UNetSpec(NetworkSpec):
         if tuple(self.down_padding) not in ((1, 1), (0, 1), (1, 0)):
             raise DuetError(f"model.down_padding: {self.down_padding} was given; it must be (1, 1), (0, 1) or (1, 0)")
         if self.augment_dim < 0:
-            raise DuetError(f"model.augment_dim: {self.augment_dim} was given; it is 0 or the length of the label")
+            raise DuetError(f"model.augment_dim: {self.augment_dim} was given; it must be 0 or the length of the label")
         taps = tuple(self.resample_filter)
         if len(taps) not in (2, 4) or taps != taps[::-1] or sum(taps) <= 0:
             raise DuetError(
-                f"model.resample_filter: {taps} was given; it is symmetric with 2 or 4 taps, as [1, 3, 3, 1]"
+                f"model.resample_filter: {taps} was given; it must have 2 or 4 symmetric taps, as in [1, 3, 3, 1]"
             )
 
 

@@ -1,7 +1,7 @@
-"""Weights: where they start, and whether some given ones fit a program.
+"""Initial weights, and checks that weights fit a program.
 
-A weight is a function of (seed, parameter name) alone: two networks that share a name and a shape
-share the bits, in every framework. They are drawn in float64 and cast once.
+An initial weight depends on (seed, parameter name) alone: two networks with a parameter of the same name and shape
+start with the same bits, in every framework. Weights are drawn in float64 and cast at the end.
 """
 
 from __future__ import annotations
@@ -17,51 +17,66 @@ from diffusion_core.common.random import Stream
 from diffusion_core.networks.blocks import Parameter
 from diffusion_core.networks.program import Program
 
-__all__ = ["Weights", "check_numbers", "check_weights", "count", "hash_weights", "initial_weights", "shape_misfits"]
+__all__ = [
+    "Weights",
+    "check_finite",
+    "check_weights",
+    "hash_weights",
+    "initial_weights",
+    "parameter_count",
+    "shape_mismatches",
+]
 
 Weights = dict[str, NDArray]
 
 
 def hash_weights(weights: Weights) -> str:
-    """The hash of names and bits."""
-    found = hashlib.sha256()
+    """Return the SHA-256 hash of names and bits."""
+    digest = hashlib.sha256()
     for name in sorted(weights):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(weights[name]))
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights[name]))
+    return digest.hexdigest()
 
 
 def initial_weights(program: Program, seed: int, dtype: DTypeLike = np.float64) -> Weights:
-    """The weights that training starts from, by full name."""
+    """Return the weights that training starts from, by full name.
+
+    Example:
+        >>> from diffusion_core.networks import PlainSpec, lower
+        >>> program = lower(PlainSpec(image_size=8, channels=(4,), bottleneck=8))
+        >>> initial_weights(program, seed=0)["out.weight"].shape
+        (3, 4, 1, 1)
+    """
     return {p.name: _draw(p, seed).astype(dtype) for p in program.parameters}
 
 
 def _draw(parameter: Parameter, seed: int) -> NDArray[np.float64]:
-    law, size = parameter.init
+    distribution, size = parameter.init
     stream = Stream(seed, f"weights/{parameter.name}")
-    if law == "constant":
+    if distribution == "constant":
         return np.full(parameter.shape, size)
-    if law == "uniform":
+    if distribution == "uniform":
         values = stream.uniform([0], int(np.prod(parameter.shape)))
         return (size * (2.0 * values - 1.0)).reshape(parameter.shape)
-    if law == "normal":
+    if distribution == "normal":
         return size * stream.normal([0], parameter.shape)[0]
-    raise DuetError(f"{parameter.name}: unknown initialiser {law!r}")
+    raise DuetError(f"{parameter.name}: unknown initial distribution {distribution!r}")
 
 
-def count(program: Program) -> int:
-    """The number of trained numbers."""
-    return sum(int(np.prod(p.shape)) for p in program.trained)
+def parameter_count(program: Program) -> int:
+    """Return the number of trained elements."""
+    return sum(p.size for p in program.trained)
 
 
-def shape_misfits(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, NDArray]) -> list[str]:
-    """What is missing of the wanted names, then what has another shape, a line each."""
-    misfits = [
+def shape_mismatches(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, NDArray]) -> list[str]:
+    """Return one line per wanted name that is missing, then one per array of another shape."""
+    lines = [
         f"{name}: the network needs shape {shape}, but it is missing"
         for name, shape in wanted.items()
         if name not in given
     ]
-    return misfits + [
+    return lines + [
         f"{name}: the network needs shape {shape}, but {tuple(given[name].shape)} was given"
         for name, shape in wanted.items()
         if name in given and tuple(given[name].shape) != shape
@@ -71,42 +86,45 @@ def shape_misfits(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, NDA
 def check_weights(
     program: Program, weights: Mapping[str, NDArray], source: str = "weights", trained: bool = False
 ) -> None:
-    """Refuse weights that do not fit the program exactly.
+    """Check that weights fit a program exactly.
 
     Args:
-        source: what errors call them.
-        trained: whether they are of the trained parameters alone, as gradients are.
+        program: the network.
+        weights: by full name.
+        source: what the message calls them.
+        trained: whether they belong to the trained parameters only, as gradients do.
 
     Raises:
-        DuetError: names the first misfit (a missing name, a name that is not used, or a shape) and counts the rest.
+        DuetError: names the first mismatch (a missing name, an unused name or a shape) and counts the rest.
     """
     wanted = {p.name: p.shape for p in (program.trained if trained else program.parameters)}
-    misfits = shape_misfits(wanted, weights)
-    misfits += [f"{name}: no parameter of the network has this name" for name in weights if name not in wanted]
-    if misfits:
-        more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
-        raise DuetError(f"{source}: {misfits[0]}{more}")
+    mismatches = shape_mismatches(wanted, weights)
+    mismatches += [f"{name}: no parameter of the network has this name" for name in weights if name not in wanted]
+    if mismatches:
+        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+        raise DuetError(f"{source}: {mismatches[0]}{more}")
 
 
-def check_numbers(weights: Mapping[str, NDArray], source: str = "weights", finite: bool = True) -> None:
-    """Refuse weights that are no floating numbers or not finite: a network computes nothing from them.
+def check_finite(weights: Mapping[str, NDArray], source: str = "weights", finite: bool = True) -> None:
+    """Check that weights are float32 or float64 and finite.
 
     Args:
-        source: what errors call them.
-        finite: False takes those that are not finite.
+        weights: by full name.
+        source: what the message calls them.
+        finite: False allows values that are not finite.
 
     Raises:
-        DuetError: names the first such weight and counts its numbers and the other weights of the kind.
+        DuetError: names the first bad weight, and counts its values and the other bad weights.
     """
     types = {
         name: value.dtype for name, value in sorted(weights.items()) if value.dtype not in (np.float32, np.float64)
     }
     for name, dtype in types.items():
-        raise DuetError(f"{source}: {name} is of type {dtype}; weights are float32 or float64")
+        raise DuetError(f"{source}: {name} has the type {dtype}; it must be float32 or float64")
     if not finite:
         return
-    lost = {name: value.size - int(np.count_nonzero(np.isfinite(value))) for name, value in sorted(weights.items())}
-    if lost := {name: number for name, number in lost.items() if number}:
-        name, number = next(iter(lost.items()))
-        more = f", and so are some of {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise DuetError(f"{source}: {number} of the {weights[name].size} numbers of {name} are not finite{more}")
+    bad = {name: value.size - int(np.count_nonzero(np.isfinite(value))) for name, value in sorted(weights.items())}
+    if bad := {name: number for name, number in bad.items() if number}:
+        name, number = next(iter(bad.items()))
+        more = f", and so are values of {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DuetError(f"{source}: {number} of the {weights[name].size} values of {name} are not finite{more}")

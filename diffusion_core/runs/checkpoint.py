@@ -36,7 +36,7 @@ from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.old_names import notes_with_new_names
 from diffusion_core.networks import NetworkSpec, Program, lower
-from diffusion_core.networks.weights import check_numbers, check_weights
+from diffusion_core.networks.weights import check_finite, check_weights
 
 __all__ = [
     "Checkpoint",
@@ -285,7 +285,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
         check_weights(model.program, arrays, str(path / f"{part}.safetensors"))
-        check_numbers(arrays, str(path / f"{part}.safetensors"), finite)
+        check_finite(arrays, str(path / f"{part}.safetensors"), finite)
     return checkpoint
 
 

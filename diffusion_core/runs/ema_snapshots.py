@@ -25,7 +25,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import check_safetensors, file_errors, parse_json, read_safetensors
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks.weights import Weights, check_numbers, check_weights
+from diffusion_core.networks.weights import Weights, check_finite, check_weights
 from diffusion_core.optim import Combination, Profile, combine, make_profile, profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, max_weight_bytes
 
@@ -72,7 +72,7 @@ class Snapshot:
         if _hash(arrays, facts) != self.header["sha256"]:
             raise DuetError(f"{self.path}: it is corrupt (its hash differs from the one stored in it)")
         check_weights(self.model.program, arrays, str(self.path))
-        check_numbers(arrays, str(self.path))
+        check_finite(arrays, str(self.path))
         return arrays
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks import NetworkSpec, lower
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from diffusion_core.parity.compare import load_arrays
 from diffusion_core.parity.network import compare_network, record_network
 from diffusion_core.runs.run_directory import describe_environment, write_json
@@ -50,7 +50,7 @@ def record_networks(setup: NetworkSetup, out: Path) -> bool:
     """Write the record in each precision into the directory `out`; return whether it agrees with the other record."""
     other = Path(setup.other) if setup.other else None
     others = {p: load_arrays(other / f"{p}.npz") for p in setup.precisions} if other else {}
-    parameters = count(lower(setup.spec))
+    parameters = parameter_count(lower(setup.spec))
     print(f"{parameters:,} parameters, images {setup.spec.image_shape}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     checks: list[dict] = []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Trainer
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from diffusion_core.optim.adam import global_norm
 from diffusion_core.runs.failure_bundle import (
     FailureBundle,
@@ -119,7 +119,7 @@ def replay_step(path: str | Path, backend: BackendSetup, precision: str | None =
         norm = global_norm(gradients)
         batch = select_images(bundle.batch, _choose_images(bundle, trainer, images))
         values = trainer.activations(batch)
-        if count(program) <= _MAX_REFERENCE_PARAMETERS:
+        if parameter_count(program) <= _MAX_REFERENCE_PARAMETERS:
             expected = reference.activations(program, moment.state.weights, batch, bundle.distance)
         places = [place for place in failure_locations(bundle, values, loss, gradients) if place.lost]
     first = next(iter(places), None)

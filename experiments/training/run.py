@@ -16,7 +16,7 @@ from diffusion_core.backend.interface import Backend, Trainer
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
-from diffusion_core.networks.weights import count, hash_weights
+from diffusion_core.networks.weights import hash_weights, parameter_count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, weights_hash
 from diffusion_core.runs.run_directory import (
     RunDirectory,
@@ -200,7 +200,7 @@ def _begin(
     run.start(record.config, _facts(setup, backend, start, source), trackers)
     for name, content in record.files.items():
         write_atomically(run.path / name, content.encode())
-    print(f"run: {run.path}\nnetwork: {count(model.program):,} parameters")
+    print(f"run: {run.path}\nnetwork: {parameter_count(model.program):,} parameters")
     print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
     strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)
@@ -217,7 +217,7 @@ def _facts(setup: TrainingSetup, backend: Backend, start: Checkpoint, source: Pa
     return describe_environment(backend.describe()) | {
         "sampling_mode": sampling and sampling.describe().mode,
         "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.sha256},
-        "parameters": count(program),
+        "parameters": parameter_count(program),
         "program_sha256": program.sha256,
         "seed": setup.seed,
         "resumed_from": resumed_from,

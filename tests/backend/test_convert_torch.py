@@ -21,7 +21,7 @@ from diffusion_core.convert import Imported, diffusers, export_pipeline, import_
 from diffusion_core.convert.arrays import read_config
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
-from diffusion_core.networks.weights import count, initial_weights
+from diffusion_core.networks.weights import initial_weights, parameter_count
 from diffusion_core.sampling import make_plan
 
 T = np.array([3, 700])
@@ -119,7 +119,7 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, open_backend, ora
     net = unet(oracles, **DIFFUSERS[name])
     net.save_pretrained(tmp_path)
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert count(found.model.program) == sum(p.numel() for p in net.parameters())
+    assert parameter_count(found.model.program) == sum(p.numel() for p in net.parameters())
     check(open_backend, found, as_diffusers(net), T)
 
 
@@ -387,7 +387,7 @@ def test_a_network_of_others_at_its_full_size(name, tmp_path, open_backend, orac
     else:
         path = saved(net, tmp_path / "model.pt")
     found = import_weights(source, path, open_backend("float32").read_arrays, None, options)
-    assert count(found.model.program) == sum(p.numel() for p in net.parameters()) == parameters
+    assert parameter_count(found.model.program) == sum(p.numel() for p in net.parameters()) == parameters
     x, level, nothing = np.random.default_rng(0).standard_normal((1, 32, 32, 3)), np.array([0.4]), np.zeros((1, 0))
     t, label, features = T[:1], LABELS[:1], np.zeros((1, found.model.program.features))
     # A float64 network of diffusers computes its time embedding in float32 all the same.

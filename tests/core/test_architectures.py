@@ -403,7 +403,7 @@ def test_every_architecture_has_laws_here():
     ("name", "changes", "words"),
     [
         ("double_conv", {"image_size": 6}, "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
-        ("double_conv", {"channel_multipliers": (1,)}, "model.channel_multipliers: .* it needs 2 or more levels"),
+        ("double_conv", {"channel_multipliers": (1,)}, "model.channel_multipliers: .* it needs two or more entries"),
         ("double_conv", {"channel_multipliers": (1, 0)}, "model.channel_multipliers"),
         ("double_conv", {"embedding": 7}, "model.embedding: 7 was given; .* even"),
         ("double_conv", {"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),

@@ -67,7 +67,7 @@ def test_weights_that_are_not_finite_are_read_only_as_part_of_a_bundle(tmp_path)
     state.weights["conv_in.bias"][0] = np.nan
     path = saved(tmp_path, batch(), state)
     assert math.isnan(load_bundle(path).moment.state.weights["conv_in.bias"][0])
-    with pytest.raises(DuetError, match=r"weights.safetensors: 1 of the 4 numbers of conv_in.bias are not finite"):
+    with pytest.raises(DuetError, match=r"weights.safetensors: 1 of the 4 values of conv_in.bias are not finite"):
         load_checkpoint(path)
 
 
@@ -163,7 +163,7 @@ def test_every_changed_digit_of_a_step_is_detected(tmp_path):
 def test_integer_weights_are_refused_in_a_bundle(tmp_path):
     state = moment().state
     state.weights["conv_in.bias"] = state.weights["conv_in.bias"].astype(np.int32)
-    with pytest.raises(DuetError, match=r"conv_in.bias is of type int32"):
+    with pytest.raises(DuetError, match=r"conv_in.bias has the type int32"):
         load_bundle(saved(tmp_path, batch(), state))
 
 

@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_name_and_count(tmp_p
     path = save_checkpoint(tmp_path, odd)
     with pytest.raises(DuetError) as caught:
         load_checkpoint(path)
-    message = "2 of the 4 numbers of conv_in.bias are not finite, and so are some of 1 more"
+    message = "2 of the 4 values of conv_in.bias are not finite, and so are values of 1 more"
     assert str(caught.value) == f"{path / part}.safetensors: {message}"
 
 

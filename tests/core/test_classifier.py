@@ -99,31 +99,34 @@ def test_a_classifier_fits_the_levels_and_inputs_of_what_it_leads():
     plan = SAMPLED.plan("ddim", classifier=1.0)
     SAMPLED.check_classifier(MODEL, plan)  # eps and v have the same inputs
     for changes, words in (
-        ({"schedule": {"name": "cosine"}}, "classifier: .* another process, eps on cosine"),
+        ({"schedule": {"name": "cosine"}}, "classifier: .* another process .eps on cosine"),
         ({"time_scale": 0.5}, "classifier: .* another process"),
-        ({"spec": replace(SPEC, num_classes=4, out_channels=4)}, "classifier: it knows 4 classes, .* has 10"),
-        ({"spec": replace(SPEC, image_size=16, attention_resolutions=())}, r"classifier: its images are \(16, 16, 1\)"),
+        ({"spec": replace(SPEC, num_classes=4, out_channels=4)}, "classifier: it has 4 classes, .* has 10"),
+        (
+            {"spec": replace(SPEC, image_size=16, attention_resolutions=())},
+            r"classifier: its images have shape \(16, 16, 1\)",
+        ),
     ):
         with pytest.raises(DuetError, match=words):
             SAMPLED.check_classifier(replace(MODEL, **changes), plan)
-    with pytest.raises(DuetError, match="classifier: the checkpoint is of a network that is none"):
+    with pytest.raises(DuetError, match="classifier: this checkpoint is not a classifier"):
         SAMPLED.check_classifier(SAMPLED, plan)
 
 
 def test_a_classifier_is_not_sampled_and_has_a_distance_of_its_own():
-    with pytest.raises(DuetError, match=r"checkpoint: it is of a classifier, .* give it as classifier=RUN"):
+    with pytest.raises(DuetError, match=r"checkpoint: this is a classifier, .* pass this one as classifier=RUN"):
         MODEL.plan("ddim")
-    with pytest.raises(DuetError, match="checkpoint: it is of a classifier"):
+    with pytest.raises(DuetError, match="checkpoint: this is a classifier"):
         SAMPLED.check_guide(MODEL, SAMPLED.plan("ddim", guidance_scale=2.0))
     MODEL.check_distance("cross_entropy")
     with pytest.raises(DuetError, match=r"process.distance: mse was given for a classifier; use cross_entropy"):
         MODEL.check_distance("mse")
-    with pytest.raises(DuetError, match=r"process.distance: cross_entropy .* no classifier; use mse, l1"):
+    with pytest.raises(DuetError, match=r"process.distance: cross_entropy .* not a classifier; use mse, l1"):
         SAMPLED.check_distance("cross_entropy")
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"out_channels": 3}, "a classifier has as many outputs as classes"),
+    ({"out_channels": 3}, "both must be the number of classes"),
     ({"out_channels": 1, "num_classes": 1}, "at least 2"),
     ({"self_conditioning": True}, r"model.self_conditioning: .* no estimate"),
 ])  # fmt: skip

@@ -189,12 +189,12 @@ def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"spec": replace(SPEC, image_size=4)}, r"guide: its images are \(4, 4, 1\), but .* \(8, 8, 1\)"),
-    ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes, and 5 for no class, but .* has 10, and 10"),
+    ({"spec": replace(SPEC, image_size=4)}, r"guide: its images have shape \(4, 4, 1\), but .* \(8, 8, 1\)"),
+    ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes and the null label 5, but .* has 10 classes and the null label 10"),
     ({"spec": replace(SPEC, null_class="zero", num_classes=11)}, "guide: it has 11 classes"),
-    ({"prediction": "v"}, "guide: .* another process, v on linear, .* sampled, eps on linear"),
-    ({"schedule": {"name": "cosine"}}, "guide: .* another process, eps on cosine"),
-    ({"schedule": {"name": "linear", "T": 100}}, r"guide: .* another process, eps on linear \(T 100\)"),
+    ({"prediction": "v"}, "guide: .* another process .v on linear, .* sampled network .eps on linear"),
+    ({"schedule": {"name": "cosine"}}, "guide: .* another process .eps on cosine"),
+    ({"schedule": {"name": "linear", "T": 100}}, r"guide: .* another process .eps on linear \(T 100\)"),
     ({"time_scale": 0.5}, "guide: .* time_scale 0.5"),
     ({"value_range": (0.0, 1.0)}, "guide: .* values 0 to 1"),
 ])  # fmt: skip

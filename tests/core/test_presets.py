@@ -16,7 +16,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
 from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, make_spec
 from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from experiments.config.build import make_model
 from experiments.config.schema import register
 
@@ -70,7 +70,7 @@ def test_every_preset_is_counted():
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_has_its_count(name):
-    assert count(program(name)) == COUNTS[name]
+    assert parameter_count(program(name)) == COUNTS[name]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_preset_has_its_count(name):
     ],
 )
 def test_a_variant_has_its_count(name, words, expected):
-    assert count(program(name, *words)) == expected
+    assert parameter_count(program(name, *words)) == expected
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> int:

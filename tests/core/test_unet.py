@@ -22,7 +22,7 @@ from diffusion_core.networks.blocks import (
     Resample,
     SiLU,
 )
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 
 TINY = UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3)
 
@@ -34,7 +34,7 @@ def test_count_of_a_tiny_network_by_hand():
     same = 8 + (4 * 4 * 9 + 4) + (16 * 4 + 4) + 8 + (4 * 4 * 9 + 4)
     joined = 16 + (8 * 4 * 9 + 4) + (16 * 4 + 4) + 8 + (4 * 4 * 9 + 4) + (8 * 4 + 4)
     ends = (1 * 4 * 9 + 4) + 8 + (4 * 2 * 9 + 2)
-    assert count(lower(spec)) == embed + 3 * same + 2 * joined + ends  # down, two in the middle; two up
+    assert parameter_count(lower(spec)) == embed + 3 * same + 2 * joined + ends  # down, two in the middle; two up
 
 
 def test_names_and_shapes_of_a_tiny_network():
@@ -152,7 +152,7 @@ def test_what_is_trained():
     program = Program(nodes)
     assert [p.name for p in program.parameters if not p.trained] == ["f.frequencies", "b.mean", "b.variance"]
     assert [p.name for p in program.trained] == ["b.weight", "b.bias"]
-    assert count(program) == 6
+    assert parameter_count(program) == 6
 
 
 def test_labels_of_the_classes():
@@ -194,7 +194,7 @@ def test_heads_come_from_their_number_or_their_width():
 @pytest.mark.parametrize("changes, words", [
     ({"image_size": 6, "channel_multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
     ({"image_size": 3, "channel_multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 resolutions; use 4"),
-    ({"attention_resolutions": (8,)}, "model.attention_resolutions: 8 was given, but the levels have sizes 4, 2"),
+    ({"attention_resolutions": (8,)}, "model.attention_resolutions: 8 was given; the resolutions of the network are 4, 2"),
     ({"image_size": 0}, "model.image_size: 0 was given; it must be at least 1"),
     ({"in_channels": 0}, "model.in_channels"),
     ({"blocks_per_resolution": 0}, "model.blocks_per_resolution"),
@@ -225,7 +225,7 @@ def test_heads_come_from_their_number_or_their_width():
     ({"down_padding": (2, -1)}, "model.down_padding"),
     ({"dropout": 1.0}, "model.dropout: 1.0 was given"),
     ({"augment_dim": -1}, "model.augment_dim: -1"),
-    ({"resample_filter": (1.0, 2.0)}, "model.resample_filter: .* is symmetric with 2 or 4 taps"),
+    ({"resample_filter": (1.0, 2.0)}, "model.resample_filter: .* 2 or 4 symmetric taps"),
     ({"resample_filter": (1.0, 2.0, 1.0)}, "model.resample_filter"),
     ({"qkv_order": "kqv"}, "model.qkv_order: 'kqv'"),
     ({"null_class": "first"}, "model.null_class: 'first'"),

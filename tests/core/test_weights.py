@@ -12,7 +12,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program, UNetSpec, lower
 from diffusion_core.networks.blocks import Conv, Embedding, Linear, Parameter
-from diffusion_core.networks.weights import check_weights, count, initial_weights
+from diffusion_core.networks.weights import check_weights, initial_weights, parameter_count
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3))
 
@@ -21,7 +21,7 @@ def test_weights_follow_the_manifest():
     weights = initial_weights(PROGRAM, 0)
     assert list(weights) == [p.name for p in PROGRAM.parameters]
     assert all(weights[p.name].shape == p.shape for p in PROGRAM.parameters)
-    assert count(PROGRAM) == sum(value.size for value in weights.values())
+    assert parameter_count(PROGRAM) == sum(value.size for value in weights.values())
     check_weights(PROGRAM, weights)
 
 
@@ -81,7 +81,7 @@ def test_an_unknown_initialiser_is_refused():
 
     program = object.__new__(Program)  # a kind of its own would be refused before
     object.__setattr__(program, "nodes", (Node("n", Odd(), ("x",)),))
-    with pytest.raises(DuetError, match=r"n.weight: unknown initialiser 'cauchy'"):
+    with pytest.raises(DuetError, match=r"n.weight: unknown initial distribution 'cauchy'"):
         initial_weights(program, 0)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion_core.data import to_uint8
 from diffusion_core.model.generate import generate
-from diffusion_core.networks.weights import count
+from diffusion_core.networks.weights import parameter_count
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.config import build
@@ -240,7 +240,7 @@ def test_the_schedule_that_the_text_of_plain_has_is_there():
 def test_every_experiment_fits_together_at_full_size(name):
     """Network, process, sampler, data and course of the file as it is, without a backend."""
     _, experiment = configured(name)
-    assert count(experiment.model.program) > 100_000
+    assert parameter_count(experiment.model.program) > 100_000
     batch = experiment.loader.batch(0, 2)
     assert batch.pixels.shape[1:] == experiment.model.spec.image_shape
     low, high = experiment.model.value_range
