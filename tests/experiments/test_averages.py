@@ -1,4 +1,4 @@
-"""Averages as a person meets them: trained with by configuration, stored, resumed, remade and sampled from."""
+"""Moving averages from the command line: configured, stored, resumed, reconstructed and sampled from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffusion_core.runs.ema_snapshots import find_snapshots
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.sampling.options import choose_weights
 
-# The smallest network that there is, on eight images of 8x8, for 32 updates of 4 images.
+# The smallest network, on eight images of 8x8, for 32 updates of 4 images.
 SMALL = [
     *("experiment=plain", "model.image_size=8", "model.channels=[4]", "model.bottleneck=8", "data.options.size=8"),
     *("data.options.count=8", "process.schedule.T=6", "+process.schedule.beta_start=0.05"),
@@ -28,13 +28,13 @@ SMALL = [
     *("sample.count=2", "sample.batch=2", "backend.threads=1", "backend.device=cpu", "precision=float64"),
 ]
 THIRD = "ema.extra=[{name: power, sigma_rel: 0.1}, {name: power, sigma_rel: 0.07}]"
-KEPT = ["ema=post_hoc", THIRD, "ema.snapshot_images=16"]
+POST_HOC = ["ema=post_hoc", THIRD, "ema.snapshot_images=16"]
 HALF = f"checkpoints/{64:012d}"
 
 
-def start(module: str, *given: str) -> str:
-    """Run an entry point; gives what it printed, to standard error where it was refused."""
-    code, out, err = call(module, *given)
+def start(module: str, *words: str) -> str:
+    """Run a command and return its output, or its error output if it was refused."""
+    code, out, err = call(module, *words)
     assert code in (0, 2)
     return err if code else out
 
@@ -43,27 +43,27 @@ def train(directory: Path, backend: str, *words: str) -> str:
     return start("train", f"backend={backend}", f"hydra.run.dir={directory}", *SMALL, *words)
 
 
-def apart(a: Weights, b: Weights) -> float:
+def distance(a: Weights, b: Weights) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in b)
 
 
 @pytest.fixture(scope="module")
 def finished(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stored three averages."""
+    """Return a run that stored three averages."""
     directory = tmp_path_factory.mktemp("averages") / "run"
-    train(directory, backend_name, *KEPT)
+    train(directory, backend_name, *POST_HOC)
     return directory
 
 
 @pytest.mark.backend
-def test_a_run_keeps_its_averages_and_stores_them(finished):
+def test_a_run_stores_the_snapshots_of_its_averages(finished):
     found = find_snapshots(finished)
     assert [(one.images_seen, one.profile) for one in found] == [
         (n, Power(sigma_rel)) for n in range(16, 129, 16) for sigma_rel in (0.05, 0.1, 0.07)
     ]
     checkpoint = load_checkpoint(finished)
     for i in range(3):
-        assert apart(found[i - 3].weights(), checkpoint.state.averages[i]) == 0
+        assert distance(found[i - 3].weights(), checkpoint.state.averages[i]) == 0
     lines = list(read_metrics(finished / "metrics.jsonl"))
     for name, sigma_rel in {"ema": 0.05, "ema1": 0.1, "ema2": 0.07}.items():
         logged = [line[f"{name}_decay"] for line in lines]
@@ -71,13 +71,13 @@ def test_a_run_keeps_its_averages_and_stores_them(finished):
 
 
 @pytest.mark.backend
-def test_resumed_equals_uninterrupted_with_its_averages_and_snapshots(finished, backend_name, tmp_path):
-    train(tmp_path, backend_name, *KEPT, "trainer.images=72")
-    # As if it had been killed before its last checkpoint: it stored something after the one that it goes on from.
+def test_a_resumed_run_equals_the_uninterrupted_one_with_its_averages_and_snapshots(finished, backend_name, tmp_path):
+    train(tmp_path, backend_name, *POST_HOC, "trainer.images=72")
+    # As if it had been killed before its last checkpoint: a snapshot is later than the checkpoint that is resumed.
     late = tmp_path / "snapshots" / f"{72:012d}-ema.safetensors"
     assert late.exists()
     (tmp_path / "checkpoints" / f"{72:012d}").rename(tmp_path / "gone")
-    train(tmp_path, backend_name, *KEPT, "resume=latest")
+    train(tmp_path, backend_name, *POST_HOC, "resume=latest")
     assert not late.exists()
     whole, resumed = load_checkpoint(finished), load_checkpoint(tmp_path)
     assert list(whole.state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
@@ -89,7 +89,7 @@ def test_resumed_equals_uninterrupted_with_its_averages_and_snapshots(finished, 
 
 
 @pytest.mark.backend
-def test_an_average_is_remade_of_the_others_as_it_was_tracked(finished, tmp_path):
+def test_a_reconstructed_average_is_near_the_tracked_one(finished, tmp_path):
     (tmp_path / "snapshots").mkdir()
     for file in (finished / "snapshots").glob("*"):
         if "ema2" not in file.name:
@@ -99,30 +99,30 @@ def test_an_average_is_remade_of_the_others_as_it_was_tracked(finished, tmp_path
     made = load_checkpoint(tmp_path / "made")
     assert "power, sigma_rel 0.07, at 128 images: 16 of 16 snapshots, residual" in printed
     assert made.notes["profile_error"] < 0.02
-    error = apart(made.state.ema, tracked[2])
-    assert 0 < error < 0.05 * min(apart(tracked[i], tracked[2]) for i in (0, 1))
+    error = distance(made.state.ema, tracked[2])
+    assert 0 < error < 0.05 * min(distance(tracked[i], tracked[2]) for i in (0, 1))
 
 
 @pytest.mark.backend
-def test_what_is_remade_is_sampled_from(finished, backend_name, tmp_path):
+def test_a_reconstructed_average_is_sampled_from(finished, backend_name, tmp_path):
     start("reconstruct_ema", f"run={finished}", f"out={tmp_path / 'made'}", "ema.sigma_rel=0.1", "images=128")
     drawn = {}
     for name, words in {"made": [f"checkpoint={tmp_path / 'made'}"],
-                        "kept": [f"checkpoint={finished}", "sample.weights=ema1"]}.items():  # fmt: skip
-        out = tmp_path / f"of {name}"
+                        "stored": [f"checkpoint={finished}", "sample.weights=ema1"]}.items():  # fmt: skip
+        out = tmp_path / f"from {name}"
         start("sample", f"backend={backend_name}", *words, f"out={out}", "sample.count=2",
               "save_images=false", "backend.threads=1", "backend.device=cpu", "precision=float64")  # fmt: skip
         drawn[name], _, facts = read_samples(out / "samples.npz")
-        assert facts["plan"].startswith("ddpm")  # as the run draws, also from what is made of it
-    np.testing.assert_array_equal(drawn["made"], drawn["kept"])
+        assert facts["plan"].startswith("ddpm")  # the sampler of the run is also that of the reconstructed checkpoint
+    np.testing.assert_array_equal(drawn["made"], drawn["stored"])
     assert weights_hash(tmp_path / "made") == weights_hash(finished, "ema1") != weights_hash(finished)
 
 
 @pytest.mark.backend
-def test_samples_are_drawn_with_the_weights_that_their_run_draws_with(finished, backend_name, tmp_path):
-    """As the tutorial's run, which draws with its weights themselves, does."""
+def test_samples_use_the_weights_that_their_run_uses_by_default(finished, backend_name, tmp_path):
+    """The run of this test samples with the weights themselves, not with an average."""
     found = load_checkpoint(finished)
-    old = save_checkpoint(tmp_path / "run", replace(found, notes={}))  # which does not say it
+    old = save_checkpoint(tmp_path / "run", replace(found, notes={}))  # its notes do not name any weights
     for run, words, which in (
         (finished, [], "weights"), (finished, ["sample.weights=ema1"], "ema1"), (old, ["sampler=ddim"], "ema"),
     ):  # fmt: skip
@@ -133,7 +133,7 @@ def test_samples_are_drawn_with_the_weights_that_their_run_draws_with(finished, 
 
 
 @pytest.mark.backend
-def test_weights_are_those_that_are_named_or_that_the_run_draws_with(finished):
+def test_weights_are_chosen_by_name_or_by_the_notes_of_the_run(finished):
     found = load_checkpoint(finished)
     for notes, given, which in (
         ({}, None, "ema"), ({"weights": "ema1"}, None, "ema1"), ({"weights": "ema1"}, "weights", "weights"),
@@ -148,23 +148,23 @@ def test_weights_are_those_that_are_named_or_that_the_run_draws_with(finished):
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["ema=power"], "the checkpoint keeps 3 averages of the weights, but ema and ema.extra give 1"),
-    ([*KEPT, "ema.sigma_rel=0.06"], "'sigma_rel': 0.06"),
-    ([*KEPT, "trainer.batch=8"], "has seen 64 images in 16 updates, but the batch is 8"),
+    ([*POST_HOC, "ema.sigma_rel=0.06"], "'sigma_rel': 0.06"),
+    ([*POST_HOC, "trainer.batch=8"], "has seen 64 images in 16 updates, but the batch is 8"),
 ])  # fmt: skip
-def test_going_on_with_other_averages_is_refused(finished, backend_name, tmp_path, words, told):
+def test_resuming_with_other_averages_is_refused(finished, backend_name, tmp_path, words, message):
     line = train(tmp_path / "run", backend_name, f"resume={finished / HALF}", *words)
-    assert line.startswith("error: resume: ") and line.count("\n") == 1 and told in line
+    assert line.startswith("error: resume: ") and line.count("\n") == 1 and message in line
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["run=nowhere", "out=made"], "run: nowhere does not exist"),
     (["run=", "out=made"], "run: nothing was given"),
     (["run=.", "out=made", "ema=post_hoc"], "ema.extra: 1 given, but one average is made at a time"),
 ])  # fmt: skip
-def test_remaking_refuses(tmp_path, monkeypatch, words, told):
+def test_reconstruction_refuses_wrong_options(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     line = start("reconstruct_ema", *words)
-    assert line.startswith(f"error: {told}") and line.count("\n") == 1
+    assert line.startswith(f"error: {message}") and line.count("\n") == 1
     assert os.listdir(tmp_path) == []

@@ -1,10 +1,10 @@
-"""Real processes of `experiments.train`, killed at random moments: gone on with, they end as the uninterrupted run.
+"""Processes of `experiments.train` killed at random moments and resumed equal the uninterrupted run.
 
     DUET_KILLS=50 pytest -s -m slow tests/experiments/test_kills.py
 
-kills so many over both backends, both precisions and two hand-overs, and tells what it did. Weights, averages, moments
+makes 50 kills over both backends, both precisions and two hand-overs, and prints a summary. Weights, averages, moments
 and metrics are compared bit for bit; a short form is in `test_two_frameworks`. Checkpoints are written every few steps,
-so that kills fall into them as well.
+so that some kills occur within them.
 """
 
 from __future__ import annotations
@@ -34,57 +34,57 @@ WORDS = (
     "ema.snapshot_images=160", "sample.count=4", "sampler.steps=2", "backend.threads=1", "backend.device=cpu",
     "resume=auto",
 )  # fmt: skip
-# Each stage of a run: how far it goes, and what it is told.
+# The stages of a run: the images seen at the end of each, and its further options.
 Stages = Sequence[tuple[int, str]]
 HALF = IMAGES // 2
 
 
-def words_of(stage: tuple[int, str], run: Path) -> list[str]:
-    """What a stage of a run is told."""
+def stage_words(stage: tuple[int, str], run: Path) -> list[str]:
+    """Return the options of a stage of a run."""
     images, words = stage
     return [*WORDS, *words.split(), f"trainer.images={images}", f"hydra.run.dir={run}"]
 
 
-def started(stage: tuple[int, str], run: Path) -> subprocess.Popen[str]:
-    """A process of a stage, in the environment of its backend."""
+def start(stage: tuple[int, str], run: Path) -> subprocess.Popen[str]:
+    """Start the process of a stage, in the environment of its backend."""
     backend = next(word.split("=")[1] for word in stage[1].split() if word.startswith("backend="))
     python = backend_python({"name": backend, "environment": f".venvs/{backend}"}, os.environ)
     return subprocess.Popen(
-        [str(python), "-m", "experiments.train", *words_of(stage, run)], cwd=ROOT, text=True,
+        [str(python), "-m", "experiments.train", *stage_words(stage, run)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def ended(stage: tuple[int, str], run: Path) -> None:
-    """A stage from where it is to its end."""
-    process = started(stage, run)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
+def finish(stage: tuple[int, str], run: Path) -> None:
+    """Run a stage to its end."""
+    process = start(stage, run)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
 
 
 def wait_for_training(process: subprocess.Popen[str]) -> None:
-    """Read what is printed before the first step."""
+    """Read the lines printed before the first step."""
     next((line for line in process.stdout if line.startswith("data: ")), None)
 
 
-def stopped_by(number: int, process: subprocess.Popen[str], seconds: float, training: bool) -> bool:
-    """Whether a signal reached a process so long after its start, or after its training began."""
+def stop_by(number: int, process: subprocess.Popen[str], seconds: float, training: bool) -> bool:
+    """Send a signal some seconds after the start, or the first step, of a process; return whether it was running."""
     if training:
         wait_for_training(process)
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     process.send_signal(number)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     if number != signal.SIGKILL and process.returncode == 128 + number:
-        assert f"stopped by {signal.Signals(number).name}; its last checkpoint" in said and "resume=latest" in said, (
-            said
-        )
-    assert process.returncode in (0, -number, 128 + number), said
+        assert (
+            f"stopped by {signal.Signals(number).name}; its last checkpoint" in output and "resume=latest" in output
+        ), output
+    assert process.returncode in (0, -number, 128 + number), output
     return process.returncode != 0
 
 
-def left_of(run: Path) -> dict[str, object]:
-    """All of a run that must not depend on where it was cut, with its weights by their hash."""
+def content(run: Path) -> dict[str, object]:
+    """Return everything of a run that must not depend on where it was interrupted, with the hashes of its weights."""
     last = find_checkpoint(run)
     return {
         "checkpoint": (last.name, read_json(last / "state.json")["files"]),
@@ -109,33 +109,33 @@ ARMS: dict[str, Stages] = {
 
 @pytest.mark.slow
 @pytest.mark.together
-def test_runs_killed_at_random_moments_end_as_the_uninterrupted_ones(tmp_path):
-    wanted, chance = int(os.environ.get("DUET_KILLS", "50")), random.Random(int(os.environ.get("DUET_SEED", "0")))
-    told: Counter[str] = Counter()
+def test_runs_killed_at_random_moments_equal_the_uninterrupted_ones(tmp_path):
+    total, chance = int(os.environ.get("DUET_KILLS", "50")), random.Random(int(os.environ.get("DUET_SEED", "0")))
+    summary: Counter[str] = Counter()
     for number, (arm, stages) in enumerate(ARMS.items()):
         for stage in stages:
-            ended(stage, tmp_path / arm / "whole")
-        whole, kills = left_of(tmp_path / arm / "whole"), 0
+            finish(stage, tmp_path / arm / "whole")
+        whole, kills = content(tmp_path / arm / "whole"), 0
         assert len(whole["metrics"].splitlines()) == IMAGES // 16 and not whole["hidden"]
-        runs, share = 0, (wanted * (number + 1)) // len(ARMS) - (wanted * number) // len(ARMS)
-        while kills < share:
+        runs, target = 0, (total * (number + 1)) // len(ARMS) - (total * number) // len(ARMS)
+        while kills < target:
             run, runs = tmp_path / arm / f"{runs}", runs + 1
             for stage in stages:
-                for _ in range(min(share - kills, 6 // len(stages))):  # killed a few times, and then left alone
+                for _ in range(min(target - kills, 6 // len(stages))):  # killed a few times, then run to the end
                     training = chance.random() < 0.85
                     signum = signal.SIGTERM if chance.random() < 0.1 and training else signal.SIGKILL
                     after = chance.uniform(0, 1.5 if training else 4.0)
-                    if not stopped_by(signum, started(stage, run), after, training):
+                    if not stop_by(signum, start(stage, run), after, training):
                         break
                     kills += signum == signal.SIGKILL
-                    told[signal.Signals(signum).name] += 1
+                    summary[signal.Signals(signum).name] += 1
                     hidden = [path.name for path in run.rglob(".*.*")] if run.exists() else []
-                    told["in the midst of a file or checkpoint"] += bool([n for n in hidden if n != ".hydra"])
-                    told["before a first checkpoint"] += not any((run / "checkpoints").glob("[0-9]*"))
+                    summary["within a file or checkpoint"] += bool([n for n in hidden if n != ".hydra"])
+                    summary["before the first checkpoint"] += not any((run / "checkpoints").glob("[0-9]*"))
                 else:
-                    ended(stage, run)
-            assert left_of(run) == whole, f"{arm}, {run}"
-            told["runs compared"] += 1
-        print(f"{arm}: {kills} kills, {runs} runs as the uninterrupted one", flush=True)
-    print(json.dumps(told))
-    assert told["SIGKILL"] >= wanted
+                    finish(stage, run)
+            assert content(run) == whole, f"{arm}, {run}"
+            summary["runs compared"] += 1
+        print(f"{arm}: {kills} kills, {runs} runs equal to the uninterrupted one", flush=True)
+    print(json.dumps(summary))
+    assert summary["SIGKILL"] >= total

@@ -1,4 +1,4 @@
-"""Trackers are told what the event file is told, by stand-ins for their packages, and are imported only when named."""
+"""Trackers receive the same as the event file, and their packages are imported only when named; packages are faked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose(*words: str) -> StartTracker | None:
 
 
 class Recorder:
-    """An object whose every method notes its call."""
+    """An object whose methods all record their calls."""
 
     def __init__(self, calls: list[tuple]) -> None:
         self._calls = calls
@@ -46,19 +46,19 @@ class Recorder:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple]:
-    """Stand-ins for both packages, and what they were called with."""
-    noted: list[tuple] = []
+    """Replace both packages by fakes and return the list of their calls."""
+    recorded: list[tuple] = []
     wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
-    wandb.init = lambda **named: noted.append(("init", (), named)) or Recorder(noted)
+    wandb.init = lambda **named: recorded.append(("init", (), named)) or Recorder(recorded)
     wandb.Image = lambda image: ("image", image.shape)
-    mlflow.MlflowClient = lambda uri: noted.append(("client", (uri,), {})) or Recorder(noted)
+    mlflow.MlflowClient = lambda uri: recorded.append(("client", (uri,), {})) or Recorder(recorded)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    return noted
+    return recorded
 
 
-def told(tmp_path: Path, *words: str) -> None:
-    """A run of two steps and a picture."""
+def log_run(tmp_path: Path, *words: str) -> None:
+    """Log a run of two steps and an image."""
     start = choose(*words)
     run = RunDirectory(tmp_path / "a run")
     run.start("seed: 1\n", {}, [start(run.path, {"lr": {"peak": 0.1}, "seed": 1})])
@@ -67,8 +67,8 @@ def told(tmp_path: Path, *words: str) -> None:
     run.close()
 
 
-def test_wandb_is_told_every_step(tmp_path, calls):
-    told(tmp_path, "tracker=wandb", "tracker.mode=offline", "tracker.group=study")
+def test_wandb_receives_every_step(tmp_path, calls):
+    log_run(tmp_path, "tracker=wandb", "tracker.mode=offline", "tracker.group=study")
     init, *rest = calls
     assert init[2] == {
         "project": "duet", "entity": None, "group": "study", "mode": "offline", "name": "a run",
@@ -76,14 +76,14 @@ def test_wandb_is_told_every_step(tmp_path, calls):
     }  # fmt: skip
     names = [name for name, *_ in rest]
     assert names == ["define_metric", "log", "log", "log", "finish"]
-    first, second, picture = (given[0] for name, given, _ in rest if name == "log")
+    first, second, image = (given[0] for name, given, _ in rest if name == "log")
     assert first["train/loss"] == 0.5 and first["images_seen"] == 64 and "train/images_per_second" not in first
     assert second["train/loss"] == 0.25 and second["train/images_per_second"] == 99.0
-    assert picture == {"samples": ("image", (4, 4)), "images_seen": 128}
+    assert image == {"samples": ("image", (4, 4)), "images_seen": 128}
 
 
-def test_mlflow_is_told_every_step(tmp_path, calls):
-    told(tmp_path, "tracker=mlflow")
+def test_mlflow_receives_every_step(tmp_path, calls):
+    log_run(tmp_path, "tracker=mlflow")
     assert calls[0] == ("client", ("sqlite:///mlruns.db",), {})
     params = {given[1]: given[2] for name, given, _ in calls if name == "log_param"}
     assert params == {"lr.peak": "0.1", "seed": "1"}
@@ -93,13 +93,13 @@ def test_mlflow_is_told_every_step(tmp_path, calls):
     assert [name for name, *_ in calls][-2:] == ["log_image", "set_terminated"]
 
 
-def test_the_run_keeps_its_own_files_beside_a_tracker(tmp_path, calls):
-    told(tmp_path, "tracker=wandb")
+def test_a_run_with_a_tracker_still_writes_its_own_files(tmp_path, calls):
+    log_run(tmp_path, "tracker=wandb")
     run = tmp_path / "a run"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2 and list(run.glob("events.out.tfevents*"))
 
 
-def test_none_is_the_default_and_imports_nothing(monkeypatch):
+def test_no_tracker_is_the_default_and_imports_nothing(monkeypatch):
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises
     importlib.reload(trackers)
@@ -107,13 +107,13 @@ def test_none_is_the_default_and_imports_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_missing_package_is_one_clear_line(name, monkeypatch):
+def test_a_missing_package_is_reported_in_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DuetError, match=rf"tracker: {name} was given, .*`pip install {name}`.*tracker=none"):
         choose(f"tracker={name}")
 
 
-def test_what_does_not_fit_is_refused(calls):
+def test_wrong_tracker_options_are_refused(calls):
     with pytest.raises(DuetError, match="must be online, offline or disabled"):
         choose("tracker=wandb", "tracker.mode=ofline")
     with pytest.raises(DuetError, match="Did you mean 'project'"):
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused(calls):
 # --- the extra sweeps ---------------------------------------------------------------------------------------------
 
 
-def test_a_search_composes_with_or_without_optuna():
+def test_a_hyperparameter_search_composes_with_or_without_optuna():
     cfg = composed("hparams_search=digits", hydra=True)
     assert cfg.hydra.sweeper.n_trials == 20 and cfg.model.channels == 24
     assert set(cfg.hydra.sweeper.params) == {"backend", "lr.peak", "process.label_dropout", "ema.decay"}
@@ -133,7 +133,7 @@ def test_a_search_composes_with_or_without_optuna():
     assert "export SLURM_KILL_BAD_EXIT=1" in composed("hydra/launcher=slurm", hydra=True).hydra.launcher.setup
 
 
-def test_a_missing_extra_is_one_clear_line():
+def test_a_missing_extra_is_reported_in_one_line():
     from importlib.util import find_spec
 
     from hydra_plugins.duet_launcher.extras import MissingLauncher, MissingSweeper
