@@ -1,34 +1,35 @@
-"""The backend that tests marked `backend` run with."""
+"""The backend with which tests marked `backend` run."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffusion_core.backend.interface import BackendConfig, load_backend
-
-FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
+from duet.cli.backends import ROOT, backends
 
 
 @pytest.fixture(scope="session")
 def backend_name() -> str:
-    """DUET_BACKEND; where it is not set, the backend whose framework is installed here."""
+    """Return DUET_BACKEND, or else the backend whose virtual environment runs the tests."""
     if given := os.environ.get("DUET_BACKEND"):
         return given
-    installed = [name for name, framework in FRAMEWORKS.items() if find_spec(framework)]
-    if len(installed) != 1:
-        pytest.fail(f"of the backends {list(FRAMEWORKS)} this Python has {installed}: say which with DUET_BACKEND")
-    return installed[0]
+    here = Path(sys.prefix).resolve()
+    for name, backend in backends().items():
+        if (ROOT / backend.environment).resolve() == here:
+            return name
+    pytest.fail(f"{here} is the environment of no backend; name one with DUET_BACKEND: {', '.join(backends())}")
 
 
 @pytest.fixture(scope="session")
 def open_backend(backend_name: str) -> Callable[..., Any]:
-    """The backend in a precision, with any other settings; unless they say otherwise, on one thread of the CPU.
+    """Return a function that opens the backend in a precision, by default on the CPU with one thread.
 
     Small networks are as fast on one thread, and the bits then do not depend on the machine's load.
     """
