@@ -14,19 +14,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from diffusion_core.common.text import pluralize
 from experiments.config import build
 from experiments.config.convert import to_yaml
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.editing.modes import MODES
 from experiments.editing.run import edit_images
 from experiments.editing.setup import EditContext
 
 
 @command("edit", result=("edited.npz", "edited images"), options={"mode": MODES})
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Check the whole request, then edit the images and write them."""
     context = EditContext(build.edit_setup(cfg))
     images = edit_images(context, Path(cfg.out), to_yaml(cfg, context.choices))

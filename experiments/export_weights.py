@@ -15,16 +15,14 @@ The difference is printed; a file that computes something else is deleted. `weig
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.export.exporting import export_checkpoint
 
 
 @command("export_weights")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Load a checkpoint and write its weights in another format."""
     target, out = plain(cfg.target), build.directory(cfg, "out", "path to write")
     line = export_checkpoint(cfg.checkpoint, out, target, cfg.weights, build.backend_setup(cfg))

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from diffusion_core.common.text import pluralize
 from experiments.config import build
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.sampling.gallery import draw_gallery
 
 
 @command("gallery", result=("gallery.json", "a gallery"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Draw samples with every method, and write images, numbers and the page."""
     page, entries = draw_gallery(build.gallery_setup(cfg), Path(cfg.out))
     methods = pluralize(len({entry.method for entry in entries}), "method")

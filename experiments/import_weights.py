@@ -16,16 +16,14 @@ DDPM's; single options are added as in +process.value_range=[0,1]. The process i
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from diffusion_core.networks.weights import parameter_count
 from experiments.config import build
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.export.importing import describe_process, import_checkpoint
 
 
 @command("import_weights")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Read the weights, check them, and write one checkpoint."""
     setup = build.import_setup(cfg)
     out = build.new_checkpoint_directory(cfg)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
@@ -28,7 +27,7 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.config.build import load_data
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.report.data import write
 from experiments.runtime.progress import Counter
 
@@ -36,7 +35,7 @@ _CLASSES = 64
 
 
 @command("inspect", result=("report.json", "a report"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Read every part, look at it, compare them, and write the page."""
     out = Path(cfg.out)
     for key in ("max_distance", "pairs", "max_compared", "samples"):
@@ -66,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     print(f"page: {write(report, {part: s.histograms for part, s in surveys.items()}, sheets, out)}")
 
 
-def _parts(cfg: DictConfig) -> dict[str, Dataset]:
+def _parts(cfg: Config) -> dict[str, Dataset]:
     """The data sets by part: those that are named, those of the store, or the one that the configuration means."""
     wanted = list(cfg.parts)
     if not wanted and cfg.data.name != "store" and cfg.data.options.get("path", "") is None:
@@ -92,7 +91,7 @@ def _chosen(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def _near(
-    cfg: DictConfig,
+    cfg: Config,
     parts: Mapping[str, Dataset],
     surveys: Mapping[str, Survey],
     chosen: Mapping[str, NDArray[np.int64]],
@@ -120,7 +119,7 @@ def _facts(dataset: Dataset, found: Survey) -> dict[str, Any]:
     }
 
 
-def _store(cfg: DictConfig) -> Path | None:
+def _store(cfg: Config) -> Path | None:
     """The directory of the stores that were read; None of data from elsewhere, whatever store of theirs there is."""
     options, store = cfg.data.options, cfg.data.store
     if cfg.data.name == "store":
@@ -130,12 +129,12 @@ def _store(cfg: DictConfig) -> Path | None:
     return Path(store).expanduser() if store else None
 
 
-def _card(cfg: DictConfig) -> dict[str, Any] | None:
+def _card(cfg: Config) -> dict[str, Any] | None:
     store = _store(cfg)
     return read_json(store / "card.json") if store and (store / "card.json").is_file() else None
 
 
-def _names(cfg: DictConfig, parts: Mapping[str, Dataset]) -> dict[str, list[str]]:
+def _names(cfg: Config, parts: Mapping[str, Dataset]) -> dict[str, list[str]]:
     """What the images of each part are called."""
     root = _store(cfg)
     return {part: read_names(root and root / part, len(dataset)) for part, dataset in parts.items()}
@@ -161,7 +160,7 @@ def _described(
     return {"parts": list(pair), "count": found.count, "nearest": listed}
 
 
-def _sheets(cfg: DictConfig, parts: Mapping[str, Dataset], surveys: Mapping[str, Survey]) -> dict[str, bytes]:
+def _sheets(cfg: Config, parts: Mapping[str, Dataset], surveys: Mapping[str, Survey]) -> dict[str, bytes]:
     """Mean images and drawn images, a row for each class."""
     sheets = {}
     for part, dataset in parts.items():

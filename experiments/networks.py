@@ -12,15 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from experiments.config import build
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.parity.network import NetworkSetup, record_networks
 
 
 @command("networks", result=("network.json", "a record"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Record a network in each precision, and compare it with another record if one is given."""
     spec, backend = build.network_spec(cfg), build.backend_setup(cfg, "float32")
     setup = NetworkSetup(spec, backend, list(cfg.precisions), cfg.gradients, cfg.batch, cfg.other)

@@ -14,8 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
 from diffusion_core.data import read_options
@@ -27,7 +25,7 @@ from diffusion_core.data.square import SquareTransform
 from diffusion_core.runs.run_directory import describe_environment
 from downloads import fetch
 from experiments.config.convert import plain
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.runtime.progress import Counter
 
 __all__ = ["SPLITS"]
@@ -50,7 +48,7 @@ SPLITS = {"none": _unsplit, "stream": _by_stream, "file": _by_file}
 
 
 @command("prepare", options={"split": SPLITS})
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Find or fetch the files, read them, and write the stores and the card."""
     name, options = cfg.data.name, plain(cfg.data.options)
     if name not in SOURCES:

@@ -13,17 +13,15 @@ smaller.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from diffusion_core.optim import make_ema
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.export.averages import reconstruct_ema
 
 
 @command("reconstruct_ema")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Read the snapshots, combine them, and write one checkpoint."""
     build.directory(cfg, "run", "directory of a run or of its snapshots")
     ema, out = make_ema(**plain(cfg.ema)), build.new_checkpoint_directory(cfg)

@@ -11,15 +11,13 @@ network is small. The findings are printed and written to replay-BACKEND-PRECISI
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from experiments.config import build
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.training.replay import replay_step
 
 
 @command("replay")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Read the bundle, compute its step, and print where the first number appears that is not finite."""
     replay = replay_step(cfg.bundle, build.backend_setup(cfg, "float32"), cfg.precision, cfg.images)
     print("\n".join(replay.lines()))

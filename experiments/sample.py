@@ -19,17 +19,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from diffusion_core.common.text import pluralize
 from experiments.config import build
 from experiments.config.convert import to_yaml
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.sampling.run import sample_checkpoint
 
 
 @command("sample", result=("samples.npz", "samples"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Draw samples and write them with figures."""
     setup = build.sampling_setup(cfg)
     result = sample_checkpoint(setup, Path(cfg.out), to_yaml(cfg, setup.choices))

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from experiments.config import build
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.parity.ladder import LadderSetup, record_ladder
 
 
 @command("trace")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Record the backend in each precision, or continue from another framework's record."""
     backend = build.backend_setup(cfg, "float32")
     record_ladder(LadderSetup(backend, list(cfg.precisions), cfg.handover, cfg.whole), Path(cfg.out))

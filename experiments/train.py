@@ -12,24 +12,19 @@ The whole configuration is checked before a framework is loaded and before anyth
 from __future__ import annotations
 
 import math
-from pathlib import Path
-
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.config.entry import command
-from experiments.config.resume_command import run_record
+from experiments.config.entry import Config, command
+from experiments.config.resume_command import output_directory, run_record
 from experiments.training.run import train
 from experiments.training.trackers import TRACKERS, make_tracker
 
 
 @command("train", options={"tracker": TRACKERS})
-def main(cfg: DictConfig) -> float:
+def main(cfg: Config) -> float:
     """Train, sample and write the run directory; return the mean loss of the last logged steps."""
-    hydra = HydraConfig.get()
-    directory, setup = Path(hydra.runtime.output_dir), build.training_setup(cfg)
+    directory, setup = output_directory(), build.training_setup(cfg)
     result = train(
         setup,
         directory,
@@ -37,7 +32,7 @@ def main(cfg: DictConfig) -> float:
         change_objective=cfg.change_objective,
         evaluation=build.final_evaluation(cfg, setup),
         tracker=make_tracker(plain(cfg.tracker)),
-        record=run_record(cfg, hydra, directory, setup.group),
+        record=run_record(cfg, directory, setup.group),
     )
     return math.nan if result is None else result["objective"]
 

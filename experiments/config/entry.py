@@ -26,7 +26,10 @@ from experiments.config.schema import register
 from experiments.config.suggest import check_renamed, nearest_key, register_options
 from experiments.runtime.processes import main_process_prints
 
-__all__ = ["CONFIGS", "command", "one_line_errors"]
+__all__ = ["CONFIGS", "Config", "command", "one_line_errors"]
+
+# A composed configuration. Only this package and the commands handle one.
+Config = DictConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.runtime.distributed import ProcessGroup
@@ -14,14 +15,20 @@ from experiments.config.convert import plain, to_yaml
 from experiments.training.run import RunRecord
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
-__all__ = ["resume_command", "run_record"]
+__all__ = ["output_directory", "resume_command", "run_record"]
 
 
-def run_record(cfg: DictConfig, hydra: HydraConf, directory: Path, group: ProcessGroup) -> RunRecord:
+def output_directory() -> Path:
+    """Return the directory that Hydra made for the running command, `hydra.run.dir`."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def run_record(cfg: DictConfig, directory: Path, group: ProcessGroup) -> RunRecord:
     """Return what a run directory keeps of its command.
 
     That includes the `.hydra` folder that users of Hydra expect; Hydra itself would overwrite that of an earlier run.
     """
+    hydra = HydraConfig.get()
     parts = (("hydra", hydra), ("overrides", hydra.overrides.task))
     files = {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts}
     return RunRecord(
