@@ -175,8 +175,8 @@ def _add_runs(
     else:
         _add_loss(comparison, runs)
     report["samples"] = []
-    for pair in itertools.combinations(runs, 2):
-        _add_samples(comparison, pair, crossed)
+    for a, b in itertools.combinations(runs, 2):
+        _add_samples(comparison, (a, b), crossed, f" ({a.label}, {b.label})" if len(runs) > 2 else "")
     report["cost"] = _cost(runs)
     report["pictures"] = _add_images(comparison, runs[0])
     numbers = _evaluate_digits(comparison, runs)
@@ -230,11 +230,16 @@ def _add_loss(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
     comparison.add_headline("largest relative difference of the loss", largest, note)
 
 
-def _add_samples(comparison: Comparison, pair: tuple[FinishedRun, FinishedRun], crossed: Sequence[Samples]) -> None:
-    """Add the samples of two runs side by side; where both drew from the same weights, they are checked."""
+def _add_samples(
+    comparison: Comparison, pair: tuple[FinishedRun, FinishedRun], crossed: Sequence[Samples], suffix: str
+) -> None:
+    """Add the samples of two runs side by side; samples from the same weights are checked as well.
+
+    `suffix` ends the titles, and tells pairs apart if there are several.
+    """
     a, b = pair
     samples = comparison.report["samples"]
-    for left, right, title in _sample_pairs(pair, crossed):
+    for left, right, title in ((left, right, title + suffix) for left, right, title in _sample_pairs(pair, crossed)):
         if left[0].shape != right[0].shape or not np.array_equal(left[1], right[1]):
             continue
         if left[2]["weights_sha256"] == right[2]["weights_sha256"] and a.has_tolerances:

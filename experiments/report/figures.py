@@ -260,7 +260,9 @@ def _loss_plot(
         kept = np.unique(np.linspace(0, len(x) - 1, _COLUMNS).astype(int))
         means.append(Path(f"line {series[key].mark}{wide[key]}", line(x[kept], axis.position(mean[kept]))))
         ends.append(f"{series[key].title} ends at {number(mean[-1])}")
-    label = f"training loss{', log scale' if axis.log else ''}; mean of {window:,} steps, every step behind it"
+    label = (
+        f"training loss{', log scale' if axis.log else ''}; mean of {pluralize(window, 'step')}, every step behind it"
+    )
     ticks = make_ticks(axis, 5)
     return Plot("tall", "Training loss of every run", "; ".join(ends), label, ticks, x_ticks, [*raw, *means])
 

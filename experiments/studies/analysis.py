@@ -15,7 +15,7 @@ are not: that *all* arms are equivalent is claimed only where every single test 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Equivalence, Paired, compare, holm, pairs_needed
-from experiments.studies.plan import Arm, Metric, Plan
+from experiments.studies.plan import Arm, Metric, Plan, Study
 from experiments.studies.results import Outcome, check_protocol, value
 
 __all__ = ["Comparison", "Finding", "Summary", "analyse"]
@@ -122,38 +122,30 @@ def analyse(plan: Plan, outcomes: Sequence[Outcome]) -> list[Finding]:
 
 def _finding(plan: Plan, metric: Metric, outcomes: Sequence[Outcome]) -> Finding:
     check_protocol(metric, outcomes)
-    found: dict[Arm, dict[int, float]] = {arm: {} for arm in plan.arms}
-    for outcome in outcomes:
-        found[outcome.run.arm][outcome.run.seed] = value(outcome, metric)
-    seeds = plan.study.seeds
-    values = {arm: np.array([of[seed] for seed in seeds]) for arm, of in found.items()}
-    pairs = [_paired(metric, seeds, values, arm, baseline) for arm, baseline in plan.comparisons()]
-    adjusted = holm([math.nan if paired is None else paired.p_value() for *_, paired in pairs])
-    comparisons = []
-    for (arm, baseline, kept, paired), p in zip(pairs, adjusted, strict=True):
-        bound, alpha = metric.bound, plan.study.alpha
-        tested = paired is not None and bound is not None
-        known_std = tested and math.isfinite(paired.std)
-        comparisons.append(
-            Comparison(
-                arm,
-                baseline,
-                kept,
-                len(seeds) - len(kept),
-                paired,
-                p,
-                equivalence=paired.equivalence(bound, alpha) if tested else None,
-                needed=pairs_needed(bound, paired.std, alpha=alpha) if known_std else None,
-                alpha=alpha,
-            )
-        )
-    return Finding(metric, tuple(Summary(arm, of) for arm, of in values.items()), tuple(comparisons))
+    by_run = {(outcome.run.arm, outcome.run.seed): value(outcome, metric) for outcome in outcomes}
+    values = {arm: np.array([by_run[arm, seed] for seed in plan.study.seeds]) for arm in plan.arms}
+    pairs = plan.comparisons()
+    known = [np.isfinite(values[arm]) & np.isfinite(values[baseline]) for arm, baseline in pairs]
+    paired = [
+        compare(values[baseline][both], values[arm][both], metric.scale) if both.any() else None
+        for (arm, baseline), both in zip(pairs, known, strict=True)
+    ]
+    adjusted = holm([math.nan if one is None else one.p_value() for one in paired])
+    comparisons = [
+        _comparison(plan.study, metric, arm, baseline, both, one, p)
+        for (arm, baseline), both, one, p in zip(pairs, known, paired, adjusted, strict=True)
+    ]
+    return Finding(metric, tuple(Summary(arm, own) for arm, own in values.items()), tuple(comparisons))
 
 
-def _paired(
-    metric: Metric, seeds: Sequence[int], values: Mapping[Arm, NDArray[np.float64]], arm: Arm, baseline: Arm
-) -> tuple[Arm, Arm, tuple[int, ...], Paired | None]:
-    a, b = values[baseline], values[arm]
-    both = np.isfinite(a) & np.isfinite(b)
-    kept = tuple(seed for seed, known in zip(seeds, both, strict=True) if known)
-    return arm, baseline, kept, compare(a[both], b[both], metric.scale) if kept else None
+def _comparison(
+    study: Study, metric: Metric, arm: Arm, baseline: Arm, both: NDArray[np.bool_], paired: Paired | None, p: float
+) -> Comparison:
+    """Test the margin of a comparison; `both` marks the seeds for which both arms have a value."""
+    seeds = tuple(seed for seed, known in zip(study.seeds, both, strict=True) if known)
+    equivalence = needed = None
+    if paired is not None and metric.bound is not None:
+        equivalence = paired.equivalence(metric.bound, study.alpha)
+        needed = pairs_needed(metric.bound, paired.std, alpha=study.alpha) if math.isfinite(paired.std) else None
+    missing = len(study.seeds) - len(seeds)
+    return Comparison(arm, baseline, seeds, missing, paired, p, equivalence, needed, study.alpha)

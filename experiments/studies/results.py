@@ -158,10 +158,10 @@ def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
     return found
 
 
-def _in_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:
+def _read_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:
     file = outcome.last(name)
     if file is None:
-        raise DuetError(f"no stage of {outcome.run.arm.name!r} writes {name}")
+        raise DuetError(f"no stage of the arm {outcome.run.arm.name!r} writes {name}")
     node = read_json(file)
     for key in path:
         if not isinstance(node, Mapping) or key not in node:
@@ -181,7 +181,7 @@ def _training_digits() -> Gaussian:
 
 def _digits(outcome: Outcome, path: Sequence[str]) -> object:
     if outcome.samples is None:
-        raise DuetError(f"no stage of {outcome.run.arm.name!r} draws samples")
+        raise DuetError(f"no stage of the arm {outcome.run.arm.name!r} draws samples")
     images, labels, _ = outcome.samples
     outputs = layers(images)
     if path == ["frechet"]:
@@ -190,8 +190,8 @@ def _digits(outcome: Outcome, path: Sequence[str]) -> object:
 
 
 READERS: Mapping[str, Callable[[Outcome, Sequence[str]], object]] = {
-    "result": functools.partial(_in_file, "result.json"),
-    "evaluation": functools.partial(_in_file, "evaluation.json"),
+    "result": functools.partial(_read_file, "result.json"),
+    "evaluation": functools.partial(_read_file, "evaluation.json"),
     "cost": _cost,
     "digits": _digits,
 }
@@ -220,7 +220,10 @@ def value(outcome: Outcome, metric: Metric) -> float:
     if outcome.problem:
         return math.nan
     reader, *path = metric.read.split(".")
-    result = READERS[reader](outcome, path)
+    try:
+        result = READERS[reader](outcome, path)
+    except DuetError as error:
+        raise DuetError(f"study.metrics.{metric.name}.read: {error}") from error
     if _is_evaluated(result):
         result = result["value"]
     if result is None:
