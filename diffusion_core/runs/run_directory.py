@@ -295,6 +295,9 @@ class RunDirectory:
             list(read_metrics(self.metrics))  # a corrupt file is refused before anything is changed
         self._trackers: list[Tracker] = []
 
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r}, resume={self.resume})"
+
     def __enter__(self) -> RunDirectory:
         return self
 

@@ -196,7 +196,7 @@ class Record:
         return numbers | {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NonFiniteStep:
     """A step whose loss or gradient is not finite.
 
@@ -225,6 +225,9 @@ class NonFiniteStep:
     stops_training: bool = False
     micro_batches: int = 1
 
+    def __repr__(self) -> str:
+        return f"NonFiniteStep(images_seen={self.images_seen}, loss={self.loss}, grad_norm={self.grad_norm})"
+
     @property
     def description(self) -> str:
         """The loss, the gradient norm and the moment, as a part of a sentence."""
@@ -232,7 +235,7 @@ class NonFiniteStep:
         return f"the loss is {self.loss} and the gradient norm {self.grad_norm} at {seen} images seen"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ResumeState:
     """What a resumed run needs in addition to the state of its trainer.
 
@@ -246,8 +249,12 @@ class ResumeState:
     skipped: int = 0
     reduced_micro_batch: int | None = None
 
+    def __repr__(self) -> str:
+        history = "None" if self.history is None else f"{int(self.history.counts.sum())} losses"
+        return f"ResumeState(history={history}, skipped={self.skipped}, reduced_micro_batch={self.reduced_micro_batch})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class TrainingCallbacks:
     """Functions that the training loop calls; none of them can change the numbers of the run.
 
@@ -271,6 +278,10 @@ class TrainingCallbacks:
     on_notice: Callable[[str], None] = lambda line: None
     on_non_finite: Callable[[NonFiniteStep], str] = lambda step: ""
     should_stop: Callable[[], bool] = lambda: False
+
+    def __repr__(self) -> str:
+        own = [name for name, value in vars(self).items() if value is not getattr(TrainingCallbacks, name)]
+        return f"TrainingCallbacks({', '.join(own)})"
 
 
 def make_batch(

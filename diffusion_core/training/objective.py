@@ -108,7 +108,7 @@ def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> N
     return (labels + (1 if null_label == 0 else 0)).astype(np.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Objective:
     """The training objective: it turns images into training batches.
 
@@ -187,6 +187,10 @@ class Objective:
         # Computed here so that a mistake is found before training starts.
         _ = self.weights, self.timestep_sampler, self.variational
 
+    def __repr__(self) -> str:
+        process = f"{self.process.prediction} on {self.process.schedule.name}"
+        return f"Objective({process}, distance={self.distance!r}, seed={self.seed})"
+
     @classmethod
     def for_model(cls, model: DiffusionModel, seed: int = 0, **options: Any) -> Objective:
         """Return the objective for a model, from which it takes everything that the network and the process determine.
@@ -207,6 +211,8 @@ class Objective:
             >>> spec = PlainSpec(image_size=8, in_channels=1, out_channels=1, channels=(4,), bottleneck=4)
             >>> model = DiffusionModel(spec, {"name": "cosine", "T": 100}, prediction="v")
             >>> objective = Objective.for_model(model, seed=1, weighting={"name": "min_snr"})
+            >>> objective
+            Objective(v on cosine, distance='mse', seed=1)
             >>> objective.batch(np.zeros((2, 8, 8, 1)), np.zeros(2, int), np.arange(2)).size
             2
         """

@@ -449,3 +449,12 @@ def test_training_options_out_of_range_are_refused(options, message):
 def test_a_stored_batch_has_micro_batches_no_larger_than_those_of_one_process(batch, micro_batch, rank, size, whole):
     config, group = TrainingConfig(batch, batch, micro_batch=micro_batch), ProcessGroup(rank, size)
     assert training._micro_batches_of_whole(config.micro_batches(group), config, Collective(group)) == whole
+
+
+def test_reprs_are_one_short_line():
+    step = NonFiniteStep(8, 4, 2, 0.1, (0.9,), math.nan, 1.0, ADAPTIVE.timestep_sampler.empty_history())
+    state = ResumeState(ADAPTIVE.timestep_sampler.empty_history(), skipped=1)
+    callbacks = TrainingCallbacks(on_log=lambda records, speed: None)
+    assert repr(step) == "NonFiniteStep(images_seen=8, loss=nan, grad_norm=1.0)"
+    assert repr(state) == "ResumeState(history=0 losses, skipped=1, reduced_micro_batch=None)"
+    assert repr(callbacks) == "TrainingCallbacks(on_log)" and repr(OBJECTIVE).startswith("Objective(eps on linear")
