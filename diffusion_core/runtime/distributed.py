@@ -118,7 +118,7 @@ class ProcessGroup:
     def peer_lost(self, reason: str) -> DuetError:
         """Return the error to raise when another process ended or does not answer."""
         return DuetError(
-            f"parallel: process {self.rank} of {self.size} lost contact to another process, which ended or does not "
+            f"parallel: process {self.rank} of {self.size} lost contact with another process, which ended or does not "
             f"answer; the last checkpoint is complete: continue with resume=latest ({reason.strip()[:200]})"
         )
 

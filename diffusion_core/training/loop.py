@@ -340,6 +340,26 @@ def train(
     Raises:
         DuetError: if a loss or a gradient is found not to be finite, unless its update is to be skipped. No checkpoint
             is written after that step, and the trainer holds its state before it.
+
+    Example:
+        The trainer of a backend has more methods; this one computes nothing.
+
+        >>> from diffusion_core.data import Dataset
+        >>> from diffusion_core.diffusion.process import Process
+        >>> from diffusion_core.diffusion.schedule import cosine
+        >>> from diffusion_core.optim import make_ema
+        >>> class Idle:
+        ...     def step(self, batch, lr, decays, micro_batches=1, may_repeat=False):
+        ...         return StepResult(loss=0.5, grad_norm=1.0)
+        >>> data = Dataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, int), ("all",), "zeros")
+        >>> losses = []
+        >>> summary = train(
+        ...     Idle(), Loader(data, seed=0), Objective(Process(cosine(10)), seed=0), LearningRate(1e-3), make_ema(),
+        ...     TrainingConfig(images=32, batch=8),
+        ...     TrainingCallbacks(on_log=lambda records, speed: losses.extend(record.loss for record in records)),
+        ... )
+        >>> losses
+        [0.5, 0.5, 0.5, 0.5]
     """
     loop = _Loop(
         trainer, loader, objective, learning_rate, ema, config,

@@ -108,9 +108,9 @@ def test_only_a_broken_connection_is_a_lost_process(monkeypatch) -> None:
         "[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv",
         "Application timeout caused pair closure",
     ):
-        with pytest.raises(DuetError, match=r"process 0 of 2 lost contact to another process, .* resume=latest"):
+        with pytest.raises(DuetError, match=r"process 0 of 2 lost contact with another process, .* resume=latest"):
             joined(monkeypatch, Sums(RuntimeError(said))).all_reduce([torch.ones(2)])
-    with pytest.raises(DuetError, match="lost contact to another process"):
+    with pytest.raises(DuetError, match="lost contact with another process"):
         joined(monkeypatch, Sums(torch.distributed.DistBackendError("NCCL"))).all_reduce([torch.ones(2)])
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")):
         with pytest.raises(type(error), match=str(error)):

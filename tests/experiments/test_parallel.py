@@ -193,7 +193,7 @@ def test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(t
     code, said = interrupted(backend_name, tmp_path / "run", signal.SIGKILL)
     # Of the one that was killed, or of the one that lost it, whichever is seen to have ended first.
     assert code in (128 + signal.SIGKILL, 2) and "Traceback" not in said, said
-    assert "error: parallel: process 0 of 2 lost contact to another process" in said and "resume=latest" in said
+    assert "error: parallel: process 0 of 2 lost contact with another process" in said and "resume=latest" in said
     assert load_checkpoint(find_checkpoint(tmp_path / "run")).images_seen >= 28
 
 
