@@ -28,7 +28,7 @@ def betas_of(schedule: Schedule) -> np.ndarray:
 
 @pytest.mark.parametrize("T", [2, 50, 1000])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_schedule_is_that_of_diffusers(name: str, T: int) -> None:
+def test_schedules_equal_those_of_diffusers(name: str, T: int) -> None:
     from diffusers import DDPMScheduler
 
     ours, theirs = NAMES[name]
@@ -39,7 +39,7 @@ def test_a_schedule_is_that_of_diffusers(name: str, T: int) -> None:
 
 @pytest.mark.parametrize("T", [2, 50, 1000])
 @pytest.mark.parametrize("name, theirs", [("cosine", "cosine"), ("laplace", "laplace"), ("exponential", "exp")])
-def test_the_betas_of_a_law_are_those_of_diffusers(name: str, theirs: str, T: int) -> None:
+def test_betas_for_alpha_bar_equal_those_of_diffusers(name: str, theirs: str, T: int) -> None:
     from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 
     expected = betas_for_alpha_bar(T, alpha_transform_type=theirs).numpy()
@@ -47,7 +47,7 @@ def test_the_betas_of_a_law_are_those_of_diffusers(name: str, theirs: str, T: in
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zero_terminal_snr_is_that_of_diffusers(name: str) -> None:
+def test_zero_terminal_snr_equals_that_of_diffusers(name: str) -> None:
     from diffusers import DDPMScheduler
 
     ours, theirs = NAMES[name]
@@ -59,7 +59,7 @@ def test_zero_terminal_snr_is_that_of_diffusers(name: str) -> None:
     assert np.abs(make_schedule(name, **ours).alpha ** 2 - schedule.alpha**2).max() > 1e-5
 
 
-def test_the_shift_of_a_straight_line_is_that_of_diffusers() -> None:
+def test_the_flow_shift_equals_that_of_diffusers() -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     schedule = make_schedule("flow", T=1000, shift_from=64, shift_to=192)

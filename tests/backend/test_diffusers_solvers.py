@@ -115,7 +115,7 @@ def sampled(sampler: str, steps: int, **options: Any) -> SamplerPlan:
     ("x0", False, 1), ("x0", False, 2), ("x0", False, 3), ("x0", True, 1), ("x0", True, 2),
     ("eps", False, 1), ("eps", False, 2), ("eps", False, 3), ("eps", True, 1), ("eps", True, 2),
 ])  # fmt: skip
-def test_the_multistep_dpm_solvers(predict, sde, order, kind, steps, monkeypatch):
+def test_multistep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, kind, steps, monkeypatch):
     plan = sampled("dpm_solver", steps, order=order, sde=sde, solver_type=kind, predict=predict)
     algorithm = f"{'sde-' if sde else ''}dpmsolver{'++' if predict == 'x0' else ''}"
     # Their eps forms have no step to clean data: sigma_s e^h is 0 times infinity.
@@ -126,7 +126,7 @@ def test_the_multistep_dpm_solvers(predict, sde, order, kind, steps, monkeypatch
     ) < TOLERANCE  # fmt: skip
 
 
-def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
+def test_the_third_order_sde_of_diffusers_has_another_sign(monkeypatch):
     """Its weight of the second difference is -(k - 1 + e^-k)/k^2 - 1/2 with k = 2h, where the integral of the
     parabola, as in its own deterministic form, gives 1/2 - (k - 1 + e^-k)/k^2: with the sign of 1/2 turned there it
     agrees.
@@ -150,7 +150,7 @@ def test_their_stochastic_third_order_has_a_sign_of_its_own(monkeypatch):
     ("x0", True, 1, 7), ("x0", True, 2, 9), ("x0", True, 2, 10),
     ("eps", False, 1, 7), ("eps", False, 2, 9), ("eps", False, 2, 10), ("eps", False, 3, 9), ("eps", False, 3, 22),
 ])  # fmt: skip
-def test_the_singlestep_dpm_solvers(predict, sde, order, steps, kind, monkeypatch):
+def test_singlestep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, steps, kind, monkeypatch):
     """Where the rows are 2 more than a multiple of 3 theirs takes two steps of first order at the end, ours one row
     earlier two of second.
     """
@@ -166,7 +166,7 @@ def test_the_singlestep_dpm_solvers(predict, sde, order, steps, kind, monkeypatc
 
 @pytest.mark.parametrize("steps", [3, 20])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(order, steps, monkeypatch):
+def test_deis_equals_that_of_diffusers(order, steps, monkeypatch):
     """Theirs has no step to clean data: log(0) in its integrals."""
     plan = sampled("deis", steps, order=order)
     assert difference("DEISMultistepScheduler", plan, monkeypatch, last=False, solver_order=order, **BETAS) < TOLERANCE
@@ -176,7 +176,7 @@ def test_deis(order, steps, monkeypatch):
 @pytest.mark.parametrize("predict", ["x0", "eps"])
 @pytest.mark.parametrize("kind", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order, kind, predict, steps, monkeypatch):
+def test_unipc_equals_that_of_diffusers(order, kind, predict, steps, monkeypatch):
     """Theirs takes the step to clean data with bh2 and x0 alone: B(h) of bh1 and e^h are infinite there."""
     plan = sampled("unipc", steps, order=order, solver_type=kind, predict=predict)
     assert difference(
@@ -185,7 +185,7 @@ def test_unipc(order, kind, predict, steps, monkeypatch):
     ) < TOLERANCE  # fmt: skip
 
 
-def test_unipc_without_its_first_correctors(monkeypatch):
+def test_unipc_without_first_correctors_equals_that_of_diffusers(monkeypatch):
     plan = sampled("unipc", 8, order=2, correct_from=3)
     assert difference(
         "UniPCMultistepScheduler", plan, monkeypatch, solver_order=2, disable_corrector=[0, 1],
@@ -193,7 +193,7 @@ def test_unipc_without_its_first_correctors(monkeypatch):
     ) < TOLERANCE  # fmt: skip
 
 
-def test_their_unipc_of_bh1_ends_in_no_number(monkeypatch):
+def test_unipc_bh1_of_diffusers_ends_in_nan(monkeypatch):
     plan = sampled("unipc", 5, solver_type="bh1")
     options = {"solver_type": "bh1", "final_sigmas_type": "zero", **BETAS}
     assert np.isnan(theirs("UniPCMultistepScheduler", plan, START, monkeypatch, 5, **options)[-1]).all()
@@ -203,7 +203,7 @@ def test_their_unipc_of_bh1_ends_in_no_number(monkeypatch):
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize("predict", ["x0", "eps"])
 @pytest.mark.parametrize("predictor, corrector", [(1, 2), (2, 2), (3, 3), (3, 4), (2, 1)])
-def test_sa_solver(predictor, corrector, predict, steps, monkeypatch):
+def test_sa_solver_equals_that_of_diffusers(predictor, corrector, predict, steps, monkeypatch):
     """Their tau is a function of t, 1 in 200 .. 800; their last level is noisy."""
     ratio = PROCESS.schedule.sigma / PROCESS.schedule.alpha
     middle = [float(ratio[200]) * (1 - 1e-9), float(ratio[800]) * (1 + 1e-9)]
@@ -224,7 +224,7 @@ def _tau(t: Any) -> Any:
 
 @pytest.mark.parametrize("name, skip", [("plms", True), ("pndm", False)])
 @pytest.mark.parametrize("steps", [10, 20])
-def test_pndm(name, skip, steps, monkeypatch):
+def test_pndm_and_plms_equal_those_of_diffusers(name, skip, steps, monkeypatch):
     plan = sampled(name, steps, spacing="leading")
     assert difference("PNDMScheduler", plan, monkeypatch, steps=_pseudo, skip_prk_steps=skip, visits=steps) < TOLERANCE
 
@@ -248,7 +248,7 @@ def _pseudo(
 
 
 @pytest.mark.parametrize("steps", [4, 12])
-def test_the_dpm_solver_of_k_diffusion(steps, monkeypatch):
+def test_dpmpp_sde_equals_that_of_diffusers(steps, monkeypatch):
     plan = sampled("dpmpp_sde", steps, spacing="linspace")
     assert difference("DPMSolverSDEScheduler", plan, monkeypatch, steps=_of_k_diffusion) < TOLERANCE
 
@@ -290,7 +290,7 @@ def _of_k_diffusion(
 
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
 @pytest.mark.parametrize("order, sde", [(1, False), (2, False), (3, False), (1, True), (2, True)])
-def test_the_dpm_solvers_of_edm(order, sde, kind, monkeypatch):
+def test_dpm_solvers_on_edm_equal_those_of_diffusers(order, sde, kind, monkeypatch):
     """With the preconditioning of EDM on its grid: alpha is 1 throughout."""
     ratios = karras(12, 0.002, 80.0)[::-1].copy()
     process = Process(Schedule("karras", np.ones(12), ratios), "edm")
@@ -306,7 +306,7 @@ def test_the_dpm_solvers_of_edm(order, sde, kind, monkeypatch):
     ("dpm_solver_singlestep", "DPMSolverSinglestepScheduler", {"between": "visited"}, {"lower_order_final": True}),
     ("unipc", "UniPCMultistepScheduler", {}, {"final_sigmas_type": "zero"}),
 ])  # fmt: skip
-def test_one_wrong_coefficient_is_noticed(sampler, scheduler, options, same, monkeypatch):
+def test_the_comparison_detects_a_wrong_coefficient(sampler, scheduler, options, same, monkeypatch):
     plan = sampled(sampler, 9, **options)
     assert difference(scheduler, plan, monkeypatch, **same, **BETAS) < TOLERANCE
     for table in ("state", "denoised"):

@@ -171,12 +171,12 @@ def largest_difference(case: Case, monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_states_are_those_of_diffusers(name, monkeypatch):
+def test_states_equal_those_of_diffusers(name, monkeypatch):
     case = CASES[name]
     assert largest_difference(case, monkeypatch) <= case.within
 
 
-def test_one_wrong_number_is_noticed(monkeypatch):
+def test_the_comparison_detects_a_wrong_number(monkeypatch):
     case = CASES["Heun"]
     c_out = case.plan.c_out.copy()
     c_out[5] *= 1 + 1e-6
@@ -189,7 +189,7 @@ def of_one_picture(plan: SamplerPlan, rows: int) -> tuple[np.ndarray, np.ndarray
     return x0, plan.alpha[rows] * x0 + plan.sigma[rows] * eps
 
 
-def test_ddim_of_diffusers_leads_past_levels_that_are_not_equally_spaced():
+def test_ddim_of_diffusers_ignores_unequal_spacing():
     """The level to go to is t - T // N there, whichever level is visited next (trap 9 of the notes on traps)."""
     import torch
     from diffusers import DDIMScheduler
@@ -208,7 +208,7 @@ def test_ddim_of_diffusers_leads_past_levels_that_are_not_equally_spaced():
     assert np.abs(theirs - ours).max() > 0.02
 
 
-def test_ddpm_of_diffusers_ends_in_noise_where_spacing_is_trailing():
+def test_ddpm_of_diffusers_ends_noisy_with_trailing_spacing():
     """It adds noise wherever t > 0, and the last t of trailing spacing is above 0 (trap 2)."""
     import torch
     from diffusers import DDPMScheduler
@@ -223,7 +223,7 @@ def test_ddpm_of_diffusers_ends_in_noise_where_spacing_is_trailing():
     assert not plan.is_noisy[-1]
 
 
-def test_churn_of_diffusers_raises_the_level_after_it_was_looked_at():
+def test_churn_of_diffusers_raises_the_level_after_its_evaluation():
     """The network is asked at sigma, then noise is added and its answer taken for that at the raised sigma, so that
     the exact eps no longer gives the picture. Rows of ours look at the raised level.
     """

@@ -30,7 +30,7 @@ def log_ratio(schedule, t):
 
 @EACH
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(-8, 8))
-def test_noise_rises_with_t_and_t_is_found_again(name, a, b, shift):
+def test_noise_rises_with_t_and_can_be_inverted(name, a, b, shift):
     schedule = make_schedule(name, log_snr_shift=shift)
     low, high = schedule.span
     t = np.clip(low + np.sort([a, b]) * (high - low), low, high)
@@ -55,7 +55,7 @@ def test_continuous_schedules_have_the_members_of_tables(name):
             getattr(MADE[name], words)
 
 
-def test_known_numbers():
+def test_published_values():
     # Karras et al., table 1, for the VP SDE: sigma(t)^2 = exp(beta_d t^2/2 + beta_min t) - 1; at t = 1 exp(10.05) - 1.
     alpha, sigma = MADE["vp_sde"]([1.0, 1e-3])
     assert (sigma / alpha) == pytest.approx([math.sqrt(math.expm1(10.05)), math.sqrt(math.expm1(1.0995e-4))], rel=1e-12)
@@ -69,7 +69,7 @@ def test_known_numbers():
     assert MADE["flow_continuous"](1.0)[0] == 0 and MADE["flow_continuous"].log_ratio_range[1] == np.inf
 
 
-def test_the_linear_schedule_tends_to_the_sde():
+def test_the_linear_schedule_converges_to_vp_sde():
     """beta_i = beta(t)/T: what is between the two falls as 1/T."""
     errors = []
     for T in (500, 1000, 2000):
@@ -81,7 +81,7 @@ def test_the_linear_schedule_tends_to_the_sde():
 
 @EACH
 @pytest.mark.parametrize("by", [-3.0, 1.2])
-def test_a_shift_moves_the_log_snr_and_nothing_else(name, by):
+def test_a_shift_changes_the_log_snr_only(name, by):
     schedule, shifted = MADE[name], make_schedule(name, log_snr_shift=by)
     t = schedule.even_timesteps(50)
     np.testing.assert_allclose(-2 * log_ratio(shifted, t), -2 * log_ratio(schedule, t) + by, rtol=0, atol=1e-12)
@@ -113,7 +113,7 @@ def test_spacings_in_continuous_time(name, steps):
 
 @EACH
 @pytest.mark.parametrize("grid", GRIDS)
-def test_grids_end_at_the_ends_of_the_schedule_and_start_at_a_hundred_at_most(name, grid):
+def test_grids_lie_within_the_schedule_and_start_at_most_at_100(name, grid):
     low, high = np.exp(MADE[name].log_ratio_range)
     r = np.exp(log_ratio(MADE[name], make_timesteps(MADE[name], 9, grid)))
     assert np.all(np.diff(r) < 0)

@@ -76,7 +76,7 @@ def test_a_row_of_order_three_integrates_a_parabola_exactly():
         assert plan.state[i, 0, 0] == pytest.approx(plan.sigma[i + 1] / plan.sigma[i], rel=1e-14)
 
 
-def test_the_stochastic_row_of_order_three_integrates_a_parabola_exactly():
+def test_the_sde_of_order_three_integrates_a_parabola_exactly():
     """The variation of constants of the SDE has e^(2 lambda) under the integral."""
     plan = dpm_solver(Process(linear(), "v"), 12, 3, sde=True, solver_type="exact", lower_order_final=False, clip=None)
     half = np.log(plan.alpha[:-1] / plan.sigma[:-1])
@@ -91,7 +91,7 @@ def test_the_stochastic_row_of_order_three_integrates_a_parabola_exactly():
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"flow"}))
-def test_the_first_order_is_ddim(name):
+def test_order_one_equals_ddim(name):
     process = Process(make_schedule(name), "v")
     if process.schedule.alpha[-1] == 0:
         return
@@ -100,7 +100,7 @@ def test_the_first_order_is_ddim(name):
     np.testing.assert_allclose(one.denoised, other.denoised, rtol=1e-9, atol=1e-12)
 
 
-def test_the_stochastic_form_has_the_mean_and_variance_of_the_data():
+def test_the_sde_has_the_mean_and_variance_of_the_data():
     """Moments carried exactly through the linear recurrence of (x, D, D_-1), from the exact ones at its first level."""
     plan = dpm_solver(Process(uniform_log_snr(4097), "v"), 257, 2, sde=True, clip=None)
     alpha, sigma = plan.alpha, plan.sigma
@@ -122,7 +122,7 @@ def test_the_stochastic_form_has_the_mean_and_variance_of_the_data():
 
 @pytest.mark.parametrize("sde", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_every_number_of_steps_is_finite_and_ends_at_the_estimate(order, sde):
+def test_plans_are_finite_and_end_at_the_estimate(order, sde):
     for name in ("linear", "cosine", "sigmoid"):
         for steps in range(1, 51):
             plan = dpm_solver(Process(make_schedule(name), "v"), steps, order, sde)
@@ -131,7 +131,7 @@ def test_every_number_of_steps_is_finite_and_ends_at_the_estimate(order, sde):
             np.testing.assert_array_equal(plan.denoised[-1, 0], [1.0] + [0.0] * (plan.history - 1))
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_options_are_errors():
     process = Process(linear(), "eps")
     for options, words in (
         ({"order": 4}, "sampler.order: 4 was given; it must be 1, 2 or 3"),

@@ -50,7 +50,7 @@ def test_a_sample_is_the_same_in_any_batch():
     assert np.abs(together[0] - together[4]).max() > 0.01
 
 
-def test_progress_and_watch():
+def test_progress_and_step_callback():
     seen, rows = [], []
     pictures(
         np.zeros(5, int),
@@ -61,7 +61,7 @@ def test_progress_and_watch():
     assert seen == [2, 4, 5] and rows == [2, 2, 2]
 
 
-def test_no_labels_give_no_pictures():
+def test_no_labels_give_no_images():
     assert pictures(np.zeros(0, int)).shape == (0, *SHAPE)
 
 
@@ -85,7 +85,7 @@ def test_labels_are_checked_against_the_network():
     np.testing.assert_array_equal(check_labels([5, 6], BLIND, PLAN, has_guide=True), [0, 0])
 
 
-def test_a_guide_leads_every_batch():
+def test_a_guide_guides_every_batch():
     def led(label, **options):
         guide = partial(reference.forward, PROGRAM, {name: 0.5 * value for name, value in WEIGHTS.items()})
         return pictures(np.full(3, label), guidance=Guidance(guide=guide), **options)

@@ -62,7 +62,7 @@ def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABE
 # Where it starts
 
 
-def test_strength_is_the_share_of_the_rows_that_are_run():
+def test_strength_is_the_fraction_of_rows():
     plan = ddim(PROCESS, 10)
     assert [start_row(plan, s) for s in (1.0, 0.5, 0.1, 1e-9)] == [0, 5, 9, 9]
     for wrong in (0.0, 1.01, -1.0, float("nan")):
@@ -70,7 +70,7 @@ def test_strength_is_the_share_of_the_rows_that_are_run():
             start_row(plan, wrong)
 
 
-def test_the_tail_of_a_plan_goes_on_as_the_whole():
+def test_the_tail_of_a_plan_continues_like_the_full_plan():
     plan, seen = ddim(PROCESS, 6), {}
     whole = drawn(plan, callback=StepCallback(lambda row, x, estimate: seen.update({row: x})))
     later = replace(image_to_image(plan.tail(4), PICTURES, 5), start=seen[3])
@@ -85,7 +85,7 @@ def test_the_tail_of_a_plan_goes_on_as_the_whole():
 RAMP = {"first": 1, "last": 4}
 
 
-def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
+def test_a_tail_with_dependent_rows_is_a_new_plan():
     for make in (
         lambda **o: dpm_solver(PROCESS, **{"steps": 10, **o}),
         lambda **o: dpm_solver(PROCESS, **{"steps": 10, "order": 3, "spacing": "karras", **o}),
@@ -115,7 +115,7 @@ def test_a_tail_whose_rows_need_earlier_ones_begins_anew():
     ("dpmpp_sde", {}),
     ("dpm_solver_singlestep", {"order": 3}),
 ])  # fmt: skip
-def test_a_tail_of_steps_of_several_rows_starts_at_the_nearest_step(name, options):
+def test_a_tail_starts_at_the_nearest_step(name, options):
     process = Process(make_schedule("flow"), "v") if name == "flow_heun" else PROCESS
     for steps in (2, 9):  # the first step is all that there is beside the last one, or there are more
         make = partial(make_plan, process, name, steps=steps, **options)
@@ -132,7 +132,7 @@ def test_a_tail_of_steps_of_several_rows_starts_at_the_nearest_step(name, option
     assert moved
 
 
-def test_a_tail_that_begins_anew_has_the_levels_at_which_steps_start():
+def test_a_new_tail_has_the_timesteps_at_which_steps_start():
     for name, more in (("plms", 1), ("pndm", 9)):
         make = partial(make_plan, PROCESS, name, steps=10)
         whole, levels = make(), make_plan(PROCESS, "ddim", steps=10).t
@@ -143,11 +143,11 @@ def test_a_tail_that_begins_anew_has_the_levels_at_which_steps_start():
             np.testing.assert_array_equal(begun.t, make_plan(PROCESS, name, steps=None, spacing=kept.tolist()).t)
 
 
-def test_levels_fall_below_all_before_them():
+def test_decreasing_timesteps_are_below_all_before_them():
     assert decreasing_timesteps(np.array([9, 7, 7, 8, 7.5, 3, 5, 2])) == [9, 7, 3, 2]
 
 
-def test_image_to_image_from_noise_alone_is_plain_sampling():
+def test_image_to_image_from_pure_noise_is_plain_sampling():
     process = Process(make_schedule("linear", zero_terminal_snr=True), "v")
     for make in (ddim, partial(ddpm, variance="fixed_large")):
         plan = make(process, 5, spacing="trailing")
@@ -168,7 +168,7 @@ def test_image_to_image_starts_at_the_level_of_its_row():
 
 
 @pytest.mark.parametrize("mix", ["lerp", "slerp"])
-def test_the_ends_of_an_interpolation_are_the_pictures_own(mix):
+def test_the_ends_of_an_interpolation_are_the_two_images(mix):
     plan, pair = ddim(PROCESS, 8).tail(4), np.arange(2)
     first, second = (add_start_noise(plan, PICTURES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
     edit = interpolate(plan, first, second, 5, mix)
@@ -181,7 +181,7 @@ def test_the_ends_of_an_interpolation_are_the_pictures_own(mix):
     np.testing.assert_allclose(frames[[0, 5]], drawn(plan, alone, labels=np.zeros(2, int)), rtol=0, atol=1e-12)
 
 
-def test_a_line_keeps_the_level_of_two_pictures_with_one_noise():
+def test_lerp_keeps_the_noise_level_of_images_with_the_same_noise():
     plan = ddim(PROCESS, 8).tail(4)
     first, second = (add_start_noise(plan, PICTURES[[k]], np.zeros(1, int), 5) for k in (0, 1))
     middle = interpolate(plan, first, second, 3).start[1]
@@ -189,7 +189,7 @@ def test_a_line_keeps_the_level_of_two_pictures_with_one_noise():
     np.testing.assert_allclose(noise, Stream(5, "sample/start").normal([0], SHAPE)[0], atol=1e-13)
 
 
-def test_an_arc_has_equal_angles_and_keeps_the_length():
+def test_slerp_has_equal_angles_and_keeps_the_length():
     a, b = (Stream(k, "arc").normal([0], (8, 8, 1)) for k in (1, 2))
     b *= np.linalg.norm(a) / np.linalg.norm(b)
     points = [slerp(a, b, np.full((1, 1, 1, 1), s)) for s in np.linspace(0, 1, 5)]
@@ -201,7 +201,7 @@ def test_an_arc_has_equal_angles_and_keeps_the_length():
     np.testing.assert_array_equal(slerp(a, 0 * a, half), 0.5 * a)
 
 
-def test_an_interpolation_that_is_none_is_refused():
+def test_invalid_interpolations_are_errors():
     with pytest.raises(DuetError, match="count: 1 was given"):
         interpolate(ddim(PROCESS, 4), PICTURES, PICTURES, 1)
     with pytest.raises(DuetError, match=r"mix: 'slurp' was given; .* Did you mean 'slerp'"):
@@ -213,7 +213,7 @@ def test_an_interpolation_that_is_none_is_refused():
 LEFT = (np.arange(4) < 2)[None, :, None]
 
 
-def test_what_is_known_is_kept_exactly_and_the_rest_is_sampled():
+def test_inpainting_keeps_the_known_part_exactly():
     for plan in (ddim(PROCESS, 4), repaint(PROCESS, 5, jump=2, resamples=2)):
         painted = drawn(plan, inpaint(plan, PICTURES, LEFT), batch=3)
         np.testing.assert_array_equal(painted[:, :, :2], PICTURES[:, :, :2])
@@ -222,7 +222,7 @@ def test_what_is_known_is_kept_exactly_and_the_rest_is_sampled():
         np.testing.assert_array_equal(everything, drawn(plan))
 
 
-def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
+def test_the_known_part_has_the_noise_of_each_level():
     plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
     many = np.repeat(PICTURES[:1], 300, axis=0)
     edit = inpaint(plan, many, np.ones((1, 1, 1)))
@@ -240,7 +240,7 @@ def test_what_is_known_has_the_noise_of_the_level_that_a_row_leads_to():
     (np.ones((3, 4, 1)), r"mask: its shape is \(3, 4, 1\), but the images are \(4, 4, 1\)"),
     (np.full((4, 4, 1), 0.5), "mask: it must be 1 where the image is known"),
 ])  # fmt: skip
-def test_a_mask_that_is_none_is_refused(mask, words):
+def test_invalid_masks_are_errors(mask, words):
     with pytest.raises(DuetError, match=words):
         inpaint(ddim(PROCESS, 4), PICTURES, mask)
 
@@ -258,7 +258,7 @@ def rows_of(plan: SamplerPlan, whole: SamplerPlan) -> list[int]:
     return [whole.t.tolist().index(t) for t in plan.t]
 
 
-def test_stretches_are_gone_through_as_often_as_is_said():
+def test_resampling_repeats_each_block():
     four, five = ddpm(PROCESS, 4), ddpm(PROCESS, 5)
     assert rows_of(add_resampling(four, 1, 3), four) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
     assert rows_of(add_resampling(five, 2, 2), five) == [0, 1, 0, 1, 2, 3, 2, 3, 4]
@@ -268,7 +268,7 @@ def test_stretches_are_gone_through_as_often_as_is_said():
     assert add_resampling(ddpm(PROCESS, 250), 10, 10).rows == 250 + 9 * 10 * 24
 
 
-def test_a_jump_without_its_noise_is_noticed():
+def test_a_jump_without_its_noise_is_an_error():
     plan = add_resampling(ddim(PROCESS, 5, eta=0.3), 2, 2)
     noise = plan.noise.copy()
     assert noise[1] > 0.5  # it goes back up
@@ -284,7 +284,7 @@ def test_a_jump_without_its_noise_is_noticed():
     (dpm_solver(PROCESS, 5), 2, 2, "resampling: .* its rows depend on earlier ones; use ddpm or ddim"),
     (ddpm(PROCESS, 5, variance="learned_range"), 2, 2, "resampling: .* its variance is learned"),
 ])  # fmt: skip
-def test_resampling_that_does_not_fit_is_refused(plan, jump, resamples, words):
+def test_invalid_resampling_is_an_error(plan, jump, resamples, words):
     with pytest.raises(DuetError, match=words):
         add_resampling(plan, jump, resamples)
 
@@ -319,7 +319,7 @@ def ancestral(steps: int) -> SamplerPlan:
     return ddpm(PROCESS, steps, "fixed_large", "linspace", clip=None)
 
 
-def test_resampling_approaches_the_condition_and_replacement_does_not():
+def test_resampling_converges_to_the_conditional_distribution():
     mean, variance = CONDITIONAL
     errors = []
     for times in (1, 2, 5, 20, 40):
@@ -338,7 +338,7 @@ def test_the_small_variance_is_too_small_for_resampling():
     assert painted_moments(add_resampling(small, 1, 20))[1] < 0.75 * CONDITIONAL[1]
 
 
-def test_the_executor_paints_as_the_moments_say(monkeypatch):
+def test_the_reference_backend_inpaints_with_the_predicted_moments(monkeypatch):
     count, plan = 4000, add_resampling(ancestral(20), 2, 3)
 
     def exact_eps(
@@ -360,7 +360,7 @@ def test_the_executor_paints_as_the_moments_say(monkeypatch):
     assert got[:, 0, 1].var() == pytest.approx(variance, rel=5 * np.sqrt(2 / count))
 
 
-def test_repaint_by_name():
+def test_repaint_is_made_by_name():
     plan = make_plan(PROCESS, "repaint", steps=20, jump=4, resamples=3)
     by_hand = add_resampling(ddpm(PROCESS, 20, "fixed_large"), 4, 3)
     for name, table in by_hand.tables().items():

@@ -19,7 +19,7 @@ TIMESTEP_SAMPLERS = [(0.1, 2.0), (0.0, 1.0), (0.9, 0.4), (1.0, 0.05)]
 
 
 @pytest.mark.parametrize("level", TIMESTEP_SAMPLERS)
-def test_the_estimate_is_the_mean_of_what_could_have_been(level):
+def test_the_estimate_is_the_posterior_mean(level):
     alpha, sigma = level
     x0 = np.linspace(-6, 6, 40001)
     for data in (NORMAL, TWO_NORMALS):
@@ -34,7 +34,7 @@ def test_the_estimate_is_the_mean_of_what_could_have_been(level):
             )
 
 
-def test_the_flow_of_one_normal_has_a_closed_form():
+def test_the_flow_of_one_normal_has_its_closed_form():
     (mean,), (spread,) = NORMAL.means, NORMAL.spreads
     for start in TIMESTEP_SAMPLERS:
         for end in TIMESTEP_SAMPLERS:
@@ -43,7 +43,7 @@ def test_the_flow_of_one_normal_has_a_closed_form():
             np.testing.assert_allclose(NORMAL.follow(POINTS, start, end), wanted, rtol=0, atol=1e-10)
 
 
-def test_the_flow_of_two_normals_keeps_the_share_of_what_lies_below():
+def test_the_flow_preserves_quantiles():
     """A flow of one pixel keeps its order, so each point stays the same quantile."""
     from scipy.stats import norm
 
@@ -57,11 +57,11 @@ def test_the_flow_of_two_normals_keeps_the_share_of_what_lies_below():
         np.testing.assert_allclose(below(moved, end), below(POINTS, TIMESTEP_SAMPLERS[0]), rtol=0, atol=1e-10)
 
 
-def test_the_order_of_a_method_of_first_order():
+def test_ddim_has_fitted_order_one():
     assert fitted_order(lambda n: ddim(PROCESS, n, spacing=GRID, clip=None), [32, 64, 128]) == pytest.approx(1, abs=0.1)
 
 
-def test_one_wrong_coefficient_takes_the_order_away():
+def test_a_wrong_coefficient_destroys_the_order():
     def wrong(steps):
         plan = ddim(PROCESS, steps, spacing=GRID, clip=None)
         return replace(plan, denoised=1.01 * plan.denoised, preserves="nothing")

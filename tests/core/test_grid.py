@@ -22,7 +22,7 @@ def ratios(spacing, steps=9, schedule=None):
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("schedule", [linear(), cosine()], ids=lambda s: s.name)
-def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
+def test_grids_fall_from_the_noisiest_to_the_least_noisy_level(name, schedule):
     r = ratios(name, 12, schedule)
     assert np.all(np.diff(r) < 0)
     # Both tables end above r = 100, where grids start unasked.
@@ -30,7 +30,7 @@ def test_a_grid_falls_from_the_noisiest_level_to_the_cleanest(name, schedule):
     assert make_timesteps(schedule, 1, name) == pytest.approx(schedule.t_at_log_ratio([np.log(100.0)]))
 
 
-def test_steps_are_equal_in_what_each_grid_names():
+def test_each_grid_has_equal_steps_in_its_own_variable():
     np.testing.assert_allclose(np.diff(ratios("karras") ** (1 / 7), 2), 0, atol=1e-9)
     np.testing.assert_allclose(np.diff(ratios({"name": "karras", "rho": 3.0}) ** (1 / 3), 2), 0, atol=1e-9)
     for name in ("exponential", "log_snr", "polyexponential"):
@@ -43,7 +43,7 @@ def test_steps_are_equal_in_what_each_grid_names():
     np.testing.assert_allclose(np.diff(ratios({"name": "beta", "a": 1.0, "b": 1.0}), 2), 0, atol=1e-9)
 
 
-def test_the_grid_of_edm_has_its_published_ends_and_middle():
+def test_the_karras_grid_has_its_published_values():
     # Karras et al., eq. 5, with sigma 80 .. 0.002 and rho 7, worked out by hand for N = 3.
     middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
     got = ratios({"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}, 3)
@@ -51,7 +51,7 @@ def test_the_grid_of_edm_has_its_published_ends_and_middle():
     assert middle == pytest.approx(2.5152, abs=1e-4)
 
 
-def test_the_table_is_visited_as_before():
+def test_spacings_without_grid_use_the_table():
     for spacing in [*SPACINGS, [900, 40, 3], None]:
         np.testing.assert_array_equal(
             make_timesteps(linear(), 3 if spacing else None, spacing),
@@ -62,7 +62,7 @@ def test_the_table_is_visited_as_before():
     )
 
 
-def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
+def test_a_plan_on_a_grid_evaluates_at_fractional_t():
     plan = ddim(Process(linear(), "v"), 6, spacing="karras", clip=None)
     np.testing.assert_allclose(plan.sigma[:-1] / plan.alpha[:-1], ratios("karras", 6), rtol=1e-12)
     assert np.any(plan.t != np.floor(plan.t))
@@ -83,12 +83,12 @@ def test_a_plan_stands_on_the_grid_and_the_network_is_told_fractional_t():
     (0, "karras", "sampler.steps: 0 was given"),
     (None, "karras", "sampler.steps: None was given"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(steps, spacing, words):
+def test_invalid_grids_are_errors(steps, spacing, words):
     with pytest.raises(DuetError, match=words):
         make_timesteps(linear(), steps, spacing)
 
 
-def test_a_schedule_without_signal_at_its_end_has_grids_too():
+def test_schedules_that_end_without_signal_have_grids():
     assert ratios("karras", 5, flow())[0] == pytest.approx(100)
     r = ratios({"name": "karras", "sigma_max": 50.0}, 5, flow())
     assert r[0] == pytest.approx(50)

@@ -51,7 +51,7 @@ def test_a_converted_weight_gives_the_same_output(name, w):
     assert FORMULAS["from_null"](convert(w, name), c, u) == pytest.approx(FORMULAS[name](w, c, u), abs=1e-14)
 
 
-def test_a_plan_takes_any_convention():
+def test_plans_take_weights_in_any_convention():
     plans = [make_plan(PROCESS, "ddim", steps=5, guidance_scale=w, guidance_convention=name)
              for name, w in (("from_null", 3.5), ("from_class", 2.5), ("difference", 2.5))]  # fmt: skip
     for plan in plans:
@@ -60,7 +60,7 @@ def test_a_plan_takes_any_convention():
     assert not unguided.is_guided.any()
 
 
-def test_weights_are_one_or_one_per_row_or_a_ramp():
+def test_weights_are_one_number_one_per_row_or_a_ramp():
     np.testing.assert_array_equal(per_row(2, 3), [2, 2, 2])
     np.testing.assert_array_equal(per_row([1, 0, 3], 3), [1, 0, 3])
     np.testing.assert_allclose(per_row({"first": 1, "last": 4}, 4), [1, 2, 3, 4], rtol=1e-15)
@@ -68,12 +68,12 @@ def test_weights_are_one_or_one_per_row_or_a_ramp():
 
 
 @pytest.mark.parametrize("weight", [{"first": 1}, {"first": 1, "last": 2, "middle": 3}, {"first": "a", "last": 1}])
-def test_a_ramp_that_is_none_is_refused(weight):
+def test_invalid_weights_are_errors(weight):
     with pytest.raises(DuetError, match=r"sampler.guidance_scale: .* or a ramp such as \{first: 1, last: 4\}"):
         per_row(weight, 3)
 
 
-def test_an_unknown_convention_is_refused():
+def test_an_unknown_convention_is_an_error():
     with pytest.raises(DuetError, match=r"sampler.guidance_convention: 'from_nul' .* Did you mean 'from_null'"):
         make_plan(PROCESS, "ddim", guidance_scale=2.0, guidance_convention="from_nul")
 
@@ -92,7 +92,7 @@ def test_weight_0_is_without_the_class_and_weight_1_needs_one_evaluation(monkeyp
         assert len(evaluations) == count
 
 
-def test_outside_the_interval_the_class_alone_counts():
+def test_outside_the_interval_the_weight_is_one():
     ratio = PLAN.sigma[:-1] / PLAN.alpha[:-1]
     plan = PLAN.with_guidance(3.0, interval=[ratio[2], ratio[1]])
     np.testing.assert_array_equal(plan.guidance_scale, [1, 3, 3, 1])
@@ -103,7 +103,7 @@ def test_outside_the_interval_the_class_alone_counts():
     assert not PLAN.with_guidance(1.0, interval=[1e-9, 1e-6]).is_guided.any()
 
 
-def test_the_whole_rescaling_gives_each_image_the_spread_of_its_class():
+def test_full_rescaling_restores_the_std_of_the_class_output():
     one = ddim(PROCESS, 1).with_guidance(6.0, rescale=1.0)
     # One row whose register becomes F itself.
     plan = replace(one, c_skip=np.zeros(1), c_out=np.ones(1), state=np.zeros((1, 1, 1)), clip=None, preserves="nothing")
@@ -114,7 +114,7 @@ def test_the_whole_rescaling_gives_each_image_the_spread_of_its_class():
     assert np.all(np.abs(unscaled / spread - 1) > 0.01)
 
 
-def test_a_network_that_leads_away_from_itself_is_not_guided():
+def test_autoguidance_by_the_network_itself_changes_nothing():
     itself = partial(reference.forward, cases.PARITY.program, WEIGHTS)
     np.testing.assert_allclose(sampled(PLAN.with_guidance(5.0), guide=itself), sampled(PLAN), rtol=0, atol=1e-12)
     weaker = partial(reference.forward, cases.PARITY.program, {name: 0.7 * v for name, v in WEIGHTS.items()})
@@ -143,7 +143,7 @@ def followed(plan: SamplerPlan, label: int, **led: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0, 4.0])
-def test_guidance_moves_a_normal_by_the_weight(monkeypatch, weight):
+def test_guidance_shifts_a_normal_by_the_weight(monkeypatch, weight):
     """D of N(m, s^2) is affine in m, so leading from N(u, s^2) to N(c, s^2) samples N(u + w (c - u), s^2) exactly."""
     monkeypatch.setattr(reference, "forward", exactly(CLASSES))
     guided = followed(EXACT.with_guidance(weight), 0, guide=partial(exactly({0: CLASSES[1]}), None, None))
@@ -159,7 +159,7 @@ def slope_of_class(x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarra
     return alpha * (of_class - of_both) / sigma**2
 
 
-def test_the_exact_classifier_turns_sampling_of_both_into_sampling_of_the_class(monkeypatch):
+def test_an_exact_classifier_turns_unconditional_into_conditional_sampling(monkeypatch):
     unconditional = {0: CLASSES[2], 1: CLASSES[2]}
     for label in (0, 1):
         monkeypatch.setattr(reference, "forward", exactly(CLASSES))
@@ -184,7 +184,7 @@ MODEL = DiffusionModel(SPEC, {"name": "linear"}, "eps")
     MODEL, replace(MODEL, spec=replace(SPEC, channels=4)), replace(MODEL, spec=replace(SPEC, num_classes=0)),
     replace(MODEL, schedule={"name": "linear", "T": 1000}),
 ])  # fmt: skip
-def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
+def test_a_guide_with_the_same_images_process_and_classes_is_accepted(guide):
     MODEL.check_guide(guide, MODEL.plan("ddim", guidance_scale=2.0))
 
 
@@ -198,6 +198,6 @@ def test_a_guide_of_the_same_images_process_and_classes_fits(guide):
     ({"time_scale": 0.5}, "guide: .* time_scale 0.5"),
     ({"value_range": (0.0, 1.0)}, "guide: .* values 0 to 1"),
 ])  # fmt: skip
-def test_another_guide_is_refused(changes, words):
+def test_a_guide_with_other_images_process_or_classes_is_an_error(changes, words):
     with pytest.raises(DuetError, match=words):
         MODEL.check_guide(replace(MODEL, **changes), MODEL.plan("ddim", guidance_scale=2.0))

@@ -16,7 +16,7 @@ PROCESSES = {"eps": Process(linear(), "eps"), "v": Process(cosine(), "v"), "flow
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_rows_for_the_next_level(name):
+def test_rows_with_ask_next(name):
     """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps with eps of the network at s, D or not."""
     process = PROCESSES[name]
     plan = ddim_inversion(process, 10)
@@ -35,7 +35,7 @@ def test_the_rows_for_the_next_level(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_rows_for_the_current_level_are_ddim_upwards(name):
+def test_rows_with_ask_current_are_ddim_upwards(name):
     """A row up and the row of DDIM down undo each other, for one and the same estimate."""
     process = PROCESSES[name]
     up, down = ddim_inversion(process, 10, "current"), ddim(process, 10)
@@ -51,7 +51,7 @@ def test_the_rows_for_the_current_level_are_ddim_upwards(name):
 
 @pytest.mark.parametrize("ask", ["next", "current"])
 @pytest.mark.parametrize("data", [NORMAL, TWO_NORMALS])
-def test_up_is_the_probability_flow_and_of_first_order(ask, data):
+def test_inversion_follows_the_probability_flow_at_first_order(ask, data):
     process = Process(linear(), "v")
 
     def error(steps):
@@ -77,7 +77,7 @@ def exactly_at_the_next(plan, data):
 
 
 @pytest.mark.parametrize("ask", ["next", "current"])
-def test_up_and_down_is_the_picture_again(ask):
+def test_ddim_after_inversion_returns_the_image(ask):
     """The distance to it falls with the number of steps."""
     process, start = Process(linear(), "v"), np.linspace(-1, 1, 9)
 
@@ -97,13 +97,13 @@ def test_up_and_down_is_the_picture_again(ask):
     ({"ask": "current", "steps": 1}, "use at least 2, or ask=next"),
     ({"steps": 0}, "sampler.steps: 0"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(options, words):
+def test_invalid_options_are_errors(options, words):
     with pytest.raises(DuetError, match=words):
         ddim_inversion(PROCESSES["v"], **options)
 
 
 @pytest.mark.parametrize("ask", ["next", "current"])
-def test_every_number_of_steps_is_finite(ask):
+def test_plans_are_finite_for_any_number_of_steps(ask):
     for process in PROCESSES.values():
         for steps in range(1 if ask == "next" else 2, 51):
             ddim_inversion(process, steps, ask)

@@ -39,12 +39,12 @@ def assert_distributed(t: np.ndarray, cumulative: np.ndarray) -> None:
     assert np.sum((counts - share * len(t))[held] ** 2 / (share * len(t))[held]) < 43.8
 
 
-def test_every_law_is_drawn_here():
+def test_every_distribution_is_tested():
     assert {law["name"] for law in LAWS} == TIMESTEP_SAMPLERS.keys()
 
 
 @pytest.mark.parametrize("steps, first_t", [(2, 0), (3, 0), (1000, 0), (1000, 1), (1000, 999), (4000, 7)])
-def test_uniform_levels_are_whole_numbers_of_the_stream(steps, first_t):
+def test_uniform_timesteps_are_integers_of_the_stream(steps, first_t):
     """Bit by bit those that were always drawn, also of words that lie beside the border of two levels."""
     law = make_timestep_sampler(linear(steps), first_t)
     n = steps - first_t
@@ -58,14 +58,14 @@ def test_uniform_levels_are_whole_numbers_of_the_stream(steps, first_t):
 
 @EACH
 @pytest.mark.parametrize("schedule", [linear(), cosine(500), flow(300)], ids=lambda s: s.name)
-def test_levels_are_drawn_as_often_as_the_law_says(schedule, law):
+def test_timesteps_have_their_distribution(schedule, law):
     made = make_timestep_sampler(schedule, **law)
     assert made.cumulative[-1] == 1.0 and np.all(made.probability >= 0)
     assert_distributed(made.draw(11, MANY), made.cumulative)
 
 
 @pytest.mark.parametrize("schedule", [linear(), cosine(500), flow(300)], ids=lambda s: s.name)
-def test_log_normal_noise_goes_to_the_nearest_level(schedule):
+def test_log_normal_rounds_to_the_nearest_timestep(schedule):
     """Against noise that is drawn in full and compared with every level."""
     noise = -1.2 + 1.2 * Stream(0, "noise").normal(np.arange(8000), ())
     with np.errstate(divide="ignore"):
@@ -74,7 +74,7 @@ def test_log_normal_noise_goes_to_the_nearest_level(schedule):
     assert_distributed(t, make_timestep_sampler(schedule, name="log_normal").cumulative)
 
 
-def test_log_normal_levels_have_the_closed_form():
+def test_log_normal_has_its_closed_form():
     """Levels at log(sigma/alpha) = -2, 0, 1 and no signal: the borders are at -1 and 1/2, and the last is never met."""
     alpha, sigma = np.array([1.0, 1.0, 1.0, 0.0]), np.exp([-2.0, 0.0, 1.0, 0.0])
     law = make_timestep_sampler(Schedule("given", alpha, sigma), name="log_normal", mean=0.2, std=0.7)
@@ -83,7 +83,7 @@ def test_log_normal_levels_have_the_closed_form():
     assert set(law.draw(0, MANY)) == {0, 1, 2}
 
 
-def test_logit_normal_levels_have_the_closed_form():
+def test_logit_normal_has_its_closed_form():
     law = make_timestep_sampler(flow(4), name="logit_normal", mean=0.3, std=0.9)
     below = [normal_below((math.log(u / (1 - u)) - 0.3) / 0.9) for u in (0.25, 0.5, 0.75)]
     np.testing.assert_allclose(law.cumulative, [*below, 1.0], rtol=1e-12)
@@ -100,7 +100,7 @@ def test_logit_normal_time_has_the_published_density():
 
 @EACH
 @pytest.mark.parametrize("first_t", [1, 60])
-def test_a_law_without_its_lowest_levels_is_the_law_given_the_others(first_t, law):
+def test_first_t_conditions_the_distribution(first_t, law):
     schedule = cosine(100)
     whole, rest = make_timestep_sampler(schedule, **law).probability, make_timestep_sampler(schedule, first_t, **law)
     np.testing.assert_array_equal(rest.probability[:first_t], 0)
@@ -110,7 +110,7 @@ def test_a_law_without_its_lowest_levels_is_the_law_given_the_others(first_t, la
 
 @EACH
 @given(first=st.integers(0, 10**10), size=st.integers(1, 40), data=st.data())
-def test_levels_are_the_same_however_a_batch_is_split(law, first, size, data):
+def test_timesteps_do_not_depend_on_the_batch(law, first, size, data):
     cut = data.draw(st.integers(0, size))
     made, positions = make_timestep_sampler(linear(), **law), np.arange(first, first + size)
     whole = made.draw(5, positions)
@@ -131,7 +131,7 @@ def test_every_stratum_has_exactly_one_image_of_a_block(strata, block):
     np.testing.assert_array_equal(np.sort(once), np.arange(strata))
 
 
-def test_a_place_in_a_block_has_no_stratum_of_its_own():
+def test_strata_are_permuted_within_a_block():
     u = (
         make_timestep_sampler(linear(), name="low_discrepancy", strata=8)
         .uniform(1, np.arange(8 * 2000))
@@ -145,7 +145,7 @@ def test_a_place_in_a_block_has_no_stratum_of_its_own():
     assert abs(np.corrcoef(inside[:, 0], inside[:, 1])[0, 1]) < 4 / math.sqrt(2000)
 
 
-def test_strata_make_the_mean_of_a_batch_vary_less():
+def test_strata_reduce_the_variance_of_a_batch():
     """The variance of a mean of n: 1/(12 n) on their own, 1/(12 n^3) in strata."""
     means = [
         make_timestep_sampler(linear(), **law).uniform(4, np.arange(3200)).reshape(200, 16).mean(axis=1)
@@ -156,7 +156,7 @@ def test_strata_make_the_mean_of_a_batch_vary_less():
         assert abs(mean.mean() - 0.5) < 4 * math.sqrt(expected / 200)
 
 
-def test_seeds_and_names_draw_apart():
+def test_seeds_and_names_give_different_timesteps():
     law = make_timestep_sampler(linear(), name="low_discrepancy", strata=16)
     one, other = (law.uniform(seed, MANY[:1600]) for seed in (0, 1))
     assert abs(np.corrcoef(one, other)[0, 1]) < 4 / 40
@@ -192,7 +192,7 @@ def distribution(schedule, law: dict) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize("name, law", TIMES, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v.values())))
-def test_times_are_drawn_as_often_as_the_law_says(name, law):
+def test_times_have_their_distribution(name, law):
     """Kolmogorov and Smirnov, at the distance that is passed once in a thousand; ends hold what lies beyond them."""
     schedule = make_schedule(name)
     t = make_timestep_sampler(schedule, **law).draw(11, MANY[:20_000])
@@ -215,7 +215,7 @@ def test_the_training_noise_of_edm_is_log_normal():
     assert log_sigma.std() == pytest.approx(1.2, rel=4 / math.sqrt(2 * 40_000))
 
 
-def test_a_table_of_many_levels_draws_the_times_of_its_law():
+def test_a_fine_table_has_the_distribution_of_continuous_time():
     """The same word gives the time, and the nearest of many levels that the time was tabulated at."""
     law = {"name": "log_normal", "mean": -0.5, "std": 0.8}
     schedule = make_schedule("vp_sde")
@@ -225,7 +225,7 @@ def test_a_table_of_many_levels_draws_the_times_of_its_law():
     assert np.max(np.abs(grid[levels] - t)) <= 0.51 * (grid[1] - grid[0])
 
 
-def test_strata_share_out_the_time_too():
+def test_strata_divide_continuous_time():
     law = make_timestep_sampler(make_schedule("flow_continuous", t_min=1e-9), name="low_discrepancy", strata=16)
     t = law.draw(5, np.arange(160)).reshape(10, 16)
     np.testing.assert_array_equal(np.sort(np.floor(t * 16), axis=1), np.tile(np.arange(16), (10, 1)))
@@ -238,7 +238,7 @@ def test_strata_share_out_the_time_too():
     ({"name": "log_normal", "std": -1.0}, "process.timestep_sampling.std: -1.0 was given"),
     ({"name": "logit_normal", "mean": float("inf")}, "process.timestep_sampling.mean: inf was given"),
 ])  # fmt: skip
-def test_a_law_of_time_that_does_not_fit_is_refused(law, words):
+def test_invalid_options_in_continuous_time_are_errors(law, words):
     with pytest.raises(DuetError, match=words):
         make_timestep_sampler(make_schedule("edm"), **law)
 
@@ -254,6 +254,6 @@ def test_a_law_of_time_that_does_not_fit_is_refused(law, words):
     ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "log_normal with these options has almost no probability from t = 900"),
     ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a timestep, 0\.\.999"),
 ])  # fmt: skip
-def test_a_law_that_does_not_fit_is_refused(law, words):
+def test_invalid_options_are_errors(law, words):
     with pytest.raises(DuetError, match=words):
         make_timestep_sampler(linear(), **law)

@@ -46,7 +46,7 @@ def test_the_probability_of_an_interval_is_exact_in_both_tails(low, high):
     np.testing.assert_array_equal(log_normal_interval(low, high), log_normal_interval(-high, -low))
 
 
-def test_far_beyond_the_smallest_float_the_probability_is_that_of_the_nearer_end():
+def test_far_tails_have_the_probability_of_the_nearer_end():
     # Phi(-z) ~ exp(-z^2/2) / (z sqrt(2 pi)), and the other end is exp(-1000) of it.
     expected = -0.5e6 - math.log(1000 * math.sqrt(2 * math.pi)) + math.log1p(-1e-6 + 3e-12)
     assert log_normal_interval(1000.0, 1001.0) == pytest.approx(expected, rel=1e-15)
@@ -54,12 +54,12 @@ def test_far_beyond_the_smallest_float_the_probability_is_that_of_the_nearer_end
 
 @pytest.mark.parametrize("value_range", RANGES)
 @pytest.mark.parametrize("mean, std", [(0.1, 0.01), (-0.9, 0.3), (0.7, 5.0), (-4.0, 1e-3)])
-def test_the_levels_of_a_pixel_have_probability_one(value_range, mean, std):
+def test_the_probabilities_of_a_pixel_sum_to_one(value_range, mean, std):
     every = np.arange(256, dtype=np.uint8)
     assert np.exp(discretised_gaussian(every, mean, std, value_range)).sum() == pytest.approx(1.0, rel=1e-12)
 
 
-def test_a_narrow_gaussian_on_a_pixel_is_certain_and_a_wide_one_has_the_density_of_its_bin():
+def test_narrow_and_wide_gaussians_have_their_limits():
     assert discretised_gaussian(np.uint8([77]), from_uint8(np.uint8([77]), np.float64), 1e-4, (-1, 1)) == 0.0
     x = from_uint8(np.uint8([100]), np.float64)
     density = -0.5 * (x / 0.5) ** 2 - math.log(0.5 * math.sqrt(2 * math.pi)) - math.log(127.5)
@@ -73,7 +73,7 @@ def test_the_uniform_density_over_all_bins_has_eight_bits(low, high):
 
 
 @pytest.mark.parametrize("value_range", RANGES)
-def test_dequantised_values_fill_the_bins_of_their_pixels(value_range):
+def test_dequantized_values_fill_their_bins(value_range):
     u8 = np.arange(256, dtype=np.uint8).repeat(16).reshape(16, 16, 16, 1)
     x = dequantize(u8, np.arange(16), 3, value_range)
     place = (x - from_uint8(u8, np.float64, value_range)) * 255 / (value_range[1] - value_range[0])
@@ -159,7 +159,7 @@ def test_each_step_is_half_the_change_of_snr_times_the_squared_error(process):
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")
-def test_the_bound_of_gaussian_data_is_its_closed_form(process):
+def test_the_bound_of_gaussian_data_has_its_closed_form(process):
     # In the mean over eps, (x_0 - D)^2 = (x_0 (1 - a alpha) - b)^2 + (a sigma)^2.
     u8 = pictures(100, size=16)
     found, network = bound(Exact(process), u8), Exact(process)
@@ -177,7 +177,7 @@ def test_the_bound_of_gaussian_data_is_its_closed_form(process):
     assert abs(apart.mean()) < 4 * spread and spread < 0.02 * expected.mean()
 
 
-def test_with_many_levels_the_steps_are_the_information_in_the_first():
+def test_for_large_T_the_steps_are_the_information_at_the_first_level():
     # An exact estimate loses nothing in a small step: the sum is the integral of E(x_0 - D)^2 dSNR/2, which is
     # log(1 + s^2 SNR)/2 between the ends.
     sums = []
@@ -191,7 +191,7 @@ def test_with_many_levels_the_steps_are_the_information_in_the_first():
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "importance"])
-def test_drawn_levels_give_the_whole_sum_in_the_mean(distribution):
+def test_drawn_timesteps_are_unbiased(distribution):
     process = Process(linear(60, 1e-3, 0.2), "eps")
     u8 = pictures(4)
     whole = bound(Exact(process), u8)
@@ -207,7 +207,7 @@ def test_drawn_levels_give_the_whole_sum_in_the_mean(distribution):
     np.testing.assert_allclose(level_distribution(process.schedule, distribution, 0.5).sum(), 1, rtol=1e-14)
 
 
-def test_levels_that_matter_are_drawn_with_less_spread():
+def test_importance_sampling_reduces_the_variance():
     process = Process(linear(200, 1e-4, 0.1), "eps")
     spreads = [
         bound(Exact(process), pictures(64), levels=5, distribution=distribution).steps.std()
@@ -216,7 +216,7 @@ def test_levels_that_matter_are_drawn_with_less_spread():
     assert spreads[1] < 0.2 * spreads[0]
 
 
-def test_a_picture_has_the_same_bound_in_any_batch_and_company():
+def test_the_bound_does_not_depend_on_the_batch():
     process = PROCESSES[0]
     u8 = pictures(7)
     together = bound(Exact(process), u8, levels=3, batch=5)
@@ -226,7 +226,7 @@ def test_a_picture_has_the_same_bound_in_any_batch_and_company():
     np.testing.assert_allclose(alone.total, together.total[4:5], rtol=1e-13)
 
 
-def test_the_large_variance_costs_what_the_divergence_of_two_variances_says():
+def test_the_large_variance_costs_the_divergence_of_the_variances():
     process = PROCESSES[0]
     alpha, sigma = process.schedule.alpha, process.schedule.sigma
     small, large = bound(Exact(process), pictures(3)), bound(Exact(process), pictures(3), variance="fixed_large")
@@ -238,7 +238,7 @@ def test_the_large_variance_costs_what_the_divergence_of_two_variances_says():
     np.testing.assert_array_equal(large.decoder, small.decoder)
 
 
-def test_a_learned_variance_at_the_ends_of_its_range_is_the_fixed_one():
+def test_learned_range_at_its_ends_equals_the_fixed_variances():
     process = PROCESSES[0]
     u8 = pictures(3)
     for output, fixed in ((-1.0, "fixed_small"), (1.0, "fixed_large")):
@@ -256,7 +256,7 @@ def test_a_learned_variance_at_the_ends_of_its_range_is_the_fixed_one():
     np.testing.assert_allclose(learned.decoder, expected, rtol=1e-9)
 
 
-def test_a_variance_that_is_learned_as_it_is_has_its_optimum_where_it_covers_the_error():
+def test_a_learned_variance_has_its_optimum_at_the_true_error():
     # The variance with the least divergence is that of the posterior and the squared error of its mean.
     process, t = PROCESSES[0], 7
     u8 = pictures(40)
@@ -272,7 +272,7 @@ def test_a_variance_that_is_learned_as_it_is_has_its_optimum_where_it_covers_the
     assert found[1] < fixed.terms[:, k].mean()
 
 
-def test_estimates_are_clipped_to_the_range_unless_they_are_not():
+def test_clip_bounds_estimates_to_the_range():
     process = PROCESSES[0]
     u8 = np.full((2, 4, 4, 1), 255, np.uint8)
     free = bound(Exact(process, m=3.0), u8)
@@ -290,7 +290,7 @@ def test_estimates_are_clipped_to_the_range_unless_they_are_not():
     ({"levels": 0}, "likelihood.levels: 0"),
     ({"distribution": "even"}, "likelihood.distribution: 'even'"),
 ])  # fmt: skip
-def test_options_that_do_not_fit_are_refused(options, words):
+def test_invalid_options_are_errors(options, words):
     with pytest.raises(DuetError, match=words):
         bound(Exact(PROCESSES[0]), pictures(1), **options)
 
@@ -326,7 +326,7 @@ FLOWS = [
 
 @pytest.mark.parametrize("process", FLOWS, ids=lambda p: f"{p.prediction} {p.schedule.name}")
 @pytest.mark.parametrize("method", ODE_METHODS)
-def test_the_density_of_gaussian_data_converges_at_the_order_of_the_method(process, method):
+def test_the_density_of_gaussian_data_converges_with_the_order_of_the_method(process, method):
     y, network, errors = gaussian_values(3), Exact(process), []
     counts = [40, 60, 90]
     for steps in counts:
@@ -338,7 +338,7 @@ def test_the_density_of_gaussian_data_converges_at_the_order_of_the_method(proce
     assert errors[-1] < 1e-2
 
 
-def test_without_signal_at_the_end_it_is_the_density_of_the_data_with_the_first_noise():
+def test_without_final_signal_the_density_is_that_of_slightly_noisy_data():
     process, y = Process(flow(), "v"), gaussian_values(3)
     found = density(Exact(process), process, y, steps=100, divergence="exact")
     variance = 0.4**2 + (process.schedule.sigma[0] / process.schedule.alpha[0]) ** 2
@@ -374,7 +374,7 @@ def test_a_linear_flow_has_the_density_of_its_matrix_exponential():
     np.testing.assert_allclose(found.log_density, mixing_density(process, y), rtol=1e-6)
 
 
-def test_random_signs_give_the_exact_divergence_in_the_mean():
+def test_hutchinson_is_unbiased():
     process, count = Process(cosine(200), "v"), 2000
     y = np.broadcast_to(Stream(8, "y").normal([0], (2, 3, 2)), (count, 2, 3, 2))
     exact = density(Mixing(), process, y[:1], steps=20, divergence="exact").log_density[0]
@@ -388,14 +388,14 @@ def test_random_signs_give_the_exact_divergence_in_the_mean():
     np.testing.assert_allclose(found.log_density, wanted.log_density, rtol=1e-12)
 
 
-def test_a_picture_has_the_same_density_in_any_batch():
+def test_the_density_does_not_depend_on_the_batch():
     process, y = Process(cosine(200), "v"), Stream(8, "y").normal(np.arange(5), (2, 3, 2))
     together = density(Mixing(), process, y, steps=5, batch=2).log_density
     alone = flow_density(Mixing().vjp, process, y[3:4], np.zeros(1, np.int32), [3], 0, steps=5).log_density
     np.testing.assert_allclose(alone, together[3:4], rtol=1e-13)
 
 
-def test_bits_of_stored_pictures_meet_the_entropy_of_their_distribution():
+def test_bits_per_dimension_approach_the_entropy():
     # N(m, s^2) in bins of 1/127.5: log2(s sqrt(2 pi e) 127.5) bits, and a little for the noise of the first level.
     process, u8 = Process(flow(), "v"), pictures(60, 0.0, 0.25, size=8)
     y = dequantize(u8, np.arange(60), 0, (-1, 1))
@@ -410,19 +410,19 @@ def test_bits_of_stored_pictures_meet_the_entropy_of_their_distribution():
     ({"probes": 0}, "likelihood.probes: 0"),
     ({"steps": 0}, "likelihood.steps: 0"),
 ])  # fmt: skip
-def test_options_of_the_flow_that_do_not_fit_are_refused(options, words):
+def test_invalid_options_of_the_flow_are_errors(options, words):
     process = Process(flow(), "v")
     with pytest.raises(DuetError, match=words):
         density(Exact(process), process, gaussian_values(1), **options)
 
 
-def test_an_exact_divergence_of_large_pictures_is_refused():
+def test_an_exact_divergence_of_large_images_is_an_error():
     process = Process(flow(), "v")
     with pytest.raises(DuetError, match="12288 dimensions, each of which takes a vector-Jacobian"):
         density(Exact(process), process, np.zeros((1, 64, 64, 3)), divergence="exact")
 
 
-def test_a_tableau_checks_itself():
+def test_an_inconsistent_tableau_is_an_error():
     with pytest.raises(DuetError, match="the weights to 1"):
         Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.4))
     with pytest.raises(DuetError, match="add up to its node"):

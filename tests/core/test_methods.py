@@ -37,7 +37,7 @@ def test_the_error_falls_with_the_declared_order(name):
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stochastic])
-def test_the_mean_and_the_variance_of_samples_tend_to_the_flow(name):
+def test_mean_and_variance_of_samples_converge_with_the_declared_order(name):
     """Before the last row samples are (alpha m, alpha^2 s^2 + sigma^2) but for what falls with the step."""
     (mean,), (spread,) = NORMAL.means, NORMAL.spreads
     wrong = []
@@ -51,7 +51,7 @@ def test_the_mean_and_the_variance_of_samples_tend_to_the_flow(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_noise_and_evaluations_are_those_declared(name):
+def test_noise_and_evaluations_are_as_declared(name):
     method = METHODS[name]
     one = plan(name, 10)
     assert one.is_noisy.any() == method.stochastic
@@ -60,7 +60,7 @@ def test_noise_and_evaluations_are_those_declared(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_number_of_steps_is_finite(name):
+def test_plans_are_finite_for_any_number_of_steps(name):
     """Plans refuse tables that are not finite; with them states of the size of their levels stay finite."""
     for process in ("edm", "vp_sde"):
         for steps in (1, 2, 3, 4, 9, 50):

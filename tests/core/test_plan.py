@@ -30,25 +30,25 @@ def changed(table: str, row: int, by: float) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("row", [0, 2, 4])
 @pytest.mark.parametrize("table", ["state", "denoised", "noise"])
-def test_one_wrong_coefficient_is_noticed(table, row):
+def test_a_wrong_coefficient_is_an_error(table, row):
     with pytest.raises(DuetError, match=rf"plan ddim-5: row {row} \(t = {plan().t[row]}\) does not lead from level"):
         replace(plan(), **changed(table, row, 1e-6))
 
 
 @pytest.mark.parametrize("table", ["alpha", "sigma"])
 @pytest.mark.parametrize("level", range(6))
-def test_one_wrong_level_is_noticed(table, level):
+def test_a_wrong_level_is_an_error(table, level):
     with pytest.raises(DuetError, match=f"row {max(level - 1, 0)} "):
         replace(plan(), **changed(table, level, 1e-6))
 
 
-def test_a_larger_variance_needs_to_be_said():
+def test_a_larger_variance_must_be_declared():
     large = ddpm(PROCESS, 5, variance="fixed_large")
     with pytest.raises(DuetError, match="does not lead from level"):
         replace(large, preserves="marginals")
 
 
-def test_a_missing_row_is_noticed():
+def test_a_missing_row_is_an_error():
     tables = plan().tables()
     shorter = {name: np.delete(table, 1, axis=0) for name, table in tables.items()}
     with pytest.raises(DuetError, match="row 0"):
@@ -56,32 +56,32 @@ def test_a_missing_row_is_noticed():
 
 
 @pytest.mark.parametrize("table", [n for n in plan().tables() if n != "t"])
-def test_numbers_that_are_not_finite_are_refused(table):
+def test_nonfinite_tables_are_errors(table):
     for bad in (np.nan, np.inf):
         with pytest.raises(DuetError, match=rf"plan ddim-5: {table} is not finite at row \[3"):
             replace(plan(), **changed(table, 3, bad))
 
 
 @pytest.mark.parametrize("table", plan().tables())
-def test_shapes_that_disagree_are_refused(table):
+def test_inconsistent_shapes_are_errors(table):
     shorter = getattr(plan(), table)[:-1]
     with pytest.raises(DuetError, match=r"plan ddim-5: .* has shape .*; it must be"):
         replace(plan(), **{table: shorter})
 
 
-def test_a_plan_without_rows_is_refused():
+def test_a_plan_without_rows_is_an_error():
     with pytest.raises(DuetError, match="no rows"):
         replace(plan(), denoised=np.zeros((0, 1, 1)))
 
 
-def test_a_plan_cannot_be_written():
+def test_the_tables_of_a_plan_are_read_only():
     for table in plan().tables().values():
         with pytest.raises(ValueError, match="read-only"):
             table[...] = 0
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
-def test_a_clip_that_is_no_bound_is_refused(clip):
+def test_an_invalid_clip_is_an_error(clip):
     with pytest.raises(DuetError, match="clip must be positive or null"):
         ddim(PROCESS, 5, clip=clip)
 
@@ -100,17 +100,17 @@ def test_guidance_is_one_number_or_one_per_row():
 
 
 @pytest.mark.parametrize("weight", [[1.0, 2.0], [[1.0] * 5] * 2, "strong", None])
-def test_guidance_of_another_shape_is_refused(weight):
+def test_guidance_with_another_shape_is_an_error(weight):
     with pytest.raises(DuetError, match="guidance"):
         plan().with_guidance(weight)
 
 
-def test_guidance_that_is_not_finite_is_refused():
+def test_nonfinite_guidance_is_an_error():
     with pytest.raises(DuetError, match="guidance_scale is not finite"):
         plan().with_guidance(float("nan"))
 
 
-def test_levels_end_in_clean_data_and_carry_the_columns():
+def test_plan_levels_end_in_clean_data_and_have_the_columns():
     t = np.array([900, 10])
     levels = plan_levels(PROCESS, t)
     columns = PROCESS.columns(t)
@@ -121,7 +121,7 @@ def test_levels_end_in_clean_data_and_carry_the_columns():
     assert levels["start_scale"] == 1.0
 
 
-def test_levels_may_end_in_a_noisy_one():
+def test_plan_levels_can_end_at_a_noisy_level():
     t = np.array([900, 10])
     levels, clean = plan_levels(PROCESS, t, end=3), plan_levels(PROCESS, t)
     assert (levels["alpha"][-1], levels["sigma"][-1]) == (linear().alpha[3], linear().sigma[3])
@@ -131,14 +131,14 @@ def test_levels_may_end_in_a_noisy_one():
         plan_levels(PROCESS, t, end=-1)
 
 
-def test_sampling_starts_at_the_scale_of_its_first_level():
+def test_the_start_scale_is_that_of_the_first_level():
     # The noisiest level of a variance-preserving schedule is close to N(0, 1); another one says its own scale.
     assert ddim(Process(linear(), "v"), 10).start_scale == 1.0
     assert ddim(Process(flow(), "v"), 10, spacing="trailing").start_scale == 1.0
     assert ddim(Process(flow(), "v"), 10, spacing="leading").start_scale == pytest.approx(0.901)
 
 
-def test_sampler_by_name():
+def test_samplers_are_made_by_name():
     by_name = make_plan(PROCESS, "ddim", guidance_scale=2.0, steps=5, eta=0.5)
     for name, table in plan().with_guidance(2.0).tables().items():
         np.testing.assert_array_equal(getattr(by_name, name), table)
@@ -164,6 +164,6 @@ def test_sampler_by_name():
     ("next_level", {}, "next_level was given for a network with prediction eps; use ddim or ddpm"),
     ("next_level", {"steps": 5}, "option of sampler 'next_level'"),
 ])  # fmt: skip
-def test_a_sampler_that_does_not_fit_is_refused(name, options, words):
+def test_invalid_sampler_options_are_errors(name, options, words):
     with pytest.raises(DuetError, match=words):
         make_plan(PROCESS, name, **options)

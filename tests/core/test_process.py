@@ -26,7 +26,7 @@ def test_add_noise_scales_each_image_by_its_own_level():
     np.testing.assert_array_equal(process.add_noise(X0, EPS, 0.8, 0.6), 0.8 * X0 + 0.6 * EPS)
 
 
-def test_every_conversion_and_back():
+def test_conversions_are_inverses():
     x = process.add_noise(X0, EPS, ALPHA, SIGMA)
     close = dict(rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(process.x0_from_eps(x, EPS, ALPHA, SIGMA), X0, **close)
@@ -48,7 +48,7 @@ def test_v_is_the_velocity_along_the_circle():
 
 
 @given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-3, 3), st.floats(-3, 3))
-def test_the_score_is_the_slope_of_the_log_density(alpha, sigma, x0, x):
+def test_the_score_is_the_gradient_of_the_log_density(alpha, sigma, x0, x):
     def log_density(x: float) -> float:
         return -0.5 * ((x - alpha * x0) / sigma) ** 2
 
@@ -77,7 +77,7 @@ def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_the_exact_target_gives_x0_back(name):
+def test_the_exact_target_returns_x0(name):
     x0, eps = (Stream(1, of).normal(np.arange(len(SHARES)), ()) for of in ("x0", "eps"))
     for prediction in PREDICTIONS:
         if not unsupported_reason(MADE[name], prediction):
@@ -86,13 +86,13 @@ def test_the_exact_target_gives_x0_back(name):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @given(data=st.data(), share=st.floats(0, 1), x0=st.floats(-2, 2), eps=st.floats(-4, 4))
-def test_the_exact_target_gives_x0_back_wherever_it_is_asked(prediction, data, share, x0, eps):
+def test_the_exact_target_returns_x0_at_any_time(prediction, data, share, x0, eps):
     name = data.draw(st.sampled_from([name for name in MADE if not unsupported_reason(MADE[name], prediction)]))
     assert_gives_x0_back(name, prediction, np.array([share]), np.array([x0]), np.array([eps]))
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_network_that_sees_x_and_t_is_given_both_as_they_are(name):
+def test_unpreconditioned_networks_receive_x_and_t(name):
     t = MADE[name].even_timesteps(7)
     for prediction in PREDICTIONS:
         if unsupported_reason(MADE[name], prediction):
@@ -113,7 +113,7 @@ def test_a_network_that_sees_x_and_t_is_given_both_as_they_are(name):
     x0=st.floats(-2, 2),
     eps=st.floats(-4, 4),
 )
-def test_every_parameterisation_says_the_same_of_a_picture(name, share, x0, eps):
+def test_all_predictions_give_the_same_estimate(name, share, x0, eps):
     """x_0 <-> eps <-> v <-> score <-> flow, at whole and fractional t of every schedule that ends with signal."""
     low, high = MADE[name].span
     alpha, sigma = MADE[name](min(low + share * (high - low), high))
@@ -131,7 +131,7 @@ def test_every_parameterisation_says_the_same_of_a_picture(name, share, x0, eps)
     assert -sigma * score == pytest.approx(noise, abs=lost)
 
 
-def test_the_flow_is_the_slope_of_the_straight_line():
+def test_the_flow_is_the_derivative_of_the_straight_line():
     # x_t = (1 - t) x_0 + t eps, so that dx/dt = eps - x_0 whatever t is.
     line, h = MADE["flow_continuous"], 1e-6
     ahead, behind = (process.add_noise(X0, EPS, *line(0.4 + d)) for d in (h, -h))
@@ -205,7 +205,7 @@ def test_iddpm_is_the_preconditioning_of_table_1():
 
 
 @given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-2, 2), st.floats(-2, 2))
-def test_a_picture_is_found_from_two_of_its_levels(alpha_s, sigma_s, signal, noise, x0, eps):
+def test_next_level_recovers_x0_from_two_levels(alpha_s, sigma_s, signal, noise, x0, eps):
     # A level with less signal and more noise than another one, also without any signal.
     alpha_t, sigma_t = max(0.0, alpha_s - signal), sigma_s + noise
     schedule = Schedule("two", np.array([alpha_s, alpha_t]), np.array([sigma_s, sigma_t]))
@@ -220,7 +220,7 @@ def test_a_picture_is_found_from_two_of_its_levels(alpha_s, sigma_s, signal, noi
     assert (columns.c_skip[0], columns.c_out[0], columns.target_x0[0], columns.target_eps[0]) == (0, 1, 1, 0)
 
 
-def test_targets_are_the_quantities_they_are_named_for():
+def test_targets_are_the_named_quantities():
     t = np.array([0, 300, 999, 10, 700])
     alpha, sigma = linear()(t)
     cleaner = process.add_noise(X0, EPS, *linear()(np.maximum(t - 1, 0)))
@@ -263,7 +263,7 @@ def test_posterior_is_the_product_of_two_gaussians(alpha_s, sigma_s, ratio, extr
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_posterior_of_neighbours_has_the_betas_of_the_schedule(name):
+def test_the_posterior_of_neighbours_has_the_betas_of_the_schedule(name):
     s = make_schedule(name)
     from_x, from_x0, variance, step = posterior(s.alpha[1:], s.sigma[1:], s.alpha[:-1], s.sigma[:-1])
     if name != "flow":
@@ -280,7 +280,7 @@ def test_posterior_at_clean_data_is_x0():
     assert from_x0 == pytest.approx(1, abs=1e-15) and step == pytest.approx(0.36)
 
 
-def test_eps_is_refused_where_alpha_is_zero():
+def test_eps_without_signal_is_an_error():
     with pytest.raises(DuetError, match="cannot be recovered from eps where alpha is 0; use prediction v or x0"):
         Process(flow(), "eps")
     with pytest.raises(DuetError, match="alpha is 0"):
@@ -291,7 +291,7 @@ def test_eps_is_refused_where_alpha_is_zero():
         Process(flow(), "edm")
 
 
-def test_other_bad_input_is_refused():
+def test_invalid_processes_are_errors():
     with pytest.raises(DuetError, match="it must be one of eps, x0, v, score, flow, next_level, edm, vp, ve, iddpm"):
         Process(linear(), "epsilon")
     with pytest.raises(DuetError, match="t must be in"):

@@ -22,13 +22,13 @@ def ratios(plan):
 
 
 @pytest.mark.parametrize("order, method", [(1, euler), (2, heun)])
-def test_without_restarts_it_is_the_method_of_its_steps(order, method):
+def test_without_restarts_it_equals_heun_or_euler(order, method):
     one, other = restart(LINEAR, 9, [], order, spacing=GRID), method(LINEAR, 9, GRID, None)
     for name, table in one.tables().items():
         np.testing.assert_array_equal(table, getattr(other, name), err_msg=name)
 
 
-def test_the_numbers_of_the_paper():
+def test_the_default_has_the_evaluations_of_the_paper():
     """N_restart = 3 levels, K = 2, from 0.06 to 0.30: 35 + 8 evaluations, and noise twice."""
     plan = restart(LINEAR, spacing=GRID)
     assert plan.rows == 18 * 2 - 1 + 2 * 2 * 2
@@ -45,7 +45,7 @@ def test_the_numbers_of_the_paper():
     np.testing.assert_allclose(r[jumps[-1] + 5], low, rtol=1e-12)
 
 
-def test_as_many_steps_as_the_run_has_between():
+def test_steps_null_uses_as_many_steps_as_the_run():
     plan = restart(LINEAR, 40, [{"low": 0.06, "high": 0.3}], 1, spacing=GRID)
     r = ratios(plan)
     (jump,) = np.nonzero(plan.is_noisy)[0]
@@ -55,13 +55,13 @@ def test_as_many_steps_as_the_run_has_between():
     assert r[jump + 1] == pytest.approx(0.3)
 
 
-def test_a_level_that_the_run_does_not_have_is_visited():
+def test_a_missing_low_level_is_added():
     plan = restart(LINEAR, 1, [{"low": 0.06, "high": 0.3, "steps": 2}], 1, spacing="linspace")
     np.testing.assert_allclose(ratios(plan)[1:3], [0.3, ((0.3 ** (1 / 7) + 0.06 ** (1 / 7)) / 2) ** 7], rtol=1e-9)
     assert ratios(plan)[3] == pytest.approx(0.06) and plan.rows == 4
 
 
-def test_restarts_take_errors_away():
+def test_restarts_reduce_errors():
     """Samples that start with a wrong mean: noise and the flow contract what is left of it, more each time."""
     run = {"order": 2, "spacing": {"name": "karras", "sigma_min": 0.02, "sigma_max": 2.0}}
 
@@ -85,12 +85,12 @@ def test_restarts_take_errors_away():
     ("0.1", "sampler.restarts: '0.1' was given; it must be a list"),
     ([0.1, 0.5], "it must be a list"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(restarts, words):
+def test_invalid_restarts_are_errors(restarts, words):
     with pytest.raises(DuetError, match=words):
         restart(LINEAR, 9, restarts, spacing=GRID)
 
 
-def test_the_order_and_a_level_without_signal_are_refused():
+def test_an_invalid_order_or_missing_signal_is_an_error():
     with pytest.raises(DuetError, match="order: 3 was given"):
         restart(LINEAR, 9, order=3)
     with pytest.raises(DuetError, match="its first level has no signal"):

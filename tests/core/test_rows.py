@@ -24,7 +24,7 @@ def form(plan: SamplerPlan, row: int):
 
 
 @pytest.mark.parametrize("plan", [RECURRENCE, LEARNED, ddim(PROCESS, 5, eta=0.5)], ids=lambda plan: plan.name)
-def test_a_row_has_the_numbers_of_the_tables(plan):
+def test_rows_hold_the_numbers_of_the_tables(plan):
     numbers = plan.coefficients()
     for i in range(plan.rows):
         row = form(plan, i).row(numbers[i].tolist())
@@ -35,7 +35,7 @@ def test_a_row_has_the_numbers_of_the_tables(plan):
             np.testing.assert_array_equal(getattr(row, name), getattr(plan, name)[i], strict=True)
 
 
-def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
+def test_rows_without_noise_have_no_learned_variance():
     numbers, noisy = LEARNED.coefficients(), LEARNED.is_noisy
     rows = [form(LEARNED, i).row(numbers[i]) for i in range(LEARNED.rows)]
     assert noisy.any() and not noisy.all()
@@ -46,7 +46,7 @@ def test_the_variance_of_a_row_without_noise_is_not_scaled_by_the_output():
 
 @pytest.mark.parametrize("longest", [None, 1, 3])
 @pytest.mark.parametrize("ends", [(), (0,), (2, 6), range(8)])
-def test_segments_are_all_rows_in_order_and_end_where_they_are_asked_to(longest, ends):
+def test_segments_cover_all_rows_and_end_at_the_requested_rows(longest, ends):
     segments = list(RECURRENCE.segments(longest, ends))
     assert [row for segment in segments for row in segment.rows] == list(range(RECURRENCE.rows))
     last = {segment.rows[-1] for segment in segments}
@@ -59,7 +59,7 @@ def test_segments_are_all_rows_in_order_and_end_where_they_are_asked_to(longest,
         assert last == {*turns, *ends, RECURRENCE.rows - 1}
 
 
-def test_plans_that_are_computed_alike_have_one_form():
+def test_plans_with_the_same_computation_share_a_signature():
     short, long = ddim(PROCESS, 5), ddim(PROCESS, 50, eta=0.5)
     assert form(short, 0) == form(long, 49) and hash(form(short, 0)) == hash(form(long, 49))
     others = [
@@ -75,5 +75,5 @@ def test_plans_that_are_computed_alike_have_one_form():
     assert form(short.with_guidance(1.0, rescale=0.7), 0) == form(short, 0)
 
 
-def test_a_stretch_of_a_whole_plan():
+def test_an_unguided_plan_is_one_segment():
     assert list(ddim(PROCESS, 5).segments()) == [RowSegment(form(ddim(PROCESS, 5), 0), range(5))]

@@ -75,7 +75,7 @@ def test_ddim_converges_to_the_exact_flow_at_first_order(schedule, spacing, pred
     assert errors[-1] < 0.01
 
 
-def test_ddim_rows_turn_a_circle():
+def test_ddim_of_one_normal_rotates_by_the_angle_of_each_row():
     # Data N(0, 1) has D = alpha x, so each step multiplies by cos(angle_t - angle_s).
     schedule = linear()
     plan = ddim(Process(schedule, "eps"), 50, clip=None)
@@ -85,7 +85,7 @@ def test_ddim_rows_turn_a_circle():
     )
 
 
-def test_the_reference_executor_turns_the_same_circle():
+def test_the_reference_backend_rotates_by_the_same_angles():
     # With prediction v the exact network for data N(0, 1) is zero.
     program = Program((Node("zero", Conv(1, 1, 1, 1, (0, 0, 0, 0), False, 0.0), ("x",)),))
     plan = ddim(Process(cosine(100), "v"), 10, spacing="trailing", clip=None)
@@ -111,7 +111,7 @@ def test_mean_and_variance_of_the_data_are_reproduced(sampler, options):
 
 
 @pytest.mark.parametrize("sampler, options", [(ddpm, {}), (ddim, {"eta": 1.0})])
-def test_samples_drawn_with_streams_have_the_moments_of_the_data(sampler, options):
+def test_samples_have_the_moments_of_the_data(sampler, options):
     plan = sampler(Process(linear(), "eps"), 1000, clip=None, **options)
     n = 4000
     index = np.arange(n)
@@ -143,7 +143,7 @@ RESPACED = [
 
 @pytest.mark.parametrize("options, levels", RESPACED, ids=str)
 @pytest.mark.parametrize("name", ["linear", "jsd", "flow"])
-def test_a_row_leads_to_the_level_that_the_next_one_starts_from(name, options, levels):
+def test_each_row_ends_at_the_level_of_the_next_row(name, options, levels):
     schedule = make_schedule(name, T=10)
     process = Process(schedule, "v")
     alpha, sigma = np.append(schedule.alpha[levels], 1.0), np.append(schedule.sigma[levels], 0.0)
@@ -156,7 +156,7 @@ def test_a_row_leads_to_the_level_that_the_next_one_starts_from(name, options, l
         np.testing.assert_allclose((state * sigma[:-1]) ** 2 + fresh**2, sigma[1:] ** 2, atol=1e-14)
 
 
-def test_the_large_variance_of_sections_is_the_beta_of_the_shorter_diffusion():
+def test_the_large_variance_with_sections_is_beta_of_the_shorter_process():
     # guided-diffusion makes a new diffusion of the visited levels: beta = 1 - alphas_cumprod_t / alphas_cumprod_s.
     schedule = linear()
     plan = ddpm(Process(schedule, "eps"), "10,10,20", "fixed_large")
@@ -166,7 +166,7 @@ def test_the_large_variance_of_sections_is_the_beta_of_the_shorter_diffusion():
 
 
 @pytest.mark.parametrize("options", [{"steps": [4, 5]}, {"steps": "ddim5"}, {"spacing": [9, 3, 1]}, {"steps": 9}])
-def test_a_run_that_stops_early_visits_every_level(options):
+def test_last_t_needs_every_timestep(options):
     process = Process(linear(10), "eps")
     with pytest.raises(DuetError, match=r"sampler.last_t: 1 was given with \d+ steps; use steps=null, every timestep"):
         ddpm(process, last_t=1, **options)
@@ -179,7 +179,7 @@ def test_a_run_that_stops_early_visits_every_level(options):
     "options", [{"zero_terminal_snr": True}, {"log_snr_shift": -3.0}, {"shift_from": 8, "shift_to": 32}]
 )
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_transformed_schedule_is_sampled_like_any_other(name, options):
+def test_transformed_schedules_can_be_sampled(name, options):
     schedule = make_schedule(name, T=50, **options)
     for prediction in ("v", "x0"):
         process = Process(schedule, prediction)
@@ -192,7 +192,7 @@ def test_a_transformed_schedule_is_sampled_like_any_other(name, options):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, None])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_row_leads_from_one_marginal_to_the_next(name, eta):
+def test_every_row_preserves_the_marginals(name, eta):
     process = Process(make_schedule(name), "v")
     for spacing in SPACINGS:
         for steps in (1, 2, 50, 1000):
@@ -235,7 +235,7 @@ def test_ddpm_mean_is_the_published_one():
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name, prediction", PAIRS)
-def test_every_count_of_steps_gives_a_finite_plan(name, prediction, spacing):
+def test_plans_are_finite_for_any_number_of_steps(name, prediction, spacing):
     process = Process(make_schedule(name, T=50), prediction)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -246,7 +246,7 @@ def test_every_count_of_steps_gives_a_finite_plan(name, prediction, spacing):
                 assert plan.rows == steps and plan.alpha[-1] == 1 and plan.sigma[-1] == 0
 
 
-def test_the_last_row_gives_the_estimate_itself():
+def test_the_last_row_returns_the_estimate():
     process = Process(Schedule("given", np.array([0.9, 0.5]), np.array([0.1, 0.9])), "x0")
     for plan in (ddim(process, 2), ddim(process, 2, 1.0), ddpm(process), ddpm(process, variance="fixed_large")):
         assert (plan.state[-1, 0, 0], plan.noise[-1, 0]) == (0, 0)
@@ -256,7 +256,7 @@ def test_the_last_row_gives_the_estimate_itself():
 # Stopping above clean data
 
 
-def test_the_last_level_can_be_left_out_as_tutorials_do():
+def test_last_t_1_leaves_out_the_last_timestep_as_in_tutorials():
     # for t = T-1 .. 1: x = (x - (1 - a_t)/sqrt(1 - ac_t) eps)/sqrt(a_t) + sqrt(beta_t) z, and z = 0 at t = 1.
     T = 40
     betas = np.linspace(1e-4, 0.02, T)
@@ -277,7 +277,7 @@ def test_the_last_level_can_be_left_out_as_tutorials_do():
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_a_run_that_stops_early_is_the_whole_run_without_its_last_rows(variance):
+def test_last_t_removes_the_last_rows(variance):
     process = Process(linear(20), "v")
     whole = ddpm(process, variance=variance)
     for last_t in (1, 2, 19):
@@ -295,7 +295,7 @@ def test_a_run_that_stops_early_is_the_whole_run_without_its_last_rows(variance)
 
 @pytest.mark.parametrize("T", [2, 16, 1000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_row_of_next_level_is_the_output_of_the_network(name, T):
+def test_each_row_of_next_level_is_the_network_output(name, T):
     plan = next_level(Process(make_schedule(name, T=T), "next_level"))
     np.testing.assert_array_equal(plan.t, np.arange(T)[::-1])
     assert not plan.is_noisy.any() and plan.clip is None
@@ -307,7 +307,7 @@ def test_a_row_of_next_level_is_the_output_of_the_network(name, T):
 
 @pytest.mark.parametrize("T", [2, 16, 1000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_next_level_is_deterministic_ddim_over_every_level(name, T):
+def test_next_level_equals_deterministic_ddim_over_every_timestep(name, T):
     process = Process(make_schedule(name, T=T), "next_level")
     a, b = next_level(process), ddim(process, T, 0.0, clip=None)
     for table, values in a.tables().items():
@@ -316,7 +316,7 @@ def test_next_level_is_deterministic_ddim_over_every_level(name, T):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_exact_network_leads_back_to_the_picture(name):
+def test_next_level_with_an_exact_network_returns_the_image(name):
     schedule = make_schedule(name, T=16)
     plan = next_level(Process(schedule, "next_level"))
     x0, eps = np.random.default_rng(1).normal(size=(2, 7))
@@ -340,6 +340,6 @@ def test_a_clipped_row_of_next_level_stays_between_its_two_levels():
 
 
 @pytest.mark.parametrize("prediction", [p for p in PREDICTIONS if p != "next_level"])
-def test_next_level_is_for_its_own_prediction_alone(prediction):
+def test_next_level_needs_its_own_prediction(prediction):
     with pytest.raises(DuetError, match=f"prediction {prediction}; use ddim or ddpm, or a network with prediction"):
         next_level(Process(linear(16), prediction))

@@ -50,7 +50,7 @@ def test_signal_to_noise_falls_at_every_step(name, T):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(T=st.integers(2, 3000), shift=st.floats(-8, 8), zero_terminal_snr=st.booleans())
-def test_signal_to_noise_falls_for_every_number_of_levels_and_after_every_transformation(
+def test_signal_to_noise_falls_for_every_T_and_transformation(
     name, T, shift, zero_terminal_snr
 ):
     schedule = make_schedule(name, T=T, log_snr_shift=shift, zero_terminal_snr=zero_terminal_snr)
@@ -67,7 +67,7 @@ def test_variance_is_preserved(name):
     np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=0, atol=1e-15)
 
 
-def test_flow_is_a_straight_line_and_ends_in_noise_alone():
+def test_flow_is_a_straight_line_and_ends_in_pure_noise():
     schedule = flow(1000)
     np.testing.assert_array_equal(schedule.sigma, np.arange(1, 1001) / 1000)
     np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1, rtol=0, atol=2e-16)
@@ -76,7 +76,7 @@ def test_flow_is_a_straight_line_and_ends_in_noise_alone():
     assert straight_line(0.25) == (0.75, 0.25)
 
 
-def test_known_numbers():
+def test_published_values():
     # Of the DDPM and the improved DDPM code, computed by their formulas in float64.
     assert linear().alpha[-1] ** 2 == pytest.approx(4.0358e-5, rel=1e-4)
     assert cosine().alpha[-1] ** 2 == pytest.approx(2.4288e-9, rel=1e-4)
@@ -121,12 +121,12 @@ def test_betas_survive_the_round_trip(betas):
     np.testing.assert_allclose(schedule.sigma[0] ** 2, betas[0], rtol=1e-14)
 
 
-def test_a_tiny_beta_keeps_its_digits():
+def test_tiny_betas_are_accurate():
     # 1 - (1 - 1e-12)^2 by the plain product has four digits left.
     np.testing.assert_allclose(from_betas([1e-12, 1e-12]).sigma ** 2, [1e-12, 2e-12 - 1e-24], rtol=1e-15)
 
 
-def test_cosine_follows_its_law_where_no_beta_is_cut():
+def test_cosine_follows_its_formula_where_no_beta_is_cut():
     t = np.arange(1, 991) / 1000
     law = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(cosine().alpha[:990] ** 2, law, rtol=1e-9)
@@ -138,7 +138,7 @@ def test_sigmoid_is_symmetric():
     np.testing.assert_allclose(power + power[::-1], 1, atol=1e-12)
 
 
-def test_plain_as_written_takes_the_line_itself_and_hides_the_picture():
+def test_plain_as_written_uses_the_line_and_hides_the_image():
     schedule = plain_as_written()
     np.testing.assert_allclose(schedule.alpha**2, np.linspace(1e-4, 0.02, 1000)[::-1], rtol=1e-14)
     # At every level there is at least 49 times as much noise as signal, in power; in `linear` from t = 620 on.
@@ -153,7 +153,7 @@ def betas_of(schedule: Schedule) -> np.ndarray:
 
 
 @pytest.mark.parametrize("T, rising10, rising50", [(1000, 100, 500), (30, 3, 15), (29, 2, 14), (10, 1, 5), (2, 0, 1)])
-def test_the_warm_ups_rise_over_a_tenth_and_a_half_and_then_stay(T, rising10, rising50):
+def test_warmups_rise_and_then_stay(T, rising10, rising50):
     for schedule, rising in ((warmup10(T, 0.01, 0.3), rising10), (warmup50(T, 0.01, 0.3), rising50)):
         betas = betas_of(schedule)
         # The line is begin + i (end - begin)/(n - 1); of one level it is its begin.
@@ -163,7 +163,7 @@ def test_the_warm_ups_rise_over_a_tenth_and_a_half_and_then_stay(T, rising10, ri
 
 
 @pytest.mark.parametrize("T", [2, 7, 1000])
-def test_a_constant_beta_takes_the_same_share_at_every_level(T):
+def test_constant_erases_the_same_fraction_at_every_level(T):
     np.testing.assert_allclose(constant(T, 0.01).alpha ** 2, 0.99 ** np.arange(1, T + 1), rtol=1e-12)
     np.testing.assert_allclose(exponential(T, 5.0).alpha ** 2, np.exp(-5 * np.arange(1, T + 1) / T), rtol=1e-13)
     # One is the other with its beta.
@@ -173,7 +173,7 @@ def test_a_constant_beta_takes_the_same_share_at_every_level(T):
 
 
 @pytest.mark.parametrize("T", [2, 7, 1000])
-def test_jsd_is_the_line_that_its_betas_multiply_to(T):
+def test_jsd_is_the_product_of_its_betas(T):
     schedule = jsd(T)
     product = np.cumprod([1 - 1 / (T - t) for t in range(T)])  # betas 1/T, 1/(T-1), .. 1
     np.testing.assert_allclose(schedule.alpha**2, product, rtol=1e-12)
@@ -181,14 +181,14 @@ def test_jsd_is_the_line_that_its_betas_multiply_to(T):
     assert (schedule.alpha[-1], schedule.sigma[-1]) == (0, 1)
 
 
-def test_sigmoid_betas_rise_from_end_to_end_symmetrically():
+def test_sigmoid_betas_rise_symmetrically():
     betas = betas_of(sigmoid_betas(1001, 0.001, 0.021))
     np.testing.assert_allclose(betas + betas[::-1], 0.022, rtol=1e-9)
     assert betas[500] == pytest.approx(0.011, rel=1e-9)
     assert betas[0] == pytest.approx(0.001 + 0.02 / (1 + math.exp(6)), rel=1e-9)
 
 
-def test_log_snr_of_laplace_has_the_distribution_of_its_name():
+def test_log_snr_of_laplace_has_a_laplace_distribution():
     """Its quantiles at u = 1 - (t + 1)/T are those of Laplace's law: mu + b log 2p below the middle."""
     T, mu, b = 1000, 0.7, 0.8
     schedule = laplace(T, mu, b, power=1.0)
@@ -207,7 +207,7 @@ def test_log_snr_of_laplace_has_the_distribution_of_its_name():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_shift_moves_the_log_snr_and_nothing_else(name):
+def test_a_shift_changes_the_log_snr_only(name):
     schedule = make_schedule(name)
     for by in (-30.0, -1.5, 0.25, 2.0):
         shifted = with_log_snr_shift(schedule, by)
@@ -231,7 +231,7 @@ def test_a_shift_on_the_straight_line_is_a_shift_of_its_time():
     np.testing.assert_allclose(shifted.sigma, r * t / (1 + (r - 1) * t), rtol=1e-14)
 
 
-def test_a_shift_keeps_the_power_of_a_level_on_no_known_curve():
+def test_a_shift_keeps_the_power_of_other_schedules():
     schedule = Schedule("given", np.array([1.0, 2.0]), np.array([0.5, 4.0]))
     shifted = with_log_snr_shift(schedule, math.log(4))
     np.testing.assert_allclose(shifted.alpha / shifted.sigma, [4, 1], rtol=1e-14)
@@ -241,14 +241,14 @@ def test_a_shift_keeps_the_power_of_a_level_on_no_known_curve():
     np.testing.assert_allclose([exploding.alpha, exploding.sigma], [[1, 1], [0.25, 1]], rtol=1e-14)
 
 
-def test_a_picture_averaged_down_has_the_noise_of_the_schedule_it_was_shifted_from():
+def test_downsampled_images_have_the_noise_of_the_unshifted_schedule():
     # The mean of r^2 pixels has sigma/r, so that alpha/sigma at the size averaged to is the unshifted one.
     base, shifted = cosine(), make_schedule("cosine", shift_from=32, shift_to=128)
     np.testing.assert_allclose(shifted.alpha / (shifted.sigma / 4), base.alpha / base.sigma, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_no_transformation_leaves_every_bit(name):
+def test_without_transformation_every_bit_is_the_same(name):
     plain = SCHEDULES[name](T=50)
     for options in (
         {},
@@ -263,7 +263,7 @@ def test_no_transformation_leaves_every_bit(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_zero_terminal_snr_stretches_alpha_over_the_same_start(name):
+def test_zero_terminal_snr_stretches_alpha_and_keeps_its_start(name):
     plain, schedule = make_schedule(name), make_schedule(name, zero_terminal_snr=True)
     # sigma' is found without 1 - alpha'^2, whose digits cancel at t = 0.
     assert schedule.alpha[0] == plain.alpha[0] and schedule.sigma[0] == pytest.approx(plain.sigma[0], rel=1e-15)
@@ -277,7 +277,7 @@ def test_zero_terminal_snr_stretches_alpha_over_the_same_start(name):
     assert again is schedule
 
 
-def test_the_variance_of_a_stretched_schedule_keeps_its_digits():
+def test_the_variance_of_a_stretched_schedule_is_accurate():
     getcontext().prec = 60
     plain = linear()
     first, last = Decimal(plain.alpha[0]), Decimal(plain.alpha[-1])
@@ -301,19 +301,19 @@ def test_the_shift_comes_before_the_stretch():
     np.testing.assert_allclose(sizes.log_snr, cosine(20).log_snr + 0.5 - 2 * math.log(2), atol=1e-12)
 
 
-def test_a_stretch_is_refused_where_variance_is_not_preserved():
+def test_zero_terminal_snr_needs_preserved_variance():
     with pytest.raises(DuetError, match=r"schedule given: zero_terminal_snr .* alpha\^2 \+ sigma\^2 = 1"):
         with_zero_terminal_snr(Schedule("given", np.array([1.0, 1.0]), np.array([0.5, 2.0])))
     with pytest.raises(DuetError, match="it needs at least 2 levels"):
         with_zero_terminal_snr(from_betas([0.5]))
 
 
-def test_betas_are_cut_at_their_largest():
+def test_betas_are_cut_at_max_beta():
     schedule = from_alphas_cumprod(lambda u: 1 - u, 4, "law", max_beta=0.5)
     np.testing.assert_allclose(schedule.alpha**2, [3 / 4, 1 / 2, 1 / 4, 1 / 8], rtol=1e-15)
 
 
-def test_levels_are_looked_up():
+def test_integer_timesteps_are_looked_up():
     schedule = linear()
     alpha, sigma = schedule([[0, 999], [5, 5]])
     assert alpha.shape == sigma.shape == (2, 2)
@@ -321,7 +321,7 @@ def test_levels_are_looked_up():
     assert schedule(np.array([], np.int64))[0].shape == (0,)
 
 
-def test_a_table_cannot_be_written():
+def test_tables_are_read_only():
     schedule = linear()
     for table in (schedule.alpha, schedule.sigma):
         with pytest.raises(ValueError, match="read-only"):
@@ -329,13 +329,13 @@ def test_a_table_cannot_be_written():
 
 
 @pytest.mark.parametrize("t", [-1, 1000, [0, 1000], -0.5, 999.5, [0.0, np.nan]])
-def test_a_level_outside_the_table_is_refused(t):
+def test_a_timestep_outside_the_table_is_an_error(t):
     with pytest.raises(DuetError, match=r"t must be in 0\.\.999"):
         linear()(t)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_fractional_levels_lie_between_and_are_found_again(name):
+def test_fractional_timesteps_interpolate_and_invert(name):
     schedule = make_schedule(name, T=50)
     t = np.linspace(0, 49, 49 * 8 + 1)
     alpha, sigma = schedule(t)
@@ -354,7 +354,7 @@ def test_fractional_levels_lie_between_and_are_found_again(name):
         np.testing.assert_allclose(alpha + sigma, 1, atol=1e-13)
 
 
-def test_noise_beyond_the_table_has_no_t():
+def test_noise_beyond_the_table_is_an_error():
     schedule = linear()
     for outside in (schedule.log_ratio[0] - 0.01, schedule.log_ratio[-1] + 0.01, np.nan):
         with pytest.raises(DuetError, match="was given; the schedule has"):
@@ -374,13 +374,13 @@ def test_noise_beyond_the_table_has_no_t():
     ([], [], r"\(T,\)"),
     ([[0.9, 0.8]], [[0.1, 0.2]], r"\(T,\)"),
 ])  # fmt: skip
-def test_a_table_that_is_no_schedule_is_refused(alpha, sigma, words):
+def test_invalid_tables_are_errors(alpha, sigma, words):
     with pytest.raises(DuetError, match=words):
         Schedule("given", np.array(alpha, np.float64), np.array(sigma, np.float64))
 
 
 @pytest.mark.parametrize("betas", [[0.1, 0.0], [0.1, 1.0], [-0.1], [2.0], [0.1, np.nan], [], [[0.1, 0.2]], 0.1])
-def test_betas_that_are_no_schedule_are_refused(betas):
+def test_invalid_betas_are_errors(betas):
     with pytest.raises(DuetError, match="schedule betas"):
         from_betas(betas)
 
@@ -424,7 +424,7 @@ def test_betas_that_are_no_schedule_are_refused(betas):
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning")
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
-def test_a_configuration_that_does_not_fit_is_refused(name, options, words):
+def test_invalid_options_are_errors(name, options, words):
     with pytest.raises(DuetError, match=words):
         make_schedule(name, **options)
 

@@ -65,7 +65,7 @@ def test_exact_weights_integrate_polynomials(nodes, rate):
 
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
-def test_every_kind_of_weights_is_of_the_order_of_its_nodes(kind):
+def test_all_kinds_of_weights_have_the_order_of_their_nodes(kind):
     """They add up to the exact sum, and differ from the exact ones by what vanishes with the step, one order up."""
     for count, power in ((2, 2), (3, 3)):
         if kind in ("midpoint", "heun") and count == 3:
@@ -116,7 +116,7 @@ def order_of(make, counts, data=NORMAL) -> float:
     ("sa_solver", {"predictor": 3, "corrector": 4, "tau": 0.0}, 4),
     ("unipc", {"order": 3, "correct_from": None}, 3), ("deis", {"order": 4}, 4),
 ])  # fmt: skip
-def test_the_highest_orders_after_a_start_of_small_steps(sampler, options, order):
+def test_high_orders_appear_after_a_start_with_small_steps(sampler, options, order):
     def make(levels: int) -> SamplerPlan:
         rest = {"steps": None, "spacing": None, "clip": None, "lower_order_final": False}
         return make_plan(graded(levels), sampler, **rest, **options)
@@ -129,13 +129,13 @@ def test_the_highest_orders_after_a_start_of_small_steps(sampler, options, order
 @pytest.mark.parametrize("sampler, ends, counts, order", [
     ("pndm", (0.5, 2.0), [33, 65, 129], 4), ("plms", (0.6, 1.2), [65, 129, 257], 3),
 ])  # fmt: skip
-def test_pseudo_methods_have_more_than_second_order_for_equal_steps_of_sigma_by_alpha(sampler, ends, counts, order):
+def test_pseudo_methods_exceed_second_order_for_equal_steps_of_sigma_by_alpha(sampler, ends, counts, order):
     grid = {"name": "karras", "rho": 1.0, "sigma_min": ends[0], "sigma_max": ends[1]}
     found = order_of(lambda n: make_plan(PROCESS, sampler, steps=n, spacing=grid, clip=None), counts)
     assert found == pytest.approx(order, abs=0.25)
 
 
-def test_the_rest_of_a_division_by_three_costs_no_order():
+def test_third_order_singlestep_keeps_its_order_for_any_number_of_rows():
     """Rows that are one too many make two steps of second order, not one of third and one of first."""
     grid = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 20.0}
     for counts in ([65, 128, 257], [66, 129, 258], [64, 127, 256]):
@@ -151,7 +151,7 @@ def assert_same_steps(one: SamplerPlan, other: SamplerPlan, tolerance: float = 1
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
-def test_where_solvers_coincide():
+def test_solvers_coincide_where_their_formulas_do():
     settings = {"spacing": "linspace", "clip": None}
     flows = ddim(PROCESS, 12, **settings)
     for first in (
@@ -173,14 +173,14 @@ def test_where_solvers_coincide():
                       unipc(PROCESS, 12, 2, "bh1", correct_from=None, **settings))  # fmt: skip
 
 
-def test_without_noise_both_of_k_diffusion_are_the_singlestep_solver():
+def test_k_diffusion_samplers_with_eta_zero_equal_the_singlestep_solver():
     grid = {"name": "log_snr", "sigma_min": 0.1, "sigma_max": 30.0}
     singlestep = dpm_solver_singlestep(PROCESS, 13, 2, spacing=grid, clip=None)
     for sampler in (dpmpp_2s_ancestral, dpmpp_sde):
         assert_same_steps(sampler(PROCESS, 7, 0.0, spacing=grid), singlestep)
 
 
-def test_ancestral_steps_of_two_rows_look_where_the_next_one_starts():
+def test_ancestral_two_row_steps_end_where_the_next_step_starts():
     """r_down is r_s^2/r_t, so that the middle of r_t and r_down is r_s."""
     plan = dpmpp_2s_ancestral(PROCESS, 6)
     np.testing.assert_allclose(plan.t[1::2], plan.t[2::2], rtol=1e-9, atol=1e-9)
@@ -191,7 +191,7 @@ def test_ancestral_steps_of_two_rows_look_where_the_next_one_starts():
     ("sa_solver", {"predictor": 3, "corrector": 4}), ("sa_solver", {"tau": 2.0, "corrector": 0}),
     ("dpm_solver", {"predict": "eps", "sde": True}), ("dpm_solver_singlestep", {"sde": True}),
 ])  # fmt: skip
-def test_stochastic_forms_tend_to_the_mean_and_the_variance(sampler, options):
+def test_stochastic_solvers_converge_in_mean_and_variance(sampler, options):
     grid, wrong = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 20.0}, []
     for steps in (64, 128, 256):
         plan = make_plan(PROCESS, sampler, steps=steps, spacing=grid, clip=None, **options)
@@ -203,7 +203,7 @@ def test_stochastic_forms_tend_to_the_mean_and_the_variance(sampler, options):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_any_number_of_steps_is_finite_on_a_table_and_on_a_flow(name):
+def test_plans_are_finite_on_tables_and_flows(name):
     """Every number from 1 to 50 is in test_methods.py."""
     sampler, options = OURS[name]
     grid = {"name": "karras", "sigma_max": 50.0}
@@ -217,7 +217,7 @@ def test_any_number_of_steps_is_finite_on_a_table_and_on_a_flow(name):
                 assert not plan.state[-1, 0].any() and not plan.noise[-1].any()
 
 
-def test_a_cosine_from_its_noisiest_level_makes_plans_at_any_number_of_steps():
+def test_plans_from_the_noisiest_level_of_the_cosine_are_valid():
     """There alpha is 5e-5, and the eps forms add up numbers ten thousand times larger than what is left of them."""
     process = Process(cosine(), "v")
     for steps in (1, 2, 3, 5, 17, 50):
@@ -228,7 +228,7 @@ def test_a_cosine_from_its_noisiest_level_makes_plans_at_any_number_of_steps():
 @pytest.mark.parametrize(
     "name", ["multistep eps", "singlestep", "2s ancestral", "sde", "deis", "plms", "pndm", "unipc", "sa_solver"]
 )
-def test_one_wrong_coefficient_of_register_0_is_noticed(name):
+def test_a_wrong_coefficient_of_register_0_is_an_error(name):
     sampler, options = OURS[name]
     plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
     for row, column in np.argwhere(plan.state[:, 0] != 0):
@@ -242,7 +242,7 @@ def test_one_wrong_coefficient_of_register_0_is_noticed(name):
 @pytest.mark.parametrize(
     "name", ["multistep eps", "singlestep", "2s ancestral", "sde", "deis", "plms", "pndm", "unipc", "sa_solver"]
 )
-def test_a_register_that_forgets_is_noticed(name):
+def test_a_scaled_register_is_an_error(name):
     sampler, options = OURS[name]
     plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
     for register in range(1, plan.registers):
@@ -253,7 +253,7 @@ def test_a_register_that_forgets_is_noticed(name):
             replace(plan, **wrong)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_options_are_errors():
     for sampler, options, words in (
         (dpm_solver, {"predict": "v"}, "sampler.predict: 'v'"),
         (dpm_solver_singlestep, {"solver_type": "exact"}, "sampler.solver_type: 'exact'"),
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_refused():
         dpm_solver_singlestep(Process(linear(), "next_level"))
 
 
-def test_the_highest_order_of_each_takes_every_number_of_steps():
+def test_order_four_takes_any_number_of_steps():
     """UniPC-4 puts its corrector through five values, the most of all."""
     for sampler in ("unipc", "deis"):
         for steps in range(1, 31):

@@ -27,13 +27,13 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("case", EXPECTED, ids=str)
-def test_levels_are_the_published_ones(case):
+def test_timesteps_are_the_published_ones(case):
     assert table_timesteps(*case).tolist() == EXPECTED[case]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @given(st.integers(1, 2000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
-def test_levels_fall_within_the_table(spacing, case):
+def test_timesteps_decrease_within_the_table(spacing, case):
     T, steps = case
     t = table_timesteps(T, steps, spacing)
     assert t.dtype == np.int64 and t.shape == (steps,)
@@ -102,13 +102,13 @@ def test_sections_are_those_of_guided_diffusion(case):
             assert edges[i] in t and edges[i + 1] - 1 in t
 
 
-def test_one_section_of_all_levels_is_every_level():
+def test_one_section_with_all_timesteps_is_every_timestep():
     assert table_timesteps(37, [37]).tolist() == table_timesteps(37, None).tolist() == list(range(37))[::-1]
     assert table_timesteps(37, "37").tolist() == list(range(37))[::-1]
 
 
 @given(st.integers(1, 1200).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
-def test_ddim_n_takes_the_smallest_whole_stride_or_says_what_fits(case):
+def test_ddim_n_uses_the_smallest_stride_or_suggests_numbers(case):
     T, steps = case
     fitting = [k for k in range(1, T + 1) if len(range(0, T, k)) == steps]
     if fitting:
@@ -123,14 +123,14 @@ def test_ddim_n_takes_the_smallest_whole_stride_or_says_what_fits(case):
         assert len(table_timesteps(T, f"ddim{n}")) == n
 
 
-def test_ddim_n_is_leading_where_the_stride_divides():
+def test_ddim_n_equals_leading_where_the_stride_divides():
     for steps in (1, 10, 25, 50, 1000):
         np.testing.assert_array_equal(table_timesteps(1000, f"ddim{steps}"), table_timesteps(1000, steps, "leading"))
     # Elsewhere leading rounds the stride down and stays further below T-1.
     assert table_timesteps(10, "ddim4").tolist() == [9, 6, 3, 0] and table_timesteps(10, 4).tolist() == [6, 4, 2, 0]
 
 
-def test_levels_may_be_given_themselves():
+def test_timesteps_can_be_listed():
     for steps in (None, 3):
         t = table_timesteps(10, steps, [9, 4, 0])
         assert t.dtype == np.int64 and t.tolist() == [9, 4, 0]
@@ -139,7 +139,7 @@ def test_levels_may_be_given_themselves():
 
 
 @pytest.mark.parametrize("spacing", [None, *SPACINGS])
-def test_no_number_of_steps_is_every_level(spacing):
+def test_steps_null_is_every_timestep(spacing):
     assert table_timesteps(7, None, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
 
 
@@ -181,6 +181,6 @@ def test_no_number_of_steps_is_every_level(spacing):
     (10, "ddim5", [3, 1], "sampler.steps: ddim5 was given with a list of 2 timesteps"),
     (10, [1, 1], [3, 1], r"sampler.steps: \[1, 1\] was given with a list of 2 timesteps"),
 ])  # fmt: skip
-def test_other_requests_are_refused(T, steps, spacing, words):
+def test_invalid_steps_and_spacings_are_errors(T, steps, spacing, words):
     with pytest.raises(DuetError, match=words):
         table_timesteps(T, steps, spacing)

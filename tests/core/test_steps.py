@@ -30,7 +30,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
 @pytest.mark.parametrize("spacing", ["linspace", GRID])
-def test_methods_of_first_order_are_ddim(process, spacing):
+def test_first_order_methods_equal_ddim(process, spacing):
     plain = ddim(process, 12, spacing=spacing, clip=None)
     assert_equal(euler(process, 12, spacing, clip=None), plain)
     assert_equal(flow_euler(process, 12, spacing=spacing), plain)
@@ -43,7 +43,7 @@ def test_methods_of_first_order_are_ddim(process, spacing):
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
-def test_a_step_beyond_ancestral_noise_is_new(process):
+def test_a_large_eta_replaces_all_noise(process):
     """With so large an eta each row goes to its estimate of clean data, and noises that anew."""
     plan = euler_ancestral(process, 6, 100.0, spacing="linspace", clip=None)
     np.testing.assert_array_equal(plan.state, 0)
@@ -52,7 +52,7 @@ def test_a_step_beyond_ancestral_noise_is_new(process):
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
-def test_heun_is_the_mean_of_two_slopes(process):
+def test_heun_uses_the_mean_of_two_slopes(process):
     """Algorithm 1 of Karras et al. as it is written, on y = x/alpha."""
     plan, data = heun(process, 8, GRID), TWO_NORMALS
     assert plan.rows == 15
@@ -68,7 +68,7 @@ def test_heun_is_the_mean_of_two_slopes(process):
     np.testing.assert_allclose(execute(plan, x, exactly(plan, data)), y, rtol=0, atol=1e-11)
 
 
-def test_churn_raises_levels_before_they_are_looked_at():
+def test_churn_raises_levels_before_their_evaluation():
     """Algorithm 2 of Karras et al. as it is written, with the noise that raises the first level in the start."""
     numbers = {"s_churn": 3.0, "s_min": 0.1, "s_max": 40.0, "s_noise": 1.01}
     plan, data, N = heun(LINEAR, 8, GRID, None, **numbers), NORMAL, 8
@@ -93,7 +93,7 @@ def test_churn_raises_levels_before_they_are_looked_at():
 
 
 @pytest.mark.parametrize("method", [euler, heun, dpm2])
-def test_churn_at_the_first_level_is_part_of_the_start(method):
+def test_churn_at_the_first_level_is_part_of_the_starting_noise(method):
     calm = method(FLOW, 6, GRID, None)
     for s_noise in (1.0, 1.1):
         plan = method(FLOW, 6, GRID, None, s_churn=1.2, s_noise=s_noise)
@@ -104,7 +104,7 @@ def test_churn_at_the_first_level_is_part_of_the_start(method):
         assert plan.start_scale / plan.alpha[0] == pytest.approx(wanted, rel=1e-12)
 
 
-def test_churn_stops_at_the_largest_level():
+def test_churn_does_not_exceed_the_schedule():
     plan = euler(LINEAR, 5, "linspace", s_churn=1e6)
     assert plan.t[0] == 999
     assert np.all(np.diff(plan.t) < 0)
@@ -112,7 +112,7 @@ def test_churn_stops_at_the_largest_level():
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
-def test_dpm2_takes_the_slope_halfway(process):
+def test_dpm2_uses_the_slope_halfway(process):
     plan, data = dpm2(process, 8, GRID), TWO_NORMALS
     r = plan.sigma / plan.alpha
     np.testing.assert_allclose(r[1:-2:2] ** 2, r[:-3:2] * r[2:-1:2], rtol=1e-12)
@@ -124,7 +124,7 @@ def test_dpm2_takes_the_slope_halfway(process):
     np.testing.assert_allclose(got, data.denoised(y, 1.0, r[-2]), rtol=0, atol=1e-11)
 
 
-def test_flow_heun_is_the_mean_of_two_velocities():
+def test_flow_heun_uses_the_mean_of_two_velocities():
     """Also from noise alone, where sigma/alpha is infinite."""
     plan, data = flow_heun(FLOW, 8), TWO_NORMALS
     assert plan.alpha[0] == 0
@@ -140,13 +140,13 @@ def test_flow_heun_is_the_mean_of_two_velocities():
 
 
 @pytest.mark.parametrize("shift", [0.5, 3.0])
-def test_a_shift_is_that_of_flow_matching(shift):
+def test_shift_is_that_of_flow_matching(shift):
     plain, plan = flow_euler(FLOW, 7, spacing="trailing"), flow_euler(FLOW, 7, shift, "trailing")
     np.testing.assert_allclose(plan.sigma, shift * plain.sigma / (1 + (shift - 1) * plain.sigma), rtol=1e-12)
     np.testing.assert_allclose(plan.alpha, 1 - plan.sigma, rtol=0, atol=1e-12)
 
 
-def test_a_shift_ends_where_the_schedule_does():
+def test_shift_stays_within_the_schedule():
     for shift, end in ((0.1, 0), (10.0, 999)):
         t = flow_heun(LINEAR, 20, shift).t
         assert end in t
@@ -156,7 +156,7 @@ def test_a_shift_ends_where_the_schedule_does():
 @pytest.mark.parametrize("order, wanted", [
     (1, [1]), (2, [3 / 2, -1 / 2]), (3, [23 / 12, -16 / 12, 5 / 12]), (4, [55 / 24, -59 / 24, 37 / 24, -9 / 24]),
 ])  # fmt: skip
-def test_equal_steps_have_the_classical_weights(order, wanted):
+def test_adams_bashforth_has_the_classical_weights_for_equal_steps(order, wanted):
     """Adams-Bashforth over every 100th of the flow's levels, whose sigma has equal steps."""
     plan = adams_bashforth(FLOW, 10, order, spacing="leading")
     np.testing.assert_allclose(-np.diff(plan.sigma[:-1]), 0.1, rtol=1e-12)
@@ -166,7 +166,7 @@ def test_equal_steps_have_the_classical_weights(order, wanted):
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_slopes_that_are_a_polynomial_are_followed_exactly(order):
+def test_lms_follows_polynomial_slopes_exactly(order):
     """In r = sigma/alpha with steps of any lengths: dy/dr = p(r), so D = y - r p(r)."""
     plan = lms(LINEAR, 9, order, GRID)
     slope = np.polynomial.Polynomial([0.3, -0.2, 0.05, -0.01][:order])
@@ -189,7 +189,7 @@ def test_slopes_that_are_a_polynomial_are_followed_exactly(order):
     Process(edm(), "edm"), Process(vp_sde(), "vp"), Process(ve_sde(), "ve"), Process(cosine_continuous(), "v"),
 ], ids=lambda process: process.prediction)  # fmt: skip
 @pytest.mark.parametrize("make", [euler, euler_ancestral, flow_euler, heun, flow_heun, dpm2, dpm2_ancestral, lms])
-def test_schedules_in_continuous_time_are_finite_from_their_noisiest_level(make, process):
+def test_plans_on_continuous_schedules_are_finite_from_the_noisiest_level(make, process):
     for steps in (1, 2, 3, 18):
         whole = {"name": "karras", "sigma_max": float(np.exp(process.schedule.log_ratio_range[1]))}
         for spacing in (whole, "linspace"):
@@ -212,6 +212,6 @@ def test_schedules_in_continuous_time_are_finite_from_their_noisiest_level(make,
     (lambda: heun(LINEAR, 5, s_min=2.0, s_max=1.0), "sampler.s_min: 2.0 was given with s_max 1.0"),
     (lambda: flow_euler(FLOW, 5, 0.0), "sampler.shift: 0.0 was given"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(make, words):
+def test_invalid_options_are_errors(make, words):
     with pytest.raises(DuetError, match=words):
         make()

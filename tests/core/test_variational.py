@@ -86,7 +86,7 @@ def test_the_bound_is_the_paper_s(schedule, prediction, variance):
     np.testing.assert_allclose(got, np.array(wanted) * len(betas) / math.log(2), rtol=1e-10)
 
 
-def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound():
+def test_hybrid_is_the_simple_loss_plus_a_thousandth_of_the_bound():
     """Eq. 16: RESCALED_MSE of the published code weighs the bound in bits with T/1000."""
     case = cases.LOSSES[0]
     weights, batch = cases.scattered_weights(case.program), case.batch
@@ -108,7 +108,7 @@ def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound():
     assert not np.any(replace(case, options=options | {"bound": "vlb"}).batch.weight)
 
 
-def test_the_range_is_from_that_of_the_posterior_to_beta():
+def test_learned_range_is_between_the_posterior_variance_and_beta():
     schedule = linear(1000)
     small, large = step_log_variances(schedule.alpha, schedule.sigma)
     np.testing.assert_allclose(np.exp(large), np.linspace(1e-4, 0.02, 1000), rtol=1e-11)
@@ -128,7 +128,7 @@ def test_the_probabilities_of_all_bytes_add_up_to_one():
         assert np.sum(np.exp(-nats)) == pytest.approx(1.0, abs=256e-12)
 
 
-def test_an_uncertainty_starts_where_it_changes_nothing():
+def test_the_initial_uncertainty_changes_nothing():
     sure = DiffusionModel(SPEC, {"name": "linear", "T": 10}, "eps")
     unsure = replace(sure, uncertainty=True)
     weights = initial_weights(unsure.program, 0, np.float64)
@@ -139,7 +139,7 @@ def test_an_uncertainty_starts_where_it_changes_nothing():
     assert back == unsure and back.program == unsure.program != sure.program
 
 
-def test_the_loss_of_an_uncertain_network_is_least_where_it_is_right():
+def test_the_uncertainty_loss_has_its_minimum_at_the_true_loss():
     """exp(-u) L + u has its least value, 1 + log L, at u = log L."""
     case = next(case for case in cases.LOSSES if case.name == "uncertain huber")
     program, weights, batch = case.program, cases.scattered_weights(case.program), case.batch
@@ -150,7 +150,7 @@ def test_the_loss_of_an_uncertain_network_is_least_where_it_is_right():
     assert np.all(losses >= 1 + np.log(certain))
 
 
-def test_half_of_the_images_are_given_an_estimate():
+def test_self_conditioning_gives_an_estimate_to_half_of_the_images():
     objective = Objective(Process(cosine(10), "v"), 3, self_conditioned=True, value_range=(0.0, 1.0))
     positions = np.arange(4000)
     batch = objective.batch(np.zeros((4000, 1, 1, 1)), np.zeros(4000), positions, np.float64)
@@ -165,7 +165,7 @@ def test_half_of_the_images_are_given_an_estimate():
 
 
 @pytest.mark.parametrize("first_t", [0, 2])
-def test_levels_follow_the_second_moments_of_their_losses(first_t):
+def test_timesteps_follow_the_second_moments_of_their_losses(first_t):
     """Against the published algorithm in words: deques of ten, roots of mean squares, a thousandth uniform."""
     law = make_timestep_sampler(linear(6), first_t, name="loss_second_moment")
     history, kept = law.empty_history(), [deque(maxlen=10) for _ in range(6)]
@@ -190,7 +190,7 @@ def test_levels_follow_the_second_moments_of_their_losses(first_t):
     assert t.min() >= first_t and np.all(objective.draw(np.arange(1000))[1] == 1)
 
 
-def test_a_checkpoint_keeps_the_losses(tmp_path):
+def test_checkpoints_keep_the_loss_history(tmp_path):
     model = DiffusionModel(SPEC, {"name": "linear", "T": 6}, "eps")
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
     history = (
@@ -215,7 +215,7 @@ def test_a_checkpoint_keeps_the_losses(tmp_path):
     ({"timestep_sampling": {"name": "loss_second_moment", "history": 0}}, "process.timestep_sampling.history: 0 was given"),
     ({"timestep_sampling": {"name": "loss_second_moment", "uniform_share": 0.0}}, "process.timestep_sampling.uniform_share: 0.0 was given"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(options, words):
+def test_invalid_options_are_errors(options, words):
     with pytest.raises(DuetError, match=words):
         Objective(Process(linear()), 0, **options)
 
@@ -226,7 +226,7 @@ def test_learned_variances_and_loss_histories_need_a_table():
             Objective(Process(make_schedule("flow_continuous"), "v"), 0, **options)
 
 
-def test_a_variance_needs_its_channels():
+def test_a_learned_variance_needs_output_channels():
     with pytest.raises(DuetError, match=r"process.variance: learned .* model.out_channels=2"):
         DiffusionModel(SPEC, {"name": "linear"}, "eps", variance="learned")
     assert (

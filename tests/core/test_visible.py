@@ -14,14 +14,14 @@ NAMES = ["linear", "cosine", "flow", "plain_as_written", "vp_sde", "ve_sde", "ed
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_levels_are_even_in_log_snr_within_what_is_visible(name):
+def test_levels_have_equal_distances_in_log_snr(name):
     schedule = make_schedule(name)
     alpha, sigma = schedule(visible_timesteps(schedule, 9))
     low, high = np.clip([0.05, 10.0], *np.exp(schedule.log_ratio_range))
     np.testing.assert_allclose(sigma / alpha, np.geomspace(low, high, 9), rtol=1e-9)
 
 
-def test_pictures_of_every_process_are_the_same_at_the_same_level():
+def test_all_processes_look_the_same_at_the_same_noise_level():
     rng = np.random.default_rng(0)
     x0, eps = rng.uniform(-1, 1, (4, 8, 8, 1)), rng.normal(size=(4, 8, 8, 1))
     for ratio in (0.0, 0.3, 7.0):
@@ -46,7 +46,7 @@ def test_one_standard_deviation_of_noise_fills_the_range():
     ("edm", "ddim", {"steps": 60, "spacing": "karras"}), ("edm", "ddim", {"steps": 1000}),
     ("linear", "ddpm", {"steps": None}), ("flow", "flow_euler", {"steps": 200}),
 ])  # fmt: skip
-def test_the_rows_that_are_shown_are_spread_over_what_is_visible(name, sampler, options):
+def test_visible_rows_cover_the_visible_levels(name, sampler, options):
     plan = make_plan(Process(make_schedule(name), "v" if name != "edm" else "edm"), sampler, **options)
     rows = visible_rows(plan, 10)
     assert len(rows) == 10 and rows[-1] == plan.rows - 1 and np.all(np.diff(rows) > 0)
@@ -57,7 +57,7 @@ def test_the_rows_that_are_shown_are_spread_over_what_is_visible(name, sampler, 
     assert np.abs(logs[rows[:-1]] - wanted).max() <= steps / 2 + 1e-12
 
 
-def test_a_plan_of_few_rows_is_shown_whole():
+def test_a_plan_with_few_rows_is_shown_completely():
     plan = make_plan(Process(make_schedule("linear"), "eps"), "ddim", steps=3, spacing="linspace")
     assert visible_rows(plan, 10).tolist() == [0, 1, 2]
     plan = make_plan(Process(make_schedule("linear"), "eps"), "ddim", steps=1)

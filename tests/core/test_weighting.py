@@ -43,13 +43,13 @@ def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.
     return float(np.mean(batch.weight * np.mean(np.square(output - target), axis=(1, 2, 3))))
 
 
-def test_every_weighting_is_chosen_here():
+def test_every_weighting_is_tested():
     assert {w["name"] for w in CHOSEN} == WEIGHTINGS.keys() - {"simple"}
 
 
 @EACH
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
-def test_the_loss_is_the_same_number_for_every_prediction(schedule, weighting):
+def test_the_loss_does_not_depend_on_the_prediction(schedule, weighting):
     """The identity in x_0: outputs that mean the same estimate of x_0 cost the same, whatever was asked for."""
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
     predictions = [p for p in PREDICTIONS if not unsupported_reason(schedule, p)]
@@ -59,7 +59,7 @@ def test_the_loss_is_the_same_number_for_every_prediction(schedule, weighting):
         assert loss == pytest.approx(losses["x0"], rel=1e-8), name
 
 
-def test_the_simple_loss_is_not_the_same_number():
+def test_the_simple_loss_depends_on_the_prediction():
     x0 = Stream(1, "x0").normal(np.arange(64), (2, 2, 1))
     one, other = (weighted_loss(Process(linear(), p), {"name": "simple"}, 1.1 * x0, x0) for p in ("eps", "v"))
     assert abs(one - other) > 0.1 * abs(other)
@@ -94,7 +94,7 @@ def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
 
 @pytest.mark.parametrize("name", ["edm", "vp_sde", "ve_sde", "linear"])
 @pytest.mark.parametrize("sigma_data", [0.5, 1.7])
-def test_edm_weighs_its_own_target_by_one(name, sigma_data):
+def test_edm_gives_its_own_target_weight_one(name, sigma_data):
     """Karras et al., table 1: lambda = 1/c_out^2, so that the error of F counts alike at every level."""
     process = Process(make_schedule(name), "edm", sigma_data=sigma_data)
     t = process.schedule.even_timesteps(50)
@@ -106,7 +106,7 @@ def test_edm_weighs_its_own_target_by_one(name, sigma_data):
 
 @EACH
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_in_continuous_time_too_the_loss_is_the_same_number_for_every_prediction(name, weighting):
+def test_the_loss_does_not_depend_on_the_prediction_in_continuous_time(name, weighting):
     schedule = make_schedule(name)
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
     predictions = [p for p in PREDICTIONS if not unsupported_reason(schedule, p)]
@@ -124,7 +124,7 @@ def test_a_sigmoid_per_log_snr_is_its_integral_in_continuous_time():
     np.testing.assert_allclose(make(process, "sigmoid", bias=-1.5, per_log_snr=True)(t), expected, rtol=1e-5)
 
 
-def test_weightings_meet_where_they_should():
+def test_weightings_coincide_at_special_options():
     for prediction in PREDICTIONS:
         process = Process(linear(), prediction)
         snr = make_weights(process, "snr")
@@ -149,7 +149,7 @@ def test_a_sigmoid_per_log_snr_is_its_integral():
 
 @EACH
 @pytest.mark.parametrize("prediction", ["v", "x0", "next_level"])
-def test_a_last_level_without_signal_has_the_limit(prediction, weighting):
+def test_weights_without_signal_are_the_limit(prediction, weighting):
     """SNR = 0: what the weighting tends to as alpha falls, and nothing that is not finite."""
     alpha, sigma = np.array([0.9, 0.6, 0.3, 0.0]), np.array([0.1, 0.4, 0.7, 1.0])
     exact, near = (
@@ -164,7 +164,7 @@ def test_a_last_level_without_signal_has_the_limit(prediction, weighting):
         assert exact[-1] == 0
 
 
-def test_the_weight_of_a_batch_is_that_of_its_levels_cast_once():
+def test_the_weights_of_a_batch_are_cast_once():
     process = Process(cosine(1000), "v")
     objective = Objective(process, 3, weighting={"name": "min_snr", "gamma": 2})
     positions = np.arange(32)
@@ -186,6 +186,6 @@ def test_the_weight_of_a_batch_is_that_of_its_levels_cast_once():
     ({"name": "edm", "sigma_data": float("inf")}, "process.weighting.sigma_data: inf"),
     ({"name": "sigmoid", "bias": float("nan")}, "process.weighting.bias: nan was given; it must be a log-SNR"),
 ])  # fmt: skip
-def test_a_weighting_that_does_not_fit_is_refused(weighting, words):
+def test_invalid_weightings_are_errors(weighting, words):
     with pytest.raises(DuetError, match=words):
         Objective(Process(linear()), 0, weighting=weighting)
