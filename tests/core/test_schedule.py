@@ -50,9 +50,7 @@ def test_signal_to_noise_falls_at_every_step(name, T):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(T=st.integers(2, 3000), shift=st.floats(-8, 8), zero_terminal_snr=st.booleans())
-def test_signal_to_noise_falls_for_every_T_and_transformation(
-    name, T, shift, zero_terminal_snr
-):
+def test_signal_to_noise_falls_for_every_T_and_transformation(name, T, shift, zero_terminal_snr):
     schedule = make_schedule(name, T=T, log_snr_shift=shift, zero_terminal_snr=zero_terminal_snr)
     assert schedule.steps == T and np.all(np.diff(schedule.log_snr) < 0)
     assert schedule.variance_preserving == (name != "flow")
