@@ -141,7 +141,10 @@ def test_an_invalid_study_is_refused(path, value, message):
 def study(tmp_path, monkeypatch, capsys):
     """Calls `experiments.study` on a small study; returns exit code and output."""
     options = copy.deepcopy(STUDY)
-    options["common"] = [f"backend.python={fallback(tmp_path)}"]
+    del options["common"]
+    # Not as an override, so that equal configurations of several tests are composed once.
+    for backend in ("TORCH", "TF"):
+        monkeypatch.setenv(f"DUET_{backend}_PYTHON", str(fallback(tmp_path)))
     files = tmp_path / "files" / "study"
     files.mkdir(parents=True)
     (files / "halves.yaml").write_text(json.dumps(options))
