@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def perform_named(options: Mapping[str, Any]) -> int:
     if code:
         print(f"  FAILED  {job.name}  exit code {code}: {facts['said']}", flush=True)
     else:
-        print(f"  done    {job.name}  {facts['seconds']:.0f} s", flush=True)
+        print(f"  done    {job.name}  {timedelta(seconds=round(facts['seconds']))}", flush=True)
     return code
 
 
