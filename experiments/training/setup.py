@@ -14,7 +14,7 @@ from diffusion_core.data.augment import LABEL
 from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.optim import Ema, make_ema
+from diffusion_core.optim import Ema, make_ema, profile_options
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import SamplerPlan
@@ -23,7 +23,7 @@ from diffusion_core.training.objective import Objective
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import check_data
 from experiments.sampling.options import SampleOptions
-from experiments.sampling.plans import default_sampler, make_sampler_plan
+from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
 
 __all__ = ["LOADERS", "TrainingSetup"]
 
@@ -37,7 +37,7 @@ def _in_order(loader: Loader, workers: int) -> AbstractContextManager[Loader | P
 LOADERS = {"duet": _in_order, "grain": Grain}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingSetup:
     """Everything that a training needs, checked to fit together; `TrainingSetup.create` makes one.
 
@@ -101,7 +101,7 @@ class TrainingSetup:
             objective: options of `Objective.for_model`, such as ``{"label_dropout": 0.1}``.
             adam: by default without weight decay, with gradients clipped to norm 1.
             learning_rate: by default constant, 1e-3.
-            ema: by default `make_ema("warmup")`.
+            ema: by default `make_ema("warmup", decay=0.999)`.
             sampler: name and options; by default DDIM with 50 steps, or Heun's method in continuous time.
             sample: by default 64 samples with the moving average.
             backend: by default PyTorch in float32.
@@ -115,9 +115,9 @@ class TrainingSetup:
             DuetError: if a value is out of range, or does not fit the others.
         """
         config, backend = training_config or TrainingConfig(images=128_000), backend or BackendSetup()
-        ema, sample = ema or make_ema("warmup"), sample or SampleOptions(weights="ema")
+        ema, sample = ema or make_ema("warmup", decay=0.999), sample or SampleOptions(weights="ema")
         made_objective = Objective.for_model(model, seed, **(objective or {}))
-        sampler = dict(sampler or default_sampler(model))
+        sampler = shared_options() | dict(sampler or default_sampler(model))
         plan = None if model.classifies else make_sampler_plan(model, sampler)
         if plan is not None:
             Guidance().check(plan)  # no other network guides the samples of a training
@@ -154,22 +154,31 @@ class TrainingSetup:
         """Steps of the whole run, whatever its start."""
         return -(-self.training_config.images // self.training_config.batch)
 
+    def __repr__(self) -> str:
+        config, data = self.training_config, self.loader.dataset
+        return (
+            f"TrainingSetup({self.model.architecture} on {data.name}, {config.images:,} images in batches of "
+            f"{config.batch}, backend {self.backend.name}, seed {self.seed})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the setup as plain data, with the keys that the configuration of `experiments.train` has."""
-        model, group = self.model.to_dict(), self.backend.config
+        model, config = self.model.to_dict(), self.backend.config
+        network = {"architecture": model.pop("architecture"), **model.pop("spec")}
         return {
             "seed": self.seed,
             "precision": self.backend.precision,
-            "backend": {"name": self.backend.name, "title": self.backend.name, "device": group.device},
+            "backend": {"name": self.backend.name, "title": self.backend.name, "device": config.device},
             "parallel": {"name": self.group.kind},
             "data": {"name": self.loader.dataset.name, "flip": self.loader.flip, "augment": self.loader.augment},
-            "model": model.get("spec", {}),
-            "process": {key: value for key, value in model.items() if key != "spec"} | self.objective.options,
+            "model": network,
+            "process": model | self.objective.options,
             "optimiser": asdict(self.adam),
             "lr": asdict(self.learning_rate),
             "trainer": asdict(self.training_config),
             "sampler": dict(self.sampler),
             "sample": asdict(self.sample),
+            "ema": {"profiles": [profile_options(profile) for profile in self.ema.profiles]},
         }
 
 
