@@ -28,7 +28,7 @@ from diffusion_core.statistics.bootstrap import MIN_VALUES
 from experiments.comparison.runs import FinishedRun, differing_parts, read_runs
 from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
-from experiments.evaluation.samples import SampleEvaluator, chosen, make_features
+from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
 
 __all__ = ["Comparison", "compare"]
 
@@ -325,7 +325,7 @@ def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dic
     fewest = min(map(len, subjects.values()))
     numbers = {}
     for label, subject in subjects.items():
-        samples, sets = chosen(subject, (len(subject),), fewest, MIN_VALUES, evaluate.seed)
+        samples, sets = select_samples(subject, (len(subject),), fewest, MIN_VALUES, evaluate.seed)
         evaluation, _, _ = evaluate(samples, sets)
         numbers[label] = evaluation.numbers
         if label == runs[0].label:

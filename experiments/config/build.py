@@ -27,6 +27,7 @@ from experiments.config.schema import ProcessSchema
 from experiments.editing.setup import EditSetup
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
+from experiments.evaluation.setup import EvaluationSetup
 from experiments.export.importing import ImportSetup
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
@@ -43,6 +44,7 @@ __all__ = [
     "data_source",
     "directory",
     "edit_setup",
+    "evaluation_setup",
     "final_evaluation",
     "gallery_setup",
     "guidance_models",
@@ -194,6 +196,21 @@ def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation |
     evaluation = FinalEvaluation(evaluator, cfg.sets, cfg.seed)
     evaluation.check(setup.model.spec.image_shape, cfg.sample.count)
     return evaluation
+
+
+def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
+    """Return the request of a configuration of `experiments.evaluate`."""
+    own = ("samples", "reference", "features", "metrics", "count", "sets", "confidence", "keep_features", "checkpoint", "weights",
+           "likelihood", "accuracy", "seed")  # fmt: skip
+    options: dict[str, Any] = {key: plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in own}
+    samples = options.pop("samples") or ()
+    return EvaluationSetup(
+        samples=(samples,) if isinstance(samples, str) else tuple(samples),
+        data=data_source(cfg.data) if "name" in cfg.data else None,
+        training=data_source(cfg.training) if "name" in cfg.training else None,
+        backend=backend_setup(cfg),
+        **options,
+    )
 
 
 def import_setup(cfg: DictConfig) -> ImportSetup:

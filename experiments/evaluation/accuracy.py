@@ -1,7 +1,7 @@
-"""How often a classifier is right at each level of noise: the group `accuracy` of `experiments.evaluate`.
+"""The accuracy of a classifier at each noise level: the group `accuracy` of `duet evaluate`.
 
 none      not measured
-levels    at levels of equal distance, from the cleanest to the noisiest
+levels    at equally spaced noise levels, from the cleanest to the noisiest
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.accuracy import correct_predictions
-from experiments.evaluation.context import EvaluationContext, Measure, Measurement, mean_number
+from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
 
-__all__ = ["METHODS"]
+__all__ = ["ACCURACY_METHODS"]
 
 
-def _levels(given: EvaluationContext, *, count: int = 10, batch: int = 256) -> Measure:
-    """The accuracy at so many levels, on every image of the data set.
+def _levels(context: EvaluationContext, *, count: int = 10, batch: int = 256) -> Measure:
+    """Measure the accuracy at equally spaced noise levels, on every image of the data set.
 
     Args:
-        given: the checkpoint and the data.
-        count: of levels, at least 2.
-        batch: images at once.
+        context: the checkpoint and the data.
+        count: the number of levels, at least 2.
+        batch: images per batch.
     """
-    model, dataset = given.checkpoint.model, given.dataset
+    model, dataset = context.checkpoint.model, context.dataset
     if not model.classifies:
-        raise DuetError("accuracy: the checkpoint is of a network that is no classifier")
+        raise DuetError("accuracy: this checkpoint is not a classifier; use a checkpoint of a classifier")
     check_data(dataset, model.spec)
     for name, value, least in (("count", count, 2), ("batch", batch, 1)):
         if value < least:
             raise DuetError(f"accuracy.{name}: {value} was given; it must be at least {least}")
-    span = model.process.schedule.span
-    levels = np.linspace(*span, count)
+    levels = np.linspace(*model.process.schedule.span, count)
     levels = levels.round() if model.process.schedule.is_table else levels
-    given.asks(len(dataset) * count, batch)
+    context.plan_calls(len(dataset) * count, batch)
 
     def measure(out: Path) -> Measurement:
-        collective = given.backend.collective
-        mine = collective.group.slice_of(len(dataset), batch)
-        with Counter("accuracy", count * (mine.stop - mine.start), unit="evaluations") as progress:
-            part = correct_predictions(
-                given.network.forward, model.process, dataset.images, dataset.labels, levels, given.seed, batch,
-                progress, dtype=given.backend.config.host_dtype, value_range=model.value_range, subset=mine,
+        collective = context.backend.collective
+        own = collective.group.slice_of(len(dataset), batch)
+        with Counter("accuracy", count * (own.stop - own.start), unit="evaluations") as progress:
+            own_correct = correct_predictions(
+                context.network.forward, model.process, dataset.images, dataset.labels, levels, context.seed, batch,
+                progress, dtype=context.backend.config.host_dtype, value_range=model.value_range, subset=own,
             )  # fmt: skip
-        found = collective.gather(part.T, len(dataset), batch).T
-        facts = {"seed": given.seed, "data": given.data_facts()}
+        correct = collective.gather(own_correct.T, len(dataset), batch).T
+        facts = {"seed": context.seed, "data": context.data_facts()}
+        protocol = {"metric": "accuracy", **facts}
         numbers = (
-            mean_number(given, f"accuracy at t = {t:g}", right, f"t = {t:g}", {"metric": "accuracy", **facts}, "higher")
-            for t, right in zip(levels, found, strict=True)
+            context.mean_number(f"accuracy at t = {t:g}", values, f"t = {t:g}", protocol, "higher")
+            for t, values in zip(levels, correct, strict=True)
         )
-        shares = {"levels": levels.tolist(), "accuracy": found.mean(axis=1).tolist()}
-        return Measurement(shares | facts | given.checkpoint_facts(), tuple(numbers))
+        accuracy = {"levels": levels.tolist(), "accuracy": correct.mean(axis=1).tolist()}
+        return Measurement(accuracy | facts | context.checkpoint_facts(), tuple(numbers))
 
     return measure
 
 
-METHODS: Mapping[str, Callable[..., Measure]] = {"levels": _levels}
+ACCURACY_METHODS: Mapping[str, Callable[..., Measure]] = {"levels": _levels}

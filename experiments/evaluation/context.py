@@ -1,12 +1,11 @@
-"""What every metric is given: checkpoint, samples, data and network of a configuration, each read when first asked.
+"""The inputs that measurements share: checkpoint, samples, data and network, each loaded on first use.
 
-A metric is a function of this and of its options. It checks all that a person can get wrong and gives a `Measure`,
-which then measures, writes files of its own into a directory and gives its numbers with their protocol.
+A method of measurement is a function of this context and of its own options. It checks everything that a user can get
+wrong, and returns a `Measure`, which then computes, writes its files into a directory and returns a `Measurement`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,31 +14,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
 from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.evaluate import jackknife_interval, random_sets
 from diffusion_core.metrics.files import join, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
-from experiments.config import build
-from experiments.config.convert import plain
+from experiments.evaluation.setup import EvaluationSetup
 from experiments.sampling.options import choose_weights
 
-__all__ = ["EvaluationContext", "Measure", "Measurement", "mean_number", "dataset_reference", "write_arrays"]
+__all__ = ["EvaluationContext", "Measure", "Measurement", "dataset_reference"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a metric found.
+    """The result of a measurement.
 
     Args:
-        facts: details and provenance, as plain data: its part of evaluation.json.
-        numbers: each with its protocol.
+        facts: details and provenance as plain data, for evaluation.json.
+        numbers: the numbers, each with its protocol.
     """
 
     facts: dict[str, Any]
@@ -51,119 +47,133 @@ Measure = Callable[[Path], Measurement]
 
 
 class EvaluationContext:
-    """The parts of a configuration of `experiments.evaluate`, as objects of the core."""
+    """The inputs of an evaluation, loaded on first use.
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg, self.seed = cfg, int(cfg.seed)
-        self.calls = 0
+    Args:
+        setup: what the evaluation is asked for.
+    """
+
+    def __init__(self, setup: EvaluationSetup) -> None:
+        self.setup, self.seed = setup, setup.seed
+        self._network_calls = 0
+
+    def __repr__(self) -> str:
+        return f"EvaluationContext(samples={self.setup.samples}, checkpoint={self.setup.checkpoint!r})"
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """What is evaluated."""
-        if not self.cfg.checkpoint:
+        """The checkpoint to evaluate."""
+        if not self.setup.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
-        found = load_checkpoint(self.cfg.checkpoint)
-        self.cfg.weights = choose_weights("weights", self.cfg.weights, found)
-        return found
+        checkpoint = load_checkpoint(self.setup.checkpoint)
+        choose_weights("weights", self.setup.weights, checkpoint)  # refuses unknown weights early
+        return checkpoint
 
     @cached_property
-    def _sources(self) -> list[SampleSet]:
-        given = self.cfg.samples
-        return [read_sample_set(path) for path in ([given] if isinstance(given, str) else given)]
+    def weights(self) -> str:
+        """Which weights of the checkpoint to evaluate."""
+        return choose_weights("weights", self.setup.weights, self.checkpoint)
+
+    @cached_property
+    def _sample_files(self) -> list[SampleSet]:
+        return [read_sample_set(path) for path in self.setup.samples]
 
     @cached_property
     def samples(self) -> SampleSet:
-        """What is judged: images, features of them, or both."""
-        return join(self._sources)
+        """The samples to evaluate: images, features, or both."""
+        return join(self._sample_files)
 
     @property
-    def sets_given(self) -> tuple[int, ...]:
-        """How many samples each of the files has."""
-        return tuple(len(source) for source in self._sources)
+    def file_sizes(self) -> tuple[int, ...]:
+        """The number of samples in each file."""
+        return tuple(map(len, self._sample_files))
 
     @cached_property
     def reference(self) -> SampleSet:
-        """What samples are compared with."""
-        if self.cfg.reference:
-            if "name" in self.cfg.data:
-                raise DuetError("reference: a file and data were given; samples are compared with one of them")
-            return read_sample_set(self.cfg.reference)
-        training = build.load_data(self.cfg.training) if "name" in self.cfg.training else None
-        return dataset_reference(self.dataset, plain(self.cfg.data.options), training)
+        """The set with which samples are compared."""
+        setup = self.setup
+        if setup.reference:
+            if setup.data is not None:
+                raise DuetError("reference: a file and data were given; give one of them to compare the samples with")
+            return read_sample_set(setup.reference)
+        training = None if setup.training is None else setup.training.load()
+        return dataset_reference(self.dataset, setup.data.options, training)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The images, as they are stored: never mirrored, whatever training did."""
-        if "name" not in self.cfg.data:
+        """The data set as it is stored; its images are never mirrored, whatever the training did."""
+        if self.setup.data is None:
             raise DuetError(
-                "data: none was given; add data=NAME, and the part with data.options.part where it has parts "
+                "data: none was given; add data=NAME, and data.options.part=PART if it has several parts "
                 "(or, for samples, reference=FILE)"
             )
-        return build.load_data(self.cfg.data)
+        return self.setup.data.load()
+
+    def plan_calls(self, images: int, batch: int) -> None:
+        """Record how many images the network will evaluate, in batches of what size, for `compile=auto`."""
+        self._network_calls = -(-images // batch)
 
     @cached_property
     def backend(self) -> Backend:
-        """The backend; a metric opens it when it measures, not when it checks, and says before what it `asks`."""
-        return build.backend_setup(self.cfg).open(self.calls)
-
-    def asks(self, images: int, batch: int) -> None:
-        """Note how many images the network will evaluate, in batches of which size; `compile=auto` decides by it."""
-        self.calls = -(-images // batch)
+        """The backend. Open it only to measure, not to check, and after `plan_calls`."""
+        return self.setup.backend.open(self._network_calls)
 
     @cached_property
     def network(self) -> Network:
-        """The network of the checkpoint, with the weights that were asked for."""
-        return self.backend.network(self.checkpoint.model.program, self.checkpoint.state.parts[self.cfg.weights])
+        """The network of the checkpoint with the weights to evaluate."""
+        return self.backend.network(self.checkpoint.model.program, self.checkpoint.state.parts[self.weights])
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """Which weights."""
+        """Return which checkpoint and weights are evaluated, as plain data."""
         return {
-            "checkpoint": str(self.cfg.checkpoint),
+            "checkpoint": str(self.setup.checkpoint),
             "images_seen": self.checkpoint.images_seen,
-            "weights": self.cfg.weights,
-            "weights_sha256": weights_hash(self.cfg.checkpoint, self.cfg.weights),
+            "weights": self.weights,
+            "weights_sha256": weights_hash(self.setup.checkpoint, self.weights),
         }
 
     def data_facts(self) -> dict[str, Any]:
-        """Which images."""
-        return dict(dataset_reference(self.dataset, plain(self.cfg.data.options)).facts)
+        """Return which data set is used, as plain data."""
+        return dict(dataset_reference(self.dataset, self.setup.data.options).facts)
+
+    def mean_number(
+        self, name: str, values: NDArray, key: str, protocol: Mapping[str, Any], better: str, unit: str = ""
+    ) -> Number:
+        """Return the mean of one value per image, with an interval if there are at least two images per set.
+
+        Args:
+            name: the name of the number.
+            values: with shape (N,).
+            key: the name of the number within its metric.
+            protocol: everything that the number depends on.
+            better: "lower" or "higher".
+            unit: the unit of the values.
+        """
+        mean, sets = float(values.mean()), self.setup.sets
+        without: tuple[float, ...] = ()
+        if len(values) >= 2 * sets:
+            partition = random_sets(len(values), sets, self.seed)
+            without = tuple(float(np.delete(values, members).mean()) for members in partition.members)
+            protocol = {**protocol, "sets": dict(partition.facts)}
+        confidence = self.setup.confidence
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        protocol = {**protocol, "confidence": confidence, "number": key}
+        interval = jackknife_interval(mean, without, confidence)
+        return Number(name, mean, protocol, interval, without, error, better, unit)
 
 
 def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Dataset | None = None) -> SampleSet:
-    """A data set as a reference, with the images that the network was trained on, where these are others."""
-    parts = {"images": dataset.images, "labels": dataset.labels}
+    """Return a data set as a reference for metrics.
+
+    Args:
+        dataset: the data set.
+        options: its options, of which the part is recorded in the protocol.
+        training: the data set on which the network was trained, if it is another one.
+    """
+    arrays = {"images": dataset.images, "labels": dataset.labels}
     split = next((str(options[key]) for key in ("part", "split") if options.get(key)), "all")
     facts = {"name": dataset.name, "split": split, "count": len(dataset), "sha256": dataset.sha256}
     if training is not None:
-        parts["training"] = training.images
+        arrays["training"] = training.images
         facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
-    return SampleSet(parts, facts, classes=dataset.class_names if dataset.has_class_names else ())
-
-
-def mean_number(
-    given: EvaluationContext,
-    name: str,
-    values: NDArray,
-    key: str,
-    protocol: Mapping[str, Any],
-    better: str,
-    unit: str = "",
-) -> Number:
-    """The mean of a value per image, with its interval over disjoint sets of the images, where there are enough."""
-    whole, sets = float(values.mean()), given.cfg.sets
-    without: tuple[float, ...] = ()
-    if len(values) >= 2 * sets:
-        parts = random_sets(len(values), sets, given.seed)
-        without = tuple(float(np.delete(values, some).mean()) for some in parts.members)
-        protocol = {**protocol, "sets": dict(parts.facts)}
-    confidence = given.cfg.confidence
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    protocol = {**protocol, "confidence": confidence, "number": key}
-    return Number(name, whole, protocol, jackknife_interval(whole, without, confidence), without, error, better, unit)
-
-
-def write_arrays(path: Path, **arrays: NDArray) -> None:
-    """Arrays as a compressed `.npz`."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    return SampleSet(arrays, facts, classes=dataset.class_names if dataset.has_class_names else ())

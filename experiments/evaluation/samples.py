@@ -1,7 +1,7 @@
-"""Judging samples by metrics: what `experiments.evaluate samples=...` does, and a training at its end.
+"""Evaluate samples by metrics: for `duet evaluate samples=...`, and at the end of a training.
 
-The metrics are those of `diffusion_core.metrics.evaluate`; on which features, the group `features` says. The reference
-is every image of a data set as it is stored, never mirrored, of the size of the samples; or a file, as samples are.
+The metrics are those of `diffusion_core.metrics.evaluate`, on the features of the group `features`. The reference is
+every image of a data set as it is stored, never mirrored, with the size of the samples; or a file of samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
@@ -22,18 +21,18 @@ from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
 from diffusion_core.metrics.files import write_features
 from diffusion_core.metrics.metric import FEATURE_ARRAYS, SampleSet
-from experiments.config.convert import plain
-from experiments.evaluation.context import EvaluationContext, Measure, Measurement, write_arrays
+from diffusion_core.runs.run_directory import write_arrays
+from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.progress import Counter
 from features import FEATURES, Features, extract
 
-__all__ = ["SampleEvaluator", "chosen", "make_features", "measure"]
+__all__ = ["SampleEvaluator", "make_features", "measure_samples", "select_samples"]
 
-BATCH = 50  # images of 299 x 299 at once
+_BATCH = 50  # images of 299 x 299 per batch
 
 
 def make_features(options: Mapping[str, Any]) -> Features | None:
-    """The features of a configuration's group, or None."""
+    """Return the feature network of a configuration group, or None for ``{"name": "none"}``."""
     options = dict(options)
     name = options.pop("name", "none")
     return None if name == "none" else build("features", FEATURES, name, options)
@@ -41,14 +40,17 @@ def make_features(options: Mapping[str, Any]) -> Features | None:
 
 @dataclass(frozen=True, eq=False)
 class SampleEvaluator:
-    """How samples are judged, checked when made.
+    """Evaluates samples by metrics against a reference; checked on construction.
 
     Args:
-        features: what the metrics read of images; None where the sets have features of their own, or none.
-        metrics: names with their options.
-        reference: what samples are compared with.
-        seed: of the metrics' streams.
-        confidence: of the intervals.
+        features: the feature network; None if the sets have features of their own, or none are needed.
+        metrics: the options of each metric, by its name.
+        reference: the set to compare with.
+        seed: the seed of the metrics' streams.
+        confidence: the confidence of the intervals.
+
+    Raises:
+        DuetError: a metric or an option is unknown.
     """
 
     features: Features | None
@@ -62,88 +64,109 @@ class SampleEvaluator:
         for name, options in self.metrics.items():
             check_options(f"metrics.{name}", fits, name, options, arguments=2)
 
-    def check(self, parts: Mapping[str, Any], count: int, sets: int) -> None:
-        """Refuse samples with such parts, of which the shape counts, that cannot be judged."""
+    def check(self, arrays: Mapping[str, Any], count: int, sets: int) -> None:
+        """Refuse samples that cannot be evaluated, before they exist.
+
+        Args:
+            arrays: the arrays of the samples, of which only the shapes count.
+            count: the number of samples.
+            sets: the number of sets.
+        """
         core.random_sets(count, sets, self.seed)
-        shapes = [np.shape(side["images"])[1:] for side in (parts, self.reference.arrays) if "images" in side]
+        shapes = [np.shape(side["images"])[1:] for side in (arrays, self.reference.arrays) if "images" in side]
         if len(set(shapes)) > 1:
             raise DuetError(
                 f"samples: they are {shapes[0]} (h, w, c) and the images of {self.reference.facts['name']} "
-                f"{shapes[1]}; bring the data to the size of the samples with data.options"
+                f"{shapes[1]}; resize the data to the size of the samples with data.options.size"
             )
         if self.features is not None and "images" in self.reference.arrays:
             self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
 
     def __call__(self, samples: SampleSet, sets: Partition) -> tuple[Evaluation, SampleSet, SampleSet]:
-        """Judge them; gives the samples and the reference too, with their features."""
+        """Evaluate samples. Returns the evaluation, and samples and reference with their features."""
         samples, reference = (
-            _with_features(source, self.features, what)
-            for source, what in ((samples, "samples"), (self.reference, "reference"))
+            _with_features(sample_set, self.features, what)
+            for sample_set, what in ((samples, "samples"), (self.reference, "reference"))
         )
         with Counter("metrics", len(self.metrics), unit="metrics") as progress:
-            found = evaluate(
+            evaluation = evaluate(
                 self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress
             )
-        return found, samples, reference
+        return evaluation, samples, reference
 
 
-def _with_features(source: SampleSet, features: Features | None, what: str) -> SampleSet:
-    """A set with features, computed where it has none."""
-    if features is None or (source.kind is not None and source.kind == features.kind):
-        return source
-    if source.kind is not None:
-        raise DuetError(f"features: {features.kind.name} was given, but the {what} have those of {source.kind.name}")
-    if "images" not in source.arrays:
-        return source
-    with Counter(f"features of the {what}", len(source)) as progress:
-        parts = extract(features, source.arrays["images"], BATCH, progress)
-    return replace(source, arrays={**source.arrays, **parts}, kind=features.kind)
+def _with_features(sample_set: SampleSet, features: Features | None, what: str) -> SampleSet:
+    """Return a set with features, which are computed unless it has them."""
+    if features is None or (sample_set.kind is not None and sample_set.kind == features.kind):
+        return sample_set
+    if sample_set.kind is not None:
+        raise DuetError(
+            f"features: {features.kind.name} was given, but the {what} have those of {sample_set.kind.name}"
+        )
+    if "images" not in sample_set.arrays:
+        return sample_set
+    with Counter(f"features of the {what}", len(sample_set)) as progress:
+        arrays = extract(features, sample_set.arrays["images"], _BATCH, progress)
+    return replace(sample_set, arrays={**sample_set.arrays, **arrays}, kind=features.kind)
 
 
-def measure(given: EvaluationContext) -> Measure:
-    """Judge the samples of a configuration of `experiments.evaluate`."""
-    cfg = given.cfg
-    judge = SampleEvaluator(
-        make_features(plain(cfg.features)), plain(cfg.metrics), given.reference, given.seed, cfg.confidence
-    )
-    samples, sets = chosen(given.samples, given.sets_given, cfg.count, cfg.sets, given.seed)
-    judge.check(samples.arrays, len(samples), cfg.sets)
+def measure_samples(context: EvaluationContext) -> Measure:
+    """Check the samples of an evaluation, and return the function that evaluates them."""
+    setup = context.setup
+    features = make_features(setup.features)
+    evaluator = SampleEvaluator(features, setup.metrics, context.reference, context.seed, setup.confidence)
+    samples, sets = select_samples(context.samples, context.file_sizes, setup.count, setup.sets, context.seed)
+    evaluator.check(samples.arrays, len(samples), setup.sets)
 
-    def run(out: Path) -> Measurement:
-        found, judged, reference = judge(samples, sets)
-        if not found.numbers:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
+    def measure(out: Path) -> Measurement:
+        evaluation, with_features, reference = evaluator(samples, sets)
+        if not evaluation.numbers:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
             raise DuetError(f"metrics: none of them applies; {reasons or 'choose some with metrics=[NAME,NAME]'}")
-        arrays = {f"{name}/{key}": array for name, one in found.results.items() for key, array in one.arrays.items()}
-        write_arrays(out / "evaluation.npz", **arrays)
-        for name, one in found.results.items():
-            if one.image_rows:
-                scale = max(1, 64 // one.image_rows[0][1].shape[1])
-                render.save_png(out / f"{name}.png", render.labelled_rows(one.image_rows, scale=scale))
-        if cfg.keep_features:
-            for source, name in ((judged, "samples"), (reference, "reference")):
-                if set(source.arrays) & set(FEATURE_ARRAYS):
-                    write_features(out / "features" / f"{name}.npz", source)
+        _write_details(evaluation, out)
+        if setup.keep_features:
+            for name, sample_set in (("samples", with_features), ("reference", reference)):
+                if set(sample_set.arrays) & set(FEATURE_ARRAYS):
+                    write_features(out / "features" / f"{name}.npz", sample_set)
         facts = {
             "samples": dict(samples.facts), "reference": dict(reference.facts),
-            "features": judged.kind and judged.kind.plain,
-            "versions": dict(judge.features.versions) if judge.features else {}, "left_out": dict(found.skipped),
+            "features": with_features.kind and with_features.kind.plain,
+            "versions": dict(features.versions) if features else {}, "left_out": dict(evaluation.skipped),
         }  # fmt: skip
-        return Measurement(facts, found.numbers)
+        return Measurement(facts, evaluation.numbers)
 
-    return run
+    return measure
 
 
-def chosen(
-    sources: SampleSet, sizes: tuple[int, ...], count: int | None, sets: int, seed: int
+def _write_details(evaluation: Evaluation, out: Path) -> None:
+    """Write the arrays of all metrics, and the images that some of them show."""
+    details = {
+        f"{name}/{key}": array for name, result in evaluation.results.items() for key, array in result.arrays.items()
+    }
+    write_arrays(out / "evaluation.npz", **details)
+    for name, result in evaluation.results.items():
+        if result.image_rows:
+            scale = max(1, 64 // result.image_rows[0][1].shape[1])
+            render.save_png(out / f"{name}.png", render.labelled_rows(result.image_rows, scale=scale))
+
+
+def select_samples(
+    samples: SampleSet, sizes: tuple[int, ...], count: int | None, sets: int, seed: int
 ) -> tuple[SampleSet, Partition]:
-    """As many samples as asked for, by stream "evaluate/samples", and their sets: those given where they are enough."""
+    """Return the samples to evaluate, and their partition into sets.
+
+    Args:
+        samples: all samples.
+        sizes: the number of samples in each file; if all samples of at least three files are used, files are the sets.
+        count: the number of samples to draw by stream "evaluate/samples"; None means all.
+        sets: the number of sets otherwise.
+        seed: the seed of the streams.
+    """
     if count is None:
-        return sources, core.sets_from_sizes(sizes) if len(sizes) >= core.MIN_VALUES else core.random_sets(
-            len(sources), sets, seed
-        )
-    if not 1 <= count <= len(sources):
-        raise DuetError(f"count: {count} was given; there are 1 to {len(sources)} samples, or null for all")
-    some = np.sort(Stream(seed, "evaluate/samples").permutation(len(sources))[:count])
-    parts: dict[str, NDArray] = {name: array[some] for name, array in sources.arrays.items()}
-    return replace(sources, arrays=parts), core.random_sets(count, sets, seed)
+        from_files = len(sizes) >= core.MIN_VALUES
+        return samples, core.sets_from_sizes(sizes) if from_files else core.random_sets(len(samples), sets, seed)
+    if not 1 <= count <= len(samples):
+        raise DuetError(f"count: {count} was given; there are 1 to {len(samples)} samples, or null for all")
+    drawn = np.sort(Stream(seed, "evaluate/samples").permutation(len(samples))[:count])
+    arrays = {name: array[drawn] for name, array in samples.arrays.items()}
+    return replace(samples, arrays=arrays), core.random_sets(count, sets, seed)

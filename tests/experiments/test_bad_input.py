@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, checkpoint: 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["data=digits"], ["nothing was asked for", "likelihood=vlb", "likelihood=ode"]),
+        (["data=digits"], ["nothing was requested", "likelihood=vlb", "likelihood=ode"]),
         (["likelihood=vlb"], ["data: none was given", "data=NAME"]),
         (["likelihood=vlb", "data=digits", "checkpoint=null"], ["checkpoint: none was given"]),
         (["likelihood=vlb", "data=digits", "likelihood.levels=1000"], ["1 to 999 for 1000 timesteps"]),

@@ -1,4 +1,4 @@
-"""Saved samples judged by `experiments.evaluate` and at the end of a training, and evaluations compared."""
+"""Saved samples evaluated by `experiments.evaluate` and at the end of a training, and evaluations compared."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ CPU = ("backend.threads=1", "backend.device=cpu")
 ON_DIGITS = ("data=digits", "data.options.part=held_out", "features=digits")
 
 
-# Of the samples below, in every environment.
+# The distances of the samples below, in every environment.
 EVERYWHERE = {"frechet": 17.507410096101097, "spatial": 30.206739468461564, "kernel": 0.8545731259112307}
 
 
-def start(module: str, *given: str) -> tuple[str, str]:
-    """Run an entry point; gives what was printed, and the error in one line."""
-    _, out, err = call(module, *given)
+def run(command: str, *words: str) -> tuple[str, str]:
+    """Run a command; return what it printed, and its error message."""
+    _, out, err = call(command, *words)
     return out, err
 
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    """Forty images of digits, of which some are spoilt, as the saved samples of a run."""
+    """Forty images of digits, of which ten are inverted, as the saved samples of a run."""
     data = load_dataset("digits", part="train", size=16)
     images = data.images[:40].copy()
     images[:10] = 255 - images[:10]
@@ -59,11 +59,11 @@ def samples(tmp_path: Path) -> Path:
 
 
 @pytest.mark.backend  # in both environments, for the same numbers
-def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(samples, tmp_path, monkeypatch):
+def test_saved_samples_are_evaluated_by_every_metric_without_a_framework(samples, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.runtime.backends.load_backend", mock.Mock(side_effect=AssertionError))
     out = tmp_path / "out"
     words = (*ON_DIGITS, "data.options.size=16", "data@training=digits", "training.options={size: 16, part: train}")
-    said, error = start("evaluate", f"samples={tmp_path}/run", *words, f"out={out}", "sets=4", "keep_features=true")
+    output, error = run("evaluate", f"samples={tmp_path}/run", *words, f"out={out}", "sets=4", "keep_features=true")
     assert error == ""
     images, held_out = read_samples(samples)[0], load_dataset("digits", part="held_out", size=16)
     expected = frechet_distance(*(layers(x)["features"] for x in (images, held_out.images)))
@@ -80,26 +80,26 @@ def test_saved_samples_are_judged_by_every_metric_and_no_framework_is_opened(sam
     assert facts["numbers"]["agreement"]["rate"]["value"] >= 0.75
     for metric, expected_value in EVERYWHERE.items():
         assert facts["numbers"][metric]["distance"]["value"] == pytest.approx(expected_value, rel=1e-9)
-    line = next(line for line in said.splitlines() if line.startswith("digits Fréchet distance"))
+    line = next(line for line in output.splitlines() if line.startswith("digits Fréchet distance"))
     assert f"{expected:9.4f}  [{number['interval']['low']:.4f}, {number['interval']['high']:.4f}]" in line
-    assert "FID" not in said and Image.open(out / "memorisation.png").size[0] > 500
+    assert "FID" not in output and Image.open(out / "memorisation.png").size[0] > 500
     assert np.load(out / "evaluation.npz")["memorisation/index"].shape == (40, 2)
-    # The features that it kept, where neither the images nor their network are: the same numbers, columns and all.
+    # The saved features, without images and without their network, give the same numbers and protocols.
     kept = (f"samples={out}/features/samples.npz", f"reference={out}/features/reference.npz", "sets=4")
-    said, error = start("evaluate", *kept, f"out={tmp_path}/kept")
-    assert error == "" and "left out: colour: there are no images" in said
+    output, error = run("evaluate", *kept, f"out={tmp_path}/kept")
+    assert error == "" and "skipped: colour: there are no images" in output
     again = {n.name: n for n in read_numbers(tmp_path / "kept")}
     assert set(again) < {n.name for n in read_numbers(out)}
     assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 9
 
 
-def test_evaluations_are_compared_only_where_one_protocol_measured_them(samples, tmp_path):
+def test_compare_puts_only_numbers_of_one_protocol_into_a_row(samples, tmp_path):
     base = (f"samples={samples}", *ON_DIGITS, "data.options.size=16", "metrics=[frechet,colour]")
     for name, words in (("a", ()), ("b", ()), ("c", ("count=30",))):
-        assert start("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
+        assert run("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
     given = ",".join(str(tmp_path / name) for name in "abc")
-    said, error = start("compare", f"evaluations=[{given}]", f"out={tmp_path}/report")
-    assert error == "" and "No comparable quantities were found" in said
+    output, error = run("compare", f"evaluations=[{given}]", f"out={tmp_path}/report")
+    assert error == "" and "No comparable quantities were found" in output
     quality = json.loads((tmp_path / "report" / "report.json").read_text())["quality"]
     rows = [row for row in quality["rows"] if row["name"].startswith("digits Fréchet distance")]
     assert [row["name"].partition(" (")[2] for row in rows] == ["samples.count 40)", "samples.count 30)"]
@@ -109,10 +109,10 @@ def test_evaluations_are_compared_only_where_one_protocol_measured_them(samples,
     assert "samples.count 30" in page and f"[{rows[0]['intervals'][0][0]:.3f}"[:5] in page
 
 
-def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples, tmp_path):
+def test_study_refuses_numbers_of_different_protocols(samples, tmp_path):
     base = (f"samples={samples}", *ON_DIGITS, "data.options.size=16", "metrics=[colour]")
     for name, words in (("a", ()), ("b", ()), ("c", ("data.options.part=train",))):
-        assert start("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
+        assert run("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
     a, b, c = (Outcome(mock.Mock(), (tmp_path / name,)) for name in "abc")
     metric = Metric("colour", "colour", read="evaluation.numbers.colour.distance")
     assert value(a, metric) == read_numbers(tmp_path / "a")[0].value
@@ -123,7 +123,7 @@ def test_a_study_reads_numbers_and_refuses_those_of_different_protocols(samples,
         check_protocol(metric, [a, b, c])
 
 
-def test_a_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatch):
+def test_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatch):
     asked, images = [], []
 
     def forward(program: Program, weights: Weights, x: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
@@ -141,10 +141,10 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypa
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
     save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(128, model, 0, state, {}))
     words = ("data=digits", "likelihood=vlb", "likelihood.levels=2", "likelihood.count=12", "sets=3")
-    said, error = start("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
+    output, error = run("evaluate", f"checkpoint={tmp_path}/run", *words, f"out={tmp_path}/out")
     assert error == ""
     number = read_numbers(tmp_path / "out")[0]
-    # The mode was chosen by what was then computed.
+    # compile=auto decided by the number of calls that were then made.
     assert asked == [-(-sum(images) // 128)]
     totals = np.load(tmp_path / "out" / "likelihood.npz")["total"]
     without = [np.delete(totals, some).mean() for some in random_sets(12, 3, 0).members]
@@ -152,23 +152,23 @@ def test_a_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypa
     assert number.interval.low < number.value < number.interval.high
     assert number.error == pytest.approx(totals.std(ddof=1) / np.sqrt(12))
     assert number.protocol["data"]["split"] == "train" and "checkpoint" not in str(number.protocol)
-    assert "bits/dim" in said
+    assert "bits/dim" in output
 
 
-def test_several_files_of_samples_are_several_sets(samples, tmp_path):
+def test_several_sample_files_are_the_sets(samples, tmp_path):
     images, labels, _ = read_samples(samples)
     for k in range(3):
         write_samples(tmp_path / f"{k}.npz", images[12 * k : 12 * k + 12], labels[12 * k : 12 * k + 12])
     files = ",".join(str(tmp_path / f"{k}.npz") for k in range(3))
     words = (*ON_DIGITS, "data.options.size=16", "metrics=[frechet]")
-    assert start("evaluate", f"samples=[{files}]", *words, f"out={tmp_path}/out")[1] == ""
+    assert run("evaluate", f"samples=[{files}]", *words, f"out={tmp_path}/out")[1] == ""
     (number,) = read_numbers(tmp_path / "out")
     assert number.protocol["samples"] == {"count": 36, "sets": {"by": "given", "count": 3, "sizes": [12, 12, 12]}}
     real = layers(load_dataset("digits", part="held_out", size=16).images)["features"]
     assert number.without[0] == pytest.approx(frechet_distance(layers(images[12:36])["features"], real))
 
 
-def test_every_metric_has_a_file_with_all_of_its_options():
+def test_every_metric_has_a_configuration_file_with_all_its_options():
     from omegaconf import OmegaConf
 
     configs = Path(__file__).resolve().parents[2] / "configs" / "metrics"
@@ -180,7 +180,7 @@ def test_every_metric_has_a_file_with_all_of_its_options():
     ("words", "message"),
     [
         (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the images of digits (8, 8, 1)"),
-        (ON_DIGITS, "nothing was asked for; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
+        (ON_DIGITS, "nothing was requested; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
         (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),
         (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; give torch-fidelity's file"),
@@ -197,31 +197,31 @@ def test_every_metric_has_a_file_with_all_of_its_options():
         (("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"), "none of them applies; frechet: there are no"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_nothing_is_written(samples, words, message, tmp_path):
+def test_invalid_requests_are_one_line_and_write_nothing(samples, words, message, tmp_path):
     given = [word.replace("SAMPLES", str(samples)) for word in words]
-    _, error = start("evaluate", *given, f"out={tmp_path}/out")
+    _, error = run("evaluate", *given, f"out={tmp_path}/out")
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
-def test_a_training_ends_with_the_score_that_it_was_told(tmp_path):
+def test_training_ends_with_the_configured_metrics(tmp_path):
     words = (
         "experiment=double_conv_attention", "features=digits", f"hydra.run.dir={tmp_path}", "trainer.images=10",
         "trainer.batch=10", "trainer.log_images=10", "trainer.checkpoint_images=10", "sample.count=6",
         "model.image_size=16", "model.channels=4", "model.channel_multipliers=[1,2]", "model.embedding=8", "model.heads=2",
         "data.fallback.size=16", "data.fallback.count=20", "process.schedule.T=4",
     )  # fmt: skip
-    said, error = start("train", *words, *CPU)
+    output, error = run("train", *words, *CPU)
     assert error == ""
     number = json.loads((tmp_path / "result.json").read_text())["evaluation"]["numbers"]["frechet"]["distance"]
     fallback = load_dataset("shapes", count=20, size=16, channels=1)
     images, _, _ = read_samples(tmp_path / "samples" / "samples.npz")
     expected = frechet_distance(*(layers(x)["features"] for x in (images, fallback.images)))
     assert number["value"] == pytest.approx(expected) and number["protocol"]["samples"]["count"] == 6
-    assert f"digits Fréchet distance  {expected:9.4f}" in said
+    assert f"digits Fréchet distance  {expected:9.4f}" in output
 
 
-def test_inception_resizes_as_published_numbers_do_but_where_an_original_did_otherwise():
+def test_inception_resizes_as_published_numbers_unless_the_original_project_did_otherwise():
     asked = {
         word: composed("train", word).features for word in ("features=inception", "experiment=double_conv_attention")
     }
@@ -231,17 +231,17 @@ def test_inception_resizes_as_published_numbers_do_but_where_an_original_did_oth
     ]
 
 
-def test_a_training_that_cannot_be_scored_is_refused_before_it_starts(tmp_path):
+def test_training_whose_samples_cannot_be_evaluated_is_refused_before_it_starts(tmp_path):
     words = ("experiment=double_conv_attention", f"hydra.run.dir={tmp_path}/run", "data.fallback.count=20")
     for word, message in (
         ("features.weights=no.pth", "no.pth: it cannot be read"),
         ("sample.count=1", "3 sets of at least 2 need 6"),
     ):
-        _, error = start("train", *words, *CPU, "features=digits" if "count" in word else "features=inception", word)
+        _, error = run("train", *words, *CPU, "features=digits" if "count" in word else "features=inception", word)
         assert message in error and not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_small_numbers_are_printed_with_their_digits():
+def test_small_numbers_are_printed_with_significant_digits():
     interval = Interval(3.125e-4, 7.7e-4, 0.95)
-    said = number_table([Number("KID", 5.2e-4, {}, interval, error=1.2e-4), Number("FID", 17.50741, {})])
-    assert said[:2] == ["KID    0.00052  [0.0003125, 0.00077]  ± 0.00012", "FID    17.5074"]
+    output = number_table([Number("KID", 5.2e-4, {}, interval, error=1.2e-4), Number("FID", 17.50741, {})])
+    assert output[:2] == ["KID    0.00052  [0.0003125, 0.00077]  ± 0.00012", "FID    17.5074"]

@@ -1,0 +1,58 @@
+"""What an evaluation is asked for, as plain data that can be written in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_core.metrics.evaluate import METRICS
+from experiments.runtime.backends import BackendSetup
+from experiments.runtime.data import DataSource
+
+__all__ = ["EvaluationSetup"]
+
+
+def _none() -> dict[str, Any]:
+    return {"name": "none"}
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """A request to evaluate saved samples, a checkpoint, or both.
+
+    Args:
+        samples: paths of runs, `.npz` files or folders of PNG files; three or more are the sets of the intervals.
+        reference: a path like those of `samples` to compare with, instead of `data`.
+        data: the data set to compare samples with, or to evaluate a checkpoint on.
+        training: the data set on which the network was trained, if that is not `data`; for memorisation.
+        features: name and options of a feature network, see `features.FEATURES`; ``{"name": "none"}`` for none.
+        metrics: the options of each metric by its name; by default all metrics with their default options.
+        count: the number of samples to evaluate, drawn by stream; None means all.
+        sets: the number of disjoint sets for the intervals.
+        confidence: the confidence of the intervals.
+        keep_features: whether to write the features of samples and reference, for use in another environment.
+        checkpoint: a run directory or one of its checkpoints, for `likelihood` and `accuracy`.
+        weights: "model" or the name of an average; None means those with which its run samples.
+        likelihood: name and options, see `experiments.evaluation.likelihood`.
+        accuracy: name and options, see `experiments.evaluation.accuracy`.
+        seed: the seed of all random streams.
+        backend: the backend that evaluates the network of the checkpoint.
+    """
+
+    samples: tuple[str, ...] = ()
+    reference: str | None = None
+    data: DataSource | None = None
+    training: DataSource | None = None
+    features: Mapping[str, Any] = field(default_factory=_none)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {name: {} for name in METRICS})
+    count: int | None = None
+    sets: int = 5
+    confidence: float = 0.95
+    keep_features: bool = False
+    checkpoint: str | None = None
+    weights: str | None = None
+    likelihood: Mapping[str, Any] = field(default_factory=_none)
+    accuracy: Mapping[str, Any] = field(default_factory=_none)
+    seed: int = 0
+    backend: BackendSetup = field(default_factory=BackendSetup)
