@@ -203,10 +203,8 @@ class _Events:
     """
 
     def __init__(self, path: Path, resume: int | None) -> None:
-        from tensorboardX import (
-            event_file_writer,
-            summary,
-        )  # imported here: it is slow, and reading runs does not need it
+        # Imported here, since it is slow and reading runs does not need it.
+        from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
         self._make, self._pb = summary, event_pb2
