@@ -15,6 +15,22 @@ from diffusion_core.backend.interface import BackendConfig, load_backend
 from duet.cli.backends import ROOT, backends
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--part I/N`, with which `duet test` distributes tests over processes."""
+    parser.addoption("--part", help="run part I of N: every Nth test file, by size", metavar="I/N")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the files of one part. The files are dealt out by size, which says roughly how long they take."""
+    if not (part := config.getoption("--part")):
+        return
+    index, count = map(int, part.split("/"))
+    files = sorted({item.path for item in items}, key=lambda path: (-path.stat().st_size, path))
+    kept = set(files[index - 1 :: count])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
+    items[:] = [item for item in items if item.path in kept]
+
+
 @pytest.fixture(scope="session")
 def backend_name() -> str:
     """Return DUET_BACKEND, or else the backend whose virtual environment runs the tests."""

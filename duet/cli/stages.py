@@ -3,8 +3,8 @@
 A stage has jobs and a template. A job is a backend and a part of the work: a precision or a selection of tests. The
 template is the command of each job, as one types it after `duet`, with
 
-    {b} the backend      {o} the next backend in the list, for two the other one      {p} the part
-    {t} the number of threads      {x} the folder of results
+    {b} the backend      {o} the next backend in the list, for two the other one
+    {p} the part, which may be several words      {t} the number of threads      {x} the folder of results
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def make_jobs(
 
 def split_template(template: str, values: dict[str, str]) -> list[str]:
     """Fill in a template and split it into arguments; a folder is escaped as Hydra's grammar requires."""
+    template = template.replace("{p}", values.get("p", ""))
     escaped = {**values, "x": re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", values["x"])}
     return [re.sub(r"{(\w)}", lambda found: escaped[found.group(1)], word) for word in shlex.split(template)]
 

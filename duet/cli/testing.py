@@ -16,6 +16,7 @@ from duet.cli.terminal import Stop, duration, say
 __all__ = ["BROWSERS", "stages", "test_command"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PARTS = 3  # of the tests without a backend; each is a process of its own
 TRACE = "trace backend={b} precisions=[{p}] backend.threads={t} out={x}/trace/{b}"
 
 
@@ -27,19 +28,26 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
         browser: whether to run the tests that operate a page in a browser.
     """
     first, *others = names
-    selections = (
-        (first, "not backend and not together and not exchange and not slow and not gpu"),
-        *((name, "backend and not either and not recorded and not slow and not gpu") for name in others),
-        (first, "backend and not recorded and not slow and not gpu"),
-        (first, "together and not slow"),
-    )
     without = "" if browser else " and not browser"
+    common = [
+        (
+            first,
+            f"-m 'not backend and not together and not exchange and not slow and not gpu{without}' --part {i}/{PARTS}",
+        )
+        for i in range(1, PARTS + 1)
+    ]
+    own = [
+        *((name, f"-m 'backend and not either and not recorded and not slow and not gpu{without}'") for name in others),
+        (first, f"-m 'together and not slow{without}'"),
+        (first, f"-m 'backend and not recorded and not slow and not gpu{without}'"),
+    ]
     ladder_title, handover_title = "parity ladder", "hand-over between backends"
     return (
         Stage(ladder_title, ladder(names), TRACE),
         Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
-        Stage("unit tests", tuple((name, tests + without) for name, tests in selections), "pytest -m {p}"),
-        Stage("backends against each other", ((first, "exchange"),), "pytest -m {p}", (handover_title,)),
+        Stage("tests without a backend", tuple(common), "pytest {p}"),
+        Stage("tests of each backend", tuple(own), "pytest {p}"),
+        Stage("backends against each other", ((first, "-m exchange"),), "pytest {p}", (handover_title,)),
     )
 
 

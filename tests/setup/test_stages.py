@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from duet.cli import demo, testing
-from duet.cli.backends import backends
+from duet.cli.backends import ROOT, backends
 from duet.cli.stages import Job, Stage, run_jobs, split_template
 from duet.cli.terminal import duration
 
@@ -36,23 +37,26 @@ def test_test_runs_every_stage_in_order(checkout):
     assert result.returncode == 0, result.stderr
     ran = [re.sub(r"threads=\d+", "threads=N", line) for line in recorded(checkout)]
     unit = {
-        "torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu",
+        *(
+            f"torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu --part {i}/3"
+            for i in (1, 2, 3)
+        ),
         "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
         "torch|-m pytest -m backend and not recorded and not slow and not gpu",
         "torch|-m pytest -m together and not slow",
     }
     exchange = {"torch|-m pytest -m exchange"}
     ladder, hand_over = traced("torch") | traced("tf"), traced("torch", "tf") | traced("tf", "torch")
-    assert set(ran) == unit | exchange | ladder | hand_over and len(ran) == 13
+    assert set(ran) == unit | exchange | ladder | hand_over and len(ran) == 15
     # What needs the files of others comes after them.
     assert max(map(ran.index, ladder)) < min(map(ran.index, hand_over))
     assert max(map(ran.index, hand_over)) < min(map(ran.index, exchange))
-    assert result.stdout.count("passed") == 4 and "NOT RUN" not in result.stdout
+    assert result.stdout.count("passed") == 5 and "NOT RUN" not in result.stdout
 
 
 def test_without_a_browser_its_tests_are_left_out_with_a_notice(checkout, one_line):
     result = checkout.duet("test", DUET_BROWSER="none")
-    assert result.returncode == 0 and sum(line.endswith(" and not browser") for line in recorded(checkout)) == 4
+    assert result.returncode == 0 and sum(" and not browser" in line for line in recorded(checkout)) == 6
     assert result.stdout.count("tests marked `browser` are NOT RUN") == 2
     assert "NOT RUN" in result.stdout.splitlines()[-1]
     assert "'a-browser' was given" in one_line(checkout.duet("test", DUET_BROWSER="a-browser"))
@@ -62,7 +66,7 @@ def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
     result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
     assert result.returncode == 1
     summary = [line for line in result.stdout.splitlines() if re.search(r"(passed|FAILED).* \d:\d\d:\d\d$", line)]
-    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False, False]
 
 
 def job(code: str, backend: str = "torch", title: str = "a", after: tuple[str, ...] = ()) -> Job:
@@ -105,7 +109,7 @@ def test_code_5_of_a_stage_without_pytest_is_a_failure(checkout):
 
 def test_extra_arguments_reach_each_pytest(checkout):
     checkout.duet("test", "-k", "a or b")
-    assert sum(line.endswith(" -k a or b") for line in recorded(checkout)) == 5
+    assert sum(line.endswith(" -k a or b") for line in recorded(checkout)) == 7
 
 
 # --- demo ---------------------------------------------------------------------------------------------------------
@@ -172,9 +176,9 @@ def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend():
 
 
 def test_a_third_backend_is_tested_and_takes_part_in_the_demo():
-    ladder, hand_over, unit, _ = testing.stages(["a", "b", "c"])
-    assert [backend for backend, tests in unit.jobs if "backend and not recorded" in tests] == ["a"]
-    assert [backend for backend, tests in unit.jobs if "not either" in tests] == ["b", "c"]
+    ladder, hand_over, _, own, _ = testing.stages(["a", "b", "c"])
+    assert [backend for backend, tests in own.jobs if "'backend and not recorded" in tests] == ["a"]
+    assert [backend for backend, tests in own.jobs if "not either" in tests] == ["b", "c"]
     assert {backend for backend, _ in ladder.jobs} == {backend for backend, _ in hand_over.jobs} == {"a", "b", "c"}
     compare = next(stage for stage in demo.stages({"a": "A", "b": "B", "c": "C"}) if stage.title == "compare")
     assert "traces=[{x}/trace/a,{x}/trace/b,{x}/trace/c]" in compare.template
@@ -188,3 +192,15 @@ def test_a_duration_is_written_as_hours_minutes_and_seconds():
         "1:00:00",
         "10:00:00",
     ]
+
+
+def test_the_parts_of_the_tests_are_all_of_them(tmp_path):
+    def collected(*args: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/setup", *args]
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [line for line in out.splitlines() if "::" in line]
+
+    parts = [collected("--part", f"{i}/3") for i in (1, 2, 3)]
+    assert all(parts) and sorted(line for part in parts for line in part) == sorted(collected())
+    files = [{line.split("::")[0] for line in part} for part in parts]
+    assert not files[0] & files[1] | files[0] & files[2] | files[1] & files[2]
