@@ -40,9 +40,9 @@ _IMAGES = {
     "generation": ("generation.gif", "Generation", "samples as they are drawn"),
 }
 _NOTE = (
-    "Numbers stand in one line only if they were measured by one protocol: the same reference, number of samples, "
-    "features and options. In brackets: where a number lies with other samples of the same kind, by the bootstrap "
-    "over disjoint sets of them."
+    "Numbers stand in one row only if they were measured by one protocol: the same reference, number of samples, "
+    "features and options. In brackets: the interval in which the number lies for other samples of the same kind, by "
+    "the bootstrap over disjoint sets of samples."
 )
 
 

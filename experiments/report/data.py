@@ -1,4 +1,4 @@
-"""The page on a data set: parts, classes, levels, mean images, sampled images, and near-duplicates."""
+"""The page on a data set: parts, classes, pixel values, mean images, sampled images, and near-duplicates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .page import Section, render_page
 from .plots import INK, STYLE, encode, inline
 from .text import number, percent
 
-__all__ = ["levels", "write"]
+__all__ = ["histogram_figure", "write"]
 
 _CHANNELS = {1: (("grey", INK),), 3: (("red", "#d1495b"), ("green", "#2e933c"), ("blue", "#3a6fd8"))}
 _ROWS = 100  # classes in the table
 _PAIRS = 12  # pairs in a table
-_LEVELS = "How often each of the 256 levels occurs. Mean and deviation are over all pixels, on the scale 0 to 1."
+_PIXELS = "How often each of the 256 pixel values occurs. Mean and deviation are over all pixels, on the scale 0 to 1."
 _NEAR = (
-    "Pairs whose thumbnails of 8 x 8 pixels differ by at most {within:g} levels of 255 (root mean square). A pair "
+    "Pairs whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square). A pair "
     "between parts means that a held-out image was seen in training."
 )
 
@@ -40,7 +40,7 @@ def write(
         sheets: PNG files: "means, PART", "samples, PART" and "pairs, PART, PART".
         out: the directory.
     """
-    drawn = {kind: levels(histograms, kind) for kind in ("png", "svg")}
+    drawn = {kind: histogram_figure(histograms, kind) for kind in ("png", "svg")}
     page = _page(report, sheets, drawn["svg"])
     for kind, data in drawn.items():
         write_atomically(out / f"levels.{kind}", data)
@@ -51,8 +51,8 @@ def write(
     return out / "report.html"
 
 
-def levels(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> bytes:
-    """Draw the fraction of values at each of the 256 levels, by channel, with a panel for each part.
+def histogram_figure(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> bytes:
+    """Draw the fraction of each of the 256 pixel values by channel, with a panel for each part.
 
     Args:
         histograms: those of each part, with shape (C, 256).
@@ -73,8 +73,8 @@ def levels(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> bytes:
             axis.spines[["top", "right"]].set_visible(False)
         if len(channels) > 1:
             axes[0].legend(frameon=False, ncols=3, loc="upper right")
-        figure.supxlabel("level", fontsize=10)
-        figure.supylabel("fraction of values", fontsize=10)
+        figure.supxlabel("pixel value", fontsize=10)
+        figure.supylabel("fraction", fontsize=10)
         return encode(figure, kind)
 
 
@@ -89,12 +89,12 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
         pluralize(sum(pair["count"] for pair in near["pairs"]), "near-duplicate pair"),
     ]
     sampled = f"Sampled by the random stream of seed {report['seed']}."
-    level_data = {"rows": _levels(parts), "svg": inline(svg)}
+    pixels = {"rows": _pixels(parts), "svg": inline(svg)}
     near_lead = _NEAR.format(within=near["within"])
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
         Section("classes", "Images of each class", _classes(parts), "", "Classes"),
-        Section("levels", "Levels", level_data, _LEVELS),
+        Section("pixels", "Pixel values", pixels, _PIXELS),
         Section("means", "Mean image of each class", _sheets("means", sheets), "Of the first classes, in their order."),
         Section("samples", "Images", _sheets("samples", sheets), sampled, "Samples"),
         Section("pairs", "Images that are nearly alike", _pairs(near, parts, sheets), near_lead),
@@ -135,14 +135,14 @@ def _classes(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {"parts": list(parts), "rows": rows, "more": max(0, len(names) - _ROWS)}
 
 
-def _levels(parts: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+def _pixels(parts: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """Return mean, deviation and the fractions of black and white for each channel of each part."""
     rows = []
     for name, part in parts.items():
         for (channel, _), mean, std, histogram in zip(
             _CHANNELS[part["channels"]], part["mean"], part["std"], part["histograms"], strict=True
         ):
-            ends = [percent(histogram[level] / sum(histogram)) for level in (0, 255)]
+            ends = [percent(histogram[end] / sum(histogram)) for end in (0, 255)]
             rows.append((name, channel, [f"{mean:.4f}", f"{std:.4f}", f"{2 * std:.4f}", *ends]))
     return rows
 
