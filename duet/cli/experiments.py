@@ -57,14 +57,12 @@ def experiments() -> OrderedDict[str, Command]:
 def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> int:
     """Run a command in its environment, with Hydra's arguments; `before` are arguments of Python before its module."""
     command = experiments()[name]
+    if {"-h", "--help"} & set(args):
+        print(f"{command.doc}\n")
+        if not any(map(environment_exists, backends().values())):
+            print(f"Run `duet setup` first; `duet {name} --help` then also lists all options with their defaults.")
+            return 0
     chosen = chosen_backends(command, args)
-    if any(arg in ("-h", "--help", "--hydra-help") for arg in args) and not any(
-        environment_exists(backend) for backend in backends().values()
-    ):
-        print(
-            f"{command.doc}\n\nRun `duet setup` first; `duet {name} --help` then lists all options with their defaults."
-        )
-        return 0
     pythons = [setup(backend) for backend in chosen] or [setup_any()]
     own = [arg.partition("=")[2] for arg in args if re.match(r"\+*backend\.python=.", arg)]
     python = checked_python("backend.python", own[-1], ROOT) if own and own[-1] != "null" else pythons[0]
