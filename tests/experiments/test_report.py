@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from experiments.report import render, write
+from experiments.report.data import write as write_data
 from experiments.report.figures import Axis, Series, decimate, loss_chart, smooth
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -376,6 +377,22 @@ def test_hostile_text_stays_text(images: dict[str, bytes], tmp_path) -> None:
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
     write(report, images, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["title"].startswith("<script>")
+
+
+def test_hostile_text_stays_text_on_the_page_of_a_data_set(images: dict[str, bytes], tmp_path) -> None:
+    part = {
+        "pictures": 10, "size": 8, "channels": 1, "sha256": "0" * 64, "classes": {HOSTILE: 10}, "mean": [0.5],
+        "std": [0.2], "histograms": [[1] * 256],
+    }  # fmt: skip
+    pair = {"first": HOSTILE, "second": HOSTILE, "classes": [HOSTILE] * 2, "same": False, "distance": 1.0}
+    pairs = [{"parts": ["train"] * 2, "count": 1, "nearest": [pair]}]
+    report = {
+        "title": HOSTILE, "environment": {"command": HOSTILE}, "parts": {"train": part}, "seed": 0,
+        "card": {"title": HOSTILE, "licence": HOSTILE}, "near": {"within": 4.0, "compared": {"train": 10}, "pairs": pairs},
+    }  # fmt: skip
+    sheets = {"means, train": images["noising"], "pairs, train, train": images["noising"]}
+    page = write_data(report, {"train": np.ones((1, 256), np.int64)}, sheets, tmp_path).read_text()
+    assert page.count("<script") == 1 and "&lt;script&gt;alert" in page and ' onload="' not in page
 
 
 def test_each_section_may_be_missing(images: dict[str, bytes]) -> None:
