@@ -5,9 +5,9 @@
 
 All methods start from the same noise on the same grid of noise levels (`spacing`), without a clip, so the deterministic
 ones have one common limit: the solution of the probability flow ODE, which the method `reference` approximates in
-`reference_steps` steps. Their error is the root mean square over pixels and samples, in units of the data range [-1, 1].
-A method that draws fresh noise has no such limit, so only its images are shown. Writes gallery.png, curves.png and .svg,
-gallery.json and gallery.html.
+`reference_steps` steps. Their error is the root mean square over pixels and samples, in units of the data range
+[-1, 1]. A method that draws fresh noise has no such limit, so only its images are shown. Writes gallery.png, curves.png
+and .svg, gallery.json and gallery.html.
 """
 
 from __future__ import annotations

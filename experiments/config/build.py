@@ -77,8 +77,8 @@ def process_group(cfg: DictConfig) -> ProcessGroup:
     name = cfg.parallel.name
     if name == "none" and (variable := find_parallel_launch(os.environ)):
         raise DuetError(
-            f"parallel: none was given, but {variable} says that several processes were started, which would all do the "
-            f"same work; add parallel=ddp (PyTorch) or parallel=multiworker (TensorFlow), or unset {variable} to run a "
+            f"parallel: none was given, but {variable} says that several processes were started, which would all do "
+            f"the same work; add parallel=ddp (PyTorch) or parallel=multiworker (TensorFlow), or unset {variable} to run a "
             f"single process"
         )
     return ProcessGroup.from_environment(name, os.environ, cfg.parallel.timeout_seconds)

@@ -1,8 +1,8 @@
-"""The schema of the configuration: unknown keys and wrong types are refused before anything runs.
+"""The keys and types of every command's configuration; Hydra refuses unknown keys and wrong types with them.
 
-Where the core has a dataclass for a group, the schema is made from it, so a new field of the core is a new
-key of the configuration and nothing is said twice. Networks differ in their keys, so each has a schema of its own
-in the group `architecture`, and a file in ``configs/model`` starts from the one that it fills in.
+If the core has a dataclass for a group, the schema is derived from it, so a new field of the core is a new key of the
+configuration. Networks have different keys, so each architecture has a schema of its own in the group `architecture`,
+and a file in ``configs/model`` starts from the one that it fills in.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ __all__ = ["MODELS", "SCHEMAS", "add_schema", "register"]
 
 
 @functools.cache
-def _schema_of(cls: type, *without: str) -> type:
-    """A mutable dataclass with the fields of a core dataclass; fields without a default must be given."""
+def _dataclass_schema(cls: type, *excluded: str) -> type:
+    """Return a mutable dataclass with the fields of a core dataclass; fields without a default are mandatory."""
     hints = typing.get_type_hints(cls)
-    made = []
+    specified = []
     for f in dataclasses.fields(cls):
-        if f.name in without:
+        if f.name in excluded:
             continue
         hint, default = hints[f.name], f.default
         if typing.get_origin(hint) is tuple:
             default = field(default_factory=lambda value=default: list(value))
             hint = list[typing.get_args(hint)[0]]
-        made.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
-    return dataclasses.make_dataclass(f"{cls.__name__}Schema", made)
+        specified.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
+    return dataclasses.make_dataclass(f"{cls.__name__}Schema", specified)
 
 
-def _options_of(function: Callable[..., Any]) -> type:
-    """A mutable dataclass with the keyword-only arguments of a function that is chosen by name, and that name."""
+def _function_schema(function: Callable[..., Any]) -> type:
+    """Return a mutable dataclass with a name, and the keyword-only arguments of the function that it selects."""
     hints = typing.get_type_hints(function)
     arguments = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    made = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
-    return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *made])
+    options = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
+    return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *options])
 
 
 @dataclass
@@ -63,10 +63,10 @@ class CompileAfterSchema:
 
 
 @dataclass
-class BackendSchema(_schema_of(BackendConfig, "precision")):
-    """Which framework computes, and how; `environment` or `python` says whose Python runs it in a sweep.
+class BackendSchema(_dataclass_schema(BackendConfig, "precision")):
+    """Which framework computes, and how; `environment` or `python` selects the interpreter that runs it in a sweep.
 
-    The command `duet` alone reads `extras`, `download` and `parallel`: they describe that environment.
+    Only the command `duet` reads `extras`, `download` and `parallel`, which describe that environment.
 
     `compile` is true, false or auto: auto compiles beyond `compile_after` network calls; see docs/speed.md.
     """
@@ -85,12 +85,13 @@ class BackendSchema(_schema_of(BackendConfig, "precision")):
 
 @dataclass
 class DataSchema:
-    """A data set by name with its own options; `flip` mirrors half of the images, `augment` is EDM's probability.
+    """A data set by name, with its options; `flip` mirrors half of the images, `augment` is EDM's probability.
 
-    `workers` processes make batches ahead; with 0 a thread makes one. `loader` is duet, or grain, whose threads do.
+    `workers` processes make batches ahead of time; with 0, a thread makes the next one. With `loader` grain, they are
+    threads of grain.
 
-    `store` is where `experiments.prepare` puts it, and where it is read from where options.path is null.
-    `fallback` is another one (name and options) that is used where that is not there either.
+    `experiments.prepare` writes the data set to `store`, from which it is read if options.path is null. If there is no
+    store, the data set `fallback` (name and options) is used.
     """
 
     name: str = MISSING
@@ -105,14 +106,13 @@ class DataSchema:
 
 @dataclass
 class ProcessSchema:
-    """Schedule (name and options), prediction, distance, label dropping, lowest level, range of values, scale of t.
+    """The diffusion process and the training objective.
 
-    `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm ask for.
+    `schedule`, `weighting` and `timestep_sampling` have a name and options. `first_t` is the lowest timestep that is
+    trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm use.
 
-    The weights of the levels and the law by which they are drawn have a name and options, as the schedule has.
-
-    A network with twice the channels learns a `variance`, by a `bound` that in hybrid has the weight `bound_weight`;
-    with `uncertainty` it gets one channel more for that of its loss.
+    A network with twice the output channels learns a `variance` by the variational `bound`, which has the weight
+    `bound_weight` in hybrid. With `uncertainty` it has one more output channel, for the uncertainty of its loss.
     """
 
     schedule: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class ProcessSchema:
 
 @dataclass
 class ParallelSchema:
-    """Whether several processes compute one run together, and how long one waits for another that does not answer."""
+    """Whether several processes compute one run, and how long one waits for another that does not answer."""
 
     name: str = "none"
     timeout_seconds: float = 600.0
@@ -143,7 +143,7 @@ class ParallelSchema:
 
 @dataclass
 class SampleSchema:
-    """What is sampled at the end of training, or by `experiments.sample`."""
+    """What is sampled during and after a training."""
 
     count: int = 64
     labels: Any = None
@@ -154,17 +154,17 @@ class SampleSchema:
 
 @dataclass
 class DrawSchema(SampleSchema):
-    """What is sampled of a checkpoint; no `weights` are those that its run draws with."""
+    """What is sampled from a checkpoint; with `weights` null, the weights that its run samples with."""
 
     weights: str | None = None
 
 
 @dataclass
 class TrainSchema:
-    """Everything of `experiments.train`.
+    """The configuration of `experiments.train`.
 
-    `resume` is a run or a checkpoint to go on from, `latest` for the run in this directory, or `auto` for that one or,
-    where there is none, a new one; `change_objective` lets a resumed run change its objective or averages.
+    `resume` is a run or a checkpoint to continue from, `latest` for the run in this directory, or `auto` for that run
+    or, if there is none, a new one; `change_objective` lets a resumed run change its objective or its averages.
     """
 
     seed: int = 0
@@ -176,10 +176,10 @@ class TrainSchema:
     data: DataSchema = field(default_factory=DataSchema)
     model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
-    optimiser: _schema_of(Adam) = field(default_factory=_schema_of(Adam))
-    lr: _schema_of(LearningRate) = field(default_factory=_schema_of(LearningRate))
+    optimiser: _dataclass_schema(Adam) = field(default_factory=_dataclass_schema(Adam))
+    lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))
     ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})
-    trainer: _schema_of(TrainingConfig) = field(default_factory=_schema_of(TrainingConfig))
+    trainer: _dataclass_schema(TrainingConfig) = field(default_factory=_dataclass_schema(TrainingConfig))
     sampler: dict[str, Any] = field(default_factory=shared_options)
     sample: SampleSchema = field(default_factory=SampleSchema)
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
@@ -191,7 +191,7 @@ class TrainSchema:
 
 @dataclass
 class GuidanceModelsSchema:
-    """Other networks that lead sampling: the checkpoint of each, and which of its weights; null are its run's own."""
+    """Checkpoints of networks that guide sampling, and their weights; null selects the weights that their run uses."""
 
     guide: str | None = None
     guide_weights: str | None = None
@@ -201,7 +201,7 @@ class GuidanceModelsSchema:
 
 @dataclass
 class SampleRunSchema(GuidanceModelsSchema):
-    """Everything of `experiments.sample`."""
+    """The configuration of `experiments.sample`."""
 
     checkpoint: str = MISSING
     out: str = MISSING
@@ -215,7 +215,7 @@ class SampleRunSchema(GuidanceModelsSchema):
 
 @dataclass
 class EditSchema(GuidanceModelsSchema):
-    """Everything of `experiments.edit`; a mode has a name and options, no `weights` are those the run draws with."""
+    """The configuration of `experiments.edit`; `mode` has a name and options, `weights` null is the run's own."""
 
     checkpoint: str = MISSING
     out: str = MISSING
@@ -235,11 +235,11 @@ class EditSchema(GuidanceModelsSchema):
 
 @dataclass
 class EvaluateSchema:
-    """Everything of `experiments.evaluate`.
+    """The configuration of `experiments.evaluate`.
 
-    `samples` is a path or a list of them, `reference` a path in the place of data, `training` what the network was
-    trained on, where that is not the data; `metrics` has the options of each metric by its name. No `weights` are those
-    that the run of the checkpoint draws with.
+    `samples` is a path or a list of paths, `reference` a path instead of data, `training` the data that the network was
+    trained on if it is not `data`; `metrics` has the options of each metric by its name. `weights` null selects those
+    that the run of the checkpoint samples with.
     """
 
     checkpoint: str | None = None
@@ -265,7 +265,7 @@ class EvaluateSchema:
 
 @dataclass
 class GallerySchema:
-    """Everything of `experiments.gallery`; no `methods` means all that the process allows, in `budgets` evaluations."""
+    """The configuration of `experiments.gallery`; empty `methods` selects all that the process allows."""
 
     checkpoint: str = MISSING
     out: str = MISSING
@@ -283,7 +283,7 @@ class GallerySchema:
 
 @dataclass
 class PrepareSchema:
-    """Everything of `experiments.prepare`; a split has a name and options, no `workers` means one per core.
+    """The configuration of `experiments.prepare`; `split` has a name and options, `workers` null means one per core.
 
     At most the fraction `max_unreadable` of the images of a part may be unreadable; they are skipped.
     """
@@ -299,9 +299,10 @@ class PrepareSchema:
 
 @dataclass
 class InspectSchema:
-    """Everything of `experiments.inspect`; no `parts` means all that are prepared, or the one that data means.
+    """The configuration of `experiments.inspect`; empty `parts` selects all prepared parts, or the part in `data`.
 
-    Images whose thumbnails differ by at most `max_distance` are near; at most `max_compared` images of a part are compared.
+    Images whose thumbnails differ by at most `max_distance` are near; at most `max_compared` images of a part are
+    compared.
     """
 
     out: str = MISSING
@@ -316,7 +317,7 @@ class InspectSchema:
 
 @dataclass
 class TraceSchema:
-    """Everything of `experiments.trace`; not `whole` is the ladder with a few networks and plans instead of all."""
+    """The configuration of `experiments.trace`; `whole` false checks a few networks and plans instead of all."""
 
     out: str = MISSING
     handover: str | None = None
@@ -327,7 +328,7 @@ class TraceSchema:
 
 @dataclass
 class NetworksSchema:
-    """Everything of `experiments.networks`; `other` is the record that another backend wrote."""
+    """The configuration of `experiments.networks`; `other` is the record that another backend wrote."""
 
     out: str = MISSING
     other: str | None = None
@@ -340,7 +341,7 @@ class NetworksSchema:
 
 @dataclass
 class CompareSchema:
-    """Everything of `experiments.compare`."""
+    """The configuration of `experiments.compare`."""
 
     runs: list[str] = field(default_factory=list)
     crossed: list[str] = field(default_factory=list)
@@ -353,7 +354,7 @@ class CompareSchema:
 
 @dataclass
 class ImportSchema:
-    """Everything of `experiments.import_weights`; a `process` that is given takes the place of the source's own."""
+    """The configuration of `experiments.import_weights`; `process` replaces the process that the source names."""
 
     path: str = MISSING
     out: str = MISSING
@@ -364,7 +365,7 @@ class ImportSchema:
 
 @dataclass
 class ReconstructSchema:
-    """Everything of `experiments.reconstruct_ema`; no `images` means the last snapshot."""
+    """The configuration of `experiments.reconstruct_ema`; `images` null is the moment of the last snapshot."""
 
     run: str = MISSING
     out: str = MISSING
@@ -374,7 +375,7 @@ class ReconstructSchema:
 
 @dataclass
 class ExportSchema:
-    """Everything of `experiments.export_weights`; no `weights` are those that the run draws with."""
+    """The configuration of `experiments.export_weights`; `weights` null selects those that the run samples with."""
 
     checkpoint: str = MISSING
     out: str = MISSING
@@ -386,7 +387,7 @@ class ExportSchema:
 
 @dataclass
 class StudyFileSchema:
-    """A study file; see `experiments.studies.plan.Study`, which checks what is nested here."""
+    """A study file; `experiments.studies.plan.Study` checks its nested parts."""
 
     name: str = MISSING
     title: str = ""
@@ -402,7 +403,7 @@ class StudyFileSchema:
 
 @dataclass
 class StudySchema:
-    """Everything of `experiments.study`; `job` performs one job of the plan alone, as a launcher asks for."""
+    """The configuration of `experiments.study`; `job` runs one job of the plan, as a launcher requests it."""
 
     out: str = MISSING
     dry_run: bool = False
@@ -412,7 +413,7 @@ class StudySchema:
 
 @dataclass
 class ReplaySchema:
-    """Everything of `experiments.replay`; `precision` null is that of the run, so many `images` are looked into."""
+    """The configuration of `experiments.replay`; `precision` null is that of the run, `images` are examined."""
 
     bundle: str = MISSING
     precision: str | None = None
@@ -441,7 +442,7 @@ SCHEMAS = {
 
 MODELS = {
     name: dataclasses.make_dataclass(
-        f"{spec.__name__}Schema", [("architecture", str, field(default=name))], bases=(_schema_of(spec),)
+        f"{spec.__name__}Schema", [("architecture", str, field(default=name))], bases=(_dataclass_schema(spec),)
     )
     for name, spec in ARCHITECTURES.items()
 }
@@ -460,11 +461,11 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         node = OmegaConf.structured(schema)
         if schema in (SampleRunSchema, EditSchema):
-            # Whose options are given, where no sampler is named, only the checkpoint knows; `build` looks at them.
+            # Without a name, these are options of the checkpoint's sampler, which checks them when it is built.
             OmegaConf.set_struct(node.sampler, False)
         store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():
         store.store(group="architecture", name=name, node=schema)
     for group, functions in (("source", SOURCES), ("target", TARGETS)):
         for name, function in functions.items():
-            store.store(group=group, name=name, node=_options_of(function)(name=name))
+            store.store(group=group, name=name, node=_function_schema(function)(name=name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class ImportSetup:
     source: str
     options: Mapping[str, Any]
     process: Mapping[str, Any] | None = None
-    backend: BackendSetup = BackendSetup()
+    backend: BackendSetup = field(default_factory=BackendSetup)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,10 +27,10 @@ class BackendSetup:
     """
 
     name: str = "torch"
-    config: BackendConfig = BackendConfig()
+    config: BackendConfig = field(default_factory=BackendConfig)
     compile: bool | str = AUTO
     compile_after: Mapping[str, int | None] = field(default_factory=dict)
-    group: ProcessGroup = ProcessGroup()
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", replace(self.config, compile=should_compile(self.compile, 0, None)))

@@ -22,7 +22,7 @@ from commands import call, composed
 from diffusion_core.parity.ladder import l2_of_all
 from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
-from experiments.workers import environments, run_together, visible_cards
+from experiments.runtime.launch import environments, run_together, visible_gpus
 
 pytestmark = pytest.mark.backend
 
@@ -220,7 +220,7 @@ CODES = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else tim
 def test_workers_end_together_and_each_is_told_its_place():
     assert run_together([sys.executable, "-c", "pass"], environments([1, 2, 3], os.environ)) == 0
     assert run_together([sys.executable, "-c", CODES], environments([1, 2, 3], os.environ)) == 3
-    told = environments([5, 6], {"HOME": "here"}, cards=["0"])
+    told = environments([5, 6], {"HOME": "here"}, gpus=["0"])
     assert [json.loads(one["TF_CONFIG"])["task"]["index"] for one in told] == [0, 1]
     assert {one["CUDA_VISIBLE_DEVICES"] for one in told} == {"0"} and told[0]["HOME"] == "here"
     assert composed("train", "parallel=ddp").parallel.name == "ddp"
@@ -244,6 +244,6 @@ def test_workers_use_no_card_but_those_that_are_given(tmp_path, monkeypatch, giv
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     environ = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
-    told = environments([5, 6, 7], environ, visible_cards(environ))
+    told = environments([5, 6, 7], environ, visible_gpus(environ))
     assert [one["CUDA_VISIBLE_DEVICES"] for one in told] == shown
     assert {one["LOCAL_RANK"] for one in told} == ({"0"} if shown[0] not in ("", "-1") else {"0", "1", "2"})
