@@ -289,8 +289,8 @@ class SamplerPlan:
         """Raise an error for a plan with several registers: inpainting replaces the known part in only one."""
         if self.registers > 1:
             raise DuetError(
-                f"inpainting: {self.name} has {self.registers} registers; use a sampler with one, such as ddpm, repaint, "
-                "ddim or dpm_solver"
+                f"inpainting: {self.name} has {self.registers} registers; use a sampler with one, such as ddpm, "
+                "repaint, ddim or dpm_solver"
             )
 
     def is_self_contained(self, row: int) -> bool:

@@ -12,8 +12,8 @@ and PNDM takes its first three steps by the four stages of Runge and Kutta (PRK)
 to each stage: at t, twice halfway in t, and at s, with the weights 1, 2, 2, 1 over 6. PLMS starts with one step of
 Heun's two stages, 1, 1 over 2, which is of the order of the next combination, and evaluates once more at its end.
 
-The weights are those of equal steps. Where steps are equal in sigma/alpha the methods are of fourth order (third, due to
-the start of PLMS). On any other grid phi and the weights disagree about the time within a step: the order is two.
+The weights are those of equal steps. With equal steps of sigma/alpha the order is four (three, due to the start of
+PLMS). On any other grid phi and the weights disagree about the time within a step, and the order is two.
 The last row leads to clean data by phi, with alpha_s = 1 and sigma_s = 0. t = 0 is one noise step.
 
 References:

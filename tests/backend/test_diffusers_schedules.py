@@ -1,4 +1,4 @@
-"""Our schedules against those of diffusers, which is there wherever PyTorch is.
+"""Duet's schedules compared with those of diffusers, which is installed with PyTorch.
 
 Their tables are float32, with alphas_cumprod as a plain product; numbers agree to 1e-6.
 """
@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_core.diffusion.schedule import Schedule, make_schedule
 
-# Our name and options, and theirs.
+# Duet's name and options, and those of diffusers.
 NAMES = {
     "linear": ({}, {"beta_schedule": "linear"}),
     "scaled_linear": ({}, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
@@ -21,7 +21,7 @@ NAMES = {
 
 
 def betas_of(schedule: Schedule) -> np.ndarray:
-    """The betas of a variance-preserving schedule."""
+    """Return the betas of a variance-preserving schedule."""
     signal = schedule.alpha**2
     return 1 - signal / np.append(1.0, signal[:-1])
 
@@ -55,7 +55,7 @@ def test_zero_terminal_snr_equals_that_of_diffusers(name: str) -> None:
     scheduler = DDPMScheduler(**theirs, rescale_betas_zero_snr=True)
     np.testing.assert_allclose(schedule.alpha**2, scheduler.alphas_cumprod.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_allclose(betas_of(schedule)[-1], scheduler.betas.numpy()[-1], rtol=0, atol=0)
-    # What the option changes is far from the tolerance.
+    # The option changes far more than the tolerance.
     assert np.abs(make_schedule(name, **ours).alpha ** 2 - schedule.alpha**2).max() > 1e-5
 
 

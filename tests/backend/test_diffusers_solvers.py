@@ -1,8 +1,8 @@
-"""Plans of the exponential and pseudo numerical solvers against the schedulers of diffusers, row by row in float64.
+"""Exponential and pseudo numerical solvers compared with the schedulers of diffusers, row by row in float64.
 
-Their schedulers are given our levels and noise, and their casts to float32 are turned into casts to float64, so that
-nothing but the formulas is compared. Numbers then agree to rounding, 1e-10 of their size; where diffusers has another
-formula, or none, the test says so and shows it.
+The schedulers receive Duet's levels and noise, and their casts to float32 are replaced by casts to float64, so that
+only the formulas are compared. Numbers then agree up to rounding, 1e-10 of their size; where diffusers has another
+formula, or none, a test shows it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ RNG = np.random.default_rng(0)
 START, NOISE = RNG.standard_normal(SHAPE), RNG.standard_normal((70, *SHAPE))
 PROCESS = Process(linear(), "eps")
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
-# Theirs of the formulas that they call old, and NumPy's of the way in which they call it.
+# diffusers warns that these formulas are old, and NumPy about how diffusers calls it.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
 
 
 def network(x: np.ndarray, c_noise: float) -> np.ndarray:
-    """Any smooth function of both."""
+    """Return a smooth function of both arguments."""
     return np.sin(1.3 * x + c_noise / 500.0)
 
 
 def ours(plan: SamplerPlan, start: np.ndarray) -> Iterator[np.ndarray]:
-    """Register 0 after each row."""
+    """Return register 0 after each row."""
     X, D = np.zeros((plan.registers, *SHAPE)), np.zeros((plan.history, *SHAPE))
     X[0] = start
     for i in range(plan.rows):
@@ -49,7 +49,7 @@ def ours(plan: SamplerPlan, start: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class _InFloat64:
-    """PyTorch, whose float32 is float64."""
+    """PyTorch with float64 in place of float32."""
 
     def __getattr__(self, name: str) -> Any:
         import torch
@@ -60,7 +60,7 @@ class _InFloat64:
 def theirs(
     name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any
 ) -> list[np.ndarray]:
-    """The states of a scheduler after each of the first rows of the plan, at the levels of the plan."""
+    """Return the states of a scheduler after each of the first rows of the plan, at the plan's levels."""
     import diffusers
     import torch
 
@@ -95,7 +95,7 @@ def difference(
     steps: Callable[..., list[np.ndarray]] = theirs,
     **options: Any,
 ) -> float:
-    """The largest difference after any row, over the largest number there; without the last row if it has none."""
+    """Return the largest relative difference after any row; without the last row if diffusers has none."""
     rows = plan.rows if last else plan.rows - 1
     start = plan.start_scale * START
     pairs = list(zip(ours(plan, start), steps(name, plan, start, monkeypatch, rows, **options), strict=False))
@@ -118,7 +118,7 @@ def sampled(sampler: str, steps: int, **options: Any) -> SamplerPlan:
 def test_multistep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, kind, steps, monkeypatch):
     plan = sampled("dpm_solver", steps, order=order, sde=sde, solver_type=kind, predict=predict)
     algorithm = f"{'sde-' if sde else ''}dpmsolver{'++' if predict == 'x0' else ''}"
-    # Their eps forms have no step to clean data: sigma_s e^h is 0 times infinity.
+    # The eps forms of diffusers have no step to clean data: sigma_s e^h is 0 times infinity.
     end = {"final_sigmas_type": "zero"} if predict == "x0" else {"final_sigmas_type": "sigma_min"}
     assert difference(
         "DPMSolverMultistepScheduler", plan, monkeypatch, last=predict == "x0", algorithm_type=algorithm,
@@ -127,9 +127,8 @@ def test_multistep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, kin
 
 
 def test_the_third_order_sde_of_diffusers_has_another_sign(monkeypatch):
-    """Its weight of the second difference is -(k - 1 + e^-k)/k^2 - 1/2 with k = 2h, where the integral of the
-    parabola, as in its own deterministic form, gives 1/2 - (k - 1 + e^-k)/k^2: with the sign of 1/2 turned there it
-    agrees.
+    """The weight of the second difference in diffusers is -(k - 1 + e^-k)/k^2 - 1/2 with k = 2h. The integral of the
+    parabola, as in its own deterministic form, gives 1/2 - (k - 1 + e^-k)/k^2; with that sign of 1/2 it agrees.
     """
     plan = sampled("dpm_solver", 20, order=3, sde=True)
     options = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, **BETAS}
@@ -151,8 +150,8 @@ def test_the_third_order_sde_of_diffusers_has_another_sign(monkeypatch):
     ("eps", False, 1, 7), ("eps", False, 2, 9), ("eps", False, 2, 10), ("eps", False, 3, 9), ("eps", False, 3, 22),
 ])  # fmt: skip
 def test_singlestep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, steps, kind, monkeypatch):
-    """Where the rows are 2 more than a multiple of 3 theirs takes two steps of first order at the end, ours one row
-    earlier two of second.
+    """If the number of rows is a multiple of 3 plus 2, diffusers takes two steps of first order at the end; Duet
+    takes two of second order, one row earlier.
     """
     options = {"order": order, "sde": sde, "solver_type": kind, "predict": predict}
     plan = sampled("dpm_solver_singlestep", steps, between="visited", **options)
@@ -167,7 +166,7 @@ def test_singlestep_dpm_solvers_equal_those_of_diffusers(predict, sde, order, st
 @pytest.mark.parametrize("steps", [3, 20])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis_equals_that_of_diffusers(order, steps, monkeypatch):
-    """Theirs has no step to clean data: log(0) in its integrals."""
+    """diffusers has no step to clean data: its integrals contain log(0)."""
     plan = sampled("deis", steps, order=order)
     assert difference("DEISMultistepScheduler", plan, monkeypatch, last=False, solver_order=order, **BETAS) < TOLERANCE
 
@@ -177,7 +176,7 @@ def test_deis_equals_that_of_diffusers(order, steps, monkeypatch):
 @pytest.mark.parametrize("kind", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_equals_that_of_diffusers(order, kind, predict, steps, monkeypatch):
-    """Theirs takes the step to clean data with bh2 and x0 alone: B(h) of bh1 and e^h are infinite there."""
+    """diffusers has a step to clean data for bh2 and x0 only: B(h) of bh1 and e^h are infinite there."""
     plan = sampled("unipc", steps, order=order, solver_type=kind, predict=predict)
     assert difference(
         "UniPCMultistepScheduler", plan, monkeypatch, last=(kind, predict) == ("bh2", "x0"), solver_order=order,
@@ -204,7 +203,7 @@ def test_unipc_bh1_of_diffusers_ends_in_nan(monkeypatch):
 @pytest.mark.parametrize("predict", ["x0", "eps"])
 @pytest.mark.parametrize("predictor, corrector", [(1, 2), (2, 2), (3, 3), (3, 4), (2, 1)])
 def test_sa_solver_equals_that_of_diffusers(predictor, corrector, predict, steps, monkeypatch):
-    """Their tau is a function of t, 1 in 200 .. 800; their last level is noisy."""
+    """In diffusers tau is a function of t, 1 in 200 .. 800, and the last level is noisy."""
     ratio = PROCESS.schedule.sigma / PROCESS.schedule.alpha
     middle = [float(ratio[200]) * (1 - 1e-9), float(ratio[800]) * (1 + 1e-9)]
     plan = sampled("sa_solver", steps, predictor=predictor, corrector=corrector, noisy=middle, predict=predict)
@@ -232,7 +231,7 @@ def test_pndm_and_plms_equal_those_of_diffusers(name, skip, steps, monkeypatch):
 def _pseudo(
     name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int, **options: Any
 ) -> list[np.ndarray]:
-    """PNDM's scheduler has timesteps of its own, which are those of the plan."""
+    """Run PNDM's scheduler, whose own timesteps must equal those of the plan."""
     import diffusers
     import torch
 
@@ -256,9 +255,9 @@ def test_dpmpp_sde_equals_that_of_diffusers(steps, monkeypatch):
 def _of_k_diffusion(
     name: str, plan: SamplerPlan, start: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> list[np.ndarray]:
-    """Its states are x/alpha, and its noise is that of a Brownian path over sigma/alpha, here of our noise.
+    """Run DPMSolverSDEScheduler, whose states are x/alpha, with a Brownian path over sigma/alpha made of Duet's noise.
 
-    So torchsde, which would draw that, need not be there.
+    torchsde, which would draw the path, is therefore not needed.
     """
     import diffusers.utils  # noqa: F401  which asks what there is
     import torch
@@ -291,7 +290,7 @@ def _of_k_diffusion(
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
 @pytest.mark.parametrize("order, sde", [(1, False), (2, False), (3, False), (1, True), (2, True)])
 def test_dpm_solvers_on_edm_equal_those_of_diffusers(order, sde, kind, monkeypatch):
-    """With the preconditioning of EDM on its grid: alpha is 1 throughout."""
+    """With the preconditioning of EDM on its grid alpha is 1."""
     ratios = karras(12, 0.002, 80.0)[::-1].copy()
     process = Process(Schedule("karras", np.ones(12), ratios), "edm")
     plan = make_plan(process, "dpm_solver", steps=None, order=order, sde=sde, solver_type=kind, clip=None)

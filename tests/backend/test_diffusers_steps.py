@@ -1,8 +1,8 @@
-"""Methods of one step, LMS, DDPM and DDIM against the schedulers of diffusers: same grid, noise and network.
+"""One-step methods, LMS, DDPM and DDIM compared with the schedulers of diffusers: same grid, noise and network.
 
-Every state on the way is compared, relative to the largest number of that row. Their tables are float32 and are
-overwritten with the float64 levels of the plan; what then differs is their arithmetic. Schedulers that turn the state
-to float32 at every step agree to 1e-5, the others to 1e-10. Where diffusers errs the last tests say so and show it.
+Every state is compared, relative to the largest number of its row. The float32 tables of diffusers are overwritten with
+the float64 levels of the plan, so that only the arithmetic is compared. Schedulers that convert the state to float32 at
+every step agree to 1e-5, the others to 1e-10. The last tests show errors of diffusers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffusion_core.sampling.inversion import ddim_inversion
 LINEAR, FLOW, EDM = Process(linear(), "eps"), Process(flow(), "flow"), Process(edm(), "edm", sigma_data=0.5)
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
 GRID = {"name": "karras", "sigma_max": 100.0}
-# Their sigmas are tensors where NumPy functions take them.
+# The sigmas of diffusers are tensors, also as arguments of NumPy functions.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 SHAPE = (2, 3, 4, 4)
 IN_FLOAT32, IN_FLOAT64 = 1e-5, 1e-10
@@ -41,19 +41,19 @@ START, NOISE = RNG.standard_normal(SHAPE), RNG.standard_normal((64, *SHAPE))
 
 
 def network(x: np.ndarray, t: float) -> np.ndarray:
-    """Any smooth function of both."""
+    """Return a smooth function of both arguments."""
     return np.sin(1.3 * x + t / 500.0)
 
 
 def by_ratio(scheduler: Any, plan: SamplerPlan) -> None:
-    """Their table has one sigma per row, a second evaluation's that of its level, and 0 at the end."""
+    """Overwrite a table with one sigma per row, also for a second evaluation, and 0 at the end."""
     import torch
 
     scheduler.sigmas = torch.from_numpy(plan.sigma / plan.alpha)
 
 
 def in_pairs(scheduler: Any, plan: SamplerPlan) -> None:
-    """Their tables of DPM2: entry 0 once and the others twice, of the levels, of those halfway, of ancestral noise."""
+    """Overwrite the tables of DPM2, entry 0 once and the others twice: levels, halfway levels, ancestral noise."""
     import torch
 
     def twice(table: Any) -> Any:
@@ -67,7 +67,7 @@ def in_pairs(scheduler: Any, plan: SamplerPlan) -> None:
         scheduler.sigmas_up, scheduler.sigmas_down = twice(up), twice((levels[1:] ** 2 - up**2).sqrt())
         scheduler.sigmas_interpol = twice(halfway)
     else:
-        # The deterministic one counts the level before each, and has none before the first.
+        # The deterministic one pairs each level with the one before, and the first with none.
         scheduler.sigmas_interpol = twice(torch.cat([r[:1], halfway]))
 
 
@@ -78,7 +78,7 @@ def by_alphas_cumprod(scheduler: Any, plan: SamplerPlan) -> None:
 
 
 def by_sigma(scheduler: Any, plan: SamplerPlan) -> None:
-    """Flow matching's table of times, which must be ours but for rounding before it is overwritten."""
+    """Overwrite the table of flow matching, which must equal the plan up to rounding before."""
     import torch
 
     np.testing.assert_allclose(scheduler.sigmas.numpy(), plan.sigma, rtol=0, atol=1e-6)
@@ -87,7 +87,7 @@ def by_sigma(scheduler: Any, plan: SamplerPlan) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One scheduler: our plan, theirs, and what their state is in units of ours."""
+    """One comparison: the plan, the scheduler of diffusers, and the unit of its state."""
 
     plan: SamplerPlan
     scheduler: str
@@ -100,7 +100,7 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """By name of the method; grids are of any kind, as all tables are overwritten."""
+    """Return the comparisons by name; any grid will do, as all tables are overwritten."""
     plain = {"levels": by_alphas_cumprod, "of_signal": False}
     unclipped = BETAS | {"clip_sample": False}
     found = {
@@ -139,7 +139,7 @@ CASES = cases()
 
 
 def largest_difference(case: Case, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Of any row, relative to the largest number in it."""
+    """Return the largest difference of any row, relative to the largest number in it."""
     import diffusers
     import torch
 
@@ -184,13 +184,13 @@ def test_the_comparison_detects_a_wrong_number(monkeypatch):
 
 
 def of_one_picture(plan: SamplerPlan, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture x_0 and what exact estimates of it make of noise: (alpha x_0 + sigma eps) at every level."""
+    """Return an image x_0 and its x at a level, alpha x_0 + sigma eps."""
     x0, eps = 0.4 * START[:1], START[1:]
     return x0, plan.alpha[rows] * x0 + plan.sigma[rows] * eps
 
 
 def test_ddim_of_diffusers_ignores_unequal_spacing():
-    """The level to go to is t - T // N there, whichever level is visited next (trap 9 of the notes on traps)."""
+    """diffusers goes to t - T // N, whatever the next timestep is."""
     import torch
     from diffusers import DDIMScheduler
 
@@ -209,7 +209,7 @@ def test_ddim_of_diffusers_ignores_unequal_spacing():
 
 
 def test_ddpm_of_diffusers_ends_noisy_with_trailing_spacing():
-    """It adds noise wherever t > 0, and the last t of trailing spacing is above 0 (trap 2)."""
+    """diffusers adds noise wherever t > 0, and the last t of trailing spacing is above 0."""
     import torch
     from diffusers import DDPMScheduler
 
@@ -224,8 +224,8 @@ def test_ddpm_of_diffusers_ends_noisy_with_trailing_spacing():
 
 
 def test_churn_of_diffusers_raises_the_level_after_its_evaluation():
-    """The network is asked at sigma, then noise is added and its answer taken for that at the raised sigma, so that
-    the exact eps no longer gives the picture. Rows of ours look at the raised level.
+    """diffusers evaluates the network at sigma, then adds noise, and uses the output as if it were that at the raised
+    sigma, so that the exact eps no longer leads to the image. Duet evaluates at the raised level.
     """
     import torch
     from diffusers import EulerDiscreteScheduler
@@ -247,7 +247,7 @@ def test_churn_of_diffusers_raises_the_level_after_its_evaluation():
 
 @pytest.mark.parametrize("scheduler", ["HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"])
 def test_some_schedulers_of_diffusers_have_other_betas(scheduler):
-    """Exchanging one for another changes the schedule: theirs are latent diffusion's, on a line (trap 22)."""
+    """Exchanging schedulers changes the schedule: the betas of some are latent diffusion's, on a line."""
     import diffusers
 
     options = inspect.signature(getattr(diffusers, scheduler + "Scheduler").__init__).parameters

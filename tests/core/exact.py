@@ -1,14 +1,14 @@
-"""Data whose exact denoiser is known, and what plans make of it: trajectories, moments and orders of convergence.
+"""Data whose exact denoiser is known, and plans on it: trajectories, moments and orders of convergence.
 
-Where x_0 is drawn from normal distributions N(m_k, s_k^2) with weights w_k, the best estimate of x_0 from
+If x_0 is drawn from normal distributions N(m_k, s_k^2) with weights w_k, the exact estimate of x_0 from
 x = alpha x_0 + sigma eps is, pixel by pixel,
 
     D(x) = sum_k p_k (m_k + alpha s_k^2 (x - alpha m_k) / v_k),       v_k = alpha^2 s_k^2 + sigma^2
     p_k  ~ w_k N(x; alpha m_k, v_k)
 
-The probability flow leads x from one level to another. For one normal it keeps (x - alpha m) / sqrt(v); for several it
-is integrated here to about 1e-12, over the angle phi with alpha : sigma = cos phi : sin phi, in which it is smooth up
-to noise alone:  d(x / sqrt(alpha^2 + sigma^2)) / d phi = cos phi eps - sin phi D.
+The probability flow leads x from one level to another. For one normal it keeps (x - alpha m) / sqrt(v) constant; for
+several it is integrated here to about 1e-12, over the angle phi with alpha : sigma = cos phi : sin phi, in which it is
+smooth up to pure noise:  d(x / sqrt(alpha^2 + sigma^2)) / d phi = cos phi eps - sin phi D.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Mixture:
     """Pixels drawn from normal distributions.
 
     Args:
-        means: of each.
-        spreads: standard deviation of each.
-        weights: of each, adding up to 1.
+        means: mean of each.
+        stds: standard deviation of each.
+        weights: weight of each, with sum 1.
     """
 
     means: tuple[float, ...]
-    spreads: tuple[float, ...]
+    stds: tuple[float, ...]
     weights: tuple[float, ...] = (1.0,)
 
     def denoised(self, x: Array, alpha: float, sigma: float) -> Array:
-        """The exact estimate of x_0 for any array of pixels at a noisy level."""
-        mean, spread, weight = (np.array(v) for v in (self.means, self.spreads, self.weights))
-        away, variance = x[..., None] - alpha * mean, (alpha * spread) ** 2 + sigma**2
-        log_share = np.log(weight) - 0.5 * np.log(variance) - 0.5 * away**2 / variance
-        share = np.exp(log_share - log_share.max(axis=-1, keepdims=True))
-        share /= share.sum(axis=-1, keepdims=True)
-        return np.sum(share * (mean + alpha * spread**2 / variance * away), axis=-1)
+        """Return the exact estimate of x_0 for an array of pixels at a noisy level."""
+        mean, std, weight = (np.array(v) for v in (self.means, self.stds, self.weights))
+        away, variance = x[..., None] - alpha * mean, (alpha * std) ** 2 + sigma**2
+        log_weight = np.log(weight) - 0.5 * np.log(variance) - 0.5 * away**2 / variance
+        posterior = np.exp(log_weight - log_weight.max(axis=-1, keepdims=True))
+        posterior /= posterior.sum(axis=-1, keepdims=True)
+        return np.sum(posterior * (mean + alpha * std**2 / variance * away), axis=-1)
 
     def follow(self, x: Array, start: Level, end: Level) -> Array:
-        """Where the probability flow takes x from one noisy level (alpha, sigma) to another."""
+        """Follow the probability flow of x from one noisy level (alpha, sigma) to another."""
         ends = [np.arctan2(sigma, alpha) for alpha, sigma in (start, end)]
 
         def slope(phi: float, u: Array) -> Array:
@@ -75,7 +75,7 @@ def execute(
     rows: int | None = None,
     noise: Callable[[int], Array | float] = lambda row: 0.0,
 ) -> Array:
-    """Register 0 after the first rows of a plan (all of them where none are given), with estimates D(row, x)."""
+    """Return register 0 after the first rows of a plan (by default all), with estimates D(row, x)."""
     registers = np.zeros((plan.registers, *np.shape(x)))
     registers[0] = x
     history = np.zeros((plan.history, *np.shape(x)))
@@ -87,14 +87,14 @@ def execute(
 
 
 def exactly(plan: SamplerPlan, data: Mixture) -> Callable[[int, Array], Array]:
-    """The exact estimates at the levels of a plan, for `execute`."""
+    """Return the exact estimates at the levels of a plan, for `execute`."""
     return lambda row, x: data.denoised(x, plan.alpha[row], plan.sigma[row])
 
 
 def error(plan: SamplerPlan, data: Mixture = TWO_NORMALS, rows: int | None = None) -> float:
-    """The largest distance of a plan to the probability flow, started together, after all rows but the last.
+    """Return the largest distance of a plan from the probability flow with the same start, before the last row.
 
-    The last row goes from the least noise to clean data at once, with an error that no order takes away.
+    The last row goes from the least noisy level to clean data in one step, with an error of no order.
     """
     rows = plan.rows - 1 if rows is None else rows
     first, last = ((float(plan.alpha[i]), float(plan.sigma[i])) for i in (0, rows))
@@ -109,29 +109,29 @@ def _flow_of_points(data: Mixture, first: Level, last: Level) -> tuple[Array, Ar
 
 
 def fitted_order(make: Callable[[int], SamplerPlan], counts: Sequence[int], data: Mixture = TWO_NORMALS) -> float:
-    """The slope of log error over log step length for the plans of so many steps each."""
+    """Return the slope of log error over log step length, for plans with these numbers of steps."""
     return float(-np.polyfit(np.log(counts), np.log([error(make(steps), data) for steps in counts]), 1)[0])
 
 
 def moments(
     plan: SamplerPlan, data: Mixture = NORMAL, rows: int | None = None, shift: float = 0.0
 ) -> tuple[float, float]:
-    """The mean and the variance of register 0 after the first rows, for samples of one normal.
+    """Return the mean and the variance of register 0 after the first rows, for samples of one normal.
 
-    They start from the exact normal of the first level, or from one that is shifted.
+    They start from the exact normal of the first level, plus a shift.
 
-    With one normal D is affine in x, so registers and estimates stay normal: their joint mean and covariance are
-    carried through the recurrence in closed form.
+    With one normal D is affine in x, so registers and estimates remain normal: their joint mean and covariance follow
+    the recurrence in closed form.
     """
-    (mean,), (spread,) = data.means, data.spreads
+    (mean,), (std,) = data.means, data.stds
     R, H = plan.registers, plan.history
     center, covariance = np.zeros(R + H), np.zeros((R + H, R + H))
     center[0] = plan.alpha[0] * mean + shift
-    covariance[0, 0] = (plan.alpha[0] * spread) ** 2 + plan.sigma[0] ** 2
+    covariance[0, 0] = (plan.alpha[0] * std) ** 2 + plan.sigma[0] ** 2
     for row in range(plan.rows if rows is None else rows):
         alpha, sigma = plan.alpha[row], plan.sigma[row]
-        slope = alpha * spread**2 / ((alpha * spread) ** 2 + sigma**2)
-        # The newest estimate is an affine function of register 0, then every register a linear one of all.
+        slope = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
+        # The newest estimate is affine in register 0; then every register is linear in all registers and estimates.
         remember = np.zeros((R + H, R + H))
         remember[:R, :R] = np.eye(R)
         remember[R, 0] = slope

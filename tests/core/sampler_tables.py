@@ -1,4 +1,4 @@
-"""The recorded tables of every sampler: what plans were before samplers were written anew.
+"""The recorded tables of every sampler, from before samplers were rewritten as formulas.
 
 ``tests/data/sampler_tables.npz`` holds, for each case (a process, a sampler and its options), the tables t, sigma,
 state, denoised and noise of its plan, one after another in one array.
@@ -30,7 +30,7 @@ PROCESSES = {
 
 
 def make(case: Mapping[str, Any]) -> SamplerPlan:
-    """The plan of a case."""
+    """Make the plan of a case."""
     return make_plan(PROCESSES[case["process"]], case["sampler"], **with_new_names(case["options"], SAMPLER_KEYS))
 
 

@@ -1,4 +1,4 @@
-"""Schedules in continuous time: the face of a table, the published formulas, and how samplers visit them."""
+"""Continuous schedules: the interface of a table, the published formulas, and timesteps of samplers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_noise_rises_with_t_and_can_be_inverted(name, a, b, shift):
     t = np.clip(low + np.sort([a, b]) * (high - low), low, high)
     r = log_ratio(schedule, t)
     assert r[1] >= r[0] and (t[1] - t[0] < 1e-9 * high or r[1] > r[0])
-    # An error of rounding in log(sigma/alpha) is one of t, magnified by the slope dt/dr, here at most the span.
+    # The rounding error of t is that of log(sigma/alpha) times dt/dr, here at most the span.
     np.testing.assert_allclose(schedule.t_at_log_ratio(r), t, rtol=1e-9, atol=1e-12 * high)
     assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous"))
     alpha, sigma = schedule(t)
@@ -70,7 +70,7 @@ def test_published_values():
 
 
 def test_the_linear_schedule_converges_to_vp_sde():
-    """beta_i = beta(t)/T: what is between the two falls as 1/T."""
+    """With beta_i = beta(t)/T, the difference falls as 1/T."""
     errors = []
     for T in (500, 1000, 2000):
         table = make_schedule("linear", T=T, beta_start=0.1 / T, beta_end=20 / T)
@@ -124,7 +124,7 @@ def test_grids_lie_within_the_schedule_and_start_at_most_at_100(name, grid):
 
 
 def test_the_grid_of_edm_is_the_published_one():
-    # Karras et al., eq. 5, as EDM's generate.py has it: N = 18 steps from 80 to 0.002 and then 0.
+    # Karras et al., eq. 5, as in EDM's generate.py: N = 18 steps from 80 to 0.002 and then 0.
     i = np.arange(18)
     sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     plan = ddim(Process(MADE["edm"], "edm"), 18, spacing="karras", clip=None)

@@ -19,16 +19,16 @@ from diffusion_core.sampling.dpm_solver import dpm_solver
 M, S = 0.3, 0.5
 
 
-def spread(alpha, sigma):
+def marginal_std(alpha, sigma):
     return np.hypot(alpha * S, sigma)
 
 
 def denoised(x, alpha, sigma):
-    return M + alpha * S**2 / spread(alpha, sigma) ** 2 * (x - alpha * M)
+    return M + alpha * S**2 / marginal_std(alpha, sigma) ** 2 * (x - alpha * M)
 
 
 def run(plan: SamplerPlan, x: np.ndarray, rows: int, noise=lambda row: 0.0, network=denoised) -> np.ndarray:
-    """The first rows of a plan, with the exact estimate unless another is given."""
+    """Run the first rows of a plan, with the exact estimate by default."""
     history = [np.zeros_like(x)] * plan.history
     for i in range(rows):
         history = [network(x, plan.alpha[i], plan.sigma[i]), *history[:-1]]
@@ -38,13 +38,13 @@ def run(plan: SamplerPlan, x: np.ndarray, rows: int, noise=lambda row: 0.0, netw
 
 
 def uniform_log_snr(T: int) -> Schedule:
-    """Levels at equal steps of log-SNR, where an order can be seen as the slope of a line."""
+    """Return a process with equal steps of log-SNR, for which the error has a clean order."""
     half = np.linspace(4, -5, T)
     return Schedule("uniform", 1 / np.sqrt(1 + np.exp(-2 * half)), 1 / np.sqrt(1 + np.exp(2 * half)))
 
 
-# Order 3 as published weighs the second difference by half of the parabola's integral, and is of second order for it.
-# The exact one gains a fourth here, where the estimate hardly bends at the start, whose rows are of lower order.
+# Order 3 as published weights the second difference by half of the parabola's integral, so it is of second order.
+# The exact one shows a fourth order here, as the estimate is nearly linear during the rows of lower order.
 @pytest.mark.parametrize("order, kind, low, high", [
     (1, "midpoint", 0.9, 1.1), (2, "midpoint", 1.9, 2.1), (2, "heun", 1.9, 2.1), (2, "exact", 1.9, 2.1),
     (3, "midpoint", 1.9, 2.3), (3, "exact", 2.9, 4.1),
@@ -54,9 +54,11 @@ def test_the_error_falls_with_the_order(order, kind, low, high):
     start = np.array([-2.0, 0.1, 1.5])
     for steps in counts:
         plan = dpm_solver(process, steps, order, solver_type=kind, lower_order_final=False, clip=None)
-        # The last row goes to clean data at once, with an error that no order takes away.
+        # The last row goes to clean data in one step, with an error of no order.
         alpha, sigma = plan.alpha[-2], plan.sigma[-2]
-        exact = alpha * M + spread(alpha, sigma) / spread(plan.alpha[0], plan.sigma[0]) * (start - plan.alpha[0] * M)
+        exact = alpha * M + marginal_std(alpha, sigma) / marginal_std(plan.alpha[0], plan.sigma[0]) * (
+            start - plan.alpha[0] * M
+        )
         errors.append(np.abs(run(plan, start, steps - 1) - exact).max())
     assert low < -np.polyfit(np.log(counts), np.log(errors), 1)[0] < high
 
@@ -105,10 +107,10 @@ def test_the_sde_has_the_mean_and_variance_of_the_data():
     plan = dpm_solver(Process(uniform_log_snr(4097), "v"), 257, 2, sde=True, clip=None)
     alpha, sigma = plan.alpha, plan.sigma
     x_mean, cov = alpha[0] * M, np.zeros((2, 2))
-    cov[0, 0] = spread(alpha[0], sigma[0]) ** 2
+    cov[0, 0] = marginal_std(alpha[0], sigma[0]) ** 2
     last = 0.0
     for i in range(plan.rows):
-        slope = alpha[i] * S**2 / spread(alpha[i], sigma[i]) ** 2
+        slope = alpha[i] * S**2 / marginal_std(alpha[i], sigma[i]) ** 2
         a, (b, c) = plan.state[i, 0, 0], plan.denoised[i, 0]
         now = denoised(x_mean, alpha[i], sigma[i])
         # The vector (x, D of the row before) to (x', D of this row).

@@ -1,4 +1,4 @@
-"""Editing: where it starts, what it keeps, and what inpainting makes of pixels whose exact denoiser is known."""
+"""Editing: where it starts, what it keeps, and inpainting of pixels with a known denoiser."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ PROCESS = Process(linear(), "eps")
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1,), 1, (4,), norm_groups=2, num_classes=3, zero_init=False))
 WEIGHTS = initial_weights(PROGRAM, 0)
 SHAPE = (4, 4, 1)
-PICTURES = np.tanh(Stream(3, "pictures").normal(np.arange(4), SHAPE))
+IMAGES = np.tanh(Stream(3, "pictures").normal(np.arange(4), SHAPE))
 LABELS = np.array([0, 1, 2, 3])
 
 
 class Reference:
-    """The reference in the shape of a backend."""
+    """The reference with the interface of a backend."""
 
     config = BackendConfig(precision="float64")
 
@@ -73,7 +73,7 @@ def test_strength_is_the_fraction_of_rows():
 def test_the_tail_of_a_plan_continues_like_the_full_plan():
     plan, seen = ddim(PROCESS, 6), {}
     whole = drawn(plan, callback=StepCallback(lambda row, x, estimate: seen.update({row: x})))
-    later = replace(image_to_image(plan.tail(4), PICTURES, 5), start=seen[3])
+    later = replace(image_to_image(plan.tail(4), IMAGES, 5), start=seen[3])
     np.testing.assert_array_equal(drawn(later.plan, later), whole)
     np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
     assert (plan.tail(4).alpha[-1], plan.tail(4).sigma[-1]) == (1, 0)
@@ -117,7 +117,7 @@ def test_a_tail_with_dependent_rows_is_a_new_plan():
 ])  # fmt: skip
 def test_a_tail_starts_at_the_nearest_step(name, options):
     process = Process(make_schedule("flow"), "v") if name == "flow_heun" else PROCESS
-    for steps in (2, 9):  # the first step is all that there is beside the last one, or there are more
+    for steps in (2, 9):  # one step before the last, or more
         make = partial(make_plan, process, name, steps=steps, **options)
         whole, moved = make(), 0
         alone = [row for row in range(whole.rows) if whole.is_self_contained(row)]
@@ -152,15 +152,15 @@ def test_image_to_image_from_pure_noise_is_plain_sampling():
     for make in (ddim, partial(ddpm, variance="fixed_large")):
         plan = make(process, 5, spacing="trailing")
         assert plan.alpha[0] == 0
-        edit = image_to_image(plan.tail(start_row(plan, 1.0)), PICTURES, 5)
+        edit = image_to_image(plan.tail(start_row(plan, 1.0)), IMAGES, 5)
         np.testing.assert_array_equal(drawn(edit.plan, edit, batch=3), drawn(plan, batch=3))
 
 
 def test_image_to_image_starts_at_the_level_of_its_row():
     plan = ddim(PROCESS, 8).tail(5)
-    start = image_to_image(plan, np.repeat(PICTURES, 500, axis=0), 1).start.reshape(4, 500, *SHAPE)
+    start = image_to_image(plan, np.repeat(IMAGES, 500, axis=0), 1).start.reshape(4, 500, *SHAPE)
     # 500 normal numbers: mean and standard deviation to 6 standard errors.
-    np.testing.assert_allclose(start.mean(axis=1), plan.alpha[0] * PICTURES, atol=6 * plan.sigma[0] / np.sqrt(500))
+    np.testing.assert_allclose(start.mean(axis=1), plan.alpha[0] * IMAGES, atol=6 * plan.sigma[0] / np.sqrt(500))
     np.testing.assert_allclose(start.std(axis=1), plan.sigma[0], rtol=6 / np.sqrt(1000))
 
 
@@ -170,22 +170,22 @@ def test_image_to_image_starts_at_the_level_of_its_row():
 @pytest.mark.parametrize("mix", ["lerp", "slerp"])
 def test_the_ends_of_an_interpolation_are_the_two_images(mix):
     plan, pair = ddim(PROCESS, 8).tail(4), np.arange(2)
-    first, second = (add_start_noise(plan, PICTURES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
+    first, second = (add_start_noise(plan, IMAGES[some], pair, 5) for some in (slice(0, 2), slice(2, 4)))
     edit = interpolate(plan, first, second, 5, mix)
     np.testing.assert_array_equal(edit.index, np.repeat(pair, 5))
     ends = edit.start.reshape(2, 5, *SHAPE)
     np.testing.assert_allclose(ends[:, 0], first, rtol=0, atol=1e-14)
     np.testing.assert_allclose(ends[:, -1], second, rtol=0, atol=1e-14)
-    alone = image_to_image(plan, PICTURES[:2], 5)
+    alone = image_to_image(plan, IMAGES[:2], 5)
     frames = drawn(plan, edit, labels=np.zeros(10, int))
     np.testing.assert_allclose(frames[[0, 5]], drawn(plan, alone, labels=np.zeros(2, int)), rtol=0, atol=1e-12)
 
 
 def test_lerp_keeps_the_noise_level_of_images_with_the_same_noise():
     plan = ddim(PROCESS, 8).tail(4)
-    first, second = (add_start_noise(plan, PICTURES[[k]], np.zeros(1, int), 5) for k in (0, 1))
+    first, second = (add_start_noise(plan, IMAGES[[k]], np.zeros(1, int), 5) for k in (0, 1))
     middle = interpolate(plan, first, second, 3).start[1]
-    noise = (middle - plan.alpha[0] * PICTURES[:2].mean(axis=0)) / plan.sigma[0]
+    noise = (middle - plan.alpha[0] * IMAGES[:2].mean(axis=0)) / plan.sigma[0]
     np.testing.assert_allclose(noise, Stream(5, "sample/start").normal([0], SHAPE)[0], atol=1e-13)
 
 
@@ -203,9 +203,9 @@ def test_slerp_has_equal_angles_and_keeps_the_length():
 
 def test_invalid_interpolations_are_errors():
     with pytest.raises(DuetError, match="count: 1 was given"):
-        interpolate(ddim(PROCESS, 4), PICTURES, PICTURES, 1)
+        interpolate(ddim(PROCESS, 4), IMAGES, IMAGES, 1)
     with pytest.raises(DuetError, match=r"mix: 'slurp' was given; .* Did you mean 'slerp'"):
-        interpolate(ddim(PROCESS, 4), PICTURES, PICTURES, 3, "slurp")
+        interpolate(ddim(PROCESS, 4), IMAGES, IMAGES, 3, "slurp")
 
 
 # Inpainting
@@ -215,22 +215,22 @@ LEFT = (np.arange(4) < 2)[None, :, None]
 
 def test_inpainting_keeps_the_known_part_exactly():
     for plan in (ddim(PROCESS, 4), repaint(PROCESS, 5, jump=2, resamples=2)):
-        painted = drawn(plan, inpaint(plan, PICTURES, LEFT), batch=3)
-        np.testing.assert_array_equal(painted[:, :, :2], PICTURES[:, :, :2])
-        assert np.abs(painted[:, :, 2:] - PICTURES[:, :, 2:]).max() > 0.1
-        everything = drawn(plan, inpaint(plan, PICTURES, np.zeros((1, 1, 1))))
+        painted = drawn(plan, inpaint(plan, IMAGES, LEFT), batch=3)
+        np.testing.assert_array_equal(painted[:, :, :2], IMAGES[:, :, :2])
+        assert np.abs(painted[:, :, 2:] - IMAGES[:, :, 2:]).max() > 0.1
+        everything = drawn(plan, inpaint(plan, IMAGES, np.zeros((1, 1, 1))))
         np.testing.assert_array_equal(everything, drawn(plan))
 
 
 def test_the_known_part_has_the_noise_of_each_level():
     plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
-    many = np.repeat(PICTURES[:1], 300, axis=0)
+    many = np.repeat(IMAGES[:1], 300, axis=0)
     edit = inpaint(plan, many, np.ones((1, 1, 1)))
     drawn(
         plan, edit, np.zeros(300, int), batch=300, callback=StepCallback(lambda row, x, estimate: seen.update({row: x}))
     )
     for row, x in seen.items():
-        noise = x - plan.alpha[row + 1] * PICTURES[0]
+        noise = x - plan.alpha[row + 1] * IMAGES[0]
         # 4800 normal numbers: 5 standard errors.
         assert abs(noise.mean()) <= 5 * plan.sigma[row + 1] / np.sqrt(4800)
         assert noise.std() == pytest.approx(plan.sigma[row + 1], rel=5 / np.sqrt(2 * 4800))
@@ -242,13 +242,13 @@ def test_the_known_part_has_the_noise_of_each_level():
 ])  # fmt: skip
 def test_invalid_masks_are_errors(mask, words):
     with pytest.raises(DuetError, match=words):
-        inpaint(ddim(PROCESS, 4), PICTURES, mask)
+        inpaint(ddim(PROCESS, 4), IMAGES, mask)
 
 
 def test_an_edit_needs_a_label_for_each_sample():
     plan = ddim(PROCESS, 4)
     with pytest.raises(DuetError, match="edit: it has 4 samples, but 3 labels"):
-        drawn(plan, inpaint(plan, PICTURES, LEFT), LABELS[:3])
+        drawn(plan, inpaint(plan, IMAGES, LEFT), LABELS[:3])
 
 
 # RePaint
@@ -271,7 +271,7 @@ def test_resampling_repeats_each_block():
 def test_a_jump_without_its_noise_is_an_error():
     plan = add_resampling(ddim(PROCESS, 5, eta=0.3), 2, 2)
     noise = plan.noise.copy()
-    assert noise[1] > 0.5  # it goes back up
+    assert noise[1] > 0.5  # this row returns to a noisier level
     noise[1] *= 1 - 1e-6
     with pytest.raises(DuetError, match=r"row 1 .* does not lead from level"):
         replace(plan, noise=noise)
@@ -289,20 +289,20 @@ def test_invalid_resampling_is_an_error(plan, jump, resamples, words):
         add_resampling(plan, jump, resamples)
 
 
-# Two jointly normal pixels, the first of them known: mean and variance of the second are known too
+# Two jointly normal pixels, the first of them known: the conditional mean and variance of the second are known
 
-MEAN, SPREAD, CORRELATION, KNOWN = np.array([0.2, -0.3]), 0.6, 0.9, 0.9
-COVARIANCE = SPREAD**2 * np.array([[1, CORRELATION], [CORRELATION, 1]])
-CONDITIONAL = MEAN[1] + CORRELATION * (KNOWN - MEAN[0]), SPREAD**2 * (1 - CORRELATION**2)
+MEAN, STD, CORRELATION, KNOWN = np.array([0.2, -0.3]), 0.6, 0.9, 0.9
+COVARIANCE = STD**2 * np.array([[1, CORRELATION], [CORRELATION, 1]])
+CONDITIONAL = MEAN[1] + CORRELATION * (KNOWN - MEAN[0]), STD**2 * (1 - CORRELATION**2)
 
 
 def gain(alpha: float, sigma: float) -> np.ndarray:
-    """G of the exact estimate D = mean + G (x - alpha mean)."""
+    """Return G of the exact estimate D = mean + G (x - alpha mean)."""
     return alpha * COVARIANCE @ np.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * np.eye(2))
 
 
 def painted_moments(plan: SamplerPlan) -> tuple[float, float]:
-    """Mean and variance of the second pixel, carried through the plan and through each replacement in closed form."""
+    """Return mean and variance of the second pixel after the plan with replacement, in closed form."""
     mean, covariance = np.zeros(2), plan.start_scale**2 * np.eye(2)
     for i in range(plan.rows):
         from_x, from_x0, fresh = plan.state[i, 0, 0], plan.denoised[i, 0, 0], plan.noise[i, 0]
@@ -328,7 +328,7 @@ def test_resampling_converges_to_the_conditional_distribution():
     assert errors[0][0] > 0.15 and errors[0][1] > 0.5
     assert np.all(np.diff(errors, axis=0) < 0)
     assert errors[-1][0] < 0.01 and errors[-1][1] < 0.06
-    # Going through levels again helps where more levels do not.
+    # Resampling helps where more timesteps do not.
     more_levels = painted_moments(ancestral(1000))
     assert abs(more_levels[0] - mean) > 0.15
 
@@ -349,8 +349,8 @@ def test_the_reference_backend_inpaints_with_the_predicted_moments(monkeypatch):
         return (x - alpha * estimate[:, None, :, None]) / sigma
 
     monkeypatch.setattr(reference, "forward", exact_eps)
-    pictures = np.full((count, 1, 2, 1), KNOWN)
-    edit = inpaint(plan, pictures, np.array([1.0, 0.0])[None, :, None])
+    images = np.full((count, 1, 2, 1), KNOWN)
+    edit = inpaint(plan, images, np.array([1.0, 0.0])[None, :, None])
     network = SimpleNamespace(program=PROGRAM)
     got = generate(Reference(), network, plan, (1, 2, 1), np.zeros(count, int), seed=2, batch=count, edit=edit)
     assert np.all(got[:, 0, 0] == KNOWN)

@@ -1,4 +1,4 @@
-"""What solvers are judged by is right itself: closed forms, samples, and a method whose order is known."""
+"""The exact data that solvers are compared with: closed forms, samples, and a method of known order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_estimate_is_the_posterior_mean(level):
     for data in (NORMAL, TWO_NORMALS):
         density = sum(
             w / s * np.exp(-0.5 * ((x0 - m) / s) ** 2)
-            for m, s, w in zip(data.means, data.spreads, data.weights, strict=True)
+            for m, s, w in zip(data.means, data.stds, data.weights, strict=True)
         )
         for x in POINTS:
             posterior = density * np.exp(-0.5 * ((x - alpha * x0) / sigma) ** 2)
@@ -35,21 +35,21 @@ def test_the_estimate_is_the_posterior_mean(level):
 
 
 def test_the_flow_of_one_normal_has_its_closed_form():
-    (mean,), (spread,) = NORMAL.means, NORMAL.spreads
+    (mean,), (std,) = NORMAL.means, NORMAL.stds
     for start in TIMESTEP_SAMPLERS:
         for end in TIMESTEP_SAMPLERS:
-            wide = [np.hypot(alpha * spread, sigma) for alpha, sigma in (start, end)]
+            wide = [np.hypot(alpha * std, sigma) for alpha, sigma in (start, end)]
             wanted = end[0] * mean + wide[1] / wide[0] * (POINTS - start[0] * mean)
             np.testing.assert_allclose(NORMAL.follow(POINTS, start, end), wanted, rtol=0, atol=1e-10)
 
 
 def test_the_flow_preserves_quantiles():
-    """A flow of one pixel keeps its order, so each point stays the same quantile."""
+    """The flow of one pixel is monotone, so each point remains the same quantile."""
     from scipy.stats import norm
 
     def below(x, level):
         alpha, sigma = level
-        parts = zip(TWO_NORMALS.means, TWO_NORMALS.spreads, TWO_NORMALS.weights, strict=True)
+        parts = zip(TWO_NORMALS.means, TWO_NORMALS.stds, TWO_NORMALS.weights, strict=True)
         return sum(w * norm.cdf((x - alpha * m) / np.hypot(alpha * s, sigma)) for m, s, w in parts)
 
     for end in TIMESTEP_SAMPLERS[1:]:

@@ -1,4 +1,4 @@
-"""Grids of noise levels: closed forms, ends, and where they find their t."""
+"""Grids of noise levels: closed forms, ends, and their timesteps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_core.sampling.spacing import SPACINGS, table_timesteps
 
 
 def ratios(spacing, steps=9, schedule=None):
-    """sigma/alpha of the visited levels."""
+    """Return sigma/alpha at the timesteps."""
     schedule = schedule or linear()
     alpha, sigma = schedule(make_timesteps(schedule, steps, spacing))
     return sigma / alpha
@@ -25,7 +25,7 @@ def ratios(spacing, steps=9, schedule=None):
 def test_grids_fall_from_the_noisiest_to_the_least_noisy_level(name, schedule):
     r = ratios(name, 12, schedule)
     assert np.all(np.diff(r) < 0)
-    # Both tables end above r = 100, where grids start unasked.
+    # Both tables end above r = 100, where grids start by default.
     np.testing.assert_allclose(r[[0, -1]], [100.0, np.exp(schedule.log_ratio[0])], rtol=1e-9)
     assert make_timesteps(schedule, 1, name) == pytest.approx(schedule.t_at_log_ratio([np.log(100.0)]))
 
@@ -35,16 +35,16 @@ def test_each_grid_has_equal_steps_in_its_own_variable():
     np.testing.assert_allclose(np.diff(ratios({"name": "karras", "rho": 3.0}) ** (1 / 3), 2), 0, atol=1e-9)
     for name in ("exponential", "log_snr", "polyexponential"):
         np.testing.assert_allclose(np.diff(np.log(ratios(name)), 2), 0, atol=1e-9)
-    share = (np.log(ratios({"name": "polyexponential", "rho": 2.0})) - linear().log_ratio[0]) / np.ptp(
+    fraction = (np.log(ratios({"name": "polyexponential", "rho": 2.0})) - linear().log_ratio[0]) / np.ptp(
         linear().log_ratio
     )
-    np.testing.assert_allclose(np.diff(np.sqrt(np.maximum(share, 0)), 2), 0, atol=1e-7)
+    np.testing.assert_allclose(np.diff(np.sqrt(np.maximum(fraction, 0)), 2), 0, atol=1e-7)
     # Beta(1, 1) is uniform.
     np.testing.assert_allclose(np.diff(ratios({"name": "beta", "a": 1.0, "b": 1.0}), 2), 0, atol=1e-9)
 
 
 def test_the_karras_grid_has_its_published_values():
-    # Karras et al., eq. 5, with sigma 80 .. 0.002 and rho 7, worked out by hand for N = 3.
+    # Karras et al., eq. 5, with sigma 80 .. 0.002 and rho 7, computed by hand for N = 3.
     middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
     got = ratios({"name": "karras", "sigma_min": 0.02, "sigma_max": 80.0}, 3)
     np.testing.assert_allclose(got, [80, ((80 ** (1 / 7) + 0.02 ** (1 / 7)) / 2) ** 7, 0.02], rtol=1e-9)
@@ -92,6 +92,6 @@ def test_schedules_that_end_without_signal_have_grids():
     assert ratios("karras", 5, flow())[0] == pytest.approx(100)
     r = ratios({"name": "karras", "sigma_max": 50.0}, 5, flow())
     assert r[0] == pytest.approx(50)
-    # What is asked for is done, above 100 as well.
+    # An explicit sigma_max may exceed 100.
     assert ratios({"name": "karras", "sigma_max": 150.0}, 5)[0] == pytest.approx(150)
     assert ratios("karras", 5, make_schedule("edm"))[0] == pytest.approx(80)

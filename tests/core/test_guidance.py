@@ -1,4 +1,4 @@
-"""Guidance: its conventions, its identities, and what it makes of data whose exact denoisers are known."""
+"""Guidance: its conventions, its identities, and its effect on data with known denoisers."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_outside_the_interval_the_weight_is_one():
 
 def test_full_rescaling_restores_the_std_of_the_class_output():
     one = ddim(PROCESS, 1).with_guidance(6.0, rescale=1.0)
-    # One row whose register becomes F itself.
+    # One row that returns F itself.
     plan = replace(one, c_skip=np.zeros(1), c_out=np.ones(1), state=np.zeros((1, 1, 1)), clip=None, preserves="nothing")
     guided, plain, half = sampled(plan), sampled(plan.with_guidance(1.0)), sampled(replace(plan, rescale=0.5))
-    spread, unscaled = plain.std(axis=(1, 2, 3)), sampled(plan.with_guidance(6.0)).std(axis=(1, 2, 3))
-    np.testing.assert_allclose(guided.std(axis=(1, 2, 3)), spread, rtol=1e-12)
-    np.testing.assert_allclose(half.std(axis=(1, 2, 3)), (spread + unscaled) / 2, rtol=1e-12)
-    assert np.all(np.abs(unscaled / spread - 1) > 0.01)
+    std, unscaled = plain.std(axis=(1, 2, 3)), sampled(plan.with_guidance(6.0)).std(axis=(1, 2, 3))
+    np.testing.assert_allclose(guided.std(axis=(1, 2, 3)), std, rtol=1e-12)
+    np.testing.assert_allclose(half.std(axis=(1, 2, 3)), (std + unscaled) / 2, rtol=1e-12)
+    assert np.all(np.abs(unscaled / std - 1) > 0.01)
 
 
 def test_autoguidance_by_the_network_itself_changes_nothing():
@@ -144,7 +144,7 @@ def followed(plan: SamplerPlan, label: int, **led: object) -> np.ndarray:
 
 @pytest.mark.parametrize("weight", [0.5, 2.0, 4.0])
 def test_guidance_shifts_a_normal_by_the_weight(monkeypatch, weight):
-    """D of N(m, s^2) is affine in m, so leading from N(u, s^2) to N(c, s^2) samples N(u + w (c - u), s^2) exactly."""
+    """D of N(m, s^2) is affine in m, so guidance from N(u, s^2) to N(c, s^2) samples N(u + w (c - u), s^2) exactly."""
     monkeypatch.setattr(reference, "forward", exactly(CLASSES))
     guided = followed(EXACT.with_guidance(weight), 0, guide=partial(exactly({0: CLASSES[1]}), None, None))
     moved = Mixture((-0.5 + weight * 1.4,), (S,))
@@ -153,7 +153,7 @@ def test_guidance_shifts_a_normal_by_the_weight(monkeypatch, weight):
 
 
 def slope_of_class(x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The gradient by x of log p(class | x_t), from scores: that of the class less that of both."""
+    """Return grad log p(class | x_t): the score of the class minus that of the mixture."""
     alpha, sigma = PROCESS.schedule(t[0])
     of_class, of_both = (CLASSES[k].denoised(x, alpha, sigma) for k in (int(label[0]), 2))
     return alpha * (of_class - of_both) / sigma**2
@@ -168,13 +168,13 @@ def test_an_exact_classifier_turns_unconditional_into_conditional_sampling(monke
         plan = EXACT.with_guidance(1.0, classifier=1.0)
         np.testing.assert_allclose(followed(plan, label, grad_log_prob=slope_of_class), wanted, rtol=0, atol=1e-10)
         assert np.abs(followed(EXACT, label) - wanted).max() > 0.1
-        # Counted w times, it is what guidance of weight w does.
+        # With weight w it equals guidance with weight w.
         strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, grad_log_prob=slope_of_class)
         monkeypatch.setattr(reference, "forward", exactly(CLASSES))
         np.testing.assert_allclose(strong, followed(EXACT.with_guidance(2.5), label), rtol=0, atol=1e-10)
 
 
-# What fits a network as its guide
+# Valid guides of a network
 
 SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), norm_groups=4, num_classes=10)
 MODEL = DiffusionModel(SPEC, {"name": "linear"}, "eps")
@@ -190,7 +190,7 @@ def test_a_guide_with_the_same_images_process_and_classes_is_accepted(guide):
 
 @pytest.mark.parametrize("changes, words", [
     ({"spec": replace(SPEC, image_size=4)}, r"guide: its images have shape \(4, 4, 1\), but .* \(8, 8, 1\)"),
-    ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes and the null label 5, but .* has 10 classes and the null label 10"),
+    ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes .* has 10 classes and the null label 10"),
     ({"spec": replace(SPEC, null_class="zero", num_classes=11)}, "guide: it has 11 classes"),
     ({"prediction": "v"}, "guide: .* another process .v on linear, .* sampled network .eps on linear"),
     ({"schedule": {"name": "cosine"}}, "guide: .* another process .eps on cosine"),

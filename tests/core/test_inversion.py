@@ -1,4 +1,4 @@
-"""Inversion: its rows on paper, and the way up and down again."""
+"""DDIM inversion: its rows, and that DDIM returns to the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSES = {"eps": Process(linear(), "eps"), "v": Process(cosine(), "v"), "flow
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rows_with_ask_next(name):
-    """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps with eps of the network at s, D or not."""
+    """x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps with eps of the network at s."""
     process = PROCESSES[name]
     plan = ddim_inversion(process, 10)
     way_back = ddim(process, 10)
@@ -36,7 +36,7 @@ def test_rows_with_ask_next(name):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rows_with_ask_current_are_ddim_upwards(name):
-    """A row up and the row of DDIM down undo each other, for one and the same estimate."""
+    """A row up and the row of DDIM down are inverse for the same estimate."""
     process = PROCESSES[name]
     up, down = ddim_inversion(process, 10, "current"), ddim(process, 10)
     assert up.rows == 9
@@ -58,7 +58,7 @@ def test_inversion_follows_the_probability_flow_at_first_order(ask, data):
         grid = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0}
         plan = ddim_inversion(process, steps, ask, grid)
         if ask == "next":
-            # The first row starts from clean data, which has no flow: begin after it, where the picture then lies.
+            # The first row starts from clean data, where the flow is not defined: begin after it.
             estimate, first = exactly_at_the_next(plan, data), 1
         else:
             estimate, first = exactly(plan, data), 0
@@ -78,7 +78,7 @@ def exactly_at_the_next(plan, data):
 
 @pytest.mark.parametrize("ask", ["next", "current"])
 def test_ddim_after_inversion_returns_the_image(ask):
-    """The distance to it falls with the number of steps."""
+    """The distance to the image falls with the number of steps."""
     process, start = Process(linear(), "v"), np.linspace(-1, 1, 9)
 
     def distance(steps):

@@ -1,6 +1,6 @@
-r"""Likelihoods on data and networks for which they are known.
+r"""Likelihoods of data and networks for which they are known.
 
-For data N(m, s^2) per pixel the best estimate of x_0 is D(x) = m + alpha s^2 (x - alpha m)/(alpha^2 s^2 + sigma^2).
+For data N(m, s^2) per pixel the exact estimate of x_0 is D(x) = m + alpha s^2 (x - alpha m)/(alpha^2 s^2 + sigma^2).
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ def test_dequantized_values_fill_their_bins(value_range):
 
 
 class Exact:
-    """The network of data N(m, s^2): its raw output is what makes the columns of its process give the best estimate."""
+    """The exact network for data N(m, s^2): with its output the columns of the process give the exact estimate."""
 
     def __init__(self, process: Process, m: float = 0.1, s: float = 0.4, outputs: float | None = None) -> None:
         self.process, self.m, self.s, self.outputs = process, m, s, outputs
 
     def line(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(a, b) of the estimate a x + b."""
+        """Return (a, b) of the estimate a x + b."""
         alpha, sigma = self.process.schedule(t)
         a = alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2)
         return a, self.m * (1 - a * alpha)
 
     def output_line(self, c_noise: np.ndarray) -> list[np.ndarray]:
-        """The slope and the shift of the raw output."""
+        """Return the slope and the offset of the raw output."""
         schedule = self.process.schedule
         t = (
             schedule.t_at_log_ratio(4 * c_noise)
@@ -119,7 +119,7 @@ class Exact:
         return output if self.outputs is None else np.concatenate([output, np.full_like(x, self.outputs)], axis=3)
 
 
-def pictures(count: int, m: float = 0.1, s: float = 0.4, size: int = 4) -> np.ndarray:
+def images(count: int, m: float = 0.1, s: float = 0.4, size: int = 4) -> np.ndarray:
     values = m + s * Stream(5, "pictures").normal(np.arange(count), (size, size, 1))
     return np.clip(np.round((values + 1) * 127.5), 0, 255).astype(np.uint8)
 
@@ -135,7 +135,7 @@ PROCESSES = [Process(linear(20, 1e-3, 0.4), "eps"), Process(cosine(15), "v", 50.
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")
 def test_each_step_is_half_the_change_of_snr_times_the_squared_error(process):
-    u8, network = pictures(6), Exact(process)
+    u8, network = images(6), Exact(process)
     found = bound(network, u8, seed=4)
     assert sorted(set(found.levels[0].tolist())) == list(range(process.schedule.steps)) and found.levels[0, -1] == 0
     np.testing.assert_allclose(found.weight, 1.0, rtol=1e-12)
@@ -160,8 +160,8 @@ def test_each_step_is_half_the_change_of_snr_times_the_squared_error(process):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")
 def test_the_bound_of_gaussian_data_has_its_closed_form(process):
-    # In the mean over eps, (x_0 - D)^2 = (x_0 (1 - a alpha) - b)^2 + (a sigma)^2.
-    u8 = pictures(100, size=16)
+    # On average over eps, (x_0 - D)^2 = (x_0 (1 - a alpha) - b)^2 + (a sigma)^2.
+    u8 = images(100, size=16)
     found, network = bound(Exact(process), u8), Exact(process)
     power, snr = np.mean(from_uint8(u8, np.float64) ** 2, axis=(1, 2, 3)), np.exp(process.schedule.log_snr)
     alpha, sigma = process.schedule(process.schedule.steps - 1)
@@ -173,18 +173,18 @@ def test_the_bound_of_gaussian_data_has_its_closed_form(process):
         error = np.mean((x0 * (1 - a * alpha) - b) ** 2, axis=(1, 2, 3)) + (a * sigma) ** 2
         expected += 0.5 * (snr[t - 1] - snr[t]) * error / math.log(2)
     apart = found.steps - expected
-    spread = apart.std() / math.sqrt(len(u8))
-    assert abs(apart.mean()) < 4 * spread and spread < 0.02 * expected.mean()
+    std = apart.std() / math.sqrt(len(u8))
+    assert abs(apart.mean()) < 4 * std and std < 0.02 * expected.mean()
 
 
 def test_for_large_T_the_steps_are_the_information_at_the_first_level():
-    # An exact estimate loses nothing in a small step: the sum is the integral of E(x_0 - D)^2 dSNR/2, which is
+    # For exact estimates and small steps the sum is the integral of E(x_0 - D)^2 dSNR/2, which is
     # log(1 + s^2 SNR)/2 between the ends.
     sums = []
     for T in (100, 200, 400):
         ratio = np.exp(np.linspace(-6, 5, T))  # sigma/alpha
         process = Process(Schedule("even", 1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio)), "v")
-        sums.append(bound(Exact(process, 0.0, 0.25), pictures(100, 0.0, 0.25, size=8)).steps.mean())
+        sums.append(bound(Exact(process, 0.0, 0.25), images(100, 0.0, 0.25, size=8)).steps.mean())
     assert (sums[0] - sums[1]) / (sums[1] - sums[2]) == pytest.approx(2, rel=0.1)
     information = 0.5 * math.log2((1 + 0.25**2 * math.exp(12)) / (1 + 0.25**2 * math.exp(-10)))
     assert 2 * sums[2] - sums[1] == pytest.approx(information, rel=0.005)
@@ -193,15 +193,15 @@ def test_for_large_T_the_steps_are_the_information_at_the_first_level():
 @pytest.mark.parametrize("distribution", ["uniform", "importance"])
 def test_drawn_timesteps_are_unbiased(distribution):
     process = Process(linear(60, 1e-3, 0.2), "eps")
-    u8 = pictures(4)
+    u8 = images(4)
     whole = bound(Exact(process), u8)
-    # The same pictures under many counters: the levels that are drawn differ, and the noise.
+    # The same images with many counters: timesteps and noise differ.
     many = bound(Exact(process), np.concatenate([u8] * 200), levels=6, distribution=distribution)
     drawn, exact = many.steps.reshape(200, 4), whole.steps
     error = drawn.std(axis=0) / math.sqrt(200)
     noise = many.levels[:, :-1]
     assert noise.min() == 1 and noise.max() == 59
-    # `whole` has one draw of eps per level, whose own spread is added.
+    # `whole` has one draw of eps per timestep, whose standard deviation is added.
     own = np.std([bound(Exact(process), u8, seed=s).steps for s in range(8)], axis=0)
     assert np.all(np.abs(drawn.mean(axis=0) - exact) < 4 * np.hypot(error, own))
     np.testing.assert_allclose(level_distribution(process.schedule, distribution, 0.5).sum(), 1, rtol=1e-14)
@@ -209,16 +209,16 @@ def test_drawn_timesteps_are_unbiased(distribution):
 
 def test_importance_sampling_reduces_the_variance():
     process = Process(linear(200, 1e-4, 0.1), "eps")
-    spreads = [
-        bound(Exact(process), pictures(64), levels=5, distribution=distribution).steps.std()
+    stds = [
+        bound(Exact(process), images(64), levels=5, distribution=distribution).steps.std()
         for distribution in ("uniform", "importance")
     ]
-    assert spreads[1] < 0.2 * spreads[0]
+    assert stds[1] < 0.2 * stds[0]
 
 
 def test_the_bound_does_not_depend_on_the_batch():
     process = PROCESSES[0]
-    u8 = pictures(7)
+    u8 = images(7)
     together = bound(Exact(process), u8, levels=3, batch=5)
     alone = variational_bound(
         Exact(process).forward, process, u8[4:5], np.zeros(1, np.int32), [4], 0, levels=3, clip=False, batch=1
@@ -229,7 +229,7 @@ def test_the_bound_does_not_depend_on_the_batch():
 def test_the_large_variance_costs_the_divergence_of_the_variances():
     process = PROCESSES[0]
     alpha, sigma = process.schedule.alpha, process.schedule.sigma
-    small, large = bound(Exact(process), pictures(3)), bound(Exact(process), pictures(3), variance="fixed_large")
+    small, large = bound(Exact(process), images(3)), bound(Exact(process), images(3), variance="fixed_large")
     for k, t in enumerate(small.levels[0, :-1]):
         _, from_x0, low, high = posterior(alpha[t], sigma[t], alpha[t - 1], sigma[t - 1])
         error = small.x0_mse[:, k]
@@ -240,13 +240,13 @@ def test_the_large_variance_costs_the_divergence_of_the_variances():
 
 def test_learned_range_at_its_ends_equals_the_fixed_variances():
     process = PROCESSES[0]
-    u8 = pictures(3)
+    u8 = images(3)
     for output, fixed in ((-1.0, "fixed_small"), (1.0, "fixed_large")):
         learned = bound(Exact(process, outputs=output), u8, variance="learned_range")
         expected = bound(Exact(process), u8, variance=fixed)
         ends = slice(None, -1) if fixed == "fixed_large" else slice(None)
         np.testing.assert_allclose(learned.terms[:, ends], expected.terms[:, ends], rtol=1e-9)
-    # At t = 0 the large end is beta_0, as that is what the network was trained with.
+    # At t = 0 the large end is beta_0, as in training.
     std = process.schedule.sigma[0]
     learned, x0 = bound(Exact(process, outputs=1.0), u8, variance="learned_range"), from_uint8(u8, np.float64)
     eps = Stream(0, "likelihood/noise").normal(np.arange(3), x0.shape[1:], 0)
@@ -257,9 +257,9 @@ def test_learned_range_at_its_ends_equals_the_fixed_variances():
 
 
 def test_a_learned_variance_has_its_optimum_at_the_true_error():
-    # The variance with the least divergence is that of the posterior and the squared error of its mean.
+    # The variance with the smallest divergence is the posterior variance plus the squared error of the mean.
     process, t = PROCESSES[0], 7
-    u8 = pictures(40)
+    u8 = images(40)
     fixed = bound(Exact(process), u8)
     k = fixed.levels[0].tolist().index(t)
     _, from_x0, low, _ = posterior(*process.schedule(t), *process.schedule(t - 1))
@@ -292,7 +292,7 @@ def test_clip_bounds_estimates_to_the_range():
 ])  # fmt: skip
 def test_invalid_options_are_errors(options, words):
     with pytest.raises(DuetError, match=words):
-        bound(Exact(PROCESSES[0]), pictures(1), **options)
+        bound(Exact(PROCESSES[0]), images(1), **options)
 
 
 # The flow
@@ -303,7 +303,7 @@ def density(network: Any, process: Process, y: np.ndarray, **options: Any) -> An
 
 
 def exact_density(process: Process, y: np.ndarray, m: float, s: float) -> np.ndarray:
-    """What the flow of N(m, s^2) gives: (x - alpha m)/sqrt(alpha^2 s^2 + sigma^2) stays, from y to the prior."""
+    """Return the log-density by the flow of N(m, s^2): (x - alpha m)/sqrt(alpha^2 s^2 + sigma^2) is constant."""
     (alpha0, sigma0), (alpha, sigma) = (process.schedule(t) for t in process.schedule.span)
     scale = 1.0 if process.schedule.variance_preserving else sigma
     stretch = math.hypot(alpha * s, sigma) / math.hypot(s, sigma0 / alpha0)
@@ -330,7 +330,7 @@ def test_the_density_of_gaussian_data_converges_with_the_order_of_the_method(pro
     y, network, errors = gaussian_values(3), Exact(process), []
     counts = [40, 60, 90]
     for steps in counts:
-        # The derivative is diagonal, so one vector of signs gives its trace exactly.
+        # The Jacobian is diagonal, so one vector of signs gives its trace exactly.
         found = density(network, process, y, steps=steps, method=method)
         errors.append(np.max(np.abs(found.log_density - exact_density(process, y, 0.1, 0.4))))
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -382,7 +382,7 @@ def test_hutchinson_is_unbiased():
     for found in (one, four):
         assert abs(found.mean() - exact) < 4 * found.std() / math.sqrt(count)
     assert one.std() / four.std() == pytest.approx(2, rel=0.1)
-    # A diagonal derivative needs no more than one vector of signs.
+    # A diagonal Jacobian needs only one vector of signs.
     diagonal = Process(flow(), "v")
     found, wanted = (density(Exact(diagonal), diagonal, gaussian_values(2), divergence=d) for d in DIVERGENCES)
     np.testing.assert_allclose(found.log_density, wanted.log_density, rtol=1e-12)
@@ -397,7 +397,7 @@ def test_the_density_does_not_depend_on_the_batch():
 
 def test_bits_per_dimension_approach_the_entropy():
     # N(m, s^2) in bins of 1/127.5: log2(s sqrt(2 pi e) 127.5) bits, and a little for the noise of the first level.
-    process, u8 = Process(flow(), "v"), pictures(60, 0.0, 0.25, size=8)
+    process, u8 = Process(flow(), "v"), images(60, 0.0, 0.25, size=8)
     y = dequantize(u8, np.arange(60), 0, (-1, 1))
     bits = bits_per_dimension(density(Exact(process, 0.0, 0.25), process, y, steps=40).log_density, 64, (-1, 1))
     exact = -discretised_gaussian(u8, 0.0, 0.25, (-1, 1)).mean(axis=(1, 2, 3)) / math.log(2)

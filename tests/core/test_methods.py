@@ -1,4 +1,4 @@
-"""Every method has the order, the noise and the number of evaluations that it declares, and is finite at any count."""
+"""Every method has the declared order, noise and number of evaluations, and finite plans for any number of steps."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def plan(name: str, steps: int, process: str = "linear", spacing: object = GRID)
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.stochastic])
 def test_the_error_falls_with_the_declared_order(name):
-    # The rows that start a multistep method are of lower order: at the noisiest levels, where their errors are small.
+    # The first rows of a multistep method have lower orders, at the noisiest levels, where their errors are small.
     order = fitted_order(lambda steps: plan(name, steps), [128, 256, 512])
-    # What is left of theirs, or of terms beyond the order, fades with more steps and fits as a share of a higher order.
+    # Their remainder, or terms of higher order, vanish with more steps and raise the fitted order slightly.
     assert METHODS[name].order - 0.2 < order < METHODS[name].order + 0.4
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stochastic])
 def test_mean_and_variance_of_samples_converge_with_the_declared_order(name):
-    """Before the last row samples are (alpha m, alpha^2 s^2 + sigma^2) but for what falls with the step."""
-    (mean,), (spread,) = NORMAL.means, NORMAL.spreads
+    """Before the last row, mean and variance converge to (alpha m, alpha^2 s^2 + sigma^2) with the declared order."""
+    (mean,), (std,) = NORMAL.means, NORMAL.stds
     wrong = []
     for steps in (64, 128, 256):
         one = plan(name, steps)
         found = np.array(moments(one, rows=one.rows - 1))
         alpha, sigma = one.alpha[-2], one.sigma[-2]
-        wrong.append(np.abs(found - [alpha * mean, (alpha * spread) ** 2 + sigma**2]).max())
+        wrong.append(np.abs(found - [alpha * mean, (alpha * std) ** 2 + sigma**2]).max())
     assert wrong[-1] < 0.02
     assert -np.polyfit(np.log([64, 128, 256]), np.log(wrong), 1)[0] > METHODS[name].order - 0.15
 
@@ -61,12 +61,12 @@ def test_noise_and_evaluations_are_as_declared(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_are_finite_for_any_number_of_steps(name):
-    """Plans refuse tables that are not finite; with them states of the size of their levels stay finite."""
+    """A plan with tables that are not finite raises an error."""
     for process in ("edm", "vp_sde"):
         for steps in (1, 2, 3, 4, 9, 50):
             make_plan(CONTINUOUS[process], METHODS[name].sampler, steps=steps, clip=None, **METHODS[name].options)
     for steps in range(1, 51):
-        # The cosine's noisiest levels have next to no signal; the others follow at counts of all kinds.
+        # The cosine's noisiest levels have almost no signal: it is tested for every number, the others for some.
         for process in PROCESSES if steps in (1, 2, 3, 4, 5, 10, 49, 50) else ["cosine"]:
             if not METHODS[name].needs_signal or PROCESSES[process].schedule.alpha[-1] > 0:
                 plan(name, steps, process, "linspace")

@@ -1,4 +1,4 @@
-"""Plans: what they refuse, and that they notice one wrong coefficient."""
+"""Plans: a wrong coefficient, level or option is an error."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_plan_levels_can_end_at_a_noisy_level():
 
 
 def test_the_start_scale_is_that_of_the_first_level():
-    # The noisiest level of a variance-preserving schedule is close to N(0, 1); another one says its own scale.
+    # The noisiest level of a variance-preserving schedule is close to N(0, 1); others start with the scale sigma.
     assert ddim(Process(linear(), "v"), 10).start_scale == 1.0
     assert ddim(Process(flow(), "v"), 10, spacing="trailing").start_scale == 1.0
     assert ddim(Process(flow(), "v"), 10, spacing="leading").start_scale == pytest.approx(0.901)

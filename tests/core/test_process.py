@@ -1,4 +1,4 @@
-"""Processes: conversions, targets and the posterior, each computed a second way."""
+"""Processes: conversions, targets and the posterior, each computed in a second way."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_the_score_is_the_gradient_of_the_log_density(alpha, sigma, x0, x):
 
 
 MADE = {name: make_schedule(name) for name in [*SCHEDULES, *CONTINUOUS]}
-SHARES = np.append(Stream(1, "share").uniform(np.arange(200), 1)[:, 0], [0.0, 1.0])
+FRACTIONS = np.append(Stream(1, "share").uniform(np.arange(200), 1)[:, 0], [0.0, 1.0])
 
 
 def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.ndarray, eps: np.ndarray) -> None:
-    """D = x_0 where F is the target, at these shares of the span, whole and fractional."""
+    """Check that D = x_0 if F is the target, at these fractions of the span, integer and fractional t."""
     schedule, made = MADE[name], Process(MADE[name], prediction)
     low, high = schedule.span
     for whole in (True, False) if schedule.is_table and prediction != "next_level" else (schedule.is_table,):
@@ -72,23 +72,23 @@ def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.
         columns, (alpha, sigma) = made.columns(t), schedule(t)
         x = alpha * x0 + sigma * eps
         parts = columns.c_skip * x, columns.c_out * columns.target_x0 * x0, columns.c_out * columns.target_eps * eps
-        # Rounding is of the size of what is added up: much more than x_0 where 1/alpha, or 1/d, is large.
+        # Rounding errors scale with the summands, which exceed x_0 by far where 1/alpha, or 1/d, is large.
         assert np.max(np.abs(sum(parts) - x0) / (1 + np.max(np.abs(parts), axis=0))) < 1e-14
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_the_exact_target_returns_x0(name):
-    x0, eps = (Stream(1, of).normal(np.arange(len(SHARES)), ()) for of in ("x0", "eps"))
+    x0, eps = (Stream(1, of).normal(np.arange(len(FRACTIONS)), ()) for of in ("x0", "eps"))
     for prediction in PREDICTIONS:
         if not unsupported_reason(MADE[name], prediction):
-            assert_gives_x0_back(name, prediction, SHARES, x0, eps)
+            assert_gives_x0_back(name, prediction, FRACTIONS, x0, eps)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@given(data=st.data(), share=st.floats(0, 1), x0=st.floats(-2, 2), eps=st.floats(-4, 4))
-def test_the_exact_target_returns_x0_at_any_time(prediction, data, share, x0, eps):
+@given(data=st.data(), fraction=st.floats(0, 1), x0=st.floats(-2, 2), eps=st.floats(-4, 4))
+def test_the_exact_target_returns_x0_at_any_time(prediction, data, fraction, x0, eps):
     name = data.draw(st.sampled_from([name for name in MADE if not unsupported_reason(MADE[name], prediction)]))
-    assert_gives_x0_back(name, prediction, np.array([share]), np.array([x0]), np.array([eps]))
+    assert_gives_x0_back(name, prediction, np.array([fraction]), np.array([x0]), np.array([eps]))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -109,17 +109,17 @@ def test_unpreconditioned_networks_receive_x_and_t(name):
 
 @given(
     name=st.sampled_from([name for name, schedule in MADE.items() if np.isfinite(schedule.log_ratio_range[1])]),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     x0=st.floats(-2, 2),
     eps=st.floats(-4, 4),
 )
-def test_all_predictions_give_the_same_estimate(name, share, x0, eps):
-    """x_0 <-> eps <-> v <-> score <-> flow, at whole and fractional t of every schedule that ends with signal."""
+def test_all_predictions_give_the_same_estimate(name, fraction, x0, eps):
+    """x_0 <-> eps <-> v <-> score <-> flow, at integer and fractional t of every schedule that ends with signal."""
     low, high = MADE[name].span
-    alpha, sigma = MADE[name](min(low + share * (high - low), high))
+    alpha, sigma = MADE[name](min(low + fraction * (high - low), high))
     clean, noise = np.array([x0]), np.array([eps])
     x = process.add_noise(clean, noise, alpha, sigma)
-    # The digits of x_0 in x_t are lost where alpha is small, and those of eps where sigma is.
+    # x_t determines x_0 poorly where alpha is small, and eps where sigma is small.
     lost = 1e-14 * (1 + np.hypot(alpha, sigma) * (1 / alpha + 1 / sigma)) ** 2
     assert process.eps_from_x0(x, clean, alpha, sigma) == pytest.approx(noise, abs=lost)
     assert process.x0_from_eps(x, noise, alpha, sigma) == pytest.approx(clean, abs=lost)
@@ -132,7 +132,7 @@ def test_all_predictions_give_the_same_estimate(name, share, x0, eps):
 
 
 def test_the_flow_is_the_derivative_of_the_straight_line():
-    # x_t = (1 - t) x_0 + t eps, so that dx/dt = eps - x_0 whatever t is.
+    # x_t = (1 - t) x_0 + t eps, so that dx/dt = eps - x_0 for every t.
     line, h = MADE["flow_continuous"], 1e-6
     ahead, behind = (process.add_noise(X0, EPS, *line(0.4 + d)) for d in (h, -h))
     np.testing.assert_allclose(process.flow_from_x0_eps(X0, EPS), (ahead - behind) / (2 * h), rtol=1e-8, atol=1e-8)
@@ -142,7 +142,7 @@ def test_the_flow_is_the_derivative_of_the_straight_line():
 
 
 def karras_form(made: Process, t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(r, c_skip, c_out, c_in, c_noise), of x_t/alpha."""
+    """Return (r, c_skip, c_out, c_in, c_noise) for x_t/alpha."""
     alpha, sigma = made.schedule(t)
     c = made.columns(t)
     return sigma / alpha, c.c_skip * alpha, c.c_out, c.c_in * alpha, c.c_noise
@@ -169,7 +169,7 @@ def test_edm_has_inputs_and_targets_of_unit_variance(name):
     c = Process(MADE[name], "edm", sigma_data=m).columns(t)
     np.testing.assert_allclose((c.c_in * alpha * m) ** 2 + (c.c_in * sigma) ** 2, 1, rtol=1e-12)
     np.testing.assert_allclose((c.target_x0 * m) ** 2 + c.target_eps**2, 1, rtol=1e-12)
-    # And c_out is as small as it can be: the slope of the error in F by c_skip is 0.
+    # And c_out is minimal: its derivative by c_skip is 0.
     np.testing.assert_allclose(c.target_x0 * m**2 * alpha + c.target_eps * sigma, 0, atol=1e-12 * m)
 
 
@@ -206,13 +206,13 @@ def test_iddpm_is_the_preconditioning_of_table_1():
 
 @given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-2, 2), st.floats(-2, 2))
 def test_next_level_recovers_x0_from_two_levels(alpha_s, sigma_s, signal, noise, x0, eps):
-    # A level with less signal and more noise than another one, also without any signal.
+    # A level with less signal and more noise than the other, or without signal.
     alpha_t, sigma_t = max(0.0, alpha_s - signal), sigma_s + noise
     schedule = Schedule("two", np.array([alpha_s, alpha_t]), np.array([sigma_s, sigma_t]))
     columns = Process(schedule, "next_level").columns([0, 1])
     x_s, x_t = alpha_s * x0 + sigma_s * eps, alpha_t * x0 + sigma_t * eps
     assert columns.target_x0[1] * x0 + columns.target_eps[1] * eps == x_s
-    # From t = 1 two equations are solved for x_0; from t = 0 the network's answer is x_0 itself.
+    # From t = 1 two equations are solved for x_0; from t = 0 the network's output is x_0 itself.
     exact, _ = np.linalg.solve([[alpha_t, sigma_t], [alpha_s, sigma_s]], [x_t, x_s])
     error = 1e-13 * max(1.0, abs(columns.c_out[1]))
     assert columns.c_skip[1] * x_t + columns.c_out[1] * x_s == pytest.approx(x0, abs=error)

@@ -1,4 +1,4 @@
-"""Restarts: where they go, what they keep, and that they take errors away."""
+"""Restarts: their levels, what they preserve, and that they reduce errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_default_has_the_evaluations_of_the_paper():
     plain = ratios(heun(LINEAR, 18, GRID))[::2]
     low = plain[np.argmin(np.abs(np.log(plain / 0.06)))]
     for row in jumps:
-        # Down to the low level and up; then one level between in r^(1/7), where Heun's rows come in pairs.
+        # Down to the low level and up; then one level between in r^(1/7), each with two rows of Heun.
         between = ((0.3 ** (1 / 7) + low ** (1 / 7)) / 2) ** 7
         np.testing.assert_allclose(r[row + 1 : row + 5], [0.3, between, between, low], rtol=1e-9)
         assert plan.noise[row, 0] / plan.alpha[row + 1] == pytest.approx(np.sqrt(0.3**2 - low**2), rel=1e-9)
@@ -62,7 +62,7 @@ def test_a_missing_low_level_is_added():
 
 
 def test_restarts_reduce_errors():
-    """Samples that start with a wrong mean: noise and the flow contract what is left of it, more each time."""
+    """For samples that start with a wrong mean, each restart contracts the error."""
     run = {"order": 2, "spacing": {"name": "karras", "sigma_min": 0.02, "sigma_max": 2.0}}
 
     def wrong(times):

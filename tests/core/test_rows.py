@@ -1,4 +1,4 @@
-"""The rows of a plan as executors take them say what its tables say, in order, and none is lost between segments."""
+"""Rows hold the numbers of the plan's tables, and segments contain every row in order."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_segments_cover_all_rows_and_end_at_the_requested_rows(longest, ends):
     assert max(len(segment.rows) for segment in segments) <= (longest or RECURRENCE.rows)
     for segment in segments:
         assert set(RECURRENCE.is_guided[list(segment.rows)]) == {segment.signature.guided}
-    if longest is None:  # no cut that nobody asked for
+    if longest is None:  # no unnecessary boundary
         turns = np.flatnonzero(np.diff(RECURRENCE.is_guided))
         assert last == {*turns, *ends, RECURRENCE.rows - 1}
 
@@ -71,7 +71,7 @@ def test_plans_with_the_same_computation_share_a_signature():
     ]
     forms = {form(plan, 0) for plan in (short, *others)}
     assert len(forms) == 1 + len(others)
-    # What an unguided row never reads makes no form of its own.
+    # An option that unguided rows do not use does not change their signature.
     assert form(short.with_guidance(1.0, rescale=0.7), 0) == form(short, 0)
 
 

@@ -26,20 +26,20 @@ from diffusion_core.sampling.next_level import next_level
 from diffusion_core.sampling.spacing import SPACINGS
 
 M, S = 0.3, 0.5
-# The rows of a plan do not know the prediction, so each is met on one schedule.
+# The rows of a plan do not depend on the prediction, so each prediction is tested on one schedule.
 PAIRS = [(name, "v") for name in SCHEDULES] + [("linear", p) for p in PREDICTIONS if p != "v"]
 
 
-def spread(alpha: float, sigma: float) -> float:
+def marginal_std(alpha: float, sigma: float) -> float:
     return math.hypot(alpha * S, sigma)
 
 
 def denoised(x, alpha: float, sigma: float):
-    return M + alpha * S**2 / spread(alpha, sigma) ** 2 * (x - alpha * M)
+    return M + alpha * S**2 / marginal_std(alpha, sigma) ** 2 * (x - alpha * M)
 
 
 def run(plan: SamplerPlan, x: np.ndarray, noise=lambda row: 0.0) -> np.ndarray:
-    """The executor: the network's output is what makes the plan's own columns give the exact estimate."""
+    """Run a plan with the network output for which its columns give the exact estimate."""
     for i in range(plan.rows):
         exact = denoised(x, plan.alpha[i], plan.sigma[i])
         output = (exact - plan.c_skip[i] * x) / plan.c_out[i]
@@ -49,11 +49,11 @@ def run(plan: SamplerPlan, x: np.ndarray, noise=lambda row: 0.0) -> np.ndarray:
 
 
 def moments(plan: SamplerPlan) -> tuple[float, float]:
-    """Mean and variance after the plan, carried exactly, from the exact ones at its first level."""
-    mean, variance = plan.alpha[0] * M, spread(plan.alpha[0], plan.sigma[0]) ** 2
+    """Return mean and variance after the plan, computed exactly from those at its first level."""
+    mean, variance = plan.alpha[0] * M, marginal_std(plan.alpha[0], plan.sigma[0]) ** 2
     for i in range(plan.rows):
         alpha, sigma = plan.alpha[i], plan.sigma[i]
-        slope = alpha * S**2 / spread(alpha, sigma) ** 2
+        slope = alpha * S**2 / marginal_std(alpha, sigma) ** 2
         from_x, from_x0 = plan.state[i, 0, 0], plan.denoised[i, 0, 0]
         mean = from_x * mean + from_x0 * denoised(mean, alpha, sigma)
         variance = (from_x + from_x0 * slope) ** 2 * variance + plan.noise[i, 0] ** 2
@@ -68,7 +68,7 @@ def test_ddim_converges_to_the_exact_flow_at_first_order(schedule, spacing, pred
     start = np.array([-2.0, 0.1, 1.5])
     for steps in counts:
         plan = ddim(Process(schedule, prediction), steps, spacing=spacing, clip=None)
-        exact = M + S / spread(plan.alpha[0], plan.sigma[0]) * (start - plan.alpha[0] * M)
+        exact = M + S / marginal_std(plan.alpha[0], plan.sigma[0]) * (start - plan.alpha[0] * M)
         errors.append(np.max(np.abs(run(plan, start) - exact)))
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert order == pytest.approx(1, abs=0.05)
@@ -106,7 +106,7 @@ def test_mean_and_variance_of_the_data_are_reproduced(sampler, options):
         assert mean == pytest.approx(M, abs=1e-12)
         errors.append(abs(variance - S**2))
     assert errors[-1] < 2.5e-3 * S**2
-    # First order: four times the steps, a quarter of the error.
+    # First order: four times as many steps have a quarter of the error.
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 4, rtol=0.1)
 
 
@@ -157,7 +157,7 @@ def test_each_row_ends_at_the_level_of_the_next_row(name, options, levels):
 
 
 def test_the_large_variance_with_sections_is_beta_of_the_shorter_process():
-    # guided-diffusion makes a new diffusion of the visited levels: beta = 1 - alphas_cumprod_t / alphas_cumprod_s.
+    # guided-diffusion makes a new process of the timesteps in use: beta = 1 - alphas_cumprod_t / alphas_cumprod_s.
     schedule = linear()
     plan = ddpm(Process(schedule, "eps"), "10,10,20", "fixed_large")
     signal = schedule.alpha[plan.t] ** 2
@@ -240,7 +240,7 @@ def test_plans_are_finite_for_any_number_of_steps(name, prediction, spacing):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for steps in range(1, 51):
-            # A plan refuses numbers that are not finite; here it must not meet any, nor warn.
+            # A plan raises an error for numbers that are not finite; none may occur here, nor a warning.
             for plan in (ddim(process, steps, 0.0, spacing), ddim(process, steps, 1.0, spacing),
                          ddpm(process, steps, "fixed_large", spacing)):  # fmt: skip
                 assert plan.rows == steps and plan.alpha[-1] == 1 and plan.sigma[-1] == 0

@@ -1,4 +1,4 @@
-"""Schedules: monotone, exact, and refused when they are not."""
+"""Noise schedules are monotone and exact; invalid ones are errors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_flow_is_a_straight_line_and_ends_in_pure_noise():
 
 
 def test_published_values():
-    # Of the DDPM and the improved DDPM code, computed by their formulas in float64.
+    # Values from the formulas of the DDPM and improved DDPM code, in float64.
     assert linear().alpha[-1] ** 2 == pytest.approx(4.0358e-5, rel=1e-4)
     assert cosine().alpha[-1] ** 2 == pytest.approx(2.4288e-9, rel=1e-4)
     schedule = linear()
@@ -84,7 +84,7 @@ def test_published_values():
 
 
 def exact_levels(betas: list[Decimal]) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) by the plain product, with 60 digits."""
+    """Return (alpha, sigma) by the plain product, with 60 digits."""
     getcontext().prec = 60
     product, alpha, sigma = Decimal(1), [], []
     for beta in betas:
@@ -120,7 +120,7 @@ def test_betas_survive_the_round_trip(betas):
 
 
 def test_tiny_betas_are_accurate():
-    # 1 - (1 - 1e-12)^2 by the plain product has four digits left.
+    # 1 - (1 - 1e-12)^2 by the plain product keeps only four digits.
     np.testing.assert_allclose(from_betas([1e-12, 1e-12]).sigma ** 2, [1e-12, 2e-12 - 1e-24], rtol=1e-15)
 
 
@@ -145,7 +145,7 @@ def test_plain_as_written_uses_the_line_and_hides_the_image():
 
 
 def betas_of(schedule: Schedule) -> np.ndarray:
-    """The betas that a variance-preserving schedule was made from."""
+    """Return the betas of a variance-preserving schedule."""
     signal = schedule.alpha**2
     return 1 - signal / np.append(1.0, signal[:-1])
 
@@ -154,7 +154,7 @@ def betas_of(schedule: Schedule) -> np.ndarray:
 def test_warmups_rise_and_then_stay(T, rising10, rising50):
     for schedule, rising in ((warmup10(T, 0.01, 0.3), rising10), (warmup50(T, 0.01, 0.3), rising50)):
         betas = betas_of(schedule)
-        # The line is begin + i (end - begin)/(n - 1); of one level it is its begin.
+        # The line is begin + i (end - begin)/(n - 1); for one level it is begin.
         line = [0.01 + i * 0.29 / max(rising - 1, 1) for i in range(rising)]
         np.testing.assert_allclose(betas[:rising], line, rtol=1e-9)
         np.testing.assert_allclose(betas[rising:], 0.3, rtol=1e-9)
@@ -187,17 +187,17 @@ def test_sigmoid_betas_rise_symmetrically():
 
 
 def test_log_snr_of_laplace_has_a_laplace_distribution():
-    """Its quantiles at u = 1 - (t + 1)/T are those of Laplace's law: mu + b log 2p below the middle."""
+    """Its quantiles at u = 1 - (t + 1)/T are those of a Laplace distribution: mu + b log 2p below the middle."""
     T, mu, b = 1000, 0.7, 0.8
     schedule = laplace(T, mu, b, power=1.0)
     p = 1 - np.arange(1, T + 1) / T
     kept = (p > 0.05) & (p < 0.95)
     quantile = np.where(p < 0.5, mu + b * np.log(2 * p, where=p > 0, out=np.zeros(T)), mu - b * np.log(2 - 2 * p))
-    # alphas_cumprod is divided by its value of u = 0, where the 1e-6 in the logarithm leaves a little noise.
+    # alphas_cumprod is divided by its value at u = 0, where the 1e-6 in the logarithm leaves a little noise.
     at_zero = 1 / (1 + math.exp(-(mu - b * math.log(1e-6))))
     signal = schedule.alpha**2 * at_zero
     np.testing.assert_allclose(np.log(signal / (1 - signal))[kept], quantile[kept], atol=1e-4)
-    # The form of diffusers has the root of that for alphas_cumprod.
+    # diffusers uses the root of this as alphas_cumprod.
     np.testing.assert_allclose(laplace(T, mu, b).alpha ** 4, schedule.alpha**2, rtol=1e-9)
 
 
@@ -234,13 +234,13 @@ def test_a_shift_keeps_the_power_of_other_schedules():
     shifted = with_log_snr_shift(schedule, math.log(4))
     np.testing.assert_allclose(shifted.alpha / shifted.sigma, [4, 1], rtol=1e-14)
     np.testing.assert_allclose(shifted.alpha**2 + shifted.sigma**2, [1.25, 20], rtol=1e-14)
-    # Where alpha is 1 at every level, that is the curve: only the noise becomes less.
+    # Where alpha is 1 at every level, it remains 1: only sigma changes.
     exploding = with_log_snr_shift(Schedule("given", np.ones(2), np.array([0.5, 2.0])), math.log(4))
     np.testing.assert_allclose([exploding.alpha, exploding.sigma], [[1, 1], [0.25, 1]], rtol=1e-14)
 
 
 def test_downsampled_images_have_the_noise_of_the_unshifted_schedule():
-    # The mean of r^2 pixels has sigma/r, so that alpha/sigma at the size averaged to is the unshifted one.
+    # The mean of r^2 pixels has noise sigma/r, so alpha/sigma at the smaller size is the unshifted one.
     base, shifted = cosine(), make_schedule("cosine", shift_from=32, shift_to=128)
     np.testing.assert_allclose(shifted.alpha / (shifted.sigma / 4), base.alpha / base.sigma, rtol=1e-12)
 
@@ -263,10 +263,10 @@ def test_without_transformation_every_bit_is_the_same(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_zero_terminal_snr_stretches_alpha_and_keeps_its_start(name):
     plain, schedule = make_schedule(name), make_schedule(name, zero_terminal_snr=True)
-    # sigma' is found without 1 - alpha'^2, whose digits cancel at t = 0.
+    # sigma' is computed without 1 - alpha'^2, which is inaccurate at t = 0.
     assert schedule.alpha[0] == plain.alpha[0] and schedule.sigma[0] == pytest.approx(plain.sigma[0], rel=1e-15)
     assert schedule.alpha[-1] == 0 and schedule.sigma[-1] == pytest.approx(1, abs=1e-15)
-    # A straight line of the old alpha: two of its values fix it.
+    # A linear function of the old alpha, determined by two of its values.
     line = np.polynomial.Polynomial.fit(plain.alpha[[0, -1]], [plain.alpha[0], 0.0], 1)
     np.testing.assert_allclose(schedule.alpha, line(plain.alpha), rtol=0, atol=1e-14)
     if name != "flow":
@@ -281,7 +281,7 @@ def test_the_variance_of_a_stretched_schedule_is_accurate():
     first, last = Decimal(plain.alpha[0]), Decimal(plain.alpha[-1])
     exact = []
     for alpha, sigma in zip(map(Decimal, plain.alpha), map(Decimal, plain.sigma), strict=True):
-        # 1 is alpha^2 + sigma^2 of the table, whose alpha is rounded.
+        # The table's own alpha^2 + sigma^2 takes the place of 1, as its alpha is rounded.
         stretched = first * (alpha - last) / (first - last)
         exact.append(float((alpha**2 + sigma**2 - stretched**2).sqrt()))
     np.testing.assert_allclose(with_zero_terminal_snr(plain).sigma, exact, rtol=1e-14)
@@ -343,7 +343,7 @@ def test_fractional_timesteps_interpolate_and_invert(name):
         log_ratio = np.log(sigma / alpha)
     finite = np.isfinite(log_ratio)
     np.testing.assert_allclose(schedule.t_at_log_ratio(log_ratio[finite]), t[finite], atol=1e-9)
-    # Where there is signal the logarithm is linear between two levels; the curve is kept.
+    # Where there is signal the logarithm is linear between two levels, and the norm is preserved.
     inner = log_ratio[:384].reshape(48, 8)
     np.testing.assert_allclose(np.diff(inner, 2), 0, atol=1e-9)
     if schedule.variance_preserving:

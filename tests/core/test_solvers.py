@@ -46,7 +46,7 @@ OURS = {
 
 
 def integral(start: float, end: float, rate: float, of) -> float:
-    """Of k e^(k (l - end)) times a function, by a quadrature of another kind than the code's."""
+    """Integrate k e^(k (l - end)) times a function, by another quadrature than the code's."""
     parts = np.linspace(start, end, 65)
     nodes, shares = np.polynomial.legendre.leggauss(6)
     at = (parts[:-1, None] + parts[1:, None]) / 2 + np.diff(parts)[:, None] / 2 * nodes
@@ -66,10 +66,10 @@ def test_exact_weights_integrate_polynomials(nodes, rate):
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 def test_all_kinds_of_weights_have_the_order_of_their_nodes(kind):
-    """They add up to the exact sum, and differ from the exact ones by what vanishes with the step, one order up."""
+    """Weights have the exact sum, and differ from the exact weights by one order of the step more."""
     for count, power in ((2, 2), (3, 3)):
         if kind in ("midpoint", "heun") and count == 3:
-            power = 2  # Half of the parabola: the published third order is of second.
+            power = 2  # With half of the parabola, the published third order is only a second.
         gaps = []
         for h in (0.1, 0.05):
             nodes = 1.0 - h * np.arange(count)
@@ -80,7 +80,7 @@ def test_all_kinds_of_weights_have_the_order_of_their_nodes(kind):
 
 
 def test_deis_integrates_eps_over_sigma_by_alpha():
-    """x_s/alpha_s = x_t/alpha_t + sum of eps_j times the integral of l_j(log r) dr, as its paper has it."""
+    """x_s/alpha_s = x_t/alpha_t + sum of eps_j times the integral of l_j(log r) dr, as in the paper."""
     plan = deis(PROCESS, 20, 3, clip=None)
     ratio = plan.sigma / plan.alpha
     i = 7
@@ -102,7 +102,7 @@ def test_deis_integrates_eps_over_sigma_by_alpha():
 
 
 def graded(levels: int) -> Process:
-    """Levels whose first step is of the size of the square of the others: the low order of a start does not show."""
+    """Return a process whose first step is the square of the others, which hides the low order of the start."""
     ratio = np.exp(2 - 3 * np.linspace(1, 0, levels) ** 2)
     return Process(Schedule("graded", 1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio)), "v")
 
@@ -122,7 +122,7 @@ def test_high_orders_appear_after_a_start_with_small_steps(sampler, options, ord
         return make_plan(graded(levels), sampler, **rest, **options)
 
     assert order_of(make, [97, 193, 385]) == pytest.approx(order, abs=0.2)
-    # Two normals bend the flow where they part, and their errors change sign on the way to this.
+    # Two normals bend the flow where they separate; their errors change sign before the order appears.
     assert order_of(make, [193, 385], TWO_NORMALS) > order - 0.4
 
 
@@ -136,14 +136,14 @@ def test_pseudo_methods_exceed_second_order_for_equal_steps_of_sigma_by_alpha(sa
 
 
 def test_third_order_singlestep_keeps_its_order_for_any_number_of_rows():
-    """Rows that are one too many make two steps of second order, not one of third and one of first."""
+    """One row too many makes two steps of second order, not one of third and one of first."""
     grid = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 20.0}
     for counts in ([65, 128, 257], [66, 129, 258], [64, 127, 256]):
         assert order_of(lambda n: dpm_solver_singlestep(PROCESS, n, 3, spacing=grid, clip=None), counts) > 2.7
 
 
 def assert_same_steps(one: SamplerPlan, other: SamplerPlan, tolerance: float = 1e-10) -> None:
-    """The same pictures, whatever the registers."""
+    """Check that two plans give the same x after each row, for any number of registers."""
     x = np.array([-1.5, 0.2, 0.9])
     noise = np.random.default_rng(0).standard_normal((one.rows, 3))
     for rows in range(1, one.rows + 1):
@@ -181,7 +181,7 @@ def test_k_diffusion_samplers_with_eta_zero_equal_the_singlestep_solver():
 
 
 def test_ancestral_two_row_steps_end_where_the_next_step_starts():
-    """r_down is r_s^2/r_t, so that the middle of r_t and r_down is r_s."""
+    """As r_down = r_s^2/r_t, the geometric mean of r_t and r_down is r_s."""
     plan = dpmpp_2s_ancestral(PROCESS, 6)
     np.testing.assert_allclose(plan.t[1::2], plan.t[2::2], rtol=1e-9, atol=1e-9)
 
@@ -204,7 +204,7 @@ def test_stochastic_solvers_converge_in_mean_and_variance(sampler, options):
 
 @pytest.mark.parametrize("name", OURS)
 def test_plans_are_finite_on_tables_and_flows(name):
-    """Every number from 1 to 50 is in test_methods.py."""
+    """test_methods.py covers every number of steps from 1 to 50."""
     sampler, options = OURS[name]
     grid = {"name": "karras", "sigma_max": 50.0}
     for steps in (1, 2, 3, 4, 5, 6, 7, 8, 14, 15, 21, 50):
@@ -212,13 +212,13 @@ def test_plans_are_finite_on_tables_and_flows(name):
             plan = make_plan(process, sampler, steps=steps, spacing=spacing, clip=None, **options)
             assert plan.alpha[-1] == 1 and plan.sigma[-1] == 0
             if sampler not in ("plms", "pndm"):
-                # Clean data is the estimate, whatever came before.
+                # The row to clean data returns the estimate alone.
                 np.testing.assert_array_equal(plan.denoised[-1, 0], np.eye(plan.history)[0])
                 assert not plan.state[-1, 0].any() and not plan.noise[-1].any()
 
 
 def test_plans_from_the_noisiest_level_of_the_cosine_are_valid():
-    """There alpha is 5e-5, and the eps forms add up numbers ten thousand times larger than what is left of them."""
+    """There alpha is 5e-5, and the eps forms add numbers ten thousand times larger than their sum."""
     process = Process(cosine(), "v")
     for steps in (1, 2, 3, 5, 17, 50):
         for sampler, options in OURS.values():
@@ -233,7 +233,7 @@ def test_a_wrong_coefficient_of_register_0_is_an_error(name):
     plan = make_plan(PROCESS, sampler, steps=9, spacing="linspace", clip=None, **options)
     for row, column in np.argwhere(plan.state[:, 0] != 0):
         wrong = plan.state.copy()
-        # Not by a multiple of 1e-5: a register of eps has no signal, and turns the noise by so much alone.
+        # The change must exceed 1e-5: a register of eps has no signal, and a smaller change only rotates the noise.
         wrong[row, 0, column] *= 1 + 1e-4
         with pytest.raises(DuetError, match=f"row {row} .* does not lead from level"):
             replace(plan, state=wrong)
@@ -280,7 +280,7 @@ def test_invalid_options_are_errors():
 
 
 def test_order_four_takes_any_number_of_steps():
-    """UniPC-4 puts its corrector through five values, the most of all."""
+    """The corrector of UniPC-4 uses five values, the largest number of all."""
     for sampler in ("unipc", "deis"):
         for steps in range(1, 31):
             make_plan(Process(linear(), "v"), sampler, steps=steps, order=4)

@@ -1,4 +1,4 @@
-"""Which levels are visited."""
+"""The timesteps that steps and spacing select."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPECTED = {
     (1000, 10, "linspace"): [999, 888, 777, 666, 555, 444, 333, 222, 111, 0],
     (1000, 10, "trailing"): [999, 899, 799, 699, 599, 499, 399, 299, 199, 99],
     (1000, 7, "leading"): [852, 710, 568, 426, 284, 142, 0],
-    (1000, 7, "linspace"): [999, 832, 666, 500, 333, 166, 0],  # 499.5 and 832.5, 166.5 to the even number
+    (1000, 7, "linspace"): [999, 832, 666, 500, 333, 166, 0],  # 499.5 and 832.5, 166.5 are rounded to the even number
     (1000, 7, "trailing"): [999, 856, 713, 570, 428, 285, 142],
     (10, 3, "leading"): [6, 3, 0],
     (10, 3, "linspace"): [9, 4, 0],
@@ -46,12 +46,12 @@ def test_timesteps_decrease_within_the_table(spacing, case):
         assert t.tolist() == list(range(T))[::-1]
 
 
-# Steps or levels that leave no choice of spacing
+# Forms of steps and spacing that determine each other
 
 
 def published(T: int, counts: list[int]) -> list[int]:
-    """Sections by the rule of guided-diffusion in words: equal sections, the first T mod n of them one level larger;
-    in each, from its first level by (size - 1)/(count - 1), summed up and rounded.
+    """Return timesteps by guided-diffusion's rule: equal sections, the first T mod n of them larger by one; in each,
+    from its first timestep in steps of (size - 1)/(count - 1), summed and rounded.
     """
     levels, start = [], 0
     for i, count in enumerate(counts):
@@ -65,7 +65,7 @@ def published(T: int, counts: list[int]) -> list[int]:
 
 
 SECTIONS = {
-    (300, (3, 2, 1)): [200, 199, 100, 99, 50, 0],  # 49.5 to the even number
+    (300, (3, 2, 1)): [200, 199, 100, 99, 50, 0],  # 49.5 is rounded to the even number
     (10, (2, 2, 2)): [9, 7, 6, 4, 3, 0],  # sections of 4, 3 and 3 levels
     (10, (0, 0, 2)): [9, 7],
     (10, (4,)): [9, 6, 3, 0],
@@ -94,11 +94,11 @@ def test_sections_are_those_of_guided_diffusion(case):
     t = table_timesteps(T, counts)
     assert t.dtype == np.int64 and t.tolist() == published(T, counts)
     assert len(t) == sum(counts) and t[0] <= T - 1 and t[-1] >= 0 and np.all(np.diff(t) < 0)
-    # Section i has the sizes before it below it.
+    # Section i starts after the sections before it.
     edges = np.cumsum([0] + [T // len(counts) + (i < T % len(counts)) for i in range(len(counts))])
     assert np.histogram(t, np.append(edges[:-1], T + 1))[0].tolist() == counts
     for i, count in enumerate(counts):
-        if count > 1:  # both ends of a section are visited
+        if count > 1:  # both ends of a section are used
             assert edges[i] in t and edges[i + 1] - 1 in t
 
 
@@ -126,7 +126,7 @@ def test_ddim_n_uses_the_smallest_stride_or_suggests_numbers(case):
 def test_ddim_n_equals_leading_where_the_stride_divides():
     for steps in (1, 10, 25, 50, 1000):
         np.testing.assert_array_equal(table_timesteps(1000, f"ddim{steps}"), table_timesteps(1000, steps, "leading"))
-    # Elsewhere leading rounds the stride down and stays further below T-1.
+    # Otherwise leading rounds the stride down and starts further below T-1.
     assert table_timesteps(10, "ddim4").tolist() == [9, 6, 3, 0] and table_timesteps(10, 4).tolist() == [6, 4, 2, 0]
 
 

@@ -1,4 +1,4 @@
-"""Methods of one step: what they are equal to, where their noise goes, and the table of EDM's algorithm 2."""
+"""One-step methods: equalities between them, their noise, and EDM's algorithm 2."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_first_order_methods_equal_ddim(process, spacing):
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
 def test_a_large_eta_replaces_all_noise(process):
-    """With so large an eta each row goes to its estimate of clean data, and noises that anew."""
+    """With a large eta each row goes to its estimate of clean data and adds new noise."""
     plan = euler_ancestral(process, 6, 100.0, spacing="linspace", clip=None)
     np.testing.assert_array_equal(plan.state, 0)
     np.testing.assert_allclose(plan.noise[:, 0], plan.sigma[1:], rtol=1e-12)
@@ -53,7 +53,7 @@ def test_a_large_eta_replaces_all_noise(process):
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
 def test_heun_uses_the_mean_of_two_slopes(process):
-    """Algorithm 1 of Karras et al. as it is written, on y = x/alpha."""
+    """Algorithm 1 of Karras et al. as printed, on y = x/alpha."""
     plan, data = heun(process, 8, GRID), TWO_NORMALS
     assert plan.rows == 15
     r = (plan.sigma / plan.alpha)[np.append(np.arange(0, 15, 2), 15)]
@@ -69,7 +69,7 @@ def test_heun_uses_the_mean_of_two_slopes(process):
 
 
 def test_churn_raises_levels_before_their_evaluation():
-    """Algorithm 2 of Karras et al. as it is written, with the noise that raises the first level in the start."""
+    """Algorithm 2 of Karras et al. as printed; the starting noise includes the noise that raises the first level."""
     numbers = {"s_churn": 3.0, "s_min": 0.1, "s_max": 40.0, "s_noise": 1.01}
     plan, data, N = heun(LINEAR, 8, GRID, None, **numbers), NORMAL, 8
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def test_churn_at_the_first_level_is_part_of_the_starting_noise(method):
     for s_noise in (1.0, 1.1):
         plan = method(FLOW, 6, GRID, None, s_churn=1.2, s_noise=s_noise)
         assert plan.sigma[0] / plan.alpha[0] == pytest.approx(1.2 * 80)
-        # In units of signal: what was there before, and 0.44 of its variance in fresh noise.
+        # In units of signal: the starting noise, plus 0.44 of its variance as fresh noise.
         before = calm.start_scale / calm.alpha[0]
         wanted = before * np.sqrt(1 + s_noise**2 * (1.2**2 - 1))
         assert plan.start_scale / plan.alpha[0] == pytest.approx(wanted, rel=1e-12)
@@ -125,7 +125,7 @@ def test_dpm2_uses_the_slope_halfway(process):
 
 
 def test_flow_heun_uses_the_mean_of_two_velocities():
-    """Also from noise alone, where sigma/alpha is infinite."""
+    """Also from pure noise, where sigma/alpha is infinite."""
     plan, data = flow_heun(FLOW, 8), TWO_NORMALS
     assert plan.alpha[0] == 0
     times = plan.sigma[np.append(np.arange(0, 15, 2), 15)]
@@ -157,7 +157,7 @@ def test_shift_stays_within_the_schedule():
     (1, [1]), (2, [3 / 2, -1 / 2]), (3, [23 / 12, -16 / 12, 5 / 12]), (4, [55 / 24, -59 / 24, 37 / 24, -9 / 24]),
 ])  # fmt: skip
 def test_adams_bashforth_has_the_classical_weights_for_equal_steps(order, wanted):
-    """Adams-Bashforth over every 100th of the flow's levels, whose sigma has equal steps."""
+    """Every 100th timestep of the flow has equal steps of sigma."""
     plan = adams_bashforth(FLOW, 10, order, spacing="leading")
     np.testing.assert_allclose(-np.diff(plan.sigma[:-1]), 0.1, rtol=1e-12)
     weights = plan.state[5, 0, 1:] / -0.1
@@ -178,7 +178,7 @@ def test_lms_follows_polynomial_slopes_exactly(order):
     def given(row, x):
         return x / plan.alpha[row] - r[row] * slope(r[row])
 
-    # The first rows have fewer slopes than the polynomial needs; from there on it is exact, from where they arrived.
+    # The first rows have fewer slopes than the polynomial needs; later rows are exact, relative to their result.
     base, rows = order - 1, plan.rows
     arrived = execute(plan, path(0), given, base) / plan.alpha[base] - path(base) / plan.alpha[base]
     got = execute(plan, path(0), given, rows)

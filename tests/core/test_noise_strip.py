@@ -1,4 +1,4 @@
-"""Noisy pictures look alike at the same sigma/alpha, and levels are shown where there is something to see."""
+"""Noise strips: images look the same at the same sigma/alpha, and levels lie where changes are visible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_all_processes_look_the_same_at_the_same_noise_level():
             np.testing.assert_array_equal(
                 to_visible(add_noise(x0, eps, alpha, alpha * ratio), alpha, alpha * ratio), wanted
             )
-        # The same pictures in another range of values.
+        # The same images in another value range.
         x, sigma = add_noise((x0 + 1) / 2, eps, 0.5, 0.25 * ratio), 0.25 * ratio
         np.testing.assert_array_equal(to_visible(x, 0.5, sigma, (0.0, 1.0)), wanted)
 
@@ -52,7 +52,7 @@ def test_visible_rows_cover_the_visible_levels(name, sampler, options):
     assert len(rows) == 10 and rows[-1] == plan.rows - 1 and np.all(np.diff(rows) > 0)
     logs = np.clip(np.log(plan.sigma[1:-1] / plan.alpha[1:-1]), np.log(0.05), np.log(10.0))
     wanted = np.linspace(logs.max(), logs.min(), 9)
-    # No further away than half of the plan's own step there.
+    # At most half of the plan's own step away.
     steps = np.abs(np.diff(logs)).max()
     assert np.abs(logs[rows[:-1]] - wanted).max() <= steps / 2 + 1e-12
 

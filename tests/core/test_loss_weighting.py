@@ -1,4 +1,4 @@
-"""Weightings: one meaning for every prediction, and the published tables."""
+"""Loss weightings: the same meaning for every prediction, and the published tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEDULES = [linear(), cosine(1000), flow(20)]
 
 
 def make_weights(process: Process, name: str = "simple", **options: object) -> np.ndarray:
-    """The weights at every level of the table."""
+    """Return the weights at every timestep of the table."""
     return make(process, name, **options)(np.arange(process.schedule.steps))
 
 
@@ -34,7 +34,7 @@ def ratio(schedule: Schedule) -> np.ndarray:
 
 
 def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.ndarray) -> float:
-    """The loss of a batch, for the output of a network that means `x0_hat`."""
+    """Return the loss of a batch, for the network output that corresponds to `x0_hat`."""
     batch = Objective(process, 5, weighting=weighting).batch(x0, np.zeros(len(x0)), np.arange(len(x0)), np.float64)
     c = process.columns(make_timestep_sampler(process.schedule).draw(5, np.arange(len(x0))))
     x = add_noise(x0, batch.noise, batch.alpha, batch.sigma)
@@ -50,7 +50,7 @@ def test_every_weighting_is_tested():
 @EACH
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
 def test_the_loss_does_not_depend_on_the_prediction(schedule, weighting):
-    """The identity in x_0: outputs that mean the same estimate of x_0 cost the same, whatever was asked for."""
+    """Outputs with the same estimate of x_0 have the same loss for every prediction."""
     x0, error = Stream(1, "x0").normal(np.arange(64), (2, 2, 1)), Stream(1, "error").normal(np.arange(64), (2, 2, 1))
     predictions = [p for p in PREDICTIONS if not unsupported_reason(schedule, p)]
     losses = {p: weighted_loss(Process(schedule, p), weighting, x0 + 0.1 * error, x0) for p in predictions}
@@ -86,7 +86,7 @@ def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
         (1 / (1 + snr), "p2", {}),
         (1 / (0.5 + snr) ** 0.7, "p2", {"k": 0.5, "gamma": 0.7}),
         (1 / (1 + np.exp(log_snr - 2)), "sigmoid", {"bias": 2.0}),
-        # Karras et al. weigh the error of x_0, which is noise^2 that of eps.
+        # Karras et al. weight the error of x_0, which is noise^2 times that of eps.
         ((noise**2 + 0.25) / (noise * 0.5) ** 2 * noise**2, "edm", {}),
     ):
         np.testing.assert_allclose(make_weights(eps, name, **options), expected, rtol=1e-11, err_msg=name)
@@ -95,7 +95,7 @@ def test_weights_of_the_error_of_eps_are_the_published_ones(schedule):
 @pytest.mark.parametrize("name", ["edm", "vp_sde", "ve_sde", "linear"])
 @pytest.mark.parametrize("sigma_data", [0.5, 1.7])
 def test_edm_gives_its_own_target_weight_one(name, sigma_data):
-    """Karras et al., table 1: lambda = 1/c_out^2, so that the error of F counts alike at every level."""
+    """Karras et al., table 1: lambda = 1/c_out^2, so that the error of F has the same weight at every level."""
     process = Process(make_schedule(name), "edm", sigma_data=sigma_data)
     t = process.schedule.even_timesteps(50)
     np.testing.assert_allclose(make(process, "edm")(t), 1, rtol=1e-12)
@@ -137,7 +137,7 @@ def test_weightings_coincide_at_special_options():
 
 
 def test_a_sigmoid_per_log_snr_is_its_integral():
-    """On the straight line log SNR = 2 log((1 - t)/t), whose slope is -2 / (t (1 - t))."""
+    """On the straight line log SNR = 2 log((1 - t)/t), with derivative -2 / (t (1 - t))."""
     process, t = Process(flow(2000), "x0"), np.arange(1, 2001) / 2000
     inner = (t > 0.05) & (t < 0.95)
     snr = ((1 - t[inner]) / t[inner]) ** 2
@@ -150,7 +150,7 @@ def test_a_sigmoid_per_log_snr_is_its_integral():
 @EACH
 @pytest.mark.parametrize("prediction", ["v", "x0", "next_level"])
 def test_weights_without_signal_are_the_limit(prediction, weighting):
-    """SNR = 0: what the weighting tends to as alpha falls, and nothing that is not finite."""
+    """At SNR = 0 the weights are the limit for small alpha, and finite."""
     alpha, sigma = np.array([0.9, 0.6, 0.3, 0.0]), np.array([0.1, 0.4, 0.7, 1.0])
     exact, near = (
         make_weights(Process(Schedule("given", alpha + end, sigma), prediction), **weighting)

@@ -1,4 +1,4 @@
-"""Drawing: sample k is the same picture in any batch."""
+"""Sampling: sample k is the same image in any batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPE = (4, 4, 1)
 
 
 class Reference:
-    """The reference in the shape of a backend."""
+    """The reference with the interface of a backend."""
 
     config = BackendConfig(precision="float64")
 
@@ -36,23 +36,23 @@ class Reference:
         return reference.sample(network.program, WEIGHTS, plan, start, label, noise, callback, guidance.guide)
 
 
-def pictures(labels, **options):
+def images(labels, **options):
     return generate(Reference(), SimpleNamespace(program=PROGRAM), PLAN, SHAPE, labels, seed=5, **options)
 
 
 def test_a_sample_is_the_same_in_any_batch():
     labels = np.array([0, 1, 2, 3, 0])
-    together = pictures(labels)
+    together = images(labels)
     assert together.shape == (5, *SHAPE)
     for batch in (1, 2, 4):
-        np.testing.assert_allclose(pictures(labels, batch=batch), together, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(pictures(labels[3:], first=3), together[3:], rtol=0, atol=1e-13)
+        np.testing.assert_allclose(images(labels, batch=batch), together, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(images(labels[3:], first=3), together[3:], rtol=0, atol=1e-13)
     assert np.abs(together[0] - together[4]).max() > 0.01
 
 
 def test_progress_and_step_callback():
     seen, rows = [], []
-    pictures(
+    images(
         np.zeros(5, int),
         batch=2,
         progress=seen.append,
@@ -62,7 +62,7 @@ def test_progress_and_step_callback():
 
 
 def test_no_labels_give_no_images():
-    assert pictures(np.zeros(0, int)).shape == (0, *SHAPE)
+    assert images(np.zeros(0, int)).shape == (0, *SHAPE)
 
 
 def test_streams_are_the_documented_ones():
@@ -88,7 +88,7 @@ def test_labels_are_checked_against_the_network():
 def test_a_guide_guides_every_batch():
     def led(label, **options):
         guide = partial(reference.forward, PROGRAM, {name: 0.5 * value for name, value in WEIGHTS.items()})
-        return pictures(np.full(3, label), guidance=Guidance(guide=guide), **options)
+        return images(np.full(3, label), guidance=Guidance(guide=guide), **options)
 
     np.testing.assert_allclose(led(1, batch=2), led(1), rtol=0, atol=1e-13)
-    assert np.all(np.abs(led(1) - pictures(np.full(3, 1))).max(axis=(1, 2, 3)) > 1e-3)
+    assert np.all(np.abs(led(1) - images(np.full(3, 1))).max(axis=(1, 2, 3)) > 1e-3)
