@@ -24,17 +24,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from experiments.config import build
 from experiments.config.convert import to_yaml
-from experiments.config.entry import command
+from experiments.config.entry import Config, command
 from experiments.evaluation.run import CHECKPOINT_METHODS, evaluate
 from experiments.evaluation.table import number_table
 
 
 @command("evaluate", result=("evaluation.json", "an evaluation"), options=CHECKPOINT_METHODS)
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Measure what is requested, print the numbers and write them."""
     config = lambda weights: to_yaml(cfg, {} if weights is None else {"weights": weights})  # noqa: E731
     result = evaluate(build.evaluation_setup(cfg), cfg.out, config)

@@ -24,6 +24,8 @@ from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launc
 from diffusion_core.training.loop import TrainingConfig
 from experiments.config.convert import plain
 from experiments.config.schema import ProcessSchema
+from experiments.data.inspection import InspectionSetup
+from experiments.data.preparation import PreparationSetup
 from experiments.editing.setup import EditSetup
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
@@ -49,10 +51,12 @@ __all__ = [
     "gallery_setup",
     "guidance_models",
     "import_setup",
+    "inspection_setup",
     "load_data",
     "make_model",
     "network_spec",
     "new_checkpoint_directory",
+    "preparation_setup",
     "process_group",
     "sample_options",
     "sampling_setup",
@@ -210,6 +214,21 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
         training=data_source(cfg.training) if "name" in cfg.training else None,
         backend=backend_setup(cfg),
         **options,
+    )
+
+
+def preparation_setup(cfg: DictConfig) -> PreparationSetup:
+    """Return the request of a configuration of `experiments.prepare`."""
+    return PreparationSetup(
+        cfg.data.name, cfg.out, plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split), cfg.workers,
+        cfg.max_unreadable,
+    )  # fmt: skip
+
+
+def inspection_setup(cfg: DictConfig) -> InspectionSetup:
+    """Return the request of a configuration of `experiments.inspect`."""
+    return InspectionSetup(
+        data_source(cfg.data), tuple(cfg.parts), cfg.max_distance, cfg.max_compared, cfg.pairs, cfg.samples, cfg.seed
     )
 
 

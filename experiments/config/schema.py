@@ -289,7 +289,7 @@ class PrepareSchema:
     """
 
     data: DataSchema = field(default_factory=DataSchema)
-    out: str = "${data.store}"
+    out: str | None = "${data.store}"
     archives: str = "${oc.env:DUET_DATA,data}/archives"
     download: bool = True
     workers: int | None = None

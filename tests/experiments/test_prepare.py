@@ -34,7 +34,7 @@ def loaded(*words: str, **options: Any) -> Dataset:
     return load_data(data)
 
 
-def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path, monkeypatch):
+def test_archive_on_disk_is_prepared_without_a_network_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("DUET_DATA", str(tmp_path))
     (tmp_path / "archives" / "cifar10").mkdir(parents=True)
     archives.cifar10(tmp_path / "archives" / "cifar10", archives.IMAGES["cifar10"])
@@ -58,7 +58,7 @@ def test_an_archive_on_disk_is_prepared_without_network_and_trained_on(tmp_path,
         loaded("data=cifar10", channels=1)
 
 
-def test_a_part_without_the_chosen_classes_is_left_out_as_where_files_are_read(tmp_path):
+def test_part_without_the_selected_classes_is_skipped(tmp_path):
     published = archives.IMAGES["mnist"]
     test = (published["test"][0], 0 * published["test"][1])
     (tmp_path / "files").mkdir()
@@ -67,13 +67,13 @@ def test_a_part_without_the_chosen_classes_is_left_out_as_where_files_are_read(t
     assert some > 0
     words = ("data=mnist", files, f"data.options.classes=[{some}]", "workers=1", f"out={tmp_path / 'out'}")
     code, out, err = call("prepare", *words)
-    assert (code, err) == (0, "") and "test: no image of these classes, left out" in out
+    assert (code, err) == (0, "") and "test: skipped, it has no image of these classes" in out
     direct = loaded("data=mnist", files, part="all", classes=[some])
     assert loaded("data=store", directory=str(tmp_path / "out"), part="all").sha256 == direct.sha256
     assert call("prepare", "data=mnist", files, "data.options.classes=[]", f"out={tmp_path / 'no'}").code == 2
 
 
-def test_a_folder_is_split_and_trained_on(tmp_path):
+def test_image_folder_is_split_and_trained_on(tmp_path):
     (tmp_path / "pictures" / "a").mkdir(parents=True)
     for k in range(10):
         Image.fromarray(np.full((9, 12), k, np.uint8)).save(tmp_path / "pictures" / "a" / f"{k}.png")
@@ -88,7 +88,7 @@ def test_a_folder_is_split_and_trained_on(tmp_path):
         loaded(*words)
 
 
-def test_a_page_shows_what_is_in_every_part(tmp_path):
+def test_page_shows_every_part_and_near_pairs(tmp_path):
     train, test = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), np.uint8)
     test[7], train[13], test[9] = train[3], train[5] ^ 1, test[8]
     for part, images in (("train", train), ("test", test)):
@@ -131,7 +131,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
     ("words", "named"),
     [
         (["data=digits"], ["data to prepare", "digits", "cifar10"]),
-        (["data=mnist", "download=false"], ["holds no train-images-idx3-ubyte.gz", "bring it there", "path=FOLDER"]),
+        (["data=mnist", "download=false"], ["has no train-images-idx3-ubyte.gz", "copy it there", "path=FOLDER"]),
         (["data=celeba"], ["img_align_celeba.zip", "only on request", "mmlab", "path=FOLDER"]),
         (["data=image_folder"], ["data.options.path", "no value was given"]),
         (["data=mnist", "data.options.path=nowhere"], ["nowhere", "has no train-images-idx3-ubyte.gz"]),
@@ -146,7 +146,7 @@ def test_a_page_shows_what_is_in_every_part(tmp_path):
         (["data=mnist", "data.options.classes=[12]", "data.options.path=FILES"], ["class 12", "0..9"]),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch, words, named):
+def test_invalid_requests_are_refused_before_anything_is_written(tmp_path, monkeypatch, words, named):
     monkeypatch.setenv("DUET_DATA", str(tmp_path / "data"))
     (tmp_path / "files").mkdir()
     archives.mnist(tmp_path / "files", archives.IMAGES["mnist"])

@@ -1,0 +1,5 @@
+"""Data sets before training.
+
+preparation  find or download the files of a data set and write them as stores
+inspection   a page about a data set: statistics, sampled images, near-duplicates
+"""
