@@ -1,4 +1,4 @@
-"""Weights of other projects: their files become a model with its weights, and the other way round.
+"""Weights of other projects: read their files as a diffusion model with weights, and write such files.
 
 A format is two things: a function from its configuration, or from the names and shapes of its arrays, to a `UNetSpec`;
 and a *name map* (`names`), which gives for every parameter of that network its place in the file.
@@ -33,14 +33,16 @@ SOURCES: dict[str, Callable[..., Imported]] = {
 def import_weights(
     source: str, path: Path, read: Reader, process: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> Imported:
-    """What `path` holds, in the format `source`.
+    """Import a file or directory of another project.
 
     Args:
-        read: reads the files of a framework, see `backend.Backend.read_arrays`.
-        process: all of `DiffusionModel` beside the network; None takes the source's own, or that of DDPM.
-        options: of the source, as a person wrote them.
+        source: its format, a key of `SOURCES`.
+        path: the file or directory.
+        read: reads files of a framework, see `backend.interface.Backend.read_arrays`.
+        process: the fields of `DiffusionModel` except the network; None means those of the source, or of DDPM.
+        options: options of the source.
 
     Raises:
-        DuetError: for an unknown source or option, and for a file that does not fit.
+        DuetError: for an unknown source or option, or a file that does not fit.
     """
     return build("source", SOURCES, source, options, path, read, process)

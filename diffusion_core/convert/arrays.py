@@ -1,4 +1,4 @@
-"""Reading foreign files: arrays by name, and configurations. Nothing is unpickled."""
+"""Read files of other projects: arrays by name, and configurations. No pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from diffusion_core.files.safe_read import open_npz, read_json, read_safetensors
 
 __all__ = ["Reader", "read_arrays", "read_config"]
 
-# Reads a file of a framework's own format; a backend's `read_arrays`.
+# Reads a file in a framework's own format, as `Backend.read_arrays` does.
 Reader = Callable[[Path], dict[str, NDArray]]
 
 
 def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
-    """The arrays of a `.safetensors` or `.npz` file, or of one that a framework reads.
+    """Return the arrays of a `.safetensors` or `.npz` file, or of a file that the framework reads.
 
     Raises:
-        DuetError: if it cannot be read, or is a pickle with code.
+        DuetError: if the file cannot be read, or is a pickle with code.
     """
     if path.suffix in (".pkl", ".pickle"):
         raise DuetError(
-            f"{path}: a pickle runs code when it is read, so it is refused; where you trust it, convert it to plain "
+            f"{path}: reading a pickle runs code, so Duet refuses it; if you trust the file, convert it to plain "
             f"weights, as in: safetensors.torch.save_file(pickle.load(file)['ema'].state_dict(), 'weights.safetensors')"
         )
     if path.suffix not in (".safetensors", ".npz"):
@@ -37,12 +37,12 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object, without the entries that start with an underscore other than the class name.
+    """Return a JSON object without the entries that start with an underscore, except the class name.
 
     Raises:
-        DuetError: if it is missing or something else.
+        DuetError: if the file is missing or is not a JSON object.
     """
     config = read_json(path)
     if not isinstance(config, dict):
-        raise DuetError(f"{path}: it holds a {type(config).__name__}; a configuration is a mapping")
+        raise DuetError(f"{path}: it holds a {type(config).__name__}; it must be a JSON object")
     return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}

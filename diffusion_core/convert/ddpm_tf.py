@@ -1,7 +1,7 @@
-"""The original DDPM in TensorFlow, from its checkpoint by variable names.
+"""Import of the original DDPM in TensorFlow, from the variables of its checkpoint.
 
-Every variable ``model/.../W`` has beside it ``model/.../W/ExponentialMovingAverage``, the weights that the paper's
-samples are drawn with. Slots of the optimiser and the global step are known and not read.
+Every variable ``model/.../W`` has a moving average ``model/.../W/ExponentialMovingAverage``, which the paper samples
+with. Optimiser slots and the global step are recognised and not read.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -25,17 +25,17 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
-    expand,
+    join_names,
     make_model,
     name_map,
-    prefixes,
     qkv,
     read_weights,
+    siblings,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
 
-__all__ = ["import_ddpm_tf", "model_names", "spec_of"]
+__all__ = ["import_ddpm_tf", "make_name_map", "read_spec"]
 
 _AVERAGE = "/ExponentialMovingAverage"
 _EXTRA = re.compile(r"(.*/)?(Adam(_\d+)?|beta\d_power(_\d+)?|global_step|save_counter/.*)")
@@ -62,47 +62,51 @@ def import_ddpm_tf(
     norm_groups: int = 32,
     dropout: float = 0.0,
 ) -> Imported:
-    """A checkpoint of the original DDPM.
+    """Import a checkpoint of the original DDPM.
 
     Args:
-        path: its prefix (read by `read`), or an `.npz` or `.safetensors` file of the same names.
+        path: the prefix of the checkpoint (read by `read`), or an `.npz` or `.safetensors` file with the same names.
+        read: reads a TensorFlow checkpoint.
         process: see `names.make_model`.
         image_size: height and width in pixels.
         norm_groups: groups of every GroupNorm.
-        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
+        dropout: of training, which the weights do not determine; to continue training a preset, use its dropout.
 
     Raises:
-        DuetError: if it does not fit.
+        DuetError: if the checkpoint does not fit.
     """
     arrays = {name: a for name, a in read_arrays(path, read).items() if not _EXTRA.fullmatch(name)}
     average = {name.removesuffix(_AVERAGE): a for name, a in arrays.items() if name.endswith(_AVERAGE)}
     arrays = {name: a for name, a in arrays.items() if not name.endswith(_AVERAGE)}
     root = next((name.removesuffix("temb/dense0/W") for name in arrays if name.endswith("temb/dense0/W")), None)
     if root is None:
-        raise DuetError(f"{path}: temb/dense0/W is missing; this is no checkpoint of the original DDPM")
-    spec = spec_of(
+        raise DuetError(f"{path}: temb/dense0/W is missing; this is not a checkpoint of the original DDPM")
+    spec = read_spec(
         {name.removeprefix(root): a for name, a in arrays.items()},
         str(path),
         image_size=image_size,
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    model, whose = make_model(spec, process)
-    names = model_names(spec, model.program, root)
+    model, process_source = make_model(spec, process)
+    names = make_name_map(spec, model.program, root)
     weights = read_weights(names, model.program, arrays, str(path))
     ema = read_weights(names, model.program, average, f"{path}, moving average") if average else weights
-    note = "the original DDPM" + (" with its moving average" if average else "; it holds no moving average")
-    return Imported(model, weights, ema, note, whose)
+    note = "the original DDPM" + (" with its moving average" if average else "; the file has no moving average")
+    return Imported(model, weights, ema, note, process_source)
 
 
-def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
-    """The network that the variables, without their common root, are of.
+def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
+    """Return the network of the variables, given without their common root.
 
     Args:
-        options: fields of `UNetSpec` that they do not tell.
+        arrays: the variables by name.
+        source: what errors call them.
+        image_size: height and width in pixels.
+        options: fields of `UNetSpec` that the variables do not determine.
 
     Raises:
-        DuetError: if they are of something else.
+        DuetError: if they are not a DDPM network.
     """
 
     def count(pattern: str) -> int:
@@ -111,7 +115,7 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in arrays or arrays[name].ndim != axes:
             raise DuetError(
-                f"{source}: {name} is missing or has other axes; this is no checkpoint of the original DDPM"
+                f"{source}: {name} is missing or has other axes; this is not a checkpoint of the original DDPM"
             )
         return arrays[name].shape
 
@@ -141,8 +145,8 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
     )
 
 
-def model_names(spec: UNetSpec, program: Program, root: str = "model/") -> NameMap:
-    """The name map of its variables."""
+def make_name_map(spec: UNetSpec, program: Program, root: str = "model/") -> NameMap:
+    """Return the name map of the variables."""
     units = {"mid.block0": "mid/block_1", "mid.attn": "mid/attn_1", "mid.block1": "mid/block_2"}
     for level in range(len(spec.channel_multipliers)):
         for way, blocks in (("down", spec.blocks_per_resolution), ("up", spec.blocks_per_resolution + 1)):
@@ -156,19 +160,19 @@ def model_names(spec: UNetSpec, program: Program, root: str = "model/") -> NameM
         "conv_in": "conv_in",
         "out.norm": "norm_out",
         "out.conv": "conv_out",
-        **prefixes(units, _LEAVES),
+        **join_names(units, _LEAVES),
     }
     attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
     weights = {"Linear": TRANSPOSED, "Conv": HWIO, "GroupNorm": SAME}
 
-    def spell(node: Node, parameter: str, module: str) -> Entry:
+    def make_entry(node: Node, parameter: str, module: str) -> Entry:
         leaf = {"weight": "gamma", "bias": "beta"} if node.kind == "GroupNorm" else {"weight": "W", "bias": "b"}
         layout = weights[node.kind] if parameter == "weight" else SAME
         if parameter == "weight" and node.kind == "Conv" and node.block.kernel == 1:
             layout = TRANSPOSED_1X1
         if node.name.endswith(".qkv"):
             layout = qkv(layout, attentions[f"{node.name.removesuffix('qkv')}attend"])
-            return Entry(tuple(f"{root}{m}/{leaf[parameter]}" for m in expand(module, "q", "k", "v")), layout)
+            return Entry(tuple(f"{root}{m}/{leaf[parameter]}" for m in siblings(module, "q", "k", "v")), layout)
         return Entry((f"{root}{module}/{leaf[parameter]}",), layout)
 
-    return name_map(program, modules, spell, "ddpm_tf")
+    return name_map(program, modules, make_entry, "ddpm_tf")

@@ -3,7 +3,7 @@
     DIR/config.json, diffusion_pytorch_model.safetensors      a UNet2DModel
     DIR/model_index.json, unet/, scheduler/                   a DDPMPipeline; the first ones kept all in DIR itself
 
-Its configuration names what a `UNetSpec` names, mostly in other words:
+The entries of its configuration and the fields of a `UNetSpec`:
 
     freq_shift 0, 1                    embedding_divisor half, half_minus_one
     flip_sin_to_cos                    not embedding_sin_first
@@ -12,11 +12,11 @@ Its configuration names what a `UNetSpec` names, mostly in other words:
     Attn...Block2D                     a level with attention
     downsample_type conv, resnet       down conv, block
 
-What a `UNetSpec` cannot say is an error that names the entry, never left out.
+An entry that a `UNetSpec` cannot express raises an error that names it.
 
-Known differences of its `DDPMScheduler`: its tables are float32 throughout (1 - alphas_cumprod is off by up to 2e-4
-of itself), it adds noise after every row but t = 0, and it goes from t to ``t - T // N``. With `timestep_spacing`
-"leading" and N dividing T these are Duet's levels, and no noise follows the last row in either.
+Known differences of its `DDPMScheduler`: its tables are float32 throughout (1 - alphas_cumprod has a relative error of
+up to 2e-4), it adds noise after every row except t = 0, and it steps from t to ``t - T // N``. With `timestep_spacing`
+"leading" and N dividing T these are Duet's levels, and neither adds noise after the last row.
 
 References:
     Diffusers: State-of-the-art diffusion models (von Platen et al., 2022), https://github.com/huggingface/diffusers
@@ -42,12 +42,12 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
-    expand,
+    join_names,
     make_model,
     name_map,
-    prefixes,
     qkv,
     read_weights,
+    siblings,
     write_weights,
 )
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -55,10 +55,10 @@ from diffusion_core.networks import Node, Program, UNetSpec, lower
 from diffusion_core.networks.blocks import Attention, GroupNorm
 from diffusion_core.networks.weights import Weights
 
-__all__ = ["export_pipeline", "import_diffusers", "model_names", "spec_of"]
+__all__ = ["export_pipeline", "import_diffusers", "make_name_map", "read_spec"]
 
 _WEIGHTS = "diffusion_pytorch_model"
-# The arguments of UNet2DModel that a UNetSpec can follow, with the values that they have where a file leaves them out.
+# The arguments of UNet2DModel that a UNetSpec can express, with the defaults for entries that a file leaves out.
 _DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -83,7 +83,7 @@ _DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-# Those that it cannot follow, with the only values that say nothing new; the first is what is written.
+# The arguments that it cannot express, with the only allowed values; the first one is written.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
@@ -92,7 +92,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "class_embed_type": (None,),
 }
-# For each way the kinds of block: whether it has attention, and how it resamples where that is not asked for.
+# The block types of each direction: whether they have attention, and how they resample unless the file says it.
 _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
     "down": {
         "DownBlock2D": (False, "conv"),
@@ -107,8 +107,8 @@ _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
 }
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _TIME = {"default": "add", "scale_shift": "scale_shift"}
-# The schedulers whose process is DDPM's, x_t = alpha_t x_0 + sigma_t eps at whole t, with the first and the last beta
-# that they have where a file leaves them out. How they sample is another matter.
+# The schedulers whose process is DDPM's, x_t = alpha_t x_0 + sigma_t eps at integer t, with their default first and
+# last beta. How they sample does not matter here.
 _SCHEDULERS: dict[str, tuple[float, float]] = {
     "DDPMScheduler": (1e-4, 0.02),
     "DDPMParallelScheduler": (1e-4, 0.02),
@@ -129,7 +129,7 @@ _SCHEDULERS: dict[str, tuple[float, float]] = {
     "KDPM2DiscreteScheduler": (0.00085, 0.012),
     "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012),
 }
-# What makes the process of one of them another one, where it has a value other than these.
+# Entries that change the process of a scheduler unless they have one of these values.
 _SAME_PROCESS: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
     "rescale_betas_zero_snr": (False, None),
@@ -146,10 +146,11 @@ _LEAVES = {
     "proj": ".to_out.0",
     "conv": ".conv",
 }
-# Attention was spelled so until 2023.
+# The names of attention layers until 2023.
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# The variances of DDPMScheduler that are Duet's too, beside learned_range; its "learned" is no logarithm, as ours is.
+# The variances that DDPMScheduler and Duet share, apart from learned_range. Its "learned" is not a logarithm, unlike
+# Duet's.
 FIXED = ("fixed_small", "fixed_large")
 
 
@@ -161,55 +162,56 @@ def import_diffusers(
     image_size: int | None = None,
     null_class: str = "zero",
 ) -> Imported:
-    """A `UNet2DModel` or `DDPMPipeline` directory.
+    """Import a `UNet2DModel` or `DDPMPipeline` directory.
 
     Args:
         path: the directory.
         read: reads `.bin` weights.
         process: see `names.make_model`; None takes the pipeline's, or that of DDPM.
-        image_size: where the configuration has no sample_size.
-        null_class: ``"zero"``, or ``"last"`` where the last row of the class table was trained to mean "no class".
+        image_size: height and width in pixels, for a configuration without sample_size.
+        null_class: ``"zero"``, or ``"last"`` if the last row of the class table was trained to mean "no class".
 
     Raises:
-        DuetError: if something is missing, does not fit, or cannot be said by a `UNetSpec`.
+        DuetError: if something is missing, does not fit, or cannot be expressed by a `UNetSpec`.
     """
     is_pipeline = (path / "model_index.json").exists()
     unet = path / "unet" if (path / "unet").is_dir() else path
     if not (unet / "config.json").exists():
         raise DuetError(
-            f"{path}: it holds no UNet2DModel (config.json) and no DDPMPipeline (model_index.json, unet/config.json)"
+            f"{path}: this is neither a UNet2DModel (config.json) nor a DDPMPipeline (model_index.json, "
+            f"unet/config.json)"
         )
-    spec = spec_of(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
+    spec = read_spec(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
     own, sampler, variance = None, "", "fixed"
     if is_pipeline:
         folder = path / "scheduler" if (path / "scheduler").is_dir() else path
         file = folder / "scheduler_config.json"
         config = read_config(file)
-        own, sampler = _process_of(config, str(file)) if process is None else None, _sampler_of(config)
+        own, sampler = _read_process(config, str(file)) if process is None else None, _describe_sampler(config)
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
             variance = "learned_range"
-    model, whose = make_model(spec, process, own, variance)
+    model, process_source = make_model(spec, process, own, variance)
     file = next(
         (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
         unet / f"{_WEIGHTS}.safetensors",
     )
-    arrays = {_present_name(name): array for name, array in read_arrays(file, read).items()}
-    weights = read_weights(model_names(spec, model.program), model.program, arrays, str(file))
+    arrays = {_current_name(name): array for name, array in read_arrays(file, read).items()}
+    weights = read_weights(make_name_map(spec, model.program), model.program, arrays, str(file))
     note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{sampler}"
-    return Imported(model, weights, weights, note, whose)
+    return Imported(model, weights, weights, note, process_source)
 
 
-def spec_of(
+def read_spec(
     config: Mapping[str, Any], source: str, image_size: int | None = None, null_class: str = "zero"
 ) -> UNetSpec:
-    """The network of a `UNet2DModel` configuration.
+    """Return the network of a `UNet2DModel` configuration.
 
     Raises:
-        DuetError: names the first entry that a `UNetSpec` cannot say.
+        DuetError: names the first entry that a `UNetSpec` cannot express.
     """
 
-    def refuse(name: str, fits: str) -> DuetError:
-        return _refused(source, name, config[name], fits)
+    def refuse(name: str, allowed: str) -> DuetError:
+        return _refused(source, name, config[name], allowed)
 
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise refuse("_class_name", "UNet2DModel")
@@ -224,15 +226,17 @@ def spec_of(
     size = config["sample_size"] if image_size is None else image_size
     size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
     if not isinstance(size, int):
-        raise refuse("sample_size", "one whole number of pixels; give source.image_size=PIXELS")
+        raise refuse("sample_size", "one integer; set source.image_size=PIXELS")
     if not isinstance(widths, list) or not widths or any(not isinstance(w, int) or w % widths[0] for w in widths):
         raise refuse("block_out_channels", "multiples of the first width")
     if config["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise refuse("time_embedding_dim", f"four times the first width, {4 * widths[0]}")
-    down_attention, down = _ways(config, "down", source)
-    up_attention, up = _ways(config, "up", source)
+    down_attention, down = _resampling(config, "down", source)
+    up_attention, up = _resampling(config, "up", source)
     if up_attention != down_attention:
-        raise refuse("up_block_types", f"attention at the same levels as down_block_types {config['down_block_types']}")
+        raise refuse(
+            "up_block_types", f"attention at the same resolutions as down_block_types {config['down_block_types']}"
+        )
     groups = config["norm_num_groups"]
     default_groups = groups if config["resnet_time_scale_shift"] == "default" else None
     if config["add_attention"] and (config["attn_norm_num_groups"] or default_groups) != groups:
@@ -273,12 +277,12 @@ def spec_of(
         raise DuetError(f"{source}: an entry has the wrong type ({error})") from error
 
 
-def _refused(source: str, name: str, given: object, fits: str) -> DuetError:
-    return DuetError(f"{source}: {name}: {given!r} was given; Duet's UNet takes {fits}")
+def _refused(source: str, name: str, value: object, allowed: str) -> DuetError:
+    return DuetError(f"{source}: {name}: {value!r} was given; Duet's UNet takes {allowed}")
 
 
-def _ways(config: Mapping[str, Any], way: str, source: str) -> tuple[list[bool], str]:
-    """(whether each level has attention, how all levels resample) of one way, from the largest level on."""
+def _resampling(config: Mapping[str, Any], way: str, source: str) -> tuple[list[bool], str]:
+    """Return (whether each level has attention, how all levels resample) of one direction, largest level first."""
     name, kinds = f"{way}_block_types", _BLOCKS[way]
     types = config[name]
     if not isinstance(types, list) or len(types) != len(config["block_out_channels"]):
@@ -288,32 +292,32 @@ def _ways(config: Mapping[str, Any], way: str, source: str) -> tuple[list[bool],
     types = [kind.removeprefix("UNetRes") for kind in (types if way == "down" else types[::-1])]
     if unknown := [kind for kind in types if kind not in kinds]:
         raise one_of(f"{source}: {name}", unknown[0], kinds)
-    asked = config[f"{way}sample_type"]
-    if asked not in _RESAMPLE:
-        raise _refused(source, f"{way}sample_type", asked, " or ".join(_RESAMPLE))
-    # The last level on the way down does not resample, nor does the largest on the way up: level 0 is last there.
+    default = config[f"{way}sample_type"]
+    if default not in _RESAMPLE:
+        raise _refused(source, f"{way}sample_type", default, " or ".join(_RESAMPLE))
+    # The last level of the encoder does not resample, and neither does the largest level of the decoder.
     resampling = types[:-1] if way == "down" else types[1:]
-    ways = {kinds[kind][1] or asked for kind in resampling} or {"conv"}
+    ways = {kinds[kind][1] or default for kind in resampling} or {"conv"}
     if len(ways) > 1:
         raise _refused(
-            source, name, config[name], f"levels that all resample in one way, with {way}sample_type {asked!r}"
+            source, name, config[name], f"levels that all resample in the same way, with {way}sample_type {default!r}"
         )
     return [kinds[kind][0] for kind in types], _RESAMPLE[ways.pop()]
 
 
-def _process_of(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The process of a scheduler's configuration.
+def _read_process(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Return the process of a scheduler's configuration.
 
     Raises:
-        DuetError: names the first entry by which it is another one than those that Duet can say.
+        DuetError: names the first entry that Duet's processes cannot express.
     """
-    advice = "give a process, as process=eps_linear"
+    advice = "set a process, as in process=eps_linear"
     kind = config.get("_class_name")
     if kind not in _SCHEDULERS:
-        raise DuetError(f"{source}: _class_name: {kind!r} was given; it is not known to have DDPM's process; {advice}")
+        raise DuetError(f"{source}: _class_name: {kind!r} was given; Duet does not know its process; {advice}")
     for name, same in _SAME_PROCESS.items():
         if config.get(name, same[0]) not in same:
-            raise DuetError(f"{source}: {name}: Duet has no name for such a process; {advice}")
+            raise DuetError(f"{source}: {name}: Duet has no such process; {advice}")
     prediction, betas = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
     if prediction not in _PREDICTIONS:
         raise one_of(f"{source}: prediction_type", prediction, _PREDICTIONS)
@@ -329,21 +333,21 @@ def _process_of(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     return {"schedule": schedules[betas], "prediction": _PREDICTIONS[prediction]}
 
 
-def _sampler_of(config: Mapping[str, Any]) -> str:
-    """What the ancestral sampler of a scheduler's configuration is to Duet, in words; of another scheduler nothing."""
+def _describe_sampler(config: Mapping[str, Any]) -> str:
+    """Describe how Duet samples like a scheduler's configuration; empty for schedulers other than the ancestral one."""
     if config.get("_class_name") not in ("DDPMScheduler", "DDPMParallelScheduler"):
         return ""
     variance = config.get("variance_type", "fixed_small")
     unknown = [] if variance in (*FIXED, "learned_range") else [f"variance {variance}"]
     unknown += ["thresholding"] if config.get("thresholding") else []
     if unknown:
-        return f"; it samples as sampler=ddpm does, but Duet does not have its {' and its '.join(unknown)}"
+        return f"; its sampler is sampler=ddpm, but Duet does not have its {' and its '.join(unknown)}"
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    return f"; it samples with sampler=ddpm sampler.variance={variance} sampler.clip={'null' if clip is None else clip}"
+    return f"; its sampler is sampler=ddpm sampler.variance={variance} sampler.clip={'null' if clip is None else clip}"
 
 
-def model_names(spec: UNetSpec, program: Program) -> NameMap:
-    """The name map of a `UNet2DModel`."""
+def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
+    """Return the name map of a `UNet2DModel`."""
     last = len(spec.channel_multipliers) - 1
     units = {
         "mid.block0": "mid_block.resnets.0",
@@ -364,24 +368,24 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
         "conv_in": "conv_in",
         "out.norm": "conv_norm_out",
         "out.conv": "conv_out",
-        **prefixes(units, _LEAVES),
+        **join_names(units, _LEAVES),
     }
     attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
 
-    def spell(node: Node, parameter: str, module: str) -> Entry:
+    def make_entry(node: Node, parameter: str, module: str) -> Entry:
         if node.name.endswith(".qkv"):
             layout = qkv(
                 DENSE_1X1 if parameter == "weight" else SAME, attentions[f"{node.name.removesuffix('qkv')}attend"]
             )
-            return Entry(tuple(f"{m}.{parameter}" for m in expand(module, "to_q", "to_k", "to_v")), layout)
+            return Entry(tuple(f"{m}.{parameter}" for m in siblings(module, "to_q", "to_k", "to_v")), layout)
         is_dense = node.name.endswith(".attn.proj") and parameter == "weight"
         return Entry((f"{module}.{parameter}",), DENSE_1X1 if is_dense else SAME)
 
-    return name_map(program, modules, spell, "diffusers")
+    return name_map(program, modules, make_entry, "diffusers")
 
 
-def _present_name(name: str) -> str:
-    """The name that diffusers gives an array today."""
+def _current_name(name: str) -> str:
+    """Return the name that present versions of diffusers give an array."""
     *module, leaf, parameter = name.split(".") if name.count(".") > 1 else ("", "", name)
     return ".".join([*module, _FORMER[leaf], parameter]) if ".attentions." in name and leaf in _FORMER else name
 
@@ -389,43 +393,50 @@ def _present_name(name: str) -> str:
 def export_pipeline(
     model: DiffusionModel, weights: Weights, variance: str = "fixed_small", clip: float | None = 1.0
 ) -> dict[str, bytes]:
-    """The files of a `DDPMPipeline` directory by their paths in it.
+    """Return the files of a `DDPMPipeline` directory by their paths in it.
 
     Args:
-        variance: ``"fixed_small"`` or ``"fixed_large"``, as of Duet's sampler ddpm; a network with a variance for each
-            channel says ``"learned_range"`` itself.
+        model: the network and the process.
+        weights: the weights by name.
+        variance: ``"fixed_small"`` or ``"fixed_large"``, as in Duet's sampler ddpm; ignored for a network that predicts
+            a variance, which is exported as ``"learned_range"``.
         clip: bound of the estimates, or None.
 
     Raises:
-        DuetError: names the first field of the network or of the process that diffusers cannot say.
+        DuetError: names the first field of the network or of the process that diffusers cannot express.
     """
     if variance not in FIXED:
         raise one_of("target.variance", variance, FIXED)
     if clip is not None and not 0 < clip < math.inf:
         raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
     if not isinstance(model.spec, UNetSpec):
-        raise DuetError(f"model: a {type(model.spec).__name__} was given; UNet2DModel is a UNetSpec")
+        raise DuetError(
+            f"model: a {type(model.spec).__name__} was given; target=diffusers exports UNetSpec networks only"
+        )
     if tuple(model.value_range) != (-1.0, 1.0):
-        raise DuetError(f"value_range: {model.value_range} was given; DDPMPipeline writes pictures of (-1, 1)")
+        raise DuetError(f"value_range: {model.value_range} was given; DDPMPipeline needs images in (-1, 1)")
     if model.time_scale != 1:
-        raise DuetError(f"process.time_scale: {model.time_scale:g} was given; DDPMPipeline gives its network t")
+        raise DuetError(
+            f"process.time_scale: {model.time_scale:g} was given; the network of a DDPMPipeline reads t "
+            "itself, so 1 is needed"
+        )
     if model.variance == "learned":
-        raise DuetError("process.variance: learned was given; of learned variances DDPMScheduler has learned_range")
+        raise DuetError("process.variance: learned was given; DDPMScheduler needs learned_range")
     if model.uncertainty:
         raise DuetError("process.uncertainty: true was given; UNet2DModel has no channel for it")
     spec = model.spec
-    config = _config_of(spec, model.program)
-    if not spec.qkv_bias:  # its attentions have biases
+    config = _make_config(spec, model.program)
+    if not spec.qkv_bias:  # its attention always has biases
         spec = UNetSpec(**{**vars(spec), "qkv_bias": True})
     program = lower(spec)
     weights = {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in program.parameters}
-    scheduler = _scheduler_of(model, variance, clip)
+    scheduler = _make_scheduler(model, variance, clip)
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    arrays = write_weights(model_names(spec, program), weights)
+    arrays = write_weights(make_name_map(spec, program), weights)
     return {
         "model_index.json": _json(index),
         "unet/config.json": _json(config),
@@ -434,10 +445,10 @@ def export_pipeline(
     }
 
 
-def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
-    """The configuration of a `UNet2DModel`: the inverse of `spec_of`."""
+def _make_config(spec: UNetSpec, program: Program) -> dict[str, Any]:
+    """Return the configuration of a `UNet2DModel`; the inverse of `read_spec`."""
     resamples = len(spec.channel_multipliers) > 1
-    for name, fits in (
+    for name, allowed in (
         ("up_attention", ("every",)),
         ("embedding", ("sinusoid",)),
         ("embedding_multiplier", (1,)),
@@ -450,9 +461,9 @@ def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
         ("skip_scale", (1.0,)),
         ("self_conditioning", (False,)),
     ):
-        given = getattr(spec, name)
-        if (tuple(given) if isinstance(given, list) else given) not in fits:
-            raise _cannot(name, given, " or ".join(map(str, fits)))
+        value = getattr(spec, name)
+        if (tuple(value) if isinstance(value, list) else value) not in allowed:
+            raise _cannot(name, value, " or ".join(map(str, allowed)))
     if resamples and "block" in (spec.down, spec.up):
         if len(set(spec.resample_filter)) > 1 or len(spec.resample_filter) > 2:
             raise _cannot("resample_filter", spec.resample_filter, "(1, 1)")
@@ -465,7 +476,9 @@ def _config_of(spec: UNetSpec, program: Program) -> dict[str, Any]:
     widths = {block.channels // block.heads for block in attentions}
     one_head = all(block.heads == 1 for block in attentions)
     if len(widths) > 1 and not one_head:
-        raise _cannot("heads", spec.heads, "one head, or heads of one width at every level (head_channels)")
+        raise _cannot(
+            "heads", spec.heads, "one head, or the same channels per head at every resolution (head_channels)"
+        )
     attends = [
         spec.image_size // 2**level in spec.attention_resolutions for level in range(len(spec.channel_multipliers))
     ]
@@ -502,11 +515,11 @@ def _block_type(way: str, attends: bool, resample: str) -> str:
         if resample in ("conv", "block")
         else "conv"
     )
-    return next(name for name, found in _BLOCKS[way].items() if found in ((attends, kind), (attends, None)))
+    return next(name for name, options in _BLOCKS[way].items() if options in ((attends, kind), (attends, None)))
 
 
-def _scheduler_of(model: DiffusionModel, variance: str, clip: float | None) -> dict[str, Any]:
-    """The configuration of a `DDPMScheduler`."""
+def _make_scheduler(model: DiffusionModel, variance: str, clip: float | None) -> dict[str, Any]:
+    """Return the configuration of a `DDPMScheduler`."""
     prediction = next((theirs for theirs, ours in _PREDICTIONS.items() if ours == model.prediction), None)
     if prediction is None:
         raise DuetError(
@@ -514,7 +527,9 @@ def _scheduler_of(model: DiffusionModel, variance: str, clip: float | None) -> d
         )
     schedule = model.process.schedule
     if not schedule.variance_preserving:
-        raise DuetError(f"process.schedule: {schedule.name} was given; DDPMScheduler has betas, alpha^2 + sigma^2 = 1")
+        raise DuetError(
+            f"process.schedule: {schedule.name} was given; DDPMScheduler needs a schedule with alpha^2 + sigma^2 = 1"
+        )
     signal = schedule.alpha**2
     betas = 1.0 - signal / np.append(1.0, signal[:-1])
     return {
@@ -533,7 +548,7 @@ def _scheduler_of(model: DiffusionModel, variance: str, clip: float | None) -> d
 
 
 def _beta_options(schedule: Mapping[str, Any], betas: NDArray) -> dict[str, Any]:
-    """The betas by a name that diffusers knows, or all of them."""
+    """Return the betas by the name of their schedule in diffusers, or as a list."""
     options = {"beta_start": 1e-4, "beta_end": 0.02, **schedule}
     ends = {name: options[name] for name in ("beta_start", "beta_end")}
     named = schedule["name"] if schedule.keys() <= {"name", "T", *ends} else None  # other options change the betas
@@ -544,8 +559,8 @@ def _beta_options(schedule: Mapping[str, Any], betas: NDArray) -> dict[str, Any]
     return {"beta_schedule": "linear", **ends, "trained_betas": betas.tolist()}
 
 
-def _cannot(name: str, given: object, fits: str) -> DuetError:
-    return DuetError(f"model.{name}: {given} was given; UNet2DModel can only say {fits}")
+def _cannot(name: str, value: object, allowed: str) -> DuetError:
+    return DuetError(f"model.{name}: {value} was given; UNet2DModel supports only {allowed}")
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

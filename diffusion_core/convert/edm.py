@@ -1,13 +1,13 @@
 r"""The networks of EDM, SongUNet (DDPM++ and NCSN++) and DhariwalUNet (ADM), from plain state dicts.
 
-Names and shapes tell everything but the width of a head of ADM (64) and the dropout. A class enters SongUNet in front
-of the dense layers as ``W sqrt(K) one_hot + b`` with zeros for "no class", so its row of Duet's table is
-``sqrt(K) W[:, class] + b`` and the row of "no class" is b. DhariwalUNet has no such b and no factor.
+Names and shapes determine everything except the channels per head of ADM (64) and the dropout. SongUNet adds the class
+before the dense layers as ``W sqrt(K) one_hot + b``, with zeros for "no class". So the row of a class in Duet's table
+is ``sqrt(K) W[:, class] + b``, and the row of "no class" is b. DhariwalUNet has neither b nor the factor.
 
-The published `.pkl` files carry code and are refused; see `arrays.read_arrays` for how to convert them elsewhere.
+The published `.pkl` files contain code and are refused; the error of `arrays.read_arrays` says how to convert them.
 
-The forward F is equal. Which preconditioning it was trained in the arrays do not say, but for iDDPM's, which keeps its
-noise levels u beside the network: those of the cosine schedule. Unless a process is given it is that one or EDM's own;
+The raw output F is equal. The arrays do not say which preconditioning the network was trained with, except for iDDPM's,
+which stores its noise levels u, those of the cosine schedule. The default is therefore iDDPM's or EDM's own process;
 ``process=vp_sde`` and ``process=ve_sde`` are the other two.
 
 References:
@@ -36,14 +36,14 @@ from diffusion_core.convert.names import (
     Imported,
     Layout,
     NameMap,
+    join_names,
     make_model,
     name_map,
-    prefixes,
     read_weights,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
 
-__all__ = ["import_edm", "model_names", "spec_of"]
+__all__ = ["import_edm", "make_name_map", "read_spec"]
 
 _LEAVES = {
     "norm0": ".norm0",
@@ -65,65 +65,74 @@ def import_edm(
     norm_groups: int = 32,
     dropout: float = 0.0,
 ) -> Imported:
-    """A state dict of SongUNet or DhariwalUNet, alone or under `model.` of a preconditioning.
+    """Import a state dict of SongUNet or DhariwalUNet, also with the prefix `model.` of a preconditioning.
 
     Args:
-        path: `.pt` (read by `read`), `.npz` or `.safetensors`.
+        path: a `.pt` (read by `read`), `.npz` or `.safetensors` file.
+        read: reads a `.pt` file.
         process: see `names.make_model`.
         head_channels: channels per head of DhariwalUNet; SongUNet has one head.
-        norm_groups: most groups of a GroupNorm; a group has at least 4 channels.
-        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
+        norm_groups: maximal number of groups of a GroupNorm; a group has at least 4 channels.
+        dropout: of training, which the weights do not determine; to continue training a preset, use its dropout.
 
     Raises:
-        DuetError: if it does not fit, or is a pickle with code.
+        DuetError: if the file does not fit, or is a pickle with code.
     """
     arrays = {name.removeprefix("model."): a for name, a in read_arrays(path, read).items()}
-    spec = spec_of(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
-    model, whose = make_model(spec, process, _process_of(arrays))
+    spec = read_spec(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
+    model, process_source = make_model(spec, process, _read_process(arrays))
     filters = [name for name in arrays if name.endswith(".resample_filter")]
-    # Constants of a preconditioning, which are no part of its network.
+    # Constants of a preconditioning, which do not belong to the network.
     constants = [name for name in arrays if name in ("u", "sigma_min", "sigma_max")]
-    names = model_names(spec, model.program)
+    names = make_name_map(spec, model.program)
     weights = read_weights(names, model.program, arrays, str(path), extras=(*filters, *constants))
     which = "SongUNet" if _is_song(arrays) else "DhariwalUNet"
     if process is None and "u" not in arrays:
-        whose = "EDM's, assumed, as these files do not say it; process=vp_sde, ve_sde or iddpm gives another"
+        process_source = (
+            "assumed to be EDM's, since these files do not say it; set process=vp_sde, ve_sde or iddpm for another"
+        )
     note = f"the {which} of EDM, whose raw output F is equal"
-    return Imported(model, weights, weights, note, whose)
+    return Imported(model, weights, weights, note, process_source)
 
 
-def _process_of(arrays: Arrays) -> dict[str, Any]:
-    """The process of a state dict: iDDPM's, whose constants tell its number of levels, or EDM's."""
+def _read_process(arrays: Arrays) -> dict[str, Any]:
+    """Return the process of a state dict: iDDPM's, whose constants determine its number of levels, or EDM's."""
     if "u" in arrays:
         return {"schedule": {"name": "cosine", "T": len(arrays["u"]) - 1}, "prediction": "iddpm"}
     return {"schedule": {"name": "edm"}, "prediction": "edm", "sigma_data": 0.5}
 
 
-def spec_of(arrays: Arrays, source: str, head_channels: int = 64, **options: Any) -> UNetSpec:
-    """The network that a state dict is of.
+def read_spec(arrays: Arrays, source: str, head_channels: int = 64, **options: Any) -> UNetSpec:
+    """Return the network of a state dict.
 
     Args:
-        options: fields of `UNetSpec` that it does not tell.
+        arrays: the state dict.
+        source: what errors call it.
+        head_channels: channels per head of DhariwalUNet.
+        options: fields of `UNetSpec` that the state dict does not determine.
 
     Raises:
-        DuetError: if it is of something else.
+        DuetError: if it is not a SongUNet or DhariwalUNet.
     """
     sizes = sorted({int(f.group(1)) for n in arrays if (f := re.match(r"enc\.(\d+)x\1_block\d+\.", n))}, reverse=True)
     if not sizes or sizes != [sizes[0] >> level for level in range(len(sizes))]:
-        raise DuetError(f"{source}: it has blocks of sizes {sizes}; this is no state dict of SongUNet or DhariwalUNet")
+        raise DuetError(
+            f"{source}: it has blocks of sizes {sizes}; this is not a state dict of SongUNet or DhariwalUNet"
+        )
     for name in arrays:
         if re.search(r"aux_(down|skip|up)\.", name):
-            raise DuetError(f"{source}: {name}: Duet's UNet has no encoder or decoder of the kind 'skip'")
+            raise DuetError(f"{source}: {name}: Duet's UNet has no encoder or decoder of type 'skip'")
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in arrays or arrays[name].ndim != axes:
-            raise DuetError(f"{source}: {name} is missing or has other axes; this is no SongUNet or DhariwalUNet")
+            raise DuetError(f"{source}: {name} is missing or has other axes; this is not a SongUNet or DhariwalUNet")
         return arrays[name].shape
 
     is_song, size = _is_song(arrays), sizes[0]
     first = shape(f"enc.{size}x{size}_conv.weight", 4)
     features = shape("map_layer0.weight", 2)[1]
-    # SongUNet starts with the base width; DhariwalUNet with that of its first level, and embeds in the base width.
+    # SongUNet starts with the base width. DhariwalUNet starts with the width of its first level; its embedding has the
+    # base width.
     channels = first[0] if is_song else features
     widths = [shape(f"enc.{s}x{s}_block0.conv1.weight", 4)[0] for s in sizes]
     if any(width % channels for width in widths) or features % channels:
@@ -177,18 +186,19 @@ def _is_song(arrays: Arrays) -> bool:
 
 
 def _taps(arrays: Arrays, source: str) -> tuple[float, ...]:
-    """The taps of the one filter that all its resampling has, as small whole numbers."""
-    found = [array for name, array in arrays.items() if name.endswith(".resample_filter")]
-    if not found:
+    """Return the taps of the one filter of all resampling blocks, scaled to small integers."""
+    filters = [array for name, array in arrays.items() if name.endswith(".resample_filter")]
+    if not filters:
         return (1.0, 1.0)
-    sides = found[0].reshape(found[0].shape[-2:]).sum(axis=0)
-    if any(array.shape != found[0].shape or not np.array_equal(array, found[0]) for array in found) or not sides.all():
-        raise DuetError(f"{source}: its resample_filters differ; Duet's UNet has one filter")
+    first = filters[0]
+    sides = first.reshape(first.shape[-2:]).sum(axis=0)
+    if any(array.shape != first.shape or not np.array_equal(array, first) for array in filters) or not sides.all():
+        raise DuetError(f"{source}: its resample_filters differ; Duet's UNet has one filter for all blocks")
     return tuple(float(tap) for tap in np.round(sides / sides[0], 4))
 
 
-def model_names(spec: UNetSpec, program: Program) -> NameMap:
-    """The name map of a SongUNet (class in front of the dense layers) or DhariwalUNet."""
+def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
+    """Return the name map of a SongUNet or a DhariwalUNet."""
     is_song = spec.up_attention == "last"
     last, size = len(spec.channel_multipliers) - 1, spec.image_size
     side = [f"{size >> level}x{size >> level}" for level in range(last + 1)]
@@ -212,15 +222,15 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
             for i in range(blocks):
                 residuals[f"{way}.{level}.{i}.block"] = f"{theirs}.{side[level]}_block{i}"
                 attentions[f"{way}.{level}.{i}.attn"] = f"{theirs}.{side[level]}_block{i}"
-        # Both are named by the size that they lead to.
+        # Both are named after the resolution that they lead to.
         if level < last:
             residuals[f"down.{level}.down"] = f"enc.{side[level + 1]}_down"
             modules[f"down.{level}.image.conv"] = f"enc.{side[level + 1]}_aux_residual"
         if level:
             residuals[f"up.{level}.up"] = f"dec.{side[level - 1]}_up"
-    modules |= prefixes(residuals, _LEAVES) | prefixes(attentions, _ATTENTION)
+    modules |= join_names(residuals, _LEAVES) | join_names(attentions, _ATTENTION)
 
-    def spell(node: Node, parameter: str, module: str) -> Entry:
+    def make_entry(node: Node, parameter: str, module: str) -> Entry:
         if node.name == "embed.features":
             return Entry((f"{module}.freqs",))
         if node.name == "embed.label":
@@ -229,18 +239,18 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
             return Entry((f"{module}.weight",), TRANSPOSED)
         return Entry((f"{module}.{parameter}",), SAME)
 
-    return name_map(program, modules, spell, "edm")
+    return name_map(program, modules, make_entry, "edm")
 
 
 def _class_table(classes: int) -> Layout:
-    """A dense layer on one-hot labels times sqrt(K) as a table with a last row for "no class"."""
+    """Return the layout of a dense layer on one-hot labels times sqrt(K), as a table whose last row is "no class"."""
     scale = math.sqrt(classes)
 
-    def take(weight: NDArray, bias: NDArray) -> NDArray:
+    def to_duet(weight: NDArray, bias: NDArray) -> NDArray:
         rows = weight.astype(np.float64).T * scale + bias
         return np.concatenate([rows, bias[None]]).astype(weight.dtype)
 
-    def give(table: NDArray) -> tuple[NDArray, NDArray]:
+    def from_duet(table: NDArray) -> tuple[NDArray, NDArray]:
         return ((table[:-1] - table[-1]) / scale).T, table[-1]
 
-    return Layout(take, give)
+    return Layout(to_duet, from_duet)

@@ -1,13 +1,12 @@
 """The UNets of improved-diffusion and guided-diffusion (ADM), from their state dicts.
 
-Names and shapes tell nearly everything: widths, levels, blocks, attention, scale and shift, how levels are resampled,
-classes, and a variance for each channel, which is learned_range. What they do not tell is asked for: the size of the
-images and the heads.
-The order of q, k and v is head by head, unless the network was made with `use_new_attention_order`.
+Names and shapes determine nearly everything: widths, resolutions, blocks, attention, scale and shift, resampling,
+classes, and whether a variance per channel is learned (always learned_range). The image size and the heads are
+required options. The order of q, k and v is head by head, unless the network was made with `use_new_attention_order`.
 
-Its linear schedule multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's. With
-`rescale_timesteps` the network is given ``t 1000/T`` in place of t: improved-diffusion's scripts do so unless they are
-told otherwise, guided-diffusion's do not; with T = 1000 it is the same.
+The linear schedule of these projects multiplies the betas of 1000 levels by 1000/T; with T = 1000 it is Duet's. With
+`rescale_timesteps` the network reads ``t 1000/T`` instead of t. That is the default of improved-diffusion's scripts but
+not of guided-diffusion's, and without effect for T = 1000.
 
 References:
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672
@@ -31,16 +30,16 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
+    join_names,
     make_model,
     name_map,
-    prefixes,
     read_weights,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
 
-__all__ = ["import_guided_diffusion", "model_names", "spec_of"]
+__all__ = ["import_guided_diffusion", "make_name_map", "read_spec"]
 
-# Head by head, or all of q first; it has no other.
+# Head by head, or all of q first; these projects have no other order.
 _ORDERS = ("heads", "qkv")
 _LEAVES = {
     "norm0": ".in_layers.0",
@@ -69,19 +68,20 @@ def import_guided_diffusion(
     rescale_timesteps: bool = False,
     ema: str | None = None,
 ) -> Imported:
-    """A state dict of `UNetModel`.
+    """Import a state dict of `UNetModel`.
 
     Args:
-        path: `.pt` (read by `read`), `.npz` or `.safetensors`.
+        path: a `.pt` (read by `read`), `.npz` or `.safetensors` file.
+        read: reads a `.pt` file.
         process: see `names.make_model`.
         image_size: height and width in pixels.
-        heads: attention heads at every level (improved-diffusion: 4), or
+        heads: attention heads at every resolution (improved-diffusion: 4); give this or `head_channels`.
         head_channels: channels per head (ADM: 64).
         qkv_order: ``"heads"``, or ``"qkv"`` for `use_new_attention_order`.
         norm_groups: groups of every GroupNorm.
-        dropout: of training, which the weights do not tell; to go on with a preset it must be the preset's.
-        rescale_timesteps: whether it was trained on t 1000/T. The default is guided-diffusion's; improved-diffusion's
-            is true.
+        dropout: of training, which the weights do not determine; to continue training a preset, use its dropout.
+        rescale_timesteps: whether the network was trained on t 1000/T. The default is that of guided-diffusion; use
+            True for networks of improved-diffusion.
         ema: a second file with the moving average.
 
     Raises:
@@ -89,15 +89,17 @@ def import_guided_diffusion(
     """
     if (heads is None) == (head_channels is None):
         raise DuetError(
-            "source.heads, source.head_channels: the weights do not tell them; give one of the two, as in "
+            "source.heads, source.head_channels: the weights do not determine them; give one of the two, as in "
             "source.heads=4 (improved-diffusion) or source.head_channels=64 (ADM)"
         )
     if qkv_order not in _ORDERS:
         raise one_of("source.qkv_order", qkv_order, _ORDERS)
     if rescale_timesteps and process and "time_scale" in process:
-        raise DuetError("source.rescale_timesteps, process.time_scale: both were given; they say the same, so give one")
+        raise DuetError(
+            "source.rescale_timesteps, process.time_scale: both were given; they set the same number, so give one"
+        )
     arrays = read_arrays(path, read)
-    spec = spec_of(
+    spec = read_spec(
         arrays,
         str(path),
         image_size=image_size,
@@ -106,28 +108,31 @@ def import_guided_diffusion(
         norm_groups=norm_groups,
         dropout=dropout,
     )
-    # Its learn_sigma is that of improved DDPM; their code has "learned" too, but no option that asks for it.
+    # learn_sigma is learned_range; the code also has "learned", but no option that selects it.
     variance = "learned_range" if spec.out_channels == 2 * spec.in_channels else "fixed"
-    model, whose = make_model(spec, process, variance=variance)
+    model, process_source = make_model(spec, process, variance=variance)
     if rescale_timesteps:
         model = replace(model, time_scale=1000 / model.process.schedule.steps)
-    names = model_names(spec, model.program)
+    names = make_name_map(spec, model.program)
     weights = read_weights(names, model.program, arrays, str(path))
     average = weights
     if ema is not None:
         average = read_weights(names, model.program, read_arrays(Path(ema), read), ema)
     note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}"
-    return Imported(model, weights, average, note, whose)
+    return Imported(model, weights, average, note, process_source)
 
 
-def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
-    """The network that a state dict is of.
+def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
+    """Return the network of a state dict.
 
     Args:
-        options: fields of `UNetSpec` that it does not tell.
+        arrays: the state dict.
+        source: what errors call it.
+        image_size: height and width in pixels.
+        options: fields of `UNetSpec` that the state dict does not determine.
 
     Raises:
-        DuetError: if it is of something else.
+        DuetError: if it is not a `UNetModel`.
     """
     for name in (
         "time_embed.0.weight",
@@ -136,14 +141,14 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
         "out.2.weight",
     ):
         if name not in arrays:
-            raise DuetError(f"{source}: {name} is missing; this is no state dict of guided-diffusion's UNetModel")
+            raise DuetError(f"{source}: {name} is missing; this is not a state dict of guided-diffusion's UNetModel")
 
     def count(part: str) -> int:
         return 1 + max(int(found.group(1)) for name in arrays if (found := re.match(rf"{part}\.(\d+)\.", name)))
 
     inputs, outputs = count("input_blocks"), count("output_blocks")
-    # inputs = 1 + levels blocks + levels - 1 and outputs = levels (blocks + 1), so both tell the levels only together
-    # with what stands between them: the way up marks it, and resampling without weights leaves a gap on the way down.
+    # inputs = 1 + levels blocks + levels - 1 and outputs = levels (blocks + 1) are equal, so the number of levels must
+    # come from the resampling between them: its layers in the decoder, or gaps in the encoder if it has no weights.
     ups = [name for name in arrays if re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", name)]
     gaps = [k for k in range(inputs) if not any(name.startswith(f"input_blocks.{k}.") for name in arrays)]
     levels = 1 + max(len(ups), len(gaps))
@@ -151,7 +156,7 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
     if blocks < 1 or outputs != levels * (blocks + 1) or inputs != levels * (blocks + 1):
         raise DuetError(
             f"{source}: {inputs} input blocks and {outputs} output blocks with {levels - 1} resamplings do not make a "
-            f"UNet with as many blocks at every level"
+            f"UNet with the same number of blocks at every resolution"
         )
     first = [1 + level * (blocks + 1) for level in range(levels)]
     channels = arrays["time_embed.0.weight"].shape[-1]
@@ -185,8 +190,8 @@ def spec_of(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNe
     )
 
 
-def model_names(spec: UNetSpec, program: Program) -> NameMap:
-    """The name map of a `UNetModel`."""
+def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
+    """Return the name map of a `UNetModel`."""
     units = {"mid.block0": "middle_block.0", "mid.attn": "middle_block.1", "mid.block1": "middle_block.2"}
     modules = {
         "embed.dense0": "time_embed.0",
@@ -208,22 +213,22 @@ def model_names(spec: UNetSpec, program: Program) -> NameMap:
         for i in range(blocks + 1):
             units[f"up.{level}.{i}.block"] = f"output_blocks.{first + i}.0"
             units[f"up.{level}.{i}.attn"] = f"output_blocks.{first + i}.1"
-        # It stands behind the last block of the level, and behind its attention where there is one.
+        # It follows the last block of the level, and its attention if there is one.
         at = 1 + (spec.image_size // 2**level in spec.attention_resolutions)
         units[f"up.{level}.up"] = f"output_blocks.{first + blocks}.{at}"
         modules[f"up.{level}.up.conv"] = f"output_blocks.{first + blocks}.{at}.conv"
-    modules |= prefixes(units, _LEAVES)
+    modules |= join_names(units, _LEAVES)
 
-    def spell(node: Node, parameter: str, module: str) -> Entry:
+    def make_entry(node: Node, parameter: str, module: str) -> Entry:
         is_flat = parameter == "weight" and node.name.endswith((".attn.qkv", ".attn.proj"))
         return Entry((f"{module}.{parameter}",), CONV1D if is_flat else SAME)
 
-    return name_map(program, modules, spell, "guided-diffusion")
+    return name_map(program, modules, make_entry, "guided-diffusion")
 
 
 def _shape(arrays: Arrays, name: str, source: str) -> tuple[int, ...]:
     if name not in arrays or arrays[name].ndim < 2:
         raise DuetError(
-            f"{source}: {name} is missing or no weight; this is no state dict of guided-diffusion's UNetModel"
+            f"{source}: {name} is missing or not a weight; this is not a state dict of guided-diffusion's UNetModel"
         )
     return arrays[name].shape

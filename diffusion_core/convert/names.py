@@ -1,7 +1,7 @@
-"""What the foreign formats share: which arrays a parameter is made of, and in which layout they lie.
+"""Name maps and layouts, which all formats of other projects share.
 
-A *name map* says for every parameter of a program under which names another project keeps it. A *layout* is a pair
-of functions, from the foreign arrays to Duet's one and back, so that one map serves for reading and for writing.
+A *name map* says for every parameter of a program under which names another project stores it. A *layout* is a pair of
+functions, from the foreign arrays to Duet's array and back, so that one map serves for reading and writing.
 
     Duet (the axes of PyTorch)        elsewhere
     convolution   o i kh kw           kh kw i o in TensorFlow
@@ -9,7 +9,7 @@ of functions, from the foreign arrays to Duet's one and back, so that one map se
     1 x 1         o i 1 1             a dense layer o i, i o, or a one-dimensional convolution o i 1
     q, k and v    one 1 x 1           three dense layers
 
-Reading is strict: nothing may be missing, of another shape, or left over.
+Reading is strict: no array may be missing, have another shape, or be left over.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ __all__ = [
     "Imported",
     "Layout",
     "NameMap",
-    "expand",
-    "name_map",
-    "prefixes",
+    "join_names",
     "make_model",
+    "name_map",
     "qkv",
     "read_weights",
+    "siblings",
     "write_weights",
 ]
 
 Arrays = Mapping[str, NDArray]
-# What these files were trained with, where they do not say it themselves.
+# The process of files that do not state theirs.
 DDPM: Mapping[str, Any] = {"schedule": {"name": "linear", "T": 1000}, "prediction": "eps"}
-ASSUMED = "DDPM's, assumed, as these files do not say it; process=NAME gives another"
-_WHOLE = "start from a whole process, as process=eps_linear"
+ASSUMED = "assumed to be DDPM's, since these files do not say it; set process=NAME for another"
+_COMPLETE = "start from a complete process, as in process=eps_linear"
 
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """What a foreign file is to Duet.
+    """An imported file.
 
     Args:
-        model: network and process.
+        model: the network and the process.
         weights: the last weights.
-        ema: their moving average; the same where the source has one set of weights.
-        note: what a person should know of it, in one line.
-        whose: where its process is from, in words.
+        ema: their moving average; equal to `weights` if the source has one set of weights.
+        note: one line about the source, for the terminal.
+        process_source: where the process comes from, for the terminal.
     """
 
     model: DiffusionModel
     weights: Weights
     ema: Weights
     note: str
-    whose: str
+    process_source: str
 
 
 def make_model(
@@ -83,54 +83,57 @@ def make_model(
     own: Mapping[str, Any] | None = None,
     variance: str = "fixed",
 ) -> tuple[DiffusionModel, str]:
-    """(problem, where its process is from): what a person gave, else what the source says, else DDPM's.
+    """Return (model, where its process comes from): the user's process, else that of the source, else DDPM's.
 
     Args:
-        process: what was given: the arguments of `DiffusionModel` beside the network, with schedule and prediction.
-        own: the same of the source.
-        variance: what the source says of the second half of the output; it holds where none of them says another.
+        spec: the network.
+        process: the user's arguments of `DiffusionModel` except the network, with schedule and prediction, or None.
+        own: the same of the source, or None.
+        variance: the meaning of the second half of the output according to the source; the process may override it.
 
     Raises:
-        DuetError: names what is missing, unknown or does not fit.
+        DuetError: if an argument is missing, unknown or not allowed; the message names it.
     """
     if process is None:
-        found, whose = (own, "its own") if own else (DDPM, ASSUMED)
-        return DiffusionModel(spec, **{"variance": variance, **found}), whose
+        arguments, origin = (own, "that of the source") if own else (DDPM, ASSUMED)
+        return DiffusionModel(spec, **{"variance": variance, **arguments}), origin
     known = [field.name for field in fields(DiffusionModel) if field.name != "spec"]
     for name in process:
         if name not in known:
-            raise one_of("process, of an import", name, known)
+            raise one_of("process, for an import", name, known)
     for name in ("schedule", "prediction"):
         if not process.get(name):
-            raise DuetError(f"process.{name}: no value was given; {_WHOLE}")
+            raise DuetError(f"process.{name}: no value was given; {_COMPLETE}")
     if not isinstance(process["schedule"], Mapping) or "name" not in process["schedule"]:
-        raise DuetError(f"process.schedule: {process['schedule']!r} was given; it has a name and options; {_WHOLE}")
-    given = {"variance": variance, **process}
-    if "value_range" in given:
-        given["value_range"] = _pair(given["value_range"])
+        raise DuetError(
+            f"process.schedule: {process['schedule']!r} was given; it must have a name and options; {_COMPLETE}"
+        )
+    arguments = {"variance": variance, **process}
+    if "value_range" in arguments:
+        arguments["value_range"] = _pair(arguments["value_range"])
     try:
-        return DiffusionModel(spec, **given), "as given"
-    except TypeError as error:  # null or text where there must be a number
-        raise DuetError(f"process: a value has the wrong type ({error}); {_WHOLE}") from error
+        return DiffusionModel(spec, **arguments), "set by the user"
+    except TypeError as error:  # null or text instead of a number
+        raise DuetError(f"process: a value has the wrong type ({error}); {_COMPLETE}") from error
 
 
-def _pair(given: Any) -> tuple[float, ...]:
-    if not isinstance(given, (list, tuple)) or not all(type(value) in (int, float) for value in given):
-        raise DuetError(f"process.value_range: {given!r} was given; it is (black, white), as in [-1, 1]")
-    return tuple(map(float, given))
+def _pair(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)) or not all(type(number) in (int, float) for number in value):
+        raise DuetError(f"process.value_range: {value!r} was given; it must be (black, white), as in [-1, 1]")
+    return tuple(map(float, value))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter lies elsewhere.
+    """How another project stores a parameter.
 
     Args:
-        take: Duet's array of the foreign ones.
-        give: the foreign arrays of Duet's; the inverse of `take`.
+        to_duet: returns Duet's array, given the foreign arrays.
+        from_duet: returns the foreign arrays, given Duet's array; the inverse of `to_duet`.
     """
 
-    take: Callable[..., NDArray]
-    give: Callable[[NDArray], tuple[NDArray, ...]]
+    to_duet: Callable[..., NDArray]
+    from_duet: Callable[[NDArray], tuple[NDArray, ...]]
 
 
 SAME = Layout(lambda a: a, lambda a: (a,))
@@ -142,24 +145,24 @@ CONV1D = Layout(lambda a: a[:, :, :, None], lambda a: (a[:, :, :, 0],))
 
 
 def qkv(layout: Layout, attention: Attention) -> Layout:
-    """Three arrays q, k and v, each of `layout`, as the rows that an attention reads in its order."""
+    """Return the layout of three arrays q, k and v, each with `layout`, as rows in the order of an attention."""
     order = ATTENTION_ORDERS[attention.order]
     options = {"three": 3, "n": attention.heads}
 
-    def take(q: NDArray, k: NDArray, v: NDArray) -> NDArray:
-        rows = np.stack([layout.take(a) for a in (q, k, v)])
+    def to_duet(q: NDArray, k: NDArray, v: NDArray) -> NDArray:
+        rows = np.stack([layout.to_duet(a) for a in (q, k, v)])
         return rearrange(rows, f"three (n d) ... -> ({order}) ...", **options)
 
-    def give(rows: NDArray) -> tuple[NDArray, ...]:
+    def from_duet(rows: NDArray) -> tuple[NDArray, ...]:
         parts = rearrange(rows, f"({order}) ... -> three (n d) ...", **options)
-        return tuple(layout.give(part)[0] for part in parts)
+        return tuple(layout.from_duet(part)[0] for part in parts)
 
-    return Layout(take, give)
+    return Layout(to_duet, from_duet)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one parameter is: the names of the foreign arrays, and their layout."""
+    """The location of one parameter: the names of the foreign arrays, and their layout."""
 
     names: tuple[str, ...]
     layout: Layout = SAME
@@ -168,85 +171,87 @@ class Entry:
 NameMap = dict[str, Entry]
 
 
-def prefixes(units: Mapping[str, str], leaves: Mapping[str, str]) -> dict[str, str]:
-    """The foreign module of every node of some units (residual blocks, attentions), each with the same leaves."""
+def join_names(units: Mapping[str, str], leaves: Mapping[str, str]) -> dict[str, str]:
+    """Return the foreign module of every node of the units (residual blocks, attentions), which share their leaves."""
     return {f"{ours}.{a}": f"{theirs}{b}" for ours, theirs in units.items() for a, b in leaves.items()}
 
 
-def expand(module: str, *leaves: str) -> tuple[str, ...]:
-    """Several modules beside each other, as q, k and v are: the last word of `module` is replaced by each leaf."""
+def siblings(module: str, *leaves: str) -> tuple[str, ...]:
+    """Return sibling modules, such as q, k and v: the last word of `module` is replaced by each leaf."""
     return tuple(re.sub(r"\w+$", leaf, module) for leaf in leaves)
 
 
 def name_map(
-    program: Program, modules: Mapping[str, str], spell: Callable[[Node, str, str], Entry], source: str
+    program: Program, modules: Mapping[str, str], make_entry: Callable[[Node, str, str], Entry], source: str
 ) -> NameMap:
-    """The name map of a program.
+    """Return the name map of a program.
 
     Args:
-        modules: the foreign module of each node; nodes that the program does not have are left out.
-        spell: the entry of (node, name of its parameter, foreign module).
+        program: the network.
+        modules: the foreign module of each node; it may have more nodes than the program.
+        make_entry: returns the entry of (node, name of its parameter, foreign module).
         source: the format, for errors.
 
     Raises:
-        DuetError: if the program has a part that the format has no name for.
+        DuetError: if the format has no name for a part of the program.
     """
-    found = {}
+    names = {}
     for node in program.nodes:
         for parameter in node.block.parameters():
             if node.name not in modules:
-                raise DuetError(f"{source}: it has no name for {node.name}, which this network has")
-            found[f"{node.name}.{parameter.name}"] = spell(node, parameter.name, modules[node.name])
-    return found
+                raise DuetError(f"{source}: this format has no name for {node.name} of the network")
+            names[f"{node.name}.{parameter.name}"] = make_entry(node, parameter.name, modules[node.name])
+    return names
 
 
 def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, extras: Iterable[str] = ()) -> Weights:
-    """Duet's weights of foreign arrays: float64 where they are, else float32.
+    """Return Duet's weights from foreign arrays; float64 arrays stay float64, all others become float32.
 
     Args:
+        names: the name map.
+        program: the network.
+        arrays: the foreign arrays by name.
         source: what errors call the arrays.
-        extras: names that may be there and are not read.
+        extras: names that may be present and are not read.
 
     Raises:
-        DuetError: names the first misfit (a missing name, a shape, or a name that is not used) and counts the rest.
+        DuetError: names the first mismatch (a missing name, a shape, a type or an unused name) and counts the rest.
     """
     wanted = {
         name: array.shape
         for p in program.parameters
-        for name, array in zip(names[p.name].names, names[p.name].layout.give(_nothing(p.shape)), strict=True)
+        for name, array in zip(names[p.name].names, names[p.name].layout.from_duet(_empty(p.shape)), strict=True)
     }
-    misfits = shape_mismatches(wanted, arrays)
-    misfits += [
-        f"{name}: the network needs numbers with a fraction, but {arrays[name].dtype} was given"
+    mismatches = shape_mismatches(wanted, arrays)
+    mismatches += [
+        f"{name}: the network needs floating-point values, but {arrays[name].dtype} was given"
         for name in wanted
         if name in arrays and arrays[name].dtype.kind != "f"
     ]
-    misfits += [
-        f"{name}: no parameter of the network is made of it" for name in arrays if name not in {*wanted, *extras}
-    ]
-    if misfits:
-        more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
-        raise DuetError(f"{source}: {misfits[0]}{more}")
+    mismatches += [f"{name}: no parameter of the network uses it" for name in arrays if name not in {*wanted, *extras}]
+    if mismatches:
+        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+        raise DuetError(f"{source}: {mismatches[0]}{more}")
     weights = {}
     for p in program.parameters:
-        array = names[p.name].layout.take(*[_widened(arrays[name]) for name in names[p.name].names])
+        array = names[p.name].layout.to_duet(*[_at_least_float32(arrays[name]) for name in names[p.name].names])
         weights[p.name] = np.ascontiguousarray(array)
     return weights
 
 
 def write_weights(names: NameMap, weights: Weights) -> dict[str, NDArray]:
-    """The foreign arrays of Duet's weights: the inverse of `read_weights`."""
+    """Return the foreign arrays of Duet's weights; the inverse of `read_weights`."""
     return {
         name: np.ascontiguousarray(array)
         for ours, entry in names.items()
-        for name, array in zip(entry.names, entry.layout.give(weights[ours]), strict=True)
+        for name, array in zip(entry.names, entry.layout.from_duet(weights[ours]), strict=True)
     }
 
 
-def _nothing(shape: tuple[int, ...]) -> NDArray:
-    """An array of that shape that takes no memory."""
+def _empty(shape: tuple[int, ...]) -> NDArray:
+    """Return an array of this shape that takes no memory."""
     return np.broadcast_to(np.float32(0.0), shape)
 
 
-def _widened(array: NDArray) -> NDArray:
+def _at_least_float32(array: NDArray) -> NDArray:
     return array if array.dtype == np.float64 else array.astype(np.float32)

@@ -1,20 +1,20 @@
-"""Networks as ONNX: the graph of a program with its weights, for evaluation only, in float32.
+"""Export of networks to ONNX: a program with its weights as a float32 graph for evaluation.
 
-    x         float32  b h w c    images, multiplied by c_in
-    c_noise   float64  b          what the process says of the level
-    label     int64    b          classes, among them the null label
-    features  float32  b f        numbers beside the class
-    estimate  float32  b h w c    of x_0, of a self-conditioned network
+    x         float32  b h w c    images multiplied by c_in
+    c_noise   float64  b          the encoded noise level
+    label     int64    b          classes, including the null label
+    features  float32  b f        numbers in addition to the class
+    estimate  float32  b h w c    an estimate of x_0, for a self-conditioned network
     F         float32  b h w c    the raw output
 
-The batch is free, the size of the images fixed. Only those inputs are declared that some block reads: a network
-without classes has no `label`. Images are transposed once at either end; between, values are ``b c h w``.
-Weights are initialisers under the names of the manifest, bit for bit and in its axes. Waves of c_noise are computed
-in float64 and cast once, as everywhere; the cosine is sin(angle + pi/2), because onnxruntime had long no other one
-in float64. The rest is float32: onnxruntime has no float64 convolution.
+The batch size is dynamic, the image size fixed. Only inputs that a block reads are declared: a network without classes
+has no `label`. Images are transposed at the input and at the output; between, values are ``b c h w``. Weights are
+initialisers with the names, bits and axes of the manifest. Sines and cosines of c_noise are computed in float64 and
+cast at the end, as everywhere; the cosine is sin(angle + pi/2), because older versions of onnxruntime lack a float64
+cosine. The rest is float32: onnxruntime has no float64 convolution.
 
-Opset 18 (ONNX 1.13, of 2022) is the first in which every operator here has its present form, and nothing here needs a
-later one: onnxruntime 1.15 computes the same as today's.
+Opset 18 (ONNX 1.13, 2022) is the first in which every operator used here has its present form. onnxruntime 1.15 and
+present versions compute the same.
 
 References:
     ONNX operators, https://onnx.ai/onnx/operators/
@@ -41,13 +41,13 @@ from diffusion_core.networks.weights import Weights, check_weights
 __all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
 
 OPSET, IR_VERSION = 18, 8
-# A file of protocol buffers ends at 2 GiB; some of it is left to the graph.
+# A protocol buffer holds at most 2 GiB; leave some of it to the graph.
 LIMIT = 2**31 - 2**26
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a block gives: its name in the graph, and its shape without the batch, (c, h, w) or (c,)."""
+    """The value of a block: its name in the graph, and its shape without the batch, (c, h, w) or (c,)."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ def _channels_last(shape: Shape) -> Shape:
 
 
 class Graph:
-    """The nodes and initialisers so far; `block` is the one that is being written, after which they are named."""
+    """The nodes and initialisers so far; `block` is the name of the current block, a prefix of new names."""
 
     def __init__(self, onnx: ModuleType) -> None:
         self.onnx = onnx
@@ -76,75 +76,77 @@ class Graph:
         self.block = ""
 
     def add(self, kind: str, *inputs: Value | str | NDArray, **attributes: Any) -> str:
-        """An operator; arrays among its inputs become constants. Gives the name of its output."""
+        """Add an operator and return the name of its output; arrays among its inputs become constants."""
         output = f"{self.block}/{kind}_{len(self.nodes)}"
-        names = [self._name(given) for given in inputs]
+        names = [self._name(value) for value in inputs]
         self.nodes.append(self.onnx.helper.make_node(kind, names, [output], output, **attributes))
         return output
 
-    def keep(self, name: str, array: NDArray) -> str:
-        """An initialiser."""
+    def add_initialiser(self, name: str, array: NDArray) -> str:
+        """Add an initialiser and return its name."""
         self.initialisers.append(self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
-    def _name(self, given: Value | str | NDArray) -> str:
-        if isinstance(given, Value):
-            return given.name
-        return given if isinstance(given, str) else self.keep(f"{self.block}/constant_{len(self.initialisers)}", given)
+    def _name(self, value: Value | str | NDArray) -> str:
+        if isinstance(value, Value):
+            return value.name
+        if isinstance(value, str):
+            return value
+        return self.add_initialiser(f"{self.block}/constant_{len(self.initialisers)}", value)
 
 
-# One emitter per block kind: of the graph, the block, its inputs and the names of its parameters; it adds operators and
-# returns the name of the last output.
+# One emitter per block kind. It takes the graph, the block, its inputs and the names of its parameters, adds operators
+# to the graph, and returns the name of the last output.
 EMITTERS: BlockRules[Callable[..., str]] = BlockRules("ONNX emitter", "diffusion_core/convert/onnx.py")
 
 
-def _whole(*numbers: int) -> NDArray[np.int64]:
+def _int64(*numbers: int) -> NDArray[np.int64]:
     return np.array(numbers, np.int64)
 
 
-def _single(g: Graph, x: str) -> str:
+def _to_float32(g: Graph, x: str) -> str:
     return g.add("Cast", x, to=g.onnx.TensorProto.FLOAT)
 
 
 def _reshape(g: Graph, x: Value | str, *shape: int) -> str:
-    """To (batch, *shape)."""
-    return g.add("Reshape", x, _whole(0, *shape))
+    """Reshape to (batch, *shape)."""
+    return g.add("Reshape", x, _int64(0, *shape))
 
 
-def _like(g: Graph, numbers: Value | str, x: Value) -> str:
-    """A vector (c,) or (b, c) with the pixel axes of x, if it has some."""
-    rank = len(numbers.shape) + 1 if isinstance(numbers, Value) else 1
-    return g.add("Unsqueeze", numbers, _whole(rank, rank + 1)) if x.is_image else g._name(numbers)
+def _like(g: Graph, vector: Value | str, x: Value) -> str:
+    """Give a vector (c,) or (b, c) pixel axes if x is an image."""
+    rank = len(vector.shape) + 1 if isinstance(vector, Value) else 1
+    return g.add("Unsqueeze", vector, _int64(rank, rank + 1)) if x.is_image else g._name(vector)
 
 
-def _beside(g: Graph, y: Value, x: Value) -> Value | str:
-    """The second input of a block: an image as it is, a vector in the axes of x."""
+def _broadcast(g: Graph, y: Value, x: Value) -> Value | str:
+    """Return the second input of a block with the axes of x."""
     return y if y.is_image == x.is_image else _like(g, y, x)
 
 
-def _waves(g: Graph, angle: str, sin_first: bool) -> str:
+def _sinusoids(g: Graph, angle: str, sin_first: bool) -> str:
     sin, cos = g.add("Sin", angle), g.add("Sin", g.add("Add", angle, np.array(np.pi / 2)))
-    return _single(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1))
+    return _to_float32(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1))
 
 
 def _column(g: Graph, c_noise: Value) -> str:
-    return g.add("Unsqueeze", c_noise, _whole(1))
+    return g.add("Unsqueeze", c_noise, _int64(1))
 
 
 @EMITTERS(blocks.Sinusoid)
 def _sinusoid(g: Graph, b: blocks.Sinusoid, c_noise: Value) -> str:
-    return _waves(g, g.add("Mul", _column(g, c_noise), np.array(b.frequencies())), b.sin_first)
+    return _sinusoids(g, g.add("Mul", _column(g, c_noise), np.array(b.frequencies())), b.sin_first)
 
 
 @EMITTERS(blocks.Fourier)
 def _fourier(g: Graph, b: blocks.Fourier, c_noise: Value, frequencies: str) -> str:
     turns = g.add("Mul", _column(g, c_noise), g.add("Cast", frequencies, to=g.onnx.TensorProto.DOUBLE))
-    return _waves(g, g.add("Mul", turns, np.array(2.0 * np.pi)), b.sin_first)
+    return _sinusoids(g, g.add("Mul", turns, np.array(2.0 * np.pi)), b.sin_first)
 
 
 @EMITTERS(blocks.Number)
 def _number(g: Graph, b: blocks.Number, c_noise: Value) -> str:
-    return _single(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64)))
+    return _to_float32(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64)))
 
 
 @EMITTERS(blocks.Embedding)
@@ -170,25 +172,25 @@ def _conv_transpose(g: Graph, b: blocks.ConvTranspose, x: Value, weight: str, bi
     return g.add("ConvTranspose", x, weight, *filter(None, [bias]), pads=[b.crop] * 4, strides=[b.stride] * 2)
 
 
-def _normalised(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> str:
-    """In two passes, which no operator of ONNX promises."""
-    centred = g.add("Sub", x, g.add("ReduceMean", x, _whole(*axes)))
-    variance = g.add("ReduceMean", g.add("Mul", centred, centred), _whole(*axes))
+def _normalize(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> str:
+    """Normalise in two passes, which no ONNX operator guarantees."""
+    centred = g.add("Sub", x, g.add("ReduceMean", x, _int64(*axes)))
+    variance = g.add("ReduceMean", g.add("Mul", centred, centred), _int64(*axes))
     return g.add("Div", centred, g.add("Sqrt", g.add("Add", variance, np.array(eps, np.float32))))
 
 
 @EMITTERS(blocks.GroupNorm)
 def _group_norm(g: Graph, b: blocks.GroupNorm, x: Value, weight: str, bias: str) -> str:
-    normal = _reshape(g, _normalised(g, _reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
+    normal = _reshape(g, _normalize(g, _reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
     return g.add("Add", g.add("Mul", normal, _like(g, weight, x)), _like(g, bias, x))
 
 
 @EMITTERS(blocks.LayerNorm)
 def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str) -> str:
     if len(b.shape) == 1:
-        normal, weight, bias = _normalised(g, x, (1,), b.eps), _like(g, weight, x), _like(g, bias, x)
+        normal, weight, bias = _normalize(g, x, (1,), b.eps), _like(g, weight, x), _like(g, bias, x)
     else:
-        normal = _normalised(g, x, (1, 2, 3), b.eps)
+        normal = _normalize(g, x, (1, 2, 3), b.eps)
     return g.add("Add", g.add("Mul", normal, weight), bias)
 
 
@@ -226,12 +228,12 @@ def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> str:
     parts = _reshape(g, qkv, *(sizes[axis] for axis in axes), height * width)
     q, k, v = (g.add("Gather", parts, np.array(i), axis=1 + axes.index("three")) for i in range(3))  # b n d (h w)
     q = g.add("Mul", q, np.array(sizes["d"] ** -0.5, np.float32))
-    weights = g.add("Softmax", g.add("MatMul", _turned(g, q), k), axis=-1)
-    mixed = _turned(g, g.add("MatMul", weights, _turned(g, v)))
+    weights = g.add("Softmax", g.add("MatMul", _transpose(g, q), k), axis=-1)
+    mixed = _transpose(g, g.add("MatMul", weights, _transpose(g, v)))
     return _reshape(g, mixed, b.channels, height, width)
 
 
-def _turned(g: Graph, x: str) -> str:
+def _transpose(g: Graph, x: str) -> str:
     return g.add("Transpose", x, perm=[0, 1, 3, 2])
 
 
@@ -242,13 +244,13 @@ def _dropout(g: Graph, b: blocks.Dropout, x: Value) -> str:
 
 @EMITTERS(blocks.Add)
 def _add(g: Graph, b: blocks.Add, x: Value, y: Value) -> str:
-    total = g.add("Add", x, _beside(g, y, x))
+    total = g.add("Add", x, _broadcast(g, y, x))
     return total if b.scale == 1 else g.add("Mul", total, np.array(b.scale, np.float32))
 
 
 @EMITTERS(blocks.Multiply)
 def _multiply(g: Graph, b: blocks.Multiply, x: Value, y: Value) -> str:
-    return g.add("Mul", x, _beside(g, y, x))
+    return g.add("Mul", x, _broadcast(g, y, x))
 
 
 @EMITTERS(blocks.Modulate)
@@ -262,9 +264,9 @@ def _modulate(g: Graph, b: blocks.Modulate, x: Value, vector: Value) -> str:
 
 @EMITTERS(blocks.Concat)
 def _concat(g: Graph, b: blocks.Concat, x: Value, y: Value) -> str:
-    part = _beside(g, y, x)
+    part = _broadcast(g, y, x)
     if not y.is_image and x.is_image:
-        part = g.add("Expand", part, _whole(1, 1, *x.shape[1:]))
+        part = g.add("Expand", part, _int64(1, 1, *x.shape[1:]))
     return g.add("Concat", x, part, axis=1)
 
 
@@ -311,13 +313,15 @@ def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> str:
 def onnx_model(
     program: Program, weights: Weights, shape: tuple[int, int, int], notes: Mapping[str, str] | None = None
 ) -> Any:
-    """A network as an `onnx.ModelProto`; see the module for its inputs and its output.
+    """Return a network as an `onnx.ModelProto`; the module describes its inputs and its output.
 
-    Its metadata holds `program_sha256`, `image_shape` (h,w,c), `classes` and, with classes, `null_label`.
+    The metadata holds `program_sha256`, `image_shape` (h,w,c), `classes` and, with classes, `null_label`.
 
     Args:
+        program: the network.
+        weights: by full name.
         shape: of an image, (h, w, c).
-        notes: more metadata.
+        notes: additional metadata.
 
     Raises:
         DuetError: if the weights do not fit the program, or the package onnx is missing.
@@ -330,8 +334,8 @@ def onnx_model(
         def emit(*inputs: Value, training: None = None) -> Value:
             graph.block = name
             own = {p.name: f"{name}.{p.name}" for p in block.parameters()}
-            for kept in own.values():
-                graph.keep(kept, np.asarray(weights[kept], np.float32))
+            for full_name in own.values():
+                graph.add_initialiser(full_name, np.asarray(weights[full_name], np.float32))
             output = EMITTERS[kind_of(block)](graph, block, *inputs, **own)
             return Value(
                 output, _channels_first(block.output_shape(*(_channels_last(value.shape) for value in inputs)))
@@ -383,30 +387,31 @@ def onnx_model(
 
 
 def save_onnx(model: Any, path: Path, limit: int = LIMIT) -> list[Path]:
-    """Write a model and let onnx check the file; gives the files that were written, the model first.
+    """Write a model, check it with onnx, and return the written files, the model first.
 
     Args:
-        model: is emptied of its large arrays where they go into a file of their own.
-        path: the file; where the weights have more than `limit` bytes they go beside it, into ``<name>.data``, and
-            the two files must stay together under their names.
+        model: the model; its large arrays are removed if they go into a file of their own.
+        path: the file.
+        limit: weights of more bytes go into a second file, ``<name>.data`` in the same folder; the two files must stay
+            together under their names.
     """
     onnx = _package("onnx")
-    beside = path.with_name(f"{path.name}.data")
-    apart = sum(len(array.raw_data) for array in model.graph.initializer) > limit
-    options = {"save_as_external_data": True, "location": beside.name, "size_threshold": 1024} if apart else {}
+    data = path.with_name(f"{path.name}.data")
+    split = sum(len(array.raw_data) for array in model.graph.initializer) > limit
+    options = {"save_as_external_data": True, "location": data.name, "size_threshold": 1024} if split else {}
     onnx.save_model(model, str(path), **options)
-    if apart:
-        beside.chmod(path.stat().st_mode)  # onnx lets nobody else read it
+    if split:
+        data.chmod(path.stat().st_mode)  # onnx makes it readable for its owner alone
     onnx.checker.check_model(str(path), full_check=True)
-    return [path, beside] if apart else [path]
+    return [path, data] if split else [path]
 
 
 def open_session(source: Path | bytes, threads: int = 0) -> Any:
-    """An `onnxruntime.InferenceSession` of a file, or of its content, on the CPU.
+    """Return an `onnxruntime.InferenceSession` of a file, or of its content, on the CPU.
 
     Args:
         source: a file, or its content.
-        threads: CPU threads; 0 leaves onnxruntime's choice.
+        threads: CPU threads; 0 means onnxruntime's default.
 
     Raises:
         DuetError: if the package onnxruntime is missing.
@@ -414,12 +419,12 @@ def open_session(source: Path | bytes, threads: int = 0) -> Any:
     runtime = _package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    given = source if isinstance(source, bytes) else str(source)
-    return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    model = source if isinstance(source, bytes) else str(source)
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[np.float32]]:
-    """What a file of this module computes: called as `backend.Network.forward` is. Arguments as of `open_session`."""
+    """Load an exported file as a function with the signature of `Network.forward`; arguments as in `open_session`."""
     session = open_session(source, threads)
     declared = {info.name: info.shape for info in session.get_inputs()}
 
@@ -449,4 +454,6 @@ def _package(name: str) -> ModuleType:
     try:
         return __import__(name)
     except ImportError as error:
-        raise DuetError(f"onnx: the package {name} is not installed here ({error}); run: pip install {name}") from error
+        raise DuetError(
+            f"onnx: the package {name} is not installed in this Python ({error}); run: pip install {name}"
+        ) from error

@@ -56,12 +56,12 @@ def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
 
     found = import_weights(setup.source, Path(setup.path), read, setup.process, dict(setup.options))
     notes = {
-        "source": setup.source, "path": setup.path, "note": found.note, "process": found.whose,
+        "source": setup.source, "path": setup.path, "note": found.note, "process": found.process_source,
         **describe_environment(),
     }  # fmt: skip
     state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
     save_checkpoint(out / "checkpoints", Checkpoint(0, found.model, 0, state, notes))
-    return Imported(found.model, found.note, found.whose)
+    return Imported(found.model, found.note, found.process_source)
 
 
 def describe_process(model: DiffusionModel) -> str:

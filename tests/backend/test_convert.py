@@ -34,7 +34,7 @@ def variables(seed: int) -> Arrays:
     """The variables of an original DDPM, with no norm at its start."""
     program = lower(SPEC)
     weights = {name: value + 0.1 for name, value in initial_weights(program, seed, np.float32).items()}
-    return write_weights(ddpm_tf.model_names(SPEC, program), weights)
+    return write_weights(ddpm_tf.make_name_map(SPEC, program), weights)
 
 
 def whole_checkpoint() -> Arrays:
@@ -77,7 +77,7 @@ def test_an_own_file_holds_what_an_npz_holds(tmp_path, backend_name, open_backen
 @pytest.mark.parametrize("name", ["nothing.ckpt", "garbage.ckpt"])
 def test_a_file_of_something_else_is_one_clear_error(name, tmp_path, open_backend):
     (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
-    with pytest.raises(DuetError, match=rf"^{tmp_path / name}: it (is no|cannot be read).*\Z"):
+    with pytest.raises(DuetError, match=rf"^{tmp_path / name}: (this is not|it cannot be read).*\Z"):
         import_weights("ddpm_tf", tmp_path / name, open_backend().read_arrays, None, {"image_size": 8})
 
 

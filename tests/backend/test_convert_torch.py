@@ -238,7 +238,7 @@ def test_a_scheduler_that_is_read_has_the_process_that_it_becomes(name, options,
     short = {key: written[key] for key in ("_class_name", *options)}
     for config in (written, short):
         file.write_text(json.dumps(config))
-        process = diffusers._process_of(read_config(file), str(file))
+        process = diffusers._read_process(read_config(file), str(file))
         model = DiffusionModel(UNetSpec(8), **process)
         np.testing.assert_allclose(model.process.schedule.alpha**2, scheduler.alphas_cumprod, rtol=0, atol=1e-6)
         assert model.prediction == {"epsilon": "eps", "sample": "x0"}[scheduler.config.prediction_type]
@@ -330,7 +330,7 @@ def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
 
     read = open_backend("float32").read_arrays
     for content, words in (
-        ({"a": Code()}, "more than weights"),
+        ({"a": Code()}, "objects that run code"),
         ([1], "a mapping of names"),
         ({"a": 1}, "'a' is a int"),
     ):

@@ -97,9 +97,9 @@ CASES = {
     "EDM's ADM": ("edm", EDM_ADM, {"head_channels": 4}),
 }
 NAMES = {
-    "guided_diffusion": guided_diffusion.model_names,
-    "ddpm_tf": ddpm_tf.model_names,
-    "edm": edm.model_names,
+    "guided_diffusion": guided_diffusion.make_name_map,
+    "ddpm_tf": ddpm_tf.make_name_map,
+    "edm": edm.make_name_map,
 }
 
 
@@ -163,11 +163,11 @@ def test_a_misfit_is_named_and_the_rest_is_counted(source, spec, options, tmp_pa
         read(**{last: None})
     with pytest.raises(DuetError, match=rf"{other}: the network needs shape \(8,\), but \(9,\) was given$"):
         read(**{other: np.zeros(9, np.float32)})
-    with pytest.raises(DuetError, match=r"npz: more: no parameter of the network is made of it \(and 1 more\)$"):
+    with pytest.raises(DuetError, match=r"npz: more: no parameter of the network uses it \(and 1 more\)$"):
         read(more=np.zeros(1), still=np.zeros(1))
     with pytest.raises(DuetError, match=rf"{last}: .* missing \(and 2 more\)$"):
         read(**{last: None, other: np.zeros(9, np.float32), "more": np.zeros(1)})
-    with pytest.raises(DuetError, match=rf"{other}: the network needs numbers with a fraction, but int64 was given$"):
+    with pytest.raises(DuetError, match=rf"{other}: the network needs floating-point values, but int64 was given$"):
         read(**{other: np.zeros(8, np.int64)})
     with pytest.raises(DuetError, match=r"weights.npz: "):
         import_weights(source, empty(path), never, None, options)
@@ -185,12 +185,12 @@ def empty(path: Path) -> Path:
 ])  # fmt: skip
 def test_a_layout_gives_back_what_it_takes(layout, shape):
     array = np.arange(np.prod(shape)).reshape(shape)
-    np.testing.assert_array_equal(layout.take(*layout.give(array)), array)
+    np.testing.assert_array_equal(layout.to_duet(*layout.from_duet(array)), array)
 
 
 def test_q_k_and_v_are_placed_as_each_order_reads_them():
     q, k, v = (np.array([f"{part}{n}{d}" for n in range(2) for d in range(2)]) for part in "qkv")
-    placed = {order: " ".join(qkv(SAME, Attention(4, 2, order)).take(q, k, v)) for order in ATTENTION_ORDERS}
+    placed = {order: " ".join(qkv(SAME, Attention(4, 2, order)).to_duet(q, k, v)) for order in ATTENTION_ORDERS}
     assert placed == {
         "qkv": "q00 q01 q10 q11 k00 k01 k10 k11 v00 v01 v10 v11",
         "heads": "q00 q01 k00 k01 v00 v01 q10 q11 k10 k11 v10 v11",
@@ -258,9 +258,9 @@ def config(**changes: object) -> dict[str, object]:
     ({"block_out_channels": [8, 12]}, "block_out_channels: .* multiples of the first width"),
     ({"down_block_types": ["DownBlock2D"]}, "down_block_types: .* one block for each of the 2"),
     ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types: 'SkipDownBlock2D' .*DownBlock2D"),
-    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types: .* attention at the same levels"),
+    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types: .* attention at the same resolutions"),
     ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8, 8],
-      "downsample_type": "resnet"}, "down_block_types: .* all resample in one way"),
+      "downsample_type": "resnet"}, "down_block_types: .* all resample in the same way"),
     ({"downsample_type": "nearest"}, "downsample_type"),
     ({"resnet_time_scale_shift": "spatial", "attn_norm_num_groups": 4}, "resnet_time_scale_shift"),
     ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: None was given; .* 4"),
@@ -268,9 +268,9 @@ def config(**changes: object) -> dict[str, object]:
     ({"layers_per_block": None}, "an entry has the wrong type"),
 ])  # fmt: skip
 def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
-    assert diffusers.spec_of(config(), "config.json").attention_resolutions == (4,)
+    assert diffusers.read_spec(config(), "config.json").attention_resolutions == (4,)
     with pytest.raises(DuetError, match=f"^config.json: {words}"):
-        diffusers.spec_of(config(**changes), "config.json")
+        diffusers.read_spec(config(**changes), "config.json")
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -279,16 +279,16 @@ def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
     ({"embedding_multiplier": 2}, "embedding_multiplier"),
     ({"class_embedding": "before", "num_classes": 2}, "class_embedding"),
     ({"augment_dim": 2}, "augment_dim"),
-    ({"down": "pool"}, "down: pool was given; UNet2DModel can only say conv or block"),
+    ({"down": "pool"}, "down: pool was given; UNet2DModel supports only conv or block"),
     ({"up": "nearest"}, "up: nearest"),
     ({"down_padding": (1, 0)}, "down_padding"),
     ({"encoder": "residual"}, "encoder"),
     ({"skip_scale": 0.5}, "skip_scale"),
-    ({"self_conditioning": True}, "self_conditioning: True was given; UNet2DModel can only say False"),
+    ({"self_conditioning": True}, "self_conditioning: True was given; UNet2DModel supports only False"),
     ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
     ({"up": "block", "resample_projection": True}, "resample_projection"),
     ({"norm_group_channels": 4}, "norm_group_channels"),
-    ({"heads": 2, "attention_resolutions": (8, 4)}, "heads: 2 was given; UNet2DModel can only say one head, or heads of one"),
+    ({"heads": 2, "attention_resolutions": (8, 4)}, "heads: 2 was given; UNet2DModel supports only one head, or the same channels per head"),
 ])  # fmt: skip
 def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
     spec = replace(SMALL, **changes)
@@ -297,7 +297,7 @@ def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
 
 
 @pytest.mark.parametrize("schedule, prediction, words", [
-    ({"name": "flow", "T": 10}, "v", "process.schedule: flow was given; DDPMScheduler has betas"),
+    ({"name": "flow", "T": 10}, "v", "process.schedule: flow was given; DDPMScheduler needs a schedule"),
     ({"name": "linear", "T": 10}, "next_level", "process.prediction: next_level was given"),
 ])  # fmt: skip
 def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
@@ -306,7 +306,7 @@ def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule,
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"variance": "learned"}, "process.variance: learned was given; .* has learned_range"),
+    ({"variance": "learned"}, "process.variance: learned was given; .* needs learned_range"),
     ({"variance": "learned_range", "uncertainty": True}, "process.uncertainty: true was given; UNet2DModel"),
 ])  # fmt: skip
 def test_an_output_that_diffusers_cannot_read_is_refused(changes, words):
@@ -330,7 +330,7 @@ def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
 
 @pytest.mark.parametrize("changes, words", [
     ({"value_range": (0.0, 1.0)}, r"value_range: \(0.0, 1.0\) was given; DDPMPipeline"),
-    ({"time_scale": 0.25}, r"process.time_scale: 0.25 was given; DDPMPipeline"),
+    ({"time_scale": 0.25}, r"process.time_scale: 0.25 was given; .* DDPMPipeline"),
 ])  # fmt: skip
 def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes, words):
     with pytest.raises(DuetError, match=words):
@@ -353,12 +353,12 @@ def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({}, "; it samples with sampler=ddpm sampler.variance=fixed_small sampler.clip=1.0"),
+    ({}, "; its sampler is sampler=ddpm sampler.variance=fixed_small sampler.clip=1.0"),
     ({"variance_type": "fixed_large", "clip_sample_range": 2.5}, " sampler.variance=fixed_large sampler.clip=2.5"),
     ({"clip_sample": False}, " sampler.clip=null"),
     ({"clip_sample_range": None}, " sampler.clip=null"),
     ({"variance_type": "learned_range"}, " sampler.variance=learned_range sampler.clip=1.0"),
-    ({"variance_type": "learned"}, " as sampler=ddpm does, but Duet does not have its variance learned"),
+    ({"variance_type": "learned"}, " its sampler is sampler=ddpm, but Duet does not have its variance learned"),
     ({"variance_type": "fixed_small_log", "thresholding": True},
      " but Duet does not have its variance fixed_small_log and its thresholding"),
     ({"_class_name": "DDIMScheduler"}, "a DDPMPipeline of diffusers"),
@@ -391,11 +391,11 @@ def test_whose_process_it_is_is_said(source, tmp_path):
     own = import_weights(source, path, never, None, options)
     expected = ("edm", "edm") if source == "edm" else ("linear", "eps")
     assert (own.model.schedule["name"], own.model.prediction) == expected
-    assumed = "EDM's, assumed" if source == "edm" else "DDPM's, assumed"
-    assert own.whose == "its own" if source == "diffusers" else own.whose.startswith(assumed)
+    assumed = "assumed to be EDM's" if source == "edm" else "assumed to be DDPM's"
+    assert own.process_source == "that of the source" if source == "diffusers" else own.process_source.startswith(assumed)
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
     found = import_weights(source, path, never, given, options)
-    assert found.whose == "as given"
+    assert found.process_source == "set by the user"
     variance = "learned_range" if source == "guided_diffusion" else "fixed"
     expected = DiffusionModel(found.model.spec, given["schedule"], "v", (0.0, 1.0), 0.5, variance=variance)
     assert found.model == expected
@@ -427,23 +427,23 @@ def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path)
         np.savez(path, u=np.zeros(501), **file)
     found = import_weights("edm", path, never, None, {})
     assert (found.model.schedule, found.model.prediction) == ({"name": "cosine", "T": 500}, "iddpm")
-    assert found.whose == "its own"
+    assert found.process_source == "that of the source"
 
 
 def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):
     foreign("diffusers", SMALL, tmp_path)
-    assert import_weights("diffusers", tmp_path / "unet", never, None, {}).whose.startswith("DDPM's, assumed")
+    assert import_weights("diffusers", tmp_path / "unet", never, None, {}).process_source.startswith("assumed to be DDPM's")
 
 
 @pytest.mark.parametrize("changes, words", [
     ({"schedule": None}, r"process.schedule: no value was given; start from .* process=eps_linear"),
     ({"prediction": None}, r"process.prediction: no value was given"),
-    ({"schedule": "linear"}, r"process.schedule: 'linear' was given; it has a name"),
-    ({"schedule": {"T": 3}}, r"process.schedule: .* was given; it has a name"),
+    ({"schedule": "linear"}, r"process.schedule: 'linear' was given; it must have a name"),
+    ({"schedule": {"T": 3}}, r"process.schedule: .* was given; it must have a name"),
     ({"schedule": {"name": "liner"}}, r"'liner' was given"),
-    ({"drop_lable": 0.1}, r"process, of an import: 'drop_lable' was given"),
+    ({"drop_lable": 0.1}, r"process, for an import: 'drop_lable' was given"),
     ({"prediction": "w"}, r"process.prediction: 'w' was given"),
-    ({"value_range": "ab"}, r"process.value_range: 'ab' was given; it is \(black, white\)"),
+    ({"value_range": "ab"}, r"process.value_range: 'ab' was given; it must be \(black, white\)"),
     ({"value_range": [1, 0]}, r"value.range: \(1.0, 0.0\) was given"),
     ({"time_scale": "fast"}, r"process: a value has the wrong type"),
     ({"time_scale": 0}, r"process.time_scale: 0 was given"),
@@ -508,13 +508,13 @@ def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
 
 @pytest.mark.parametrize("changes, words", [
     ({"beta_schedule": "sigmoid"}, "beta_schedule: 'sigmoid' was given"),
-    ({"trained_betas": [0.1, 0.2]}, "trained_betas: Duet has no name"),
+    ({"trained_betas": [0.1, 0.2]}, "trained_betas: Duet has no such process"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ({"prediction_type": "flow"}, "prediction_type: 'flow' was given"),
-    ({"use_flow_sigmas": True}, "use_flow_sigmas: Duet has no name for such a process; give a process"),
-    ({"timestep_type": "continuous"}, "timestep_type: Duet has no name"),
+    ({"use_flow_sigmas": True}, "use_flow_sigmas: Duet has no such process; set a process"),
+    ({"timestep_type": "continuous"}, "timestep_type: Duet has no such process"),
     *(
-        ({"_class_name": name}, f"_class_name: {name!r} was given; it is not known to have DDPM's process; give a")
+        ({"_class_name": name}, f"_class_name: {name!r} was given; Duet does not know its process; set a")
         for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "KarrasVeScheduler", None)
     ),
 ])  # fmt: skip
@@ -536,12 +536,12 @@ def test_files_that_are_something_else_are_one_clear_error(tmp_path):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(DuetError, match=rf"\A.*{name}: it is not an? \S+ file( of arrays)? \(.*\)\Z"):
                 read_arrays(tmp_path / name, never)
-    with pytest.raises(DuetError, match=r"edm.pkl: a pickle runs code when it is read, so it is refused; .*save_file"):
+    with pytest.raises(DuetError, match=r"edm.pkl: reading a pickle runs code, so Duet refuses it; .*save_file"):
         import_weights("edm", tmp_path / "edm.pkl", never, None, {})
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(DuetError, match=r"objects.npz: it is not an .npz file of arrays"):
         read_arrays(tmp_path / "objects.npz", never)
-    with pytest.raises(DuetError, match=r"it holds no UNet2DModel \(config.json\)"):
+    with pytest.raises(DuetError, match=r"this is neither a UNet2DModel \(config.json\)"):
         import_weights("diffusers", tmp_path, never, None, {})
     for content, words in (
         ("{", "it is not JSON"),
@@ -556,7 +556,7 @@ def test_files_that_are_something_else_are_one_clear_error(tmp_path):
 def test_options_that_the_weights_do_not_tell_are_asked_for(tmp_path):
     path = foreign("guided_diffusion", ADM, tmp_path)
     for heads in ({}, {"heads": 2, "head_channels": 4}):
-        with pytest.raises(DuetError, match=r"source.heads, source.head_channels: the weights do not tell them"):
+        with pytest.raises(DuetError, match=r"source.heads, source.head_channels: the weights do not determine them"):
             import_weights("guided_diffusion", path, never, None, GUIDED | heads)
     with pytest.raises(DuetError, match=r"source 'guided_diffusion': no image_size was given"):
         import_weights("guided_diffusion", path, never, None, {"heads": 2})

@@ -205,12 +205,12 @@ IMPORTS = [
 
 def shapes_of(source: ModuleType, spec: UNetSpec, taps: tuple[float, ...]) -> dict[str, np.ndarray]:
     """The arrays of the network in the foreign format, with the filter of its resampling; no weight takes memory."""
-    names = source.model_names(spec, lower(spec))
+    names = source.make_name_map(spec, lower(spec))
     arrays = {
         name.removeprefix("model/"): array
         for p in lower(spec).parameters
         for name, array in zip(
-            names[p.name].names, names[p.name].layout.give(np.broadcast_to(np.float32(0), p.shape)), strict=True
+            names[p.name].names, names[p.name].layout.from_duet(np.broadcast_to(np.float32(0), p.shape)), strict=True
         )
     }
     if source is edm:
@@ -224,7 +224,7 @@ def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, wor
     """Every number of a preset is that of its importer, which knows the field's networks and not the presets."""
     spec = make_model(compose("train", overrides=[f"model={name}", *words])).spec
     taps = (1.0, 3.0, 3.0, 1.0) if name == "ncsnpp_32" else (1.0, 1.0)
-    told = source.spec_of(shapes_of(source, spec, taps), name, **options, norm_groups=32, dropout=spec.dropout)
+    told = source.read_spec(shapes_of(source, spec, taps), name, **options, norm_groups=32, dropout=spec.dropout)
     assert lower(told).describe() == lower(spec).describe()
     assert lower(told).sha256 == lower(spec).sha256
 
@@ -234,8 +234,8 @@ def test_a_preset_that_diffusers_can_say_comes_back_as_that_preset(name):
     spec = make_model(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
     # Its q, k and v are three layers, so their order is not part of what it says.
     spec = replace(spec, qkv_order="qkv")
-    config = diffusers._config_of(spec, lower(spec))
-    assert lower(diffusers.spec_of(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256
+    config = diffusers._make_config(spec, lower(spec))
+    assert lower(diffusers.read_spec(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256
 
 
 def test_only_ncsnpp_filters_with_four_taps():

@@ -50,7 +50,7 @@ def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys
     said = capsys.readouterr().out
     assert f"checkpoint={tmp_path / 'back'}" in said
     assert "process: linear, 20 levels, beta_start 0.0001, beta_end 0.02, v prediction, images in" in said
-    assert said.splitlines()[1].endswith("(its own)")
+    assert said.splitlines()[1].endswith("(that of the source)")
     found = load_checkpoint(tmp_path / "back")
     assert found.model.program.sha256 == MODEL.program.sha256
     assert (found.model.prediction, found.model.process.schedule.steps) == ("v", 20)
@@ -81,12 +81,12 @@ def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, 
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
     model = load_checkpoint(tmp_path / "back").model
     assert (model.value_range, model.time_scale) == ((0.0, 1.0), 0.25)
-    assert "x0 prediction, images in [0.0, 1.0], time_scale 0.25 (as given)" in capsys.readouterr().out
+    assert "x0 prediction, images in [0.0, 1.0], time_scale 0.25 (set by the user)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module, words, named", [
     ("import_weights", ["source=diffuser"], "source: 'diffuser' was given"),
-    ("import_weights", ["source=edm", "path=edm.pkl"], "edm.pkl: a pickle runs code"),
+    ("import_weights", ["source=edm", "path=edm.pkl"], "edm.pkl: reading a pickle runs code"),
     ("import_weights", ["source=edm", "path=edm.npz"], "edm.npz: it cannot be read"),
     ("import_weights", ["source=edm", "path=edm.npz", "source.heads=3"], "Key 'heads' not in"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz"], "'ddpm_tf': no image_size was given; it takes image_size"),
@@ -155,7 +155,7 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
                    dropout=0.25)  # fmt: skip
     program = lower(spec)
     weights = initial_weights(program, 0, np.float32)
-    np.savez(tmp_path / "model.npz", **write_weights(ddpm_tf.model_names(spec, program), weights))
+    np.savez(tmp_path / "model.npz", **write_weights(ddpm_tf.make_name_map(spec, program), weights))
     words = ("source=ddpm_tf", f"path={tmp_path / 'model.npz'}", "source.image_size=8", "source.norm_groups=4")
     enter("import_weights", *words, f"out={tmp_path / 'plain'}")
     enter("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
