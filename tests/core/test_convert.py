@@ -392,7 +392,9 @@ def test_whose_process_it_is_is_said(source, tmp_path):
     expected = ("edm", "edm") if source == "edm" else ("linear", "eps")
     assert (own.model.schedule["name"], own.model.prediction) == expected
     assumed = "assumed to be EDM's" if source == "edm" else "assumed to be DDPM's"
-    assert own.process_source == "that of the source" if source == "diffusers" else own.process_source.startswith(assumed)
+    assert (
+        own.process_source == "that of the source" if source == "diffusers" else own.process_source.startswith(assumed)
+    )
     given = {"schedule": {"name": "cosine", "T": 9}, "prediction": "v", "value_range": [0, 1], "time_scale": 0.5}
     found = import_weights(source, path, never, given, options)
     assert found.process_source == "set by the user"
@@ -432,7 +434,9 @@ def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path)
 
 def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):
     foreign("diffusers", SMALL, tmp_path)
-    assert import_weights("diffusers", tmp_path / "unet", never, None, {}).process_source.startswith("assumed to be DDPM's")
+    assert import_weights("diffusers", tmp_path / "unet", never, None, {}).process_source.startswith(
+        "assumed to be DDPM's"
+    )
 
 
 @pytest.mark.parametrize("changes, words", [
