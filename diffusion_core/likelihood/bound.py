@@ -156,12 +156,65 @@ def _draw(probability: Array, count: int, seed: int, index: NDArray) -> tuple[ND
     return levels, np.pad(1.0 / (count * probability[drawn]), ((0, 0), (0, 1)), constant_values=1.0)
 
 
-def _log_variance_columns(schedule: Schedule, variance: str) -> tuple[Array, Array]:
-    """Return (a, b) of the log variance of p, a + b output, at each timestep."""
-    small, large = step_log_variances(schedule.alpha, schedule.sigma)
-    if variance.startswith("learned"):
-        return log_variance(variance, small, large)
-    return small if variance == "fixed_small" else np.append(small[0], large[1:]), np.zeros_like(small)
+def _per_image(column: Array) -> Array:
+    """Return a column with shape (B,) in a shape that broadcasts over images, (B, 1, 1, 1)."""
+    return column[:, None, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _ReverseSteps:
+    """The reverse steps p(x_{t-1} | x_t) of a process, as columns over the timesteps, with shape (T,).
+
+    Args:
+        process: the process that the network was trained for.
+        variance: one of `variational.STEP_VARIANCES`.
+        clip: the smallest and the largest estimate; None for no bound.
+        from_x0: the posterior's coefficient of x_0.
+        log_small: log of the posterior's variance.
+        constant: a of the log variance of p, a + b output.
+        slope: b of the same.
+    """
+
+    process: Process
+    variance: str
+    clip: tuple[float, float] | None
+    from_x0: Array
+    log_small: Array
+    constant: Array
+    slope: Array
+
+    @staticmethod
+    def from_process(process: Process, variance: str, clip: tuple[float, float] | None) -> _ReverseSteps:
+        """Return the steps of a process with this variance."""
+        alpha, sigma = process.schedule.alpha, process.schedule.sigma
+        _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
+        small, large = step_log_variances(alpha, sigma)
+        if variance.startswith("learned"):
+            constant, slope = log_variance(variance, small, large)
+        else:
+            constant = small if variance == "fixed_small" else np.append(small[0], large[1:])
+            slope = np.zeros_like(small)
+        return _ReverseSteps(process, variance, clip, from_x0, small, constant, slope)
+
+    def predict(self, forward: Forward, x: Array, t: NDArray[np.int64], label: NDArray) -> tuple[Array, Array]:
+        """Return the estimate D of images x at the timesteps t, and the log variance of each pixel."""
+        columns, channels = self.process.columns(t), x.shape[3]
+        output = np.asarray(forward(_per_image(columns.c_in) * x, columns.c_noise, label), np.float64)
+        check_variance(self.variance, channels, output.shape[3])
+        estimate = _per_image(columns.c_skip) * x + _per_image(columns.c_out) * output[..., :channels]
+        if self.clip is not None:
+            estimate = np.clip(estimate, *self.clip)
+        log_var = np.broadcast_to(_per_image(self.constant[t]), x.shape)
+        if self.variance.startswith("learned"):
+            log_var = log_var + _per_image(self.slope[t]) * output[..., channels : 2 * channels]
+        return estimate, log_var
+
+    def divergence(self, error: Array, log_var: Array, t: NDArray[np.int64]) -> Array:
+        """Return KL(q | p) of each pixel in nats, for t > 0, from the error x_0 - D."""
+        # Two normal distributions whose means are from_x0 (x_0 - D) apart.
+        ratio = _per_image(self.log_small[t]) - log_var
+        divergence = 0.5 * (np.expm1(ratio) - ratio)
+        return divergence + 0.5 * (_per_image(self.from_x0[t]) * error) ** 2 * np.exp(-log_var)
 
 
 def variational_bound(
@@ -207,7 +260,7 @@ def variational_bound(
             f"likelihood: vlb was given; it needs the timesteps of a table, but the time of {schedule.name} is "
             "continuous; use likelihood=ode"
         )
-    T, channels = schedule.steps, u8.shape[3]
+    T = schedule.steps
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one timestep; the bound needs at least 2")
     if distribution not in DISTRIBUTIONS:
@@ -216,14 +269,10 @@ def variational_bound(
         raise DuetError(
             f"likelihood.levels: {levels} was given; it must be 1 to {T - 1} for {T} timesteps, or null for all"
         )
-    index, probability = (
-        np.asarray(index),
-        level_distribution(schedule, "uniform" if levels is None else distribution, (high - low) / 4),
-    )
+    index, name = np.asarray(index), "uniform" if levels is None else distribution
+    probability = level_distribution(schedule, name, (high - low) / 4)
     t, weight = _draw(probability, T - 1 if levels is None else levels, seed, index)
-    alpha, sigma = schedule.alpha, schedule.sigma
-    _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
-    log_small, (constant, slope) = step_log_variances(alpha, sigma)[0], _log_variance_columns(schedule, variance)
+    steps = _ReverseSteps.from_process(process, variance, (low, high) if clip else None)
     noise = Stream(seed, "likelihood/noise")
     terms, x0_mse, eps_mse = (np.zeros(t.shape) for _ in range(3))
     # Timestep by timestep over all images, so that a batch has few different timesteps.
@@ -231,28 +280,15 @@ def variational_bound(
         k, i = np.divmod(np.arange(start, min(start + batch, t.size)), len(t))
         at, x0 = t[i, k], from_uint8(u8[i], np.float64, value_range)
         eps = noise.normal(index[i], u8.shape[1:], at)
-        columns = process.columns(at)
         x = add_noise(x0, eps, *schedule(at))
-        c_skip, c_out, c_in = (c[:, None, None, None] for c in (columns.c_skip, columns.c_out, columns.c_in))
-        output = np.asarray(forward(c_in * x, columns.c_noise, label[i]), np.float64)
-        check_variance(variance, channels, output.shape[3])
-        estimate = c_skip * x + c_out * output[..., :channels]
-        if clip:
-            estimate = np.clip(estimate, low, high)
-        log_var = np.broadcast_to(constant[at][:, None, None, None], x.shape)
-        if variance.startswith("learned"):
-            log_var = log_var + slope[at][:, None, None, None] * output[..., channels : 2 * channels]
-        error = x0 - estimate
-        # KL of two normal distributions whose means are from_x0 (x_0 - D) apart.
-        ratio = log_small[at][:, None, None, None] - log_var
-        divergence = 0.5 * (np.expm1(ratio) - ratio)
-        divergence = divergence + 0.5 * (from_x0[at][:, None, None, None] * error) ** 2 * np.exp(-log_var)
+        estimate, log_var = steps.predict(forward, x, at, label[i])
+        divergence = steps.divergence(x0 - estimate, log_var, at)
         first = at == 0
         if first.any():
             std = np.exp(0.5 * log_var[first])
             divergence[first] = -discretised_gaussian(u8[i[first]], estimate[first], std, value_range)
         terms[i, k] = divergence.mean(axis=(1, 2, 3)) / math.log(2.0)
-        x0_mse[i, k] = (error**2).mean(axis=(1, 2, 3))
+        x0_mse[i, k] = ((x0 - estimate) ** 2).mean(axis=(1, 2, 3))
         eps_mse[i, k] = ((eps - eps_from_x0(x, estimate, *schedule(at))) ** 2).mean(axis=(1, 2, 3))
         if progress is not None:
             progress(start + len(at))
