@@ -10,7 +10,8 @@ A record lies in a directory::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,16 +84,23 @@ def differing(a: Arrays, b: Arrays) -> float:
     return total
 
 
-def compare_records(a: Path, b: Path, names: tuple[str, str]) -> list[Check]:
-    """All checks of one framework's record against the other's, both ways where the hand-over has two."""
+def compare_records(paths: Sequence[Path], names: Sequence[str]) -> list[Check]:
+    """Return all checks of every pair of records, and of every hand-over.
+
+    A record holds one hand-over. With more than two records, it is compared with the record whose state it took over:
+    the one whose bits match.
+    """
     checks: list[Check] = []
     for precision in PRECISIONS:
-        one, two = load_arrays(Path(a) / f"{precision}.npz"), load_arrays(Path(b) / f"{precision}.npz")
-        checks += compare_arrays(one, two, precision, "–".join(names))
-        for source, taker, first, second in ((a, b, *names), (b, a, *reversed(names))):
-            whole = load_arrays(Path(source) / f"{precision}.npz")
-            taken = load_arrays(Path(taker) / "handover" / f"{precision}.npz")
-            checks += compare_handover(whole, taken, precision, f"{first}–{second}")
+        whole = [load_arrays(Path(path) / f"{precision}.npz") for path in paths]
+        for a, b in itertools.combinations(range(len(paths)), 2):
+            checks += compare_arrays(whole[a], whole[b], precision, f"{names[a]}–{names[b]}")
+        for taker in reversed(range(len(paths))):
+            taken = load_arrays(Path(paths[taker]) / "handover" / f"{precision}.npz")
+            state = under(taken, "8/taken over/")
+            others = [k for k in range(len(paths)) if k != taker]
+            source = min(others, key=lambda k: differing(under(whole[k], "8/handed over/"), state))
+            checks += compare_handover(whole[source], taken, precision, f"{names[source]}–{names[taker]}")
     return checks
 
 

@@ -131,9 +131,7 @@ def _trace_checks(paths: Sequence[Path]) -> list[Check]:
             raise DuetError(f"{path}: its record holds no checks; write it again with experiments.trace")
     names = {path: checks[0].backend for path, checks in own.items()}
     found = [c for checks in own.values() for c in checks]
-    for a, b in itertools.combinations(paths, 2):
-        found += compare_records(a, b, (names[a], names[b]))
-    return found
+    return [*found, *compare_records(paths, [names[path] for path in paths])] if paths else []
 
 
 def _backends(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import yaml
 from commands import call
 from made_up import losses, write_training
 
+from diffusion_core.parity.compare import PRECISIONS, compare_records
 from experiments.config.backends import BackendInfo, read_backends
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -84,3 +85,22 @@ def test_every_backend_has_a_title_and_two_colours() -> None:
         assert backend == BackendInfo(name, options["title"], options["colour"])
         assert set(backend.colour) == {"light", "dark"}
     assert BackendInfo.from_options({"name": "jax"}).title == "jax"
+
+
+def test_each_hand_over_of_three_records_is_compared_with_the_state_that_was_taken_over(tmp_path: Path) -> None:
+    names, source = ("a", "b", "c"), {"a": "c", "b": "a", "c": "b"}
+    states = {name: np.full(3, k + 1.0) for k, name in enumerate(names)}
+    for name in names:
+        for precision in PRECISIONS:
+            (tmp_path / name / "handover").mkdir(parents=True, exist_ok=True)
+            np.savez(tmp_path / name / f"{precision}.npz", **{"8/handed over/w": states[name]})
+            taken = {"8/taken over/w": states[source[name]]}
+            np.savez(tmp_path / name / "handover" / f"{precision}.npz", **taken)
+    checks = compare_records([tmp_path / name for name in names], names)
+    taken_over = [(c.backend, c.error) for c in checks if c.name == "state taken over" and c.precision == "float64"]
+    assert taken_over == [("b–c", 0.0), ("a–b", 0.0), ("c–a", 0.0)]
+    pairs = {c.backend for c in checks if c.rung == 0}
+    assert pairs == {"a–b", "a–c", "b–c"}
+    np.savez(tmp_path / "b/handover/float64.npz", **{"8/taken over/w": states["a"] + 1e-9})
+    checks = compare_records([tmp_path / name for name in names], names)
+    assert [c.passed for c in checks if c.name == "state taken over"][:3] == [True, False, True]

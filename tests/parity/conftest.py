@@ -51,7 +51,7 @@ class Exchange:
     @cached_property
     def compared(self) -> list[Check]:
         """Every check of one backend against the other."""
-        return compare_records(*(self.path / name for name in NAMES), NAMES)
+        return compare_records([self.path / name for name in NAMES], NAMES)
 
     @cached_property
     def own(self) -> dict[str, list[Check]]:
