@@ -210,6 +210,8 @@ def _read(path: Path) -> Snapshot:
             facts = file.metadata() or {}
         if facts["format"] != FORMAT:
             raise DuetError(f"it has format {facts['format']}; this version of Duet reads format {FORMAT}")
+        if "sha256" not in facts:
+            raise DuetError("it is corrupt (its header has no hash)")
         model = _model(facts["problem"])
         if facts["program_sha256"] != model.program.sha256:
             raise DuetError("the version of Duet that wrote it builds another network from the same options")

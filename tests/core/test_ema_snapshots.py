@@ -195,6 +195,16 @@ def test_any_flipped_bit_is_detected(tmp_path):
             [one.weights() for one in find_snapshots(tmp_path)]
 
 
+@pytest.mark.parametrize("key", ["format", "updates", "average", "seed", "sha256"])
+def test_a_header_without_one_of_its_facts_is_refused(tmp_path, key):
+    """The order of facts in a header is arbitrary, so the flipped bits of the test above do not always hit a key."""
+    file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], PROFILES, BATCH, MODEL, 3)[0]
+    content = file.read_bytes()
+    file.write_bytes(content.replace(f'"{key}":'.encode(), f'"{key.upper()}":'.encode(), 1))
+    with pytest.raises(DuetError, match=r"000000000240-ema\.safetensors: it is"):
+        find_snapshots(tmp_path)
+
+
 def test_an_invalid_profile_is_reported_with_its_file(tmp_path):
     file = save_snapshots(tmp_path / "snapshots", 240, WALK[-1], PROFILES, BATCH, MODEL, 3)[0]
     content = file.read_bytes()

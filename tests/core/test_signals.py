@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from test_training import Recorder, run
+from test_training_loop import Recorder, run
 
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.signals import SIGNALS, Stopped, flag_on_signal, raise_on_signal

@@ -192,7 +192,7 @@ def test_slices_are_in_order_and_differ_by_one_item_at_most(size, count):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_density_and_accuracy_are_measured_in_the_same_batches_and_the_bound_to_rounding(size):
-    """The output of the networks depends on their batch, so another division would be noticed; the bound mixes pairs."""
+    """The output of the networks depends on their batch, so another division would change it; the bound mixes pairs."""
     process, index, label = Process(linear(4)), np.arange(13), np.zeros(13, np.int32)
 
     def forward(x: np.ndarray, c_noise: np.ndarray, label: np.ndarray) -> np.ndarray:
