@@ -7,8 +7,51 @@ Importing this package loads nothing else: a public name is imported from its mo
 
 import importlib
 
-# Public name: the module that defines it.
-_PUBLIC = {"DuetError": "diffusion_core.common.errors"}
+# Public name: the module that defines it, and its name there if that is another one.
+_PUBLIC = {
+    # schedules, processes, samplers
+    "SAMPLERS": "diffusion_core.sampling",
+    "SCHEDULES": "diffusion_core.diffusion.schedule",
+    "Process": "diffusion_core.diffusion.process",
+    "SamplerPlan": "diffusion_core.sampling",
+    "Schedule": "diffusion_core.diffusion.schedule",
+    "make_plan": "diffusion_core.sampling",
+    "make_schedule": "diffusion_core.diffusion.schedule",
+    # networks and models
+    "ClassifierSpec": "diffusion_core.networks",
+    "DoubleConvSpec": "diffusion_core.networks",
+    "Model": "diffusion_core.model.diffusion_model:DiffusionModel",
+    "PlainSpec": "diffusion_core.networks",
+    "SimpleSpec": "diffusion_core.networks",
+    "SixteenStepSpec": "diffusion_core.networks",
+    "UNetSpec": "diffusion_core.networks",
+    "network": "duet.api.networks",
+    # data and images
+    "DATASETS": "diffusion_core.data",
+    "Dataset": "diffusion_core.data",
+    "load_dataset": "diffusion_core.data",
+    "save_grid": "duet.api.images",
+    # training
+    "Adam": "diffusion_core.optim.adam",
+    "Checkpoint": "diffusion_core.runs.checkpoint",
+    "LearningRate": "diffusion_core.optim.adam",
+    "Objective": "diffusion_core.training.objective",
+    "TrainingConfig": "diffusion_core.training.loop",
+    "load": "diffusion_core.runs.checkpoint:load_checkpoint",
+    "make_ema": "diffusion_core.optim",
+    "train": "duet.api.training",
+    # sampling and evaluation
+    "METRICS": "diffusion_core.metrics.evaluate",
+    "Scores": "duet.api.evaluation",
+    "evaluate": "duet.api.evaluation",
+    "frechet_distance": "diffusion_core.metrics.frechet",
+    "kernel_distance": "diffusion_core.metrics.kernel",
+    "sample": "duet.api.sampling",
+    # backends
+    "DuetError": "diffusion_core.common.errors",
+    "default_backend": "duet.api.backends",
+    "load_backend": "diffusion_core.backend.interface",
+}
 
 __all__ = list(_PUBLIC)
 
@@ -16,7 +59,8 @@ __all__ = list(_PUBLIC)
 def __getattr__(name):
     if name not in _PUBLIC:
         raise AttributeError("module 'duet' has no attribute %r" % name)  # noqa: UP031
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
 

@@ -33,7 +33,8 @@ class DiffusionModel:
 
     Args:
         spec: the network, see `networks.make_spec`.
-        schedule: name and options of the schedule, see `diffusion.schedule.make_schedule`.
+        schedule: name and options of the schedule, see `diffusion.schedule.make_schedule`; a name alone is given the
+            default options.
         prediction: the parameterisation, as in "eps" or "v", see `diffusion.process.Process`.
         value_range: the values of black and white at the input of the network.
         time_scale: factor of t at the input of the network, see `diffusion.process.Process`.
@@ -57,7 +58,7 @@ class DiffusionModel:
     """
 
     spec: NetworkSpec
-    schedule: Mapping[str, Any]
+    schedule: str | Mapping[str, Any]
     prediction: str
     value_range: tuple[float, float] = VALUE_RANGE
     time_scale: float = 1.0
@@ -66,6 +67,8 @@ class DiffusionModel:
     uncertainty: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", {"name": self.schedule})
         channels, image_channels = self.spec.out_channels, self.spec.in_channels
         if self.classifies and self.uncertainty:
             raise DuetError("process.uncertainty: true was given; a classifier predicts logits only, so use false")

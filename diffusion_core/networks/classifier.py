@@ -32,6 +32,15 @@ class ClassifierSpec(UNetSpec):
 
     `num_classes` and `out_channels` are both the number of classes K, at least 2. The classes are the output of the
     network, not an input.
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> from diffusion_core.networks.weights import parameter_count
+        >>> spec = ClassifierSpec(
+        ...     8, 1, 10, channels=8, channel_multipliers=(1,), attention_resolutions=(), norm_groups=4, num_classes=10
+        ... )
+        >>> parameter_count(lower(spec))
+        7690
     """
 
     classifies: ClassVar[bool] = True

@@ -54,6 +54,13 @@ class DoubleConvSpec(NetworkSpec):
         embedding: length of the time embedding, an even number.
         heads: attention heads.
         norm_eps: epsilon of every norm.
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> from diffusion_core.networks.weights import parameter_count
+        >>> spec = DoubleConvSpec(16, 3, 3, channels=8, channel_multipliers=(1, 2), embedding=8, heads=2)
+        >>> parameter_count(lower(spec))
+        49787
     """
 
     channels: int = 64

@@ -42,6 +42,12 @@ class PlainSpec(NetworkSpec):
         time_scale: factor of the time channel; without effect if `time` is ``"none"``.
         up: ``"transposed"`` (a transposed convolution to the next width) or ``"nearest"``.
         output: ``"linear"`` or ``"sigmoid"``, for images in [0, 1].
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> from diffusion_core.networks.weights import parameter_count
+        >>> parameter_count(lower(PlainSpec(8, 1, 1, channels=(4,), bottleneck=8)))
+        1681
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512)

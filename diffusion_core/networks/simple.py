@@ -37,6 +37,12 @@ class SimpleSpec(NetworkSpec):
         embedding: length of the time embedding and width of its dense layer, an even number >= 4.
         norm_eps: epsilon of batch normalisation; the default is that of Keras.
         norm_momentum: weight of the batch in the running statistics; the default is that of Keras, which calls it 0.99.
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> from diffusion_core.networks.weights import parameter_count
+        >>> parameter_count(lower(SimpleSpec(8, 1, 1, channels=(4, 8, 8), embedding=8)))
+        8357
     """
 
     channels: tuple[int, ...] = (28, 128, 256)

@@ -38,6 +38,13 @@ class SixteenStepSpec(NetworkSpec):
         bottleneck: width of the narrowest layer.
         bottom_channels: channels of the smallest image after the bottleneck.
         norm_eps: epsilon of every norm; the default is that of Keras.
+
+    Example:
+        >>> from diffusion_core.networks import lower
+        >>> from diffusion_core.networks.weights import parameter_count
+        >>> spec = SixteenStepSpec(8, 1, 1, channels=8, levels=2, embedding=8, bottleneck=16, bottom_channels=4)
+        >>> parameter_count(lower(spec))
+        9225
     """
 
     channels: int = 128

@@ -68,6 +68,13 @@ class Checkpoint:
         state: weights, averages, moments and the number of updates.
         notes: further plain data: backend, precision, versions, the training objective, and the sampler of the run.
         history: the losses that the next timesteps depend on, or None.
+
+    Example:
+        >>> from diffusion_core.networks import PlainSpec
+        >>> from diffusion_core.networks.weights import initial_weights
+        >>> model = DiffusionModel(PlainSpec(8, 1, 1, channels=(4,), bottleneck=8), "cosine", "v")
+        >>> Checkpoint(0, model, 0, TrainerState.fresh(initial_weights(model.program, 0)), {})
+        Checkpoint(images_seen=0, updates=0, architecture='plain', seed=0)
     """
 
     images_seen: int

@@ -73,7 +73,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 __all__ = ["Objective", "network_labels"]
 
 # What a person chooses; everything else follows from the model.
-_OPTIONS = (
+OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
     "bound", "bound_weight",
 )  # fmt: skip
@@ -138,6 +138,13 @@ class Objective:
 
     Raises:
         DuetError: if a value is out of range or two options contradict each other.
+
+    Example:
+        >>> from diffusion_core.diffusion.schedule import make_schedule
+        >>> objective = Objective(Process(make_schedule("cosine"), "v"), seed=0, weighting={"name": "min_snr", "gamma": 5.0})
+        >>> t, importance = objective.draw([0, 1, 2])
+        >>> t.shape, importance.tolist()
+        ((3,), [1.0, 1.0, 1.0])
     """
 
     process: Process
@@ -217,8 +224,8 @@ class Objective:
             2
         """
         for name in options:
-            if name not in _OPTIONS:
-                raise one_of("option of the objective", name, _OPTIONS)
+            if name not in OPTIONS:
+                raise one_of("option of the objective", name, OPTIONS)
         program = model.program
         options = {"distance": CROSS_ENTROPY if model.classifies else "mse"} | options
         model.check_distance(options["distance"])
@@ -238,7 +245,7 @@ class Objective:
     @property
     def options(self) -> dict[str, Any]:
         """Everything that a person chooses besides the network and the process, as plain data."""
-        values = {name: getattr(self, name) for name in _OPTIONS}
+        values = {name: getattr(self, name) for name in OPTIONS}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     @property

@@ -50,18 +50,20 @@ class RunRecord:
         files: further files by their path in the run directory.
         resume_command: returns the command that resumes the run; its argument says whether the run has written
             anything, so that it can be resumed rather than started again.
+        is_temporary: whether the run directory is deleted at the end, so that its path is not worth printing.
     """
 
     config: str
     options: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
     resume_command: Callable[[bool], str] | None = None
+    is_temporary: bool = False
 
     @staticmethod
-    def of_setup(setup: TrainingSetup) -> RunRecord:
+    def from_setup(setup: TrainingSetup, is_temporary: bool = False) -> RunRecord:
         """Return the record of a run that was started from Python."""
         options = setup.to_dict()
-        return RunRecord(yaml.safe_dump(options, sort_keys=False), options)
+        return RunRecord(yaml.safe_dump(options, sort_keys=False), options, is_temporary=is_temporary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ def train(
             step that is not finite.
         Stopped: after a signal, once a checkpoint has been written.
     """
-    directory, record = Path(directory), record or RunRecord.of_setup(setup)
+    directory, record = Path(directory), record or RunRecord.from_setup(setup)
     is_main_process = setup.group.is_main_process
     with exclusive_directory(directory) if is_main_process else removed_if_unused(directory):
         start, source = starting_point(setup, directory, resume, change_objective)
@@ -180,8 +182,8 @@ def _run(
     result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(run.path / "result.json", result)
     speed = f"{result['images_per_second']:,.0f} images/s"
-    made = f"samples: {run.path / 'samples'}" if setup.plan is not None else f"classifier: {run.path}"
-    print(f"trained in {result['train_seconds']:.1f} s, {speed}; {made}")
+    made = f"; samples: {run.path / 'samples'}" if setup.plan is not None else f"; checkpoint: {run.path}"
+    print(f"trained in {result['train_seconds']:.1f} s, {speed}{'' if record.is_temporary else made}")
     return result
 
 
@@ -200,7 +202,9 @@ def _begin(
     run.start(record.config, _facts(setup, backend, start, source), trackers)
     for name, content in record.files.items():
         write_atomically(run.path / name, content.encode())
-    print(f"run: {run.path}\nnetwork: {parameter_count(model.program):,} parameters")
+    if not record.is_temporary:
+        print(f"run: {run.path}")
+    print(f"network: {parameter_count(model.program):,} parameters")
     print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
     strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)

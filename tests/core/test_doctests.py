@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the core run and print what they say."""
+"""The examples in the docstrings of the core and of the Python interface run and print what they say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import pkgutil
 import pytest
 
 import diffusion_core
+import duet.api
 
-MODULES = sorted(module.name for module in pkgutil.walk_packages(diffusion_core.__path__, "diffusion_core."))
+MODULES = sorted(
+    module.name
+    for package in (diffusion_core, duet.api)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

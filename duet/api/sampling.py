@@ -1,0 +1,115 @@
+"""Sampling from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.backend.interface import Backend, StepCallback
+from diffusion_core.data.pixels import to_uint8
+from diffusion_core.model.generate import generate
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
+from diffusion_core.sampling import SamplerPlan
+from duet.api.backends import backend_setup
+from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.sampling.guidance import GuidanceModels
+from experiments.sampling.options import choose_weights, sample_labels
+from experiments.sampling.plans import choose_sampler
+
+__all__ = ["sample"]
+
+
+def sample(
+    checkpoint: Checkpoint | str | Path,
+    count: int = 64,
+    *,
+    labels: int | Sequence[int] | None = None,
+    sampler: str | SamplerPlan | None = None,
+    seed: int = 0,
+    batch: int = 128,
+    weights: str | None = None,
+    guide: Checkpoint | str | Path | None = None,
+    classifier: Checkpoint | str | Path | None = None,
+    callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: bool | str = "auto",
+    threads: int | None = None,
+    **options: Any,
+) -> NDArray[np.uint8]:
+    """Sample images from a checkpoint.
+
+    Sample k starts from the same noise in any batch, on any machine and in either framework.
+
+    Args:
+        checkpoint: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint.
+        count: number of images.
+        labels: one class for all, a list of classes that repeats, or None for every class in turn.
+        sampler: a name of `duet.SAMPLERS` or a plan of `duet.make_plan`; None is the sampler of the run.
+        seed: of the noise.
+        batch: images per network call; it does not change any image.
+        weights: ``"ema"``, a further average (``"ema1"`` ...) or ``"weights"``; None is what the run samples with.
+        guide: a weaker network for autoguidance.
+        classifier: a classifier of noisy images for classifier guidance.
+        callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
+        backend: name of an installed backend; None takes the one that this Python can import.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
+        compile: True, False or ``"auto"``.
+        threads: CPU threads; None leaves the framework's choice.
+        options: of the sampler, such as ``steps=25`` and ``guidance_scale=1.5``.
+
+    Returns:
+        uint8 images with shape (count, H, W, C).
+
+    Raises:
+        DuetError: for labels, weights or options that do not exist or do not fit.
+
+    Example:
+        Sixteen sevens from the run in a directory::
+
+            images = duet.sample("outputs/digits", 16, labels=7, sampler="heun", steps=18)
+    """
+    loaded = _load(checkpoint)
+    which = choose_weights("weights", weights, loaded)
+    models = GuidanceModels(
+        guide=guide and _load(guide), guide_weights=guide and choose_weights("guide_weights", None, _load(guide)),
+        classifier=classifier and _load(classifier),
+        classifier_weights=classifier and choose_weights("classifier_weights", None, _load(classifier)),
+    )  # fmt: skip
+    plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
+    chosen = sample_labels(labels, count, loaded.model, models.classifier_program)
+    opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
+    network = opened.network(loaded.model.program, loaded.state.parts[which])
+    images = generate(
+        opened, network, plan, loaded.model.spec.image_shape, chosen, seed, batch=batch,
+        callback=callback and StepCallback(callback), guidance=models.build(opened),
+    )  # fmt: skip
+    return to_uint8(images, loaded.model.value_range)
+
+
+def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+
+
+def _make_plan(
+    checkpoint: Checkpoint, sampler: str | None, models: GuidanceModels, options: dict[str, Any]
+) -> SamplerPlan:
+    given = options if sampler is None else {"name": sampler, **options}
+    return models.plan(checkpoint.model, choose_sampler(given, checkpoint)[0])
+
+
+def _open(setup: BackendSetup, calls: int) -> Backend:
+    return setup.choose_mode(_loaded(setup.name, setup.config), calls)
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str, config: Any) -> Backend:
+    """Open a backend once for each configuration: what it traces and compiles is kept."""
+    return BackendSetup(name, config).load()

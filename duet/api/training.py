@@ -1,0 +1,139 @@
+"""Training from Python."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.common.errors import one_of
+from diffusion_core.data import Dataset
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.optim import Ema, make_ema
+from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
+from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.objective import OPTIONS
+from duet.api.backends import backend_setup
+from experiments.sampling.options import SampleOptions
+from experiments.training import run as runs
+from experiments.training.setup import TrainingSetup
+
+__all__ = ["train"]
+
+
+def train(
+    model: DiffusionModel,
+    dataset: Dataset,
+    *,
+    images: int = 128_000,
+    batch: int = 128,
+    lr: float | LearningRate = 1e-3,
+    optimiser: Adam | None = None,
+    ema: str | Ema | None = None,
+    sampler: str | Mapping[str, Any] | None = None,
+    samples: int = 64,
+    flip: bool = False,
+    augment: float = 0.0,
+    seed: int = 0,
+    backend: str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: bool | str = "auto",
+    threads: int | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Checkpoint:
+    """Train a model and return its last checkpoint.
+
+    The names and defaults are those of ``configs/train.yaml``; the same arguments and seed give the same run as
+    ``python3 -m duet train``.
+
+    Args:
+        model: the network and its process.
+        dataset: see `duet.load_dataset`; its images must have the shape that the network takes.
+        images: length of the run in images seen; a multiple of `batch`.
+        batch: images per step.
+        lr: a constant learning rate, or a schedule of it.
+        optimiser: Adam or AdamW; None is `Adam()`.
+        ema: the moving average of the weights: the name of a profile, or what `duet.make_ema` returns; None is the
+            warm-up to a decay of 0.999.
+        sampler: that of the samples that `out` holds and of a later `duet.sample`: a name, or a name with options.
+        samples: number of final samples in `out`.
+        flip: whether to mirror half of the images.
+        augment: the probability of each change of EDM's augmentation.
+        seed: of the weights, the data order, the noise and everything else that is random.
+        backend: name of an installed backend; None takes the one that this Python can import.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
+        compile: True, False or ``"auto"``, which decides by the length of the run.
+        threads: CPU threads; None leaves the framework's choice.
+        out: a run directory for metrics, checkpoints and samples; None keeps nothing on disk.
+        resume: a run or a checkpoint to continue from; ``"latest"`` is the run in `out`.
+        quiet: whether to print no progress.
+        options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
+            `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``.
+
+    Raises:
+        DuetError: for an option that does not exist or does not fit, a data set that the network cannot take, or a
+            loss that is not finite.
+
+    Example:
+        A run of two steps::
+
+            model = duet.Model(duet.network("digits"), schedule="cosine", prediction="v")
+            checkpoint = duet.train(model, duet.load_dataset("digits"), images=128, batch=64)
+    """
+    setup = make_setup(
+        model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
+        samples=samples, flip=flip, augment=augment, seed=seed,
+        backend=backend_setup(backend, device, precision, compile, threads), **options,
+    )  # fmt: skip
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if quiet else nullcontext():
+        if out is not None:
+            runs.train(setup, out, resume=resume and str(resume))
+            return load_checkpoint(out)
+        with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:
+            record = runs.RunRecord.from_setup(setup, is_temporary=True)
+            runs.train(replace(setup, plan=None), directory, resume=resume and str(resume), record=record)
+            return load_checkpoint(directory)
+
+
+def make_setup(
+    model: DiffusionModel,
+    dataset: Dataset,
+    *,
+    images: int,
+    batch: int,
+    lr: float | LearningRate,
+    ema: str | Ema | None,
+    sampler: str | Mapping[str, Any] | None,
+    samples: int,
+    optimiser: Adam | None,
+    backend: Any,
+    seed: int,
+    flip: bool,
+    augment: float,
+    **options: Any,
+) -> TrainingSetup:
+    """Return the setup of a run; see `train`, whose `options` are told apart here."""
+    config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
+    objective_names = set(OPTIONS)
+    for name in options:
+        if name not in config_names | objective_names:
+            raise one_of("option of train", name, sorted(config_names | objective_names))
+    config = TrainingConfig(images=images, batch=batch, **{k: v for k, v in options.items() if k in config_names})
+    return TrainingSetup.create(
+        model, dataset, config,
+        objective={k: v for k, v in options.items() if k in objective_names},
+        adam=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
+        ema=make_ema(ema) if isinstance(ema, str) else ema,
+        sampler={"name": sampler} if isinstance(sampler, str) else sampler,
+        sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""`import duet`: light until used, complete, documented, and the same in every environment."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import duet
+from diffusion_core.runs.run_directory import read_samples
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model of a few hundred parameters, and its data."""
+    network = duet.network(
+        "digits", channels=8, channel_multipliers=(1,), attention_resolutions=(), middle_attention=False, norm_groups=4
+    )
+    return duet.Model(network, schedule="cosine", prediction="v"), duet.load_dataset("digits", part="train")
+
+
+def test_importing_duet_loads_nothing_else():
+    code = "import sys, importlib; before = set(sys.modules); import duet; print(sorted(set(sys.modules) - before))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['duet']\n"
+
+
+def test_every_public_name_exists_and_its_docstring_says_what_it_is():
+    for name in duet.__all__:
+        value = getattr(duet, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert len(inspect.getdoc(value)) > 40, name
+
+
+def test_every_public_function_and_class_has_an_example():
+    without = [
+        name
+        for name in duet.__all__
+        if (inspect.isclass(getattr(duet, name)) or inspect.isfunction(getattr(duet, name)))
+        and "Example:" not in (getattr(duet, name).__doc__ or "")
+    ]
+    assert set(without) <= {"DuetError", "Scores"}, without
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = duet.trian
+
+
+def test_the_representation_of_an_object_is_one_short_line(tiny):
+    model, digits = tiny
+    plan = duet.make_plan(model.process, "heun", steps=5)
+    for value in (model, digits, plan, model.process, model.process.schedule, duet.Adam(), duet.LearningRate(1e-3)):
+        assert "\n" not in repr(value) and len(repr(value)) < 160, repr(value)
+
+
+def test_a_preset_is_the_network_of_its_file_with_the_changes_asked_for():
+    assert duet.Model(duet.network("digits"), "cosine", "v").program.sha256 != ""
+    assert duet.network("digits", num_classes=0).num_classes == 0
+    with pytest.raises(duet.DuetError, match=r"network: 'digit' was given.*Did you mean 'digits'"):
+        duet.network("digit")
+    with pytest.raises(duet.DuetError, match="chanels"):
+        duet.network("digits", chanels=8)
+
+
+def test_an_option_that_does_not_exist_names_the_argument_and_the_nearest(tiny):
+    model, digits = tiny
+    with pytest.raises(duet.DuetError, match=r"'label_droput' was given.*Did you mean 'label_dropout'"):
+        duet.train(model, digits, images=64, batch=64, label_droput=0.1, backend="none")
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("out", [False, True])
+def test_python_trains_as_the_same_seed_does_twice_with_and_without_a_directory(tiny, backend_name, tmp_path, out):
+    model, digits = tiny
+    common = {"images": 128, "batch": 64, "label_dropout": 0.1, "backend": backend_name, "threads": 1, "quiet": True}
+    kept = duet.train(model, digits, out=tmp_path / "run" if out else None, samples=4, **common)
+    again = duet.train(model, digits, **common)
+    assert kept.images_seen == 128
+    for name, value in kept.state.weights.items():
+        np.testing.assert_array_equal(again.state.weights[name], value)
+    if out:
+        images, labels, _ = read_samples(tmp_path / "run" / "samples" / "samples.npz")
+        drawn = duet.sample(tmp_path / "run", 4, batch=4, backend=backend_name, threads=1)
+        np.testing.assert_array_equal(drawn, images)
+        assert duet.load(tmp_path / "run").images_seen == 128 and labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.backend
+def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, backend_name):
+    model, digits = tiny
+    run = duet.train(model, digits, images=64, batch=64, backend=backend_name, threads=1, quiet=True)
+    rows = []
+    plan = model.plan("ddim", steps=5)
+    images = duet.sample(
+        run, 3, sampler=plan, backend=backend_name, threads=1, callback=lambda row, x, estimate: rows.append(row)
+    )
+    assert rows == list(range(5)) and images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(duet.sample(run, 3, sampler="ddim", steps=5, backend=backend_name, threads=1), images)
+
+
+@pytest.mark.backend
+def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """The block in README, with a shorter run."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    assert block.count("25_600") == 2 and "images=25_600, batch=64" in block
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("25_600", "640").replace("1280", "64"), "README.md", "exec"), {})
+    assert (tmp_path / "digits.png").stat().st_size > 1000
+    assert "digits Fréchet distance" in capsys.readouterr().out
+
+
+def test_frechet_distance_of_digits_with_themselves_is_small_and_has_an_interval():
+    digits = duet.load_dataset("digits", part="train")
+    scores = duet.evaluate(digits.images, digits, features="digits")
+    (number,) = scores.values()
+    assert abs(number.value) < 1e-6 and number.interval is not None
+    assert repr(scores).startswith("Scores(digits Fréchet distance")
