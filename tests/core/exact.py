@@ -98,8 +98,8 @@ def error(plan: SamplerPlan, data: Mixture = TWO_NORMALS, rows: int | None = Non
     """
     rows = plan.rows - 1 if rows is None else rows
     first, last = ((float(plan.alpha[i]), float(plan.sigma[i])) for i in (0, rows))
-    start, wanted = _flow_of_points(data, first, last)
-    return float(np.abs(execute(plan, start, exactly(plan, data), rows) - wanted).max())
+    start, exact = _flow_of_points(data, first, last)
+    return float(np.abs(execute(plan, start, exactly(plan, data), rows) - exact).max())
 
 
 @cache

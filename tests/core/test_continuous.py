@@ -50,9 +50,9 @@ def test_continuous_schedules_have_the_members_of_tables(name):
     ends = MADE[name].log_ratio_range
     assert log_ratio(MADE[name], np.array(MADE[name].span)) == pytest.approx(ends)
     assert (linear().log_ratio_range, linear().span) == ((linear().log_ratio[0], linear().log_ratio[-1]), (0.0, 999.0))
-    for words in ("steps", "alpha", "sigma", "log_ratio", "log_snr", "snr", "alphas_cumprod"):
+    for name_of_table in ("steps", "alpha", "sigma", "log_ratio", "log_snr", "snr", "alphas_cumprod"):
         with pytest.raises(DuetError, match=f"schedule {name}: its time is continuous, .* timesteps of a table"):
-            getattr(MADE[name], words)
+            getattr(MADE[name], name_of_table)
 
 
 def test_published_values():
@@ -149,7 +149,7 @@ def test_solvers_make_finite_plans(name, steps):
             dpm_solver(process, steps, spacing=spacing)
 
 
-@pytest.mark.parametrize("steps, spacing, words", [
+@pytest.mark.parametrize("steps, spacing, message", [
     (None, None, "sampler.steps: None was given; in continuous time it must be a whole number"),
     ([3, 2], None, "in continuous time it must be a whole number"),
     ("ddim5", None, "in continuous time it must be a whole number"),
@@ -160,12 +160,12 @@ def test_solvers_make_finite_plans(name, steps):
     (None, [], "a list of decreasing times"),
     (3, [0.5, 0.2], "with a list of 2 times; use steps=null"),
 ])  # fmt: skip
-def test_invalid_steps_and_spacings_are_errors(steps, spacing, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_steps_and_spacings_are_errors(steps, spacing, message):
+    with pytest.raises(DuetError, match=message):
         make_timesteps(MADE["vp_sde"], steps, spacing)
 
 
-@pytest.mark.parametrize("name, options, words", [
+@pytest.mark.parametrize("name, options, message", [
     ("vp_sde", {"T": 1000}, "option of schedule 'vp_sde': 'T'"),
     ("vp_sd", {}, "Did you mean 'vp_sde'"),
     ("vp_sde", {"t_min": 0.0}, "t_min must be positive"),
@@ -180,8 +180,8 @@ def test_invalid_steps_and_spacings_are_errors(steps, spacing, words):
     ("edm", {"zero_terminal_snr": True}, "its time is continuous"),
     ("edm", {"log_snr_shift": 101.0}, "must be in -100 .. 100"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(name, options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(name, options, message):
+    with pytest.raises(DuetError, match=message):
         make_schedule(name, **options)
 
 

@@ -72,9 +72,9 @@ def test_a_row_of_order_three_integrates_a_parabola_exactly():
         nodes, weights = np.polynomial.legendre.leggauss(40)
         middle, width = (half[i] + half[i + 1]) / 2, (half[i + 1] - half[i]) / 2
         at = middle + width * nodes
-        wanted = plan.sigma[i + 1] * np.sum(width * weights * np.exp(at) * parabola(at))
+        expected = plan.sigma[i + 1] * np.sum(width * weights * np.exp(at) * parabola(at))
         got = sum(plan.denoised[i, 0, k] * parabola(half[i - k]) for k in range(3))
-        assert got == pytest.approx(wanted, rel=1e-12)
+        assert got == pytest.approx(expected, rel=1e-12)
         assert plan.state[i, 0, 0] == pytest.approx(plan.sigma[i + 1] / plan.sigma[i], rel=1e-14)
 
 
@@ -135,12 +135,12 @@ def test_plans_are_finite_and_end_at_the_estimate(order, sde):
 
 def test_invalid_options_are_errors():
     process = Process(linear(), "eps")
-    for options, words in (
+    for options, message in (
         ({"order": 4}, "sampler.order: 4 was given; it must be 1, 2 or 3"),
         ({"solver_type": "euler"}, "sampler.solver_type: 'euler'"),
         ({"steps": 0}, "sampler.steps: 0"),
     ):
-        with pytest.raises(DuetError, match=words):
+        with pytest.raises(DuetError, match=message):
             dpm_solver(process, **options)
     with pytest.raises(DuetError, match="its first level has no signal"):
         dpm_solver(Process(flow(), "v"))

@@ -50,11 +50,11 @@ class Reference:
     config = BackendConfig(precision="float64")
 
     def sample(self, network, plan, start, label, noise, callback=None, guidance=None):
-        led = {"mask": guidance.mask, "known": guidance.known}
-        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, callback, **led)
+        inpainting = {"mask": guidance.mask, "known": guidance.known}
+        return reference.sample(network.program, WEIGHTS, plan, start, label, noise, callback, **inpainting)
 
 
-def drawn(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABELS, **options: object) -> np.ndarray:
+def run_plan(plan: SamplerPlan, edit: Edit | None = None, labels: np.ndarray = LABELS, **options: object) -> np.ndarray:
     network = SimpleNamespace(program=PROGRAM)
     return generate(Reference(), network, plan, SHAPE, labels, seed=5, edit=edit, **options)
 
@@ -72,9 +72,9 @@ def test_strength_is_the_fraction_of_rows():
 
 def test_the_tail_of_a_plan_continues_like_the_full_plan():
     plan, seen = ddim(PROCESS, 6), {}
-    whole = drawn(plan, callback=StepCallback(lambda row, x, estimate: seen.update({row: x})))
+    full = run_plan(plan, callback=StepCallback(lambda row, x, estimate: seen.update({row: x})))
     later = replace(image_to_image(plan.tail(4), IMAGES, 5), start=seen[3])
-    np.testing.assert_array_equal(drawn(later.plan, later), whole)
+    np.testing.assert_array_equal(run_plan(later.plan, later), full)
     np.testing.assert_array_equal(plan.tail(4).t, plan.t[4:])
     assert (plan.tail(4).alpha[-1], plan.tail(4).sigma[-1]) == (1, 0)
     for row in (-1, 6):
@@ -90,19 +90,19 @@ def test_a_tail_with_dependent_rows_is_a_new_plan():
         lambda **o: dpm_solver(PROCESS, **{"steps": 10, **o}),
         lambda **o: dpm_solver(PROCESS, **{"steps": 10, "order": 3, "spacing": "karras", **o}),
     ):
-        whole = make()
-        assert not whole.is_self_contained(4) and whole.is_self_contained(0)
+        full = make()
+        assert not full.is_self_contained(4) and full.is_self_contained(0)
         with pytest.raises(DuetError, match="the rows from 4 on depend on earlier rows"):
-            whole.tail(4)
+            full.tail(4)
 
         def guided(guidance_scale=RAMP, guidance_convention="from_null", interval=None, make=make, **options):
             return make(**options).with_guidance(guidance_scale, interval)
 
-        begun = tail(guided, 0.6)
-        np.testing.assert_array_equal(begun.t, whole.t[4:])
-        np.testing.assert_allclose(begun.denoised[2:], whole.denoised[6:], rtol=1e-9, atol=1e-12)
-        assert np.all(begun.denoised[0, 0, 1:] == 0) and begun.is_self_contained(0)
-        np.testing.assert_array_equal(begun.guidance_scale, np.linspace(1, 4, 10)[4:])
+        new = tail(guided, 0.6)
+        np.testing.assert_array_equal(new.t, full.t[4:])
+        np.testing.assert_allclose(new.denoised[2:], full.denoised[6:], rtol=1e-9, atol=1e-12)
+        assert np.all(new.denoised[0, 0, 1:] == 0) and new.is_self_contained(0)
+        np.testing.assert_array_equal(new.guidance_scale, np.linspace(1, 4, 10)[4:])
 
 
 @pytest.mark.parametrize("name, options", [
@@ -119,28 +119,28 @@ def test_a_tail_starts_at_the_nearest_step(name, options):
     process = Process(make_schedule("flow"), "v") if name == "flow_heun" else PROCESS
     for steps in (2, 9):  # one step before the last, or more
         make = partial(make_plan, process, name, steps=steps, **options)
-        whole, moved = make(), 0
-        alone = [row for row in range(whole.rows) if whole.is_self_contained(row)]
-        for row in range(whole.rows):
-            begun = tail(make, (whole.rows - row) / whole.rows)
-            first = whole.rows - begun.rows
+        full, moved = make(), 0
+        alone = [row for row in range(full.rows) if full.is_self_contained(row)]
+        for row in range(full.rows):
+            new = tail(make, (full.rows - row) / full.rows)
+            first = full.rows - new.rows
             assert abs(first - row) == min(abs(other - row) for other in alone) <= 1
             moved += first != row
-            np.testing.assert_array_equal(begun.t, whole.t[first:])
-            np.testing.assert_array_equal(begun.sigma, whole.sigma[first:])
-            np.testing.assert_array_equal(begun.noise[:, 0], whole.noise[first:, 0])
+            np.testing.assert_array_equal(new.t, full.t[first:])
+            np.testing.assert_array_equal(new.sigma, full.sigma[first:])
+            np.testing.assert_array_equal(new.noise[:, 0], full.noise[first:, 0])
     assert moved
 
 
 def test_a_new_tail_has_the_timesteps_at_which_steps_start():
     for name, more in (("plms", 1), ("pndm", 9)):
         make = partial(make_plan, PROCESS, name, steps=10)
-        whole, levels = make(), make_plan(PROCESS, "ddim", steps=10).t
+        full, levels = make(), make_plan(PROCESS, "ddim", steps=10).t
         for strength in (0.9, 0.75, 0.5):
-            begun = tail(make, strength)
-            kept = levels[levels <= whole.t[start_row(whole, strength)]]
-            assert begun.rows == len(kept) + more
-            np.testing.assert_array_equal(begun.t, make_plan(PROCESS, name, steps=None, spacing=kept.tolist()).t)
+            new = tail(make, strength)
+            kept = levels[levels <= full.t[start_row(full, strength)]]
+            assert new.rows == len(kept) + more
+            np.testing.assert_array_equal(new.t, make_plan(PROCESS, name, steps=None, spacing=kept.tolist()).t)
 
 
 def test_decreasing_timesteps_are_below_all_before_them():
@@ -153,7 +153,7 @@ def test_image_to_image_from_pure_noise_is_plain_sampling():
         plan = make(process, 5, spacing="trailing")
         assert plan.alpha[0] == 0
         edit = image_to_image(plan.tail(start_row(plan, 1.0)), IMAGES, 5)
-        np.testing.assert_array_equal(drawn(edit.plan, edit, batch=3), drawn(plan, batch=3))
+        np.testing.assert_array_equal(run_plan(edit.plan, edit, batch=3), run_plan(plan, batch=3))
 
 
 def test_image_to_image_starts_at_the_level_of_its_row():
@@ -177,8 +177,8 @@ def test_the_ends_of_an_interpolation_are_the_two_images(mix):
     np.testing.assert_allclose(ends[:, 0], first, rtol=0, atol=1e-14)
     np.testing.assert_allclose(ends[:, -1], second, rtol=0, atol=1e-14)
     alone = image_to_image(plan, IMAGES[:2], 5)
-    frames = drawn(plan, edit, labels=np.zeros(10, int))
-    np.testing.assert_allclose(frames[[0, 5]], drawn(plan, alone, labels=np.zeros(2, int)), rtol=0, atol=1e-12)
+    frames = run_plan(plan, edit, labels=np.zeros(10, int))
+    np.testing.assert_allclose(frames[[0, 5]], run_plan(plan, alone, labels=np.zeros(2, int)), rtol=0, atol=1e-12)
 
 
 def test_lerp_keeps_the_noise_level_of_images_with_the_same_noise():
@@ -215,18 +215,18 @@ LEFT = (np.arange(4) < 2)[None, :, None]
 
 def test_inpainting_keeps_the_known_part_exactly():
     for plan in (ddim(PROCESS, 4), repaint(PROCESS, 5, jump=2, resamples=2)):
-        painted = drawn(plan, inpaint(plan, IMAGES, LEFT), batch=3)
+        painted = run_plan(plan, inpaint(plan, IMAGES, LEFT), batch=3)
         np.testing.assert_array_equal(painted[:, :, :2], IMAGES[:, :, :2])
         assert np.abs(painted[:, :, 2:] - IMAGES[:, :, 2:]).max() > 0.1
-        everything = drawn(plan, inpaint(plan, IMAGES, np.zeros((1, 1, 1))))
-        np.testing.assert_array_equal(everything, drawn(plan))
+        everything = run_plan(plan, inpaint(plan, IMAGES, np.zeros((1, 1, 1))))
+        np.testing.assert_array_equal(everything, run_plan(plan))
 
 
 def test_the_known_part_has_the_noise_of_each_level():
     plan, seen = repaint(PROCESS, 5, jump=2, resamples=2), {}
     many = np.repeat(IMAGES[:1], 300, axis=0)
     edit = inpaint(plan, many, np.ones((1, 1, 1)))
-    drawn(
+    run_plan(
         plan, edit, np.zeros(300, int), batch=300, callback=StepCallback(lambda row, x, estimate: seen.update({row: x}))
     )
     for row, x in seen.items():
@@ -236,26 +236,26 @@ def test_the_known_part_has_the_noise_of_each_level():
         assert noise.std() == pytest.approx(plan.sigma[row + 1], rel=5 / np.sqrt(2 * 4800))
 
 
-@pytest.mark.parametrize("mask, words", [
+@pytest.mark.parametrize("mask, message", [
     (np.ones((3, 4, 1)), r"mask: its shape is \(3, 4, 1\), but the images are \(4, 4, 1\)"),
     (np.full((4, 4, 1), 0.5), "mask: it must be 1 where the image is known"),
 ])  # fmt: skip
-def test_invalid_masks_are_errors(mask, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_masks_are_errors(mask, message):
+    with pytest.raises(DuetError, match=message):
         inpaint(ddim(PROCESS, 4), IMAGES, mask)
 
 
 def test_an_edit_needs_a_label_for_each_sample():
     plan = ddim(PROCESS, 4)
     with pytest.raises(DuetError, match="edit: it has 4 samples, but 3 labels"):
-        drawn(plan, inpaint(plan, IMAGES, LEFT), LABELS[:3])
+        run_plan(plan, inpaint(plan, IMAGES, LEFT), LABELS[:3])
 
 
 # RePaint
 
 
-def rows_of(plan: SamplerPlan, whole: SamplerPlan) -> list[int]:
-    return [whole.t.tolist().index(t) for t in plan.t]
+def rows_of(plan: SamplerPlan, full: SamplerPlan) -> list[int]:
+    return [full.t.tolist().index(t) for t in plan.t]
 
 
 def test_resampling_repeats_each_block():
@@ -277,15 +277,15 @@ def test_a_jump_without_its_noise_is_an_error():
         replace(plan, noise=noise)
 
 
-@pytest.mark.parametrize("plan, jump, resamples, words", [
+@pytest.mark.parametrize("plan, jump, resamples, message", [
     (ddpm(PROCESS, 5), 0, 2, "sampler.jump: 0 was given; 5 steps can go back by 1 to 4"),
     (ddpm(PROCESS, 5), 5, 2, "sampler.jump: 5 was given"),
     (ddpm(PROCESS, 5), 2, 0, "sampler.resamples: 0 was given"),
     (dpm_solver(PROCESS, 5), 2, 2, "resampling: .* its rows depend on earlier ones; use ddpm or ddim"),
     (ddpm(PROCESS, 5, variance="learned_range"), 2, 2, "resampling: .* its variance is learned"),
 ])  # fmt: skip
-def test_invalid_resampling_is_an_error(plan, jump, resamples, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_resampling_is_an_error(plan, jump, resamples, message):
+    with pytest.raises(DuetError, match=message):
         add_resampling(plan, jump, resamples)
 
 

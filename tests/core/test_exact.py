@@ -39,8 +39,8 @@ def test_the_flow_of_one_normal_has_its_closed_form():
     for start in TIMESTEP_SAMPLERS:
         for end in TIMESTEP_SAMPLERS:
             wide = [np.hypot(alpha * std, sigma) for alpha, sigma in (start, end)]
-            wanted = end[0] * mean + wide[1] / wide[0] * (POINTS - start[0] * mean)
-            np.testing.assert_allclose(NORMAL.follow(POINTS, start, end), wanted, rtol=0, atol=1e-10)
+            expected = end[0] * mean + wide[1] / wide[0] * (POINTS - start[0] * mean)
+            np.testing.assert_allclose(NORMAL.follow(POINTS, start, end), expected, rtol=0, atol=1e-10)
 
 
 def test_the_flow_preserves_quantiles():

@@ -70,7 +70,7 @@ def test_a_plan_on_a_grid_evaluates_at_fractional_t():
     np.testing.assert_allclose(np.hypot(plan.alpha, plan.sigma), 1, atol=1e-13)
 
 
-@pytest.mark.parametrize("steps, spacing, words", [
+@pytest.mark.parametrize("steps, spacing, message", [
     (5, "carras", "sampler.spacing: 'carras' was given; it must be one of leading, linspace, trailing, karras"),
     (5, {"name": "carras"}, "must be one of leading"),
     (5, {"rho": 7.0}, "must be one of leading"),
@@ -83,8 +83,8 @@ def test_a_plan_on_a_grid_evaluates_at_fractional_t():
     (0, "karras", "sampler.steps: 0 was given"),
     (None, "karras", "sampler.steps: None was given"),
 ])  # fmt: skip
-def test_invalid_grids_are_errors(steps, spacing, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_grids_are_errors(steps, spacing, message):
+    with pytest.raises(DuetError, match=message):
         make_timesteps(linear(), steps, spacing)
 
 

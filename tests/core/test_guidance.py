@@ -163,11 +163,11 @@ def test_an_exact_classifier_turns_unconditional_into_conditional_sampling(monke
     unconditional = {0: CLASSES[2], 1: CLASSES[2]}
     for label in (0, 1):
         monkeypatch.setattr(reference, "forward", exactly(CLASSES))
-        wanted = followed(EXACT, label)
+        expected = followed(EXACT, label)
         monkeypatch.setattr(reference, "forward", exactly(unconditional))
         plan = EXACT.with_guidance(1.0, classifier=1.0)
-        np.testing.assert_allclose(followed(plan, label, grad_log_prob=slope_of_class), wanted, rtol=0, atol=1e-10)
-        assert np.abs(followed(EXACT, label) - wanted).max() > 0.1
+        np.testing.assert_allclose(followed(plan, label, grad_log_prob=slope_of_class), expected, rtol=0, atol=1e-10)
+        assert np.abs(followed(EXACT, label) - expected).max() > 0.1
         # With weight w it equals guidance with weight w.
         strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, grad_log_prob=slope_of_class)
         monkeypatch.setattr(reference, "forward", exactly(CLASSES))
@@ -188,7 +188,7 @@ def test_a_guide_with_the_same_images_process_and_classes_is_accepted(guide):
     MODEL.check_guide(guide, MODEL.plan("ddim", guidance_scale=2.0))
 
 
-@pytest.mark.parametrize("changes, words", [
+@pytest.mark.parametrize("changes, message", [
     ({"spec": replace(SPEC, image_size=4)}, r"guide: its images have shape \(4, 4, 1\), but .* \(8, 8, 1\)"),
     ({"spec": replace(SPEC, num_classes=5)}, "guide: it has 5 classes .* has 10 classes and the null label 10"),
     ({"spec": replace(SPEC, null_class="zero", num_classes=11)}, "guide: it has 11 classes"),
@@ -198,6 +198,6 @@ def test_a_guide_with_the_same_images_process_and_classes_is_accepted(guide):
     ({"time_scale": 0.5}, "guide: .* time_scale 0.5"),
     ({"value_range": (0.0, 1.0)}, "guide: .* values 0 to 1"),
 ])  # fmt: skip
-def test_a_guide_with_other_images_process_or_classes_is_an_error(changes, words):
-    with pytest.raises(DuetError, match=words):
+def test_a_guide_with_other_images_process_or_classes_is_an_error(changes, message):
+    with pytest.raises(DuetError, match=message):
         MODEL.check_guide(replace(MODEL, **changes), MODEL.plan("ddim", guidance_scale=2.0))

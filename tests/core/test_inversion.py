@@ -29,9 +29,9 @@ def test_rows_with_ask_next(name):
         a, s, a_next, s_next = plan.alpha[i], plan.sigma[i], plan.alpha[i + 1], plan.sigma[i + 1]
         estimate = plan.c_skip[i] * x + plan.c_out[i] * output
         eps = output if name == "eps" else (x - a_next * estimate) / s_next
-        wanted = a_next / a * x + (s_next - a_next * s / a) * eps
+        expected = a_next / a * x + (s_next - a_next * s / a) * eps
         got = plan.state[i, 0, 0] * x + plan.denoised[i, 0, 0] * estimate
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -92,13 +92,13 @@ def test_ddim_after_inversion_returns_the_image(ask):
     assert near[2] < 0.05
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"ask": "now"}, "sampler.ask: 'now'"),
     ({"ask": "current", "steps": 1}, "use at least 2, or ask=next"),
     ({"steps": 0}, "sampler.steps: 0"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(options, message):
+    with pytest.raises(DuetError, match=message):
         ddim_inversion(PROCESSES["v"], **options)
 
 

@@ -282,7 +282,7 @@ def test_clip_bounds_estimates_to_the_range():
     assert np.all(clipped.x0_mse <= free.x0_mse) and clipped.x0_mse[0, -2] == 0 < free.x0_mse[0, -2]
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"variance": "small"}, "likelihood.variance: 'small' was given"),
     ({"variance": "learned"}, "1 output channels for images with 1"),
     ({"variance": "learned_range"}, "use fixed_small or fixed_large"),
@@ -290,8 +290,8 @@ def test_clip_bounds_estimates_to_the_range():
     ({"levels": 0}, "likelihood.levels: 0"),
     ({"distribution": "even"}, "likelihood.distribution: 'even'"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(options, message):
+    with pytest.raises(DuetError, match=message):
         bound(Exact(PROCESSES[0]), images(1), **options)
 
 
@@ -404,15 +404,15 @@ def test_bits_per_dimension_approach_the_entropy():
     assert bits.mean() == pytest.approx(exact.mean(), abs=1e-3)
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"method": "rk5"}, "likelihood.method: 'rk5' was given; it must be one of heun, rk4"),
     ({"divergence": "skilling"}, "one of hutchinson, exact"),
     ({"probes": 0}, "likelihood.probes: 0"),
     ({"steps": 0}, "likelihood.steps: 0"),
 ])  # fmt: skip
-def test_invalid_options_of_the_flow_are_errors(options, words):
+def test_invalid_options_of_the_flow_are_errors(options, message):
     process = Process(flow(), "v")
-    with pytest.raises(DuetError, match=words):
+    with pytest.raises(DuetError, match=message):
         density(Exact(process), process, gaussian_values(1), **options)
 
 

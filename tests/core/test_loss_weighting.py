@@ -176,7 +176,7 @@ def test_the_weights_of_a_batch_are_cast_once():
         np.testing.assert_array_equal(batch.weight, table[batch.c_noise.astype(int)].astype(dtype))
 
 
-@pytest.mark.parametrize("weighting, words", [
+@pytest.mark.parametrize("weighting, message", [
     ({"name": "min_snrr"}, "process.weighting.name: 'min_snrr' .* Did you mean 'min_snr'"),
     ({"name": "min_snr", "gama": 5}, "option of process.weighting 'min_snr': 'gama' .* Did you mean 'gamma'"),
     ({"name": "min_snr", "gamma": "five"}, "process.weighting.gamma: 'five' was given; it must be a number"),
@@ -186,6 +186,6 @@ def test_the_weights_of_a_batch_are_cast_once():
     ({"name": "edm", "sigma_data": float("inf")}, "process.weighting.sigma_data: inf"),
     ({"name": "sigmoid", "bias": float("nan")}, "process.weighting.bias: nan was given; it must be a log-SNR"),
 ])  # fmt: skip
-def test_invalid_weightings_are_errors(weighting, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_weightings_are_errors(weighting, message):
+    with pytest.raises(DuetError, match=message):
         Objective(Process(linear()), 0, weighting=weighting)

@@ -25,14 +25,14 @@ def test_all_processes_look_the_same_at_the_same_noise_level():
     rng = np.random.default_rng(0)
     x0, eps = rng.uniform(-1, 1, (4, 8, 8, 1)), rng.normal(size=(4, 8, 8, 1))
     for ratio in (0.0, 0.3, 7.0):
-        wanted = to_visible(x0 + ratio * eps, 1.0, ratio)
+        expected = to_visible(x0 + ratio * eps, 1.0, ratio)
         for alpha in (0.02, 1 / np.hypot(1, ratio), 1 / (1 + ratio)):
             np.testing.assert_array_equal(
-                to_visible(add_noise(x0, eps, alpha, alpha * ratio), alpha, alpha * ratio), wanted
+                to_visible(add_noise(x0, eps, alpha, alpha * ratio), alpha, alpha * ratio), expected
             )
         # The same images in another value range.
         x, sigma = add_noise((x0 + 1) / 2, eps, 0.5, 0.25 * ratio), 0.25 * ratio
-        np.testing.assert_array_equal(to_visible(x, 0.5, sigma, (0.0, 1.0)), wanted)
+        np.testing.assert_array_equal(to_visible(x, 0.5, sigma, (0.0, 1.0)), expected)
 
 
 def test_one_standard_deviation_of_noise_fills_the_range():
@@ -51,10 +51,10 @@ def test_visible_rows_cover_the_visible_levels(name, sampler, options):
     rows = visible_rows(plan, 10)
     assert len(rows) == 10 and rows[-1] == plan.rows - 1 and np.all(np.diff(rows) > 0)
     logs = np.clip(np.log(plan.sigma[1:-1] / plan.alpha[1:-1]), np.log(0.05), np.log(10.0))
-    wanted = np.linspace(logs.max(), logs.min(), 9)
+    expected = np.linspace(logs.max(), logs.min(), 9)
     # At most half of the plan's own step away.
     steps = np.abs(np.diff(logs)).max()
-    assert np.abs(logs[rows[:-1]] - wanted).max() <= steps / 2 + 1e-12
+    assert np.abs(logs[rows[:-1]] - expected).max() <= steps / 2 + 1e-12
 
 
 def test_a_plan_with_few_rows_is_shown_completely():

@@ -145,7 +145,7 @@ def test_samplers_are_made_by_name():
     assert make_plan(PROCESS, "ddpm").rows == 1000
 
 
-@pytest.mark.parametrize("name, options, words", [
+@pytest.mark.parametrize("name, options, message", [
     ("dimm", {}, "sampler.name: 'dimm' was given; .* Did you mean 'ddim'"),
     ("ddim", {"step": 5}, "Did you mean 'steps'"),
     ("ddim", {"steps": 5.0}, "sampler.steps: 5.0 was given; it must be a whole number"),
@@ -164,6 +164,6 @@ def test_samplers_are_made_by_name():
     ("next_level", {}, "next_level was given for a network with prediction eps; use ddim or ddpm"),
     ("next_level", {"steps": 5}, "option of sampler 'next_level'"),
 ])  # fmt: skip
-def test_invalid_sampler_options_are_errors(name, options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_sampler_options_are_errors(name, options, message):
+    with pytest.raises(DuetError, match=message):
         make_plan(PROCESS, name, **options)

@@ -74,7 +74,7 @@ def test_restarts_reduce_errors():
     assert once < 0.5 * never and twice < 0.5 * once
 
 
-@pytest.mark.parametrize("restarts, words", [
+@pytest.mark.parametrize("restarts, message", [
     ([{"low": 0.3, "high": 0.06}], "low 0.3 was given with high 0.06; they must be two rising"),
     ([{"low": 0.0, "high": 0.06}], "low 0.0 was given"),
     ([{"low": 0.1, "high": 0.5, "times": 0}], "0 times of None steps"),
@@ -85,8 +85,8 @@ def test_restarts_reduce_errors():
     ("0.1", "sampler.restarts: '0.1' was given; it must be a list"),
     ([0.1, 0.5], "it must be a list"),
 ])  # fmt: skip
-def test_invalid_restarts_are_errors(restarts, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_restarts_are_errors(restarts, message):
+    with pytest.raises(DuetError, match=message):
         restart(LINEAR, 9, restarts, spacing=GRID)
 
 

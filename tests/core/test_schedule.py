@@ -359,7 +359,7 @@ def test_noise_beyond_the_table_is_an_error():
             schedule.t_at_log_ratio(outside)
 
 
-@pytest.mark.parametrize("alpha, sigma, words", [
+@pytest.mark.parametrize("alpha, sigma, message", [
     ([0.9, 0.9], [0.1, 0.1], "alpha/sigma must fall"),
     ([0.8, 0.9], [0.2, 0.1], "alpha/sigma must fall"),
     ([0.9, np.nan], [0.1, 0.2], "must be finite"),
@@ -372,8 +372,8 @@ def test_noise_beyond_the_table_is_an_error():
     ([], [], r"\(T,\)"),
     ([[0.9, 0.8]], [[0.1, 0.2]], r"\(T,\)"),
 ])  # fmt: skip
-def test_invalid_tables_are_errors(alpha, sigma, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_tables_are_errors(alpha, sigma, message):
+    with pytest.raises(DuetError, match=message):
         Schedule("given", np.array(alpha, np.float64), np.array(sigma, np.float64))
 
 
@@ -383,7 +383,7 @@ def test_invalid_betas_are_errors(betas):
         from_betas(betas)
 
 
-@pytest.mark.parametrize("name, options, words", [
+@pytest.mark.parametrize("name, options, message", [
     ("linaer", {}, "Did you mean 'linear'"),
     ("linear", {"T": 1}, "it must be at least 2"),
     ("linear", {"T": 0}, "it must be at least 2"),
@@ -422,8 +422,8 @@ def test_invalid_betas_are_errors(betas):
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error::numpy.exceptions.ComplexWarning")
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
-def test_invalid_options_are_errors(name, options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(name, options, message):
+    with pytest.raises(DuetError, match=message):
         make_schedule(name, **options)
 
 

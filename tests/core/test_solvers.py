@@ -60,8 +60,8 @@ def test_exact_weights_integrate_polynomials(nodes, rate):
     start, h = -1.3, 0.9
     found = weights(start, start + h, start + np.array(nodes), rate)
     for degree in range(len(nodes)):
-        wanted = integral(start, start + h, rate, lambda at, n=degree: (at - start) ** n)
-        assert found @ np.array(nodes) ** degree == pytest.approx(wanted, rel=1e-12)
+        expected = integral(start, start + h, rate, lambda at, n=degree: (at - start) ** n)
+        assert found @ np.array(nodes) ** degree == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
@@ -254,7 +254,7 @@ def test_a_scaled_register_is_an_error(name):
 
 
 def test_invalid_options_are_errors():
-    for sampler, options, words in (
+    for sampler, options, message in (
         (dpm_solver, {"predict": "v"}, "sampler.predict: 'v'"),
         (dpm_solver_singlestep, {"solver_type": "exact"}, "sampler.solver_type: 'exact'"),
         (dpm_solver_singlestep, {"between": "grid"}, "sampler.between: 'grid'"),
@@ -270,7 +270,7 @@ def test_invalid_options_are_errors():
         (sa_solver, {"tau": -1.0}, "sampler.tau: -1.0 was given; it must be at least 0"),
         (sa_solver, {"noisy": [1.0]}, r"sampler.noisy: \[1.0\] was given; it must be two rising sigma/alpha"),
     ):
-        with pytest.raises(DuetError, match=words):
+        with pytest.raises(DuetError, match=message):
             sampler(PROCESS, **options)
     for sampler in (dpm_solver_singlestep, deis, plms, pndm, unipc, sa_solver, dpmpp_2s_ancestral, dpmpp_sde):
         with pytest.raises(DuetError, match="its first level has no signal"):

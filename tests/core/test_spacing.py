@@ -143,7 +143,7 @@ def test_steps_null_is_every_timestep(spacing):
     assert table_timesteps(7, None, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("T, steps, spacing, words", [
+@pytest.mark.parametrize("T, steps, spacing, message", [
     (1000, 0, "leading", "sampler.steps: 0 was given; a schedule with 1000 timesteps takes 1 to 1000 steps"),
     (1000, 1001, "trailing", "1001 was given"),
     (1000, -5, "linspace", "-5 was given"),
@@ -181,6 +181,6 @@ def test_steps_null_is_every_timestep(spacing):
     (10, "ddim5", [3, 1], "sampler.steps: ddim5 was given with a list of 2 timesteps"),
     (10, [1, 1], [3, 1], r"sampler.steps: \[1, 1\] was given with a list of 2 timesteps"),
 ])  # fmt: skip
-def test_invalid_steps_and_spacings_are_errors(T, steps, spacing, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_steps_and_spacings_are_errors(T, steps, spacing, message):
+    with pytest.raises(DuetError, match=message):
         table_timesteps(T, steps, spacing)

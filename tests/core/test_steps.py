@@ -100,8 +100,8 @@ def test_churn_at_the_first_level_is_part_of_the_starting_noise(method):
         assert plan.sigma[0] / plan.alpha[0] == pytest.approx(1.2 * 80)
         # In units of signal: the starting noise, plus 0.44 of its variance as fresh noise.
         before = calm.start_scale / calm.alpha[0]
-        wanted = before * np.sqrt(1 + s_noise**2 * (1.2**2 - 1))
-        assert plan.start_scale / plan.alpha[0] == pytest.approx(wanted, rel=1e-12)
+        expected = before * np.sqrt(1 + s_noise**2 * (1.2**2 - 1))
+        assert plan.start_scale / plan.alpha[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_churn_does_not_exceed_the_schedule():
@@ -153,16 +153,16 @@ def test_shift_stays_within_the_schedule():
         assert t.min() >= 0 and t.max() <= 999 and np.all(np.diff(t) <= 0)
 
 
-@pytest.mark.parametrize("order, wanted", [
+@pytest.mark.parametrize("order, expected", [
     (1, [1]), (2, [3 / 2, -1 / 2]), (3, [23 / 12, -16 / 12, 5 / 12]), (4, [55 / 24, -59 / 24, 37 / 24, -9 / 24]),
 ])  # fmt: skip
-def test_adams_bashforth_has_the_classical_weights_for_equal_steps(order, wanted):
+def test_adams_bashforth_has_the_classical_weights_for_equal_steps(order, expected):
     """Every 100th timestep of the flow has equal steps of sigma."""
     plan = adams_bashforth(FLOW, 10, order, spacing="leading")
     np.testing.assert_allclose(-np.diff(plan.sigma[:-1]), 0.1, rtol=1e-12)
     weights = plan.state[5, 0, 1:] / -0.1
-    np.testing.assert_allclose(weights, wanted[1:], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(plan.state[5, 0, 0], 1 - 0.1 * wanted[0] / plan.sigma[5], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weights, expected[1:], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(plan.state[5, 0, 0], 1 - 0.1 * expected[0] / plan.sigma[5], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
@@ -197,7 +197,7 @@ def test_plans_on_continuous_schedules_are_finite_from_the_noisiest_level(make, 
             assert plan.t[0] == pytest.approx(process.schedule.span[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("make, words", [
+@pytest.mark.parametrize("make, message", [
     (lambda: heun(FLOW, 5, "linspace"), "heun: its first level has no signal .* use flow_heun or ddim"),
     (lambda: dpm2(FLOW, 5, "linspace"), "dpm2: its first level has no signal"),
     (lambda: dpm2_ancestral(FLOW, 5, spacing="linspace"), "dpm2_ancestral: its first level has no signal"),
@@ -212,6 +212,6 @@ def test_plans_on_continuous_schedules_are_finite_from_the_noisiest_level(make, 
     (lambda: heun(LINEAR, 5, s_min=2.0, s_max=1.0), "sampler.s_min: 2.0 was given with s_max 1.0"),
     (lambda: flow_euler(FLOW, 5, 0.0), "sampler.shift: 0.0 was given"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(make, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(make, message):
+    with pytest.raises(DuetError, match=message):
         make()

@@ -50,9 +50,9 @@ def test_uniform_timesteps_are_integers_of_the_stream(steps, first_t):
     n = steps - first_t
     np.testing.assert_array_equal(sampler.draw(3, MANY), first_t + Stream(3, "train/t").integers(MANY, n))
     borders = np.arange(n + 1, dtype=np.uint64) * 2**32 // n
-    words = (borders[:, None] + np.arange(3, dtype=np.uint64) - 1).ravel()[1:-2]
+    near_borders = (borders[:, None] + np.arange(3, dtype=np.uint64) - 1).ravel()[1:-2]
     np.testing.assert_array_equal(
-        sampler.quantile(words * 2.0**-32), first_t + (words * np.uint64(n) >> np.uint64(32)).astype(int)
+        sampler.quantile(near_borders * 2.0**-32), first_t + (near_borders * np.uint64(n) >> np.uint64(32)).astype(int)
     )
 
 
@@ -241,18 +241,18 @@ def test_strata_divide_continuous_time():
     np.testing.assert_array_equal(sampler.draw(5, [37, 4]), t.ravel()[[37, 4]])
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"name": "uniform", "first_t": 1}, "objective.first_t: 1 was given; the time of edm is continuous"),
     ({"name": "low_discrepancy", "strata": 0}, "process.timestep_sampling.strata: 0 was given"),
     ({"name": "log_normal", "std": -1.0}, "process.timestep_sampling.std: -1.0 was given"),
     ({"name": "logit_normal", "mean": float("inf")}, "process.timestep_sampling.mean: inf was given"),
 ])  # fmt: skip
-def test_invalid_options_in_continuous_time_are_errors(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_in_continuous_time_are_errors(options, message):
+    with pytest.raises(DuetError, match=message):
         make_timestep_sampler(make_schedule("edm"), **options)
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"name": "lognormal"}, "process.timestep_sampling.name: 'lognormal' .* Did you mean 'log_normal'"),
     ({"name": "uniform", "strata": 4}, "option of process.timestep_sampling 'uniform': 'strata'"),
     ({"name": "low_discrepancy"}, "process.timestep_sampling 'low_discrepancy': no strata was given"),
@@ -263,6 +263,6 @@ def test_invalid_options_in_continuous_time_are_errors(options, words):
     ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "almost no probability from t = 900"),
     ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a timestep, 0\.\.999"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(options, message):
+    with pytest.raises(DuetError, match=message):
         make_timestep_sampler(linear(), **options)

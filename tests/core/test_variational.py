@@ -205,7 +205,7 @@ def test_checkpoints_keep_the_loss_history(tmp_path):
     assert load_checkpoint(save_checkpoint(tmp_path, Checkpoint(16, model, 0, state, {}))).history is None
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize("options, message", [
     ({"variance": "lerned"}, "process.variance: 'lerned'.*Did you mean 'learned'"),
     ({"variance": "learned", "bound": "vbl"}, "process.bound: 'vbl'"),
     ({"variance": "learned", "bound_weight": 0.0}, "process.bound_weight: 0.0 was given; it must be a positive number"),
@@ -215,8 +215,8 @@ def test_checkpoints_keep_the_loss_history(tmp_path):
     ({"timestep_sampling": {"name": "loss_second_moment", "history": 0}}, "timestep_sampling.history: 0 was given"),
     ({"timestep_sampling": {"name": "loss_second_moment", "uniform_share": 0.0}}, r"sampling.uniform_share: 0\.0 was"),
 ])  # fmt: skip
-def test_invalid_options_are_errors(options, words):
-    with pytest.raises(DuetError, match=words):
+def test_invalid_options_are_errors(options, message):
+    with pytest.raises(DuetError, match=message):
         Objective(Process(linear()), 0, **options)
 
 
