@@ -1,4 +1,4 @@
-"""What a person can get wrong: one clear line that names what was given and what would fit, exit code 2, nothing lost.
+"""User mistakes: one line that names what was given and what would fit, exit code 2, and no data lost.
 
 None of these needs a framework: they are refused before one is loaded.
 """
@@ -35,13 +35,13 @@ TINY = "model.channels=8 model.norm_groups=4 model.attention_resolutions=[] mode
 
 
 def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a person does, and wait for it."""
+    """Run a command in a process of its own, and wait for it."""
     command = [sys.executable, "-m", f"experiments.{module}", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def refused(module: str, *words: str) -> str:
-    """Check that an entry point refuses its arguments in one line; gives the line."""
+    """Check that a command refuses its arguments in one line; return the line."""
     code, out, err = call(module, *words)
     lines = err.strip().splitlines()
     assert code == 2
@@ -50,14 +50,14 @@ def refused(module: str, *words: str) -> str:
     return lines[0]
 
 
-def test_a_person_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = start("train", f"hydra.run.dir={tmp_path}", "sampler.steps=1001")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: sampler.steps: 1001 was given; a schedule with 1000 timesteps takes 1 to 1000 steps\n"
 
 
 def train(tmp_path: Path, *words: str) -> str:
-    """Check that training refuses its arguments, and that it left nothing but an empty log."""
+    """Check that training refuses its arguments and leaves nothing but an empty log; return the line."""
     line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split(), *words)
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "train.log"]
     assert left == []
@@ -145,7 +145,7 @@ def test_a_key_that_the_network_does_not_have_is_refused(tmp_path: Path, words: 
     line = refused("train", f"hydra.run.dir={tmp_path}", *words)
     for part in named:
         assert part in line
-    if "dropout" in words[-1]:  # a key of other networks: the very word is no help
+    if "dropout" in words[-1]:  # a key of other networks is no misspelling
         assert "Did you mean" not in line
 
 
@@ -154,7 +154,7 @@ SAME_NETWORK = ("model.norm_eps=1e-5",)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a tiny network that has seen 128 images, made by the core alone."""
+    """The run directory of a tiny network that has seen 128 images, made without training."""
     spec = UNetSpec(8, 1, 1, 8, (1, 2), 1, (), middle_attention=False, norm_groups=4, num_classes=10, norm_eps=1e-5)
     model = DiffusionModel(spec, {"name": "linear", "T": 1000}, "eps")
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
@@ -194,7 +194,7 @@ def test_evaluation_refuses(tmp_path: Path, checkpoint: Path, words: list[str], 
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".log"] == []
 
 
-def test_a_bound_with_another_variance_than_was_trained_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_bound_with_another_variance_than_the_trained_one_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     found = load_checkpoint(checkpoint).model
     model = replace(found, spec=replace(found.spec, out_channels=2), variance="learned")
     state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, checkpoint
     assert "process.distance l1" in line and "mse was given" in line and "change_objective=true" in line
 
 
-def test_another_run_is_not_gone_over_by_resuming(tmp_path: Path, checkpoint: Path) -> None:
+def test_resuming_does_not_overwrite_another_run(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious")
     words = [f"resume={checkpoint}", f"hydra.run.dir={tmp_path}", *TINY.split(), *SAME_NETWORK, "trainer.images=256"]
     assert "holds a run already" in refused("train", *words)
@@ -243,15 +243,15 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path, checkpoint: Path)
     assert "trainer.images" in train(tmp_path, f"resume={checkpoint}", *SAME_NETWORK)
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "missing", "state"])
-def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "state"])
+def test_a_corrupted_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, damage: str) -> None:
     run = tmp_path / "copy"
     shutil.copytree(checkpoint, run)
-    part = run / "checkpoints" / "000000000128" / ("state.json" if harm == "state" else "ema.safetensors")
+    part = run / "checkpoints" / "000000000128" / ("state.json" if damage == "state" else "ema.safetensors")
     content = bytearray(part.read_bytes())
-    if harm == "missing":
+    if damage == "missing":
         part.unlink()
-    elif harm == "flip":
+    elif damage == "flip":
         content[len(content) // 2] ^= 1
         part.write_bytes(content)
     else:
@@ -261,7 +261,7 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, harm:
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
-def test_sampling_refuses_to_start_from_noise_and_go_up(tmp_path: Path, checkpoint: Path) -> None:
+def test_sampling_refuses_a_sampler_that_leads_from_images_to_noise(tmp_path: Path, checkpoint: Path) -> None:
     for options in ([], ["sampler.ask=current"], ["sampler.steps=1"]):
         words = [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler=ddim_inversion", *options]
         line = refused("sample", *words)
@@ -321,13 +321,13 @@ def test_editing_refuses(tmp_path: Path, checkpoint: Path, words: list[str], nam
         assert part in line
 
 
-def test_sampling_needs_a_checkpoint_and_a_place(tmp_path: Path) -> None:
+def test_sampling_needs_a_checkpoint_and_a_directory(tmp_path: Path) -> None:
     assert "checkpoint=" in refused("sample", f"out={tmp_path}")
     assert "out=" in refused("sample", f"checkpoint={tmp_path}")
     assert "no checkpoint" in refused("sample", f"checkpoint={tmp_path}", f"out={tmp_path / 'out'}")
 
 
-def test_samples_are_not_written_over(tmp_path: Path, checkpoint: Path) -> None:
+def test_samples_are_not_overwritten(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "samples.npz").write_bytes(b"precious")
     assert "holds samples already" in refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path}")
     assert (tmp_path / "samples.npz").read_bytes() == b"precious"
@@ -344,7 +344,7 @@ def test_a_directory_that_another_process_writes_is_refused(tmp_path: Path, entr
     assert "in use" not in refused(*words) and not (tmp_path / LOCK).exists()
 
 
-def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious")
     assert "holds a run already" in refused("train", f"hydra.run.dir={tmp_path}", *TINY.split())
     assert (tmp_path / "metrics.jsonl").read_text() == "precious"
@@ -357,7 +357,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where what writes is not ours, and the system does not say which file."""
+    """Even if the system does not say which file could not be written."""
 
     def full(cfg: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -398,7 +398,7 @@ def test_comparing_refuses(tmp_path: Path, words: list[str], named: str) -> None
     assert named in refused("compare", f"out={tmp_path}", *words)
 
 
-def test_reports_and_parity_records_are_written_by_one_process_and_no_report_is_written_over(tmp_path: Path) -> None:
+def test_one_process_writes_a_report_or_a_parity_record_and_no_report_is_overwritten(tmp_path: Path) -> None:
     with exclusive_directory(tmp_path):
         assert "in use by process" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
     (tmp_path / "report.html").write_text("")
@@ -408,7 +408,7 @@ def test_reports_and_parity_records_are_written_by_one_process_and_no_report_is_
     assert not (tmp_path / "float32.json").exists()
 
 
-def test_a_json_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for precision in ("float64", "float32"):
@@ -473,7 +473,7 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_present_name(tmp_path: 
     ],
     ids=["interpolation", "tag", "list", "twice", "recursive", "binary", "cut", "deep", "aliases"],
 )
-def test_the_configuration_of_a_run_is_data_alone(tmp_path: Path, text: str) -> None:
+def test_the_configuration_of_a_run_must_be_plain_data(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(DuetError, match=r"config\.yaml: "):
         read_config(tmp_path / "config.yaml")

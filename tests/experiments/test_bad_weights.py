@@ -1,4 +1,4 @@
-"""Harmed files of a framework's own format, and pickles under the names of such; see `mutations`."""
+"""Corrupted files in the format of a framework, and pickles with the names of such files; see `mutations`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusion_core.common.errors import DuetError
 
 pytestmark = pytest.mark.backend
 
-# Those that change bytes, whatever they mean.
+# Mutations that change bytes without regard to their meaning.
 ANY = [place for place, (suffixes, _) in enumerate(mutations.MUTATIONS.values()) if not suffixes]
 
 
@@ -51,19 +51,19 @@ def _harmed(backend: Any, write: Callable[[Path], Path], count: int) -> list[str
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_harmed_weights_of_a_framework_are_refused_or_what_they_were(open_backend, backend_name):
+def test_corrupted_weights_of_a_framework_are_refused_or_unchanged(open_backend, backend_name):
     assert _harmed(open_backend("float32"), WRITE[backend_name], 36) == []
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_thousand_harmed_weights_of_a_framework(open_backend, backend_name):
+def test_a_thousand_corrupted_weights_of_a_framework(open_backend, backend_name):
     """DUET_BACKEND=tf pytest -m slow tests/experiments/test_bad_weights.py"""
     assert _harmed(open_backend("float32"), WRITE[backend_name], 1500) == []
 
 
 class Malice:
-    """Leaves a file behind where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, evil: Path) -> None:
         self.evil = evil
@@ -74,11 +74,11 @@ class Malice:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin", "model.ckpt", "model.h5", "model.keras"])
-def test_no_framework_opens_a_pickle_whatever_it_is_called(tmp_path, open_backend, name):
+def test_no_framework_opens_a_pickle_whatever_its_name(tmp_path, open_backend, name):
     evil = tmp_path / "evil"
     (tmp_path / name).write_bytes(pickle.dumps({"weight": Malice(evil)}, protocol=2))
     with pytest.raises(DuetError, match=name):
         open_backend("float32").read_arrays(tmp_path / name)
     assert not evil.exists()
-    pickle.loads((tmp_path / name).read_bytes())  # which is what it would have done
+    pickle.loads((tmp_path / name).read_bytes())  # this is what opening it would have done
     assert evil.exists()

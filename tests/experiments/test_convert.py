@@ -1,4 +1,4 @@
-"""Weights in and out by command. The formats here need no framework, so this runs as one process."""
+"""Importing and exporting weights by command, in formats that need no framework."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 20}, "v")
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """A run whose weights and average differ."""
+    """A run whose weights and moving average differ."""
     weights, ema = (initial_weights(MODEL.program, seed, np.float32) for seed in (0, 1))
     state = replace(TrainerState.fresh(weights), averages=(ema,))
     save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(256, MODEL, 0, state, {}))
@@ -43,7 +43,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("which", ["ema", "weights"])
-def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys):
+def test_exported_weights_are_imported_unchanged(which, trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}", f"weights={which}")
     assert "a UNet2DModel with classes" in capsys.readouterr().out
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}")
@@ -61,7 +61,7 @@ def test_what_is_exported_is_imported_as_it_was(which, trained, tmp_path, capsys
         assert not found.state.moment1[name].any() and not found.state.moment2[name].any()
 
 
-def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp_path):
+def test_a_given_process_replaces_that_of_the_source(trained, tmp_path):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "process.schedule.T=50", "source.null_class=last")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
@@ -69,13 +69,13 @@ def test_a_process_that_is_given_takes_the_place_of_the_sources_own(trained, tmp
     assert (model.prediction, model.schedule) == ("x0", {"name": "cosine", "T": 50})
     assert (model.spec.num_classes, model.spec.null_class) == (2, "last")
     assert (model.value_range, model.time_scale) == ((-1.0, 1.0), 1.0)
-    # What a process says of training alone is left behind.
+    # The options of a process that concern training only are ignored.
     words = ("process=edm", "source.null_class=last")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'edm'}", *words)
     assert load_checkpoint(tmp_path / "edm").model.prediction == "edm"
 
 
-def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, capsys):
+def test_the_value_range_and_time_scale_of_a_given_process_are_kept(trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     words = ("process=x0_cosine", "+process.value_range=[0,1]", "+process.time_scale=0.25")
     enter("import_weights", "source=diffusers", f"path={tmp_path / 'out'}", f"out={tmp_path / 'back'}", *words)
@@ -101,7 +101,7 @@ def test_range_and_scale_of_a_process_that_is_given_are_kept(trained, tmp_path, 
     ("export_weights", ["target=flax"], "target: 'flax' was given"),
     ("export_weights", ["target=diffusers", "target.variance=learned"], "target.variance: 'learned' was given"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained, tmp_path, capsys):
+def test_a_mistake_is_one_line_and_leaves_no_files(module, words, named, trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'pipeline'}")
     where = {"import_weights": ["path=nowhere"], "export_weights": [f"checkpoint={trained}"]}[module]
     words = [word.replace("OUT", str(tmp_path / "pipeline")) for word in words]
@@ -113,7 +113,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(module, words, named, trained,
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over(trained, tmp_path, capsys):
+def test_no_file_is_overwritten(trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'out'}")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for module, words, line in (
@@ -133,7 +133,7 @@ def test_nothing_is_written_over(trained, tmp_path, capsys):
     assert len(list_checkpoints(trained / "checkpoints")) == 1
 
 
-def test_a_pipeline_is_there_whole_or_not_at_all(trained, tmp_path, capsys, monkeypatch):
+def test_a_pipeline_is_written_completely_or_not_at_all(trained, tmp_path, capsys, monkeypatch):
     written = []
 
     def write(path: Path, content: bytes) -> None:
@@ -150,7 +150,7 @@ def test_a_pipeline_is_there_whole_or_not_at_all(trained, tmp_path, capsys, monk
     assert len(written) == 3 and list((tmp_path / "new").iterdir()) == []
 
 
-def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, capsys):
+def test_training_continues_from_an_import_with_its_dropout_given(tmp_path, capsys):
     spec = replace(SPEC, num_classes=0, null_class="last", in_channels=1, out_channels=1, down_padding=(0, 1),
                    dropout=0.25)  # fmt: skip
     program = lower(spec)
@@ -158,16 +158,16 @@ def test_training_goes_on_from_an_import_that_is_told_its_dropout(tmp_path, caps
     np.savez(tmp_path / "model.npz", **write_weights(ddpm_tf.make_name_map(spec, program), weights))
     words = ("source=ddpm_tf", f"path={tmp_path / 'model.npz'}", "source.image_size=8", "source.norm_groups=4")
     enter("import_weights", *words, f"out={tmp_path / 'plain'}")
-    enter("import_weights", *words, f"out={tmp_path / 'told'}", "source.dropout=0.25")
+    enter("import_weights", *words, f"out={tmp_path / 'dropout'}", "source.dropout=0.25")
     network = (
-        "channels=8 channel_multipliers=[1,2] blocks_per_resolution=1 attention_resolutions=[] heads=1 qkv_bias=true norm_groups=4 "
-        "norm_eps=1e-6 down_padding=[0,1] num_classes=0 dropout=0.25"
+        "channels=8 channel_multipliers=[1,2] blocks_per_resolution=1 attention_resolutions=[] heads=1 qkv_bias=true "
+        "norm_groups=4 norm_eps=1e-6 down_padding=[0,1] num_classes=0 dropout=0.25"
     )
     given = ["experiment=digits", "process=eps_linear", "process.label_dropout=0", "sampler.guidance_scale=1"]
     given += [f"model.{word}" for word in network.split()]
     setup = build.training_setup(composed("train", *given))
-    start, source = starting_point(setup, tmp_path, str(tmp_path / "told"))
-    assert source == find_checkpoint(tmp_path / "told")
+    start, source = starting_point(setup, tmp_path, str(tmp_path / "dropout"))
+    assert source == find_checkpoint(tmp_path / "dropout")
     np.testing.assert_array_equal(start.state.weights["conv_in.weight"], weights["conv_in.weight"])
     with pytest.raises(DuetError, match=r"another network, with model.dropout 0.0 \(given: 0.25\)$"):
         starting_point(setup, tmp_path, str(tmp_path / "plain"))

@@ -1,4 +1,4 @@
-"""Editing from a command: the pictures that are kept are kept, in every mode, and what does not fit is refused.
+"""Editing by command: known parts of images are kept in every mode, and options that do not fit are refused.
 
 The reference takes the place of a framework.
 """
@@ -31,7 +31,7 @@ MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 1000}, "v")
 
 
 class Reference:
-    """The reference in the shape of a backend."""
+    """The NumPy reference with the interface of a backend."""
 
     config = BackendConfig(precision="float64")
 
@@ -51,7 +51,7 @@ class Reference:
         if guidance.guide:
             led["guide"] = partial(reference.forward, guidance.guide.program, guidance.guide.weights)
         if guidance.classifier:
-            led["grad_log_prob"] = lambda x, t, label: np.ones_like(x)  # any one will do
+            led["grad_log_prob"] = lambda x, t, label: np.ones_like(x)  # any gradient will do
         return reference.sample(network.program, network.weights, plan, start, label, noise, callback, **led)
 
 
@@ -64,26 +64,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def edited(run: Path, out: Path, *words: str) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures and labels that a command writes."""
+    """Run a command; return the images and labels that it writes."""
     words = [f"checkpoint={run}", f"out={out}", "sampler.steps=4", *words]
     backend, asked = Reference(), []
     with mock.patch.object(BackendSetup, "open", lambda setup, calls: asked.append(calls) or backend):
         enter("edit", *words)
-    # The mode was chosen by what was then drawn.
+    # The number of calls that chose the mode is the number of calls that were made.
     assert asked == [sampling_calls(backend.drawn, 64)]
     images, labels, _ = read_samples(out / "edited.npz")
     assert (out / "edited.png").is_file()
     return images, labels
 
 
-def test_the_calls_of_several_plans_are_their_mean():
+def test_the_calls_of_several_plans_are_averaged():
     few, many = (MODEL.plan("ddim", steps=steps) for steps in (4, 12))
     assert sampling_calls([(few, 3)], 2) == 8
     assert sampling_calls([(few, 3), (many, 5)], 2) == (8 + 36) // 2
     assert sampling_calls([(few.with_guidance(2.0), 3)], 2) == 8  # one call of twice the batch
 
 
-def test_inpainting_keeps_what_is_known(run, tmp_path):
+def test_inpainting_keeps_the_known_part(run, tmp_path):
     digits = load_dataset("digits", part="train")
     words = ["data=digits", "images=[3,8]", "mode=inpaint", "mode.known=top", "variants=2", "sampler=repaint"]
     images, labels = edited(run, tmp_path / "a", *words, "sampler.jump=1", "sampler.resamples=2")
@@ -91,17 +91,17 @@ def test_inpainting_keeps_what_is_known(run, tmp_path):
     np.testing.assert_array_equal(images[:, :4], wanted[:, :4])
     assert np.any(images[:, 4:] != wanted[:, 4:]) and np.any(images[0] != images[1])
     np.testing.assert_array_equal(labels, np.repeat(digits.labels[[3, 8]], 2))
-    # The same part by a picture of it, of pictures in a file.
+    # The same part given by a mask image, for images in a file.
     white = np.zeros((8, 8, 1), np.uint8)
     white[:4] = 255
     save_png(tmp_path / "mask.png", white)
-    write_samples(tmp_path / "pictures.npz", digits.images[[3, 8]], digits.labels[[3, 8]])
-    words[:4] = [f"path={tmp_path / 'pictures.npz'}", "images=[0,1]", "mode=inpaint", f"mode.known={tmp_path}/mask.png"]
+    write_samples(tmp_path / "images.npz", digits.images[[3, 8]], digits.labels[[3, 8]])
+    words[:4] = [f"path={tmp_path / 'images.npz'}", "images=[0,1]", "mode=inpaint", f"mode.known={tmp_path}/mask.png"]
     again, _ = edited(run, tmp_path / "b", *words, "sampler.jump=1", "sampler.resamples=2")
     np.testing.assert_array_equal(again, images)
 
 
-def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path, capsys):
+def test_an_interpolation_of_inverted_images_ends_near_them(run, tmp_path, capsys):
     words = ["data=digits", "images=[3,8]", "mode=interpolate", "mode.count=3", "mode.strength=0.25"]
     images, labels = edited(run, tmp_path / "a", *words, "sampler.spacing=[700,300,100,10]")
     wanted = load_dataset("digits", part="train").images[[3, 8]].astype(int)
@@ -114,7 +114,7 @@ def test_an_interpolation_of_inverted_pictures_ends_near_them(run, tmp_path, cap
     assert np.abs(noisy[[0, 2]] - wanted).max() > 6
 
 
-def test_what_a_file_is_cut_and_resized_to_is_said(run, tmp_path, capsys):
+def test_it_is_printed_how_a_file_is_cropped_and_resized(run, tmp_path, capsys):
     rows, columns = np.mgrid[:16, :24]
     save_png(tmp_path / "wide.png", np.where((columns >= 4) & (columns < 20), 255, 0)[..., None].astype(np.uint8))
     save_png(tmp_path / "mask.png", np.where(rows[:, :16] < 8, 255, 0)[..., None].astype(np.uint8))
@@ -129,23 +129,23 @@ def test_what_a_file_is_cut_and_resized_to_is_said(run, tmp_path, capsys):
     assert "pixels" not in capsys.readouterr().out
 
 
-def test_a_step_of_several_rows_is_not_taken_apart(run, tmp_path):
+def test_a_step_of_several_rows_is_not_split(run, tmp_path):
     words = ["data=digits", "images=[3]", "mode=image_to_image"]
     images, _ = edited(run, tmp_path, *words, "sampler=restart", "sampler.steps=18")
     assert images.shape == (1, 8, 8, 1)
 
 
-def test_a_guide_leads_a_multistep_solver_from_a_later_level_on(run, tmp_path):
+def test_a_guide_acts_on_a_multistep_solver_that_starts_at_a_later_noise_level(run, tmp_path):
     words = ["data=digits", "images=[3,8]", "mode=image_to_image", "sampler=dpm_solver", "sampler.guidance_scale=2"]
     plain, _ = edited(run, tmp_path / "a", *words)
-    # Led away from itself, a network goes where it would go with its class alone.
+    # Guided away from itself, a network ends where it would end with its class alone.
     led, _ = edited(run, tmp_path / "b", *words, f"guide={run}")
     alone, _ = edited(run, tmp_path / "c", *words[:-1])
     np.testing.assert_array_equal(led, alone)
     assert np.any(led != plain)
 
 
-def test_a_classifier_leads_down_from_inverted_pictures_not_up_to_them(run, tmp_path):
+def test_a_classifier_guides_sampling_but_not_inversion(run, tmp_path):
     model = DiffusionModel(cases.CLASSIFIER, {"name": "linear", "T": 1000}, "v")
     state = TrainerState.fresh(cases.scattered_weights(model.program))
     save_checkpoint(tmp_path / "judge" / "checkpoints", Checkpoint(128, model, 0, state, {}))

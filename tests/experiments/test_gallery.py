@@ -1,4 +1,4 @@
-"""The gallery of samplers: what it draws, what it measures and what its page says."""
+"""The gallery of samplers: its samples, its errors and its page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL = DiffusionModel(SPEC, SCHEDULE, "v")
 
 
 def run(*words: str) -> None:
-    """The entry point in this process."""
+    """Run the command in this process."""
     enter("gallery", *words)
 
 
@@ -50,7 +50,7 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
     found = json.loads((tmp_path / "out" / "gallery.json").read_text())["methods"]
     errors = {name: [m["error"] for m in found if m["name"] == name] for name in ("DDIM", "DPM-Solver++ 2M", "DDPM")}
     assert errors["DDPM"] == [None] * 3
-    # Twice the evaluations halve an error of first order, at least.
+    # Twice the evaluations at least halve the error of a first-order method.
     for name in ("DDIM", "DPM-Solver++ 2M"):
         assert all(b < 0.6 * a for a, b in zip(errors[name], errors[name][1:], strict=False)), errors
     page = (tmp_path / "out" / "gallery.html").read_text()
@@ -66,7 +66,7 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
 @pytest.mark.parametrize("model", [
     MODEL, DiffusionModel(SPEC, {"name": "edm"}, "edm"), DiffusionModel(SPEC, {"name": "flow"}, "flow")
 ], ids=lambda p: p.schedule["name"])  # fmt: skip
-def test_every_method_is_planned_within_its_budget_or_says_why_not(model):
+def test_every_method_has_a_plan_within_each_budget_or_a_reason(model):
     options = {"spacing": "log_snr"}
     entries, left_out = plan_entries(model, [], [5, 9], options)
     assert {e.method for e in entries} | left_out.keys() == METHODS.keys()
@@ -75,10 +75,10 @@ def test_every_method_is_planned_within_its_budget_or_says_why_not(model):
         steps = next(n for n in range(1, 12) if method_plan(model, METHODS[one.method], n, options).rows > one.budget)
         assert method_plan(model, METHODS[one.method], steps - 1, options).rows == one.plan.rows
     first = {e.plan.alpha[0] for e in entries if not METHODS[e.method].stochastic}
-    assert max(first) - min(first) < 1e-9  # all start from the same level
+    assert max(first) - min(first) < 1e-9  # all start from the same noise level
 
 
-def test_a_method_that_was_asked_for_must_be_defined():
+def test_a_named_method_must_be_defined_for_the_process():
     with pytest.raises(DuetError, match=r"methods: 'ddimm' was given; it must be one of .*; .* Did you mean 'DDIM'"):
         plan_entries(MODEL, ["ddimm"], [5], {"spacing": None})
 

@@ -1,4 +1,4 @@
-"""Every process file makes what its name says, and options of schedules and spacings reach the core from a command."""
+"""Every configuration file builds what its name says, and options of nested names reach the core."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def training(*overrides: str) -> TrainingSetup:
 
 
 def composed(*words: str) -> tuple[Process, SamplerPlan]:
-    """The process and the plan of a configuration."""
+    """Return the process and the plan of a configuration."""
     experiment = training(*words)
     return experiment.model.process, experiment.plan
 
@@ -42,7 +42,7 @@ def names(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", names("process"))
-def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
+def test_the_name_of_every_process_starts_with_its_prediction(name: str) -> None:
     sampler = "next_level" if name.startswith("next_level") else "ddim"
     process, plan = composed(
         f"process={name}", f"sampler={sampler}", *(["sampler.steps=16"] if sampler == "ddim" else []),
@@ -54,7 +54,7 @@ def test_every_process_has_its_prediction_in_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", names("sampler"))
 def test_every_sampler_makes_a_plan(name: str) -> None:
     process = "next_level_16" if name == "next_level" else "eps_linear"
-    if name == "ddim_inversion":  # it does not start from noise: a training has no samples of it
+    if name == "ddim_inversion":  # it does not start from noise, so a training cannot sample with it
         with pytest.raises(DuetError, match="ddim_inversion was given, which leads images up to noise"):
             composed(f"process={process}", f"sampler={name}")
         options = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{name}.yaml"))
@@ -71,19 +71,19 @@ AVERAGES = {
 
 
 @pytest.mark.parametrize("name", names("ema"))
-def test_every_file_of_averages_makes_what_it_says(name: str) -> None:
+def test_every_ema_file_builds_the_profile_of_its_name(name: str) -> None:
     experiment = training(f"ema={name}")
     assert experiment.ema == Ema(AVERAGES[name], 64_000 if name == "post_hoc" else 0)
 
 
-def test_averages_are_given_by_hand() -> None:
+def test_ema_options_are_taken_from_the_command_line() -> None:
     words = ("ema=power", "ema.sigma_rel=0.2", "ema.extra=[{name: fixed, decay: 0.5}]", "ema.snapshot_images=128")
     ema = training(*words, "sample.weights=ema1").ema
     assert ema == Ema((Power(0.2), Fixed(0.5)), 128)
     assert training().ema == Ema((Warmup(0.999),))
 
 
-def test_the_transformed_schedules_are_those_of_the_core() -> None:
+def test_configured_schedule_transformations_are_those_of_the_core() -> None:
     process, _ = composed("process=v_linear_zero_snr")
     assert process.schedule.alpha[-1] == 0 and process.schedule.alpha[0] == linear().alpha[0]
     process, _ = composed("process=v_cosine_shifted")
@@ -91,21 +91,21 @@ def test_the_transformed_schedules_are_those_of_the_core() -> None:
     np.testing.assert_allclose(process.schedule.alpha, expected.alpha, rtol=1e-14)
 
 
-def test_edm_is_a_configuration() -> None:
+def test_edm_is_available_as_a_configuration() -> None:
     process, plan = composed("experiment=edm_digits")
     assert (process.prediction, process.sigma_data, process.schedule.span) == ("edm", 0.75, (0.002, 80.0))
     assert plan.start_scale == pytest.approx(80) and plan.sigma[-2] == pytest.approx(0.002)
     np.testing.assert_allclose(np.diff(plan.sigma[:-1] ** (1 / 7), 2), 0, atol=1e-9)
 
 
-def test_the_respaced_samplers_visit_what_they_say() -> None:
+def test_respaced_samplers_use_the_configured_timesteps() -> None:
     _, plan = composed("sampler=ddim_strided")
     assert plan.t.tolist() == list(range(960, -1, -40))
     _, plan = composed("sampler=ddpm_sections")
     assert np.histogram(plan.t, [0, 250, 500, 750, 1000])[0].tolist() == [40, 20, 20, 20]
 
 
-def test_options_are_given_by_hand() -> None:
+def test_nested_options_are_taken_from_the_command_line() -> None:
     process, plan = composed(
         "process=v_cosine", "+process.schedule.zero_terminal_snr=true", "sampler.steps=[3,2]", "sampler.spacing=null"
     )
@@ -123,7 +123,8 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_
     ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance_scale 1.5 (the run's own)"),
     (["sampler.steps=9"], KARRAS, KARRAS | {"steps": 9}, "(the run's own; as given: steps)"),
     (["sampler.interval=[0.2,3]"], KARRAS, KARRAS | {"interval": [0.2, 3]}, "interval [0.2, 3] (the run's own; as"),
-    (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance_scale": 1.0}, "clip null (as given)"),
+    (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance_scale": 1.0},
+     "clip null (as given)"),
     (["sampler=next_level", "sampler.rescale=1"], KARRAS,
      {"name": "next_level", "clip": None, "guidance_scale": 1.0, "rescale": 1}, "rescale 1 (as given)"),
     (["sampler.eta=0.5"], None,
@@ -131,7 +132,9 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_
      "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; as given: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
-def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, words, own, wanted, said) -> None:
+def test_a_checkpoint_is_sampled_with_the_sampler_of_its_run_unless_another_is_named(
+    command, words, own, wanted, said
+) -> None:
     cfg = commands.composed(command, *words)
     found = Checkpoint(
         0, DiffusionModel(UNetSpec(8), {"name": "linear"}, "eps"), 0, TrainerState.fresh({}), {"sampler": own}
@@ -140,7 +143,7 @@ def test_a_run_is_drawn_from_with_its_own_sampler_unless_one_is_named(command, w
     assert sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
 
 
-def test_imported_weights_of_continuous_time_are_drawn_from_on_the_grid_of_edm() -> None:
+def test_imported_weights_in_continuous_time_are_sampled_on_the_grid_of_edm() -> None:
     found = Checkpoint(0, DiffusionModel(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
     options, line = choose_sampler({}, found)
     assert (options["name"], options["spacing"]) == ("heun", "karras") and "a default" in line

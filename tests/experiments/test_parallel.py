@@ -1,4 +1,4 @@
-"""Real processes that compute one run together: as one process would, and none left over when one dies.
+"""Several processes compute a run as one process would, and none is left running when one dies.
 
     pytest -m slow tests/experiments/test_parallel.py
 
@@ -27,12 +27,14 @@ from experiments.runtime.launch import environments, run_together, visible_gpus
 pytestmark = pytest.mark.backend
 
 ROOT = Path(__file__).resolve().parents[2]
-# Levels that follow the losses, shares of 4 and 3 images, and batches of samples of which the last is smaller.
+# Timesteps drawn by loss, parts of 4 and 3 images, and a last batch of samples that is smaller than the others.
 WORDS = (
-    "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_resolution=1", "data.options.count=64",
+    "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_resolution=1",
+    "data.options.count=64",
     "backend.threads=1", "backend.device=cpu", "trainer.images=56", "trainer.batch=7", "trainer.log_images=7",
     "trainer.checkpoint_images=28", "lr.warmup_images=0", "lr.decay=constant", "sample.count=11", "sample.batch=3",
-    "sampler.steps=3", "process.schedule.T=4", "process.timestep_sampling.name=loss_second_moment", "+process.timestep_sampling.history=1",
+    "sampler.steps=3", "process.schedule.T=4", "process.timestep_sampling.name=loss_second_moment",
+    "+process.timestep_sampling.history=1",
 )  # fmt: skip
 KIND = {"torch": "ddp", "tf": "multiworker"}
 WORKERS = ["-m", "experiments.workers", "{size}"]
@@ -45,7 +47,7 @@ def words(backend: str, run: Path, precision: str, *more: str) -> list[str]:
 
 
 def together(size: int, backend: str, *given: str, entry: str = "train", launcher: Sequence[str] = WORKERS) -> None:
-    """An entry point in several processes, started as the documentation says."""
+    """Run a command in several processes, started as the documentation says."""
     command = [*(word.format(size=size) for word in launcher), "-m", f"experiments.{entry}"]
     done = subprocess.run(
         [sys.executable, *command, *given, f"parallel={KIND[backend]}"], cwd=ROOT, text=True,
@@ -62,7 +64,7 @@ def alone(backend: str, run: Path, precision: str, *more: str) -> Path:
 
 
 def assert_same_run(one: Path, other: Path, precision: str, after: int = 0) -> None:
-    """Losses, weights and samples; nothing in a checkpoint tells how many made it."""
+    """Check losses, weights and samples; a checkpoint does not depend on the number of processes."""
     a, b = (
         [line for line in read_metrics(run / "metrics.jsonl") if line["images_seen"] > after] for run in (one, other)
     )
@@ -81,7 +83,7 @@ def assert_same_run(one: Path, other: Path, precision: str, after: int = 0) -> N
     assert np.std(pictures[0]) > 10
 
 
-def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, backend_name):
+def test_two_processes_resume_the_run_of_one_and_draw_its_samples(tmp_path, backend_name):
     one, two = alone(backend_name, tmp_path / "one", "float64"), tmp_path / "two"
     together(2, backend_name, *words(backend_name, two, "float64", f"resume={one}/checkpoints/{28:012d}"))
     assert_same_run(one, two, "float64", after=28)
@@ -89,7 +91,7 @@ def test_two_processes_go_on_with_the_run_of_one_and_draw_its_samples(tmp_path, 
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes_of_pytorch_too(tmp_path, backend_name):
+def test_torchrun_can_start_the_processes_of_pytorch(tmp_path, backend_name):
     if KIND[backend_name] == "ddp":
         together(2, backend_name, *words(backend_name, tmp_path / "run", "float64"), launcher=TORCHRUN)
         assert len(read_samples(tmp_path / "run/samples/samples.npz")[0]) == 11
@@ -98,7 +100,7 @@ def test_torchrun_starts_the_processes_of_pytorch_too(tmp_path, backend_name):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ROUNDING)
 @pytest.mark.parametrize("size", [2, 4])
-def test_more_processes_train_from_the_first_step_as_one_and_one_goes_on(tmp_path, backend_name, size, precision):
+def test_several_processes_train_as_one_and_one_process_resumes_them(tmp_path, backend_name, size, precision):
     one, several = alone(backend_name, tmp_path / "one", precision), tmp_path / "several"
     together(size, backend_name, *words(backend_name, several, precision))
     assert_same_run(one, several, precision)
@@ -107,7 +109,7 @@ def test_more_processes_train_from_the_first_step_as_one_and_one_goes_on(tmp_pat
 
 
 @pytest.mark.slow
-def test_samples_and_likelihoods_of_two_processes_are_those_of_one(tmp_path, backend_name):
+def test_two_processes_compute_the_samples_and_likelihoods_of_one(tmp_path, backend_name):
     run = alone(backend_name, tmp_path / "run", "float64")
     common = [
         f"checkpoint={run}",
@@ -129,7 +131,7 @@ def test_samples_and_likelihoods_of_two_processes_are_those_of_one(tmp_path, bac
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, backend_name):
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, backend_name):
     code, said = interrupted(backend_name, tmp_path / "run", signal.SIGTERM)
     assert code == 128 + signal.SIGTERM and said.count("stopped by SIGTERM") == 2 and "Traceback" not in said, said
     images_seen = [line["images_seen"] for line in read_metrics(tmp_path / "run/metrics.jsonl")][-1]
@@ -138,9 +140,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, backend_name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("all_of_them", [False, True])
-def test_a_signal_while_the_last_samples_are_drawn_stops_all_and_the_run_is_gone_on_with(
-    tmp_path, backend_name, all_of_them
-):
+def test_a_signal_during_the_last_samples_stops_all_processes_and_the_run_resumes(tmp_path, backend_name, all_of_them):
     long = ("trainer.images=7", "trainer.sample_images=0", "sample.count=90000")
     code, said = interrupted(backend_name, tmp_path / "run", signal.SIGTERM, "training: 7/7", long, all_of_them)
     assert code == 128 + signal.SIGTERM and "lost contact" not in said and "Traceback" not in said, said
@@ -189,7 +189,7 @@ def interrupted(
 
 
 @pytest.mark.either
-def test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(tmp_path, backend_name):
+def test_when_a_process_dies_the_others_end_with_one_line_and_a_complete_checkpoint(tmp_path, backend_name):
     code, said = interrupted(backend_name, tmp_path / "run", signal.SIGKILL)
     # Of the one that was killed, or of the one that lost it, whichever is seen to have ended first.
     assert code in (128 + signal.SIGKILL, 2) and "Traceback" not in said, said
@@ -199,10 +199,10 @@ def test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(t
 
 @pytest.mark.slow
 def test_in_either_framework(tmp_path, backend_name):
-    test_when_one_dies_the_others_end_with_a_clear_line_and_a_whole_checkpoint(tmp_path, backend_name)
+    test_when_a_process_dies_the_others_end_with_one_line_and_a_complete_checkpoint(tmp_path, backend_name)
 
 
-def test_a_person_is_told_what_does_not_go_together(tmp_path, backend_name, monkeypatch):
+def test_options_that_do_not_fit_several_processes_are_refused(tmp_path, backend_name, monkeypatch):
     other = next(kind for name, kind in KIND.items() if name != backend_name)
     for environ in environments([1, 2], {})[:1]:
         for name in ("TF_CONFIG", "RANK", "WORLD_SIZE"):
@@ -217,7 +217,7 @@ CODES = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else tim
 
 
 @pytest.mark.either
-def test_workers_end_together_and_each_is_told_its_place():
+def test_workers_end_together_and_each_gets_its_rank():
     assert run_together([sys.executable, "-c", "pass"], environments([1, 2, 3], os.environ)) == 0
     assert run_together([sys.executable, "-c", CODES], environments([1, 2, 3], os.environ)) == 3
     told = environments([5, 6], {"HOME": "here"}, gpus=["0"])
@@ -238,7 +238,7 @@ def test_workers_end_together_and_each_is_told_its_place():
         (None, ["0", "1", "0"]),
     ],
 )
-def test_workers_use_no_card_but_those_that_are_given(tmp_path, monkeypatch, given, shown):
+def test_workers_use_only_the_visible_gpus(tmp_path, monkeypatch, given, shown):
     """On a machine with two GPUs."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0: one\necho GPU 1: another\n")
     (tmp_path / "nvidia-smi").chmod(0o755)

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_refused_in_python_too():
 @pytest.mark.backend
 @pytest.mark.either
 def test_a_run_from_python_equals_the_same_run_from_the_command_line(backend_name, tmp_path):
-    network = [f"model.{word}" for word in "channels=8 attention_resolutions=[] norm_groups=4 dropout=0".split()]
+    network = [f"model.{word}" for word in ["channels=8", "attention_resolutions=[]", "norm_groups=4", "dropout=0"]]
     model = DiffusionModel(build.network_spec(composed("train", *network)), {"name": "linear", "T": 100}, "eps")
     backend = BackendSetup(backend_name, BackendConfig(device="cpu", threads=1))
     config, options = TrainingConfig(32, 16, log_images=16), SampleOptions(4, weights="ema")

@@ -1,4 +1,4 @@
-"""A step that is not finite, as a person meets it: training stops with a line, and the step is done again from it."""
+"""A step that is not finite: training stops with one line, and the stored step is computed again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.runtime.backends import BackendSetup
 from experiments.training import replay
 from experiments.training.resume import compiled_in
 
-# The smallest network that there is, on eight images of 8x8; its second update throws the weights far away.
+# The smallest network, on eight images of 8x8; the first update makes its weights huge.
 SMALL = [
     *("experiment=plain", "model.image_size=8", "model.channels=[4]", "model.bottleneck=8", "data.options.size=8"),
     *("data.options.count=8", "process.schedule.T=6", "+process.schedule.beta_start=0.05"),
@@ -38,20 +38,19 @@ pytestmark = pytest.mark.either
 
 @pytest.fixture(scope="module")
 def refused(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that stopped, and what it said."""
+    """A run that stopped, and its error."""
     directory = tmp_path_factory.mktemp("replay") / "run"
     code, _, said = call("train", f"backend={backend_name}", f"hydra.run.dir={directory}", *SMALL)
     assert code == 2
     return directory, said
 
 
-def test_a_step_that_is_not_finite_stops_the_run_and_is_kept(refused, backend_name):
+def test_a_non_finite_step_stops_the_run_and_is_stored(refused, backend_name):
     directory, said = refused
     assert len(said.strip().splitlines()) == 1 and "trainer.non_finite=skip" in said
     bundle = directory / "non_finite" / re.search(r"bundle=\S*/(\d{12})$", said.strip())[1]
     found = load_bundle(bundle)
-    # The first update was sound; what it led to is where the second one starts, though six more were made before the
-    # losses were read.
+    # The first update was finite and the second was not; six more were made before the losses were read.
     assert (found.moment.images_seen, found.moment.state.updates) == (4, 1)
     assert not np.isfinite(found.grad_norm) and found.moment.notes["backend"] == backend_name
     assert all(np.isfinite(value).all() for value in found.moment.state.weights.values())
@@ -59,13 +58,13 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_kept(refused, backend_na
     assert [line["images_seen"] for line in read_metrics(directory / "metrics.jsonl")] == [4]
 
 
-def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_name, tmp_path):
+def test_the_step_is_replayed_and_the_first_non_finite_place_is_named(refused, backend_name, tmp_path):
     (bundle,) = (refused[0] / "non_finite").iterdir()
     code, said, _ = call("replay", f"backend={backend_name}", f"bundle={bundle}", "backend.threads=1")
     report = read_json(bundle / f"replay-{backend_name}-float64.json")
     assert code == 0 and "it happens again" in said and report["reproduced"]
     assert report["loss"] == report["then"]["loss"]
-    # Of small work, the mode that auto takes for it.
+    # auto does not compile a short run.
     assert load_bundle(bundle).moment.notes["compile"] is False and report["backend"]["mode"] == EAGER[backend_name]
     kinds = ("batch", "weights", "block", "loss", "gradient")
     first = report["first"]
@@ -76,7 +75,7 @@ def test_the_step_is_done_again_and_the_first_place_is_named(refused, backend_na
     assert code == 2 and "batch.safetensors: it is corrupt" in said
 
 
-def test_the_step_is_done_again_in_its_pieces(refused, backend_name, monkeypatch):
+def test_the_step_is_replayed_in_its_micro_batches(refused, backend_name, monkeypatch):
     (bundle,) = (refused[0] / "non_finite").iterdir()
     trainer, given = import_module(f"backends.{backend_name}.trainer").Trainer, []
     gradients = trainer.gradients
@@ -87,8 +86,8 @@ def test_the_step_is_done_again_in_its_pieces(refused, backend_name, monkeypatch
     assert given == [(2,)]
 
 
-def test_the_step_is_done_again_in_the_mode_of_its_run(refused, backend_name, monkeypatch):
-    """Another framework's mode says nothing, nor does what is none."""
+def test_the_step_is_replayed_in_the_mode_of_its_run(refused, backend_name, monkeypatch):
+    """The mode of another backend is ignored, and so is an invalid one."""
     (path,) = (refused[0] / "non_finite").iterdir()
     bundle, taken = load_bundle(path), []
     own = {**bundle.moment.notes, "compile": True}

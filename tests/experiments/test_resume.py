@@ -1,4 +1,4 @@
-"""What a resumed run keeps of the run that it goes on from, and what it refuses to mix with it."""
+"""What a resumed run keeps of the earlier run, and which changes it refuses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start(run: Path, *overrides: str, change_objective: bool = False) -> Checkpo
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run after one step, whose levels depend on its losses."""
+    """A run after one step, whose timesteps depend on its losses."""
     experiment = training()
     state = TrainerState.fresh(initial_weights(experiment.model.program, 0, np.float32))
     history = experiment.objective.timestep_sampler.empty_history().appended(np.arange(3), np.arange(1.0, 4.0))
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_losses_of_another_objective_are_not_gone_on_with(run):
+def test_a_changed_objective_is_refused_or_starts_a_new_loss_history(run):
     kept = start(run, change_objective=True).history
     np.testing.assert_array_equal(kept.counts[:4], [1, 1, 1, 0])
     with pytest.raises(DuetError, match=r"process.distance mse, but l1 was given; change_objective=true"):
@@ -67,17 +67,17 @@ def test_the_losses_of_another_objective_are_not_gone_on_with(run):
         start(run, "data.flip=true")
 
 
-def test_an_average_is_not_gone_on_with_by_another_profile(run):
+def test_a_changed_ema_profile_is_refused_unless_it_is_allowed(run):
     assert start(run).state.updates == 1
     with pytest.raises(DuetError, match=r"averages are .*'warmup'.* but .*'power'.* change_objective=true allows"):
         start(run, "ema=power")
     assert start(run, "ema=power", change_objective=True).state.updates == 1
-    # Snapshots are of one profile from the start, whatever is asked for.
+    # Snapshots need one profile from the start, whether or not the change is allowed.
     with pytest.raises(DuetError, match="a snapshot is of one profile"):
         start(run, "ema=power", "ema.snapshot_images=64", change_objective=True)
 
 
-# A run of the plane, of five steps.
+# A run of five steps on points in the plane.
 TOY = (
     "experiment=toy", "model.channels=8", "trainer.images=80", "trainer.batch=16", "trainer.log_images=32",
     "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sampler.steps=2",
@@ -86,7 +86,7 @@ TOY = (
 
 
 def trained(run: Path, backend: str, *words: str) -> str:
-    """Train the toy in this process; gives what was printed."""
+    """Train the toy network in this process; return what was printed."""
     code, out, err = call("train", f"backend={backend}", f"hydra.run.dir={run}", *TOY, *words)
     assert code == 0, err
     return out
@@ -94,13 +94,13 @@ def trained(run: Path, backend: str, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of the toy."""
+    """An uninterrupted run of the toy network."""
     trained(run := tmp_path_factory.mktemp("whole") / "run", backend_name)
     return run
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Two runs have the same weights, metrics and samples, bit for bit."""
+    """Check that two runs have the same weights, metrics and samples, bit for bit."""
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     assert read_json(one / "result.json")["objective"] == read_json(other / "result.json")["objective"]
     last = [find_checkpoint(run) for run in (one, other)]
@@ -114,7 +114,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.mark.backend
 @pytest.mark.either
-def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend_name, tmp_path):
+def test_a_run_that_was_interrupted_after_its_last_step_is_completed(whole, backend_name, tmp_path):
     shutil.copytree(whole, cut := tmp_path / "cut")
     (cut / "result.json").unlink()
     for path in (cut / "samples").iterdir():
@@ -124,7 +124,7 @@ def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend
     lines = list(read_metrics(cut / "metrics.jsonl"))
     assert read_json(cut / "result.json").keys() == read_json(whole / "result.json").keys()
     assert read_json(cut / "result.json")["objective"] == lines[4]["loss"] and len(lines) == 5  # logged at 32, 64, 80
-    # What is finished is left as it is, and can be made longer.
+    # A complete run is left as it is, and can be made longer.
     result = (cut / "result.json").read_bytes()
     assert "Run complete. Increase trainer.images" in trained(cut, backend_name, "resume=latest")
     assert (cut / "result.json").read_bytes() == result
@@ -134,14 +134,12 @@ def test_a_run_that_was_cut_short_after_its_last_step_is_finished(whole, backend
 
 @pytest.mark.backend
 @pytest.mark.either
-def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
-    whole, backend_name, tmp_path, monkeypatch
-):
+def test_a_run_stopped_while_it_samples_prints_how_to_resume_and_resumes(whole, backend_name, tmp_path, monkeypatch):
     save_samples, calls = draw.save_samples, []
 
     def stopped(*given: Any, **named: Any) -> Any:
         calls.append(given)
-        if len(calls) in (1, 2, 4):  # of the samples at 48, the same when it is gone on with, and of the last ones
+        if len(calls) in (1, 2, 4):  # during the samples at 48, the same after resuming, and the final ones
             os.kill(os.getpid(), signal.SIGUSR1 if len(calls) == 4 else signal.SIGTERM)
         return save_samples(*given, **named)
 
@@ -159,8 +157,8 @@ def test_a_run_stopped_while_it_samples_says_how_to_go_on_and_is_gone_on_with(
     assert_same(tmp_path / "run", whole)
 
 
-def test_where_a_run_goes_on_from(run, tmp_path):
-    """Its last checkpoint; before it has one, where it began; and where there is no run, nowhere."""
+def test_which_checkpoint_a_run_resumes_from(run, tmp_path):
+    """Its last checkpoint; before it has one, the checkpoint that it started from; without a run, none."""
     assert resume.find_source(None, run) is None and resume.find_source(str(run), tmp_path) == run / "000000000064"
     assert resume.find_source("auto", tmp_path) is None
     with pytest.raises(DuetError, match="holds no checkpoint; name the run to resume"):
@@ -172,7 +170,7 @@ def test_where_a_run_goes_on_from(run, tmp_path):
     assert resume.find_source("latest", tmp_path) == tmp_path / "checkpoints/000000000064"
 
 
-def test_a_count_of_skipped_updates_that_is_none_is_refused(run, tmp_path):
+def test_invalid_counts_in_the_notes_are_refused(run, tmp_path):
     found = load_checkpoint(run)
     save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": "two"}))
     with pytest.raises(DuetError, match="says that 'two' updates were skipped"):

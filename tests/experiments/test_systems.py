@@ -1,4 +1,4 @@
-"""The experiments of the source systems, small: they train, sample, draw their pictures and resume, in each backend."""
+"""The experiments of the source projects, reduced: they train, sample, write figures and resume in each backend."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SMALL = (
     "trainer.images=120 trainer.batch=10 trainer.log_images=10 trainer.checkpoint_images=60 trainer.sample_images=60 "
     "trainer.keep_checkpoints=null sample.count=10 sample.batch=10"
 )
-# As much noise in six levels as there is in a thousand.
+# As much noise in six timesteps as there is in a thousand.
 FEW = "process.schedule.T=6 +process.schedule.beta_start=0.05 +process.schedule.beta_end=0.6"
 SYSTEMS = {
-    "landscape": f"model.image_size=16 model.channels=4 model.channel_multipliers=[1,2] model.embedding=8 model.heads=2 "
-    f"data.fallback.size=16 data.fallback.count=40 ema.start=3 lr.peak=0.003 {FEW}",
+    "landscape": f"model.image_size=16 model.channels=4 model.channel_multipliers=[1,2] model.embedding=8 "
+    f"model.heads=2 data.fallback.size=16 data.fallback.count=40 ema.start=3 lr.peak=0.003 {FEW}",
     "simple": f"model.image_size=8 model.channels=[4,8,8] model.embedding=8 data.fallback.size=8 "
     f"data.fallback.count=40 lr.peak=0.01 {FEW}",
     "sixteen_step": "model.image_size=8 model.channels=8 model.levels=2 model.embedding=8 model.bottleneck=16 "
@@ -45,13 +45,13 @@ SYSTEMS = {
 
 
 def run(name: str, backend: str, directory: Path, *words: str) -> str:
-    """Train in this process; gives what was printed."""
+    """Train in this process; return what was printed."""
     given = [f"backend={backend}", f"experiment={name}", f"hydra.run.dir={directory}", *CPU]
     return start("train", *given, *SMALL.split(), *SYSTEMS[name].split(), *words)
 
 
 def start(module: str, *given: str) -> str:
-    """Run an entry point; gives what was printed."""
+    """Run a command; return what was printed."""
     code, out, err = call(module, *given)
     assert code == 0, err
     return out
@@ -59,7 +59,7 @@ def start(module: str, *given: str) -> str:
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def finished(request: pytest.FixtureRequest, backend_name: str, tmp_path_factory: pytest.TempPathFactory):
-    """A finished run of each system: (name, directory, what it printed)."""
+    """A complete run of each system: (name, directory, printed text)."""
     directory = tmp_path_factory.mktemp(request.param) / "run"
     return request.param, directory, run(request.param, backend_name, directory)
 
@@ -73,7 +73,7 @@ def test_the_loss_falls(finished):
 
 
 @pytest.mark.backend
-def test_the_run_says_which_data_it_used(finished):
+def test_the_run_names_the_data_it_used(finished):
     name, directory, printed = finished
     used = json.loads((directory / "environment.json").read_text())["data"]["name"]
     assert used == "shapes" if name == "plain" else used.startswith("shapes, in place of ")
@@ -81,7 +81,7 @@ def test_the_run_says_which_data_it_used(finished):
 
 
 @pytest.mark.backend
-def test_the_run_that_ends_with_a_fid_says_where_it_cannot(finished):
+def test_a_run_that_cannot_evaluate_its_samples_gives_the_reason(finished):
     name, directory, printed = finished
     result = json.loads((directory / "result.json").read_text())
     if name != "double_conv_attention":
@@ -93,11 +93,11 @@ def test_the_run_that_ends_with_a_fid_says_where_it_cannot(finished):
 
 
 @pytest.mark.backend
-def test_the_pictures_of_the_original_are_drawn(finished):
+def test_the_figures_of_the_original_are_written(finished):
     _, directory, _ = finished
     samples = directory / "samples"
     half = f"{60:012d}"
-    # Forward noising; samples and their way from noise, in the middle of training and at its end.
+    # The forward process; samples and their trajectories, in the middle of training and at its end.
     names = ["noising.png", f"samples-{half}.png", f"denoising-{half}.png", f"generation-{half}.gif"]
     names += ["samples.png", "denoising.png", "generation.gif"]
     for name in names:
@@ -107,7 +107,7 @@ def test_the_pictures_of_the_original_are_drawn(finished):
 
 
 @pytest.mark.backend
-def test_samples_are_of_the_classes_that_there_are(finished):
+def test_samples_have_the_classes_of_the_data(finished):
     name, directory, _ = finished
     images, labels, _ = read_samples(directory / "samples" / "samples.npz")
     assert len(images) == 10
@@ -115,7 +115,7 @@ def test_samples_are_of_the_classes_that_there_are(finished):
 
 
 @pytest.mark.backend
-def test_resumed_equals_uninterrupted(finished, backend_name, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, backend_name, tmp_path):
     name, directory, _ = finished
     run(name, backend_name, tmp_path / "run", f"resume={directory / 'checkpoints' / f'{60:012d}'}",
         "trainer.sample_images=0")  # fmt: skip
@@ -129,8 +129,8 @@ def test_resumed_equals_uninterrupted(finished, backend_name, tmp_path):
 
 
 @pytest.mark.backend
-def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, backend_name):
-    """The original's `use_main`: the average, or the main weights."""
+def test_samples_are_drawn_with_the_selected_weights(finished, open_backend, backend_name):
+    """The average or the last weights, as `use_main` of the original selects them."""
     name, directory, _ = finished
     if name != "landscape":
         return
@@ -140,7 +140,8 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
     for which in ("weights", "ema"):
         out = directory.parent / which
         start("sample", f"backend={backend_name}", f"checkpoint={directory}", f"out={out}", f"sample.weights={which}",
-              "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5", "save_images=false", *CPU)  # fmt: skip
+              "sampler=ddpm_tutorial", "sampler.guidance_scale=3", "sample.count=5",
+              "save_images=false", *CPU)  # fmt: skip
         network = backend.network(found.model.program, getattr(found.state, which))
         images = generate(backend, network, plan, found.model.spec.image_shape, [1, 2, 3, 4, 5], seed=0)
         drawn[which] = read_samples(out / "samples.npz")[0]
@@ -149,12 +150,12 @@ def test_samples_are_drawn_with_the_weights_asked_for(finished, open_backend, ba
 
 
 def configured(name: str):
-    """(configuration, objects) of an experiment as its file is."""
+    """Return the configuration of an experiment, and the setup built from it."""
     cfg = composed("train", f"experiment={name}")
     return cfg, build.training_setup(cfg)
 
 
-# What each original states, as the objects of the experiment say it.
+# What the code of each original project says.
 STATED = {
     "landscape": {
         "image_shape": (64, 64, 3), "classes": 5, "null_label": 0, "value_range": (0.0, 1.0),
@@ -193,7 +194,7 @@ STATED = {
 
 
 def said(cfg, experiment: TrainingSetup) -> dict:
-    """The same of an experiment."""
+    """Return the same facts of an experiment of ours."""
     model, plan, schedule = experiment.model, experiment.plan, experiment.model.process.schedule
     betas = 1.0 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
     noise, batch = plan.noise[:, 0], experiment.training_config.batch
@@ -219,7 +220,7 @@ def said(cfg, experiment: TrainingSetup) -> dict:
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_an_experiment_is_what_its_original_states(name):
+def test_an_experiment_has_the_settings_of_its_original(name):
     got = said(*configured(name))
     for key, wanted in STATED[name].items():
         if key in ("lr", "ema"):
@@ -230,7 +231,7 @@ def test_an_experiment_is_what_its_original_states(name):
             assert got[key] == wanted, key
 
 
-def test_the_schedule_that_the_text_of_plain_has_is_there():
+def test_the_schedule_in_the_text_of_plain_is_available():
     cfg = composed("train", "experiment=plain", "process.schedule.name=plain_as_written")
     schedule = build.training_setup(cfg).model.process.schedule
     np.testing.assert_allclose(schedule.alpha**2, np.linspace(0.02, 1e-4, 1000), rtol=1e-12)
@@ -238,7 +239,7 @@ def test_the_schedule_that_the_text_of_plain_has_is_there():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_fits_together_at_full_size(name):
-    """Network, process, sampler, data and course of the file as it is, without a backend."""
+    """Network, process, sampler, data and length of the unreduced configuration, without a backend."""
     _, experiment = configured(name)
     assert parameter_count(experiment.model.program) > 100_000
     batch = experiment.loader.batch(0, 2)

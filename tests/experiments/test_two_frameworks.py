@@ -1,4 +1,4 @@
-"""Experiments over both environments, started as a person starts them: a sweep, a hand-over, a comparison."""
+"""Experiments over both environments, started from the command line: a sweep, a hand-over, a comparison."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BACKENDS = ("torch", "tf")
 
 
 def start(python: str | Path, module: str, *words: str, code: int = 0) -> str:
-    """Run an entry point to its end, with that exit code; gives what it printed."""
+    """Run a command to its end and check its exit code; return what it printed."""
     done = subprocess.run(
         [str(python), "-m", f"experiments.{module}", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -39,7 +39,7 @@ def start(python: str | Path, module: str, *words: str, code: int = 0) -> str:
 
 
 def python_of(backend: str) -> Path:
-    """The Python of the environment that owns a backend."""
+    """Return the Python of the environment that owns a backend."""
     own = os.environ.get(f"DUET_{backend.upper()}_PYTHON")
     return (
         Path(own)
@@ -63,14 +63,14 @@ def test_a_sweep_runs_each_job_in_the_environment_that_owns_its_backend(sweep: d
         assert {"torch": "torch", "tf": "tensorflow"}[backend] in environment["versions"]
 
 
-def test_two_runs_go_in_lock_step(sweep: dict[str, Path]) -> None:
+def test_the_losses_of_two_frameworks_agree_at_every_step(sweep: dict[str, Path]) -> None:
     one, two = (np.array([line["loss"] for line in read_metrics(run / "metrics.jsonl")]) for run in sweep.values())
     assert len(one) == len(two) == 8
     np.testing.assert_allclose(one, two, rtol=TOLERANCES["training loss, 10 steps"].float32)
 
 
 @pytest.mark.parametrize("taker", BACKENDS)
-def test_a_run_handed_over_half_way_ends_as_the_uninterrupted_one(
+def test_a_run_handed_over_to_the_other_framework_ends_like_the_uninterrupted_one(
     sweep: dict[str, Path], taker: str, tmp_path: Path
 ) -> None:
     other = sweep[BACKENDS[1 - BACKENDS.index(taker)]]
@@ -87,16 +87,16 @@ def test_a_run_handed_over_half_way_ends_as_the_uninterrupted_one(
     assert [line["images_seen"] for line in later] == [line["images_seen"] for line in wanted]
 
 
-def test_a_killed_run_resumed_is_the_same_run(sweep: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(sweep: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["backend=torch", f"hydra.run.dir={run}", *TINY, "trainer.checkpoint_images=32", "resume=auto"]
-    for lines in (1, 5):  # of its metrics, when it is killed
+    for lines in (1, 5):  # in its metrics when it is killed
         command = [str(python_of("torch")), "-m", "experiments.train", *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         next((line for line in process.stdout if line.startswith("data: ")), None)
         file = run / "metrics.jsonl"
         while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < lines):
-            time.sleep(0.002)  # a core that spins is not there for what is waited for
+            time.sleep(0.002)  # busy waiting would take the core from the run
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -110,7 +110,7 @@ def test_a_killed_run_resumed_is_the_same_run(sweep: dict[str, Path], tmp_path: 
     )
 
 
-def test_an_average_is_remade_in_either_environment_of_what_the_other_stored(
+def test_each_environment_reconstructs_an_average_from_the_snapshots_of_the_other(
     sweep: dict[str, Path], tmp_path: Path
 ) -> None:
     made = {}
@@ -121,7 +121,7 @@ def test_an_average_is_remade_in_either_environment_of_what_the_other_stored(
     assert 0 < l2_of_all(*made.values()) <= TOLERANCES["training weights, 10 steps"].float32
 
 
-def test_comparing_two_runs_gives_a_report(sweep: dict[str, Path], tmp_path: Path) -> None:
+def test_comparing_two_runs_writes_a_report(sweep: dict[str, Path], tmp_path: Path) -> None:
     out = start(sys.executable, "compare", f"runs=[{sweep['torch']},{sweep['tf']}]", f"out={tmp_path}")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"]["agree"] and "agree" in out
@@ -129,7 +129,7 @@ def test_comparing_two_runs_gives_a_report(sweep: dict[str, Path], tmp_path: Pat
     assert {run["backend"] for run in report["runs"]} == set(BACKENDS)
 
 
-def test_comparing_notices_a_run_that_parted(sweep: dict[str, Path], tmp_path: Path) -> None:
+def test_comparing_detects_a_run_that_diverged(sweep: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "parted"
     subprocess.run(["cp", "-r", str(sweep["tf"]), str(run)], check=True)
     lines = list(read_metrics(run / "metrics.jsonl"))
@@ -139,7 +139,7 @@ def test_comparing_notices_a_run_that_parted(sweep: dict[str, Path], tmp_path: P
     assert not json.loads((tmp_path / "report.json").read_text())["verdict"]["agree"]
 
 
-def test_comparing_says_when_two_runs_are_not_the_same_experiment(sweep: dict[str, Path], tmp_path: Path) -> None:
+def test_comparing_names_the_difference_between_two_experiments(sweep: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "other"
     subprocess.run(["cp", "-r", str(sweep["tf"]), str(run)], check=True)
     config = OmegaConf.load(run / "config.yaml")
