@@ -31,7 +31,10 @@ from diffusion_core.runs.run_directory import exclusive_directory
 from experiments.config.safe_yaml import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "model.channels=8 model.norm_groups=4 model.attention_resolutions=[] model.middle_attention=false trainer.images=128"
+TINY = (
+    "model.channels=8 model.norm_groups=4 model.attention_resolutions=[] model.middle_attention=false "
+    "trainer.images=128"
+)
 
 
 def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
