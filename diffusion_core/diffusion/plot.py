@@ -1,24 +1,21 @@
 """Figures of schedules and processes, for notebooks and papers.
 
-matplotlib is imported when a figure is drawn, so that importing the core does not load it.
+matplotlib is imported when a figure is drawn, so that importing the core does not load it. Schedules and processes call
+these functions from their `plot` methods, so this module does not import their types.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from diffusion_core.diffusion.process import Process
-    from diffusion_core.diffusion.schedule import AnySchedule
 
 __all__ = ["plot_process", "plot_schedule"]
 
 POINTS = 400
 
 
-def plot_schedule(schedule: AnySchedule, axes: Any = None) -> Any:
+def plot_schedule(schedule: Any, axes: Any = None) -> Any:
     """Draw alpha, sigma and the log-SNR of a schedule over t.
 
     Args:
@@ -43,7 +40,7 @@ def plot_schedule(schedule: AnySchedule, axes: Any = None) -> Any:
     return axes
 
 
-def plot_process(process: Process, axes: Any = None) -> Any:
+def plot_process(process: Any, axes: Any = None) -> Any:
     """Draw the coefficients c_skip, c_out and c_in of a process over t.
 
     Args:
@@ -69,7 +66,7 @@ def plot_process(process: Process, axes: Any = None) -> Any:
     return axes
 
 
-def _points(schedule: AnySchedule) -> np.ndarray:
+def _points(schedule: Any) -> np.ndarray:
     """The t at which a curve is drawn: every level of a short table, or evenly spaced ones."""
     low, high = schedule.span
     if schedule.is_table:
@@ -77,13 +74,13 @@ def _points(schedule: AnySchedule) -> np.ndarray:
     return np.geomspace(low, high, POINTS) if _is_wide(schedule) else np.linspace(low, high, POINTS)
 
 
-def _is_wide(schedule: AnySchedule) -> bool:
+def _is_wide(schedule: Any) -> bool:
     """Whether t spans several orders of magnitude, as sigma does in EDM."""
     low, high = schedule.span
     return not schedule.is_table and low > 0 and high > 1000 * low and high > 2
 
 
-def _scale_t(axes: Any, schedule: AnySchedule) -> None:
+def _scale_t(axes: Any, schedule: Any) -> None:
     if _is_wide(schedule):
         axes.set_xscale("log")
 
