@@ -63,8 +63,8 @@ def extract(
     for start in range(0, len(images), batch):
         for name, values in features.compute(np.ascontiguousarray(images[start : start + batch])).items():
             # Allocate the final size: concatenating batches at the end would need the memory twice.
-            whole = arrays.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))
-            whole[start : start + batch] = values
+            output = arrays.setdefault(name, np.empty((len(images), *values.shape[1:]), values.dtype))
+            output[start : start + batch] = values
         if progress:
             progress(min(start + batch, len(images)))
     return arrays

@@ -90,11 +90,11 @@ def require_file(what: str, where: Path, *names: str) -> Path:
     Raises:
         DuetError: there is no such file.
     """
-    found = find_file(where, *names)
-    if found is None:
+    file = find_file(where, *names)
+    if file is None:
         others = f" (or {', '.join(names[1:])})" if names[1:] else ""
         raise DuetError(f"{what}: {str(where)!r} has no {names[0]}{others}; copy that file there")
-    return found
+    return file
 
 
 def read_packed(what: str, file: Path) -> bytes:
@@ -123,7 +123,7 @@ def read_tar_members(
     Raises:
         DuetError: the archive cannot be read to its end.
     """
-    found, names = {}, []
+    contents, names = {}, []
     try:
         with open_decompressed(file, "a whole archive") as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
@@ -132,13 +132,13 @@ def read_tar_members(
                 name = member.name.rsplit("/", 1)[-1]
                 names.append(name)
                 if wanted(name):
-                    found[name] = archive.extractfile(member).read()
+                    contents[name] = archive.extractfile(member).read()
             # A tar archive ends before its file does; gzip checks its checksum only at the end of the file.
             while opened.read(1 << 20):
                 pass
     except DuetError as error:
         raise DuetError(f"{what}: {error}; {expected}") from error
-    return found, names
+    return contents, names
 
 
 def sha256_file(file: Path) -> str:

@@ -68,7 +68,7 @@ class Dataset:
         if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise DuetError(
                 f"{what}: labels of {labels.dtype} with shape {labels.shape} were given; "
-                f"they must be whole numbers with shape ({shape[0]},)"
+                f"they must be integers with shape ({shape[0]},)"
             )
         if not names or len(set(names)) != len(names):
             raise DuetError(f"{what}: the class names {names} were given; there must be at least one, all different")
@@ -129,7 +129,7 @@ class Dataset:
         if not valid or indices.min() < 0 or indices.max() >= len(self):
             raise DuetError(
                 f"data set {self.name!r}: the indices {indices} were given; "
-                f"it must be a list of whole numbers in 0..{len(self) - 1}, at least one"
+                f"it must be a list of integers in 0..{len(self) - 1}, at least one"
             )
         return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices])
 

@@ -327,15 +327,15 @@ def _card(
 
 def _readme(card: Mapping[str, Any]) -> str:
     """Return the data card in Markdown."""
-    image, made = card["picture"], card["made"]
+    picture, made = card["picture"], card["made"]
     lines = [f"# {card['title']}", ""]
     lines += [f"{label}: {card[key]}  " for key, label in _LABELS.items() if card.get(key)]
-    kind = "colour" if image["channels"] == 3 else "grey"
+    kind = "colour" if picture["channels"] == 3 else "grey"
     lines += [
         "",
         "## Images",
         "",
-        f"{image['size']} x {image['size']} pixels, {kind}, {image['type']}.  ",
+        f"{picture['size']} x {picture['size']} pixels, {kind}, {picture['type']}.  ",
         f"Cropped: {made['crop']}.  ",
         f"Resized: {made['resize']}.",
         "",

@@ -19,7 +19,7 @@ __all__ = ["Shards"]
 
 
 def _file_location(part: NDArray) -> NDArray | tuple[Any, ...]:
-    """Return where a whole memory map lies in its file; an array, or a slice of a memory map, as it is."""
+    """Return the file, type, shape and offset of a memory map; anything else unchanged."""
     if not isinstance(part, np.memmap) or not isinstance(part.base, mmap.mmap) or part.filename is None:
         return np.asarray(part)
     return str(part.filename), part.dtype, part.shape, part.offset

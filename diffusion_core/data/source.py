@@ -184,22 +184,28 @@ def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, So
     if source.names is None:
         raise DuetError(f"split: a file was given, but the images of {source.name} have no names; use split=stream")
     lines = [line for line in read_text(Path(file).expanduser()).splitlines() if line.strip()]
-    names, found = set(source.names), {}
+    names, part_by_name = set(source.names), {}
     for line in lines:
         *name, part = line.strip().rsplit(maxsplit=1)
         name = "".join(name)
-        if name not in names or name in found:
-            what = "is listed twice" if name in found else f"is no image of {source.name}, as {source.names[0]!r} is"
+        if name not in names or name in part_by_name:
+            what = (
+                "is listed twice"
+                if name in part_by_name
+                else f"is no image of {source.name}, as {source.names[0]!r} is"
+            )
             raise DuetError(f"split: {str(file)!r}: {name or line!r} {what}; each line must be NAME PART")
         if not re.fullmatch(r"\w[\w-]*", part) or part == "all":  # it becomes a folder, and "all" means every part
             raise DuetError(
                 f"split: {str(file)!r}: {name} is in part {part!r}; the name of a part must be a word of letters, "
                 f"digits, _ and -, other than 'all'"
             )
-        found[name] = part
-    if len(found) < len(names):
-        lost = next(name for name in source.names if name not in found)
-        raise DuetError(f"split: {str(file)!r} has no line for {lost!r} and {len(names) - len(found) - 1} more")
-    part_of = np.array([found[name] for name in source.names])
-    made = {part: source.select(np.flatnonzero(part_of == part)) for part in dict.fromkeys(found.values())}
+        part_by_name[name] = part
+    if len(part_by_name) < len(names):
+        missing = next(name for name in source.names if name not in part_by_name)
+        raise DuetError(
+            f"split: {str(file)!r} has no line for {missing!r} and {len(names) - len(part_by_name) - 1} more"
+        )
+    part_of = np.array([part_by_name[name] for name in source.names])
+    made = {part: source.select(np.flatnonzero(part_of == part)) for part in dict.fromkeys(part_by_name.values())}
     return made | {name: other for name, other in others if name not in made}

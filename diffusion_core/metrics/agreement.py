@@ -72,7 +72,7 @@ def agreement(predicted: NDArray[np.integer], labels: ArrayLike, classes: int) -
     if not valid or labels.min() < 0 or labels.max() >= classes:
         raise DuetError(
             f"class agreement: labels of {labels.dtype} with shape {labels.shape} were given; "
-            f"there must be {len(predicted)} whole numbers in 0..{classes - 1}"
+            f"there must be {len(predicted)} integers in 0..{classes - 1}"
         )
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predicted), 1)

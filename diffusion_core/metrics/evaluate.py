@@ -2,8 +2,9 @@
 
 The samples are cut into S sets by stream "evaluate/sets", or S sets are given; S is at least three. With v the number
 of all samples and v_k that of all samples without set k, the pseudo-values ``S v - (S - 1) v_k`` vary like S
-independent measurements; for a mean they are the means of the sets. Their `bootstrap_interval`, moved from their mean to v, is the
-interval of v. It covers the random draw of the samples, but not that of the reference, nor another training run.
+independent measurements; for a mean they are the means of the sets. Their `bootstrap_interval`, moved from their
+mean to v, is the interval of v. It covers the random draw of the samples, but not that of the reference, nor another
+training run.
 
 Measuring the sets separately would be S times cheaper but less accurate, because a Fréchet distance or a recall depends
 on the number of samples. A 95 % interval of the recall of 300 samples from five sets covered the truth in 83 % of

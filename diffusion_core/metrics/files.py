@@ -136,7 +136,7 @@ def _check(path: Path, sample_arrays: dict[str, NDArray]) -> None:
         if name == "images":
             fits, what = array.dtype == np.uint8 and array.ndim == 4, "uint8 with shape (N, H, W, C)"
         elif name == "labels":
-            fits, what = np.issubdtype(array.dtype, np.integer) and array.ndim == 1, "whole numbers with shape (N,)"
+            fits, what = np.issubdtype(array.dtype, np.integer) and array.ndim == 1, "integers with shape (N,)"
         else:
             fits, what = np.issubdtype(array.dtype, np.floating) and array.ndim == 2, "floating with shape (N, D)"
         if not fits or 0 in array.shape:

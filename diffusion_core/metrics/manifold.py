@@ -48,7 +48,7 @@ def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int
     Args:
         nearest: k of precision and recall.
         nearest_density: k of density and coverage.
-        most: the largest number of points of each set; of a larger set, so many are drawn.
+        most: the largest number of points of each set; a larger set is subsampled.
     """
     largest = max(nearest, nearest_density)
     if min(nearest, nearest_density) < 1 or most <= largest:

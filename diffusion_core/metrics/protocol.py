@@ -133,18 +133,18 @@ def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:
     Raises:
         DuetError: a subject has two numbers for one column.
     """
-    found: dict[tuple[str, str], dict[str, Number]] = {}
+    by_protocol: dict[tuple[str, str], dict[str, Number]] = {}
     for subject, numbers in subjects.items():
         for number in numbers:
-            column = found.setdefault((number.name, number.protocol_sha256), {})
+            column = by_protocol.setdefault((number.name, number.protocol_sha256), {})
             if subject in column:
                 raise DuetError(f"{subject}: it has {number.name} twice with one protocol; give each its own subject")
             column[subject] = number
     of_name: dict[str, list[dict[str, Number]]] = {}
-    for (name, _), column in found.items():
+    for (name, _), column in by_protocol.items():
         of_name.setdefault(name, []).append(column)
     made = []
-    for (name, _), column in found.items():
+    for (name, _), column in by_protocol.items():
         protocols = [next(iter(other.values())).protocol for other in of_name[name]]
         own, different = _flat(next(iter(column.values())).protocol), differences(protocols)
         distinction = ", ".join(f"{key} {own.get(key, 'none')}" for key in different)

@@ -1,7 +1,7 @@
-"""A stand-in for the Python of a backend: it accepts the commands of a study and writes made-up runs.
+"""A fake Python of a backend: it accepts the commands of a study and writes made-up runs.
 
-Everything is a function of seed and backend. Every command is recorded in `calls.txt` next to the stand-in. A training
-fails if a file `fail` next to it holds its seed, and is interrupted, leaving a checkpoint, if a file `cut` exists.
+Everything is a function of seed and backend. Every command is recorded in `calls.txt` next to the fake Python. A
+training fails if a file `fail` next to it holds its seed, and is interrupted, leaving a checkpoint, if a file `cut` exists.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HAND_OVER: dict[str, Any] = {
 }
 
 
-def fallback(folder: Path) -> Path:
-    """Write the executable into a folder."""
+def write_fake_python(folder: Path) -> Path:
+    """Write an executable into a folder that runs this file in place of Python."""
     here = Path(__file__).resolve()
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{here}" "{folder}" "$@"\n')

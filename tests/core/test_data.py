@@ -97,7 +97,7 @@ def test_invalid_pixels_are_refused():
         ({"images": np.zeros((13, 4, 4, 2), np.uint8)}, "1 or 3 channels"),
         ({"images": np.zeros((0, 4, 4, 1), np.uint8), "labels": np.zeros(0, int)}, "at least 1"),
         ({"labels": np.zeros(12, int)}, r"\(13,\)"),
-        ({"labels": np.zeros(13)}, "whole numbers"),
+        ({"labels": np.zeros(13)}, "integers"),
         ({"labels": np.full(13, 3)}, r"0\.\.2"),
         ({"labels": np.full(13, -1)}, r"0\.\.2"),
         ({"class_names": ("a", "b", "a")}, "all different"),

@@ -231,7 +231,7 @@ def test_agreement_counts_requested_and_recognised_classes():
 
 @pytest.mark.parametrize("labels", [[0, 10], [-1, 0], [0], [0.0, 1.0]])
 def test_invalid_labels_are_refused(labels):
-    with pytest.raises(DuetError, match=r"2 whole numbers in 0\.\.9"):
+    with pytest.raises(DuetError, match=r"2 integers in 0\.\.9"):
         agreement(np.zeros(2, int), labels, 10)
 
 

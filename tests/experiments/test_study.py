@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.plugins import Plugins
-from made_up import HAND_OVER, fallback
+from made_up import HAND_OVER, write_fake_python
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.lock import lock_directory
@@ -144,7 +144,7 @@ def study(tmp_path, monkeypatch, capsys):
     del options["common"]
     # Not as an override, so that equal configurations of several tests are composed once.
     for backend in ("TORCH", "TF"):
-        monkeypatch.setenv(f"DUET_{backend}_PYTHON", str(fallback(tmp_path)))
+        monkeypatch.setenv(f"DUET_{backend}_PYTHON", str(write_fake_python(tmp_path)))
     files = tmp_path / "files" / "study"
     files.mkdir(parents=True)
     (files / "halves.yaml").write_text(json.dumps(options))

@@ -31,10 +31,10 @@ def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[s
         images: the name of the array of images.
         labels: the name of the array of class ids; without an array of that name, all images are of one class.
     """
-    with open_npz(path, "an .npz file of plain arrays") as found:
-        if images not in found:
-            raise DuetError(f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(found)}")
-        arrays = found[images], found.get(labels)
+    with open_npz(path, "an .npz file of plain arrays") as content:
+        if images not in content:
+            raise DuetError(f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(content)}")
+        arrays = content[images], content.get(labels)
     return _one_part("npz", path, *arrays)
 
 

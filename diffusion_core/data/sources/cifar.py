@@ -145,9 +145,9 @@ def _from_archive(version: _Version, file: Path, wanted: set[str]) -> dict[str, 
     """Return the contents of the wanted members of an archive, in any of its folders."""
     if not file.is_file():
         raise DuetError(f"{version.name}: {str(file)!r} is not a file or a folder; {version.expected}")
-    found, names = read_tar_members(version.name, file, wanted.__contains__, version.expected)
+    contents, names = read_tar_members(version.name, file, wanted.__contains__, version.expected)
     _check_members(version, file, names)
-    return found
+    return contents
 
 
 def _check_members(version: _Version, source: Path, names: list[str]) -> None:

@@ -41,11 +41,11 @@ def image_folder(path: Path) -> dict[str, Source]:
         )
     groups = classes or [path]
     files = [_images(group, "**/*") for group in groups]
-    for group, found in zip(groups, files, strict=True):
-        if not found:
+    for group, images in zip(groups, files, strict=True):
+        if not images:
             raise DuetError(f"image folder: {str(group)!r} holds no images; {expected}")
-    labels = np.repeat(np.arange(len(groups)), [len(found) for found in files])
-    images = tuple(file for found in files for file in found)
+    labels = np.repeat(np.arange(len(groups)), [len(images) for images in files])
+    images = tuple(file for group_files in files for file in group_files)
     names = tuple(file.relative_to(path).as_posix() for file in images)
     return {"all": Source(images, labels, tuple(group.resolve().name for group in groups), path.resolve().name, names)}
 

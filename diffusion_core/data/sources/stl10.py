@@ -59,8 +59,8 @@ def stl10(path: Path, *, unlabelled: bool = False) -> dict[str, Source]:
         archive = path if path.is_file() else find_file(path, _ARCHIVE)
         if archive is None:
             raise DuetError(f"stl10: {str(path)!r} has no {_ARCHIVE}; {_EXPECTED}")
-        found, _ = read_tar_members("stl10", archive, set(wanted).__contains__, _EXPECTED)
-        read = {name: np.frombuffer(data, np.uint8) for name, data in found.items()}
+        contents, _ = read_tar_members("stl10", archive, set(wanted).__contains__, _EXPECTED)
+        read = {name: np.frombuffer(data, np.uint8) for name, data in contents.items()}
     for name in wanted:
         if name not in read:
             raise DuetError(f"stl10: {str(path)!r} has no {name}, or an empty one; {_EXPECTED}")
