@@ -130,7 +130,7 @@ def _compare(
     stream, schedule = Stream(0, "export"), model.process.schedule
     inputs = (
         stream.normal(index, model.spec.image_shape, 0, np.float32),
-        model.process.columns(schedule.evenly(check)).c_noise,
+        model.process.columns(schedule.even_timesteps(check)).c_noise,
         ((program.null_label or 0) + index) % (program.classes + 1),
         stream.normal(index, (program.features,), 1, np.float32),
     )

@@ -245,7 +245,7 @@ def test_a_network_without_classes_ignores_labels(backend):
     np.testing.assert_array_equal(*outputs)
     drawn = generate(backend, network, PLAN, cases.BLOCKS[0].shape, [0, 0], seed=1)
     assert np.all(np.isfinite(drawn))
-    with pytest.raises(DuetError, match="the network has none"):
+    with pytest.raises(DuetError, match="the network has no classes"):
         generate(backend, network, PLAN.with_guidance(2.0), cases.BLOCKS[0].shape, [0, 0], seed=1)
 
 
@@ -357,9 +357,9 @@ def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
         "tf": lambda: import_module("tensorflow").errors.UnavailableError(None, None, "Connection reset by peer"),
     }[name]()
     group = ProcessGroup(0, 2, 0, parallel.KIND)
-    with pytest.raises(type(memory)), parallel._connected(group):
+    with pytest.raises(type(memory)), parallel._report_lost_peers(group):
         raise memory
-    with pytest.raises(DuetError, match="process 0 of 2 lost contact with another process"), parallel._connected(group):
+    with pytest.raises(DuetError, match="process 0 of 2 lost contact with another process"), parallel._report_lost_peers(group):
         raise lost
 
 
@@ -525,7 +525,7 @@ def test_words_are_those_of_the_core(backend, key, n, row):
     package = type(backend).__module__
     # As a training step hands them over: the positions must reach the device whole.
     b = import_module(f"{package}.trainer").batch_tensors(batch, backend.context)
-    got = np.asarray(import_module(f"{package}.random").words(b.dropout_key, b.positions, n, row))
+    got = np.asarray(import_module(f"{package}.random").random_words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, random_words(key, index, n, row))
 
 

@@ -51,7 +51,7 @@ def test_a_public_name_is_imported_when_it_is_used():
 
     assert duet.DuetError is DuetError and "DuetError" in dir(duet)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        duet.nothing
+        _ = duet.nothing
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------
