@@ -359,7 +359,10 @@ def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
     group = ProcessGroup(0, 2, 0, parallel.KIND)
     with pytest.raises(type(memory)), parallel._report_lost_peers(group):
         raise memory
-    with pytest.raises(DuetError, match="process 0 of 2 lost contact with another process"), parallel._report_lost_peers(group):
+    with (
+        pytest.raises(DuetError, match="process 0 of 2 lost contact with another process"),
+        parallel._report_lost_peers(group),
+    ):
         raise lost
 
 
