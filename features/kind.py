@@ -33,6 +33,9 @@ class Features:
     compute: Callable[[NDArray[np.uint8]], Arrays]
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Features({self.kind.name!r})"
+
 
 def extract(
     features: Features, images: NDArray[np.uint8], batch: int, progress: Callable[[int], None] | None = None

@@ -50,6 +50,10 @@ class ImageBatch:
     counters: NDArray[np.int64]
     features: NDArray | None = None
 
+    def __repr__(self) -> str:
+        first, last = self.counters[0], self.counters[-1]
+        return f"ImageBatch({self.pixels.shape} {self.pixels.dtype}, positions {first}..{last})"
+
 
 @dataclass(frozen=True, eq=False)
 class Loader:

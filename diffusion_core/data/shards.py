@@ -52,6 +52,9 @@ class Shards:
             raise DuetError(f"shards: {kinds} were given; there must be at least one, all of one type and shape")
         self.ends = np.cumsum([len(part) for part in self.parts])
 
+    def __repr__(self) -> str:
+        return f"Shards({self.shape} {self.dtype} in {len(self.parts)} arrays)"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole array."""

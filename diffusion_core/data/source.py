@@ -55,6 +55,9 @@ class Source:
             )
         object.__setattr__(self, "labels", labels.astype(np.int32))
 
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}: {len(self):,} images, {len(self.class_names)} classes)"
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -47,6 +47,9 @@ class Survey:
     class_means: NDArray[np.float64]
     thumbnails: NDArray[np.uint8]
 
+    def __repr__(self) -> str:
+        return f"Survey({self.counts.sum():,} images in {len(self.counts)} classes)"
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -61,6 +64,9 @@ class Pairs:
     count: int
     indices: NDArray[np.int64]
     distances: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return f"Pairs({self.count:,} pairs, {len(self.indices)} listed)"
 
 
 def survey(dataset: Dataset, max_classes: int = 64, progress: Callable[[int], None] = lambda done: None) -> Survey:

@@ -60,6 +60,9 @@ class Mixture:
         if not np.all(self.stds > 0):
             raise DuetError(f"mixture: stds from {self.stds.min()} were given; they must be positive")
 
+    def __repr__(self) -> str:
+        return f"Mixture({len(self.means)} components in {self.means.shape[1]} dimensions)"
+
     def draw(self, count: int, seed: int) -> tuple[Array, NDArray[np.int32]]:
         """Return the first `count` points of the distribution, with shape (N, D), and the class of each."""
         index = np.arange(count)

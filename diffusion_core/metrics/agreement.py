@@ -39,6 +39,9 @@ class Agreement:
 
     confusion: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        return f"Agreement(rate {self.rate:.4g}, {len(self.confusion)} classes)"
+
     @property
     def rate(self) -> float:
         """The fraction of images that show the requested class."""

@@ -89,6 +89,9 @@ class Partition:
     members: tuple[NDArray[np.int64], ...]
     facts: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Partition({sum(map(len, self.members)):,} samples in {len(self.members)} sets)"
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -103,6 +106,9 @@ class Evaluation:
     numbers: tuple[Number, ...]
     skipped: Mapping[str, str]
     results: Mapping[str, MetricResult]
+
+    def __repr__(self) -> str:
+        return f"Evaluation({len(self.numbers)} numbers, {len(self.skipped)} metrics skipped)"
 
 
 def random_sets(count: int, sets: int, seed: int) -> Partition:

@@ -51,6 +51,9 @@ class Gaussian:
     mean: NDArray[np.float64]
     factor: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        return f"Gaussian({len(self.mean)} dimensions)"
+
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Return the squared Fréchet distance between two sets of features.

@@ -99,6 +99,9 @@ class SampleSet:
     kind: FeatureKind | None = None
     classes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"SampleSet({len(self):,} rows: {', '.join(self.arrays)})"
+
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
@@ -147,6 +150,10 @@ class MetricResult:
     arrays: Mapping[str, NDArray] = field(default_factory=dict)
     image_rows: tuple[tuple[str, NDArray], ...] = ()
     without: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+        return f"MetricResult({numbers})"
 
 
 Measure = Callable[[Arrays], MetricResult]

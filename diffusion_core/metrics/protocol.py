@@ -47,6 +47,10 @@ class Number:
     better: str = ""
     unit: str = ""
 
+    def __repr__(self) -> str:
+        interval = f" [{self.interval.low:.4g}, {self.interval.high:.4g}]" if self.interval else ""
+        return f"Number({self.name!r}, {self.value:.4g}{interval}{f' {self.unit}' if self.unit else ''})"
+
     @cached_property
     def protocol_sha256(self) -> str:
         """The hash of the protocol."""

@@ -88,6 +88,9 @@ class Paired:
             raise DuetError(f"differences: {values.tolist()} were given; they must be finite numbers, at least one")
         object.__setattr__(self, "differences", values)
 
+    def __repr__(self) -> str:
+        return f"Paired({self.count} pairs, mean difference {self.mean:.4g})"
+
     @property
     def count(self) -> int:
         """The number of pairs n."""

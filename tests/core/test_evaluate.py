@@ -13,7 +13,11 @@ from scipy.special import softmax
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.data import Loader, load_dataset
 from diffusion_core.data.shards import Shards
+from diffusion_core.data.source import Source
+from diffusion_core.data.survey import survey
+from diffusion_core.data.toys import toy_mixture
 from diffusion_core.metrics import blocks
 from diffusion_core.metrics.evaluate import METRICS, evaluate, jackknife_interval, random_sets, sets_from_sizes
 from diffusion_core.metrics.files import join, read_sample_set, write_features
@@ -177,6 +181,19 @@ def test_only_published_features_give_a_number_called_fid():
         names
     )
     assert not {"FID", "KID"} & set(names)
+
+
+def test_public_objects_of_data_and_metrics_print_one_short_line():
+    samples, reference = sets_of(count=12)
+    sets = random_sets(12, 3, 0)
+    result = evaluate({"frechet": {}, "colour": {}}, samples, sets, reference)
+    data = load_dataset("shapes", count=5, size=8)
+    objects = [samples, sets, result, *result.numbers, *result.results.values(), data, Loader(data, 0)]
+    objects += [Loader(data, 0).batch(0, 3), toy_mixture("grid"), Shards([data.images]), survey(data)]
+    objects.append(Source(data.images, data.labels, data.class_names, "shapes"))
+    for one in objects:
+        assert "\n" not in repr(one) and len(repr(one)) <= 110, repr(one)
+    assert repr(result.numbers[0]).startswith("Number('small Fréchet distance', ")
 
 
 # Protocols and columns
