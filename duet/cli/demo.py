@@ -56,8 +56,8 @@ def demo_command(args: list[str]) -> int:
 
     usage: duet demo [--out DIR]
 
-    This takes six to eight minutes on two cores, not counting set-up. DIR is outputs/demo by
-    default. An earlier demo in it is renamed, never overwritten.
+    This takes six to eight minutes on two cores, not counting set-up. DIR is outputs/demo by default. An
+    earlier demo in it is renamed, never overwritten.
     """
     if args and not (len(args) == 2 and args[0] == "--out"):
         raise Stop(f"demo: {' '.join(args)!r} was given; it takes nothing or --out DIR")

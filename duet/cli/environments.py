@@ -42,9 +42,13 @@ CAUSES = (
 
 
 def setup_command(args: list[str]) -> int:
-    """Build or update the environment of each BACKEND, by default of all.
+    """Build or update the environments of the backends.
 
     usage: duet setup [BACKEND ...]
+
+    Without BACKEND, all environments are built. Each is a virtual environment in .venvs/ whose packages pip installs
+    with your own pip settings. The path of each Python is printed. Other commands do the same when they first need an
+    environment.
     """
     for backend in [get_backend(arg) for arg in args] or backends().values():
         say(f"{backend.name}: {setup(backend)}")

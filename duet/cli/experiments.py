@@ -62,10 +62,12 @@ def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> 
         if not any(map(environment_exists, backends().values())):
             print(f"Run `duet setup` first; `duet {name} --help` then also lists all options with their defaults.")
             return 0
-    chosen = chosen_backends(command, args)
-    pythons = [setup(backend) for backend in chosen] or [setup_any()]
     own = [arg.partition("=")[2] for arg in args if re.match(r"\+*backend\.python=.", arg)]
-    python = checked_python("backend.python", own[-1], ROOT) if own and own[-1] != "null" else pythons[0]
+    if own and own[-1] != "null":
+        python = checked_python("backend.python", own[-1], ROOT)
+    else:
+        pythons = [setup(backend) for backend in chosen_backends(command, args)]
+        python = pythons[0] if pythons else setup_any()
     return replace_process([python, *before, "-m", command.module, *args])
 
 
@@ -84,9 +86,12 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
 
 
 def run_command(args: list[str]) -> int:
-    """Run the Python of BACKEND's environment with ARGS.
+    """Run the Python of a backend's environment.
 
     usage: duet run BACKEND -- ARGS...
+
+    For example, `duet run torch -- -m pip list` lists the packages of PyTorch's environment, and
+    `duet run tf -- script.py` runs a script in TensorFlow's.
     """
     if not args:
         raise Stop(f"run: no backend was given; for example: duet run {next(iter(backends()))} -- -m pip list")
@@ -95,11 +100,13 @@ def run_command(args: list[str]) -> int:
 
 
 def launch_command(args: list[str]) -> int:
-    """Run COMMAND in N processes on this machine, which compute one run together.
+    """Run a command in several processes on this machine, which compute one run together.
 
     usage: duet launch N COMMAND [ARGS ...]
 
-    Without parallel=NAME in ARGS, the backend's own way to join processes is used.
+    For example, `duet launch 2 train backend=torch experiment=digits` trains in two processes. parallel=NAME chooses how
+    they communicate; the default is that of the backend. With GPUs, each process uses one of those that
+    CUDA_VISIBLE_DEVICES names.
     """
     able = [name for name, command in experiments().items() if default_option(command.config, "parallel")]
     if len(args) < 2 or not args[0].isdigit() or int(args[0]) < 1:

@@ -56,7 +56,8 @@ def test_command(args: list[str]) -> int:
 
     usage: duet test [PYTEST ARGS ...]
 
-    PYTEST ARGS are added to every call of pytest. Exit code: 0 if every stage passed, 1 if one failed.
+    PYTEST ARGS are added to every call of pytest, for example `-k resume` or `tests/core/test_ema.py`. Exit code: 0 if
+    every stage passed, 1 if one failed.
     """
     browser = find_browser()
     started = time.monotonic()

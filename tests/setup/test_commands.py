@@ -154,11 +154,9 @@ def test_a_command_without_a_backend_runs_in_any_environment_that_exists(checkou
     assert checkout.calls() == [f"tf|-m experiments.{command} out=x"]
 
 
-def test_the_command_line_can_name_the_interpreter(checkout, one_line):
-    checkout.duet("setup", "tf")
-    checkout.calls()
+def test_the_command_line_can_name_the_interpreter_and_then_sets_nothing_up(checkout, one_line):
     assert checkout.duet("train", "backend=tf", f"backend.python={checkout.python}").returncode == 0
-    assert checkout.calls()[0].startswith("own|-m experiments.train")
+    assert checkout.calls() == [f"own|-m experiments.train backend=tf backend.python={checkout.python}"]
     result = checkout.duet("train", "backend=tf", "backend.python=/nowhere")
     assert result.returncode == 2 and "backend.python: '/nowhere' was given" in one_line(result)
 
