@@ -5,11 +5,12 @@
     recurrence           turns a solver's formula into a plan's tables
     declaration          what a sampler declares about itself
     guidance, edit       guidance weights; plans that start from images
-    all other files      the samplers, a family in each file
+    exponential, steps   formulas that several samplers share
+    all other files      the samplers, one family per file
 
 Every file of this folder is imported, and every function with the decorator `sampler` is a sampler: `SAMPLERS` and
-`METHODS` are read from these declarations. Each sampler is also an attribute of this package, as in
-``from diffusion_core.sampling import ddim``.
+`METHODS` are read from these declarations. Make a plan by name with `make_plan`, or with the sampler itself, as in
+``from diffusion_core.sampling.ddim import ddim``.
 
 May import: diffusion, files, common.
 """
@@ -36,7 +37,6 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
 # Sampler functions by name, and published methods by name, in the order of the files.
 SAMPLERS: dict[str, Callable[..., SamplerPlan]] = {name: one.make for name, one in DECLARATIONS.items()}
 METHODS: dict[str, Method] = {method.name: method for one in DECLARATIONS.values() for method in one.methods}
-globals().update(SAMPLERS)
 
 
 def make_plan(
