@@ -23,6 +23,7 @@ from diffusion_core.common.text import pluralize
 from experiments.config import build
 from experiments.config.convert import to_yaml
 from experiments.config.entry import Config, command
+from experiments.runtime.progress import format_seconds
 from experiments.sampling.run import sample_checkpoint
 
 
@@ -31,7 +32,7 @@ def main(cfg: Config) -> None:
     """Draw samples and write them with figures."""
     setup = build.sampling_setup(cfg)
     result = sample_checkpoint(setup, Path(cfg.out), to_yaml(cfg, setup.choices))
-    drawn = f"{pluralize(len(result.images), 'sample')} in {result.seconds:.1f} s"
+    drawn = f"{pluralize(len(result.images), 'sample')} in {format_seconds(result.seconds)}"
     print(f"{drawn} from {setup.checkpoint.images_seen:,} images seen: {Path(cfg.out) / 'samples.png'}")
 
 

@@ -20,6 +20,7 @@ from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_tr
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.progress import format_seconds
 
 __all__ = ["LadderSetup", "check_precisions", "record_ladder"]
 
@@ -63,7 +64,9 @@ def record_ladder(setup: LadderSetup, out: Path) -> None:
                 done = _write_record(backend, out, precision, setup.whole)
             else:
                 done = _take_over(backend, out, precision, Path(setup.handover), setup.whole)
-        print(f"{setup.backend.name}, {precision}: {done} in {perf_counter() - began:.0f} s: {out}", flush=True)
+        print(
+            f"{setup.backend.name}, {precision}: {done} in {format_seconds(perf_counter() - began)}: {out}", flush=True
+        )
 
 
 def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> str:
