@@ -104,8 +104,8 @@ def launch_command(args: list[str]) -> int:
 
     usage: duet launch N COMMAND [ARGS ...]
 
-    For example, `duet launch 2 train backend=torch experiment=digits` trains in two processes. parallel=NAME chooses how
-    they communicate; the default is that of the backend. With GPUs, each process uses one of those that
+    For example, `duet launch 2 train backend=torch experiment=digits` trains in two processes. parallel=NAME chooses
+    how they communicate; the default is that of the backend. With GPUs, each process uses one of those that
     CUDA_VISIBLE_DEVICES names.
     """
     able = [name for name, command in experiments().items() if default_option(command.config, "parallel")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 
 from duet.cli.backends import backends
@@ -50,6 +51,7 @@ def main(args: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = sys.argv[1:] if args is None else args
     try:
+        signal.signal(signal.SIGTERM, stop)  # so that child processes end too
         if not args or args[0] in ("-h", "--help"):
             print(help_text())
             return 0 if args else 2
@@ -64,6 +66,11 @@ def main(args: list[str] | None = None) -> int:
     except (Stop, OSError, KeyboardInterrupt) as error:
         say(str(error) or "interrupted", sys.stderr)
         return getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def stop(number: int, _: object) -> None:
+    """End the command with the exit code of a process that a signal ended."""
+    raise Stop(f"stopped by signal {number}", 128 + number)
 
 
 def help_text() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -91,6 +94,26 @@ def test_a_stage_starts_after_the_stages_that_it_needs_and_others_fill_the_time(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("duet")]
     assert said == ["duet: a: typed", "duet: c: typed", "duet: b: typed"]
     assert all(result.code == 0 for result in results.values()) and results["a"].seconds > 0.5
+
+
+def test_a_test_run_that_is_stopped_ends_its_processes(checkout):
+    checkout.duet("setup")
+    pids = checkout.root / "pids"
+    for backend in backends():
+        python = checkout.venv(backend) / "bin/python"
+        wait = f'*experiments.trace*) echo $$ >> {pids}; exec sleep 60 ;;\n  "-c "*)'
+        python.write_text(python.read_text().replace('"-c "*)', wait, 1))
+    process = checkout.popen("test")
+    while not pids.exists() or len(pids.read_text().split()) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    for pid in pids.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):
+                os.kill(int(pid), 0)
+                time.sleep(0.05)
 
 
 def test_a_job_that_cannot_start_is_a_failure(tmp_path):
