@@ -465,8 +465,8 @@ class _Loop:
         """Recent speed in images per second."""
         return self.since_log.speed or self.total.speed
 
-    @property
-    def _resume_state(self) -> ResumeState:
+    def _make_resume_state(self) -> ResumeState:
+        """Return the state for a checkpoint; every process must call this at the same moment."""
         size = _agreed_micro_batch(self.config, self.collective, self.micro_batches)
         return ResumeState(self.history, self.skipped, size)
 
@@ -551,12 +551,12 @@ class _Loop:
         if snapshots:
             callbacks.on_snapshot(seen)
         if saves:
-            callbacks.on_checkpoint(seen, self._resume_state)
+            callbacks.on_checkpoint(seen, self._make_resume_state())
         if samples and not stops:
             callbacks.on_sample(seen)
             stops = self._more and callbacks.should_stop()
             if stops and not saves:
-                callbacks.on_checkpoint(seen, self._resume_state)
+                callbacks.on_checkpoint(seen, self._make_resume_state())
         callbacks.on_step_end(seen)
         return stops
 
