@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from commands import composing
 from hydra import compose
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 import benchmarks.schema  # noqa: F401  (registers the schema of bench)
 from duet.cli import demo, testing
@@ -52,12 +53,20 @@ def settled(word: str) -> str:
     return word.split(",")[0] if not re.search(r"[\[({'\\]", value) else word
 
 
-@pytest.mark.parametrize("file", SHOWN, ids=lambda file: file.stem)
-def test_every_command_that_a_text_shows_composes(file):
-    shown = dict.fromkeys(shown_commands(file.read_text()))
+def test_every_command_that_a_text_shows_composes():
+    shown = {}
+    for file in SHOWN:
+        for name, words in shown_commands(file.read_text()):
+            shown.setdefault((name, tuple(sorted(map(settled, words)))), file.name)
+    assert len(shown) > 80
+    wrong = []
     with composing():
-        for name, words in shown:
-            compose(name, [*map(settled, words)])
+        for (name, words), file in shown.items():
+            try:
+                compose(name, list(words))
+            except (HydraException, OmegaConfBaseException) as error:
+                wrong.append(f"{file}: {name} {' '.join(words)}: {error}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_experiment_shows_how_it_is_called():
