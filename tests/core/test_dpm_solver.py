@@ -122,17 +122,6 @@ def test_the_sde_has_the_mean_and_variance_of_the_data():
     assert cov[0, 0] == pytest.approx(S**2, rel=5e-3)
 
 
-@pytest.mark.parametrize("sde", [False, True])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_plans_are_finite_and_end_at_the_estimate(order, sde):
-    for name in ("linear", "cosine", "sigmoid"):
-        for steps in range(1, 51):
-            plan = dpm_solver(Process(make_schedule(name), "v"), steps, order, sde)
-            np.testing.assert_array_equal(plan.state[-1], 0)
-            np.testing.assert_array_equal(plan.noise[-1], 0)
-            np.testing.assert_array_equal(plan.denoised[-1, 0], [1.0] + [0.0] * (plan.history - 1))
-
-
 def test_invalid_options_are_errors():
     process = Process(linear(), "eps")
     for options, message in (

@@ -15,6 +15,8 @@ from diffusion_core.diffusion.schedule import cosine, flow, linear, make_schedul
 from diffusion_core.sampling import DECLARATIONS, METHODS, SAMPLERS, Method, SamplerPlan, make_plan
 from diffusion_core.sampling.declaration import sampler
 
+# These use earlier slopes in the last row too.
+MULTISTEP_TO_CLEAN_DATA = ("adams_bashforth", "lms", "plms", "pndm")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 
 GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
@@ -61,15 +63,20 @@ def test_noise_and_evaluations_are_as_declared(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_are_finite_for_any_number_of_steps(name):
-    """A plan with tables that are not finite raises an error."""
+    """A plan with tables that are not finite raises an error. The last row returns the estimate alone."""
+    method = METHODS[name]
     for process in ("edm", "vp_sde"):
         for steps in (1, 2, 3, 4, 9, 50):
-            make_plan(CONTINUOUS[process], METHODS[name].sampler, steps=steps, clip=None, **METHODS[name].options)
+            make_plan(CONTINUOUS[process], method.sampler, steps=steps, clip=None, **method.options)
     for steps in range(1, 51):
         # The cosine's noisiest levels have almost no signal: it is tested for every number, the others for some.
         for process in PROCESSES if steps in (1, 2, 3, 4, 5, 10, 49, 50) else ["cosine"]:
-            if not METHODS[name].needs_signal or PROCESSES[process].schedule.alpha[-1] > 0:
-                plan(name, steps, process, "linspace")
+            if not method.needs_signal or PROCESSES[process].schedule.alpha[-1] > 0:
+                one = plan(name, steps, process, "linspace")
+                assert one.alpha[-1] == 1 and one.sigma[-1] == 0 and not one.is_noisy[-1]
+                if method.sampler not in MULTISTEP_TO_CLEAN_DATA:
+                    assert not one.state[-1, 0].any()
+                    np.testing.assert_allclose(one.denoised[-1, 0], np.eye(one.history)[0], rtol=0, atol=1e-15)
 
 
 def test_every_sampler_covers_a_published_method():
