@@ -99,6 +99,9 @@ class Columns:
     target_x0: Array
     target_eps: Array
 
+    def __repr__(self) -> str:
+        return f"Columns(shape={self.c_skip.shape})"
+
 
 @dataclass(frozen=True, eq=False)
 class _NoiseLevel:

@@ -93,6 +93,9 @@ class LossHistory:
     losses: Array
     counts: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        return f"LossHistory(T={len(self.counts)}, n={self.losses.shape[1]}, losses={self.counts.sum()})"
+
     def appended(self, t: ArrayLike, losses: ArrayLike) -> LossHistory:
         """Return the history after these losses at these timesteps, both with shape (B,), in this order.
 

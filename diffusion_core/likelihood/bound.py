@@ -82,6 +82,9 @@ class Bound:
     x0_mse: Array
     eps_mse: Array
 
+    def __repr__(self) -> str:
+        return f"Bound(images={len(self.prior)}, timesteps={self.levels.shape[1]})"
+
     @property
     def decoder(self) -> Array:
         """L_0 of each image, with shape (N,)."""

@@ -92,6 +92,9 @@ class FlowDensity:
     volume: Array
     scale: Array
 
+    def __repr__(self) -> str:
+        return f"FlowDensity(images={len(self.prior)})"
+
     @property
     def log_density(self) -> Array:
         """log p(y) of each image, with shape (N,)."""

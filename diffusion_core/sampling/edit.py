@@ -79,6 +79,10 @@ class Edit:
     mask: Array | None = None
     images: Array | None = None
 
+    def __repr__(self) -> str:
+        start, mask = self.start is not None, self.mask is not None
+        return f"Edit(plan={self.plan.name!r}, samples={len(self.index)}, start={start}, mask={mask})"
+
 
 def start_row(plan: SamplerPlan, strength: float) -> int:
     """Return the row from which this fraction of a plan's rows remains, at least one row.

@@ -117,6 +117,9 @@ class Integrator:
             raise one_of("sampler.predict", self.predict, PREDICTS)
         needs_signal(self.sampler, self.alpha)
 
+    def __repr__(self) -> str:
+        return f"Integrator({self.sampler!r}, rows={self.rows}, predict={self.predict!r})"
+
     @property
     def alpha(self) -> Array:
         """Signal scale of every level, with shape (N+1,)."""

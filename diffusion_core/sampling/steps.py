@@ -119,9 +119,11 @@ def one_step_plan(
         start, end, sigma_d = first_row[k], ends[k], down[k]
         n_d = VARIABLES[variable](alpha[end], sigma_d)
         if i == start and two[k]:
+            # u_t + (1 - b) (tau_d - tau_t) f, in units of x at level d.
             partial = weight * n_d / norm[i] * X[0] + (1 - weight) * euler(i, end, sigma_d, X[0], D[0])
             return [euler(i, i + 1, sigma[i + 1], X[0], D[0]), partial]
         if two[k]:
+            # The last term of u_d, b (tau_d - tau_t) f_m.
             slope = (X[0] - norm[i] * D[0]) / sigma[i]
             x = X[1] + weight * n_d * (sigma_d / n_d - sigma[start] / norm[start]) * slope
         else:
