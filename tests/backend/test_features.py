@@ -186,18 +186,24 @@ def weights(tmp_path_factory) -> Path:
     network = Unread("inception", ["2048"], feature_extractor_weights_path=folder / "empty.pth")
     for name, buffer in network.named_buffers():
         if name.endswith("running_var"):
-            buffer.fill_(0.3)  # else what is left of the images after a hundred layers is small
+            buffer.fill_(0.3)  # otherwise the signal nearly vanishes after a hundred layers
     torch.save(network.state_dict(), folder / "random.pth")
     return folder / "random.pth"
 
 
 @pytest.fixture(scope="module")
-def theirs(weights):
-    """torch-fidelity's own network with those weights: uint8 b h w c to (b, 2048)."""
-    import torch
+def network(weights):
+    """torch-fidelity's own network with those weights: uint8 b c h w to features (b, 2048) and logits (b, 1008)."""
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
-    network = source.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    layers = ["2048", "logits_unbiased"]
+    return source.FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=weights)
+
+
+@pytest.fixture(scope="module")
+def theirs(network):
+    """The features of torch-fidelity's network: uint8 b h w c to (b, 2048)."""
+    import torch
 
     def compute(images):
         with torch.inference_mode():
@@ -223,19 +229,16 @@ def test_inception_with_antialiasing_is_torch_fidelitys_network_on_resized_image
     assert inception.kind.facts["resize"] == "antialias" and len(inception.kind.facts["weights_sha256"]) == 64
 
 
-def test_inception_returns_spatial_features_and_probabilities(inception, weights):
+def test_inception_returns_spatial_features_and_probabilities(inception, network):
     import torch
-    from torch_fidelity import feature_extractor_inceptionv3 as source
 
     images = make_images(1)
-    network = source.FeatureExtractorInceptionV3(
-        "inception", ["logits_unbiased"], feature_extractor_weights_path=weights
-    )
     # Recompute the layer from its input with functions of PyTorch.
     seen: dict[str, torch.Tensor] = {}
-    network.Mixed_6c.register_forward_hook(lambda module, given, made: seen.update(before=made))
+    hook = network.Mixed_6c.register_forward_hook(lambda module, inputs, output: seen.update(before=output))
     with torch.inference_mode():
-        (logits,) = network(torch.from_numpy(resize(images, 299).transpose(0, 3, 1, 2).copy()))
+        _, logits = network(torch.from_numpy(resize(images, 299).transpose(0, 3, 1, 2).copy()))
+        hook.remove()
         layer = network.Mixed_6d.branch1x1
         raw = torch.nn.functional.conv2d(seen["before"], layer.conv.weight)
         normal = torch.nn.functional.batch_norm(
