@@ -361,9 +361,9 @@ def make_timestep_sampler(
     """
     if first_t and not schedule.is_table:
         raise DuetError(
-            f"objective.first_t: {first_t} was given; the time of {schedule.name} is continuous, so increase the "
+            f"process.first_t: {first_t} was given; the time of {schedule.name} is continuous, so increase the "
             "smallest t or sigma of the schedule instead"
         )
     if first_t and not 0 <= first_t < schedule.steps:
-        raise DuetError(f"objective.first_t: {first_t} was given; it must be a timestep, 0..{schedule.steps - 1}")
+        raise DuetError(f"process.first_t: {first_t} was given; it must be a timestep, 0..{schedule.steps - 1}")
     return build("process.timestep_sampling", TIMESTEP_SAMPLERS, name, options, schedule, first_t)

@@ -242,7 +242,7 @@ def test_strata_divide_continuous_time():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"name": "uniform", "first_t": 1}, "objective.first_t: 1 was given; the time of edm is continuous"),
+    ({"name": "uniform", "first_t": 1}, "process.first_t: 1 was given; the time of edm is continuous"),
     ({"name": "low_discrepancy", "strata": 0}, "process.timestep_sampling.strata: 0 was given"),
     ({"name": "log_normal", "std": -1.0}, "process.timestep_sampling.std: -1.0 was given"),
     ({"name": "logit_normal", "mean": float("inf")}, "process.timestep_sampling.mean: inf was given"),
@@ -261,7 +261,7 @@ def test_invalid_options_in_continuous_time_are_errors(options, message):
     ({"name": "log_normal", "std": 0.0}, "process.timestep_sampling.std: 0.0 was given; it must be a positive number"),
     ({"name": "logit_normal", "mean": float("nan")}, "process.timestep_sampling.mean: nan was given"),
     ({"name": "log_normal", "mean": -8.0, "std": 0.1, "first_t": 900}, "almost no probability from t = 900"),
-    ({"name": "uniform", "first_t": 1000}, r"objective.first_t: 1000 was given; it must be a timestep, 0\.\.999"),
+    ({"name": "uniform", "first_t": 1000}, r"process.first_t: 1000 was given; it must be a timestep, 0\.\.999"),
 ])  # fmt: skip
 def test_invalid_options_are_errors(options, message):
     with pytest.raises(DuetError, match=message):
