@@ -61,7 +61,8 @@ def demo_command(args: list[str]) -> int:
     """
     if args and not (len(args) == 2 and args[0] == "--out"):
         raise Stop(f"demo: {' '.join(args)!r} was given; it takes nothing or --out DIR")
-    folder = Path(args[1]).expanduser().resolve() if args else ROOT / "outputs" / "demo"
+    default = (ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()) / "outputs" / "demo"
+    folder = Path(args[1]).expanduser().resolve() if args else default
     marker, reports = folder / MARKER, [folder / name for name in REPORTS]
     if folder.exists() and not marker.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Stop(f"--out: {folder} was given, which holds other files; name a new or an empty folder")

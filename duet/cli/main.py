@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import sys
 
@@ -63,6 +64,9 @@ def main(args: list[str] | None = None) -> int:
             print(inspect.getdoc(COMMANDS[name]))
             return 0
         return COMMANDS[name](rest)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (Stop, OSError, KeyboardInterrupt) as error:
         say(str(error) or "interrupted", sys.stderr)
         return getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)

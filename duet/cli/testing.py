@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from duet.cli.backends import backends
+from duet.cli.backends import ROOT, backends
 from duet.cli.environments import setup
 from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
@@ -59,6 +59,8 @@ def test_command(args: list[str]) -> int:
     PYTEST ARGS are added to every call of pytest, for example `-k resume` or `tests/core/test_ema.py`. Exit code: 0 if
     every stage passed, 1 if one failed.
     """
+    if not (ROOT / "tests").is_dir():
+        raise Stop(f"test: {ROOT} has no folder tests, since Duet was installed as a package; run it in the repository")
     browser = find_browser()
     started = time.monotonic()
     pythons = {name: setup(backend) for name, backend in backends().items()}

@@ -42,7 +42,7 @@ class Checkout:
     def __init__(self, root: Path):
         self.root, self.log, self.python = root, root / "calls.txt", root / "python"
         shutil.copytree(ROOT / "duet", root / "duet", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("configs", "experiments", "benchmarks"):
+        for name in ("configs", "experiments", "benchmarks", "tests"):
             if (ROOT / name).exists():
                 (root / name).symlink_to(ROOT / name, target_is_directory=True)
         for name in ("pyproject.toml", "constraints-torch.txt", "constraints-tf.txt"):

@@ -190,6 +190,23 @@ def test_an_installed_package_runs_commands_in_its_own_environment(checkout):
     assert checkout.calls() == ["own|-m experiments.train backend=tf"]
 
 
+def test_an_installed_package_has_no_tests_and_writes_the_demo_where_it_is_called(checkout, one_line):
+    (checkout.root / "pyproject.toml").unlink()
+    (checkout.root / "tests").unlink()
+    result = checkout.duet("test")
+    assert result.returncode == 2 and "run it in the repository" in one_line(result) and checkout.calls() == []
+    folder = checkout.root / "elsewhere"
+    folder.mkdir()
+    checkout.popen("demo", cwd=folder).communicate(timeout=60)
+    assert (folder / "outputs/demo/.duet-demo").exists()
+
+
+def test_a_pipe_that_is_closed_ends_the_command_without_a_message(checkout):
+    command = f"{sys.executable} -m duet --help | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stderr == "" and result.returncode in (0, 141)
+
+
 def test_every_experiment_is_a_module_with_a_configuration_and_a_line_of_help():
     found = experiments()
     assert {"train", "sample", "edit", "evaluate", "gallery", "prepare", "inspect", "compare", "study", "trace"} < {
