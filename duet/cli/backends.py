@@ -57,30 +57,37 @@ def read_keys(path: Path) -> dict[str, str]:
     return keys
 
 
-def backends() -> OrderedDict[str, Backend]:
-    """Return the backends by name: first the default of configs/train.yaml, then the others by name."""
-    names = sorted(path.stem for path in (CONFIGS / "backend").glob("*.yaml"))
-    if not names:
+def backends(*folders: Path) -> OrderedDict[str, Backend]:
+    """Return the backends by name: first the default of configs/train.yaml, then the others by name.
+
+    Args:
+        folders: other folders of configurations, whose backends are added.
+    """
+    files = {path.stem: path for folder in (*folders, CONFIGS) for path in (folder / "backend").glob("*.yaml")}
+    if not files:
         raise Stop(f"{CONFIGS / 'backend'}: the folder has no .yaml file, so there is no backend", 1)
     default = default_backend("train")
-    found = OrderedDict()
-    for name in sorted(names, key=lambda name: name != default):
-        keys = read_keys(CONFIGS / "backend" / f"{name}.yaml")
-        found[name] = Backend(
-            name=name,
-            title=keys.get("title") or name,
-            environment=keys.get("environment") or f".venvs/{name}",
-            python=keys.get("python", ""),
-            extras=tuple(filter(None, re.split(r"[,\s]+", keys.get("extras") or name))),
-            download=keys.get("download", ""),
-            parallel=keys.get("parallel", ""),
-        )
-    return found
+    names = sorted(files, key=lambda name: (name != default, name))
+    return OrderedDict((name, read_backend(files[name])) for name in names)
 
 
-def get_backend(name: str) -> Backend:
-    """Return the backend of that name, or stop."""
-    known = backends()
+def read_backend(path: Path) -> Backend:
+    """Return the backend that a file describes."""
+    name, keys = path.stem, read_keys(path)
+    return Backend(
+        name=name,
+        title=keys.get("title") or name,
+        environment=keys.get("environment") or f".venvs/{name}",
+        python=keys.get("python", ""),
+        extras=tuple(filter(None, re.split(r"[,\s]+", keys.get("extras") or name))),
+        download=keys.get("download", ""),
+        parallel=keys.get("parallel", ""),
+    )
+
+
+def get_backend(name: str, *folders: Path) -> Backend:
+    """Return the backend of that name, or stop; `folders` are those of `backends`."""
+    known = backends(*folders)
     return known[one_of("backend", name, known)]
 
 

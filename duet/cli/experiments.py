@@ -77,12 +77,18 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
     default = default_option(command.config, "backend")
     if not given or given[-1] == "null":
         return [get_backend(default)] if default else []
-    known, value = backends(), given[-1]
+    folders, value = config_folders(args), given[-1]
     if "(" in value:  # choice(torch, tf), glob(*) ...
+        known = backends(*folders)
         return [backend for name, backend in known.items() if "glob" in value or re.search(rf"\b{name}\b", value)]
-    if {"-m", "--multirun"} & set(args):
-        return [get_backend(name.strip()) for name in value.split(",") if name.strip()]
-    return [get_backend(value)]
+    names = value.split(",") if {"-m", "--multirun"} & set(args) else [value]
+    return [get_backend(name.strip(), *folders) for name in names if name.strip()]
+
+
+def config_folders(args: list[str]) -> list[Path]:
+    """Return the folders of configurations that Hydra's flag --config-dir adds."""
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--config-dir=") else [arg])]
+    return [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
 
 
 def run_command(args: list[str]) -> int:

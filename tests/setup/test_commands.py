@@ -161,6 +161,14 @@ def test_the_command_line_can_name_the_interpreter_and_then_sets_nothing_up(chec
     assert result.returncode == 2 and "backend.python: '/nowhere' was given" in one_line(result)
 
 
+@pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
+def test_a_folder_of_configurations_may_add_a_backend(checkout, flag):
+    (checkout.root / "mine/backend").mkdir(parents=True)
+    (checkout.root / "mine/backend/jax.yaml").write_text(f"name: jax\npython: {checkout.python}\n")
+    assert checkout.duet("train", *flag, "backend=jax").returncode == 0
+    assert checkout.calls() == [f"own|-m experiments.train {' '.join(flag)} backend=jax"]
+
+
 def test_launch_starts_several_processes_with_the_backends_own_way_to_join_them(checkout):
     checkout.duet("setup")
     checkout.calls()
