@@ -205,11 +205,11 @@ def build(backend: Backend, log: TextIO) -> None:
         stamp.write_text(UNFINISHED)
         if not logged(base, "-m", "venv", str(venv)):
             raise failure(f"{name}: making {venv} failed", log)
-    stamp.write_text(UNFINISHED)
     say(f"{name}: installing with pip, which takes some minutes; its output is in {log.name}")
     if backend.download:
         say(f"{name}: download size {backend.download}, less where pip has packages in its cache")
     pinned = ["-c", constraints(backend)] if (ROOT / constraints(backend)).is_file() else []
+    stamp.write_text(UNFINISHED)
     if not logged(python, "-m", "pip", "install", "--no-input", "-e", requirement(backend), *pinned):
         error = failure(f"{name}: installing failed", log)
         if complete and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):

@@ -177,3 +177,17 @@ def test_a_third_backend_is_set_up_from_its_configuration_alone(checkout):
     checkout.calls()
     assert checkout.duet("train", "backend=jax").returncode == 0
     assert checkout.calls() == ["my-jax|-m experiments.train backend=jax"]
+
+
+def test_a_set_up_that_ends_before_pip_starts_leaves_the_environment_as_it_was(checkout):
+    checkout.duet("setup", "tf")
+    (checkout.root / "pyproject.toml").write_text("changed")
+    stamp = (checkout.venv("tf") / "duet-stamp").read_text()
+    process = checkout.popen("setup", "tf")
+    process.stdout.close()  # the first line that it prints then ends it
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert (checkout.venv("tf") / "duet-stamp").read_text() == stamp
+    checkout.calls()
+    assert checkout.duet("setup", "tf").returncode == 0
+    assert checkout.calls() == ["pip"] and checkout.finished("tf")
