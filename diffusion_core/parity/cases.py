@@ -1,4 +1,4 @@
-"""What the ladder is measured on: small networks that together hold every block kind with every option."""
+"""The test cases of the parity ladder: small networks that together contain every block kind with every option."""
 
 from __future__ import annotations
 
@@ -93,16 +93,16 @@ _EDM = Process(edm(), "edm", sigma_data=0.6)
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A block in the smallest program that gives gradients to its weights and to its inputs.
+    """A block in the smallest program with gradients of its weights and of its inputs.
 
     Args:
-        name: kind and option.
-        nodes: blocks; a 1 x 1 convolution in front turns the gradient of the input into one of a weight, and
-            the last ones bring the value back to the shape of the input, so that a training step can take it.
+        name: block kind and options.
+        nodes: the blocks. A 1 x 1 convolution comes first, whose weight gradient contains the gradient of the block's
+            input. The last blocks return to the shape of the input, so that a training step can run.
         size: height and width of the input.
-        gain: scale of the weights, to reach large numbers.
-        classes: labels that the program understands.
-        features: numbers beside the class that it takes.
+        gain: factor of the weights, to reach large values.
+        classes: number of classes.
+        features: length of the feature vector in addition to the class.
     """
 
     name: str
@@ -124,12 +124,12 @@ class BlockCase:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of an input image, (h, w, c)."""
+        """The shape of an input image, (h, w, c)."""
         return self.size, self.size, CHANNELS
 
     @property
     def kind(self) -> str:
-        """The suffix of the tolerance that applies."""
+        """The suffix of the tolerance of this case."""
         return ", large logits" if self.gain > 1 else ""
 
 
@@ -144,7 +144,7 @@ def _point(inputs: int, outputs: int) -> Conv:
 def _image(
     name: str, block: Block, *back: Block, size: int = 8, width: int = CHANNELS, gain: float = 1.0, inputs: int = 1
 ) -> BlockCase:
-    """A block of images of `width` channels, the second of them the input itself, and the way back."""
+    """Return a case of a block on images of `width` channels; with two inputs, the second is the image itself."""
     nodes = [Node("pre", _point(CHANNELS, width), ("x",)), Node("block", block, ("pre", "x")[:inputs])]
     for i, step in enumerate(back):
         nodes.append(Node(f"back{i}", step, (nodes[-1].name,)))
@@ -160,7 +160,7 @@ def _vector(
     classes: int = 0,
     features: int = 0,
 ) -> BlockCase:
-    """Blocks that make a vector, joined to an image."""
+    """Return a case of blocks that compute a vector, joined to an image."""
     nodes = [Node("pre", _point(CHANNELS, CHANNELS), ("x",))]
     for i, block in enumerate(blocks):
         nodes.append(Node(f"block{i}", block, (nodes[-1].name if i else reads,)))
@@ -245,13 +245,13 @@ BLOCKS: tuple[BlockCase, ...] = (
 
 @dataclass(frozen=True)
 class LossCase:
-    """A loss of more than a distance, with the smallest network that gives all that it reads.
+    """A loss with more than a pixel distance, with the smallest network that has all of its outputs.
 
     Args:
-        name: what the loss is made of.
-        prediction: what the network is asked for.
-        options: of the `Objective`.
-        size: images; with 4 levels, every level is among them.
+        name: the parts of the loss.
+        prediction: the parameterisation.
+        options: options of the `Objective`.
+        size: number of images; enough to contain each of the 4 noise levels.
     """
 
     name: str
@@ -261,24 +261,31 @@ class LossCase:
 
     @property
     def classes(self) -> int:
-        """How many classes a classifier tells; 0 of any other network."""
+        """Number of classes of a classifier; 0 for any other network."""
         return self.options.get("classes", 0)
 
     @property
     def objective(self) -> Objective:
-        """What makes the batch."""
+        """The objective that makes the batch."""
         return Objective(Process(cosine(4), self.prediction), SEED, **self.options)
 
     @property
     def program(self) -> Program:
-        """Two convolutions, with running statistics between, where a first pass must leave no trace; then logits."""
-        given, outputs = (4 if self.objective.self_conditioned else 2), (2 if self.objective.variational is None else 4)
+        """Two convolutions with a BatchNorm between, whose statistics a first pass must not change; then logits."""
+        channels, outputs = (
+            (4 if self.objective.self_conditioned else 2),
+            (2 if self.objective.variational is None else 4),
+        )
         nodes = [
-            Node("conv0", _conv(given, 6, 3, 1, (1, 1, 1, 1), bias=False), ("with_estimate" if given == 4 else "x",)),
+            Node(
+                "conv0",
+                _conv(channels, 6, 3, 1, (1, 1, 1, 1), bias=False),
+                ("with_estimate" if channels == 4 else "x",),
+            ),
             Node("norm", BatchNorm(6, 1e-3, 0.1), ("conv0",)),
             Node("conv1", _conv(6, outputs, 3, 1, (1, 1, 1, 1)), ("norm",)),
         ]
-        if given == 4:
+        if channels == 4:
             nodes.insert(0, Node("with_estimate", Concat(), ("x", "estimate")))
         if self.classes:
             nodes.append(Node("mean", Mean(), ("conv1",)))
@@ -288,16 +295,16 @@ class LossCase:
 
     @property
     def batch(self) -> TrainBatch:
-        """A float64 batch of bytes, black and white among them; no two images have the same importance."""
+        """A float64 batch of bytes with black and white pixels; all images have different importance weights."""
         index = np.arange(self.size)
-        drawn = Stream(SEED, "parity/bytes").uniform(index, 32).reshape(self.size, 4, 4, 2)
-        images = from_uint8(np.clip(400 * drawn - 72, 0, 255).astype(np.uint8), np.float64)
+        bytes_ = Stream(SEED, "parity/bytes").uniform(index, 32).reshape(self.size, 4, 4, 2)
+        images = from_uint8(np.clip(400 * bytes_ - 72, 0, 255).astype(np.uint8), np.float64)
         c_in, weight, importance = Stream(SEED, "parity/columns").uniform(index, 3).T + 0.5
         batch = self.objective.batch(images, index % max(self.classes, 1), index, np.float64)
         return replace(batch, c_in=c_in, weight=weight * batch.weight, importance=importance)
 
 
-# The weight of the bound is such that it is as large as what stands beside it.
+# The weight of the bound makes it about as large as the other term.
 LOSSES: tuple[LossCase, ...] = (
     LossCase("hybrid of eps", "eps", {"variance": "learned_range", "bound_weight": 0.2}),
     LossCase("bound alone of x_0", "x0", {"variance": "learned", "bound": "vlb"}),
@@ -355,10 +362,10 @@ NETWORKS: dict[str, NetworkSpec] = {
     "plain": PlainSpec(16, channels=(4, 8, 16), bottleneck=32, time_scale=1e-3),
 }  # fmt: skip
 
-# Of the classes of the network that is trained and sampled.
+# A classifier with the classes of `PARITY`.
 CLASSIFIER = ClassifierSpec(8, 1, 10, 8, (1, 2), 1, (4,), heads=2, norm_groups=4, num_classes=10, zero_init=False)
 
-# For those who cannot wait for all: the one whose parts the others have too.
+# For a quick climb: the network whose parts the other networks share.
 FEW_NETWORKS = ("time added, strided",)
 
 # The network that is trained and sampled: rungs 6, 7 and 8.
@@ -366,7 +373,7 @@ PARITY = DiffusionModel(_SMALL, {"name": "linear", "T": 1000}, "eps")
 
 
 def _recurrence(rows: int = 8) -> SamplerPlan:
-    """Two registers, three estimates and no column at rest: all that an executor must do, which no solver needs."""
+    """Return a plan that uses every feature of an executor: two registers, three estimates, and all columns varying."""
     t = np.linspace(900, 20, rows).astype(np.int64)
     alpha, sigma = PARITY.process.schedule(t)
 
@@ -393,14 +400,14 @@ def _recurrence(rows: int = 8) -> SamplerPlan:
     )
 
 
-# What likelihoods are measured on. The output of an untrained network is no eps, but as v it leads nowhere far.
+# For likelihoods. The output of an untrained network is no plausible eps, but as v it keeps the values bounded.
 FEW_LEVELS = Process(linear(20, 1e-3, 0.4), "v", 50.0)
 
-# What every network is sampled with. From t = 750: eps of an untrained network at t = 999 is divided by alpha = 0.006,
-# and rounding with it. A network with twice the channels of its image is sampled with a variance of its own too.
+# The plans that sample every network. They start at t = 750: at t = 999 an untrained eps, with its rounding, would be
+# divided by alpha = 0.006. Networks with twice the channels of their images are also sampled with a learned variance.
 SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5)
 LEARNED = make_plan(_PROCESS, "ddpm", steps=4, variance="learned_range")
-# Led away from a second network and to the class of a third, over a known half: all that steering has.
+# All kinds of guidance: a guide, a classifier, and inpainting of a known half.
 GUIDED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance_scale=2.5, rescale=0.7, threshold=0.9, classifier=0.5)
 
 PLANS: dict[str, SamplerPlan] = {
@@ -428,9 +435,9 @@ PLANS: dict[str, SamplerPlan] = {
     "EDM, DPM-Solver++ 2M-8, Karras": make_plan(_EDM, "dpm_solver", steps=8, spacing="karras"),
     "two registers, three estimates": _recurrence(),
 }
-# Every method by name, in about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All
-# have a clip: from t = 999 the estimates of an untrained network are hundreds, and so is their rounding.
-# LMS-3 has 15: in 16 steps one of its 512 float32 values lies on the border of two uint8 levels, and rounding decides.
+# Every method by name, with about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All
+# have a clip, since at t = 999 the estimates of an untrained network are in the hundreds, with rounding to match.
+# LMS-3 has 15: with 16, one of its 512 float32 values lies on the border between two uint8 values.
 _EVALUATIONS = {name: 15 if name == "LMS-3" else 16 for name in METHODS}
 PLANS |= {
     f"{name} in {_EVALUATIONS[name] // method.evaluations} steps": make_plan(
@@ -439,34 +446,34 @@ PLANS |= {
     for name, method in METHODS.items()
 }
 
-# The block of a network whose batch is computed in pieces: what it drops is a function of an image's position.
+# The block for micro-batches: the elements that it drops depend on each image's position.
 MICRO_BATCHED = "Dropout"
 
-# Likewise: the one whose every state is compared, and the one with all columns in use.
+# For a quick climb: the plan whose every state is compared, and the plan that uses all columns.
 FEW_PLANS = ("DDIM-50", "two registers, three estimates")
 
 
 def scattered_weights(
     program: Program, gain: float = 1.0, scatter: float = 0.2, dtype: DTypeLike = np.float64
 ) -> Weights:
-    """Initial weights with every constant (zero biases, unit norms) replaced by something of its own."""
+    """Return initial weights with random offsets on all constants (zero biases, unit norms)."""
     weights = initial_weights(program, SEED, dtype)
     for p in program.parameters:
         if p.init[0] == "constant":
-            moved = scatter * Stream(SEED, f"parity/{p.name}").normal([0], p.shape)[0]
-            weights[p.name] = (p.init[1] + moved).astype(dtype)
+            offset = scatter * Stream(SEED, f"parity/{p.name}").normal([0], p.shape)[0]
+            weights[p.name] = (p.init[1] + offset).astype(dtype)
     return {name: gain * value for name, value in weights.items()}
 
 
 def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> TrainBatch:
-    """A training batch of smooth noise for any network, float64; the null label is among its labels.
+    """Return a float64 training batch of smooth noise for any network; its labels include the null label.
 
-    Every process here has c_in = 1 and weight = 1; the batch has others, so that a backend cannot leave them out.
+    The processes here have c_in = 1 and weight = 1; the batch has other values, so that a backend cannot ignore them.
 
     Args:
         program: the network.
         shape: of one image.
-        size: images.
+        size: number of images.
     """
     index = np.arange(size)
     images = np.tanh(Stream(SEED, "parity/images").normal(index, shape))
@@ -481,7 +488,7 @@ def noise_batch(program: Program, shape: tuple[int, int, int], size: int = 4) ->
 
 
 def edm_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> TrainBatch:
-    """The same batch in continuous time: noise of any scale, and no column at rest."""
+    """Return the same batch in continuous time, with noise of any scale and all columns varying."""
     batch, index = noise_batch(program, shape, size), np.arange(size)
     levels, weighting = {"name": "log_normal", "mean": 0.5, "std": 2.0}, {"name": "snr"}
     other = Objective(_EDM, SEED, timestep_sampling=levels, weighting=weighting).batch(
@@ -492,16 +499,16 @@ def edm_batch(program: Program, shape: tuple[int, int, int], size: int = 4) -> T
 
 
 def digits_batch(images_seen: int, size: int) -> TrainBatch:
-    """The batch of a step of the parity training, float64."""
+    """Return the float64 batch of a step of the parity training."""
     loader = Loader(_digits(), SEED, dtype=np.float64)
     objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, label_dropout=0.1)
     return make_batch(loader, objective, images_seen, size)
 
 
 def cast(batch: TrainBatch, dtype: type) -> TrainBatch:
-    """A float64 batch in the type of a precision; c_noise stays float64."""
-    kept = ("c_noise", "label", "positions", "dropout_key")
-    fields = {name: value for name, value in batch.arrays.items() if name not in kept}
+    """Return a float64 batch in another dtype; c_noise stays float64."""
+    unchanged = ("c_noise", "label", "positions", "dropout_key")
+    fields = {name: value for name, value in batch.arrays.items() if name not in unchanged}
     return replace(batch, **{name: value.astype(dtype) for name, value in fields.items()})
 
 

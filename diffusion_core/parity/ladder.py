@@ -1,14 +1,14 @@
 r"""The rungs of the ladder, their tolerances, and a check.
 
-A tolerance is about five times what rounding was measured to do when every recipe is followed; the smallest
-mistake that was ever met shows as 5e-11 in float64, so a float64 tolerance of 1e-12 tells one from the other.
-Errors are relative to the largest number of the reference,
+A tolerance is about five times the measured rounding error of a correct backend. The smallest mistake ever found was an
+error of 5e-11 in float64, so a float64 tolerance of 1e-12 separates mistakes from rounding. Errors are relative to the
+largest element of the reference,
 
     relative(a, b) = max|a - b| / max|b|,      l2(a, b) = |a - b| / |b|
 
-never element by element, because a small element carries the rounding of its large neighbours. A weight after
-an optimiser step is compared in units of the learning rate: the first steps of Adam turn rounding noise of a
-gradient near eps into a share of lr.
+not element by element, because a small element carries the rounding error of its large neighbours. Weights after an
+optimiser step are compared in units of the learning rate: the first steps of Adam amplify rounding noise of gradients
+near eps to a fraction of the learning rate.
 """
 
 from __future__ import annotations
@@ -68,23 +68,23 @@ RUNGS = (
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is allowed in each precision, and the unit of the error; None in bfloat16 where no claim is made."""
+    """The allowed error in each precision, and its unit; None in bfloat16 if there is no claim."""
 
     float64: float
     float32: float
     bf16: float | None = None
     unit: str = "relative"
 
-    def of(self, precision: str) -> float | None:
-        """The tolerance in a precision."""
+    def allowed(self, precision: str) -> float | None:
+        """Return the allowed error in a precision."""
         return {"float64": self.float64, "float32": self.float32, "bf16": self.bf16}[precision]
 
 
-# In bfloat16 the inputs of products have eight bits; what stands between products is float32 or not, as a framework has
-# it. Measured on a CPU in both: a layer is off by 0.009, a network by 0.023, the gradient of a U-Net by 0.026.
-# A mistake in a network shows from 0.1 on, so that these two have 2.5 times what was measured, and no more. No
-# claim is made of what multiplies rounding: the gradient of a single tensor (0.5) or of `simple` (0.19), the samples of
-# an untrained network (0.76), and training in lock step.
+# In bfloat16 the inputs of products have eight bits; each framework decides whether other values are float32. Errors
+# measured on a CPU, in both frameworks: 0.009 for a layer, 0.023 for a network, 0.026 for the gradient of a U-Net.
+# Mistakes in a network show as 0.1 or more, so networks and gradients are allowed only 2.5 times the measured error.
+# There is no claim for quantities that amplify rounding: the gradient of a single tensor (0.5) or of `simple` (0.19),
+# the samples of an untrained network (0.76), and training in lock step.
 TOLERANCES: Mapping[str, Tolerance] = {
     "bits": Tolerance(0, 0, 0, unit="differing values"),
     "noised": Tolerance(1e-13, 5e-6, 5e-6),
@@ -129,61 +129,61 @@ class Check:
         return bool(self.error <= self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self) | {"passed": self.passed}
 
 
 def check(rung: int, name: str, precision: str, backend: str, kind: str, error: float) -> Check:
-    """A check with the tolerance of its kind.
+    """Return a check with the tolerance of its kind.
 
     Raises:
-        DuetError: if no claim is made of that kind in that precision.
+        DuetError: if this kind has no tolerance in this precision.
     """
     tolerance = TOLERANCES[kind]
-    allowed = tolerance.of(precision)
+    allowed = tolerance.allowed(precision)
     if allowed is None:
-        raise DuetError(f"{kind}: no claim is made of it in {precision}, so nothing can be held to it")
+        raise DuetError(f"{kind}: there is no tolerance for it in {precision}")
     return Check(rung, name, precision, backend, float(error), allowed, tolerance.unit)
 
 
 def relative(a: ArrayLike, b: ArrayLike) -> float:
-    """max|a - b| / max|b|; infinite where the shapes differ, a number is not finite, or all of b is zero but not a."""
+    """Return max|a - b| / max|b|; infinite if shapes differ, an element is not finite, or b is zero and a is not."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("inf")
-    return _share(float(np.max(np.abs(a - b), initial=0.0)), float(np.max(np.abs(b), initial=0.0)))
+    return _ratio(float(np.max(np.abs(a - b), initial=0.0)), float(np.max(np.abs(b), initial=0.0)))
 
 
-def _share(error: float, size: float) -> float:
-    """error / size; any error of what should be zero is infinite."""
+def _ratio(error: float, size: float) -> float:
+    """Return error / size; infinite for any error if the size is zero."""
     if not error:
         return 0.0
     return error / size if size else float("inf")
 
 
 def l2(a: ArrayLike, b: ArrayLike) -> float:
-    """|a - b| / |b|; infinite where the shapes differ, a number is not finite, or all of b is zero but not a."""
+    """Return |a - b| / |b|; infinite if shapes differ, an element is not finite, or b is zero and a is not."""
     return l2_of_all({"": np.asarray(a)}, {"": np.asarray(b)})
 
 
 def l2_of_all(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
-    """`l2` of all arrays of the same names as one vector; infinite where there are none."""
+    """Return `l2` of all arrays as one vector; infinite without arrays or if the names differ."""
     if not a or a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
         return float("inf")
     error = sum(float(np.sum((np.float64(a[name]) - np.float64(b[name])) ** 2)) for name in a)
     size = sum(float(np.sum(np.float64(b[name]) ** 2)) for name in b)
     if not (np.isfinite(error) and np.isfinite(size)):
         return float("inf")
-    return float(np.sqrt(_share(error, size)))
+    return float(np.sqrt(_ratio(error, size)))
 
 
 def worst(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
-    """The largest `l2` of a single array; infinite where there are none."""
+    """Return the largest `l2` of a single array; infinite without arrays or if the names differ."""
     return max(l2(a[name], b[name]) for name in a) if a and a.keys() == b.keys() else float("inf")
 
 
 def ladder(checks: Iterable[Check]) -> list[dict[str, Any]]:
-    """The rungs with their checks, as plain data for a report."""
+    """Return the rungs with their checks, as plain data for a report."""
     checks = list(checks)
     return [
         {"rung": r.number, "title": r.title, "against": r.against, "reason": r.reason,

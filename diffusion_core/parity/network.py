@@ -1,8 +1,8 @@
-"""One network at its full size: what a backend computes with it, to be held to what the other one computed.
+"""Comparison of one network at full size between two backends.
 
-The ladder climbs on small networks. This is the check that size changes nothing: output of a forward pass in
-evaluation, and loss and gradient of a step of training, from the same weights and images. NumPy is left out;
-it would take minutes and agrees with either where the small networks do.
+The ladder uses small networks. This check shows that full size behaves the same: the output in evaluation, and the loss
+and gradients of a training step, from the same weights and images. The NumPy reference is left out, since it would take
+minutes.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ __all__ = ["compare_network", "network_inputs", "record_network"]
 
 
 def record_network(backend: Backend, spec: NetworkSpec, batch: int, gradients: bool) -> dict[str, NDArray]:
-    """Output, and if wanted loss and gradients, for a batch of smooth noise."""
+    """Return the output, and with `gradients` the loss and the gradients, for a batch of smooth noise."""
     program = lower(spec)
-    weights, given = network_inputs(spec, backend.config.host_dtype, batch)
+    weights, inputs = network_inputs(spec, backend.config.host_dtype, batch)
     network = backend.network(program, weights)
-    arrays = {"output": network.forward(given.images, given.c_noise, given.label, given.features)}
+    arrays = {"output": network.forward(inputs.images, inputs.c_noise, inputs.label, inputs.features)}
     if gradients:
         del network
         trainer = backend.trainer(program, TrainerState.fresh(weights), Adam(), "mse")
-        loss, found = trainer.gradients(given)
-        arrays |= {"loss": np.float64(loss)} | {f"gradient/{name}": value for name, value in found.items()}
+        loss, weight_gradients = trainer.gradients(inputs)
+        arrays |= {"loss": np.float64(loss)} | {f"gradient/{name}": value for name, value in weight_gradients.items()}
     return arrays | {"program": np.array(program.sha256)}
 
 
 def network_inputs(spec: NetworkSpec, dtype: type, batch: int) -> tuple[Weights, TrainBatch]:
-    """Initial weights where no layer is silent (what starts at zero or one is moved a little), and a batch of noise."""
+    """Return initial weights with small offsets on all constants, so that every layer matters, and a batch of noise."""
     program = lower(spec)
     weights = cases.scattered_weights(program, scatter=0.02, dtype=dtype)
     return weights, cases.cast(cases.noise_batch(program, spec.image_shape, batch), dtype)
@@ -48,15 +48,17 @@ def network_inputs(spec: NetworkSpec, dtype: type, batch: int) -> tuple[Weights,
 def compare_network(
     a: Mapping[str, NDArray], b: Mapping[str, NDArray], precision: str, pair: str
 ) -> tuple[list[Check], str | None]:
-    """The checks of two records of one network, and the parameter whose gradients differ most.
+    """Return the checks of two records of one network, and the parameter whose gradients differ most.
 
     Raises:
-        DuetError: if they are of two networks, or only one has gradients.
+        DuetError: if the records belong to different networks, or only one has gradients.
     """
     if str(a["program"]) != str(b["program"]):
-        raise DuetError(f"the records are of two networks ({str(a['program'])[:12]} and {str(b['program'])[:12]})")
+        raise DuetError(
+            f"the records belong to different networks ({str(a['program'])[:12]} and {str(b['program'])[:12]})"
+        )
     if ("loss" in a) != ("loss" in b):
-        raise DuetError("one record has gradients and the other has none; give gradients=false to both, or to none")
+        raise DuetError("only one record has gradients; set gradients to the same value for both")
     checks = [check(3, "output", precision, pair, "network", relative(a["output"], b["output"]))]
     if "loss" not in a:
         return checks, None
@@ -64,5 +66,5 @@ def compare_network(
     checks.append(check(4, "loss", precision, pair, "loss", relative(a["loss"], b["loss"])))
     checks.append(check(4, "gradient", precision, pair, "gradient", l2_of_all(one, two)))
     checks.append(check(4, "gradient, worst tensor", precision, pair, "gradient, worst tensor", worst(one, two)))
-    apart = {name: worst({name: one[name]}, {name: two[name]}) for name in one}
-    return checks, max(apart, key=apart.__getitem__)
+    errors = {name: worst({name: one[name]}, {name: two[name]}) for name in one}
+    return checks, max(errors, key=errors.__getitem__)

@@ -1,4 +1,4 @@
-"""Measuring one backend: checks against the reference, and a record of what the other framework must match.
+"""The climb of one backend: checks against the reference, and a record that the other framework must match.
 
 A record is a dictionary of arrays whose names start with their rung, as in ``"4/time added, strided/conv_in.weight"``.
 It is written as `.npz` files without pickle, one per precision, so the two frameworks never share a process.
@@ -48,7 +48,7 @@ __all__ = [
     "STEPS",
     "Trace",
     "continue_training",
-    "images_of",
+    "sample_floats",
     "record",
     "sample_images",
 ]
@@ -58,22 +58,22 @@ Arrays = dict[str, NDArray]
 STEPS, HANDOVER_STEP, BATCH = 100, 50, 16
 SAMPLES = 8
 _MARKS = (1, 10, STEPS)
-# Steps and weights of a difference quotient of fourth order, for float64.
+# Steps and weights of a fourth-order difference quotient in float64.
 _QUOTIENT = {h * 1e-3: w / 12e-3 for h, w in ((2, -1), (1, 8), (-1, -8), (-2, 1))}
-# The name in the record, and the profile, of each average that the parity training keeps.
+# The averages of the parity training: their names in the record, and their profiles.
 AVERAGES = {"average": Warmup(0.99), "second average": Power(0.1)}
 _LR = LearningRate(1e-3)
 
 
 @dataclass
 class Trace:
-    """What was measured in one precision.
+    """The measurements of one backend in one precision.
 
     Args:
-        backend: its name.
+        backend: the name of the backend.
         precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
-        checks: against the reference, done.
-        arrays: to be compared with the other framework.
+        checks: the checks against the reference.
+        arrays: values to compare with the other framework.
         states: trainer states by step, for the hand-over.
     """
 
@@ -83,34 +83,34 @@ class Trace:
     arrays: Arrays = field(default_factory=dict)
     states: dict[int, TrainerState] = field(default_factory=dict)
 
-    def judge(self, rung: int, name: str, kind: str, error: float) -> None:
-        """Add a check against the reference, if a claim is made of its kind in this precision."""
-        if TOLERANCES[kind].of(self.precision) is not None:
+    def add_check(self, rung: int, name: str, kind: str, error: float) -> None:
+        """Add a check against the reference, if its kind has a tolerance in this precision."""
+        if TOLERANCES[kind].allowed(self.precision) is not None:
             self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
 
 
 def record(
     backend: Backend, titles: Iterable[str] = tuple(cases.NETWORKS), plans: Iterable[str] = tuple(cases.PLANS)
 ) -> Trace:
-    """Climb the ladder with one backend, whose settings say the precision.
+    """Climb the ladder with one backend, in the precision of its configuration.
 
     Args:
-        backend: what climbs.
-        titles: of the networks.
-        plans: names of the plans that are sampled with, DDIM-50 among them; the tables of all are recorded.
+        backend: the backend.
+        titles: titles of the networks.
+        plans: names of the plans to sample with, including DDIM-50; the tables of all plans are recorded.
     """
     trace = Trace(backend.describe().backend, backend.config.precision)
-    chosen = {name: cases.PLANS[name] for name in plans}
-    for rung in (tables, forward_noising, losses, blocks, micro_batches, optimiser, steered, likelihoods, training):
+    selected = {name: cases.PLANS[name] for name in plans}
+    for rung in (tables, forward_noising, losses, blocks, micro_batches, optimiser, guidance, likelihoods, training):
         rung(backend, trace)
-    sampler_update(backend, trace, chosen)
+    sampler_update(backend, trace, selected)
     networks(backend, trace, titles)
-    sampling(backend, trace, trace.states[STEPS].ema, chosen)
+    sampling(backend, trace, trace.states[STEPS].ema, selected)
     return trace
 
 
 def tables(backend: Backend, trace: Trace) -> None:
-    """Rung 0: every table and stream, as this environment's NumPy makes them."""
+    """Rung 0: every table and stream, as this environment's NumPy computes them."""
     for name in (*SCHEDULES, *CONTINUOUS):
         schedule = make_schedule(name)
         t = schedule.even_timesteps(1000)
@@ -126,7 +126,7 @@ def tables(backend: Backend, trace: Trace) -> None:
     edm = cases.edm_batch(cases.PARITY.program, cases.PARITY.spec.image_shape, BATCH)
     for title, exact in (("", cases.digits_batch(1000, BATCH)), ("EDM, ", edm)):
         for name, values in cases.cast(exact, backend.config.host_dtype).arrays.items():
-            if values.size:  # the parity network takes no features
+            if values.size:  # the parity network has no features
                 trace.arrays[f"0/batch {title}{name}"] = values
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     for name, values in weights.items():
@@ -139,7 +139,7 @@ def tables(backend: Backend, trace: Trace) -> None:
 
 
 def forward_noising(backend: Backend, trace: Trace) -> None:
-    """Rung 1: x_t, target and loss, for every distance, of levels of a table and in continuous time."""
+    """Rung 1: x_t, target and loss for every distance, on discrete levels and in continuous time."""
     case = cases.BLOCKS[0]
     weights = cases.scattered_weights(case.program)
     state = TrainerState.fresh(weights)
@@ -147,27 +147,27 @@ def forward_noising(backend: Backend, trace: Trace) -> None:
     for title, make in (("", cases.noise_batch), (", EDM", cases.edm_batch)):
         batch = cases.cast(make(case.program, case.shape), backend.config.host_dtype)
         for name, got, wanted in zip(("x_t", "target"), backend.noised(batch), reference.noised(batch), strict=True):
-            trace.judge(1, f"{name}{title}", "noised", relative(got, wanted))
+            trace.add_check(1, f"{name}{title}", "noised", relative(got, wanted))
         for distance, trainer in trainers.items():
             loss, _ = trainer.gradients(batch)
             wanted = reference.loss(case.program, weights, batch, distance)
-            trace.judge(1, f"loss {distance}{title}", "loss", relative(loss, wanted))
+            trace.add_check(1, f"loss {distance}{title}", "loss", relative(loss, wanted))
 
 
 def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.LOSSES) -> None:
-    """Rungs 1, 3, 4 and 6: every loss of more than a distance; its gradients are recorded."""
+    """Rungs 1, 3, 4 and 6: every loss with more than a pixel distance; its gradients are recorded."""
     for case in of:
         weights, batch = cases.scattered_weights(case.program), cases.cast(case.batch, backend.config.host_dtype)
         distance = case.objective.distance
         for what, error in training_errors(backend, case.program, weights, batch, distance=distance).items():
-            trace.judge(1, f"{case.name}, {what}", "loss", error)
-        loss, gradients = gradients_of(backend, case.program, weights, batch, distance)
+            trace.add_check(1, f"{case.name}, {what}", "loss", error)
+        loss, gradients = compute_gradients(backend, case.program, weights, batch, distance)
         trace.arrays[f"4/{case.name}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
             trace.arrays[f"4/{case.name}/{name}"] = gradient
         if case.program.self_conditioned:
             error = forward_error(backend, case.program, weights, batch, estimate=batch.noise)
-            trace.judge(3, f"{case.name}, given an estimate", "network", error)
+            trace.add_check(3, f"{case.name}, given an estimate", "network", error)
             plan = make_plan(case.objective.process, "ddpm", variance="learned_range")
             index, dtype = np.arange(case.size), backend.config.host_dtype
             start = start_noise(plan, cases.SEED, index, batch.images.shape[1:], dtype)
@@ -175,7 +175,7 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
             got = backend.sample(backend.network(case.program, weights), plan, start, batch.label, noise)
             rounded = {name: value.astype(dtype) for name, value in weights.items()}
             wanted = reference.sample(case.program, rounded, plan, start, batch.label, noise)
-            trace.judge(6, f"{case.name}, DDPM-4", "sampling", np.abs(got - wanted).max())
+            trace.add_check(6, f"{case.name}, DDPM-4", "sampling", np.abs(got - wanted).max())
 
 
 def forward_error(
@@ -187,7 +187,7 @@ def forward_error(
     network: Network | None = None,
     estimate: NDArray | None = None,
 ) -> float:
-    """Relative difference of a forward pass from the reference's, of the same program unless `expected` is given."""
+    """Return the relative error of a forward pass, against the reference of the same program or of `expected`."""
     inputs = batch.images, batch.c_noise, batch.label, batch.features
     if estimate is not None:
         inputs += (estimate,)
@@ -196,10 +196,10 @@ def forward_error(
     return relative(got, reference.forward(expected or program, rounded, *inputs))
 
 
-def gradients_of(
+def compute_gradients(
     backend: Backend, program: Program, weights: Weights, batch: TrainBatch, distance: str = "mse"
 ) -> tuple[float, Weights]:
-    """Loss and gradients of a program."""
+    """Return the loss and the gradients of a program."""
     return backend.trainer(program, TrainerState.fresh(weights), Adam(), distance).gradients(batch)
 
 
@@ -211,10 +211,10 @@ def training_errors(
     expected: TrainBatch | None = None,
     distance: str = "mse",
 ) -> dict[str, float]:
-    """What a step of training computes against the reference: losses, and the running statistics that it leaves."""
+    """Return the errors of a training step against the reference: its losses and its running statistics."""
     rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     expected = expected or batch
-    losses, moved = reference.per_image_losses(program, rounded, expected, distance)
+    losses, statistics = reference.per_image_losses(program, rounded, expected, distance)
     trainer = backend.trainer(program, TrainerState.fresh(rounded), Adam(), distance)
     result = trainer.step(batch, 0.0, (0.0,))
     errors = {
@@ -222,7 +222,7 @@ def training_errors(
         "loss of each image": relative(result.losses(), losses),
     }
     after = trainer.state().weights
-    for name, value in moved.items():
+    for name, value in statistics.items():
         errors[f"running {name.rsplit('.', 1)[1]}"] = relative(after[name], value)
     return errors
 
@@ -232,40 +232,40 @@ def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None 
     for case in cases.BLOCKS if of is None else of:
         weights = cases.scattered_weights(case.program, case.gain)
         batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
-        trace.judge(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
+        trace.add_check(2, case.name, f"block{case.kind}", forward_error(backend, case.program, weights, batch))
         if case.has_training_mode:
             for what, error in training_errors(backend, case.program, weights, batch).items():
-                trace.judge(2, f"{case.name}, {what}", "block", error)
-        _, gradients = gradients_of(backend, case.program, weights, batch)
+                trace.add_check(2, f"{case.name}, {what}", "block", error)
+        _, gradients = compute_gradients(backend, case.program, weights, batch)
         for name, gradient in gradients.items():
             trace.arrays[f"2/{case.name}/{name}"] = gradient
 
 
 def micro_batches(backend: Backend, trace: Trace, count: int = 2) -> None:
-    """Rungs 1 and 4: a batch in pieces; its losses against the reference, its gradients against those of the whole."""
+    """Rungs 1 and 4: micro-batches; losses against the reference, gradients against those of the undivided batch."""
     case = next(case for case in cases.BLOCKS if case.name == cases.MICRO_BATCHED)
     weights = {n: v.astype(backend.config.host_dtype) for n, v in cases.scattered_weights(case.program).items()}
     batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
-    # No two images count alike, so that one piece cannot stand for the other.
+    # All images have different importance, so that one micro-batch cannot stand for another.
     batch = replace(batch, importance=batch.weight)
     losses, _ = reference.per_image_losses(case.program, weights, batch, "mse")
     trainer = backend.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
-    (_, whole), (_, added) = trainer.gradients(batch), trainer.gradients(batch, count)
-    trace.judge(4, "gradients in pieces", "gradient, worst tensor", worst(added, whole))
+    (_, undivided), (_, summed) = trainer.gradients(batch), trainer.gradients(batch, count)
+    trace.add_check(4, "gradients in pieces", "gradient, worst tensor", worst(summed, undivided))
     result = trainer.step(batch, 0.0, (0.0,), count)
     wanted = np.mean(batch.importance * losses)
-    trace.judge(1, "in pieces, loss in training", "loss", relative(float(result.loss), wanted))
-    trace.judge(1, "in pieces, loss of each image", "loss", relative(result.losses(), losses))
+    trace.add_check(1, "in pieces, loss in training", "loss", relative(float(result.loss), wanted))
+    trace.add_check(1, "in pieces, loss of each image", "loss", relative(result.losses(), losses))
 
 
-def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBatch]:
-    """Rungs 3 and 6 of one network: its forward pass, and a short run of a sampler with it."""
+def forward_and_sample(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBatch]:
+    """Rungs 3 and 6 of one network: a forward pass and a short sampling run."""
     spec, dtype = cases.NETWORKS[title], backend.config.host_dtype
     program = lower(spec)
     weights = cases.scattered_weights(program)
     batch = cases.cast(cases.noise_batch(program, spec.image_shape), dtype)
     network = backend.network(program, weights)
-    trace.judge(3, title, "network", forward_error(backend, program, weights, batch, network=network))
+    trace.add_check(3, title, "network", forward_error(backend, program, weights, batch, network=network))
     index = np.arange(batch.size)
     rounded = {name: value.astype(dtype) for name, value in weights.items()}
     plans = {"DDIM-4": cases.SHORT}
@@ -276,22 +276,22 @@ def in_use(backend: Backend, trace: Trace, title: str) -> tuple[Weights, TrainBa
         noise = noise_source(cases.SEED, index, spec.image_shape, dtype)
         got = backend.sample(network, plan, start, batch.label, noise)
         wanted = reference.sample(program, rounded, plan, start, batch.label, noise)
-        trace.judge(6, f"{title}, {name}", "sampling", np.abs(got - wanted).max())
+        trace.add_check(6, f"{title}, {name}", "sampling", np.abs(got - wanted).max())
     return weights, batch
 
 
 def networks(backend: Backend, trace: Trace, titles: Iterable[str]) -> None:
-    """Rungs 3, 4 and 6: whole networks, forward and sampling, against the reference; their gradients are recorded."""
+    """Rungs 3, 4 and 6: networks, forward and sampling, against the reference; their gradients are recorded."""
     for title in titles:
-        weights, batch = in_use(backend, trace, title)
-        loss, gradients = gradients_of(backend, lower(cases.NETWORKS[title]), weights, batch)
+        weights, batch = forward_and_sample(backend, trace, title)
+        loss, gradients = compute_gradients(backend, lower(cases.NETWORKS[title]), weights, batch)
         trace.arrays[f"4/{title}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
             trace.arrays[f"4/{title}/{name}"] = gradient
 
 
 def prescribed_gradients(program: Program) -> Iterator[Weights]:
-    """Gradients of a size per parameter, 1 down to 1e-7, the same in both frameworks, a set per step."""
+    """Yield one set of gradients per step, of sizes 1 to 1e-7 per parameter, equal in both frameworks."""
     sizes = dict(zip((p.name for p in program.parameters), np.logspace(0, -7, len(program.parameters)), strict=True))
     step = 0
     while True:
@@ -311,8 +311,8 @@ _OPTIMISER = Program(
 
 
 def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callable = adam_update) -> None:
-    """Rung 5: prescribed gradients through clip, AdamW and two averages, against `formula` in NumPy float64."""
-    # The norms lie around 12, so that the clip takes hold at some steps, the first among them, and not at others.
+    """Rung 5: clip, AdamW and two averages with prescribed gradients, against `formula` in NumPy float64."""
+    # The norms are about 12, so that the clip acts in some steps, including the first, but not in all.
     adam, lr, decays = Adam(weight_decay=0.01, clip=11.6), 1e-3, {"moving average": 0.9, "second average": 0.99}
     weights = {name: 0.1 * value for name, value in cases.scattered_weights(_OPTIMISER).items()}
     rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
@@ -329,41 +329,48 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
         if step in (1, steps):
             got, kind = trainer.state(), "optimiser, 1 step" if step == 1 else "optimiser, 1000 steps"
             plural = "" if step == 1 else "s"
-            trace.judge(5, f"weights after {step} step{plural}", kind, _apart(got.weights, expected[0]) / lr)
+            trace.add_check(
+                5, f"weights after {step} step{plural}", kind, _largest_difference(got.weights, expected[0]) / lr
+            )
             for name, average, wanted in zip(decays, got.averages, averages, strict=True):
-                trace.judge(5, f"{name} after {step} step{plural}", kind, _apart(average, wanted) / lr)
+                trace.add_check(5, f"{name} after {step} step{plural}", kind, _largest_difference(average, wanted) / lr)
             if step == 1:
                 wanted = global_norm(wide)
-                trace.judge(5, "global norm", "loss", relative(norm, wanted))
+                trace.add_check(5, "global norm", "loss", relative(norm, wanted))
                 clipped = clip_factor(wanted, adam.clip)
                 moment = {name: (1 - adam.beta1) * clipped * value for name, value in wide.items()}
                 error = max(relative(got.moment1[name], moment[name]) for name in moment)
-                trace.judge(5, "clipped first moment", "loss", error)
-    before, lost = trainer.state(), {name: value.copy() for name, value in gradients.items()}
-    lost["a.bias"][0] = np.nan
-    for one in (lost, gradients):  # of which the second is sound, but is not taken before the first is forgiven
-        trainer.update(one, lr, tuple(decays.values()))
-    trace.judge(5, "changed by updates that are not finite", "bits", _changed(before, trainer.state()))
+                trace.add_check(5, "clipped first moment", "loss", error)
+    before, bad = trainer.state(), {name: value.copy() for name, value in gradients.items()}
+    bad["a.bias"][0] = np.nan
+    for update in (bad, gradients):  # the second is finite, but must have no effect before `clear_non_finite`
+        trainer.update(update, lr, tuple(decays.values()))
+    trace.add_check(5, "changed by updates that are not finite", "bits", _changed(before, trainer.state()))
     trainer.clear_non_finite()
     trainer.update(gradients, lr, tuple(decays.values()))
     expected = formula(adam, *expected, wide, steps + 3, lr, decaying)
-    trace.judge(5, "weights after the next", "optimiser, 1000 steps", _apart(trainer.state().weights, expected[0]) / lr)
+    trace.add_check(
+        5,
+        "weights after the next",
+        "optimiser, 1000 steps",
+        _largest_difference(trainer.state().weights, expected[0]) / lr,
+    )
 
 
 def _changed(a: TrainerState, b: TrainerState) -> float:
-    """How many numbers of two states differ."""
+    """Return the number of values that differ between two states."""
     pairs = [(a.parts[part][name], b.parts[part][name]) for part in a.parts for name in a.parts[part]]
     return float(sum(np.count_nonzero(one != other) for one, other in pairs))
 
 
-def _apart(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
+def _largest_difference(a: Mapping[str, NDArray], b: Mapping[str, NDArray]) -> float:
     return max(float(np.max(np.abs(a[name] - b[name]))) for name in b)
 
 
-def images_of(
+def sample_floats(
     backend: Backend, network: Network, plan: SamplerPlan, count: int = SAMPLES, callback: StepCallback | None = None
 ) -> NDArray:
-    """Samples of the parity network, as floats."""
+    """Return samples of the parity network as floats."""
     return backend.sample(network, plan, *_sample_inputs(plan, backend.config.host_dtype, count), callback)
 
 
@@ -372,7 +379,7 @@ def _reference_images(plan: SamplerPlan, weights: Weights, dtype: type, count: i
 
 
 def _sample_inputs(plan: SamplerPlan, dtype: type, count: int) -> tuple[NDArray, NDArray, NoiseSource]:
-    """Starting noise, labels and fresh noise: the same for a backend and for the reference."""
+    """Return starting noise, labels and fresh noise, equal for a backend and the reference."""
     index, shape = np.arange(count), cases.PARITY.spec.image_shape
     start = start_noise(plan, cases.SEED, index, shape, dtype)
     return start, (index % 10).astype(np.int32), noise_source(cases.SEED, index, shape, dtype)
@@ -388,12 +395,12 @@ def sampler_update(
     for name, plan in plans.items():
         if plan.rows <= 20:
             wanted = _reference_images(cases.PLANS[name], rounded, backend.config.host_dtype, count)
-            got = images_of(backend, network, plan, count)
-            trace.judge(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
+            got = sample_floats(backend, network, plan, count)
+            trace.add_check(6, f"{name}, untrained", "sampling", np.abs(got - wanted).max())
 
 
-def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
-    """Rungs 3 and 6: a classifier; sampling that is led by it and by a weaker network, over a picture known in part."""
+def guidance(backend: Backend, trace: Trace, count: int = 2) -> None:
+    """Rungs 3 and 6: a classifier, and inpainting guided by it and by a weaker network."""
     program, plan, dtype = cases.PARITY.program, cases.GUIDED, backend.config.host_dtype
     weights, weaker = (
         {name: value.astype(dtype) for name, value in cases.scattered_weights(program, gain).items()}
@@ -406,24 +413,29 @@ def steered(backend: Backend, trace: Trace, count: int = 2) -> None:
     def known(row: int) -> NDArray:
         return stream.normal(np.arange(count), shape, row, dtype)
 
-    telling = lower(cases.CLASSIFIER)
-    logits = {name: value.astype(dtype) for name, value in cases.scattered_weights(telling).items()}
-    classifier, batch = backend.network(telling, logits), cases.cast(cases.noise_batch(telling, shape), dtype)
-    trace.judge(3, "classifier", "network", forward_error(backend, telling, logits, batch, network=classifier))
-    guidance = Guidance(guide=backend.network(program, weaker), classifier=classifier, mask=mask, known=known)
-    got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, guidance)
+    classifier_program = lower(cases.CLASSIFIER)
+    logits = {name: value.astype(dtype) for name, value in cases.scattered_weights(classifier_program).items()}
+    classifier, batch = (
+        backend.network(classifier_program, logits),
+        cases.cast(cases.noise_batch(classifier_program, shape), dtype),
+    )
+    trace.add_check(
+        3, "classifier", "network", forward_error(backend, classifier_program, logits, batch, network=classifier)
+    )
+    all_guidance = Guidance(guide=backend.network(program, weaker), classifier=classifier, mask=mask, known=known)
+    got = backend.sample(backend.network(program, weights), plan, start, label, noise, None, all_guidance)
     wanted = reference.sample(
         program, weights, plan, start, label, noise, guide=partial(reference.forward, program, weaker),
-        grad_log_prob=partial(reference.grad_log_prob, telling, logits), mask=mask, known=known,
+        grad_log_prob=partial(reference.grad_log_prob, classifier_program, logits), mask=mask, known=known,
     )  # fmt: skip
-    trace.judge(6, "steered", "sampling", np.abs(got - wanted).max())
+    trace.add_check(6, "steered", "sampling", np.abs(got - wanted).max())
 
 
 def likelihoods(backend: Backend, trace: Trace) -> None:
-    """Rungs 4 and 6: a pullback, the bound and the density of the flow, of untrained weights.
+    """Rungs 4 and 6: a vector-Jacobian product, the variational bound and the density of the flow, untrained.
 
-    The pullback is held to a difference quotient of the reference along one direction, and the bound to the
-    reference; as it has no pullback, that and the density are recorded.
+    The product is checked against a difference quotient of the reference along one direction, the bound against the
+    reference. The reference has no vector-Jacobian product, so the product and the density are recorded.
     """
     program, dtype = cases.PARITY.program, backend.config.host_dtype
     weights = {name: value.astype(dtype) for name, value in cases.scattered_weights(program).items()}
@@ -435,7 +447,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
         for name in ("cotangent", "direction")
     )
     output, pulled = network.vjp(batch.images, *inputs, cotangent)
-    trace.judge(
+    trace.add_check(
         4, "pullback, output", "network", relative(output, reference.forward(program, weights, batch.images, *inputs))
     )
     grad_log_prob = sum(
@@ -443,7 +455,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
         for h, weight in _QUOTIENT.items()
     )
     grad_log_prob = np.sum(cotangent * grad_log_prob, axis=(1, 2, 3))
-    trace.judge(
+    trace.add_check(
         4, "pullback", "pullback", relative(np.sum(pulled * np.float64(direction), axis=(1, 2, 3)), grad_log_prob)
     )
     trace.arrays["4/pullback/images"] = pulled
@@ -452,7 +464,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
     inputs = cases.FEW_LEVELS, u8, batch.label, index, cases.SEED
     bound = variational_bound(network.forward, *inputs, batch=batch.size)
     wanted = variational_bound(partial(reference.forward, program, weights), *inputs)
-    trace.judge(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
+    trace.add_check(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
     y = dequantize(u8, index, cases.SEED, cases.PARITY.value_range)
     density = flow_density(network.vjp, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
     trace.arrays["6/likelihood/bound"] = bound.terms
@@ -460,7 +472,7 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
 
 
 def training(backend: Backend, trace: Trace) -> None:
-    """Rung 7: lock-step training of the parity network; losses and weights are recorded, states kept for rung 8."""
+    """Rung 7: lock-step training of the parity network; losses and weights are recorded, states are kept for rung 8."""
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     trainer = backend.trainer(cases.PARITY.program, TrainerState.fresh(weights, len(AVERAGES)), Adam(), "mse")
     losses = []
@@ -480,24 +492,24 @@ def training(backend: Backend, trace: Trace) -> None:
 
 
 def training_step(backend: Backend, trainer: Trainer, step: int) -> float:
-    """Step 1, 2, ... of the parity training."""
+    """Run step 1, 2, ... of the parity training."""
     batch = cases.cast(cases.digits_batch((step - 1) * BATCH, BATCH), backend.config.host_dtype)
     decays = Ema(tuple(AVERAGES.values())).decays(step, step * BATCH, BATCH)
     return float(trainer.step(batch, _LR(step * BATCH), decays).loss)
 
 
 def sampling(backend: Backend, trace: Trace, weights: Weights, plans: Mapping[str, SamplerPlan] = cases.PLANS) -> None:
-    """Rung 6, second half: whole trajectories of trained weights, with their final uint8 images, are recorded."""
+    """Rung 6, second half: trajectories of trained weights and their final uint8 images are recorded."""
     trace.arrays |= sample_images(backend, weights, plans)
 
 
 def sample_images(backend: Backend, weights: Weights, plans: Mapping[str, SamplerPlan] = cases.PLANS) -> Arrays:
-    """Final images of the plans as floats and as uint8, and the states of two samples along DDIM-50, one of them."""
+    """Return the final images of the plans as floats and uint8, and the states of two samples along DDIM-50."""
     network = backend.network(cases.PARITY.program, weights)
     paths: dict[str, list[NDArray]] = {name: [] for name in plans}
     arrays = {}
     for name, plan in plans.items():
-        images = images_of(
+        images = sample_floats(
             backend, network, plan, callback=StepCallback(lambda row, x, estimate, to=name: paths[to].append(x[:2]))
         )
         arrays[f"6/{name}/images"] = images
@@ -506,10 +518,10 @@ def sample_images(backend: Backend, weights: Weights, plans: Mapping[str, Sample
 
 
 def continue_training(backend: Backend, state: TrainerState) -> Arrays:
-    """Rung 8: go on from the other framework's state at the hand-over to the end.
+    """Rung 8: continue from the other framework's state at the hand-over to the end.
 
     Returns:
-        what is recorded: the state as it was taken over, the weights after one step, and the final ones.
+        the arrays to record: the state after the hand-over, the weights after one step, and the final weights.
     """
     trainer = backend.trainer(cases.PARITY.program, state, Adam(), "mse")
     arrays = _state_arrays("8/taken over", trainer.state())

@@ -21,7 +21,7 @@ from diffusion_core.images import render
 from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
-from diffusion_core.parity.compare import compare_records, own_checks, pixels_apart
+from diffusion_core.parity.compare import compare_records, own_checks, pixel_difference
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
@@ -241,7 +241,7 @@ def _add_samples(
         if left[0].shape != right[0].shape or not np.array_equal(left[1], right[1]):
             continue
         if left[2]["weights_sha256"] == right[2]["weights_sha256"] and a.has_tolerances:
-            error = pixels_apart(left[0], right[0])
+            error = pixel_difference(left[0], right[0])
             comparison.checks.append(check(6, title, a.config["precision"], f"{a.key}–{b.key}", "pixels", error))
         apart = int(np.count_nonzero(left[0] != right[0]))
         largest = int(np.abs(left[0].astype(int) - right[0]).max())

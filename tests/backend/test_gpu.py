@@ -50,7 +50,15 @@ def training_step(backend: Any, measured: trace.Trace) -> None:
             measured.judge(1, f"{title}, {what}", "loss", error)
 
 
-RUNGS = (trace.forward_noising, trace.losses, trace.blocks, networks, trace.optimiser, trace.steered, trace.likelihoods)
+RUNGS = (
+    trace.forward_noising,
+    trace.losses,
+    trace.blocks,
+    networks,
+    trace.optimiser,
+    trace.guidance,
+    trace.likelihoods,
+)
 # In bfloat16 no claim is made of the samples of an untrained network.
 CLIMBED = [(precision, False, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
 CLIMBED += [(precision, False, trace.sampler_update) for precision in ("float64", "float32")]
@@ -131,7 +139,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured, comp
     )
     modes = ("bf16", compile), ("float32", False)
     backends = [open_backend(precision, device="cuda", threads=None, compile=mode) for precision, mode in modes]
-    gradients = [trace.gradients_of(backend, program, weights, batch)[1] for backend in backends]
+    gradients = [trace.compute_gradients(backend, program, weights, batch)[1] for backend in backends]
     name = backends[0].describe().backend
     measured.add(backends[0], check(4, title, "bf16", name, "gradient", l2_of_all(*gradients)))
 

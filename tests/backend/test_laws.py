@@ -853,7 +853,7 @@ def test_compiled_samples_are_those_of_the_reference(open_backend):
 @pytest.mark.slow
 def test_samples_compiled_and_led_are_those_of_the_reference(open_backend):
     climbed = trace.Trace("this", "float64")
-    trace.steered(open_backend("float64", compile=True), climbed)
+    trace.guidance(open_backend("float64", compile=True), climbed)
     assert [one.name for one in climbed.checks] == ["classifier", "steered"]
     assert all(one.error <= one.tolerance for one in climbed.checks)
 

@@ -134,12 +134,12 @@ def test_a_check_passes_within_its_tolerance_alone(error, passed):
 
 def test_each_precision_has_its_tolerance():
     for tolerance in TOLERANCES.values():
-        assert 0 <= tolerance.of("float64") <= tolerance.of("float32") < 1
-        assert tolerance.of("bf16") is None or tolerance.of("float32") <= tolerance.of("bf16") < 1
+        assert 0 <= tolerance.allowed("float64") <= tolerance.allowed("float32") < 1
+        assert tolerance.allowed("bf16") is None or tolerance.allowed("float32") <= tolerance.allowed("bf16") < 1
 
 
 def test_what_no_claim_is_made_of_cannot_pass():
-    with pytest.raises(DuetError, match=r"^sampling: no claim is made of it in bf16"):
+    with pytest.raises(DuetError, match=r"^sampling: there is no tolerance for it in bf16"):
         check(6, "name", "bf16", "torch", "sampling", 0.0)
 
 

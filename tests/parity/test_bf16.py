@@ -57,7 +57,7 @@ def trainer(bf16) -> Trainer:
 @pytest.fixture(scope="module")
 def wanted(open_backend) -> Weights:
     """The gradient in float32."""
-    return trace.gradients_of(open_backend("float32"), PROGRAM, WEIGHTS, BATCH)[1]
+    return trace.compute_gradients(open_backend("float32"), PROGRAM, WEIGHTS, BATCH)[1]
 
 
 def test_the_ladder_holds_in_bfloat16(bf16):

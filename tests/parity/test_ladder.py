@@ -98,7 +98,7 @@ def test_rung_2_every_block(climb, precision, name):
 def test_rungs_3_and_6_whole_networks(kept, precision, title):
     # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
     climbed = trace.Trace("this", precision)
-    trace.in_use(kept(precision), climbed, title)
+    trace.forward_and_sample(kept(precision), climbed, title)
     learned = cases.NETWORKS[title].out_channels > cases.NETWORKS[title].in_channels
     assert [c.rung for c in climbed.checks] == [3, 6] + [6] * learned
     for one in climbed.checks:
@@ -125,7 +125,7 @@ def test_rung_6_short_trajectories(climb, precision, name):
 
 @BOTH
 def test_rungs_3_and_6_steered(climb, precision):
-    checks = climb(trace.steered, precision)
+    checks = climb(trace.guidance, precision)
     assert_passed(checks["classifier"])
     assert_passed(checks["steered"])
 

@@ -1092,7 +1092,7 @@ IN_USE_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
 
 @pytest.mark.parametrize("title, faults", IN_USE_FAULTS.values(), ids=IN_USE_FAULTS)
 def test_rung_6_notices_in_every_network(exact, title, faults):
-    assert_noticed(climbed(trace.in_use, exact, faults, title=title), f"{title}, DDIM-4")
+    assert_noticed(climbed(trace.forward_and_sample, exact, faults, title=title), f"{title}, DDIM-4")
 
 
 def told_learned(change: Callable[[np.ndarray], np.ndarray | None]) -> dict[str, Callable]:
@@ -1110,7 +1110,7 @@ LEARNED_FAULTS: dict[str, dict[str, Callable]] = {
 
 @pytest.mark.parametrize("faults", LEARNED_FAULTS.values(), ids=LEARNED_FAULTS)
 def test_rung_6_notices_in_a_learned_variance(exact, faults):
-    assert_noticed(climbed(trace.in_use, exact, faults, title=ADM), f"{ADM}, DDPM-4, learned variance")
+    assert_noticed(climbed(trace.forward_and_sample, exact, faults, title=ADM), f"{ADM}, DDPM-4, learned variance")
 
 
 def told_steering(**changes: Any) -> dict[str, Callable]:
@@ -1145,12 +1145,12 @@ STEERING_FAULTS: dict[str, dict[str, Callable]] = {
 
 
 def test_rung_6_passes_steered_without_a_fault(exact):
-    assert climbed(trace.steered, exact, {})["steered"].passed
+    assert climbed(trace.guidance, exact, {})["steered"].passed
 
 
 @pytest.mark.parametrize("faults", STEERING_FAULTS.values(), ids=STEERING_FAULTS)
 def test_rung_6_notices_steered(exact, faults):
-    assert_noticed(climbed(trace.steered, exact, faults), "steered")
+    assert_noticed(climbed(trace.guidance, exact, faults), "steered")
 
 
 # Rungs 4 and 6: pullback and likelihood

@@ -53,13 +53,13 @@ def test_bits_know_signs_types_and_single_values():
 @pytest.mark.parametrize("kind", TOLERANCES)
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_a_check_passes_up_to_its_tolerance(kind, precision):
-    tolerance = TOLERANCES[kind].of(precision)
+    tolerance = TOLERANCES[kind].allowed(precision)
     outcomes = [
         check(1, "x", precision, "b", kind, error).passed
         for error in (0.0, tolerance, np.nextafter(tolerance, 1), np.inf, np.nan)
     ]
     assert outcomes == [True, True, False, False, False]
-    assert TOLERANCES[kind].of("float64") <= 1e-4 * TOLERANCES[kind].of("float32")
+    assert TOLERANCES[kind].allowed("float64") <= 1e-4 * TOLERANCES[kind].allowed("float32")
 
 
 def test_every_rung_is_on_the_ladder():
