@@ -30,10 +30,11 @@ RENAMED_KEYS: Mapping[str, str] = {
     "compared": "max_compared",
     "data.stand_in": "data.fallback",
     "ema.beside": "ema.extra",
+    "likelihood.law": "likelihood.distribution",
     "model.attention_sizes": "model.attention_resolutions",
     "model.blocks_per_level": "model.blocks_per_resolution",
-    "pictures": "save_images",
     "model.multipliers": "model.channel_multipliers",
+    "pictures": "save_images",
     "process.drop_label": "process.label_dropout",
     "process.levels": "process.timestep_sampling",
     "sampler.guidance": "sampler.guidance_scale",
@@ -79,10 +80,12 @@ def check_renamed(overrides: list[str]) -> None:
 
 
 def nearest_key(key: str) -> str | None:
-    """Return the known key that is spelled most like `key`; None if there is none, or if `key` itself is known.
+    """Return the new name of a renamed key, or the known key that is spelled most like `key`.
 
-    A known key can be refused too, if it belongs to another network architecture: that is no misspelling.
+    None if nothing is similar, or if `key` itself is known: a key of another architecture is refused, but not misspelled.
     """
+    if key in RENAMED_KEYS:
+        return RENAMED_KEYS[key]
     near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
     return near[0] if near and near[0] != key else None
 

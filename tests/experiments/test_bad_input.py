@@ -461,6 +461,13 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_present_name(tmp_path: 
     assert train(tmp_path, old) == f"error: {key}: this key was renamed; use {new}"
 
 
+def test_a_key_of_an_earlier_version_in_a_file_is_refused_with_its_present_name(tmp_path: Path) -> None:
+    (folder := tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (folder / "theirs.yaml").write_text("# @package _global_\nprocess: {levels: {name: uniform}}")
+    words = [f"--config-dir={tmp_path / 'configs'}", f"hydra.run.dir={tmp_path / 'run'}", "experiment=theirs"]
+    assert refused("train", *words).endswith("Did you mean process.timestep_sampling?")
+
+
 @pytest.mark.parametrize(
     "text",
     [
