@@ -34,7 +34,10 @@ from experiments.evaluation.table import number_table
 @command("evaluate", result=("evaluation.json", "an evaluation"), options=CHECKPOINT_METHODS)
 def main(cfg: Config) -> None:
     """Measure what is requested, print the numbers and write them."""
-    config = lambda weights: to_yaml(cfg, {} if weights is None else {"weights": weights})
+
+    def config(weights: str | None) -> str:
+        return to_yaml(cfg, {} if weights is None else {"weights": weights})
+
     result = evaluate(build.evaluation_setup(cfg), cfg.out, config)
     if result is None:
         return

@@ -373,7 +373,7 @@ def test_onnx_file_receives_images_in_its_size_layout_and_range(tmp_path, shape)
     np.testing.assert_allclose(found["probabilities"], softmax(expected[:, 3:], axis=1), atol=1e-6)
     with pytest.raises(DuetError, match="'rows' was given; it must be one of y, row, column"):
         made("onnx", path=str(path), output="rows")
-    with pytest.raises(DuetError, match="probabilities and features.logits were given"):
+    with pytest.raises(DuetError, match=r"probabilities and features\.logits were given"):
         made("onnx", path=str(path), probabilities="row", logits="row")
 
 

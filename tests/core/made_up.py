@@ -1,7 +1,7 @@
 """A fake Python of a backend: it accepts the commands of a study and writes made-up runs.
 
 Everything is a function of seed and backend. Every command is recorded in `calls.txt` next to the fake Python. A
-training fails if a file `fail` next to it holds its seed, and is interrupted, leaving a checkpoint, if a file `cut` exists.
+training fails if a file `fail` next to it holds its seed, and is interrupted after a checkpoint if a file `cut` exists.
 """
 
 from __future__ import annotations

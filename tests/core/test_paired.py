@@ -1,4 +1,4 @@
-"""Paired statistics: closed forms against scipy.stats, coverage and error rates by simulation, and the degenerate cases."""
+"""Paired statistics: closed forms against scipy.stats, simulated coverage and error rates, and degenerate cases."""
 
 from __future__ import annotations
 

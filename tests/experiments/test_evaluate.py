@@ -208,7 +208,8 @@ def test_training_ends_with_the_configured_metrics(tmp_path):
     words = (
         "experiment=double_conv_attention", "features=digits", f"hydra.run.dir={tmp_path}", "trainer.images=10",
         "trainer.batch=10", "trainer.log_images=10", "trainer.checkpoint_images=10", "sample.count=6",
-        "model.image_size=16", "model.channels=4", "model.channel_multipliers=[1,2]", "model.embedding=8", "model.heads=2",
+        "model.image_size=16", "model.channels=4", "model.channel_multipliers=[1,2]", "model.embedding=8",
+        "model.heads=2",
         "data.fallback.size=16", "data.fallback.count=20", "process.schedule.T=4",
     )  # fmt: skip
     output, error = run("train", *words, *CPU)

@@ -1,4 +1,4 @@
-"""`experiments.prepare` and `inspect` as a person runs them, and what was prepared as training takes it.
+"""The commands `prepare` and `inspect`, and training data read from what they prepared.
 
 No framework is loaded.
 """
@@ -23,12 +23,12 @@ from experiments.config.build import load_data
 
 @functools.cache
 def configured(*words: str) -> DictConfig:
-    """The data of a training."""
+    """Return the group `data` of a training configuration."""
     return composed("train", *words).data
 
 
 def loaded(*words: str, **options: Any) -> Dataset:
-    """The data set that training would take, with such data.options."""
+    """Return the data set that a training would read, with these data.options."""
     data = configured(*words).copy()
     data.options.update(options)
     return load_data(data)
