@@ -70,6 +70,11 @@ _OBJECTIVE = (
 )  # fmt: skip
 
 
+def _select(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """Return these keys of a configuration, as plain data."""
+    return {key: plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
+
+
 def process_group(cfg: DictConfig) -> ProcessGroup:
     """Return the rank and size of this process among those that compute together.
 
@@ -82,8 +87,8 @@ def process_group(cfg: DictConfig) -> ProcessGroup:
     if name == "none" and (variable := find_parallel_launch(os.environ)):
         raise DuetError(
             f"parallel: none was given, but {variable} says that several processes were started, which would all do "
-            f"the same work; add parallel=ddp (PyTorch) or parallel=multiworker (TensorFlow), or unset {variable} to run a "
-            f"single process"
+            f"the same work; add parallel=ddp (PyTorch) or parallel=multiworker (TensorFlow), or unset {variable} to "
+            f"run a single process"
         )
     return ProcessGroup.from_environment(name, os.environ, cfg.parallel.timeout_seconds)
 
@@ -151,16 +156,17 @@ def sampling_setup(cfg: DictConfig) -> SamplingSetup:
 
 def gallery_setup(cfg: DictConfig) -> GallerySetup:
     """Return the request of a configuration of `experiments.gallery`."""
-    own = ("checkpoint", "methods", "budgets", "spacing", "guidance_scale", "reference", "reference_steps", "shown")
-    given = plain(cfg)
-    options: dict[str, Any] = {key: given[key] for key in own}
+    options = _select(
+        cfg, "checkpoint", "methods", "budgets", "spacing", "guidance_scale", "reference", "reference_steps", "shown"
+    )
     return GallerySetup(**options, sample=sample_options(cfg.sample), backend=backend_setup(cfg))
 
 
 def edit_setup(cfg: DictConfig) -> EditSetup:
     """Return the request of a configuration of `experiments.edit`."""
-    own = ("checkpoint", "path", "images", "labels", "variants", "batch", "seed", "weights", "sampler", "mode")
-    options: dict[str, Any] = {key: plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in own}
+    options = _select(
+        cfg, "checkpoint", "path", "images", "labels", "variants", "batch", "seed", "weights", "sampler", "mode"
+    )
     data = data_source(cfg.data) if "name" in cfg.data else None
     return EditSetup(**options, data=data, guidance=guidance_models(cfg), backend=backend_setup(cfg))
 
@@ -204,9 +210,10 @@ def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation |
 
 def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
     """Return the request of a configuration of `experiments.evaluate`."""
-    own = ("samples", "reference", "features", "metrics", "count", "sets", "confidence", "keep_features", "checkpoint", "weights",
-           "likelihood", "accuracy", "seed")  # fmt: skip
-    options: dict[str, Any] = {key: plain(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in own}
+    options = _select(
+        cfg, "samples", "reference", "features", "metrics", "count", "sets", "confidence", "keep_features",
+        "checkpoint", "weights", "likelihood", "accuracy", "seed",
+    )  # fmt: skip
     samples = options.pop("samples") or ()
     return EvaluationSetup(
         samples=(samples,) if isinstance(samples, str) else tuple(samples),

@@ -82,7 +82,7 @@ def check_renamed(overrides: list[str]) -> None:
 def nearest_key(key: str) -> str | None:
     """Return the new name of a renamed key, or the known key that is spelled most like `key`.
 
-    None if nothing is similar, or if `key` itself is known: a key of another architecture is refused, but not misspelled.
+    None if nothing is similar, or if `key` itself is known: a key of another architecture is not misspelled.
     """
     if key in RENAMED_KEYS:
         return RENAMED_KEYS[key]
