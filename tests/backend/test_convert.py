@@ -65,7 +65,7 @@ def _save_tf(folder: Path, arrays: Arrays) -> Path:
 SAVE: dict[str, Callable[[Path, Arrays], Path]] = {"torch": _save_torch, "tf": _save_tf}
 
 
-def test_an_own_file_holds_what_an_npz_holds(tmp_path, backend_name, open_backend):
+def test_a_file_of_the_framework_holds_the_arrays_of_the_npz(tmp_path, backend_name, open_backend):
     arrays = whole_checkpoint()
     read = open_backend().read_arrays(SAVE[backend_name](tmp_path, arrays))
     assert read.keys() == arrays.keys()
@@ -75,7 +75,7 @@ def test_an_own_file_holds_what_an_npz_holds(tmp_path, backend_name, open_backen
 
 
 @pytest.mark.parametrize("name", ["nothing.ckpt", "garbage.ckpt"])
-def test_a_file_of_something_else_is_one_clear_error(name, tmp_path, open_backend):
+def test_an_invalid_file_is_a_one_line_error(name, tmp_path, open_backend):
     (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
     with pytest.raises(DuetError, match=rf"^{tmp_path / name}: (this is not|it cannot be read).*\Z"):
         import_weights("ddpm_tf", tmp_path / name, open_backend().read_arrays, None, {"image_size": 8})

@@ -124,7 +124,7 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, open_backend, ora
 
 
 @pytest.mark.parametrize("name", DIFFUSERS)
-def test_it_goes_back_bit_for_bit_and_computes_the_same(name, tmp_path, oracles):
+def test_an_exported_unet_has_the_same_bits_and_outputs(name, tmp_path, oracles):
     from diffusers import DDPMPipeline, UNet2DModel
 
     net = unet(oracles, **DIFFUSERS[name])
@@ -139,7 +139,7 @@ def test_it_goes_back_bit_for_bit_and_computes_the_same(name, tmp_path, oracles)
     assert type(DDPMPipeline.from_pretrained(tmp_path / "back")).__name__ == "DDPMPipeline"
 
 
-def test_weights_spelled_as_in_2022_and_pickled_ones_are_read(tmp_path, open_backend, oracles):
+def test_weights_with_the_names_of_2022_and_bin_files_are_read(tmp_path, open_backend, oracles):
     import torch
 
     net = unet(oracles, **DIFFUSERS["as DDPM"])
@@ -228,7 +228,7 @@ def test_the_scheduler_of_a_pipeline_becomes_the_process(tmp_path, oracles):
     {}, {"num_train_timesteps": 50, "beta_schedule": "scaled_linear", "beta_start": 1e-3, "prediction_type": "sample"},
 ], ids=["its defaults", "other betas"])  # fmt: skip
 @pytest.mark.parametrize("name", diffusers._SCHEDULERS)
-def test_a_scheduler_that_is_read_has_the_process_that_it_becomes(name, options, tmp_path):
+def test_the_process_of_an_imported_scheduler_is_that_of_diffusers(name, options, tmp_path):
     import diffusers as public
 
     scheduler = getattr(public, name)(**options)
@@ -319,7 +319,7 @@ def test_a_state_dict_of_edm_computes_the_same(name, prefix, tmp_path, open_back
         np.testing.assert_allclose(exact, expected(torch.float64, row), rtol=0, atol=1e-6 if classes else 1e-12)
 
 
-def test_a_state_dict_with_more_than_weights_is_refused(tmp_path, open_backend):
+def test_a_state_dict_with_code_is_refused(tmp_path, open_backend):
     import torch
 
     from diffusion_core.common.errors import DuetError
@@ -377,7 +377,7 @@ FULL_SIZE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_network_of_others_at_its_full_size(name, tmp_path, open_backend, oracles):
+def test_an_imported_network_at_full_size_computes_the_same(name, tmp_path, open_backend, oracles):
     import torch
 
     source, parameters, make, options = FULL_SIZE[name]

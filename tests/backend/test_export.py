@@ -88,7 +88,7 @@ def forward_of(backend: Any, path: Path) -> Callable[..., np.ndarray]:
 
 
 @pytest.mark.backend
-def test_what_is_written_computes_the_same_for_any_batch(tmp_path, backend_name, open_backend, run):
+def test_an_export_computes_the_same_for_any_batch_size(tmp_path, backend_name, open_backend, run):
     out = tmp_path / "new" / "net"
     said = export(*own(backend_name, run, out))
     assert "of the reference" in said and str(out) in said
@@ -103,7 +103,7 @@ def test_what_is_written_computes_the_same_for_any_batch(tmp_path, backend_name,
 
 
 @pytest.mark.backend
-def test_the_last_weights_are_written_where_asked(tmp_path, backend_name, open_backend, run):
+def test_the_last_weights_are_written_if_requested(tmp_path, backend_name, open_backend, run):
     export(*own(backend_name, run, tmp_path / "net", "weights=weights", "precision=float64", "target.check=1"))
     got = forward_of(open_backend("float64"), tmp_path / "net")(*inputs(2))
     assert relative(got, reference.forward(PROGRAM, LAST, *inputs(2))) <= TOLERANCES["network"].float64
@@ -120,7 +120,7 @@ class Wrong:
 
 
 @pytest.mark.backend
-def test_what_computes_something_else_is_not_kept(tmp_path, backend_name, open_backend, checkpoint):
+def test_an_export_that_computes_something_else_is_deleted(tmp_path, backend_name, open_backend, checkpoint):
     backend = open_backend("float32")
 
     def export(network: Any, path: Path, shape: tuple[int, int, int]) -> None:
@@ -135,7 +135,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, backend_name, open_b
 
 
 @pytest.mark.backend
-def test_an_export_that_breaks_off_leaves_nothing(tmp_path, backend_name, open_backend, checkpoint):
+def test_an_interrupted_export_leaves_nothing(tmp_path, backend_name, open_backend, checkpoint):
     def export(network: Any, path: Path, shape: tuple[int, int, int]) -> None:
         path.mkdir()
         (path / "part").write_bytes(b"half")
@@ -148,7 +148,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path, backend_name, open_b
 
 
 @pytest.mark.backend
-def test_nothing_is_written_over(tmp_path, backend_name, run):
+def test_no_file_is_overwritten(tmp_path, backend_name, run):
     (tmp_path / "net").write_text("precious")
     assert "exists already" in refused(*own(backend_name, run, tmp_path / "net"))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
@@ -178,7 +178,7 @@ def test_an_onnx_file_is_written_and_compared(tmp_path, run):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_backend_that_writes_a_form_is_named(tmp_path, run, name):
+def test_the_backend_of_a_format_is_named(tmp_path, run, name):
     other = next(backend for backend in OWN if backend != name)
     words = f"backend={other}", f"target={OWN[name]}", f"checkpoint={run}", f"out={tmp_path / 'net'}"
     line = refused(*words)
@@ -198,7 +198,7 @@ def test_the_backend_that_writes_a_form_is_named(tmp_path, run, name):
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_bad_input_is_one_clear_line(tmp_path, run, words, named):
+def test_bad_input_is_a_one_line_error(tmp_path, run, words, named):
     line = refused(f"checkpoint={run}", f"out={tmp_path / 'net'}", *words)
     for part in named:
         assert part in line

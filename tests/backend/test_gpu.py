@@ -130,7 +130,7 @@ def test_the_ladder_holds_on_the_device(open_backend, measured, precision, compi
 
 
 @MODES
-def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured, compile):
+def test_gradients_in_bfloat16_match_float32(open_backend, measured, compile):
     title = cases.FEW_NETWORKS[0]
     spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
     weights, batch = (
@@ -144,7 +144,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(open_backend, measured, comp
     measured.add(backends[0], check(4, title, "bf16", name, "gradient", l2_of_all(*gradients)))
 
 
-def test_products_do_not_round_to_ten_bits(open_backend, measured):
+def test_tf32_is_off(open_backend, measured):
     """TF32 is off: a wide product and a wide convolution are those of float64, where ten bits would show as 3e-4."""
     program = Program(
         (
@@ -168,7 +168,7 @@ def test_products_do_not_round_to_ten_bits(open_backend, measured):
     (("float64", False), ("float32", False), ("float32", True)),
     ids=("float64-plain", "float32-plain", "float32-compiled"),
 )
-def test_training_on_the_device_is_training_on_the_cpu(open_backend, measured, precision, compile):
+def test_training_on_the_device_matches_training_on_the_cpu(open_backend, measured, precision, compile):
     """Rung 7 between the devices of one framework; on the CPU nothing is compiled."""
     cpu, cuda = open_backend(precision), open_backend(precision, device="cuda", threads=None, compile=compile)
 
@@ -224,6 +224,6 @@ def test_bfloat16_on_the_device_learns(open_backend, compile):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_memory_is_that_of_the_device(cuda):
+def test_peak_memory_is_that_of_the_device(cuda):
     parity_trainer(cuda)
     assert 0 < cuda.peak_memory_mib() < 1e6

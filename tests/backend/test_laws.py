@@ -156,7 +156,7 @@ def assert_same_bits(a: TrainerState, b: TrainerState) -> None:
 # Networks
 
 
-def test_weights_come_back_as_they_were_given(backend, network):
+def test_weights_are_returned_bit_for_bit(backend, network):
     back = network.weights()
     assert list(back) == [p.name for p in TINY.parameters]
     for name, value in WEIGHTS.items():
@@ -164,13 +164,13 @@ def test_weights_come_back_as_they_were_given(backend, network):
         assert back[name].flags.c_contiguous
 
 
-def test_weights_that_are_given_out_are_copies(network):
+def test_returned_weights_are_copies(network):
     for value in network.weights().values():
         value[...] = 7
     assert all(np.any(value != 7) for value in network.weights().values())
 
 
-def test_weights_that_were_given_may_be_changed_afterwards(backend):
+def test_a_network_copies_its_weights(backend):
     mine = {name: value.astype(backend.config.host_dtype) for name, value in WEIGHTS.items()}
     network, trainer = backend.network(TINY, mine), new_trainer(backend, TrainerState.fresh(mine))
     for value in mine.values():
@@ -180,7 +180,7 @@ def test_weights_that_were_given_may_be_changed_afterwards(backend):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_an_image_does_not_see_its_neighbours(backend, network, size):
+def test_images_of_a_batch_are_independent(backend, network, size):
     batch = new_batch(backend, 4)
     whole = network.forward(batch.images, batch.c_noise, batch.label)
     part = network.forward(batch.images[:size], batch.c_noise[:size], batch.label[:size])
@@ -252,7 +252,7 @@ def test_a_network_without_classes_ignores_labels(backend):
 # Training
 
 
-def test_a_step_is_gradients_and_update(backend, trainer):
+def test_a_step_equals_gradients_then_update(backend, trainer):
     batch, halves = new_batch(backend), new_trainer(backend)
     for _ in range(2):
         loss, gradients = halves.gradients(batch)
@@ -263,7 +263,7 @@ def test_a_step_is_gradients_and_update(backend, trainer):
         assert l2_of_all(arrays, parts(halves.state())[part]) <= tolerance(backend), part
 
 
-def test_steps_in_pieces_are_those_of_the_whole_batch(backend, trainer):
+def test_micro_batches_give_the_step_of_the_whole_batch(backend, trainer):
     batch, cut = new_batch(backend), new_trainer(backend)
     for _ in range(2):
         whole, added = trainer.step(batch, 1e-3, (0.9,)), cut.step(batch, 1e-3, (0.9,), 2)
@@ -283,7 +283,7 @@ def out_of_memory(backend: Any) -> Exception:
     }[backend.describe().backend]()
 
 
-def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
+def test_running_out_of_memory_is_a_one_line_error_with_advice(backend):
     """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
     advice = r"out of memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
     with pytest.raises(OutOfMemory, match=advice) as found, backend.context.translate_out_of_memory():
@@ -295,7 +295,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_change(backend):
         raise RuntimeError("another")
 
 
-def test_whatever_computes_says_in_one_line_that_memory_does_not_suffice(backend, trainer, monkeypatch):
+def test_every_computation_reports_running_out_of_memory(backend, trainer, monkeypatch):
     def short(*given: Any, **named: Any) -> None:
         raise out_of_memory(backend)
 
@@ -319,7 +319,7 @@ def test_whatever_computes_says_in_one_line_that_memory_does_not_suffice(backend
                 computes()
 
 
-def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(backend, trainer, monkeypatch):
+def test_a_step_that_runs_out_of_memory_changes_nothing_and_can_be_repeated(backend, trainer, monkeypatch):
     """Memory ends in the last of its gradients; then the same step is made, in pieces."""
     batch, short = new_batch(backend), new_trainer(backend)
     before = short.state()
@@ -338,7 +338,7 @@ def test_a_step_that_may_be_tried_again_is_the_same_and_has_changed_nothing(back
 
 
 @pytest.mark.parametrize("may_repeat", [False, True])
-def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, may_repeat):
+def test_an_update_that_runs_out_of_memory_is_not_repeated(backend, monkeypatch, may_repeat):
     short = new_trainer(backend)
     patched = ends_in(short._apply, out_of_memory(backend))
     monkeypatch.setattr(short, "_apply", patched)
@@ -349,7 +349,7 @@ def test_an_update_that_lacks_memory_is_not_tried_again(backend, monkeypatch, ma
     assert not isinstance(found.value, OutOfMemory)
 
 
-def test_want_of_memory_is_not_taken_for_a_lost_process(backend):
+def test_running_out_of_memory_is_not_taken_for_a_lost_process(backend):
     name = backend.describe().backend
     parallel, memory = import_module(f"backends.{name}.parallel"), out_of_memory(backend)
     lost = {
@@ -392,14 +392,14 @@ def test_the_gradient_of_a_batch_is_the_mean_over_its_images(backend, trainer, s
     assert l2_of_all(gradients, mean) <= tolerance(backend)
 
 
-def test_a_class_that_is_not_in_the_batch_learns_nothing(backend, trainer):
+def test_classes_outside_the_batch_are_not_trained(backend, trainer):
     batch = replace(new_batch(backend), label=np.array([1, CLASSES, 1, 3], np.int32))
     _, gradients = trainer.gradients(batch)
     taught = np.any(gradients["class.weight"] != 0, axis=1)
     assert list(taught) == [False, True, False, True, True]
 
 
-def test_a_step_changes_no_array_that_it_was_given(backend, trainer):
+def test_a_step_does_not_change_its_inputs(backend, trainer):
     batch, weights = new_batch(backend), {n: v.astype(backend.config.host_dtype) for n, v in WEIGHTS.items()}
     given = {name: array.copy() for name, array in batch.arrays.items()}
     state = TrainerState.fresh(weights)
@@ -444,7 +444,7 @@ def test_the_average_follows_its_formula(backend, trainer):
     assert l2_of_all(state.ema, state.weights) <= tolerance(backend)
 
 
-def test_each_average_follows_its_own_decay_and_the_first_is_as_if_it_were_alone(backend, trainer):
+def test_each_average_follows_its_own_decay_independently(backend, trainer):
     batch, decays = new_batch(backend), [(0.9, 0.5, 0.0), (0.3, 0.99, 0.0)]
     several = new_trainer(backend, TrainerState.fresh(trainer.state().weights, 3))
     for given in decays:
@@ -457,7 +457,7 @@ def test_each_average_follows_its_own_decay_and_the_first_is_as_if_it_were_alone
 
 
 @pytest.mark.parametrize("given", [(), (0.9, 0.5), (0.9, 0.5, 0.1, 0.2)])
-def test_as_many_decays_as_averages(backend, given):
+def test_the_number_of_decays_must_match_the_averages(backend, given):
     trainer = new_trainer(backend, TrainerState.fresh(new_trainer(backend).state().weights, 3))
     before = trainer.state()
     with pytest.raises(DuetError, match=rf"averages: {len(given)} decays were given, but the trainer keeps 3 averages"):
@@ -465,7 +465,7 @@ def test_as_many_decays_as_averages(backend, given):
     assert_same_bits(trainer.state(), before)
 
 
-def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend, trainer):
+def test_an_average_samples_like_a_network_with_its_weights(backend, trainer):
     for _ in range(3):
         trainer.step(new_batch(backend), 1e-2, (0.9,))
     state = trainer.state()
@@ -477,13 +477,13 @@ def test_samples_of_the_average_are_those_of_a_network_with_its_weights(backend,
     assert np.abs(images[0] - images[2]).max() > 1e-3
 
 
-def test_one_batch_is_learnt_by_heart(backend, trainer):
+def test_one_batch_can_be_overfitted(backend, trainer):
     batch = new_batch(backend)
     losses = [float(trainer.step(batch, 1e-2, (0.9,)).loss) for _ in range(60)]
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
     # A UNet, however small, is ten times as slow to trace.
     monkeypatch.setattr(DiffusionModel, "program", property(lambda self: TINY))
     model, batch = cases.PARITY, new_batch(backend)
@@ -522,7 +522,7 @@ def test_a_norm_of_a_large_image_is_as_precise_as_one_of_a_small(backend):
 
 @pytest.mark.parametrize("n, row", [(1, 0), (4, 3), (7, 1), (30, 2**31)])
 @pytest.mark.parametrize("key", [(0, 0), (2**32 - 1, 2**32 - 1), (0x9E3779B9, 0x80000000)])
-def test_words_are_those_of_the_core(backend, key, n, row):
+def test_random_words_equal_those_of_the_core(backend, key, n, row):
     index = np.array([0, 1, 2**24 + 1, 2**31, 2**32 - 1, 2**32, 3 * 2**33 + 5, 2**63 - 1])
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
@@ -538,7 +538,7 @@ def evaluated(backend) -> Any:
 
 
 @pytest.mark.parametrize("images", [[0, 1, 2, 3], [2], [3, 0]])
-def test_evaluation_is_the_reference_s_whatever_the_batch(backend, evaluated, images):
+def test_evaluation_matches_the_reference_for_any_batch_size(backend, evaluated, images):
     batch = chosen(new_batch(backend, program=LIVELY), images)
     inputs = batch.images, batch.c_noise, batch.label, batch.features
     weights = {name: value.astype(backend.config.host_dtype) for name, value in LIVELY_WEIGHTS.items()}
@@ -546,7 +546,7 @@ def test_evaluation_is_the_reference_s_whatever_the_batch(backend, evaluated, im
     np.testing.assert_array_equal(evaluated.forward(*inputs), evaluated.forward(*inputs))
 
 
-def test_features_reach_the_network_and_none_are_zeros(backend, evaluated):
+def test_features_reach_the_network_and_missing_ones_are_zeros(backend, evaluated):
     batch = new_batch(backend, program=LIVELY)
     inputs = batch.images, batch.c_noise, batch.label
     bare, given = evaluated.forward(*inputs), evaluated.forward(*inputs, batch.features)
@@ -556,7 +556,7 @@ def test_features_reach_the_network_and_none_are_zeros(backend, evaluated):
     assert [bool(np.any(exchanged[i] != given[i])) for i in range(4)] == [True, True, False, False]
 
 
-def test_a_sample_is_drawn_in_evaluation_from_the_first_channels(backend, evaluated):
+def test_sampling_runs_in_evaluation_and_uses_the_first_channels(backend, evaluated):
     labels = np.arange(5) % (CLASSES + 1)
     whole = generate(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=5)
     in_twos = generate(backend, evaluated, PLAN, SHAPE, labels, seed=3, batch=2)
@@ -598,7 +598,7 @@ def walk(backend) -> Walk:
     return walked
 
 
-def test_running_statistics_and_losses_are_the_reference_s_at_every_step(backend, walk):
+def test_running_statistics_and_losses_match_the_reference_at_every_step(backend, walk):
     for before, batch, loss, after in zip(walk.states, walk.batches, walk.losses, walk.states[1:], strict=False):
         expected, moved = reference.training_pass(LIVELY, before.weights, batch, "mse")
         assert relative(loss, expected) <= tolerance(backend)
@@ -608,7 +608,7 @@ def test_running_statistics_and_losses_are_the_reference_s_at_every_step(backend
             assert l2(after.weights[name], before.weights[name]) > 1e-3, name
 
 
-def test_the_average_averages_running_statistics_too(backend, walk):
+def test_the_average_includes_running_statistics(backend, walk):
     for before, after in zip(walk.states, walk.states[1:], strict=False):
         for old, new, decay in zip(before.averages, after.averages, DECAYS, strict=True):
             wide = [{n: v.astype(np.float64) for n, v in part.items()} for part in (old, after.weights)]
@@ -620,7 +620,7 @@ def test_the_average_averages_running_statistics_too(backend, walk):
         assert all(l2(one[name], other[name]) > 1e-3 for name in ("norm.mean", "norm.variance"))
 
 
-def test_the_optimiser_leaves_alone_what_is_not_trained(walk):
+def test_the_optimiser_does_not_change_untrained_parameters(walk):
     first, last = walk.states[0], walk.states[-1]
     for part in ("weights", "ema"):
         np.testing.assert_array_equal(
@@ -631,7 +631,7 @@ def test_the_optimiser_leaves_alone_what_is_not_trained(walk):
         assert is_still == (name in UNTRAINED), name
 
 
-def test_an_output_beyond_the_image_s_channels_learns_nothing(walk):
+def test_output_channels_beyond_those_of_the_image_are_not_trained(walk):
     first, last = walk.states[0], walk.states[-1]
     for name in ("last.weight", "last.bias"):
         np.testing.assert_array_equal(last.weights[name][2:], first.weights[name][2:])
@@ -639,7 +639,7 @@ def test_an_output_beyond_the_image_s_channels_learns_nothing(walk):
         assert not np.any(last.moment2[name][2:])
 
 
-def test_a_resumed_run_of_running_statistics_and_dropout_is_the_uninterrupted_one(backend, walk):
+def test_a_resumed_run_with_running_statistics_and_dropout_equals_an_uninterrupted_one(backend, walk):
     resumed = lively_trainer(backend, walk.states[1])
     assert_same_bits(resumed.state(), walk.states[1])
     for step in (1, 2):
@@ -647,7 +647,7 @@ def test_a_resumed_run_of_running_statistics_and_dropout_is_the_uninterrupted_on
         assert_same_bits(resumed.state(), walk.states[step + 1])
 
 
-def test_gradients_of_what_acts_otherwise_in_training_change_nothing(backend, walk):
+def test_gradients_with_a_training_mode_change_no_state(backend, walk):
     batch, before = walk.batches[0], walk.trainer.state()
     loss, gradients = walk.trainer.gradients(batch)
     assert list(gradients) == [p.name for p in LIVELY.trained] == [n for n in before.weights if n not in UNTRAINED]
@@ -659,7 +659,7 @@ def test_gradients_of_what_acts_otherwise_in_training_change_nothing(backend, wa
         assert np.any(gradients[name][:2]) and not np.any(gradients[name][2:])
 
 
-def test_dropout_of_an_image_is_that_of_its_position_in_any_batch(backend):
+def test_dropout_depends_on_the_position_of_an_image_not_on_its_batch(backend):
     # Without the norm, through which the images of a batch see each other.
     nodes = tuple(replace(n, block=GroupNorm(8, 2, 1e-5)) if n.name == "norm" else n for n in LIVELY.nodes)
     trainer = lively_trainer(backend, program=replace(LIVELY, nodes=nodes))
@@ -691,7 +691,7 @@ def test_a_sample_is_the_same_in_any_batch(backend, network):
     assert np.abs(whole[:2] - later).max() > 0.1
 
 
-def test_a_sample_has_the_same_bits_in_any_batch_where_the_network_has_no_part(backend, network):
+def test_a_sample_has_the_same_bits_in_any_batch_if_the_network_is_ignored(backend, network):
     silent = replace(PLAN, c_out=np.zeros(PLAN.rows), clip=None)
     labels = np.zeros(5, int)
     whole = generate(backend, network, silent, SHAPE, labels, seed=3, batch=5)
@@ -704,7 +704,7 @@ def guided(backend: Any, network: Any, weight: float, labels: list[int]) -> np.n
     return generate(backend, network, plan, SHAPE, labels, seed=3)
 
 
-def test_guidance_is_a_line_through_no_class_and_class(backend, network):
+def test_guidance_is_linear_between_no_class_and_class(backend, network):
     labels, nothing = [0, 3], [CLASSES, CLASSES]
     size = 100 * tolerance(backend)
     with_class, without = guided(backend, network, 1.0, labels), guided(backend, network, 1.0, nothing)
@@ -715,7 +715,7 @@ def test_guidance_is_a_line_through_no_class_and_class(backend, network):
     assert relative(guided(backend, network, 2.0, labels), with_class) > 1e-3
 
 
-def test_a_network_that_leads_away_from_itself_is_not_guided(backend, network):
+def test_a_network_that_guides_itself_changes_nothing(backend, network):
     plan, labels = replace(PLAN, clip=None), [0, 3]
     itself = generate(
         backend, network, plan.with_guidance(3.0), SHAPE, labels, seed=3, guidance=Guidance(guide=network)
@@ -723,7 +723,7 @@ def test_a_network_that_leads_away_from_itself_is_not_guided(backend, network):
     assert relative(itself, generate(backend, network, plan, SHAPE, labels, seed=3)) <= 100 * tolerance(backend)
 
 
-def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
+def test_a_callback_sees_every_row_and_cannot_change_the_state(backend, network):
     rows: list[int] = []
     last: list[np.ndarray] = []
 
@@ -741,7 +741,7 @@ def test_a_watcher_sees_every_row_and_can_change_nothing(backend, network):
     assert rows == list(range(PLAN.rows))
 
 
-def test_a_watcher_of_some_rows_is_shown_those_alone(backend, network):
+def test_a_callback_on_some_rows_sees_only_those(backend, network):
     seen: dict[str, dict[int, np.ndarray]] = {"all": {}, "some": {}}
 
     def watcher(name: str, rows: Any) -> StepCallback:
@@ -767,7 +767,7 @@ def test_nothing_waits_for_the_device_between_rows(backend_name, backend, networ
     assert not asked
 
 
-def test_sampling_changes_no_array_that_it_was_given(backend, network):
+def test_sampling_does_not_change_its_inputs(backend, network):
     dtype = backend.config.host_dtype
     start, noise = np.ones((2, *SHAPE), dtype), np.full((2, *SHAPE), 0.5, dtype)
     label = np.array([0, 1], np.int32)
@@ -792,7 +792,7 @@ def test_bfloat16_is_near_the_reference_and_learns(open_backend):
     assert all(value.dtype == np.float32 for value in trainer.state().weights.values())
 
 
-def test_a_device_that_is_not_there_is_one_clear_line(backend_name, open_backend):
+def test_a_missing_device_is_a_one_line_error(backend_name, open_backend):
     if open_backend("float32", device="auto").describe().device.startswith("cpu"):
         with pytest.raises(DuetError, match=r"^backend\.device: cuda was given, but .* finds no CUDA device"):
             load_backend(backend_name, BackendConfig(device="cuda"))
@@ -801,7 +801,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(backend_name, open_backend
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bf16"])
-def test_a_backend_says_what_it_runs_on(backend_name, open_backend, precision):
+def test_a_backend_describes_its_device(backend_name, open_backend, precision):
     description = open_backend(precision).describe()
     line = description.line()
     assert line.startswith(f"{backend_name}: cpu, 1 thread, {precision}, ")
@@ -809,7 +809,7 @@ def test_a_backend_says_what_it_runs_on(backend_name, open_backend, precision):
     assert len(description.versions) >= 3 and all(version in line for version in description.versions.values())
 
 
-def test_an_unknown_backend_is_one_clear_line():
+def test_an_unknown_backend_is_a_one_line_error():
     with pytest.raises(DuetError, match=r"backend: 'torhc' was given.*Did you mean 'torch'"):
         load_backend("torhc", BackendConfig())
 
@@ -820,7 +820,7 @@ def test_peak_memory_is_that_of_a_process_with_a_framework(open_backend):
 
 # torch.compile takes a minute where nothing is cached, XLA some seconds.
 @pytest.mark.slow if find_spec("torch") else lambda test: test
-def test_compiled_numbers_are_the_same(open_backend):
+def test_compiled_training_matches_uncompiled(open_backend):
     plain, compiled = open_backend("float32"), open_backend("float32", compile=True)
     assert compiled.describe().mode != plain.describe().mode
     batch = new_batch(plain)
@@ -834,7 +834,7 @@ def test_compiled_numbers_are_the_same(open_backend):
 
 
 @pytest.mark.slow if find_spec("torch") else lambda test: test
-def test_compiled_samples_are_those_of_the_reference(open_backend):
+def test_compiled_samples_match_the_reference(open_backend):
     # Every column of a plan in use, with and without guidance and noise, bounded by a quantile.
     plan = replace(cases.PLANS["two registers, three estimates"], clip=1.0, threshold=0.9, rescale=0.5)
     compiled = open_backend("float64", compile=True)
@@ -851,7 +851,7 @@ def test_compiled_samples_are_those_of_the_reference(open_backend):
 # Led by a weaker network and a classifier, over a known half. Half a minute with XLA, minutes with torch.compile:
 # pytest -m slow -k compiled_and_led
 @pytest.mark.slow
-def test_samples_compiled_and_led_are_those_of_the_reference(open_backend):
+def test_compiled_guided_samples_match_the_reference(open_backend):
     climbed = trace.Trace("this", "float64")
     trace.guidance(open_backend("float64", compile=True), climbed)
     assert [one.name for one in climbed.checks] == ["classifier", "steered"]
@@ -861,7 +861,7 @@ def test_samples_compiled_and_led_are_those_of_the_reference(open_backend):
 # As a compiler may have no kernel for the gradient of a block; two minutes: pytest -m slow -k compiled_gradients
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
-def test_compiled_gradients_of_every_block_are_the_same(open_backend, case):
+def test_compiled_gradients_of_every_block_match(open_backend, case):
     weights, batch = cases.scattered_weights(case.program), cases.noise_batch(case.program, case.shape, 2)
     plain, compiled = (
         backend.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse").gradients(batch)[1]

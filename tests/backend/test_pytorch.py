@@ -19,7 +19,7 @@ from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import make_plan
 
 
-def test_a_grid_is_that_of_torchvision() -> None:
+def test_a_grid_equals_that_of_torchvision() -> None:
     import torch
     from torchvision.utils import make_grid
 
@@ -46,7 +46,7 @@ def test_a_grid_is_that_of_torchvision() -> None:
         ("sixteen_step", {"channels": 8, "levels": 2, "embedding": 8}),
     ),
 )
-def test_a_program_costs_what_pytorch_counts(architecture: str, options: dict) -> None:
+def test_multiply_adds_equal_the_count_of_pytorch(architecture: str, options: dict) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,7 +88,7 @@ def joined(monkeypatch: pytest.MonkeyPatch, sums: Sums):
     return parallel.Communicator(ProcessGroup(0, 2, 0, "ddp"), torch.device("cpu"))
 
 
-def test_few_of_the_gradients_are_sent_at_once(monkeypatch) -> None:
+def test_few_gradients_are_in_flight_at_once(monkeypatch) -> None:
     import torch
 
     sums, rng = Sums(), np.random.default_rng(1)
@@ -118,7 +118,7 @@ def test_only_a_broken_connection_is_a_lost_process(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "given"), [("MASTER_ADDR", None), ("MASTER_PORT", None), ("MASTER_PORT", "first")])
-def test_a_place_to_meet_that_nobody_named_is_one_clear_line(monkeypatch, name: str, given: str | None) -> None:
+def test_a_missing_rendezvous_is_a_one_line_error(monkeypatch, name: str, given: str | None) -> None:
     import torch
 
     from backends.torch.parallel import Communicator
@@ -199,7 +199,7 @@ def test_samples_with_cuda_graphs_are_those_of_the_compiled_network(name: str, p
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_what_asks_for_gradients_is_not_captured(monkeypatch) -> None:
+def test_calls_with_gradients_are_not_captured(monkeypatch) -> None:
     import torch
 
     from backends.torch.device import capture_cuda_graph

@@ -18,7 +18,7 @@ pytestmark = [
 @pytest.mark.parametrize("kernel", (1, 2, 3, 4, 5))
 @pytest.mark.parametrize("stride", (1, 2, 3))
 @pytest.mark.parametrize("size", (4, 5, 9))
-def test_a_padding_with_a_name_is_the_padding_that_is_meant(open_backend, kernel, stride, size):
+def test_named_padding_equals_the_explicit_padding(open_backend, kernel, stride, size):
     open_backend("float64")  # it sets the threads before TensorFlow starts
     import tensorflow as tf
 
@@ -32,7 +32,7 @@ def test_a_padding_with_a_name_is_the_padding_that_is_meant(open_backend, kernel
         np.testing.assert_allclose(convolve(x, weight, None, stride, padding), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_no_convolution_of_a_step_has_a_padding_that_onednn_refuses(open_backend):
+def test_every_convolution_of_a_step_has_a_padding_that_onednn_accepts(open_backend):
     """Neither forward nor backward: with an explicit one TensorFlow falls back to kernels of half the speed."""
     import tensorflow as tf
 

@@ -148,13 +148,13 @@ print([name for name in ("torch", "torchvision", "tensorflow", "keras", "jax") i
 
 
 @pytest.mark.parametrize("names", [["diffusion_core"], ["experiments"]], ids=lambda names: names[0])
-def test_no_framework_is_loaded_by_what_is_not_a_backend(names):
+def test_only_backends_load_a_framework(names):
     """Every module of a package, `experiments.compare` among them."""
     assert loaded(LOAD_ALL.format(names=names)) == "[]"
 
 
 @pytest.mark.parametrize("package", ["backends", "features"])
-def test_importing_the_package_of_the_backends_or_of_features_loads_none(package):
+def test_importing_backends_or_features_loads_no_framework(package):
     code = f"import {package}, sys; print([n for n in ('torch', 'tensorflow', 'onnxruntime') if n in sys.modules])"
     assert loaded(code) == "[]"
 

@@ -93,7 +93,7 @@ def concats(spec: NetworkSpec, way: str = "up") -> list:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_values_are_the_reference_s_own(name):
+def test_recomputed_values_equal_the_reference(name):
     # The runner of these tests is the reference's executor with ears.
     program = lower(TINY[name])
     expected = reference.forward(program, some_weights(program), X, T, LABEL)
@@ -125,7 +125,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_pixels_and_channels_through_the_stages(name):
+def test_shapes_of_every_stage(name):
     values = run(TINY[name])
     assert {stage: values[stage].shape for stage in STAGES[name]} == {
         stage: (2, size, size, width) for stage, (size, width) in STAGES[name].items()
@@ -133,13 +133,13 @@ def test_pixels_and_channels_through_the_stages(name):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_output_depends_on_time_unless_the_network_is_blind(name):
+def test_the_output_depends_on_time_if_the_network_reads_it(name):
     change = np.abs(run(TINY[name])["output"] - run(TINY[name], t=T + 1.0)["output"]).max(axis=(1, 2, 3))
     assert np.all(change == 0) if name == "autoencoder" else np.all(change > 1e-4)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_output_depends_on_the_class_where_there_are_classes(name):
+def test_the_output_depends_on_the_class_if_there_are_classes(name):
     change = np.abs(run(TINY[name])["output"] - run(TINY[name], label=LABEL - 1)["output"]).max(axis=(1, 2, 3))
     assert np.all(change > 1e-4) if name == "landscape" else np.all(change == 0)
 
@@ -162,7 +162,7 @@ def test_a_class_is_added_to_the_time():
     ("name", "node", "side"),
     [(name, node.name, side) for name, spec in TINY.items() for node in concats(spec) for side in (0, 1)],
 )
-def test_both_sides_of_every_joint_are_used(name, node, side):
+def test_both_inputs_of_every_concatenation_matter(name, node, side):
     def without(*inputs):
         parts = list(inputs)
         parts[side] = np.zeros_like(parts[side])
@@ -186,11 +186,11 @@ JOINTS = {
 
 
 @pytest.mark.parametrize("name", JOINTS)
-def test_what_each_joint_reads(name):
+def test_inputs_of_each_concatenation(name):
     assert [node.inputs for node in concats(TINY[name])] == JOINTS[name]
 
 
-def test_the_deepest_value_of_simple_meets_itself():
+def test_the_deepest_value_of_simple_is_concatenated_with_itself():
     values = run(TINY["simple"])
     joint = values["up.1.concat"]
     assert np.array_equal(joint[..., :5], joint[..., 5:])
@@ -287,7 +287,7 @@ def test_bilinear_with_aligned_corners_keeps_corners_and_planes(size):
     close(matrix @ np.arange(size), np.linspace(0.0, size - 1.0, 2 * size))
 
 
-def test_going_up_keeps_a_plane_a_plane():
+def test_upsampling_keeps_planes():
     values = run(TINY["double_conv"], instead={"bottom.2.norm1": lambda x: plane(2, 8)})
     rows, columns = np.meshgrid(np.linspace(0, 1, 4), np.linspace(0, 1, 4), indexing="ij")
     close(values["up.1.resize"], np.broadcast_to((2.0 + 3.0 * rows - columns)[None, :, :, None], (2, 4, 4, 8)))
@@ -337,7 +337,7 @@ def test_the_bottom_of_sixteen_step_reads_all_pixels_and_the_time():
     close(np.maximum(normed, 0).reshape(2, 2, 2, 3), run(TINY["sixteen_step"], plain)["bottom.unflatten"])
 
 
-def test_the_time_of_plain_is_one_more_channel():
+def test_the_time_of_plain_is_an_extra_channel():
     values = run(TINY["plain"])
     assert np.array_equal(values["in.concat"][..., :2], X)
     close(values["in.concat"][..., 2], np.broadcast_to(0.5 * T[:, None, None], (2, 8, 8)))
@@ -348,12 +348,12 @@ def test_the_time_of_plain_is_one_more_channel():
     )
 
 
-def test_a_sigmoid_is_all_that_the_output_adds():
+def test_the_output_option_adds_a_sigmoid_only():
     linear = run(replace(TINY["autoencoder"], output="linear"), some_weights(lower(TINY["autoencoder"])))["output"]
     close(run(TINY["autoencoder"])["output"], 1.0 / (1.0 + np.exp(-linear)))
 
 
-def test_a_transposed_convolution_of_plain_gives_each_pixel_its_square():
+def test_a_transposed_convolution_of_plain_maps_each_pixel_to_its_own_square():
     values, weights = run(TINY["plain"]), some_weights(lower(TINY["plain"]))
     x, up = values["bottom.act1"], values["up.1.resize"]
     kernel = weights["up.1.resize.weight"]
@@ -393,7 +393,7 @@ def test_every_option_changes_the_program(name):
     assert len(hashes | {lower(spec).sha256}) == len(changes) + 1
 
 
-def test_every_architecture_has_laws_here():
+def test_every_architecture_is_tested_here():
     # The standard UNet has files of its own, and so has the classifier, which is half of it.
     others = {UNetSpec, ClassifierSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
@@ -439,7 +439,7 @@ def test_every_architecture_has_laws_here():
         ("plain", {"num_classes": 2}, "model.num_classes: 2"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(name, changes, words):
+def test_invalid_options_of_a_network_are_refused(name, changes, words):
     with pytest.raises(DuetError, match=words) as caught:
         lower(replace(TINY[name], **changes))
     assert "\n" not in str(caught.value)

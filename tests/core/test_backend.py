@@ -22,7 +22,7 @@ def test_host_arrays_have_the_precision_or_float32(precision, dtype):
     ({"precision": "float23"}, "Did you mean 'float32'"),
     ({"threads": 0}, "backend.threads: 0 was given; it must be at least 1, or null"),
 ])  # fmt: skip
-def test_settings_that_do_not_fit_are_refused(options, words):
+def test_invalid_settings_of_a_backend_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
         BackendConfig(**options)
 
@@ -40,7 +40,7 @@ def test_a_fresh_state_starts_the_averages_at_the_weights_and_the_moments_at_zer
             assert moment[name].shape == value.shape and moment[name].dtype == value.dtype and not moment[name].any()
 
 
-def test_the_parts_of_a_state_are_all_of_it_by_name():
+def test_the_parts_of_a_state_are_complete():
     arrays = [{"a": np.full(2, k)} for k in range(6)]
     state = TrainerState(arrays[0], (arrays[1], arrays[2], arrays[3]), arrays[4], arrays[5], 7)
     assert list(state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
@@ -59,13 +59,13 @@ def offer(monkeypatch, **values: str) -> None:
     monkeypatch.setattr(module, "entry_points", lambda group: entries if group == "duet.backends" else [])
 
 
-def test_a_backend_of_a_third_party_is_loaded_by_its_entry_point(monkeypatch):
+def test_a_third_party_backend_is_loaded_by_its_entry_point(monkeypatch):
     offer(monkeypatch, mine="types:SimpleNamespace", torch="not.there:Backend")
     monkeypatch.setattr("types.SimpleNamespace", lambda settings: ("made with", settings))
     assert load_backend("mine", BackendConfig(threads=3)) == ("made with", BackendConfig(threads=3))
 
 
-def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch):
+def test_an_unknown_backend_is_refused_with_the_nearest_name(monkeypatch):
     offer(monkeypatch, tf="a:B", torch="a:B")
     with pytest.raises(DuetError, match=r"backend: 'troch' was given; it must be one of tf, torch\. Did you mean"):
         load_backend("troch", BackendConfig())
@@ -74,7 +74,7 @@ def test_a_backend_that_is_not_offered_is_answered_with_the_nearest(monkeypatch)
         load_backend("torch", BackendConfig())
 
 
-def test_a_backend_whose_framework_is_missing_says_how_to_start_it(monkeypatch):
+def test_a_missing_framework_is_reported_with_the_command_to_use(monkeypatch):
     offer(monkeypatch, torch="a_framework_that_nobody_has:Backend")
     with pytest.raises(
         DuetError, match=r"backend torch: it cannot be imported in this Python .*-m duet COMMAND backend=torch"

@@ -32,7 +32,7 @@ def logits(x: np.ndarray = X, t: np.ndarray = T, label: np.ndarray = LABEL) -> n
     return reference.forward(PROGRAM, WEIGHTS, x, t, label)
 
 
-def test_it_is_the_encoder_of_the_unet_and_is_told_no_class():
+def test_a_classifier_is_the_unet_encoder_without_class_input():
     unet = lower(UNetSpec(8, 1, 1, 8, (1, 2), 1, (4,), heads=2, norm_groups=4, zero_init=False))
     shared = [node for node in unet.nodes if not node.name.startswith(("up.", "out."))]
     assert list(PROGRAM.nodes[: len(shared)]) == shared
@@ -43,7 +43,7 @@ def test_it_is_the_encoder_of_the_unet_and_is_told_no_class():
     assert again.spec == SPEC and again.classifies and not SAMPLED.classifies
 
 
-def test_its_loss_is_the_cross_entropy_of_each_image():
+def test_the_loss_is_the_cross_entropy_of_each_image():
     objective = Objective(MODEL.process, 1, "cross_entropy", classes=10)
     batch = objective.batch(X, LABEL, np.arange(3), np.float64)
     batch = replace(batch, weight=np.array([1.0, 2.0, 0.5]))
@@ -53,7 +53,7 @@ def test_its_loss_is_the_cross_entropy_of_each_image():
     assert reference.loss(PROGRAM, WEIGHTS, batch, "cross_entropy") == pytest.approx(wanted, rel=1e-13)
 
 
-def test_the_slope_of_the_reference_is_the_gradient_of_log_p():
+def test_the_reference_differences_equal_the_gradient_of_log_p():
     slope = reference.grad_log_prob(PROGRAM, WEIGHTS, X, T, LABEL)
     direction = Stream(5, "direction").normal(np.arange(3), SPEC.image_shape)
 
@@ -84,7 +84,7 @@ def test_accuracy_is_counted_at_each_level():
     np.testing.assert_array_equal(found, correct_predictions(nearest, process, pictures, labels, [0, 999], seed=1))
 
 
-def test_labels_are_classes_where_a_classifier_leads():
+def test_classifier_guidance_needs_class_labels():
     plan = SAMPLED.plan("ddim", classifier=1.0)
     np.testing.assert_array_equal(check_labels([0, 9], SAMPLED.program, plan, classifier=PROGRAM), [0, 9])
     with pytest.raises(DuetError, match=r"label 10: the classifier has classes 0\.\.9"):
@@ -95,7 +95,7 @@ def test_labels_are_classes_where_a_classifier_leads():
     assert describe_labels(shifted, PROGRAM) == "the classifier has classes 1..10"
 
 
-def test_a_classifier_fits_the_levels_and_inputs_of_what_it_leads():
+def test_a_classifier_must_share_levels_and_inputs_with_the_sampled_model():
     plan = SAMPLED.plan("ddim", classifier=1.0)
     SAMPLED.check_classifier(MODEL, plan)  # eps and v have the same inputs
     for changes, words in (
@@ -113,7 +113,7 @@ def test_a_classifier_fits_the_levels_and_inputs_of_what_it_leads():
         SAMPLED.check_classifier(SAMPLED, plan)
 
 
-def test_a_classifier_is_not_sampled_and_has_a_distance_of_its_own():
+def test_a_classifier_cannot_be_sampled_and_needs_cross_entropy():
     with pytest.raises(DuetError, match=r"checkpoint: this is a classifier, .* pass this one as classifier=RUN"):
         MODEL.plan("ddim")
     with pytest.raises(DuetError, match="checkpoint: this is a classifier"):
@@ -130,7 +130,7 @@ def test_a_classifier_is_not_sampled_and_has_a_distance_of_its_own():
     ({"out_channels": 1, "num_classes": 1}, "at least 2"),
     ({"self_conditioning": True}, r"model.self_conditioning: .* no estimate"),
 ])  # fmt: skip
-def test_a_classifier_that_is_none_is_refused(changes, words):
+def test_invalid_options_of_a_classifier_are_refused(changes, words):
     with pytest.raises(DuetError, match=words):
         ClassifierSpec(**({"image_size": 8, "in_channels": 1, "out_channels": 10, "channels": 8, "channel_multipliers": (1,),
                            "attention_resolutions": (), "norm_groups": 4, "num_classes": 10} | changes))  # fmt: skip

@@ -147,7 +147,7 @@ def test_what_is_written_is_read_as_the_same_network(name, tmp_path):
     ("ddpm_tf", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
     ("edm", SONG, {}),
 ], ids=["guided_diffusion", "ddpm_tf", "edm"])  # fmt: skip
-def test_a_misfit_is_named_and_the_rest_is_counted(source, spec, options, tmp_path):
+def test_a_mismatch_is_named_and_the_rest_is_counted(source, spec, options, tmp_path):
     path = foreign(source, spec, tmp_path)
     with np.load(path) as file:
         whole = dict(file)
@@ -183,7 +183,7 @@ def empty(path: Path) -> Path:
     (TRANSPOSED_1X1, (2, 3, 1, 1)), (CONV1D, (2, 3, 1, 1)),
     *((qkv(DENSE_1X1, Attention(4, 2, order)), (12, 4, 1, 1)) for order in ATTENTION_ORDERS),
 ])  # fmt: skip
-def test_a_layout_gives_back_what_it_takes(layout, shape):
+def test_a_layout_is_invertible(layout, shape):
     array = np.arange(np.prod(shape)).reshape(shape)
     np.testing.assert_array_equal(layout.to_duet(*layout.from_duet(array)), array)
 
@@ -208,7 +208,7 @@ def test_half_precision_is_widened_exactly(tmp_path):
         np.testing.assert_array_equal(found.weights[name], value.astype(np.float16))
 
 
-def test_the_class_table_of_song_has_the_dense_layer_in_its_rows(tmp_path):
+def test_the_class_table_of_songunet_contains_its_dense_layer(tmp_path):
     spec = replace(SONG, num_classes=3)
     path = foreign("edm", spec, tmp_path)
     with np.load(path) as file:
@@ -220,7 +220,7 @@ def test_the_class_table_of_song_has_the_dense_layer_in_its_rows(tmp_path):
 
 
 @pytest.mark.parametrize("order", ATTENTION_ORDERS)
-def test_every_order_is_exported_as_the_same_q_k_and_v(order, tmp_path):
+def test_every_qkv_order_is_exported_as_the_same_q_k_and_v(order, tmp_path):
     """diffusers has three layers; the head's own channels of each must be found in them."""
     spec = replace(ADM, qkv_order=order)
     folder = foreign("diffusers", spec, tmp_path)
@@ -267,7 +267,7 @@ def config(**changes: object) -> dict[str, object]:
     ({"norm_groups": 4}, "entry: 'norm_groups' .* Did you mean 'norm_num_groups'?"),
     ({"layers_per_block": None}, "an entry has the wrong type"),
 ])  # fmt: skip
-def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
+def test_entries_that_a_spec_cannot_express_are_refused_by_name(changes, words):
     assert diffusers.read_spec(config(), "config.json").attention_resolutions == (4,)
     with pytest.raises(DuetError, match=f"^config.json: {words}"):
         diffusers.read_spec(config(**changes), "config.json")
@@ -290,7 +290,7 @@ def test_what_a_spec_cannot_say_is_refused_by_its_entry(changes, words):
     ({"norm_group_channels": 4}, "norm_group_channels"),
     ({"heads": 2, "attention_resolutions": (8, 4)}, "heads: 2 was given; UNet2DModel supports only one head, or the same channels per head"),
 ])  # fmt: skip
-def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
+def test_fields_that_diffusers_cannot_express_are_refused_by_name(changes, words):
     spec = replace(SMALL, **changes)
     with pytest.raises(DuetError, match=f"^model.{words}"):
         export_pipeline(DiffusionModel(spec, {"name": "linear"}, "eps"), initial_weights(lower(spec), 0))
@@ -300,7 +300,7 @@ def test_what_diffusers_cannot_say_is_refused_by_its_field(changes, words):
     ({"name": "flow", "T": 10}, "v", "process.schedule: flow was given; DDPMScheduler needs a schedule"),
     ({"name": "linear", "T": 10}, "next_level", "process.prediction: next_level was given"),
 ])  # fmt: skip
-def test_a_schedule_or_prediction_that_diffusers_cannot_say_is_refused(schedule, prediction, words):
+def test_a_schedule_or_prediction_that_diffusers_lacks_is_refused(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
         export_pipeline(DiffusionModel(SMALL, schedule, prediction), initial_weights(lower(SMALL), 0))
 
@@ -320,7 +320,7 @@ def test_an_output_that_diffusers_cannot_read_is_refused(changes, words):
     {"name": "scaled_linear", "beta_start": 0.001, "beta_end": 0.1, "zero_terminal_snr": True},
     {"name": "cosine", "shift_from": 32, "shift_to": 64}, {"name": "cosine", "s": 0.1}, {"name": "constant"},
 ])  # fmt: skip
-def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
+def test_betas_without_a_name_in_diffusers_are_written_as_a_list(changed):
     model = DiffusionModel(SMALL, changed | {"T": 7}, "v")
     config = json.loads(export_pipeline(model, weights_of(SMALL))["scheduler/scheduler_config.json"])
     # Their table is the plain product.
@@ -332,7 +332,7 @@ def test_betas_that_no_name_of_diffusers_has_are_written_out(changed):
     ({"value_range": (0.0, 1.0)}, r"value_range: \(0.0, 1.0\) was given; DDPMPipeline"),
     ({"time_scale": 0.25}, r"process.time_scale: 0.25 was given; .* DDPMPipeline"),
 ])  # fmt: skip
-def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes, words):
+def test_value_range_and_time_scale_of_a_pipeline_are_fixed(changes, words):
     with pytest.raises(DuetError, match=words):
         export_pipeline(DiffusionModel(SMALL, {"name": "linear"}, "eps", **changes), weights_of(SMALL))
 
@@ -341,7 +341,7 @@ def test_what_a_pipeline_does_not_do_to_its_images_and_times_is_refused(changes,
     {"name": "linear", "T": 7}, {"name": "linear", "T": 7, "beta_end": 0.5}, {"name": "cosine", "T": 7},
     {"name": "scaled_linear", "T": 7, "beta_start": 0.001, "beta_end": 0.1},
 ])  # fmt: skip
-def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
+def test_a_schedule_survives_a_round_trip_through_diffusers(schedule, tmp_path):
     for name, content in export_pipeline(DiffusionModel(SMALL, schedule, "v"), weights_of(SMALL)).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -363,7 +363,7 @@ def test_a_schedule_comes_back_as_it_went(schedule, tmp_path):
      " but Duet does not have its variance fixed_small_log and its thresholding"),
     ({"_class_name": "DDIMScheduler"}, "a DDPMPipeline of diffusers"),
 ])  # fmt: skip
-def test_the_sampler_of_a_pipeline_is_said_where_duet_has_it(changes, words, tmp_path):
+def test_the_sampler_of_a_pipeline_is_reported(changes, words, tmp_path):
     foreign("diffusers", SMALL, tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -385,7 +385,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_whose_process_it_is_is_said(source, tmp_path):
+def test_the_source_of_the_process_is_reported(source, tmp_path):
     spec, options = SOURCES[source]
     path = foreign(source, spec, tmp_path)
     own = import_weights(source, path, never, None, options)
@@ -405,7 +405,7 @@ def test_whose_process_it_is_is_said(source, tmp_path):
 
 @pytest.mark.parametrize("source", ["diffusers", "guided_diffusion"])
 @pytest.mark.parametrize("channels, variance", [(3, "fixed"), (6, "learned_range")])
-def test_a_network_with_a_variance_comes_with_what_it_means(source, channels, variance, tmp_path):
+def test_a_predicted_variance_is_imported_with_its_meaning(source, channels, variance, tmp_path):
     spec = replace(ADM, out_channels=channels, qkv_order="qkv" if source == "diffusers" else "heads")
     path, options = foreign(source, spec, tmp_path), SOURCES[source][1]
     assert import_weights(source, path, never, None, options).model.variance == variance
@@ -416,14 +416,14 @@ def test_a_network_with_a_variance_comes_with_what_it_means(source, channels, va
 
 
 @pytest.mark.parametrize("type_of_it", ["fixed_small", "learned"])
-def test_a_scheduler_that_reads_no_range_leaves_the_variance_unsaid(type_of_it, tmp_path):
+def test_a_scheduler_without_learned_range_imports_a_fixed_variance(type_of_it, tmp_path):
     foreign("diffusers", replace(ADM, qkv_order="qkv"), tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": type_of_it}))
     assert import_weights("diffusers", tmp_path, never, None, {}).model.variance == "fixed"
 
 
-def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path):
+def test_the_levels_of_iddpm_identify_its_process(tmp_path):
     path = foreign("edm", SONG, tmp_path)
     with np.load(path) as file:
         np.savez(path, u=np.zeros(501), **file)
@@ -432,7 +432,7 @@ def test_the_levels_of_iddpm_say_whose_process_a_state_dict_of_edm_has(tmp_path)
     assert found.process_source == "that of the source"
 
 
-def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):
+def test_a_unet_without_a_pipeline_is_assumed_to_have_the_process_of_ddpm(tmp_path):
     foreign("diffusers", SMALL, tmp_path)
     assert import_weights("diffusers", tmp_path / "unet", never, None, {}).process_source.startswith(
         "assumed to be DDPM's"
@@ -452,7 +452,7 @@ def test_a_unet_without_its_pipeline_has_the_process_of_ddpm_assumed(tmp_path):
     ({"time_scale": "fast"}, r"process: a value has the wrong type"),
     ({"time_scale": 0}, r"process.time_scale: 0 was given"),
 ])  # fmt: skip
-def test_a_process_that_does_not_fit_is_one_clear_line(changes, words, tmp_path):
+def test_an_invalid_process_is_a_one_line_error(changes, words, tmp_path):
     path = foreign("edm", SONG, tmp_path)
     given = {"schedule": {"name": "linear", "T": 9}, "prediction": "eps"} | changes
     with pytest.raises(DuetError, match=rf"\A.*{words}.*\Z"):
@@ -460,7 +460,7 @@ def test_a_process_that_does_not_fit_is_one_clear_line(changes, words, tmp_path)
 
 
 @pytest.mark.parametrize("T", [1000, 4000])
-def test_rescaled_timesteps_are_counted_in_thousandths(T, tmp_path):
+def test_rescaled_timesteps_set_the_time_scale(T, tmp_path):
     path = foreign("guided_diffusion", ADM, tmp_path)
     process = {"schedule": {"name": "cosine", "T": T}, "prediction": "eps"}
     options = GUIDED | {"head_channels": 4}
@@ -483,7 +483,7 @@ def test_rescaled_timesteps_are_counted_in_thousandths(T, tmp_path):
     ({"head_channels": 0}, "model.head_channels: 0 was given"),
     ({"heads": 2, "qkv_order": "interleaved"}, "source.qkv_order: 'interleaved' was given; .* heads, qkv"),
 ])  # fmt: skip
-def test_an_option_that_the_format_does_not_have_is_refused(options, words, tmp_path):
+def test_an_unknown_option_of_a_format_is_refused(options, words, tmp_path):
     path = foreign("guided_diffusion", ADM, tmp_path)
     with pytest.raises(DuetError, match=words):
         import_weights("guided_diffusion", path, never, None, GUIDED | options)
@@ -496,12 +496,12 @@ def test_an_option_that_the_format_does_not_have_is_refused(options, words, tmp_
     ({"clip": float("inf")}, "target.clip: inf was given"),
     ({"variance": "learned_range"}, "target.variance: 'learned_range' was given"),
 ])  # fmt: skip
-def test_an_option_of_the_export_that_does_not_fit_is_refused(options, words):
+def test_an_invalid_option_of_the_export_is_refused(options, words):
     with pytest.raises(DuetError, match=words):
         export_pipeline(DiffusionModel(SMALL, {"name": "linear"}, "eps"), weights_of(SMALL), **options)
 
 
-def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
+def test_a_pipeline_in_one_folder_is_imported(tmp_path):
     model = DiffusionModel(SMALL, {"name": "linear", "T": 7}, "v")
     for name, content in export_pipeline(model, weights_of(SMALL)).items():
         (tmp_path / Path(name).name).write_bytes(content)
@@ -522,7 +522,7 @@ def test_the_first_pipelines_kept_all_in_one_folder(tmp_path):
         for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "KarrasVeScheduler", None)
     ),
 ])  # fmt: skip
-def test_a_scheduler_without_a_name_needs_a_process(changes, words, tmp_path):
+def test_a_scheduler_with_an_unknown_process_needs_one(changes, words, tmp_path):
     foreign("diffusers", SMALL, tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -532,7 +532,7 @@ def test_a_scheduler_without_a_name_needs_a_process(changes, words, tmp_path):
     assert import_weights("diffusers", tmp_path, never, given, {}).model.prediction == "x0"
 
 
-def test_files_that_are_something_else_are_one_clear_error(tmp_path):
+def test_invalid_files_are_a_one_line_error(tmp_path):
     for name in ("a.npz", "a.safetensors"):
         with pytest.raises(DuetError, match=rf"{name}: it cannot be read \(No such file or directory\)$"):
             read_arrays(tmp_path / name, never)
@@ -557,7 +557,7 @@ def test_files_that_are_something_else_are_one_clear_error(tmp_path):
             import_weights("diffusers", tmp_path, never, None, {})
 
 
-def test_options_that_the_weights_do_not_tell_are_asked_for(tmp_path):
+def test_options_that_the_weights_do_not_determine_are_required(tmp_path):
     path = foreign("guided_diffusion", ADM, tmp_path)
     for heads in ({}, {"heads": 2, "head_channels": 4}):
         with pytest.raises(DuetError, match=r"source.heads, source.head_channels: the weights do not determine them"):

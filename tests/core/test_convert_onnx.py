@@ -50,7 +50,7 @@ def small() -> tuple[Program, Weights, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
-def test_a_block_is_the_reference(case):
+def test_a_block_matches_the_reference(case):
     weights = rounded(case.program, case.gain)
     model = convert.onnx_model(case.program, weights, case.shape)
     checked(model)
@@ -58,7 +58,7 @@ def test_a_block_is_the_reference(case):
 
 
 @pytest.mark.parametrize("name", cases.NETWORKS)
-def test_a_network_is_the_reference_for_any_batch(name):
+def test_a_network_matches_the_reference_for_any_batch_size(name):
     spec = cases.NETWORKS[name]
     program = lower(spec)
     weights = rounded(program)
@@ -87,7 +87,7 @@ def test_one_wrong_option_is_noticed(change):
     assert error(model, program, weights, shape) > 10 * TOLERANCES["block"].float32
 
 
-def test_levels_are_computed_in_float64():
+def test_noise_levels_are_embedded_in_float64():
     """At a million, the numbers of float32 are a sixteenth apart: the sine would be another one."""
     nodes = (
         Node("waves", Sinusoid(2, 10000.0, 1.0, True), ("c_noise",)),
@@ -111,7 +111,7 @@ def test_weights_are_initialisers_bit_for_bit():
         np.testing.assert_array_equal(kept[name], value, strict=True)
 
 
-def test_only_what_is_read_is_an_input():
+def test_only_inputs_that_a_block_reads_are_declared():
     read = {}
     for case in cases.BLOCKS:
         model = convert.onnx_model(case.program, rounded(case.program), case.shape)
@@ -122,7 +122,7 @@ def test_only_what_is_read_is_an_input():
     assert read["Features"] == ["x", "features"]
 
 
-def test_features_that_are_not_given_are_zeros():
+def test_missing_features_are_zeros():
     case = next(case for case in cases.BLOCKS if case.name == "Features")
     forward = convert.open_onnx(
         convert.onnx_model(case.program, rounded(case.program), case.shape).SerializeToString(), threads=1
@@ -169,7 +169,7 @@ def test_weights_that_do_not_fit_are_refused():
         convert.onnx_model(program, weights | {"pre.weight": np.zeros(3, np.float32)}, shape)
 
 
-def test_a_missing_package_is_one_clear_line(monkeypatch):
+def test_a_missing_package_is_a_one_line_error(monkeypatch):
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     program, weights, shape = small()

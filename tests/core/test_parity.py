@@ -54,7 +54,7 @@ def test_one_changed_value_is_noticed(name, at):
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_is_infinitely_wrong(name, bad):
+def test_a_value_that_is_not_finite_is_an_infinite_error(name, bad):
     for a, b in ((changed(one=one(bad)), PAIR), (PAIR, changed(one=one(bad)))):
         with np.errstate(invalid="ignore"):
             error = MEASURES[name](a, b)
@@ -67,25 +67,25 @@ def test_a_number_that_is_not_finite_is_infinitely_wrong(name, bad):
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("shape", [(4, 3), (12,), (1, 3, 4), (3, 3)])
-def test_another_shape_is_infinitely_wrong(name, shape):
+def test_another_shape_is_an_infinite_error(name, shape):
     array = A.ravel()[: math.prod(shape)].reshape(shape)
     for a, b in ((changed(one=array), PAIR), (PAIR, changed(one=array))):
         assert MEASURES[name](a, b) == math.inf
 
 
-def test_a_scalar_is_no_array_of_one():
+def test_a_scalar_differs_from_an_array_of_one():
     for measure in MEASURES.values():
         assert measure({"one": np.float64(1.0)}, {"one": np.ones(1)}) == math.inf
         assert measure({"one": np.float64(1.0)}, {"one": np.float64(1.0)}) == 0
 
 
 @pytest.mark.parametrize("name", ["l2_of_all", "worst", "differing"])
-def test_another_name_is_infinitely_wrong(name):
+def test_another_name_is_an_infinite_error(name):
     for other in ({"one": A}, {"one": A, "too": PAIR["two"]}, PAIR | {"three": A}, {}):
         assert MEASURES[name](PAIR, other) == MEASURES[name](other, PAIR) == math.inf
 
 
-def test_another_type_is_no_equality():
+def test_another_dtype_is_a_difference():
     whole = {"one": np.arange(4)}
     for dtype in (np.float64, np.int32, np.uint64):
         assert differing(whole, {"one": np.arange(4).astype(dtype)}) == math.inf
@@ -126,7 +126,7 @@ def test_measures_by_hand_and_without_a_unit(error, scale):
 @pytest.mark.parametrize("error, passed", [
     (0.0, True), (1e-12, True), (1.0001e-12, False), (math.nan, False), (math.inf, False),
 ])  # fmt: skip
-def test_a_check_passes_within_its_tolerance_alone(error, passed):
+def test_a_check_passes_only_within_its_tolerance(error, passed):
     result = check(3, "name", "float64", "torch", "network", error)
     assert result.tolerance == TOLERANCES["network"].float64 == 1e-12
     assert result.passed is passed and result.to_dict()["passed"] is passed
@@ -138,7 +138,7 @@ def test_each_precision_has_its_tolerance():
         assert tolerance.allowed("bf16") is None or tolerance.allowed("float32") <= tolerance.allowed("bf16") < 1
 
 
-def test_what_no_claim_is_made_of_cannot_pass():
+def test_a_check_needs_a_tolerance():
     with pytest.raises(DuetError, match=r"^sampling: there is no tolerance for it in bf16"):
         check(6, "name", "bf16", "torch", "sampling", 0.0)
 
@@ -169,7 +169,7 @@ def test_a_check_without_a_tolerance_does_not_pass(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"checks": 1}', '{"checks": [{"rung": 1}]}', "no"])
-def test_checks_that_are_no_checks_are_refused(tmp_path, content):
+def test_invalid_checks_in_a_file_are_refused(tmp_path, content):
     (tmp_path / "checks.json").write_text(content)
     with pytest.raises(DuetError, match=r"checks\.json"):
         load_checks(tmp_path / "checks.json")

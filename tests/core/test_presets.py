@@ -64,12 +64,12 @@ COUNTS = {
 }
 
 
-def test_every_preset_is_counted():
+def test_every_preset_has_an_expected_count():
     assert sorted(COUNTS) == sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_preset_has_its_count(name):
+def test_a_preset_has_the_expected_parameter_count(name):
     assert parameter_count(program(name)) == COUNTS[name]
 
 
@@ -87,7 +87,7 @@ def test_a_preset_has_its_count(name):
         ("landscape", ["model.num_classes=0"], 23_334_275 - 6 * 256),
     ],
 )
-def test_a_variant_has_its_count(name, words, expected):
+def test_a_variant_has_the_expected_parameter_count(name, words, expected):
     assert parameter_count(program(name, *words)) == expected
 
 
@@ -126,7 +126,7 @@ def test_the_counts_of_the_plain_networks_by_hand():
     assert down + up + conv(64, 3, 1) == COUNTS["denoising_autoencoder"]
 
 
-def test_sizes_at_which_double_convolutions_are_attended():
+def test_resolutions_with_attention_in_double_conv():
     # A stage of attention per width and size: 128 at 32, 256 at 16 and 8, 128 at 16, 64 at 32 and 64.
     nodes = program("double_conv_attention").nodes
     size, found = 64, []
@@ -230,7 +230,7 @@ def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, wor
 
 
 @pytest.mark.parametrize("name", ["ddpm_cifar10", "ddpm_256", "improved_32", "adm_64", "adm_256"])
-def test_a_preset_that_diffusers_can_say_comes_back_as_that_preset(name):
+def test_a_preset_survives_a_round_trip_through_diffusers(name):
     spec = make_model(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
     # Its q, k and v are three layers, so their order is not part of what it says.
     spec = replace(spec, qkv_order="qkv")
@@ -259,7 +259,7 @@ def test_only_ncsnpp_filters_with_four_taps():
         ("plain", "plain"),
     ],
 )
-def test_an_architecture_takes_no_other_key_or_type(name, architecture):
+def test_unknown_keys_and_wrong_types_of_an_architecture_are_refused(name, architecture):
     assert compose("train", overrides=[f"model={name}"]).model.architecture == architecture
     with pytest.raises(ConfigCompositionException):
         compose("train", overrides=[f"model={name}", "model.colour=red"])
@@ -273,7 +273,7 @@ def test_a_key_of_the_architecture_can_be_changed_even_if_the_file_does_not_name
     assert compose("train", overrides=["model=simple"]).model.norm_momentum == 0.01
 
 
-def test_a_preset_of_one_architecture_is_not_taken_for_another():
+def test_a_preset_of_another_architecture_is_refused():
     with pytest.raises(DuetError, match="architecture plain: 'channel_multipliers' was given"):
         program("digits", "model.architecture=plain")
 
@@ -286,12 +286,12 @@ def test_a_preset_of_one_architecture_is_not_taken_for_another():
         ({"architecture": "plain"}, "model.image_size: no value was given"),
     ],
 )
-def test_a_spec_that_does_not_exist_is_refused(options, words):
+def test_invalid_options_of_make_spec_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
         make_spec(**options)
 
 
-def test_a_spec_from_plain_data_is_the_one_from_code():
+def test_make_spec_equals_the_constructor():
     spec = ARCHITECTURES["simple"](8, channels=(4, 6))
     assert make_spec("simple", image_size=8, channels=[4, 6]) == spec
     assert lower(spec).sha256 == lower(make_spec("simple", image_size=8, channels=[4, 6])).sha256

@@ -29,12 +29,12 @@ def test_round_trip_through_json():
     ({"name": "flow"}, "eps", "alpha is 0"),
     ({"name": "linear"}, "w", "process.prediction"),
 ])  # fmt: skip
-def test_mistakes_are_found_at_once(schedule, prediction, words):
+def test_mistakes_are_found_at_construction(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
         DiffusionModel(SPEC, schedule, prediction)
 
 
-def test_an_option_of_another_version_is_named():
+def test_an_unknown_option_of_a_checkpoint_is_named():
     data = MODEL.to_dict()
     data["spec"]["chanels"] = 3
     with pytest.raises(
@@ -51,7 +51,7 @@ def test_round_trip_of_every_network(title):
     assert type(back.spec) is ARCHITECTURES[back.architecture]
 
 
-def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
+def test_the_output_has_the_channels_of_the_image_or_twice_as_many():
     assert DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps").spec.out_channels == 2
     with pytest.raises(
         DuetError, match=r"model.out_channels: 3 was given for 1 in_channels; it must be 1, or 2 to predict a variance"
@@ -60,7 +60,7 @@ def test_an_output_is_as_wide_as_the_image_or_twice_as_wide():
 
 
 @pytest.mark.parametrize("trained, other", [("learned", "learned_range"), ("learned_range", "learned")])
-def test_a_learned_variance_is_read_as_it_was_trained(trained, other):
+def test_a_learned_variance_must_be_sampled_as_it_was_trained(trained, other):
     model = DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance=trained)
     with pytest.raises(
         DuetError, match=f"^sampler.variance: {other} was given, .* trained with {trained}; use {trained}, or"
@@ -73,7 +73,7 @@ def test_a_learned_variance_is_read_as_it_was_trained(trained, other):
 
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
-def test_white_is_above_black(value_range):
+def test_white_must_be_above_black(value_range):
     with pytest.raises(DuetError, match=r"value range: .* it must be two numbers"):
         DiffusionModel(SPEC, {"name": "linear"}, "eps", value_range)
 
@@ -86,7 +86,7 @@ def test_a_clip_of_one_ends_at_black_and_white():
     assert replace(model, value_range=(-1.0, 1.0)).plan("ddim", clip=1.0).bounds == (-1.0, 1.0)
 
 
-def test_time_is_scaled_on_its_way_to_the_network():
+def test_time_scale_multiplies_the_time_input():
     model = DiffusionModel(SPEC, {"name": "cosine", "T": 4000}, "eps", time_scale=0.25)
     assert model.process.columns([3999]).c_noise == [999.75]
     assert model.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
@@ -94,7 +94,7 @@ def test_time_is_scaled_on_its_way_to_the_network():
         replace(model, time_scale=0)
 
 
-def test_continuous_time_and_the_scale_of_the_data_survive_a_checkpoint():
+def test_continuous_time_and_sigma_data_survive_a_checkpoint():
     model = DiffusionModel(SPEC, {"name": "edm", "sigma_max": 50.0}, "edm", sigma_data=0.3)
     again = DiffusionModel.from_dict(model.to_dict())
     assert again == model and again.process.sigma_data == 0.3

@@ -118,7 +118,7 @@ def test_a_transposed_convolution_writes_the_kernel_around_a_pixel():
 
 
 @pytest.mark.parametrize("groups, eps", [(1, 1e-6), (2, 1e-5), (3, 0.5), (6, 1e-5)])
-def test_group_norm_takes_mean_and_variance_of_each_group(groups, eps):
+def test_group_norm_normalises_each_group(groups, eps):
     weight, bias = numbers("w", 6), numbers("b", 6)
     expected, size = np.zeros_like(X), 6 // groups
     for n in range(2):
@@ -129,7 +129,7 @@ def test_group_norm_takes_mean_and_variance_of_each_group(groups, eps):
     close(apply(GroupNorm(6, groups, eps), X, weight=weight, bias=bias), expected * weight + bias)
 
 
-def test_group_norm_of_large_numbers_keeps_its_digits():
+def test_group_norm_is_precise_for_large_values():
     # With the variance as mean of squares less square of the mean, nothing would be left.
     block, ones, zeros = GroupNorm(6, 2, 1e-5), np.ones(6), np.zeros(6)
     apart = apply(block, X + 1e8, weight=ones, bias=zeros)
@@ -179,7 +179,7 @@ def test_batch_norm_in_training_gives_mean_0_and_variance_1(x):
     np.testing.assert_allclose(np.square(got).mean(axis=0), 1.0, rtol=1e-12)
 
 
-def test_batch_norm_in_training_looks_at_no_running_statistics():
+def test_batch_norm_in_training_ignores_running_statistics():
     block, own = BatchNorm(6, 1e-3, 0.1), statistics()
     got = apply(block, X, training=training(0, 1), **own)
     close(apply(block, X, training=training(0, 1), **own | {"mean": np.zeros(6), "variance": np.ones(6)}), got)
@@ -199,7 +199,7 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics_alone():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 0.5, 1.0])
-def test_running_statistics_move_by_the_share_of_the_new(momentum):
+def test_momentum_is_the_weight_of_the_new_statistics(momentum):
     own, told = statistics(), training(0, 1)
     apply(BatchNorm(6, 1e-3, momentum), X, training=told, **own)
     pixels = X.reshape(-1, 6)
@@ -209,7 +209,7 @@ def test_running_statistics_move_by_the_share_of_the_new(momentum):
     close(told.statistics["n.variance"], (1 - momentum) * own["variance"] + momentum * unbiased)
 
 
-def test_running_statistics_of_one_batch_again_and_again_become_the_batch_s():
+def test_running_statistics_converge_to_those_of_a_repeated_batch():
     block, own = BatchNorm(6, 1e-5, 0.3), fresh()
     for _ in range(100):
         told = training(0, 1)
@@ -226,7 +226,7 @@ def test_running_statistics_of_one_batch_again_and_again_become_the_batch_s():
 # Dropout
 
 
-def test_dropout_in_evaluation_is_nothing():
+def test_dropout_in_evaluation_is_the_identity():
     np.testing.assert_array_equal(apply(Dropout(0.9, 0), X), X)
 
 
@@ -242,7 +242,7 @@ def test_dropout_drops_where_a_uniform_number_of_the_stream_is_below_the_rate(ra
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_drops_its_share_and_keeps_the_mean(rate):
+def test_dropout_drops_its_fraction_and_keeps_the_mean(rate):
     x = np.ones((4, 50, 50, 10))
     got = apply(Dropout(rate, 0), x, training=training(0, 1, 2, 3))
     spread = math.sqrt(rate * (1 - rate) / x.size)
@@ -348,7 +348,7 @@ def test_fourier_counts_whole_turns(sin_first):
     assert np.abs(got[1, 3 * (not sin_first)]) < 1e-15  # half a turn has no sine
 
 
-def test_number_is_the_number():
+def test_number_scales_its_input():
     close(apply(Number(0.25), np.array([3.0, -8.0])), [[0.75], [-2.0]])
 
 
@@ -364,7 +364,7 @@ def test_embedding_is_a_row_per_label():
     close(apply(Embedding(5, 3), np.array([4, 0, 4]), weight=weight), [weight[4], weight[0], weight[4]])
 
 
-def test_the_label_behind_the_last_row_adds_nothing():
+def test_the_label_after_the_last_row_gives_zeros():
     weight = numbers("w", 5, 3)
     got = apply(Embedding(5, 3, zero=True), np.array([4, 5, 0]), weight=weight)
     close(got, [weight[4], np.zeros(3), weight[0]])
@@ -398,7 +398,7 @@ def test_gelu_is_x_times_the_normal_distribution():
 # Sums, joins and sizes
 
 
-def test_sums_and_joins():
+def test_add_multiply_modulate_and_concat():
     other, vector = numbers("other", 2, 4, 4, 6), numbers("vector", 2, 6)
     close(apply(Add(0.5), X, other), (X + other) / 2)
     close(apply(Add(1.0), vector, vector), 2 * vector)
@@ -414,7 +414,7 @@ def test_sums_and_joins():
     close(joined[..., 6:], other[..., :2])
 
 
-def test_a_vector_multiplies_and_joins_every_pixel():
+def test_a_vector_acts_on_every_pixel():
     other, vector = numbers("other", 2, 4, 4, 6), numbers("vector", 2, 6)
     close(apply(Multiply(), X, other), X * other)
     close(apply(Multiply(), vector, vector), vector**2)
@@ -426,7 +426,7 @@ def test_a_vector_multiplies_and_joins_every_pixel():
     close(apply(Concat(), vector, vector[:, :2])[0], [*vector[0], *vector[0, :2]])
 
 
-def test_resampling():
+def test_resampling_by_hand():
     up, down = apply(Upsample(), X), apply(AvgPool(), X)
     assert up.shape == (2, 8, 8, 6) and down.shape == (2, 2, 2, 6)
     for n, y, x, c in np.ndindex(*up.shape):
@@ -478,7 +478,7 @@ def test_flatten_goes_row_by_row_and_pixel_by_pixel():
     np.testing.assert_array_equal(apply(Unflatten(3, 4), flat), X[:, :3])
 
 
-def test_the_mean_is_that_of_each_channel():
+def test_mean_is_taken_per_channel():
     np.testing.assert_allclose(apply(Mean(), X[:, :3]), X[:, :3].reshape(2, 12, 6).sum(axis=1) / 12, rtol=1e-12)
 
 
@@ -510,7 +510,7 @@ def test_forward_composes_the_blocks_by_name():
     close(got[0], np.concatenate(expected, axis=-1))
 
 
-def test_images_of_a_batch_do_not_mix():
+def test_images_of_a_batch_are_independent():
     together = reference.forward(PROGRAM, WEIGHTS, START, [3.0, 700.0], LABEL)
     for i in range(2):
         alone = reference.forward(PROGRAM, WEIGHTS, START[i : i + 1], [[3.0, 700.0][i]], LABEL[i : i + 1])
@@ -568,7 +568,7 @@ LIVELY = Program(
 LIVELY_WEIGHTS = initial_weights(LIVELY, 0) | {f"norm.{name}": value for name, value in statistics(2).items()}
 
 
-def test_a_training_pass_is_told_that_it_is_one():
+def test_a_training_pass_runs_blocks_in_training_mode():
     batch = replace(BATCH, features=numbers("features", 2, 3), positions=np.array([7, 3]))
     x, target = reference.noised(batch)
     weights = LIVELY_WEIGHTS
@@ -596,7 +596,7 @@ def test_evaluation_drops_nothing_and_mixes_no_images():
     np.testing.assert_allclose(alone[0], together[1], atol=1e-13)
 
 
-def test_features_that_are_not_given_are_zeros():
+def test_missing_features_are_zeros():
     x = numbers("x", 2, 4, 4, 1)
     bare = reference.forward(LIVELY, LIVELY_WEIGHTS, x, [0, 0], [0, 0])
     np.testing.assert_array_equal(bare, reference.forward(LIVELY, LIVELY_WEIGHTS, x, [0, 0], [0, 0], np.zeros((2, 3))))
@@ -605,7 +605,7 @@ def test_features_that_are_not_given_are_zeros():
     close(given - bare, np.broadcast_to((features @ LIVELY_WEIGHTS["dense.weight"].T)[:, None, None], bare.shape))
 
 
-def test_sampling_takes_the_first_channels_of_an_output():
+def test_sampling_uses_the_first_channels_of_an_output():
     plan = ddim(Process(linear(), "eps"), 3)
     first = Program((Node("conv", Conv(1, 1, 1, 1, (0, 0, 0, 0), True, 1.0), ("x",)),))
     wide = Program((Node("conv", Conv(1, 2, 1, 1, (0, 0, 0, 0), True, 1.0), ("x",)),))

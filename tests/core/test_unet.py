@@ -119,7 +119,7 @@ SPECS = [TINY, replace(TINY, num_classes=0), replace(TINY, down="block", up="blo
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
-def test_every_value_is_let_go_after_its_last_use(spec):
+def test_values_are_freed_after_their_last_use(spec):
     program = lower(spec)
     alive, freed = {"x", "c_noise", "label", "features"}, []
     for node, done in zip(program.nodes, program.last_use, strict=True):
@@ -139,7 +139,7 @@ def test_a_program_runs_its_nodes_in_order():
     assert program.run(modules, {"x": 5}) == 10
 
 
-def test_blocks_that_act_otherwise_in_training_are_told():
+def test_blocks_with_a_training_mode_receive_the_training_context():
     program = Program((Node("a", SiLU(), ("x",)), Node("b", Dropout(0.5, 0), ("a",))))
     modules = {"a": lambda x: x, "b": lambda x, training: (x, training)}
     training = Training((1, 2), [0])
@@ -147,7 +147,7 @@ def test_blocks_that_act_otherwise_in_training_are_told():
     assert program.run(modules, {"x": 5}, training) == (5, training)
 
 
-def test_what_is_trained():
+def test_running_statistics_and_random_frequencies_are_not_trained():
     nodes = (Node("f", Fourier(4, 1.0, True), ("c_noise",)), Node("b", BatchNorm(3, 1e-3, 0.1), ("x",)))
     program = Program(nodes)
     assert [p.name for p in program.parameters if not p.trained] == ["f.frequencies", "b.mean", "b.variance"]
@@ -155,7 +155,7 @@ def test_what_is_trained():
     assert parameter_count(program) == 6
 
 
-def test_labels_of_the_classes():
+def test_labels_start_after_a_null_label_of_zero():
     nodes = (Node("a", SiLU(), ("x",)),)
     assert list(Program(nodes, 3, 3).labels) == [0, 1, 2]
     assert list(Program(nodes, 0, 3).labels) == [1, 2, 3]
@@ -169,12 +169,12 @@ def test_labels_of_the_classes():
     ([Node("a", SiLU(), ("a",))], "a reads a"),
     ([Node("a", object(), ("x",))], "node a: block object: this kind is not registered"),
 ])  # fmt: skip
-def test_a_program_that_cannot_run_is_refused(nodes, words):
+def test_an_invalid_program_is_refused(nodes, words):
     with pytest.raises(DuetError, match=f"program: .*{words}"):
         Program(tuple(nodes))
 
 
-def test_zero_init_is_of_the_last_layers_of_branches():
+def test_zero_init_applies_to_the_last_layers_of_branches():
     zero = {p.name for p in lower(TINY).parameters if p.init == ("constant", 0.0) and p.name.endswith("weight")}
     assert zero == {p.name for p in lower(TINY).parameters
                     if p.name.endswith(("conv1.weight", "proj.weight", "out.conv.weight"))}  # fmt: skip
@@ -182,7 +182,7 @@ def test_zero_init_is_of_the_last_layers_of_branches():
     assert not [p.name for p in open_ if p.init == ("constant", 0.0) and p.name.endswith("weight")]
 
 
-def test_heads_come_from_their_number_or_their_width():
+def test_heads_are_set_by_number_or_by_channels():
     def heads(spec):
         return [node.block.heads for node in lower(spec).nodes if isinstance(node.block, Attention)]
 
@@ -230,25 +230,25 @@ def test_heads_come_from_their_number_or_their_width():
     ({"qkv_order": "kqv"}, "model.qkv_order: 'kqv'"),
     ({"null_class": "first"}, "model.null_class: 'first'"),
 ])  # fmt: skip
-def test_a_network_that_does_not_fit_is_refused(changes, words):
+def test_invalid_options_of_a_network_are_refused(changes, words):
     with pytest.raises(DuetError, match=words) as caught:
         lower(replace(TINY, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_blocks_say_their_parameters():
+def test_blocks_list_their_parameters():
     assert [p.shape for p in Conv(2, 3, 5, 1, (2, 2, 2, 2), True, 1.0).parameters()] == [(3, 2, 5, 5), (3,)]
     assert [p.name for p in Linear(2, 3, False, 1.0).parameters()] == ["weight"]
     assert [p.init for p in GroupNorm(4, 2, 1e-5).parameters()] == [("constant", 1.0), ("constant", 0.0)]
 
 
-def test_a_layer_norm_is_of_channels_or_of_an_image():
+def test_a_layer_norm_normalises_channels_or_an_image():
     assert [p.axes for p in LayerNorm((4, 2, 2), 1e-5).parameters()] == ["o h w", "o h w"]
     with pytest.raises(DuetError, match=r"shape \(4, 2\) was given; it must be \(c,\) or \(c, h, w\)"):
         LayerNorm((4, 2), 1e-5)
 
 
-def test_resampling_keeps_what_is_flat():
+def test_resampling_keeps_constant_images():
     inside = slice(2, -2)
     for block in (Resample("bilinear"), Resample("bilinear_corners")):
         np.testing.assert_allclose(block.matrix(5) @ np.ones(5), 1.0, rtol=0, atol=1e-15)
@@ -257,7 +257,7 @@ def test_resampling_keeps_what_is_flat():
         np.testing.assert_allclose((block.matrix(8) @ np.ones(8))[inside], 1.0, rtol=0, atol=1e-15)
 
 
-def test_resampling_keeps_what_is_straight():
+def test_resampling_keeps_linear_images():
     ramp = np.arange(6.0)
     corners = Resample("bilinear_corners").matrix(6) @ ramp
     np.testing.assert_allclose(corners, np.linspace(0, 5, 12), rtol=0, atol=1e-14)
@@ -268,7 +268,7 @@ def test_resampling_keeps_what_is_straight():
     np.testing.assert_allclose(fir[1:-1], (np.arange(1, 11) + 0.5) / 2 - 0.5, rtol=0, atol=1e-14)
 
 
-def test_filters_of_two_taps_are_the_plain_kinds():
+def test_two_tap_filters_equal_pooling_and_nearest_neighbour():
     x = np.arange(4.0)
     np.testing.assert_array_equal(Resample("up", (1.0, 1.0)).matrix(4) @ x, x.repeat(2))
     np.testing.assert_array_equal(Resample("down", (1.0, 1.0)).matrix(4) @ x, [0.5, 2.5])

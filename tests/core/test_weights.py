@@ -25,7 +25,7 @@ def test_weights_follow_the_manifest():
     check_weights(PROGRAM, weights)
 
 
-def test_a_weight_is_a_function_of_its_name_and_the_seed_alone():
+def test_an_initial_weight_depends_on_its_name_and_the_seed_alone():
     convs = {name: Conv(4, 4, 3, 1, (1, 1, 1, 1), True, 1.0) for name in "abc"}
     forwards = Program(tuple(Node(name, block, ("x",)) for name, block in convs.items()))
     backwards = Program(tuple(Node(name, convs[name], ("x",)) for name in "cb"))
@@ -67,14 +67,14 @@ def test_embeddings_are_standard_normal_and_scale_zero_is_zeros():
     assert all(np.all(value == name.endswith("weight")) for name, value in norms.items())
 
 
-def test_weights_are_cast_once():
+def test_weights_are_drawn_in_float64_and_cast():
     wide, narrow = initial_weights(PROGRAM, 0), initial_weights(PROGRAM, 0, np.float32)
     for name, value in wide.items():
         assert narrow[name].dtype == np.float32
         np.testing.assert_array_equal(narrow[name], value.astype(np.float32))
 
 
-def test_an_unknown_initialiser_is_refused():
+def test_an_unknown_initial_distribution_is_refused():
     class Odd:
         def parameters(self):
             return (Parameter("weight", (1,), "o", ("cauchy", 1.0)),)
@@ -92,7 +92,7 @@ def test_an_unknown_initialiser_is_refused():
      r"conv_in.weight: the network needs shape \(4, 1, 3, 3\), but \(1, 4, 3, 3\) was given$"),
     (lambda w: w.clear(), r"embed.dense0.weight: .* missing \(and \d+ more\)$"),
 ])  # fmt: skip
-def test_a_misfit_is_named(change, words):
+def test_a_mismatch_is_named(change, words):
     weights = initial_weights(PROGRAM, 0)
     change(weights)
     with pytest.raises(DuetError, match=words) as caught:
@@ -100,7 +100,7 @@ def test_a_misfit_is_named(change, words):
     assert str(caught.value).startswith("file: ")
 
 
-def test_every_misfit_is_counted():
+def test_every_mismatch_is_counted():
     weights = initial_weights(PROGRAM, 0)
     del weights["conv_in.bias"]
     weights["embed.dense0.bias"] = np.zeros(3)

@@ -89,7 +89,7 @@ def test_the_ladder_holds_in_bfloat16_compiled(open_backend):
     assert measured.checks[0].error > 1e-4
 
 
-def test_gradients_are_those_of_float32(trainer, wanted):
+def test_gradients_match_float32(trainer, wanted):
     error = l2_of_all(trainer.gradients(BATCH)[1], wanted)
     assert error > 1e-4 and check(4, TITLE, "bf16", "", "gradient", error).passed
 

@@ -57,7 +57,7 @@ def test_the_backends_agree_with_each_other(exchange, rung, precision):
     assert_all_passed(checks, COMPARED[rung])
 
 
-def test_no_other_checks_are_there(exchange):
+def test_there_are_no_other_checks(exchange):
     assert {r.number for r in RUNGS} == OWN.keys() | COMPARED.keys()
     assert len(exchange.compared) == len(PRECISIONS) * sum(COMPARED.values())
     assert all(len(checks) == len(PRECISIONS) * sum(OWN.values()) for checks in exchange.own.values())
@@ -79,7 +79,7 @@ def test_final_uint8_images_are_identical(exchange, plan, source, taker, precisi
 
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_the_slope_of_every_reference_loss(exchange, name, case):
+def test_gradients_are_the_derivative_of_every_reference_loss(exchange, name, case):
     """Rung 4 without the other framework, along one direction of weight space; what has no gradient is held at rest."""
     weights, batch = cases.scattered_weights(case.program), case.batch
 
@@ -92,7 +92,7 @@ def test_gradients_are_the_slope_of_every_reference_loss(exchange, name, case):
 
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_the_slope_of_the_reference_loss(exchange, name, case):
+def test_gradients_are_the_derivative_of_the_reference_loss(exchange, name, case):
     """The same of every block."""
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.program, case.shape)

@@ -107,7 +107,7 @@ def test_rungs_3_and_6_whole_networks(kept, precision, title):
 
 @BOTH
 @pytest.mark.parametrize("name", PIECES)
-def test_rungs_1_and_4_a_batch_in_pieces(climb, precision, name):
+def test_rungs_1_and_4_micro_batches(climb, precision, name):
     assert_passed(climb(trace.micro_batches, precision)[name])
 
 
@@ -124,7 +124,7 @@ def test_rung_6_short_trajectories(climb, precision, name):
 
 
 @BOTH
-def test_rungs_3_and_6_steered(climb, precision):
+def test_rungs_3_and_6_guidance(climb, precision):
     checks = climb(trace.guidance, precision)
     assert_passed(checks["classifier"])
     assert_passed(checks["steered"])
@@ -132,7 +132,7 @@ def test_rungs_3_and_6_steered(climb, precision):
 
 @BOTH
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_rungs_4_and_6_pullback_and_bound(climb, precision, name):
+def test_rungs_4_and_6_vjp_and_bound(climb, precision, name):
     assert_passed(climb(trace.likelihoods, precision)[name])
 
 
@@ -143,7 +143,7 @@ RUNGS = (
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_every_check_of_a_rung_is_asked_for_here(climb, rung):
+def test_every_check_of_a_rung_is_tested_here(climb, rung):
     asked = {
         trace.losses: LOSSES,
         trace.forward_noising: BATCHES,

@@ -27,14 +27,14 @@ def test_closed_forms():
 
 @pytest.mark.parametrize("measure", [relative, l2])
 @pytest.mark.parametrize("wrong", [A[:1], A[None], np.full_like(A, np.nan), np.where(A == 0, np.inf, A)])
-def test_what_cannot_be_compared_is_infinitely_far(measure, wrong):
+def test_incomparable_arrays_have_an_infinite_error(measure, wrong):
     with np.errstate(invalid="ignore"):
         assert measure(wrong, A) == measure(A, wrong) == np.inf
         assert wrong.shape != A.shape or measure(wrong, wrong) == np.inf
 
 
 @pytest.mark.parametrize("measure", [l2_of_all, worst, differing])
-def test_other_names_and_no_names_are_infinitely_far(measure):
+def test_other_names_and_no_names_are_an_infinite_error(measure):
     assert measure({"a": A}, {"b": A}) == measure({"a": A}, {"a": A, "b": A}) == measure({}, {}) == np.inf
 
 
@@ -43,7 +43,7 @@ def test_a_difference_from_zero_never_passes(measure):
     assert measure(A, np.zeros_like(A)) == np.inf
 
 
-def test_bits_know_signs_types_and_single_values():
+def test_bitwise_comparison_sees_signs_types_and_single_values():
     assert differing({"a": np.array(0.0)}, {"a": np.array(-0.0)}) == 1
     assert differing({"a": A}, {"a": np.nextafter(A, 9)}) == 4
     assert differing({"a": A}, {"a": A.astype(np.float32)}) == np.inf
@@ -68,14 +68,14 @@ def test_every_rung_is_on_the_ladder():
     assert all(len(rung["checks"]) == 1 and rung["checks"][0]["passed"] for rung in ladder(checks))
 
 
-def test_an_error_that_is_no_number_fails_after_json_too(tmp_path):
+def test_an_error_that_is_not_finite_still_fails_after_json(tmp_path):
     checks = [check(1, "x", "float64", "b", "noised", error) for error in (0.0, np.nan, np.inf)]
     write_json(tmp_path / "checks.json", {"checks": [c.to_dict() for c in checks]})
     json.loads((tmp_path / "checks.json").read_text(), parse_constant=pytest.fail)
     assert [c.passed for c in load_checks(tmp_path / "checks.json")] == [True, False, False]
 
 
-def test_a_record_that_is_missing_or_corrupt_is_one_clear_line(tmp_path):
+def test_a_missing_or_corrupted_record_is_a_one_line_error(tmp_path):
     with pytest.raises(DuetError, match=r"float64\.npz: there is no such record"):
         load_arrays(tmp_path / "float64.npz")
     (tmp_path / "float64.npz").write_bytes(b"PK\x03\x04 cut short")

@@ -59,14 +59,14 @@ def test_a_difference_is_noticed_and_named(records, name, noticed):
 
 
 @pytest.mark.backend
-def test_two_networks_are_not_compared(records, open_backend):
+def test_records_of_different_networks_are_not_compared(records, open_backend):
     other = record_network(open_backend("float64"), replace(SPEC, norm_eps=1e-5), 2, gradients=False)
     with pytest.raises(DuetError, match="the records belong to different networks"):
         compare_network(records[0], other, "float64", "this–other")
 
 
 @pytest.mark.backend
-def test_gradients_of_one_side_alone_are_no_agreement(records):
+def test_records_with_and_without_gradients_are_not_compared(records):
     without = {name: value for name, value in records[0].items() if name in ("output", "program")}
     for pair in ((records[0], without), (without, records[0])):
         with pytest.raises(DuetError, match="only one record has gradients"):
@@ -76,7 +76,7 @@ def test_gradients_of_one_side_alone_are_no_agreement(records):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("precision, dtype", [("float32", np.float32), ("float64", np.float64)])
-def test_a_network_that_takes_other_weights_is_the_network_of_those(open_backend, precision, dtype):
+def test_a_network_with_loaded_weights_equals_a_new_one(open_backend, precision, dtype):
     backend, program = open_backend(precision), lower(SPEC)
     one, batch = network_inputs(SPEC, dtype, 2)
     other = {name: 1.25 * value + dtype(0.125) for name, value in one.items()}
@@ -92,7 +92,7 @@ def test_a_network_that_takes_other_weights_is_the_network_of_those(open_backend
 
 
 @pytest.mark.backend
-def test_a_batch_of_one_vector_has_no_variance(open_backend):
+def test_batch_norm_of_a_single_vector_is_finite(open_backend):
     """BatchNorm of a single value per channel: the biased variance is zero, and nothing becomes infinite."""
     case = next(case for case in cases.BLOCKS if case.name == "BatchNorm of a vector")
     batch = cases.noise_batch(case.program, case.shape, 1)

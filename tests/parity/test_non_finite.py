@@ -32,7 +32,7 @@ def bits(state: TrainerState) -> dict[str, bytes]:
     return {f"{part}/{name}": a.tobytes() for part, arrays in state.parts.items() for name, a in arrays.items()}
 
 
-def test_a_step_that_is_not_finite_changes_no_bit_and_nor_do_those_after_it(open_backend):
+def test_steps_from_a_non_finite_one_on_change_no_bit(open_backend):
     backend = open_backend("float64")
     trainer = backend.trainer(PROGRAM, TrainerState.fresh(WEIGHTS), ADAM, "mse")
     trainer.step(BATCH, 1e-3, DECAYS)
@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_nor_do_those_after_it(open
     assert bits(trainer.state()) == bits(resumed.state()) != bits(before)
 
 
-def test_every_value_of_a_step_can_be_looked_at_beside_the_reference(open_backend):
+def test_activations_of_a_step_match_the_reference(open_backend):
     trainer = open_backend("float64").trainer(PROGRAM, TrainerState.fresh(WEIGHTS), ADAM, "mse")
     found, wanted = trainer.activations(BATCH), reference.activations(PROGRAM, WEIGHTS, BATCH, "mse")
     assert list(found) == list(wanted) == [*(node.name for node in PROGRAM.nodes), "losses"]
