@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,13 @@ def test_numbers_are_read_from_their_file_and_a_changed_protocol_is_refused(tmp_
         read_numbers(tmp_path)
 
 
+def test_numbers_of_earlier_versions_get_their_present_names():
+    number = Number("digits recognised as the class asked for", 0.5, {"metric": "agreement", "number": "rate"})
+    assert Number.from_plain(number.plain).name == "digits recognised as the requested class"
+    assert Number.from_plain(replace(number, name="memorised").plain).name == "memorised fraction"
+    assert Number.from_plain(replace(number, name="FID").plain).name == "FID"
+
+
 # Files
 
 
@@ -317,6 +325,16 @@ def test_saved_features_give_the_same_numbers(tmp_path: Path):
     foreign = read_sample_set(tmp_path / "foreign.npz")
     np.testing.assert_allclose(foreign.arrays["probabilities"], softmax(logits, axis=1))
     assert foreign.kind.name == "given" and foreign.kind.facts["width"] == {"features": 4, "probabilities": 4}
+
+
+def test_images_of_earlier_files_are_called_pictures_and_hashes_have_not_changed(tmp_path: Path):
+    images = make_images(3)
+    for name in ("pictures", "images"):
+        np.savez(tmp_path / f"{name}.npz", **{name: images})
+    old, new = (read_sample_set(tmp_path / f"{name}.npz") for name in ("pictures", "images"))
+    np.testing.assert_array_equal(old.arrays["images"], new.arrays["images"])
+    digest = hashlib.sha256(f"pictures {images.dtype.str} {images.shape}".encode() + images.tobytes()).hexdigest()
+    assert old.facts["sha256"] == new.facts["sha256"] == digest
 
 
 @pytest.mark.parametrize(
