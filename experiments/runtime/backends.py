@@ -55,14 +55,14 @@ class BackendSetup:
             calls: planned network calls, by which ``compile="auto"`` decides.
             resumed: whether the resumed run was compiled; None for a new run.
         """
+        if self.group.kind != "none":  # auto does not compile what processes exchange: that has not been measured
+            calls, resumed = 0, None
         backend = self.choose_mode(self.load(), calls, resumed)
         print(backend.describe().line(), flush=True)
         return backend
 
     def choose_mode(self, backend: Backend, calls: int = 0, resumed: bool | None = None) -> Backend:
         """Return an open backend, compiled or not as `compile` decides for this number of network calls."""
-        if self.group.kind != "none":  # compiling has not been measured in several processes
-            calls, resumed = 0, None
         limit = self.compile_after.get("cpu" if backend.describe().on_cpu else "cuda")
         compiled = should_compile(self.compile, calls, limit, resumed)
         return backend if compiled == backend.config.compile else backend.in_mode(compiled)
