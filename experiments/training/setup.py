@@ -116,6 +116,8 @@ class TrainingSetup:
         """
         config, backend = training_config or TrainingConfig(images=128_000), backend or BackendSetup()
         ema, sample = ema or make_ema("warmup", decay=0.999), sample or SampleOptions(weights="ema")
+        if sample.weights is None:
+            sample = replace(sample, weights="ema")
         made_objective = Objective.for_model(model, seed, **(objective or {}))
         sampler = shared_options() | dict(sampler or default_sampler(model))
         plan = None if model.classifies else make_sampler_plan(model, sampler)

@@ -97,7 +97,7 @@ def test_samples_from_python_equal_those_of_the_run(backend_name, tmp_path):
     backend = BackendSetup(backend_name, BackendConfig(device="cpu", threads=1))
     setup = TrainingSetup.create(
         model, load_dataset("digits", part="train"), TrainingConfig(16, 16), backend=backend,
-        sample=SampleOptions(4, weights="ema"), sampler={"name": "ddim", "steps": 3},
+        sample=SampleOptions(4), sampler={"name": "ddim", "steps": 3},
     )  # fmt: skip
     train(setup, run := tmp_path / "run")
     request = SamplingSetup.create(str(run), options=SampleOptions(4), backend=backend, figures=False)
