@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from diffusion_core.sampling.declaration import methods_table, samplers_table
+from diffusion_core.sampling.declaration import methods_table, samplers_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"
 TABLES = {"samplers": samplers_table, "methods": methods_table}

@@ -57,7 +57,7 @@ with _buffered_stderr():
     for gpu in GPUS:  # before TensorFlow starts; otherwise it reserves all memory of every GPU
         tf.config.experimental.set_memory_growth(gpu, True)
 
-from backends.tf.parallel import Communicator
+from backends.tf.parallel import Communicator  # noqa: E402
 
 # Each network is a new tf.function, about which TensorFlow warns from the fifth on.
 tf.get_logger().setLevel("ERROR")

@@ -115,7 +115,8 @@ class UNetSpec(NetworkSpec):
             raise DuetError(f"model.dropout: {self.dropout} was given; it must be a probability, 0 <= dropout < 1")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise DuetError(
-                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs one entry >= 1 per resolution"
+                f"model.channel_multipliers: {self.channel_multipliers} was given; it needs one entry >= 1 per "
+                f"resolution"
             )
         self.check_halving(len(self.channel_multipliers) - 1)
         sizes = [self.image_size // 2**level for level in range(len(self.channel_multipliers))]

@@ -141,7 +141,8 @@ class Objective:
 
     Example:
         >>> from diffusion_core.diffusion.schedule import make_schedule
-        >>> objective = Objective(Process(make_schedule("cosine"), "v"), seed=0, weighting={"name": "min_snr", "gamma": 5.0})
+        >>> process = Process(make_schedule("cosine"), "v")
+        >>> objective = Objective(process, seed=0, weighting={"name": "min_snr", "gamma": 5.0})
         >>> t, importance = objective.draw([0, 1, 2])
         >>> t.shape, importance.tolist()
         ((3,), [1.0, 1.0, 1.0])

@@ -38,9 +38,9 @@ class MissingSweeper(Sweeper):
     def __init__(self, absent: str, package: str, **options: Any) -> None:
         raise _missing("hydra/sweeper", absent, package)
 
-    def setup(self, **options: Any) -> None: ...
+    def setup(self, **options: Any) -> None: ...  # noqa: D102
 
-    def sweep(self, arguments: list[str]) -> None: ...
+    def sweep(self, arguments: list[str]) -> None: ...  # noqa: D102
 
 
 class MissingLauncher(Launcher):
@@ -49,9 +49,9 @@ class MissingLauncher(Launcher):
     def __init__(self, absent: str, package: str, **options: Any) -> None:
         raise _missing("hydra/launcher", absent, package)
 
-    def setup(self, **options: Any) -> None: ...
+    def setup(self, **options: Any) -> None: ...  # noqa: D102
 
-    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any: ...
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any: ...  # noqa: D102
 
 
 for group, name, package in _EXTRAS:

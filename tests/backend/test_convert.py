@@ -25,8 +25,8 @@ pytestmark = pytest.mark.backend
 
 Arrays = dict[str, NDArray]
 
-SPEC = UNetSpec(8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), norm_groups=4,
-                down_padding=(0, 1), zero_init=False)  # fmt: skip
+SPEC = UNetSpec(8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,),
+                norm_groups=4, down_padding=(0, 1), zero_init=False)  # fmt: skip
 AVERAGE = "/ExponentialMovingAverage"
 
 

@@ -191,8 +191,8 @@ def test_an_exported_pipeline_gives_the_same_samples(schedule, prediction, varia
     import torch
     from diffusers import DDPMPipeline
 
-    spec = UNetSpec(8, 1, 1, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), heads=2,
-                    qkv_bias=False, norm_groups=4, zero_init=False)  # fmt: skip
+    spec = UNetSpec(8, 1, 1, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1,
+                    attention_resolutions=(4,), heads=2, qkv_bias=False, norm_groups=4, zero_init=False)  # fmt: skip
     model = DiffusionModel(spec, schedule, prediction)
     weights = initial_weights(model.program, 0, np.float32)
     write(tmp_path, export_pipeline(model, weights, variance))

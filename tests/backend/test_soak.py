@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SLOPE = 0.5
 WARM_UP = 0.4  # of the time, with the compiling of training and of sampling
 WORDS = (
-    "experiment=digits model.channels=16 model.norm_groups=4 model.attention_resolutions=[] model.middle_attention=false "
+    "experiment=digits model.channels=16 model.norm_groups=4 model.attention_resolutions=[] "
+    "model.middle_attention=false "
     "trainer.images=1000000000 trainer.batch=32 trainer.log_images=320 trainer.checkpoint_images=1280 "
     "trainer.keep_checkpoints=2 trainer.sample_images=6400 sample.count=8 sampler.steps=4 lr.decay=constant "
     "backend.threads=1 backend.device=cpu"

@@ -104,9 +104,9 @@ class GuidedUNet(nn.Module):
     """`resample` is conv, pool or block; `attends` says which levels have attention."""
 
     def __init__(
-        self, channels: int, channel_multipliers: tuple[int, ...], blocks: int, attends: tuple[bool, ...], resample: str,
-        scale_shift: bool, out_channels: int, classes: int, groups: int, new_order: bool, heads: int | None,
-        head_channels: int | None,
+        self, channels: int, channel_multipliers: tuple[int, ...], blocks: int, attends: tuple[bool, ...],
+        resample: str, scale_shift: bool, out_channels: int, classes: int, groups: int, new_order: bool,
+        heads: int | None, head_channels: int | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, time = channels, 4 * channels

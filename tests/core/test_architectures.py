@@ -364,8 +364,8 @@ def test_a_transposed_convolution_of_plain_maps_each_pixel_to_its_own_square():
 
 CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
     DoubleConvSpec: {
-        "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "channel_multipliers": (1, 2, 2), "embedding": 6,
-        "heads": 4, "norm_eps": 1e-3,
+        "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "channel_multipliers": (1, 2, 2),
+        "embedding": 6, "heads": 4, "norm_eps": 1e-3,
     },
     SimpleSpec: {
         "in_channels": 3, "out_channels": 4, "channels": (4, 6), "embedding": 6, "norm_eps": 1e-5, "norm_momentum": 0.1,

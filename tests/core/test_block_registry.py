@@ -42,10 +42,10 @@ def test_another_class_with_the_name_of_a_kind_is_not_that_kind():
 
 
 def test_a_kind_without_a_reference_function_or_an_emitter_raises(square):
-    with pytest.raises(DuetError, match="block Square: it has no reference function; add one to .*reference.py"):
+    with pytest.raises(DuetError, match=r"block Square: it has no reference function; add one to .*reference.py"):
         reference.forward(square, {}, np.zeros((1, 2, 2, 1)), [0.0], [0])
     pytest.importorskip("onnx")
-    with pytest.raises(DuetError, match="block Square: it has no ONNX emitter; add one to .*onnx.py"):
+    with pytest.raises(DuetError, match=r"block Square: it has no ONNX emitter; add one to .*onnx.py"):
         onnx.onnx_model(square, {}, (2, 2, 1))
 
 
@@ -55,7 +55,7 @@ def test_a_kind_must_state_its_shape_and_its_multiply_adds(square):
     class Silent(Block):
         pass
 
-    with pytest.raises(TypeError, match="multiply_adds.*output_shape"):
+    with pytest.raises(TypeError, match=r"multiply_adds.*output_shape"):
         Silent()
 
 

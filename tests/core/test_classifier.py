@@ -132,5 +132,6 @@ def test_a_classifier_cannot_be_sampled_and_needs_cross_entropy():
 ])  # fmt: skip
 def test_invalid_options_of_a_classifier_are_refused(changes, words):
     with pytest.raises(DuetError, match=words):
-        ClassifierSpec(**({"image_size": 8, "in_channels": 1, "out_channels": 10, "channels": 8, "channel_multipliers": (1,),
-                           "attention_resolutions": (), "norm_groups": 4, "num_classes": 10} | changes))  # fmt: skip
+        ClassifierSpec(**({"image_size": 8, "in_channels": 1, "out_channels": 10, "channels": 8,
+                           "channel_multipliers": (1,), "attention_resolutions": (), "norm_groups": 4,
+                           "num_classes": 10} | changes))  # fmt: skip

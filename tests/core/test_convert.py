@@ -288,7 +288,8 @@ def test_entries_that_a_spec_cannot_express_are_refused_by_name(changes, words):
     ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
     ({"up": "block", "resample_projection": True}, "resample_projection"),
     ({"norm_group_channels": 4}, "norm_group_channels"),
-    ({"heads": 2, "attention_resolutions": (8, 4)}, "heads: 2 was given; UNet2DModel supports only one head, or the same channels per head"),
+    ({"heads": 2, "attention_resolutions": (8, 4)},
+     "heads: 2 was given; UNet2DModel supports only one head, or the same channels per head"),
 ])  # fmt: skip
 def test_fields_that_diffusers_cannot_express_are_refused_by_name(changes, words):
     spec = replace(SMALL, **changes)

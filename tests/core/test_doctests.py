@@ -11,11 +11,14 @@ import pytest
 import diffusion_core
 import duet.api
 
-MODULES = sorted(
-    module.name
-    for package in (diffusion_core, duet.api)
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-) + ["features.kind"]
+MODULES = [
+    *sorted(
+        module.name
+        for package in (diffusion_core, duet.api)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ),
+    "features.kind",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

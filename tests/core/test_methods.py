@@ -102,7 +102,7 @@ def test_a_name_cannot_be_declared_twice():
 
     def another() -> None: ...
 
-    with pytest.raises(DuetError, match="sampler ddim: .* declared twice"):
+    with pytest.raises(DuetError, match=r"sampler ddim: .* declared twice"):
         sampler(paper="none")(ddim)
-    with pytest.raises(DuetError, match="sampler another: .* declared twice"):
+    with pytest.raises(DuetError, match=r"sampler another: .* declared twice"):
         sampler(Method("DDIM", order=1), paper="none")(another)

@@ -192,9 +192,11 @@ def test_heads_are_set_by_number_or_by_channels():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"image_size": 6, "channel_multipliers": (1, 1, 1)}, "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
+    ({"image_size": 6, "channel_multipliers": (1, 1, 1)},
+     "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
     ({"image_size": 3, "channel_multipliers": (1, 1, 1)}, "3 pixels cannot be halved 2 times for 3 resolutions; use 4"),
-    ({"attention_resolutions": (8,)}, "model.attention_resolutions: 8 was given; the resolutions of the network are 4, 2"),
+    ({"attention_resolutions": (8,)},
+     "model.attention_resolutions: 8 was given; the resolutions of the network are 4, 2"),
     ({"image_size": 0}, "model.image_size: 0 was given; it must be at least 1"),
     ({"in_channels": 0}, "model.in_channels"),
     ({"blocks_per_resolution": 0}, "model.blocks_per_resolution"),

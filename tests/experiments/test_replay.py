@@ -91,7 +91,11 @@ def test_the_step_is_replayed_in_the_mode_of_its_run(refused, backend_name, monk
     (path,) = (refused[0] / "non_finite").iterdir()
     bundle, taken = load_bundle(path), []
     own = {**bundle.moment.notes, "compile": True}
-    choose_mode = lambda setup, backend, calls, resumed: taken.append(resumed) or backend
+
+    def choose_mode(setup, backend, calls, resumed):
+        taken.append(resumed)
+        return backend
+
     monkeypatch.setattr(BackendSetup, "choose_mode", choose_mode)
     monkeypatch.setattr(replay, "load_bundle", lambda path: replace(bundle, moment=replace(bundle.moment, notes=own)))
     assert call("replay", f"backend={backend_name}", f"bundle={path}", "backend.threads=1").code == 0

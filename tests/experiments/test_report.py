@@ -388,7 +388,8 @@ def test_hostile_text_stays_text_on_the_page_of_a_data_set(images: dict[str, byt
     pairs = [{"parts": ["train"] * 2, "count": 1, "nearest": [pair]}]
     report = {
         "title": HOSTILE, "environment": {"command": HOSTILE}, "parts": {"train": part}, "seed": 0,
-        "card": {"title": HOSTILE, "licence": HOSTILE}, "near": {"within": 4.0, "compared": {"train": 10}, "pairs": pairs},
+        "card": {"title": HOSTILE, "licence": HOSTILE},
+        "near": {"within": 4.0, "compared": {"train": 10}, "pairs": pairs},
     }  # fmt: skip
     sheets = {"means, train": images["noising"], "pairs, train, train": images["noising"]}
     page = write_data(report, {"train": np.ones((1, 256), np.int64)}, sheets, tmp_path).read_text()
