@@ -7,13 +7,37 @@ other exception is a defect of Duet and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["DuetError", "OutOfMemory", "one_of", "out_of_memory_error"]
+__all__ = ["DuetError", "OutOfMemory", "name_arguments", "name_keys", "one_of", "out_of_memory_error"]
+
+# `trainer.batch` in a message is a configuration key; in Python it is the argument `batch`. A file such as model.npz is
+# neither.
+_GROUPS = "trainer|process|sampler|sample|model|optimiser|lr|ema|data|backend"
+_SUFFIXES = "npz|npy|pt|pth|ckpt|bin|safetensors|onnx|json|jsonl|yaml|png|zip|pkl|h5|keras"
+_KEY = re.compile(rf"(?<![\w./-])(?:{_GROUPS})\.(?:options\.)?(?!(?:{_SUFFIXES})\b)(?=[a-z_])")
+_NAME = re.compile(r"(?<![\w./-])(sampler|schedule|ema|split|features|tracker)\.name\b")
+_names_arguments = False
+
+
+def name_arguments() -> None:
+    """Let messages name arguments, as `batch`, from now on; `import duet` calls this when it is used."""
+    global _names_arguments
+    _names_arguments = True
+
+
+def name_keys() -> None:
+    """Let messages name configuration keys, as `trainer.batch`, from now on; this is the default."""
+    global _names_arguments
+    _names_arguments = False
 
 
 class DuetError(ValueError):
     """A value, option or file that Duet cannot use; the message names it and what is allowed.
+
+    The message is written with configuration keys, such as ``trainer.batch``. In a program that uses `import duet` it
+    reads ``batch``; see `name_arguments`.
 
     Characters that cannot be printed, line ends among them, are written as escapes, since messages quote names that
     stand in files.
@@ -21,6 +45,10 @@ class DuetError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return _KEY.sub("", _NAME.sub(r"\1", message)) if _names_arguments else message
 
 
 class OutOfMemory(DuetError):

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 import duet
+from diffusion_core.common.errors import DuetError, name_arguments, name_keys
 from diffusion_core.runs.run_directory import read_samples
+
+
+@pytest.fixture(autouse=True)
+def keys_again():
+    """Messages name arguments once duet is used; the other tests expect configuration keys."""
+    name_arguments()
+    yield
+    name_keys()
+
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +83,25 @@ def test_an_option_that_does_not_exist_names_the_argument_and_the_nearest(tiny):
     model, digits = tiny
     with pytest.raises(duet.DuetError, match=r"'label_droput' was given.*Did you mean 'label_dropout'"):
         duet.train(model, digits, images=64, batch=64, label_droput=0.1, backend="none")
+
+
+def test_an_error_names_the_argument_in_python_and_the_key_on_the_command_line():
+    with pytest.raises(DuetError) as raised:
+        duet.TrainingConfig(images=100, batch=0)
+    assert str(raised.value).startswith("batch: 0 was given")
+    name_keys()
+    assert str(raised.value).startswith("trainer.batch: 0 was given")
+
+
+@pytest.mark.parametrize("message, wanted", [
+    ("set model.num_classes=10 or process.label_dropout=0", "set num_classes=10 or label_dropout=0"),
+    ("data.options.size: 7 was given", "size: 7 was given"),
+    ("sampler.name: 'ddimm' was given", "sampler: 'ddimm' was given"),
+    ("model.npz: it is corrupted", "model.npz: it is corrupted"),
+    ("weights/model.safetensors and a.model.b stay", "weights/model.safetensors and a.model.b stay"),
+])  # fmt: skip
+def test_only_configuration_keys_are_shortened(message, wanted):
+    assert str(DuetError(message)) == wanted
 
 
 @pytest.mark.backend
