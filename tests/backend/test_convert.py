@@ -31,14 +31,14 @@ AVERAGE = "/ExponentialMovingAverage"
 
 
 def variables(seed: int) -> Arrays:
-    """The variables of an original DDPM, with no norm at its start."""
+    """Return the variables of an original DDPM, with random norms."""
     program = lower(SPEC)
     weights = {name: value + 0.1 for name, value in initial_weights(program, seed, np.float32).items()}
     return write_weights(ddpm_tf.make_name_map(SPEC, program), weights)
 
 
 def whole_checkpoint() -> Arrays:
-    """What its training saves: weights, their average, the slots of the optimiser and the step."""
+    """Return the content of its checkpoint: weights, moving average, optimiser slots and step."""
     arrays, average = variables(0), {name + AVERAGE: value for name, value in variables(1).items()}
     slots = {f"{name}/{slot}": value for name, value in arrays.items() for slot in ("Adam", "Adam_1")}
     return arrays | average | slots | {"global_step": np.int64(5), "beta1_power": np.float32(0.9)}
@@ -177,7 +177,7 @@ def diffusers_oracle() -> ModuleType:
 
 @pytest.mark.parametrize("name", ["as DDPM", "as ADM"])
 def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, diffusers_oracle, open_backend: Any):
-    """The oracle stands for diffusers, which one of the environments does not have."""
+    """The oracle replaces diffusers, which only one environment has."""
     config = diffusers_oracle.CONFIGS[name]
     arrays = diffusers_oracle.arrays_of(config)
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Networks written for use elsewhere: what comes back computes the same, and a failed export leaves nothing."""
+"""Exported networks compute the same when they are read back, and a failed export leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from experiments.export.targets import TARGETS
 
-# The target that is the own form of each backend.
+# The target with each backend's own format.
 OWN = {"torch": "torch", "tf": "savedmodel"}
 SPEC = UNetSpec(8, 1, 1, 8, (1,), 1, (), middle_attention=False, norm_groups=4, num_classes=10)
 MODEL = DiffusionModel(SPEC, {"name": "linear", "T": 1000}, "eps")
@@ -47,14 +47,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Pat
 
 
 def export(*words: str) -> str:
-    """Run the entry point; gives what it printed."""
+    """Run the entry point and return its output."""
     code, out, err = call("export_weights", *words)
     assert code == 0, err
     return out
 
 
 def refused(*words: str) -> str:
-    """Check that the entry point refuses its arguments; gives the line."""
+    """Check that the entry point refuses its arguments, and return the error."""
     code, _, err = call("export_weights", *words)
     assert code == 2
     (line,) = err.splitlines()
@@ -62,7 +62,7 @@ def refused(*words: str) -> str:
 
 
 def own(backend_name: str, run: Path, out: Path, *words: str) -> tuple[str, ...]:
-    """The words that write a backend's own form."""
+    """Return the arguments that write a backend's own format."""
     target = f"target={OWN[backend_name]}"
     return (
         f"backend={backend_name}",
@@ -84,7 +84,7 @@ def forward_of(backend: Any, path: Path) -> Callable[..., np.ndarray]:
     return backend.load_export(PROGRAM, path)
 
 
-# A backend's own form
+# A backend's own format
 
 
 @pytest.mark.backend
@@ -111,7 +111,7 @@ def test_the_last_weights_are_written_if_requested(tmp_path, backend_name, open_
 
 
 class Wrong:
-    """A backend that does something else when it exports."""
+    """A backend with a faulty export."""
 
     def __init__(self, backend: Any, export: Callable[..., None]) -> None:
         self.config, self.network, self.load_export, self.export = (
@@ -174,7 +174,7 @@ def test_an_onnx_file_is_written_and_compared(tmp_path, run):
     assert relative(got, reference.forward(PROGRAM, EMA, *inputs(3))) <= TOLERANCES["network"].float32
 
 
-# What does not fit; none of it needs a framework
+# Bad input; needs no framework
 
 
 @pytest.mark.parametrize("name", OWN)

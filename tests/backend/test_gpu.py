@@ -41,7 +41,7 @@ def few_samplers(backend: Any, measured: trace.Trace) -> None:
 
 
 def training_step(backend: Any, measured: trace.Trace) -> None:
-    """The losses of a step of training by the reference's."""
+    """Return the errors of the losses of a training step against the reference."""
     for title in cases.FEW_NETWORKS:
         spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
         batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.config.host_dtype)
@@ -59,17 +59,17 @@ RUNGS = (
     trace.guidance,
     trace.likelihoods,
 )
-# In bfloat16 no claim is made of the samples of an untrained network.
+# In bfloat16 there is no tolerance for the samples of an untrained network.
 CLIMBED = [(precision, False, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
 CLIMBED += [(precision, False, trace.sampler_update) for precision in ("float64", "float32")]
-# A compiler takes many seconds for every network, and XLA for every plan: a few of each.
+# Compiling takes many seconds per network, and with XLA per plan, so test a few of each.
 COMPILED = [(p, True, rung) for p in ("float32", "bf16") for rung in (few_networks, training_step, trace.optimiser)]
 COMPILED += [("float32", True, few_samplers)]
 MODES = pytest.mark.parametrize("compile", (False, True), ids=("plain", "compiled"))
 
 
 class Measurement:
-    """What the tests of this file measure.
+    """The measurements of this file.
 
     Args:
         checks: all of them, passed or not, as plain data, each with its mode.
@@ -81,7 +81,7 @@ class Measurement:
         self.devices: dict[str, str] = {}
 
     def add(self, backend: Any, *checks: Check) -> None:
-        """Keep checks, and then hold them to their tolerances."""
+        """Record checks, then assert that they pass."""
         told = backend.describe()
         self.devices[f"{told.precision}, {told.mode}"] = told.line()
         self.checks += [one.to_dict() | {"mode": told.mode} for one in checks]
@@ -89,7 +89,7 @@ class Measurement:
         assert checks and not failed
 
     def write(self, path: Path) -> None:
-        """As plain data."""
+        """Return plain data."""
         told = {"environment": describe_environment(), "devices": self.devices}
         write_json(path, told | {"checks": self.checks})
 

@@ -69,7 +69,7 @@ TINY = Program(
         Node("norm", GroupNorm(8, 2, 1e-5), ("first",)),
         Node("join", Add(1.0), ("norm", "embed")),
         Node("act", SiLU(), ("join",)),
-        # Without bias: that of the keys has no gradient but rounding noise, which Adam would take for a signal.
+        # Without bias: the gradient of the bias of the keys is pure rounding noise, which Adam would amplify.
         Node("qkv", _conv(8, 24, 1, bias=False), ("act",)),
         Node("attend", Attention(8, 2), ("qkv",)),
         Node("sum", Add(1.0), ("act", "attend")),
@@ -81,8 +81,8 @@ TINY = Program(
 WEIGHTS = cases.scattered_weights(TINY)
 PLAN = make_plan(cases.PARITY.process, "ddim", steps=5, eta=0.7)
 
-# The smallest network that acts otherwise in training than in evaluation, has arrays that are not trained, takes
-# features beside the class and gives two channels more than an image has.
+# The smallest network with blocks that have a training mode, untrained parameters, features in addition to the class,
+# and two more output channels than an image has.
 LIVELY = Program(
     (
         Node("fourier", Fourier(8, 0.01, True), ("c_noise",)),
@@ -91,7 +91,7 @@ LIVELY = Program(
         Node("with_class", Add(1.0), ("fourier", "class")),
         Node("embed", Add(1.0), ("with_class", "augment")),
         Node("thinned", Dropout(0.25, 1), ("embed",)),
-        # Without bias: the norm behind it would leave its gradient nothing but rounding noise.
+        # Without bias: the following norm would make its gradient pure rounding noise.
         Node("first", _conv(2, 8, 3, bias=False), ("x",)),
         Node("norm", BatchNorm(8, 1e-3, 0.2), ("first",)),
         Node("join", Add(1.0), ("norm", "thinned")),
@@ -114,7 +114,7 @@ def backend(request, open_backend) -> Any:
 
 @pytest.fixture(scope="module")
 def network(backend) -> Any:
-    """One network for all tests of a precision: nothing may change it."""
+    """One network for all tests of a precision; no test may change it."""
     return backend.network(TINY, WEIGHTS)
 
 
@@ -133,7 +133,7 @@ def new_batch(backend: Any, size: int = 4, program: Program = TINY) -> TrainBatc
 
 
 def chosen(batch: TrainBatch, images: Any) -> TrainBatch:
-    """Some images of a batch; only the key is not of a single image."""
+    """Return some images of a batch; all fields but the key have one entry per image."""
     columns = [name for name in batch.arrays if name != "dropout_key"]
     return replace(batch, **{name: getattr(batch, name)[images] for name in columns})
 
@@ -276,7 +276,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(backend, trainer):
 
 
 def out_of_memory(backend: Any) -> Exception:
-    """What the framework raises."""
+    """Return the out-of-memory error of the framework."""
     return {
         "torch": lambda: import_module("torch").OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n..."),
         "tf": lambda: import_module("tensorflow").errors.ResourceExhaustedError(None, None, "CUDA out of memory\n..."),
@@ -284,13 +284,13 @@ def out_of_memory(backend: Any) -> Exception:
 
 
 def test_running_out_of_memory_is_a_one_line_error_with_advice(backend):
-    """What the frameworks raise, as no test can be sure how much memory there is; other errors pass."""
+    """Raise the errors of the frameworks, since a test cannot exhaust the memory reliably; other errors pass."""
     advice = r"out of memory; .* trainer\.micro_batch .* sample\.batch .*CUDA"
     with pytest.raises(OutOfMemory, match=advice) as found, backend.context.translate_out_of_memory():
         raise out_of_memory(backend)
     assert "\n" not in str(found.value)
     with pytest.raises(OutOfMemory), backend.context.translate_out_of_memory():
-        np.empty(2**55)  # more than an address space holds
+        np.empty(2**55)  # larger than the address space
     with pytest.raises(RuntimeError, match="another"), backend.context.translate_out_of_memory():
         raise RuntimeError("another")
 
@@ -320,7 +320,7 @@ def test_every_computation_reports_running_out_of_memory(backend, trainer, monke
 
 
 def test_a_step_that_runs_out_of_memory_changes_nothing_and_can_be_repeated(backend, trainer, monkeypatch):
-    """Memory ends in the last of its gradients; then the same step is made, in pieces."""
+    """Memory runs out in the last gradient; then the step is repeated with micro-batches."""
     batch, short = new_batch(backend), new_trainer(backend)
     before = short.state()
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory):
@@ -342,7 +342,7 @@ def test_an_update_that_runs_out_of_memory_is_not_repeated(backend, monkeypatch,
     short = new_trainer(backend)
     patched = ends_in(short._apply, out_of_memory(backend))
     monkeypatch.setattr(short, "_apply", patched)
-    if hasattr(short, "apply"):  # of which a graph is made
+    if hasattr(short, "apply"):  # TensorFlow, which makes a graph of it
         monkeypatch.setattr(short, "apply", patched)
     with pytest.raises(DuetError, match=r"out of memory; .* incomplete: .* resume=latest \(CUDA") as found:
         short.step(new_batch(backend), 1e-3, (0.9,), 1, may_repeat)
@@ -367,7 +367,7 @@ def test_running_out_of_memory_is_not_taken_for_a_lost_process(backend):
 
 
 def ends_in(function: Any, error: Exception) -> Any:
-    """The function, but that it ends in an error when all that it does is done."""
+    """Return the function, but let it raise an error after its work is done."""
 
     def ending(*given: Any) -> None:
         function(*given)
@@ -484,7 +484,7 @@ def test_one_batch_can_be_overfitted(backend, trainer):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backend, trainer, tmp_path, monkeypatch):
-    # A UNet, however small, is ten times as slow to trace.
+    # Even a small UNet takes ten times as long to trace.
     monkeypatch.setattr(DiffusionModel, "program", property(lambda self: TINY))
     model, batch = cases.PARITY, new_batch(backend)
     whole = new_trainer(backend, TrainerState.fresh(trainer.state().weights, 2))
@@ -508,7 +508,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backend, trainer,
 
 
 def test_a_norm_of_a_large_image_is_as_precise_as_one_of_a_small(backend):
-    """The sum over a group of 500,000 numbers that are added up one by one loses a digit or two."""
+    """A sum over a group of 500,000 elements, computed one by one, loses one or two digits."""
     program = Program((Node("norm", GroupNorm(32, 4, 1e-5), ("x",)),))
     weights = {n: v.astype(backend.config.host_dtype) for n, v in cases.scattered_weights(program).items()}
     images = Stream(0, "large").normal([0], (256, 256, 32), dtype=backend.config.host_dtype)
@@ -517,7 +517,7 @@ def test_a_norm_of_a_large_image_is_as_precise_as_one_of_a_small(backend):
     assert relative(got, wanted) <= tolerance(backend)
 
 
-# What acts otherwise in training
+# Blocks with a training mode
 
 
 @pytest.mark.parametrize("n, row", [(1, 0), (4, 3), (7, 1), (30, 2**31)])
@@ -526,7 +526,7 @@ def test_random_words_equal_those_of_the_core(backend, key, n, row):
     index = np.array([0, 1, 2**24 + 1, 2**31, 2**32 - 1, 2**32, 3 * 2**33 + 5, 2**63 - 1])
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
-    # As a training step hands them over: the positions must reach the device whole.
+    # As in a training step: the positions must reach the device with all 64 bits.
     b = import_module(f"{package}.trainer").batch_tensors(batch, backend.context)
     got = np.asarray(import_module(f"{package}.random").random_words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, random_words(key, index, n, row))
@@ -574,7 +574,7 @@ def lively_trainer(backend: Any, state: TrainerState | None = None, program: Pro
 
 @dataclass(frozen=True)
 class Walk:
-    """A few steps of training: every state, from before the first one on, and what each step was given and lost."""
+    """A few training steps: every state, starting before the first step, and the batch and loss of each."""
 
     trainer: Any
     states: list[TrainerState]
@@ -660,7 +660,7 @@ def test_gradients_with_a_training_mode_change_no_state(backend, walk):
 
 
 def test_dropout_depends_on_the_position_of_an_image_not_on_its_batch(backend):
-    # Without the norm, through which the images of a batch see each other.
+    # Without the norm, through which the images of a batch interact.
     nodes = tuple(replace(n, block=GroupNorm(8, 2, 1e-5)) if n.name == "norm" else n for n in LIVELY.nodes)
     trainer = lively_trainer(backend, program=replace(LIVELY, nodes=nodes))
     batch = replace(new_batch(backend, program=LIVELY), positions=np.array([2**32 + 1, 0, 77, 5]))
@@ -710,7 +710,7 @@ def test_guidance_is_linear_between_no_class_and_class(backend, network):
     with_class, without = guided(backend, network, 1.0, labels), guided(backend, network, 1.0, nothing)
     assert relative(guided(backend, network, 0.0, labels), without) <= size
     assert relative(guided(backend, network, np.nextafter(1.0, 2.0), labels), with_class) <= size
-    # Where the class is none, both ends of the line are the same point.
+    # For "no class", both ends of the line are the same point.
     assert relative(guided(backend, network, 3.0, nothing), without) <= size
     assert relative(guided(backend, network, 2.0, labels), with_class) > 1e-3
 
@@ -755,7 +755,7 @@ def test_a_callback_on_some_rows_sees_only_those(backend, network):
 
 
 def test_nothing_waits_for_the_device_between_rows(backend_name, backend, network, monkeypatch):
-    """To ask a tensor whether it is true is to wait for all that was computed before it."""
+    """Converting a tensor to a Python bool waits for everything that was computed before it."""
     wanted = generate(backend, network, PLAN, SHAPE, [0, 1], seed=3)
     tensor = {
         "torch": lambda: import_module("torch").Tensor,

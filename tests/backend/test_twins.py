@@ -1,4 +1,4 @@
-"""The two backends are translations of each other, and nothing but a backend loads a framework. No framework needed."""
+"""The two backends mirror each other, and only backends load a framework. These tests need no framework."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffusion_core.parity import cases
 FOLDERS = {name: Path(backends.__file__).parent / name for name in ("torch", "tf")}
 FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py"))
 
-# What one backend needs and the other does not, and why.
+# Names that only one backend has, and why.
 ALONE = {
     ("tf", "network.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
     (
@@ -28,7 +28,7 @@ ALONE = {
         "capture_cuda_graph",
     ),  # XLA has a whole loop in one graph, torch.compile one call of a network
 }
-# What is called otherwise, and why.
+# Functions with other parameters in each backend, and why.
 CALLED_OTHERWISE = {
     (
         "device.py",
@@ -39,7 +39,7 @@ CALLED_OTHERWISE = {
 
 
 def public(backend: str, file: str) -> dict[str, tuple[str, ...]]:
-    """Public functions, classes and methods of a file in order, each with its parameters and their defaults."""
+    """Return the public functions, classes and methods of a file in order, with their parameters and defaults."""
     found: dict[str, tuple[str, ...]] = {}
     for node in ast.parse((FOLDERS[backend] / file).read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
@@ -67,7 +67,7 @@ def parameters(function: ast.FunctionDef) -> tuple[str, ...]:
 
 
 def methods(backend: str) -> list[str]:
-    """All methods of a trainer in order, the private ones too."""
+    """Return all methods of a trainer in order, including private ones."""
     body = ast.parse((FOLDERS[backend] / "trainer.py").read_text()).body
     (trainer,) = (node for node in body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
     return [item.name for item in trainer.body if isinstance(item, ast.FunctionDef)]
@@ -149,7 +149,7 @@ print([name for name in ("torch", "torchvision", "tensorflow", "keras", "jax") i
 
 @pytest.mark.parametrize("names", [["diffusion_core"], ["experiments"]], ids=lambda names: names[0])
 def test_only_backends_load_a_framework(names):
-    """Every module of a package, `experiments.compare` among them."""
+    """Import every module of a package."""
     assert loaded(LOAD_ALL.format(names=names)) == "[]"
 
 
@@ -160,7 +160,7 @@ def test_importing_backends_or_features_loads_no_framework(package):
 
 
 def loaded(code: str) -> str:
-    """What a new Python prints last."""
+    """Return the last line that a new Python prints."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip().splitlines()[-1]

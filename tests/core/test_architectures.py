@@ -45,7 +45,7 @@ LABEL = np.array([1, 3])
 
 
 def some_weights(program: Program) -> dict[str, np.ndarray]:
-    """Every parameter of unit size over its inputs, so that nothing vanishes; running variances are positive."""
+    """Return random weights of unit gain, so that no branch vanishes; running variances are positive."""
     weights = {}
     for p in program.parameters:
         drawn = Stream(1, f"architectures/{p.name}").normal([0], p.shape)[0]
@@ -63,7 +63,7 @@ def run(
     instead: Mapping[str, Callable] | None = None,
     x: np.ndarray = X,
 ) -> dict[str, np.ndarray]:
-    """Every value of the network by name, and the output as "output"; `instead` replaces functions of nodes."""
+    """Return every value of the network by name, and the output as "output"; `instead` replaces functions of nodes."""
     program = lower(spec)
     weights = some_weights(program) if weights is None else weights
     values: dict[str, np.ndarray] = {}
@@ -94,14 +94,14 @@ def concats(spec: NetworkSpec, way: str = "up") -> list:
 
 @pytest.mark.parametrize("name", TINY)
 def test_recomputed_values_equal_the_reference(name):
-    # The runner of these tests is the reference's executor with ears.
+    # The runner of these tests is the executor of the reference, but keeps all values.
     program = lower(TINY[name])
     expected = reference.forward(program, some_weights(program), X, T, LABEL)
     assert np.array_equal(run(TINY[name])["output"], expected)
     assert expected.shape == X.shape
 
 
-# Pixels and channels of some values on the way through.
+# Pixels and channels of some values of each network.
 STAGES = {
     "double_conv": {
         "in.norm1": (8, 4), "down.1.attn.sum1": (4, 8), "down.2.attn.sum1": (2, 16), "bottom.0.norm1": (2, 32),
@@ -145,7 +145,7 @@ def test_the_output_depends_on_the_class_if_there_are_classes(name):
 
 
 def test_a_class_is_added_to_the_time():
-    # With a table of zeros the network is the one without classes; with one row for all, the class says nothing.
+    # With a table of zeros the network is the one without classes; with equal rows, the class has no effect.
     program = lower(TINY["landscape"])
     weights = some_weights(program)
     table = weights.pop("embed.label.weight")
@@ -173,7 +173,7 @@ def test_both_inputs_of_every_concatenation_matter(name, node, side):
     assert np.all(change.max(axis=(1, 2, 3)) > 1e-5)
 
 
-# What each joint reads, from the deepest up: the order decides which weights are whose.
+# The inputs of each concatenation, from the deepest up; their order decides which weights act on which input.
 JOINTS = {
     "double_conv": [("down.1.attn.sum1", "up.1.resize"), ("in.norm1", "up.0.resize")],
     "simple": [("down.1.conv", "down.1.conv"), ("up.1.conv", "down.0.conv")],
@@ -194,7 +194,7 @@ def test_the_deepest_value_of_simple_is_concatenated_with_itself():
     values = run(TINY["simple"])
     joint = values["up.1.concat"]
     assert np.array_equal(joint[..., :5], joint[..., 5:])
-    # So its block sees the sum of both halves of its weights, and nothing else.
+    # So only the sum of both halves of its weights matters.
     program = lower(TINY["simple"])
     weights = some_weights(program)
     kernel = weights["up.1.conv0.weight"]
@@ -241,7 +241,7 @@ def test_a_residual_double_convolution_activates_the_sum():
     values = run(TINY["double_conv"])
     x = values["down.1.pool"]
     close(values["down.1.double0.act1"], gelu(x + values["down.1.double0.norm1"]))
-    assert values["down.1.double1.norm1"].min() < -0.2  # which GELU never gives: the last norm is not activated
+    assert values["down.1.double1.norm1"].min() < -0.2  # below the minimum of GELU: no activation follows the last norm
 
 
 @pytest.mark.parametrize("part", ["in", "down.1.double0", "bottom.1", "up.0.double1"])
@@ -283,7 +283,7 @@ def test_bilinear_with_aligned_corners_keeps_corners_and_planes(size):
     assert matrix.shape == (2 * size, size)
     close(matrix.sum(axis=1), 1.0)
     assert np.array_equal(matrix[[0, -1]], np.eye(size)[[0, -1]])
-    # Pixel j of the new line lies at j (n - 1) / (2n - 1) of the old one.
+    # Pixel j of the new line is at position j (n - 1) / (2n - 1) of the old line.
     close(matrix @ np.arange(size), np.linspace(0.0, size - 1.0, 2 * size))
 
 
@@ -308,7 +308,7 @@ def test_time_multiplies_a_branch_of_sixteen_step(block):
     assert before[f"{block}.multiply"].max() > 0.01
     close(scaled[f"{block}.multiply"], 3.0 * before[f"{block}.multiply"])
     assert np.array_equal(scaled[f"{block}.conv"], before[f"{block}.conv"])
-    # With a time vector of zeros the branch is gone, and its weights change nothing.
+    # With a time vector of zeros the branch vanishes, and its weights have no effect.
     off = weights | {name: np.zeros_like(weights[name]) for name in names}
     other = off | {f"{block}.branch.weight": 2.0 + weights[f"{block}.branch.weight"]}
     assert np.array_equal(run(spec, off)["output"], run(spec, other)["output"])
@@ -341,7 +341,7 @@ def test_the_time_of_plain_is_an_extra_channel():
     values = run(TINY["plain"])
     assert np.array_equal(values["in.concat"][..., :2], X)
     close(values["in.concat"][..., 2], np.broadcast_to(0.5 * T[:, None, None], (2, 8, 8)))
-    # A network without time that is given the channel as part of its image is the same network.
+    # A network without time whose image contains the time channel is the same network.
     wider = replace(TINY["plain"], in_channels=3, time="none")
     assert np.array_equal(
         run(wider, some_weights(lower(TINY["plain"])), x=values["in.concat"])["output"], values["output"]
@@ -383,7 +383,7 @@ CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
 
 @pytest.mark.parametrize("name", ["landscape", "simple", "sixteen_step", "plain"])
 def test_every_option_changes_the_program(name):
-    # Where all is convolution, the size of the images changes no block, as in the standard UNet.
+    # In a purely convolutional network the image size changes no block.
     spec = TINY[name]
     idle = {"image_size"} if name != "sixteen_step" else set()
     idle |= {"num_classes"} if name != "landscape" else set()
@@ -394,7 +394,7 @@ def test_every_option_changes_the_program(name):
 
 
 def test_every_architecture_is_tested_here():
-    # The standard UNet has files of its own, and so has the classifier, which is half of it.
+    # The standard UNet and the classifier have test files of their own.
     others = {UNetSpec, ClassifierSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
 

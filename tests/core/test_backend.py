@@ -1,4 +1,4 @@
-"""The seam: settings, states, and how a backend is found."""
+"""The seam: configuration, states, and how a backend is found."""
 
 from __future__ import annotations
 

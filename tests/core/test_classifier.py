@@ -1,4 +1,4 @@
-"""A classifier of noisy pictures: what it is made of, what it is trained with, and what it leads."""
+"""A classifier of noisy images: its program, its training and the sampling that it guides."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_reference_differences_equal_the_gradient_of_log_p():
 
     difference = (log_p(1e-4) - log_p(-1e-4)) / 2e-4
     np.testing.assert_allclose((slope * direction).sum(axis=(1, 2, 3)), difference, rtol=1e-6, atol=1e-9)
-    # log p of all classes together has no slope where p is what weighs it.
+    # The gradients of log p, weighted by p, sum to zero over the classes.
     p = np.exp(log_softmax(logits()[:1], axis=1))[0]
     every = np.stack([reference.grad_log_prob(PROGRAM, WEIGHTS, X[:1], T[:1], np.array([k]))[0] for k in range(10)])
     np.testing.assert_allclose(np.tensordot(p, every, 1), 0.0, atol=1e-10)

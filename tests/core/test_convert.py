@@ -1,4 +1,4 @@
-"""Foreign formats without their frameworks: what a network is written as is read as that network, bit for bit."""
+"""Formats of other projects without their frameworks: writing and reading a network keeps every bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SONG = replace(
 )  # fmt: skip
 EDM_ADM = replace(ADM, norm_groups=32, norm_group_channels=4, qkv_order="interleaved", out_channels=3)
 
-# source, network, its options. Each network must be told from the names and shapes alone, but for the options.
+# Source, network, options of the import. Names and shapes must determine the network up to the options.
 GUIDED = {"image_size": 8, "norm_groups": 4}
 CASES = {
     "diffusers": ("diffusers", replace(SMALL, down_padding=(0, 1)), {}),
@@ -108,13 +108,13 @@ def never(path: Path) -> dict[str, NDArray]:
 
 
 def weights_of(spec: UNetSpec) -> dict[str, NDArray]:
-    """No layer at zero or one, so that no two of the same shape can be taken for each other."""
+    """Return weights without constant layers, so that two of the same shape cannot be confused."""
     program = lower(replace(spec, zero_init=False))
     return {name: value + 0.1 for name, value in initial_weights(program, 0, np.float32).items()}
 
 
 def foreign(source: str, spec: UNetSpec, folder: Path) -> Path:
-    """The weights of a network as another project keeps them."""
+    """Write the weights of a network as another project stores them."""
     if source == "diffusers":
         model = DiffusionModel(spec, {"name": "linear", "T": 1000}, "eps")
         for name, content in export_pipeline(model, weights_of(spec)).items():
@@ -221,7 +221,7 @@ def test_the_class_table_of_songunet_contains_its_dense_layer(tmp_path):
 
 @pytest.mark.parametrize("order", ATTENTION_ORDERS)
 def test_every_qkv_order_is_exported_as_the_same_q_k_and_v(order, tmp_path):
-    """diffusers has three layers; the head's own channels of each must be found in them."""
+    """diffusers has three layers, each of which must contain the channels of every head."""
     spec = replace(ADM, qkv_order=order)
     folder = foreign("diffusers", spec, tmp_path)
     arrays = tensors.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")

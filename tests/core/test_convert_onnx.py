@@ -1,4 +1,4 @@
-"""ONNX files say the same as the reference: every block kind and every network, by onnxruntime."""
+"""ONNX files match the reference in onnxruntime: every block kind and every network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffusion_core.parity.ladder import TOLERANCES, relative
 
 
 def checked(model: Any) -> None:
-    """Let the package look at a model; it is imported here, as only the torch environment has it."""
+    """Check a model with the onnx package; imported here, since only the torch environment has it."""
     from onnx.checker import check_model
 
     check_model(model, full_check=True)
@@ -88,7 +88,7 @@ def test_one_wrong_option_is_noticed(change):
 
 
 def test_noise_levels_are_embedded_in_float64():
-    """At a million, the numbers of float32 are a sixteenth apart: the sine would be another one."""
+    """At a million, float32 values are a sixteenth apart, so a float32 sine would be wrong."""
     nodes = (
         Node("waves", Sinusoid(2, 10000.0, 1.0, True), ("c_noise",)),
         Node("join", Concat(), ("x", "waves")),

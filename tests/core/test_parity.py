@@ -60,7 +60,7 @@ def test_a_value_that_is_not_finite_is_an_infinite_error(name, bad):
             error = MEASURES[name](a, b)
         assert error == (1 if name == "differing" else math.inf)
     if name != "differing":
-        # Both being wrong in the same way is no agreement.
+        # Equal wrong values are no agreement.
         with np.errstate(invalid="ignore"):
             assert MEASURES[name](changed(one=one(bad)), changed(one=one(bad))) == math.inf
 

@@ -1,4 +1,4 @@
-"""Every network in configs/model: loaded as an experiment loads it, with the exact count of its trained parameters."""
+"""Every network in configs/model: loaded as in an experiment, with its exact number of trained parameters."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_preset_has_the_expected_parameter_count(name):
         # Ten columns and a bias, in the width of the features: 11 x 128 and 11 x 256 more.
         ("ddpmpp_32", ["model.num_classes=10"], 55_735_299),
         ("ncsnpp_32", ["model.num_classes=10"], 56_400_643),
-        # 576 numbers are the weights of the time, which is one more channel of the first convolution.
+        # 576 weights belong to the time, an extra channel of the first convolution.
         ("plain", ["model.time=none"], 31_032_451 - 9 * 64),
         # Six rows of 256 for five classes and "no class".
         ("landscape", ["model.num_classes=0"], 23_334_275 - 6 * 256),
@@ -185,7 +185,7 @@ def test_options_of_the_standard_presets(name):
     assert max(attentions, key=lambda block: block.channels).heads == heads
 
 
-# Preset, changes, and the source of its published weights with what a person says of them.
+# Preset, changes, and the source of its published weights with the options of the import.
 IMPORTS = [
     ("ddpm_cifar10", [], ddpm_tf, {"image_size": 32}),
     ("ddpm_256", [], ddpm_tf, {"image_size": 256}),
@@ -204,7 +204,7 @@ IMPORTS = [
 
 
 def shapes_of(source: ModuleType, spec: UNetSpec, taps: tuple[float, ...]) -> dict[str, np.ndarray]:
-    """The arrays of the network in the foreign format, with the filter of its resampling; no weight takes memory."""
+    """Return the arrays of the network in the foreign format, with its resampling filters; weights take no memory."""
     names = source.make_name_map(spec, lower(spec))
     arrays = {
         name.removeprefix("model/"): array
@@ -221,7 +221,7 @@ def shapes_of(source: ModuleType, spec: UNetSpec, taps: tuple[float, ...]) -> di
 
 @pytest.mark.parametrize(("name", "words", "source", "options"), IMPORTS)
 def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, words, source, options):
-    """Every number of a preset is that of its importer, which knows the field's networks and not the presets."""
+    """Every number of a preset equals that of the importer, which knows the original network and not the preset."""
     spec = make_model(compose("train", overrides=[f"model={name}", *words])).spec
     taps = (1.0, 3.0, 3.0, 1.0) if name == "ncsnpp_32" else (1.0, 1.0)
     told = source.read_spec(shapes_of(source, spec, taps), name, **options, norm_groups=32, dropout=spec.dropout)
@@ -232,7 +232,7 @@ def test_the_published_weights_of_a_preset_are_imported_as_that_preset(name, wor
 @pytest.mark.parametrize("name", ["ddpm_cifar10", "ddpm_256", "improved_32", "adm_64", "adm_256"])
 def test_a_preset_survives_a_round_trip_through_diffusers(name):
     spec = make_model(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
-    # Its q, k and v are three layers, so their order is not part of what it says.
+    # diffusers stores q, k and v as three layers, so their order is not in the file.
     spec = replace(spec, qkv_order="qkv")
     config = diffusers._make_config(spec, lower(spec))
     assert lower(diffusers.read_spec(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256

@@ -1,4 +1,4 @@
-"""A problem as plain data, and back."""
+"""A diffusion model: its checks, and its round trip through plain data."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_learned_variance_must_be_sampled_as_it_was_trained(trained, other):
         model.plan("ddpm", steps=4, variance=other)
     for fits in (trained, "fixed_small", "fixed_large"):
         model.plan("ddpm", steps=4, variance=fits)
-    # Where it is not said what the second half is, as of weights without their pipeline, it is for the person to know.
+    # If the meaning of the second half is unknown, as for weights without their pipeline, the user has to choose.
     assert replace(model, variance="fixed").plan("ddpm", steps=4, variance=other).learned is not None
 
 
@@ -99,6 +99,6 @@ def test_continuous_time_and_sigma_data_survive_a_checkpoint():
     again = DiffusionModel.from_dict(model.to_dict())
     assert again == model and again.process.sigma_data == 0.3
     assert again.plan("ddim", steps=4, spacing="karras").start_scale == pytest.approx(50)
-    # One that was written before there was such an option.
+    # A checkpoint from before this option existed.
     old = {name: value for name, value in model.to_dict().items() if name != "sigma_data"}
     assert DiffusionModel.from_dict(old).sigma_data == 0.5

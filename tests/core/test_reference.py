@@ -1,4 +1,4 @@
-"""The oracle itself: every block against loops over single numbers, and its executor against a second one."""
+"""The NumPy reference: every block against loops over single elements, and its executor against a second one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def numbers(name: str, *shape: int) -> np.ndarray:
 
 
 def apply(block, *inputs, training=None, **weights):
-    """The block's function, with weights found by their full names."""
+    """Apply the reference function of a block."""
     assert {p.name: p.shape for p in block.parameters()} == {name: value.shape for name, value in weights.items()}
     told = {"training": training} if block.has_training_mode else {}
     return reference.block_function("n", block, {f"n.{k}": v for k, v in weights.items()})(*inputs, **told)
@@ -130,7 +130,7 @@ def test_group_norm_normalises_each_group(groups, eps):
 
 
 def test_group_norm_is_precise_for_large_values():
-    # With the variance as mean of squares less square of the mean, nothing would be left.
+    # A variance computed as mean of squares minus squared mean would lose all digits.
     block, ones, zeros = GroupNorm(6, 2, 1e-5), np.ones(6), np.zeros(6)
     apart = apply(block, X + 1e8, weight=ones, bias=zeros)
     np.testing.assert_allclose(apart, apply(block, X, weight=ones, bias=zeros), atol=1e-6)
@@ -159,7 +159,7 @@ def test_a_layer_norm_of_images_is_a_group_norm_of_one_group_with_a_scale_per_nu
 
 
 def statistics(n: int = 6) -> dict[str, np.ndarray]:
-    """Scale, shift and running statistics, none of them where it starts."""
+    """Return scale, shift and running statistics, all different from their initial values."""
     return {"weight": numbers("w", n), "bias": numbers("b", n), "mean": numbers("mean", n),
             "variance": 0.5 + numbers("variance", n) ** 2}  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_batch_norm_in_training_ignores_running_statistics():
     block, own = BatchNorm(6, 1e-3, 0.1), statistics()
     got = apply(block, X, training=training(0, 1), **own)
     close(apply(block, X, training=training(0, 1), **own | {"mean": np.zeros(6), "variance": np.ones(6)}), got)
-    # Scale and shift are applied to what is normalised over batch and pixels, with eps under the root.
+    # Normalise over batch and pixels, with eps under the root, then scale and shift.
     for c in range(6):
         part = X[..., c]
         expected = (part - np.mean(part)) / math.sqrt(np.var(part) + 1e-3) * own["weight"][c] + own["bias"][c]
@@ -218,7 +218,7 @@ def test_running_statistics_converge_to_those_of_a_repeated_batch():
     pixels = X.reshape(-1, 6)
     close(own["mean"], np.mean(pixels, axis=0))
     close(own["variance"], np.var(pixels, axis=0, ddof=1))
-    # What is left between training and evaluation is n/(n-1).
+    # Training and evaluation then differ by the factor n/(n-1) of the variance.
     shrunk = apply(block, X, **own) * np.sqrt((own["variance"] + 1e-5) / (np.var(pixels, axis=0) + 1e-5))
     np.testing.assert_allclose(shrunk, apply(block, X, training=training(0, 1), **own), atol=1e-12)
 
@@ -299,7 +299,7 @@ def test_attention_of_huge_logits_picks_the_largest():
 
 
 def channel(order: str, which: int, head: int, at: int, heads: int, width: int) -> int:
-    """Where q (0), k (1) or v (2) of a head lies, by counting."""
+    """Return the channel of q (0), k (1) or v (2) of a head, by counting."""
     return {
         "qkv": (which * heads + head) * width + at,
         "heads": (head * 3 + which) * width + at,
@@ -345,7 +345,7 @@ def test_fourier_counts_whole_turns(sin_first):
         expected[i, k], expected[i, 3 + k] = first(angle), second(angle)
     got = apply(Fourier(6, 16.0, sin_first), c_noise, frequencies=turns)
     np.testing.assert_allclose(got, expected, atol=1e-13)
-    assert np.abs(got[1, 3 * (not sin_first)]) < 1e-15  # half a turn has no sine
+    assert np.abs(got[1, 3 * (not sin_first)]) < 1e-15  # the sine of half a turn is zero
 
 
 def test_number_scales_its_input():
@@ -383,7 +383,7 @@ def test_relu_and_sigmoid():
 
 
 def test_gelu_is_x_times_the_normal_distribution():
-    # Phi(1) and Phi(2) as tables have them; the approximation with tanh is off by 1e-4.
+    # Phi(1) and Phi(2) from tables; the approximation with tanh has an error of 1e-4.
     close(apply(GELU(), np.array([[0.0, 1.0, -2.0]])), [[0.0, 0.841344746068543, -2 * 0.022750131948179]])
     # Phi by the integral of its density: Simpson's rule from 0.
     steps = np.linspace(0.0, 1.0, 2001)
@@ -554,7 +554,7 @@ def test_loss_is_the_weighted_mean_of_distances(distance, of):
     assert reference.loss(PROGRAM, WEIGHTS, batch, distance) == pytest.approx(expected, rel=1e-12)
 
 
-# A batch of two in training: both of its blocks that act otherwise there, and one channel more than the image has.
+# A training batch of two: both blocks with a training mode, and one more channel than the image.
 LIVELY = Program(
     (
         Node("conv", Conv(1, 2, 1, 1, (0, 0, 0, 0), True, 1.0), ("x",)),
@@ -578,7 +578,7 @@ def test_a_training_pass_runs_blocks_in_training_mode():
     h = apply(BatchNorm(2, 1e-3, 0.1), conv, training=told, **own)
     h = h + (batch.features @ weights["dense.weight"].T)[:, None, None]
     h = apply(Dropout(0.4, 2), h, training=told)
-    # Of two channels the first one is compared with the target.
+    # Only the first of the two channels is compared with the target.
     expected = np.mean((h[..., :1] - target) ** 2)
     loss, moved = reference.training_pass(LIVELY, weights, batch, "mse")
     assert loss == pytest.approx(expected, rel=1e-12) == reference.loss(LIVELY, weights, batch, "mse")
@@ -651,7 +651,7 @@ def test_sample_follows_a_guided_and_clipped_plan():
 
 
 def test_sample_keeps_registers_and_history():
-    # Any numbers will do: a plan that keeps nothing is not held to the identity of the rows.
+    # Arbitrary numbers: a plan that preserves "nothing" is not checked for consistency of its rows.
     rows = 3
     base = {name: numbers(name, rows) for name in ("c_skip", "c_out", "c_in")}
     plan = SamplerPlan(

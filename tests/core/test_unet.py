@@ -1,4 +1,4 @@
-"""The network as data: counts, names, hashes, and what is refused."""
+"""The network as data: parameter counts, names, hashes, and invalid programs and specs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_names_of_blocks_in_the_order_of_computation():
     ]  # fmt: skip
 
 
-# Options of parts that the tiny network does not have are changed in one that has them.
+# Options without effect on the tiny network are changed in a network on which they have one.
 SONG = replace(
     TINY, embedding="fourier", encoder="residual", down="block", up="block", resample_filter=(1.0, 3.0, 3.0, 1.0)
 )
@@ -103,7 +103,7 @@ CHANGES = {
 
 
 def test_every_option_changes_the_hash():
-    # The size of the images alone changes no block: the same weights compute the same function of any size.
+    # The image size changes no block: the same weights work at any size.
     assert CHANGES.keys() | SONG_CHANGES.keys() == {field.name for field in fields(UNetSpec)} - {"image_size"}
     hashes = {lower(replace(TINY, **{name: value})).sha256 for name, value in CHANGES.items()}
     hashes |= {lower(replace(SONG, **{name: value})).sha256 for name, value in SONG_CHANGES.items()}

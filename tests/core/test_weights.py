@@ -1,4 +1,4 @@
-"""Initial weights and the fit of given ones."""
+"""Initial weights, and the check that weights fit a program."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_unknown_initial_distribution_is_refused():
         def parameters(self):
             return (Parameter("weight", (1,), "o", ("cauchy", 1.0)),)
 
-    program = object.__new__(Program)  # a kind of its own would be refused before
+    program = object.__new__(Program)  # bypass the constructor, which refuses unregistered kinds
     object.__setattr__(program, "nodes", (Node("n", Odd(), ("x",)),))
     with pytest.raises(DuetError, match=r"n.weight: unknown initial distribution 'cauchy'"):
         initial_weights(program, 0)

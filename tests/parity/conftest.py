@@ -1,4 +1,4 @@
-"""A backend that keeps its networks, and the two records that the environments wrote."""
+"""A backend that caches its networks, and the records that the two environments wrote."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kept:
         return getattr(self._backend, name)
 
     def network(self, program: Program, weights: Weights) -> Any:
-        """The network of this program with these bytes."""
+        """Return the cached network of a program and weights."""
         key = (program.sha256, *((name, value.tobytes()) for name, value in weights.items()))
         if key not in self._networks:
             self._networks[key] = self._backend.network(program, weights)
@@ -38,7 +38,7 @@ class Kept:
 
 @pytest.fixture(scope="session")
 def kept(open_backend) -> Callable[[str], Kept]:
-    """The backend of a precision, with the networks that it has built."""
+    """Return the backend of a precision, with its cached networks."""
     return cache(lambda precision: Kept(open_backend(precision)))
 
 
@@ -71,7 +71,7 @@ class Exchange:
 
 @pytest.fixture(scope="session")
 def exchange() -> Exchange:
-    """What lies in DUET_EXCHANGE."""
+    """The records in DUET_EXCHANGE."""
     given = os.environ.get("DUET_EXCHANGE")
     if not given:
         pytest.fail("DUET_EXCHANGE is not set: `python3 -m duet test` writes both records and names their directory")

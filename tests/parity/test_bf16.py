@@ -21,12 +21,12 @@ from diffusion_core.parity.ladder import Check, check, l2_of_all
 
 pytestmark = pytest.mark.backend
 
-# Of one level, as tracing takes TensorFlow seconds for each; what resamples is among the blocks.
+# One resolution only, since TensorFlow takes seconds to trace each; the blocks include resampling.
 TITLE = "time added, one level"
 SPEC = replace(cases.NETWORKS[cases.FEW_NETWORKS[0]], channel_multipliers=(1,), attention_resolutions=(8,))
 PROGRAM = lower(SPEC)
 BATCH = cases.cast(cases.noise_batch(PROGRAM, SPEC.image_shape), np.float32)
-# Layers that multiply, and one that adds up.
+# Layers with products, and one with a sum.
 SOME = (
     "Conv 3x3", "Conv 3x3 stride 2, padding (1, 1)", "Sinusoid sin first, half - 1; Linear", "GroupNorm of 8 groups",
     "Attention of 4 heads",
@@ -41,7 +41,7 @@ def bf16(open_backend) -> Any:
 
 
 def climbed(backend: Any, *rungs: Any) -> list[Check]:
-    """The checks of some rungs."""
+    """Return the checks of some rungs."""
     measured = trace.Trace(backend.describe().backend, backend.config.precision)
     for rung in rungs:
         rung(backend, measured)
@@ -50,7 +50,7 @@ def climbed(backend: Any, *rungs: Any) -> list[Check]:
 
 @pytest.fixture(scope="module")
 def trainer(bf16) -> Trainer:
-    """One for all batches."""
+    """Return one trainer for all batches."""
     return bf16.trainer(PROGRAM, TrainerState.fresh(WEIGHTS), Adam(), "mse")
 
 
@@ -74,7 +74,7 @@ def test_the_ladder_holds_in_bfloat16(bf16):
     assert all(one.error > 1e-4 for one in checks if one.name in ("Conv 3x3", "Attention of 4 heads", TITLE))
 
 
-# torch.compile takes a minute where nothing is cached, XLA some seconds.
+# torch.compile takes a minute without a cache, XLA some seconds.
 @pytest.mark.slow if find_spec("torch") else lambda test: test
 def test_the_ladder_holds_in_bfloat16_compiled(open_backend):
     backend, measured = open_backend("bf16", compile=True), trace.Trace("this", "bf16")
@@ -103,6 +103,8 @@ def test_a_mistake_shows_in_a_gradient(trainer, wanted):
 @pytest.mark.parametrize("fault", ({"norm_groups": 8}, {"heads": 4}))
 def test_a_mistake_shows_in_a_network(bf16, fault):
     wrong = lower(replace(SPEC, **fault))
-    assert [p.shape for p in wrong.parameters] == [p.shape for p in PROGRAM.parameters]  # else it would be refused
+    assert [p.shape for p in wrong.parameters] == [
+        p.shape for p in PROGRAM.parameters
+    ]  # otherwise the weights would be refused
     error = trace.forward_error(bf16, wrong, WEIGHTS, BATCH, expected=PROGRAM)
     assert not check(3, TITLE, "bf16", "", "network", error).passed

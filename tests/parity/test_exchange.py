@@ -19,7 +19,7 @@ pytestmark = pytest.mark.exchange
 
 BOTH = pytest.mark.parametrize("precision", PRECISIONS)
 NAMES = ("torch", "tf")
-# How many checks each rung has in one precision, so that none can go missing unseen.
+# The number of checks of each rung in one precision, so that none can go missing unnoticed.
 BLOCKS, NETWORKS, PLANS = len(cases.BLOCKS), len(cases.NETWORKS), len(cases.PLANS)
 SHORT = sum(plan.rows <= 20 for plan in cases.PLANS.values())
 LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in cases.LOSSES)
@@ -67,7 +67,7 @@ def test_there_are_no_other_checks(exchange):
 @pytest.mark.parametrize("source, taker", [NAMES, NAMES[::-1]], ids="from {0[0]}".format)
 @pytest.mark.parametrize("plan", cases.PLANS)
 def test_final_uint8_images_are_identical(exchange, plan, source, taker, precision):
-    """In float64 by the ladder; in float32 a pixel may be one level off where rounding meets the border of two."""
+    """Exact in float64; in float32 a pixel may differ by 1 if rounding crosses the border between two values."""
     own = exchange.arrays[f"{source}/{precision}"][f"6/{plan}/pixels"]
     taken = exchange.arrays[f"{taker}/handover/{precision}"][f"6/{plan}/pixels"]
     assert own.dtype == taken.dtype == np.uint8 and own.shape == taken.shape
@@ -80,7 +80,7 @@ def test_final_uint8_images_are_identical(exchange, plan, source, taker, precisi
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_derivative_of_every_reference_loss(exchange, name, case):
-    """Rung 4 without the other framework, along one direction of weight space; what has no gradient is held at rest."""
+    """Rung 4 without the other framework, along one direction of weight space; parts without gradient are frozen."""
     weights, batch = cases.scattered_weights(case.program), case.batch
 
     def loss(moved: Weights) -> float:
@@ -93,7 +93,7 @@ def test_gradients_are_the_derivative_of_every_reference_loss(exchange, name, ca
 @pytest.mark.parametrize("case", cases.BLOCKS, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_derivative_of_the_reference_loss(exchange, name, case):
-    """The same of every block."""
+    """The same for every block."""
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.program, case.shape)
     gradients = under(exchange.arrays[f"{name}/float64"], f"2/{case.name}/")

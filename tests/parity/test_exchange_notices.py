@@ -20,7 +20,7 @@ from diffusion_core.parity.trace import AVERAGES, STEPS
 
 pytestmark = pytest.mark.exchange
 
-# What a record and the other framework's hand-over call the same thing.
+# Names of the same array in a record and in the hand-over of the other framework.
 TAKEN = {
     "8/handed over/": "8/taken over/",
     "8/uninterrupted/": "8/next step/",
@@ -85,7 +85,7 @@ def some(arrays: dict[str, np.ndarray]) -> list[str]:
 
 
 def one_value(array: np.ndarray, size: float) -> np.ndarray:
-    """The array with its middle value raised by `size`."""
+    """Return the array with its middle value raised by `size`."""
     spoilt = array.copy()
     flat = spoilt.reshape(-1)
     flat[flat.size // 2] += np.asarray(max(size, 1)).astype(array.dtype)
@@ -93,7 +93,7 @@ def one_value(array: np.ndarray, size: float) -> np.ndarray:
 
 
 def not_a_number(array: np.ndarray, size: float) -> np.ndarray:
-    """The array with one value that is no number; whole numbers have none, and are changed."""
+    """Return the array with one NaN; integers, which have none, are changed instead."""
     if array.dtype.kind != "f":
         return one_value(array, size)
     spoilt = array.copy()

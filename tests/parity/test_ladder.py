@@ -53,7 +53,7 @@ LIKELIHOODS = ["pullback, output", "pullback", "bound, every term"]
 
 @pytest.fixture(scope="module")
 def measure(kept) -> Callable[[Callable, str], trace.Trace]:
-    """What a rung measures, once per precision."""
+    """Return the measurements of a rung, cached per precision."""
 
     @cache
     def measured(rung: Callable, precision: str) -> trace.Trace:
@@ -67,7 +67,7 @@ def measure(kept) -> Callable[[Callable, str], trace.Trace]:
 
 @pytest.fixture(scope="module")
 def climb(measure) -> Callable[[Callable, str], Mapping[str, Check]]:
-    """The checks of a rung by name."""
+    """Return the checks of a rung by name."""
     return lambda rung, precision: {c.name: c for c in measure(rung, precision).checks}
 
 

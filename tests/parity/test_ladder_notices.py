@@ -33,14 +33,14 @@ from diffusion_core.parity.compare import compare_arrays, differing
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative
 from diffusion_core.sampling import SamplerPlan
 
-# The faults are those of comparisons, which both backends share: one backend is enough to show each of them.
+# The faults concern comparisons, which both backends share, so one backend is enough.
 pytestmark = [pytest.mark.backend, pytest.mark.either]
 
 CASES = {case.name: case for case in cases.BLOCKS}
 
 
 class Told:
-    """An object whose methods are told something else than the caller said.
+    """An object that changes the arguments of its methods.
 
     Args:
         sound: the backend, or a network or a trainer that it made.
@@ -81,7 +81,7 @@ def assert_noticed(checks: Mapping[str, Check], *names: str) -> None:
 def next_level_like(
     process: Process, t: np.ndarray, sound: Callable, *, to: int = 1, clean: bool = True, swapped: bool = False
 ) -> Columns:
-    """The columns of a network that predicts the next level, as others write them: `to` levels on."""
+    """Return the columns of a network that predicts `to` levels ahead, as other code defines them."""
     after = np.maximum(t - to, 0)
     alpha, sigma = process.schedule(after)
     if clean:
@@ -100,7 +100,7 @@ NEXT_LEVEL_FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", [{}, *NEXT_LEVEL_FAULTS.values()], ids=["none", *NEXT_LEVEL_FAULTS])
 def test_rung_0_notices_other_columns_of_the_next_level(exact, options, monkeypatch):
-    """The comparison that the exchange makes of tables, with their NumPy told otherwise."""
+    """The comparison that the exchange makes of tables, with faults in their NumPy."""
     sound = Process.columns
 
     def columns(process: Process, t: np.ndarray) -> Columns:
@@ -127,7 +127,7 @@ EDM_FAULTS: dict[str, Callable[[Columns], dict[str, np.ndarray]]] = {
 
 @pytest.mark.parametrize("fault", EDM_FAULTS.values(), ids=EDM_FAULTS)
 def test_rung_0_notices_other_columns_of_edm(exact, fault, monkeypatch):
-    """Tables, plans and batches are all made of them."""
+    """Tables, plans and batches all depend on these."""
     sound = Process.columns
 
     def columns(process: Process, t: np.ndarray) -> Columns:
@@ -210,7 +210,7 @@ def by(factor: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda column: factor * column
 
 
-# What the loss that has every part is told.
+# Faults of the batch for the loss that has every part.
 LOSS_FAULTS = {
     "none": lambda batch: (batch,),
     "the bound in nats": told_column("weight", by(np.log(2))),
@@ -233,7 +233,7 @@ LOSS_FAULTS = {
 
 @pytest.fixture(scope="module")
 def whole_loss(exact) -> tuple[Any, TrainBatch, float]:
-    """A trainer that takes steps of no length with the loss that has every part, its batch, and what it must say."""
+    """Return a trainer with learning rate 0 and the loss that has every part, its batch, and the expected result."""
     case = cases.LOSSES[-1]
     weights = cases.scattered_weights(case.program)
     trainer = exact.trainer(case.program, TrainerState.fresh(weights), Adam(), "mse")
@@ -248,7 +248,7 @@ def test_rung_1_notices_other_losses(whole_loss, name):
 
 
 def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
-    """Of which no loss tells: the gradients of one record are those of a backend that stops them elsewhere."""
+    """Faults that no loss shows: the gradients of one record stop at another place."""
     sound = trace.Trace("this", "float64")
     case = cases.LOSSES[-1]
     trace.losses(exact, sound, [case])
@@ -275,7 +275,7 @@ def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
 
 
 def in_micro_batches(**change: Callable[[TrainBatch], np.ndarray]) -> Callable:
-    """Another batch where it is computed in pieces."""
+    """Change the batch if it is computed in micro-batches."""
     return lambda batch, *rest: (*(told_batch(**change)(batch) if rest[-1:] == (2,) else (batch,)), *rest)
 
 
@@ -315,7 +315,7 @@ def told_node(name: str, change: Callable[[Node], Node]) -> Fault:
 
 
 def told_weights(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
-    """Weights whose name starts so, changed."""
+    """Change the weights whose name starts with a prefix."""
 
     def fault(program: Program, weights: Weights) -> tuple[Program, Weights]:
         assert any(key.startswith(name) for key in weights)
@@ -480,7 +480,7 @@ def test_rung_2_notices_in_float32(kept, title):
 
 @pytest.mark.parametrize("name", CASES)
 def test_rung_2_notices_a_hair_in_every_case(exact, name):
-    """One weight off by 1e-9 of the largest: no case is blind to what its block is fed."""
+    """One weight with an error of 1e-9 of the largest: every case depends on the input of its block."""
     assert not block_check(exact, name, {"network": told_weights("pre.weight", hair)}).passed
 
 
@@ -518,7 +518,7 @@ def test_rung_2_notices_other_inputs(kept, name, fault, precision):
     assert not block_check(kept(precision), name, {"network.forward": fault}).passed
 
 
-# Rung 2 again: blocks as others write them
+# Rung 2 again: blocks as other code writes them
 
 
 def normalised(x: np.ndarray, axes: tuple[int, ...], eps: float, eps_outside: bool = False) -> np.ndarray:
@@ -528,7 +528,7 @@ def normalised(x: np.ndarray, axes: tuple[int, ...], eps: float, eps_outside: bo
 
 
 def gelu_like(b: Any, x: np.ndarray, *, tanh: bool = False, root: float = np.sqrt(2.0)) -> np.ndarray:
-    """GELU as others write it."""
+    """GELU as other code writes it."""
     if tanh:
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     return reference._gelu(b, x * np.sqrt(2.0) / root) * root / np.sqrt(2.0)
@@ -538,7 +538,7 @@ def layer_norm_like(
     b: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, axes: tuple[int, ...] | None = None,
     eps_outside: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Layer normalisation as others write it."""
+    """Layer normalisation as other code writes it."""
     if weight.ndim == 3:
         weight, bias = weight.transpose(1, 2, 0), bias.transpose(1, 2, 0)
     return normalised(x, axes or tuple(range(-weight.ndim, 0)), b.eps, eps_outside) * weight + bias
@@ -549,7 +549,7 @@ def batch_norm_like(
     training: Training | None, *, biased: bool = False, keeps: bool = False, eps_outside: bool = False,
     own: bool | None = None, axes: tuple[int, ...] = (), still: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Batch normalisation as others write it."""
+    """Batch normalisation as other code writes it."""
     axes = axes or tuple(range(x.ndim - 1))
     n = np.prod([x.shape[axis] for axis in axes])
     share = 1 - b.momentum if keeps else b.momentum
@@ -569,7 +569,7 @@ def dropout_like(
     order: tuple[int, ...] = (0, 1, 2, 3), one_mask: bool = False, whole_channels: bool = False,
     rate: float | None = None, high: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Dropout as others write it; `order` is that in which elements are counted."""
+    """Dropout as other code writes it; `order` is that in which elements are counted."""
     if training is None and not always:
         return x
     batch = cases.noise_batch(CASES["ReLU"].program, CASES["ReLU"].shape)
@@ -635,7 +635,7 @@ OTHER_FORMULAS: dict[str, tuple[str, Callable]] = {
 
 
 def plant_formula(monkeypatch: pytest.MonkeyPatch, formula: partial) -> None:
-    """Make it the reference's, for the kind that it is a formula of."""
+    """Replace the reference function of its kind by this formula."""
     (kind,) = (kind for kind, plain in FORMULAS.items() if plain is formula.func)
     monkeypatch.setitem(reference.BLOCK_FUNCTIONS, kind, formula)
 
@@ -653,7 +653,7 @@ def test_rung_2_notices_another_formula(exact, name, formula, monkeypatch):
     assert not block_check(exact, name, {}).passed
 
 
-# Rung 2 in training: what acts otherwise there
+# Rung 2 in training: blocks with a training mode
 
 
 def halved(of: str) -> Callable[[TrainBatch], np.ndarray]:
@@ -721,7 +721,7 @@ def test_rung_2_notices_in_training(exact, name, faults, names):
 
 @pytest.fixture(scope="module")
 def stepped(exact) -> Callable[[str], Any]:
-    """By case, a backend that remembers its first step: the faults are the reference's alone."""
+    """Return by case a backend that caches its first step, since the faults are in the reference only."""
 
     @cache
     def remembered(name: str) -> Any:
@@ -866,7 +866,7 @@ def adam_like(
     decays: frozenset[str], *, eps_inside: bool = False, coupled: bool = False, decay_last: bool = False,
     clip: str = "torch", corrected: bool = True,
 ) -> tuple[Weights, Weights, Weights]:  # fmt: skip
-    """Adam as others write it."""
+    """Adam as other code writes it."""
     norm = global_norm(gradients)
     factor = {"torch": clip_factor(norm, adam.clip), "none": 1.0, "tensorflow": min(1.0, adam.clip / norm),
               "value": None}[clip]  # fmt: skip
@@ -1053,7 +1053,7 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
 
 @pytest.fixture(scope="module")
 def expected_once() -> Iterator[None]:
-    """The images of the reference, computed once per plan: the faults are the backend's alone."""
+    """The images of the reference, computed once per plan: since the faults are in the backend only."""
     images: dict[int, np.ndarray] = {}
     compute = trace._reference_images
 
@@ -1153,11 +1153,11 @@ def test_rung_6_notices_steered(exact, faults):
     assert_noticed(climbed(trace.guidance, exact, faults), "steered")
 
 
-# Rungs 4 and 6: pullback and likelihood
+# Rungs 4 and 6: vector-Jacobian product and likelihood
 
 
 def pulling(**changed: Callable) -> dict[str, Callable]:
-    """A pullback that is told another one of x, c_noise, label or cotangent."""
+    """A vector-Jacobian product with a changed x, c_noise, label or cotangent."""
     names = ("x", "c_noise", "label", "cotangent")
     return {"network.vjp": lambda *g: [changed.get(n, lambda v: v)(v) for n, v in zip(names, g, strict=True)]}
 
@@ -1271,7 +1271,7 @@ AVERAGES_FAULTS: dict[str, Callable[[TrainerState], tuple[Weights, ...]]] = {
 
 @pytest.mark.parametrize("fault", AVERAGES_FAULTS.values(), ids=AVERAGES_FAULTS)
 def test_the_averages_of_a_hand_over_are_noticed_by_their_bits(runs, fault):
-    """One step hides them from the weights; the state that was taken over does not."""
+    """After one step the weights do not show them; the state after the hand-over does."""
     _, middle, _ = runs("float64")
     state = replace(middle, averages=fault(middle))
     assert differing(*(trace._state_arrays("", s) for s in (middle, state))) > 0

@@ -1,4 +1,4 @@
-"""What the ladder measures with: a number that is wrong, missing or not finite never passes."""
+"""The error measures of the ladder: a wrong, missing or non-finite number never passes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SPEC = cases.NETWORKS["simple"]
 
 
 def differing(record: dict, name: str, by: float) -> dict:
-    """The record with one number of one array moved by a share of the array's largest."""
+    """Return the record with one element of one array changed by a fraction of its largest element."""
     moved = np.array(record[name], np.float64)
     moved.flat[0] += by * np.abs(moved).max()
     return record | {name: moved}
@@ -32,7 +32,7 @@ def differing(record: dict, name: str, by: float) -> dict:
 
 @pytest.fixture(scope="module")
 def records(open_backend):
-    """What one backend computes, twice."""
+    """Two records of one backend."""
     return [record_network(open_backend("float64"), SPEC, 2, gradients=True) for _ in range(2)]
 
 
@@ -82,7 +82,7 @@ def test_a_network_with_loaded_weights_equals_a_new_one(open_backend, precision,
     other = {name: 1.25 * value + dtype(0.125) for name, value in one.items()}
     inputs = batch.images, batch.c_noise, batch.label
     network, fresh = backend.network(program, one), backend.network(program, other)
-    before = network.forward(*inputs)  # whatever is traced is traced here
+    before = network.forward(*inputs)  # traces the network
     network.load(other)
     np.testing.assert_array_equal(network.forward(*inputs), fresh.forward(*inputs))
     assert all(np.array_equal(value, other[name]) for name, value in network.weights().items())

@@ -1,4 +1,4 @@
-"""A step that is not finite, whole, in one backend: nothing of it stays, and it can be looked into."""
+"""A non-finite step in one backend: it changes nothing, and its activations can be inspected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADAM, DECAYS = Adam(weight_decay=0.01), (0.9,)
 
 
 def with_one(number: float) -> TrainBatch:
-    """The batch with one value of one image that is not finite."""
+    """Return the batch with one non-finite value in one image."""
     images = BATCH.images.copy()
     images[1, 2, 3, 0] = number
     return replace(BATCH, images=images)
@@ -44,7 +44,7 @@ def test_steps_from_a_non_finite_one_on_change_no_bit(open_backend):
     assert np.isfinite(float(trainer.step(BATCH, 1e-3, DECAYS).grad_norm))
     after = trainer.state()
     assert bits(after) == bits(before) and after.updates == 4
-    # What is gone on with there, here or elsewhere, is the same.
+    # Resuming there, in this or the other backend, gives the same.
     trainer.clear_non_finite()
     resumed = backend.trainer(PROGRAM, after, ADAM, "mse")
     for one in (trainer, resumed):
