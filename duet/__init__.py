@@ -67,4 +67,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted(set(globals()) | set(_PUBLIC))
+    return sorted(__all__ + [name for name in globals() if name.startswith("__")])

@@ -606,6 +606,7 @@ def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = 
     except ImportError as error:
         raise DuetError(
             f"backend {name}: it cannot be imported in this Python ({error}); "
-            f"start it with: python3 -m duet COMMAND backend={name} ..."
+            f"start it with: python3 -m duet COMMAND backend={name} ... or, for a script of yours: "
+            f"python3 -m duet run {name} -- script.py"
         ) from error
     return factory(config) if group is None else factory(config, group)

@@ -139,11 +139,11 @@ def resolve_parts(what: str, parts: Sequence[str], part: str | None) -> list[str
         DuetError: there is no such part, or None was given and there are several.
     """
     if part is None and len(parts) > 1:
-        raise DuetError(f"part of {what}: none was given; choose one of {', '.join(parts)}, or all")
+        raise DuetError(f"part: none was given for {what}; choose one of {', '.join(parts)}, or all")
     if part in parts or part is None:
         return [parts[0] if part is None else part]
     if part != "all":
-        raise one_of(f"part of {what}", part, [*parts, "all"])
+        raise one_of("part", part, [*parts, "all"])
     return list(parts)
 
 

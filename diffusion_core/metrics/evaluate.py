@@ -37,6 +37,7 @@ from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
 from diffusion_core.metrics.kernel import KERNEL
 from diffusion_core.metrics.manifold import MANIFOLD
 from diffusion_core.metrics.metric import (
+    FEATURE_ARRAYS,
     OPTIONAL_ARRAYS,
     Arrays,
     FeatureKind,
@@ -194,7 +195,7 @@ def evaluate(
             progress(done, name)
         metric = METRICS.get(name)
         if metric and (missing := metric.missing(samples.arrays, reference.arrays)):
-            skipped[name] = f"there are no {', '.join(missing)}"
+            skipped[name] = _reason(missing, kind)
             continue
         try:
             compatibility = metric.compatibility(kind, reference) if metric and metric.compatibility else {}
@@ -224,6 +225,17 @@ def evaluate(
     if progress:
         progress(len(metrics), "")
     return Evaluation(tuple(numbers), skipped, results)
+
+
+def _reason(missing: Sequence[str], kind: FeatureKind | None) -> str:
+    """Return why a metric cannot be measured without the arrays `missing`, as in "labels of the samples"."""
+    arrays = {text.split()[0] for text in missing}
+    if len(arrays) > 1 or not arrays <= set(FEATURE_ARRAYS):
+        return f"it needs {', '.join(missing)}"
+    title = "spatial features" if arrays == {"spatial"} else arrays.pop()
+    if kind is None:
+        return f"it needs {title}; set features=NAME, a feature network that computes them"
+    return f"it needs {title}, which the features {kind.name} do not have"
 
 
 def _without(

@@ -228,10 +228,10 @@ def list_checkpoints(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.name.isdigit() and p.is_dir()) if parent.is_dir() else []
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """Return the path of a checkpoint, given that path, a `checkpoints` directory or a run directory.
 
-    Of several checkpoints it is the latest.
+    Of several checkpoints it is the latest. An error names the configuration key `key`.
 
     Raises:
         DuetError: if there is no checkpoint.
@@ -242,17 +242,20 @@ def find_checkpoint(path: str | Path) -> Path:
     checkpoints = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
     if not checkpoints:
         what = "holds no checkpoint" if path.exists() else "does not exist"
-        raise DuetError(f"checkpoint: {path} {what}; give a run directory or one of its checkpoints/<images seen>")
+        raise DuetError(f"{key}: {str(path)!r} {what}; give a run directory or one of its checkpoints/<images seen>")
     return checkpoints[-1]
 
 
-def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = None, finite: bool = True) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, network: NetworkSpec | Program | None = None, finite: bool = True, key: str = "checkpoint"
+) -> Checkpoint:
     """Read a checkpoint and check it.
 
     Args:
         path: a checkpoint, a `checkpoints` directory or a run directory; see `find_checkpoint`.
         network: the network that the checkpoint must have, if known. For a spec the error names the fields that differ.
         finite: whether to refuse numbers that are not finite. Only the search for such numbers sets this to False.
+        key: the configuration key that an error names if there is no checkpoint.
 
     Returns:
         The checkpoint, whose arrays have the names, axes and shapes of the program's parameters.
@@ -264,7 +267,7 @@ def load_checkpoint(path: str | Path, network: NetworkSpec | Program | None = No
     Example:
         See `save_checkpoint`.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(path, key)
     with file_errors(path / "state.json"):
         state = read_json(path / "state.json", "it is corrupt")
         version, hashes, notes = state["format"], state["files"], state["notes"]

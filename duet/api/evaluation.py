@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from diffusion_core.metrics.evaluate import random_sets
+from diffusion_core.metrics.evaluate import METRICS, random_sets
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from experiments.evaluation.context import dataset_reference
@@ -50,6 +51,7 @@ class Scores(Mapping[str, Number]):
                 f"{number.name} {number.value:.4g}"
                 + (f" [{interval.low:.4g}, {interval.high:.4g}]" if interval else "")
             )
+        parts += [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
         return f"Scores({'; '.join(parts)})"
 
 
@@ -80,7 +82,7 @@ def evaluate(
         seed: of the sets and of metrics that draw.
 
     Raises:
-        DuetError: for unknown names or options, or images that do not fit the reference.
+        DuetError: for unknown names or options, images that do not fit the reference, or if no metric applies.
 
     Example:
         Digits against themselves::
@@ -99,4 +101,13 @@ def evaluate(
     samples = SampleSet(arrays, {"name": "array", "count": len(images)})
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         found, _, _ = evaluator(samples, random_sets(len(images), sets, seed))
+    if not found.numbers:
+        reading = [name for name in metrics if METRICS[name].reads_features]
+        if reading and not features:
+            raise DuetError(
+                f"features: metric {reading[0]!r} needs a feature network; give features='digits' or "
+                f"features='inception'"
+            )
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
+        raise DuetError(f"metrics: none of them applies; {reasons or 'give the name of at least one'}")
     return Scores({number.name: number for number in found.numbers}, found.skipped)

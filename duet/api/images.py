@@ -13,13 +13,13 @@ __all__ = ["save_grid"]
 
 
 def save_grid(path: str | Path, images: NDArray[np.uint8], columns: int = 10, scale: int | None = None) -> Path:
-    """Write images as one PNG file, row by row.
+    """Write images as one PNG file, row by row; missing folders are created.
 
     Args:
         path: of the file.
         images: uint8 with shape (N, H, W, C), C being 1 or 3.
         columns: images per row.
-        scale: pixels per pixel; None enlarges small images to about 64 pixels.
+        scale: enlargement factor, a whole number; None enlarges small images to about 64 pixels.
 
     Returns:
         The path.

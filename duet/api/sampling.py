@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, StepCallback
+from diffusion_core.common.errors import one_of
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
-from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
-from experiments.sampling.plans import choose_sampler
+from experiments.sampling.plans import choose_sampler, shared_options
 
 __all__ = ["sample"]
 
@@ -76,6 +78,7 @@ def sample(
 
             images = duet.sample("outputs/digits", 16, labels=7, sampler="heun", steps=18)
     """
+    _check_names(options)
     loaded = _load(checkpoint)
     which = choose_weights("weights", weights, loaded)
     models = GuidanceModels(
@@ -92,6 +95,18 @@ def sample(
         callback=callback and StepCallback(callback), guidance=models.build(opened),
     )  # fmt: skip
     return to_uint8(images, loaded.model.value_range)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Refuse an option that no sampler has; the sampler itself refuses those of other samplers."""
+    known = {
+        p.name for f in SAMPLERS.values() for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
+    known |= set(shared_options())
+    for name in options:
+        if name not in known:
+            keywords = [p.name for p in inspect.signature(sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise one_of("option of sample", name, [*keywords, *sorted(known)])
 
 
 def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:

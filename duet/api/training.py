@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Mapping
@@ -127,7 +128,8 @@ def make_setup(
     objective_names = set(OPTIONS)
     for name in options:
         if name not in config_names | objective_names:
-            raise one_of("option of train", name, sorted(config_names | objective_names))
+            keywords = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise one_of("option of train", name, [*keywords, *sorted(config_names | objective_names)])
     config = TrainingConfig(images=images, batch=batch, **{k: v for k, v in options.items() if k in config_names})
     return TrainingSetup.create(
         model, dataset, config,

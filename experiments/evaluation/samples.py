@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build, check_options
 from diffusion_core.images import render
@@ -29,6 +29,16 @@ from features import FEATURES, Features, extract
 __all__ = ["SampleEvaluator", "make_features", "measure_samples", "select_samples"]
 
 _BATCH = 50  # images of 299 x 299 per batch
+
+# By another common name of a metric, a hint at its name here.
+_OTHER_NAMES = {
+    "fid": " FID is 'frechet' with features='inception'",
+    "sfid": " sFID is 'spatial' with features='inception'",
+    "kid": " KID is 'kernel' with features='inception'",
+    "is": " The inception score is 'score' with features='inception'",
+    "precision": " Precision and recall are 'manifold'",
+    "recall": " Precision and recall are 'manifold'",
+}
 
 
 def make_features(options: Mapping[str, Any]) -> Features | None:
@@ -62,6 +72,8 @@ class SampleEvaluator:
     def __post_init__(self) -> None:
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
+            if name not in METRICS:
+                raise DuetError(f"{one_of('metrics', name, METRICS)}{_OTHER_NAMES.get(name.lower(), '')}")
             check_options(f"metrics.{name}", fits, name, options, arguments=2)
 
     def check(self, arrays: Mapping[str, Any], count: int, sets: int) -> None:
@@ -76,8 +88,8 @@ class SampleEvaluator:
         shapes = [np.shape(side["images"])[1:] for side in (arrays, self.reference.arrays) if "images" in side]
         if len(set(shapes)) > 1:
             raise DuetError(
-                f"samples: they are {shapes[0]} (h, w, c) and the images of {self.reference.facts['name']} "
-                f"{shapes[1]}; resize the data to the size of the samples with data.options.size"
+                f"samples: they are {_size(shapes[0])}; the images of {self.reference.facts['name']} are "
+                f"{_size(shapes[1])}; resize the data to the size of the samples with data.options.size"
             )
         if self.features is not None and "images" in self.reference.arrays:
             self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
@@ -93,6 +105,11 @@ class SampleEvaluator:
                 self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress
             )
         return evaluation, samples, reference
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """Return the shape of an image as text, as in "8 x 8 x 1"."""
+    return " x ".join(map(str, shape))
 
 
 def _with_features(sample_set: SampleSet, features: Features | None, what: str) -> SampleSet:

@@ -50,7 +50,7 @@ class GuidanceModels:
         """
         chosen: list[Any] = []
         for key, path, weights in (("guide", guide, guide_weights), ("classifier", classifier, classifier_weights)):
-            checkpoint = None if path is None else load_checkpoint(path)
+            checkpoint = None if path is None else load_checkpoint(path, key=key)
             if checkpoint is not None:
                 weights = choose_weights(f"{key}_weights", weights, checkpoint)
             elif weights is not None:

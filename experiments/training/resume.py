@@ -47,14 +47,17 @@ def find_source(resume: str | None, directory: Path) -> Path | None:
         DuetError: if there is no such checkpoint.
     """
     if resume not in OWN_RUN:
-        return resume and find_checkpoint(resume)
+        return resume and find_checkpoint(resume, "resume")
     if list_checkpoints(directory / "checkpoints"):
         return find_checkpoint(directory)
     if (directory / "environment.json").exists():  # interrupted before its first checkpoint: start as it started
         resumed_from = read_json(directory / "environment.json")["resumed_from"]
-        return resumed_from and find_checkpoint(resumed_from["source"])
+        return resumed_from and find_checkpoint(resumed_from["source"], "resume")
     if resume == "latest":
-        raise DuetError(f"resume: {directory} holds no checkpoint; name the run to resume, as in hydra.run.dir=RUN")
+        raise DuetError(
+            f"resume: {directory} holds no checkpoint; start it without resume, or name an existing run with "
+            f"hydra.run.dir=RUN"
+        )
     return None
 
 
@@ -81,7 +84,10 @@ def starting_point(
     for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
         stored, given = getattr(checkpoint.model, name), getattr(setup.model, name)
         if stored != given:
-            raise DuetError(f"resume: {source} was trained with {name} {stored}, but {given} was given")
+            raise DuetError(
+                f"resume: {source} was trained with {name} {stored}, but {given} was given; give what it was trained "
+                f"with, or start a new run"
+            )
     changed = _changed_objective(checkpoint, setup)
     for name, (stored, given) in changed.items():
         if not change_objective:
@@ -118,7 +124,12 @@ def _check_length(checkpoint: Checkpoint, config: TrainingConfig, is_own: bool) 
     left = config.images - checkpoint.images_seen
     # A run that was interrupted after its last step has no steps left, but its samples and result are still made.
     is_trained = left == 0 and is_own
-    if not is_trained and (left <= 0 or left % config.batch):
+    if not is_trained and left == 0:
+        raise DuetError(
+            f"resume: the checkpoint is already trained to {config.images} images; set trainer.images above that to "
+            f"continue: {config.images} plus a multiple of the batch {config.batch}"
+        )
+    if left < 0 or left % config.batch:
         raise DuetError(
             f"resume: the checkpoint has seen {checkpoint.images_seen} images and trainer.images is {config.images}; "
             f"to continue, give {checkpoint.images_seen} plus a multiple of the batch {config.batch}"

@@ -249,7 +249,7 @@ def test_a_checkpoint_is_found_from_a_run_its_directory_or_its_own_path(tmp_path
     assert find_checkpoint(parent / "000000000256").name == "000000000256"
     with pytest.raises(DuetError, match="holds no checkpoint; give a run directory"):
         find_checkpoint(tmp_path)
-    with pytest.raises(DuetError, match="nowhere does not exist"):
+    with pytest.raises(DuetError, match="nowhere' does not exist"):
         find_checkpoint(tmp_path / "nowhere")
 
 

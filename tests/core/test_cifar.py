@@ -155,7 +155,7 @@ def test_file_that_is_not_an_archive_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"part": "trian"}, "part of cifar10: 'trian' was given; .* Did you mean 'train'"),
+        ({"part": "trian"}, "part: 'trian' was given; .* Did you mean 'train'"),
         ({"size": 0}, "size 0 and 3 channels were given"),
         ({"size": 28.0}, "data.size: 28.0 was given; it must be a whole number"),
         ({"channels": 2}, "the channels 1 or 3"),

@@ -133,7 +133,7 @@ def test_metric_without_its_arrays_is_skipped_with_the_reason():
     metrics = {"frechet": {}, "score": {}, "agreement": {}, "manifold": {"nearest_density": 11}}
     found = evaluate(metrics, samples, random_sets(12, 3, 0), reference)
     assert [number.name for number in found.numbers] == ["small Fréchet distance"]
-    assert found.skipped["score"] == "there are no probabilities of the samples"
+    assert found.skipped["score"] == "it needs probabilities, which the features small do not have"
     assert "labels of the samples, probabilities of the samples, labels of the ref" in found.skipped["agreement"]
     assert "11 nearest neighbours need more" in found.skipped["manifold"]
     with pytest.raises(DuetError, match=r"metrics\.kernal\.name: 'kernal' .* Did you mean 'kernel'"):

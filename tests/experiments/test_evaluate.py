@@ -87,7 +87,7 @@ def test_saved_samples_are_evaluated_by_every_metric_without_a_framework(samples
     # The saved features, without images and without their network, give the same numbers and protocols.
     kept = (f"samples={out}/features/samples.npz", f"reference={out}/features/reference.npz", "sets=4")
     output, error = run("evaluate", *kept, f"out={tmp_path}/kept")
-    assert error == "" and "skipped: colour: there are no images" in output
+    assert error == "" and "skipped: colour: it needs images" in output
     again = {n.name: n for n in read_numbers(tmp_path / "kept")}
     assert set(again) < {n.name for n in read_numbers(out)}
     assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 9
@@ -179,7 +179,7 @@ def test_every_metric_has_a_configuration_file_with_all_its_options():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("samples=SAMPLES", *ON_DIGITS), "they are (16, 16, 1) (h, w, c) and the images of digits (8, 8, 1)"),
+        (("samples=SAMPLES", *ON_DIGITS), "they are 16 x 16 x 1; the images of digits are 8 x 8 x 1"),
         (ON_DIGITS, "nothing was requested; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
         (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),
@@ -194,7 +194,10 @@ def test_every_metric_has_a_configuration_file_with_all_its_options():
         (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "sets=21"), "21 sets of at least 2 need 42"),
         (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "count=41"), "there are 1 to 40 samples"),
         (("samples=SAMPLES", *ON_DIGITS, "reference=SAMPLES"), "a file and data were given"),
-        (("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"), "none of them applies; frechet: there are no"),
+        (
+            ("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"),
+            "none of them applies; frechet: it needs features; set",
+        ),
     ],
 )
 def test_invalid_requests_are_one_line_and_write_nothing(samples, words, message, tmp_path):

@@ -83,6 +83,27 @@ def test_an_option_that_does_not_exist_names_the_argument_and_the_nearest(tiny):
     model, digits = tiny
     with pytest.raises(duet.DuetError, match=r"'label_droput' was given.*Did you mean 'label_dropout'"):
         duet.train(model, digits, images=64, batch=64, label_droput=0.1, backend="none")
+    with pytest.raises(duet.DuetError, match=r"'imges' was given.*Did you mean 'images'"):
+        duet.train(model, digits, imges=64, backend="none")
+    with pytest.raises(duet.DuetError, match=r"'labls' was given.*Did you mean 'labels'"):
+        duet.sample("nowhere", labls=3)
+    with pytest.raises(duet.DuetError, match=r"^part: 'trian' was given.*Did you mean 'train'"):
+        duet.load_dataset("digits", part="trian")
+    with pytest.raises(duet.DuetError, match=r"^checkpoint: 'nowhere' does not exist"):
+        duet.sample("nowhere")
+
+
+def test_metrics_that_cannot_be_measured_are_refused_or_listed():
+    digits = duet.load_dataset("digits", part="held_out")
+    with pytest.raises(duet.DuetError, match=r"^features: metric 'frechet' needs a feature network; give features='di"):
+        duet.evaluate(digits.images, digits, metrics=["frechet"])
+    with pytest.raises(
+        duet.DuetError, match=r"^metrics: 'fid' was given; .* FID is 'frechet' with features='inception'"
+    ):
+        duet.evaluate(digits.images, digits, metrics=["fid"])
+    assert "skipped frechet: it needs features" in repr(
+        duet.evaluate(digits.images, digits, metrics=["frechet", "colour"])
+    )
 
 
 def test_an_error_names_the_argument_in_python_and_the_key_on_the_command_line():

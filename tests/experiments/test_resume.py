@@ -161,7 +161,7 @@ def test_which_checkpoint_a_run_resumes_from(run, tmp_path):
     """Its last checkpoint; before it has one, the checkpoint that it started from; without a run, none."""
     assert resume.find_source(None, run) is None and resume.find_source(str(run), tmp_path) == run / "000000000064"
     assert resume.find_source("auto", tmp_path) is None
-    with pytest.raises(DuetError, match="holds no checkpoint; name the run to resume"):
+    with pytest.raises(DuetError, match="holds no checkpoint; start it without resume, or name an existing run"):
         resume.find_source("latest", tmp_path)
     for came, expected in ((None, None), ({"source": str(run)}, run / "000000000064")):
         write_json(tmp_path / "environment.json", {"resumed_from": came})

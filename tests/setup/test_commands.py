@@ -50,6 +50,7 @@ def test_a_public_name_is_imported_when_it_is_used():
     from diffusion_core.common.errors import DuetError
 
     assert duet.DuetError is DuetError and "DuetError" in dir(duet)
+    assert {name for name in dir(duet) if not name.startswith("__")} == set(duet.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = duet.nothing
 
