@@ -21,6 +21,7 @@ from diffusion_core.backend.interface import (
     TrainerState,
     translate_out_of_memory,
 )
+from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
@@ -141,6 +142,9 @@ class Trainer:
         self.accumulate = context.function(self._accumulate)
         self.apply = context.function(self._apply)
         self.full_step = context.function(self._full_step)
+
+    def __repr__(self) -> str:
+        return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device.strip('/')})"
 
     def _like(self, arrays: Weights, source: str) -> dict[str, tf.Variable]:
         """Return arrays as variables with the axes of the network."""

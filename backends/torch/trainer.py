@@ -22,6 +22,7 @@ from diffusion_core.backend.interface import (
     TrainerState,
     translate_out_of_memory,
 )
+from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
@@ -149,6 +150,9 @@ class Trainer:
         self.failed = torch.zeros((), dtype=torch.bool, device=context.device)
         self.loss = context.function(self._loss)
         self.accumulate = self._accumulate
+
+    def __repr__(self) -> str:
+        return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device})"
 
     def _like(self, arrays: Weights, source: str, trained: bool = False) -> dict[str, Tensor]:
         """Return arrays as tensors with the memory layout of the network."""

@@ -62,8 +62,8 @@ def make_spec(architecture: str, **options: Any) -> NetworkSpec:
 
     Example:
         >>> spec = make_spec("unet", image_size=32, channels=64, channel_multipliers=[1, 2, 2])
-        >>> spec.image_shape, spec.channel_multipliers
-        ((32, 32, 3), (1, 2, 2))
+        >>> spec
+        UNetSpec(image_size=32, channels=64, channel_multipliers=(1, 2, 2))
         >>> lower(spec)
         Program(192 blocks, 6,140,675 parameters)
     """

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import singledispatch
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ __all__ = ["Builder", "NetworkSpec", "lower", "with_uncertainty"]
 MAX_BLOCKS = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkSpec:
     """The options that every architecture has.
 
@@ -47,6 +47,11 @@ class NetworkSpec:
     out_channels: int = 3
     num_classes: int = field(default=0, kw_only=True)
     self_conditioning: bool = field(default=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        """Show the options that differ from their defaults, on one line."""
+        options = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options)})"
 
     def check(self, *names: str) -> None:
         """Raise a `DuetError` if the image size, the channels or one of the named fields is below 1."""

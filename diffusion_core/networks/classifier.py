@@ -26,7 +26,7 @@ from diffusion_core.networks.unet_spec import UNetSpec
 __all__ = ["ClassifierSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassifierSpec(UNetSpec):
     """A classifier with the options of `UNetSpec`; options of the decoder have no effect.
 

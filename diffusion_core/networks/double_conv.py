@@ -40,7 +40,7 @@ from diffusion_core.networks.program import Program
 __all__ = ["DoubleConvSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DoubleConvSpec(NetworkSpec):
     """A UNet of double convolutions and attention; the classes are 1 .. num_classes, and the label 0 means "no class".
 

@@ -27,7 +27,7 @@ __all__ = ["PlainSpec"]
 _CHOICES = {"time": ("channel", "none"), "up": ("transposed", "nearest"), "output": ("linear", "sigmoid")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlainSpec(NetworkSpec):
     """A UNet of convolutions and ReLU alone.
 

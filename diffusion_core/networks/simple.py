@@ -24,7 +24,7 @@ from diffusion_core.networks.program import Program
 __all__ = ["SimpleSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimpleSpec(NetworkSpec):
     """A UNet with batch normalisation, and skips taken after each strided convolution.
 

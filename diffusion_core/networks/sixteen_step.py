@@ -23,7 +23,7 @@ from diffusion_core.networks.program import Program
 __all__ = ["SixteenStepSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SixteenStepSpec(NetworkSpec):
     """A UNet of one width with multiplicative time and a dense bottleneck, for images of one size.
 

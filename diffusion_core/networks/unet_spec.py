@@ -20,7 +20,7 @@ from diffusion_core.networks.builder import NetworkSpec
 __all__ = ["UNetSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UNetSpec(NetworkSpec):
     """A UNet; `lower` turns it into a program.
 
