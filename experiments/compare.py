@@ -7,7 +7,7 @@
 Any number of directories can be compared; every pair of runs and of records is checked. The command reads files, loads
 no framework, and exits with code 1 if a check fails, as `diff` does. `crossed` names samples that one framework drew
 from another's checkpoint (`experiments.sample`); the hash of the weights says which checkpoint that was. `evaluations`
-are directories of `experiments.evaluate`: numbers stand in one row if they were measured by one protocol.
+are directories of `experiments.evaluate`; a row of the table compares numbers with the same protocol.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from experiments.comparison.build import compare
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write
+from experiments.report.comparison import one_backend
 
 
 @command("compare", result=("report.html", "a report"))
@@ -36,15 +37,17 @@ def main(cfg: Any) -> None:
     if options["crossed"] and not options["runs"]:
         raise DuetError("crossed: samples were given without runs; add runs=[RUN,RUN]")
     comparison = compare(**options)
-    if comparison.different:
-        print(f"the runs are not the same experiment; they differ in: {', '.join(comparison.different)}")
     page = write(comparison.report, comparison.images, out)
     if comparison.agree is None:
-        print(f"No comparable quantities were found in what was given; see {page}")
+        sentence = comparison.report["verdict"]["sentence"]
+        print(f"No verdict: {sentence[0].lower()}{sentence[1:]}\npage: {page}")
         return
+    if comparison.different:
+        print(f"the runs are different experiments; they differ in {', '.join(comparison.different)}")
+    subject = "runs" if one_backend(comparison.report) else "frameworks"
     verdict = "agree" if comparison.agree else "DO NOT agree"
     print(
-        f"{comparison.passed} of {pluralize(len(comparison.checks), 'check')} passed; the frameworks {verdict}: {page}"
+        f"{comparison.passed} of {pluralize(len(comparison.checks), 'check')} passed; the {subject} {verdict}: {page}"
     )
     if not comparison.agree:
         sys.exit(1)

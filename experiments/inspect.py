@@ -4,8 +4,8 @@
     python3 -m duet inspect data=cifar10 out=outputs/inspect       # every part of the prepared store
     python3 -m duet inspect data=image_folder data.options.path=FOLDER out=outputs/inspect
 
-The page shows counts per class, sizes, channel means and histograms, the mean image of each class, images sampled by
-stream, and pairs of images that are nearly alike, within a part and between parts.
+The page shows counts per class, sizes, channel means and histograms, the mean image of each class, random images, and
+near-duplicates, within a part and between parts.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.images import render
 from diffusion_core.metrics.files import read_sample_set
@@ -25,7 +26,7 @@ from diffusion_core.parity.compare import compare_records, own_checks, pixel_dif
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
-from experiments.comparison.runs import FinishedRun, differing_parts, read_runs
+from experiments.comparison.runs import FinishedRun, describe_differences, read_runs
 from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
@@ -40,9 +41,8 @@ _IMAGES = {
     "generation": ("generation.gif", "Generation", "samples as they are drawn"),
 }
 _NOTE = (
-    "Numbers stand in one row only if they were measured by one protocol: the same reference, number of samples, "
-    "features and options. In brackets: the interval in which the number lies for other samples of the same kind, by "
-    "the bootstrap over disjoint sets of samples."
+    "A row compares numbers with the same reference, sample count, features and options. Brackets: 95 % bootstrap "
+    "intervals."
 )
 
 
@@ -81,7 +81,7 @@ class Comparison:
 
 def compare(
     runs: Sequence[str | Path] = (), traces: Sequence[str | Path] = (), evaluations: Sequence[str | Path] = (),
-    crossed: Sequence[str | Path] = (), *, title: str = "Comparison", command: str | None = None,
+    crossed: Sequence[str | Path] = (), *, title: str = "", command: str | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare runs, parity records and evaluations.
 
@@ -90,7 +90,7 @@ def compare(
         traces: directories of experiments.trace, none or at least two.
         evaluations: directories of experiments.evaluate.
         crossed: directories of samples that one backend drew from the checkpoint of another.
-        title: the title of the page.
+        title: the title of the page; by default it says what is compared.
         command: the command that the page shows; the present one by default.
 
     Raises:
@@ -98,15 +98,15 @@ def compare(
     """
     evaluated = {str(path): read_numbers(path) for path in evaluations}
     here = describe_environment()
+    finished = read_runs(runs)
     comparison = Comparison({
-        "title": title,
+        "title": title or _title(finished, traces, evaluations),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": here["commit"],
         "command": command or here["command"],
         "environment": {key: here[key] for key in ("platform", "processor", "cores", "python")},
     })  # fmt: skip
     comparison.checks += _trace_checks([Path(path) for path in traces])
-    finished = read_runs(runs)
     if finished:
         samples = [read_samples(Path(path) / "samples.npz") for path in crossed]
         evaluated = _add_runs(comparison, finished, samples) | evaluated
@@ -114,13 +114,29 @@ def compare(
         comparison.report["quality"] = _quality(evaluated)
     passed, total = comparison.passed, len(comparison.checks)
     tally = {"label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": "rungs 0 to 8"}
+    tallies = [tally] if total else []
     comparison.report |= {
         "backends": _backends(finished, comparison.checks),
         "rungs": ladder(comparison.checks),
-        "headlines": [tally, *comparison.headlines],
-        "verdict": {"agree": comparison.agree, "passed": passed, "total": total, "sentence": _sentence(comparison)},
-    }
+        "headlines": [*tallies, *comparison.headlines],
+        "verdict": {
+            "agree": comparison.agree, "passed": passed, "total": total, "sentence": _sentence(comparison, finished),
+        },
+    }  # fmt: skip
     return comparison
+
+
+def _title(runs: Sequence[FinishedRun], traces: Sequence[str | Path], evaluations: Sequence[str | Path]) -> str:
+    """Return the default title of the page."""
+    if runs and not traces and _share_a_backend(runs):
+        return f"Comparison of {len(runs)} runs"
+    if runs or traces:
+        return "Do the frameworks agree?"
+    return f"Comparison of {pluralize(len(evaluations), 'evaluation')}"
+
+
+def _share_a_backend(runs: Sequence[FinishedRun]) -> bool:
+    return len({run.backend.name for run in runs}) == 1
 
 
 def _trace_checks(paths: Sequence[Path]) -> list[Check]:
@@ -148,9 +164,15 @@ def _backends(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> list[dict
     return list(found.values())
 
 
-def _sentence(comparison: Comparison) -> str:
+def _sentence(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
+    """Return the sentence below the verdict; without a verdict, the reason."""
+    describes = "The tables below describe them; they test nothing."
+    if comparison.different and comparison.agree is None:
+        return f"The runs differ in {', '.join(comparison.different)}. {describes}"
+    if runs and comparison.agree is None:
+        return f"No tolerance is published for precision {runs[0].config['precision']}. {describes}"
     if comparison.agree is None:
-        return "No comparable quantities were found."
+        return "No tolerance is published for evaluations. The table below describes them; it tests nothing."
     if comparison.agree:
         precisions = " and in ".join(sorted({c.precision for c in comparison.checks}, reverse=True))
         return f"Every comparison lies within its published tolerance, in {precisions}."
@@ -167,7 +189,7 @@ def _add_runs(
     """Add everything that comes from runs; return the numbers of their samples by subject."""
     report = comparison.report
     report["runs"] = [_run_facts(run) for run in runs]
-    comparison.different = differing_parts(runs)
+    comparison.different = describe_differences(runs)
     if comparison.different:
         comparison.add_headline("not the same experiment", "differs", ", ".join(comparison.different))
     else:
@@ -181,7 +203,7 @@ def _add_runs(
     rates = [n for run in runs for n in numbers.get(run.label, ()) if n.protocol["metric"] == "agreement"]
     if rates:
         value = " / ".join(f"{rate:.1%}" for rate in comparable_values(rates))
-        comparison.add_headline("samples recognised as the class asked for", value, " / ".join(r.label for r in runs))
+        comparison.add_headline("samples recognised as the requested class", value, " / ".join(r.label for r in runs))
     return numbers
 
 
@@ -264,9 +286,10 @@ def _sample_pairs(
         for owner, other in ((a, b), (b, a)):
             same = samples[2]["weights_sha256"] == owner.samples[2]["weights_sha256"]
             if same and samples[2]["backend"] == other.backend.name != owner.backend.name:
-                title = f"the same checkpoint, trained in {owner.label}, and the same noise"
+                title = f"the same checkpoint, trained in {owner.label}, the same noise"
                 found.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
-    return [*found, (a.samples, b.samples, "each framework's own checkpoint, and the same noise")]
+    owner = "run" if _share_a_backend(pair) else "framework"
+    return [*found, (a.samples, b.samples, f"each {owner}'s own checkpoint, the same noise")]
 
 
 def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
@@ -324,7 +347,7 @@ def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dic
     numbers = {}
     for label, subject in subjects.items():
         samples, sets = select_samples(subject, (len(subject),), fewest, MIN_VALUES, evaluate.seed)
-        evaluation, _, _ = evaluate(samples, sets)
+        evaluation, _, _ = evaluate(samples, sets, label)
         numbers[label] = evaluation.numbers
         if label == runs[0].label:
             _add_nearest(comparison, evaluation.results["memorisation"].image_rows, label)

@@ -17,12 +17,13 @@ from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.config.backends import BackendInfo
 from experiments.config.safe_yaml import read_config
 
-__all__ = ["FinishedRun", "differing_parts", "read_runs"]
+__all__ = ["FinishedRun", "describe_differences", "read_runs"]
 
 # What runs must share to be the same experiment. How and where they are computed is what is compared.
 _SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
 # Options of `data` that change no batch: how batches are read, and where the pixels are stored.
 _HOW_READ = ("workers", "loader", "store")
+_MOST_DIFFERENCES = 3  # a part of the configuration with more differences is named without them
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +102,32 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[FinishedRun, ...]:
     return tuple(FinishedRun(run.path, letter) for run, letter in zip(runs, letters, strict=True))
 
 
-def differing_parts(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return what makes the runs different experiments; empty if they are the same experiment."""
+def describe_differences(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return what makes the runs different experiments, as in "seed (0, 1)"; empty if they are the same experiment."""
 
     def shared(run: FinishedRun) -> dict[str, Any]:
         data = {key: value for key, value in (run.config.get("data") or {}).items() if key not in _HOW_READ}
         return {part: run.config.get(part) for part in _SAME} | {"data": data}
 
     configs = [shared(run) for run in runs]
-    found = [part for part in _SAME if any(config[part] != configs[0][part] for config in configs)]
+    found = [text for part in _SAME for text in _differences(part, [config[part] for config in configs])]
     if len({run.environment["data"]["sha256"] for run in runs}) > 1:
         found.append("pixels of the data")
     return found
+
+
+def _differences(key: str, values: Sequence[Any]) -> list[str]:
+    """Return each key below `key` whose values differ, with the values; `key` alone if they are many."""
+    if all(value == values[0] for value in values):
+        return []
+    if all(isinstance(value, dict) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        found = [text for name in names for text in _differences(f"{key}.{name}", [v.get(name) for v in values])]
+        return found if len(found) <= _MOST_DIFFERENCES else [key]
+    if any(isinstance(value, dict | list) for value in values):
+        return [key]
+    return [f"{key} ({', '.join(dict.fromkeys(map(_show, values)))})"]
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

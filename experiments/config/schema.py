@@ -348,7 +348,7 @@ class CompareSchema:
     evaluations: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     out: str = MISSING
-    title: str = "Do the frameworks agree?"
+    title: str = ""  # by default, it says what is compared
     command: str | None = None
 
 

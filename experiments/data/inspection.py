@@ -19,13 +19,13 @@ from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
-from experiments.report.data import write
+from experiments.report.data import MEAN_CLASSES, write
 from experiments.runtime.data import DataSource
 from experiments.runtime.progress import Counter
 
 __all__ = ["InspectionSetup", "inspect_dataset"]
 
-_MEAN_IMAGES, _SAMPLED_CLASSES, _SHOWN_PAIRS = 64, 20, 12
+_SAMPLED_CLASSES, _SHOWN_PAIRS = 20, 12
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _load_parts(setup: InspectionSetup) -> dict[str, Dataset]:
 
 def _inspect_part(setup: InspectionSetup, name: str, dataset: Dataset) -> _Part:
     with Counter(f"{name}: reading", len(dataset)) as progress:
-        statistics = survey(dataset, _MEAN_IMAGES, progress)
+        statistics = survey(dataset, MEAN_CLASSES, progress)
     root, count, most = _store(setup.data), len(dataset), setup.max_compared
     drawn = np.sort(Stream(setup.seed, "inspect/pairs").permutation(count)[:most])
     compared = np.arange(count) if count <= most else drawn
@@ -197,7 +197,7 @@ def _describe_pairs(names: tuple[str, str], pairs: Pairs, parts: Mapping[str, _P
 
 def _sheets(setup: InspectionSetup, name: str, part: _Part) -> dict[str, bytes]:
     """Draw the mean image of each class, and sampled images with a row for each class."""
-    dataset, present = part.dataset, np.flatnonzero(part.survey.counts[:_MEAN_IMAGES])
+    dataset, present = part.dataset, np.flatnonzero(part.survey.counts[:MEAN_CLASSES])
     means = np.floor(part.survey.class_means[present] + 0.5).astype(np.uint8)
     sheets = {f"means, {name}": render.png_bytes(render.grid(means, min(10, len(present)), part.scale))}
     order = Stream(setup.seed, "inspect/samples").permutation(len(dataset))

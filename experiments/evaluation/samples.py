@@ -94,13 +94,17 @@ class SampleEvaluator:
         if self.features is not None and "images" in self.reference.arrays:
             self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
 
-    def __call__(self, samples: SampleSet, sets: Partition) -> tuple[Evaluation, SampleSet, SampleSet]:
-        """Evaluate samples. Returns the evaluation, and samples and reference with their features."""
+    def __call__(self, samples: SampleSet, sets: Partition, name: str = "") -> tuple[Evaluation, SampleSet, SampleSet]:
+        """Evaluate samples. Returns the evaluation, and samples and reference with their features.
+
+        Progress messages contain `name`, if one is given.
+        """
+        suffix = f" ({name})" if name else ""
         samples, reference = (
-            _with_features(sample_set, self.features, what)
+            _with_features(sample_set, self.features, what, suffix)
             for sample_set, what in ((samples, "samples"), (self.reference, "reference"))
         )
-        with Counter("metrics", len(self.metrics), unit="metrics") as progress:
+        with Counter(f"metrics{suffix}", len(self.metrics), unit="metrics") as progress:
             evaluation = evaluate(
                 self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress
             )
@@ -112,7 +116,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _with_features(sample_set: SampleSet, features: Features | None, what: str) -> SampleSet:
+def _with_features(sample_set: SampleSet, features: Features | None, what: str, suffix: str) -> SampleSet:
     """Return a set with features, which are computed unless it has them."""
     if features is None or (sample_set.kind is not None and sample_set.kind == features.kind):
         return sample_set
@@ -122,7 +126,7 @@ def _with_features(sample_set: SampleSet, features: Features | None, what: str) 
         )
     if "images" not in sample_set.arrays:
         return sample_set
-    with Counter(f"features of the {what}", len(sample_set)) as progress:
+    with Counter(f"features of the {what}{suffix}", len(sample_set)) as progress:
         arrays = extract(features, sample_set.arrays["images"], _BATCH, progress)
     return replace(sample_set, arrays={**sample_set.arrays, **arrays}, kind=features.kind)
 

@@ -20,11 +20,11 @@ from .ladder import ladder, read_checks, verdict
 from .page import Section, image_size, render_page, write_page
 from .text import number, percent, real, text, value
 
-__all__ = ["render", "write"]
+__all__ = ["one_backend", "render", "write"]
 
 _VERDICTS = {
-    True: ("agree", "✓", "The frameworks agree"),
-    False: ("differ", "✗", "The frameworks do NOT agree"),
+    True: ("agree", "✓", "The {} agree"),
+    False: ("differ", "✗", "The {} do NOT agree"),
     None: ("unknown", "?", "No verdict"),
 }
 _LADDER = (
@@ -64,31 +64,48 @@ def render(report: Mapping, images: Mapping[str, bytes]) -> str:
         image_size(data, name)
     checks = read_checks(report)
     result = verdict(report, checks)
+    single = one_backend(report)
     style, mark, claim = _VERDICTS[result.agree]
+    claim = claim.format("runs" if single else "frameworks")
     series = _series(report)
     marks = {key: own.mark for key, own in series.items()}
-    tally = f"{result.passed:,} of {pluralize(result.total, 'check')} pass" if result.total else ""
-    if result.passed < result.total:
-        tally = f"{result.total - result.passed:,} of {pluralize(result.total, 'check')} FAIL"
+    tally = ""
+    if result.total:
+        missing = result.total - result.passed
+        verb = ("FAILS" if missing == 1 else "FAIL") if missing else "passes" if result.passed == 1 else "pass"
+        tally = f"{missing or result.passed:,} of {pluralize(result.total, 'check')} {verb}"
     failed = [check for check in checks if not check.passed]
     header = {
         "report": report, "style": style, "mark": mark, "claim": claim, "tally": tally, "sentence": result.sentence,
         "failed": failed[:10], "more": max(0, len(failed) - 10), "marks": marks,
     }  # fmt: skip
-    rungs, loss = ladder(report), loss_chart(report.get("loss") or {}, series)
+    rungs, loss = ladder(report) if checks else None, loss_chart(report.get("loss") or {}, series)
     sections = [
-        Section("ladder", "Parity ladder", rungs and rungs | {"series": series, "marks": marks}, _LADDER, "Ladder"),
+        Section(
+            "ladder",
+            "Parity ladder",
+            rungs and rungs | {"series": series, "marks": marks, "single": single},
+            _LADDER,
+            "Ladder",
+        ),
         Section("loss", "Training loss", loss, _wide_line(report, series), "Loss"),
         Section("samples", "Samples side by side", _with_images(report.get("samples"), images), "", "Samples"),
         Section("pictures", "Images", _with_images(report.get("pictures"), images)),
         Section("quality", "Quality", _quality(report)),
-        Section("cost", "Cost", _cost(report, series)),
+        Section("cost", "Cost", _cost(report, series, "pair" if single else None)),
         Section("runs", "Runs and environments", _runs(report), "", "Runs"),
     ]
     title = report.get("title") or "Report"
     return render_page(
         "comparison.html", title, header, sections, mark=f"{mark} ", style=style, colours=_colours(report)
     )
+
+
+def one_backend(report: Mapping) -> bool:
+    """Whether the report compares several runs, all of one backend."""
+    # The key of a run is the name of its backend, with a letter if there are several runs of it.
+    names = [str(backend["name"]).split()[0] for backend in report.get("backends") or [] if backend.get("name")]
+    return len(names) > 1 and len(set(names)) == 1
 
 
 def _series(report: Mapping) -> dict[str, Series]:
@@ -150,8 +167,8 @@ def _quality(report: Mapping) -> dict[str, Any] | None:
     return {"columns": columns, "lines": lines, "note": quality.get("note")} if lines else None
 
 
-def _cost(report: Mapping, series: Mapping[str, Series]) -> list[dict[str, Any]]:
-    """Return the bars of each row; the longest fills the box."""
+def _cost(report: Mapping, series: Mapping[str, Series], mark: str | None) -> list[dict[str, Any]]:
+    """Return the bars of each row, drawn with `mark` or each with that of its series; the longest fills the box."""
     rows = []
     for row in (report.get("cost") or {}).get("rows") or []:
         values = {key: real(v) for key, v in (row.get("values") or {}).items()}
@@ -159,7 +176,9 @@ def _cost(report: Mapping, series: Mapping[str, Series]) -> list[dict[str, Any]]
         bars = []
         for key, v in values.items():
             known = v is not None and math.isfinite(v) and top > 0
-            bars.append({"series": series[key], "value": v, "width": f"{100 * max(0.0, v) / top if known else 0:.1f}"})
+            width = f"{100 * max(0.0, v) / top if known else 0:.1f}"
+            own = series[key]
+            bars.append({"title": own.title, "mark": mark or own.mark, "value": v, "width": width})
         rows.append({"name": row.get("name"), "better": row.get("better"), "bars": bars})
     return rows
 

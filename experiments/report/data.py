@@ -17,16 +17,16 @@ from .page import Section, render_page
 from .plots import INK, STYLE, encode, inline
 from .text import number, percent
 
-__all__ = ["histogram_figure", "write"]
+__all__ = ["MEAN_CLASSES", "histogram_figure", "write"]
+
+MEAN_CLASSES = 64  # classes of which the page shows the mean image
 
 _CHANNELS = {1: (("grey", INK),), 3: (("red", "#d1495b"), ("green", "#2e933c"), ("blue", "#3a6fd8"))}
 _ROWS = 100  # classes in the table
 _PAIRS = 12  # pairs in a table
-_PIXELS = "How often each of the 256 pixel values occurs. Mean and deviation are over all pixels, on the scale 0 to 1."
-_NEAR = (
-    "Pairs whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square). A pair "
-    "between parts means that a held-out image was seen in training."
-)
+_PIXELS = "How often each of the 256 pixel values occurs. Mean and standard deviation: over all pixels, from 0 to 1."
+_NEAR = "Pairs of images whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square)."
+_BETWEEN = " A pair between parts means that a held-out image was seen in training."
 
 
 def write(
@@ -88,16 +88,17 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
         f"{classes:,} {'class' if classes == 1 else 'classes'}",
         pluralize(sum(pair["count"] for pair in near["pairs"]), "near-duplicate pair"),
     ]
-    sampled = f"Sampled by the random stream of seed {report['seed']}."
+    sampled = f"Random images, seed {report['seed']}."
+    first_classes = f"The first {MEAN_CLASSES} classes." if classes > MEAN_CLASSES else ""
     pixels = {"rows": _pixels(parts), "svg": inline(svg)}
-    near_lead = _NEAR.format(within=near["within"])
+    near_lead = _NEAR.format(within=near["within"]) + (_BETWEEN if len(parts) > 1 else "")
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
         Section("classes", "Images of each class", _classes(parts), "", "Classes"),
         Section("pixels", "Pixel values", pixels, _PIXELS),
-        Section("means", "Mean image of each class", _sheets("means", sheets), "Of the first classes, in their order."),
+        Section("means", "Mean image of each class", _sheets("means", sheets), first_classes),
         Section("samples", "Images", _sheets("samples", sheets), sampled, "Samples"),
-        Section("pairs", "Images that are nearly alike", _pairs(near, parts, sheets), near_lead),
+        Section("pairs", "Near-duplicates", _pairs(near, parts, sheets), near_lead),
     ]
     header = {"facts": facts, "command": report["environment"]["command"]}
     return render_page("data.html", report["title"], header, sections)
@@ -136,7 +137,7 @@ def _classes(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(parts: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """Return mean, deviation and the fractions of black and white for each channel of each part."""
+    """Return mean, standard deviation and the fractions of black and white for each channel of each part."""
     rows = []
     for name, part in parts.items():
         for (channel, _), mean, std, histogram in zip(

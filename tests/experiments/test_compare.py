@@ -73,8 +73,20 @@ def test_one_run_that_departs_fails_the_comparison_and_is_named(runs: dict[str, 
 def test_runs_of_different_experiments_are_not_checked(runs: dict[str, Path], tmp_path: Path) -> None:
     write_training(runs["tf"], 1, "tf")
     out, report = compare(tmp_path, runs["torch"], runs["tf"])
-    assert "they differ in: seed" in out and "No comparable quantities" in out
+    reason = "runs differ in seed (0, 1). The tables below describe them; they test nothing."
+    assert f"No verdict: the {reason}" in out and report["verdict"]["sentence"] == f"The {reason}"
     assert report["verdict"]["agree"] is None and "loss" not in report
+    page = (tmp_path / "report/report.html").read_text()
+    assert "not run" not in page and "of 0" not in page and not any("ladder" in t["label"] for t in report["headlines"])
+
+
+def test_runs_of_one_backend_are_called_runs_not_frameworks(runs: dict[str, Path], tmp_path: Path) -> None:
+    out, report = compare(tmp_path, runs["torch"], runs["again"])
+    page = (tmp_path / "report/report.html").read_text()
+    assert report["title"] == "Comparison of 2 runs" and "the runs agree" in out and "The runs agree" in page
+    assert [sample["title"] for sample in report["samples"]] == ["each run's own checkpoint, the same noise"]
+    assert "run against run" in page and "the other run" in page and "against the other framework" not in page
+    assert 'class="bar s' not in page and 'class="bar pair"' in page
 
 
 def test_every_backend_has_a_title_and_two_colours() -> None:

@@ -99,7 +99,7 @@ def test_compare_puts_only_numbers_of_one_protocol_into_a_row(samples, tmp_path)
         assert run("evaluate", *base, *words, f"out={tmp_path}/{name}")[1] == ""
     given = ",".join(str(tmp_path / name) for name in "abc")
     output, error = run("compare", f"evaluations=[{given}]", f"out={tmp_path}/report")
-    assert error == "" and "No comparable quantities were found" in output
+    assert error == "" and "No verdict: no tolerance is published for evaluations." in output
     quality = json.loads((tmp_path / "report" / "report.json").read_text())["quality"]
     rows = [row for row in quality["rows"] if row["name"].startswith("digits Fréchet distance")]
     assert [row["name"].partition(" (")[2] for row in rows] == ["samples.count 40)", "samples.count 30)"]

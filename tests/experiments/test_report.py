@@ -136,7 +136,7 @@ def fake_report(fails: bool = False) -> dict:
         "loss": _loss(),
         "samples": [
             {
-                "title": "each framework's own checkpoint, same noise",
+                "title": "each framework's own checkpoint, the same noise",
                 "left": "samples_torch",
                 "right": "samples_tf",
                 "difference": "samples_difference",
@@ -548,7 +548,7 @@ def test_a_third_backend_has_its_own_title_colour_and_mark(images: dict[str, byt
     assert "the others are drawn as thin lines inside the wide line of PyTorch" in page
 
 
-def test_a_colour_that_is_none_falls_back_to_the_palette(images: dict[str, bytes]) -> None:
+def test_an_invalid_colour_is_replaced_by_one_of_the_palette(images: dict[str, bytes]) -> None:
     report = fake_report()
     report["backends"][0]["colour"] = {"light": "red; background: url(x)", "dark": "#000000"}
     report["backends"][1].pop("colour")
