@@ -7,7 +7,7 @@ The key `read` of a metric, `<reader>.<path>`, says where its number is found:
                           all numbers that are compared must have been measured by one protocol
     cost.KEY              a row of the table of cost, as `cost.images_per_second`
     digits.frechet        the digits Fréchet distance of the last samples to the training digits
-    digits.agreement      the fraction of the samples that are recognised as the class asked for
+    digits.agreement      the fraction of the samples that are recognised as the requested class
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_a_reconstructed_average_is_near_the_tracked_one_and_nearer_with_more_sn
     assert errors[2] < 0.002 < 0.04 < min(distance(average, tracked) for average in WALK[-1].averages)
 
 
-def test_a_moment_between_two_snapshots_has_a_larger_error_which_is_reported(tmp_path):
+def test_an_average_wanted_between_two_snapshots_reports_its_larger_residual(tmp_path):
     found = stored(tmp_path, 5)
     reported, errors = {}, {}
     for k in (50, 52, 55):
@@ -157,7 +157,7 @@ def test_a_directory_without_snapshots_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("images", [-4, 0, 2, 6, 244])
-def test_a_moment_that_is_not_an_update_of_the_run_is_refused(tmp_path, images):
+def test_a_number_of_images_at_which_no_update_ends_is_refused(tmp_path, images):
     with pytest.raises(DuetError, match=f"images: {images} was given; it must be a multiple of the batch 4, up to 240"):
         reconstruct(stored(tmp_path, 30), Power(0.07), images)
 

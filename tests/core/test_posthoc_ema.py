@@ -142,7 +142,7 @@ def test_a_constant_in_all_weights_is_preserved():
 
 
 @pytest.mark.parametrize("updates", [0, LAST + 1])
-def test_a_moment_without_snapshots_is_refused(updates):
+def test_reconstruction_outside_the_range_of_the_snapshots_is_refused(updates):
     with pytest.raises(DuetError, match=rf"images: {updates * BATCH} .* between {BATCH} and {LAST * BATCH}"):
         combine(two_powers(4), (Power(0.07), updates), BATCH)
     with pytest.raises(DuetError, match="there are none to combine"):

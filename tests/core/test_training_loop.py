@@ -175,7 +175,7 @@ def moments(config: TrainingConfig, ema: Ema = EMA, **start: int) -> dict[str, l
     return happened
 
 
-def test_callbacks_are_called_at_their_moments():
+def test_callbacks_are_called_at_their_intervals():
     happened = moments(TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
     assert happened["checkpoint"] == [16, 32, 40]
     assert happened["sample"] == [20, 40]
@@ -197,7 +197,7 @@ def test_snapshots_are_taken_at_their_interval_and_at_the_end_or_never():
     assert moments(config)["snapshot"] == []
 
 
-def test_a_moment_between_two_steps_belongs_to_the_later_one():
+def test_an_interval_that_ends_between_two_steps_takes_effect_after_the_later_step():
     assert moments(TrainingConfig(40, 4, checkpoint_images=10))["checkpoint"] == [12, 20, 32, 40]
     assert moments(TrainingConfig(40, 4, checkpoint_images=3))["checkpoint"] == list(range(4, 41, 4))
 
@@ -207,7 +207,7 @@ def test_without_an_interval_a_callback_is_called_at_the_end_only():
     assert happened["checkpoint"] == happened["sample"] == [40]
 
 
-def test_moments_do_not_depend_on_where_a_run_was_resumed():
+def test_intervals_do_not_depend_on_where_a_run_was_resumed():
     whole = moments(TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20))
     rest = moments(
         TrainingConfig(40, 4, log_images=12, checkpoint_images=16, sample_images=20), images_seen=16, updates=4

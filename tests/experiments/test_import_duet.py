@@ -70,7 +70,7 @@ def test_the_representation_of_an_object_is_one_short_line(tiny):
         assert "\n" not in repr(value) and len(repr(value)) < 160, repr(value)
 
 
-def test_a_preset_is_the_network_of_its_file_with_the_changes_asked_for():
+def test_a_preset_is_the_network_of_its_file_with_the_requested_changes():
     assert duet.Model(duet.network("digits"), "cosine", "v").program.sha256 != ""
     assert duet.network("digits", num_classes=0).num_classes == 0
     with pytest.raises(duet.DuetError, match=r"network: 'digit' was given.*Did you mean 'digits'"):
