@@ -37,8 +37,8 @@ def _build_backend(request: Mapping[str, Any]) -> BuiltContestant:
         "parameters": parameter_count(model.program),
         "matrix": MATRIX[backend.config.device].size,
     }
-    rounds = {key: request[key] for key in ("batch", "steps", "images", "ddim_steps")}
-    return BuiltContestant(facts, make_workloads(backend, products, model, **rounds), backend.peak_memory_mib)
+    sizes = {key: request[key] for key in ("batch", "steps", "images", "ddim_steps")}
+    return BuiltContestant(facts, make_workloads(backend, products, model, **sizes), backend.peak_memory_mib)
 
 
 def _build_peer(request: Mapping[str, Any]) -> BuiltContestant:

@@ -132,13 +132,13 @@ class Trainer:
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.averages = [self._like(average, "moving average") for average in state.averages]
+        self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
         self.updates, self.values = state.updates, None
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
-        self.moment1 = self._like(state.moment1, "first moment")
-        self.moment2 = self._like(state.moment2, "second moment")
+        self.moment1 = self._tensors_like(state.moment1, "first moment")
+        self.moment2 = self._tensors_like(state.moment2, "second moment")
         with tf.device(context.device):
-            self.failed = tf.Variable(False)
+            self.non_finite = tf.Variable(False)
         self.accumulate = context.function(self._accumulate)
         self.apply = context.function(self._apply)
         self.full_step = context.function(self._full_step)
@@ -146,7 +146,7 @@ class Trainer:
     def __repr__(self) -> str:
         return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device.strip('/')})"
 
-    def _like(self, arrays: Weights, source: str) -> dict[str, tf.Variable]:
+    def _tensors_like(self, arrays: Weights, source: str) -> dict[str, tf.Variable]:
         """Return arrays as variables with the axes of the network."""
         check_weights(self.program, arrays, source)
         with tf.device(self.context.device):
@@ -226,15 +226,15 @@ class Trainer:
         `scalars` are those of `_update_scalars`.
         """
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
-        failed = self.failed.assign(self.failed | ~tf.math.is_finite(norm + loss))
+        non_finite = self.non_finite.assign(self.non_finite | ~tf.math.is_finite(norm + loss))
         for name, value in statistics.items():
-            self.tensors[name].assign(tf.where(failed, self.tensors[name], value))
+            self.tensors[name].assign(tf.where(non_finite, self.tensors[name], value))
         no_update = tf.constant([*_NO_UPDATE, *[0] * (scalars.shape[0] - len(_NO_UPDATE))], scalars.dtype)
         clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *fractions = tf.unstack(
-            tf.where(failed, no_update, scalars)
+            tf.where(non_finite, no_update, scalars)
         )
         factor = tf.minimum(tf.constant(1, norm.dtype), clip / (norm + tf.constant(1e-6, norm.dtype)))
-        factor = tf.where(failed, tf.zeros_like(factor), factor)
+        factor = tf.where(non_finite, tf.zeros_like(factor), factor)
         for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True):
             g = tf.math.multiply_no_nan(gradient, factor)
             m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
@@ -287,7 +287,7 @@ class Trainer:
 
     def clear_non_finite(self) -> None:
         """Allow updates again after a step that was not finite."""
-        self.failed.assign(False)
+        self.non_finite.assign(False)
 
     @translate_out_of_memory
     def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:

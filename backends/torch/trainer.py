@@ -128,7 +128,7 @@ class Trainer:
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.averages = [self._like(average, "moving average") for average in state.averages]
+        self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
         self.updates, self.values = state.updates, None
         decays = [self.parameters[p.name] for p in program.trained if p.decay]
         others = [self.parameters[p.name] for p in program.trained if not p.decay]
@@ -139,22 +139,22 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]], betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
         )
-        self.moment1 = self._like(state.moment1, "first moment")
-        self.moment2 = self._like(state.moment2, "second moment")
+        self.moment1 = self._tensors_like(state.moment1, "first moment")
+        self.moment2 = self._tensors_like(state.moment2, "second moment")
         for name, parameter in self.parameters.items():
             self.optimiser.state[parameter] = {
                 "step": torch.tensor(float(state.updates), device=context.device),
                 "exp_avg": self.moment1[name],
                 "exp_avg_sq": self.moment2[name],
             }
-        self.failed = torch.zeros((), dtype=torch.bool, device=context.device)
+        self.non_finite = torch.zeros((), dtype=torch.bool, device=context.device)
         self.loss = context.function(self._loss)
         self.accumulate = self._accumulate
 
     def __repr__(self) -> str:
         return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device})"
 
-    def _like(self, arrays: Weights, source: str, trained: bool = False) -> dict[str, Tensor]:
+    def _tensors_like(self, arrays: Weights, source: str, trained: bool = False) -> dict[str, Tensor]:
         """Return arrays as tensors with the memory layout of the network."""
         check_weights(self.program, arrays, source, trained)
         return {
@@ -191,7 +191,7 @@ class Trainer:
         return (b.importance * losses).mean(), losses, statistics
 
     def _loss_and_gradients(self, b: _Batch) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-        """Return the results of `_loss` and the gradients, which add to those that the parameters hold."""
+        """Return the results of `_loss` and the gradients, accumulated since the last `zero_grad`."""
         loss, losses, statistics = self.loss(b)
         loss.backward()
         return loss.detach(), losses.detach(), [p.grad for p in self.parameters.values()], statistics
@@ -224,19 +224,19 @@ class Trainer:
             parameter.grad = gradient
         fractions = update_fractions(decays, len(self.averages))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
-        self.failed = self.failed | ~torch.isfinite(norm + loss)
+        self.non_finite = self.non_finite | ~torch.isfinite(norm + loss)
         for name, value in statistics.items():
-            self.tensors[name].copy_(torch.where(self.failed, self.tensors[name], value))
+            self.tensors[name].copy_(torch.where(self.non_finite, self.tensors[name], value))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         # The flag of a gradient scaler: a step with it set changes nothing and does not count, so count it below.
-        self.optimiser.found_inf = self.failed.to(torch.float32)
+        self.optimiser.found_inf = self.non_finite.to(torch.float32)
         self.optimiser.step()
         torch._foreach_add_([each["step"] for each in self.optimiser.state.values()], self.optimiser.found_inf)
         self.optimiser.zero_grad(set_to_none=True)
         tensors = [tensor.detach() for tensor in self.tensors.values()]
         for average, fraction in zip(self.averages, fractions, strict=True):
-            weight = torch.where(self.failed, 0.0, torch.full_like(norm, fraction, dtype=self.context.dtype))
+            weight = torch.where(self.non_finite, 0.0, torch.full_like(norm, fraction, dtype=self.context.dtype))
             torch._foreach_lerp_(list(average.values()), tensors, [weight] * len(tensors))
         return norm
 
@@ -254,7 +254,7 @@ class Trainer:
 
     def clear_non_finite(self) -> None:
         """Allow updates again after a step that was not finite."""
-        self.failed = torch.zeros_like(self.failed)
+        self.non_finite = torch.zeros_like(self.non_finite)
 
     @translate_out_of_memory
     def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
@@ -266,7 +266,7 @@ class Trainer:
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
         """Apply the second half of a step with these gradients, and return their global norm."""
-        tensors = list(self._like(gradients, "gradients", trained=True).values())
+        tensors = list(self._tensors_like(gradients, "gradients", trained=True).values())
         norm = float(self._apply(0.0, tensors, {}, lr, decays))
         self.updates += 1
         return norm

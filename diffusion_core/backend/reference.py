@@ -271,7 +271,7 @@ def forward(
         program: the network.
         weights: by full name.
         x: images multiplied by c_in, with shape (B, H, W, C).
-        c_noise: one encoded noise level per image, with shape (B,).
+        c_noise: the network's noise-level input, with shape (B,).
         label: one class per image, with shape (B,).
         features: with shape (B, program.features); None means zeros.
         estimate: an estimate of x_0 for a self-conditioned network, with the shape of x; None means zeros.
@@ -433,12 +433,12 @@ def _variational_bound(batch: TrainBatch, residual: Array, detached: Array, vari
     return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
 
 
-def _guide_output(plan: SamplerPlan, i: int, image: Array, negative: Array) -> Array:
-    """Return F_i, guided away from the output `negative`."""
-    guided = negative + plan.guidance_scale[i] * (image - negative)
+def _guide_output(plan: SamplerPlan, i: int, conditional: Array, unconditional: Array) -> Array:
+    """Apply classifier-free guidance to the outputs of row i."""
+    guided = unconditional + plan.guidance_scale[i] * (conditional - unconditional)
     if not plan.rescale:
         return guided
-    std, guided_std = (v.std(axis=(1, 2, 3), keepdims=True) for v in (image, guided))
+    std, guided_std = (v.std(axis=(1, 2, 3), keepdims=True) for v in (conditional, guided))
     return (plan.rescale * std / np.maximum(guided_std, MIN_STD) + 1.0 - plan.rescale) * guided
 
 
@@ -496,10 +496,10 @@ def sample(
         if plan.is_guided[i]:
             inputs = plan.c_in[i] * x, c_noise
             if guide is None:
-                negative = forward(program, weights, *inputs, null_label, **previous)
+                unconditional = forward(program, weights, *inputs, null_label, **previous)
             else:
-                negative = guide(*inputs, label)
-            image = _guide_output(plan, i, image, negative[..., :channels])
+                unconditional = guide(*inputs, label)
+            image = _guide_output(plan, i, image, unconditional[..., :channels])
         estimate = plan.c_skip[i] * x + plan.c_out[i] * image
         if plan.classifier is not None:
             gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label - program.labels.start)

@@ -4,8 +4,8 @@
     card.json    the same, for programs
     train/ ...   a store for each part, see `store`
 
-The work is cut into files of images at borders that depend on the source alone, so the bytes do not depend on the
-number of processes. Each file is written completely or not at all. Until everything is written, the directory is
+The work is cut into shards at borders that depend on the source alone, so the bytes do not depend on the number of
+processes. Each shard is written completely or not at all. Until everything is written, the directory is
 called ``.NAME.unfinished``; calling `prepare` again with the same source and request resumes it.
 
 Images that cannot be read are skipped, counted and listed, up to a maximum fraction of each part. The pixels are a
@@ -48,7 +48,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """One file of images to write."""
+    """One shard to write."""
 
     images: Sequence[ImageInput] | np.ndarray
     first: int  # the index of the first image in its source
@@ -76,7 +76,7 @@ def prepare(
         extra: further plain data for the card.
         workers: the number of processes; None means one per core.
         max_unreadable: the largest fraction of a part that may be unreadable.
-        progress: called with a part, the number of its images that are done, and the number that it has.
+        progress: called with a part, the number of its images that are done, and its total.
 
     Returns:
         The card, as plain data.
@@ -94,11 +94,11 @@ def prepare(
         "parts": {part: {"count": len(source), "sha256": _fingerprint(source)} for part, source in parts.items()},
         "pillow": PIL.__version__,
     }
-    if (card := _finished(final, request)) is not None:
+    if (card := _existing_card(final, request)) is not None:
         return card
     unfinished = final.with_name(f".{final.name}.unfinished")
-    with _alone(unfinished):
-        if (card := _finished(final, request)) is not None:  # another process has just finished it
+    with _exclusive(unfinished):
+        if (card := _existing_card(final, request)) is not None:  # another process has just finished it
             shutil.rmtree(unfinished, ignore_errors=True)
             return card
         if not _is_request(unfinished / "request.json", request):
@@ -106,11 +106,11 @@ def prepare(
                 if old.name != _LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
-        made, unreadable, sizes = {}, {}, {}
+        datasets, unreadable, sizes = {}, {}, {}
         for part, source in parts.items():
-            records = _make_images(source, part, unfinished / part, transform, workers, max_unreadable, progress)
-            made[part], unreadable[part], sizes[part] = _finish(source, unfinished / part, records)
-        card = _card(parts, made, unreadable, sizes, transform, info, dict(extra or {})) | {"request": request}
+            records = _write_part(source, part, unfinished / part, transform, workers, max_unreadable, progress)
+            datasets[part], unreadable[part], sizes[part] = _finish_part(source, unfinished / part, records)
+        card = _card(parts, datasets, unreadable, sizes, transform, info, dict(extra or {})) | {"request": request}
         write_atomically(unfinished / "card.json", (json.dumps(card, indent=2) + "\n").encode())
         write_atomically(unfinished / "README.md", _readme(card).encode())
         for part in parts:
@@ -149,7 +149,7 @@ def _fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+def _existing_card(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the card of a directory that the same request made; None if the directory is missing or empty."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
@@ -157,13 +157,11 @@ def _finished(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
         card = read_json(final / "card.json")
         same = card["request"] == json.loads(json.dumps(request))
     except (DuetError, KeyError, TypeError):
-        raise DuetError(
-            f"out: {str(final)!r} exists, holds no prepared data and is left as it is; give another directory"
-        ) from None
+        raise DuetError(f"out: {str(final)!r} is not a prepared data set; choose another directory") from None
     if not same:
         raise DuetError(
-            f"out: {str(final)!r} was prepared from other files or with other options, and is left as it is; "
-            f"give another directory, or delete it"
+            f"out: {str(final)!r} was prepared from other files or with other options; "
+            f"choose another directory, or delete it"
         )
     for part, kept in card["parts"].items():
         if open_store(final / part).sha256 != kept["sha256"]:
@@ -179,7 +177,7 @@ def _is_request(file: Path, request: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _exclusive(directory: Path) -> Iterator[None]:
     """Keep other processes out of the directory. The lock ends with the process that holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / _LOCK, "w") as lock:
@@ -190,7 +188,7 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _make_images(
+def _write_part(
     source: Source,
     part: str,
     directory: Path,
@@ -199,7 +197,7 @@ def _make_images(
     max_unreadable: float,
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
-    """Write every file of images of a part that is not there yet, and return their records in order."""
+    """Write every shard of a part that is not there yet, and return the records of all in order."""
     directory.mkdir(exist_ok=True)
     total, step = len(source), shard_length(transform.size * transform.size * transform.channels)
     records: dict[int, dict[str, Any]] = {}
@@ -222,18 +220,18 @@ def _make_images(
         if len(failed) > max_unreadable * total:
             examples = "; ".join(f"{source.display_name(index)}: {reason}" for index, reason in failed[:3])
             raise DuetError(
-                f"{part}: {len(failed)} of {total} images cannot be read, more than the fraction max_unreadable="
-                f"{max_unreadable:g} allows ({examples}); repair them, or raise max_unreadable"
+                f"{part}: {len(failed)} of {total} images cannot be read, more than max_unreadable={max_unreadable:g} "
+                f"allows ({examples}); repair them, or raise max_unreadable"
             )
         progress(part, sum(record["seen"] for record in records.values()), total)
 
     progress(part, sum(record["seen"] for record in records.values()), total)
-    for number in sorted(records):  # files of an earlier call count against max_unreadable too
+    for number in sorted(records):  # shards of an earlier call count against max_unreadable too
         done(number, records[number])
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
     if workers == 1:
         for number, first in missing:
-            done(number, _make(job(first, number)))
+            done(number, _write_shard(job(first, number)))
         return [records[number] for number in sorted(records)]
     with spawn_pool(workers) as processes:
         running: dict[Future, int] = {}
@@ -241,7 +239,7 @@ def _make_images(
             while missing or running:
                 while missing and len(running) < workers + 1:  # bounds the memory
                     number, first = missing.pop(0)
-                    running[processes.submit(_make, job(first, number))] = number
+                    running[processes.submit(_write_shard, job(first, number))] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     done(running.pop(future), future.result())
         except BrokenExecutor as error:
@@ -254,8 +252,8 @@ def _make_images(
     return [records[number] for number in sorted(records)]
 
 
-def _make(job: _Job) -> dict[str, Any]:
-    """Write one file of images and its record."""
+def _write_shard(job: _Job) -> dict[str, Any]:
+    """Write one shard and its record."""
     images, kept, failed, sizes = [], [], [], Counter()
     for index, image in enumerate(job.images, job.first):
         try:
@@ -275,10 +273,10 @@ def _make(job: _Job) -> dict[str, Any]:
     return record
 
 
-def _finish(
+def _finish_part(
     source: Source, directory: Path, records: Sequence[Mapping[str, Any]]
 ) -> tuple[Dataset, list[tuple[str, str]], Counter]:
-    """Make a store of the files of a part. Returns it, the skipped images with reasons, and the count of each size."""
+    """Make a store of the shards of a part; return it, the skipped images with reasons, and the count of each size."""
     kept = np.concatenate([np.array(record["kept"], np.int64) for record in records])
     if not kept.size:
         raise DuetError(f"{source.name}: none of its {len(source)} images can be read")
@@ -291,7 +289,7 @@ def _finish(
 
 def _card(
     parts: Mapping[str, Source],
-    made: Mapping[str, Dataset],
+    datasets: Mapping[str, Dataset],
     unreadable: Mapping[str, list[tuple[str, str]]],
     sizes: Mapping[str, Counter],
     transform: SquareTransform,
@@ -300,7 +298,7 @@ def _card(
 ) -> dict[str, Any]:
     """Return the data card as plain data."""
     described = {}
-    for part, dataset in made.items():
+    for part, dataset in datasets.items():
         counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
         described[part] = {
             "pictures": len(dataset),

@@ -84,7 +84,7 @@ def finish_store(
     name: str,
     names: Iterable[str] | None = None,
 ) -> Dataset:
-    """Make a store of a directory that so far contains only the files of images.
+    """Make a store of a directory that so far contains only shards.
 
     Args:
         directory: the directory.

@@ -1,6 +1,6 @@
-"""Metrics: functions that are fitted to a reference and then measure sets of samples.
+"""Metrics: functions that are fitted to a reference and then measure sample sets.
 
-A set of samples or a reference is a mapping of named arrays with one row per image:
+A sample set or a reference is a mapping of named arrays with one row per image:
 
     images          uint8 (N, H, W, C)
     labels          class ids (N,); for a sample, the requested class
@@ -8,9 +8,9 @@ A set of samples or a reference is a mapping of named arrays with one row per im
     spatial         (N, D'), the features of all positions of an image
     probabilities   (N, K), the probability of each class
 
-A set has the arrays that were loaded, or computed by a feature network; a metric declares which arrays it reads. A
-reference may also have `training`, the uint8 images that the network was trained on. Without it, the images of the
-reference serve as training images. The entry "training" of its facts describes this array alone.
+A sample set has the arrays that were loaded, or computed by a feature network; a metric declares which arrays it
+reads. A reference may also have `training`, the uint8 images that the network was trained on. Without it, the images of
+the reference serve as training images. The entry "training" of its facts describes this array alone.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ FEATURE_ARRAYS = ("features", "spatial", "probabilities")
 
 
 class NotApplicable(DuetError):
-    """A metric cannot be computed for these sets; `evaluate` skips it and reports the reason."""
+    """A metric cannot be computed for this sample set and reference; `evaluate` skips it and reports the reason."""
 
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """The feature network of a set.
+    """The feature network of a sample set.
 
     Args:
         name: the prefix of the names of numbers that are measured on it, as in "digits Fréchet distance".
@@ -134,11 +134,11 @@ class NumberInfo:
 
 @dataclass(frozen=True, eq=False)
 class MetricResult:
-    """What a metric measured on a set of samples.
+    """What a metric measured on a sample set.
 
     Args:
         numbers: values by the names of `Metric.numbers`.
-        errors: the standard deviations that are conventionally printed behind ± for some numbers.
+        errors: the standard deviations that are conventionally printed after ±, for some numbers.
         arrays: details per sample or class.
         image_rows: rows of images with captions, to look at.
         without: returns the numbers of all samples except those at some indices, for metrics that can compute them
@@ -165,7 +165,7 @@ class Metric:
 
     Args:
         fit: takes the reference, the seed of its streams, and its options as keyword-only arguments; checks them, and
-            returns a function that measures a set of samples against that reference.
+            returns a function that measures a sample set against that reference.
         samples: the arrays of the samples that it reads.
         reference: the arrays of the reference that it reads.
         numbers: the numbers that it returns.

@@ -67,8 +67,8 @@ class _Lowering(UNetBuilder):
         x, _ = self.encoder()
         x = self.act("out.act", self.norm("out.norm", self.middle(x)))
         x = self.add("out.mean", Mean(), x)
-        self.linear("out.dense", x, self.spec.num_classes, scale=self.last)
+        self.linear("out.dense", x, self.spec.num_classes, scale=self.output_scale)
         return self.program(classes=self.spec.num_classes)
 
-    def with_class(self, h: str) -> str:
+    def add_class_embedding(self, h: str) -> str:
         return h

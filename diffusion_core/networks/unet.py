@@ -1,7 +1,7 @@
 """Lowering of a `UNetSpec` to a `Program`: every option becomes named blocks with explicit numbers.
 
 embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample
-down:   residual blocks and attention at each resolution; every value is a skip
+down:   residual blocks and attention at each resolution; each block output and downsampling output is a skip
 mid:    block, attention, block
 up:     the same resolutions in reverse; each block reads [x, skip]
 out:    GroupNorm -> SiLU -> Conv
@@ -62,7 +62,7 @@ class UNetBuilder(Builder):
                 size *= 2
         x = self.norm("out.norm", x)
         x = self.act("out.act", x)
-        self.conv("out.conv", x, spec.out_channels, scale=self.last)
+        self.conv("out.conv", x, spec.out_channels, scale=self.output_scale)
         return self.program(spec.num_classes or None, spec.num_classes)
 
     def encoder(self) -> tuple[str, list[str]]:
@@ -90,7 +90,7 @@ class UNetBuilder(Builder):
         return self.residual("mid.block1", x, self.width(x))
 
     @property
-    def last(self) -> float:
+    def output_scale(self) -> float:
         """The variance scale of the last layer of a residual branch."""
         return 0.0 if self.spec.zero_init else 1.0
 
@@ -105,7 +105,7 @@ class UNetBuilder(Builder):
             block = Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
         h = self.add("embed.features", block, "c_noise")
         if spec.class_embedding == "before":
-            h = self.with_class(h)
+            h = self.add_class_embedding(h)
         if spec.augment_dim:
             augment = self.linear("embed.augment", "features", features, bias=False)
             h = self.add("embed.add_augment", Add(1.0), h, augment)
@@ -113,10 +113,10 @@ class UNetBuilder(Builder):
         h = self.act("embed.act0", h)
         h = self.linear("embed.dense1", h, width)
         if spec.class_embedding == "after":
-            h = self.with_class(h)
+            h = self.add_class_embedding(h)
         return self.act("embed.act1", h)
 
-    def with_class(self, h: str) -> str:
+    def add_class_embedding(self, h: str) -> str:
         """Add the row of the class to the vector, if there are classes."""
         spec, width = self.spec, self.width(h)
         if not spec.num_classes:
@@ -131,7 +131,7 @@ class UNetBuilder(Builder):
         return self.attention(f"{name}.attn", x) if attend else x
 
     def residual(self, name: str, x: str, width: int, resample: Block | None = None) -> str:
-        """Add GroupNorm, SiLU, (resample,) Conv; time; GroupNorm, SiLU, (dropout,) Conv; and the shortcut."""
+        """Add a residual block."""
         spec = self.spec
         h = self.act(f"{name}.act0", self.norm(f"{name}.norm0", x))
         project = self.width(x) != width
@@ -152,7 +152,7 @@ class UNetBuilder(Builder):
         if spec.dropout:
             h = self.add(f"{name}.dropout", Dropout(spec.dropout, self.dropouts), h)
             self.dropouts += 1
-        h = self.conv(f"{name}.conv1", h, width, scale=self.last)
+        h = self.conv(f"{name}.conv1", h, width, scale=self.output_scale)
         if project:
             x = self.conv(f"{name}.shortcut", x, width, kernel=1)
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
@@ -168,7 +168,7 @@ class UNetBuilder(Builder):
         h = self.norm(f"{name}.norm", x)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1, bias=spec.qkv_bias)
         h = self.add(f"{name}.attend", Attention(width, heads, spec.qkv_order), h)
-        h = self.conv(f"{name}.proj", h, width, kernel=1, scale=self.last)
+        h = self.conv(f"{name}.proj", h, width, kernel=1, scale=self.output_scale)
         return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
 
     def downsample(self, name: str, x: str) -> str:

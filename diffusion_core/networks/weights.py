@@ -105,13 +105,13 @@ def check_weights(
         raise DuetError(f"{source}: {mismatches[0]}{more}")
 
 
-def check_finite(weights: Mapping[str, NDArray], source: str = "weights", finite: bool = True) -> None:
+def check_finite(weights: Mapping[str, NDArray], source: str = "weights", require_finite: bool = True) -> None:
     """Check that weights are float32 or float64 and finite.
 
     Args:
         weights: by full name.
         source: what the message calls them.
-        finite: False allows values that are not finite.
+        require_finite: False allows values that are not finite.
 
     Raises:
         DuetError: names the first bad weight, and counts its values and the other bad weights.
@@ -121,7 +121,7 @@ def check_finite(weights: Mapping[str, NDArray], source: str = "weights", finite
     }
     for name, dtype in types.items():
         raise DuetError(f"{source}: {name} has the type {dtype}; it must be float32 or float64")
-    if not finite:
+    if not require_finite:
         return
     bad = {name: value.size - int(np.count_nonzero(np.isfinite(value))) for name, value in sorted(weights.items())}
     if bad := {name: number for name, number in bad.items() if number}:

@@ -45,7 +45,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "max_weight_bytes",
-    "read_part",
+    "read_arrays",
     "repair_checkpoints",
     "save_checkpoint",
     "weights_hash",
@@ -118,7 +118,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         raise DuetError(f"keep_checkpoints: {keep} was given; it must be at least 1, or null to keep all")
     parent = Path(parent)
     final = parent / f"{checkpoint.images_seen:012d}"
-    temporary = _hidden(final, "new")
+    temporary = _temporary_path(final, "new")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -168,15 +168,15 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
 def repair_checkpoints(parent: Path) -> None:
     """Repair what a killed process left: restore the name of a complete checkpoint, and delete incomplete ones.
 
-    Only a process that holds the run directory may call this; it would delete what another process is writing.
+    Only a process that has locked the run directory may call this; it would delete what another process is writing.
 
     Raises:
         DuetError: if a name cannot be restored.
     """
     parent = Path(parent)
-    hidden = [path for path in parent.iterdir() if _HIDDEN.fullmatch(path.name)] if parent.is_dir() else []
-    for path in hidden:
-        role, final = _HIDDEN.fullmatch(path.name)["role"], parent / _HIDDEN.fullmatch(path.name)["name"]
+    temporary = [path for path in parent.iterdir() if _TEMPORARY.fullmatch(path.name)] if parent.is_dir() else []
+    for path in temporary:
+        role, final = _TEMPORARY.fullmatch(path.name)["role"], parent / _TEMPORARY.fullmatch(path.name)["name"]
         try:
             if role == "old" and not final.exists():
                 os.rename(path, final)
@@ -186,34 +186,35 @@ def repair_checkpoints(parent: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-# Temporary names, which no reader takes for a checkpoint. A directory with the role "old" is always complete.
-_HIDDEN = re.compile(r"\.(?P<role>new|old|gone)\.(?P<name>\d+)\.\d+")
+# Temporary names, which no reader takes for a checkpoint. A directory with the role "old" is always complete; one with
+# the role "gone" is being deleted.
+_TEMPORARY = re.compile(r"\.(?P<role>new|old|gone)\.(?P<name>\d+)\.\d+")
 
 
-def _hidden(path: Path, role: str) -> Path:
+def _temporary_path(path: Path, role: str) -> Path:
     return path.with_name(f".{role}.{path.name}.{os.getpid()}")
 
 
 def _delete(path: Path) -> None:
     # Renamed first, so that a reader never sees a checkpoint with missing files.
-    hidden = _hidden(path, "gone")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    temporary = _temporary_path(path, "gone")
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace_directory(new: Path, path: Path) -> None:
     # Not every system can exchange two names at once; `repair_checkpoints` repairs a kill between the two renamings.
-    old, gone = _hidden(path, "old"), _hidden(path, "gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    old, deleted = _temporary_path(path, "old"), _temporary_path(path, "gone")
+    shutil.rmtree(deleted, ignore_errors=True)
     os.rename(path, old)
     try:
         os.rename(new, path)
     except BaseException:
         os.rename(old, path)
         raise
-    os.rename(old, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(old, deleted)
+    shutil.rmtree(deleted, ignore_errors=True)
 
 
 def hash_entries(entries: Mapping[str, Any]) -> str:
@@ -231,7 +232,7 @@ def list_checkpoints(parent: Path) -> list[Path]:
 def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """Return the path of a checkpoint, given that path, a `checkpoints` directory or a run directory.
 
-    Of several checkpoints it is the latest. An error names the configuration key `key`.
+    If there are several, return the latest. An error names the configuration key `key`.
 
     Raises:
         DuetError: if there is no checkpoint.
@@ -247,14 +248,14 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
 
 
 def load_checkpoint(
-    path: str | Path, network: NetworkSpec | Program | None = None, finite: bool = True, key: str = "checkpoint"
+    path: str | Path, network: NetworkSpec | Program | None = None, require_finite: bool = True, key: str = "checkpoint"
 ) -> Checkpoint:
     """Read a checkpoint and check it.
 
     Args:
         path: a checkpoint, a `checkpoints` directory or a run directory; see `find_checkpoint`.
         network: the network that the checkpoint must have, if known. For a spec the error names the fields that differ.
-        finite: whether to refuse numbers that are not finite. Only the search for such numbers sets this to False.
+        require_finite: whether to refuse numbers that are not finite; False only in the search for such numbers.
         key: the configuration key that an error names if there is no checkpoint.
 
     Returns:
@@ -285,17 +286,19 @@ def load_checkpoint(
             raise DuetError(f"{path / 'state.json'}: it lists {averages} averages and {len(hashes)} files")
         names = ("weights", *average_names(averages), "moment1", "moment2")
         limit = max_weight_bytes(model.program)
-        parts = {part: read_part(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], limit) for part in names}
+        parts = {
+            part: read_arrays(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], limit) for part in names
+        }
         name, history = "history.safetensors", None
         if name in hashes:
-            history = LossHistory(**read_part(path / name, hashes[name]))
+            history = LossHistory(**read_arrays(path / name, hashes[name]))
         state = TrainerState.from_parts(parts, updates)
         checkpoint = Checkpoint(images_seen, model, seed, state, notes_with_new_names(notes), history)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
         check_weights(model.program, arrays, str(path / f"{part}.safetensors"))
-        check_finite(arrays, str(path / f"{part}.safetensors"), finite)
+        check_finite(arrays, str(path / f"{part}.safetensors"), require_finite)
     return checkpoint
 
 
@@ -318,7 +321,7 @@ def weights_hash(path: str | Path, part: str = "ema") -> str:
         return str(read_json(file)["files"][f"{part}.safetensors"])
 
 
-def read_part(path: Path, sha256: str, max_bytes: int = 1 << 28) -> dict[str, NDArray]:
+def read_arrays(path: Path, sha256: str, max_bytes: int = 1 << 28) -> dict[str, NDArray]:
     """Return the arrays of a safetensors file with a known hash.
 
     Args:
@@ -354,6 +357,6 @@ def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Check
         raise DuetError(f"{other}, with {', '.join(differ[:3])}{more}")
     check_weights(program, checkpoint.state.weights, other)
     raise DuetError(
-        f"{other}, which has the same weights but computes with other numbers (program {sha256[:12]}, "
+        f"{other}, which has the same shapes but different options (program {sha256[:12]}, "
         f"expected {program.sha256[:12]})"
     )

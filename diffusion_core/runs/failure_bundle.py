@@ -41,7 +41,7 @@ from diffusion_core.runs.checkpoint import (
     hash_entries,
     list_checkpoints,
     load_checkpoint,
-    read_part,
+    read_arrays,
     save_checkpoint,
 )
 from diffusion_core.runs.run_directory import write_json
@@ -183,7 +183,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
     path = Path(path)
     if not (path / "step.json").exists():
         raise DuetError(f"bundle: {path} holds no step.json; give a directory under the non_finite directory of a run")
-    moment = load_checkpoint(path, finite=False)
+    moment = load_checkpoint(path, require_finite=False)
     with file_errors(path / "step.json"):
         step = read_json(path / "step.json", "it is corrupt")
         if step["format"] != FORMAT:
@@ -205,7 +205,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
         if (precision := moment.notes["precision"]) not in PRECISIONS:
             raise one_of("precision", precision, PRECISIONS)
     with file_errors(path / "batch.safetensors"):
-        arrays = read_part(path / "batch.safetensors", sha256, size)
+        arrays = read_arrays(path / "batch.safetensors", sha256, size)
         _check_batch(arrays, moment.model)
     with file_errors(path / "step.json"):
         images = arrays["label"].size

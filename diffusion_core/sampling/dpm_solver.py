@@ -1,30 +1,36 @@
 r"""DPM-Solver and DPM-Solver++: exponential integrators in the half log-SNR, as an ODE or an SDE.
 
-DPM-Solver++ puts a polynomial through estimates D of x_0 (predict x0), DPM-Solver through eps (predict eps). With
-h = lambda_s - lambda_t from a level t to the next one s, and earlier estimates
+DPM-Solver++ puts a polynomial through estimates D of x_0 (predict x0), DPM-Solver through eps (predict eps); y is the
+quantity that the polynomial goes through. A step leads from the noise level t to the next one s. With the half log-SNR
+lambda, h = lambda_s - lambda_t is its length, and h_{-1} and h_{-2} are the lengths of the two steps before it.
+D_0 = D(x_t) is the estimate at t, and D_{-1} and D_{-2} are the estimates of the two steps before. With
 
-    D_0 = D(x_t),   D_1 = (D_0 - D_{-1})/r_0,      r_0 = h_{-1}/h,   r_1 = h_{-2}/h     (h_{-1}: the step before)
+    r_0 = h_{-1}/h,   r_1 = h_{-2}/h
+    D_1 = (D_0 - D_{-1})/r_0                              first divided difference
+    D_2 = (D_1 - (D_{-1} - D_{-2})/r_1)/(r_0 + r_1)       second divided difference
+    D'_1 = D_1 + r_0 D_2                                  derivative at t of the parabola through the three estimates
 
-the multistep solver of the probability-flow ODE is, for predict x0,
+the multistep solver of the probability-flow ODE (tau = 0) is, for predict x0,
 
     order 1        x_s = sigma_s/sigma_t x_t + alpha_s (1 - e^-h) D_0
     order 2        ... + alpha_s (1 - e^-h)/2 D_1                           "midpoint"
                    ... + alpha_s ((e^-h - 1)/h + 1) D_1                     "heun" and "exact"
     order 3        ... + alpha_s ((e^-h - 1)/h + 1) D'_1 + w alpha_s (1/2 - (e^-h - 1 + h)/h^2) D_2
 
-where D'_1 and D_2 are the divided differences over three estimates. The integral of the parabola has w = 2, which is
-"exact"; the paper's code, and all code derived from it, has w = 1, which makes the method one of second order. The SDE
-has the same form with 2h for h in the weights of D, the factor e^-h on x_t, and fresh noise
-``sigma_s sqrt(1 - e^-2h) z``. For predict eps see `exponential`, which derives both forms.
+"exact" has w = 2, which is the integral of the parabola. "midpoint" and "heun" have w = 1, as in the paper's code and
+all code derived from it, which makes the method one of second order. The SDE (tau = 1) has the same form with 2h for h
+in the weights of D, the factor e^-h on x_t, and fresh noise ``sigma_s sqrt(1 - e^-2h) z``. For predict eps see
+`exponential`, which derives both forms.
 
-The singlestep solver uses no earlier steps but evaluates at levels within one: a step of order p takes p rows, to the
-levels s_1, s_2, .., each from the start of the step, with as many values of y as exist by then. In the last row of
-three, "midpoint" leaves the middle value out, ``D_1 = (D_2nd - D_0)/r_2``, as the paper does, which is of third order
-only for r_2 = 2/3; "heun" uses the parabola through all three, "taylor" in the paper's code.
+The singlestep solver uses no earlier steps. It evaluates the network at levels s_1, s_2, .. within a step: a step of
+order p takes p rows, and each row goes from the start of the step to the next of these levels, the last one to s. A row uses the values of
+y that the step has computed so far. In the third row, "midpoint" uses ``D_1 = (D(x_{s_2}) - D_0)/r_2`` with
+r_2 = (lambda_{s_2} - lambda_t)/h, without the value at s_1, as the paper does; this is of third order only for
+r_2 = 2/3. There "heun" uses the parabola through all three values, which the paper's code calls "taylor".
 
-The step to clean data has h = infinity and is of first order, x_s = D_0. With few rows, the multistep rows before it
-have lower orders too: high orders are unstable at the end of a short run. The first rows have as high an order as there
-are estimates. t = 0 is one noise step.
+The step to clean data has h = infinity and is of first order, x_s = D_0. With fewer than 15 rows, the multistep rows
+before it have lower orders too, because high orders are unstable at the end of a short run. The first rows have as high
+an order as there are estimates. t = 0 is the level after one noise step.
 
 References:
     DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022),
@@ -139,7 +145,8 @@ def dpm_solver_singlestep(
     Args:
         process: the process that the network was trained for; the first level must contain signal (alpha > 0).
         steps: the number of rows, that is of network evaluations, or another form of `spacing`. They are steps of
-            `order` rows each, one or two shorter ones if the number is no multiple, and one row to clean data.
+            `order` rows each, and one row to clean data. The last steps are shorter if `steps` is not a multiple of
+            `order`.
         order: 1, 2 or 3.
         sde: whether to add fresh noise, with the marginals of the SDE.
         solver_type: ``"midpoint"`` or ``"heun"``.
@@ -162,18 +169,18 @@ def dpm_solver_singlestep(
     if between not in BETWEEN:
         raise one_of("sampler.between", between, BETWEEN)
     t = make_timesteps(process.schedule, steps, spacing)
-    starts = _starts(len(t), order)
+    first_rows = _first_rows(len(t), order)
     if between == "log_snr":
-        t = _space_evenly(process.schedule, t, starts)
+        t = _space_evenly(process.schedule, t, first_rows)
     integrator = Integrator("dpm_solver_singlestep", plan_levels(process, t), predict)
     tau, rows, eps = float(sde), integrator.rows, predict == "eps"
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
         # The registers are x, the x at the start of the step, and (predict eps) earlier y of the step.
-        start, now = starts[i], integrator.prediction(i, X[0], D[0])
+        start, current = first_rows[i], integrator.prediction(i, X[0], D[0])
         origin = X[0] if i == start else X[1]
-        past = X[2:] if eps else D[1:]
-        values = [now, *past][: i - start + 1][::-1]
+        earlier = X[2:] if eps else D[1:]
+        values = [current, *earlier][: i - start + 1][::-1]
         nodes = list(range(start, i + 1))
         third = len(nodes) == 3
         if third and solver_type == "midpoint":
@@ -183,7 +190,7 @@ def dpm_solver_singlestep(
             kind = "exact" if third else solver_type
             new = integrator.first_order(start, i + 1, origin, values[0], z, tau)
             new = new + integrator.higher_order(start, i + 1, nodes, values, values[0], tau, kind)
-        return [new, origin, *([now, *past[:-1]] if eps and order > 1 else [])]
+        return [new, origin, *([current, *earlier[:-1]] if eps and order > 1 else [])]
 
     return SamplerPlan(
         name=_name("dpm_solver_singlestep", order, predict, sde, rows),
@@ -194,7 +201,7 @@ def dpm_solver_singlestep(
     )
 
 
-def _starts(rows: int, order: int) -> NDArray[np.int64]:
+def _first_rows(rows: int, order: int) -> NDArray[np.int64]:
     """Return the row at which each row's step starts, with shape (N,); the last row is a step by itself."""
     lengths = [order] * ((rows - 1) // order)
     rest = (rows - 1) % order
@@ -206,12 +213,12 @@ def _starts(rows: int, order: int) -> NDArray[np.int64]:
     return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
 
 
-def _space_evenly(schedule: AnySchedule, t: NDArray, starts: NDArray) -> NDArray[np.float64]:
+def _space_evenly(schedule: AnySchedule, t: NDArray, first_rows: NDArray) -> NDArray[np.float64]:
     """Return the t of the rows, with those within a step at equal distances of log-SNR between its ends."""
-    ends = np.unique(starts)
+    ends = np.unique(first_rows)
     even = np.interp(np.arange(len(t)), ends, log_ratio(schedule, t[ends]))
     spaced = t.astype(np.float64)
-    within = starts != np.arange(len(t))
+    within = first_rows != np.arange(len(t))
     spaced[within] = schedule.t_at_log_ratio(even[within])
     return spaced
 

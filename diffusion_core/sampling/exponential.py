@@ -225,26 +225,26 @@ def multistep(
     rows, eps = integrator.rows, integrator.predict == "eps"
     corrected = np.zeros(rows, np.int64) if corrected is None else corrected
     tau = np.broadcast_to(np.asarray(tau, np.float64), (rows,))
-    first_past = 2 if corrected.any() else 1
+    first_earlier = 2 if corrected.any() else 1
     remembered = max(orders.max(), corrected.max())
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
-        now, past = integrator.prediction(i, X[0], D[0]), X[first_past:] if eps else D[1:]
+        current, earlier = integrator.prediction(i, X[0], D[0]), X[first_earlier:] if eps else D[1:]
         x = X[0]
         if corrected[i]:
             # The nodes are the level at which the step started, the level it led to, and earlier ones.
-            nodes, values = [i - 1, i, *range(i - 2, -1, -1)], [past[0], now, *past[1:]]
+            nodes, values = [i - 1, i, *range(i - 2, -1, -1)], [earlier[0], current, *earlier[1:]]
             used = slice(1, 2) if corrected[i] == 1 else slice(corrected[i])
             x = X[1] + integrator.higher_order(
-                i - 1, i, nodes[used], values[used], past[0], tau[i - 1], kind_corrected
+                i - 1, i, nodes[used], values[used], earlier[0], tau[i - 1], kind_corrected
             )  # fmt: skip
         first, new = np.zeros_like(z), D[0]
         if i < rows - 1:
-            first = new = integrator.first_order(i, i + 1, x, now, z, tau[i])
+            first = new = integrator.first_order(i, i + 1, x, current, z, tau[i])
             if orders[i] > 1:
-                nodes, values = range(i, i - orders[i], -1), [now, *past][: orders[i]]
-                new = first + integrator.higher_order(i, i + 1, nodes, values, now, tau[i], kind)
-        return [new, *[first] * (first_past - 1), *([now, *past[:-1]] if eps and remembered > 1 else [])]
+                nodes, values = range(i, i - orders[i], -1), [current, *earlier][: orders[i]]
+                new = first + integrator.higher_order(i, i + 1, nodes, values, current, tau[i], kind)
+        return [new, *[first] * (first_earlier - 1), *([current, *earlier[:-1]] if eps and remembered > 1 else [])]
 
-    registers = first_past + (remembered - 1 if eps else 0)
+    registers = first_earlier + (remembered - 1 if eps else 0)
     return recurrence(rows, registers, 1 if eps else remembered, step)

@@ -532,7 +532,7 @@ class _Loop:
         """Add the losses of the current batch to the history that the next timesteps depend on."""
         positions = np.arange(self.images_seen - self.config.batch, self.images_seen)
         losses = self.collective.gather(result.losses(), self.config.batch)
-        self.history = self.history.appended(self.objective.draw(positions, self.history)[0], losses)
+        self.history = self.history.appended(self.objective.draw_timesteps(positions, self.history)[0], losses)
 
     def _finish_step(self, began: float) -> bool:
         """Log, store and draw what is due after a step; return whether to stop early."""

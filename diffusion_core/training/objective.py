@@ -18,12 +18,12 @@ contain, gamma times another normal number xi per pixel, drawn in "train/perturb
 
     x_t = alpha x_0 + sigma (eps + gamma xi),       target = target_x0 x_0 + target_eps eps
 
-A batch holds one array of noise. But these are two equations for two unknowns, and with the determinant
-``d = alpha target_eps - sigma target_x0`` the one pair of image and noise that has this x_t and this target is
+A batch holds one image and one noise per example, which the backend mixes to both x_t and the target. Solve both
+equations for image and noise: with the determinant ``d = alpha target_eps - sigma target_x0`` they are
 
     x_0 + (target_eps/d) sigma gamma xi      and      eps - (target_x0/d) sigma gamma xi
 
-which the batch then holds as images and noise.
+and the batch holds these.
 
 With a learned variance the batch has the columns of the variational bound, see `variational`. A self-conditioned
 network receives an estimate of the image as an additional input. For half of the images, those whose number in
@@ -72,7 +72,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 
 __all__ = ["Objective", "network_labels"]
 
-# What a person chooses; everything else follows from the model.
+# Options that the user sets; everything else follows from the model.
 OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
     "bound", "bound_weight",
@@ -104,7 +104,7 @@ def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> N
         return np.zeros(labels.shape, np.int32)
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise DuetError(f"label {wrong[0]}: the network has classes 0..{classes - 1}")
+        raise DuetError(f"label {wrong[0]} was given; it must be 0 to {classes - 1}")
     return (labels + (1 if null_label == 0 else 0)).astype(np.int32)
 
 
@@ -143,7 +143,7 @@ class Objective:
         >>> from diffusion_core.diffusion.schedule import make_schedule
         >>> process = Process(make_schedule("cosine"), "v")
         >>> objective = Objective(process, seed=0, weighting={"name": "min_snr", "gamma": 5.0})
-        >>> t, importance = objective.draw([0, 1, 2])
+        >>> t, importance = objective.draw_timesteps([0, 1, 2])
         >>> t.shape, importance.tolist()
         ((3,), [1.0, 1.0, 1.0])
     """
@@ -184,16 +184,14 @@ class Objective:
         if self.variance not in VARIANCES:
             raise one_of("process.variance", self.variance, VARIANCES)
         if self.variance != "fixed" and self.input_perturbation:
-            raise DuetError(
-                "process.input_perturbation: use 0 with a learned variance, which needs images of exact byte values"
-            )
-        if self.is_bound_alone and (self.uncertainty or self.weighting.get("name") != "simple"):
+            raise DuetError("process.input_perturbation: use 0 with a learned variance, which needs uint8 images")
+        if self.is_vlb_only and (self.uncertainty or self.weighting.get("name") != "simple"):
             what = (
                 "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
             )
-            raise DuetError(f"{what} was given, but process.bound: vlb has no term that it could weigh; use hybrid")
+            raise DuetError(f"{what} was given, but process.bound=vlb ignores it; use hybrid")
         # Computed here so that a mistake is found before training starts.
-        _ = self.weights, self.timestep_sampler, self.variational
+        _ = self.loss_weights, self.timestep_sampler, self.variational
 
     def __repr__(self) -> str:
         process = f"{self.process.prediction} on {self.process.schedule.name}"
@@ -245,20 +243,20 @@ class Objective:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything that a person chooses besides the network and the process, as plain data."""
+        """The options that the user sets, besides the network and the process, as plain data."""
         values = {name: getattr(self, name) for name in OPTIONS}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     @property
-    def is_bound_alone(self) -> bool:
+    def is_vlb_only(self) -> bool:
         """Whether the variational bound is the whole loss."""
         return self.variance != "fixed" and self.bound == "vlb"
 
     @cached_property
-    def weights(self) -> Weighting:
+    def loss_weights(self) -> Weighting:
         """The function that returns the loss weight of given timesteps."""
         weights = make_weights(self.process, **self.weighting)
-        return (lambda t: 0.0 * weights(t)) if self.is_bound_alone else weights
+        return (lambda t: 0.0 * weights(t)) if self.is_vlb_only else weights
 
     @cached_property
     def variational(self) -> NDArray[np.float64] | None:
@@ -272,7 +270,9 @@ class Objective:
         """The timestep distribution of a run without a loss history."""
         return make_timestep_sampler(self.process.schedule, self.first_t, **self.timestep_sampling)
 
-    def draw(self, positions: ArrayLike, history: LossHistory | None = None) -> tuple[NDArray, NDArray[np.float64]]:
+    def draw_timesteps(
+        self, positions: ArrayLike, history: LossHistory | None = None
+    ) -> tuple[NDArray, NDArray[np.float64]]:
         """Draw the timestep of each image; return (t, importance), each with shape (B,).
 
         Args:
@@ -341,7 +341,7 @@ class Objective:
                 f"features: an array with shape {features.shape} was given for {len(labels)} images; the network takes "
                 f"shape {(len(labels), self.features)}"
             )
-        t, importance = self.draw(positions, history)
+        t, importance = self.draw_timesteps(positions, history)
         if self.label_dropout:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
             labels = np.where(dropped, self.null_label, labels)
@@ -362,7 +362,7 @@ class Objective:
             c_noise=columns.c_noise,
             target_x0=columns.target_x0.astype(dtype),
             target_eps=columns.target_eps.astype(dtype),
-            weight=self.weights(t).astype(dtype),
+            weight=self.loss_weights(t).astype(dtype),
             importance=importance.astype(dtype),
             features=features.astype(dtype),
             positions=np.asarray(positions, np.int64),

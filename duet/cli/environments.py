@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: two set-ups at the same time are not kept apart
     fcntl = None
 
-__all__ = ["SUPPORTED", "checked_python", "environment_exists", "setup", "setup_any", "setup_command"]
+__all__ = ["SUPPORTED", "checked_python", "environment_exists", "setup", "any_environment", "setup_command"]
 
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
 FORMAT = "1"  # of an environment; changing it makes every existing one outdated
@@ -57,22 +57,22 @@ def setup_command(args: list[str]) -> int:
 
 def setup(backend: Backend) -> str:
     """Return the path of the backend's Python; build or update its environment first where necessary."""
-    own = own_python(backend)
-    if own or is_ready(backend):
-        return own or venv_python(backend)
+    chosen = user_python(backend)
+    if chosen or is_ready(backend):
+        return chosen or venv_python(backend)
     if not (ROOT / "pyproject.toml").is_file():
         return sys.executable  # Duet was installed as a package, into the environment that runs it
     venv = ROOT / backend.environment
     venv.parent.mkdir(parents=True, exist_ok=True)
     with open(str(venv) + ".lock", "w") as lock:
-        hold(lock)
+        acquire_lock(lock)
         if not is_ready(backend):  # another process may have built it while this one waited for the lock
             with open(str(venv) + ".log", "w+", errors="replace") as log:
                 build(backend, log)
     return venv_python(backend)
 
 
-def setup_any() -> str:
+def any_environment() -> str:
     """Return the Python of an environment that exists; build that of the first backend where none does."""
     known = list(backends().values())
     return setup(next(filter(environment_exists, known), known[0]))
@@ -80,7 +80,7 @@ def setup_any() -> str:
 
 def environment_exists(backend: Backend) -> bool:
     """Return whether `setup` has nothing to do for a backend."""
-    return bool(own_python(backend)) or is_ready(backend)
+    return bool(user_python(backend)) or is_ready(backend)
 
 
 def is_ready(backend: Backend) -> bool:
@@ -89,7 +89,7 @@ def is_ready(backend: Backend) -> bool:
     return stamp.is_file() and stamp.read_text() == stamp_text(backend)
 
 
-def own_python(backend: Backend) -> str | None:
+def user_python(backend: Backend) -> str | None:
     """Return the interpreter that the user chose for a backend, or None.
 
     DUET_<NAME>_PYTHON chooses it, or the key `python` of its configuration file.
@@ -100,12 +100,12 @@ def own_python(backend: Backend) -> str | None:
     return checked_python("backend.python", backend.python, ROOT) if backend.python else None
 
 
-def checked_python(source: str, given: str, folder: Path) -> str:
+def checked_python(source: str, path: str, folder: Path) -> str:
     """Return the absolute path of an interpreter, or stop. A link is kept: it identifies a virtual environment."""
-    path = shutil.which(os.path.join(str(folder), os.path.expanduser(given)))
-    if not path or probe(path)[:2] not in SUPPORTED:
-        raise Stop(f"{source}: {given!r} was given; it must be the path of a Python 3.11 to 3.13 that starts")
-    return path
+    python = shutil.which(os.path.join(str(folder), os.path.expanduser(path)))
+    if not python or probe(python)[:2] not in SUPPORTED:
+        raise Stop(f"{source}: {path!r} was given; it must be the path of a working Python 3.11-3.13")
+    return python
 
 
 def venv_python(backend: Backend) -> str:
@@ -128,11 +128,11 @@ def base_python() -> str:
     names = ["python{}.{}".format(*version) for version in reversed(SUPPORTED)]
     without_venv = []
     for path in filter(None, [sys.executable, *map(shutil.which, names)]):
-        found = probe(path)
-        if found[:2] in SUPPORTED:
-            if found[3]:
+        version = probe(path)
+        if version[:2] in SUPPORTED:
+            if version[3]:
                 return path
-            without_venv.append((path, "{}.{}".format(*found)))
+            without_venv.append((path, "{}.{}".format(*version)))
     for path, version in without_venv:
         package = f"python{version}-venv (or python3-venv)"
         raise Stop(f"Python {version} ({path}) lacks venv or ensurepip; on Debian or Ubuntu install {package}")
@@ -159,7 +159,7 @@ def stamp_text(backend: Backend) -> str:
     return digest.hexdigest() if version[:2] in SUPPORTED else ""
 
 
-def hold(lock: TextIO) -> None:
+def acquire_lock(lock: TextIO) -> None:
     """Take the lock, waiting for the process that holds it; closing the file releases it."""
     if fcntl:
         try:

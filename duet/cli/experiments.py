@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duet.cli.backends import CONFIGS, ROOT, Backend, backends, default_option, get_backend
-from duet.cli.environments import checked_python, environment_exists, setup, setup_any
+from duet.cli.environments import any_environment, checked_python, environment_exists, setup
 from duet.cli.terminal import Stop, one_of
 
 __all__ = ["Command", "experiments", "launch_command", "run_command", "run_experiment"]
@@ -67,7 +67,7 @@ def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> 
         python = checked_python("backend.python", own[-1], ROOT)
     else:
         pythons = [setup(backend) for backend in chosen_backends(command, args)]
-        python = pythons[0] if pythons else setup_any()
+        python = pythons[0] if pythons else any_environment()
     return replace_process([python, *before, "-m", command.module, *args])
 
 

@@ -143,7 +143,7 @@ def measure_samples(context: EvaluationContext) -> Measure:
         evaluation, with_features, reference = evaluator(samples, sets)
         if not evaluation.numbers:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
-            raise DuetError(f"metrics: none of them applies; {reasons or 'choose some with metrics=[NAME,NAME]'}")
+            raise DuetError(f"metrics: no metric can be computed: {reasons or 'choose some with metrics=[NAME,NAME]'}")
         _write_details(evaluation, out)
         if setup.keep_features:
             for name, sample_set in (("samples", with_features), ("reference", reference)):
@@ -187,7 +187,7 @@ def select_samples(
         from_files = len(sizes) >= core.MIN_VALUES
         return samples, core.sets_from_sizes(sizes) if from_files else core.random_sets(len(samples), sets, seed)
     if not 1 <= count <= len(samples):
-        raise DuetError(f"count: {count} was given; there are 1 to {len(samples)} samples, or null for all")
+        raise DuetError(f"count: {count} was given; count must be 1 to {len(samples)}, or null for all")
     drawn = np.sort(Stream(seed, "evaluate/samples").permutation(len(samples))[:count])
     arrays = {name: array[drawn] for name, array in samples.arrays.items()}
     return replace(samples, arrays=arrays), core.random_sets(count, sets, seed)

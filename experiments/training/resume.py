@@ -21,7 +21,7 @@ from diffusion_core.training.loop import ResumeState, TrainingConfig
 from experiments.training.setup import TrainingSetup
 
 __all__ = [
-    "OWN_RUN",
+    "RESUME_IN_PLACE",
     "checkpoint_notes",
     "compiled_in",
     "computed_by",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # Values of `resume` for the run in the directory itself: resume it; or resume it if it exists, and else start it.
-OWN_RUN = ("latest", "auto")
+RESUME_IN_PLACE = ("latest", "auto")
 
 
 def find_source(resume: str | None, directory: Path) -> Path | None:
@@ -46,7 +46,7 @@ def find_source(resume: str | None, directory: Path) -> Path | None:
     Raises:
         DuetError: if there is no such checkpoint.
     """
-    if resume not in OWN_RUN:
+    if resume not in RESUME_IN_PLACE:
         return resume and find_checkpoint(resume, "resume")
     if list_checkpoints(directory / "checkpoints"):
         return find_checkpoint(directory)
@@ -100,7 +100,7 @@ def starting_point(
         raise DuetError(
             f"resume: the checkpoint is of seed {checkpoint.seed}, but seed {setup.seed} was given; they must be equal"
         )
-    _check_length(checkpoint, setup.training_config, is_own=resume in OWN_RUN)
+    _check_length(checkpoint, setup.training_config, is_own=resume in RESUME_IN_PLACE)
     # The loss history of another objective does not apply to this one.
     history = None if changed else checkpoint.history
     return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective), history=history), source

@@ -33,7 +33,7 @@ from experiments.sampling import draw
 from experiments.sampling.figures import noising_strip
 from experiments.training.callbacks import RunCallbacks, sampling_backend
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
-from experiments.training.resume import OWN_RUN, compiled_in, previous_result, resume_state, starting_point
+from experiments.training.resume import RESUME_IN_PLACE, compiled_in, previous_result, resume_state, starting_point
 from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
@@ -95,7 +95,7 @@ def train(
     tracker: StartTracker | None = None,
     record: RunRecord | None = None,
 ) -> dict[str, Any] | None:
-    """Train, sample and evaluate into a run directory.
+    """Train, sample and evaluate, and write the results to a run directory.
 
     Args:
         setup: what is trained.
@@ -124,7 +124,7 @@ def train(
         if result is not None:
             print(f"run: {directory}\nRun complete. Increase trainer.images to continue training.")
             return result
-        is_own = resume in OWN_RUN
+        is_own = resume in RESUME_IN_PLACE
         resumed_at = start.images_seen if source or is_own else None
         open_run = RunDirectory(directory, resumed_at, None if is_own else source) if is_main_process else nullcontext()
         with open_run as run:
@@ -169,10 +169,10 @@ def _run(
     collective.require_equal("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
     with signals.flag_on_signal() as stop:
         if run is not None:
-            _begin(setup, record, run, backend, start, source, tracker)
+            _start_run(setup, record, run, backend, start, source, tracker)
         trainer = backend.trainer(setup.model.program, start.state, setup.adam, setup.objective.distance)
         session = _Session(setup, record, backend, trainer, run, start, stop)
-        result = _fit(session)
+        result = _train(session)
         if setup.plan is not None:
             result |= _sample(session, sampling_backend(setup, backend), evaluation)
         stop_if_requested(collective, stop)  # the other processes wait here for the main one, which writes
@@ -188,7 +188,7 @@ def _run(
     return result
 
 
-def _begin(
+def _start_run(
     setup: TrainingSetup,
     record: RunRecord,
     run: RunDirectory,
@@ -200,7 +200,7 @@ def _begin(
     """Write what a run directory holds from the beginning, and print what is trained on what."""
     model, loader = setup.model, setup.loader
     trackers = [tracker(run.path, record.options)] if tracker else []
-    run.start(record.config, _facts(setup, backend, start, source), trackers)
+    run.start(record.config, _environment_record(setup, backend, start, source), trackers)
     for name, content in record.files.items():
         write_atomically(run.path / name, content.encode())
     if not record.is_temporary:
@@ -211,7 +211,9 @@ def _begin(
     render.save_png(run.path / "samples" / "noising.png", strip)
 
 
-def _facts(setup: TrainingSetup, backend: Backend, start: Checkpoint, source: Path | None) -> dict[str, Any]:
+def _environment_record(
+    setup: TrainingSetup, backend: Backend, start: Checkpoint, source: Path | None
+) -> dict[str, Any]:
     """Return the content of environment.json: where the run computes, what, and from which checkpoint."""
     dataset, program = setup.loader.dataset, setup.model.program
     resumed_from = None
@@ -229,7 +231,7 @@ def _facts(setup: TrainingSetup, backend: Backend, start: Checkpoint, source: Pa
     }
 
 
-def _fit(session: _Session) -> dict[str, Any]:
+def _train(session: _Session) -> dict[str, Any]:
     """Train to the end; return loss, speed and time in the main process, and nothing in the others."""
     setup, trainer, run, start, stop = session.setup, session.trainer, session.run, session.start, session.stop
     config, collective = setup.training_config, session.backend.collective
@@ -294,7 +296,7 @@ def _sample(
 def _resume_advice(directory: Path, setup: TrainingSetup, record: RunRecord) -> str:
     """Return how far an interrupted run came, and the command that resumes it."""
     checkpoints = list_checkpoints(directory / "checkpoints")
-    seen = f"its last checkpoint has seen {int(checkpoints[-1].name):,}" if checkpoints else "it has seen 0"
+    seen = f"its last checkpoint is at {int(checkpoints[-1].name):,}" if checkpoints else "it is at 0"
     progress = f"{seen} of {setup.training_config.images:,} images"
     if record.resume_command is None:
         return progress

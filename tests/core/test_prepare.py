@@ -16,7 +16,7 @@ from PIL import Image
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import DatasetInfo
-from diffusion_core.data.prepare import _finished, prepare
+from diffusion_core.data.prepare import _existing_card, prepare
 from diffusion_core.data.source import Source, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import SquareTransform
@@ -294,9 +294,9 @@ def test_two_processes_can_use_one_directory(tmp_path, monkeypatch):
     assert ".lock" in seen  # held until everything is written
     before = content(tmp_path / "out")
     # A third process looked before the first was done and got the lock afterwards.
-    looked = [lambda *given: None, _finished]
-    monkeypatch.setattr("diffusion_core.data.prepare._finished", lambda *given: looked.pop(0)(*given))
-    monkeypatch.setattr("diffusion_core.data.prepare._make_images", None)
+    looked = [lambda *given: None, _existing_card]
+    monkeypatch.setattr("diffusion_core.data.prepare._existing_card", lambda *given: looked.pop(0)(*given))
+    monkeypatch.setattr("diffusion_core.data.prepare._write_part", None)
     assert prepare(*request, workers=1) == json.loads(json.dumps(first))
     assert content(tmp_path / "out") == before and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
@@ -325,7 +325,7 @@ def test_existing_directory_is_never_overwritten(tmp_path):
             prepare(parts, tmp_path / "out", square, DatasetInfo("toy"), workers=1)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DuetError, match="is left as it is"):
+    with pytest.raises(DuetError, match="is not a prepared data set"):
         prepare({"all": images()}, tmp_path / "thesis", SquareTransform(8), DatasetInfo("toy"), workers=1)
     assert content(tmp_path / "out") == before
     (tmp_path / "out" / "all" / "images-00000.npy").write_bytes(b"")

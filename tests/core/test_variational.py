@@ -185,9 +185,9 @@ def test_timesteps_follow_the_second_moments_of_their_losses(first_t):
         np.testing.assert_allclose(given.probability, wanted, rtol=1e-12, atol=1e-15)
     assert given is not law
     objective = Objective(Process(linear(6)), 0, first_t=first_t, timestep_sampling={"name": "loss_second_moment"})
-    t, importance = objective.draw(np.arange(1000), history)
+    t, importance = objective.draw_timesteps(np.arange(1000), history)
     np.testing.assert_allclose(importance, 1 / ((6 - first_t) * wanted[t]), rtol=1e-12)
-    assert t.min() >= first_t and np.all(objective.draw(np.arange(1000))[1] == 1)
+    assert t.min() >= first_t and np.all(objective.draw_timesteps(np.arange(1000))[1] == 1)
 
 
 def test_checkpoints_keep_the_loss_history(tmp_path):

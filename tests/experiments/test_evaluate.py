@@ -196,7 +196,7 @@ def test_every_metric_has_a_configuration_file_with_all_its_options():
         (("samples=SAMPLES", *ON_DIGITS, "reference=SAMPLES"), "a file and data were given"),
         (
             ("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"),
-            "none of them applies; frechet: it needs features; set",
+            "no metric can be computed: frechet: it needs features; set",
         ),
     ],
 )

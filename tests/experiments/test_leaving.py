@@ -78,7 +78,7 @@ def test_the_command_that_resumes_starts_as_many_processes(parallel, size, start
 def test_the_advice_says_how_far_the_run_came_and_whether_it_has_begun(tmp_path):
     setup = SimpleNamespace(training_config=TrainingConfig(16, 8))
     record = RunRecord("", {}, {}, lambda has_begun: f"COMMAND {has_begun}")
-    said = "it has seen 0 of 16 images; to resume: COMMAND"
+    said = "it is at 0 of 16 images; to resume: COMMAND"
     assert training._resume_advice(tmp_path, setup, record) == f"{said} False"
     (tmp_path / "environment.json").write_text("{}")
     assert training._resume_advice(tmp_path, setup, record) == f"{said} True"
@@ -120,7 +120,7 @@ def fit_in_second_process(add: Callable[[NDArray], NDArray]) -> dict[str, float]
     )
     backend = SimpleNamespace(collective=Collective(ProcessGroup(1, 2, kind="ddp"), add))
     with signals.flag_on_signal() as stop:
-        return training._fit(session(setup, backend, state, stop))
+        return training._train(session(setup, backend, state, stop))
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

@@ -144,7 +144,7 @@ def test_a_signal_during_the_last_samples_stops_all_processes_and_the_run_resume
     long = ("trainer.images=7", "trainer.sample_images=0", "sample.count=90000")
     code, said = interrupted(backend_name, tmp_path / "run", signal.SIGTERM, "training: 7/7", long, all_of_them)
     assert code == 128 + signal.SIGTERM and "lost contact" not in said and "Traceback" not in said, said
-    assert said.count("stopped by SIGTERM") == 2 and "its last checkpoint has seen 7 of 7 images" in said, said
+    assert said.count("stopped by SIGTERM") == 2 and "its last checkpoint is at 7 of 7 images" in said, said
     assert not (tmp_path / "run/samples/samples.npz").exists()
     alone(backend_name, tmp_path / "run", "float32", *long[:2], "resume=latest")
     assert len(read_samples(tmp_path / "run/samples/samples.npz")[0]) == 11

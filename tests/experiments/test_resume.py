@@ -148,7 +148,7 @@ def test_a_run_stopped_while_it_samples_prints_how_to_resume_and_resumes(whole, 
     for code, name, seen in ((143, "SIGTERM", 48), (143, "SIGTERM", 48), (138, "SIGUSR1", 80)):
         left = call("train", *words, "resume=auto")
         assert left.code == code and len(left.err.splitlines()) == 1
-        assert left.err.startswith(f"stopped by {name}; its last checkpoint has seen {seen} of 80 images; to resume: ")
+        assert left.err.startswith(f"stopped by {name}; its last checkpoint is at {seen} of 80 images; to resume: ")
         assert left.err.strip().endswith(f"resume=latest hydra.run.dir={tmp_path / 'run'}")
     trained(tmp_path / "run", backend_name, "trainer.sample_images=48", "resume=auto")
     drawn = tmp_path / "run/samples/samples-000000000048.npz"
