@@ -23,10 +23,11 @@ in the weights of D, the factor e^-h on x_t, and fresh noise ``sigma_s sqrt(1 - 
 `exponential`, which derives both forms.
 
 The singlestep solver uses no earlier steps. It evaluates the network at levels s_1, s_2, .. within a step: a step of
-order p takes p rows, and each row goes from the start of the step to the next of these levels, the last one to s. A row uses the values of
-y that the step has computed so far. In the third row, "midpoint" uses ``D_1 = (D(x_{s_2}) - D_0)/r_2`` with
-r_2 = (lambda_{s_2} - lambda_t)/h, without the value at s_1, as the paper does; this is of third order only for
-r_2 = 2/3. There "heun" uses the parabola through all three values, which the paper's code calls "taylor".
+order p takes p rows, and each row goes from the start of the step to the next of these levels, the last one to s. A row
+uses the values of y that the step has computed so far. In the third row, "midpoint" uses
+``D_1 = (D(x_{s_2}) - D_0)/r_2`` with r_2 = (lambda_{s_2} - lambda_t)/h, without the value at s_1, as the paper does;
+this is of third order only for r_2 = 2/3. There "heun" uses the parabola through all three values, which the paper's
+code calls "taylor".
 
 The step to clean data has h = infinity and is of first order, x_s = D_0. With fewer than 15 rows, the multistep rows
 before it have lower orders too, because high orders are unstable at the end of a short run. The first rows have as high

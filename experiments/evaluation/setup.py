@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, as plain data that can be written in Python."""
+"""The options of an evaluation, as plain data that can be written in Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _none() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A request to evaluate saved samples, a checkpoint, or both.
+    """The options of an evaluation of saved samples, a checkpoint, or both.
 
     Args:
         samples: paths of runs, `.npz` files or folders of PNG files; three or more are the sets of the intervals.
