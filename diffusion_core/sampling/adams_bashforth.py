@@ -42,7 +42,7 @@ __all__ = ["adams_bashforth", "lms"]
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_lms",
-    notes="In sigma/alpha.",
+    notes="Integrates over sigma/alpha.",
 )
 def lms(
     process: Process,
@@ -75,7 +75,7 @@ def lms(
     *(Method(f"Adams-Bashforth {order}, flow", order, {"order": order}) for order in (1, 2, 3, 4)),
     paper="Hairer, Norsett & Wanner 1993",
     equation="section III.5",
-    notes="In sigma/(alpha + sigma). With `variable: ratio` it equals `lms` and needs signal.",
+    notes="Integrates over sigma/(alpha + sigma). With `variable: ratio` it equals `lms` and needs signal.",
 )
 def adams_bashforth(
     process: Process,

@@ -35,7 +35,7 @@ __all__ = ["dpm2", "dpm2_ancestral"]
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_dpm_2, after Lu et al. 2022a",
-    notes="KDPM2 in diffusers. Stochastic, and of order 1, with `s_churn` > 0.",
+    notes="KDPM2 in diffusers. Stochastic with order 1 if `s_churn` > 0.",
 )
 def dpm2(
     process: Process,

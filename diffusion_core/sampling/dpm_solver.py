@@ -72,7 +72,7 @@ BETWEEN = ("log_snr", "visited")
     paper="Lu et al. 2022b",
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 2, section 5 for `sde`; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
-    notes="Multistep. `order` is 1, 2 or 3; order 3 converges with order 3 only with `solver_type: exact`.",
+    notes="Multistep. `order` is 1, 2 or 3; `order: 3` has order 3 only with `solver_type: exact`, otherwise 2.",
 )
 def dpm_solver(
     process: Process,

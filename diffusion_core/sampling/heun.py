@@ -31,7 +31,7 @@ __all__ = ["flow_heun", "heun"]
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithms 1 and 2",
-    notes="In sigma/alpha.",
+    notes="Integrates over sigma/alpha.",
 )
 def heun(
     process: Process,
@@ -72,7 +72,7 @@ def heun(
     Method("Flow Heun", order=2, evaluations=2),
     paper="Lipman et al. 2022",
     url="https://arxiv.org/abs/2210.02747",
-    notes="In sigma/(alpha + sigma).",
+    notes="Integrates over sigma/(alpha + sigma).",
 )
 def flow_heun(
     process: Process,

@@ -42,7 +42,7 @@ ASKS = ("next", "current")
     url="https://arxiv.org/abs/2010.02502",
     equation="section 4.3",
     evaluations="N; N - 1 with `ask: current`",
-    notes="From images to noise, of order 1. `experiments.edit mode=interpolate` encodes images with it; an error for "
+    notes="From images to noise, order 1. `experiments.edit mode=interpolate` encodes images with it; an error for "
     "sampling from noise.",
 )
 def ddim_inversion(process: Process, steps: Steps = 50, ask: str = "next", spacing: Spacing = None) -> SamplerPlan:

@@ -20,7 +20,7 @@ __all__ = ["next_level"]
 
 
 @sampler(
-    paper="the sixteen-step notebook",
+    paper="a teaching notebook with sixteen noise levels",
     evaluations="T",
     requires="prediction next_level",
     notes="Each row returns the network's output. Without a clip it equals deterministic `ddim` over every timestep.",

@@ -55,7 +55,7 @@ _RUNGE_KUTTA = (np.array([0.0, 0.5, 0.5, 1.0]), np.array([1.0, 2.0, 2.0, 1.0]) /
     paper="Liu et al. 2022",
     url="https://arxiv.org/abs/2202.09778",
     equation="eq. 12",
-    notes="Of order 3 for equal steps of sigma/alpha.",
+    notes="Order 2; order 3 with equal steps of sigma/alpha.",
 )
 def plms(
     process: Process, steps: Steps = 50, order: int = 4, spacing: Spacing = None, clip: float | None = 1.0
@@ -87,7 +87,7 @@ def plms(
     paper="Liu et al. 2022",
     url="https://arxiv.org/abs/2202.09778",
     equation="eqs. 9 to 13",
-    notes="Of order 4 for equal steps of sigma/alpha. Evaluates halfway between timesteps.",
+    notes="Order 2; order 4 with equal steps of sigma/alpha. Evaluates halfway between timesteps.",
 )
 def pndm(process: Process, steps: Steps = 50, spacing: Spacing = None, clip: float | None = 1.0) -> SamplerPlan:
     """Make a plan of PNDM: three Runge-Kutta steps, then pseudo linear multistep; nine rows more than steps.

@@ -39,7 +39,7 @@ __all__ = ["sa_solver"]
     paper="Xue et al. 2023",
     url="https://arxiv.org/abs/2309.05019",
     equation="propositions 4.1 and 4.2",
-    notes="Without noise of order min(`predictor` + 1, `corrector`), or `predictor` if `corrector` is 0.",
+    notes="Without noise, order min(`predictor` + 1, `corrector`), or `predictor` if `corrector` is 0.",
 )
 def sa_solver(
     process: Process,

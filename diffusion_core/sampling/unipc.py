@@ -7,7 +7,7 @@ polynomial that goes through level i too (UniC), and from the corrected x_i the 
     x_i   = decay + integral of the polynomial through y_{i-1}, y_i, y_{i-2}, .., y_{i-p}       p + 1 values
 
 with y = D or eps, and the decay of x as in `exponential`. So order p costs one evaluation per row, and converges with
-order p + 1. The function B(h) of the paper appears where two values leave a choice: B = K, "bh1", or B = e^K - 1,
+order p + 1 if the first steps, of lower order, are small; otherwise with order 3 at most. The function B(h) of the paper appears where two values leave a choice: B = K, "bh1", or B = e^K - 1,
 "bh2", in the predictor of order 2 and the corrector of order 1; in all others it cancels, and the weights are those of
 the exact integral.
 
@@ -44,7 +44,7 @@ SOLVER_TYPES = ("bh1", "bh2")
     paper="Zhao et al. 2023",
     url="https://arxiv.org/abs/2302.04867",
     equation="algorithms 1 and 2",
-    notes="`order` p, 1 to 4, converges with order p + 1 after a start of small steps.",
+    notes="`order` p, 1 to 4, has order min(p + 1, 3); order p + 1 if the first steps are small.",
 )
 def unipc(
     process: Process,
