@@ -145,7 +145,7 @@ def _find_pairs(setup: InspectionSetup, parts: Mapping[str, _Part]) -> dict[tupl
     near = {}
     for a, b in combinations_with_replacement(parts, 2):
         first, second = parts[a].thumbnails, None if a == b else parts[b].thumbnails
-        title = f"near pairs within {a}" if a == b else f"near pairs between {a} and {b}"
+        title = f"near-duplicates within {a}" if a == b else f"near-duplicates between {a} and {b}"
         with Counter(title, len(first)) as progress:
             near[a, b] = find_near_pairs(first, second, setup.max_distance, setup.pairs, progress)
     return near

@@ -209,7 +209,7 @@ def test_a_contestant_that_raises_any_exception_is_left_out_with_the_reason(monk
         (["device=gpu"], "cpu, cuda"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_starts(tmp_path: Path, words: list[str], named: str) -> None:
+def test_invalid_input_is_a_one_line_error_and_nothing_starts(tmp_path: Path, words: list[str], named: str) -> None:
     done = call("benchmarks.bench", f"out={tmp_path}", *words)
     assert done.code == 2 and done.out == ""
     assert done.err.count("\n") == 1 and done.err.startswith("error: ") and named in done.err

@@ -239,7 +239,7 @@ def test_the_error_for_another_network_names_the_fields_that_differ(tmp_path, sp
         load_checkpoint(tmp_path, spec)
 
 
-def test_a_checkpoint_is_found_from_a_run_its_directory_or_its_own_path(tmp_path):
+def test_a_checkpoint_is_selected_by_run_by_directory_or_by_its_own_path(tmp_path):
     parent = tmp_path / "run" / "checkpoints"
     for images_seen in (1280, 256):
         save_checkpoint(parent, moment(images_seen))
@@ -273,7 +273,7 @@ def test_the_last_checkpoints_are_kept(tmp_path, keep, left):
     assert len(os.listdir(tmp_path)) == len(left)
 
 
-def test_a_run_resumed_from_an_earlier_moment_keeps_what_it_writes(tmp_path):
+def test_a_run_resumed_from_an_earlier_checkpoint_keeps_the_checkpoints_that_it_writes(tmp_path):
     for images_seen in (1, 2, 5):
         save_checkpoint(tmp_path, moment(images_seen))
     path = save_checkpoint(tmp_path, moment(3), keep=1)
@@ -288,7 +288,7 @@ def test_keeping_no_checkpoint_is_refused(tmp_path, keep):
     assert not os.listdir(tmp_path)
 
 
-def test_a_checkpoint_is_replaced_by_a_later_one_of_the_same_moment(tmp_path):
+def test_a_checkpoint_replaces_an_earlier_one_of_the_same_step(tmp_path):
     save_checkpoint(tmp_path, moment())
     path = save_checkpoint(tmp_path, replace(moment(), notes={"second": True}))
     assert load_checkpoint(path).notes == {"second": True}

@@ -68,7 +68,7 @@ def test_a_network_matches_the_reference_for_any_batch_size(name):
         assert error(model, program, weights, spec.image_shape, size) <= TOLERANCES["network"].float32
 
 
-def test_one_wrong_number_is_noticed():
+def test_one_wrong_number_is_detected():
     program, weights, shape = small()
     name = next(iter(weights))
     wrong = weights | {name: weights[name] * np.float32(1.001)}
@@ -77,7 +77,7 @@ def test_one_wrong_number_is_noticed():
 
 
 @pytest.mark.parametrize("change", [{"sin_first": False}, {"divisor": 7.01}])
-def test_one_wrong_option_is_noticed(change):
+def test_one_wrong_option_is_detected(change):
     program, weights, shape = small()
     nodes = [
         replace(node, block=replace(node.block, **change)) if node.kind == "Sinusoid" else node

@@ -247,7 +247,7 @@ def test_value_range_changes_only_the_values():
     np.testing.assert_array_equal(other.indices, plain.indices)
 
 
-def test_flips_mirror_about_half_of_the_images_anew_in_each_epoch():
+def test_flips_mirror_about_half_of_the_images_drawn_again_in_each_epoch():
     plain = Loader(toy(), seed=1).batch(0, 1300).pixels
     flipped = Loader(toy(), seed=1, flip=True).batch(0, 1300)
     same = (flipped.pixels == plain).all(axis=(1, 2, 3))

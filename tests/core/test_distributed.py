@@ -123,7 +123,7 @@ def test_several_processes_train_as_one_does(size):
         np.testing.assert_allclose(reached, weights, rtol=1e-12)
 
 
-def test_a_missing_sum_over_processes_is_noticed():
+def test_a_missing_sum_over_processes_is_detected():
     losses, _ = trained(Collective())
     found, _ = together(2, trained, fault=True)[0]
     assert np.max(np.abs(np.array(found) - losses)) > 1e-2

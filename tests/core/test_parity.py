@@ -45,7 +45,7 @@ def test_equal_arrays_have_no_error(name):
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("at", range(12))
-def test_one_changed_value_is_noticed(name, at):
+def test_one_changed_value_is_detected(name, at):
     array = A.copy()
     array.flat[at] = np.nextafter(array.flat[at], np.inf)
     for a, b in ((changed(one=array), PAIR), (PAIR, changed(one=array))):

@@ -257,7 +257,7 @@ def test_interrupted_preparation_resumes(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_request_starts_anew(tmp_path, monkeypatch):
+def test_a_preparation_of_other_images_starts_from_the_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_core.data.store._SHARD_IMAGES", 5)
 
     def stop(part, done, total):

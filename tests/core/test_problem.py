@@ -29,7 +29,7 @@ def test_round_trip_through_json():
     ({"name": "flow"}, "eps", "alpha is 0"),
     ({"name": "linear"}, "w", "process.prediction"),
 ])  # fmt: skip
-def test_mistakes_are_found_at_construction(schedule, prediction, words):
+def test_invalid_arguments_are_refused_at_construction(schedule, prediction, words):
     with pytest.raises(DuetError, match=words):
         DiffusionModel(SPEC, schedule, prediction)
 

@@ -53,7 +53,7 @@ def refused(module: str, *words: str) -> str:
     return lines[0]
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_invalid_input_is_a_one_line_error_with_exit_code_2(tmp_path: Path) -> None:
     done = start("train", f"hydra.run.dir={tmp_path}", "sampler.steps=1001")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: sampler.steps: 1001 was given; a schedule with 1000 timesteps takes 1 to 1000 steps\n"
@@ -264,7 +264,7 @@ def test_a_corrupted_checkpoint_is_refused(tmp_path: Path, checkpoint: Path, dam
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
-def test_sampling_refuses_a_sampler_that_leads_from_images_to_noise(tmp_path: Path, checkpoint: Path) -> None:
+def test_sampling_from_noise_refuses_a_sampler_from_images_to_noise(tmp_path: Path, checkpoint: Path) -> None:
     for options in ([], ["sampler.ask=current"], ["sampler.steps=1"]):
         words = [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "sampler=ddim_inversion", *options]
         line = refused("sample", *words)

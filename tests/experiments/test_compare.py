@@ -59,7 +59,7 @@ def test_every_pair_of_three_runs_is_checked(runs: dict[str, Path], tmp_path: Pa
     assert set(report["loss"]["runs"]) == {"torch a", "tf", "torch b"}
 
 
-def test_one_run_that_departs_fails_the_comparison_and_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_with_different_losses_fails_the_comparison_and_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
     file = runs["again"] / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[3]["loss"] *= 1.01

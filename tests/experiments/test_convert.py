@@ -101,7 +101,7 @@ def test_the_value_range_and_time_scale_of_a_given_process_are_kept(trained, tmp
     ("export_weights", ["target=flax"], "target: 'flax' was given"),
     ("export_weights", ["target=diffusers", "target.variance=learned"], "target.variance: 'learned' was given"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_and_leaves_no_files(module, words, named, trained, tmp_path, capsys):
+def test_invalid_input_is_a_one_line_error_and_leaves_no_files(module, words, named, trained, tmp_path, capsys):
     enter("export_weights", "target=diffusers", f"checkpoint={trained}", f"out={tmp_path / 'pipeline'}")
     where = {"import_weights": ["path=nowhere"], "export_weights": [f"checkpoint={trained}"]}[module]
     words = [word.replace("OUT", str(tmp_path / "pipeline")) for word in words]

@@ -109,7 +109,7 @@ ARMS: dict[str, Stages] = {
 
 @pytest.mark.slow
 @pytest.mark.together
-def test_runs_killed_at_random_moments_equal_the_uninterrupted_ones(tmp_path):
+def test_runs_killed_at_random_times_equal_the_uninterrupted_ones(tmp_path):
     total, chance = int(os.environ.get("DUET_KILLS", "50")), random.Random(int(os.environ.get("DUET_SEED", "0")))
     summary: Counter[str] = Counter()
     for number, (arm, stages) in enumerate(ARMS.items()):

@@ -47,7 +47,7 @@ def test_processes_that_share_a_directory_delete_it_once_and_hide_no_error(tmp_p
     assert own.is_dir()
 
 
-def test_a_directory_that_gets_a_file_meanwhile_is_kept(tmp_path, monkeypatch):
+def test_a_directory_that_receives_a_file_during_a_command_is_kept(tmp_path, monkeypatch):
     (shared := tmp_path / "run").mkdir()
     (shared / "lock").write_text("")
     monkeypatch.setattr(Path, "iterdir", lambda path: iter([]))  # as it was a moment before
@@ -75,7 +75,7 @@ def test_the_command_that_resumes_starts_as_many_processes(parallel, size, start
     assert resumed.endswith(f"resume=latest hydra.run.dir={directory}") and "resume=auto" not in resumed
 
 
-def test_the_advice_says_how_far_the_run_came_and_whether_it_has_begun(tmp_path):
+def test_the_advice_states_the_progress_of_the_run_and_whether_it_has_started(tmp_path):
     setup = SimpleNamespace(training_config=TrainingConfig(16, 8))
     record = RunRecord("", {}, {}, lambda has_begun: f"COMMAND {has_begun}")
     said = "it is at 0 of 16 images; to resume: COMMAND"

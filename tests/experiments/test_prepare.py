@@ -88,7 +88,7 @@ def test_image_folder_is_split_and_trained_on(tmp_path):
         loaded(*words)
 
 
-def test_page_shows_every_part_and_near_pairs(tmp_path):
+def test_page_shows_every_part_and_near_duplicates(tmp_path):
     train, test = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), np.uint8)
     test[7], train[13], test[9] = train[3], train[5] ^ 1, test[8]
     for part, images in (("train", train), ("test", test)):

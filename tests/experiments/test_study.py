@@ -255,7 +255,7 @@ def test_hydras_own_launcher_works_too(study, tmp_path, monkeypatch):
     assert [jobs for _, jobs in noted] == [2]
 
 
-def test_a_mistake_in_a_setting_is_found_before_any_job_runs(study, tmp_path):
+def test_an_invalid_setting_is_refused_before_any_job_runs(study, tmp_path):
     code, output = study("study.common=['trainer.imags=1']")
     assert code == 2 and "second half" in output and "imags" in output and not calls(tmp_path)
     assert not (tmp_path / "out").exists()

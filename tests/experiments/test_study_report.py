@@ -95,7 +95,7 @@ def test_the_four_answers(study):
     assert content["verdict"]["claim"] == "The arms differ"
 
 
-def test_all_equivalent_is_claimed_only_where_every_test_says_so(tmp_path):
+def test_the_claim_of_equivalence_needs_every_comparison_within_its_margin(tmp_path):
     options = copy.deepcopy(STUDY)
     options["seeds"] = SEEDS[:2]
     del options["metrics"]["speed"], options["metrics"]["parameters"]
@@ -123,7 +123,7 @@ def test_a_failed_run_is_reported_and_its_seed_is_left_out_of_the_pairs(tmp_path
     assert page.count("the loss is nan</span>") == 2 and "2 of 12 runs have no result" in page
 
 
-def test_one_seed_says_nothing_about_variation(tmp_path):
+def test_one_seed_gives_no_standard_deviation(tmp_path):
     plan, folder = made(tmp_path, STUDY | {"seeds": [0]})
     content, images, _ = build(plan, outcomes(plan, folder / "runs"))
     found = comparison(content, "loss")
@@ -153,7 +153,7 @@ def test_cost_sums_all_stages_and_energy_is_not_estimated(study):
     assert all(row["joules"] is None for row in cells.values()) and study[2].count("not reported</span>") == 3
 
 
-def test_a_metric_read_from_an_unknown_place_is_refused_before_any_run():
+def test_a_metric_with_an_unknown_source_is_refused_before_any_run():
     for read, message in (
         ("results.objective", "Did you mean 'result'"),
         ("cost.memory", "it must be one of images_per"),

@@ -94,14 +94,14 @@ def test_gradients_match_float32(trainer, wanted):
     assert error > 1e-4 and check(4, TITLE, "bf16", "", "gradient", error).passed
 
 
-def test_a_mistake_shows_in_a_gradient(trainer, wanted):
+def test_a_wrong_input_changes_the_gradient_beyond_its_tolerance(trainer, wanted):
     for fault in ({"c_in": BATCH.c_in * 1.2}, {"label": (BATCH.label + 1) % 10}, {"c_noise": 0.5 * BATCH.c_noise}):
         error = l2_of_all(trainer.gradients(replace(BATCH, **fault))[1], wanted)
         assert not check(4, TITLE, "bf16", "", "gradient", error).passed, (list(fault), error)
 
 
 @pytest.mark.parametrize("fault", ({"norm_groups": 8}, {"heads": 4}))
-def test_a_mistake_shows_in_a_network(bf16, fault):
+def test_a_wrong_option_changes_the_output_beyond_its_tolerance(bf16, fault):
     wrong = lower(replace(SPEC, **fault))
     assert [p.shape for p in wrong.parameters] == [
         p.shape for p in PROGRAM.parameters

@@ -123,7 +123,7 @@ def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_missing_or_renamed_array_is_noticed(exchange, precision):
+def test_a_missing_or_renamed_array_is_detected(exchange, precision):
     unseen = []
     for pair in pairs(exchange, precision):
         for name in (next(iter(pair.two)), list(pair.two)[-1]):
@@ -135,7 +135,7 @@ def test_a_missing_or_renamed_array_is_noticed(exchange, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_transposed_axes_and_swapped_names_are_noticed(exchange, precision):
+def test_transposed_axes_and_swapped_names_are_detected(exchange, precision):
     transposed = swapped = 0
     unseen = []
     for pair in pairs(exchange, precision):

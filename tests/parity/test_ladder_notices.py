@@ -247,7 +247,7 @@ def test_rung_1_notices_other_losses(whole_loss, name):
     assert check(1, name, "float64", "this", "loss", relative(got, wanted)).passed == (name == "none")
 
 
-def test_rungs_1_to_6_notice_what_a_loss_or_a_network_leaves_out(exact):
+def test_rungs_1_to_6_detect_a_missing_term_of_a_loss_or_a_network(exact):
     """Faults that no loss shows: the gradients of one record stop at another place."""
     sound = trace.Trace("this", "float64")
     case = cases.LOSSES[-1]
@@ -1270,7 +1270,7 @@ AVERAGES_FAULTS: dict[str, Callable[[TrainerState], tuple[Weights, ...]]] = {
 
 
 @pytest.mark.parametrize("fault", AVERAGES_FAULTS.values(), ids=AVERAGES_FAULTS)
-def test_the_averages_of_a_hand_over_are_noticed_by_their_bits(runs, fault):
+def test_changed_averages_of_a_hand_over_are_detected_by_their_bits(runs, fault):
     """After one step the weights do not show them; the state after the hand-over does."""
     _, middle, _ = runs("float64")
     state = replace(middle, averages=fault(middle))

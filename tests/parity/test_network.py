@@ -50,7 +50,7 @@ def test_a_record_agrees_with_itself(records):
     ("loss", {"loss"}),
     ("gradient/in.weight", {"gradient", "gradient, worst tensor"}),
 ])  # fmt: skip
-def test_a_difference_is_noticed_and_named(records, name, noticed):
+def test_a_difference_is_detected_and_named(records, name, noticed):
     one, other = records
     checks, where = compare_network(differing(one, name, 1e-10), other, "float64", "this–other")
     assert {c.name for c in checks if not c.passed} == noticed

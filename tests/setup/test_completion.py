@@ -45,11 +45,11 @@ def run_shell(shell: str, script: str, folder: Path) -> list[str]:
         ("demo x", set()),
     ],
 )
-def test_the_words_that_complete_a_line(line, expected):
+def test_a_line_is_completed_with_every_word_that_fits(line, expected):
     assert set(complete(line.split(" "))) == expected
 
 
-def test_the_first_word_is_any_command():
+def test_the_first_word_completes_to_every_command():
     assert set(complete([""])) == {*COMMANDS, *experiments()} and set(TOOLS) == {*COMMANDS}
 
 

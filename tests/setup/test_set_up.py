@@ -44,7 +44,7 @@ def test_another_python_version_outdates_an_environment(checkout):
 
 
 @pytest.mark.parametrize("damage", ["unfinished", "no pip", "no python", "old python"])
-def test_an_incomplete_environment_is_made_anew(checkout, damage):
+def test_an_incomplete_environment_is_built_again(checkout, damage):
     checkout.duet("setup", "tf")
     checkout.calls()
     venv = checkout.venv("tf")
