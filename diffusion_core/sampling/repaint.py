@@ -15,8 +15,8 @@ The known part then replaces x_u, not x_s. As noise is independent from pixel to
 Going up and down at one level is a random walk whose stationary distribution depends on its own steps only: an error of
 their variance remains, however short they are. For two jointly normal pixels with exact estimates, one of them known,
 the other's mean and variance approach those of the conditional distribution with the large variance of `ddpm`, as r
-grows and j is 1. With the small variance, their variance ends little above half of the true one. So the large variance is the
-default.
+grows and j is 1. With the small variance, their variance ends little above half of the true one. So the large variance
+is the default.
 
 References:
     RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., 2022), algorithm 1 and the

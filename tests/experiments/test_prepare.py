@@ -84,7 +84,7 @@ def test_image_folder_is_split_and_trained_on(tmp_path):
     parts = [loaded(*words, part=part) for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
-    with pytest.raises(DuetError, match="none was given for .*; choose one of train, held_out, or all"):
+    with pytest.raises(DuetError, match=r"none was given for .*; choose one of train, held_out, or all"):
         loaded(*words)
 
 
