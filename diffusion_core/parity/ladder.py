@@ -49,20 +49,22 @@ class Rung:
 
 RUNGS = (
     Rung(0, "Tables and streams", "other framework", "The core computes them in NumPy float64: equal bits."),
-    Rung(1, "Forward noising, target and loss", "NumPy reference", "Three products and a mean: rounding alone."),
+    Rung(1, "Forward noising, target and loss", "NumPy reference", "Three products and a mean: rounding errors only."),
     Rung(2, "Every block kind, every option", "NumPy reference; gradients: other framework",
-         "One layer rounds once per sum; a wrong padding, axis or epsilon shows as 1e-4 or more."),
-    Rung(3, "Whole network, forward", "NumPy reference", "Rounding grows slowly with depth; normalisation checks it."),
+         "One layer rounds once per sum; a wrong padding, axis or epsilon gives an error of 1e-4 or more."),
+    Rung(3, "Whole network, forward", "NumPy reference",
+         "Rounding errors grow slowly with depth; normalisation limits them."),
     Rung(4, "Gradient of every parameter, and by the image", "other framework",
-         "NumPy has none, so the frameworks check each other; differences of the reference hold one direction."),
+         "The reference computes no gradients, so the frameworks are compared with each other; finite differences of "
+         "the reference check one direction."),
     Rung(5, "Optimiser step, clip and moving average", "NumPy reference",
-         "One formula with host float64 scalars; in units of the learning rate."),
+         "One formula with scalars that the host computes in float64; in units of the learning rate."),
     Rung(6, "Sampler update, trajectory, final images and likelihood", "NumPy reference and other framework",
          "Sampling contracts errors: a thousand steps are no worse than twenty."),
     Rung(7, "Training in lock step", "other framework",
-         "At a stable learning rate the runs never part; rounding grows like the root of the steps."),
+         "At a stable learning rate the runs do not diverge; rounding errors grow like the square root of the steps."),
     Rung(8, "Hand-over to the other framework", "uninterrupted run",
-         "The state crosses bit for bit; the steps after it differ as lock-step ones do."),
+         "The state is handed over bit for bit; the later steps differ like those in lock step."),
 )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "optimiser, 1 step": Tolerance(1e-11, 1e-4, 1e-4, unit="learning rates"),
     "optimiser, 1000 steps": Tolerance(1e-11, 2e-3, 2e-3, unit="learning rates"),
     "sampling": Tolerance(1e-10, 1e-4, unit="absolute, images in [-1, 1]"),
-    "pixels": Tolerance(0, 1e-3, unit="share of uint8 values"),
+    "pixels": Tolerance(0, 1e-3, unit="fraction of uint8 values"),
     "training loss, 10 steps": Tolerance(1e-12, 1e-6),
     "training loss, 100 steps": Tolerance(1e-10, 1e-4),
     "training loss, 1000 steps": Tolerance(1e-8, 1e-3),

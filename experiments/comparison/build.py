@@ -177,7 +177,10 @@ def _sentence(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
         precisions = " and in ".join(sorted({c.precision for c in comparison.checks}, reverse=True))
         return f"Every comparison lies within its published tolerance, in {precisions}."
     failed = [c for c in comparison.checks if not c.passed]
-    return f"{len(failed)} comparisons lie outside their tolerance, first on rung {min(c.rung for c in failed)}."
+    first = f"first on rung {min(c.rung for c in failed)}."
+    if len(failed) == 1:
+        return f"1 comparison lies outside its tolerance, {first}"
+    return f"{len(failed)} comparisons lie outside their tolerances, {first}"
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -288,8 +291,10 @@ def _sample_pairs(
             if same and samples[2]["backend"] == other.backend.name != owner.backend.name:
                 title = f"the same checkpoint, trained in {owner.label}, the same noise"
                 found.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
-    owner = "run" if _share_a_backend(pair) else "framework"
-    return [*found, (a.samples, b.samples, f"each {owner}'s own checkpoint, the same noise")]
+    title = f"each {'run' if _share_a_backend(pair) else 'framework'}'s own checkpoint"
+    if a.config["seed"] == b.config["seed"]:
+        title += ", the same noise"
+    return [*found, (a.samples, b.samples, title)]
 
 
 def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
