@@ -43,13 +43,13 @@ def convolutions(program: Program, image: tuple[int, int, int]) -> tuple[Convolu
 
     A transposed convolution appears as the convolution whose backward pass it is.
     """
-    values, found = shapes(program, image) | {"x": image, "estimate": image}, []
+    values, layers = shapes(program, image) | {"x": image, "estimate": image}, []
     for node in program.nodes:
         block = node.block
         if isinstance(block, blocks.Conv):
             size = values[node.inputs[0]][0]
-            found.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride, block.padding))
+            layers.append(Convolution(size, block.inputs, block.outputs, block.kernel, block.stride, block.padding))
         elif isinstance(block, blocks.ConvTranspose):
             size, padding = values[node.name][0], (block.crop,) * 4
-            found.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride, padding))
-    return tuple(found)
+            layers.append(Convolution(size, block.outputs, block.inputs, block.kernel, block.stride, padding))
+    return tuple(layers)

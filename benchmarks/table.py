@@ -67,14 +67,14 @@ def make_rows(
         together: whether the rounds were interleaved.
     """
     rows = []
-    able = [one for one in contestants if work in one.seconds]
+    able = [contestant for contestant in contestants if work in contestant.seconds]
     convolved = sum(shape.multiply_adds for shape in convolutions(model.program, model.spec.image_shape))
-    for one in able:
-        seconds = one.rounds(work)
+    for contestant in able:
+        seconds = contestant.rounds(work)
         ratio, low, high = compare_times(seconds, able[0].rounds(work), together)
         images = rounds["batch"] * rounds["steps"] if work == "train" else rounds["images"]
         unit = rounds["steps"] if work == "train" else 1
-        same_precision = [other for other in able if other.mode.precision == one.mode.precision]
+        same_precision = [other for other in able if other.mode.precision == contestant.mode.precision]
         rates = [
             6e-9 * convolved / other.rounds("convolutions")
             for other in same_precision
@@ -82,16 +82,17 @@ def make_rows(
         ]
         rows.append(
             {
-                "work": work, "contestant": one.mode.name, "parameters": one.facts["parameters"],
-                "who": one.mode.contestant, "precision": one.mode.precision, "compiled": one.mode.compile,
+                "work": work, "contestant": contestant.mode.name, "parameters": contestant.facts["parameters"],
+                "who": contestant.mode.contestant, "precision": contestant.mode.precision,
+                "compiled": contestant.mode.compile,
                 "images_per_second": float(1 / np.median(seconds)),
                 "milliseconds": float(1e3 * np.median(seconds) * images / unit),
                 "slowest": float(1 / seconds.max()), "fastest": float(1 / seconds.min()),
                 "ratio": ratio, "ratio_low": low, "ratio_high": high,
-                "ready_seconds": one.ready,
-                "compile_seconds": max(0.0, one.first - float(np.median(seconds)) * images),
-                "peak_memory_mib": one.memory,
-                **_compare_with_parts(one, work, model, np.max(rates, axis=0) if rates else None),
+                "ready_seconds": contestant.ready,
+                "compile_seconds": max(0.0, contestant.first - float(np.median(seconds)) * images),
+                "peak_memory_mib": contestant.memory,
+                **_compare_with_parts(contestant, work, model, np.max(rates, axis=0) if rates else None),
                 "seconds_per_image": seconds.tolist(), "together": together,
             }
         )  # fmt: skip
@@ -99,7 +100,7 @@ def make_rows(
 
 
 def _compare_with_parts(
-    one: Contestant, work: str, model: DiffusionModel, convolved: NDArray[np.float64] | None
+    contestant: Contestant, work: str, model: DiffusionModel, convolved: NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """Compare a workload with its parts alone: numbers with the ends of their intervals, None if not measured.
 
@@ -110,15 +111,15 @@ def _compare_with_parts(
     """
     names = ("gflops", "share_of_convolutions", "share_of_matrix", "share_beside_passes", "by_evaluations")
     measured: dict[str, NDArray] = {}
-    seconds = one.rounds(work)
-    if work == "ddim" and "evaluations" in one.seconds:
-        measured["by_evaluations"] = seconds / one.rounds("evaluations")
-    if work == "train" and convolved is not None and set(one.seconds) >= set(PARTS["train"]):
+    seconds = contestant.rounds(work)
+    if work == "ddim" and "evaluations" in contestant.seconds:
+        measured["by_evaluations"] = seconds / contestant.rounds("evaluations")
+    if work == "train" and convolved is not None and set(contestant.seconds) >= set(PARTS["train"]):
         # A multiplication and an addition, forward once and backward twice.
         rate = 6e-9 * multiply_adds(model.program, model.spec.image_shape) / seconds
         measured["gflops"], measured["share_of_convolutions"] = rate, rate / convolved
-        measured["share_of_matrix"] = rate * one.rounds("matrix") / (2e-9 * one.facts["matrix"] ** 3)
-        measured["share_beside_passes"] = 1 - one.rounds("passes") / seconds
+        measured["share_of_matrix"] = rate * contestant.rounds("matrix") / (2e-9 * contestant.facts["matrix"] ** 3)
+        measured["share_beside_passes"] = 1 - contestant.rounds("passes") / seconds
     columns: dict[str, Any] = {}
     for name in names:
         ends = (float(np.median(measured[name])), *median_interval(measured[name])) if name in measured else [None] * 3

@@ -67,13 +67,13 @@ def make_workloads(
     program, shape = model.program, model.spec.image_shape
     dtype = backend.config.host_dtype
     weights = initial_weights(program, 0, dtype)
-    made: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
 
     def once(name: str, make: Callable[[], Any]) -> Any:
         """Make something in the first round that needs it."""
-        if name not in made:
-            made[name] = make()
-        return made[name]
+        if name not in cache:
+            cache[name] = make()
+        return cache[name]
 
     def network() -> Any:
         return once("network", lambda: backend.network(program, weights))
@@ -101,8 +101,8 @@ def make_workloads(
         return batch
 
     def run_convolutions() -> int:
-        found = convolutions(program, shape)
-        once("convolutions", lambda: products.convolutions(backend.context, found, batch))()
+        layers = convolutions(program, shape)
+        once("convolutions", lambda: products.convolutions(backend.context, layers, batch))()
         return batch
 
     def run_matrices() -> int:

@@ -25,8 +25,8 @@ def main(cfg: Config) -> None:
     """Read the snapshots, combine them, and write one checkpoint."""
     build.directory(cfg, "run", "directory of a run or of its snapshots")
     ema, out = make_ema(**plain(cfg.ema)), build.new_checkpoint_directory(cfg)
-    made = reconstruct_ema(cfg.run, ema, out, cfg.images)
-    print(f"{made.description}: {made.path}")
+    result = reconstruct_ema(cfg.run, ema, out, cfg.images)
+    print(f"{result.description}: {result.path}")
 
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def _reflected(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def _scale(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    made = np.zeros((len(x), 3, 3))
-    made[:, 0, 0], made[:, 1, 1], made[:, 2, 2] = x, y, 1.0
-    return made
+    matrix = np.zeros((len(x), 3, 3))
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2] = x, y, 1.0
+    return matrix
 
 
 def _rotate(angle: NDArray[np.float64]) -> NDArray[np.float64]:
-    made = _scale(np.cos(angle), np.cos(angle))
-    made[:, 1, 0] = np.sin(angle)
-    made[:, 0, 1] = -made[:, 1, 0]
-    return made
+    matrix = _scale(np.cos(angle), np.cos(angle))
+    matrix[:, 1, 0] = np.sin(angle)
+    matrix[:, 0, 1] = -matrix[:, 1, 0]
+    return matrix

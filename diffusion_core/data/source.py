@@ -210,5 +210,5 @@ def split_by_file(parts: Mapping[str, Source], file: str | Path) -> dict[str, So
             f"split: {str(file)!r} has no line for {missing!r} and {len(names) - len(part_by_name) - 1} more"
         )
     part_of = np.array([part_by_name[name] for name in source.names])
-    made = {part: source.select(np.flatnonzero(part_of == part)) for part in dict.fromkeys(part_by_name.values())}
-    return made | {name: other for name, other in others if name not in made}
+    sources = {part: source.select(np.flatnonzero(part_of == part)) for part in dict.fromkeys(part_by_name.values())}
+    return sources | {name: other for name, other in others if name not in sources}

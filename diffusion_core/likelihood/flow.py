@@ -160,12 +160,12 @@ def flow_density(
     )
     parts: list[tuple[Array, Array]] = []
     for start in range(0, len(y), batch):
-        some = slice(start, start + batch)
+        rows = slice(start, start + batch)
 
-        def vectors(i: NDArray = index[some]) -> Iterator[Array]:
+        def vectors(i: NDArray = index[rows]) -> Iterator[Array]:
             return _unit_vectors(len(i), shape) if divergence == "exact" else _sign_vectors(seed, i, shape, probes)
 
-        z, volume = path.integrate(vjp, first * y[some], label[some], vectors, outputs or shape[2])
+        z, volume = path.integrate(vjp, first * y[rows], label[rows], vectors, outputs or shape[2])
         squares = np.sum(z**2, axis=(1, 2, 3)) / variance
         parts.append((-0.5 * (squares + dimensions * math.log(2 * math.pi * variance)), volume))
         if progress is not None:

@@ -40,8 +40,8 @@ def train(seed: int = 0) -> dict[str, NDArray[np.float32]]:
         if at == 0:
             order = Stream(seed, "digits-network/order").permutation(len(data), epoch)
             noise = Stream(seed, "digits-network/noise").normal(np.arange(len(data)), (8, 8), epoch)
-        some = order[at * BATCH : (at + 1) * BATCH]
-        _, gradients = backward(forward(weights, images[some] + NOISE * noise[some]), data.labels[some])
+        rows = order[at * BATCH : (at + 1) * BATCH]
+        _, gradients = backward(forward(weights, images[rows] + NOISE * noise[rows]), data.labels[rows])
         rate = RATE * 0.5 * (1.0 + np.cos(np.pi * update / (EPOCHS * batches)))
         for name, gradient in gradients.items():
             first[name] += (1.0 - _BETAS[0]) * (gradient - first[name])
@@ -58,11 +58,11 @@ def packed(weights: Mapping[str, NDArray[np.float32]]) -> bytes:
 
 def _initial(seed: int) -> dict[str, NDArray[np.float64]]:
     """Draw normal weights with variance 2 / fan-in (He et al., 2015, https://arxiv.org/abs/1502.01852); no biases."""
-    made = {}
+    weights = {}
     for name, shape in SHAPES.items():
         drawn = Stream(seed, f"digits-network/{name}").normal([0], shape)[0]
-        made[name] = drawn * np.sqrt(2.0 / np.prod(shape[1:])) if name.endswith("weight") else np.zeros(shape)
-    return made
+        weights[name] = drawn * np.sqrt(2.0 / np.prod(shape[1:])) if name.endswith("weight") else np.zeros(shape)
+    return weights
 
 
 if __name__ == "__main__":

@@ -152,17 +152,17 @@ def generate(
     for round_start in range(0, len(labels), batch * collective.group.size):  # one batch for each process
         at = round_start + batch * collective.group.rank
         if at < len(labels):
-            some = slice(at, at + batch)
-            index, guides = indices[some], guidance
+            rows = slice(at, at + batch)
+            index, guides = indices[rows], guidance
             start = start_noise(plan, seed, index, shape, dtype)
             if edit is not None and edit.start is not None:
-                start = edit.start[some].astype(dtype)
+                start = edit.start[rows].astype(dtype)
             if edit is not None and edit.mask is not None:
-                known = known_source(plan, edit.images[some], seed, index, dtype)
-                guides = replace(guidance, mask=edit.mask[some].astype(dtype), known=known)
+                known = known_source(plan, edit.images[rows], seed, index, dtype)
+                guides = replace(guidance, mask=edit.mask[rows].astype(dtype), known=known)
             noise = noise_source(seed, index, shape, dtype)
-            images[some] = backend.sample(
-                network, plan, start, labels[some], noise, callback if at == 0 else None, guides
+            images[rows] = backend.sample(
+                network, plan, start, labels[rows], noise, callback if at == 0 else None, guides
             )
             if progress is not None:
                 progress(at + len(index))

@@ -69,17 +69,17 @@ def parameter_count(program: Program) -> int:
     return sum(p.size for p in program.trained)
 
 
-def shape_mismatches(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, NDArray]) -> list[str]:
+def shape_mismatches(wanted: Mapping[str, tuple[int, ...]], arrays: Mapping[str, NDArray]) -> list[str]:
     """Return one line per wanted name that is missing, then one per array of another shape."""
     lines = [
         f"{name}: the network needs shape {shape}, but it is missing"
         for name, shape in wanted.items()
-        if name not in given
+        if name not in arrays
     ]
     return lines + [
-        f"{name}: the network needs shape {shape}, but {tuple(given[name].shape)} was given"
+        f"{name}: the network needs shape {shape}, but {tuple(arrays[name].shape)} was given"
         for name, shape in wanted.items()
-        if name in given and tuple(given[name].shape) != shape
+        if name in arrays and tuple(arrays[name].shape) != shape
     ]
 
 

@@ -263,8 +263,8 @@ class Ema:
 
     def __post_init__(self) -> None:
         if not isinstance(self.snapshot_images, int) or self.snapshot_images < 0:
-            given = self.snapshot_images
-            raise DuetError(f"ema.snapshot_images: {given} was given; it must be a number of images, or 0 for never")
+            images = self.snapshot_images
+            raise DuetError(f"ema.snapshot_images: {images} was given; it must be a number of images, or 0 for never")
 
     def decays(self, update: int, images_seen: int, batch: int) -> tuple[float, ...]:
         """Return the decay of each average at one update; see `Profile`."""
@@ -296,13 +296,13 @@ def make_ema(
     profiles = [make_profile(name, **options)]
     if isinstance(extra, (str, Mapping)) or not isinstance(extra, Sequence):
         raise DuetError(f"ema.extra: {extra!r} was given; it must be a list, such as [{{name: power, sigma_rel: 0.1}}]")
-    for given in extra:
-        if not isinstance(given, Mapping) or "name" not in given:
+    for profile in extra:
+        if not isinstance(profile, Mapping) or "name" not in profile:
             raise DuetError(
-                f"ema.extra: {given!r} was given; each entry must be a name with options, such as "
+                f"ema.extra: {profile!r} was given; each entry must be a name with options, such as "
                 f"{{name: fixed, decay: 0.9}}"
             )
-        profiles.append(make_profile(**given))
+        profiles.append(make_profile(**profile))
     return Ema(tuple(profiles), snapshot_images)
 
 

@@ -124,16 +124,16 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
         )
     snapshots = [_read(file) for file in files]
     first = snapshots[0]
-    for one in snapshots:
+    for snapshot in snapshots:
         for what in ("batch", "seed", "model"):
-            if getattr(one, what) != getattr(first, what):
+            if getattr(snapshot, what) != getattr(first, what):
                 raise DuetError(
-                    f"{one.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
+                    f"{snapshot.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
                 )
-        if one.images_seen != one.updates * one.batch:
+        if snapshot.images_seen != snapshot.updates * snapshot.batch:
             raise DuetError(
-                f"{one.path}: {one.images_seen} images in {one.updates} updates show that the run changed its batch of "
-                f"{one.batch}; the weights of its steps in the average are unknown"
+                f"{snapshot.path}: {snapshot.images_seen} images in {snapshot.updates} updates show that the run changed its "
+                f"batch of {snapshot.batch}; the weights of its steps in the average are unknown"
             )
     return snapshots
 
@@ -161,24 +161,28 @@ def reconstruct(
     Raises:
         DuetError: if the moment is not an update of the run, is later than the last snapshot, or a file is corrupt.
     """
-    last = max(snapshots, key=lambda one: one.updates)
+    last = max(snapshots, key=lambda snapshot: snapshot.updates)
     images_seen, batch = last.images_seen if images_seen is None else images_seen, last.batch
     if images_seen % batch or not batch <= images_seen <= last.images_seen:
         raise DuetError(
             f"images: {images_seen} was given; it must be a multiple of the batch {batch}, up to {last.images_seen}"
         )
-    combination = combine([(one.profile, one.updates) for one in snapshots], (profile, images_seen // batch), batch)
+    combination = combine(
+        [(snapshot.profile, snapshot.updates) for snapshot in snapshots], (profile, images_seen // batch), batch
+    )
     total: dict[str, np.ndarray] = {}
     dtypes = {}
-    for one, coefficient in zip(snapshots, combination.coefficients, strict=True):
+    for snapshot, coefficient in zip(snapshots, combination.coefficients, strict=True):
         if coefficient:
-            for name, value in one.weights().items():
+            for name, value in snapshot.weights().items():
                 dtypes[name], part = value.dtype, coefficient * value.astype(np.float64)
                 total[name] = total[name] + part if name in total else part
     weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
         "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": combination.error,
-        "coefficients": {one.path.name: float(x) for one, x in zip(snapshots, combination.coefficients, strict=True)},
+        "coefficients": {
+            snapshot.path.name: float(x) for snapshot, x in zip(snapshots, combination.coefficients, strict=True)
+        },
     }  # fmt: skip
     return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), combination
 
@@ -188,17 +192,17 @@ def _files(parent: Path) -> list[Path]:
     return [path for path in names if path.name.split("-")[0].isdigit()]
 
 
-def _facts(one: Snapshot) -> dict[str, str]:
+def _facts(snapshot: Snapshot) -> dict[str, str]:
     """Return the header of a snapshot as text, since safetensors stores nothing else in a header."""
     return {
         "format": FORMAT,
-        "images_seen": str(one.images_seen),
-        "updates": str(one.updates),
-        "batch": str(one.batch),
-        "average": json.dumps(profile_options(one.profile)),
-        "problem": json.dumps(one.model.to_dict(), sort_keys=True),
-        "program_sha256": one.model.program.sha256,
-        "seed": str(one.seed),
+        "images_seen": str(snapshot.images_seen),
+        "updates": str(snapshot.updates),
+        "batch": str(snapshot.batch),
+        "average": json.dumps(profile_options(snapshot.profile)),
+        "problem": json.dumps(snapshot.model.to_dict(), sort_keys=True),
+        "program_sha256": snapshot.model.program.sha256,
+        "seed": str(snapshot.seed),
     }
 
 

@@ -40,7 +40,7 @@ class Method:
             variance of its samples.
         options: of the sampler.
         stochastic: whether it adds fresh noise.
-        evaluations: network evaluations per step. With two, the last step has only one.
+        evaluations: network evaluations per step. With two, the last step has only declaration.
         warm_up: additional evaluations at the start.
         needs_signal: whether the first noise level must contain signal (alpha > 0).
         sampler: the name of the sampler; the decorator `sampler` fills it in.
@@ -142,21 +142,30 @@ def _evaluations(method: Method | None) -> str:
 def samplers_table() -> str:
     """Return the table of all samplers in Markdown, one row per sampler."""
     lines = ["| sampler | own options | source | evaluations | requires | notes |", "| --- " * 6 + "|"]
-    for one in DECLARATIONS.values():
-        source = f"[{one.paper}]({one.url})" if one.url else one.paper
-        options = ", ".join(f"`{option}`" for option in one.options)
-        source = f"{source}, {one.equation}" if one.equation else source
-        lines.append(_row(f"`{one.name}`", options, source, one.evaluations, one.requires, one.notes))
+    for declaration in DECLARATIONS.values():
+        source = f"[{declaration.paper}]({declaration.url})" if declaration.url else declaration.paper
+        options = ", ".join(f"`{option}`" for option in declaration.options)
+        source = f"{source}, {declaration.equation}" if declaration.equation else source
+        lines.append(
+            _row(
+                f"`{declaration.name}`",
+                options,
+                source,
+                declaration.evaluations,
+                declaration.requires,
+                declaration.notes,
+            )
+        )
     return "\n".join(lines)
 
 
 def methods_table() -> str:
     """Return the table of all published methods in Markdown, one row per method."""
     lines = ["| method | configuration | order | fresh noise |", "| --- " * 4 + "|"]
-    for one in DECLARATIONS.values():
-        for method in one.methods:
+    for declaration in DECLARATIONS.values():
+        for method in declaration.methods:
             options = [f"sampler.{key}={_value(value)}" for key, value in method.options.items()]
-            command = " ".join([f"sampler={one.name}", *options])
+            command = " ".join([f"sampler={declaration.name}", *options])
             lines.append(_row(method.name, f"`{command}`", str(method.order), "yes" if method.stochastic else "no"))
     return "\n".join(lines)
 

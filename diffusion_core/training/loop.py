@@ -483,8 +483,8 @@ class _Loop:
 
     def _prepare(self, pool: ThreadPoolExecutor) -> Future[TrainBatch]:
         """Make the next batch on a thread."""
-        given = self.loader, self.objective, self.images_seen, self.config.batch, self.history
-        return pool.submit(make_batch, *given)
+        arguments = self.loader, self.objective, self.images_seen, self.config.batch, self.history
+        return pool.submit(make_batch, *arguments)
 
     def _rates(self) -> tuple[float, tuple[float, ...]]:
         """Return the learning rate and the decays of the averages of the current step."""

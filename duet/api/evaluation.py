@@ -100,14 +100,14 @@ def evaluate(
     evaluator.check(arrays, len(images), sets)
     samples = SampleSet(arrays, {"name": "array", "count": len(images)})
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        found, _, _ = evaluator(samples, random_sets(len(images), sets, seed))
-    if not found.numbers:
+        evaluation, _, _ = evaluator(samples, random_sets(len(images), sets, seed))
+    if not evaluation.numbers:
         reading = [name for name in metrics if METRICS[name].reads_features]
         if reading and not features:
             raise DuetError(
                 f"features: metric {reading[0]!r} needs a feature network; give features='digits' or "
                 f"features='inception'"
             )
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
         raise DuetError(f"metrics: none of them applies; {reasons or 'give the name of at least one'}")
-    return Scores({number.name: number for number in found.numbers}, found.skipped)
+    return Scores({number.name: number for number in evaluation.numbers}, evaluation.skipped)

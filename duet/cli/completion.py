@@ -80,16 +80,16 @@ def complete(words: list[str]) -> list[str]:
         before = before[2:]
     commands = experiments()
     if not before:
-        found = [*commands, *TOOLS] if words[:1] != ["launch"] else list(commands)
+        candidates = [*commands, *TOOLS] if words[:1] != ["launch"] else list(commands)
     elif before[0] in commands:
-        found = overrides(commands[before[0]], last)
+        candidates = overrides(commands[before[0]], last)
     elif before == ["completion"]:
-        found = list(SHELLS)
+        candidates = list(SHELLS)
     elif before[0] == "setup" or before == ["run"]:
-        found = list(backends())
+        candidates = list(backends())
     else:
-        found = []
-    return sorted(word for word in set(found) if word.startswith(last))
+        candidates = []
+    return sorted(word for word in set(candidates) if word.startswith(last))
 
 
 def overrides(command: Command, last: str) -> list[str]:
@@ -100,15 +100,15 @@ def overrides(command: Command, last: str) -> list[str]:
         return [head + option for option in options(group.lstrip("+"))]
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and options(path.name)}
     own = keys_of(command.config) - {"defaults", "hydra"}
-    found = [f"{name}=" for name in groups | own]
+    candidates = [f"{name}=" for name in groups | own]
     if "." in last:
         group = last.split(".", 1)[0]
-        found += [
+        candidates += [
             f"{group}.{key}=" for path in (CONFIGS / group).glob("*.yaml") for key in keys_of(path) - {"defaults"}
         ]
     else:
-        found += [f"{name}." for name in groups]
-    return [*found, "--multirun", "--help", "--cfg"]
+        candidates += [f"{name}." for name in groups]
+    return [*candidates, "--multirun", "--help", "--cfg"]
 
 
 def options(group: str) -> list[str]:

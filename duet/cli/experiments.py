@@ -44,14 +44,14 @@ class Command(NamedTuple):
 
 def experiments() -> OrderedDict[str, Command]:
     """Return the commands by name. Their files are read as text, since importing them needs an environment."""
-    found = {}
+    commands = {}
     for package in PACKAGES:
         for path in (ROOT / package).glob("*.py"):
             config = CONFIGS / f"{path.stem}.yaml"
             doc = re.match(r'r?"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL)
             if config.is_file() and doc:
-                found[path.stem] = Command(f"{package}.{path.stem}", config, doc.group(1).strip())
-    return OrderedDict(sorted(found.items()))
+                commands[path.stem] = Command(f"{package}.{path.stem}", config, doc.group(1).strip())
+    return OrderedDict(sorted(commands.items()))
 
 
 def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> int:
@@ -73,11 +73,11 @@ def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> 
 
 def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
     """Return the backends whose environments a command needs, that in which it starts first."""
-    given = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("backend=")]
+    values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("backend=")]
     default = default_option(command.config, "backend")
-    if not given or given[-1] == "null":
+    if not values or values[-1] == "null":
         return [get_backend(default)] if default else []
-    folders, value = config_folders(args), given[-1]
+    folders, value = config_folders(args), values[-1]
     if "(" in value:  # choice(torch, tf), glob(*) ...
         known = backends(*folders)
         return [backend for name, backend in known.items() if "glob" in value or re.search(rf"\b{name}\b", value)]

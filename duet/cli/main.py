@@ -80,10 +80,10 @@ def stop(number: int, _: object) -> None:
 def help_text() -> str:
     """Return the overview of all commands."""
     tools = {name: inspect.getdoc(command).split("\n", 1)[0].rstrip(".") for name, command in COMMANDS.items()}
-    found = {name: command.summary for name, command in experiments().items()}
-    width = max(map(len, [*tools, *found]))
+    commands = {name: command.summary for name, command in experiments().items()}
+    width = max(map(len, [*tools, *commands]))
 
     def table(summaries: dict[str, str]) -> str:
         return "\n".join(f"    {name:<{width}}  {summary}" for name, summary in summaries.items())
 
-    return HELP.format(tools=table(tools), experiments=table(found), backends=", ".join(backends()))
+    return HELP.format(tools=table(tools), experiments=table(commands), backends=", ".join(backends()))

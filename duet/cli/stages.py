@@ -187,12 +187,12 @@ class _Queue:
 
     def results(self) -> dict[str, Result]:
         """Return the result of each stage by its title."""
-        found = {}
+        results = {}
         for title in self.titles:
             rows = [row for row in self.ended if row[0].stage.title == title]
             code = max((row[1] for row in rows), key=lambda code: (code != 5, code) if code else (False, 0))
-            found[title] = Result(code, max(row[3] for row in rows) - min(row[2] for row in rows))
-        return found
+            results[title] = Result(code, max(row[3] for row in rows) - min(row[2] for row in rows))
+        return results
 
 
 def shell_code(code: int) -> int:

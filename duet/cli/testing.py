@@ -85,7 +85,7 @@ def test_command(args: list[str]) -> int:
 
 def find_browser() -> str | None:
     """Return the Chromium for the tests marked `browser`, or None if there is none."""
-    given = os.environ.get("DUET_BROWSER")
-    if given and given != "none" and not shutil.which(given):
-        raise Stop(f"DUET_BROWSER: {given!r} was given; it must be the path of a Chromium, or none")
-    return None if given == "none" else given or next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = os.environ.get("DUET_BROWSER")
+    if path and path != "none" and not shutil.which(path):
+        raise Stop(f"DUET_BROWSER: {path!r} was given; it must be the path of a Chromium, or none")
+    return None if path == "none" else path or next(filter(None, map(shutil.which, BROWSERS)), None)

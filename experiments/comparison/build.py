@@ -153,15 +153,15 @@ def _trace_checks(paths: Sequence[Path]) -> list[Check]:
 def _backends(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> list[dict[str, Any]]:
     """Return key, title and colours of every run and of every backend of the checks, in order."""
     known = read_backends()
-    found = {}
+    entries = {}
     for run in runs:
         configured = known.get(run.backend.name, run.backend)
         colour = {} if run.letter else run.backend.colour or configured.colour
-        found[run.key] = {"name": run.key, "title": run.label, "colour": dict(colour)}
+        entries[run.key] = {"name": run.key, "title": run.label, "colour": dict(colour)}
     for name in (c.backend for c in checks):
-        if name in known and name not in found:
-            found[name] = {"name": name, "title": known[name].title, "colour": dict(known[name].colour)}
-    return list(found.values())
+        if name in known and name not in entries:
+            entries[name] = {"name": name, "title": known[name].title, "colour": dict(known[name].colour)}
+    return list(entries.values())
 
 
 def _sentence(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
@@ -284,17 +284,17 @@ def _sample_pairs(
 ) -> list[tuple[Samples, Samples, str]]:
     """Return samples of two runs in their order: drawn from one and the same checkpoint, then each from its own."""
     a, b = pair
-    found = []
+    pairs = []
     for samples in crossed:
         for owner, other in ((a, b), (b, a)):
             same = samples[2]["weights_sha256"] == owner.samples[2]["weights_sha256"]
             if same and samples[2]["backend"] == other.backend.name != owner.backend.name:
                 title = f"the same checkpoint, trained in {owner.label}, the same noise"
-                found.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
+                pairs.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
     title = f"each {'run' if _share_a_backend(pair) else 'framework'}'s own checkpoint"
     if a.config["seed"] == b.config["seed"]:
         title += ", the same noise"
-    return [*found, (a.samples, b.samples, title)]
+    return [*pairs, (a.samples, b.samples, title)]
 
 
 def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
@@ -322,13 +322,13 @@ def _cost(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _add_images(comparison: Comparison, run: FinishedRun) -> list[dict[str, str]]:
     """Add the images that the run has of noising, denoising and generation."""
-    found = []
+    entries = []
     for key, (name, title, caption) in _IMAGES.items():
         path = run.path / "samples" / name
         if path.is_file():
             comparison.images[key] = path.read_bytes()
-            found.append({"title": title, "picture": key, "caption": f"{caption} ({run.label})"})
-    return found
+            entries.append({"title": title, "picture": key, "caption": f"{caption} ({run.label})"})
+    return entries
 
 
 # --- quality ------------------------------------------------------------------------------------------------------

@@ -37,5 +37,5 @@ class BackendInfo:
 def read_backends() -> dict[str, BackendInfo]:
     """Return every backend of configs/backend by its name."""
     files = sorted((CONFIGS / "backend").glob("*.yaml"))
-    found = [BackendInfo.from_options(yaml.safe_load(check_yaml(path))) for path in files]
-    return {backend.name: backend for backend in found}
+    infos = [BackendInfo.from_options(yaml.safe_load(check_yaml(path))) for path in files]
+    return {backend.name: backend for backend in infos}

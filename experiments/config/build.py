@@ -95,11 +95,11 @@ def process_group(cfg: DictConfig) -> ProcessGroup:
 
 def backend_setup(cfg: DictConfig, precision: str | None = None) -> BackendSetup:
     """Return the backend that the configuration names, in `precision`, by default that of the configuration."""
-    given = plain(cfg.backend)
-    options = {f.name: given[f.name] for f in fields(BackendConfig) if f.name in given and f.name != "compile"}
+    values = plain(cfg.backend)
+    options = {f.name: values[f.name] for f in fields(BackendConfig) if f.name in values and f.name != "compile"}
     precision = cfg.precision if precision is None else precision
     return BackendSetup(
-        given["name"], BackendConfig(precision=precision, **options), given["compile"], given["compile_after"],
+        values["name"], BackendConfig(precision=precision, **options), values["compile"], values["compile_after"],
         process_group(cfg),
     )  # fmt: skip
 
@@ -142,8 +142,8 @@ def sample_options(sample: DictConfig) -> SampleOptions:
 
 def guidance_models(cfg: DictConfig) -> GuidanceModels:
     """Read the checkpoints of the networks that guide sampling."""
-    given: dict[str, Any] = {f.name: cfg[f.name] for f in fields(GuidanceModels)}
-    return GuidanceModels.load(**given)
+    values: dict[str, Any] = {f.name: cfg[f.name] for f in fields(GuidanceModels)}
+    return GuidanceModels.load(**values)
 
 
 def sampling_setup(cfg: DictConfig) -> SamplingSetup:

@@ -124,10 +124,10 @@ def _one_line(error: Exception) -> str:
         if isinstance(cause, DuetError):  # raised by an object that Hydra constructed, and wrapped by Hydra
             return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            group, _, given = cause.missing_cfg_file.rpartition("/")
+            group, _, name = cause.missing_cfg_file.rpartition("/")
             # Hydra does not list the options of a group of which several are selected.
             if available := cause.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")):
-                return str(one_of(group, given, available))
+                return str(one_of(group, name, available))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]

@@ -57,10 +57,12 @@ class JobLauncher:
     """
 
     def __init__(self, command: str, function: Callable[[dict[str, Any]], Any]) -> None:
-        given = HydraConfig.get().overrides
-        own = [override for override in given.hydra if not override.startswith("hydra.mode=")]  # added by Hydra itself
+        overrides = HydraConfig.get().overrides
+        own = [
+            override for override in overrides.hydra if not override.startswith("hydra.mode=")
+        ]  # added by Hydra itself
         loader = GlobalHydra.instance().config_loader()
-        self._config = loader.load_configuration(command, [*own, *given.task], RunMode.MULTIRUN, from_shell=False)
+        self._config = loader.load_configuration(command, [*own, *overrides.task], RunMode.MULTIRUN, from_shell=False)
         self._context = HydraContext(config_loader=loader, callbacks=Callbacks(self._config))
         self._task, self._count = _Task(function), 0
 

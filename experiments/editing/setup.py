@@ -157,10 +157,10 @@ class EditContext:
         return fit_image(image, size)
 
     def _positions(self, count: int) -> list[int]:
-        given = self.setup.images
-        positions = [given] if isinstance(given, int) else list(given)
+        images = self.setup.images
+        positions = [images] if isinstance(images, int) else list(images)
         if not positions or not all(isinstance(k, int) and 0 <= k < count for k in positions):
-            raise DuetError(f"images: {given} was given; it is a list of image positions, 0 to {count - 1}")
+            raise DuetError(f"images: {images} was given; it is a list of image positions, 0 to {count - 1}")
         return positions
 
     def pixels(self) -> NDArray[np.float64]:

@@ -54,14 +54,14 @@ def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
     def read(file: Path) -> dict[str, NDArray]:
         return setup.backend.load().read_arrays(file)
 
-    found = import_weights(setup.source, Path(setup.path), read, setup.process, dict(setup.options))
+    imported = import_weights(setup.source, Path(setup.path), read, setup.process, dict(setup.options))
     notes = {
-        "source": setup.source, "path": setup.path, "note": found.note, "process": found.process_source,
+        "source": setup.source, "path": setup.path, "note": imported.note, "process": imported.process_source,
         **describe_environment(),
     }  # fmt: skip
-    state = replace(TrainerState.fresh(found.weights), averages=(found.ema,))
-    save_checkpoint(out / "checkpoints", Checkpoint(0, found.model, 0, state, notes))
-    return Imported(found.model, found.note, found.process_source)
+    state = replace(TrainerState.fresh(imported.weights), averages=(imported.ema,))
+    save_checkpoint(out / "checkpoints", Checkpoint(0, imported.model, 0, state, notes))
+    return Imported(imported.model, imported.note, imported.process_source)
 
 
 def describe_process(model: DiffusionModel) -> str:

@@ -122,12 +122,12 @@ def _series(report: Mapping) -> dict[str, Series]:
 
 def _colours(report: Mapping) -> dict[str, str]:
     """Return the colours of the backends, for the light and the dark theme, as CSS."""
-    found = {}
+    colours = {}
     for k, backend in enumerate(report.get("backends") or []):
         pair = [str((backend.get("colour") or {}).get(theme)) for theme in ("light", "dark")]
         if k < SERIES and all(_COLOUR.fullmatch(colour) for colour in pair):
-            found[f"s{k}"] = f"light-dark({pair[0]}, {pair[1]})"
-    return found
+            colours[f"s{k}"] = f"light-dark({pair[0]}, {pair[1]})"
+    return colours
 
 
 def _wide_line(report: Mapping, series: Mapping[str, Series]) -> str:

@@ -53,7 +53,7 @@ def curves(methods: list[Mapping[str, Any]], kind: str) -> bytes:
 
     lines = _lines(methods)
     orders = sorted({order for order, _ in lines.values()})
-    ticks = _apart(sorted({one["budget"] for one in methods}))
+    ticks = _apart(sorted({method["budget"] for method in methods}))
     with matplotlib.rc_context(STYLE):
         columns = min(2, len(orders))
         rows = -(-len(orders) // columns)
@@ -97,12 +97,12 @@ def _panel(axis: Any, lines: Mapping[str, Any], order: int, ticks: Sequence[int]
 def _lines(methods: list[Mapping[str, Any]]) -> dict[str, tuple[int, tuple[list[int], list[float]]]]:
     """Return the order and the points (evaluations, error) of each deterministic method."""
     lines: dict[str, tuple[int, tuple[list[int], list[float]]]] = {}
-    for one in methods:
-        if one["error"] is not None and one["error"] > 0:
-            _, (xs, ys) = lines.setdefault(one["name"], (one["order"], ([], [])))
-            if one["evaluations"] not in xs:
-                xs.append(one["evaluations"])
-                ys.append(one["error"])
+    for method in methods:
+        if method["error"] is not None and method["error"] > 0:
+            _, (xs, ys) = lines.setdefault(method["name"], (method["order"], ([], [])))
+            if method["evaluations"] not in xs:
+                xs.append(method["evaluations"])
+                ys.append(method["error"])
     return lines
 
 
@@ -156,11 +156,11 @@ def _grid(spacing: Any) -> str:
 def _table(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the error of each method by its budget of evaluations."""
     methods = report["methods"]
-    budgets = sorted({one["budget"] for one in methods})
-    errors = {(one["name"], one["budget"]): one["error"] for one in methods}
+    budgets = sorted({method["budget"] for method in methods})
+    errors = {(method["name"], method["budget"]): method["error"] for method in methods}
     rows = []
-    for name, one in {one["name"]: one for one in methods}.items():
+    for name, method in {method["name"]: method for method in methods}.items():
         cells = [errors.get((name, budget)) for budget in budgets]
-        kind = "stochastic" if one["stochastic"] else "deterministic"
-        rows.append((name, one["order"], kind, [DASH if error is None else number(error) for error in cells]))
+        kind = "stochastic" if method["stochastic"] else "deterministic"
+        rows.append((name, method["order"], kind, [DASH if error is None else number(error) for error in cells]))
     return {"budgets": budgets, "rows": rows, "left_out": report["left_out"]}

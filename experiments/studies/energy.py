@@ -25,7 +25,7 @@ def read_counters(powercap: Path = POWERCAP) -> Counters:
 
 
 def _packages(powercap: Path) -> dict[str, tuple[float, float | None]]:
-    found = {}
+    energies = {}
     for zone in sorted(powercap.glob("*-rapl:*")):
         if zone.name.count(":") > 1:  # a part of a package, already counted by the package
             continue
@@ -33,8 +33,8 @@ def _packages(powercap: Path) -> dict[str, tuple[float, float | None]]:
             joules, wrap = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
         except (OSError, ValueError):
             continue
-        found[zone.name] = (joules, wrap)
-    return found
+        energies[zone.name] = (joules, wrap)
+    return energies
 
 
 def _gpus() -> dict[str, tuple[float, float | None]]:
@@ -44,16 +44,16 @@ def _gpus() -> dict[str, tuple[float, float | None]]:
         return {}
     if nvml.nvmlInit_v2():
         return {}
-    count, found = ctypes.c_uint(), {}
+    count, energies = ctypes.c_uint(), {}
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     for index in range(count.value):
         device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
         if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
             continue
         if not nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
-            found[f"gpu:{index}"] = (millijoules.value / 1e3, None)
+            energies[f"gpu:{index}"] = (millijoules.value / 1e3, None)
     nvml.nvmlShutdown()
-    return found
+    return energies
 
 
 def spent(before: Counters, after: Counters) -> float | None:

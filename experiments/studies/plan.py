@@ -225,12 +225,12 @@ class Plan:
 
 def merge(*parts: Sequence[str]) -> tuple[str, ...]:
     """Join lists of overrides; of two that set the same key the later one stays, at its own position."""
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for override in itertools.chain.from_iterable(parts):
         key = _key(override)
-        found.pop(key, None)
-        found[key] = override
-    return tuple(found.values())
+        by_key.pop(key, None)
+        by_key[key] = override
+    return tuple(by_key.values())
 
 
 def _key(override: str) -> str:
@@ -282,28 +282,28 @@ def make_study(options: Mapping[str, Any]) -> Study:
 
 def _stages(stages: Mapping[str, Any], common: tuple[str, ...]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     """Return (name, command, overrides) of each stage."""
-    found = []
+    result = []
     for name, stage in stages.items():
         where = f"study.stages.{name}"
         if not isinstance(stage, Mapping) or set(stage) - {"entry", "overrides"}:
             raise DuetError(f"{where}: {stage!r} was given; it must have the key entry, and may have overrides")
         if stage.get("entry") not in COMMANDS:
             raise one_of(f"{where}.entry", stage.get("entry"), COMMANDS)
-        found.append((name, stage["entry"], merge(_overrides(where, stage.get("overrides", [])), common)))
-    return tuple(found)
+        result.append((name, stage["entry"], merge(_overrides(where, stage.get("overrides", [])), common)))
+    return tuple(result)
 
 
 def _factors(factors: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
     """Return the overrides of each setting of each factor by stage."""
-    found = {}
+    result = {}
     for factor, settings in factors.items():
         if not isinstance(settings, Mapping) or not settings:
             raise DuetError(f"study.factors.{factor}: {settings!r} was given; it must map settings to overrides")
-        found[factor] = {
+        result[factor] = {
             str(setting): _by_stage(f"study.factors.{factor}.{setting}", overrides, stages)
             for setting, overrides in settings.items()
         }
-    return found
+    return result
 
 
 def _metric(name: str, options: Mapping[str, Any]) -> Metric:
@@ -316,10 +316,12 @@ def _metric(name: str, options: Mapping[str, Any]) -> Metric:
     return Metric(name, **{"title": name} | dict(options))
 
 
-def _overrides(where: str, given: Any) -> tuple[str, ...]:
-    if not isinstance(given, (list, tuple)) or not all(isinstance(o, str) and ("=" in o or "~" in o) for o in given):
-        raise DuetError(f"{where}: {given!r} was given; it must be a list of overrides, as in [backend=torch]")
-    return tuple(given)
+def _overrides(where: str, overrides: Any) -> tuple[str, ...]:
+    if not isinstance(overrides, (list, tuple)) or not all(
+        isinstance(o, str) and ("=" in o or "~" in o) for o in overrides
+    ):
+        raise DuetError(f"{where}: {overrides!r} was given; it must be a list of overrides, as in [backend=torch]")
+    return tuple(overrides)
 
 
 def _by_stage(where: str, overrides: Any, stages: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -239,11 +239,11 @@ def _run(plan: Plan, outcome: Outcome, findings: Sequence[Finding]) -> dict[str,
 
 def _environments(complete: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the distinct environments of the runs, each with its number of jobs."""
-    found: dict[str, dict[str, Any]] = {}
+    by_facts: dict[str, dict[str, Any]] = {}
     for env in (env for outcome in complete for env in outcome.environments):
         facts = {key: env[key] for key in _ENVIRONMENT if env.get(key) is not None}
-        found.setdefault(repr(facts), facts | {"jobs": 0})["jobs"] += 1
-    return list(found.values())
+        by_facts.setdefault(repr(facts), facts | {"jobs": 0})["jobs"] += 1
+    return list(by_facts.values())
 
 
 def _appendix(plan: Plan, complete: Sequence[Outcome], content: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ class Outcome:
 
 def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
     """Return the outcome of every run of a plan, in the order of the plan."""
-    found = []
+    results = []
     for run in plan.runs:
         directories, problem = [], ""
         for job in run.jobs:
@@ -154,8 +154,8 @@ def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
                     problem += f", exit code {state.facts['exit_code']}: {state.facts['said']}"
                 break
             directories.append(runs / job.name)
-        found.append(Outcome(run, tuple(directories), problem))
-    return found
+        results.append(Outcome(run, tuple(directories), problem))
+    return results
 
 
 def _read_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:

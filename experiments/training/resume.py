@@ -82,17 +82,17 @@ def starting_point(
         return Checkpoint(0, setup.model, setup.seed, state, {}), None
     checkpoint = load_checkpoint(source, setup.model.spec)
     for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
-        stored, given = getattr(checkpoint.model, name), getattr(setup.model, name)
-        if stored != given:
+        stored, current = getattr(checkpoint.model, name), getattr(setup.model, name)
+        if stored != current:
             raise DuetError(
-                f"resume: {source} was trained with {name} {stored}, but {given} was given; give what it was trained "
+                f"resume: {source} was trained with {name} {stored}, but {current} was given; give what it was trained "
                 f"with, or start a new run"
             )
     changed = _changed_objective(checkpoint, setup)
-    for name, (stored, given) in changed.items():
+    for name, (stored, current) in changed.items():
         if not change_objective:
             raise DuetError(
-                f"resume: {source} was trained with {name} {stored}, but {given} was given; "
+                f"resume: {source} was trained with {name} {stored}, but {current} was given; "
                 f"change_objective=true allows the change"
             )
     _check_notes(checkpoint, source)
@@ -108,8 +108,8 @@ def starting_point(
 
 def _changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
     """Return by key what a checkpoint was trained with and what is given now; keys that it does not note are equal."""
-    stored, given = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
-    return {name: (stored[name], given.get(name)) for name in stored if stored[name] != given.get(name)}
+    stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
+    return {name: (stored[name], current.get(name)) for name in stored if stored[name] != current.get(name)}
 
 
 def _check_notes(checkpoint: Checkpoint, source: Path) -> None:
@@ -146,18 +146,18 @@ def _with_averages(checkpoint: Checkpoint, setup: TrainingSetup, change_objectiv
             f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
             f"ema and ema.extra give {len(ema.profiles)}; the numbers must be equal"
         )
-    stored, given = checkpoint.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
-    differ = state.updates > 0 and stored != given
+    stored, current = checkpoint.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
+    differ = state.updates > 0 and stored != current
     if differ and stored is not None and not ema.snapshot_images and not change_objective:
         raise DuetError(
-            f"resume: the checkpoint's averages are {stored}, but {given} were given; change_objective=true allows "
+            f"resume: the checkpoint's averages are {stored}, but {current} were given; change_objective=true allows "
             f"the change"
         )
     if ema.snapshot_images:
         if differ:
             raise DuetError(
-                f"resume: the checkpoint's averages are {stored}, but {given} were given; a snapshot is of one profile "
-                f"from the start, so give those, or ema.snapshot_images=0"
+                f"resume: the checkpoint's averages are {stored}, but {current} were given; a snapshot is of one "
+                f"profile from the start, so give those, or ema.snapshot_images=0"
             )
         if checkpoint.images_seen != state.updates * batch:
             raise DuetError(

@@ -80,18 +80,18 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
     variable = f"DUET_{re.sub(r'[^A-Z0-9]', '_', str(name).upper())}_PYTHON"
     environment = backend.get("environment")
     if backend.get("python"):
-        source, given = "backend.python", str(backend["python"])
+        source, path = "backend.python", str(backend["python"])
     elif environ.get(variable):
-        source, given = variable, environ[variable]
+        source, path = variable, environ[variable]
     elif environment:
-        source, given = (
+        source, path = (
             "backend.environment",
             f"{environment}/{'Scripts/python.exe' if os.name == 'nt' else 'bin/python'}",
         )
     else:
         raise LaunchError(f"backend {name}: no Python is named; set backend.environment, backend.python or {variable}")
     # The link is not resolved: a virtual environment is recognised by the path of its Python.
-    python = root / Path(given).expanduser()
+    python = root / Path(path).expanduser()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise LaunchError(
             f"{source}: there is no Python at {python}; run `python3 -m duet setup {name}` or name another"

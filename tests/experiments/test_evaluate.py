@@ -192,7 +192,7 @@ def test_every_metric_has_a_configuration_file_with_all_its_options():
         (("samples=SAMPLES", "data=shapes", "features=onnx"), "add features.path=VALUE"),
         (("samples=SAMPLES", "data=shapes", "metrics=[frechet,fid]"), "'fid' was given; it must be one of agreement"),
         (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "sets=21"), "21 sets of at least 2 need 42"),
-        (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "count=41"), "there are 1 to 40 samples"),
+        (("samples=SAMPLES", *ON_DIGITS, "data.options.size=16", "count=41"), "count must be 1 to 40"),
         (("samples=SAMPLES", *ON_DIGITS, "reference=SAMPLES"), "a file and data were given"),
         (
             ("samples=SAMPLES", "reference=SAMPLES", "metrics=[frechet]"),

@@ -59,7 +59,7 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
         place = attributes.index(attribute) + 1
         label_of = {row[0]: int(row[place] == "1") for row in rows}
         class_names = (f"not {attribute}", attribute)
-    made = {}
+    sources = {}
     for code, part in enumerate(("train", "validation", "test")):
         names = tuple(sorted(name for name, part_code in part_of.items() if part_code == str(code)))
         missing = [name for name in names if name not in members or name not in label_of]
@@ -69,8 +69,8 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
                 f"or from the list of attributes; the three files must be of one release; download them again"
             )
         labels = np.array([label_of[name] for name in names])
-        made[part] = Source(tuple(Member(archive, members[n]) for n in names), labels, class_names, "celeba", names)
-    return made
+        sources[part] = Source(tuple(Member(archive, members[n]) for n in names), labels, class_names, "celeba", names)
+    return sources
 
 
 def _rows(file: Path, skip: int) -> list[list[str]]:

@@ -121,12 +121,12 @@ def _read(version: _Version, path: Path) -> dict[str, Source]:
     wanted = {name for files in version.parts.values() for name in files} | {version.meta}
     files = _from_folder(version, path, wanted) if path.is_dir() else _from_archive(version, path, wanted)
     names = _class_names(version, path, files.pop(version.meta, None))
-    made = {}
+    sources = {}
     for part, batches in version.parts.items():
         records = np.concatenate([_records(version, path, name, files[name]) for name in batches])
         images = records[:, version.labels :].reshape(-1, _CHANNELS, _SIZE, _SIZE).transpose(0, 2, 3, 1)
-        made[part] = Source(np.ascontiguousarray(images), records[:, version.label], names, version.name)
-    return made
+        sources[part] = Source(np.ascontiguousarray(images), records[:, version.label], names, version.name)
+    return sources
 
 
 def _from_folder(version: _Version, folder: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -55,7 +55,7 @@ def flowers102(path: Path) -> dict[str, Source]:
         archive = require_file("flowers102", path, _ARCHIVE)
         images, _ = read_tar_members("flowers102", archive, lambda n: n.endswith(".jpg"), f"it must be {_ARCHIVE}")
     class_names = tuple(f"{k:03d}" for k in range(1, 103))
-    made = {}
+    sources = {}
     for part, chosen in zip(_SETS, ids, strict=True):
         chosen = np.sort(chosen.reshape(-1).astype(np.int64))
         names = tuple(f"image_{k:05d}.jpg" for k in chosen)
@@ -64,5 +64,7 @@ def flowers102(path: Path) -> dict[str, Source]:
             raise DuetError(
                 f"flowers102: {missing[0] if missing else 'an image of setid.mat'} is missing; download all three"
             )
-        made[part] = Source(tuple(images[name] for name in names), labels[chosen - 1], class_names, "flowers102", names)
-    return made
+        sources[part] = Source(
+            tuple(images[name] for name in names), labels[chosen - 1], class_names, "flowers102", names
+        )
+    return sources

@@ -67,14 +67,14 @@ def stl10(path: Path, *, unlabelled: bool = False) -> dict[str, Source]:
         if name.endswith("X.bin") and read[name].size % np.prod(_SHAPE):
             raise DuetError(f"stl10: {name} of {str(path)!r} is truncated; download it again")
     names = tuple(bytes(read[_NAMES]).decode("utf-8", "replace").split())
-    made = {}
+    sources = {}
     for part in ("train", "test"):
         labels = read[f"{part}_y.bin"].astype(np.int32) - 1
-        made[part] = Source(_images(read[f"{part}_X.bin"]), labels, names, "stl10")
+        sources[part] = Source(_images(read[f"{part}_X.bin"]), labels, names, "stl10")
     if unlabelled:
         images = _images(read["unlabeled_X.bin"])
-        made["unlabelled"] = Source(images, np.zeros(len(images), np.int32), ("unlabelled",), "stl10")
-    return made
+        sources["unlabelled"] = Source(images, np.zeros(len(images), np.int32), ("unlabelled",), "stl10")
+    return sources
 
 
 def _images(data: np.ndarray) -> np.ndarray:

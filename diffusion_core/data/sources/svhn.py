@@ -43,9 +43,9 @@ def svhn(path: Path) -> dict[str, Source]:
     files = {part: require_file("svhn", path, f"{part}_32x32.mat") for part in ("train", "test")}
     if extra := find_file(path, "extra_32x32.mat"):
         files["extra"] = extra
-    made = {}
+    sources = {}
     for part, file in files.items():
         x, y = read_mat("svhn", file, "X", "y")
         images = np.ascontiguousarray(x.transpose(3, 0, 1, 2))
-        made[part] = Source(images, y.reshape(-1).astype(np.int32) % 10, tuple("0123456789"), "svhn")
-    return made
+        sources[part] = Source(images, y.reshape(-1).astype(np.int32) % 10, tuple("0123456789"), "svhn")
+    return sources
