@@ -132,8 +132,8 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
                 )
         if snapshot.images_seen != snapshot.updates * snapshot.batch:
             raise DuetError(
-                f"{snapshot.path}: {snapshot.images_seen} images in {snapshot.updates} updates show that the run changed its "
-                f"batch of {snapshot.batch}; the weights of its steps in the average are unknown"
+                f"{snapshot.path}: {snapshot.images_seen} images in {snapshot.updates} updates show that the run "
+                f"changed its batch of {snapshot.batch}; the weights of its steps in the average are unknown"
             )
     return snapshots
 
