@@ -260,9 +260,9 @@ def _loss_plot(
         kept = np.unique(np.linspace(0, len(x) - 1, _COLUMNS).astype(int))
         means.append(Path(f"line {series[key].mark}{wide[key]}", line(x[kept], axis.position(mean[kept]))))
         ends.append(f"{series[key].title} ends at {number(mean[-1])}")
-    label = (
-        f"training loss{', log scale' if axis.log else ''}; mean of {pluralize(window, 'step')}, every step behind it"
-    )
+    label = f"training loss{', log scale' if axis.log else ''}"
+    if window > 1:
+        label += f"; line: mean of {window} steps; pale: every step"
     ticks = make_ticks(axis, 5)
     return Plot("tall", "Training loss of every run", "; ".join(ends), label, ticks, x_ticks, [*raw, *means])
 
@@ -314,7 +314,8 @@ def _difference_plot(
         top = finite[np.argmax(difference[finite])]
         description = f"largest {brief(difference[top])}, at {seen[top]:,.0f} images seen"
     if zero.any():
-        description += f"; exactly zero at {int(zero.sum()):,} of {pluralize(len(seen), 'step')}, marked on the floor"
-    width = pluralize(-(-len(seen) // 60), "step")
-    label = f"relative difference, log scale; every step, and the largest of each {width}: {description}"
+        description += f"; exactly zero at {int(zero.sum()):,} of {pluralize(len(seen), 'step')}, marked on the axis"
+    width = -(-len(seen) // 60)
+    lines = f"; line: largest of each {width} steps; pale: every step" if width > 1 else ""
+    label = f"relative difference, log scale{lines}; {description}"
     return Plot("low", "Relative difference of the losses", description, label, ticks, x_ticks, paths)

@@ -20,11 +20,13 @@ _COLOURS = (
 )  # fmt: skip
 _MARKS = "osD^vPX*<>"
 _CURVES = (
-    "Distance to the probability flow's own sample from the same noise, which {method} gives in {steps} steps. Root of "
-    "the mean square, in units of the data range [-1, 1]; the dotted line falls with the declared order. Lines that "
-    "leave at the top are worse than no image. Every method uses the grid {grid} and no clipping."
+    "Root mean square distance, in units of the data range [-1, 1], from the solution of the probability-flow ODE "
+    "for the same noise, which {method} computes in {steps} steps. The dotted line falls with the declared order. Errors above "
+    "the plot are larger than the images themselves. Every method uses the grid {grid} and no clipping."
 )
-_SAMPLES = "The same noise in every cell. A method with several evaluations per step has the most steps that fit."
+_SAMPLES = (
+    "Every cell starts from the same noise. A method with several evaluations per step takes as many steps as fit."
+)
 
 
 def write(report: Mapping[str, Any], sheet: bytes, out: Path) -> Path:
@@ -115,7 +117,7 @@ def _slope(axis: Any, lines: Mapping[str, Any], order: int) -> None:
 
 
 def _limits(lines: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the y limits: from the smallest error to the size of the images; larger errors leave at the top."""
+    """Return the y limits: from the smallest error to the size of the images; larger errors are above the plot."""
     least = min(min(ys) for _, (_, ys) in lines.values())
     return 0.6 * least, max(2.0, 2.0 * least)
 

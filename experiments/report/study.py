@@ -26,11 +26,13 @@ _SEALS = {"agree": "✓", "differ": "✗", "unknown": "≈"}
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _BADGES = {"equivalent": "pass", "within margin": "pass", "different": "fail", "undecided": "none", "no pairs": "none"}
 _ANSWERS = (
-    "Each arm against its baseline, paired by seed. The interval is Student's, of 95 %; d_z is the mean difference in "
-    "standard deviations of the differences; TOST is the test that a difference as large as the margin is excluded."
+    "Each arm is compared with its baseline, paired by seed. The interval is the 95 % interval of Student's t; d_z is "
+    "the mean difference divided by the standard deviation of the differences; TOST tests whether a difference as "
+    "large as the margin is excluded."
 )
 _DIFFERENCES = (
-    "A dot is one seed, the bar the 95 % interval of the mean, the shaded band the margin that was stated beforehand."
+    "Each dot is one seed, the bar is the 95 % interval of the mean, and the shaded band is the margin stated before "
+    "the runs."
 )
 
 
@@ -133,7 +135,7 @@ def _mark(report: Mapping, arm: str) -> str:
 
 
 def _answers(report: Mapping) -> dict[str, Any]:
-    """Return one row for each comparison, and what the data exclude."""
+    """Return one row for each comparison, and which differences are excluded."""
     titles = ("difference", "95 % interval", "d_z", "p", "TOST p", "margin", "excluded beyond")
     columns = [Column("metric", False), Column("arm, against", False), Column("answer", False), *map(Column, titles)]
     rows = []
@@ -162,7 +164,7 @@ def _percent(axis: Axis, value: float) -> str:
 
 
 def _differences(report: Mapping, files: Mapping[str, bytes]) -> dict[str, Any] | None:
-    """Return a forest plot for each metric; where the data are far narrower than the margin, a magnified one too."""
+    """Return a forest plot for each metric; if the intervals are far narrower than the margin, a magnified one too."""
     figures = []
     for finding in report["findings"]:
         known = [c for c in finding["comparisons"] if c["mean"] is not None]
@@ -289,7 +291,7 @@ def _cost(report: Mapping, files: Mapping[str, bytes]) -> dict[str, Any]:
                 std = "" if cell["std"] is None else f"sd {number(cell['std'])}"
                 cells.append(Cell(number(cell["mean"]), cell["mean"], note=std))
         rows.append(cells)
-    note = "Mean over seeds. Speeds leave out the first step, which traces and compiles."
+    note = "Mean over seeds. Speeds exclude the first step, which traces and compiles."
     if cost["resumed"]:
         note += f" {pluralize(cost['resumed'], 'run')} resumed after an interruption; times are of the last part alone."
     return {

@@ -190,7 +190,7 @@ def _verdict(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> dict[s
 
 
 def _excludes(finding: Finding) -> list[dict[str, Any]]:
-    """Return a sentence on what the data of each comparison exclude; equal sentences are joined."""
+    """Return a sentence on the differences that each comparison excludes; equal sentences are joined."""
     pairs: dict[str, list[str]] = {}
     for c in finding.comparisons:
         if c.paired is not None:
@@ -201,19 +201,19 @@ def _excludes(finding: Finding) -> list[dict[str, Any]]:
 def _excluded(c: Comparison, scale: str) -> str:
     edge = c.paired.excluded(c.alpha)
     if not math.isfinite(edge):
-        return "nothing is excluded: one pair says nothing about the variation between seeds."
+        return "nothing is excluded: one pair gives no standard deviation."
     if edge == 0:
-        return f"all {len(c.seeds)} pairs are equal to the last bit; any difference is excluded for these seeds."
-    text = f"differences beyond {within(edge, scale)} are excluded, smaller ones are not"
+        return f"all {len(c.seeds)} pairs are equal bit for bit, so any difference is excluded for these seeds."
+    text = f"differences larger than {within(edge, scale)} are excluded, smaller ones are not"
     if c.equivalence is None:
         return f"{text}; no margin was stated."
-    text += f"; the margin stated beforehand is {within(c.equivalence.margin, scale)}, so equivalence is "
+    text += f"; the margin stated before the runs is {within(c.equivalence.margin, scale)}, so equivalence is "
     if c.equivalence.holds:
         return f"{text}shown."
     text += "not shown."
     if c.answer == "undecided":
         needed = f"about {c.needed}" if c.needed else "more than 1,000"
-        text += f" With this standard deviation, {needed} seeds would show it in four of five such studies."
+        text += f" With this standard deviation, {needed} seeds would show it with a probability of 80 %."
     return text
 
 
