@@ -20,9 +20,9 @@ _COLOURS = (
 )  # fmt: skip
 _MARKS = "osD^vPX*<>"
 _CURVES = (
-    "Root mean square distance, in units of the data range [-1, 1], from the solution of the probability-flow ODE "
-    "for the same noise, which {method} computes in {steps} steps. The dotted line falls with the declared order. Errors above "
-    "the plot are larger than the images themselves. Every method uses the grid {grid} and no clipping."
+    "Root mean square distance, in units of the data range [-1, 1], from the solution of the probability-flow ODE for "
+    "the same noise, which {method} computes in {steps} steps. The dotted line falls with the declared order. Errors "
+    "above the plot are larger than the images themselves. Every method uses the grid {grid} and no clipping."
 )
 _SAMPLES = (
     "Every cell starts from the same noise. A method with several evaluations per step takes as many steps as fit."
