@@ -57,8 +57,12 @@ def main(cfg: DictConfig) -> None:
             rows, contestants = _measure(point, model, modes, work)
             measured += rows
             report["rows"] += [value | row for row in rows]
-            report["contestants"] |= {one.mode.name: one.facts for one in contestants if one.facts}
-            report["left_out"] |= {one.mode.name: one.left_out for one in contestants if one.left_out}
+            report["contestants"] |= {
+                contestant.mode.name: contestant.facts for contestant in contestants if contestant.facts
+            }
+            report["left_out"] |= {
+                contestant.mode.name: contestant.left_out for contestant in contestants if contestant.left_out
+            }
             write_json(out / "bench.json", report)  # after each workload, since the next one may be interrupted
         if measured:
             Console(width=160).print(make_table(measured, rounds, _title(point, model)))
@@ -104,11 +108,11 @@ def _measure(
                         print(present[-1].facts["line"], flush=True)
                 interleave(present, [work, *PARTS[work]], cfg.repeats, progress)
             finally:
-                for one in present:
-                    one.stop()
-        for one in present:
-            if one.left_out:
-                print(f"left out: {one.left_out}", flush=True)
+                for contestant in present:
+                    contestant.stop()
+        for contestant in present:
+            if contestant.left_out:
+                print(f"left out: {contestant.left_out}", flush=True)
         everyone += present
     return make_rows(everyone, work, model, _rounds(cfg), at_once >= len(modes)), everyone
 

@@ -113,7 +113,7 @@ class Contestant:
     def fail(self, work: str, reason: str) -> None:
         """Exclude it from a workload and discard its rounds of it."""
         self.left_out = self.left_out or f"{reason} (at {work})"
-        self.facts["work"] = [one for one in self.facts["work"] if one != work]
+        self.facts["work"] = [name for name in self.facts["work"] if name != work]
         self.seconds.pop(work, None)
 
     def round(self, work: str) -> tuple[float, float, float]:
@@ -214,17 +214,19 @@ def interleave(
     """
     for k in range(repeats + 1):
         for at, what in enumerate(work):
-            able = [one for one in contestants if one.can_run(work[0]) and one.can_run(what)]
+            able = [
+                contestant for contestant in contestants if contestant.can_run(work[0]) and contestant.can_run(what)
+            ]
             for place in np.random.default_rng((k, at)).permutation(len(able)):
-                one = able[place]
-                progress(k, f"{what}, {one.mode.name}")
+                contestant = able[place]
+                progress(k, f"{what}, {contestant.mode.name}")
                 try:
-                    took, each, memory = one.round(what)
+                    took, each, memory = contestant.round(what)
                 except DuetError as error:
-                    one.fail(what, str(error))
+                    contestant.fail(what, str(error))
                     continue
                 if k:
-                    one.seconds.setdefault(what, []).append(each)
+                    contestant.seconds.setdefault(what, []).append(each)
                 elif not at:
-                    one.first, one.memory = took, memory
+                    contestant.first, contestant.memory = took, memory
     progress(repeats + 1, "")

@@ -121,10 +121,10 @@ def restart(
     """
     if order not in (1, 2):
         raise DuetError(f"sampler.order: {order} was given; it must be 1 (Euler) or 2 (Heun)")
-    if not isinstance(restarts, (list, tuple)) or not all(isinstance(one, Mapping) for one in restarts):
+    if not isinstance(restarts, (list, tuple)) or not all(isinstance(options, Mapping) for options in restarts):
         raise DuetError(f"sampler.restarts: {restarts!r} was given; it must be a list, as [{{low: 0.06, high: 0.3}}]")
     schedule = process.schedule
-    intervals = [build("sampler.restarts", {"restart": Restart}, "restart", dict(one)) for one in restarts]
+    intervals = [build("sampler.restarts", {"restart": Restart}, "restart", dict(options)) for options in restarts]
     t = make_timesteps(schedule, steps, spacing).astype(np.float64)
     t, lows = _add_low_levels(schedule, t, intervals)
     # Every move as the t at which it starts and the t to which it leads, NaN for clean data.
@@ -145,11 +145,11 @@ def restart(
 def _add_low_levels(schedule: AnySchedule, t: NDArray, intervals: list[Restart]) -> tuple[NDArray, list[int]]:
     """Return the timesteps, with the low level of each restart among them, and the index of each low level."""
     lows = []
-    for one in intervals:
-        distance = np.abs(log_ratio(schedule, t) - math.log(one.low))
-        distance[(log_ratio(schedule, t) >= math.log(one.high)) | (np.arange(len(t)) == 0)] = np.inf
+    for interval in intervals:
+        distance = np.abs(log_ratio(schedule, t) - math.log(interval.low))
+        distance[(log_ratio(schedule, t) >= math.log(interval.high)) | (np.arange(len(t)) == 0)] = np.inf
         exists = np.isfinite(distance.min())
-        lows.append(t[np.argmin(distance)] if exists else float(schedule.t_at_log_ratio(math.log(one.low))))
+        lows.append(t[np.argmin(distance)] if exists else float(schedule.t_at_log_ratio(math.log(interval.low))))
     t = np.unique(np.append(t, lows))[::-1]
     return t, [int(np.flatnonzero(t == low)[0]) for low in lows]
 

@@ -47,13 +47,13 @@ def read_keys(path: Path) -> dict[str, str]:
     """
     keys = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        found = re.match(r"([A-Za-z_][\w-]*):(?:\s+(.*))?$", line)
-        if not found:
+        match = re.match(r"([A-Za-z_][\w-]*):(?:\s+(.*))?$", line)
+        if not match:
             continue
-        value = (found.group(2) or "").strip()
+        value = (match.group(2) or "").strip()
         quoted = re.match(r"(['\"])(.*?)\1\s*(#.*)?$", value)
         value = quoted.group(2) if quoted else re.split(r"(?:^|\s)#", value)[0].strip()
-        keys[found.group(1)] = "" if value in ("null", "~") and not quoted else value
+        keys[match.group(1)] = "" if value in ("null", "~") and not quoted else value
     return keys
 
 
@@ -99,5 +99,5 @@ def default_backend(command: str) -> str | None:
 def default_option(config: Path, group: str) -> str | None:
     """Return the option of a group in the defaults list of a configuration, or None."""
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    found = re.search(rf"^\s*- {group}: *(\w+)", text, re.MULTILINE)
-    return found.group(1) if found else None
+    match = re.search(rf"^\s*- {group}: *(\w+)", text, re.MULTILINE)
+    return match.group(1) if match else None

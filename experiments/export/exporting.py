@@ -38,8 +38,8 @@ def export_checkpoint(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {str(out)!r} was given and exists already; give another path")
-    found, setup = load_checkpoint(checkpoint), backend or BackendSetup()
-    weights = choose_weights("weights", weights, found)
+    loaded, setup = load_checkpoint(checkpoint), backend or BackendSetup()
+    weights = choose_weights("weights", weights, loaded)
 
     def open_backend(name: str) -> Backend:
         if setup.name != name:
@@ -50,4 +50,6 @@ def export_checkpoint(
         return setup.open()
 
     options = dict(target)
-    return build("target", TARGETS, options.pop("name"), options, open_backend, found, found.state.parts[weights], out)
+    return build(
+        "target", TARGETS, options.pop("name"), options, open_backend, loaded, loaded.state.parts[weights], out
+    )
