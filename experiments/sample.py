@@ -33,7 +33,7 @@ def main(cfg: Config) -> None:
     setup = build.sampling_setup(cfg)
     result = sample_checkpoint(setup, Path(cfg.out), to_yaml(cfg, setup.choices))
     drawn = f"{pluralize(len(result.images), 'sample')} in {format_seconds(result.seconds)}"
-    print(f"{drawn} from {setup.checkpoint.images_seen:,} images seen: {Path(cfg.out) / 'samples.png'}")
+    print(f"{drawn} from the checkpoint at {setup.checkpoint.images_seen:,} images: {Path(cfg.out) / 'samples.png'}")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,10 @@ class GroupNorm(Elementwise):
 
     def __post_init__(self) -> None:
         if self.channels % self.groups:
-            raise DuetError(f"model.norm_groups: {self.groups} groups do not divide {self.channels} channels")
+            raise DuetError(
+                f"model.norm_groups: {self.groups} groups do not divide {self.channels} channels; "
+                f"give a divisor of {self.channels}"
+            )
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the scale (o,) and the shift (o,)."""
@@ -345,7 +348,10 @@ class Attention(Block):
 
     def __post_init__(self) -> None:
         if self.channels % self.heads:
-            raise DuetError(f"model.heads: {self.heads} heads do not divide {self.channels} channels")
+            raise DuetError(
+                f"model.heads: {self.heads} heads do not divide {self.channels} channels; "
+                f"give a divisor of {self.channels}"
+            )
         if self.order not in ATTENTION_ORDERS:
             raise one_of("model.qkv_order", self.order, ATTENTION_ORDERS)
 

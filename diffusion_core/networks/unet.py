@@ -162,7 +162,8 @@ class UNetBuilder(Builder):
         spec, width = self.spec, self.width(x)
         if spec.head_channels and width % spec.head_channels:
             raise DuetError(
-                f"model.head_channels: {spec.head_channels} channels per head do not divide {width} channels"
+                f"model.head_channels: {spec.head_channels} channels per head do not divide {width} channels; "
+                f"give a divisor of {width}, or model.heads instead"
             )
         heads = width // spec.head_channels if spec.head_channels else spec.heads
         h = self.norm(f"{name}.norm", x)

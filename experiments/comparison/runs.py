@@ -41,6 +41,8 @@ class FinishedRun:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Its configuration."""
+        if not self.path.exists():
+            raise DuetError(f"runs: {str(self.path)!r} does not exist; give the directory of a run")
         try:
             return read_config(self.path / "config.yaml")
         except DuetError as error:

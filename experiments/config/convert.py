@@ -9,7 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["plain", "to_yaml"]
+__all__ = ["missing_value", "plain", "to_yaml"]
+
+# What the value of a key stands for, as the help of the commands writes it.
+_VALUES = {"checkpoint": "RUN", "out": "DIR", "run": "RUN"}
+
+
+def missing_value(key: str) -> DuetError:
+    """Return the error for a key that has no value."""
+    return DuetError(f"{key}: no value was given; add {key}={_VALUES.get(key, 'VALUE')} to the command")
 
 
 def plain(config: Any) -> Any:
@@ -19,7 +27,7 @@ def plain(config: Any) -> Any:
         DuetError: if a mandatory value is missing.
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise DuetError(f"{missing[0]}: no value was given; add {missing[0]}=VALUE to the command")
+        raise missing_value(missing[0])
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,16 +13,17 @@ from typing import Any
 
 import hydra
 import yaml
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import exclusive_directory
 from diffusion_core.runtime import signals
 from experiments.config.build import process_group
+from experiments.config.hydra_errors import check_flags, describe_error
 from experiments.config.schema import register
-from experiments.config.suggest import check_renamed, nearest_key, register_options
+from experiments.config.suggest import check_renamed, register_options
 from experiments.runtime.processes import main_process_prints
 
 __all__ = ["CONFIGS", "Config", "command", "one_line_errors"]
@@ -60,7 +60,7 @@ def command(
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
             # Inside Hydra, which adds lines to an exception that reaches it.
-            with one_line_errors(), main_process_prints(process_group(cfg)), _claimed(cfg, result):
+            with one_line_errors(name), main_process_prints(process_group(cfg)), _claimed(cfg, result):
                 return task(cfg)
 
         @functools.wraps(task)
@@ -68,8 +68,9 @@ def command(
             register()
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            with one_line_errors(), signals.raise_on_signal():
+            with one_line_errors(name), signals.raise_on_signal():
                 check_renamed(sys.argv[1:])
+                check_flags(sys.argv[1:], name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
 
         main.task = guarded
@@ -92,14 +93,17 @@ def _claimed(cfg: DictConfig, result: tuple[str, str] | None) -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn a user's mistake into one line and exit code 2; a defect keeps its traceback."""
+def one_line_errors(command: str | None = None) -> Iterator[None]:
+    """Turn a user's mistake into one line and exit code 2; a defect keeps its traceback.
+
+    An unknown key is compared with those of `command`, if its name is given.
+    """
     try:
         yield
     except DuetError as error:
         _exit(str(error), 2)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        _exit(_one_line(error), 2)
+        _exit(describe_error(error, command, CONFIGS), 2)
     except OSError as error:  # Hydra makes the output directory before the command runs
         if error.filename is None and error.errno not in _FULL:
             raise
@@ -115,28 +119,3 @@ def one_line_errors() -> Iterator[None]:
 def _exit(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _one_line(error: Exception) -> str:
-    """Return a message of Hydra, OmegaConf or PyYAML as one line, with the nearest name for an unknown one."""
-    texts, cause = [], error
-    while cause is not None:
-        if isinstance(cause, DuetError):  # raised by an object that Hydra constructed, and wrapped by Hydra
-            return str(cause)
-        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            group, _, name = cause.missing_cfg_file.rpartition("/")
-            # Hydra does not list the options of a group of which several are selected.
-            if available := cause.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")):
-                return str(one_of(group, name, available))
-        texts.append(str(cause))
-        cause = cause.__cause__
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("object_type=", "reference_type=", "To append to your"))]
-    message = "; ".join(dict.fromkeys(kept))
-    if missing := re.search(r"Missing mandatory value: ([\w.]+)", message):
-        return f"{missing.group(1)}: no value was given; add {missing.group(1)}=VALUE to the command"
-    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in)", message):
-        full = re.search(r"full_key: ([\w.\[\]]+)", message)
-        near = nearest_key(full.group(1) if full else unknown.group(1))
-        message += f". Did you mean {near}?" if near else ""
-    return message

@@ -79,19 +79,51 @@ def check_renamed(overrides: list[str]) -> None:
                 raise DuetError(f"{key}: this key was renamed; use {new}{key.removeprefix(old)}")
 
 
-def nearest_key(key: str) -> str | None:
-    """Return the new name of a renamed key, or the known key that is spelled most like `key`.
+def nearest_key(key: str, command: str | None = None) -> str | None:
+    """Return the new name of a renamed key, or the known key that is most like `key`.
 
-    None if nothing is similar, or if `key` itself is known: a key of another architecture is not misspelled.
+    Args:
+        key: such as ``trainer.bacth``.
+        command: whose keys are known; None takes those of every command.
+
+    Returns:
+        None if nothing is similar, or if `key` itself is known: a key of another architecture is not misspelled.
     """
     if key in RENAMED_KEYS:
         return RENAMED_KEYS[key]
-    near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
-    return near[0] if near and near[0] != key else None
+    known = _known_keys(command)
+    if key in known:
+        return None
+    if key in _OTHER_NAMES and _OTHER_NAMES[key] in known:
+        return _OTHER_NAMES[key]
+    last = key.rpartition(".")[2]
+    moved = [other for other in known if other.rpartition(".")[2] == last]  # the right name in another group
+    if "." in key:
+        near = difflib.get_close_matches(key, moved, n=1, cutoff=0.0)
+    else:
+        near = sorted(moved, key=lambda other: (not other.startswith("trainer."), other))
+    near = near or difflib.get_close_matches(key, known, 1, 0.75)
+    if not near and "." not in key:  # without its group and misspelled
+        names = sorted({other.rpartition(".")[2] for other in known})
+        close = difflib.get_close_matches(key, names, 1, 0.75)
+        near = [other for other in known if close and other.rpartition(".")[2] == close[0]]
+        near.sort(key=lambda other: (not other.startswith("trainer."), other))
+    near = near or difflib.get_close_matches(key, known, 1, 0.5)
+    return near[0] if near else None
 
 
-def _known_keys() -> list[str]:
-    """Return every key of every schema and architecture, and every option of the registered groups."""
+# By a common name elsewhere, the key of Duet.
+_OTHER_NAMES = {
+    "learning_rate": "lr.peak",
+    "optimiser.lr": "lr.peak",
+    "optimizer": "optimiser",
+    "optimizer.lr": "lr.peak",
+    "trainer.lr": "lr.peak",
+}
+
+
+def _known_keys(command: str | None = None) -> list[str]:
+    """Return every key of a command, or of all; with those of every architecture and of the registered groups."""
 
     def walk(node: Any, path: str) -> list[str]:
         if not OmegaConf.is_dict(node):
@@ -99,9 +131,11 @@ def _known_keys() -> list[str]:
         below = [key for name in node for key in walk(node._get_node(name), f"{path}.{name}" if path else name)]
         return [path, *below]
 
-    keys = {key for schema in SCHEMAS.values() for key in walk(OmegaConf.structured(schema), "") if key}
-    keys |= {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
+    schemas = [SCHEMAS[command]] if command in SCHEMAS else SCHEMAS.values()
+    keys = {key for schema in schemas for key in walk(OmegaConf.structured(schema), "") if key}
+    groups = {key for key in keys if "." not in key}
+    more = {key for schema in MODELS.values() for key in walk(OmegaConf.structured(schema), "model")}
     for group, functions in _OPTIONS.items():
-        keys |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
-    keys |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in metric_options(metric)}
-    return sorted(keys)
+        more |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
+    more |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in metric_options(metric)}
+    return sorted(keys | {key for key in more if key.split(".")[0] in groups})

@@ -94,6 +94,7 @@ def sample_labels(
         is_valid = False
     if not is_valid:
         raise DuetError(f"sample.labels: {labels!r} was given; it must be a class, a list of classes, or null")
-    if labels is not None and not np.all(np.isin(chosen, known)):
-        raise DuetError(f"sample.labels: {labels!r} was given; {describe_labels(program, classifier)}")
+    if labels is not None and not np.all(is_known := np.isin(chosen, known)):
+        wrong = ", ".join(map(str, dict.fromkeys(chosen[~is_known].tolist())))
+        raise DuetError(f"sample.labels: {wrong} was given; {describe_labels(program, classifier)}")
     return np.resize(chosen, count).astype(np.int32)

@@ -65,8 +65,8 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
     if "name" not in chosen:
         own = checkpoint.notes.get("sampler")
         chosen = dict(own or default_sampler(checkpoint.model)) | chosen
-        reason = "the run's own" if own else "a default, as the checkpoint names none"
-        reason += f"; as given: {', '.join(options)}" if options else ""
+        reason = "from the run" if own else "a default, as the checkpoint names none"
+        reason += f"; overridden: {', '.join(options)}" if options else ""
     defaults = shared_options()
     differing = {key: value for key, value in chosen.items() if key != "name" and defaults.get(key, ...) != value}
     described = [f"{key} {'null' if value is None else value}" for key, value in differing.items()]

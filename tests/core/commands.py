@@ -45,7 +45,7 @@ def enter(module: str, *words: str) -> None:
             GlobalHydra.instance().clear()
             main()
             return
-        with one_line_errors(), signals.raise_on_signal():
+        with one_line_errors(path.rpartition(".")[2]), signals.raise_on_signal():
             check_renamed(list(words))
             with composing():
                 config = compose(path.rpartition(".")[2], list(words), return_hydra_config=True)

@@ -236,7 +236,7 @@ def test_sixteen_bit_grey_is_rounded_and_sixteen_bit_colour_truncated(tmp_path):
 
 
 def test_invalid_folder_is_refused(tmp_path):
-    with pytest.raises(DuetError, match=r"missing' is not a folder; it must hold images .*per class"):
+    with pytest.raises(DuetError, match=r"missing' does not exist; it must hold images .*per class"):
         image_folder(tmp_path / "missing", 8)
     with pytest.raises(DuetError, match="holds no images"):
         image_folder(tmp_path, 8)

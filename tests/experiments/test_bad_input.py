@@ -59,6 +59,12 @@ def test_invalid_input_is_a_one_line_error_with_exit_code_2(tmp_path: Path) -> N
     assert done.stderr == "error: sampler.steps: 1001 was given; a schedule with 1000 timesteps takes 1 to 1000 steps\n"
 
 
+def test_an_option_with_dashes_is_shown_without_them(tmp_path: Path) -> None:
+    done = start("train", "--batch", "32")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --batch: options have no dashes: trainer.batch=32\n"
+
+
 def train(tmp_path: Path, *words: str) -> str:
     """Check that training refuses its arguments and leaves nothing but an empty log; return the line."""
     line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY.split(), *words)
@@ -70,8 +76,18 @@ def train(tmp_path: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["trainer.batchh=3"], ["trainer.batchh", "trainer.batch?"]),
-        (["trainer.batch=abc"], ["trainer.batch", "abc", "Integer"]),
+        (["trainer.batchh=3"], ["trainer.batchh: there is no such key. Did you mean trainer.batch?"]),
+        (["bacth=3"], ["bacth: there is no such key. Did you mean trainer.batch?"]),
+        (["optimizer.lr=3"], ["optimizer.lr: there is no such key. Did you mean lr.peak?"]),
+        (["optimiser.lr=3"], ["Did you mean lr.peak?"]),
+        (["optimizer.beta1=3"], ["Did you mean optimiser.beta1?"]),
+        (["modle=digits"], ["modle: there is no such key. Did you mean model?"]),
+        (["backend.precision=bf16"], ["backend.precision: there is no such key. Did you mean precision?"]),
+        (["device=cuda"], ["device: train has no such group; did you mean backend.device?"]),
+        (["lr=1"], ["lr: '1' was given; it is a group of keys", "lr.NAME=VALUE"]),
+        (["change_objective=maybe"], ["change_objective: 'maybe' was given; it must be true or false"]),
+        (["+trainer.batch=4"], ["trainer.batch: it exists already; give it without the +"]),
+        (["trainer.batch=abc"], ["trainer.batch: 'abc' was given; it must be a whole number"]),
         (["backend=troch"], ["backend: 'troch' was given; it must be one of tf, torch. Did you mean 'torch'?"]),
         (["sampler=huen"], ["sampler: 'huen' was given; it must be one of adams_bashforth, ddim", "mean 'heun'?"]),
         (["sampler.stepps=3"], ["sampler.stepps", "sampler.steps"]),
@@ -87,7 +103,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["process.distance=l3"], ["l3", "mse"]),
         (["process=v_flow", "process.prediction=eps"], ["alpha is 0", "v or x0"]),
         (["model.out_channels=3"], ["out_channels", "in_channels"]),
-        (["model.norm_groups=5"], ["5 groups", "channels"]),
+        (["model.norm_groups=5"], ["5 groups", "channels; give a divisor of"]),
         (["model.channel_multipliers=[1,2,2,2,2]"], ["8 pixels", "16"]),
         (["model.num_classes=7"], ["10 classes", "7"]),
         (["data=shapes"], ["32", "model.image_size=32"]),
@@ -101,7 +117,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["data.loader=grian"], ["data.loader", "grian", "grain"]),
         (["data=image_folder", "data.options.path=nowhere"], ["nowhere"]),
         (["sample.labels=10000"], ["10000", "0..9"]),
-        (["sample.labels=[1,-2]"], ["-2", "0..9"]),
+        (["sample.labels=[1,-2]"], ["sample.labels: -2 was given", "0..9"]),
         (["sample.count=0"], ["sample.count", "at least 1"]),
         (["sample.weights=average"], ["average", "ema, weights"]),
         (["precision=float16"], ["float16", "float64, float32, bf16"]),
@@ -118,7 +134,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["ema.snapshot_images=-1"], ["ema.snapshot_images", "-1", "0 for never"]),
         (["sample.weights=ema1"], ["ema1", "ema, weights"]),
         (["resume=latest"], ["no checkpoint", "hydra.run.dir=RUN"]),
-        (["resume=nowhere"], ["nowhere", "does not exist"]),
+        (["resume=nowhere"], ["resume: 'nowhere' does not exist"]),
         (["model.num_classes=0", "process.label_dropout=0.1"], ["label_dropout", "num_classes"]),
         (["model.num_classes=0", "sampler.guidance_scale=2"], ["guidance", "classes"]),
     ],
@@ -134,9 +150,9 @@ def test_training_refuses(tmp_path: Path, words: list[str], named: list[str]) ->
     ("words", "named"),
     [
         (["model.dropot=0.1"], ["model.dropot", "Did you mean model.dropout?"]),
-        (["model=simple", "model.dropout=0.1"], ["model.dropout", "SimpleSpec"]),
+        (["model=simple", "model.dropout=0.1"], ["model.dropout: there is no such key in architecture 'simple'"]),
         (["model=simple", "model.channels=3"], ["model.channels", "list"]),
-        (["model=plain", "model.bottleneck=wide"], ["model.bottleneck", "wide", "Integer"]),
+        (["model=plain", "model.bottleneck=wide"], ["model.bottleneck: 'wide' was given; it must be a whole number"]),
         (["model=sixteen_step", "+model.skip_scale=1"], ["sixteen_step", "skip_scale", "channels"]),
         (["model.architecture=plain"], ["plain", "channel_multipliers", "bottleneck"]),
         (["model.architecture=unnet"], ["unnet", "Did you mean 'unet'?"]),
@@ -325,8 +341,8 @@ def test_editing_refuses(tmp_path: Path, checkpoint: Path, words: list[str], nam
 
 
 def test_sampling_needs_a_checkpoint_and_a_directory(tmp_path: Path) -> None:
-    assert "checkpoint=" in refused("sample", f"out={tmp_path}")
-    assert "out=" in refused("sample", f"checkpoint={tmp_path}")
+    assert "checkpoint=RUN" in refused("sample", f"out={tmp_path}")
+    assert "out=DIR" in refused("sample", f"checkpoint={tmp_path}")
     assert "no checkpoint" in refused("sample", f"checkpoint={tmp_path}", f"out={tmp_path / 'out'}")
 
 

@@ -120,16 +120,16 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_
 
 
 @pytest.mark.parametrize("words, own, wanted, said", [
-    ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance_scale 1.5 (the run's own)"),
-    (["sampler.steps=9"], KARRAS, KARRAS | {"steps": 9}, "(the run's own; as given: steps)"),
-    (["sampler.interval=[0.2,3]"], KARRAS, KARRAS | {"interval": [0.2, 3]}, "interval [0.2, 3] (the run's own; as"),
+    ([], KARRAS, KARRAS, "heun, steps 18, spacing {'name': 'karras'}, guidance_scale 1.5 (from the run)"),
+    (["sampler.steps=9"], KARRAS, KARRAS | {"steps": 9}, "(from the run; overridden: steps)"),
+    (["sampler.interval=[0.2,3]"], KARRAS, KARRAS | {"interval": [0.2, 3]}, "interval [0.2, 3] (from the run; over"),
     (["sampler=next_level"], KARRAS, {"name": "next_level", "clip": None, "guidance_scale": 1.0},
      "clip null (as given)"),
     (["sampler=next_level", "sampler.rescale=1"], KARRAS,
      {"name": "next_level", "clip": None, "guidance_scale": 1.0, "rescale": 1}, "rescale 1 (as given)"),
     (["sampler.eta=0.5"], None,
      {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance_scale": 1.0},
-     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; as given: eta)"),
+     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; overridden: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_checkpoint_is_sampled_with_the_sampler_of_its_run_unless_another_is_named(

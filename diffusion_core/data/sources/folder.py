@@ -32,7 +32,8 @@ def image_folder(path: Path) -> dict[str, Source]:
     """
     expected = f"it must hold images ({', '.join(SUFFIXES)}), or one folder of images per class"
     if not path.is_dir():
-        raise DuetError(f"image folder: {str(path)!r} is not a folder; {expected}")
+        what = "is not a folder" if Path(path).exists() else "does not exist"
+        raise DuetError(f"image folder: {str(path)!r} {what}; {expected}")
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     loose = _images(path, "*")
     if classes and loose:
