@@ -108,10 +108,10 @@ class Column:
 
 def nested(numbers: Iterable[Number]) -> dict[str, dict[str, Any]]:
     """Return numbers as plain data, by the name of the metric and that of the number within it."""
-    made: dict[str, dict[str, Any]] = {}
+    by_metric: dict[str, dict[str, Any]] = {}
     for number in numbers:
-        made.setdefault(number.protocol["metric"], {})[number.protocol["number"]] = number.plain
-    return made
+        by_metric.setdefault(number.protocol["metric"], {})[number.protocol["number"]] = number.plain
+    return by_metric
 
 
 def read_numbers(path: str | Path) -> tuple[Number, ...]:
@@ -147,13 +147,13 @@ def columns(subjects: Mapping[str, Iterable[Number]]) -> tuple[Column, ...]:
     of_name: dict[str, list[dict[str, Number]]] = {}
     for (name, _), column in by_protocol.items():
         of_name.setdefault(name, []).append(column)
-    made = []
+    result = []
     for (name, _), column in by_protocol.items():
         protocols = [next(iter(other.values())).protocol for other in of_name[name]]
         own, different = _flat(next(iter(column.values())).protocol), differences(protocols)
         distinction = ", ".join(f"{key} {own.get(key, 'none')}" for key in different)
-        made.append(Column(name, distinction, column))
-    return tuple(made)
+        result.append(Column(name, distinction, column))
+    return tuple(result)
 
 
 def comparable_values(numbers: Sequence[Number]) -> tuple[float, ...]:

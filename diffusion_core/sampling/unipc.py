@@ -8,8 +8,9 @@ polynomial that goes through level i too (UniC), and from the corrected x_i the 
 
 with y = D or eps, and the decay of x as in `exponential`. So order p costs one evaluation per row, and converges with
 order p + 1 if the first steps, of lower order, are small; otherwise with order 3 at most.
-The function B(h) of the paper appears where two values leave a choice: B = K, "bh1", or B = e^K - 1, "bh2", in the predictor of order 2 and the
-corrector of order 1; in all others it cancels, and the weights are those of the exact integral.
+The function B(h) of the paper appears where two values leave a choice: B = K, "bh1", or B = e^K - 1, "bh2", in the
+predictor of order 2 and the corrector of order 1; in all others it cancels, and the weights are those of the exact
+integral.
 
 The last row leads to clean data and is of first order, D. t = 0 is one noise step.
 

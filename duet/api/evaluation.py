@@ -109,5 +109,5 @@ def evaluate(
                 f"features='inception'"
             )
         reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
-        raise DuetError(f"metrics: none of them applies; {reasons or 'give the name of at least one'}")
+        raise DuetError(f"metrics: no metric can be computed: {reasons or 'give the name of at least one'}")
     return Scores({number.name: number for number in evaluation.numbers}, evaluation.skipped)

@@ -115,12 +115,12 @@ def _parts(parts: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[dic
     """Return a row for each part, with what its preparation recorded."""
     rows = []
     for name, part in parts.items():
-        made = (card or {}).get("parts", {}).get(name, {})
-        sizes = made.get("sizes_before", {}).get("most_common", {})
+        part_facts = (card or {}).get("parts", {}).get(name, {})
+        sizes = part_facts.get("sizes_before", {}).get("most_common", {})
         rows.append({
             "name": name, "images": part["pictures"], "sha256": part["sha256"],
             "sizes": ", ".join(f"{size} ({n:,})" for size, n in list(sizes.items())[:3]),
-            "left_out": number(made.get("unreadable", {}).get("count")),
+            "left_out": number(part_facts.get("unreadable", {}).get("count")),
         })  # fmt: skip
     return rows
 
