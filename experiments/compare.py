@@ -1,4 +1,4 @@
-"""Compare runs, or parity records, or evaluations: one page that says whether the frameworks agree.
+"""Compare runs, parity records or evaluations: one page that says whether the frameworks agree.
 
     python3 -m duet compare runs=[outputs/demo/torch,outputs/demo/tf] out=outputs/report
     python3 -m duet compare traces=[outputs/trace/torch,outputs/trace/tf] out=outputs/report

@@ -1,4 +1,4 @@
-"""Edit images with a checkpoint, whichever framework wrote it.
+"""Edit images with a checkpoint: image to image, inpainting, interpolation.
 
     python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
     python3 -m duet edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.count=12

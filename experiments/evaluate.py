@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint or saved samples, from any framework.
+"""Evaluate saved samples, or the likelihood or the accuracy of a checkpoint, from any framework.
 
     python3 -m duet evaluate samples=RUN data=digits features=digits out=DIR
     python3 -m duet evaluate samples=RUN data=cifar10 features=inception features.weights=FILE.pth out=DIR

@@ -1,4 +1,4 @@
-"""Every sampler on one checkpoint: images and errors against the number of network evaluations.
+"""Compare all samplers on one checkpoint: images and errors against the number of network evaluations.
 
     python3 -m duet gallery checkpoint=outputs/demo/torch out=outputs/gallery
     python3 -m duet gallery backend=tf checkpoint=RUN out=DIR methods=[DDIM,Heun] budgets=[10,20,50]

@@ -1,4 +1,4 @@
-"""Make a checkpoint of another project's weights, from which both frameworks sample and continue training.
+"""Make a checkpoint, for both frameworks, from weights of diffusers, guided-diffusion, DDPM or EDM.
 
     python3 -m duet import_weights source=diffusers path=DIR out=outputs/imported
     python3 -m duet import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\

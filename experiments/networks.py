@@ -1,4 +1,4 @@
-"""One network at full size in one framework, and its differences from another framework's record of it.
+"""Run one network at full size in one framework, and compare it with another framework's record of it.
 
     python3 -m duet networks backend=torch model=simple out=DIR/torch
     python3 -m duet networks backend=tf model=simple out=DIR/tf other=DIR/torch

@@ -1,4 +1,4 @@
-"""Compute a training step again whose loss or gradient was not finite, in either framework, and say where that begins.
+"""Repeat a training step whose loss or gradient was not finite, in either framework, and find where that begins.
 
     python3 -m duet replay backend=torch bundle=outputs/RUN/non_finite/000000012800
     python3 -m duet replay backend=tf precision=float64 bundle=outputs/RUN/non_finite/000000012800

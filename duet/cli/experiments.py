@@ -106,7 +106,7 @@ def run_command(args: list[str]) -> int:
 
 
 def launch_command(args: list[str]) -> int:
-    """Run a command in several processes on this machine, which compute one run together.
+    """Start N processes of one run on this machine, which compute it together.
 
     usage: duet launch N COMMAND [ARGS ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -74,9 +75,11 @@ def test_every_experiment_shows_how_it_is_called():
         assert name in {found for found, _ in shown_commands(command.doc)}, name
 
 
-def test_the_page_of_commands_has_a_row_for_each():
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted([*COMMANDS, *experiments()])
+def test_the_page_of_commands_has_the_line_of_the_help_for_each():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
+    summaries = {name: inspect.getdoc(command).split("\n", 1)[0].rstrip(".") for name, command in COMMANDS.items()}
+    summaries |= {name: command.summary for name, command in experiments().items()}
+    assert rows == {name: text[0].lower() + text[1:] for name, text in summaries.items()}
 
 
 def test_every_command_of_demo_and_test_composes():
