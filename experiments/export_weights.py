@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint as ONNX, diffusers, `torch.export` or SavedModel.
+"""Write the weights of a checkpoint as ONNX, diffusers, a PyTorch state dict or SavedModel.
 
     python3 -m duet export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
 

@@ -123,7 +123,7 @@ class UNetSpec(NetworkSpec):
         if unknown := [size for size in self.attention_resolutions if size not in sizes]:
             raise DuetError(
                 f"model.attention_resolutions: {unknown[0]} was given; the resolutions of the network are "
-                f"{', '.join(map(str, sizes))}"
+                f"{', '.join(map(str, sizes))}; set model.attention_resolutions=[...] with some of them"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:

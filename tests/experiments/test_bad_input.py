@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Pat
 
 def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     line = train(tmp_path, f"resume={checkpoint}", "process=v_cosine", "trainer.images=256", *SAME_NETWORK)
-    assert "linear" in line and "cosine" in line
+    assert "linear" in line and "cosine" in line and "give what it was trained with, or start a new run" in line
 
 
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, checkpoint: Path) -> None:
@@ -259,7 +259,15 @@ def test_an_earlier_checkpoint_is_not_resumed_among_later_ones(tmp_path: Path, c
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path, checkpoint: Path) -> None:
-    assert "trainer.images" in train(tmp_path, f"resume={checkpoint}", *SAME_NETWORK)
+    line = train(tmp_path, f"resume={checkpoint}", *SAME_NETWORK)
+    assert "already trained to 128 images; set trainer.images above that to continue" in line
+
+
+def test_comparing_refuses_what_is_no_list_of_runs(tmp_path: Path) -> None:
+    line = refused("compare", "runs=RUN", f"out={tmp_path / 'out'}")
+    assert "runs: 'RUN' was given; it must be a list, as in runs=[RUN,RUN]" in line
+    line = refused("compare", f"runs=[{tmp_path}/nowhere,{tmp_path}/nowhere2]", f"out={tmp_path / 'out'}")
+    assert "nowhere' does not exist" in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "state"])
