@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.parity import cases
-from diffusion_core.parity.compare import compare_handover, differing, load_arrays, load_checks
+from diffusion_core.parity.compare import compare_handover, differing, load_arrays, load_checks, pixel_difference
 from diffusion_core.parity.ladder import RUNGS, TOLERANCES, check, l2, l2_of_all, ladder, relative, worst
 from diffusion_core.runs.run_directory import write_json
 
@@ -104,3 +104,17 @@ def test_a_plan_that_only_one_record_has_does_not_pass():
             "DDPM-1000, images", "DDPM-1000, uint8",
         ]  # fmt: skip
     assert all(of_plans(more, more).values()) and len(of_plans(more, more)) == len(names) + 2
+
+
+@pytest.mark.parametrize("values, pixels, fraction", [
+    ((219.4999, 219.5001), (219, 220), 0.0),  # a tie: rounding alone
+    ((219.4999, 219.4999), (219, 220), 0.0),  # no farther from the border than the tolerance
+    ((219.4, 219.5001), (219, 220), 1.0),  # one side is not at the border
+    ((219.3, 219.3), (219, 220), 1.0),  # equal values that were rounded in two ways
+    ((219.5, 221.5), (219, 221), np.inf),  # more than rounding
+])  # fmt: skip
+def test_a_pixel_differs_unless_both_values_lie_at_the_border_of_two_pixels(values, pixels, fraction):
+    images = [np.array([value / 127.5 - 1.0]) for value in values]
+    a, b = (np.array([pixel], np.uint8) for pixel in pixels)
+    assert pixel_difference(a, b, images, 1e-4) == pixel_difference(b, a, images[::-1], 1e-4) == fraction
+    assert pixel_difference(a, b) == (fraction if fraction == np.inf else 1.0)
