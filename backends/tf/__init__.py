@@ -1,4 +1,4 @@
-"""The TensorFlow backend: the seam of `diffusion_core.backend.interface`, file by file the twin of `backends.torch`."""
+"""The TensorFlow backend: implements `diffusion_core.backend.interface`, file by file the twin of `backends.torch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch backend: the seam of `diffusion_core.backend.interface`, file by file the twin of `backends.tf`."""
+"""The PyTorch backend: implements `diffusion_core.backend.interface`, file by file the twin of `backends.tf`."""
 
 from __future__ import annotations
 

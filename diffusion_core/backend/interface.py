@@ -1,8 +1,8 @@
-"""The seam: what crosses from the core to a backend, and what a backend must offer.
+"""The backend interface: the data that the core passes to a backend, and the methods that a backend implements.
 
-Only NumPy arrays cross it. Images are ``b h w c``; weights have the canonical axes of the manifest; every column of
-numbers is computed in float64 and cast at most once. A backend holds no formula of diffusion theory: it executes
-programs, training batches and sampler plans.
+All tensors that cross it are NumPy arrays. Images are ``b h w c``; weights have the canonical axes of the manifest;
+every column of numbers is computed in float64 and cast at most once. A backend holds no formula of diffusion theory: it
+executes programs, training batches and sampler plans.
 
 A backend is an entry point in the group ``duet.backends``, so other packages can add one; see docs/extending.md.
 """
@@ -147,13 +147,13 @@ class BackendConfig:
 
     @property
     def host_dtype(self) -> type[np.floating]:
-        """The NumPy type of images and columns that cross the seam."""
+        """The NumPy type of images and columns that are passed to a backend."""
         return np.float64 if self.precision == "float64" else np.float32
 
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    r"""All inputs of one training step: nothing is drawn or looked up after this.
+    r"""All inputs of one training step; the step uses no other input.
 
     With ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise`` and the network's
     output ``F(c_in x_t, c_noise, label, features)``, restricted to the channels of the images::
@@ -161,16 +161,17 @@ class TrainBatch:
         r    = F - target
         loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
 
-    The bound needs variational columns and the second half of the output channels, F2. In it r~ has the value of r and
-    mean_gradient times its gradient, and Phi is the normal distribution function::
+    The bound needs variational columns and the second half of the output channels, F2. In it r~ equals r in value, but
+    its gradient is multiplied by mean_gradient, weight' is the last variational column, and Phi is the normal
+    distribution function::
 
         u     = offset + scale F2,    e = error r~
         bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0
         bound = -log(Phi((half_bin - e) exp(-u/2)) - Phi((-half_bin - e) exp(-u/2)))         elsewhere
 
     The first Phi is 1 if images > highest, the second is 0 if images < lowest, and their difference is at least
-    `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is v; it replaces the
-    first term of the loss of an image by ``exp(-v) weight mean_pixels distance(r) + v``.
+    `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is s; it replaces the
+    first term of the loss of an image by ``exp(-s) weight mean_pixels distance(r) + s``.
 
     A batch with self-conditioning columns takes two passes, the first without an estimate. The first pass has no
     gradient and does not update running statistics. The second pass reads::
@@ -365,9 +366,9 @@ class Trainer(Protocol):
     result is the same up to rounding and needs the memory of one micro-batch. Programs with batch statistics cannot be
     split.
 
-    A step whose loss or gradient is not finite changes only the number of updates, and so do all later steps until
-    `clear_non_finite`, so that a caller who checks late still finds the weights as they were. The check runs on the
-    device and does not wait for it.
+    After a step whose loss or gradient is not finite the trainer ignores all updates, and only counts them, until
+    `clear_non_finite` is called. A late check therefore finds the weights unchanged. The test for it runs on the device
+    and does not wait for it.
     """
 
     def step(

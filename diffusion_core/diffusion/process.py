@@ -20,21 +20,20 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
 t is the timestep, or the time of a continuous schedule, and every c_noise is multiplied by `time_scale`, for networks
-trained with another unit of time. v is defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow
-is dx_t/dt of the straight line, alpha = 1 - t and sigma = t, and for any other schedule the same difference.
+trained with another unit of time. Timesteps count from t = 0, the least noisy level (one noise step), upward. v is
+defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is eps - x_0 on every schedule; on the
+straight line, alpha = 1 - t and sigma = t, that is dx_t/dt.
 
 The last four are the preconditionings of Karras et al., table 1, who add noise of scale sigma_edm = r to unscaled data,
 x_t/alpha. So their c_skip and c_in are divided by alpha here; for edm all columns except c_noise then remain finite
-where alpha is 0. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp has
-time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the table that is nearest
-in r, counted from the least noisy, 0, as all timesteps here (their table is counted from the noisiest, and reversed
-before the network).
+where alpha is 0. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp with M = 1000
+steps is time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the table that is
+nearest in r; Karras et al. count their table the other way, and reverse it before the network.
 
 next_level maps x_t to x_s, the same image with the same eps at the next less noisy level s = t - 1, which after t = 0
 is clean data, (1, 0). Its columns solve the equations of x_t and x_s for x_0, with
 ``d = sigma_s alpha_t - sigma_t alpha_s``. As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is
-0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels. All columns are float64; t = 0
-means one noise step.
+0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels. All columns are float64.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -197,6 +196,9 @@ def _iddpm(at: _NoiseLevel) -> Columns:
 
 
 # The columns of each prediction as a function of the noise level. To add a prediction, add a function here.
+# What other libraries call them.
+_OTHER_NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "velocity": "flow", "flow_prediction": "flow"}
+
 PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "eps": _eps,
     "x0": _x0,
@@ -256,6 +258,9 @@ class Process:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.prediction in _OTHER_NAMES:
+            own = _OTHER_NAMES[self.prediction]
+            raise DuetError(f"process.prediction: {self.prediction!r} was given; Duet calls it {own!r}")
         if self.prediction not in PREDICTIONS:
             raise one_of("process.prediction", self.prediction, PREDICTIONS)
         for name in ("time_scale", "sigma_data"):

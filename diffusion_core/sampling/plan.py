@@ -1,15 +1,15 @@
-r"""The sampler plan: every solver as a table, one row per network evaluation.
+r"""The sampler plan: every solver as a table, one row per denoising estimate.
 
-The state is a stack of R registers X (register 0 is the input of the network) and the last H estimates D of x_0. Row i
-computes::
+A row takes one evaluation of the network, or two where guidance is on. The state is a stack of R registers X
+(register 0 is the input of the network) and the last H estimates D of x_0. Row i computes::
 
     F   = F_null + guidance_scale[i] (F_class - F_null)                 two evaluations where guidance_scale[i] != 1
     D_i = bounded( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) + classifier[i] grad log p(class | X_0) )
     X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] exp(a_i + b_i G) z_i,     z_i ~ N(0, 1)
 
-As the bound applies to D, and eps is never recomputed from the raw output, a clipped estimate changes the whole step,
-as in guided-diffusion. G is the second half of an output with twice the channels of the image, a learned variance, with
-(a, b) = learned[i]; without it the factor is 1.
+Clipping changes D and therefore the whole step, as in guided-diffusion; eps is never recomputed from F. G is the second
+half of an output with twice the channels of the image, a learned variance, with (a, b) = learned[i]; without it the
+factor is 1.
 
 Row i leads from the level (alpha[i], sigma[i]) to (alpha[i+1], sigma[i+1]), of register 0. The last level is clean
 data, (1, 0), unless the sampler is asked to stop at a noisy one. Noise levels may rise again (inversion, restarts), or
@@ -22,7 +22,7 @@ others. F_null is the output of the same network without the class, or of a weak
 
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
-Estimates y, measured from the middle of the value range in units of half of it, are bounded to [-clip, clip]. With a
+With y = (D - middle)/half, for the middle and half of the value range, estimates are bounded to |y| <= clip. With a
 dynamic threshold each image has its own bound s, the quantile `threshold` of its |y| if that exceeds clip,
 
     y <- y bounded to [-s, s], times clip/s
@@ -346,7 +346,7 @@ class SamplerPlan:
                 low, high = 1.0, 0.0
             if not 0 <= low < high:
                 raise DuetError(
-                    f"sampler.interval: {interval!r} was given; it must be two rising sigma/alpha, as [0.2, 3]"
+                    f"sampler.interval: {interval!r} was given; it must be two rising sigma/alpha, such as [0.2, 3]"
                 )
             alpha, sigma = self.alpha[:-1], self.sigma[:-1]
             outside = (sigma < low * alpha) | (sigma > high * alpha)
@@ -354,7 +354,7 @@ class SamplerPlan:
                 least, most = sigma[-1] / alpha[-1], sigma[0] / max(alpha[0], 1e-300)
                 raise DuetError(
                     f"sampler.interval: {interval!r} was given; it contains none of the {self.rows} rows, whose "
-                    f"sigma/alpha are {most:.4g} .. {least:.4g}"
+                    f"sigma/alpha are {least:.4g} to {most:.4g}"
                 )
             guidance_scale[outside] = 1.0
         weights = None

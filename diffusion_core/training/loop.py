@@ -87,9 +87,11 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise DuetError(f"trainer.{name}: {getattr(self, name)} was given; it must be at least 1")
         if self.images % self.batch:
-            fit = max(1, self.images // self.batch) * self.batch
+            below = self.images // self.batch * self.batch
+            fits = " or ".join(str(n) for n in (below, below + self.batch) if n)
             raise DuetError(
-                f"trainer.images: {self.images} is not a multiple of the batch {self.batch}; {fit} would fit"
+                f"trainer.images: {self.images} was given; it must be a multiple of trainer.batch={self.batch}, for "
+                f"example {fits}"
             )
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
             raise DuetError(

@@ -99,9 +99,7 @@ def sample(
 
 def _check_names(options: dict[str, Any]) -> None:
     """Refuse an option that no sampler has; the sampler itself refuses those of other samplers."""
-    known = {
-        p.name for f in SAMPLERS.values() for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
+    known = {name for sampler in SAMPLERS.values() for name in inspect.signature(sampler).parameters} - {"process"}
     known |= set(shared_options())
     for name in options:
         if name not in known:

@@ -11,7 +11,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import one_of
+import yaml
+
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import Ema, make_ema
@@ -61,11 +63,11 @@ def train(
         dataset: see `duet.load_dataset`; its images must have the shape that the network takes.
         images: length of the run in images seen; a multiple of `batch`.
         batch: images per step.
-        lr: a constant learning rate, or a schedule of it.
+        lr: a number, or a learning-rate schedule.
         optimiser: Adam or AdamW; None is `Adam()`.
-        ema: the moving average of the weights: the name of a profile, or what `duet.make_ema` returns; None is the
-            warm-up to a decay of 0.999.
-        sampler: that of the samples that `out` holds and of a later `duet.sample`: a name, or a name with options.
+        ema: the moving average of the weights: a file of ``configs/ema`` by name, such as ``"warmup"`` (the default) or
+            ``"power"``, or what `duet.make_ema` returns.
+        sampler: the default sampler, for the samples in `out` and for `duet.sample`: a name, or a name with options.
         samples: number of final samples in `out`.
         flip: whether to mirror half of the images.
         augment: the probability of each change of EDM's augmentation.
@@ -76,8 +78,9 @@ def train(
         compile: True, False or ``"auto"``, which decides by the length of the run.
         threads: CPU threads; None leaves the framework's choice.
         out: a run directory for metrics, checkpoints and samples; None keeps nothing on disk.
-        resume: a run or a checkpoint to continue from; ``"latest"`` is the run in `out`.
-        quiet: whether to print no progress.
+        resume: a run or a checkpoint to continue from; ``"latest"`` is the run in `out`, and
+            ``"auto"`` that run or, if there is none, a new one.
+        quiet: suppress the progress output.
         options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
             `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``.
 
@@ -106,6 +109,19 @@ def train(
             return load_checkpoint(directory)
 
 
+# What other libraries call the arguments of `train`.
+_OTHER_NAMES = {"learning_rate": "lr", "batch_size": "batch", "optimizer": "optimiser"}
+_EMA = Path(__file__).resolve().parents[2] / "configs" / "ema"
+
+
+def _make_ema(name: str) -> Ema:
+    """Return the moving average of a file in ``configs/ema``."""
+    files = {path.stem: path for path in _EMA.glob("*.yaml")}
+    if name not in files:
+        raise one_of("ema", name, sorted(files))
+    return make_ema(**yaml.safe_load(files[name].read_text(encoding="utf-8")))
+
+
 def make_setup(
     model: DiffusionModel,
     dataset: Dataset,
@@ -126,7 +142,11 @@ def make_setup(
     """Return the setup of a run; see `train`, whose `options` are told apart here."""
     config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
     objective_names = set(OPTIONS)
+    if optimiser is not None and not isinstance(optimiser, Adam):
+        raise DuetError(f"optimiser: {optimiser!r} was given; it must be a duet.Adam, for example duet.Adam()")
     for name in options:
+        if name in _OTHER_NAMES:
+            raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")
         if name not in config_names | objective_names:
             keywords = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
             raise one_of("option of train", name, [*keywords, *sorted(config_names | objective_names)])
@@ -135,7 +155,7 @@ def make_setup(
         model, dataset, config,
         objective={k: v for k, v in options.items() if k in objective_names},
         adam=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
-        ema=make_ema(ema) if isinstance(ema, str) else ema,
+        ema=_make_ema(ema) if isinstance(ema, str) else ema,
         sampler={"name": sampler} if isinstance(sampler, str) else sampler,
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
     )  # fmt: skip

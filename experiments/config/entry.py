@@ -88,7 +88,7 @@ def _claimed(cfg: DictConfig, result: tuple[str, str] | None) -> Iterator[None]:
     file, what = result
     with exclusive_directory(cfg.out) if process_group(cfg).is_main_process else nullcontext():
         if Path(cfg.out, file).exists():
-            raise DuetError(f"out: {cfg.out} holds {what} already; give another directory")
+            raise DuetError(f"out: {cfg.out} already contains {what}; choose another out=DIR, or delete it")
         yield
 
 

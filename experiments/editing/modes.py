@@ -103,7 +103,9 @@ def _interpolate(
     shared = np.where(is_same, labels[::2], no_class).astype(np.int32)
     if not np.all(is_same):
         several = f"{np.sum(~is_same)} of {pluralize(len(pairs), 'pair')}"
-        context.notes.append(f"of two classes, so drawn without a class: {several} (labels=CLASS draws all of one)")
+        context.notes.append(
+            f"{several} join two classes and are drawn without a class; labels=CLASS draws all of them as one"
+        )
 
     def run(sample: Sample) -> Edited:
         if inverse is None:

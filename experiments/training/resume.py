@@ -1,7 +1,7 @@
-"""Which checkpoint a run starts from, and what must not change when a run is resumed.
+"""Choose the checkpoint that a run starts from, and compare a resumed run with it.
 
-The notes of a checkpoint say what it was trained with. A resumed run is compared with them: what would change its
-losses or its averages is an error unless `change_objective` allows it.
+The notes of a checkpoint hold the objective, the data augmentation and the averages that it was trained with. Another
+value of one of these is an error when a run is resumed, unless `change_objective` allows it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def starting_point(
     _check_notes(checkpoint, source)
     if checkpoint.seed != setup.seed:
         raise DuetError(
-            f"resume: the checkpoint is of seed {checkpoint.seed}, but seed {setup.seed} was given; they must be equal"
+            f"seed: {setup.seed} was given, but the checkpoint used seed {checkpoint.seed}; add seed={checkpoint.seed}"
         )
     _check_length(checkpoint, setup.training_config, is_own=resume in RESUME_IN_PLACE)
     # The loss history of another objective does not apply to this one.
@@ -115,9 +115,13 @@ def _changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str
 def _check_notes(checkpoint: Checkpoint, source: Path) -> None:
     skipped, micro_batch = checkpoint.notes.get("skipped", 0), checkpoint.notes.get("halved")
     if type(skipped) is not int:
-        raise DuetError(f"resume: {source} says that {skipped!r} updates were skipped before it")
+        raise DuetError(
+            f"resume: {source} is damaged: skipped is {skipped!r}, not an integer; resume from an earlier checkpoint"
+        )
     if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
-        raise DuetError(f"resume: {source} says that {micro_batch!r} images were computed at a time")
+        raise DuetError(
+            f"resume: {source} is damaged: halved is {micro_batch!r}, not a count; resume from an earlier one"
+        )
 
 
 def _check_length(checkpoint: Checkpoint, config: TrainingConfig, is_own: bool) -> None:
@@ -144,7 +148,7 @@ def _with_averages(checkpoint: Checkpoint, setup: TrainingSetup, change_objectiv
     if len(state.averages) != len(ema.profiles):
         raise DuetError(
             f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
-            f"ema and ema.extra give {len(ema.profiles)}; the numbers must be equal"
+            f"ema and ema.extra give {len(ema.profiles)}; set ema.extra so that there are {len(state.averages)}"
         )
     stored, current = checkpoint.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
     differ = state.updates > 0 and stored != current

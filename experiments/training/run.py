@@ -122,7 +122,9 @@ def train(
         start, source = starting_point(setup, directory, resume, change_objective)
         result = previous_result(directory, start.images_seen, setup.training_config)
         if result is not None:
-            print(f"run: {directory}\nRun complete. Increase trainer.images to continue training.")
+            print(
+                f"run: {directory}\nRun complete: {start.images_seen:,} images. To continue, set trainer.images higher."
+            )
             return result
         is_own = resume in RESUME_IN_PLACE
         resumed_at = start.images_seen if source or is_own else None

@@ -293,7 +293,7 @@ def test_eps_without_signal_is_an_error():
 
 def test_invalid_processes_are_errors():
     with pytest.raises(DuetError, match="it must be one of eps, x0, v, score, flow, next_level, edm, vp, ve, iddpm"):
-        Process(linear(), "epsilon")
+        Process(linear(), "epsilonn")
     with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])
     with pytest.raises(DuetError, match="t must be an integer"):

@@ -434,8 +434,8 @@ def test_the_summary_counts_only_the_time_of_steps():
     ({"images": 128, "non_finite": "skp"}, "trainer.non_finite: .* Did you mean 'skip'"),
     ({"images": 128, "max_skipped": -1}, "trainer.max_skipped: -1"),
     ({"images": 128, "on_out_of_memory": "half"}, "trainer.on_out_of_memory: .* Did you mean 'halve'"),
-    ({"images": 130, "batch": 64}, "130 is not a multiple of the batch 64; 128 would fit"),
-    ({"images": 10, "batch": 64}, "10 is not a multiple of the batch 64; 64 would fit"),
+    ({"images": 130, "batch": 64}, "130 was given; it must be a multiple of trainer.batch=64, for example 128 or 192"),
+    ({"images": 10, "batch": 64}, "10 was given; it must be a multiple of trainer.batch=64, for example 64"),
 ])  # fmt: skip
 def test_training_options_out_of_range_are_refused(options, message):
     with pytest.raises(DuetError, match=message):

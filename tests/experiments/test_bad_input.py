@@ -99,7 +99,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["sampler.spacing=leding"], ["leding", "leading", "trailing"]),
         (["process.schedule.name=lineer"], ["lineer", "linear", "cosine"]),
         (["+process.schedule.betta=1"], ["betta", "beta_end"]),
-        (["process.prediction=epsilon"], ["epsilon", "eps, x0, v"]),
+        (["process.prediction=epsilon"], ["epsilon", "Duet calls it 'eps'"]),
         (["process.distance=l3"], ["l3", "mse"]),
         (["process=v_flow", "process.prediction=eps"], ["alpha is 0", "v or x0"]),
         (["model.out_channels=3"], ["out_channels", "in_channels"]),
@@ -123,7 +123,7 @@ def train(tmp_path: Path, *words: str) -> str:
         (["precision=float16"], ["float16", "float64, float32, bf16"]),
         (["backend.device=tpu"], ["tpu", "auto, cpu, cuda"]),
         (["backend.threads=0"], ["threads", "at least 1"]),
-        (["trainer.images=100"], ["100", "multiple of the batch 128"]),
+        (["trainer.images=100"], ["100", "multiple of trainer.batch=128"]),
         (["lr.peak=-1"], ["-1", "positive"]),
         (["lr.decay=cosin"], ["cosin", "cosine"]),
         (["ema.decay=1"], ["ema.decay", "[0, 1)"]),
@@ -225,7 +225,7 @@ def test_a_bound_with_another_variance_than_the_trained_one_is_refused(tmp_path:
 
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     line = train(tmp_path, f"resume={checkpoint}", "seed=4", "trainer.images=256", *SAME_NETWORK)
-    assert "seed 0" in line and "seed 4" in line
+    assert "seed: 4 was given, but the checkpoint used seed 0; add seed=0" in line
 
 
 def test_a_checkpoint_of_another_process_is_refused(tmp_path: Path, checkpoint: Path) -> None:
@@ -356,7 +356,7 @@ def test_sampling_needs_a_checkpoint_and_a_directory(tmp_path: Path) -> None:
 
 def test_samples_are_not_overwritten(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "samples.npz").write_bytes(b"precious")
-    assert "holds samples already" in refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path}")
+    assert "already contains samples" in refused("sample", f"checkpoint={checkpoint}", f"out={tmp_path}")
     assert (tmp_path / "samples.npz").read_bytes() == b"precious"
 
 
@@ -429,7 +429,7 @@ def test_one_process_writes_a_report_or_a_parity_record_and_no_report_is_overwri
     with exclusive_directory(tmp_path):
         assert "in use by process" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
     (tmp_path / "report.html").write_text("")
-    assert "holds a report already" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
+    assert "already contains a report" in refused("compare", f"out={tmp_path}", "traces=[x,y]")
     with exclusive_directory(tmp_path / "float32"):
         assert "in use by process" in refused("trace", f"out={tmp_path}", "precisions=[float32]", "backend=torch")
     assert not (tmp_path / "float32.json").exists()

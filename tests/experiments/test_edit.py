@@ -107,7 +107,7 @@ def test_an_interpolation_of_inverted_images_ends_near_them(run, tmp_path, capsy
     wanted = load_dataset("digits", part="train").images[[3, 8]].astype(int)
     assert np.abs(images[[0, 2]] - wanted).max() <= 6  # one row of little noise there and back
     assert images.shape == (3, 8, 8, 1) and list(labels) == [10, 10, 10]
-    assert "of two classes, so drawn without a class: 1 of 1 pair" in capsys.readouterr().out
+    assert "1 of 1 pair join two classes and are drawn without a class" in capsys.readouterr().out
     words += ["labels=7", "mode.encode=noise", "sampler.spacing=[700,300,100,10]"]
     noisy, labels = edited(run, tmp_path / "b", *words)
     assert list(labels) == [7, 7, 7] and "classes" not in capsys.readouterr().out

@@ -60,7 +60,7 @@ def test_one_command_draws_and_measures(checkpoint, backend_name, tmp_path, caps
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         run(f"backend={backend_name}", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}")
-    assert "holds a gallery already" in capsys.readouterr().err
+    assert "already contains a gallery" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", [

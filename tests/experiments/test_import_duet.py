@@ -14,6 +14,8 @@ import pytest
 import duet
 from diffusion_core.common.errors import DuetError, name_arguments, name_keys
 from diffusion_core.runs.run_directory import read_samples
+from duet.api.training import make_setup
+from experiments.runtime.backends import BackendSetup
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +174,20 @@ def test_frechet_distance_of_digits_with_themselves_is_small_and_has_an_interval
     (number,) = scores.values()
     assert abs(number.value) < 1e-6 and number.interval is not None
     assert repr(scores).startswith("Scores(digits Fréchet distance")
+
+
+def test_names_of_other_libraries_are_translated(tiny):
+    model, digits = tiny
+    with pytest.raises(DuetError, match="'batch_size' was given; Duet calls it 'batch'"):
+        duet.train(model, digits, images=64, batch_size=64, backend="none")
+    with pytest.raises(DuetError, match="'epsilon' was given; Duet calls it 'eps'"):
+        duet.Model(model.spec, "cosine", "epsilon")
+    with pytest.raises(DuetError, match=r"optimiser: 'adam' was given; it must be a duet\.Adam"):
+        duet.train(model, digits, images=64, batch=64, optimiser="adam", backend="none")
+
+
+def test_an_average_by_name_is_the_one_of_the_configuration(tiny):
+    model, digits = tiny
+    common = {"images": 64, "batch": 64, "lr": 1e-3, "sampler": None, "samples": 1, "optimiser": None, "seed": 0}
+    common |= {"backend": BackendSetup("none"), "flip": False, "augment": 0.0}
+    assert make_setup(model, digits, ema="warmup", **common).ema == make_setup(model, digits, ema=None, **common).ema

@@ -54,7 +54,7 @@ def test_an_old_run_is_resumed_only_with_its_own_objective(old_run, backend_name
 
 def test_old_runs_are_compared(old_run, tmp_path):
     done = call("compare", f"runs=[{RUN},{old_run}]", f"out={tmp_path / 'report'}")
-    assert done.code == 0 and "the frameworks agree" in done.out
+    assert done.code == 0 and "the runs agree" in done.out
     assert (tmp_path / "report" / "report.html").exists()
 
 

@@ -119,7 +119,7 @@ def test_page_shows_every_part_and_near_duplicates(tmp_path):
     page = (tmp_path / "page" / "report.html").read_text()
     assert "train/03.png" in page and "8 x 8 (20)" in page and "http" not in page.split("<main", 1)[1].split("<svg")[0]
     code, _, err = call("inspect", *words, f"out={tmp_path / 'page'}")
-    assert code == 2 and "holds a report already" in err
+    assert code == 2 and "already contains a report" in err
     # Images from elsewhere have neither the card nor the names of the store.
     path = f"data.options.path={tmp_path / 'files' / 'test'}"
     assert call("inspect", *words, path, f"out={tmp_path / 'other'}", "samples=0").code == 0
