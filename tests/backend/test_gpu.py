@@ -47,7 +47,7 @@ def training_step(backend: Any, measured: trace.Trace) -> None:
         batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.config.host_dtype)
         errors = trace.training_errors(backend, program, cases.scattered_weights(program), batch)
         for what, error in errors.items():
-            measured.judge(1, f"{title}, {what}", "loss", error)
+            measured.add_check(1, f"{title}, {what}", "loss", error)
 
 
 RUNGS = (

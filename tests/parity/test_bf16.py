@@ -66,7 +66,7 @@ def test_the_ladder_holds_in_bfloat16(bf16):
         trace.forward_noising,
         lambda backend, to: trace.blocks(backend, to, BLOCKS),
         lambda backend, to: trace.optimiser(backend, to, steps=5),
-        lambda backend, to: to.judge(3, TITLE, "network", trace.forward_error(backend, PROGRAM, WEIGHTS, BATCH)),
+        lambda backend, to: to.add_check(3, TITLE, "network", trace.forward_error(backend, PROGRAM, WEIGHTS, BATCH)),
     )
     assert {one.rung for one in checks} == {1, 2, 3, 5}
     assert not [f"{one.name}: {one.error:.3g} > {one.tolerance:.3g}" for one in checks if not one.passed]
@@ -81,9 +81,9 @@ def test_the_ladder_holds_in_bfloat16_compiled(open_backend):
     case = next(case for case in BLOCKS if case.name == "Attention of 4 heads")  # with convolutions about it
     weights, batch = cases.scattered_weights(case.program), cases.noise_batch(case.program, case.shape)
     batch = cases.cast(batch, np.float32)
-    measured.judge(2, case.name, "block", trace.forward_error(backend, case.program, weights, batch))
+    measured.add_check(2, case.name, "block", trace.forward_error(backend, case.program, weights, batch))
     for what, error in trace.training_errors(backend, case.program, weights, batch).items():
-        measured.judge(1, f"{case.name}, {what}", "loss", error)
+        measured.add_check(1, f"{case.name}, {what}", "loss", error)
     assert [one.rung for one in measured.checks] == [2, 1, 1]
     assert not [f"{one.name}: {one.error:.3g} > {one.tolerance:.3g}" for one in measured.checks if not one.passed]
     assert measured.checks[0].error > 1e-4
