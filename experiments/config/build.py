@@ -87,8 +87,7 @@ def process_group(cfg: DictConfig) -> ProcessGroup:
     if name == "none" and (variable := find_parallel_launch(os.environ)):
         raise DuetError(
             f"parallel: none was given, but {variable} says that several processes were started, which would all do "
-            f"the same work; add parallel=ddp (PyTorch) or parallel=multiworker (TensorFlow), or unset {variable} to "
-            f"run a single process"
+            f"the same work; add parallel={cfg.backend.parallel}, or unset {variable} to run a single process"
         )
     return ProcessGroup.from_environment(name, os.environ, cfg.parallel.timeout_seconds)
 

@@ -66,7 +66,8 @@ class CompileAfterSchema:
 class BackendSchema(_dataclass_schema(BackendConfig, "precision")):
     """Which framework computes, and how; `environment` or `python` selects the interpreter that runs it in a sweep.
 
-    Only the command `duet` reads `extras`, `download` and `parallel`, which describe that environment.
+    Only the command `duet` reads `extras` and `download`, which describe that environment. `parallel` says how
+    processes of this backend are joined.
 
     `compile` is true, false or auto: auto compiles beyond `compile_after` network calls; see docs/speed.md.
     """
