@@ -88,11 +88,6 @@ def _scale_t(axes: Any, schedule: Any) -> None:
 def _axes(axes: Any) -> Any:
     if axes is not None:
         return axes
-    from matplotlib.figure import Figure
+    from matplotlib import pyplot  # which shows the figure in a notebook or on a screen
 
-    try:  # in a notebook or a script with a screen, pyplot shows the figure
-        from matplotlib import pyplot
-
-        return pyplot.subplots(layout="constrained")[1]
-    except ImportError:
-        return Figure(layout="constrained").subplots()
+    return pyplot.subplots(layout="constrained")[1]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +16,7 @@ from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
+from experiments.runtime.processes import discard_output
 
 __all__ = ["Scores", "evaluate"]
 
@@ -99,7 +98,7 @@ def evaluate(
     arrays = {"images": np.asarray(images)} | ({} if labels is None else {"labels": np.asarray(labels)})
     evaluator.check(arrays, len(images), sets)
     samples = SampleSet(arrays, {"name": "array", "count": len(images)})
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with discard_output():
         evaluation, _, _ = evaluator(samples, random_sets(len(images), sets, seed))
     if not evaluation.numbers:
         reading = [name for name in metrics if METRICS[name].reads_features]

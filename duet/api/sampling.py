@@ -81,11 +81,7 @@ def sample(
     _check_names(options)
     loaded = _load(checkpoint)
     which = choose_weights("weights", weights, loaded)
-    models = GuidanceModels(
-        guide=guide and _load(guide), guide_weights=guide and choose_weights("guide_weights", None, _load(guide)),
-        classifier=classifier and _load(classifier),
-        classifier_weights=classifier and choose_weights("classifier_weights", None, _load(classifier)),
-    )  # fmt: skip
+    models = _guidance_models(guide=guide, classifier=classifier)
     plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
     chosen = sample_labels(labels, count, loaded.model, models.classifier_program)
     opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
@@ -109,6 +105,16 @@ def _check_names(options: dict[str, Any]) -> None:
 
 def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+
+
+def _guidance_models(**checkpoints: Checkpoint | str | Path | None) -> GuidanceModels:
+    """Load the networks that guide, each once, with the weights that their runs sample with."""
+    options: dict[str, Any] = {}
+    for name, checkpoint in checkpoints.items():
+        if checkpoint is not None:
+            options[name] = _load(checkpoint)
+            options[f"{name}_weights"] = choose_weights(f"{name}_weights", None, options[name])
+    return GuidanceModels(**options)
 
 
 def _make_plan(

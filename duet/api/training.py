@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
+from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
 from experiments.training import run as runs
 from experiments.training.setup import TrainingSetup
@@ -99,7 +99,7 @@ def train(
         samples=samples, flip=flip, augment=augment, seed=seed,
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if quiet else nullcontext():
+    with discard_output() if quiet else nullcontext():
         if out is not None:
             runs.train(setup, out, resume=resume and str(resume))
             return load_checkpoint(out)

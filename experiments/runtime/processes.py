@@ -15,7 +15,14 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 
-__all__ = ["main_process_prints", "stop_check", "stop_if_requested", "stop_requested"]
+__all__ = ["discard_output", "main_process_prints", "stop_check", "stop_if_requested", "stop_requested"]
+
+
+@contextmanager
+def discard_output() -> Iterator[None]:
+    """Discard what is printed to standard output."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager
@@ -24,7 +31,7 @@ def main_process_prints(group: ProcessGroup) -> Iterator[None]:
     if group.is_main_process:
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with discard_output():
         yield
 
 
