@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,10 +10,9 @@ import yaml
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.options import CONFIGS
 
 __all__ = ["backend_setup", "default_backend"]
-
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "backend"
 
 
 def default_backend() -> str:
@@ -61,7 +59,7 @@ def backend_setup(
     """
     name = default_backend() if name is None else name
     options: dict[str, Any] = {}
-    if (path := _CONFIGS / f"{name}.yaml").exists():
+    if (path := CONFIGS / "backend" / f"{name}.yaml").exists():
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = BackendConfig(device=device, precision=precision, threads=threads)
     return BackendSetup(name, config, compile, options.get("compile_after") or {})

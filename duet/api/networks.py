@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_core.networks import NetworkSpec
-from experiments.config.presets import network_preset
+from diffusion_core.networks import NetworkSpec, make_spec
+from experiments.runtime.options import read_option
 
 __all__ = ["network"]
 
@@ -26,4 +26,7 @@ def network(name: str, **changes: Any) -> NetworkSpec:
         >>> network("digits", channels=16, norm_groups=4).channels
         16
     """
-    return network_preset(name, **changes)
+    options = read_option("model", name, what="network")
+    # A file starts from the schema of its architecture: `/architecture@_here_: unet`.
+    (architecture,) = (entry["/architecture@_here_"] for entry in options.pop("defaults") if isinstance(entry, dict))
+    return make_spec(architecture, **options | changes)

@@ -10,8 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -21,6 +19,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
+from experiments.runtime.options import read_option
 from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
 from experiments.training import run as runs
@@ -111,15 +110,6 @@ def train(
 
 # What other libraries call the arguments of `train`.
 _OTHER_NAMES = {"learning_rate": "lr", "batch_size": "batch", "optimizer": "optimiser"}
-_EMA = Path(__file__).resolve().parents[2] / "configs" / "ema"
-
-
-def _make_ema(name: str) -> Ema:
-    """Return the moving average of a file in ``configs/ema``."""
-    files = {path.stem: path for path in _EMA.glob("*.yaml")}
-    if name not in files:
-        raise one_of("ema", name, sorted(files))
-    return make_ema(**yaml.safe_load(files[name].read_text(encoding="utf-8")))
 
 
 def make_setup(
@@ -155,7 +145,7 @@ def make_setup(
         model, dataset, config,
         objective={k: v for k, v in options.items() if k in objective_names},
         adam=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
-        ema=_make_ema(ema) if isinstance(ema, str) else ema,
+        ema=make_ema(**read_option("ema", ema)) if isinstance(ema, str) else ema,
         sampler={"name": sampler} if isinstance(sampler, str) else sampler,
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
     )  # fmt: skip

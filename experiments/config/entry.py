@@ -24,14 +24,13 @@ from experiments.config.build import process_group
 from experiments.config.hydra_errors import check_flags, describe_error
 from experiments.config.schema import register
 from experiments.config.suggest import check_renamed, register_options
+from experiments.runtime.options import CONFIGS
 from experiments.runtime.processes import main_process_prints
 
 __all__ = ["CONFIGS", "Config", "command", "one_line_errors"]
 
 # A composed configuration. Only this package and the commands handle one.
 Config = DictConfig
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 # The disk or the quota is full, or a file exceeds the largest size allowed; such an error does not name the file.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.continuous import ContinuousSchedule
@@ -16,10 +14,9 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import check_labels
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
+from experiments.runtime.options import read_option
 
 __all__ = ["choose_sampler", "default_sampler", "make_sampler_plan", "shared_options"]
-
-_SAMPLERS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 
 
 def shared_options() -> dict[str, Any]:
@@ -76,4 +73,4 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
 def default_sampler(model: DiffusionModel) -> dict[str, Any]:
     """Return name and options of the sampler for a model whose run names none."""
     name = "heun" if isinstance(model.process.schedule, ContinuousSchedule) else "ddim"
-    return yaml.safe_load((_SAMPLERS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read_option("sampler", name)
