@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, StepCallback
-from diffusion_core.common.errors import one_of
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
+from duet.api.options import unknown_option
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
@@ -99,8 +99,7 @@ def _check_names(options: dict[str, Any]) -> None:
     known |= set(shared_options())
     for name in options:
         if name not in known:
-            keywords = [p.name for p in inspect.signature(sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            raise one_of("option of sample", name, [*keywords, *sorted(known)])
+            raise unknown_option(sample, name, known)
 
 
 def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:

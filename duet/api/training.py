@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -10,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import Ema, make_ema
@@ -19,6 +18,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
+from duet.api.options import unknown_option
 from experiments.runtime.options import read_option
 from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
@@ -138,8 +138,7 @@ def make_setup(
         if name in _OTHER_NAMES:
             raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")
         if name not in config_names | objective_names:
-            keywords = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            raise one_of("option of train", name, [*keywords, *sorted(config_names | objective_names)])
+            raise unknown_option(train, name, config_names | objective_names)
     config = TrainingConfig(images=images, batch=batch, **{k: v for k, v in options.items() if k in config_names})
     return TrainingSetup.create(
         model, dataset, config,
