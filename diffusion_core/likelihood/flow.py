@@ -130,7 +130,7 @@ def flow_density(
         method: a name of `ODE_METHODS`.
         divergence: one of `DIVERGENCES`.
         probes: the number of vectors of signs over which the divergence is averaged; unused by the exact one.
-        outputs: channels of the network's output, of which the first C are used; None for C.
+        outputs: channels of the network's output, where the first C are used; None for C.
         batch: the number of images to process at once.
         progress: called after each batch with the number of images done.
 

@@ -129,7 +129,7 @@ def make_setup(
     augment: float,
     **options: Any,
 ) -> TrainingSetup:
-    """Return the setup of a run; see `train`, whose `options` are told apart here."""
+    """Return the setup of a run; see `train`. Its `options` belong to the loop or to the objective."""
     config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
     objective_names = set(OPTIONS)
     if optimiser is not None and not isinstance(optimiser, Adam):

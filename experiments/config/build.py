@@ -193,7 +193,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
 
 
 def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation | SkippedEvaluation | None:
-    """Return how the final samples of a training are evaluated, why they are not, or None if nobody asked for it."""
+    """Return how the final samples of a training are evaluated, why they are not, or None without an evaluation."""
     try:
         features = make_features(plain(cfg.features))
     except MissingWeights as reason:

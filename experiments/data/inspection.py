@@ -36,7 +36,7 @@ class InspectionSetup:
         data: the data set.
         parts: the parts to inspect; empty means every prepared part, or the part that `data` selects.
         max_distance: images are near if their thumbnails differ by at most this root mean square, in 0..255.
-        max_compared: at most so many images of each part are compared, drawn by stream.
+        max_compared: the largest number of images of each part that are compared, drawn by stream.
         pairs: how many near pairs are listed.
         samples: how many images of each class are shown.
         seed: the seed of the streams.

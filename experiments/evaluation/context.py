@@ -50,7 +50,7 @@ class EvaluationContext:
     """The inputs of an evaluation, loaded on first use.
 
     Args:
-        setup: what the evaluation is asked for.
+        setup: the options of the evaluation.
     """
 
     def __init__(self, setup: EvaluationSetup) -> None:
@@ -167,7 +167,7 @@ def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Da
 
     Args:
         dataset: the data set.
-        options: its options, of which the part is recorded in the protocol.
+        options: its options; the protocol records the part.
         training: the data set on which the network was trained, if it is another one.
     """
     arrays = {"images": dataset.images, "labels": dataset.labels}

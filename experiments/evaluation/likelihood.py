@@ -157,7 +157,7 @@ def _ode(
 
 
 def _gather(context: EvaluationContext, own_result: Any, count: int, batch: int) -> Any:
-    """Return the results of all images, of which every process has computed a part."""
+    """Gather the results of all images; every process has computed a part of them."""
     gather = context.backend.collective.gather
     return type(own_result)(**{name: gather(values, count, batch) for name, values in vars(own_result).items()})
 

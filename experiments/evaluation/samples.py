@@ -80,7 +80,7 @@ class SampleEvaluator:
         """Refuse samples that cannot be evaluated, before they exist.
 
         Args:
-            arrays: the arrays of the samples, of which only the shapes count.
+            arrays: the arrays of the samples; only their shapes count.
             count: the number of samples.
             sets: the number of sets.
         """

@@ -19,7 +19,7 @@ from .text import number, percent
 
 __all__ = ["MEAN_CLASSES", "histogram_figure", "write"]
 
-MEAN_CLASSES = 64  # classes of which the page shows the mean image
+MEAN_CLASSES = 64  # the page shows the mean image of this many classes
 
 _CHANNELS = {1: (("grey", INK),), 3: (("red", "#d1495b"), ("green", "#2e933c"), ("blue", "#3a6fd8"))}
 _ROWS = 100  # classes in the table

@@ -42,7 +42,7 @@ def save_samples(
 
     Args:
         directory: where to write; not used by a process other than the main one.
-        options: how many samples, of which classes, from which seed.
+        options: number, classes and seed of the samples.
         name: starts with "samples".
         figures: whether to write the denoising strip, the animation and the states too (`Trajectory.save`), with the
             suffix that follows "samples" in the name.

@@ -30,7 +30,7 @@ class Trajectory:
 
     Args:
         model: what is sampled from.
-        plan: of which about 10 rows stand in the strip and at most 60 in the animation.
+        plan: about 10 of its rows stand in the strip, and at most 60 in the animation.
     """
 
     def __init__(self, model: DiffusionModel, plan: SamplerPlan) -> None:

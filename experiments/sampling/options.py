@@ -1,4 +1,4 @@
-"""How many samples are drawn, of which classes, from which seed and with which weights of the network."""
+"""The number of samples, their classes, their seed, and the weights of the network that draw them."""
 
 from __future__ import annotations
 
