@@ -6,7 +6,8 @@
         moment1.safetensors           first moments of Adam
         moment2.safetensors           second moments of Adam
         history.safetensors           the last losses at each timestep, for a timestep distribution that depends on them
-        state.json                    images seen, updates, model (as "problem"), seed, hashes of all files
+        state.json                    images seen, updates, model (as "problem"), seed, hashes of all files, and what
+                                      gives the weights their meaning (as "training"), see `training_record`
 
 Names and axes are the canonical ones. A checkpoint is written under a temporary name, flushed to the disk and renamed;
 every file is compared with its hash when it is read. Nothing is pickled.
@@ -37,6 +38,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.old_names import notes_with_new_names
 from diffusion_core.networks import NetworkSpec, Program, lower
 from diffusion_core.networks.weights import check_finite, check_weights
+from diffusion_core.runs.training_record import TrainingRecord
 
 __all__ = [
     "Checkpoint",
@@ -68,6 +70,8 @@ class Checkpoint:
         state: weights, averages, moments and the number of updates.
         notes: further plain data: backend, precision, versions, the training objective, and the sampler of the run.
         history: the losses that the next timesteps depend on, or None.
+        training: what gives the weights their meaning, such as the class names; None for weights whose training is not
+            known: imported ones, and those of earlier versions.
 
     Example:
         >>> from diffusion_core.networks import PlainSpec
@@ -83,6 +87,7 @@ class Checkpoint:
     state: TrainerState
     notes: Mapping[str, Any]
     history: LossHistory | None = None
+    training: TrainingRecord | None = None
 
     def __repr__(self) -> str:
         return (
@@ -161,6 +166,8 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
         "notes": dict(checkpoint.notes),
         "files": hashes,
     }
+    if checkpoint.training is not None:
+        state["training"] = checkpoint.training.to_dict()
     state["sha256"] = hash_entries(state)
     write_flushed(directory / "state.json", json.dumps(state, indent=2).encode())
 
@@ -292,8 +299,9 @@ def load_checkpoint(
         name, history = "history.safetensors", None
         if name in hashes:
             history = LossHistory(**read_arrays(path / name, hashes[name]))
+        training = None if state.get("training") is None else TrainingRecord.from_dict(state["training"])
         state = TrainerState.from_parts(parts, updates)
-        checkpoint = Checkpoint(images_seen, model, seed, state, notes_with_new_names(notes), history)
+        checkpoint = Checkpoint(images_seen, model, seed, state, notes_with_new_names(notes), history, training)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():

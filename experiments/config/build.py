@@ -189,6 +189,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         augment=data.augment,
         loader=data.loader,
         workers=data.workers,
+        data_options=plain(data.options),
     )
 
 

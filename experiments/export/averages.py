@@ -49,9 +49,11 @@ def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None) ->
     (profile,), snapshots = ema.profiles, find_snapshots(run)
     checkpoint, combination = reconstruct(snapshots, profile, images)
     notes = {"run": run, **checkpoint.notes, **describe_environment()}
+    training = None
     if list_checkpoints(Path(run) / "checkpoints"):
-        notes["sampler"] = load_checkpoint(run).notes.get("sampler")
-    path = save_checkpoint(out / "checkpoints", replace(checkpoint, notes=notes))
+        last = load_checkpoint(run)
+        notes["sampler"], training = last.notes.get("sampler"), last.training
+    path = save_checkpoint(out / "checkpoints", replace(checkpoint, notes=notes, training=training))
     options = profile_options(profile)
     parts = [options.pop("name"), *(f"{key} {value}" for key, value in options.items())]
     used = f"{np.count_nonzero(combination.coefficients)} of {pluralize(len(snapshots), 'snapshot')}"

@@ -17,6 +17,7 @@ from experiments.runtime.backends import sampling_calls
 from experiments.runtime.processes import stop_check, stop_requested
 from experiments.runtime.progress import Counter
 from experiments.sampling import draw
+from experiments.training.record import record_at
 from experiments.training.resume import checkpoint_notes, computed_by
 from experiments.training.setup import TrainingSetup
 
@@ -38,6 +39,7 @@ class RunCallbacks:
         backend: what computes.
         trainer: holds the weights.
         run: the run directory; None in a process other than the main one, which writes nothing.
+        start: the state that training started from.
         stop: set by a signal.
         config: the configuration as YAML, for failure bundles.
         progress: the progress bar.
@@ -47,6 +49,7 @@ class RunCallbacks:
     backend: Backend
     trainer: Trainer
     run: RunDirectory | None
+    start: Checkpoint
     stop: signals.StopFlag
     config: str
     progress: Counter
@@ -83,7 +86,10 @@ class RunCallbacks:
     def on_checkpoint(self, images_seen: int, state: ResumeState) -> None:
         """Store a checkpoint."""
         setup, notes = self.setup, checkpoint_notes(self.setup, self.backend, state)
-        checkpoint = Checkpoint(images_seen, setup.model, setup.seed, self.trainer.state(), notes, state.history)
+        record = record_at(setup, self.start, images_seen)
+        checkpoint = Checkpoint(
+            images_seen, setup.model, setup.seed, self.trainer.state(), notes, state.history, record
+        )  # fmt: skip
         save_checkpoint(self.run.path / "checkpoints", checkpoint, setup.training_config.keep_checkpoints)
 
     def on_snapshot(self, images_seen: int) -> None:

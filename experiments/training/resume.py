@@ -18,6 +18,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.loop import ResumeState, TrainingConfig
+from experiments.training.record import fresh_record
 from experiments.training.setup import TrainingSetup
 
 __all__ = [
@@ -79,7 +80,7 @@ def starting_point(
     if source is None:
         weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
         state = TrainerState.fresh(weights, len(setup.ema.profiles))
-        return Checkpoint(0, setup.model, setup.seed, state, {}), None
+        return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup)), None
     checkpoint = load_checkpoint(source, setup.model.spec)
     for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
         stored, current = getattr(checkpoint.model, name), getattr(setup.model, name)

@@ -239,7 +239,7 @@ def _train(session: _Session) -> dict[str, Any]:
     config, collective = setup.training_config, session.backend.collective
     began = perf_counter()
     with setup.batches as loader, Counter("training", config.images, start=start.images_seen) as progress:
-        callbacks = RunCallbacks(setup, session.backend, trainer, run, stop, session.record.config, progress)
+        callbacks = RunCallbacks(setup, session.backend, trainer, run, start, stop, session.record.config, progress)
         if collective.any(run is not None and callbacks.is_sample_missing(start.images_seen)):
             callbacks.on_sample(start.images_seen)
         speed = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from diffusion_core.backend.interface import Guidance
@@ -55,6 +55,7 @@ class TrainingSetup:
         sample: number, classes, seed and weights of these samples.
         backend: what computes.
         seed: of the run.
+        data_options: of the data set, as they were given; kept with the weights.
     """
 
     model: DiffusionModel
@@ -70,6 +71,7 @@ class TrainingSetup:
     sample: SampleOptions
     backend: BackendSetup
     seed: int
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def create(
@@ -89,6 +91,7 @@ class TrainingSetup:
         augment: float = 0.0,
         loader: str = "duet",
         workers: int = 0,
+        data_options: Mapping[str, Any] | None = None,
     ) -> TrainingSetup:
         """Make a setup and check that its parts fit together.
 
@@ -110,6 +113,7 @@ class TrainingSetup:
             augment: the probability of each change of EDM's augmentation.
             loader: ``"duet"`` or ``"grain"``.
             workers: processes (threads, for grain) that make batches ahead of time.
+            data_options: with which the data set was loaded, for the record that checkpoints keep.
 
         Raises:
             DuetError: if a value is out of range, or does not fit the others.
@@ -144,6 +148,7 @@ class TrainingSetup:
             sample=sample,
             backend=backend,
             seed=seed,
+            data_options=dict(data_options or {}),
         )
 
     @property

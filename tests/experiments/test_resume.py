@@ -23,6 +23,7 @@ from diffusion_core.runs.run_directory import read_metrics, read_samples, write_
 from experiments.config import build
 from experiments.sampling import draw
 from experiments.training import resume
+from experiments.training.record import record_at
 from experiments.training.setup import TrainingSetup
 
 TINY = (
@@ -180,3 +181,17 @@ def test_invalid_counts_in_the_notes_are_refused(run, tmp_path):
         start(tmp_path)
     save_checkpoint(tmp_path, replace(found, notes={**found.notes, "skipped": 2}))
     assert start(tmp_path).notes["skipped"] == 2
+
+
+def test_the_record_counts_images_without_a_class_over_the_whole_history():
+    """Label dropping that ended before a run was resumed counts; the history of imported weights is not known."""
+    experiment, dropping = training("process.label_dropout=0"), training("process.label_dropout=0.25")
+    fresh = resume.starting_point(dropping, Path("no-run"))[0]
+    first = record_at(dropping, fresh, 64)
+    assert (first.dropped_labels, first.label_dropout, first.data.part) == (16, 0.25, "train")
+    assert first.data.class_names[3] == "3" and sum(first.data.class_images) == first.data.images == 1437
+    later = record_at(experiment, replace(fresh, images_seen=64, training=first), 128)
+    assert (later.dropped_labels, later.label_dropout, later.earlier_data) == (16, 0.0, ())
+    assert record_at(experiment, replace(fresh, training=None), 64).dropped_labels is None
+    old = {"trained_for": {"process.label_dropout": 0.5}}
+    assert record_at(experiment, replace(fresh, images_seen=64, training=None, notes=old), 128).dropped_labels == 32
