@@ -226,7 +226,8 @@ def multistep(
     corrected = np.zeros(rows, np.int64) if corrected is None else corrected
     tau = np.broadcast_to(np.asarray(tau, np.float64), (rows,))
     first_earlier = 2 if corrected.any() else 1
-    remembered = max(orders.max(), corrected.max())
+    # A corrector repeats a step, so it needs the value at its start too, even if its polynomial does not use it.
+    remembered = max(orders.max(), corrected.max(), first_earlier)
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
         current, earlier = integrator.prediction(i, X[0], D[0]), X[first_earlier:] if eps else D[1:]
