@@ -8,10 +8,21 @@ r"""Noise schedules in continuous time: a function t -> (alpha, sigma) for every
     edm                1                                      t                                  [0.002, 80]
     cosine_continuous  cos(a)                                 sin(a), a rising evenly with t     [0, 1]
     flow_continuous    1 - t                                  t                                  [0.001, 1]
+    linear_vp          1 - t                                  sqrt(t (2 - t))                    [0.001, 1]
+    polynomial         (1 - t)^n, or 1 - sigma                1 - alpha, or t^n                  [0.001, 1]
 
 with beta_d = beta_max - beta_min. Where sigma/alpha vanishes for t -> 0, the span ends slightly above 0, as x_t without
 noise does not determine eps. There is no table, and so no number of timesteps. Calling a schedule returns
 (alpha, sigma), and `t_at_log_ratio` inverts the call, as for a table, `schedule.Schedule`.
+
+The derivatives by t follow from one function, the Wronskian w = alpha sigma' - sigma alpha' > 0, since each schedule
+preserves a norm:
+
+    alpha^2 + sigma^2 = 1    alpha' = -sigma w,    sigma' = alpha w
+    alpha + sigma = 1        alpha' = -w,          sigma' = w
+    alpha = 1                alpha' = 0,           sigma' = w
+
+If the log-SNR is shifted by s, with k = exp(s/2), then w becomes k w / norm(k alpha, sigma)^2.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), VP and VE SDE,
@@ -22,6 +33,10 @@ References:
     log-SNR, https://arxiv.org/abs/2301.11093
     Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
     Flow Straight and Fast (Liu et al., 2022), https://arxiv.org/abs/2209.03003
+    Flow Matching Guide and Code (Lipman et al., 2024), section 4.8, linear_vp and polynomial,
+    https://arxiv.org/abs/2412.06264
+    SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers (Ma et al., 2024),
+    the velocity of interpolants, https://arxiv.org/abs/2401.08740
 """
 
 from __future__ import annotations
@@ -35,7 +50,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.plot import plot_schedule
 
 __all__ = [
@@ -44,6 +59,8 @@ __all__ = [
     "cosine_continuous",
     "edm",
     "flow_continuous",
+    "linear_vp",
+    "polynomial",
     "straight_line",
     "ve_sde",
     "vp_sde",
@@ -63,6 +80,8 @@ class ContinuousSchedule:
         span: the smallest and the largest t.
         norm: the function of (alpha, sigma) that is 1 at every t: `numpy.hypot`, `numpy.add`, or one that returns
             alpha.
+        wronskian_at: the function that returns alpha sigma' - sigma alpha' at t, with the shape of t; only prediction
+            velocity needs it.
 
     Raises:
         DuetError: if the span is empty, an end has no noise, or the noise does not increase with t.
@@ -83,6 +102,7 @@ class ContinuousSchedule:
     inverse: Callable[[Array], Array]
     span: tuple[float, float]
     norm: Callable[[Array, Array], Array] = np.hypot
+    wronskian_at: Callable[[Array], Array] | None = None
 
     def __post_init__(self) -> None:
         if not (np.all(np.isfinite(self.span)) and self.span[0] < self.span[1]):
@@ -98,11 +118,27 @@ class ContinuousSchedule:
 
     def __call__(self, t: ArrayLike) -> tuple[Array, Array]:
         """Return (alpha, sigma) at the times t, which must lie in the span, both with the shape of t."""
+        return self.alpha_sigma(self._inside(t))
+
+    def _inside(self, t: ArrayLike) -> Array:
         t = np.asarray(t, dtype=np.float64)
         low, high = self.span
         if t.size and not (t.min() >= low and t.max() <= high):
             raise DuetError(f"schedule {self.name}: t must be in {low:g}..{high:g}, not {t.ravel()[:5]}")
-        return self.alpha_sigma(t)
+        return t
+
+    def wronskian(self, t: ArrayLike) -> Array:
+        """Return alpha sigma' - sigma alpha' at the times t, with the shape of t."""
+        if self.wronskian_at is None:
+            raise DuetError(f"schedule {self.name}: its derivatives are unknown; give wronskian_at")
+        return np.asarray(self.wronskian_at(self._inside(t)), np.float64)
+
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
+        """Return the derivatives (alpha', sigma') at the times t, both with the shape of t."""
+        (alpha, sigma), w = self(t), self.wronskian(t)
+        if self.norm is np.hypot:
+            return -sigma * w, alpha * w
+        return (-w if self.norm is np.add else np.zeros_like(w)), w
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """Return the t at which log(sigma/alpha) has these values: the inverse of a call.
@@ -159,13 +195,26 @@ class ContinuousSchedule:
     def shift_log_snr(self, by: float) -> ContinuousSchedule:
         """Return the schedule with `by` added to its log-SNR at every t; see `schedule.with_log_snr_shift`."""
 
+        factor = math.exp(0.5 * by)
+
         def alpha_sigma(t: Array) -> tuple[Array, Array]:
             alpha, sigma = self.alpha_sigma(t)
-            alpha = math.exp(0.5 * by) * alpha
-            scale = 1.0 / self.norm(alpha, sigma)
-            return scale * alpha, scale * sigma
+            scale = 1.0 / self.norm(factor * alpha, sigma)
+            return scale * (factor * alpha), scale * sigma
 
-        return ContinuousSchedule(self.name, alpha_sigma, lambda r: self.inverse(r + 0.5 * by), self.span, self.norm)
+        def wronskian(t: Array) -> Array:
+            alpha, sigma = self.alpha_sigma(t)
+            assert self.wronskian_at is not None
+            return factor * self.wronskian_at(t) / self.norm(factor * alpha, sigma) ** 2
+
+        return ContinuousSchedule(
+            self.name,
+            alpha_sigma,
+            lambda r: self.inverse(r + 0.5 * by),
+            self.span,
+            self.norm,
+            wronskian if self.wronskian_at else None,
+        )
 
     def _refuse(self) -> None:
         raise DuetError(
@@ -205,7 +254,11 @@ def vp_sde(
         power = np.logaddexp(0.0, 2.0 * log_ratio)
         return 2.0 * power / (beta_min + np.sqrt(np.maximum(beta_min**2 + 2.0 * slope * power, 0.0)))
 
-    return ContinuousSchedule("vp_sde", alpha_sigma, inverse, (t_min, t_max))
+    def wronskian(t: Array) -> Array:
+        alpha, sigma = alpha_sigma(t)
+        return 0.5 * (beta_min + slope * t) * alpha / sigma
+
+    return ContinuousSchedule("vp_sde", alpha_sigma, inverse, (t_min, t_max), wronskian_at=wronskian)
 
 
 def ve_sde(sigma_min: float = 0.02, sigma_max: float = 100.0) -> ContinuousSchedule:
@@ -221,7 +274,12 @@ def ve_sde(sigma_min: float = 0.02, sigma_max: float = 100.0) -> ContinuousSched
         return np.ones_like(t), sigma_min * np.exp(step * t)
 
     return ContinuousSchedule(
-        "ve_sde", alpha_sigma, lambda log_ratio: (log_ratio - low) / step, (0.0, 1.0), _alpha_norm
+        "ve_sde",
+        alpha_sigma,
+        lambda log_ratio: (log_ratio - low) / step,
+        (0.0, 1.0),
+        _alpha_norm,
+        lambda t: step * alpha_sigma(t)[1],
     )
 
 
@@ -232,7 +290,9 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> ContinuousSchedule
         DuetError: unless 0 < sigma_min < sigma_max.
     """
     _check_range("edm", sigma_min, sigma_max)
-    return ContinuousSchedule("edm", lambda t: (np.ones_like(t), t.copy()), np.exp, (sigma_min, sigma_max), _alpha_norm)
+    return ContinuousSchedule(
+        "edm", lambda t: (np.ones_like(t), t.copy()), np.exp, (sigma_min, sigma_max), _alpha_norm, np.ones_like
+    )
 
 
 def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
@@ -265,7 +325,9 @@ def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> 
     def inverse(log_ratio: Array) -> Array:
         return (np.arctan(np.exp(log_ratio)) - low) / (high - low)
 
-    return ContinuousSchedule("cosine_continuous", alpha_sigma, inverse, (0.0, 1.0))
+    return ContinuousSchedule(
+        "cosine_continuous", alpha_sigma, inverse, (0.0, 1.0), wronskian_at=lambda t: np.full_like(t, high - low)
+    )
 
 
 def straight_line(t: ArrayLike) -> tuple[Array, Array]:
@@ -282,14 +344,80 @@ def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedu
     Raises:
         DuetError: unless 0 < t_min < t_max <= 1.
     """
+    _check_times("flow_continuous", t_min, t_max)
+    return ContinuousSchedule("flow_continuous", straight_line, _logistic, (t_min, t_max), np.add, np.ones_like)
+
+
+def _logistic(log_ratio: Array) -> Array:
+    """Return sigma for alpha + sigma = 1."""
+    return 1.0 / (1.0 + np.exp(-log_ratio))
+
+
+def _check_times(name: str, t_min: float, t_max: float) -> None:
     if not 0 < t_min < t_max <= 1:
         raise DuetError(
-            f"schedule flow_continuous: t_min {t_min:g} and t_max {t_max:g} were given; "
+            f"schedule {name}: t_min {t_min:g} and t_max {t_max:g} were given; "
             "they must be above 0 and at most 1, the second the larger"
         )
+
+
+def linear_vp(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedule:
+    """Return the schedule with alpha on a line and the variance preserved (Lipman et al., 2024, section 4.8).
+
+    Raises:
+        DuetError: unless 0 < t_min < t_max <= 1.
+    """
+    _check_times("linear_vp", t_min, t_max)
+
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
+        # 1 - (1 - t)^2, without cancellation for small t.
+        return 1.0 - t, np.sqrt(t * (2.0 - t))
+
+    def inverse(log_ratio: Array) -> Array:
+        # 1 - cos(phi) with tan(phi) = sigma/alpha, as 2 sin(phi/2)^2.
+        return 2.0 * np.sin(0.5 * np.arctan(np.exp(log_ratio))) ** 2
+
     return ContinuousSchedule(
-        "flow_continuous", straight_line, lambda log_ratio: 1.0 / (1.0 + np.exp(-log_ratio)), (t_min, t_max), np.add
+        "linear_vp", alpha_sigma, inverse, (t_min, t_max), wronskian_at=lambda t: 1.0 / alpha_sigma(t)[1]
     )
+
+
+def polynomial(n: float = 2.0, of: str = "alpha", t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedule:
+    """Return a schedule with alpha + sigma = 1, where alpha or sigma is a power (Lipman et al., 2024, section 4.8).
+
+    Args:
+        n: the power; 1 is `flow_continuous`.
+        of: ``"alpha"`` for alpha = (1 - t)^n, as in flow_matching, whose time is 1 - t; ``"sigma"`` for sigma = t^n.
+        t_min: the least noisy t.
+        t_max: the noisiest t.
+
+    Raises:
+        DuetError: for an n that is not positive, another `of`, or unless 0 < t_min < t_max <= 1.
+    """
+    _check_times("polynomial", t_min, t_max)
+    if not 0 < n < math.inf:
+        raise DuetError(f"schedule polynomial: n {n} was given; it must be a positive number")
+    if of not in ("alpha", "sigma"):
+        raise one_of("schedule.of", of, ("alpha", "sigma"))
+
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
+        if of == "sigma":
+            return -np.expm1(n * np.log(t)), t**n
+        with np.errstate(divide="ignore"):
+            return (1.0 - t) ** n, -np.expm1(n * np.log1p(-t))
+
+    def inverse(log_ratio: Array) -> Array:
+        if of == "sigma":
+            return _logistic(log_ratio) ** (1.0 / n)
+        # 1 - alpha^(1/n) with log alpha = -log(1 + r).
+        return -np.expm1(-np.logaddexp(0.0, log_ratio) / n)
+
+    def wronskian(t: Array) -> Array:
+        # With alpha + sigma = 1 it is sigma'.
+        with np.errstate(divide="ignore"):
+            return n * (t if of == "sigma" else 1.0 - t) ** (n - 1.0)
+
+    return ContinuousSchedule("polynomial", alpha_sigma, inverse, (t_min, t_max), np.add, wronskian)
 
 
 CONTINUOUS: dict[str, Callable[..., ContinuousSchedule]] = {
@@ -298,4 +426,6 @@ CONTINUOUS: dict[str, Callable[..., ContinuousSchedule]] = {
     "edm": edm,
     "cosine_continuous": cosine_continuous,
     "flow_continuous": flow_continuous,
+    "linear_vp": linear_vp,
+    "polynomial": polynomial,
 }

@@ -16,6 +16,8 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     vp           eps                            1/alpha                   -r                           1/p    t
     ve           -eps                           1/alpha                   r                            1/alpha  log(r/2)
     iddpm        eps                            1/alpha                   -r                           1/p    level
+    posterior_mean    k_x x_t + k_0 x_0         -k_x/k_0                  1/k_0                        1      t
+    velocity     alpha' x_0 + sigma' eps        sigma'/w                  -sigma/w                     1      t
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
@@ -24,16 +26,24 @@ trained with another unit of time. Timesteps count from t = 0, the least noisy l
 defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is eps - x_0 on every schedule; on the
 straight line, alpha = 1 - t and sigma = t, that is dx_t/dt.
 
-The last four are the preconditionings of Karras et al., table 1, who add noise of scale sigma_edm = r to unscaled data,
-x_t/alpha. So their c_skip and c_in are divided by alpha here; for edm all columns except c_noise then remain finite
-where alpha is 0. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp with M = 1000
-steps is time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the table that is
-nearest in r; Karras et al. count their table the other way, and reverse it before the network.
+edm, vp, ve and iddpm are the preconditionings of Karras et al., table 1, who add noise of scale sigma_edm = r to
+unscaled data, x_t/alpha. So their c_skip and c_in are divided by alpha here; for edm all columns except c_noise then
+remain finite where alpha is 0. With data of standard deviation m, edm has inputs and targets of variance 1. Their vp
+with M = 1000 steps is time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the
+table that is nearest in r; Karras et al. count their table the other way, and reverse it before the network.
 
 next_level maps x_t to x_s, the same image with the same eps at the next less noisy level s = t - 1, which after t = 0
 is clean data, (1, 0). Its columns solve the equations of x_t and x_s for x_0, with
 ``d = sigma_s alpha_t - sigma_t alpha_s``. As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is
-0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels. All columns are float64.
+0; but 1/d magnifies an error of F where levels are close, so it is meant for few levels.
+
+posterior_mean is the mean of q(x_s | x_t, x_0) at the same level s, with the coefficients k_x and k_0 of `posterior`;
+it is ModelMeanType.PREVIOUS_X in the code of Improved DDPM and ADM. Its target is alpha_s x_0 + k_x sigma_t eps, and
+after t = 0 it is x_0. 1/k_0 is about 1/beta_t, so it too magnifies an error of F where levels are close.
+
+velocity is dx_t/dt along the schedule's own continuous time, which increases with the noise, with the derivatives
+alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow. Code whose
+time runs from noise to data, such as flow_matching, has the opposite sign. All columns are float64.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -41,6 +51,8 @@ References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), the score,
     https://arxiv.org/abs/2011.13456
     Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672, with
+    its code (openai/improved-diffusion, improved_diffusion/gaussian_diffusion.py), the posterior mean
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 7 and table 1,
     https://arxiv.org/abs/2206.00364
 """
@@ -154,16 +166,33 @@ def _flow(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / total, -at.sigma / total, -1.0, 1.0)
 
 
-def _next_level(at: _NoiseLevel) -> Columns:
+def _next_lower(at: _NoiseLevel, prediction: str) -> tuple[Array, Array]:
+    """Return (alpha_s, sigma_s) of the level below each t; below t = 0 it is clean data, (1, 0)."""
     if np.any(at.t != np.floor(at.t)):
         raise DuetError(
-            f"process next_level: it has no level between two, so t must be an integer, not {at.t.ravel()[:5]}"
+            f"process {prediction}: it has no level between two, so t must be an integer, not {at.t.ravel()[:5]}"
         )
     # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
     t = at.t.astype(np.int64)
-    alpha_s, sigma_s = np.append(1.0, at.schedule.alpha)[t], np.append(0.0, at.schedule.sigma)[t]
+    return np.append(1.0, at.schedule.alpha)[t], np.append(0.0, at.schedule.sigma)[t]
+
+
+def _next_level(at: _NoiseLevel) -> Columns:
+    alpha_s, sigma_s = _next_lower(at, "next_level")
     determinant = sigma_s * at.alpha - at.sigma * alpha_s
     return _columns(at, sigma_s / determinant, -at.sigma / determinant, alpha_s, sigma_s)
+
+
+def _posterior_mean(at: _NoiseLevel) -> Columns:
+    alpha_s, sigma_s = _next_lower(at, "posterior_mean")
+    from_x, from_x0, _, _ = posterior(at.alpha, at.sigma, alpha_s, sigma_s)
+    return _columns(at, -from_x / from_x0, 1.0 / from_x0, alpha_s, from_x * at.sigma)
+
+
+def _velocity(at: _NoiseLevel) -> Columns:
+    w = at.schedule.wronskian(at.t)
+    alpha_rate, sigma_rate = at.schedule.rates(at.t)
+    return _columns(at, sigma_rate / w, -at.sigma / w, alpha_rate, sigma_rate)
 
 
 def _edm(at: _NoiseLevel) -> Columns:
@@ -195,10 +224,17 @@ def _iddpm(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=c_in, c_noise=nearest)
 
 
-# The columns of each prediction as a function of the noise level. To add a prediction, add a function here.
 # What other libraries call them.
-_OTHER_NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "velocity": "flow", "flow_prediction": "flow"}
+_OTHER_NAMES = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "start_x": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+    "previous_x": "posterior_mean",
+}
 
+# The columns of each prediction as a function of the noise level. To add a prediction, add a function here.
 PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "eps": _eps,
     "x0": _x0,
@@ -210,16 +246,32 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "vp": _vp,
     "ve": _ve,
     "iddpm": _iddpm,
+    "posterior_mean": _posterior_mean,
+    "velocity": _velocity,
 }
 # Predictions that are defined where alpha is 0, and predictions that need the timesteps of a table.
-_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level")
-_TABLE_ONLY = ("next_level", "iddpm")
+_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity")
+_TABLE_ONLY = ("next_level", "posterior_mean", "iddpm")
+
+
+def _without_velocity(schedule: AnySchedule) -> str | None:
+    if schedule.is_table:
+        return (
+            f"it needs continuous time, but {schedule.name} is a table; use prediction flow, or a continuous schedule"
+        )
+    if schedule.wronskian_at is None:
+        return f"the derivatives of {schedule.name} are unknown; give wronskian_at, or use prediction flow"
+    if not np.all((w := schedule.wronskian(np.array(schedule.span))) > 0) or np.any(np.isinf(w)):
+        return f"x_t of {schedule.name} has no finite velocity above 0 at an end; use a smaller t_max, or prediction v"
+    return None
 
 
 def unsupported_reason(schedule: AnySchedule, prediction: str) -> str | None:
     """Return why a prediction is not defined on a schedule, as text; None if it is defined."""
     if prediction in _TABLE_ONLY and not schedule.is_table:
         return f"it needs the timesteps of a table, but the time of {schedule.name} is continuous"
+    if prediction == "velocity" and (why := _without_velocity(schedule)):
+        return why
     if prediction not in _WITHOUT_SIGNAL and schedule.log_ratio_range[1] == np.inf:
         problem = (
             "log(sigma/alpha) is infinite" if prediction == "edm" else f"x_0 cannot be recovered from {prediction}"
@@ -258,8 +310,7 @@ class Process:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.prediction in _OTHER_NAMES:
-            own = _OTHER_NAMES[self.prediction]
+        if own := _OTHER_NAMES.get(str(self.prediction).lower()):
             raise DuetError(f"process.prediction: {self.prediction!r} was given; Duet calls it {own!r}")
         if self.prediction not in PREDICTIONS:
             raise one_of("process.prediction", self.prediction, PREDICTIONS)

@@ -38,7 +38,7 @@ def test_noise_rises_with_t_and_can_be_inverted(name, a, b, shift):
     assert r[1] >= r[0] and (t[1] - t[0] < 1e-9 * high or r[1] > r[0])
     # The rounding error of t is that of log(sigma/alpha) times dt/dr, here at most the span.
     np.testing.assert_allclose(schedule.t_at_log_ratio(r), t, rtol=1e-9, atol=1e-12 * high)
-    assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous"))
+    assert schedule.variance_preserving == (name in ("vp_sde", "cosine_continuous", "linear_vp"))
     alpha, sigma = schedule(t)
     np.testing.assert_allclose(schedule.norm(alpha, sigma), 1, atol=1e-14)
 
@@ -208,3 +208,46 @@ def test_a_table_interpolates_its_function_at_second_order():
         law = MADE["vp_sde"](0.5 * (t[1:] + t[:-1]))
         errors.append(np.abs(np.subtract(table(middle), law))[:, T // 10 :].max())
     assert -np.polyfit(np.log([50, 100, 200]), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
+
+
+# The schedulers of flow_matching (Lipman et al., 2024, section 4.8) in its time s = 1 - t, from noise to data:
+# (alpha, sigma, d alpha/ds, d sigma/ds).
+PATHS = {
+    "flow_continuous": ({}, lambda s: (s, 1 - s, np.ones_like(s), -np.ones_like(s))),
+    "polynomial": ({"n": 3}, lambda s: (s**3, 1 - s**3, 3 * s**2, -3 * s**2)),
+    "linear_vp": ({}, lambda s: (s, np.sqrt(1 - s**2), np.ones_like(s), -s / np.sqrt(1 - s**2))),
+    "cosine_continuous": (
+        {"log_snr_min": -100, "log_snr_max": 100},
+        lambda s: (
+            np.sin(np.pi / 2 * s),
+            np.cos(np.pi / 2 * s),
+            np.pi / 2 * np.cos(np.pi / 2 * s),
+            -np.pi / 2 * np.sin(np.pi / 2 * s),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_and_their_rates_are_those_of_flow_matching(name):
+    options, path = PATHS[name]
+    schedule, t = make_schedule(name, **options), np.linspace(0.01, 0.99, 11)
+    alpha, sigma, alpha_rate, sigma_rate = path(1 - t)
+    np.testing.assert_allclose(schedule(t), (alpha, sigma), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(schedule.rates(t), (-alpha_rate, -sigma_rate), rtol=1e-12, atol=1e-13)
+
+
+def test_a_polynomial_of_sigma_mirrors_one_of_alpha():
+    t = np.linspace(0.01, 0.99, 11)
+    of_alpha, of_sigma = (make_schedule("polynomial", n=2.5, of=of) for of in ("alpha", "sigma"))
+    np.testing.assert_allclose(of_sigma(t)[::-1], of_alpha(1 - t), atol=1e-15)
+
+
+def test_invalid_polynomials_are_errors():
+    with pytest.raises(DuetError, match="schedule.of: 'beta' was given; it must be one of alpha, sigma"):
+        make_schedule("polynomial", of="beta")
+    with pytest.raises(DuetError, match="schedule polynomial: n 0 was given; it must be a positive number"):
+        make_schedule("polynomial", n=0)
+    for name in ("polynomial", "linear_vp", "flow_continuous"):
+        with pytest.raises(DuetError, match=f"schedule {name}: t_min 0 and t_max 1 were given"):
+            make_schedule(name, t_min=0)

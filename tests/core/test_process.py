@@ -66,7 +66,8 @@ def assert_gives_x0_back(name: str, prediction: str, shares: np.ndarray, x0: np.
     """Check that D = x_0 if F is the target, at these fractions of the span, integer and fractional t."""
     schedule, made = MADE[name], Process(MADE[name], prediction)
     low, high = schedule.span
-    for whole in (True, False) if schedule.is_table and prediction != "next_level" else (schedule.is_table,):
+    lower = prediction in ("next_level", "posterior_mean")
+    for whole in (True, False) if schedule.is_table and not lower else (schedule.is_table,):
         t = np.minimum(low + shares * (high - low), high)
         t = np.floor(t) if whole else t
         columns, (alpha, sigma) = made.columns(t), schedule(t)
@@ -102,7 +103,7 @@ def test_unpreconditioned_networks_receive_x_and_t(name):
             assert column.shape == (7,) and column.dtype == np.float64 and np.all(np.isfinite(column))
         scaled = Process(MADE[name], prediction, time_scale=999.0).columns(t)
         np.testing.assert_array_equal(scaled.c_noise, 999.0 * columns.c_noise)
-        if prediction in ("eps", "x0", "v", "score", "flow", "next_level"):
+        if prediction in ("eps", "x0", "v", "score", "flow", "next_level", "posterior_mean", "velocity"):
             np.testing.assert_array_equal(columns.c_in, 1)
             np.testing.assert_array_equal(columns.c_noise, t)
 
@@ -220,6 +221,16 @@ def test_next_level_recovers_x0_from_two_levels(alpha_s, sigma_s, signal, noise,
     assert (columns.c_skip[0], columns.c_out[0], columns.target_x0[0], columns.target_eps[0]) == (0, 1, 1, 0)
 
 
+def posterior_means(schedule: Schedule, t: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the mean of q(x_{t-1} | x_t, x_0) from the betas, as in Ho et al., eq. 7."""
+    bar = schedule.alphas_cumprod
+    before = np.append(1.0, bar[:-1])
+    betas = 1 - bar / before
+    from_x0 = betas * np.sqrt(before) / (1 - bar)
+    from_x = (1 - before) * np.sqrt(1 - betas) / (1 - bar)
+    return from_x0[t].reshape(-1, 1, 1, 1) * X0 + from_x[t].reshape(-1, 1, 1, 1) * x
+
+
 def test_targets_are_the_named_quantities():
     t = np.array([0, 300, 999, 10, 700])
     alpha, sigma = linear()(t)
@@ -236,16 +247,65 @@ def test_targets_are_the_named_quantities():
         "score": process.score_from_x0(x, X0, alpha, sigma),
         "flow": process.flow_from_x0_eps(X0, EPS),
         "next_level": cleaner,
+        "posterior_mean": posterior_means(linear(), t, x),
         "edm": (X0 - skipped) / (0.5 * r / q).reshape(per_image),  # Karras et al., eq. 8
         "vp": EPS,
         "ve": -EPS,
         "iddpm": EPS,
     }
-    assert expected.keys() == PREDICTIONS.keys()
+    assert expected.keys() == PREDICTIONS.keys() - {"velocity"}
     for prediction, wanted in expected.items():
         columns = Process(linear(), prediction).columns(t)
         target = process.add_noise(X0, EPS, columns.target_x0, columns.target_eps)
         np.testing.assert_allclose(target, wanted, rtol=1e-12, atol=1e-10 if prediction == "score" else 1e-13)
+
+
+CONTINUOUS_CASES = {
+    **{name: {"name": name} for name in CONTINUOUS},
+    "polynomial of sigma": {"name": "polynomial", "n": 3, "of": "sigma"},
+    "polynomial of degree 1/2": {"name": "polynomial", "n": 0.5, "t_max": 0.99},
+    "vp_sde, shifted": {"name": "vp_sde", "log_snr_shift": -1.3},
+    "flow_continuous, shifted": {"name": "flow_continuous", "log_snr_shift": 2.0},
+    "edm, shifted": {"name": "edm", "log_snr_shift": 0.7},
+}
+
+
+@pytest.mark.parametrize("case", CONTINUOUS_CASES)
+def test_velocity_is_the_derivative_of_x_by_time(case):
+    schedule = make_schedule(**CONTINUOUS_CASES[case])
+    low, high = schedule.span
+    t = low + np.array([0.02, 0.3, 0.5, 0.8, 0.98]) * (high - low)
+    h = 1e-5 * np.minimum(t, high - t)
+    (a1, s1), (a2, s2) = schedule(t - h), schedule(t + h)
+    np.testing.assert_allclose(schedule.rates(t), [(a2 - a1) / (2 * h), (s2 - s1) / (2 * h)], rtol=1e-6, atol=1e-6)
+    made = (
+        Process(schedule, "velocity")
+        if case != "polynomial"
+        else Process(make_schedule("polynomial", t_max=0.99), "velocity")
+    )
+    columns, (alpha, sigma) = made.columns(t), schedule(t)
+    np.testing.assert_array_equal([columns.target_x0, columns.target_eps], schedule.rates(t))
+    for x0, eps in ((0.7, -1.1), (-1.0, 2.0)):
+        f = columns.target_x0 * x0 + columns.target_eps * eps
+        np.testing.assert_allclose(columns.c_skip * (alpha * x0 + sigma * eps) + columns.c_out * f, x0, rtol=1e-12)
+
+
+def test_velocity_on_the_straight_line_is_flow():
+    t = np.linspace(0.001, 1.0, 9)
+    for schedule in (make_schedule("flow_continuous"), make_schedule("polynomial", n=1.0)):
+        velocity, flow_columns = (Process(schedule, name).columns(t) for name in ("velocity", "flow"))
+        for name, column in vars(flow_columns).items():
+            np.testing.assert_allclose(getattr(velocity, name), column, rtol=1e-14, err_msg=name)
+
+
+def test_velocity_needs_a_continuous_schedule_that_moves():
+    with pytest.raises(DuetError, match="process velocity: it needs continuous time, but linear is a table; use"):
+        Process(linear(), "velocity")
+    for options in ({}, {"n": 0.5}):
+        with pytest.raises(
+            DuetError, match="x_t of polynomial has no finite velocity above 0 at an end; use a smaller"
+        ):
+            Process(make_schedule("polynomial", **options), "velocity")
 
 
 @given(TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, st.floats(-2, 2), st.floats(-2, 2))
