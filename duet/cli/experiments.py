@@ -5,8 +5,9 @@ environment of one backend:
 
 1. that of backend=NAME on the command line; a sweep over several backends starts in that of the first, and its launcher
    starts each job in the job's own;
-2. else that of the backend in the defaults list of the command's configuration;
-3. else, since the command needs no backend, any environment that exists.
+2. else that of the run that from=RUN names;
+3. else that of the backend in the defaults list of the command's configuration;
+4. else, since the command needs no backend, any environment that exists.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
     """Return the backends whose environments a command needs, that in which it starts first."""
     values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("backend=")]
     default = default_option(command.config, "backend")
+    if not values and default:
+        default = run_backend(args) or default
     if not values or values[-1] == "null":
         return [get_backend(default)] if default else []
     folders, value = config_folders(args), values[-1]
@@ -83,6 +86,18 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
         return [backend for name, backend in known.items() if "glob" in value or re.search(rf"\b{name}\b", value)]
     names = value.split(",") if {"-m", "--multirun"} & set(args) else [value]
     return [get_backend(name.strip(), *folders) for name in names if name.strip()]
+
+
+def run_backend(args: list[str]) -> str | None:
+    """Return the backend of the run that from=RUN names, or None if there is none, or its backend is not known here."""
+    runs = [arg.partition("=")[2].strip("'\"") for arg in args if re.match(r"from(_run)?=.", arg)]
+    if not runs:
+        return None
+    run = Path(runs[-1].split(",")[0]).expanduser()
+    files = [folder / "config.yaml" for folder in (run, run.parent, run.parent.parent)]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    match = re.search(r"^backend:\n(?:  .*\n)*?  name: *([\w.-]+)", text, re.MULTILINE)
+    return match.group(1) if match and match.group(1) in backends() else None
 
 
 def config_folders(args: list[str]) -> list[Path]:

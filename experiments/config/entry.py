@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import exclusive_directory
 from diffusion_core.runtime import signals
 from experiments.config.build import process_group
+from experiments.config.from_run import describe_start, use_run
 from experiments.config.hydra_errors import check_flags, describe_error
 from experiments.config.schema import register
 from experiments.config.suggest import check_renamed, register_options
@@ -60,6 +62,8 @@ def command(
         def guarded(cfg: DictConfig) -> Any:
             # Inside Hydra, which adds lines to an exception that reaches it.
             with one_line_errors(name), main_process_prints(process_group(cfg)), _claimed(cfg, result):
+                if cfg.get("from_run"):
+                    print(describe_start(cfg, name, HydraConfig.get().overrides.task), flush=True)
                 return task(cfg)
 
         @functools.wraps(task)
@@ -70,7 +74,8 @@ def command(
             with one_line_errors(name), signals.raise_on_signal():
                 check_renamed(sys.argv[1:])
                 check_flags(sys.argv[1:], name)
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(guarded)()
+                sys.argv[1:], config_name = use_run(sys.argv[1:], name)
+                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
         main.task = guarded
         return main

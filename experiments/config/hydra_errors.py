@@ -58,7 +58,8 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             # Hydra does not list the options of a group of which several are selected.
             if available := cause.options or sorted(path.stem for path in (configs / group).glob("*.yaml")):
-                return str(one_of(group, name, available))
+                # `from_run` is the option of a command that starts from a run, not one to type.
+                return str(one_of(group, name, [option for option in available if option != "from_run"]))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.runtime.distributed import ProcessGroup
 from experiments.config.convert import plain, to_yaml
+from experiments.config.from_run import command_name
 from experiments.training.run import RunRecord
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
@@ -48,9 +49,20 @@ def resume_command(hydra: HydraConf, directory: Path, group: ProcessGroup, has_b
     task = list(hydra.overrides.task)
     if has_begun:
         task = [*(override for override in task if not override.startswith("resume=")), "resume=latest"]
+    task = [_as_typed(override, directory if has_begun else None) for override in task]
     sources = [source for source in hydra.runtime.config_sources if source["provider"] == "command-line"]
-    name = hydra.job.config_name
+    name = command_name(hydra.job.config_name)
     flags = [*source_flags(None if name == "train" else name, sources), *inherited_overrides(hydra.overrides.hydra)]
-    is_simple = re.fullmatch(r"[\w./-]+", str(directory))
-    place = f"hydra.run.dir={directory}" if is_simple else run_dir_override(directory)
+    place = f"hydra.run.dir={directory}" if _is_simple(directory) else run_dir_override(directory)
     return shlex.join([*group.launch_command, "train", *flags, *task, place])
+
+
+def _as_typed(override: str, directory: Path | None) -> str:
+    """Return `from_run=RUN` as `from=RUN`; a run that has begun has the whole configuration in its own directory."""
+    if not override.startswith("from_run="):
+        return override
+    return f"from={directory}" if directory is not None and _is_simple(directory) else override.replace("_run", "", 1)
+
+
+def _is_simple(directory: Path) -> bool:
+    return re.fullmatch(r"[\w./-]+", str(directory)) is not None

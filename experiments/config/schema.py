@@ -161,7 +161,14 @@ class DrawSchema(SampleSchema):
 
 
 @dataclass
-class TrainSchema:
+class FromRunSchema:
+    """The run that ``from=RUN`` names, whose configuration is the default of every other key."""
+
+    from_run: str | None = None
+
+
+@dataclass
+class TrainSchema(FromRunSchema):
     """The configuration of `experiments.train`.
 
     `resume` is a run or a checkpoint to continue from, `latest` for the run in this directory, or `auto` for that run
@@ -201,7 +208,7 @@ class GuidanceModelsSchema:
 
 
 @dataclass
-class SampleRunSchema(GuidanceModelsSchema):
+class SampleRunSchema(GuidanceModelsSchema, FromRunSchema):
     """The configuration of `experiments.sample`."""
 
     checkpoint: str = MISSING
@@ -215,7 +222,7 @@ class SampleRunSchema(GuidanceModelsSchema):
 
 
 @dataclass
-class EditSchema(GuidanceModelsSchema):
+class EditSchema(GuidanceModelsSchema, FromRunSchema):
     """The configuration of `experiments.edit`; `mode` has a name and options, `weights` null is the run's own."""
 
     checkpoint: str = MISSING
@@ -235,7 +242,7 @@ class EditSchema(GuidanceModelsSchema):
 
 
 @dataclass
-class EvaluateSchema:
+class EvaluateSchema(FromRunSchema):
     """The configuration of `experiments.evaluate`.
 
     `samples` is a path or a list of paths, `reference` a path instead of data, `training` the data that the network was
@@ -265,7 +272,7 @@ class EvaluateSchema:
 
 
 @dataclass
-class GallerySchema:
+class GallerySchema(FromRunSchema):
     """The configuration of `experiments.gallery`; empty `methods` selects all that the process allows."""
 
     checkpoint: str = MISSING
@@ -299,7 +306,7 @@ class PrepareSchema:
 
 
 @dataclass
-class InspectSchema:
+class InspectSchema(FromRunSchema):
     """The configuration of `experiments.inspect`; empty `parts` selects all prepared parts, or the part in `data`.
 
     Images whose thumbnails differ by at most `max_distance` are near; at most `max_compared` images of a part are
@@ -328,7 +335,7 @@ class TraceSchema:
 
 
 @dataclass
-class NetworksSchema:
+class NetworksSchema(FromRunSchema):
     """The configuration of `experiments.networks`; `other` is the record that another backend wrote."""
 
     out: str = MISSING
@@ -365,7 +372,7 @@ class ImportSchema:
 
 
 @dataclass
-class ReconstructSchema:
+class ReconstructSchema(FromRunSchema):
     """The configuration of `experiments.reconstruct_ema`; `images` null is the moment of the last snapshot."""
 
     run: str = MISSING
@@ -375,7 +382,7 @@ class ReconstructSchema:
 
 
 @dataclass
-class ExportSchema:
+class ExportSchema(FromRunSchema):
     """The configuration of `experiments.export_weights`; `weights` null selects those that the run samples with."""
 
     checkpoint: str = MISSING

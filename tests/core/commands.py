@@ -24,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 
 from diffusion_core.runtime import signals
 from experiments.config.entry import CONFIGS, one_line_errors
+from experiments.config.from_run import use_run
 from experiments.config.schema import register
 from experiments.config.suggest import check_renamed
 
@@ -47,8 +48,9 @@ def enter(module: str, *words: str) -> None:
             return
         with one_line_errors(path.rpartition(".")[2]), signals.raise_on_signal():
             check_renamed(list(words))
+            arguments, name = use_run(words, path.rpartition(".")[2])
             with composing():
-                config = compose(path.rpartition(".")[2], list(words), return_hydra_config=True)
+                config = compose(name, arguments, return_hydra_config=True)
                 with open_dict(config):
                     config.hydra.job.num = 0
                     config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
@@ -81,5 +83,6 @@ def composing() -> Iterator[None]:
 
 def composed(name: str, *words: str, hydra: bool = False) -> DictConfig:
     """Return the configuration of a command, with Hydra's own part or without."""
+    arguments, name = use_run(words, name)
     with composing():
-        return compose(name, list(words), return_hydra_config=hydra)
+        return compose(name, arguments, return_hydra_config=hydra)

@@ -1,0 +1,134 @@
+"""`from=RUN` starts a command from the configuration of a run; only what is typed changes it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import call, composed
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.runtime.distributed import ProcessGroup
+from duet.cli.experiments import chosen_backends, experiments
+from experiments.config.convert import plain
+from experiments.config.from_run import FROM, run_configuration
+from experiments.config.resume_command import resume_command
+
+RUN = Path(__file__).parent.parent / "data" / "run_v1"  # a run of an earlier version, with its old keys
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a run of the digits network with a few values of its own, as its directory keeps it."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    config = composed(
+        "train", "experiment=digits", "data.options.part=held_out", "lr.peak=0.02", "seed=7", "ema=post_hoc",
+        "sampler=heun", "sampler.steps=9", "metrics=[spread]", "sample.count=5",
+    )  # fmt: skip
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    return directory
+
+
+def test_training_takes_every_value_of_the_run_and_resumes_from_it(run):
+    config, own = plain(composed("train", f"from={run}")), run_configuration(run)
+    given = {"resume", "from_run", "backend", "tracker", "parallel"}
+    assert {key: value for key, value in config.items() if key not in given} == {
+        key: value for key, value in own.items() if key not in given
+    }
+    assert config["resume"] == config["from_run"] == str(run)
+
+
+def test_a_typed_group_replaces_that_of_the_run_whole(run):
+    config = plain(composed("train", f"from={run}", "data=shapes", "data.options.size=16", "sampler=ddpm"))
+    assert (
+        config["data"]["options"] == plain(composed("train", "data=shapes", "data.options.size=16"))["data"]["options"]
+    )
+    assert config["sampler"] == plain(composed("train", "sampler=ddpm"))["sampler"]
+    assert config["lr"]["peak"] == 0.02
+
+
+def test_experiments_and_keys_come_after_the_run(run):
+    config = composed("train", f"from={run}", "debug=fast", "seed=3", "sampler.steps=4")
+    assert (config.trainer.images, config.seed, config.sampler.steps, config.sampler.name) == (640, 3, 4, "heun")
+
+
+def test_a_misspelled_key_is_refused_as_without_a_run(run):
+    done = call("train", f"from={run}", "model.channls=3")
+    assert done.code == 2 and "no such key in architecture 'unet'. Did you mean model.channels?" in done.err
+
+
+def test_latest_resumes_the_run_in_its_own_directory(run, tmp_path):
+    assert composed("train", f"from={run}", "resume=latest", hydra=True).hydra.run.dir == str(run)
+    other = tmp_path / "other"
+    config = composed("train", f"from={run}", "resume=latest", f"hydra.run.dir={other}", hydra=True)
+    assert config.hydra.run.dir == str(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("sample", "out=x"), "checkpoint"), (("edit", "out=x"), "checkpoint"), (("gallery", "out=x"), "checkpoint"),
+        (("evaluate", "out=x"), "samples"), (("evaluate", "out=x", "likelihood=vlb"), "checkpoint"),
+        (("export_weights", "out=x", "target=torch"), "checkpoint"), (("reconstruct_ema", "out=x"), "run"),
+    ],
+)  # fmt: skip
+def test_other_commands_work_on_the_run(run, words, key):
+    config = composed(*words[:1], f"from={run}", *words[1:])
+    assert config[key] == str(run)
+    if words[0] in ("edit", "evaluate"):
+        assert config.data.options.part == "held_out"
+
+
+@pytest.mark.parametrize("command", sorted(FROM))
+def test_a_path_without_a_run_is_refused_in_every_command(command, tmp_path):
+    for path, message in ((tmp_path / "no", "does not exist"), (tmp_path, "neither a run nor an import")):
+        with pytest.raises(DuetError, match=f"from: .*{message}"):
+            composed(command, f"from={path}")
+
+
+def test_a_command_that_starts_from_nothing_says_so():
+    assert "from: prepare does not start from a run" in call("prepare", "data=digits", "from=x").err
+    assert "from: no run was given" in call("train", "from=").err
+
+
+def test_a_checkpoint_stands_for_its_run_and_old_keys_get_their_present_names():
+    (checkpoint,) = (RUN / "checkpoints").iterdir()
+    config = composed("train", f"from={checkpoint}")
+    assert config.resume == str(checkpoint)
+    assert (config.sampler.guidance_scale, config.process.label_dropout) == (1.5, 0.1)
+    assert plain(config.model.channel_multipliers) == [1] and config.ema.extra[0].sigma_rel == 0.1
+
+
+def test_the_command_to_resume_names_the_directory_that_holds_everything(run, tmp_path):
+    config = composed("train", f"from={run}", "trainer.images=256000", hydra=True)
+    HydraConfig.instance().set_config(config)
+    line = resume_command(config.hydra, tmp_path / "new", ProcessGroup(), True)
+    new = tmp_path / "new"
+    assert line.endswith(f"train from={new} trainer.images=256000 resume=latest hydra.run.dir={new}")
+    assert f"from={run} trainer.images=256000" in resume_command(config.hydra, new, ProcessGroup(), False)
+
+
+def test_the_command_line_starts_in_the_environment_of_the_run(run):
+    command = experiments()["train"]
+    assert [backend.name for backend in chosen_backends(command, [f"from={run}"])] == ["torch"]
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("name: torch", "name: tf"))
+    assert [backend.name for backend in chosen_backends(command, [f"from={run}"])] == ["tf"]
+    assert [backend.name for backend in chosen_backends(command, [f"from={run}", "backend=torch"])] == ["torch"]
+
+
+@pytest.mark.backend
+def test_a_run_is_trained_further_and_sampled_by_one_word_each(tmp_path, backend_name):
+    old, new = shutil.copytree(RUN, tmp_path / "old"), tmp_path / "new"
+    words = (f"backend={backend_name}", "backend.threads=1", "backend.device=cpu")
+    done = call("train", f"from={old}", *words, "trainer.images=320", "sample.count=2", "lr.total_images=320",
+                f"hydra.run.dir={new}")  # fmt: skip
+    assert done.code == 0, done.err
+    assert load_checkpoint(new).images_seen == 320 and "sampler ddim" in done.out
+    done = call("sample", f"from={new}", *words, "sampler.steps=2", "sample.count=2", f"out={tmp_path / 'samples'}")
+    assert done.code == 0 and f"from {new}: checkpoint={new}" in done.out, done.err
