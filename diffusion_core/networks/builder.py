@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.blocks import Concat, Conv, Fourier, Linear
+from diffusion_core.networks.initialisation import check_init
 from diffusion_core.networks.program import Node, Program, input_shapes
 from diffusion_core.networks.registry import Block
 
@@ -37,6 +38,8 @@ class NetworkSpec:
         out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
         num_classes: number of classes; 0 for a network without classes.
         self_conditioning: whether the first layer also reads an earlier estimate of the image.
+        init: where the weights start: ``"ddpm"``, or as the layers of ``"keras"`` or ``"torch"`` do; see
+            `initialisation`.
     """
 
     # Whether the output is the logits of the classes instead of an image.
@@ -47,6 +50,7 @@ class NetworkSpec:
     out_channels: int = 3
     num_classes: int = field(default=0, kw_only=True)
     self_conditioning: bool = field(default=False, kw_only=True)
+    init: str = field(default="ddpm", kw_only=True)
 
     def __repr__(self) -> str:
         """Show the options that differ from their defaults, on one line."""
@@ -54,12 +58,13 @@ class NetworkSpec:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options)})"
 
     def check(self, *names: str) -> None:
-        """Raise a `DuetError` if the image size, the channels or one of the named fields is below 1."""
+        """Raise a `DuetError` if a common option is not allowed, or one of the named fields is below 1."""
         for name in ("image_size", "in_channels", "out_channels", *names):
             if getattr(self, name) < 1:
                 raise DuetError(f"model.{name}: {getattr(self, name)} was given; it must be at least 1")
         if self.num_classes < 0:
             raise DuetError(f"model.num_classes: {self.num_classes} was given; it must be 0 or the number of classes")
+        check_init(self.init)
 
     def check_no_classes(self) -> None:
         """Raise a `DuetError` if classes are given; for a network that has no class embedding."""
@@ -147,7 +152,7 @@ class Builder:
 
     def program(self, null_label: int | None = None, classes: int = 0) -> Program:
         """Return the program of all nodes."""
-        return Program(tuple(self.nodes), null_label, classes, self.features)
+        return Program(tuple(self.nodes), null_label, classes, self.features, init=self.spec.init)
 
 
 def with_uncertainty(program: Program, scale: float, features: int = 128) -> Program:

@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks import blocks as _blocks  # noqa: F401  registers the block kinds
+from diffusion_core.networks.initialisation import initialised_parameters
 from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
 
 __all__ = ["INPUTS", "Node", "Program", "Training", "input_shapes"]
@@ -77,6 +78,7 @@ class Program:
         classes: number of classes; 0 for a network without classes.
         features: length of the feature vector that each image has in addition to its class.
         uncertainty: whether the output's last channel is the log-variance of the loss, see `with_uncertainty`.
+        init: where its weights start, see `initialisation`; it does not change what the program computes.
 
     Raises:
         DuetError: if a block kind is not registered, a name is used twice, or a value is read before it exists.
@@ -96,6 +98,7 @@ class Program:
     classes: int = 0
     features: int = 0
     uncertainty: bool = False
+    init: str = "ddpm"
 
     def __post_init__(self) -> None:
         known = set(INPUTS)
@@ -118,11 +121,7 @@ class Program:
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """The manifest: every parameter under its full name, in order."""
-        return tuple(
-            replace(parameter, name=f"{node.name}.{parameter.name}")
-            for node in self.nodes
-            for parameter in node.block.parameters()
-        )
+        return initialised_parameters([(node.name, node.block, node.inputs) for node in self.nodes], self.init)
 
     @cached_property
     def trained(self) -> tuple[Parameter, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -120,6 +120,7 @@ def train(
     is_main_process = setup.group.is_main_process
     with exclusive_directory(directory) if is_main_process else removed_if_unused(directory):
         start, source = starting_point(setup, directory, resume, change_objective)
+        setup = _with_init(setup, start)
         result = previous_result(directory, start.images_seen, setup.training_config)
         if result is not None:
             print(
@@ -135,6 +136,12 @@ def train(
             except signals.Stopped as stopped:
                 advice = _resume_advice(directory, setup, record) if is_main_process else ""
                 raise signals.Stopped(stopped.number, advice) from None
+
+
+def _with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
+    """Return the setup with the `model.init` that the weights of a resumed run had, since they have started."""
+    spec, init = setup.model.spec, start.model.spec.init
+    return setup if spec.init == init else replace(setup, model=replace(setup.model, spec=replace(spec, init=init)))
 
 
 @contextmanager

@@ -135,6 +135,13 @@ def test_a_run_that_was_interrupted_after_its_last_step_is_completed(whole, back
 
 @pytest.mark.backend
 @pytest.mark.either
+def test_a_resumed_run_keeps_the_record_of_where_its_weights_started(whole, backend_name, tmp_path):
+    trained(tmp_path, backend_name, f"resume={whole}", "trainer.images=96", "model.init=torch")
+    assert load_checkpoint(tmp_path).model.spec.init == load_checkpoint(whole).model.spec.init == "ddpm"
+
+
+@pytest.mark.backend
+@pytest.mark.either
 def test_a_run_stopped_while_it_samples_prints_how_to_resume_and_resumes(whole, backend_name, tmp_path, monkeypatch):
     save_samples, calls = draw.save_samples, []
 
