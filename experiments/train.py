@@ -30,6 +30,7 @@ def main(cfg: Config) -> float:
         directory,
         resume=cfg.resume,
         change_objective=cfg.change_objective,
+        change_data=cfg.change_data,
         evaluation=build.final_evaluation(cfg, setup),
         tracker=make_tracker(plain(cfg.tracker)),
         record=run_record(cfg, directory, setup.group),

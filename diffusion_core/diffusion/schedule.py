@@ -74,6 +74,7 @@ __all__ = [
     "make_schedule",
     "plain_as_written",
     "quadratic",
+    "same_levels",
     "scaled_linear",
     "sigmoid",
     "sigmoid_betas",
@@ -510,6 +511,20 @@ def transformed(
         log_snr_shift += float(2.0 * np.log(shift_from / shift_to))
     shifted = with_log_snr_shift(schedule, log_snr_shift)
     return with_zero_terminal_snr(shifted) if zero_terminal_snr else shifted
+
+
+def same_levels(one: AnySchedule, other: AnySchedule) -> bool:
+    """Return whether two schedules have the same noise level at every t, however each was written.
+
+    Example:
+        >>> same_levels(make_schedule("linear"), make_schedule("linear", T=1000, beta_start=1e-4))
+        True
+    """
+    if one.is_table != other.is_table or (one.steps != other.steps if one.is_table else one.span != other.span):
+        return False
+    low, high = one.span
+    t = np.linspace(low, high, 2 * one.steps - 1 if one.is_table else 257)  # on a table, also between two levels
+    return bool(np.allclose(one(t), other(t), rtol=1e-12, atol=0))
 
 
 def make_schedule(name: str, **options: object) -> AnySchedule:

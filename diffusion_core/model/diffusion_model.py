@@ -6,7 +6,7 @@ A checkpoint stores this description, so that either framework can sample from i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
-from diffusion_core.diffusion.schedule import make_schedule
+from diffusion_core.diffusion.schedule import make_schedule, same_levels
 from diffusion_core.diffusion.variational import VARIANCES
 from diffusion_core.model.old_names import NETWORK_KEYS, with_new_names
 from diffusion_core.networks import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
@@ -215,6 +215,21 @@ class DiffusionModel:
     def architecture(self) -> str:
         """The name of the network's architecture."""
         return next(name for name, kind in ARCHITECTURES.items() if type(self.spec) is kind)
+
+    def process_differences(self, other: DiffusionModel) -> dict[str, tuple[Any, Any]]:
+        """Return by name the options of the process that differ, as (own, other's).
+
+        Schedules are compared by their noise levels: two that are written differently may be equal.
+        """
+        names = [f.name for f in fields(self) if f.name not in ("spec", "schedule")]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        if self.schedule != other.schedule and not same_levels(self.process.schedule, other.process.schedule):
+            pairs = {"schedule": (dict(self.schedule), dict(other.schedule))} | pairs
+        return {name: (own, others) for name, (own, others) in pairs.items() if own != others}
+
+    def is_same_as(self, other: DiffusionModel) -> bool:
+        """Return whether two models have the same network and the same process, however the process was written."""
+        return self.spec == other.spec and not self.process_differences(other)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for a checkpoint."""

@@ -125,11 +125,15 @@ def find_snapshots(path: str | Path) -> list[Snapshot]:
     snapshots = [_read(file) for file in files]
     first = snapshots[0]
     for snapshot in snapshots:
-        for what in ("batch", "seed", "model"):
-            if getattr(snapshot, what) != getattr(first, what):
-                raise DuetError(
-                    f"{snapshot.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
-                )
+        same = {
+            "batch": snapshot.batch == first.batch,
+            "seed": snapshot.seed == first.seed,
+            "model": snapshot.model is first.model or snapshot.model.is_same_as(first.model),
+        }
+        for what in (what for what, is_same in same.items() if not is_same):
+            raise DuetError(
+                f"{snapshot.path}: its {what} is not that of {first.path.name}; the snapshots are of two runs"
+            )
         if snapshot.images_seen != snapshot.updates * snapshot.batch:
             raise DuetError(
                 f"{snapshot.path}: {snapshot.images_seen} images in {snapshot.updates} updates show that the run "

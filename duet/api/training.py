@@ -49,6 +49,8 @@ def train(
     threads: int | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    change_objective: bool = False,
+    change_data: bool = False,
     quiet: bool = False,
     **options: Any,
 ) -> Checkpoint:
@@ -79,6 +81,8 @@ def train(
         out: a run directory for metrics, checkpoints and samples; None keeps nothing on disk.
         resume: a run or a checkpoint to continue from; ``"latest"`` is the run in `out`, and
             ``"auto"`` that run or, if there is none, a new one.
+        change_objective: whether a resumed run may have another objective or other averages than before.
+        change_data: whether a run that is resumed in its own directory may have other data than before.
         quiet: suppress the progress output.
         options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
             `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``.
@@ -98,13 +102,14 @@ def train(
         samples=samples, flip=flip, augment=augment, seed=seed,
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
+    start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
     with discard_output() if quiet else nullcontext():
         if out is not None:
-            runs.train(setup, out, resume=resume and str(resume))
+            runs.train(setup, out, **start)
             return load_checkpoint(out)
         with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:
             record = runs.RunRecord.from_setup(setup, is_temporary=True)
-            runs.train(replace(setup, plan=None), directory, resume=resume and str(resume), record=record)
+            runs.train(replace(setup, plan=None), directory, record=record, **start)
             return load_checkpoint(directory)
 
 

@@ -172,13 +172,15 @@ class TrainSchema(FromRunSchema):
     """The configuration of `experiments.train`.
 
     `resume` is a run or a checkpoint to continue from, `latest` for the run in this directory, or `auto` for that run
-    or, if there is none, a new one; `change_objective` lets a resumed run change its objective or its averages.
+    or, if there is none, a new one; `change_objective` lets a resumed run change its objective or its averages, and
+    `change_data` its data, or the order or the names of its classes.
     """
 
     seed: int = 0
     precision: str = "float32"
     resume: str | None = None
     change_objective: bool = False
+    change_data: bool = False
     backend: BackendSchema = field(default_factory=BackendSchema)
     parallel: ParallelSchema = field(default_factory=ParallelSchema)
     data: DataSchema = field(default_factory=DataSchema)

@@ -1,11 +1,13 @@
 """Choose the checkpoint that a run starts from, and compare a resumed run with it.
 
-The notes of a checkpoint hold the objective, the data augmentation and the averages that it was trained with. Another
-value of one of these is an error when a run is resumed, unless `change_objective` allows it.
+The notes of a checkpoint hold the objective, the data augmentation and the averages that it was trained with, and its
+training record the data. Another value of one of these is an error when a run is resumed, unless `change_objective` or
+`change_data` allows it; see `changes`.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 from diffusion_core.backend.interface import Backend, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
+from diffusion_core.files.lock import LOCK
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.loop import ResumeState, TrainingConfig
+from experiments.training.changes import changed_objective, check_data, check_process, objective_notes
 from experiments.training.record import fresh_record
 from experiments.training.setup import TrainingSetup
 
@@ -27,22 +31,36 @@ __all__ = [
     "compiled_in",
     "computed_by",
     "find_source",
-    "objective_notes",
     "previous_result",
     "resume_state",
     "starting_point",
+    "was_begun",
 ]
 
 # Values of `resume` for the run in the directory itself: resume it; or resume it if it exists, and else start it.
 RESUME_IN_PLACE = ("latest", "auto")
+# When this process began, before Hydra made its directory.
+_STARTED = time.time()
 
 
-def find_source(resume: str | None, directory: Path) -> Path | None:
+def was_begun(directory: Path) -> bool:
+    """Return whether an earlier process began a run in a directory, however early it was killed.
+
+    Call it before the directory is locked. Hydra makes the directory of a run that is only being started, too; but then
+    it is younger than this process, and without a lock file.
+    """
+    # A file system may date a new file a few milliseconds back.
+    return directory.is_dir() and ((directory / LOCK).exists() or directory.stat().st_mtime < _STARTED - 0.1)
+
+
+def find_source(resume: str | None, directory: Path, is_begun: bool = False) -> Path | None:
     """Return the checkpoint to resume from; None starts a new run.
 
     Args:
         resume: a run directory or a checkpoint; ``"latest"`` or ``"auto"`` for the run in `directory`; or None.
         directory: of the run.
+        is_begun: whether a run was begun in this directory, see `was_begun`; ``"latest"`` then starts it afresh if it
+            was killed before it wrote anything.
 
     Raises:
         DuetError: if there is no such checkpoint.
@@ -54,7 +72,7 @@ def find_source(resume: str | None, directory: Path) -> Path | None:
     if (directory / "environment.json").exists():  # interrupted before its first checkpoint: start as it started
         resumed_from = read_json(directory / "environment.json")["resumed_from"]
         return resumed_from and find_checkpoint(resumed_from["source"], "resume")
-    if resume == "latest":
+    if resume == "latest" and not is_begun:
         raise DuetError(
             f"resume: {directory} holds no checkpoint; start it without resume, or name an existing run with "
             f"hydra.run.dir=RUN"
@@ -63,7 +81,12 @@ def find_source(resume: str | None, directory: Path) -> Path | None:
 
 
 def starting_point(
-    setup: TrainingSetup, directory: Path, resume: str | None = None, change_objective: bool = False
+    setup: TrainingSetup,
+    directory: Path,
+    resume: str | None = None,
+    change_objective: bool = False,
+    change_data: bool = False,
+    is_begun: bool = False,
 ) -> tuple[Checkpoint, Path | None]:
     """Return the state that training starts from, and the checkpoint that it was read from, if any.
 
@@ -72,30 +95,27 @@ def starting_point(
         directory: of the run.
         resume: see `find_source`.
         change_objective: whether a resumed run may have another objective or other averages than before.
+        change_data: whether a run that is resumed in its own directory may have other data than before.
+        is_begun: see `find_source`.
 
     Raises:
         DuetError: if the checkpoint does not fit the setup.
     """
-    source = find_source(resume, directory)
+    source = find_source(resume, directory, is_begun)
     if source is None:
         weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
         state = TrainerState.fresh(weights, len(setup.ema.profiles))
         return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup)), None
     checkpoint = load_checkpoint(source, setup.model.spec)
-    for name in ("schedule", "prediction", "value_range", "time_scale", "sigma_data", "variance", "uncertainty"):
-        stored, current = getattr(checkpoint.model, name), getattr(setup.model, name)
-        if stored != current:
-            raise DuetError(
-                f"resume: {source} was trained with {name} {stored}, but {current} was given; give what it was trained "
-                f"with, or start a new run"
-            )
-    changed = _changed_objective(checkpoint, setup)
+    check_process(checkpoint, setup, source)
+    changed = changed_objective(checkpoint, setup)
     for name, (stored, current) in changed.items():
         if not change_objective:
             raise DuetError(
                 f"resume: {source} was trained with {name} {stored}, but {current} was given; "
                 f"change_objective=true allows the change"
             )
+    check_data(checkpoint, setup, directory, source, change_data)
     _check_notes(checkpoint, source)
     if checkpoint.seed != setup.seed:
         raise DuetError(
@@ -105,12 +125,6 @@ def starting_point(
     # The loss history of another objective does not apply to this one.
     history = None if changed else checkpoint.history
     return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective), history=history), source
-
-
-def _changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
-    """Return by key what a checkpoint was trained with and what is given now; keys that it does not note are equal."""
-    stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
-    return {name: (stored[name], current.get(name)) for name in stored if stored[name] != current.get(name)}
 
 
 def _check_notes(checkpoint: Checkpoint, source: Path) -> None:
@@ -182,12 +196,6 @@ def previous_result(directory: Path, images_seen: int, config: TrainingConfig) -
         return None
     result = read_json(file)
     return result if result.get("images_seen") == images_seen else None
-
-
-def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
-    """Return by configuration key what determines the losses of a run, in addition to its network and its process."""
-    options = {f"process.{name}": value for name, value in setup.objective.options.items()}
-    return options | {f"data.{name}": getattr(setup.loader, name) for name in ("flip", "augment")}
 
 
 def compiled_in(checkpoint: Checkpoint, backend: str) -> bool | None:

@@ -32,8 +32,16 @@ from experiments.runtime.progress import Counter, format_seconds
 from experiments.sampling import draw
 from experiments.sampling.figures import noising_strip
 from experiments.training.callbacks import RunCallbacks, sampling_backend
+from experiments.training.changes import describe_changes
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
-from experiments.training.resume import RESUME_IN_PLACE, compiled_in, previous_result, resume_state, starting_point
+from experiments.training.resume import (
+    RESUME_IN_PLACE,
+    compiled_in,
+    previous_result,
+    resume_state,
+    starting_point,
+    was_begun,
+)
 from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
@@ -91,6 +99,7 @@ def train(
     *,
     resume: str | None = None,
     change_objective: bool = False,
+    change_data: bool = False,
     evaluation: FinalEvaluation | SkippedEvaluation | None = None,
     tracker: StartTracker | None = None,
     record: RunRecord | None = None,
@@ -103,6 +112,7 @@ def train(
         resume: a run directory or a checkpoint to continue from; ``"latest"`` for the run in `directory`, ``"auto"``
             for that run or, if there is none, a new one; None for a new run.
         change_objective: whether a resumed run may have another objective or other averages than before.
+        change_data: whether a run that is resumed in its own directory may have other data than before.
         evaluation: of the final samples.
         tracker: starts a service that the run reports to.
         record: what the run directory keeps of how the run was started; by default, the setup.
@@ -118,8 +128,12 @@ def train(
     """
     directory, record = Path(directory), record or RunRecord.from_setup(setup)
     is_main_process = setup.group.is_main_process
-    with exclusive_directory(directory) if is_main_process else removed_if_unused(directory):
-        start, source = starting_point(setup, directory, resume, change_objective)
+    # The main process decides; the directory of another one is not that of the run.
+    is_begun = not is_main_process or was_begun(directory)
+    locked = exclusive_directory(directory) if is_main_process else nullcontext()
+    # A start that is refused leaves no directory, which would later look like a run that was killed at its start.
+    with nullcontext() if is_main_process and is_begun else removed_if_unused(directory), locked:
+        start, source = starting_point(setup, directory, resume, change_objective, change_data, is_begun)
         setup = _with_init(setup, start)
         result = previous_result(directory, start.images_seen, setup.training_config)
         if result is not None:
@@ -127,7 +141,12 @@ def train(
                 f"run: {directory}\nRun complete: {start.images_seen:,} images. To continue, set trainer.images higher."
             )
             return result
+        for line in describe_changes(start, setup):
+            print(line)
         is_own = resume in RESUME_IN_PLACE
+        if resume == "latest" and not list_checkpoints(directory / "checkpoints"):
+            begin = source or "the beginning"
+            print(f"resume: the run was stopped before its first checkpoint; it starts again from {begin}")
         resumed_at = start.images_seen if source or is_own else None
         open_run = RunDirectory(directory, resumed_at, None if is_own else source) if is_main_process else nullcontext()
         with open_run as run:
@@ -148,7 +167,7 @@ def _with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
 def removed_if_unused(directory: Path) -> Iterator[None]:
     """Delete the directory on leaving, if it holds nothing but logs.
 
-    Hydra makes such a directory for each process; those other than the main one keep nothing in theirs.
+    Hydra makes such a directory for each process; those other than the main one, and a refused start, keep nothing.
     """
     try:
         yield

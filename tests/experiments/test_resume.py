@@ -22,7 +22,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, load_che
 from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json
 from experiments.config import build
 from experiments.sampling import draw
-from experiments.training import resume
+from experiments.training import changes, resume
 from experiments.training.record import record_at
 from experiments.training.setup import TrainingSetup
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = experiment.objective.timestep_sampler.empty_history().appended(np.arange(3), np.arange(1.0, 4.0))
     notes = {
         "averages": [profile_options(profile) for profile in experiment.ema.profiles],
-        "trained_for": resume.objective_notes(experiment),
+        "trained_for": changes.objective_notes(experiment),
     }
     checkpoint = Checkpoint(64, experiment.model, 0, replace(state, updates=1), notes, history)
     save_checkpoint(path := tmp_path_factory.mktemp("run"), checkpoint)

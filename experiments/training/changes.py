@@ -1,0 +1,145 @@
+"""What differs between a checkpoint and the setup that resumes it.
+
+Another process, objective, average or data set gives the stored weights another meaning, so it is an error when a run
+is resumed in its own directory, unless `change_objective` or `change_data` allows it. A run that starts from the
+checkpoint of another run may have other data, but says so. Other options of the optimiser are allowed, and named.
+
+Everything is compared by value: a schedule or an option that is only written differently is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.registry import complete_options
+from diffusion_core.common.text import pluralize
+from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
+from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_core.runs.checkpoint import Checkpoint
+from diffusion_core.runs.training_record import DataRecord
+from experiments.training.record import data_record
+from experiments.training.setup import TrainingSetup
+
+__all__ = ["changed_objective", "check_data", "check_process", "describe_changes", "objective_notes"]
+
+# By key of `objective_notes`: the functions that the option selects by name.
+_REGISTRIES: Mapping[str, Mapping[str, Any]] = {
+    "process.weighting": WEIGHTINGS,
+    "process.timestep_sampling": TIMESTEP_SAMPLERS,
+}
+_SHOWN = 3
+
+
+def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
+    """Return by configuration key what determines the losses of a run, in addition to its network and its process."""
+    options = {f"process.{name}": value for name, value in setup.objective.options.items()}
+    return options | {f"data.{name}": getattr(setup.loader, name) for name in ("flip", "augment")}
+
+
+def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
+    """Return by key what a checkpoint was trained with and what is given now; keys that it does not note are equal."""
+    stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
+    pairs = {name: (stored[name], current.get(name)) for name in stored}
+    return {
+        name: (one, other) for name, (one, other) in pairs.items() if _complete(name, one) != _complete(name, other)
+    }
+
+
+def _complete(name: str, value: Any) -> Any:
+    """Return a value in a form that is equal for equal values."""
+    if name in _REGISTRIES and isinstance(value, Mapping):
+        value = complete_options(_REGISTRIES[name], value)
+    return _normal(value)
+
+
+def _normal(value: Any) -> Any:
+    """Return plain data with sequences as tuples, so that a list read from a file equals the tuple that it was."""
+    if isinstance(value, Mapping):
+        return {key: _normal(item) for key, item in value.items()}
+    return tuple(map(_normal, value)) if isinstance(value, list | tuple) else value
+
+
+def check_process(checkpoint: Checkpoint, setup: TrainingSetup, source: Path) -> None:
+    """Refuse another process than that of the checkpoint."""
+    for name, (stored, current) in checkpoint.model.process_differences(setup.model).items():
+        raise DuetError(
+            f"resume: {source} was trained with process.{name} {_text(stored)}, but {_text(current)} was given; give "
+            f"what it was trained with, or start a new run"
+        )
+
+
+def check_data(
+    checkpoint: Checkpoint, setup: TrainingSetup, directory: Path, source: Path, change_data: bool = False
+) -> None:
+    """Refuse to resume a run in its own directory on other data, unless `change_data` allows it."""
+    if change_data or checkpoint.training is None or not _is_own(directory, source):
+        return
+    if difference := _data_difference(checkpoint.training.data, data_record(setup)):
+        raise DuetError(
+            f"resume: {source} was trained on {difference}; give the data that it was trained on, or allow the change "
+            f"with change_data=true, or start from it in another directory with resume={source} hydra.run.dir=DIR"
+        )
+
+
+def _is_own(directory: Path, source: Path) -> bool:
+    """Return whether a checkpoint belongs to the run in this directory."""
+    return Path(directory).resolve() in Path(source).resolve().parents
+
+
+def describe_changes(checkpoint: Checkpoint, setup: TrainingSetup) -> list[str]:
+    """Return one line for each allowed change since a checkpoint: data, optimiser, learning rate, batch."""
+    record = checkpoint.training
+    if record is None:
+        return []
+    lines = []
+    if difference := _data_difference(record.data, data_record(setup)):
+        lines.append(f"data changed: trained so far on {difference}")
+    batch = {"batch": setup.training_config.batch}
+    for group, stored, current in (
+        ("optimiser", record.optimiser, asdict(setup.adam)),
+        ("lr", record.learning_rate, asdict(setup.learning_rate)),
+        ("trainer", {} if record.batch is None else {"batch": record.batch}, batch),
+    ):
+        changed = [name for name in stored if name in current and _normal(stored[name]) != _normal(current[name])]
+        if changed:
+            pairs = (f"{group}.{name} was {_text(stored[name])} and is now {_text(current[name])}" for name in changed)
+            lines.append(f"changed: {', '.join(pairs)}")
+    return lines
+
+
+def _data_difference(stored: DataRecord, current: DataRecord) -> str:
+    """Return what two data sets are and how they differ; an empty text if they are the same."""
+    if stored.sha256 == current.sha256:
+        return ""
+    text = f"{_describe(stored)}, but {_describe(current)} was given"
+    if stored.class_names != current.class_names:
+        return f"{text}; {_class_difference(stored.class_names, current.class_names)}"
+    if (stored.images, stored.name, stored.part) == (current.images, current.name, current.part):
+        return f"{text}, which has the same number of images but another content"
+    return text
+
+
+def _describe(data: DataRecord) -> str:
+    count = len(data.class_names)
+    facts = [pluralize(data.images, "image"), f"{count:,} class{'' if count == 1 else 'es'}"]
+    facts += [f"part {data.part}"] if data.part is not None else []
+    return f"{data.name} ({', '.join(facts)}, hash {data.sha256[:8]})"
+
+
+def _class_difference(stored: Sequence[str], current: Sequence[str]) -> str:
+    """Return what has become of the classes."""
+    pairs = enumerate(zip_longest(stored, current, fillvalue="no class"))
+    changes = [f"class {k}: {one} -> {other}" for k, (one, other) in pairs if one != other]
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return ", ".join(changes[:_SHOWN]) + more
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
