@@ -33,7 +33,9 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         reader = tf.train.load_checkpoint(str(path))
         types = reader.get_variable_to_dtype_map()
         # Strings hold the object graph of the checkpoint, not variables.
-        return {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
+        arrays = {name: np.asarray(reader.get_tensor(name)) for name in sorted(types) if types[name] != tf.string}
+        # NumPy has no bfloat16 and no float8; TensorFlow gives them as types of another package.
+        return {name: a.astype(np.float32) if a.dtype.kind == "V" else a for name, a in arrays.items()}
     except Exception as error:  # TensorFlow raises many types for a missing or corrupted file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "; a file of PyTorch is read with backend=torch" if Path(path).suffix in (".pt", ".pth", ".bin") else ""

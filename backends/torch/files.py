@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +25,13 @@ __all__ = ["export", "load_export", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
-    """Return the arrays of a state dict that `torch.save` wrote, by name. Only tensors are unpickled, never code.
+    """Return the tensors in a file that `torch.save` wrote, by name. Only tensors are unpickled, never code.
+
+    The tensors of nested mappings and lists, as in ``{"model": {...}, "ema": {...}, "step": 5}``, have joined names:
+    ``model.conv.weight``, or ``0.conv.weight`` in a list.
 
     Raises:
-        DuetError: if the file cannot be read, or is not a mapping of names to tensors.
+        DuetError: if the file cannot be read, or holds no tensors.
     """
     try:
         with open_regular(path) as file:
@@ -34,23 +40,46 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         hint = "; a checkpoint of TensorFlow is read with backend=tf" if Path(f"{path}.index").exists() else ""
         raise DuetError(f"{path}: it cannot be read ({error.strerror or error}){hint}") from error
     except pickle.UnpicklingError as error:  # its message advises to disable this check
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise DuetError(
-            f"{path}: this is not a PyTorch state dict, or it holds objects that run code when they are read; if you "
-            f"trust the file, save its state dict alone, with torch.save or safetensors"
+            f"{path}: this is not a PyTorch state dict, or it holds objects that run code when they are read"
+            f"{f' ({found.group(1)})' if found else ''}; if you trust the file, save its state dict alone, as in: "
+            f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
         ) from error
     except Exception as error:  # the zip reader raises many types, depending on where the file is corrupted
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DuetError(f"{path}: this is not a PyTorch state dict ({reason})") from error
-    if not isinstance(content, dict) or not content:
-        raise DuetError(f"{path}: it holds a {type(content).__name__}; a state dict is a mapping of names to tensors")
-    arrays = {}
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise DuetError(f"{path}: {name!r} is a {type(value).__name__}; a state dict has a tensor for each name")
-        # NumPy has no bfloat16.
-        value = value.float() if value.dtype == torch.bfloat16 else value
-        arrays[name] = np.ascontiguousarray(value.detach().numpy())
+    arrays: dict[str, NDArray] = {}
+    try:
+        _collect("", content, arrays, path)
+    except RecursionError as error:
+        raise DuetError(f"{path}: it is nested too deeply for a state dict") from error
+    if not arrays:
+        raise DuetError(f"{path}: it holds no tensors; a state dict is a mapping of names to tensors")
     return arrays
+
+
+def _collect(name: str, value: Any, arrays: dict[str, NDArray], path: str | Path) -> None:
+    """Add the tensors of nested mappings and lists under names joined by points; numbers and text have no tensors."""
+    if isinstance(value, torch.Tensor):
+        if name in arrays:
+            raise DuetError(f"{path}: two of its tensors have the name {name}")
+        arrays[name] = _to_numpy(name, value.detach(), path)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _collect(f"{name}.{key}" if name else str(key), part, arrays, path)
+    elif isinstance(value, list | tuple):
+        for position, part in enumerate(value):
+            _collect(f"{name}.{position}" if name else str(position), part, arrays, path)
+
+
+def _to_numpy(name: str, value: torch.Tensor, path: str | Path) -> NDArray:
+    if value.layout != torch.strided or value.is_quantized:
+        raise DuetError(f"{path}: {name} is a sparse or quantised tensor; only plain ones are read")
+    # NumPy has no bfloat16 and no float8.
+    if value.dtype.is_floating_point and value.dtype not in (torch.float16, torch.float32, torch.float64):
+        value = value.float()
+    return np.asarray(value.resolve_conj().resolve_neg().numpy(), order="C")
 
 
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:

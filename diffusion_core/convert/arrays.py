@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_npz, read_json, read_safetensors
 
-__all__ = ["Reader", "read_arrays", "read_config"]
+__all__ = ["Reader", "describe_folder", "read_arrays", "read_config"]
 
 # Reads a file in a framework's own format, as `Backend.read_arrays` does.
 Reader = Callable[[Path], dict[str, NDArray]]
@@ -28,12 +29,28 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
             f"{path}: reading a pickle runs code, so Duet refuses it; if you trust the file, convert it to plain "
             f"weights, as in: safetensors.torch.save_file(pickle.load(file)['ema'].state_dict(), 'weights.safetensors')"
         )
-    if path.suffix not in (".safetensors", ".npz"):
+    is_plain = path.suffix in (".safetensors", ".npz")
+    # The path of a TensorFlow checkpoint is the prefix of several files, or a folder with a file of this name.
+    parts = [] if is_plain or not path.parent.is_dir() else path.parent.glob(f"{glob.escape(path.name)}.*")
+    if not path.exists() and not any(parts):
+        raise DuetError(f"{path}: it cannot be read (No such file or directory); {describe_folder(path.parent)}")
+    if path.is_dir() and not (path / "checkpoint").exists():
+        raise DuetError(f"{path}: it is a directory; give a file: {describe_folder(path)}")
+    if not is_plain:
         return framework(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     with open_npz(path) as file:
         return dict(file)
+
+
+def describe_folder(folder: Path, shown: int = 8) -> str:
+    """Return what a folder holds, for an error about a file that is not there."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{folder} holds {', '.join(names[:shown]) or 'nothing'}{more}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

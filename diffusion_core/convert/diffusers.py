@@ -35,7 +35,9 @@ from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.convert.arrays import Reader, read_arrays, read_config
+from diffusion_core.convert.arrays import Reader, describe_folder, read_config
+from diffusion_core.convert.diffusers_files import WeightFiles, find_weight_files
+from diffusion_core.convert.diffusers_process import FIXED, PREDICTIONS, describe_sampler, read_process
 from diffusion_core.convert.names import (
     DENSE_1X1,
     SAME,
@@ -50,6 +52,7 @@ from diffusion_core.convert.names import (
     siblings,
     write_weights,
 )
+from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec, lower
 from diffusion_core.networks.blocks import Attention, GroupNorm
@@ -92,6 +95,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "class_embed_type": (None,),
 }
+# What EMAModel adds to the configuration of the network that it averages.
+_AVERAGING = (
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+    "foreach", "model_cls", "model_config",
+)  # fmt: skip
 # The block types of each direction: whether they have attention, and how they resample unless the file says it.
 _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
     "down": {
@@ -107,36 +115,6 @@ _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
 }
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _TIME = {"default": "add", "scale_shift": "scale_shift"}
-# The schedulers whose process is DDPM's, x_t = alpha_t x_0 + sigma_t eps at integer t, with their default first and
-# last beta. How they sample does not matter here.
-_SCHEDULERS: dict[str, tuple[float, float]] = {
-    "DDPMScheduler": (1e-4, 0.02),
-    "DDPMParallelScheduler": (1e-4, 0.02),
-    "DDIMScheduler": (1e-4, 0.02),
-    "DDIMParallelScheduler": (1e-4, 0.02),
-    "DDIMInverseScheduler": (1e-4, 0.02),
-    "PNDMScheduler": (1e-4, 0.02),
-    "DEISMultistepScheduler": (1e-4, 0.02),
-    "DPMSolverMultistepScheduler": (1e-4, 0.02),
-    "DPMSolverMultistepInverseScheduler": (1e-4, 0.02),
-    "DPMSolverSinglestepScheduler": (1e-4, 0.02),
-    "SASolverScheduler": (1e-4, 0.02),
-    "UniPCMultistepScheduler": (1e-4, 0.02),
-    "EulerDiscreteScheduler": (1e-4, 0.02),
-    "EulerAncestralDiscreteScheduler": (1e-4, 0.02),
-    "LMSDiscreteScheduler": (1e-4, 0.02),
-    "HeunDiscreteScheduler": (0.00085, 0.012),
-    "KDPM2DiscreteScheduler": (0.00085, 0.012),
-    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012),
-}
-# Entries that change the process of a scheduler unless they have one of these values.
-_SAME_PROCESS: dict[str, tuple[Any, ...]] = {
-    "trained_betas": (None,),
-    "rescale_betas_zero_snr": (False, None),
-    "use_flow_sigmas": (False, None),
-    "timestep_type": ("discrete",),
-}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _RESIDUAL = {"norm0": "norm1", "conv0": "conv1", "time": "time_emb_proj", "norm1": "norm2", "conv1": "conv2"}
 _LEAVES = {
     **{f"{ours}": f".{theirs}" for ours, theirs in _RESIDUAL.items()},
@@ -149,10 +127,6 @@ _LEAVES = {
 # The names of attention layers until 2023.
 _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# The variances that DDPMScheduler and Duet share, apart from learned_range. Its "learned" is not a logarithm, unlike
-# Duet's.
-FIXED = ("fixed_small", "fixed_large")
-
 
 def import_diffusers(
     path: Path,
@@ -161,44 +135,74 @@ def import_diffusers(
     *,
     image_size: int | None = None,
     null_class: str = "zero",
+    variant: str | None = None,
+    key: str | None = None,
 ) -> Imported:
     """Import a `UNet2DModel` or `DDPMPipeline` directory.
 
+    The folder `unet_ema`, which the training script of diffusers writes next to `unet`, is its moving average.
+
     Args:
-        path: the directory.
+        path: the directory, or a file of weights next to its config.json.
         read: reads `.bin` weights.
         process: see `names.make_model`; None takes the pipeline's, or that of DDPM.
         image_size: height and width in pixels, for a configuration without sample_size.
         null_class: ``"zero"``, or ``"last"`` if the last row of the class table was trained to mean "no class".
+        variant: which of several files, as in "fp16"; see `diffusers_files`.
+        key: which network of a file that holds several, see `state_dicts`.
 
     Raises:
         DuetError: if something is missing, does not fit, or cannot be expressed by a `UNetSpec`.
     """
-    is_pipeline = (path / "model_index.json").exists()
-    unet = path / "unet" if (path / "unet").is_dir() else path
+    file, folder = (path, path.parent) if path.is_file() else (None, path)
+    is_pipeline = (folder / "model_index.json").exists()
+    if is_pipeline:
+        _check_pipeline(read_config(folder / "model_index.json"), str(folder / "model_index.json"))
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
     if not (unet / "config.json").exists():
         raise DuetError(
             f"{path}: this is neither a UNet2DModel (config.json) nor a DDPMPipeline (model_index.json, "
-            f"unet/config.json)"
+            f"unet/config.json); {describe_folder(unet)}"
         )
     spec = read_spec(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
     own, sampler, variance = None, "", "fixed"
     if is_pipeline:
-        folder = path / "scheduler" if (path / "scheduler").is_dir() else path
-        file = folder / "scheduler_config.json"
-        config = read_config(file)
-        own, sampler = _read_process(config, str(file)) if process is None else None, _describe_sampler(config)
+        scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+        file_of_it = scheduler / "scheduler_config.json"
+        config = read_config(file_of_it)
+        own, sampler = read_process(config, str(file_of_it)) if process is None else None, describe_sampler(config)
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
             variance = "learned_range"
     model, process_source = make_model(spec, process, own, variance)
-    file = next(
-        (f for suffix in ("safetensors", "bin") if (f := unet / f"{_WEIGHTS}.{suffix}").exists()),
-        unet / f"{_WEIGHTS}.safetensors",
-    )
-    arrays = {_current_name(name): array for name, array in read_arrays(file, read).items()}
-    weights = read_weights(make_name_map(spec, model.program), model.program, arrays, str(file))
-    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{sampler}"
-    return Imported(model, weights, weights, note, process_source)
+    names = make_name_map(spec, model.program)
+
+    def read_one(files: WeightFiles) -> tuple[Weights, Weights | None, str]:
+        arrays = {_current_name(name): array for name, array in files.read(read).items()}
+        what = "a state dict of UNet2DModel"
+        found = choose_state_dicts(arrays, "time_embedding.linear_1.weight", what, files.source, key)
+        weights = read_weights(names, model.program, found.weights, found.source)
+        average = None
+        if found.average is not None:
+            average = read_weights(names, model.program, found.average, found.average_source)
+        return weights, average, f"{files.note}{found.note}"
+
+    files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
+    weights, average, where = read_one(files)
+    if average is None and unet.name == "unet" and (unet.parent / "unet_ema").is_dir():
+        average, _, _ = read_one(find_weight_files(unet.parent / "unet_ema", variant))
+        where += ", with its moving average in unet_ema"
+    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{where}{sampler}"
+    return Imported(model, weights, weights if average is None else average, note, process_source)
+
+
+def _check_pipeline(index: Mapping[str, Any], source: str) -> None:
+    """Refuse pipelines with parts beside the network and the scheduler: its images are not those of the network."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    if other := [name for name in parts if name not in ("unet", "scheduler")]:
+        raise DuetError(
+            f"{source}: this {index.get('_class_name')} has {' and '.join(other)}, which Duet does not have: the "
+            f"network alone does not make its images; path=.../unet imports the network without them"
+        )
 
 
 def read_spec(
@@ -215,6 +219,7 @@ def read_spec(
 
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise refuse("_class_name", "UNet2DModel")
+    config = {name: value for name, value in config.items() if name not in _AVERAGING}
     for name in config:
         if name not in {*_DEFAULTS, *_FIXED, "_class_name"}:
             raise one_of(f"{source}: entry", name, sorted({*_DEFAULTS, *_FIXED}))
@@ -303,47 +308,6 @@ def _resampling(config: Mapping[str, Any], way: str, source: str) -> tuple[list[
             source, name, config[name], f"levels that all resample in the same way, with {way}sample_type {default!r}"
         )
     return [kinds[kind][0] for kind in types], _RESAMPLE[ways.pop()]
-
-
-def _read_process(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """Return the process of a scheduler's configuration.
-
-    Raises:
-        DuetError: names the first entry that Duet's processes cannot express.
-    """
-    advice = "set a process, as in process=eps_linear"
-    kind = config.get("_class_name")
-    if kind not in _SCHEDULERS:
-        raise DuetError(f"{source}: _class_name: {kind!r} was given; Duet does not know its process; {advice}")
-    for name, same in _SAME_PROCESS.items():
-        if config.get(name, same[0]) not in same:
-            raise DuetError(f"{source}: {name}: Duet has no such process; {advice}")
-    prediction, betas = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
-    if prediction not in _PREDICTIONS:
-        raise one_of(f"{source}: prediction_type", prediction, _PREDICTIONS)
-    T, (first, last) = config.get("num_train_timesteps", 1000), _SCHEDULERS[kind]
-    ends = {"beta_start": config.get("beta_start", first), "beta_end": config.get("beta_end", last)}
-    schedules: dict[str, dict[str, Any]] = {
-        "linear": {"name": "linear", "T": T, **ends},
-        "scaled_linear": {"name": "scaled_linear", "T": T, **ends},
-        "squaredcos_cap_v2": {"name": "cosine", "T": T},
-    }
-    if betas not in schedules:
-        raise one_of(f"{source}: beta_schedule", betas, schedules)
-    return {"schedule": schedules[betas], "prediction": _PREDICTIONS[prediction]}
-
-
-def _describe_sampler(config: Mapping[str, Any]) -> str:
-    """Describe how Duet samples like a scheduler's configuration; empty for schedulers other than the ancestral one."""
-    if config.get("_class_name") not in ("DDPMScheduler", "DDPMParallelScheduler"):
-        return ""
-    variance = config.get("variance_type", "fixed_small")
-    unknown = [] if variance in (*FIXED, "learned_range") else [f"variance {variance}"]
-    unknown += ["thresholding"] if config.get("thresholding") else []
-    if unknown:
-        return f"; its sampler is sampler=ddpm, but Duet does not have its {' and its '.join(unknown)}"
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    return f"; its sampler is sampler=ddpm sampler.variance={variance} sampler.clip={'null' if clip is None else clip}"
 
 
 def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
@@ -520,10 +484,10 @@ def _block_type(way: str, attends: bool, resample: str) -> str:
 
 def _make_scheduler(model: DiffusionModel, variance: str, clip: float | None) -> dict[str, Any]:
     """Return the configuration of a `DDPMScheduler`."""
-    prediction = next((theirs for theirs, ours in _PREDICTIONS.items() if ours == model.prediction), None)
+    prediction = next((theirs for theirs, ours in PREDICTIONS.items() if ours == model.prediction), None)
     if prediction is None:
         raise DuetError(
-            f"process.prediction: {model.prediction} was given; DDPMScheduler has {', '.join(_PREDICTIONS.values())}"
+            f"process.prediction: {model.prediction} was given; DDPMScheduler has {', '.join(PREDICTIONS.values())}"
         )
     schedule = model.process.schedule
     if not schedule.variance_preserving:

@@ -41,10 +41,15 @@ from diffusion_core.convert.names import (
     name_map,
     read_weights,
 )
+from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks.weights import Weights
 
 __all__ = ["import_edm", "make_name_map", "read_spec"]
 
+_WHAT = "a state dict of SongUNet or DhariwalUNet"
+# Of a preconditioning; they do not belong to the network.
+_CONSTANTS = ("u", "sigma_min", "sigma_max")
 _LEAVES = {
     "norm0": ".norm0",
     "conv0": ".conv0",
@@ -64,6 +69,7 @@ def import_edm(
     head_channels: int = 64,
     norm_groups: int = 32,
     dropout: float = 0.0,
+    key: str | None = None,
 ) -> Imported:
     """Import a state dict of SongUNet or DhariwalUNet, also with the prefix `model.` of a preconditioning.
 
@@ -74,31 +80,39 @@ def import_edm(
         head_channels: channels per head of DhariwalUNet; SongUNet has one head.
         norm_groups: maximal number of groups of a GroupNorm; a group has at least 4 channels.
         dropout: of training, which the weights do not determine; to continue training a preset, use its dropout.
+        key: which network of a file that holds several, see `state_dicts`.
 
     Raises:
         DuetError: if the file does not fit, or is a pickle with code.
     """
-    arrays = {name.removeprefix("model."): a for name, a in read_arrays(path, read).items()}
-    spec = read_spec(arrays, str(path), head_channels, norm_groups=norm_groups, dropout=dropout)
-    model, process_source = make_model(spec, process, _read_process(arrays))
-    filters = [name for name in arrays if name.endswith(".resample_filter")]
-    # Constants of a preconditioning, which do not belong to the network.
-    constants = [name for name in arrays if name in ("u", "sigma_min", "sigma_max")]
+    everything = read_arrays(path, read)
+    found = choose_state_dicts(everything, "map_layer0.weight", _WHAT, str(path), key, _CONSTANTS)
+    arrays = found.weights
+    spec = read_spec(arrays, found.source, head_channels, norm_groups=norm_groups, dropout=dropout)
+    # The constants of a preconditioning stand next to the network, or among its arrays if that has no prefix.
+    u = everything.get(f"{found.prefix.removesuffix('model.')}u", arrays.get("u"))
+    model, process_source = make_model(spec, process, _read_process(u))
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, arrays, str(path), extras=(*filters, *constants))
+
+    def read_one(arrays: Arrays, source: str) -> Weights:
+        extras = [name for name in arrays if name.endswith(".resample_filter") or name in _CONSTANTS]
+        return read_weights(names, model.program, arrays, source, extras)
+
+    weights = read_one(arrays, found.source)
+    average = weights if found.average is None else read_one(found.average, found.average_source)
     which = "SongUNet" if _is_song(arrays) else "DhariwalUNet"
-    if process is None and "u" not in arrays:
+    if process is None and u is None:
         process_source = (
             "assumed to be EDM's, since these files do not say it; set process=vp_sde, ve_sde or iddpm for another"
         )
-    note = f"the {which} of EDM, whose raw output F is equal"
-    return Imported(model, weights, weights, note, process_source)
+    note = f"the {which} of EDM, whose raw output F is equal{found.note}"
+    return Imported(model, weights, average, note, process_source)
 
 
-def _read_process(arrays: Arrays) -> dict[str, Any]:
-    """Return the process of a state dict: iDDPM's, whose constants determine its number of levels, or EDM's."""
-    if "u" in arrays:
-        return {"schedule": {"name": "cosine", "T": len(arrays["u"]) - 1}, "prediction": "iddpm"}
+def _read_process(u: NDArray | None) -> dict[str, Any]:
+    """Return the process of a state dict: iDDPM's, whose noise levels u determine their number, or EDM's."""
+    if u is not None:
+        return {"schedule": {"name": "cosine", "T": len(u) - 1}, "prediction": "iddpm"}
     return {"schedule": {"name": "edm"}, "prediction": "edm", "sigma_data": 0.5}
 
 
@@ -243,12 +257,15 @@ def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
 
 
 def _class_table(classes: int) -> Layout:
-    """Return the layout of a dense layer on one-hot labels times sqrt(K), as a table whose last row is "no class"."""
+    """Return the layout of a dense layer on one-hot labels times sqrt(K), as a table whose last row is "no class".
+
+    The table stays float64: sqrt(K) W + b is no float32 where W and b are.
+    """
     scale = math.sqrt(classes)
 
     def to_duet(weight: NDArray, bias: NDArray) -> NDArray:
         rows = weight.astype(np.float64).T * scale + bias
-        return np.concatenate([rows, bias[None]]).astype(weight.dtype)
+        return np.concatenate([rows, bias[None]])
 
     def from_duet(table: NDArray) -> tuple[NDArray, NDArray]:
         return ((table[:-1] - table[-1]) / scale).T, table[-1]

@@ -35,10 +35,12 @@ from diffusion_core.convert.names import (
     name_map,
     read_weights,
 )
+from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.networks import Node, Program, UNetSpec
 
 __all__ = ["import_guided_diffusion", "make_name_map", "read_spec"]
 
+_ANCHOR, _WHAT = "input_blocks.0.0.weight", "a state dict of guided-diffusion's UNetModel"
 # Head by head, or all of q first; these projects have no other order.
 _ORDERS = ("heads", "qkv")
 _LEAVES = {
@@ -67,6 +69,7 @@ def import_guided_diffusion(
     dropout: float = 0.0,
     rescale_timesteps: bool = False,
     ema: str | None = None,
+    key: str | None = None,
 ) -> Imported:
     """Import a state dict of `UNetModel`.
 
@@ -83,6 +86,7 @@ def import_guided_diffusion(
         rescale_timesteps: whether the network was trained on t 1000/T. The default is that of guided-diffusion; use
             True for networks of improved-diffusion.
         ema: a second file with the moving average.
+        key: which network of a file that holds several, see `state_dicts`.
 
     Raises:
         DuetError: if a file or an option does not fit.
@@ -98,10 +102,10 @@ def import_guided_diffusion(
         raise DuetError(
             "source.rescale_timesteps, process.time_scale: both were given; they set the same number, so give one"
         )
-    arrays = read_arrays(path, read)
+    found = choose_state_dicts(read_arrays(path, read), _ANCHOR, _WHAT, str(path), key)
     spec = read_spec(
-        arrays,
-        str(path),
+        found.weights,
+        found.source,
         image_size=image_size,
         **({"head_channels": head_channels} if heads is None else {"heads": heads}),
         qkv_order=qkv_order,
@@ -114,12 +118,16 @@ def import_guided_diffusion(
     if rescale_timesteps:
         model = replace(model, time_scale=1000 / model.process.schedule.steps)
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, arrays, str(path))
-    average = weights
+    weights = read_weights(names, model.program, found.weights, found.source)
+    average, average_source = found.average, found.average_source
     if ema is not None:
-        average = read_weights(names, model.program, read_arrays(Path(ema), read), ema)
-    note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}"
-    return Imported(model, weights, average, note, process_source)
+        second = choose_state_dicts(read_arrays(Path(ema), read), _ANCHOR, _WHAT, ema, key)
+        average, average_source = (
+            (second.weights, second.source) if second.average is None else (second.average, second.average_source)
+        )
+    averaged = weights if average is None else read_weights(names, model.program, average, average_source)
+    note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}{found.note}"
+    return Imported(model, weights, averaged, note, process_source)
 
 
 def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:

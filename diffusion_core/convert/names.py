@@ -27,7 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.networks.weights import Weights, shape_mismatches
+from diffusion_core.networks.weights import Weights, describe_mismatches
 
 __all__ = [
     "CONV1D",
@@ -55,6 +55,8 @@ Arrays = Mapping[str, NDArray]
 # The process of files that do not state theirs.
 DDPM: Mapping[str, Any] = {"schedule": {"name": "linear", "T": 1000}, "prediction": "eps"}
 ASSUMED = "assumed to be DDPM's, since these files do not say it; set process=NAME for another"
+# How many names an error lists.
+_SHOWN = 5
 _COMPLETE = "start from a complete process, as in process=eps_linear"
 
 
@@ -215,28 +217,32 @@ def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, 
         extras: names that may be present and are not read.
 
     Raises:
-        DuetError: names the first mismatch (a missing name, a shape, a type or an unused name) and counts the rest.
+        DuetError: names the first mismatch of each kind (a missing name, a shape, a type, an unused name) and counts
+            the others, or names the arrays that hold NaN or infinity.
     """
     wanted = {
         name: array.shape
         for p in program.parameters
         for name, array in zip(names[p.name].names, names[p.name].layout.from_duet(_empty(p.shape)), strict=True)
     }
-    mismatches = shape_mismatches(wanted, arrays)
-    mismatches += [
-        f"{name}: the network needs floating-point values, but {arrays[name].dtype} was given"
-        for name in wanted
-        if name in arrays and arrays[name].dtype.kind != "f"
-    ]
-    mismatches += [f"{name}: no parameter of the network uses it" for name in arrays if name not in {*wanted, *extras}]
-    if mismatches:
-        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
-        raise DuetError(f"{source}: {mismatches[0]}{more}")
+    unused = "no parameter of the network uses it"
+    if mismatches := describe_mismatches(wanted, arrays, frozenset(extras), unused, floating=True):
+        raise DuetError(f"{source}: {mismatches}")
+    _check_finite({name: arrays[name] for name in wanted}, source)
     weights = {}
     for p in program.parameters:
         array = names[p.name].layout.to_duet(*[_at_least_float32(arrays[name]) for name in names[p.name].names])
         weights[p.name] = np.ascontiguousarray(array)
     return weights
+
+
+def _check_finite(arrays: Arrays, source: str) -> None:
+    """Refuse arrays that hold NaN or infinity: a network with one such weight computes nothing."""
+    bad = {name: a.size - int(np.count_nonzero(np.isfinite(a))) for name, a in arrays.items()}
+    if bad := {name: count for name, count in bad.items() if count}:
+        shown = [f"{name} ({count} of {arrays[name].size} values)" for name, count in list(bad.items())[:_SHOWN]]
+        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise DuetError(f"{source}: these arrays hold NaN or infinity: {', '.join(shown)}{more}; import another file")
 
 
 def write_weights(names: NameMap, weights: Weights) -> dict[str, NDArray]:

@@ -44,7 +44,7 @@ References:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,6 +58,7 @@ from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, 
 from diffusion_core.diffusion.plot import plot_schedule
 
 __all__ = [
+    "LISTED",
     "SCHEDULES",
     "AnySchedule",
     "Schedule",
@@ -71,6 +72,7 @@ __all__ = [
     "jsd",
     "laplace",
     "linear",
+    "listed",
     "make_schedule",
     "plain_as_written",
     "quadratic",
@@ -282,6 +284,21 @@ def from_betas(betas: ArrayLike, name: str = "betas") -> Schedule:
     return Schedule(name, np.exp(0.5 * log_alphas_cumprod), np.sqrt(-np.expm1(log_alphas_cumprod)))
 
 
+def listed(betas: Sequence[float], T: int | None = None) -> Schedule:
+    """Return the schedule with these betas, as a file of another project may state them ("trained_betas").
+
+    Raises:
+        DuetError: if T is given and differs from their number, or a beta is not in (0, 1).
+    """
+    if T is not None and len(betas) != T:
+        raise DuetError(f"schedule.T: {T} was given with {len(betas)} betas; leave T out, or give as many betas")
+    if not 2 <= len(betas) <= MAX_LEVELS:
+        raise DuetError(
+            f"schedule.betas: {len(betas)} betas were given; it must have at least 2 and at most {MAX_LEVELS}"
+        )
+    return from_betas(betas, "betas")
+
+
 def from_alphas_cumprod(
     alphas_cumprod: Callable[[Array], Array], T: int, name: str, max_beta: float = 0.999
 ) -> Schedule:
@@ -436,6 +453,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "flow": flow,
     "plain_as_written": plain_as_written,
 }
+# Schedules that are nothing without their options.
+LISTED: dict[str, Callable[..., Schedule]] = {"betas": listed}
 
 
 def with_log_snr_shift(schedule: AnySchedule, by: float) -> AnySchedule:
@@ -531,7 +550,7 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
     """Make a schedule, a table or continuous, by its name.
 
     Args:
-        name: a name of `SCHEDULES` or `CONTINUOUS`.
+        name: a name of `SCHEDULES` or `CONTINUOUS`, or "betas" for a list of betas.
         options: of the schedule, such as T, and those of `transformed`.
 
     Raises:
@@ -545,7 +564,7 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
         >>> make_schedule("linear", zero_terminal_snr=True).alpha[-1].item()
         0.0
     """
-    known = SCHEDULES | CONTINUOUS
+    known = SCHEDULES | CONTINUOUS | LISTED
     T = options.get("T", 2)
     if isinstance(T, int) and not 2 <= T <= MAX_LEVELS:
         raise DuetError(f"schedule.T: {T} was given; it must be at least 2 and at most {MAX_LEVELS}")

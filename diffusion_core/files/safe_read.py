@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
-from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.files.small_floats import WIDENED
 
 __all__ = [
     "check_safetensors",
@@ -56,6 +57,11 @@ _CHUNK, _MAX_ARCHIVE = 1 << 20, 1 << 35
 _MAX_HEADER = 100_000_000
 # Kinds of NumPy types for plain numbers and text. Objects would be pickles, and Duet has no record types.
 _KINDS = "biufcUS"
+# The types of safetensors that NumPy has.
+_SAFETENSORS = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "C64": "<c8",
+}  # fmt: skip
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
 
 
@@ -186,12 +192,25 @@ def read_json(path: str | Path, problem: str = "it is not JSON") -> Any:
 def read_safetensors(path: str | Path, max_bytes: int | None = None) -> dict[str, NDArray]:
     """Return the arrays of a safetensors file of at most `max_bytes` bytes, by name.
 
+    Arrays of bfloat16 and float8, which NumPy does not have, become float32 without rounding.
+
     Raises:
         DuetError: if it cannot be read, is larger, or is not a safetensors file.
     """
     check_safetensors(path)
     with file_errors(path, "it is not a safetensors file"):
-        return tensors.load(read_bytes(path, max_bytes))
+        return {name: _tensor(name, **tensor) for name, tensor in safetensors.deserialize(read_bytes(path, max_bytes))}
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int], data: bytearray) -> NDArray:
+    if dtype in WIDENED:
+        return WIDENED[dtype](data).reshape(shape)
+    if dtype not in _SAFETENSORS:
+        raise DuetError(
+            f"{name} has the type {dtype}; only {', '.join([*_SAFETENSORS, *WIDENED])} are read, so save it as "
+            "one of these first"
+        )
+    return np.frombuffer(data, _SAFETENSORS[dtype]).reshape(shape)
 
 
 def check_safetensors(path: str | Path) -> None:

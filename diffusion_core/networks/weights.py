@@ -6,8 +6,9 @@ start with the same bits, in every framework. Weights are drawn in float64 and c
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,10 +22,10 @@ __all__ = [
     "Weights",
     "check_finite",
     "check_weights",
+    "describe_mismatches",
     "hash_weights",
     "initial_weights",
     "parameter_count",
-    "shape_mismatches",
 ]
 
 Weights = dict[str, NDArray]
@@ -69,18 +70,54 @@ def parameter_count(program: Program) -> int:
     return sum(p.size for p in program.trained)
 
 
-def shape_mismatches(wanted: Mapping[str, tuple[int, ...]], arrays: Mapping[str, NDArray]) -> list[str]:
-    """Return one line per wanted name that is missing, then one per array of another shape."""
-    lines = [
-        f"{name}: the network needs shape {shape}, but it is missing"
-        for name, shape in wanted.items()
-        if name not in arrays
+def describe_mismatches(
+    wanted: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, NDArray],
+    extras: Container[str] = (),
+    unused: str = "no parameter of the network has this name",
+    floating: bool = False,
+) -> str:
+    """Return how arrays differ from what a network needs, in one line; empty if they fit.
+
+    Each kind of mismatch (a missing name, another shape, no floating-point values, an unused name) is shown by its
+    first case with the number of others. A missing and an unused name come with the most similar name of the other
+    kind, since the two are often one name in two spellings.
+
+    Args:
+        wanted: the shapes by name.
+        arrays: the arrays by name.
+        extras: names that may be present and are not needed.
+        unused: what is said of a name that is not needed.
+        floating: whether integers are a mismatch.
+    """
+    missing = [name for name in wanted if name not in arrays]
+    spare = [name for name in arrays if name not in wanted and name not in extras]
+    kinds = [
+        [f"{name}: the network needs shape {wanted[name]}, but it is missing" for name in missing],
+        [
+            f"{name}: the network needs shape {shape}, but {tuple(arrays[name].shape)} was given"
+            for name, shape in wanted.items()
+            if name in arrays and tuple(arrays[name].shape) != tuple(shape)
+        ],
+        [
+            f"{name}: the network needs floating-point values, but {arrays[name].dtype} was given"
+            for name in wanted
+            if floating and name in arrays and arrays[name].dtype.kind != "f"
+        ],
+        [f"{name}: {unused}" for name in spare],
     ]
-    return lines + [
-        f"{name}: the network needs shape {shape}, but {tuple(arrays[name].shape)} was given"
-        for name, shape in wanted.items()
-        if name in arrays and tuple(arrays[name].shape) != shape
-    ]
+    hints = [_nearest(missing, spare, "unused"), "", "", _nearest(spare, missing, "missing")]
+    return "; ".join(
+        f"{lines[0]}{hint}" + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
+        for lines, hint in zip(kinds, hints, strict=True)
+        if lines
+    )
+
+
+def _nearest(names: list[str], others: list[str], kind: str) -> str:
+    """Return a hint at the name among `others` that is most similar to the first of `names`; empty without one."""
+    near = difflib.get_close_matches(names[0], others, n=1) if names else []
+    return f" (the nearest {kind} name is {near[0]})" if near else ""
 
 
 def check_weights(
@@ -95,14 +132,11 @@ def check_weights(
         trained: whether they belong to the trained parameters only, as gradients do.
 
     Raises:
-        DuetError: names the first mismatch (a missing name, an unused name or a shape) and counts the rest.
+        DuetError: names the first mismatch of each kind and counts the others, see `describe_mismatches`.
     """
     wanted = {p.name: p.shape for p in (program.trained if trained else program.parameters)}
-    mismatches = shape_mismatches(wanted, weights)
-    mismatches += [f"{name}: no parameter of the network has this name" for name in weights if name not in wanted]
-    if mismatches:
-        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
-        raise DuetError(f"{source}: {mismatches[0]}{more}")
+    if mismatches := describe_mismatches(wanted, weights):
+        raise DuetError(f"{source}: {mismatches}")
 
 
 def check_finite(weights: Mapping[str, NDArray], source: str = "weights", require_finite: bool = True) -> None:

@@ -13,7 +13,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import DATASETS
 from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
-from diffusion_core.diffusion.schedule import SCHEDULES
+from diffusion_core.diffusion.schedule import LISTED, SCHEDULES
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import PROFILES
@@ -48,7 +48,7 @@ _OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "data.options": DATASETS,
     "ema": PROFILES,
     "features": FEATURES,
-    "process.schedule": SCHEDULES | CONTINUOUS,
+    "process.schedule": SCHEDULES | CONTINUOUS | LISTED,
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
     "process.weighting": WEIGHTINGS,
     "sampler": SAMPLERS,

@@ -68,12 +68,20 @@ def describe_process(model: DiffusionModel) -> str:
     """Return the diffusion process of a model in one line."""
     options = {name: value for name, value in model.schedule.items() if name not in ("name", "T")}
     parts = [f"{model.schedule['name']}, {_describe_time(model.process.schedule)}"]
-    parts += [f"{name} {value:g}" for name, value in options.items()]
+    parts += [f"{name} {_describe_value(value)}" for name, value in options.items()]
     parts += [f"{model.prediction} prediction", f"images in {list(model.value_range)}"]
     parts += [f"time_scale {model.time_scale:g}"] if model.time_scale != 1 else []
     parts += [f"sigma_data {model.sigma_data:g}"] if model.prediction == "edm" else []
     parts += [f"variance {model.variance}"] if model.variance != "fixed" else []
     return ", ".join(parts)
+
+
+def _describe_value(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"{value[0]:g} .. {value[-1]:g}"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _describe_time(schedule: AnySchedule) -> str:

@@ -1,0 +1,174 @@
+"""The state dict of a network inside a file that holds more: prefixes, nested mappings, lists, moving averages.
+
+A reader joins the names of nested mappings and lists by points, so that ``{"model": {"conv.weight": w}}`` and
+``{"model.conv.weight": w}`` are the same file. A network then stands under a *prefix*, which is found without a list
+of known ones: each format has one name that all of its networks have, its *anchor*, and whatever precedes the anchor
+is a prefix. What a wrapper writes into the middle of names (`torch.compile`, FSDP) is removed first.
+
+    one prefix                              it is taken
+    two, one of them a moving average       weights and average, in one import
+    more                                    refused with the prefixes; source.key=ema chooses
+
+Two forms of moving averages have no names of their own:
+
+    shadow_params.0 .. N-1     a list in the order of the parameters (torch_ema, score_sde)
+    model_ema.<name>           the names without their points (LitEma of latent-diffusion)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.convert.names import Arrays
+
+__all__ = ["StateDicts", "choose_state_dicts"]
+
+_WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AVERAGE = re.compile(r"ema|averag|shadow|polyak|(^|_)swa", re.IGNORECASE)
+_SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class StateDicts:
+    """The arrays of one network, without their prefix.
+
+    Args:
+        weights: by the names of the format.
+        average: their moving average, or None.
+        prefix: what preceded their names.
+        note: where they stood in the file, for the terminal; empty if nowhere special.
+        source: what errors call the weights: the file, and the prefix if there is one.
+        average_source: what errors call the moving average.
+    """
+
+    weights: Arrays
+    average: Arrays | None
+    prefix: str
+    note: str
+    source: str
+    average_source: str
+
+
+def choose_state_dicts(
+    arrays: Arrays, anchor: str, what: str, source: str, key: str | None = None, known: Iterable[str] = ()
+) -> StateDicts:
+    """Return the state dict of a network, and that of its moving average, among the arrays of a file.
+
+    Args:
+        arrays: all arrays of the file.
+        anchor: a name that every state dict of the format has.
+        what: what the file should be, for errors, as in "a state dict of SongUNet".
+        source: what errors call the file.
+        key: a part of the prefix, as in "ema"; None decides as the module says.
+        known: names outside the state dicts that the caller reads itself.
+
+    Raises:
+        DuetError: if there is none, or several of which none was chosen.
+    """
+    arrays = {_WRAPPERS.sub(r"\1", name): array for name, array in arrays.items()}
+    found = {name.removesuffix(anchor) for name in arrays if name == anchor or name.endswith(f".{anchor}")}
+    if not found:
+        raise DuetError(f"{source}: {anchor} is missing; this is not {what}; it holds {_describe(arrays)}")
+    inner = {prefix: _below(arrays, prefix, found) for prefix in sorted(found, key=lambda p: (len(p), p))}
+    chosen = _with_key(inner, key, source) if key is not None else _without_copies(inner)
+    plain = [prefix for prefix in chosen if not _is_average(prefix)]
+    averages = [prefix for prefix in chosen if _is_average(prefix)]
+    if len(plain) == len(averages) == 1:
+        weights, average = plain[0], chosen[averages[0]]
+        at = averages[0]
+    elif len(chosen) == 1:
+        weights = next(iter(chosen))
+        at, average = _nameless_average(arrays, weights, chosen[weights]) if key is None else ("", None)
+    else:
+        options = " or ".join(f"source.key={prefix.rstrip('.')}" for prefix in chosen)
+        raise DuetError(f"{source}: it holds {len(chosen)} networks; choose one with {options}")
+    return StateDicts(
+        chosen[weights],
+        average,
+        weights,
+        _note(weights, at if average is not None else None, set(arrays) - set(known)),
+        f"{source}, {weights.rstrip('.')}" if weights else source,
+        f"{source}, {at.rstrip('.')}",
+    )
+
+
+def _below(arrays: Arrays, prefix: str, prefixes: Iterable[str]) -> dict[str, NDArray]:
+    """Return the arrays under a prefix, except those under a longer one that starts with it."""
+    longer = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix) and not name.startswith(longer)
+    }
+
+
+def _with_key(inner: Mapping[str, Arrays], key: str, source: str) -> dict[str, Arrays]:
+    """Return the state dicts whose prefix contains a key as whole words between points."""
+    exact = {prefix: inner[prefix] for prefix in inner if prefix.rstrip(".") == key.rstrip(".")}
+    chosen = exact or {prefix: inner[prefix] for prefix in inner if f".{key.rstrip('.')}." in f".{prefix}"}
+    if not chosen:
+        places = ", ".join(prefix.rstrip(".") or "(no prefix)" for prefix in inner)
+        raise DuetError(f"source.key: {key!r} was given, but {source} holds networks only under: {places}")
+    return chosen
+
+
+def _without_copies(inner: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """Leave out what has the same bits as one before it, such as the copy that an averaging wrapper keeps."""
+    chosen: dict[str, Arrays] = {}
+    for prefix, arrays in inner.items():
+        same_kind = (other for p, other in chosen.items() if _is_average(p) == _is_average(prefix))
+        if not any(_equal(arrays, other) for other in same_kind):
+            chosen[prefix] = arrays
+    return chosen
+
+
+def _equal(a: Arrays, b: Arrays) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _is_average(prefix: str) -> bool:
+    words = prefix.rstrip(".").split(".")
+    return any(map(_AVERAGE.search, words)) and not any("online" in word for word in words)
+
+
+def _nameless_average(arrays: Arrays, prefix: str, weights: Arrays) -> tuple[str, dict[str, NDArray] | None]:
+    """Return (where it stands, the moving average) if it is a list of arrays or has names without points."""
+    for name in arrays:
+        if name.endswith("shadow_params.0"):
+            at = name.removesuffix("0")
+            shadow = [arrays.get(f"{at}{i}") for i in range(len(weights))]
+            if (
+                all(b is not None and a.shape == b.shape for a, b in zip(weights.values(), shadow, strict=True))
+                and f"{at}{len(weights)}" not in arrays
+            ):
+                return at, dict(zip(weights, shadow, strict=True))
+    root, _, rest = prefix.partition(".")
+    for at in ("model_ema.", f"{root}_ema."):
+        squeezed = {name: arrays.get(at + (rest + name).replace(".", "")) for name in weights}
+        if all(value is not None for value in squeezed.values()):
+            return at, squeezed
+    return "", None
+
+
+def _note(weights: str, average: str | None, names: Iterable[str]) -> str:
+    note = f", read under {weights.rstrip('.')}" if weights else ""
+    note += f", with its moving average under {average.rstrip('.')}" if average is not None else ""
+    if not weights:
+        return note
+    taken = (weights, average or weights)
+    rest = sorted({name.split(".")[0] for name in names if not name.startswith(taken)})
+    return note + (f"; not read: {', '.join(rest[:_SHOWN])}" if rest else "")
+
+
+def _describe(arrays: Arrays) -> str:
+    """Return the first words of all names, or the first names where there is one word."""
+    words = list(dict.fromkeys(name.split(".")[0] for name in arrays))
+    words = words if len(words) > 1 else list(arrays)
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return f"{', '.join(words[:_SHOWN]) or 'nothing'}{more}"
