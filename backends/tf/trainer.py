@@ -105,7 +105,8 @@ def _variational_bound(b: _Batch, residual: tf.Tensor, variance: tf.Tensor) -> t
     *columns, weight = tf.unstack(b.variational, axis=1)
     offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
     detached = tf.stop_gradient(residual)
-    u, e = offset + scale * variance, error * (detached + mean_gradient * (residual - detached))
+    u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
+    e = error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + tf.math.expm1(-u) + tf.exp(-u) * tf.square(e))
     black, white = b.images < lowest, b.images > highest
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.

@@ -105,7 +105,8 @@ def _variational_bound(b: _Batch, residual: Tensor, variance: Tensor) -> Tensor:
     *columns, weight = b.variational.unbind(1)
     offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
     detached = residual.detach()
-    u, e = offset + scale * variance, error * (detached + mean_gradient * (residual - detached))
+    u = offset + scale * variance if variance.shape[1] else offset  # a fixed variance needs no output
+    e = error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + torch.expm1(-u) + torch.exp(-u) * torch.square(e))
     black, white = b.images < lowest, b.images > highest
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.

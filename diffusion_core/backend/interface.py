@@ -161,9 +161,9 @@ class TrainBatch:
         r    = F - target
         loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
 
-    The bound needs variational columns and the second half of the output channels, F2. In it r~ equals r in value, but
-    its gradient is multiplied by mean_gradient, weight' is the last variational column, and Phi is the normal
-    distribution function::
+    The bound needs variational columns. F2 is the second half of the output channels, or 0 without it. r~ equals r in
+    value, but its gradient is multiplied by mean_gradient, weight' is the last variational column, and Phi is the
+    normal distribution function::
 
         u     = offset + scale F2,    e = error r~
         bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0

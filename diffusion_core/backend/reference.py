@@ -421,7 +421,8 @@ def _variational_bound(batch: TrainBatch, residual: Array, detached: Array, vari
     """Return the weighted variational bound of each image; see `backend.interface.TrainBatch`."""
     *columns, weight = batch.variational.astype(np.float64).T
     offset, scale, error, half_bin, lowest, highest, mean_gradient = (column[:, None, None, None] for column in columns)
-    u, e = offset + scale * variance, error * (detached + mean_gradient * (residual - detached))
+    u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
+    e = error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
     black, white = batch.images < lowest, batch.images > highest

@@ -1,4 +1,4 @@
-r"""Learned variances and the variational bound, as columns of numbers.
+r"""The variances of reverse steps and the variational bound, as columns of numbers.
 
 A network with twice the channels gives F and, for the variance of each pixel, F2. A reverse step is then a normal
 distribution with the mean of the posterior at the estimate D (`process.posterior`) and the variance
@@ -6,6 +6,8 @@ distribution with the mean of the posterior at the estimate D (`process.posterio
     log variance = a + b F2
 
     variance         a                           b
+    fixed_small      log v_t                     0
+    fixed_large      log b_t, at t = 0 log v_0   0                             a network without the second half
     learned          0                           1
     learned_range    (log b_t + log v_t) / 2     (log b_t - log v_t) / 2       v_t at F2 = -1, b_t at F2 = 1
 
@@ -32,14 +34,17 @@ the normal distribution function.
     objective    loss of an image                                  gradient of the bound reaches the mean
     hybrid       weight distance(F, target) + w T bound            no     w = 0.001: L_simple + 0.001 L_vlb
     vlb          T bound                                           yes    L_vlb
+    kl           bound                                             yes    L_vlb / T
 
-The bound is the mean over pixels and channels, in bits; T times its mean over uniformly drawn levels is the sum over
-the levels. t = 0 means one noise step.
+With a fixed variance only the mean is trained, so the bound must be vlb or kl; in the code of Improved DDPM and ADM
+these are LossType.RESCALED_KL and LossType.KL. The bound is the mean over pixels and channels, in bits; T times its
+mean over uniformly drawn levels is the sum over the levels. t = 0 means one noise step.
 
 References:
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eqs. 15 and 16,
     https://arxiv.org/abs/2102.09672
-    Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 13, the decoder, https://arxiv.org/abs/2006.11239
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 12, the bound with a fixed variance, and eq. 13, the
+    decoder, https://arxiv.org/abs/2006.11239
 """
 
 from __future__ import annotations
@@ -52,14 +57,15 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 
-__all__ = ["BOUNDS", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
+__all__ = ["BOUNDS", "LEARNED", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
 
 Array = NDArray[np.float64]
 
-# The variances that a network can be trained for, and those of a sampling step, where "fixed" is one of two.
-VARIANCES = ("fixed", "learned", "learned_range")
-STEP_VARIANCES = ("fixed_small", "fixed_large", *VARIANCES[1:])
-BOUNDS = ("hybrid", "vlb")
+# The variances of a reverse step, and those that a network can be trained for; "fixed" trains without the bound.
+LEARNED = ("learned", "learned_range")
+STEP_VARIANCES = ("fixed_small", "fixed_large", *LEARNED)
+VARIANCES = ("fixed", *STEP_VARIANCES)
+BOUNDS = ("hybrid", "vlb", "kl")
 
 
 def step_log_variances(alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
@@ -75,7 +81,7 @@ def step_log_variances(alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array
     """
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if len(alpha) < 2:
-        raise DuetError(f"process.variance: a learned variance needs at least 2 timesteps; {len(alpha)} was given")
+        raise DuetError(f"process.variance: its bound needs at least 2 timesteps; {len(alpha)} was given")
     _, _, small, large = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
     small[0] = small[1]
     return np.log(small), np.log(large)
@@ -85,19 +91,23 @@ def log_variance(variance: str, small: ArrayLike, large: ArrayLike) -> tuple[Arr
     """Return (a, b) of log variance = a + b F2.
 
     Args:
-        variance: ``"learned"`` or ``"learned_range"``.
-        small: log v_t, see `step_log_variances`.
+        variance: one of `STEP_VARIANCES`.
+        small: log v_t of every level, see `step_log_variances`.
         large: log b_t.
 
     Raises:
         DuetError: for another variance.
     """
     small, large = np.asarray(small, np.float64), np.asarray(large, np.float64)
+    if variance == "fixed_small":
+        return small, np.zeros_like(small)
+    if variance == "fixed_large":
+        return np.append(small[0], large[1:]), np.zeros_like(small)
     if variance == "learned":
         return np.zeros_like(small), np.ones_like(small)
     if variance == "learned_range":
         return (large + small) / 2, (large - small) / 2
-    raise one_of("process.variance", variance, VARIANCES[1:])
+    raise one_of("process.variance", variance, STEP_VARIANCES)
 
 
 def bound_columns(
@@ -111,16 +121,21 @@ def bound_columns(
 
     Args:
         process: schedule and prediction.
-        variance: ``"learned"`` or ``"learned_range"``.
-        bound: ``"hybrid"`` or ``"vlb"``.
+        variance: one of `STEP_VARIANCES`.
+        bound: one of `BOUNDS`.
         weight: w, used by hybrid only.
         value_range: the values of black and white in the data.
 
     Raises:
-        DuetError: for an unknown variance or bound, or a weight that is not positive.
+        DuetError: for an unknown variance or bound, hybrid with a fixed variance, or a weight that is not positive.
     """
     if bound not in BOUNDS:
         raise one_of("process.bound", bound, BOUNDS)
+    if bound == "hybrid" and variance not in LEARNED:
+        raise DuetError(
+            f"process.bound: hybrid was given with process.variance={variance}, but its bound trains only a learned "
+            "variance; use process.bound=vlb or kl, or process.variance=fixed"
+        )
     if not 0 < weight < math.inf:
         raise DuetError(f"process.bound_weight: {weight} was given; it must be a positive number")
     schedule = process.schedule
@@ -144,6 +159,6 @@ def bound_columns(
         black + half,
         white - half,
         0.0 if hybrid else 1.0,
-        (weight if hybrid else 1.0) * schedule.steps / math.log(2),
+        {"hybrid": weight * schedule.steps, "vlb": schedule.steps, "kl": 1.0}[bound] / math.log(2),
     )
     return np.stack(np.broadcast_arrays(*columns), axis=1)

@@ -51,7 +51,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.diffusion.process import Process, add_noise, eps_from_x0, posterior
 from diffusion_core.diffusion.schedule import AnySchedule, Schedule
-from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance, step_log_variances
+from diffusion_core.diffusion.variational import LEARNED, STEP_VARIANCES, log_variance, step_log_variances
 from diffusion_core.likelihood.pixels import discretised_gaussian
 
 __all__ = ["DISTRIBUTIONS", "Bound", "check_variance", "level_distribution", "prior_scale", "variational_bound"]
@@ -122,7 +122,7 @@ def check_variance(variance: str, channels: int, outputs: int | None = None) -> 
     """
     if variance not in STEP_VARIANCES:
         raise one_of("likelihood.variance", variance, STEP_VARIANCES)
-    if variance.startswith("learned") and outputs is not None and outputs < 2 * channels:
+    if variance in LEARNED and outputs is not None and outputs < 2 * channels:
         raise DuetError(
             f"likelihood.variance: {variance} was given, but the network has {outputs} output channels for images with "
             f"{channels}, so none for a variance; use fixed_small or fixed_large"
@@ -192,11 +192,7 @@ class _ReverseSteps:
         alpha, sigma = process.schedule.alpha, process.schedule.sigma
         _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
         small, large = step_log_variances(alpha, sigma)
-        if variance.startswith("learned"):
-            constant, slope = log_variance(variance, small, large)
-        else:
-            constant = small if variance == "fixed_small" else np.append(small[0], large[1:])
-            slope = np.zeros_like(small)
+        constant, slope = log_variance(variance, small, large)
         return _ReverseSteps(process, variance, clip, from_x0, small, constant, slope)
 
     def predict(self, forward: Forward, x: Array, t: NDArray[np.int64], label: NDArray) -> tuple[Array, Array]:
@@ -208,7 +204,7 @@ class _ReverseSteps:
         if self.clip is not None:
             estimate = np.clip(estimate, *self.clip)
         log_var = np.broadcast_to(_per_image(self.constant[t]), x.shape)
-        if self.variance.startswith("learned"):
+        if self.variance in LEARNED:
             log_var = log_var + _per_image(self.slope[t]) * output[..., channels : 2 * channels]
         return estimate, log_var
 

@@ -18,7 +18,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule, same_levels
-from diffusion_core.diffusion.variational import VARIANCES
+from diffusion_core.diffusion.variational import LEARNED, VARIANCES
 from diffusion_core.model.old_names import NETWORK_KEYS, with_new_names
 from diffusion_core.networks import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
 from diffusion_core.networks.weights import parameter_count
@@ -39,8 +39,9 @@ class DiffusionModel:
         value_range: the values of black and white at the input of the network.
         time_scale: factor of t at the input of the network, see `diffusion.process.Process`.
         sigma_data: standard deviation of the data, for the parameterisation of EDM, see `diffusion.process.Process`.
-        variance: the meaning of the second half of the output channels, ``"learned"`` or ``"learned_range"``, see
-            `diffusion.variational`; ``"fixed"`` ignores them.
+        variance: that of the reverse steps in the variational bound, one of `diffusion.variational.VARIANCES`:
+            ``"learned"`` or ``"learned_range"`` by the second half of the output channels, ``"fixed_small"`` or
+            ``"fixed_large"`` without it; ``"fixed"`` trains without the bound.
         uncertainty: whether the network has an extra channel with the log-variance of its loss.
 
     Raises:
@@ -79,7 +80,11 @@ class DiffusionModel:
             )
         if self.variance not in VARIANCES:
             raise one_of("process.variance", self.variance, VARIANCES)
-        if self.variance != "fixed" and channels != 2 * image_channels:
+        if self.variance != "fixed" and self.classifies:
+            raise DuetError(
+                f"process.variance: {self.variance} was given; a classifier has no reverse steps, so use fixed"
+            )
+        if self.variance in LEARNED and channels != 2 * image_channels:
             raise DuetError(
                 f"process.variance: {self.variance} needs a network with twice the channels of its image; "
                 f"set model.out_channels={2 * image_channels}"
@@ -152,7 +157,7 @@ class DiffusionModel:
             what: the configuration key of the variance, for the message.
             variance: one of `variational.STEP_VARIANCES`.
         """
-        if self.variance != "fixed" and variance in VARIANCES and variance != self.variance:
+        if self.variance in LEARNED and variance in LEARNED and variance != self.variance:
             raise DuetError(
                 f"{what}: {variance} was given, but the network was trained with {self.variance}; use {self.variance}, "
                 "or fixed_small or fixed_large"

@@ -15,6 +15,7 @@ from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
 from diffusion_core.diffusion.continuous import edm
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear
+from diffusion_core.diffusion.variational import LEARNED as LEARNED_VARIANCES
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     ClassifierSpec,
@@ -274,7 +275,7 @@ class LossCase:
         """Two convolutions with a BatchNorm between, whose statistics a first pass must not change; then logits."""
         channels, outputs = (
             (4 if self.objective.self_conditioned else 2),
-            (2 if self.objective.variational is None else 4),
+            (4 if self.objective.variance in LEARNED_VARIANCES else 2),
         )
         nodes = [
             Node(
@@ -308,6 +309,7 @@ class LossCase:
 LOSSES: tuple[LossCase, ...] = (
     LossCase("hybrid of eps", "eps", {"variance": "learned_range", "bound_weight": 0.2}),
     LossCase("bound alone of x_0", "x0", {"variance": "learned", "bound": "vlb"}),
+    LossCase("bound alone of the posterior mean", "posterior_mean", {"variance": "fixed_large", "bound": "vlb"}),
     LossCase("classifier", "eps", {"distance": "cross_entropy", "classes": 5}),
     LossCase("uncertain huber", "v", {"uncertainty": True, "distance": "huber"}),
     LossCase(

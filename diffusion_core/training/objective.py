@@ -25,8 +25,8 @@ equations for image and noise: with the determinant ``d = alpha target_eps - sig
 
 and the batch holds these.
 
-With a learned variance the batch has the columns of the variational bound, see `variational`. A self-conditioned
-network receives an estimate of the image as an additional input. For half of the images, those whose number in
+If the loss contains the variational bound, the batch has its columns, see `variational`. A self-conditioned network
+receives an estimate of the image as an additional input. For half of the images, those whose number in
 "train/self_condition" is below 1/2, this is its own estimate from a first pass at the same noise level, and for the
 others zeros; the choice is made per image, not per batch. The estimate is clipped to the range of the data, as a
 sampler with clip=1 clips it.
@@ -67,7 +67,7 @@ from diffusion_core.diffusion.timestep_sampling import (
     LossHistory,
     make_timestep_sampler,
 )
-from diffusion_core.diffusion.variational import VARIANCES, bound_columns
+from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
 
 __all__ = ["Objective", "network_labels"]
@@ -129,8 +129,8 @@ class Objective:
         offset_noise: s, the standard deviation of the noise that all pixels of a channel share.
         input_perturbation: gamma, the standard deviation of noise that is in x_t but not in the target; Ning et al.
             use 0.1.
-        variance: ``"fixed"``, ``"learned"`` or ``"learned_range"``, see `variational`.
-        bound: how a variance is learned, ``"hybrid"`` or ``"vlb"``.
+        variance: of the reverse steps in the bound, one of `variational.VARIANCES`; ``"fixed"`` trains without it.
+        bound: the part of the variational bound in the loss, one of `variational.BOUNDS`.
         bound_weight: weight of the bound in ``"hybrid"``.
         uncertainty: whether the network estimates the uncertainty of its loss.
         self_conditioned: whether the network takes its own estimate of the image as an input.
@@ -184,14 +184,31 @@ class Objective:
         if self.variance not in VARIANCES:
             raise one_of("process.variance", self.variance, VARIANCES)
         if self.variance != "fixed" and self.input_perturbation:
-            raise DuetError("process.input_perturbation: use 0 with a learned variance, which needs uint8 images")
+            raise DuetError("process.input_perturbation: use 0 with the variational bound, which needs uint8 images")
+        self._check_bound()
         if self.is_vlb_only and (self.uncertainty or self.weighting.get("name") != "simple"):
             what = (
                 "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
             )
-            raise DuetError(f"{what} was given, but process.bound=vlb ignores it; use hybrid")
+            raise DuetError(f"{what} was given, but process.bound={self.bound} ignores it; use hybrid")
         # Computed here so that a mistake is found before training starts.
         _ = self.loss_weights, self.timestep_sampler, self.variational
+
+    def _check_bound(self) -> None:
+        """Refuse options of the variational bound that the loss would ignore."""
+        if self.bound not in BOUNDS:
+            raise one_of("process.bound", self.bound, BOUNDS)
+        if self.variance == "fixed" and self.bound != "hybrid":
+            raise DuetError(
+                f"process.bound: {self.bound} was given, but process.variance=fixed trains without the bound; use "
+                "process.variance=fixed_small or fixed_large, or learned_range"
+            )
+        if self.bound_weight != Objective.bound_weight and (self.variance == "fixed" or self.bound != "hybrid"):
+            what = "process.variance=fixed" if self.variance == "fixed" else f"process.bound={self.bound}"
+            raise DuetError(
+                f"process.bound_weight: {self.bound_weight} was given, but {what} ignores it; leave it out, or use "
+                "process.variance=learned_range process.bound=hybrid"
+            )
 
     def __repr__(self) -> str:
         process = f"{self.process.prediction} on {self.process.schedule.name}"
@@ -250,7 +267,7 @@ class Objective:
     @property
     def is_vlb_only(self) -> bool:
         """Whether the variational bound is the whole loss."""
-        return self.variance != "fixed" and self.bound == "vlb"
+        return self.variance != "fixed" and self.bound != "hybrid"
 
     @cached_property
     def loss_weights(self) -> Weighting:
@@ -260,7 +277,7 @@ class Objective:
 
     @cached_property
     def variational(self) -> NDArray[np.float64] | None:
-        """The columns of the variational bound at each timestep, with shape (T, 8); None for a fixed variance."""
+        """The columns of the variational bound at each timestep, with shape (T, 8); None for a loss without it."""
         if self.variance == "fixed":
             return None
         return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)

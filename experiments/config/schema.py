@@ -112,8 +112,10 @@ class ProcessSchema:
     `schedule`, `weighting` and `timestep_sampling` have a name and options. `first_t` is the lowest timestep that is
     trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm use.
 
-    A network with twice the output channels learns a `variance` by the variational `bound`, which has the weight
-    `bound_weight` in hybrid. With `uncertainty` it has one more output channel, for the uncertainty of its loss.
+    `variance` is that of the reverse steps in the variational `bound`; "fixed" trains without the bound. A network with
+    twice the output channels can learn it (learned, learned_range) by the bound hybrid, which has the weight
+    `bound_weight`, or by the bound alone (vlb, kl), which also trains a network with a fixed variance (fixed_small,
+    fixed_large). With `uncertainty` it has one more output channel, for the uncertainty of its loss.
     """
 
     schedule: dict[str, Any] = field(default_factory=dict)

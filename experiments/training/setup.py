@@ -197,4 +197,6 @@ def _check_augment(augment: float, model: DiffusionModel) -> None:
             f"not the {LABEL} that describe its augmentation; set model.augment_dim={LABEL}, or data.augment=0"
         )
     if augment and model.variance != "fixed":
-        raise DuetError("data.augment: it moves images off the bytes that a learned variance needs; use data.augment=0")
+        raise DuetError(
+            "data.augment: it moves images off the bytes that the variational bound needs; use data.augment=0"
+        )

@@ -244,7 +244,7 @@ def test_a_polynomial_of_sigma_mirrors_one_of_alpha():
 
 
 def test_invalid_polynomials_are_errors():
-    with pytest.raises(DuetError, match="schedule.of: 'beta' was given; it must be one of alpha, sigma"):
+    with pytest.raises(DuetError, match=r"schedule.of: 'beta' was given; it must be one of alpha, sigma"):
         make_schedule("polynomial", of="beta")
     with pytest.raises(DuetError, match="schedule polynomial: n 0 was given; it must be a positive number"):
         make_schedule("polynomial", n=0)

@@ -6,6 +6,7 @@ import json
 import math
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ import pytest
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainerState
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.data import from_uint8
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear, make_schedule
 from diffusion_core.diffusion.timestep_sampling import make_timestep_sampler
-from diffusion_core.diffusion.variational import bound_columns, step_log_variances
+from diffusion_core.diffusion.variational import BOUNDS, LEARNED, STEP_VARIANCES, bound_columns, step_log_variances
+from diffusion_core.likelihood.bound import variational_bound
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks import UNetSpec, lower, make_spec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -32,19 +36,25 @@ def normal_cdf(z: float) -> float:
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
-def paper(betas: np.ndarray, t: int, x0: float, eps: float, eps_theta: float, v: float, learned: bool) -> float:
+def paper(betas: np.ndarray, t: int, x0: float, eps: float, eps_theta: float, v: float, kind: str) -> float:
     """Return L_vlb's term at t for one pixel in nats, eqs. 2 to 15 with the paper's t + 1, from the betas alone."""
-    alpha_bar = np.cumprod(1 - betas)
-    before = alpha_bar[t - 1] if t else 1.0
-    tilde = [(1 - alpha_bar[k - 1]) / (1 - alpha_bar[k]) * betas[k] for k in range(1, 3)]
-    beta_tilde = (1 - before) / (1 - alpha_bar[t]) * betas[t] if t else tilde[0]
+    sums = np.cumsum(np.log1p(-betas))
+    alpha_bar, rest = np.exp(sums), -np.expm1(sums)  # 1 - alpha_bar without cancellation
+    before, rest_before = (alpha_bar[t - 1], rest[t - 1]) if t else (1.0, 0.0)
+    tilde = rest[0] / rest[1] * betas[1]
+    beta_tilde = rest_before / rest[t] * betas[t] if t else tilde
     share = (v + 1) / 2
-    variance = math.exp(v if learned else share * math.log(betas[t]) + (1 - share) * math.log(beta_tilde))
-    x_t = math.sqrt(alpha_bar[t]) * x0 + math.sqrt(1 - alpha_bar[t]) * eps
-    from_x0 = math.sqrt(before) * betas[t] / (1 - alpha_bar[t])
-    from_x_t = math.sqrt(1 - betas[t]) * (1 - before) / (1 - alpha_bar[t])
+    variance = {
+        "learned": math.exp(v),
+        "learned_range": math.exp(share * math.log(betas[t]) + (1 - share) * math.log(beta_tilde)),
+        "fixed_small": beta_tilde,
+        "fixed_large": betas[t] if t else tilde,  # as the published code appends it to betas[1:]
+    }[kind]
+    x_t = math.sqrt(alpha_bar[t]) * x0 + math.sqrt(rest[t]) * eps
+    from_x0 = math.sqrt(before) * betas[t] / rest[t]
+    from_x_t = math.sqrt(1 - betas[t]) * rest_before / rest[t]
     mean = from_x0 * x0 + from_x_t * x_t
-    ours = (x_t - betas[t] / math.sqrt(1 - alpha_bar[t]) * eps_theta) / math.sqrt(1 - betas[t])
+    ours = (x_t - betas[t] / math.sqrt(rest[t]) * eps_theta) / math.sqrt(1 - betas[t])
     if t:
         ratio = beta_tilde / variance
         return 0.5 * (-1 - math.log(ratio) + ratio + (mean - ours) ** 2 / variance)
@@ -54,18 +64,18 @@ def paper(betas: np.ndarray, t: int, x0: float, eps: float, eps_theta: float, v:
     return -math.log(max(above - below, 1e-12))
 
 
-@pytest.mark.parametrize("variance", ["learned", "learned_range"])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("variance", STEP_VARIANCES)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "posterior_mean"])
 @pytest.mark.parametrize("schedule", [linear(1000), cosine(50)], ids=lambda s: s.name)
 def test_the_bound_is_the_paper_s(schedule, prediction, variance):
     """Compared for the same error in eps, for any prediction, to 1e-10; at t = 0 with the smallest and largest byte."""
-    betas = 1 - np.exp(np.diff(np.log(schedule.alpha**2), prepend=0.0))
+    betas = -np.expm1(np.diff(np.log(schedule.alpha**2), prepend=0.0))
     levels = np.array([0, 0, 1, 2, 10, len(betas) // 2, len(betas) - 2])
     shape = (len(levels), 1, len(PIXELS), 1)
     rng = np.random.default_rng(0)
     x0 = np.broadcast_to(PIXELS / 127.5 - 1, shape[:-1])[..., None].copy()
     eps, error = rng.normal(size=shape), 0.1 * rng.normal(size=shape)
-    v = rng.uniform(-1, 1, shape) if variance == "learned_range" else np.log(betas[levels])[:, None, None, None] + error
+    v = rng.uniform(-1, 1, shape) if variance != "learned" else np.log(betas[levels])[:, None, None, None] + error
     process = Process(schedule, prediction)
     columns = process.columns(levels)
     table = bound_columns(process, variance, "vlb")[levels]
@@ -74,10 +84,12 @@ def test_the_bound_is_the_paper_s(schedule, prediction, variance):
     residual = estimate / columns.c_out[:, None, None, None]
     objective = Objective(process, 0)
     batch = objective.batch(x0, np.zeros(len(levels)), np.arange(len(levels)), np.float64)
-    got = reference._variational_bound(replace(batch, variational=table), residual, residual, v)
+    got = reference._variational_bound(
+        replace(batch, variational=table), residual, residual, v if variance in LEARNED else v[..., :0]
+    )
     wanted = [
         np.mean([
-            paper(betas, t, *(float(a[i, 0, j, 0]) for a in (x0, eps, eps + error, v)), variance == "learned")
+            paper(betas, t, *(float(a[i, 0, j, 0]) for a in (x0, eps, eps + error, v)), variance)
             for j in range(len(PIXELS))
         ])
         for i, t in enumerate(levels)
@@ -106,6 +118,46 @@ def test_hybrid_is_the_simple_loss_plus_a_thousandth_of_the_bound():
         column = bound_columns(case.objective.process, "learned", bound)[:, VARIATIONAL.index("mean_gradient")]
         assert np.all(column == gradient)
     assert not np.any(replace(case, options=options | {"bound": "vlb"}).batch.weight)
+
+
+@pytest.mark.parametrize("variance", STEP_VARIANCES)
+def test_kl_is_the_bound_of_one_level_and_vlb_that_of_all(variance):
+    """KL and RESCALED_KL of the published code, which differ by T; both train the mean, with any variance."""
+    process = Process(cosine(10), "posterior_mean")
+    kl, vlb = (Objective(process, 0, variance=variance, bound=bound) for bound in ("kl", "vlb"))
+    np.testing.assert_allclose(kl.variational[:, -1], 1 / math.log(2))
+    np.testing.assert_allclose(vlb.variational[:, -1], 10 / math.log(2))
+    np.testing.assert_array_equal(kl.variational[:, :-1], vlb.variational[:, :-1])
+    assert np.all(kl.variational[:, VARIATIONAL.index("mean_gradient")] == 1)
+    assert kl.is_vlb_only and vlb.is_vlb_only and not np.any(kl.loss_weights(np.arange(10)))
+
+
+@pytest.mark.parametrize("bound", [bound for bound in BOUNDS if bound != "hybrid"])
+def test_the_bound_with_a_fixed_variance_is_that_of_the_evaluation(bound):
+    """The loss at each level t > 0 is the term that `likelihood` evaluates; its decoder has no lower bound."""
+    betas = {"T": 6, "beta_start": 0.05, "beta_end": 0.6}
+    schedule, model = (
+        linear(**betas),
+        DiffusionModel(SPEC, {"name": "linear"} | betas, "posterior_mean", variance="fixed_large"),
+    )
+    weights = {n: v.astype(np.float64) for n, v in cases.scattered_weights(model.program).items()}
+    objective = Objective.for_model(model, bound=bound)
+    u8 = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
+    levels, index = np.arange(6), np.arange(6)
+    noise = Stream(0, "likelihood/noise").normal(index, (4, 4, 1), levels)
+    batch = objective.batch(from_uint8(u8, np.float64), np.zeros(6, int), index, np.float64)
+    columns, (alpha, sigma) = model.process.columns(levels), schedule(levels)
+    batch = replace(
+        batch, noise=noise, alpha=alpha, sigma=sigma, c_in=columns.c_in, c_noise=columns.c_noise,
+        target_x0=columns.target_x0, target_eps=columns.target_eps, variational=objective.variational,
+    )  # fmt: skip
+    losses, _ = reference.per_image_losses(model.program, weights, batch, "mse")
+    forward = partial(reference.forward, model.program, weights)
+    evaluated = variational_bound(
+        forward, model.process, u8, batch.label, index, 0, variance="fixed_large", clip=False, batch=6
+    )
+    terms = np.array([evaluated.terms[i, evaluated.levels[i] == t][0] for i, t in enumerate(levels)])
+    np.testing.assert_allclose(losses[1:] / (6 if bound == "vlb" else 1), terms[1:], rtol=1e-10)
 
 
 def test_learned_range_is_between_the_posterior_variance_and_beta():
@@ -209,6 +261,11 @@ def test_checkpoints_keep_the_loss_history(tmp_path):
     ({"variance": "lerned"}, "process.variance: 'lerned'.*Did you mean 'learned'"),
     ({"variance": "learned", "bound": "vbl"}, "process.bound: 'vbl'"),
     ({"variance": "learned", "bound_weight": 0.0}, "process.bound_weight: 0.0 was given; it must be a positive number"),
+    ({"variance": "fixed_small"}, "process.bound: hybrid was given with .*=fixed_small, .* use .*vlb or kl"),
+    ({"bound": "vlb"}, "process.bound: vlb was given, but process.variance=fixed trains without the bound; use"),
+    ({"bound": "hybird"}, "process.bound: 'hybird'.*Did you mean 'hybrid'"),
+    ({"bound_weight": 0.5}, "process.bound_weight: 0.5 was given, but process.variance=fixed ignores it"),
+    ({"variance": "fixed_large", "bound": "kl", "bound_weight": 0.5}, "bound_weight: 0.5 .* process.bound=kl ignores"),
     ({"variance": "learned", "input_perturbation": 0.1}, "process.input_perturbation: .*use 0"),
     ({"variance": "learned", "bound": "vlb", "uncertainty": True}, "process.uncertainty: true .* hybrid"),
     ({"variance": "learned", "bound": "vlb", "weighting": {"name": "snr"}}, "process.weighting: snr .* hybrid"),
@@ -224,6 +281,28 @@ def test_learned_variances_and_loss_histories_need_a_table():
     for options in ({"variance": "learned"}, {"timestep_sampling": {"name": "loss_second_moment"}}):
         with pytest.raises(DuetError, match="flow_continuous is continuous"):
             Objective(Process(make_schedule("flow_continuous"), "v"), 0, **options)
+
+
+def test_a_classifier_has_no_variance():
+    spec = make_spec(
+        "classifier",
+        image_size=8,
+        in_channels=1,
+        channels=4,
+        channel_multipliers=[1],
+        blocks_per_resolution=1,
+        norm_groups=2,
+        num_classes=3,
+    )
+    with pytest.raises(DuetError, match=r"process.variance: fixed_small was given; a classifier has no reverse steps"):
+        DiffusionModel(spec, {"name": "linear"}, "eps", variance="fixed_small")
+
+
+def test_a_model_of_a_fixed_variance_samples_with_any_fixed_variance():
+    model = DiffusionModel(SPEC, {"name": "linear"}, "eps", variance="fixed_small")
+    assert DiffusionModel.from_dict(model.to_dict()).variance == "fixed_small"
+    for variance in ("fixed_small", "fixed_large"):
+        model.plan("ddpm", variance=variance, steps=5)
 
 
 def test_a_learned_variance_needs_output_channels():
