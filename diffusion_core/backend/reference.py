@@ -33,6 +33,7 @@ __all__ = [
     "BLOCK_FUNCTIONS",
     "activations",
     "block_function",
+    "evaluation_pass",
     "forward",
     "grad_log_prob",
     "loss",
@@ -395,15 +396,50 @@ def per_image_losses(
         first = run(weights if frozen is None else frozen, None)[0][..., :channels]
         estimate = keep * np.clip(c_skip * x + c_out * first, lowest, highest)
     output, statistics = run(weights, estimate)
-    losses = batch.weight * _DISTANCES[distance](output, target, batch.label)
+    detached = None
+    if batch.variational is not None and frozen is not None:
+        detached = run(frozen, estimate)[0][..., :channels] - target
+    return _output_losses(program, batch, distance, output, target, detached), statistics
+
+
+def _output_losses(
+    program: Program, batch: TrainBatch, distance: str, output: Array, target: Array, detached: Array | None = None
+) -> Array:
+    """Return the loss of each image from the output F of its network, with shape (B,).
+
+    `detached` is the residual in the mean of the variational bound; None means the residual of this output.
+    """
+    losses, channels = batch.weight * _DISTANCES[distance](output, target, batch.label), target.shape[-1]
     if program.uncertainty:
         uncertainty = output[..., -1].mean(axis=(1, 2))
         losses = np.exp(-uncertainty) * losses + uncertainty
     if batch.variational is not None:
         residual = output[..., :channels] - target
-        detached = residual if frozen is None else run(frozen, estimate)[0][..., :channels] - target
+        detached = residual if detached is None else detached
         losses = losses + _variational_bound(batch, residual, detached, output[..., channels : 2 * channels])
-    return losses, statistics
+    return losses
+
+
+def evaluation_pass(forward: Forward, program: Program, batch: TrainBatch, distance: str) -> tuple[Array, Array]:
+    """Return (the loss of each image, with shape (B,); the output F) of a network in evaluation mode.
+
+    There is no dropout, and batch norms use their running statistics; all else is as in training.
+
+    Args:
+        forward: the network, as `backend.interface.Network.forward`; it computes in the type of the batch.
+        program: the same network as a program.
+        batch: see `backend.interface.TrainBatch`.
+        distance: one of `backend.interface.DISTANCES`, or `backend.interface.CROSS_ENTROPY`.
+    """
+    x, target = noised(batch)
+    dtype, estimate = batch.images.dtype, None
+    inputs = (batch.c_in[:, None, None, None] * x).astype(dtype), batch.c_noise, batch.label, batch.features
+    if batch.self_conditioning is not None:
+        c_skip, c_out, keep, lowest, highest = batch.self_conditioning.astype(np.float64).T[..., None, None, None]
+        first = forward(*inputs, np.zeros_like(batch.images))[..., : x.shape[-1]]
+        estimate = (keep * np.clip(c_skip * x + c_out * first, lowest, highest)).astype(dtype)
+    output = np.asarray(forward(*inputs) if estimate is None else forward(*inputs, estimate), np.float64)
+    return _output_losses(program, batch, distance, output, target), output
 
 
 def activations(program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, distance: str) -> dict[str, Array]:
@@ -424,14 +460,21 @@ def _variational_bound(batch: TrainBatch, residual: Array, detached: Array, vari
     u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
     e = error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
+    bits = divergence
+    if np.any(decoded := half_bin.ravel() > 0):
+        bits[decoded] = _decoder_bits(batch.images[decoded], *(a[decoded] for a in (u, e, half_bin, lowest, highest)))
+    return weight * bits.mean(axis=(1, 2, 3))
+
+
+def _decoder_bits(images: Array, u: Array, e: Array, half_bin: Array, lowest: Array, highest: Array) -> Array:
+    """Return -log of the probability of the byte of each pixel, see `_variational_bound`."""
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
-    black, white = batch.images < lowest, batch.images > highest
+    black, white = images < lowest, images > highest
     e = np.where(black, e, np.where(white, -e, np.abs(e)))
     narrow = np.exp(-0.5 * u)
     beyond = np.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
     probability = _normal_cdf(narrow * (half_bin - e)) - beyond
-    decoder = -np.log(np.maximum(probability, MIN_PROBABILITY))
-    return weight * np.where(half_bin > 0, decoder, divergence).mean(axis=(1, 2, 3))
+    return -np.log(np.maximum(probability, MIN_PROBABILITY))
 
 
 def _guide_output(plan: SamplerPlan, i: int, conditional: Array, unconditional: Array) -> Array:

@@ -3,6 +3,7 @@
 config.yaml          the resolved configuration
 environment.json     command, commit, versions, device, data and its hash
 metrics.jsonl        one line per step: images_seen, loss, grad_norm, lr, ema_decay (and ema1_decay ...);
+                     at some steps validation_loss ..., see `training.validation`;
                      null for numbers that are not finite
 events.out.tfevents  the same for TensorBoard
 checkpoints/         see `checkpoint`
@@ -117,6 +118,15 @@ def _plain(value: Any) -> Any:
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, completely or not at all; numbers that are not finite become null."""
     write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
+
+
+def _tracker_entries(record: Record) -> dict[str, float]:
+    """Return the numbers of a step as trackers show them: train/loss, and next to it validation/loss."""
+    numbers = {name: value for name, value in record.metrics.items() if name not in ("images_seen", *record.validation)}
+    validation = {name.removeprefix("validation_"): value for name, value in record.validation.items()}
+    return {f"train/{name}": value for name, value in numbers.items()} | {
+        f"validation/{name}": value for name, value in validation.items()
+    }
 
 
 def _line(record: Mapping[str, float]) -> str:
@@ -338,10 +348,7 @@ class RunDirectory:
                 os.fsync(file.fileno())  # a checkpoint of this moment must not exist without them
         except OSError as error:
             raise DuetError(f"{self.metrics}: it cannot be written ({error.strerror})") from error
-        entries = [
-            {f"train/{name}": value for name, value in record.metrics.items() if name != "images_seen"}
-            for record in records
-        ]
+        entries = [_tracker_entries(record) for record in records]
         entries[-1]["train/images_per_second"] = images_per_second
         with self._tracker_errors():
             for tracker in self._trackers:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
@@ -57,6 +57,8 @@ class TrainingConfig:
         log_images: the metrics are read and written at least this often.
         checkpoint_images: interval between checkpoints; 0 writes one at the end only.
         sample_images: interval between sample images; 0 draws them at the end only.
+        validation_images: interval between evaluations of the validation loss; 0 evaluates it at the end only, None
+            chooses an interval that costs little, see `validation.Validation.interval`.
         keep_checkpoints: the number of latest checkpoints to keep; None keeps all.
 
     Raises:
@@ -77,6 +79,7 @@ class TrainingConfig:
     log_images: int = 6400
     checkpoint_images: int = 0
     sample_images: int = 0
+    validation_images: int | None = None
     keep_checkpoints: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +106,12 @@ class TrainingConfig:
             raise one_of("trainer.non_finite", self.non_finite, NON_FINITE)
         if self.max_skipped < 0:
             raise DuetError(f"trainer.max_skipped: {self.max_skipped} was given; it must be at least 0")
+        if self.validation_images is not None and self.validation_images < 0:
+            given = self.validation_images
+            raise DuetError(
+                f"trainer.validation_images: {given} was given; it must be a number of images, 0 for the end only, or "
+                f"null for an interval that costs little; validation.part=none turns the validation loss off"
+            )
 
     def images_per_process(self, group: ProcessGroup) -> int:
         """Return the number of images of each batch that this process computes."""
@@ -179,6 +188,7 @@ class Record:
         lr: learning rate.
         decays: one per moving average, in the order of `backend.interface.average_names`.
         skipped: 1 if the update was skipped and 0 if not; None where updates are never skipped.
+        validation: the numbers of `validation.Validation.measure` after the step; empty if it was not due.
     """
 
     images_seen: int
@@ -187,15 +197,22 @@ class Record:
     lr: float
     decays: tuple[float, ...]
     skipped: int | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss and the gradient are numbers."""
+        return math.isfinite(self.loss + self.grad_norm)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The numbers by name; the decays are called ema_decay, ema1_decay, ema2_decay ..."""
         numbers = asdict(self)
-        decays = numbers.pop("decays")
+        decays, validation = numbers.pop("decays"), numbers.pop("validation")
         if self.skipped is None:
             del numbers["skipped"]
-        return numbers | {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
+        numbers |= {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
+        return numbers | validation
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,6 +282,8 @@ class TrainingCallbacks:
         on_checkpoint: called with images seen and the `ResumeState` to store.
         on_sample: called with images seen.
         on_snapshot: called with images seen; before a checkpoint of the same moment.
+        on_validation: called with images seen; returns the validation loss by name, which is logged with the step. None
+            trains without it. It is called before the other callbacks of the step, in every process.
         on_step_end: called with images seen, after each step and the other callbacks of that step.
         on_notice: called with a line of text for the terminal.
         on_non_finite: called with a step that is not finite, while the trainer holds its state before the step. Returns
@@ -276,6 +295,7 @@ class TrainingCallbacks:
     on_checkpoint: Callable[[int, ResumeState], None] = lambda images_seen, resume_state: None
     on_sample: Callable[[int], None] = lambda images_seen: None
     on_snapshot: Callable[[int], None] = lambda images_seen: None
+    on_validation: Callable[[int], Mapping[str, float]] | None = None
     on_step_end: Callable[[int], None] = lambda images_seen: None
     on_notice: Callable[[str], None] = lambda line: None
     on_non_finite: Callable[[NonFiniteStep], str] = lambda step: ""
@@ -543,11 +563,15 @@ class _Loop:
         saves = stops or config.is_due(config.checkpoint_images, seen)
         samples = config.is_due(config.sample_images, seen)
         snapshots = self.ema.snapshot_images > 0 and config.is_due(self.ema.snapshot_images, seen)
-        logs = config.is_due(config.log_images, seen) or saves or samples or snapshots or not self.first_step_seconds
+        validates = callbacks.on_validation is not None and config.is_due(config.validation_images or 0, seen)
+        others = saves or samples or snapshots or validates
+        logs = config.is_due(config.log_images, seen) or others or not self.first_step_seconds
         records: list[Record] = []
         if logs:  # reading a loss waits for the device, which is a part of the time of the step
             records, self.pending = [one.read() for one in self.pending], []
         self._count_time(time.perf_counter() - began)
+        if validates and (self._may_skip or all(record.is_finite for record in records)):
+            records[-1] = replace(records[-1], validation=callbacks.on_validation(seen))
         if logs:
             self._log(records)
         if snapshots:
@@ -571,7 +595,7 @@ class _Loop:
 
     def _log(self, records: list[Record]) -> None:
         """Log the records before the first that is not finite; the steps after it changed nothing."""
-        finite = list(takewhile(lambda record: math.isfinite(record.loss + record.grad_norm), records))
+        finite = list(takewhile(lambda record: record.is_finite, records))
         logged = records if self._may_skip else finite
         if logged:
             self.callbacks.on_log(logged, self._speed)

@@ -303,18 +303,18 @@ class Objective:
             return t, np.ones(len(t))
         return t, original.probability[t] / sampler.probability[t]
 
-    def _self_conditioning(self, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
+    def _self_conditioning(self, streams: str, positions: NDArray, columns: Columns) -> NDArray[np.float64] | None:
         """Return the columns of self-conditioning, with shape (B, 5), or None."""
         if not self.self_conditioned:
             return None
-        is_used = Stream(self.seed, "train/self_condition").uniform(positions, 1)[:, 0] < 0.5
+        is_used = Stream(self.seed, f"{streams}/self_condition").uniform(positions, 1)[:, 0] < 0.5
         return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, is_used, *self.value_range), axis=1)
 
-    def _noise(self, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-        stream = Stream(self.seed, "train/noise")
+    def _noise(self, streams: str, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        stream = Stream(self.seed, f"{streams}/noise")
         if not self.offset_noise:
             return stream.normal(positions, shape, dtype=dtype)
-        offset = Stream(self.seed, "train/offset_noise").normal(positions, (1, 1, shape[-1]))
+        offset = Stream(self.seed, f"{streams}/offset_noise").normal(positions, (1, 1, shape[-1]))
         return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
 
     def _perturbed(self, images: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
@@ -323,7 +323,7 @@ class Objective:
         determinant = alpha * columns.target_eps - sigma * columns.target_x0
         xi = Stream(self.seed, "train/perturbation").normal(positions, images.shape[1:])
         more = (self.input_perturbation * sigma / determinant)[:, None, None, None] * xi
-        x0, eps = images.astype(np.float64), self._noise(positions, images.shape[1:], np.float64)
+        x0, eps = images.astype(np.float64), self._noise("train", positions, images.shape[1:], np.float64)
         return x0 + columns.target_eps[:, None, None, None] * more, eps - columns.target_x0[:, None, None, None] * more
 
     def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
@@ -352,23 +352,63 @@ class Objective:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         labels = self._labels(labels)
+        t, importance = self.draw_timesteps(positions, history)
+        if self.label_dropout:
+            dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
+            labels = np.where(dropped, self.null_label, labels)
+        if self.input_perturbation:
+            images, noise = self._perturbed(images, positions, t)
+        else:
+            noise = self._noise("train", positions, images.shape[1:], dtype)
+        return self._assemble("train", images, noise, labels, positions, t, importance, dtype, features)
+
+    def evaluation_batch(
+        self,
+        images: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        t: NDArray,
+        dtype: DTypeLike = np.float32,
+        streams: str = "validation",
+    ) -> TrainBatch:
+        """Return a batch to evaluate at the timesteps `t`, without dropped labels, augmentation or perturbed inputs.
+
+        Args:
+            images: as for `batch`.
+            labels: as for `batch`.
+            positions: the counter of each image in the random streams, with shape (B,).
+            t: the timestep of each image, with shape (B,).
+            dtype: as for `batch`.
+            streams: the beginning of the names of the random streams, which must not be those of training.
+
+        Raises:
+            DuetError: if a label is out of range.
+        """
+        noise = self._noise(streams, positions, images.shape[1:], dtype)
+        return self._assemble(streams, images, noise, self._labels(labels), positions, t, np.ones(len(t)), dtype)
+
+    def _assemble(
+        self,
+        streams: str,
+        images: NDArray,
+        noise: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        t: NDArray,
+        importance: NDArray,
+        dtype: DTypeLike,
+        features: NDArray | None = None,
+    ) -> TrainBatch:
+        """Return the batch of images with their noise at the timesteps `t`."""
         features = np.zeros((len(labels), self.features)) if features is None else features
         if features.shape != (len(labels), self.features):
             raise DuetError(
                 f"features: an array with shape {features.shape} was given for {len(labels)} images; the network takes "
                 f"shape {(len(labels), self.features)}"
             )
-        t, importance = self.draw_timesteps(positions, history)
-        if self.label_dropout:
-            dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
-            labels = np.where(dropped, self.null_label, labels)
         alpha, sigma = self.process.schedule(t)
         columns = self.process.columns(t)
-        conditioning = self._self_conditioning(positions, columns)
-        if self.input_perturbation:
-            images, noise = self._perturbed(images, positions, t)
-        else:
-            noise = self._noise(positions, images.shape[1:], dtype)
+        conditioning = self._self_conditioning(streams, positions, columns)
         return TrainBatch(
             images=images.astype(dtype),
             noise=noise.astype(dtype, copy=False),
@@ -383,7 +423,7 @@ class Objective:
             importance=importance.astype(dtype),
             features=features.astype(dtype),
             positions=np.asarray(positions, np.int64),
-            dropout_key=np.array(Stream(self.seed, "train/dropout").key, np.int64),
+            dropout_key=np.array(Stream(self.seed, f"{streams}/dropout").key, np.int64),
             variational=None if self.variational is None else self.variational[t].astype(dtype),
             self_conditioning=None if conditioning is None else conditioning.astype(dtype),
         )

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import Dataset, load_dataset
+from diffusion_core.data import DATASETS, Dataset, load_dataset, read_options
+from diffusion_core.data.held_out import AUTO, GENERATED, GENERATED_COUNT, choose_held_out
+from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import store_parts
 from diffusion_core.networks import NetworkSpec
 
-__all__ = ["DataSource", "check_data"]
+__all__ = ["DataSource", "HeldOut", "check_data"]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The held-out part of a data set, which a run validates on.
+
+    Args:
+        part: its name.
+        dataset: its images.
+    """
+
+    part: str
+    dataset: Dataset
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,42 @@ class DataSource:
         dataset = load_dataset(fallback.pop("name"), **fallback)
         return replace(dataset, name=f"{dataset.name}, in place of {self.name}")
 
+    def load_held_out(self, part: str | None = AUTO) -> HeldOut | None:
+        """Load the images to validate on; None if the data set has no held-out part.
+
+        Args:
+            part: the name of a part; "auto" for the one that `held_out.choose_held_out` finds; None or "none" for none.
+
+        Raises:
+            DuetError: there is no such part, it is trained on, or it cannot be read.
+        """
+        if part in (None, "none"):
+            return None
+        name, options = self._resolved()
+        if name in GENERATED:
+            chosen = choose_held_out(name, ["train", "held_out"], "train", part)
+            return HeldOut(chosen, _generated(name, options))
+        chosen = choose_held_out(name, _parts(name, options), options.get("part"), part)
+        if chosen is None:
+            return None
+        try:
+            return HeldOut(chosen, load_dataset(name, **options | {"part": chosen}))
+        except DuetError as error:
+            raise DuetError(
+                f"{error}\n(in the held-out part {chosen!r}, which the validation loss needs; "
+                f"validation.part=none trains without it)"
+            ) from error
+
+    def _resolved(self) -> tuple[str, dict[str, Any]]:
+        """Return name and options of the data set that `load` reads: the files, the store, or the fallback."""
+        options, fallback = dict(self.options), dict(self.fallback)
+        if options.get("path", "") is not None:
+            return self.name, options
+        if self.store and store_parts(self.store):
+            selected = {"directory": self.store, "part": options.get("part"), "classes": options.get("classes")}
+            return "store", selected
+        return fallback.pop("name"), fallback
+
     def _check_shape(self, dataset: Dataset) -> Dataset:
         """Refuse a prepared data set whose images do not have the shape that the options name."""
         for key, prepared in (("size", dataset.image_size), ("channels", dataset.channels)):
@@ -77,3 +132,25 @@ def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
             f"data {dataset.name}: it has {dataset.num_classes} classes, but the network has {spec.num_classes}; "
             f"set model.num_classes={dataset.num_classes}"
         )
+
+
+def _parts(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the parts of a data set."""
+    if name == "store":
+        return store_parts(options["directory"])
+    if name == "digits":
+        return ["train", "held_out"]
+    if name not in SOURCES:
+        return []
+    _, own = read_options(name)
+    parts = SOURCES[name](Path(options["path"]).expanduser(), **{k: v for k, v in options.items() if k in own})
+    return list(parts)
+
+
+def _generated(name: str, options: Mapping[str, Any]) -> Dataset:
+    """Return the items of a generated data set that follow those of its training set."""
+    count = options.get("count", inspect.signature(DATASETS[name]).parameters["count"].default)
+    whole = {key: value for key, value in options.items() if key != "classes"} | {"count": count + GENERATED_COUNT}
+    later = load_dataset(name, **whole).select(np.arange(count, count + GENERATED_COUNT))
+    classes = options.get("classes")
+    return later if classes is None else later.select_classes(classes)
