@@ -6,8 +6,9 @@ A published or prepared data set has it as a part of its own. The names of parts
     2. held out      held_out, heldout, holdout
     3. test          test, testing, tst
 
-The first of these that the data set has, and that is not trained on, is its held-out part. Generated data (shapes, toys,
-mixtures) have one without end: the items after those of the training set, since item i depends on (seed, i) alone.
+The first of these that the data set has, and that is not trained on, is its held-out part. Generated data (shapes,
+toys, mixtures) have one without end: the items after those of the training set, since item i depends on (seed, i)
+alone.
 """
 
 from __future__ import annotations
@@ -72,4 +73,3 @@ def choose_held_out(what: str, parts: Sequence[str], trained: str | None, part: 
         return part
     candidates = [(kind, k, name) for k, name in enumerate(others) if (kind := _kind(name)) is not None]
     return min(candidates)[2] if candidates else None
-

@@ -63,6 +63,7 @@ from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
 from diffusion_core.training.loop import make_batch
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.validation import Validation
 
 __all__ = [
     "BLOCKS",
@@ -84,6 +85,7 @@ __all__ = [
     "edm_batch",
     "noise_batch",
     "scattered_weights",
+    "validation",
 ]
 
 SEED = 20
@@ -505,6 +507,13 @@ def digits_batch(images_seen: int, size: int) -> TrainBatch:
     loader = Loader(_digits(), SEED, dtype=np.float64)
     objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, label_dropout=0.1)
     return make_batch(loader, objective, images_seen, size)
+
+
+@cache
+def validation(dtype: type) -> Validation:
+    """Return the validation of the parity training, on the digits that are held out."""
+    objective = Objective(PARITY.process, SEED, null_label=PARITY.program.null_label, label_dropout=0.1)
+    return Validation(PARITY, objective, load_dataset("digits", part="held_out"), count=64, batch=32, dtype=dtype)
 
 
 def cast(batch: TrainBatch, dtype: type) -> TrainBatch:

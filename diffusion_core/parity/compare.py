@@ -155,6 +155,9 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         losses = [under(record, "7/losses").get("", np.full(STEPS, np.nan))[:count] for record in (a, b)]
         judge(7, f"loss of every step up to {count}", f"training loss, {count} steps", _worst_step(*losses))
     for step in (1, 10, STEPS):
+        kind = f"training loss, {max(step, 10)} steps"
+        if any(f"7/validation {step}" in record for record in (a, b)):  # records of earlier versions have none
+            judge(7, f"validation loss after {step} steps", kind, _validation_difference(a, b, step))
         kind = f"training weights, {max(step, 10)} steps"
         judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
         for title in AVERAGES:
@@ -204,6 +207,12 @@ def compare_handover(uninterrupted: Arrays, taken: Arrays, precision: str, pair:
         error = l2_of_all(under(taken, f"8/final {part}/"), under(uninterrupted, f"7/{part} {STEPS}/"))
         judge(8, f"{part} after {STEPS} steps", f"training weights, {STEPS} steps", error)
     return checks
+
+
+def _validation_difference(a: Arrays, b: Arrays, step: int) -> float:
+    """Return the largest relative difference of the validation losses, each from its own; infinite if one is missing."""
+    missing = np.full(1, np.nan)
+    return _worst_step(*(under(record, f"7/validation {step}").get("", missing) for record in (a, b)))
 
 
 def _worst_step(a: NDArray, b: NDArray) -> float:

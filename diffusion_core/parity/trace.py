@@ -161,6 +161,9 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
         distance = case.objective.distance
         for what, error in training_errors(backend, case.program, weights, batch, distance=distance).items():
             trace.add_check(1, f"{case.name}, {what}", "loss", error)
+        network = backend.network(case.program, weights)
+        error = validation_error(network, case.program, weights, batch, distance)
+        trace.add_check(1, f"{case.name}, validation loss", "loss", error)
         loss, gradients = compute_gradients(backend, case.program, weights, batch, distance)
         trace.arrays[f"4/{case.name}, loss"] = np.float64(loss)
         for name, gradient in gradients.items():
@@ -172,7 +175,7 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
             index, dtype = np.arange(case.size), backend.config.host_dtype
             start = start_noise(plan, cases.SEED, index, batch.images.shape[1:], dtype)
             noise = noise_source(cases.SEED, index, batch.images.shape[1:], dtype)
-            got = backend.sample(backend.network(case.program, weights), plan, start, batch.label, noise)
+            got = backend.sample(network, plan, start, batch.label, noise)
             rounded = {name: value.astype(dtype) for name, value in weights.items()}
             wanted = reference.sample(case.program, rounded, plan, start, batch.label, noise)
             trace.add_check(6, f"{case.name}, DDPM-4", "sampling", np.abs(got - wanted).max())
@@ -225,6 +228,14 @@ def training_errors(
     for name, value in statistics.items():
         errors[f"running {name.rsplit('.', 1)[1]}"] = relative(after[name], value)
     return errors
+
+
+def validation_error(network: Network, program: Program, weights: Weights, batch: TrainBatch, distance: str) -> float:
+    """Return the relative error of the loss of each image in evaluation mode, against the reference."""
+    rounded = {name: value.astype(batch.images.dtype) for name, value in weights.items()}
+    got, _ = reference.evaluation_pass(network.forward, program, batch, distance)
+    wanted, _ = reference.evaluation_pass(partial(reference.forward, program, rounded), program, batch, distance)
+    return relative(got, wanted)
 
 
 def blocks(backend: Backend, trace: Trace, of: Iterable[cases.BlockCase] | None = None) -> None:
@@ -482,6 +493,8 @@ def training(backend: Backend, trace: Trace) -> None:
             trace.states[step] = trainer.state()
     trace.arrays["7/losses"] = np.array(losses)
     for step in _MARKS:
+        trace.arrays[f"7/validation {step}"] = validation_losses(backend, trace.states[step])
+    for step in _MARKS:
         for name, value in trace.states[step].weights.items():
             trace.arrays[f"7/weights {step}/{name}"] = value
         for title, average in zip(AVERAGES, trace.states[step].averages, strict=True):
@@ -489,6 +502,16 @@ def training(backend: Backend, trace: Trace) -> None:
     for name, value in trace.states[HANDOVER_STEP + 1].weights.items():
         trace.arrays[f"8/uninterrupted/{name}"] = value
     trace.arrays |= _state_arrays("8/handed over", trace.states[HANDOVER_STEP])
+
+
+def validation_losses(backend: Backend, state: TrainerState) -> NDArray[np.float64]:
+    """Return the validation losses of the weights and of each average, over all noise levels and at each of them."""
+    validation = cases.validation(backend.config.host_dtype)
+    network, numbers = backend.network(cases.PARITY.program, state.weights), []
+    for weights in (state.weights, *state.averages):
+        network.load(weights)
+        numbers += validation.measure(network.forward).values()
+    return np.array(numbers)
 
 
 def training_step(backend: Backend, trainer: Trainer, step: int) -> float:

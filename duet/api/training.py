@@ -19,6 +19,7 @@ from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
 from duet.api.options import unknown_option
+from experiments.runtime.data import HeldOut
 from experiments.runtime.options import read_option
 from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
@@ -51,6 +52,7 @@ def train(
     resume: str | Path | None = None,
     change_objective: bool = False,
     change_data: bool = False,
+    validation: Dataset | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> Checkpoint:
@@ -83,6 +85,9 @@ def train(
             ``"auto"`` that run or, if there is none, a new one.
         change_objective: whether a resumed run may have another objective or other averages than before.
         change_data: whether a run that is resumed in its own directory may have other data than before.
+        validation: held-out images with the classes of `dataset`, on which the loss is evaluated at intervals, see
+            ``validation_images`` of `TrainingConfig`. ``checkpoint.notes["validation"]`` holds the last values, and
+            `out` all of them.
         quiet: suppress the progress output.
         options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
             `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``.
@@ -99,7 +104,7 @@ def train(
     """
     setup = make_setup(
         model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
-        samples=samples, flip=flip, augment=augment, seed=seed,
+        samples=samples, flip=flip, augment=augment, seed=seed, validation=validation,
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
     start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
@@ -132,6 +137,7 @@ def make_setup(
     seed: int,
     flip: bool,
     augment: float,
+    validation: Dataset | None = None,
     **options: Any,
 ) -> TrainingSetup:
     """Return the setup of a run; see `train`. Its `options` belong to the loop or to the objective."""
@@ -152,4 +158,5 @@ def make_setup(
         ema=make_ema(**read_option("ema", ema)) if isinstance(ema, str) else ema,
         sampler={"name": sampler} if isinstance(sampler, str) else sampler,
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
+        held_out=None if validation is None else HeldOut("validation", validation),
     )  # fmt: skip

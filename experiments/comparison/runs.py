@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +61,12 @@ class FinishedRun:
 
     @cached_property
     def metrics(self) -> dict[str, NDArray]:
-        """Its metrics by name, with shape (steps,)."""
+        """Its metrics by name, with shape (steps,); NaN where a step has no such number, as a validation loss."""
         lines = list(read_metrics(self.path / "metrics.jsonl"))
         if not lines:
             raise DuetError(f"{self.path}: metrics.jsonl is empty, so nothing was trained")
-        return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+        names = dict.fromkeys(name for line in lines for name in line)
+        return {name: np.array([line.get(name, math.nan) for line in lines]) for name in names}
 
     @cached_property
     def samples(self) -> tuple[NDArray, NDArray, dict[str, Any]]:

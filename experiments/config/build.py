@@ -39,6 +39,7 @@ from experiments.sampling.options import SampleOptions
 from experiments.sampling.run import SamplingSetup
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.setup import TrainingSetup
+from experiments.training.validation import ValidationOptions
 from features import MissingWeights
 
 __all__ = [
@@ -173,9 +174,10 @@ def edit_setup(cfg: DictConfig) -> EditSetup:
 def training_setup(cfg: DictConfig) -> TrainingSetup:
     """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
     model, process, data = make_model(cfg), plain(cfg.process), cfg.data
+    source, validation = data_source(data), ValidationOptions(**plain(cfg.validation))
     return TrainingSetup.create(
         model,
-        load_data(data),
+        source.load(),
         TrainingConfig(**plain(cfg.trainer)),
         objective={key: process[key] for key in _OBJECTIVE},
         adam=Adam(**plain(cfg.optimiser)),
@@ -189,6 +191,8 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         augment=data.augment,
         loader=data.loader,
         workers=data.workers,
+        held_out=source.load_held_out(validation.part),
+        validation=validation,
         data_options=plain(data.options),
     )
 

@@ -156,6 +156,19 @@ class SampleSchema:
 
 
 @dataclass
+class ValidationSchema:
+    """The validation loss: on which `part` of the data set, of how many images, and `batch` of them at a time.
+
+    `part` is auto for the held-out part, the name of a part, or none. With fewer images than `count`, an image is evaluated several times, with other noise. `trainer.validation_images`
+    is the interval.
+    """
+
+    part: str | None = "auto"
+    count: int = 512
+    batch: int = 128
+
+
+@dataclass
 class DrawSchema(SampleSchema):
     """What is sampled from a checkpoint; with `weights` null, the weights that its run samples with."""
 
@@ -194,6 +207,7 @@ class TrainSchema(FromRunSchema):
     trainer: _dataclass_schema(TrainingConfig) = field(default_factory=_dataclass_schema(TrainingConfig))
     sampler: dict[str, Any] = field(default_factory=shared_options)
     sample: SampleSchema = field(default_factory=SampleSchema)
+    validation: ValidationSchema = field(default_factory=ValidationSchema)
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     metrics: dict[str, Any] = field(default_factory=dict)
     sets: int = 3

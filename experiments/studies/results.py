@@ -2,7 +2,7 @@
 
 The key `read` of a metric, `<reader>.<path>`, says where its number is found:
 
-    result.KEY            result.json of the last stage that has one, as `result.objective`
+    result.KEY            result.json of the last stage that has one, as `result.objective`, `result.validation_loss`
     evaluation.KEY.KEY    evaluation.json of the last stage that has one, as `evaluation.numbers.frechet.distance`;
                           all numbers that are compared must have been measured by one protocol
     cost.KEY              a row of the table of cost, as `cost.images_per_second`
@@ -91,13 +91,17 @@ class Outcome:
 
     @cached_property
     def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Metrics of training by name with shape (steps,), of all stages; where two overlap, the later one counts."""
+        """Metrics of training by name with shape (steps,), of all stages; where two overlap, the later one counts.
+
+        A number that a step does not have, such as a validation loss that was not due, is NaN.
+        """
         lines: dict[int, dict[str, float]] = {}
         for path in self.directories:
             if (path / "metrics.jsonl").is_file():
                 lines |= {int(line["images_seen"]): line for line in read_metrics(path / "metrics.jsonl")}
         ordered = [lines[seen] for seen in sorted(lines)]
-        return {name: np.array([line[name] for line in ordered]) for name in (ordered[0] if ordered else ())}
+        names = dict.fromkeys(name for line in ordered for name in line)
+        return {name: np.array([line.get(name, math.nan) for line in ordered]) for name in names}
 
     @cached_property
     def samples(self) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]] | None:

@@ -1,4 +1,4 @@
-"""What a run does while it trains: log, store checkpoints and snapshots, draw samples, keep non-finite steps."""
+"""What a run does while it trains: log, validate, store checkpoints and snapshots, draw samples, keep bad steps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 from diffusion_core.backend.interface import Backend, Network, Trainer
 from diffusion_core.images import render
+from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.failure_bundle import save_bundle, should_keep
 from diffusion_core.runs.run_directory import RunDirectory
 from diffusion_core.runtime import signals
 from diffusion_core.training.loop import NonFiniteStep, Record, ResumeState, TrainingCallbacks, make_batch
+from diffusion_core.training.validation import metric_name
 from experiments.runtime.backends import sampling_calls
 from experiments.runtime.processes import stop_check, stop_requested
 from experiments.runtime.progress import Counter
@@ -20,6 +22,7 @@ from experiments.sampling import draw
 from experiments.training.record import record_at
 from experiments.training.resume import checkpoint_notes, computed_by
 from experiments.training.setup import TrainingSetup
+from experiments.training.validation import measure_all
 
 __all__ = ["RunCallbacks", "sampling_backend"]
 
@@ -57,13 +60,19 @@ class RunCallbacks:
     def __post_init__(self) -> None:
         self._note = ""
         self._sampling: tuple[Backend, Network] | None = None
+        self._validating: Network | None = None
+        self._validation: tuple[int, dict[str, float]] = 0, {}
 
     def for_loop(self) -> TrainingCallbacks:
         """Return the functions that the training loop calls in this process."""
+        validation = None if self.setup.validation is None else self.on_validation
         if self.run is None:
-            return TrainingCallbacks(on_sample=self.on_sample, should_stop=self.should_stop)
+            return TrainingCallbacks(
+                on_sample=self.on_sample, on_validation=validation, should_stop=self.should_stop
+            )  # fmt: skip
         return TrainingCallbacks(
             on_log=self.on_log,
+            on_validation=validation,
             on_checkpoint=self.on_checkpoint,
             on_sample=self.on_sample,
             on_snapshot=self.on_snapshot,
@@ -81,11 +90,32 @@ class RunCallbacks:
         """Append the records to the metrics, and show loss and speed next to the progress bar."""
         self.run.log(records, speed)
         loss = sum(record.loss for record in records) / len(records)
-        self._note = f"loss {loss:.4f}, {speed:,.0f} images/s"
+        validation = self._validation[1].get(metric_name())
+        held_out = "" if validation is None else f", validation {validation:.4f}"
+        self._note = f"loss {loss:.4f}{held_out}, {speed:,.0f} images/s"
+
+    def on_validation(self, images_seen: int) -> dict[str, float]:
+        """Return the validation loss of the present weights and of each average; every process computes a part."""
+        validation, parts = self.setup.validation, self.trainer.state().parts
+        numbers = measure_all(validation, parts, self._validation_network, self.backend.collective)
+        self._validation = images_seen, numbers
+        return numbers
+
+    def _validation_network(self, weights: Weights) -> Network:
+        """Return one network with these weights; it shares the network of the samples, if they are drawn already."""
+        if self._validating is None:
+            if self.setup.plan is not None:
+                self._validating = self._sampling_network()[1]
+            else:
+                self._validating = self.backend.network(self.setup.model.program, weights)
+        self._validating.load(weights)
+        return self._validating
 
     def on_checkpoint(self, images_seen: int, state: ResumeState) -> None:
         """Store a checkpoint."""
         setup, notes = self.setup, checkpoint_notes(self.setup, self.backend, state)
+        if self._validation[0] == images_seen:
+            notes["validation"] = self._validation[1]
         record = record_at(setup, self.start, images_seen)
         checkpoint = Checkpoint(
             images_seen, setup.model, setup.seed, self.trainer.state(), notes, state.history, record

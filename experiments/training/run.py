@@ -235,6 +235,10 @@ def _start_run(
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
     print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
+    if setup.validation is not None:
+        images, every = len(setup.validation.dataset), setup.training_config.validation_images
+        when = f"every {every:,} images" if every else "at the end"
+        print(f"validation: {setup.validation.part}, {pluralize(images, 'image')}, {when}", flush=True)
     strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)
 
@@ -256,6 +260,7 @@ def _environment_record(
         "program_sha256": program.sha256,
         "seed": setup.seed,
         "resumed_from": resumed_from,
+        "validation": None if setup.validation is None else setup.validation.facts(),
     }
 
 
@@ -280,7 +285,8 @@ def _train(session: _Session) -> dict[str, Any]:
     seconds = perf_counter() - began
     if run is None:
         return {}
-    return {"objective": _final_loss(run, config), "images_seen": config.images, "train_seconds": seconds, **speed}
+    numbers = {"objective": _final_loss(run, config), "images_seen": config.images, "train_seconds": seconds}
+    return numbers | _last_validation(run, config) | speed
 
 
 def _final_loss(run: RunDirectory, config: loop.TrainingConfig) -> float:
@@ -291,6 +297,12 @@ def _final_loss(run: RunDirectory, config: loop.TrainingConfig) -> float:
         if config.is_in_last_log(line["images_seen"]) and math.isfinite(line["loss"])
     ]
     return sum(losses) / len(losses) if losses else math.nan
+
+
+def _last_validation(run: RunDirectory, config: loop.TrainingConfig) -> dict[str, float]:
+    """Return the validation loss at the end of the run by name; empty for a run without it."""
+    last = next((line for line in read_metrics(run.metrics) if line["images_seen"] == config.images), {})
+    return {name: value for name, value in last.items() if name.startswith("validation_")}
 
 
 def _sample(

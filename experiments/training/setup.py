@@ -20,10 +20,12 @@ from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
-from experiments.runtime.data import check_data
+from experiments.runtime.data import HeldOut, check_data
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
+from experiments.training.validation import ValidationOptions, make_validation
 
 __all__ = ["LOADERS", "TrainingSetup"]
 
@@ -56,6 +58,7 @@ class TrainingSetup:
         backend: what computes.
         seed: of the run.
         data_options: of the data set, as they were given; kept with the weights.
+        validation: the validation loss; None trains without it.
     """
 
     model: DiffusionModel
@@ -72,6 +75,7 @@ class TrainingSetup:
     backend: BackendSetup
     seed: int
     data_options: Mapping[str, Any] = field(default_factory=dict)
+    validation: Validation | None = None
 
     @staticmethod
     def create(
@@ -92,6 +96,8 @@ class TrainingSetup:
         loader: str = "duet",
         workers: int = 0,
         data_options: Mapping[str, Any] | None = None,
+        held_out: HeldOut | None = None,
+        validation: ValidationOptions | None = None,
     ) -> TrainingSetup:
         """Make a setup and check that its parts fit together.
 
@@ -114,6 +120,8 @@ class TrainingSetup:
             loader: ``"duet"`` or ``"grain"``.
             workers: processes (threads, for grain) that make batches ahead of time.
             data_options: with which the data set was loaded, for the record that checkpoints keep.
+            held_out: the images of the validation loss; None trains without it.
+            validation: how many of them, and in which batches.
 
         Raises:
             DuetError: if a value is out of range, or does not fit the others.
@@ -132,6 +140,11 @@ class TrainingSetup:
         _check_augment(augment, model)
         config.check(model.program, backend.group)
         data = Loader(dataset, seed, flip, backend.config.host_dtype, model.value_range, augment)
+        dtype, validation = backend.config.host_dtype, validation or ValidationOptions()
+        validated = make_validation(model, made_objective, dataset, held_out, validation, dtype)
+        if validated is not None and config.validation_images is None:
+            interval = validated.interval(config.images, config.log_images, len(ema.profiles))
+            config = replace(config, validation_images=interval)
         if loader not in LOADERS:
             raise one_of("data.loader", loader, LOADERS)
         return TrainingSetup(
@@ -149,6 +162,7 @@ class TrainingSetup:
             backend=backend,
             seed=seed,
             data_options=dict(data_options or {}),
+            validation=validated,
         )
 
     @property
