@@ -28,6 +28,7 @@ IN_TRAINING = ("loss in training", "loss of each image")
 LOSSES = [
     f"{case.name}, {what}" for case in cases.LOSSES for what in (*IN_TRAINING, "running mean", "running variance")
 ]
+LOSSES += [f"{case.name}, validation loss" for case in cases.LOSSES]
 LOSSES += [
     f"{case.name}, {what}"
     for case in cases.LOSSES
