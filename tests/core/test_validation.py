@@ -91,9 +91,7 @@ def test_nothing_random_of_training_is_in_it():
     case = cases.PARITY
     objective = Objective.for_model(case, 3)
     dropping = replace(objective, label_dropout=0.9)
-    one, two = (
-        Validation(case, o, HELD_OUT, "held_out", 64, 64, np.float64)._batch(0) for o in (objective, dropping)
-    )
+    one, two = (Validation(case, o, HELD_OUT, "held_out", 64, 64, np.float64)._batch(0) for o in (objective, dropping))
     np.testing.assert_array_equal(one.label, two.label)
     assert len(set(one.label)) == 10
     training = objective.batch(one.images, one.label, one.positions, np.float64)
