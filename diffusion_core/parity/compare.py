@@ -210,7 +210,7 @@ def compare_handover(uninterrupted: Arrays, taken: Arrays, precision: str, pair:
 
 
 def _validation_difference(a: Arrays, b: Arrays, step: int) -> float:
-    """Return the largest relative difference of the validation losses, each from its own; infinite if one is missing."""
+    """Return the largest relative difference of a validation loss; infinite if one record has none."""
     missing = np.full(1, np.nan)
     return _worst_step(*(under(record, f"7/validation {step}").get("", missing) for record in (a, b)))
 

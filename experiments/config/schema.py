@@ -159,8 +159,8 @@ class SampleSchema:
 class ValidationSchema:
     """The validation loss: on which `part` of the data set, of how many images, and `batch` of them at a time.
 
-    `part` is auto for the held-out part, the name of a part, or none. With fewer images than `count`, an image is evaluated several times, with other noise. `trainer.validation_images`
-    is the interval.
+    `part` is auto for the held-out part, the name of a part, or none. With fewer images than `count`, an image is
+    evaluated several times, with other noise. `trainer.validation_images` is the interval.
     """
 
     part: str | None = "auto"

@@ -154,7 +154,8 @@ def test_the_loop_logs_it_with_the_step_and_leaves_the_steps_alone(tmp_path):
 
 def test_trackers_get_it_beside_the_training_loss(tmp_path):
     class Kept:
-        values: list = []
+        def __init__(self):
+            self.values = []
 
         def log_scalars(self, values, images_seen):
             self.values.append((images_seen, dict(values)))
@@ -195,9 +196,9 @@ def test_the_held_out_part_is_found_by_its_name_and_is_never_trained_on(parts, t
 
 
 def test_a_part_that_does_not_exist_or_is_trained_on_is_refused():
-    with pytest.raises(DuetError, match="validation.part: 'vall' was given; it must be one of auto, none, val"):
+    with pytest.raises(DuetError, match=r"validation.part: 'vall' was given; it must be one of auto, none, val"):
         choose_held_out("birds", ["train", "val"], "train", "vall")
-    with pytest.raises(DuetError, match="validation.part: 'train' was given, but birds is trained on it"):
+    with pytest.raises(DuetError, match=r"validation.part: 'train' was given, but birds is trained on it"):
         choose_held_out("birds", ["train", "val"], "train", "train")
 
 
@@ -223,7 +224,7 @@ def test_a_store_is_validated_on_its_own_part(tmp_path):
     assert source.load_held_out("test").dataset.sha256 == HELD_OUT.select(np.arange(3)).sha256
     assert source.load_held_out("none") is None and source.load_held_out(None) is None
     (tmp_path / "val" / "labels.npy").write_bytes(b"no")
-    with pytest.raises(DuetError, match="validation.part=none trains without it"):
+    with pytest.raises(DuetError, match=r"validation.part=none trains without it"):
         source.load_held_out()
 
 
@@ -265,7 +266,7 @@ def test_a_configuration_validates_by_default_unless_it_says_none():
     assert setup.validation.part == "held_out" and len(setup.validation.dataset) == 360
     assert build.training_setup(composed("train", *tiny, "validation.part=none")).validation is None
     assert build.training_setup(composed("train", *tiny, "debug=overfit")).validation is None
-    with pytest.raises(DuetError, match="trainer.validation_images: -1 was given"):
+    with pytest.raises(DuetError, match=r"trainer.validation_images: -1 was given"):
         build.training_setup(composed("train", *tiny, "trainer.validation_images=-1"))
 
 
