@@ -6,7 +6,8 @@
         process=eps_linear process.schedule.name=cosine
     python3 -m duet import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
     python3 -m duet import_weights source=edm path=weights.safetensors out=DIR
-    python3 -m duet sample backend=tf checkpoint=outputs/imported out=outputs/samples
+    python3 -m duet sample backend=tf from=outputs/imported out=outputs/samples
+    python3 -m duet train from=outputs/imported data=image_folder data.options.path=FOLDER trainer.images=64000
 
 Files in the format of a framework are read by that framework: `.pt` and `.bin` with backend=torch, TensorFlow's
 checkpoints with backend=tf; `.safetensors` and `.npz` with either. The options of a source are those of its function
@@ -31,6 +32,8 @@ def main(cfg: Config) -> None:
     model = imported.model
     print(f"{setup.source}: {imported.note}")
     print(f"process: {describe_process(model)} ({imported.process_origin})")
+    if imported.sampler:
+        print(imported.sampler)
     print(f"{parameter_count(model.program):,} parameters, {model.spec.image_size} pixels: checkpoint={out}")
 
 

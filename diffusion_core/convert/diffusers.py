@@ -37,7 +37,7 @@ from safetensors import numpy as tensors
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.arrays import Reader, describe_folder, read_config
 from diffusion_core.convert.diffusers_files import WeightFiles, find_weight_files
-from diffusion_core.convert.diffusers_process import FIXED, PREDICTIONS, describe_sampler, read_process
+from diffusion_core.convert.diffusers_process import FIXED, PREDICTIONS, read_process
 from diffusion_core.convert.names import (
     DENSE_1X1,
     SAME,
@@ -52,6 +52,7 @@ from diffusion_core.convert.names import (
     siblings,
     write_weights,
 )
+from diffusion_core.convert.diffusers_sampler import read_sampler
 from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec, lower
@@ -165,15 +166,18 @@ def import_diffusers(
             f"unet/config.json); {describe_folder(unet)}"
         )
     spec = read_spec(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
-    own, sampler, variance = None, "", "fixed"
+    own, sampler, remark, variance = None, None, "", "fixed"
     if is_pipeline:
         scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
         file_of_it = scheduler / "scheduler_config.json"
         config = read_config(file_of_it)
-        own, sampler = read_process(config, str(file_of_it)) if process is None else None, describe_sampler(config)
+        own = read_process(config, str(file_of_it)) if process is None else None
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
             variance = "learned_range"
     model, process_source = make_model(spec, process, own, variance)
+    if is_pipeline:
+        sampler, other = read_sampler(config, float(np.exp(model.process.schedule.log_ratio_range[1])))
+        remark = f"; its scheduler {config.get('_class_name')}" + (f": {', '.join(other)}" if other else "")
     names = make_name_map(spec, model.program)
 
     def read_one(files: WeightFiles) -> tuple[Weights, Weights | None, str]:
@@ -191,8 +195,8 @@ def import_diffusers(
     if average is None and unet.name == "unet" and (unet.parent / "unet_ema").is_dir():
         average, _, _ = read_one(find_weight_files(unet.parent / "unet_ema", variant))
         where += ", with its moving average in unet_ema"
-    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{where}{sampler}"
-    return Imported(model, weights, weights if average is None else average, note, process_source)
+    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{where}{remark}"
+    return Imported(model, weights, weights if average is None else average, note, process_source, sampler)
 
 
 def _check_pipeline(index: Mapping[str, Any], source: str) -> None:

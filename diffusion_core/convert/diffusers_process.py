@@ -1,4 +1,4 @@
-"""The process and the sampler of a scheduler of diffusers.
+"""The process of a scheduler of diffusers.
 
 Schedulers that add noise as ``x_t = alpha_t x_0 + sigma_t eps`` at integer t differ in how they sample, which does not
 matter here, and in their default betas. `timestep_spacing`, `steps_offset` and the options of solvers do not change the
@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["FIXED", "PREDICTIONS", "describe_sampler", "read_process"]
+__all__ = ["FIXED", "PREDICTIONS", "read_process"]
 
 _DDPM, _LATENT = ("linear", 1e-4, 0.02), ("linear", 0.00085, 0.012)
 # The default beta_schedule, first and last beta.
@@ -120,16 +120,3 @@ def _edm(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "prediction": "edm",
         "sigma_data": config.get("sigma_data", 0.5),
     }
-
-
-def describe_sampler(config: Mapping[str, Any]) -> str:
-    """Describe how Duet samples like a scheduler's configuration; empty for schedulers other than the ancestral one."""
-    if config.get("_class_name") not in ("DDPMScheduler", "DDPMParallelScheduler"):
-        return ""
-    variance = config.get("variance_type", "fixed_small")
-    unknown = [] if variance in (*FIXED, "learned_range") else [f"variance {variance}"]
-    unknown += ["thresholding"] if config.get("thresholding") else []
-    if unknown:
-        return f"; its sampler is sampler=ddpm, but Duet does not have its {' and its '.join(unknown)}"
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    return f"; its sampler is sampler=ddpm sampler.variance={variance} sampler.clip={'null' if clip is None else clip}"

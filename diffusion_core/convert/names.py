@@ -70,6 +70,7 @@ class Imported:
         ema: their moving average; equal to `weights` if the source has one set of weights.
         note: one line about the source, for the terminal.
         process_source: where the process comes from, for the terminal.
+        sampler: name and options of the sampler that the source names; None if it names none.
     """
 
     model: DiffusionModel
@@ -77,6 +78,7 @@ class Imported:
     ema: Weights
     note: str
     process_source: str
+    sampler: Mapping[str, Any] | None = None
 
 
 def make_model(

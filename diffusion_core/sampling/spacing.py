@@ -4,9 +4,11 @@ r"""Which of the trained timesteps a sampler uses, from the noisiest down: of a 
 
     leading    0, k, 2k, ...  with k = floor(T / N)       starts below T-1 and ends at t = 0
     linspace   N timesteps from 0 to T-1, rounded         starts at T-1 and ends at t = 0
+    half_open  linspace with N + 1, without the last      starts at T-1 and ends above t = 0
     trailing   T-1, T-1-T/N, ...  rounded                 starts at T-1 and ends above t = 0
 
-The default is leading. steps = null means every timestep. The following forms determine both:
+The default is leading; half_open is what diffusers' multistep schedulers call linspace. steps = null means every
+timestep. The following forms determine both:
 
     steps = [a, b, ...], "a,b,..."    counts for as many equal sections of the table, the least noisy first; each from
                                       the first to the last timestep of its section, with a rounded stride
@@ -21,7 +23,7 @@ first sections are larger by one. Every row is explicit: the level after that of
 In continuous time, from t_min to t_max, a number of steps is required, and no time is rounded:
 
     linspace   t_max .. t_min                           N points with both ends; the default there
-    trailing   t_max - i (t_max - t_min)/N              starts at t_max and ends above t_min
+    trailing   t_max - i (t_max - t_min)/N              starts at t_max and ends above t_min; half_open is the same
     leading    t_min + (N - 1 - i) (t_max - t_min)/N    starts below t_max and ends at t_min
 
 or the times themselves. There are no sections and no "ddimN".
@@ -61,11 +63,15 @@ def _linspace(T: int, steps: int) -> NDArray:
     return np.round(np.linspace(0, T - 1, steps)) if steps > 1 else np.array([T - 1])
 
 
+def _half_open(T: int, steps: int) -> NDArray:
+    return np.round(np.linspace(0, T - 1, steps + 1))[1:]
+
+
 def _trailing(T: int, steps: int) -> NDArray:
     return np.round(T - np.arange(steps) * (T / steps))[::-1] - 1
 
 
-SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing}
+SPACINGS = {"leading": _leading, "linspace": _linspace, "half_open": _half_open, "trailing": _trailing}
 
 
 def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
@@ -140,7 +146,7 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
     if spacing in (None, "linspace"):
         return np.linspace(high, low, steps)
     even = np.arange(steps) * ((high - low) / steps)
-    return high - even if spacing == "trailing" else low + even[::-1]
+    return low + even[::-1] if spacing == "leading" else high - even
 
 
 def _listed(T: int, steps: Steps, timesteps: Sequence[float]) -> NDArray:

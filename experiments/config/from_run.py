@@ -103,16 +103,16 @@ def command_name(config_name: str) -> str:
 
 def describe_start(cfg: DictConfig, command: str, typed: Sequence[str]) -> str:
     """Return a line on what a configuration took from a run and what was typed."""
-    taken = FROM[command].groups
+    taken, own = FROM[command], run_configuration(cfg[_OPTION])
     names = {
         "data": OmegaConf.select(cfg, "data.name"),
         "model": OmegaConf.select(cfg, "model.architecture"),
         "process": f"{OmegaConf.select(cfg, 'process.prediction')} on {OmegaConf.select(cfg, 'process.schedule.name')}",
         "sampler": OmegaConf.select(cfg, "sampler.name"),
     }
-    parts = [f"{group} {name}" for group, name in names.items() if group in taken and name]
-    if command == "train":
-        parts.append("and every other value of its configuration")
+    groups = {_key(override) for override in typed}
+    present = [key for key in (*taken.groups, *taken.values) if own.get(key) and key not in groups]
+    parts = [f"{key} {names[key]}" if names.get(key) else key for key in present]
     parts = [f"{key}={cfg[key]}" for key in ("resume", "checkpoint", "samples", "run") if cfg.get(key)] + parts
     changed = [override for override in typed if _key(override) != _OPTION]
     return f"from {cfg[_OPTION]}: {', '.join(parts)}; typed: {' '.join(changed) if changed else 'nothing else'}"
@@ -150,7 +150,8 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
     groups = [group for group in taken.groups if config.get(group)]
     for group in groups:
         store.store(group=group, name=_OPTION, node=_group_node(group, config[group]))
-    chosen = {group: _OPTION for group in groups}
+    # An import knows no data: it must be named, rather than be the data of the default configuration.
+    chosen = {group: _OPTION if group in groups else "???" for group in taken.groups if group in (*groups, "data")}
     backend = (config.get("backend") or {}).get("name")
     if backend and (CONFIGS / "backend" / f"{backend}.yaml").is_file():
         chosen["backend"] = backend  # its device and its other options describe the machine, not the run

@@ -91,6 +91,11 @@ def _known_key(message: str) -> str | None:
     """Return the message for a value of a wrong type, a missing value or a needless plus sign, or None."""
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", message):
         return str(missing_value(missing.group(1)))
+    if unchosen := re.search(r"You must specify '([^']+)'", message):
+        group = unchosen.group(1)
+        names = re.findall(r"; (\w+)", message.partition("Available options:")[2])
+        options = [name for name in names if name != "from_run"]
+        return f"{group}: nothing was chosen; add {group}=NAME, one of {', '.join(options)}"
     if exists := re.search(r"An item is already at '([^']+)'", message):
         return f"{exists.group(1)}: it exists already; give it without the +"
     if parsed := re.search(r"Error parsing override '(.*?)'; missing EQUAL", message):

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import import_weights
 from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.files.atomic import write_atomically
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.runtime.backends import BackendSetup
+from experiments.sampling.plans import describe_sampler, make_sampler_plan, shared_options
 
 __all__ = ["ImportSetup", "Imported", "describe_process", "import_checkpoint"]
 
@@ -41,15 +45,18 @@ class ImportSetup:
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """The model of imported weights, a note on what they are, and where their process comes from."""
+    """The model of imported weights, a note on what they are, where their process comes from, and a line on their
+    sampler, which is empty if the source names none.
+    """
 
     model: DiffusionModel
     note: str
     process_origin: str
+    sampler: str = ""
 
 
 def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
-    """Read and check the weights, and write one checkpoint into the directory `out`."""
+    """Read and check the weights; write one checkpoint into the directory `out`, and config.yaml for ``from=out``."""
 
     def read(file: Path) -> dict[str, NDArray]:
         return setup.backend.load().read_arrays(file)
@@ -59,9 +66,30 @@ def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
         "source": setup.source, "path": setup.path, "note": imported.note, "process": imported.process_source,
         **describe_environment(),
     }  # fmt: skip
+    sampler, sampler_origin = None, ""
+    if imported.sampler is not None:
+        sampler, sampler_origin = shared_options() | dict(imported.sampler), "that of the source"
+        try:
+            make_sampler_plan(imported.model, sampler)
+            notes["sampler"] = sampler
+        except DuetError as reason:
+            if setup.process is None:
+                raise
+            sampler, sampler_origin = None, f"sampler: that of the source does not fit the given process ({reason})"
     state = replace(TrainerState.fresh(imported.weights), averages=(imported.ema,))
     save_checkpoint(out / "checkpoints", Checkpoint(0, imported.model, 0, state, notes))
-    return Imported(imported.model, imported.note, imported.process_source)
+    text = yaml.safe_dump(_configuration(imported.model, sampler), sort_keys=False)
+    write_atomically(out / "config.yaml", text.encode())
+    if sampler is not None:
+        sampler_origin = f"{describe_sampler(sampler)} ({sampler_origin})"
+    return Imported(imported.model, imported.note, imported.process_source, sampler_origin)
+
+
+def _configuration(model: DiffusionModel, sampler: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what an import knows of a training's configuration, with its keys: network, process and sampler."""
+    process = model.to_dict()
+    network = {"architecture": process.pop("architecture"), **process.pop("spec")}
+    return {"model": network, "process": process} | ({} if sampler is None else {"sampler": dict(sampler)})
 
 
 def describe_process(model: DiffusionModel) -> str:

@@ -16,7 +16,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
 from experiments.runtime.options import read_option
 
-__all__ = ["choose_sampler", "default_sampler", "make_sampler_plan", "shared_options"]
+__all__ = ["choose_sampler", "default_sampler", "describe_sampler", "make_sampler_plan", "shared_options"]
 
 
 def shared_options() -> dict[str, Any]:
@@ -64,10 +64,15 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
         chosen = dict(own or default_sampler(checkpoint.model)) | chosen
         reason = "from the run" if own else "a default, as the checkpoint names none"
         reason += f"; overridden: {', '.join(options)}" if options else ""
+    return chosen, f"{describe_sampler(chosen)} ({reason})"
+
+
+def describe_sampler(sampler: Mapping[str, Any]) -> str:
+    """Return name and options of a sampler in one line, without the shared options that have their default."""
     defaults = shared_options()
-    differing = {key: value for key, value in chosen.items() if key != "name" and defaults.get(key, ...) != value}
+    differing = {key: value for key, value in sampler.items() if key != "name" and defaults.get(key, ...) != value}
     described = [f"{key} {'null' if value is None else value}" for key, value in differing.items()]
-    return chosen, f"sampler: {', '.join([chosen['name'], *described])} ({reason})"
+    return f"sampler: {', '.join([sampler['name'], *described])}"
 
 
 def default_sampler(model: DiffusionModel) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec, lower
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.networks.weights import initial_weights
-from diffusion_core.sampling import make_plan
 
 SMALL = UNetSpec(
     8, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1, attention_resolutions=(4,), norm_groups=4
@@ -363,28 +362,33 @@ def test_a_schedule_survives_a_round_trip_through_diffusers(schedule, tmp_path):
     )
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({}, "; its sampler is sampler=ddpm sampler.variance=fixed_small sampler.clip=1.0"),
-    ({"variance_type": "fixed_large", "clip_sample_range": 2.5}, " sampler.variance=fixed_large sampler.clip=2.5"),
-    ({"clip_sample": False}, " sampler.clip=null"),
-    ({"clip_sample_range": None}, " sampler.clip=null"),
-    ({"variance_type": "learned_range"}, " sampler.variance=learned_range sampler.clip=1.0"),
-    ({"variance_type": "learned"}, " its sampler is sampler=ddpm, but Duet does not have its variance learned"),
-    ({"variance_type": "fixed_small_log", "thresholding": True},
-     " but Duet does not have its variance fixed_small_log and its thresholding"),
-    ({"_class_name": "DDIMScheduler"}, "a DDPMPipeline of diffusers"),
+@pytest.mark.parametrize("changes, options, remark", [
+    ({}, {"name": "ddpm", "steps": None, "variance": "fixed_small", "clip": 1.0}, ""),
+    ({"variance_type": "fixed_large", "clip_sample_range": 2.5}, {"variance": "fixed_large", "clip": 2.5}, ""),
+    ({"clip_sample": False}, {"clip": None}, ""),
+    ({"clip_sample_range": None}, {"clip": None}, ""),
+    ({"variance_type": "learned_range"}, {"variance": "learned_range"}, ""),
+    ({"variance_type": "learned"}, {"variance": "fixed_small"}, ": its variance learned"),
+    ({"thresholding": True}, {"clip": 1.0}, ""),  # its upper limit is 1
+    ({"thresholding": True, "sample_max_value": 4.0}, {"clip": None, "threshold": 0.995},
+     ": sample_max_value 4.0 limits its threshold"),
+    ({"_class_name": "DDIMScheduler"}, {"name": "ddim", "steps": 50, "spacing": "leading"},
+     ": it keeps eps where it clips the estimate"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+     {"name": "dpm_solver", "sde": True, "predict": "x0"}, ""),
+    ({"_class_name": "DDIMInverseScheduler"}, None, ": Duet has no sampler for DDIMInverseScheduler"),
 ])  # fmt: skip
-def test_the_sampler_of_a_pipeline_is_reported(changes, words, tmp_path):
+def test_the_scheduler_of_a_pipeline_becomes_its_sampler(changes, options, remark, tmp_path):
     foreign("diffusers", SMALL, tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(config))
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert found.note.endswith(words)
-    options = dict(word.split("=") for word in found.note.split() if word.startswith("sampler."))
-    if options:
-        clip = options["sampler.clip"]
-        make_plan(found.model.process, "ddpm", variance=options["sampler.variance"],
-                  clip=None if clip == "null" else float(clip))  # fmt: skip
+    assert found.note == f"a DDPMPipeline of diffusers; its scheduler {config['_class_name']}{remark}"
+    if options is None:
+        assert found.sampler is None
+    else:
+        assert options.items() <= found.sampler.items()
 
 
 SOURCES = {

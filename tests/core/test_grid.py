@@ -71,7 +71,7 @@ def test_a_plan_on_a_grid_evaluates_at_fractional_t():
 
 
 @pytest.mark.parametrize("steps, spacing, message", [
-    (5, "carras", "sampler.spacing: 'carras' was given; it must be one of leading, linspace, trailing, karras"),
+    (5, "carras", "sampler.spacing: 'carras' was given; it must be one of leading, linspace, half_open, trailing"),
     (5, {"name": "carras"}, "must be one of leading"),
     (5, {"rho": 7.0}, "must be one of leading"),
     (5, {"name": "leading", "rho": 7.0}, "must be one of leading"),

@@ -5,15 +5,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import call, composed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import export_pipeline
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runtime.distributed import ProcessGroup
 from duet.cli.experiments import chosen_backends, experiments
+from experiments.config import build
 from experiments.config.convert import plain
 from experiments.config.from_run import FROM, run_configuration
 from experiments.config.resume_command import resume_command
@@ -132,3 +138,29 @@ def test_a_run_is_trained_further_and_sampled_by_one_word_each(tmp_path, backend
     assert load_checkpoint(new).images_seen == 320 and "sampler ddim" in done.out
     done = call("sample", f"from={new}", *words, "sampler.steps=2", "sample.count=2", f"out={tmp_path / 'samples'}")
     assert done.code == 0 and f"from {new}: checkpoint={new}" in done.out, done.err
+
+
+def test_an_import_is_a_run_without_data(tmp_path):
+    """Its network, process and sampler are those of training and sampling; its data must be named."""
+    spec = UNetSpec(
+        8, 1, 1, num_classes=10, channels=8, channel_multipliers=(1,), blocks_per_resolution=1, norm_groups=4,
+        null_class="zero",
+    )  # fmt: skip
+    model = DiffusionModel(spec, {"name": "linear", "T": 20}, "v")
+    weights = initial_weights(model.program, 0, np.float32)
+    for name, content in export_pipeline(model, weights, "fixed_large", 2.5).items():
+        (tmp_path / "pipeline" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pipeline" / name).write_bytes(content)
+    out = tmp_path / "imported"
+    done = call("import_weights", "source=diffusers", f"path={tmp_path / 'pipeline'}", f"out={out}")
+    assert done.code == 0 and "sampler: ddpm, steps null, variance fixed_large, spacing leading, clip 2.5" in done.out
+    done = call("train", f"from={out}")
+    assert done.code == 2 and "data: nothing was chosen; add data=NAME" in done.err
+    config = composed("train", f"from={out}", "data=digits")
+    setup = build.training_setup(config)
+    assert (
+        setup.model.program.sha256 == model.program.sha256
+        and setup.model.schedule == load_checkpoint(out).model.schedule
+    )
+    assert (config.sampler.name, config.sampler.variance, config.sampler.clip) == ("ddpm", "fixed_large", 2.5)
+    assert load_checkpoint(out).notes["sampler"] == plain(config.sampler)
