@@ -38,6 +38,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.arrays import Reader, describe_folder, read_config
 from diffusion_core.convert.diffusers_files import WeightFiles, find_weight_files
 from diffusion_core.convert.diffusers_process import FIXED, PREDICTIONS, read_process
+from diffusion_core.convert.diffusers_sampler import read_sampler
 from diffusion_core.convert.names import (
     DENSE_1X1,
     SAME,
@@ -52,7 +53,6 @@ from diffusion_core.convert.names import (
     siblings,
     write_weights,
 )
-from diffusion_core.convert.diffusers_sampler import read_sampler
 from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec, lower
