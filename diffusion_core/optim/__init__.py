@@ -24,7 +24,7 @@ from diffusion_core.optim.ema import (
     profile_options,
     update_fractions,
 )
-from diffusion_core.optim.posthoc_ema import Combination, combine, step_weights
+from diffusion_core.optim.posthoc_ema import Combination, combine, initial_weight, step_weights
 
 __all__ = [
     "PROFILES",
@@ -38,6 +38,7 @@ __all__ = [
     "Warmup",
     "combine",
     "ema_update",
+    "initial_weight",
     "make_ema",
     "make_profile",
     "power_exponent",

@@ -23,7 +23,7 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +135,7 @@ class LearningRate:
         decay: ``"constant"``, ``"linear"``, ``"cosine"`` (both to `floor` at `total_images`),
             ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``)
             or ``"steps"`` (multiplied by `factor` every `every_images` after the warm-up, but not below `floor`).
-        total_images: images seen at the end of linear and cosine decay.
+        total_images: images seen at the end of linear and cosine decay; None is the length of the run, see `for_run`.
         floor: the lowest rate of linear, cosine and stepwise decay.
         decay_start_images: images seen at the start of inverse-square-root decay.
         factor: of each step of stepwise decay.
@@ -153,7 +153,7 @@ class LearningRate:
     peak: float
     warmup_images: int = 0
     decay: str = "constant"
-    total_images: int = 0
+    total_images: int | None = None
     floor: float = 0.0
     decay_start_images: int = 0
     factor: float = 1.0
@@ -167,12 +167,13 @@ class LearningRate:
                 f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} at least 0, "
                 f"and floor {self.floor} between 0 and the peak"
             )
-        if self.decay in ("linear", "cosine") and self.total_images <= self.warmup_images:
-            shorter = f"or lr.warmup_images below it, such as {self.total_images // 10}"
+        if self.total_images == 0:  # earlier versions wrote 0 where no length was given
+            object.__setattr__(self, "total_images", None)
+        if self.is_finite and self.total_images is not None and self.total_images <= self.warmup_images:
             raise DuetError(
                 f"lr: {self.decay} decay ends at total_images {self.total_images}, which must be more than "
-                f"warmup_images {self.warmup_images}; set lr.total_images to the length of the run"
-                f"{f', {shorter}' if self.total_images > 0 else ''}"
+                f"warmup_images {self.warmup_images}; set lr.total_images=null for the length of the run, or "
+                f"lr.warmup_images below it, such as {max(self.total_images, 0) // 10}"
             )
         if self.decay == "steps" and not (0 < self.factor < 1 and self.every_images >= 1):
             raise DuetError(
@@ -180,8 +181,29 @@ class LearningRate:
                 f"factor must be between 0 and 1 and every_images at least 1"
             )
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the schedule has an end, as linear and cosine decay have."""
+        return self.decay in ("linear", "cosine")
+
+    def for_run(self, images: int) -> LearningRate:
+        """Return the schedule for a run of this length, which is where it ends unless `total_images` says otherwise.
+
+        Raises:
+            DuetError: if the warm-up leaves no image for the decay.
+
+        Example:
+            >>> LearningRate(1e-3, decay="cosine").for_run(1000).total_images
+            1000
+        """
+        return replace(self, total_images=images) if self.is_finite and self.total_images is None else self
+
     def __call__(self, images_seen: int) -> float:
         """Return the rate of the step that ends at `images_seen`."""
+        if self.is_finite and self.total_images is None:
+            raise DuetError(
+                f"lr.total_images: none was given, but {self.decay} decay needs an end; use for_run(images)"
+            )
         if images_seen < self.warmup_images:
             return self.peak * images_seen / self.warmup_images
         if self.decay == "constant":

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.optim.ema import Profile
 
-__all__ = ["Combination", "combine", "step_weights"]
+__all__ = ["Combination", "combine", "initial_weight", "step_weights"]
 
 Array = NDArray[np.float64]
 
@@ -62,6 +62,17 @@ def step_weights(profile: Profile, updates: int, batch: int) -> Array:
     """
     decays = _decays(profile, updates, batch)
     return (1.0 - np.append(0.0, decays)) * _products(decays)
+
+
+def initial_weight(profile: Profile, updates: int, batch: int, since: int = 0) -> float:
+    """Return the weight that an average still gives to what it was after `since` updates: d_{since+1} ... d_n.
+
+    Example:
+        >>> from diffusion_core.optim.ema import Fixed
+        >>> initial_weight(Fixed(0.5), updates=3, batch=64)
+        0.125
+    """
+    return float(np.prod(_decays(profile, updates, batch)[since:]))
 
 
 def combine(stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int], batch: int) -> Combination:

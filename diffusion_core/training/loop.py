@@ -345,7 +345,7 @@ def train(
         trainer: the network with its optimiser and averages, of a backend.
         loader: the data; of several processes, the part of this one.
         objective: what is trained.
-        learning_rate: the schedule of the learning rate.
+        learning_rate: the schedule of the learning rate; without an end of its own it ends with the run.
         ema: the moving averages.
         config: the length of the run and the moments of its callbacks.
         callbacks: functions to call; None calls none.
@@ -384,7 +384,7 @@ def train(
         [0.5, 0.5, 0.5, 0.5]
     """
     loop = _Loop(
-        trainer, loader, objective, learning_rate, ema, config,
+        trainer, loader, objective, learning_rate.for_run(config.images), ema, config,
         callbacks or TrainingCallbacks(), collective or Collective(), images_seen, updates,
     )  # fmt: skip
     return loop.run(resume_state or ResumeState())

@@ -34,6 +34,7 @@ from experiments.sampling.figures import noising_strip
 from experiments.training.callbacks import RunCallbacks, sampling_backend
 from experiments.training.changes import describe_changes
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
+from experiments.training.lengths import describe_lengths
 from experiments.training.resume import (
     RESUME_IN_PLACE,
     compiled_in,
@@ -141,7 +142,7 @@ def train(
                 f"run: {directory}\nRun complete: {start.images_seen:,} images. To continue, set trainer.images higher."
             )
             return result
-        for line in describe_changes(start, setup):
+        for line in (*describe_changes(start, setup), *describe_lengths(setup)):
             print(line)
         is_own = resume in RESUME_IN_PLACE
         if resume == "latest" and not list_checkpoints(directory / "checkpoints"):

@@ -109,7 +109,7 @@ class TrainingSetup:
             training_config: by default 128,000 images in batches of 128.
             objective: options of `Objective.for_model`, such as ``{"label_dropout": 0.1}``.
             adam: by default without weight decay, with gradients clipped to norm 1.
-            learning_rate: by default constant, 1e-3.
+            learning_rate: by default constant, 1e-3; a decay without an end of its own ends with the run.
             ema: by default `make_ema("warmup", decay=0.999)`.
             sampler: name and options; by default DDIM with 50 steps, or Heun's method in continuous time.
             sample: by default 64 samples with the moving average.
@@ -139,6 +139,8 @@ class TrainingSetup:
         check_data(dataset, model.spec)
         _check_augment(augment, model)
         config.check(model.program, backend.group)
+        learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
+        _check_rate(learning_rate, config)
         data = Loader(dataset, seed, flip, backend.config.host_dtype, model.value_range, augment)
         dtype, validation = backend.config.host_dtype, validation or ValidationOptions()
         validated = make_validation(model, made_objective, dataset, held_out, validation, dtype)
@@ -153,7 +155,7 @@ class TrainingSetup:
             loader=data,
             batches=LOADERS[loader](replace(data, group=backend.group), workers),
             adam=adam or Adam(),
-            learning_rate=learning_rate or LearningRate(peak=1e-3),
+            learning_rate=learning_rate,
             ema=ema,
             training_config=config,
             sampler=sampler,
@@ -213,4 +215,15 @@ def _check_augment(augment: float, model: DiffusionModel) -> None:
     if augment and model.variance != "fixed":
         raise DuetError(
             "data.augment: it moves images off the bytes that the variational bound needs; use data.augment=0"
+        )
+
+
+def _check_rate(learning_rate: LearningRate, config: TrainingConfig) -> None:
+    """Refuse a decay that ends at the rate 0 at least one step before the run does."""
+    total, images = learning_rate.total_images, config.images
+    if learning_rate.is_finite and total is not None and learning_rate.floor == 0 and total <= images - config.batch:
+        raise DuetError(
+            f"lr.total_images: {total} was given, but trainer.images is {images}: from {total} images on the learning "
+            f"rate would be 0, and training would change nothing; give lr.total_images=null, which is the length of "
+            f"the run, or lr.floor above 0, or trainer.images={total // config.batch * config.batch or config.batch}"
         )

@@ -192,7 +192,7 @@ def test_decay_values_at_the_ends_and_in_the_middle():
     ({"peak": 0.1, "floor": 0.2}, "floor 0.2"),
     ({"peak": 0.1, "floor": -0.2}, "floor -0.2"),
     ({"peak": 0.1, "decay": "cosinus", "total_images": 10}, "Did you mean 'cosine'"),
-    ({"peak": 0.1, "decay": "cosine"}, "total_images 0, which must be more than warmup_images 0; set lr.tot"),
+    ({"peak": 0.1, "decay": "cosine", "total_images": -5}, "total_images -5, which must be more than warmup_images 0"),
     ({"peak": 0.1, "decay": "linear", "warmup_images": 90, "total_images": 90}, "lr.warmup_images below it, such as 9"),
     ({"peak": 0.1, "decay": "steps", "factor": 0.9}, "factor 0.9 every 0 images"),
     ({"peak": 0.1, "decay": "steps", "every_images": 100}, "factor 1.0 every 100 images"),
@@ -202,3 +202,20 @@ def test_decay_values_at_the_ends_and_in_the_middle():
 def test_learning_rates_out_of_range_are_refused(options, words):
     with pytest.raises(DuetError, match=words):
         LearningRate(**options)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_a_decay_without_an_end_ends_with_the_run(decay):
+    rate = LearningRate(0.1, 20, decay)
+    assert rate.for_run(100) == LearningRate(0.1, 20, decay, 100) and rate.for_run(100)(100) == 0
+    assert LearningRate(0.1, 20, decay, 50).for_run(100).total_images == 50
+    assert LearningRate(0.1, 20, decay, 0) == rate  # as earlier versions wrote it
+    with pytest.raises(DuetError, match=r"lr\.total_images: none was given"):
+        rate(10)
+    with pytest.raises(DuetError, match="ends at total_images 20, which must be more than warmup_images 20"):
+        rate.for_run(20)
+
+
+def test_a_schedule_without_an_end_is_that_of_every_run():
+    for rate in RATES.values():
+        assert rate.for_run(64) is rate

@@ -1,0 +1,89 @@
+"""The lengths of a run that are odd: each has no effect in it, or hardly any, and is said in one line.
+
+`TrainingSetup.create` refuses those that can only be an error. Every length is in images seen, except the `start` of an
+average, which is in updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffusion_core.backend.interface import average_names
+from diffusion_core.optim import initial_weight
+from experiments.runtime.options import read_option
+from experiments.training.setup import TrainingSetup
+
+__all__ = ["describe_lengths"]
+
+
+def describe_lengths(setup: TrainingSetup) -> list[str]:
+    """Return one line for each length of a setup that has no effect in its run, or hardly any."""
+    return [*_of_rate(setup), *_of_averages(setup), *_of_intervals(setup), *_of_batch(setup), *_of_history(setup)]
+
+
+def _of_rate(setup: TrainingSetup) -> Iterator[str]:
+    rate, images = setup.learning_rate, setup.training_config.images
+    if rate.warmup_images > images:
+        yield (
+            f"lr.warmup_images: the warm-up of {rate.warmup_images:,} images is longer than the run of {images:,}; the "
+            f"learning rate rises to {rate(images):.3g} and never reaches lr.peak, {rate.peak:.3g}"
+        )
+        return
+    if rate.is_finite and rate.total_images > images:
+        yield (
+            f"lr.total_images: the decay ends at {rate.total_images:,} images, after the run of {images:,}; the last "
+            f"learning rate is {rate(images):.3g}"
+        )
+    begins = {
+        "steps": ("lr.every_images", rate.warmup_images + rate.every_images),
+        "inverse_sqrt": ("lr.decay_start_images", rate.decay_start_images),
+    }
+    key, begin = begins.get(rate.decay, ("", 0))
+    if begin >= images:
+        yield (
+            f"{key}: the decay begins after {begin:,} images, at the end of the run of {images:,} or later; the "
+            f"learning rate does not decay"
+        )
+
+
+def _of_averages(setup: TrainingSetup) -> Iterator[str]:
+    config = setup.training_config
+    updates = config.images // config.batch
+    for name, profile in zip(average_names(len(setup.ema.profiles)), setup.ema.profiles, strict=True):
+        start = getattr(profile, "start", 0)
+        if start >= updates:
+            yield (
+                f"ema.start: {name} begins to average after {start:,} updates, and the run has {updates:,}; {name} "
+                f"equals the weights"
+            )
+        elif (initial := initial_weight(profile, updates, config.batch, start)) >= 0.5:
+            yield (
+                f"ema: at the end of the run {initial:.1%} of {name} is still what it began with; use a shorter "
+                f"average, or ema=warmup"
+            )
+
+
+def _of_intervals(setup: TrainingSetup) -> Iterator[str]:
+    config, default = setup.training_config, read_option("trainer", "default")
+    names = ("checkpoint_images", "sample_images")
+    # A default that is longer than a short run was not meant to have an effect.
+    intervals = {f"trainer.{name}": getattr(config, name) for name in names if getattr(config, name) != default[name]}
+    intervals["ema.snapshot_images"] = setup.ema.snapshot_images
+    late = [f"{key}={interval}" for key, interval in intervals.items() if interval > config.images]
+    if late:
+        yield f"{', '.join(late)}: longer than the run of {config.images:,} images, so it happens at the end only"
+
+
+def _of_batch(setup: TrainingSetup) -> Iterator[str]:
+    batch, images = setup.training_config.batch, len(setup.loader.dataset)
+    if batch > images:
+        yield f"trainer.batch: {batch:,} is more than the {images:,} images of the data; every batch repeats images"
+
+
+def _of_history(setup: TrainingSetup) -> Iterator[str]:
+    history, images = setup.objective.timestep_sampler.empty_history(), setup.training_config.images
+    if history is not None and history.losses.size > images:
+        yield (
+            f"process.timestep_sampling: it follows the losses once it has {history.losses.size:,} of them, "
+            f"{history.losses.shape[1]} at each timestep; the run has {images:,} images, so it stays uniform"
+        )
