@@ -17,11 +17,10 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
-from experiments.comparison.build import compare
+from experiments.comparison.build import compare, describe_rungs
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write
-from experiments.report.comparison import one_backend
 
 
 @command("compare", result=("report.html", "a report"))
@@ -44,10 +43,10 @@ def main(cfg: Any) -> None:
         return
     if comparison.different:
         print(f"the runs are different experiments; they differ in {', '.join(comparison.different)}")
-    subject = "runs" if one_backend(comparison.report) else "frameworks"
     verdict = "agree" if comparison.agree else "DO NOT agree"
     print(
-        f"{comparison.passed} of {pluralize(len(comparison.checks), 'check')} passed; the {subject} {verdict}: {page}"
+        f"{comparison.passed} of {pluralize(len(comparison.checks), 'check')} passed "
+        f"({describe_rungs(comparison.checks)}); {comparison.report['verdict']['subject']} {verdict}: {page}"
     )
     if not comparison.agree:
         sys.exit(1)

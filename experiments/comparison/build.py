@@ -23,15 +23,15 @@ from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
 from diffusion_core.parity.compare import compare_records, own_checks, pixel_difference
-from diffusion_core.parity.ladder import Check, check, ladder
+from diffusion_core.parity.ladder import RUNGS, Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
-from experiments.comparison.runs import FinishedRun, describe_differences, read_runs
+from experiments.comparison.runs import FinishedRun, check_different, describe_differences, read_runs
 from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "describe_rungs"]
 
 Samples = tuple[NDArray, NDArray, dict[str, Any]]
 _GAIN = 64  # by which differences of pixels are multiplied
@@ -96,6 +96,8 @@ def compare(
     Raises:
         DuetError: a directory does not hold what it should.
     """
+    for key, paths in (("runs", runs), ("traces", traces), ("evaluations", evaluations), ("crossed", crossed)):
+        check_different(key, paths)
     evaluated = {str(path): read_numbers(path) for path in evaluations}
     here = describe_environment()
     finished = read_runs(runs)
@@ -113,7 +115,9 @@ def compare(
     if evaluated:
         comparison.report["quality"] = _quality(evaluated)
     passed, total = comparison.passed, len(comparison.checks)
-    tally = {"label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": "rungs 0 to 8"}
+    tally = {
+        "label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": describe_rungs(comparison.checks),
+    }  # fmt: skip
     tallies = [tally] if total else []
     comparison.report |= {
         "backends": _backends(finished, comparison.checks),
@@ -121,6 +125,7 @@ def compare(
         "headlines": [*tallies, *comparison.headlines],
         "verdict": {
             "agree": comparison.agree, "passed": passed, "total": total, "sentence": _sentence(comparison, finished),
+            "subject": _subject(finished, comparison.checks),
         },
     }  # fmt: skip
     return comparison
@@ -130,6 +135,8 @@ def _title(runs: Sequence[FinishedRun], traces: Sequence[str | Path], evaluation
     """Return the default title of the page."""
     if runs and not traces and _share_a_backend(runs):
         return f"Comparison of {len(runs)} runs"
+    if traces and len({check.backend for path in traces for check in own_checks(Path(path))}) == 1:
+        return f"Comparison of {pluralize(len(traces), 'parity record')} of one framework"
     if runs or traces:
         return "Do the frameworks agree?"
     return f"Comparison of {pluralize(len(evaluations), 'evaluation')}"
@@ -137,6 +144,44 @@ def _title(runs: Sequence[FinishedRun], traces: Sequence[str | Path], evaluation
 
 def _share_a_backend(runs: Sequence[FinishedRun]) -> bool:
     return len({run.backend.name for run in runs}) == 1
+
+
+def describe_rungs(checks: Sequence[Check]) -> str:
+    """Return which rungs of the ladder the checks belong to, and which were not run.
+
+    Example:
+        >>> describe_rungs([])
+        'no rung; rungs 0 to 8 were not run'
+    """
+    run = sorted({check.rung for check in checks})
+    missing = [rung.number for rung in RUNGS if rung.number not in run]
+    if not missing:
+        return _rung_list(run)
+    return f"{_rung_list(run)}; {_rung_list(missing)} {'was' if len(missing) == 1 else 'were'} not run"
+
+
+def _rung_list(numbers: Sequence[int]) -> str:
+    """Return numbers as text with ranges, such as "rungs 0 to 5 and 7"."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    parts = [f"{g[0]} to {g[-1]}" if len(g) > 2 else " and ".join(map(str, g)) for g in groups]
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else ""
+    return f"rung{'s' if len(numbers) > 1 else ''} {text}" if parts else "no rung"
+
+
+def _subject(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> str:
+    """Return what a verdict is about: the frameworks, or runs or records of one of them."""
+    known = read_backends()
+    traced = [known[c.backend].title for c in checks if c.backend in known]
+    titles = list(dict.fromkeys([*(run.backend.title for run in runs), *traced]))
+    if len(titles) > 1:
+        return f"{', '.join(titles[:-1])} and {titles[-1]}"
+    what = pluralize(len(runs), "run") if runs else "parity records"
+    return f"{what} of {titles[0]}" if titles else what
 
 
 def _trace_checks(paths: Sequence[Path]) -> list[Check]:

@@ -18,7 +18,7 @@ from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.config.backends import BackendInfo
 from experiments.config.safe_yaml import read_config
 
-__all__ = ["FinishedRun", "describe_differences", "read_runs"]
+__all__ = ["FinishedRun", "check_different", "describe_differences", "read_runs"]
 
 # What runs must share to be the same experiment. How and where they are computed is what is compared.
 _SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
@@ -92,6 +92,22 @@ class FinishedRun:
     def has_tolerances(self) -> bool:
         """Whether tolerances are published for its precision."""
         return self.config["precision"] in ("float64", "float32")
+
+
+def check_different(key: str, paths: Sequence[str | Path]) -> None:
+    """Refuse the same directory twice, under any of its names, and a copy: what is compared with itself agrees.
+
+    A copy has the same environment.json, which holds the command and the second in which it started.
+    """
+    seen: dict[object, str] = {}
+    for path in map(Path, paths):
+        file = path / "environment.json"
+        marks = [path.resolve(), *([file.read_bytes()] if file.is_file() else [])]
+        for mark in marks:
+            if (other := seen.get(mark)) is not None:
+                relation = "is the same directory as" if mark == marks[0] else "is a copy of"
+                raise DuetError(f"{key}: {path} {relation} {other}; a comparison with itself says nothing")
+        seen |= {mark: str(path) for mark in marks}
 
 
 def read_runs(paths: Sequence[str | Path]) -> tuple[FinishedRun, ...]:

@@ -23,8 +23,8 @@ from .text import number, percent, real, text, value
 __all__ = ["one_backend", "render", "write"]
 
 _VERDICTS = {
-    True: ("agree", "✓", "The {} agree"),
-    False: ("differ", "✗", "The {} do NOT agree"),
+    True: ("agree", "✓", "{} agree"),
+    False: ("differ", "✗", "{} do NOT agree"),
     None: ("unknown", "?", "No verdict"),
 }
 _LADDER = (
@@ -66,7 +66,7 @@ def render(report: Mapping, images: Mapping[str, bytes]) -> str:
     result = verdict(report, checks)
     single = one_backend(report)
     style, mark, claim = _VERDICTS[result.agree]
-    claim = claim.format("runs" if single else "frameworks")
+    claim = claim.format(result.subject or ("The runs" if single else "The frameworks"))
     series = _series(report)
     marks = {key: own.mark for key, own in series.items()}
     tally = ""

@@ -64,12 +64,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the runs agree (None: nothing was checked), the checks passed, all checks, and a sentence."""
+    """Whether the runs agree (None: nothing was checked), the checks passed, all checks, a sentence, and who agrees."""
 
     agree: bool | None
     passed: int
     total: int
     sentence: str
+    subject: str = ""
 
 
 def read_checks(report: Mapping) -> list[Check]:
@@ -110,7 +111,7 @@ def verdict(report: Mapping, checks: Sequence[Check]) -> Verdict:
         agree = False
         passed, total = (len(checks) - failed, len(checks)) if failed else (passed, total)
         sentence = f"The report calls this agreement, but {pluralize(total - passed, 'check')} did not pass."
-    return Verdict(agree, int(passed), int(total), sentence)
+    return Verdict(agree, int(passed), int(total), sentence, str(claimed.get("subject") or ""))
 
 
 @dataclass(frozen=True)

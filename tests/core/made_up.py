@@ -90,6 +90,7 @@ def write_training(out: Path, seed: int, backend: str, second_half: bool = False
         "precision": "float32", "seed": seed, "parameters": 1234, "versions": {title: version, "numpy": "2.2.0"},
         "data": {"name": "digits", "images": 1797, "sha256": "0" * 64},
     }  # fmt: skip
+    facts["command"] += f" hydra.run.dir={out}"  # two runs are never started by one command
     (out / "environment.json").write_text(json.dumps(facts))
     result = {
         "objective": sum(curve[-10:]) / 10, "images_seen": 64 * STEPS, "train_seconds": 20.0 + seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def compare(tmp_path: Path, *runs: Path, code: int = 0) -> tuple[str, dict[str, 
 def test_two_runs_are_checked_against_each_other(runs: dict[str, Path], tmp_path: Path) -> None:
     out, report = compare(tmp_path, runs["torch"], runs["tf"])
     checks = [check for rung in report["rungs"] for check in rung["checks"]]
-    assert [check["backend"] for check in checks] == ["torch–tf"] and "1 of 1 check passed" in out
+    assert [check["backend"] for check in checks] == ["torch–tf"] and "1 of 1 check passed (rung 7; rungs 0 to 6 and 8 were not run)" in out
+    assert "PyTorch and TensorFlow agree" in out and report["verdict"]["subject"] == "PyTorch and TensorFlow"
     a, b = (np.array(losses(0, backend)) for backend in ("torch", "tf"))
     assert report["loss"]["relative_difference"] == pytest.approx((np.abs(a - b) / a).tolist())
     assert checks[0]["error"] == pytest.approx(max(report["loss"]["relative_difference"]))
@@ -83,10 +85,23 @@ def test_runs_of_different_experiments_are_not_checked(runs: dict[str, Path], tm
 def test_runs_of_one_backend_are_called_runs_not_frameworks(runs: dict[str, Path], tmp_path: Path) -> None:
     out, report = compare(tmp_path, runs["torch"], runs["again"])
     page = (tmp_path / "report/report.html").read_text()
-    assert report["title"] == "Comparison of 2 runs" and "the runs agree" in out and "The runs agree" in page
+    assert report["title"] == "Comparison of 2 runs"
+    assert "2 runs of PyTorch agree" in out and "2 runs of PyTorch agree" in page
     assert [sample["title"] for sample in report["samples"]] == ["each run's own checkpoint, the same noise"]
     assert "run against run" in page and "the other run" in page and "against the other framework" not in page
     assert 'class="bar s' not in page and 'class="bar pair"' in page
+
+
+@pytest.mark.parametrize("key", ["runs", "traces", "evaluations"])
+def test_nothing_is_compared_with_itself(key: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Not under the same name, another name of the directory, nor as a copy."""
+    link, copy = tmp_path / "link", shutil.copytree(runs["tf"], tmp_path / "copy")
+    link.symlink_to(runs["tf"])
+    same, copied = "the same directory as", "a copy of"
+    for other, relation in ((runs["tf"], same), (link, same), (copy, copied)):
+        called = call("compare", f"{key}=[{runs['tf']},{other}]", f"out={tmp_path / 'report'}")
+        assert called.code == 2 and f"{key}: {other} is {relation} {runs['tf']}" in called.err
+    assert not (tmp_path / "report" / "report.html").exists()
 
 
 def test_every_backend_has_a_title_and_two_colours() -> None:
