@@ -39,7 +39,9 @@ def compare(tmp_path: Path, *runs: Path, code: int = 0) -> tuple[str, dict[str, 
 def test_two_runs_are_checked_against_each_other(runs: dict[str, Path], tmp_path: Path) -> None:
     out, report = compare(tmp_path, runs["torch"], runs["tf"])
     checks = [check for rung in report["rungs"] for check in rung["checks"]]
-    assert [check["backend"] for check in checks] == ["torch–tf"] and "1 of 1 check passed (rung 7; rungs 0 to 6 and 8 were not run)" in out
+    assert [check["backend"] for check in checks] == [
+        "torch–tf"
+    ] and "1 of 1 check passed (rung 7; rungs 0 to 6 and 8 were not run)" in out
     assert "PyTorch and TensorFlow agree" in out and report["verdict"]["subject"] == "PyTorch and TensorFlow"
     a, b = (np.array(losses(0, backend)) for backend in ("torch", "tf"))
     assert report["loss"]["relative_difference"] == pytest.approx((np.abs(a - b) / a).tolist())
