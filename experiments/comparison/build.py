@@ -115,9 +115,8 @@ def compare(
     if evaluated:
         comparison.report["quality"] = _quality(evaluated)
     passed, total = comparison.passed, len(comparison.checks)
-    tally = {
-        "label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": describe_rungs(comparison.checks),
-    }  # fmt: skip
+    rungs = describe_rungs(comparison.checks)
+    tally = {"label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": rungs}
     tallies = [tally] if total else []
     comparison.report |= {
         "backends": _backends(finished, comparison.checks),
