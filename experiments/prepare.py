@@ -12,6 +12,9 @@ data.options.part is.
 
 from __future__ import annotations
 
+from diffusion_core.common.text import pluralize
+from diffusion_core.data.card import part_lines
+from diffusion_core.data.reading import reading_lines
 from experiments.config import build
 from experiments.config.entry import Config, command
 from experiments.data.preparation import SPLITS, prepare_dataset
@@ -21,12 +24,17 @@ from experiments.data.preparation import SPLITS, prepare_dataset
 def main(cfg: Config) -> None:
     """Write the stores and the card, and print what each part holds."""
     prepared = prepare_dataset(build.preparation_setup(cfg))
+    for line in reading_lines(prepared.card.get("reading", {})):
+        print(line)
     for part, facts in prepared.card["parts"].items():
         skipped = facts["unreadable"]["count"]
         note = f", {skipped:,} unreadable images skipped (README.md lists them)" if skipped else ""
         print(
-            f"{part}: {facts['pictures']:,} images in {len(facts['classes'])} classes{note}, sha256 {facts['sha256']}"
+            f"{part}: {pluralize(facts['pictures'], 'image')} in {pluralize(len(facts['classes']), 'class')}{note}, "
+            f"sha256 {facts['sha256']}"
         )
+        for line in part_lines(facts):
+            print(f"{part}: {line}")
     for part in prepared.empty_parts:
         print(f"{part}: skipped, it has no image of these classes")
     print(f"prepared: {cfg.out}")

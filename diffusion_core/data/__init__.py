@@ -40,10 +40,12 @@ def _reader(name: str) -> Callable[..., Dataset]:
     transform_options, own = read_options(name)
     defaults = {"size": about.size, "channels": about.channels}
 
-    def read(path: str, part: str | None = None, classes: Any = None, **options: Any) -> Dataset:
+    def read(
+        path: str, part: str | None = None, classes: Any = None, max_unreadable: float = 0.01, **options: Any
+    ) -> Dataset:
         transform = SquareTransform(**defaults | {k: v for k, v in options.items() if k in transform_options})
         parts = source(Path(path).expanduser(), **{k: v for k, v in options.items() if k in own})
-        return gather(parts, part, transform, classes)
+        return gather(parts, part, transform, classes, max_unreadable)
 
     # The registry checks names and types of options against this signature.
     parameters = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}

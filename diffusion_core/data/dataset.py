@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
+from diffusion_core.data.reading import Reading
 from diffusion_core.data.shards import Shards
 
 __all__ = ["Dataset", "class_ids", "default_class_names"]
@@ -35,6 +36,7 @@ class Dataset:
         labels: class ids with shape (N,); stored as int32.
         class_names: the name of each class id.
         name: the name of the data set, for reports.
+        reading: how its images were found, if they were read from files; no part of the hash.
 
     Raises:
         DuetError: a shape, a type or a label is invalid.
@@ -51,6 +53,7 @@ class Dataset:
     labels: NDArray[np.int32]
     class_names: tuple[str, ...]
     name: str
+    reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)
@@ -102,6 +105,16 @@ class Dataset:
         """The number of classes, including those without an image."""
         return len(self.class_names)
 
+    @cached_property
+    def class_counts(self) -> NDArray[np.int64]:
+        """The number of images of each class, with shape (K,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """The names of the classes without an image: nothing can be learned about them here."""
+        return tuple(name for name, count in zip(self.class_names, self.class_counts, strict=True) if not count)
+
     @property
     def has_class_names(self) -> bool:
         """Whether the classes have names of their own, not those of `default_class_names`."""
@@ -150,7 +163,7 @@ class Dataset:
         names = tuple(self.class_names[k] for k in ids)
         if not kept.size:
             raise DuetError(f"{what}: it has no image of class {', '.join(names)}")
-        return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name)
+        return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name, self.reading)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split the data set into two disjoint parts, drawn by stream ``"data/split"``, each in its old order.

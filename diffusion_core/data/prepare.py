@@ -32,17 +32,18 @@ import PIL
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import DatasetInfo
-from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.source import Source
-from diffusion_core.data.square import ImageInput, Member, SquareTransform
+from diffusion_core.data.card import PreparedPart, card_text, data_card
+from diffusion_core.data.reading import check_unreadable
+from diffusion_core.data.source import Source, check_classes_survive
+from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
+from diffusion_core.images.decode import ImageInput, Member
 from diffusion_core.runtime.process_pool import spawn_pool
 
 __all__ = ["prepare"]
 
-_LISTED = 100
 _LOCK = ".lock"
 
 
@@ -106,13 +107,16 @@ def prepare(
                 if old.name != _LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
-        datasets, unreadable, sizes = {}, {}, {}
+        made = {}
         for part, source in parts.items():
             records = _write_part(source, part, unfinished / part, transform, workers, max_unreadable, progress)
-            datasets[part], unreadable[part], sizes[part] = _finish_part(source, unfinished / part, records)
-        card = _card(parts, datasets, unreadable, sizes, transform, info, dict(extra or {})) | {"request": request}
+            made[part] = _finish_part(source, unfinished / part, records)
+        for classes in dict.fromkeys(source.class_names for source in parts.values()):
+            same = [part for part in made.values() if part.source.class_names == classes]
+            check_classes_survive([part.source for part in same], [part.dataset.labels for part in same])
+        card = data_card(made, transform, info, dict(extra or {})) | {"request": request}
         write_atomically(unfinished / "card.json", (json.dumps(card, indent=2) + "\n").encode())
-        write_atomically(unfinished / "README.md", _readme(card).encode())
+        write_atomically(unfinished / "README.md", card_text(card).encode())
         for part in parts:
             for record in (unfinished / part).glob("*.record.json"):
                 record.unlink()
@@ -145,7 +149,7 @@ def _fingerprint(source: Source) -> str:
             state = file.stat()
             archives[file] = f"{state.st_size} {state.st_mtime_ns}"
         # Without the folder, because the same folder may be given by another path.
-        digest.update(f"{image.name}\0{archives[file]}\0".encode())
+        digest.update(f"{image.name}\0{archives[file]}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -216,13 +220,10 @@ def _write_part(
 
     def done(number: int, record: dict[str, Any]) -> None:
         records[number] = record
-        failed = [(index, reason) for number in sorted(records) for index, reason in records[number]["failed"]]
-        if len(failed) > max_unreadable * total:
-            examples = "; ".join(f"{source.display_name(index)}: {reason}" for index, reason in failed[:3])
-            raise DuetError(
-                f"{part}: {len(failed)} of {total} images cannot be read, more than max_unreadable={max_unreadable:g} "
-                f"allows ({examples}); repair them, or raise max_unreadable"
-            )
+        failed = [
+            (source.display_name(index), reason) for n in sorted(records) for index, reason in records[n]["failed"]
+        ]
+        check_unreadable(part, failed, total, max_unreadable)
         progress(part, sum(record["seen"] for record in records.values()), total)
 
     progress(part, sum(record["seen"] for record in records.values()), total)
@@ -254,29 +255,29 @@ def _write_part(
 
 def _write_shard(job: _Job) -> dict[str, Any]:
     """Write one shard and its record."""
-    images, kept, failed, sizes = [], [], [], Counter()
+    images, kept, failed, remarks, sizes = [], [], [], [], Counter()
     for index, image in enumerate(job.images, job.first):
         try:
-            pixels, (width, height) = job.transform(image, index)
+            pixels, (width, height), remark = job.transform(image, index)
         except DuetError as error:
             failed.append((index, str(error)))
             continue
         images.append(pixels)
         kept.append(index)
         sizes[f"{width} x {height}"] += 1
+        if remark:
+            remarks.append((index, remark))
     part = job.file.with_suffix(".part")
     if images:
         write_array(part, np.stack(images))
         part.rename(job.file)
-    record = {"seen": len(job.images), "kept": kept, "failed": failed, "sizes": dict(sizes)}
+    record = {"seen": len(job.images), "kept": kept, "failed": failed, "remarks": remarks, "sizes": dict(sizes)}
     write_atomically(job.file.with_name(f"{job.file.name}.record.json"), json.dumps(record).encode())
     return record
 
 
-def _finish_part(
-    source: Source, directory: Path, records: Sequence[Mapping[str, Any]]
-) -> tuple[Dataset, list[tuple[str, str]], Counter]:
-    """Make a store of the shards of a part; return it, the skipped images with reasons, and the count of each size."""
+def _finish_part(source: Source, directory: Path, records: Sequence[Mapping[str, Any]]) -> PreparedPart:
+    """Make a store of the shards of a part."""
     kept = np.concatenate([np.array(record["kept"], np.int64) for record in records])
     if not kept.size:
         raise DuetError(f"{source.name}: none of its {len(source)} images can be read")
@@ -284,85 +285,8 @@ def _finish_part(
     lengths = [len(record["kept"]) for record in records]
     dataset = finish_store(directory, lengths, source.labels[kept], source.class_names, source.name, names)
     failed = [(source.display_name(index), reason) for record in records for index, reason in record["failed"]]
-    return dataset, failed, sum((Counter(record["sizes"]) for record in records), Counter())
-
-
-def _card(
-    parts: Mapping[str, Source],
-    datasets: Mapping[str, Dataset],
-    unreadable: Mapping[str, list[tuple[str, str]]],
-    sizes: Mapping[str, Counter],
-    transform: SquareTransform,
-    info: DatasetInfo,
-    extra: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the data card as plain data."""
-    described = {}
-    for part, dataset in datasets.items():
-        counts = np.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
-        described[part] = {
-            "pictures": len(dataset),
-            "sha256": dataset.sha256,
-            "classes": dict(zip(dataset.class_names, counts, strict=True)),
-            "sizes_before": {"different": len(sizes[part]), "most_common": dict(sizes[part].most_common(10))},
-            "unreadable": {"count": len(unreadable[part]), "first": dict(unreadable[part][:_LISTED])},
-        }
-    return {
-        "name": next(iter(parts.values())).name,
-        "title": info.title,
-        "homepage": info.homepage,
-        "licence": info.licence,
-        "citation": info.citation,
-        "picture": {"size": transform.size, "channels": transform.channels, "type": "uint8"},
-        "made": {
-            "crop": f"the largest square, {'at the centre' if transform.crop == 'centre' else 'at a random position'}",
-            "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none if the size already fits",
-            "seed": transform.seed,
-        },
-        "parts": described,
-    } | extra
-
-
-def _readme(card: Mapping[str, Any]) -> str:
-    """Return the data card in Markdown."""
-    picture, made = card["picture"], card["made"]
-    lines = [f"# {card['title']}", ""]
-    lines += [f"{label}: {card[key]}  " for key, label in _LABELS.items() if card.get(key)]
-    kind = "colour" if picture["channels"] == 3 else "grey"
-    lines += [
-        "",
-        "## Images",
-        "",
-        f"{picture['size']} x {picture['size']} pixels, {kind}, {picture['type']}.  ",
-        f"Cropped: {made['crop']}.  ",
-        f"Resized: {made['resize']}.",
-        "",
-        "| part | images | classes | skipped as unreadable | original sizes | SHA-256 of the content |",
-        "| --- | ---: | ---: | ---: | --- | --- |",
-    ]
-    for part, facts in card["parts"].items():
-        different, unreadable = facts["sizes_before"]["different"], facts["unreadable"]["count"]
-        before = f"{different} different" if different > 3 else ", ".join(facts["sizes_before"]["most_common"])
-        lines.append(
-            f"| {part} | {facts['pictures']:,} | {len(facts['classes'])} | {unreadable:,} | {before} | "
-            f"`{facts['sha256']}` |"
-        )
-    columns = f"| --- |{' ---: |' * len(card['parts'])}"
-    lines += ["", "## Classes", "", f"| class | {' | '.join(card['parts'])} |", columns]
-    every = dict.fromkeys(name for facts in card["parts"].values() for name in facts["classes"])
-    for name in every:
-        counts = " | ".join(f"{facts['classes'].get(name, 0):,}" for facts in card["parts"].values())
-        lines.append(f"| {name.replace('|', '/')} | {counts} |")
-    for part, facts in card["parts"].items():
-        if facts["unreadable"]["count"]:
-            lines += ["", f"## Skipped in {part}", ""]
-            lines += [f"- `{name}`: {reason}" for name, reason in facts["unreadable"]["first"].items()]
-    if card.get("files"):
-        lines += ["", "## Source files", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
-        lines += [f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]]
-    if card.get("command"):
-        lines += ["", "## Made by", "", f"    {card['command']}"]
-    return "\n".join(lines) + "\n"
-
-
-_LABELS = {"homepage": "Source", "licence": "Licence", "citation": "Citation"}
+    # Records of earlier versions have no remarks.
+    remarks = [(index, text) for record in records for index, text in record.get("remarks", ())]
+    damaged = [f"{source.display_name(index)}: {text}" for index, text in remarks]
+    sizes = sum((Counter(record["sizes"]) for record in records), Counter())
+    return PreparedPart(source, dataset, failed, damaged, sizes)

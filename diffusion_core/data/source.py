@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset, class_ids
-from diffusion_core.data.square import ImageInput, SquareTransform
+from diffusion_core.data.reading import METADATA, UNREADABLE, Reading, check_unreadable
+from diffusion_core.data.square import SquareTransform
 from diffusion_core.files.safe_read import read_text
+from diffusion_core.images.decode import ImageInput
 
-__all__ = ["HELD_OUT", "Source", "resolve_parts", "gather", "only_classes", "split_by_file", "split_by_stream"]
+__all__ = [
+    "HELD_OUT",
+    "Source",
+    "check_classes_survive",
+    "gather",
+    "only_classes",
+    "resolve_parts",
+    "split_by_file",
+    "split_by_stream",
+]
 
 HELD_OUT = "held_out"
 
@@ -35,6 +46,7 @@ class Source:
         class_names: the name of each class id.
         name: the name of the data set, for reports.
         names: the names of the images with shape (N,), or None.
+        reading: how the images were found.
     """
 
     images: Sequence[ImageInput] | NDArray[np.uint8]
@@ -42,6 +54,7 @@ class Source:
     class_names: tuple[str, ...]
     name: str
     names: tuple[str, ...] | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -90,28 +103,69 @@ def gather(
     part: str | None,
     transform: SquareTransform,
     classes: Sequence[int | str] | None = None,
+    max_unreadable: float = 0.01,
 ) -> Dataset:
-    """Load a part into memory.
+    """Load a part into memory. Images that cannot be read are left out and listed in the reading of the data set.
 
     Args:
         parts: the parts of a data set.
-        part: the name of one, or "all" for all of them, one after another; None if there is only one.
+        part: the name of one, or "all" for all of them, one after another; None for the only one, or for "train".
         transform: how images are cropped and resized.
         classes: class ids or names to keep; other images are not read.
+        max_unreadable: the largest fraction of the images that may be unreadable.
 
     Raises:
-        DuetError: the part is unknown or not given, it has no image of these classes, or an image cannot be read.
+        DuetError: the part is unknown or not given, it has no image of these classes, or too many images cannot be
+            read.
     """
-    chosen = {name: parts[name] for name in resolve_parts(next(iter(parts.values())).name, list(parts), part)}
+    what = next(iter(parts.values())).name
+    chosen = {name: parts[name] for name in resolve_parts(what, list(parts), part)}
     sources = list((chosen if classes is None else only_classes(chosen, classes)).values())
+    first = sources[0]
+    if any(source.class_names != first.class_names for source in sources):
+        raise DuetError(
+            f"part: {part!r} was given, but the parts of {what} have different classes; choose one of "
+            f"{', '.join(chosen)}"
+        )
     images = np.empty((sum(map(len, sources)), transform.size, transform.size, transform.channels), np.uint8)
-    position = 0
+    labels, failed, remarked = [], [], []
     for source in sources:
         for index, image in enumerate(source.images):
-            images[position], _ = transform(image, index)
-            position += 1
-    labels = np.concatenate([source.labels for source in sources])
-    return Dataset(images, labels, sources[0].class_names, sources[0].name)
+            try:
+                square = transform(image, index)
+            except DuetError as error:
+                failed.append((source.display_name(index), str(error)))
+                continue
+            images[len(labels)] = square.pixels
+            labels.append(source.labels[index])
+            if square.remark:
+                remarked.append(f"{source.display_name(index)}: {square.remark}")
+    check_unreadable(what, failed, len(images), max_unreadable)
+    reading = first.reading.with_left_out(UNREADABLE, [f"{name}: {reason}" for name, reason in failed])
+    several = {"part": "+".join(chosen), "parts": tuple(parts)} if len(parts) > 1 else {}
+    reading = replace(reading.with_left_out(METADATA, remarked), **several)
+    kept = np.array(labels, np.int32)
+    check_classes_survive(sources, [kept])
+    return Dataset(images[: len(kept)], kept, first.class_names, first.name, reading)
+
+
+def check_classes_survive(sources: Sequence[Source], kept: Sequence[NDArray[np.int32]]) -> None:
+    """Refuse to lose every image of a class because none of them can be read.
+
+    Args:
+        sources: the parts, with the same classes.
+        kept: the labels of the images that could be read.
+
+    Raises:
+        DuetError: a class that had images has none left.
+    """
+    before = np.concatenate([source.labels for source in sources])
+    if lost := set(before.tolist()) - set(np.concatenate(kept).tolist()):
+        names = ", ".join(sources[0].class_names[k] for k in sorted(lost))
+        raise DuetError(
+            f"{sources[0].name}: none of the images of class {names} can be read; repair them, or choose the other "
+            f"classes with data.options.classes"
+        )
 
 
 def only_classes(parts: Mapping[str, Source], classes: Sequence[int | str]) -> dict[str, Source]:
@@ -128,22 +182,28 @@ def only_classes(parts: Mapping[str, Source], classes: Sequence[int | str]) -> d
 
 
 def resolve_parts(what: str, parts: Sequence[str], part: str | None) -> list[str]:
-    """Return the parts that a name selects: that part, every part for ``"all"``, the only part for None.
+    """Return the parts that a name selects.
 
     Args:
         what: the name of the data set, for errors.
         parts: the names of its parts.
-        part: the name to resolve.
+        part: the name of one; ``"all"`` for every part; None for the only one, or else for ``"train"``.
 
     Raises:
-        DuetError: there is no such part, or None was given and there are several.
+        DuetError: there is no such part, or None was given and there are several, none of them "train".
     """
-    if part is None and len(parts) > 1:
-        raise DuetError(f"part: none was given for {what}; choose one of {', '.join(parts)}, or all")
-    if part in parts or part is None:
-        return [parts[0] if part is None else part]
+    if part is None and len(parts) == 1:
+        return list(parts)
+    if part is None and "train" in parts:
+        return ["train"]
+    if part is None:
+        raise DuetError(
+            f"data.options.part: none was given for {what}; choose one of {', '.join(parts)}, or all of them with all"
+        )
+    if part in parts:
+        return [part]
     if part != "all":
-        raise one_of("part", part, [*parts, "all"])
+        raise one_of("data.options.part", part, [*parts, "all"])
     return list(parts)
 
 

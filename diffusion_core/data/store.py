@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
+from diffusion_core.data.reading import Reading
 from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import resolve_parts
 from diffusion_core.files.safe_read import read_json, read_npy, read_text
@@ -123,7 +125,7 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
 
     Args:
         directory: a store, or a directory of stores.
-        part: which of several stores; ``"all"`` for all of them, one after another; None if there is only one.
+        part: which of several stores; ``"all"`` for all of them, one after another; None for the only one, or "train".
         verify: read everything once and compare the hash. Without it, only shapes and lengths are checked.
 
     Raises:
@@ -133,14 +135,17 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     parts = store_parts(directory)
     if not parts or (directory / "data.json").exists():
         return _open_one(directory, verify)
-    opened = [_open_one(directory / name, verify) for name in resolve_parts(f"store {str(directory)!r}", parts, part)]
+    chosen = resolve_parts(f"store {str(directory)!r}", parts, part)
+    opened = [_open_one(directory / name, verify) for name in chosen]
+    reading = Reading(part="+".join(chosen), parts=tuple(parts)) if len(parts) > 1 else Reading()
     first, *others = opened
     if not others:
-        return first
+        return replace(first, reading=reading)
     if any(other.class_names != first.class_names for other in others):
         raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
     images = Shards([shard for dataset in opened for shard in getattr(dataset.images, "parts", [dataset.images])])
-    return Dataset(images, np.concatenate([dataset.labels for dataset in opened]), first.class_names, first.name)
+    labels = np.concatenate([dataset.labels for dataset in opened])
+    return Dataset(images, labels, first.class_names, first.name, reading)
 
 
 def _open_one(directory: Path, verify: bool) -> Dataset:

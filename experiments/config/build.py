@@ -127,12 +127,14 @@ def make_model(cfg: DictConfig) -> DiffusionModel:
 
 def data_source(data: DictConfig) -> DataSource:
     """Return where the data set of a group `data` comes from."""
-    return DataSource(data.name, plain(data.options), data.store, plain(data.fallback))
+    return DataSource(
+        data.name, plain(data.options), data.store, plain(data.fallback), data.use_fallback, data.max_unreadable
+    )
 
 
-def load_data(data: DictConfig) -> Dataset:
-    """Load the data set of a group `data`."""
-    return data_source(data).load()
+def load_data(data: DictConfig, announce: bool = True) -> Dataset:
+    """Load the data set of a group `data`; with `announce`, print what is left out or assumed."""
+    return data_source(data).load(announce)
 
 
 def sample_options(sample: DictConfig) -> SampleOptions:
@@ -177,7 +179,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
     source, validation = data_source(data), ValidationOptions(**plain(cfg.validation))
     return TrainingSetup.create(
         model,
-        source.load(),
+        source.load(process_group(cfg).is_main_process),
         TrainingConfig(**plain(cfg.trainer)),
         objective={key: process[key] for key in _OBJECTIVE},
         adam=Adam(**plain(cfg.optimiser)),

@@ -92,7 +92,9 @@ class DataSchema:
     threads of grain.
 
     `experiments.prepare` writes the data set to `store`, from which it is read if options.path is null. If there is no
-    store, the data set `fallback` (name and options) is used.
+    store, the data set `fallback` (name and options) is used with `use_fallback`; otherwise that is an error.
+
+    At most the fraction `max_unreadable` of the files of images may be unreadable; they are left out and listed.
     """
 
     name: str = MISSING
@@ -103,6 +105,8 @@ class DataSchema:
     store: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     fallback: dict[str, Any] = field(default_factory=dict)
+    use_fallback: bool = False
+    max_unreadable: float = 0.01
 
 
 @dataclass
@@ -319,7 +323,7 @@ class PrepareSchema:
     archives: str = "${oc.env:DUET_DATA,data}/archives"
     download: bool = True
     workers: int | None = None
-    max_unreadable: float = 0.01
+    max_unreadable: float = "${data.max_unreadable}"
     split: dict[str, Any] = field(default_factory=dict)
 
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
-from diffusion_core.data.store import read_names, store_parts
+from diffusion_core.data.card import card_reading
+from diffusion_core.data.reading import merge_readings
+from diffusion_core.data.store import read_names
 from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
@@ -97,12 +99,14 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
         The path of the page.
     """
     parts = {name: _inspect_part(setup, name, dataset) for name, dataset in _load_parts(setup).items()}
-    near = _find_pairs(setup, parts)
+    near, card = _find_pairs(setup, parts), _card(setup.data)
+    plains = [part.dataset.reading.plain for part in parts.values()]
     report = {
         "title": f"The data set {next(iter(parts.values())).dataset.name}",
         "environment": describe_environment(),
         "parts": {name: _facts(part) for name, part in parts.items()},
-        "card": _card(setup.data),
+        "card": card,
+        "reading": card_reading(card) if card else merge_readings(plains),
         "near": {
             "within": setup.max_distance,
             "compared": {name: len(part.compared) for name, part in parts.items()},
@@ -118,16 +122,14 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
 def _load_parts(setup: InspectionSetup) -> dict[str, Dataset]:
     """Return the data sets by part: the requested parts, those of the store, or the one that `data` selects."""
     data, wanted = setup.data, list(setup.parts)
-    if not wanted and data.name != "store" and data.options.get("path", "") is None:
-        wanted = store_parts(data.store or "")
-    elif not wanted and data.name == "store" and data.options.get("part") is None:
-        wanted = store_parts(data.options["directory"])
+    wanted = wanted or data.parts()
     if not wanted:
-        return {data.options.get("part") or "all": data.load()}
+        dataset = data.load()
+        return {dataset.reading.part or data.options.get("part") or "all": dataset}
     loaded = {part: replace(data, options={**data.options, "part": part}).load() for part in wanted}
-    if len({(d.images.shape[1:], d.class_names) for d in loaded.values()}) > 1:
-        shapes = ", ".join(f"{part}: {d.images.shape[1:]}, {d.num_classes} classes" for part, d in loaded.items())
-        raise DuetError(f"parts: {shapes}; they must have one shape and the same classes, so inspect them one by one")
+    if len({d.images.shape[1:] for d in loaded.values()}) > 1:
+        shapes = ", ".join(f"{part}: {d.images.shape[1:]}" for part, d in loaded.items())
+        raise DuetError(f"parts: {shapes}; they must have one shape, so inspect them one by one")
     return loaded
 
 

@@ -100,7 +100,8 @@ def prepare_dataset(setup: PreparationSetup) -> PreparedData:
     split = dict(setup.split)
     parts = build("split", SPLITS, split.pop("name", "none"), split, parts)
     files = [_describe(file) for file in info.found(where) if file.is_file()] if info.archives else []
-    facts = {"files": files, "command": describe_environment()["command"]}
+    made = {key: value for key, value in options.items() if key not in ("path", "part", "classes")}
+    facts = {"files": files, "command": describe_environment()["command"], "options": made}
     with _PartProgress(name) as progress:
         card = prepare(parts, setup.out, transform, info, facts, setup.workers, setup.max_unreadable, progress)
     return PreparedData(card, empty_parts)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
-from diffusion_core.data.square import SUFFIXES
+from diffusion_core.images.files import is_image_file
 from diffusion_core.sampling import SamplerPlan, edit
 from experiments.editing.setup import EditContext
 
@@ -159,9 +159,9 @@ def _mask(context: EditContext, known: str) -> NDArray[np.float64]:
         top, bottom, left, right = PARTS[known]
         inside = ((top < rows) & (rows < bottom))[:, None] & ((left < columns) & (columns < right))
         return inside[..., None].astype(np.float64)
-    if Path(known).suffix.lower() not in SUFFIXES:
+    if not is_image_file(Path(known).expanduser()):
         raise one_of("mode.known", known, [*PARTS, "the path of an image"])
-    return (context.read_image(Path(known), 1) > 127).astype(np.float64)
+    return (context.read_image(Path(known).expanduser(), 1) > 127).astype(np.float64)
 
 
 MODES: Mapping[str, Callable[..., EditPlan]] = {

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import from_uint8
-from diffusion_core.data.square import SUFFIXES, fit_image, open_image
+from diffusion_core.data.square import fit_image
 from diffusion_core.files.safe_read import open_npz
+from diffusion_core.images.decode import decode
+from diffusion_core.images.files import is_image_file
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.sampling import SamplerPlan
@@ -137,7 +139,7 @@ class EditContext:
         return dataset.images[positions], labels, [f"{self.setup.data.name} {k}" for k in positions]
 
     def _from_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
-        if path.suffix.lower() in SUFFIXES:
+        if is_image_file(path):
             return self.read_image(path, self.model.spec.in_channels)[None], None, [path.stem]
         with open_npz(path, "an image or an .npz with images") as file:
             images, labels = file["images"], file.get("labels")
@@ -149,7 +151,10 @@ class EditContext:
 
     def read_image(self, path: Path, channels: int) -> NDArray[np.uint8]:
         """Return an image file in the size of the network, with shape (H, W, channels); note how it was resized."""
-        image, size = open_image(path, channels), self.model.spec.image_size
+        decoded, size = decode(path), self.model.spec.image_size
+        image = decoded.image.convert("RGB" if channels == 3 else "L")
+        if decoded.remark:
+            self.notes.append(f"{path}: {decoded.remark}")
         if image.size != (size, size):
             width, height = image.size
             cut = "" if width == height else f"cut to its central square of {min(image.size)} and "

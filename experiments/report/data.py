@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.text import pluralize
+from diffusion_core.data.reading import reading_lines
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.runs.run_directory import write_json
 
@@ -26,6 +27,7 @@ _ROWS = 100  # classes in the table
 _PAIRS = 12  # pairs in a table
 _PIXELS = "How often each of the 256 pixel values occurs. Mean and standard deviation: over all pixels, from 0 to 1."
 _NEAR = "Pairs of images whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square)."
+_READING = "How the folders were understood, and every file that is no part of the data set, by kind."
 _BETWEEN = " A pair between parts means that a held-out image was seen in training."
 
 
@@ -94,6 +96,7 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
     near_lead = _NEAR.format(within=near["within"]) + (_BETWEEN if len(parts) > 1 else "")
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
+        Section("reading", "What was read", _reading(report["reading"]), _READING),
         Section("classes", "Images of each class", _classes(parts), "", "Classes"),
         Section("pixels", "Pixel values", pixels, _PIXELS),
         Section("means", "Mean image of each class", _sheets("means", sheets), first_classes),
@@ -122,6 +125,15 @@ def _parts(parts: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[dic
             "sizes": ", ".join(f"{size} ({n:,})" for size, n in list(sizes.items())[:3]),
             "left_out": number(part_facts.get("unreadable", {}).get("count")),
         })  # fmt: skip
+    return rows
+
+
+def _reading(plain: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return a line for each remark and each kind of file, with the first names of that kind."""
+    rows = [(remark, []) for remark in plain["remarks"]]
+    for kind, facts in plain["left_out"].items():
+        (line,) = reading_lines({"left_out": {kind: facts | {"first": []}}})
+        rows.append((line.removesuffix(" ()"), facts["first"]))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The choice of a data set: by name, from its files or its prepared store, or a fallback if neither exists."""
+"""The choice of a data set: by name, from its files or its prepared store, or a fallback where one is asked for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from diffusion_core.data import DATASETS, Dataset, load_dataset, read_options
 from diffusion_core.data.held_out import AUTO, GENERATED, GENERATED_COUNT, choose_held_out
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import store_parts
+from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
 
 __all__ = ["DataSource", "HeldOut", "check_data"]
@@ -41,35 +42,74 @@ class DataSource:
         name: of the data set, as in `diffusion_core.data.DATASETS`.
         options: of that data set. ``path: None`` means that the files have to be prepared in `store`.
         store: the directory that `experiments.prepare` writes.
-        fallback: name and options of the data set to use if there is no store; empty for none.
+        fallback: name and options of the data set that can take its place; empty for none.
+        use_fallback: whether the fallback is used if there are neither files nor a store; otherwise that is an error.
+        max_unreadable: the largest fraction of the files of images that may be unreadable.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     store: str | None = None
     fallback: Mapping[str, Any] = field(default_factory=dict)
+    use_fallback: bool = False
+    max_unreadable: float = 0.01
 
-    def load(self) -> Dataset:
+    def load(self, announce: bool = True) -> Dataset:
         """Load the data set; the name of a fallback says what it replaces.
+
+        Args:
+            announce: whether to print what the number of images does not show: how folders were read, what was left
+                out, which part was chosen, which classes are empty, and that a fallback is used.
 
         Raises:
             DuetError: if there are no such files, or an option does not fit.
         """
+        if not 0 <= self.max_unreadable < 1:
+            raise DuetError(
+                f"data.max_unreadable: {self.max_unreadable} was given; it must be a fraction, at least 0 and below 1"
+            )
+        dataset, lines = self._load()
+        if announce:
+            for line in (*lines, *dataset.reading.lines, *self._about(dataset)):
+                print(f"data {self.name}: {line}", flush=True)
+        return dataset
+
+    def parts(self) -> list[str]:
+        """Return the names of all parts if none is chosen and there are several; otherwise nothing."""
+        options = dict(self.options)
+        if options.get("part") is not None or (self.name not in SOURCES and self.name != "store"):
+            return []
+        if self.name in SOURCES and options.get("path") is None:
+            found = store_parts(self.store or "")
+        else:
+            found = _parts(self.name, options)
+        return found if len(found) > 1 else []
+
+    def _load(self) -> tuple[Dataset, tuple[str, ...]]:
         options, fallback = dict(self.options), dict(self.fallback)
         if options.get("path") == "":
             raise DuetError("data.options.path: an empty text was given; it is a file or a folder")
         if options.get("path", "") is not None:
-            return load_dataset(self.name, **options)
+            limit = {"max_unreadable": self.max_unreadable} if self.name in SOURCES else {}
+            return load_dataset(self.name, **options, **limit), ()
         if self.store and store_parts(self.store):
             selected = {"directory": self.store, "part": options.get("part"), "classes": options.get("classes")}
-            return self._check_shape(load_dataset("store", **selected))
+            return self._check_store(load_dataset("store", **selected)), ()
+        missing = (
+            f"{self.store} holds no store, and data.options.path is null; make the store once with "
+            f"python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
+        )
         if not fallback:
+            raise DuetError(f"data {self.name}: {missing}")
+        name = fallback.pop("name")
+        if not self.use_fallback:
             raise DuetError(
-                f"data {self.name}: {self.store} holds no store, and data.options.path is null; make the store once "
-                f"with python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
+                f"data {self.name}: {missing}; to use the data set {name} in its place, for a try without the files, "
+                f"add data.use_fallback=true"
             )
-        dataset = load_dataset(fallback.pop("name"), **fallback)
-        return replace(dataset, name=f"{dataset.name}, in place of {self.name}")
+        dataset = load_dataset(name, **fallback)
+        line = f"NOT FOUND; {len(dataset):,} images of the data set {name} are used in its place ({missing})"
+        return replace(dataset, name=f"{dataset.name}, in place of {self.name}"), (line,)
 
     def load_held_out(self, part: str | None = AUTO) -> HeldOut | None:
         """Load the images to validate on; None if the data set has no held-out part.
@@ -90,7 +130,8 @@ class DataSource:
         if chosen is None:
             return None
         try:
-            return HeldOut(chosen, load_dataset(name, **options | {"part": chosen}))
+            limit = {"max_unreadable": self.max_unreadable} if name in SOURCES else {}
+            return HeldOut(chosen, load_dataset(name, **options | {"part": chosen}, **limit))
         except DuetError as error:
             raise DuetError(
                 f"{error}\n(in the held-out part {chosen!r}, which the validation loss needs; "
@@ -107,9 +148,24 @@ class DataSource:
             return "store", selected
         return fallback.pop("name"), fallback
 
-    def _check_shape(self, dataset: Dataset) -> Dataset:
-        """Refuse a prepared data set whose images do not have the shape that the options name."""
-        for key, prepared in (("size", dataset.image_size), ("channels", dataset.channels)):
+    def _about(self, dataset: Dataset) -> list[str]:
+        """Return lines on a part that was chosen by default, and on classes without images."""
+        lines, reading = [], dataset.reading
+        if reading.parts and self.options.get("part") is None:
+            lines.append(f"part {reading.part} is used, of {', '.join(reading.parts)}; choose with data.options.part")
+        if empty := dataset.empty_classes:
+            names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+            lines.append(f"{len(empty)} of {dataset.num_classes} classes have no image: {names}")
+        return lines
+
+    def _check_store(self, dataset: Dataset) -> Dataset:
+        """Refuse a prepared data set that was not made as the options say; default options say nothing."""
+        card = Path(self.store).expanduser() / "card.json"
+        made = read_json(card).get("options", {}) if card.is_file() else {}
+        defaults = {key: p.default for key, p in inspect.signature(DATASETS[self.name]).parameters.items()}
+        made = {key: value for key, value in made.items() if self.options.get(key) != defaults.get(key)}
+        made |= {"size": dataset.image_size, "channels": dataset.channels}
+        for key, prepared in made.items():
             if self.options.get(key, prepared) != prepared:
                 raise DuetError(
                     f"data.options.{key}: {self.options[key]} was given, but {self.store} was prepared with "

@@ -243,10 +243,7 @@ def test_invalid_folder_is_refused(tmp_path):
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     Image.fromarray(colours(4, 4)).save(tmp_path / "full" / "a.png")
-    with pytest.raises(DuetError, match="empty' holds no images"):
-        image_folder(tmp_path, 8)
-    (tmp_path / "empty").rmdir()
-    image_folder(tmp_path, 8)
+    assert image_folder(tmp_path, 8).class_names == ("full",)
     Image.fromarray(colours(4, 4)).save(tmp_path / "loose.png")
     with pytest.raises(DuetError, match=r"holds 'loose\.png' and the folder 'full'"):
         image_folder(tmp_path, 8)
@@ -266,13 +263,6 @@ def test_error_names_the_unreadable_image(tmp_path, suffix):
     for file in (cut, text):
         with pytest.raises(DuetError, match=f"{file.name}' cannot be read"):
             read_image(file, 8, 3)
-
-
-def test_error_names_the_image_with_corrupted_exif_data(tmp_path, monkeypatch):
-    Image.fromarray(colours(8, 8)).save(tmp_path / "a.jpg")
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: struct.pack("I", "text"))  # as Pillow does then
-    with pytest.raises(DuetError, match=r"a\.jpg' cannot be read: required argument is not an integer"):
-        read_image(tmp_path / "a.jpg", 8, 3)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])  # however small their values

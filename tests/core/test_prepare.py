@@ -165,7 +165,7 @@ def test_random_crop_moves_along_the_longer_side_only(tmp_path):
     square = SquareTransform(20, 1, "random", seed=3)
     lefts = []
     for index in range(400):
-        made, given = square(np.ascontiguousarray(x), index)
+        made, given, _ = square(np.ascontiguousarray(x), index)
         lefts.append(int(made[0, 0, 0]))
         assert given == (60, 20)
         np.testing.assert_array_equal(made[..., 0], np.broadcast_to(np.arange(20) + lefts[-1], (20, 20)))

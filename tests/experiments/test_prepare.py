@@ -38,7 +38,9 @@ def test_archive_on_disk_is_prepared_without_a_network_and_trained_on(tmp_path, 
     monkeypatch.setenv("DUET_DATA", str(tmp_path))
     (tmp_path / "archives" / "cifar10").mkdir(parents=True)
     archives.cifar10(tmp_path / "archives" / "cifar10", archives.IMAGES["cifar10"])
-    assert loaded("data=cifar10").name == "shapes, in place of cifar10"
+    with pytest.raises(DuetError, match=r"cifar10-32 holds no store.*prepare data=cifar10.*data\.use_fallback=true"):
+        loaded("data=cifar10")
+    assert loaded("data=cifar10", "data.use_fallback=true").name == "shapes, in place of cifar10"
     code, out, err = call("prepare", "data=cifar10", "workers=1")
     assert (code, err) == (0, "") and f"prepared: {tmp_path / 'cifar10-32'}" in out
     train, test = (loaded("data=cifar10", part=part) for part in ("train", "test"))
@@ -84,8 +86,9 @@ def test_image_folder_is_split_and_trained_on(tmp_path):
     parts = [loaded(*words, part=part) for part in ("train", "held_out")]
     assert [len(part) for part in parts] == [9, 1]
     assert sorted(int(image.mean()) for part in parts for image in part.images) == list(range(10))
-    with pytest.raises(DuetError, match=r"none was given for .*; choose one of train, held_out, or all"):
-        loaded(*words)
+    assert loaded(*words).sha256 == parts[0].sha256  # the held-out image is never trained on by default
+    with pytest.raises(DuetError, match=r"data\.options\.crop: random was given, but .* was prepared with centre"):
+        loaded(*words, crop="random")
 
 
 def test_page_shows_every_part_and_near_duplicates(tmp_path):
@@ -99,6 +102,7 @@ def test_page_shows_every_part_and_near_duplicates(tmp_path):
     (tmp_path / "parts.txt").write_text("\n".join(lines))
     words = ["data=image_folder", f"data.store={tmp_path / 'store'}", "data.options.size=8"]
     files = [f"data.options.path={tmp_path / 'files'}", "split=file", f"split.path={tmp_path / 'parts.txt'}"]
+    files.append("data.options.layout=classes")
     assert call("prepare", *words, *files, "workers=1")[0] == 0
     code, out, err = call("inspect", *words, f"out={tmp_path / 'page'}")
     assert (code, err) == (0, "") and f"page: {tmp_path / 'page' / 'report.html'}" in out
@@ -154,3 +158,54 @@ def test_invalid_requests_are_refused_before_anything_is_written(tmp_path, monke
     assert (code, out) == (2, "") and len(err.strip().splitlines()) == 1
     assert all(name in err for name in named), err
     assert not (tmp_path / "data").exists()
+
+
+def folder_with_faults(root):
+    """Write a folder of splits with one file that cannot be read and one that is no image."""
+    for split in ("Training Data", "Testing Data"):
+        for name in ("Coast", "Forest"):
+            (root / split / name).mkdir(parents=True)
+            for k in range(6):
+                Image.fromarray(np.full((9, 12), k, np.uint8)).save(root / split / name / f"img{k}.png")
+    (root / "Training Data" / "Coast" / "img3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "Training Data" / "Coast" / "notes.txt").write_text("notes")
+    return root
+
+
+def test_training_preparing_and_inspecting_read_a_folder_alike(tmp_path, capsys):
+    folder = folder_with_faults(tmp_path / "archive")
+    words = ["data=image_folder", "data.options.size=8", "data.options.channels=1", "data.max_unreadable=0.1"]
+    path = f"data.options.path={folder}"
+    train = loaded(*words, path)
+    assert (train.reading.part, train.class_names, len(train)) == ("train", ("Coast", "Forest"), 11)
+    said = capsys.readouterr().out
+    assert "part train is used, of train, test" in said
+    assert "left out: unreadable images: 1 (Training Data/Coast/img3.png: " in said
+    assert "left out: files that are no images: 1 (Training Data/Coast/notes.txt)" in said
+    code, out, err = call("prepare", *words, path, "workers=1", f"data.store={tmp_path / 'store'}")
+    assert (code, err) == (0, "")
+    assert "'Testing Data' is test (12 images)" in out and "left out: files that are no images: 1" in out
+    assert "process.sigma_data=" in out and "1 unreadable images skipped" in out
+    prepared = loaded(*words, f"data.store={tmp_path / 'store'}")
+    assert prepared.sha256 == train.sha256
+    for words_, part in ((path, "direct"), (f"data.store={tmp_path / 'store'}", "stored")):
+        code, out, err = call("inspect", *words, words_, f"out={tmp_path / part}")
+        assert (code, err) == (0, "")
+        report = json.loads((tmp_path / part / "report.json").read_text())
+        assert {name: facts["pictures"] for name, facts in report["parts"].items()} == {"train": 11, "test": 12}
+        page = (tmp_path / part / "report.html").read_text()
+        assert "notes.txt" in page and "img3.png" in page
+    with pytest.raises(DuetError, match=r"1 of 12 images cannot be read, more than max_unreadable=0\.01"):
+        loaded(*words[:3], path)
+
+
+def test_missing_files_are_never_replaced_in_silence(tmp_path, capsys):
+    store = f"data.store={tmp_path / 'none'}"
+    for command in ("inspect", "train"):
+        words = [f"out={tmp_path / 'page'}"] if command == "inspect" else [f"hydra.run.dir={tmp_path / 'run'}"]
+        code, _, err = call(command, "data=cifar10", store, *words)
+        assert code == 2 and "data.use_fallback=true" in err and "prepare data=cifar10" in err
+    loaded("experiment=landscape", store, "data.fallback.count=20", "data.fallback.size=8")
+    assert "data image_folder: NOT FOUND; 15 images of the data set shapes are used in its place" in (
+        capsys.readouterr().out
+    )

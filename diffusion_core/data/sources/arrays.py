@@ -2,10 +2,15 @@
 
 Images are uint8 with shape (N, H, W, C), or (N, H, W) if grey. An `.npz` file holds them as ``images`` and their class
 ids, if any, as ``labels``, as a file of samples does. Files of objects are pickles and are refused.
+
+A class id without an image cannot be learned, and samples of it would be noise. Labels that are not 0, 1, ... K-1, such
+as 1..K or 0, 5, 10, are therefore mapped to 0..K-1 in their order. The class names keep the numbers ("class 5"), or the
+texts if labels are texts. ``num_classes`` says instead that the classes are 0..num_classes-1, with or without images.
 """
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -14,42 +19,118 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.dataset import default_class_names
+from diffusion_core.data.reading import Reading
 from diffusion_core.data.source import Source
-from diffusion_core.files.safe_read import open_npz, read_npy
+from diffusion_core.files.safe_read import open_npz, read_npy, read_text
+from diffusion_core.images.files import natural_order
 
-__all__ = ["ARRAY", "NPZ", "array", "npz"]
+__all__ = ["ARRAY", "NPZ", "array", "class_labels", "npz"]
 
 NPZ = DatasetInfo("Images of an .npz file")
 ARRAY = DatasetInfo("Images of an array")
 
 
-def npz(path: Path, *, images: str = "images", labels: str = "labels") -> dict[str, Source]:
+def npz(
+    path: Path, *, images: str = "images", labels: str = "labels", num_classes: int | None = None
+) -> dict[str, Source]:
     """Return the only part, "all".
 
     Args:
         path: the file.
         images: the name of the array of images.
-        labels: the name of the array of class ids; without an array of that name, all images are of one class.
+        labels: the name of the array of labels; without an array of that name, all images are of one class.
+        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
     """
     with open_npz(path, "an .npz file of plain arrays") as content:
         if images not in content:
             raise DuetError(f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(content)}")
         arrays = content[images], content.get(labels)
-    return _one_part("npz", path, *arrays)
+    return _one_part("npz", path, *arrays, num_classes)
 
 
-def array(path: Path, *, labels: str | None = None) -> dict[str, Source]:
+def array(path: Path, *, labels: str | None = None, num_classes: int | None = None) -> dict[str, Source]:
     """Return the only part, "all", its images a memory map.
 
     Args:
         path: an `.npy` file of images.
-        labels: an `.npy` file of class ids; None puts all images into one class.
+        labels: an `.npy` file of labels, or a text file with one per line, as the last column if there are several;
+            None puts all images into one class.
+        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
     """
-    ids = None if labels is None else read_npy(Path(labels).expanduser())
-    return _one_part("array", path, read_npy(path, mapped=True), ids)
+    images = read_npy(path, mapped=True)
+    file = None if labels is None else Path(labels).expanduser()
+    if file is None or file.suffix == ".npy":
+        ids = None if file is None else read_npy(file)
+    else:
+        ids = _text_labels(file, len(images))
+    return _one_part("array", path, images, ids, num_classes)
 
 
-def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) -> dict[str, Source]:
+def class_labels(
+    what: str, labels: NDArray, count: int, num_classes: int | None = None
+) -> tuple[NDArray[np.int32], tuple[str, ...], str | None]:
+    """Return class ids in 0..K-1, the class names, and a remark if labels were mapped to them.
+
+    Args:
+        what: where the labels come from, for errors.
+        labels: numbers or texts with shape (count,) or (count, 1).
+        count: the number of images.
+        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
+
+    Raises:
+        DuetError: the labels have another shape or type, or lie outside 0..num_classes-1.
+    """
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.shape != (count,):
+        hint = "; of one-hot rows, save labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        raise DuetError(
+            f"{what}: the labels are {labels.dtype} {labels.shape}; they must be class ids, one per image{hint}"
+        )
+    if labels.dtype.kind in "US":
+        texts = labels.astype(str)
+        names = sorted(set(texts.tolist()), key=natural_order)
+        number = {name: k for k, name in enumerate(names)}
+        return np.array([number[text] for text in texts.tolist()], np.int32), tuple(names), None
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)))
+    if not whole or labels.min() < 0 or labels.max() >= 2**31:
+        raise DuetError(
+            f"{what}: the labels are {labels.dtype} {labels.shape} from {labels.min()} to {labels.max()}; they must be "
+            f"class ids, whole numbers of at least 0, one per image"
+        )
+    labels = labels.astype(np.int64)
+    if num_classes is not None:
+        if labels.max() >= num_classes:
+            raise DuetError(
+                f"data.options.num_classes: {num_classes} was given, but {what} has label {labels.max()}; class ids "
+                f"are 0..num_classes-1"
+            )
+        return labels.astype(np.int32), default_class_names(num_classes), None
+    values, ids = np.unique(labels, return_inverse=True)
+    if values[-1] == len(values) - 1:
+        return ids.astype(np.int32), default_class_names(len(values)), None
+    shown = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
+    remark = (
+        f"the labels {shown} are mapped to the classes 0..{len(values) - 1}, called 'class {values[0]}' and so on, "
+        f"since {values[-1] + 1 - len(values)} of the numbers below {values[-1] + 1} have no image; "
+        f"data.options.num_classes={values[-1] + 1} keeps the numbers"
+    )
+    return ids.astype(np.int32), tuple(f"class {value}" for value in values), remark
+
+
+def _text_labels(file: Path, count: int) -> NDArray:
+    """Return the last column of a text file, without a header line; numbers if all of them are."""
+    rows = [row for row in csv.reader(read_text(file).splitlines()) if row]
+    column = [row[-1].strip() for row in rows]
+    column = column[1:] if len(column) == count + 1 else column
+    try:
+        return np.array([int(text) for text in column])
+    except ValueError:
+        return np.array(column)
+
+
+def _one_part(
+    what: str, path: Path, images: NDArray, labels: NDArray | None, num_classes: int | None
+) -> dict[str, Source]:
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DuetError(
@@ -58,9 +139,6 @@ def _one_part(what: str, path: Path, images: NDArray, labels: NDArray | None) ->
         )
     if labels is None:
         labels = np.zeros(len(images), np.int32)
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise DuetError(
-            f"{what}: the labels of {str(path)!r} are {labels.dtype} {labels.shape}; they must be class ids, one per "
-            f"image"
-        )
-    return {"all": Source(images, labels, default_class_names(int(labels.max()) + 1), path.stem)}
+    ids, names, remark = class_labels(f"{what} {str(path)!r}", labels, len(images), num_classes)
+    reading = Reading((remark,) if remark else ())
+    return {"all": Source(images, ids, names, path.stem, reading=reading)}

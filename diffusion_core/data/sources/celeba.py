@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import Archive, DatasetInfo, require_file
 from diffusion_core.data.source import Source
-from diffusion_core.data.square import Member
+from diffusion_core.images.decode import Member
 
 __all__ = ["CELEBA", "celeba"]
 

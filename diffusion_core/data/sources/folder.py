@@ -1,62 +1,65 @@
-"""A folder of images.
+"""A folder of images: images alone, one folder per class, or one folder per split (train, test) of the classes.
 
-Each folder directly inside is a class, in the order of the sorted names, and holds its images at any depth; a folder
-with images and no folders is one class. `square` describes how an image becomes a square of bytes. Hidden files and
-files of other kinds are ignored.
+`layout` says which folders are parts and which are classes, `images.files` which files are images, and `square` how an
+image becomes a square of bytes. Everything that is left out is counted and named in `Source.reading`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import DatasetInfo
+from diffusion_core.data.layout import read_layout
+from diffusion_core.data.reading import BY_CONTENT, Reading
 from diffusion_core.data.source import Source
-from diffusion_core.data.square import SUFFIXES
+from diffusion_core.images.files import natural_order, plain_order, readable_name, readable_suffixes, scan
 
 __all__ = ["FOLDER", "image_folder"]
 
 FOLDER = DatasetInfo("Images of a folder", size=64)
+_ORDERS = {"natural": natural_order, "plain": plain_order}
 
 
-def image_folder(path: Path) -> dict[str, Source]:
-    """Return the only part, "all", with one class per folder; the name of an image is its path within the folder.
+def image_folder(path: Path, *, layout: str = "auto", order: str = "natural") -> dict[str, Source]:
+    """Return the parts of a folder, or the only part "all"; the name of an image is its path within the folder.
 
     Args:
         path: the folder.
+        layout: "auto" recognises the layout; "flat" makes one class of all images; "classes" takes every folder
+            directly inside for a class, "splits" for a part.
+        order: "natural" sorts img2 before img10; "plain" sorts character by character.
 
     Raises:
-        DuetError: the folder does not exist, holds no images, or mixes images with class folders.
+        DuetError: the folder does not exist, holds no images, or can be read in two ways.
     """
-    expected = f"it must hold images ({', '.join(SUFFIXES)}), or one folder of images per class"
+    if order not in _ORDERS:
+        raise one_of("data.options.order", order, _ORDERS)
+    suffixes = ", ".join(sorted(readable_suffixes()))
     if not path.is_dir():
         what = "is not a folder" if Path(path).exists() else "does not exist"
-        raise DuetError(f"image folder: {str(path)!r} {what}; {expected}")
-    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    loose = _images(path, "*")
-    if classes and loose:
         raise DuetError(
-            f"image folder: {str(path)!r} holds {loose[0].name!r} and the folder {classes[0].name!r}; {expected}"
+            f"image folder: {str(path)!r} {what}; it must hold images ({suffixes}), or one folder of images per class"
         )
-    groups = classes or [path]
-    files = [_images(group, "**/*") for group in groups]
-    for group, images in zip(groups, files, strict=True):
-        if not images:
-            raise DuetError(f"image folder: {str(group)!r} holds no images; {expected}")
-    labels = np.repeat(np.arange(len(groups)), [len(images) for images in files])
-    images = tuple(file for group_files in files for file in group_files)
-    names = tuple(file.relative_to(path).as_posix() for file in images)
-    return {"all": Source(images, labels, tuple(group.resolve().name for group in groups), path.resolve().name, names)}
-
-
-def _images(folder: Path, pattern: str) -> list[Path]:
-    """Return the files with a known suffix, sorted, without hidden files and folders."""
-    return sorted(
-        file
-        for file in folder.glob(pattern)
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+    tree, scanned = scan(path, _ORDERS[order])
+    if not tree.count:
+        seen = Reading(left_out=scanned.names).lines
+        found = f" ({'; '.join(seen)})" if seen else ""
+        raise DuetError(
+            f"image folder: {str(path)!r} holds no images; it must hold images ({suffixes}), or one folder of images "
+            f"per class{found}"
+        )
+    found = read_layout(tree, layout)
+    left_out: Mapping[str, list[str]] = {**scanned.names, **found.left_out}
+    if scanned.by_content:
+        left_out = {**left_out, BY_CONTENT: scanned.by_content}
+    reading = Reading(found.remarks, left_out, parts=tuple(found.files) if len(found.files) > 1 else ())
+    name = readable_name(path.resolve().name)
+    return {
+        part: Source(
+            tuple(files), found.labels[part], found.class_names[part], name,
+            tuple(readable_name(file.relative_to(path).as_posix()) for file in files), reading,
+        )
+        for part, files in found.files.items()
+    }  # fmt: skip

@@ -1,0 +1,102 @@
+"""How the images of a data set were found: what was recognised, what was left out, and which part was read.
+
+A folder of images is never read in silence. `Reading.lines` says everything that a person cannot see from the number
+of images: how folders became classes and parts, what was left out and of what kind, and which classes are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from diffusion_core.common.errors import DuetError
+
+__all__ = ["BY_CONTENT", "METADATA", "UNREADABLE", "Reading", "check_unreadable", "merge_readings", "reading_lines"]
+
+UNREADABLE = "unreadable images"
+# Kinds of files that are used, with a remark.
+METADATA, BY_CONTENT = "used: images with damaged metadata", "used: files without the suffix of an image"
+_NAMED, _LISTED = 3, 100
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a data set were found.
+
+    Args:
+        remarks: one sentence each.
+        left_out: the names of files and folders that are no part of the data set, or were read with a remark, by kind.
+        part: the part that was read, if there are several.
+        parts: the names of all parts.
+    """
+
+    remarks: tuple[str, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    part: str | None = None
+    parts: tuple[str, ...] = ()
+
+    def with_left_out(self, kind: str, names: Sequence[str]) -> Reading:
+        """Return the reading with further names of a kind."""
+        if not names:
+            return self
+        return replace(self, left_out={**self.left_out, kind: (*self.left_out.get(kind, ()), *names)})
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What a person should know, one line each; empty if there is nothing to say."""
+        return reading_lines(self.plain)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Remarks, and the count and first names of each kind, as plain data."""
+        left_out = {
+            kind: {"count": len(names), "first": list(names[:_LISTED])} for kind, names in self.left_out.items()
+        }
+        return {"remarks": list(self.remarks), "left_out": left_out}
+
+
+def merge_readings(plains: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the plain data of the readings of several parts as one.
+
+    Parts of one folder share its remarks and what was left out; only unreadable images and damaged metadata are theirs.
+    """
+    merged: dict[str, Any] = {"remarks": [], "left_out": {}}
+    for plain in plains:
+        merged["remarks"] += [remark for remark in plain.get("remarks", ()) if remark not in merged["remarks"]]
+        for kind, facts in plain.get("left_out", {}).items():
+            before = merged["left_out"].setdefault(kind, {"count": 0, "first": []})
+            if not before["count"] or kind in (UNREADABLE, METADATA):
+                first = [*before["first"], *facts["first"]][:_LISTED]
+                merged["left_out"][kind] = {"count": before["count"] + facts["count"], "first": first}
+    return merged
+
+
+def reading_lines(plain: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a person should know of the plain data of a reading, as it stands in a data card."""
+    lines = list(plain.get("remarks", ()))
+    for kind, facts in plain.get("left_out", {}).items():
+        more = f", and {facts['count'] - _NAMED:,} more" if facts["count"] > _NAMED else ""
+        what = kind if kind in (METADATA, BY_CONTENT) else f"left out: {kind}"
+        lines.append(f"{what}: {facts['count']:,} ({', '.join(facts['first'][:_NAMED])}{more})")
+    return tuple(lines)
+
+
+def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, max_unreadable: float) -> None:
+    """Refuse a part of which too many images cannot be read.
+
+    Args:
+        what: the data set or its part, with which the error begins.
+        failed: names and reasons.
+        total: the number of images of the part.
+        max_unreadable: the largest fraction that may be unreadable.
+
+    Raises:
+        DuetError: if there are more; it names the first three.
+    """
+    if len(failed) > max_unreadable * total:
+        examples = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
+        raise DuetError(
+            f"{what}: {len(failed)} of {total} images cannot be read, more than max_unreadable={max_unreadable:g} "
+            f"allows ({examples}); repair them, or raise max_unreadable"
+        )
