@@ -25,8 +25,10 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
 from diffusion_core.images.files import Folder, natural_order, readable_name
 
-__all__ = ["LAYOUTS", "Layout", "read_layout", "split_name"]
+__all__ = ["LAYOUTS", "UNLABELLED", "Layout", "read_layout", "split_name"]
 
+# The class of a part without class folders, beside parts with them.
+UNLABELLED = "unlabelled"
 LAYOUTS = ("auto", "flat", "classes", "splits")
 _KINDS = ("train", "validation", "test", "held_out", "unlabelled")
 _WORDS = {
@@ -200,9 +202,9 @@ class _Reader:
                 labels[part] += [0 if name is None else number[_compared(name)]] * len(images)
             class_names[part] = classes
             if groups[0][0] is None:
-                class_names[part] = ("unlabelled",) if classes else own
+                class_names[part] = (UNLABELLED,) if classes else own
                 if classes:
-                    self.remarks.append(f"{part} has no class folders; its one class is called 'unlabelled'")
+                    self.remarks.append(f"{part} has no class folders; its one class is called {UNLABELLED!r}")
             elif missing := [classes[k] for k in range(len(classes)) if k not in set(labels[part])]:
                 self.remarks.append(f"{part} has no image of {', '.join(missing)}")
         if classes != tuple(sorted(classes)) and self.root.key is natural_order:

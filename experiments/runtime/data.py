@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import DATASETS, Dataset, load_dataset, read_options
 from diffusion_core.data.held_out import AUTO, GENERATED, GENERATED_COUNT, choose_held_out
+from diffusion_core.data.layout import UNLABELLED
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import store_parts
 from diffusion_core.files.safe_read import read_json
@@ -131,12 +132,15 @@ class DataSource:
             return None
         try:
             limit = {"max_unreadable": self.max_unreadable} if name in SOURCES else {}
-            return HeldOut(chosen, load_dataset(name, **options | {"part": chosen}, **limit))
+            dataset = load_dataset(name, **options | {"part": chosen}, **limit)
         except DuetError as error:
             raise DuetError(
                 f"{error}\n(in the held-out part {chosen!r}, which the validation loss needs; "
                 f"validation.part=none trains without it)"
             ) from error
+        if part == AUTO and dataset.class_names == (UNLABELLED,):
+            return None
+        return HeldOut(chosen, dataset)
 
     def _resolved(self) -> tuple[str, dict[str, Any]]:
         """Return name and options of the data set that `load` reads: the files, the store, or the fallback."""
