@@ -6,6 +6,7 @@ Every pair of runs, and every pair of parity records, is checked. A pair is writ
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -286,15 +287,39 @@ def _add_loss(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
     for a, b in itertools.combinations(runs, 2):
         if a.has_tolerances:
             total = len(a.metrics["loss"])
-            kind = next(k for k in (10, 100, 1000) if total <= k or k == 1000)
             largest = max(_relative_difference(a, b, steps), default=float("inf"))
             name, pair = f"{a.config['data']['name']}, {total} steps", f"{a.key}–{b.key}"
-            comparison.checks.append(
-                check(7, name, a.config["precision"], pair, f"training loss, {kind} steps", largest)
-            )
+            comparison.checks.append(check(7, name, a.config["precision"], pair, _loss_kind(total), largest))
+    _check_validation(comparison, runs)
     largest = f"{max(difference, default=float('inf')):.1e}"
     note = f"over {len(first.metrics['loss']):,} lock-step steps"
     comparison.add_headline("largest relative difference of the loss", largest, note)
+
+
+def _check_validation(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
+    """Check the validation losses of every pair that was validated on the same images; missing moments fail."""
+    for a, b in itertools.combinations(runs, 2):
+        validated = a.environment.get("validation")
+        if not a.has_tolerances or not validated or validated != b.environment.get("validation"):
+            continue
+        names = [name for name in a.metrics | b.metrics if name.startswith("validation_loss")]
+        largest = max((_largest_gap(a.metrics.get(name), b.metrics.get(name)) for name in names), default=math.inf)
+        name, pair = f"{a.config['data']['name']}, validation loss", f"{a.key}–{b.key}"
+        kind = _loss_kind(len(a.metrics["loss"]))
+        comparison.checks.append(check(7, name, a.config["precision"], pair, kind, largest))
+
+
+def _loss_kind(steps: int) -> str:
+    """Return the kind of tolerance of the losses of a run with this number of steps."""
+    return f"training loss, {next(k for k in (10, 100, 1000) if steps <= k or k == 1000)} steps"
+
+
+def _largest_gap(one: NDArray | None, other: NDArray | None) -> float:
+    """Return the largest relative difference of two curves with gaps at the same moments; infinite for others."""
+    if one is None or other is None or one.shape != other.shape or np.any(np.isnan(one) != np.isnan(other)):
+        return math.inf
+    known = ~np.isnan(one)
+    return float(np.max(np.abs(one - other)[known] / np.abs(one[known]), initial=0.0)) if known.any() else math.inf
 
 
 def _add_samples(
@@ -310,8 +335,11 @@ def _add_samples(
         if left[0].shape != right[0].shape or not np.array_equal(left[1], right[1]):
             continue
         if left[2]["weights_sha256"] == right[2]["weights_sha256"] and a.has_tolerances:
-            error = pixel_difference(left[0], right[0])
-            comparison.checks.append(check(6, title, a.config["precision"], f"{a.key}–{b.key}", "pixels", error))
+            if reason := _different_draws(left[2], right[2]):
+                comparison.add_headline("pixels of one checkpoint", "not run", reason)
+            else:
+                error = pixel_difference(left[0], right[0])
+                comparison.checks.append(check(6, title, a.config["precision"], f"{a.key}–{b.key}", "pixels", error))
         apart = int(np.count_nonzero(left[0] != right[0]))
         largest = int(np.abs(left[0].astype(int) - right[0]).max())
         key = f"samples{len(samples)}"
@@ -321,6 +349,19 @@ def _add_samples(
             "caption": f"{apart:,} of {left[0].size:,} uint8 values differ, by at most {largest} of 255",
         })  # fmt: skip
         comparison.add_headline("differing sample pixels", f"{apart:,} of {left[0].size:,}", title)
+
+
+def _different_draws(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return why samples of the same weights were not drawn alike; empty if only the framework may differ."""
+    if one.get("seed") != other.get("seed"):
+        return f"the noise differs: seeds {one.get('seed')} and {other.get('seed')}"
+    if one.get("plan") != other.get("plan"):
+        return f"the sampler differs: {one.get('plan')} and {other.get('plan')}"
+    sums, others = one.get("plan_sums") or {}, other.get("plan_sums") or {}  # earlier versions wrote none
+    for name in sums.keys() & others.keys():
+        if not math.isclose(sums[name], others[name], rel_tol=1e-9, abs_tol=1e-12):
+            return f"the sampler differs: {one.get('plan')} with other {name}"
+    return ""
 
 
 def _sample_pairs(

@@ -24,6 +24,8 @@ __all__ = ["FinishedRun", "check_different", "describe_differences", "read_runs"
 _SAME = ("seed", "precision", "data", "model", "process", "optimiser", "lr", "ema", "trainer", "sampler", "sample")
 # Options of `data` that change no batch: how batches are read, and where the pixels are stored.
 _HOW_READ = ("workers", "loader", "store")
+# Options of `trainer` that change no number of the training.
+_WHEN_LOOKED = ("validation_images",)
 _MOST_DIFFERENCES = 3  # a part of the configuration with more differences is named without them
 
 
@@ -127,7 +129,8 @@ def describe_differences(runs: Sequence[FinishedRun]) -> list[str]:
 
     def shared(run: FinishedRun) -> dict[str, Any]:
         data = {key: value for key, value in (run.config.get("data") or {}).items() if key not in _HOW_READ}
-        return {part: run.config.get(part) for part in _SAME} | {"data": data}
+        trainer = {key: value for key, value in (run.config.get("trainer") or {}).items() if key not in _WHEN_LOOKED}
+        return {part: run.config.get(part) for part in _SAME} | {"data": data, "trainer": trainer}
 
     configs = [shared(run) for run in runs]
     found = [text for part in _SAME for text in _differences(part, [config[part] for config in configs])]

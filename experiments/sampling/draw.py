@@ -65,7 +65,9 @@ def save_samples(
     render.save_png(directory / f"{name}.png", render.grid(images[:100], model.spec.num_classes or 10, scale=scale))
     if trajectory:
         trajectory.save(directory, name.removeprefix("samples"))
-    facts |= {"plan": plan.name, "seed": options.seed, "backend": backend.describe().backend}
+    # Plans of one name may differ, for example in their guidance; the sums tell them apart.
+    sums = {name: float(np.abs(table, dtype=np.float64).sum()) for name, table in plan.tables().items()}
+    facts |= {"plan": plan.name, "plan_sums": sums, "seed": options.seed, "backend": backend.describe().backend}
     facts["conditional"] = bool(model.program.classes or classifier)
     # Written last: if it exists, the other files are complete.
     write_samples(directory / f"{name}.npz", images, labels, **facts)

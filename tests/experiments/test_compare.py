@@ -74,6 +74,58 @@ def test_a_run_with_different_losses_fails_the_comparison_and_is_named(runs: dic
     assert report["loss"]["relative_difference"][3] == pytest.approx(0.01, rel=1e-3)
 
 
+def validated(run: Path, *losses: float, part: str = "held_out") -> None:
+    """Give a made-up run validation losses at its last steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line, loss in zip(lines[-len(losses) :], losses, strict=True):
+        line |= {"validation_loss": loss, "validation_loss_ema": 2 * loss}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"validation": {"part": part}}))
+
+
+def validation_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [c for rung in report["rungs"] for c in rung["checks"] if "validation loss" in c["name"]]
+
+
+def test_validation_losses_are_held_to_the_tolerance_of_the_loss(runs: dict[str, Path], tmp_path: Path) -> None:
+    validated(runs["torch"], 0.5, 0.25)
+    validated(runs["tf"], 0.5, 0.25 * (1 + 1e-6))
+    _, report = compare(tmp_path / "0", runs["torch"], runs["tf"])
+    (one,) = validation_checks(report)
+    assert one["passed"] and one["error"] == pytest.approx(1e-6, rel=1e-3) and one["rung"] == 7
+    validated(runs["tf"], 0.5, 0.25 * (1 + 1e-3))
+    _, report = compare(tmp_path / "1", runs["torch"], runs["tf"], code=1)
+    assert [c["passed"] for c in validation_checks(report)] == [False]
+    # A moment that one run does not have fails; a run that was validated on other images is not compared.
+    write_training(runs["tf"], 0, "tf")
+    validated(runs["tf"], 0.25)
+    _, report = compare(tmp_path / "2", runs["torch"], runs["tf"], code=1)
+    assert [c["passed"] for c in validation_checks(report)] == [False]
+    write_training(runs["tf"], 0, "tf")
+    validated(runs["tf"], 0.5, 0.25, part="test")
+    assert not validation_checks(compare(tmp_path / "3", runs["torch"], runs["tf"])[1])
+
+
+@pytest.mark.parametrize("facts, reason", [
+    ({"seed": 4}, "the noise differs: seeds 0 and 4"), ({"plan": "ddim-9"}, "the sampler differs: ddim and ddim-9"),
+    ({"plan_sums": {"guidance_scale": 2.0}}, "the sampler differs: ddim with other guidance_scale"), ({}, None),
+])  # fmt: skip
+def test_pixels_of_other_noise_are_not_checked(
+    runs: dict[str, Path], tmp_path: Path, facts: dict[str, Any], reason: str | None
+) -> None:
+    for name, more in (("torch", {"plan_sums": {"guidance_scale": 1.0}}), ("again", facts)):
+        file = runs[name] / "samples/samples.npz"
+        with np.load(file) as kept:
+            arrays = dict(kept)
+        arrays["facts"] = np.array(json.dumps(json.loads(str(arrays["facts"])) | more))
+        np.savez(file, **arrays)
+    _, report = compare(tmp_path, runs["torch"], runs["again"])
+    rungs = [check["rung"] for rung in report["rungs"] for check in rung["checks"]]
+    said = [tile["note"] for tile in report["headlines"] if tile["value"] == "not run"]
+    assert (rungs, said) == (([7], [reason]) if reason else ([6, 7], []))
+
+
 def test_runs_of_different_experiments_are_not_checked(runs: dict[str, Path], tmp_path: Path) -> None:
     write_training(runs["tf"], 1, "tf")
     out, report = compare(tmp_path, runs["torch"], runs["tf"])
