@@ -63,7 +63,7 @@ FROM: Mapping[str, FromRun] = {
     "networks": FromRun(None, ("model",)),
 }
 # `evaluate` measures samples; with one of these groups, it measures the checkpoint.
-_OF_CHECKPOINT = ("likelihood", "accuracy")
+_OF_CHECKPOINT = ("likelihood", "accuracy", "loss")
 
 
 def use_run(arguments: Sequence[str], command: str) -> tuple[list[str], str]:

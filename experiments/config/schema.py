@@ -291,6 +291,7 @@ class EvaluateSchema(FromRunSchema):
     metrics: dict[str, Any] = field(default_factory=dict)
     likelihood: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -6,5 +6,6 @@ context     the inputs that measurements share
 samples     metrics of saved samples
 likelihood  bits per dimension of a checkpoint
 accuracy    the accuracy of a classifier at each noise level
+loss        the validation loss of a checkpoint
 table       numbers as text
 """

@@ -15,6 +15,7 @@ from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.evaluation.accuracy import ACCURACY_METHODS
 from experiments.evaluation.context import EvaluationContext, Measure
 from experiments.evaluation.likelihood import LIKELIHOOD_METHODS
+from experiments.evaluation.loss import LOSS_METHODS
 from experiments.evaluation.samples import measure_samples
 from experiments.evaluation.setup import EvaluationSetup
 
@@ -24,6 +25,7 @@ __all__ = ["CHECKPOINT_METHODS", "EvaluationResult", "evaluate"]
 CHECKPOINT_METHODS: Mapping[str, Mapping[str, Callable[..., Measure]]] = {
     "likelihood": LIKELIHOOD_METHODS,
     "accuracy": ACCURACY_METHODS,
+    "loss": LOSS_METHODS,
 }
 
 

@@ -32,10 +32,11 @@ class EvaluationSetup:
         sets: the number of disjoint sets for the intervals.
         confidence: the confidence of the intervals.
         keep_features: whether to write the features of samples and reference, for use in another environment.
-        checkpoint: a run directory or one of its checkpoints, for `likelihood` and `accuracy`.
+        checkpoint: a run directory or one of its checkpoints, for `likelihood`, `accuracy` and `loss`.
         weights: "model" or the name of an average; None means those with which its run samples.
         likelihood: name and options, see `experiments.evaluation.likelihood`.
         accuracy: name and options, see `experiments.evaluation.accuracy`.
+        loss: name and options, see `experiments.evaluation.loss`.
         seed: the seed of all random streams.
         backend: the backend that evaluates the network of the checkpoint.
     """
@@ -54,5 +55,6 @@ class EvaluationSetup:
     weights: str | None = None
     likelihood: Mapping[str, Any] = field(default_factory=_none)
     accuracy: Mapping[str, Any] = field(default_factory=_none)
+    loss: Mapping[str, Any] = field(default_factory=_none)
     seed: int = 0
     backend: BackendSetup = field(default_factory=BackendSetup)

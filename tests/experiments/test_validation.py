@@ -9,9 +9,12 @@ import pytest
 from commands import call
 
 import duet
+from diffusion_core.data import load_dataset
+from diffusion_core.data.store import save_store
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics
+from diffusion_core.training.validation import metric_name
 
 # Five steps on points in the plane.
 TOY = (
@@ -74,3 +77,24 @@ def test_python_takes_held_out_images(backend_name):
     assert "validation" not in duet.train(model, data, **options).notes
     with pytest.raises(duet.DuetError, match="holds the training images"):
         duet.train(model, data, validation=data, **options)
+
+
+@pytest.mark.backend
+@pytest.mark.either
+@pytest.mark.parametrize("weights", ["weights", "ema1"])
+def test_the_evaluation_of_a_checkpoint_gives_the_number_that_the_run_logged(run, backend_name, tmp_path, weights):
+    """The held-out points are those after the 4,096 of the training set."""
+    points = load_dataset("toy", count=4096 + 1024).select(np.arange(4096, 4096 + 1024))
+    save_store(points, tmp_path / "store")
+    words = [
+        f"backend={backend_name}", "backend.device=cpu", "backend.threads=1", f"checkpoint={run}", "data=store",
+        f"data.options.directory={tmp_path / 'store'}", "loss=validation", f"weights={weights}",
+    ]  # fmt: skip
+    code, out, err = call("evaluate", *words, f"out={tmp_path / 'out'}")
+    assert code == 0, err
+    logged = read_json(run / "result.json")
+    found = read_json(tmp_path / "out/evaluation.json")
+    assert found["loss"]["loss"] == logged[metric_name(weights)]
+    values = [number["value"] for number in found["numbers"]["loss"].values()]
+    assert values == [logged[metric_name(weights, level=k)] for k in (None, 1, 2, 3, 4)]
+    assert "validation loss" in out
