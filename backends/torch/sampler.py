@@ -83,16 +83,20 @@ def _clip_estimate(signature: RowSignature, estimate: Tensor) -> Tensor:
     sizes = y.abs().flatten(1).sort(dim=1).values
     below, above, weight = signature.quantile(sizes.shape[1])
     quantile = sizes[:, below] + weight * (sizes[:, above] - sizes[:, below])
-    bound = quantile.clamp(min=signature.clip)[:, None, None, None]
+    bound = quantile.clamp(min=signature.clip, max=signature.threshold_max)[:, None, None, None]
     return middle + half * (signature.clip / bound * torch.minimum(torch.maximum(y, -bound), bound))
 
 
-def _update_registers(row: Row, registers: list[Tensor], history: list[Tensor], z: Tensor | None) -> list[Tensor]:
-    """Return state X + denoised D + noise z, one register after another."""
+def _update_registers(
+    row: Row, registers: list[Tensor], history: list[Tensor], unclipped: Tensor, z: Tensor | None
+) -> list[Tensor]:
+    """Return state X + denoised D + unclipped U + noise z, one register after another."""
     updated = []
-    for state, denoised, noise in zip(row.state, row.denoised, row.noise, strict=True):
+    for r, (state, denoised, noise) in enumerate(zip(row.state, row.denoised, row.noise, strict=True)):
         terms = [weight * x for weight, x in zip(state, registers, strict=True)]
         terms += [weight * d for weight, d in zip(denoised, history, strict=True)]
+        if row.unclipped:
+            terms.append(row.unclipped[r] * unclipped)
         if z is not None:
             terms.append(noise * z)
         updated.append(sum(terms[1:], start=terms[0]))
@@ -117,10 +121,13 @@ def _finish_row(
     estimate = row.c_skip * x + row.c_out * image
     if grad_log_prob is not None:
         estimate = estimate + row.classifier * (row.c_in * grad_log_prob)
+    unclipped = estimate
+    if signature.unclipped:
+        estimate = row.clipped[0] * x + row.clipped[1] * unclipped
     history = [_clip_estimate(signature, estimate), *history[:-1]]
     if z is not None and signature.learned:
         z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
-    registers = _update_registers(row, registers, history, z)
+    registers = _update_registers(row, registers, history, unclipped, z)
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
     return registers, history

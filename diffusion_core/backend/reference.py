@@ -494,7 +494,8 @@ def _clip_estimate(plan: SamplerPlan, estimate: Array) -> Array:
         return np.clip(estimate, *plan.bounds)
     middle, half = plan.scale
     y = (estimate - middle) / half
-    bound = np.maximum(np.quantile(np.abs(y), plan.threshold, axis=(1, 2, 3), keepdims=True), plan.clip)
+    quantile = np.quantile(np.abs(y), plan.threshold, axis=(1, 2, 3), keepdims=True)
+    bound = np.clip(quantile, plan.clip, plan.threshold_max)
     return middle + half * np.clip(y, -bound, bound) * plan.clip / bound
 
 
@@ -548,6 +549,9 @@ def sample(
         if plan.classifier is not None:
             gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label - program.labels.start)
             estimate = estimate + plan.classifier[i] * gradient
+        unclipped = estimate
+        if plan.unclipped is not None:
+            estimate = plan.clipped[i, 0] * x + plan.clipped[i, 1] * unclipped
         estimate = _clip_estimate(plan, estimate)
         history = [estimate, *history[:-1]]
         z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
@@ -556,6 +560,7 @@ def sample(
         registers = [
             sum(plan.state[i, r, q] * registers[q] for q in range(plan.registers))
             + sum(plan.denoised[i, r, h] * history[h] for h in range(plan.history))
+            + (0.0 if plan.unclipped is None else plan.unclipped[i, r] * unclipped)
             + plan.noise[i, r] * z
             for r in range(plan.registers)
         ]

@@ -430,6 +430,19 @@ PLANS: dict[str, SamplerPlan] = {
         rescale=0.7,
         threshold=0.95,
     ),
+    "DDIM-10, eps of the network, dynamic threshold at most 2": make_plan(
+        PARITY.process,
+        "ddim",
+        steps=10,
+        eta=0.5,
+        use_clipped_model_output=False,
+        threshold=0.9,
+        threshold_max=2.0,
+        guidance_scale=2.0,
+    ),
+    "DDIM inversion-8, clipped": make_plan(
+        PARITY.process, "ddim_inversion", steps=8, clip=1.0, use_clipped_model_output=False
+    ),
     "DDPM-20, large variance": make_plan(
         PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"
     ).with_value_range((-1.5, 1.0)),

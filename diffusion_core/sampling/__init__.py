@@ -49,6 +49,7 @@ def make_plan(
     rescale: float = 0.0,
     classifier: float = 0.0,
     threshold: float | None = None,
+    threshold_max: float | None = None,
     **options: object,
 ) -> SamplerPlan:
     """Make the plan of a sampler, with the options that all samplers share.
@@ -62,6 +63,7 @@ def make_plan(
         rescale: fraction by which guided outputs are rescaled, see `SamplerPlan`.
         classifier: weight of a classifier's gradient.
         threshold: quantile of dynamic thresholding, see `SamplerPlan`.
+        threshold_max: upper limit of that quantile, in units of the bound [-1, 1]; None for no limit.
         options: of the sampler itself, such as steps and spacing.
 
     Raises:
@@ -76,4 +78,6 @@ def make_plan(
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
     plan = build("sampler", SAMPLERS, name, options, process, also_allowed=shared)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
-    return replace(plan, threshold=threshold).with_guidance(weight, interval, rescale, classifier)
+    return replace(plan, threshold=threshold, threshold_max=threshold_max).with_guidance(
+        weight, interval, rescale, classifier
+    )

@@ -5,6 +5,9 @@ r"""DDIM: a family of samplers with the marginals of DDPM and any amount of fres
 
 eta = 0 is deterministic; eta = 1 is ancestral sampling with the small variance. For b see `process.posterior`.
 
+If D is clipped, eps can be that of the clipped estimate, as in guided-diffusion and with `use_clipped_model_output` in
+diffusers, or that of the network itself, the default of diffusers.
+
 References:
     Denoising Diffusion Implicit Models (Song et al., 2020), eqs. 12 and 16, https://arxiv.org/abs/2010.02502
 """
@@ -18,7 +21,7 @@ from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
-from diffusion_core.sampling.recurrence import Coefficients, recurrence
+from diffusion_core.sampling.recurrence import Coefficients, recurrence, split_unclipped
 from diffusion_core.sampling.spacing import Spacing, Steps
 
 __all__ = ["ddim"]
@@ -38,6 +41,7 @@ def ddim(
     eta: float = 0.0,
     spacing: Spacing = None,
     clip: float | None = 1.0,
+    use_clipped_model_output: bool = True,
 ) -> SamplerPlan:
     """Make a DDIM plan.
 
@@ -47,6 +51,7 @@ def ddim(
         eta: standard deviation of the fresh noise relative to that of the posterior, 0 to 1.
         spacing: where the timesteps lie, see `grid` and `spacing`.
         clip: bound of the estimates, see `SamplerPlan`.
+        use_clipped_model_output: whether eps follows from the clipped estimate; false keeps the eps of the network.
 
     Raises:
         DuetError: if eta is outside 0..1, or steps and spacing do not fit the schedule.
@@ -66,7 +71,11 @@ def ddim(
     kept = np.sqrt((sigma[1:] - fresh) * (sigma[1:] + fresh))
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
-        return [alpha[i + 1] * D[0] + kept[i] / sigma[i] * (X[0] - alpha[i] * D[0]) + fresh[i] * z]
+        # The last estimate is the unclipped one where there are two.
+        return [alpha[i + 1] * D[0] + kept[i] / sigma[i] * (X[0] - alpha[i] * D[-1]) + fresh[i] * z]
 
-    rows = len(levels["t"])
-    return SamplerPlan(name=f"ddim-{rows}", **levels, **recurrence(rows, 1, 1, step), clip=clip)
+    rows, unclipped = len(levels["t"]), clip is not None and not use_clipped_model_output
+    tables = recurrence(rows, 1, 1 + unclipped, step)
+    if unclipped:
+        tables |= split_unclipped(tables["denoised"])
+    return SamplerPlan(name=f"ddim-{rows}", **levels, **tables, clip=clip)

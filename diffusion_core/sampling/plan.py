@@ -7,7 +7,13 @@ A row takes one evaluation of the network, or two where guidance is on. The stat
     D_i = bounded( c_skip[i] X_0 + c_out[i] F(c_in[i] X_0, c_noise[i]) + classifier[i] grad log p(class | X_0) )
     X   <- state[i] X + denoised[i] (D_i, D_{i-1}, ...) + noise[i] exp(a_i + b_i G) z_i,     z_i ~ N(0, 1)
 
-Clipping changes D and therefore the whole step, as in guided-diffusion; eps is never recomputed from F. G is the second
+Clipping changes D and therefore the whole step, as in guided-diffusion: the eps of a step is that of the clipped D. A
+plan with the tables `unclipped` and `clipped` keeps the eps of the network instead, as in diffusers. With U_i the
+argument of bounded() above,
+
+    D_i = bounded( clipped[i, 0] X_0 + clipped[i, 1] U_i ),     X <- ... + unclipped[i] U_i
+
+G is the second
 half of an output with twice the channels of the image, a learned variance, with (a, b) = learned[i]; without it the
 factor is 1.
 
@@ -23,7 +29,8 @@ others. F_null is the output of the same network without the class, or of a weak
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
 With y = (D - middle)/half, for the middle and half of the value range, estimates are bounded to |y| <= clip. With a
-dynamic threshold each image has its own bound s, the quantile `threshold` of its |y| if that exceeds clip,
+dynamic threshold each image has its own bound s, the quantile `threshold` of its |y| if that exceeds clip, but at most
+`threshold_max`,
 
     y <- y bounded to [-s, s], times clip/s
 
@@ -82,9 +89,13 @@ class SamplerPlan:
         clip: estimates are bounded to [-clip, clip] for a value range of [-1, 1]; None for no bound.
         value_range: the values of black and white; see `with_value_range`.
         threshold: the quantile of dynamic thresholding, 0 to 1; None for the same bound on every image.
+        threshold_max: the largest bound s of dynamic thresholding, at least clip; None for no limit.
         rescale: fraction of the rescaling of guided outputs, 0 to 1.
         classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None for no classifier.
         learned: (a, b) of a learned variance, with shape (N, 2); None for a fixed one.
+        clipped: weights of register 0 and of the unclipped estimate in the estimate before it is clipped, with shape
+            (N, 2); given together with `unclipped`.
+        unclipped: coefficients of the unclipped estimate in the new registers, with shape (N, R); None for none.
         preserves: what the rows preserve if every estimate is exact, D = x_0: ``"marginals"``, the alpha and sigma of
             the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
 
@@ -120,9 +131,12 @@ class SamplerPlan:
     clip: float | None = None
     value_range: tuple[float, float] = (-1.0, 1.0)
     threshold: float | None = None
+    threshold_max: float | None = None
     rescale: float = 0.0
     classifier: Array | None = None
     learned: Array | None = None
+    clipped: Array | None = None
+    unclipped: Array | None = None
     preserves: str = "marginals"
 
     def __post_init__(self) -> None:
@@ -132,7 +146,7 @@ class SamplerPlan:
         shapes = {"t": (rows,), "alpha": (rows + 1,), "sigma": (rows + 1,)}
         shapes |= {"state": (rows, registers, registers), "noise": (rows, registers)}
         shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance_scale", "classifier")}
-        shapes |= {"learned": (rows, 2)}
+        shapes |= {"learned": (rows, 2), "clipped": (rows, 2), "unclipped": (rows, registers)}
         for name, shape in shapes.items():
             table = getattr(self, name)
             if table is not None and table.shape != shape:
@@ -152,6 +166,13 @@ class SamplerPlan:
                 f"sampler.threshold: {self.threshold} was given with clip {self.clip}; it must be a quantile, "
                 "above 0 and at most 1, and needs a clip"
             )
+        if self.threshold_max is not None and (self.threshold is None or not self.clip <= self.threshold_max):
+            raise DuetError(
+                f"sampler.threshold_max: {self.threshold_max} was given with clip {self.clip} and threshold "
+                f"{self.threshold}; it must be at least clip, and needs a threshold such as 0.995"
+            )
+        if (self.clipped is None) != (self.unclipped is None):
+            raise DuetError(f"plan {self.name}: clipped and unclipped must be given together")
         if not 0 <= self.rescale <= 1:
             raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (no rescaling) and 1")
         if self.preserves not in PRESERVES:
@@ -183,7 +204,7 @@ class SamplerPlan:
         With a single register each row can be checked by itself.
         """
         state = self.state[:, 0, 0]
-        signal = state * self.alpha[:-1] + self.denoised[:, 0].sum(axis=1)
+        signal = state * self.alpha[:-1] + self._estimates()[:, 0]
         return signal, np.hypot(state * self.sigma[:-1], self.noise[:, 0]), 0.0
 
     def _all_registers(self) -> tuple[Array, Array, Array]:
@@ -199,12 +220,17 @@ class SamplerPlan:
             state, noise = self.state[row], self.noise[row]
             sizes = rounded + _UNIT * (np.abs(signal) + np.linalg.norm(factor, axis=1))
             rounded = np.abs(state) @ sizes + _UNIT * (np.abs(self.denoised[row]).sum(axis=1) + np.abs(noise))
-            signal = state @ signal + self.denoised[row].sum(axis=1)
+            signal = state @ signal + self._estimates()[row]
             factor = state @ factor
             if noise.any():
                 factor = np.linalg.qr(np.column_stack([factor, noise]).T, mode="r").T
             after[:, row] = signal[0], np.linalg.norm(factor[0]), rounded[0]
         return after[0], after[1], after[2]
+
+    def _estimates(self) -> Array:
+        """Return the coefficient of x_0 in each new register if every estimate is x_0, with shape (N, R)."""
+        total = self.denoised.sum(axis=2)
+        return total if self.unclipped is None else total + self.unclipped
 
     @property
     def rows(self) -> int:
@@ -240,7 +266,8 @@ class SamplerPlan:
         learned = np.zeros((self.rows, 2)) if self.learned is None else self.learned * self.is_noisy[:, None]
         classifier = none if self.classifier is None else self.classifier
         columns = (self.c_noise, self.c_in, self.c_skip, self.c_out, self.guidance_scale, classifier)
-        tables = (learned, self.state, self.denoised, self.noise)
+        tables = [learned, self.state, self.denoised, self.noise]
+        tables += [] if self.unclipped is None else [self.clipped, self.unclipped]
         return np.column_stack([*columns, *(table.reshape(self.rows, -1) for table in tables)])
 
     def segments(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[RowSegment]:
@@ -271,6 +298,8 @@ class SamplerPlan:
             clip=self.clip,
             threshold=self.threshold,
             rescale=self.rescale if guided else 0.0,
+            threshold_max=self.threshold_max,
+            unclipped=self.unclipped is not None,
         )
 
     @property

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Coefficients", "recurrence"]
+__all__ = ["Coefficients", "recurrence", "split_unclipped"]
 
 # A linear combination: the coefficients of every register, every estimate and the noise, with shape (R + H + 1,).
 Coefficients = NDArray[np.float64]
@@ -53,3 +53,16 @@ def recurrence(
         "denoised": table[:, :, registers:-1],
         "noise": table[:, :, -1],
     }
+
+
+def split_unclipped(denoised: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return the tables of a formula whose last estimate is the unclipped one of the same row.
+
+    Args:
+        denoised: the table of `recurrence`, with shape (N, R, H + 1).
+
+    Returns:
+        The tables `denoised`, `clipped` and `unclipped` of a plan.
+    """
+    clipped = np.tile([0.0, 1.0], (len(denoised), 1))
+    return {"denoised": denoised[:, :, :-1].copy(), "clipped": clipped, "unclipped": denoised[:, :, -1].copy()}

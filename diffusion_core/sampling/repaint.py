@@ -105,6 +105,8 @@ def add_resampling(plan: SamplerPlan, jump: int, resamples: int) -> SamplerPlan:
         return [ratio[i] * (state @ X + denoised @ D) + np.hypot(ratio[i] * noise, fresh[i]) * z]
 
     tables |= recurrence(len(order), 1, 1, step)
+    if plan.unclipped is not None:
+        tables["unclipped"] = ratio[:, None] * plan.unclipped[order]
     return replace(plan, name=f"{plan.name}, {resamples} times each {jump}", **tables)
 
 

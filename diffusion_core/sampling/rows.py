@@ -28,6 +28,8 @@ class Row(NamedTuple):
         state: coefficients of the registers in the new registers, R by R.
         denoised: coefficients of the estimates in the new registers, R by H.
         noise: standard deviation of the fresh noise in each register, R numbers.
+        clipped: weights of register 0 and of the unclipped estimate in the estimate before clipping; (0, 1) by default.
+        unclipped: coefficients of the unclipped estimate in the new registers, R numbers; empty by default.
     """
 
     c_noise: Number
@@ -40,6 +42,8 @@ class Row(NamedTuple):
     state: tuple[tuple[Number, ...], ...]
     denoised: tuple[tuple[Number, ...], ...]
     noise: tuple[Number, ...]
+    clipped: tuple[Number, Number] = (0.0, 1.0)
+    unclipped: tuple[Number, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class RowSignature:
         clip: the bound in units of half of the range, or None.
         threshold: the quantile of dynamic thresholding, or None.
         rescale: fraction of the rescaling of guided outputs.
+        threshold_max: the largest bound of dynamic thresholding, or None.
+        unclipped: whether the unclipped estimate is used besides the clipped one.
     """
 
     guided: bool
@@ -69,15 +75,19 @@ class RowSignature:
     clip: float | None
     threshold: float | None
     rescale: float
+    threshold_max: float | None = None
+    unclipped: bool = False
 
     def row(self, numbers: Sequence[Number]) -> Row:
         """Unpack one row of `SamplerPlan.coefficients`."""
-        columns, r = len(Row._fields) - 4, self.registers
+        columns, r = Row._fields.index("learned"), self.registers
         a, b, *rest = numbers[columns:]
         state = tuple(tuple(rest[q * r : (q + 1) * r]) for q in range(r))
         rest, h = rest[r * r :], self.history
         denoised = tuple(tuple(rest[q * h : (q + 1) * h]) for q in range(r))
-        return Row(*numbers[:columns], (a, b), state, denoised, tuple(rest[r * h :]))
+        noise, rest = tuple(rest[r * h : r * h + r]), rest[r * h + r :]
+        row = Row(*numbers[:columns], (a, b), state, denoised, noise)
+        return row._replace(clipped=tuple(rest[:2]), unclipped=tuple(rest[2:])) if self.unclipped else row
 
     def quantile(self, n: int) -> tuple[int, int, float]:
         """Return the place of the threshold's quantile in n sorted numbers: (below, above, weight of above)."""

@@ -68,7 +68,14 @@ ENCODINGS = ("noise", "inversion")
 
 
 def _interpolate(
-    context: EditContext, *, strength: float = 0.6, encode: str = "inversion", mix: str | None = None, count: int = 8
+    context: EditContext,
+    *,
+    strength: float = 0.6,
+    encode: str = "inversion",
+    mix: str | None = None,
+    count: int = 8,
+    clip: float | None = None,
+    use_clipped_model_output: bool = True,
 ) -> EditPlan:
     """Interpolate from the first to the second image of each pair.
 
@@ -81,6 +88,8 @@ def _interpolate(
             strength; it needs half as many network evaluations.
         mix: one of `edit.MIXES`; None is lerp for noise and slerp for inversion.
         count: images from one end to the other.
+        clip: bound of the estimates of the inversion, see `sampling.inversion`; None for no bound.
+        use_clipped_model_output: whether eps follows from the bounded estimate, see there.
     """
     if encode not in ENCODINGS:
         raise one_of("mode.encode", encode, ENCODINGS)
@@ -97,7 +106,12 @@ def _interpolate(
     edit.interpolate(plan, pixels[::2], pixels[1::2], count, mix)  # checks count and mix
     inverse = None
     if encode == "inversion":
-        inverse = context.model.plan("ddim_inversion", steps=None, spacing=edit.decreasing_timesteps(plan.t))
+        inverse = context.model.plan(
+            "ddim_inversion", steps=None, spacing=edit.decreasing_timesteps(plan.t), clip=clip,
+            use_clipped_model_output=use_clipped_model_output,
+        )  # fmt: skip
+    elif clip is not None:
+        raise DuetError(f"mode.clip: {clip} was given, but mode.encode=noise has no inversion to clip; use inversion")
     # Between images of two classes, neither class is right.
     no_class, is_same = context.model.program.null_label or 0, labels[::2] == labels[1::2]
     shared = np.where(is_same, labels[::2], no_class).astype(np.int32)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
+from diffusion_core.backend import reference
 from diffusion_core.sampling import SamplerPlan
 
 Array = NDArray[np.float64]
@@ -74,15 +75,25 @@ def execute(
     estimate: Callable[[int, Array], Array],
     rows: int | None = None,
     noise: Callable[[int], Array | float] = lambda row: 0.0,
+    clip: bool = False,
 ) -> Array:
-    """Return register 0 after the first rows of a plan (by default all), with estimates D(row, x)."""
+    """Return register 0 after the first rows of a plan (by default all), with estimates D(row, x).
+
+    Estimates are clipped as the plan says if `clip`; without it, a plan's clip is ignored.
+    """
     registers = np.zeros((plan.registers, *np.shape(x)))
     registers[0] = x
     history = np.zeros((plan.history, *np.shape(x)))
     for row in range(plan.rows if rows is None else rows):
-        history = np.concatenate([estimate(row, registers[0])[None], history[:-1]])
+        unclipped = bounded = estimate(row, registers[0])
+        if plan.unclipped is not None:
+            bounded = plan.clipped[row, 0] * registers[0] + plan.clipped[row, 1] * unclipped
+        bounded = reference._clip_estimate(plan, bounded) if clip else bounded
+        history = np.concatenate([bounded[None], history[:-1]])
         fresh = np.multiply.outer(plan.noise[row], noise(row) * np.ones(np.shape(x)))
         registers = np.tensordot(plan.state[row], registers, 1) + np.tensordot(plan.denoised[row], history, 1) + fresh
+        if plan.unclipped is not None:
+            registers = registers + np.multiply.outer(plan.unclipped[row], unclipped)
     return registers[0]
 
 
