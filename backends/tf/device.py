@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.backend.first_call import FirstCall
 from diffusion_core.backend.interface import BackendConfig, Description
 from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
@@ -57,12 +58,13 @@ with _buffered_stderr():
     for gpu in GPUS:  # before TensorFlow starts; otherwise it reserves all memory of every GPU
         tf.config.experimental.set_memory_growth(gpu, True)
 
+from backends.tf import compiler  # noqa: E402
 from backends.tf.parallel import Communicator  # noqa: E402
 
 # Each network is a new tf.function, about which TensorFlow warns from the fifth on.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["DeviceContext", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "compile_obstacle", "describe", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class DeviceContext:
             with tf.device(self.device):  # otherwise a graph runs on a GPU, wherever its inputs are
                 return function(*inputs)
 
-        return tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
+        graph = tf.function(placed, jit_compile=self.compile or None, autograph=False, reduce_retracing=True)
+        return FirstCall(graph, compiler.COMPILER if self.compile else None, compiler.explain)
 
 
 def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
@@ -143,6 +146,11 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
     compute = tf.bfloat16 if config.precision == "bf16" else dtype
     device = "/GPU:0" if use_cuda else "/CPU:0"
     return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
+
+
+def compile_obstacle(context: DeviceContext) -> str | None:
+    """Return why nothing can be compiled here, and what to install; None if it can."""
+    return compiler.compile_obstacle(context.device)
 
 
 def describe(context: DeviceContext, config: BackendConfig) -> Description:

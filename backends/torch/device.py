@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from backends.torch import compiler
 from backends.torch.parallel import Communicator
+from diffusion_core.backend.first_call import FirstCall
 from diffusion_core.backend.interface import BackendConfig, Description
 from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["DeviceContext", "capture_cuda_graph", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "capture_cuda_graph", "compile_obstacle", "describe", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class DeviceContext:
         """Return the function, compiled if `compile`; on CUDA its calls without gradients become a CUDA graph."""
         if not self.compile:
             return function
-        return capture_cuda_graph(function) if self.device.type == "cuda" else torch.compile(function)
+        compiled = capture_cuda_graph(function) if self.device.type == "cuda" else torch.compile(function)
+        return FirstCall(compiled, compiler.COMPILER, compiler.explain)
 
 
 def capture_cuda_graph(
@@ -132,6 +135,11 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
         device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
+
+
+def compile_obstacle(context: DeviceContext) -> str | None:
+    """Return why nothing can be compiled here, and what to install; None if it can."""
+    return compiler.compile_obstacle(context.device.type)
 
 
 def describe(context: DeviceContext, config: BackendConfig) -> Description:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol, SupportsFloat, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.backend.first_call import compile_error
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program
@@ -470,10 +471,13 @@ class Backend:
     Args:
         config: how it computes; some options apply to the whole process, so they cannot change later.
         group: the rank of this process and the number of processes; None means one process.
+
+    Raises:
+        DuetError: if it is told to compile, and nothing can be compiled here.
     """
 
     # The modules of a subclass, and the names that each must have.
-    device: ClassVar[Any]  # DeviceContext.communicator, prepare, describe, peak_memory_mib
+    device: ClassVar[Any]  # DeviceContext.communicator, prepare, compile_obstacle, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, load_export
     networks: ClassVar[Any]  # Network
     samplers: ClassVar[Any]  # sample
@@ -482,6 +486,8 @@ class Backend:
     def __init__(self, config: BackendConfig, group: ProcessGroup | None = None) -> None:
         self.config = config
         self.context = self.device.prepare(config, group or ProcessGroup())
+        if config.compile and (obstacle := self.compile_obstacle()):
+            raise compile_error(obstacle)
 
     def __repr__(self) -> str:
         description = self.describe()
@@ -491,6 +497,10 @@ class Backend:
     def collective(self) -> Collective:
         """Communication with the other processes."""
         return Collective(self.context.communicator.group, self.context.communicator.all_reduce_array)
+
+    def compile_obstacle(self) -> str | None:
+        """Return why nothing can be compiled here, and what to install; None if it can."""
+        return self.device.compile_obstacle(self.context)
 
     def in_mode(self, compile: bool) -> Backend:
         """Return the same backend with `compile` set to this value."""

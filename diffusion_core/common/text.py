@@ -1,8 +1,8 @@
-"""Numbers in sentences."""
+"""Numbers and times in sentences."""
 
 from __future__ import annotations
 
-__all__ = ["pluralize"]
+__all__ = ["format_seconds", "pluralize"]
 
 
 def pluralize(n: int, noun: str) -> str:
@@ -13,3 +13,16 @@ def pluralize(n: int, noun: str) -> str:
         ('1 check', '1,200 checks')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time as h:mm:ss, or below ten seconds with one decimal.
+
+    Example:
+        >>> format_seconds(3.21), format_seconds(3725)
+        ('3.2 s', '1:02:05')
+    """
+    if not round(seconds, 1) >= 10:  # also not a number
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from diffusion_core.backend.compile_policy import AUTO, should_compile
 from diffusion_core.backend.interface import Backend, BackendConfig, load_backend
@@ -65,7 +66,17 @@ class BackendSetup:
         """Return an open backend, compiled or not as `compile` decides for this number of network calls."""
         limit = self.compile_after.get("cpu" if backend.describe().on_cpu else "cuda")
         compiled = should_compile(self.compile, calls, limit, resumed)
+        # A backend that is told to compile, by true, has refused where it cannot; auto computes without.
+        if compiled and self.compile == AUTO and (obstacle := backend.compile_obstacle()):
+            again = "; the last bits may differ from those of the resumed run" if resumed else ""
+            _say_once(f"backend.compile=auto: computing without compiling, since {obstacle}{again}")
+            compiled = False
         return backend if compiled == backend.config.compile else backend.in_mode(compiled)
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)
 
 
 def sampling_calls(drawn: Iterable[tuple[SamplerPlan, int]], batch: int) -> int:

@@ -17,7 +17,7 @@ from diffusion_core.training.loop import NonFiniteStep, Record, ResumeState, Tra
 from diffusion_core.training.validation import metric_name
 from experiments.runtime.backends import sampling_calls
 from experiments.runtime.processes import stop_check, stop_requested
-from experiments.runtime.progress import Counter
+from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
 from experiments.training.record import record_at
 from experiments.training.resume import checkpoint_notes, computed_by
@@ -90,9 +90,12 @@ class RunCallbacks:
         """Append the records to the metrics, and show loss and speed next to the progress bar."""
         self.run.log(records, speed)
         loss = sum(record.loss for record in records) / len(records)
-        validation = self._validation[1].get(metric_name())
-        held_out = "" if validation is None else f", validation {validation:.4f}"
-        self._note = f"loss {loss:.4f}{held_out}, {speed:,.0f} images/s"
+        measured_at, numbers = self._validation
+        held_out = f", validation {numbers[metric_name()]:.4f}" if metric_name() in numbers else ""
+        if held_out and measured_at != records[-1].images_seen:
+            held_out += f" at {measured_at:,} images"
+        rate = f", {format_speed(speed)}" if speed else ""  # not known after one step
+        self._note = f"loss {loss:.4f}{held_out}{rate}"
 
     def on_validation(self, images_seen: int) -> dict[str, float]:
         """Return the validation loss of the present weights and of each average; every process computes a part."""

@@ -28,7 +28,7 @@ from diffusion_core.runs.run_directory import (
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
 from experiments.runtime.processes import stop_check, stop_if_requested
-from experiments.runtime.progress import Counter, format_seconds
+from experiments.runtime.progress import Counter, format_seconds, format_speed
 from experiments.sampling import draw
 from experiments.sampling.figures import noising_strip
 from experiments.training.callbacks import RunCallbacks, sampling_backend
@@ -210,8 +210,8 @@ def _run(
     run.close()
     result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(run.path / "result.json", result)
-    speed = f"{result['images_per_second']:,.0f} images/s"
-    print(f"trained in {format_seconds(result['train_seconds'])}, {speed}")
+    speed = result["images_per_second"]  # 0 after a single step, which is not timed
+    print(f"trained in {format_seconds(result['train_seconds'])}" + (f", {format_speed(speed)}" if speed else ""))
     if not record.is_temporary:
         print(f"samples: {run.path / 'samples'}" if setup.plan is not None else f"checkpoint: {run.path}")
     return result

@@ -42,6 +42,7 @@ def test_a_configured_limit_decides_on_its_own_device(name, on_cpu):
         describe=lambda: SimpleNamespace(on_cpu=on_cpu),
         config=SimpleNamespace(compile=False),
         in_mode=lambda compile: "compiled",
+        compile_obstacle=lambda: None,
     )
     cfg = composed("train", f"backend={name}")
     setup, limit = build.backend_setup(cfg), cfg.backend.compile_after["cpu" if on_cpu else "cuda"]

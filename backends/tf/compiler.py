@@ -1,0 +1,44 @@
+"""What XLA needs on this machine, and what its errors mean.
+
+On a CPU XLA is complete in itself; on CUDA it calls ptxas and reads libdevice. The check compiles an exponential, which
+needs both.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import tensorflow as tf
+
+__all__ = ["COMPILER", "compile_obstacle", "explain"]
+
+COMPILER = "XLA"
+# Words in the messages of errors that come from the compiler, not from the values of a computation.
+_WORDS = ("xla", "compil", "libdevice", "ptxas", "jit")
+
+
+@cache
+def compile_obstacle(device: str) -> str | None:
+    """Return why nothing can be compiled for a device, and what to install; None if it can."""
+    try:
+        with tf.device(device):
+            tf.function(tf.exp, jit_compile=True, autograph=False)(tf.zeros([2]))
+    except tf.errors.OpError as error:
+        return (
+            f"XLA does not work here ({_first_line(error.message)}); install TensorFlow with its CUDA libraries "
+            "(the extra tf-cuda)"
+        )
+    return None
+
+
+def explain(error: Exception) -> str | None:
+    """Return in a line why the compiler failed, or None if an exception is not the compiler's."""
+    if not isinstance(error, tf.errors.OpError) or isinstance(error, tf.errors.ResourceExhaustedError):
+        return None
+    if not any(word in error.message.lower() for word in _WORDS):
+        return None
+    return _first_line(error.message)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
