@@ -34,6 +34,7 @@ from diffusion_core.convert.names import (
 )
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
+from diffusion_core.networks.unet_spec import multipliers
 
 __all__ = ["import_ddpm_tf", "make_name_map", "read_spec"]
 
@@ -122,17 +123,15 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
     levels, blocks = count(r"down_(\d+)/"), count(r"down_0/block_(\d+)/")
     channels = shape("temb/dense0/W", 2)[0]
     widths = [shape(f"down_{level}/block_0/conv2/W", 4)[3] for level in range(levels)]
-    if not blocks or any(width % channels for width in widths):
-        raise DuetError(
-            f"{source}: its levels have {widths} channels; Duet's UNet takes multiples of the base width, {channels}"
-        )
+    if not blocks:
+        raise DuetError(f"{source}: down_0/block_0 is missing; this is not a checkpoint of the original DDPM")
     has_conv = levels == 1 or "down_0/downsample/conv/W" in arrays
     return UNetSpec(
         image_size=image_size,
         in_channels=shape("conv_in/W", 4)[2],
         out_channels=shape("conv_out/W", 4)[3],
         channels=channels,
-        channel_multipliers=tuple(width // channels for width in widths),
+        channel_multipliers=multipliers(widths, channels),
         blocks_per_resolution=blocks,
         attention_resolutions=tuple(
             image_size // 2**level for level in range(levels) if f"down_{level}/attn_0/q/W" in arrays

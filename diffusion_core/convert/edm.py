@@ -43,6 +43,7 @@ from diffusion_core.convert.names import (
 )
 from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks.unet_spec import multipliers
 from diffusion_core.networks.weights import Weights
 
 __all__ = ["import_edm", "make_name_map", "read_spec"]
@@ -149,11 +150,12 @@ def read_spec(arrays: Arrays, source: str, head_channels: int = 64, **options: A
     # base width.
     channels = first[0] if is_song else features
     widths = [shape(f"enc.{s}x{s}_block0.conv1.weight", 4)[0] for s in sizes]
-    if any(width % channels for width in widths) or features % channels:
+    if features % channels:
         raise DuetError(
-            f"{source}: its levels have {widths} channels and its embedding {features}; Duet's UNet takes multiples "
-            f"of the base width, {channels}"
+            f"{source}: its embedding has {features} features; Duet's UNet takes multiples of the base width, "
+            f"{channels}"
         )
+    width = shape("map_layer1.weight", 2)[0]
     classes = shape("map_label.weight", 2)[1] if "map_label.weight" in arrays else 0
     common = {
         "image_size": size,
@@ -161,7 +163,9 @@ def read_spec(arrays: Arrays, source: str, head_channels: int = 64, **options: A
         "out_channels": shape(f"dec.{size}x{size}_aux_conv.weight" if is_song else "out_conv.weight", 4)[0],
         "num_classes": classes,
         "channels": channels,
-        "channel_multipliers": tuple(width // channels for width in widths),
+        "channel_multipliers": multipliers(widths, channels),
+        "first_conv": "channels" if first[0] == channels else "first",
+        "embedding_width": None if width == 4 * channels else width,
         "blocks_per_resolution": len({n.split(".")[1] for n in arrays if n.startswith(f"enc.{size}x{size}_block")}),
         "attention_resolutions": tuple(s for s in sizes if f"enc.{s}x{s}_block0.qkv.weight" in arrays),
         "norm_group_channels": 4,

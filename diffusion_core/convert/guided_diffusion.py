@@ -37,6 +37,7 @@ from diffusion_core.convert.names import (
 )
 from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks.unet_spec import multipliers
 
 __all__ = ["import_guided_diffusion", "make_name_map", "read_spec"]
 
@@ -169,9 +170,11 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
     first = [1 + level * (blocks + 1) for level in range(levels)]
     channels = arrays["time_embed.0.weight"].shape[-1]
     widths = [_shape(arrays, f"input_blocks.{k}.0.out_layers.3.weight", source)[0] for k in first]
-    if any(width % channels for width in widths):
+    stem = _shape(arrays, "input_blocks.0.0.weight", source)[0]
+    if stem not in (channels, widths[0]):
         raise DuetError(
-            f"{source}: its levels have {widths} channels; Duet's UNet takes multiples of the base width, {channels}"
+            f"{source}: its first convolution has {stem} channels; Duet's UNet takes the base width, {channels}, or "
+            f"that of the first resolution, {widths[0]}"
         )
     time, width = _shape(arrays, "input_blocks.1.0.emb_layers.1.weight", source)[0], widths[0]
     has_conv = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in arrays)
@@ -182,7 +185,8 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
         out_channels=arrays["out.2.weight"].shape[0],
         num_classes=arrays["label_emb.weight"].shape[0] if "label_emb.weight" in arrays else 0,
         channels=channels,
-        channel_multipliers=tuple(width // channels for width in widths),
+        channel_multipliers=multipliers(widths, channels),
+        first_conv="channels" if stem == channels else "first",
         blocks_per_resolution=blocks,
         attention_resolutions=tuple(
             image_size // 2**level for level, k in enumerate(first) if f"input_blocks.{k}.1.qkv.weight" in arrays

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.blocks import (
+    GELU,
     Add,
     Attention,
     AvgPool,
@@ -19,6 +20,7 @@ from diffusion_core.networks.blocks import (
     Fourier,
     GroupNorm,
     Modulate,
+    ReLU,
     Resample,
     SiLU,
     Sinusoid,
@@ -30,6 +32,8 @@ from diffusion_core.networks.registry import Block
 from diffusion_core.networks.unet_spec import UNetSpec
 
 __all__ = ["UNetBuilder"]
+
+_ACTIVATIONS = {"silu": SiLU, "relu": ReLU, "gelu": GELU}
 
 
 @lower.register
@@ -50,16 +54,14 @@ class UNetBuilder(Builder):
         self.embedded = self.embedding()
         x, skips = self.encoder()
         x = self.middle(x)
-        size = spec.image_size // 2 ** (len(spec.channel_multipliers) - 1)
-        for level, multiplier in reversed(list(enumerate(spec.channel_multipliers))):
+        for level, width in reversed(list(enumerate(spec.widths))):
             for i in range(spec.blocks_per_resolution + 1):
                 x = self.concat(f"up.{level}.{i}.concat", x, skips.pop())
                 attend = spec.up_attention == "every" or i == spec.blocks_per_resolution
-                attend &= size in spec.attention_resolutions
-                x = self.stage(f"up.{level}.{i}", x, spec.channels * multiplier, attend)
+                attend &= spec.resolutions[level] in spec.decoder_attention
+                x = self.stage(f"up.{level}.{i}", x, width, attend)
             if level:
-                x = self.upsample(f"up.{level}.up", x)
-                size *= 2
+                x = self.upsample(f"up.{level}.up", x, spec.resampling("up")[level - 1])
         x = self.norm("out.norm", x)
         x = self.act("out.act", x)
         self.conv("out.conv", x, spec.out_channels, scale=self.output_scale)
@@ -68,26 +70,30 @@ class UNetBuilder(Builder):
     def encoder(self) -> tuple[str, list[str]]:
         """Add the encoder; return its last value, and the skips, which include it."""
         spec = self.spec
-        x = self.conv("conv_in", self.image(), spec.channels)
+        x = self.conv("conv_in", self.image(), spec.channels if spec.first_conv == "channels" else spec.widths[0])
         skips, image = [x], "x"
-        for level, multiplier in enumerate(spec.channel_multipliers):
-            attend = spec.image_size // 2**level in spec.attention_resolutions
+        for level, width in enumerate(spec.widths):
+            attend = spec.resolutions[level] in spec.attention_resolutions
             for i in range(spec.blocks_per_resolution):
-                x = self.stage(f"down.{level}.{i}", x, spec.channels * multiplier, attend)
+                x = self.stage(f"down.{level}.{i}", x, width, attend)
                 skips.append(x)
-            if level < len(spec.channel_multipliers) - 1:
-                x = self.downsample(f"down.{level}.down", x)
+            if level < len(spec.widths) - 1:
+                x = self.downsample(f"down.{level}.down", x, spec.resampling("down")[level])
                 if spec.encoder == "residual":
                     x = image = self.filtered_image(f"down.{level}.image", image, x)
                 skips.append(x)
         return x, skips
 
     def middle(self, x: str) -> str:
-        """Add a block, attention and a block."""
-        x = self.residual("mid.block0", x, self.width(x))
-        if self.spec.middle_attention:
-            x = self.attention("mid.attn", x)
-        return self.residual("mid.block1", x, self.width(x))
+        """Add a block, attention and a block, if the network has them."""
+        spec = self.spec
+        if not spec.middle:
+            return x
+        scale = spec.skip_scale if spec.middle_skip_scale is None else spec.middle_skip_scale
+        x = self.residual("mid.block0", x, self.width(x), skip_scale=scale)
+        if spec.middle_attention:
+            x = self.attention("mid.attn", x, spec.middle_norm_groups, scale)
+        return self.residual("mid.block1", x, self.width(x), skip_scale=scale)
 
     @property
     def output_scale(self) -> float:
@@ -96,7 +102,7 @@ class UNetBuilder(Builder):
 
     def embedding(self) -> str:
         """Add the embedding of the noise level, the class and the features, a vector."""
-        spec, width = self.spec, 4 * self.spec.channels
+        spec, width = self.spec, self.spec.embedding_width or 4 * self.spec.channels
         features = spec.channels * spec.embedding_multiplier
         if spec.embedding == "fourier":
             block: Block = Fourier(features, spec.embedding_scale, spec.embedding_sin_first)
@@ -114,7 +120,7 @@ class UNetBuilder(Builder):
         h = self.linear("embed.dense1", h, width)
         if spec.class_embedding == "after":
             h = self.add_class_embedding(h)
-        return self.act("embed.act1", h)
+        return self.nonlinearity("embed.act1", h)
 
     def add_class_embedding(self, h: str) -> str:
         """Add the row of the class to the vector, if there are classes."""
@@ -130,10 +136,12 @@ class UNetBuilder(Builder):
         x = self.residual(f"{name}.block", x, width)
         return self.attention(f"{name}.attn", x) if attend else x
 
-    def residual(self, name: str, x: str, width: int, resample: Block | None = None) -> str:
+    def residual(
+        self, name: str, x: str, width: int, resample: Block | None = None, skip_scale: float | None = None
+    ) -> str:
         """Add a residual block."""
         spec = self.spec
-        h = self.act(f"{name}.act0", self.norm(f"{name}.norm0", x))
+        h = self.nonlinearity(f"{name}.act0", self.norm(f"{name}.norm0", x))
         project = self.width(x) != width
         if resample is not None:
             h = self.add(f"{name}.resample", resample, h)
@@ -148,17 +156,17 @@ class UNetBuilder(Builder):
             time = self.linear(f"{name}.time", self.embedded, 2 * width)
             h = self.norm(f"{name}.norm1", h)
             h = self.add(f"{name}.modulate", Modulate(width), h, time)
-        h = self.act(f"{name}.act1", h)
+        h = self.nonlinearity(f"{name}.act1", h)
         if spec.dropout:
             h = self.add(f"{name}.dropout", Dropout(spec.dropout, self.dropouts), h)
             self.dropouts += 1
         h = self.conv(f"{name}.conv1", h, width, scale=self.output_scale)
         if project:
             x = self.conv(f"{name}.shortcut", x, width, kernel=1)
-        return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
+        return self.add(f"{name}.sum", Add(spec.skip_scale if skip_scale is None else skip_scale), x, h)
 
-    def attention(self, name: str, x: str) -> str:
-        """Add GroupNorm, q k v, attention and projection as a residual branch."""
+    def attention(self, name: str, x: str, groups: int | None = None, skip_scale: float | None = None) -> str:
+        """Add GroupNorm, q k v, attention and projection as a residual branch; no norm for 0 groups."""
         spec, width = self.spec, self.width(x)
         if spec.head_channels and width % spec.head_channels:
             raise DuetError(
@@ -166,29 +174,29 @@ class UNetBuilder(Builder):
                 f"give a divisor of {width}, or model.heads instead"
             )
         heads = width // spec.head_channels if spec.head_channels else spec.heads
-        h = self.norm(f"{name}.norm", x)
+        h = x if groups == 0 else self.norm(f"{name}.norm", x, groups)
         h = self.conv(f"{name}.qkv", h, 3 * width, kernel=1, bias=spec.qkv_bias)
         h = self.add(f"{name}.attend", Attention(width, heads, spec.qkv_order), h)
         h = self.conv(f"{name}.proj", h, width, kernel=1, scale=self.output_scale)
-        return self.add(f"{name}.sum", Add(spec.skip_scale), x, h)
+        return self.add(f"{name}.sum", Add(spec.skip_scale if skip_scale is None else skip_scale), x, h)
 
-    def downsample(self, name: str, x: str) -> str:
+    def downsample(self, name: str, x: str, how: str) -> str:
         """Halve the resolution."""
         width = self.width(x)
-        if self.spec.down == "block":
+        if how == "block":
             return self.residual(name, x, width, self.resampling("down", AvgPool()))
-        if self.spec.down == "pool":
+        if how == "pool":
             return self.add(f"{name}.pool", AvgPool(), x)
         before, after = self.spec.down_padding
         return self.conv(f"{name}.conv", x, width, stride=2, padding=(before, after, before, after))
 
-    def upsample(self, name: str, x: str) -> str:
+    def upsample(self, name: str, x: str, how: str) -> str:
         """Double the resolution."""
         width = self.width(x)
-        if self.spec.up == "block":
+        if how == "block":
             return self.residual(name, x, width, self.resampling("up", Upsample()))
         x = self.add(f"{name}.nearest", Upsample(), x)
-        return x if self.spec.up == "nearest" else self.conv(f"{name}.conv", x, width)
+        return x if how == "nearest" else self.conv(f"{name}.conv", x, width)
 
     def resampling(self, rule: str, default: Block) -> Block:
         """Return the block that resamples: `default` for the filter (1, 1), which is the same and faster."""
@@ -203,12 +211,17 @@ class UNetBuilder(Builder):
         image = self.add(f"{name}.filter", Resample("down", taps), image)
         return self.add(f"{name}.sum", Add(self.spec.skip_scale), x, image)
 
-    def norm(self, name: str, x: str) -> str:
-        """Add GroupNorm."""
+    def norm(self, name: str, x: str, groups: int | None = None) -> str:
+        """Add GroupNorm with `norm_groups`, or with a number of its own."""
         width = self.width(x)
-        groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
+        if groups is None:
+            groups = min(self.spec.norm_groups, max(1, width // self.spec.norm_group_channels))
         return self.add(name, GroupNorm(width, groups, self.spec.norm_eps), x)
 
     def act(self, name: str, x: str) -> str:
         """Add SiLU."""
         return self.add(name, SiLU(), x)
+
+    def nonlinearity(self, name: str, x: str) -> str:
+        """Add the activation of the residual blocks."""
+        return self.add(name, _ACTIVATIONS[self.spec.activation](), x)

@@ -349,6 +349,11 @@ NETWORKS: dict[str, NetworkSpec] = {
     "three levels, padding (0, 1), eps 1e-6": _with(
         image_size=16, channel_multipliers=(1, 2, 2), down_padding=(0, 1), norm_eps=1e-6, attention_resolutions=(8, 4)
     ),
+    "fractions of the width, GELU, a way to resample for each resolution": _with(
+        image_size=16, channel_multipliers=(0.5, 1.25, 1.5), first_conv="first", down=("conv", "block"),
+        up=("block", "nearest"), up_attention_resolutions=(16, 8), activation="gelu", embedding_width=24,
+        middle_norm_groups=8, middle_skip_scale=0.5, time="scale_shift",
+    ),
     "ADM, learned variance": replace(_ADM, qkv_order="heads", in_channels=3, out_channels=6),
     "ADM of EDM": replace(_ADM, qkv_order="interleaved", in_channels=3, out_channels=3),
     "DDPM++": _SONG,

@@ -39,9 +39,13 @@ def _dataclass_schema(cls: type, *excluded: str) -> type:
         if f.name in excluded:
             continue
         hint, default = hints[f.name], f.default
+        tuples = [part for part in typing.get_args(hint) if typing.get_origin(part) is tuple]
         if typing.get_origin(hint) is tuple:
             default = field(default_factory=lambda value=default: list(value))
             hint = list[typing.get_args(hint)[0]]
+        elif tuples:  # a tuple or null, or a tuple or one of its elements
+            is_optional = type(None) in typing.get_args(hint)
+            hint = list[typing.get_args(tuples[0])[0]] | None if is_optional else Any
         specified.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
     return dataclasses.make_dataclass(f"{cls.__name__}Schema", specified)
 

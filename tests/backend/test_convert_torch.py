@@ -65,6 +65,28 @@ DIFFUSERS = {
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "UNetResAttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
     },
+    "widths of no common measure": TIMESTEP_SAMPLERS | {"block_out_channels": (24, 32), "attention_head_dim": 8},
+    "groups of the middle": TIMESTEP_SAMPLERS | {"attn_norm_num_groups": 8, "mid_block_scale_factor": 1.4142135},
+    "no norm in the middle": TIMESTEP_SAMPLERS | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 24},
+    "no middle, GELU": TIMESTEP_SAMPLERS | {"mid_block_type": None, "act_fn": "gelu", "freq_shift": 1},
+    "ReLU, attention in the encoder alone": TIMESTEP_SAMPLERS
+    | {"act_fn": "relu", "up_block_types": ("UpBlock2D", "UpBlock2D"), "num_class_embeds": 3},
+    "attention in the decoder alone, padding": TIMESTEP_SAMPLERS
+    | {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "downsample_padding": 0,
+    },
+    "three levels that resample in different ways": {
+        "sample_size": 8,
+        "block_out_channels": (8, 12, 20),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "down_block_types": ("AttnDownBlock2D", "ResnetDownsampleBlock2D", "DownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "upsample_type": "resnet",
+    },
     "without attention": TIMESTEP_SAMPLERS
     | {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False},
 }
@@ -102,6 +124,16 @@ def as_diffusers(net: Any, x: NDArray = IMAGES, t: NDArray = T) -> NDArray:
     return theirs(net, x, t, *([LABELS] if net.config.num_class_embeds else []))
 
 
+def waves(config: Any, t: Any) -> Any:
+    """The sines and cosines of diffusers' `Timesteps` in float64."""
+    import torch
+
+    half = config.block_out_channels[0] // 2
+    angles = t.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - config.freq_shift))
+    pair = (angles.cos(), angles.sin()) if config.flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(pair, dim=-1)
+
+
 def never(path: Path) -> dict[str, NDArray]:
     raise AssertionError(f"{path} was given to a framework")
 
@@ -122,6 +154,10 @@ def test_a_unet_of_diffusers_computes_the_same(name, tmp_path, open_backend, ora
     found = import_weights("diffusers", tmp_path, never, None, {})
     assert parameter_count(found.model.program) == sum(p.numel() for p in net.parameters())
     check(open_backend, found, as_diffusers(net), T)
+    net.time_proj.forward = partial(waves, net.config)  # its own are float32
+    exact = as_diffusers(net.double(), IMAGES.astype(float))
+    ours = reference.forward(found.model.program, found.weights, IMAGES, T, LABELS)
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DIFFUSERS)

@@ -54,6 +54,22 @@ CASES = {
         replace(ADM, down="conv", up="conv", head_channels=None, heads=4, num_classes=0),
         GUIDED | {"heads": 4},
     ),
+    "diffusers, other widths": ("diffusers", replace(SMALL, channel_multipliers=(1, 12 / 8), norm_groups=2), {}),
+    "guided, half the base width first": (
+        "guided_diffusion",
+        replace(ADM, channels=16, channel_multipliers=(0.5, 1.75), first_conv="first"),
+        GUIDED | {"head_channels": 4},
+    ),
+    "ddpm, other widths": (
+        "ddpm_tf",
+        replace(SMALL, down_padding=(0, 1), channel_multipliers=(1, 12 / 8)),
+        {"image_size": 8, "norm_groups": 4},
+    ),
+    "EDM's ADM, other widths": (
+        "edm",
+        replace(EDM_ADM, channels=16, channel_multipliers=(0.5, 1.25), first_conv="first"),
+        {"head_channels": 4},
+    ),
     "guided, pooling": (
         "guided_diffusion",
         replace(ADM, down="pool", up="nearest", time="add", qkv_order="qkv", channel_multipliers=(1, 1, 2)),
@@ -253,26 +269,24 @@ def config(**changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("changes, words", [
     ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' was given; .* UNet2DModel"),
-    ({"act_fn": "gelu"}, "act_fn: 'gelu' was given; Duet's UNet takes 'silu' or 'swish'"),
-    ({"center_input_sample": True}, "center_input_sample"),
-    ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier'"),
+    ({"act_fn": "mish"}, "act_fn: 'mish' was given; Duet's UNet takes 'silu' or 'swish' .* has no block for .*Mish"),
+    ({"center_input_sample": True}, "center_input_sample: .*; it has no block for a block that computes 2 x - 1"),
+    ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier' .*; it has no block for random frequencies"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),
-    ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
-    ({"mid_block_type": None}, "mid_block_type: None"),
-    ({"time_embedding_dim": 8}, "time_embedding_dim: 8 was given; .* 32"),
+    ({"mid_block_scale_factor": 0}, "mid_block_scale_factor"),
+    ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type"),
+    ({"time_embedding_dim": "8"}, "an entry has the wrong type"),
     ({"freq_shift": 2}, "freq_shift: 2 was given; .* 0 or 1"),
     ({"downsample_padding": 2}, "downsample_padding"),
     ({"sample_size": None}, "sample_size: None was given; .*source.image_size=PIXELS"),
     ({"sample_size": [8, 16]}, "sample_size"),
-    ({"block_out_channels": [8, 12]}, "block_out_channels: .* multiples of the first width"),
+    ({"block_out_channels": [8, 12.5]}, "block_out_channels: .* a list of whole numbers"),
     ({"down_block_types": ["DownBlock2D"]}, "down_block_types: .* one block for each of the 2"),
-    ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types: 'SkipDownBlock2D' .*DownBlock2D"),
-    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types: .* attention at the same resolutions"),
-    ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "block_out_channels": [8, 8, 8],
-      "downsample_type": "resnet"}, "down_block_types: .* all resample in the same way"),
+    ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types: 'SkipDown.* no block for FIR"),
+    ({"up_block_types": ["AttnUpBlock", "UpBlock2D"]}, "up_block_types: 'AttnUpBlock' .* Did you mean 'AttnUpBlock2D'"),
     ({"downsample_type": "nearest"}, "downsample_type"),
     ({"resnet_time_scale_shift": "spatial", "attn_norm_num_groups": 4}, "resnet_time_scale_shift"),
-    ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: None was given; .* 4"),
+    ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift: .*; it has no block for group norms whose"),
     ({"norm_groups": 4}, "entry: 'norm_groups' .* Did you mean 'norm_num_groups'?"),
     ({"layers_per_block": None}, "an entry has the wrong type"),
 ])  # fmt: skip
@@ -297,6 +311,9 @@ def test_entries_that_a_spec_cannot_express_are_refused_by_name(changes, words):
     ({"down": "block", "resample_filter": (1.0, 3.0, 3.0, 1.0)}, "resample_filter"),
     ({"up": "block", "resample_projection": True}, "resample_projection"),
     ({"norm_group_channels": 4}, "norm_group_channels"),
+    ({"first_conv": "first", "channel_multipliers": (2, 1)}, "first_conv: first was given; UNet2DModel .* channels"),
+    ({"channel_multipliers": (2, 1)}, "channel_multipliers: .* 1 for the first resolution"),
+    ({"middle_norm_groups": 0}, "middle_norm_groups: 0"),
     ({"heads": 2, "attention_resolutions": (8, 4)},
      "heads: 2 was given; UNet2DModel supports only one head, or the same channels per head"),
 ])  # fmt: skip
@@ -566,7 +583,7 @@ def test_invalid_files_are_a_one_line_error(tmp_path):
     for content, words in (
         ("{", "it is not JSON"),
         ("[]", "it holds a list"),
-        ('{"act_fn": "relu"}', "act_fn: 'relu'"),
+        ('{"time_embedding_type": "learned"}', "time_embedding_type: 'learned'"),
     ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(DuetError, match=rf"config.json: {words}"):

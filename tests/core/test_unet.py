@@ -91,6 +91,8 @@ SONG_CHANGES = {
     "embedding_scale": 8.0, "resample_filter": (1.0, 2.0, 2.0, 1.0), "resample_projection": True, "encoder": "standard",
     "embedding": "sinusoid",
 }  # fmt: skip
+# The start of the weights is no part of the function; the width of the first convolution is that of the first level.
+OTHERS = {"image_size", "init", "first_conv"}
 CHANGES = {
     "up_attention": "last", "qkv_order": "heads", "norm_group_channels": 4, "dropout": 0.1, "embedding_multiplier": 2,
     "class_embedding": "before", "null_class": "zero", "augment_dim": 9,
@@ -98,13 +100,14 @@ CHANGES = {
     "attention_resolutions": (4, 2), "middle_attention": False, "heads": 2, "head_channels": 2, "qkv_bias": False,
     "norm_groups": 1, "norm_eps": 1e-5, "time": "scale_shift", "embedding_divisor": "half",
     "embedding_sin_first": False, "down": "pool", "up": "nearest", "down_padding": (0, 1), "skip_scale": 0.5,
-    "zero_init": False, "num_classes": 4, "self_conditioning": True,
+    "zero_init": False, "num_classes": 4, "self_conditioning": True, "up_attention_resolutions": (4,), "middle": False,
+    "middle_norm_groups": 0, "middle_skip_scale": 0.5, "activation": "gelu", "embedding_width": 9,
 }  # fmt: skip
 
 
 def test_every_option_changes_the_hash():
     # The image size changes no block: the same weights work at any size.
-    assert CHANGES.keys() | SONG_CHANGES.keys() == {field.name for field in fields(UNetSpec)} - {"image_size"}
+    assert CHANGES.keys() | SONG_CHANGES.keys() == {field.name for field in fields(UNetSpec)} - OTHERS
     hashes = {lower(replace(TINY, **{name: value})).sha256 for name, value in CHANGES.items()}
     hashes |= {lower(replace(SONG, **{name: value})).sha256 for name, value in SONG_CHANGES.items()}
     hashes |= {lower(replace(TINY, **{name: "block"})).sha256 for name in ("down", "up")}
@@ -113,6 +116,32 @@ def test_every_option_changes_the_hash():
     assert lower(replace(TINY)).sha256 == lower(TINY).sha256
     for change in ({"null_label": 2}, {"classes": 2}, {"features": 2}):
         assert replace(lower(TINY), **change).sha256 not in hashes
+
+
+@pytest.mark.parametrize("changes, widths", [
+    ({"channels": 24, "channel_multipliers": (1, 32 / 24), "norm_groups": 8}, (24, 32)),
+    ({"channels": 8, "channel_multipliers": (0.5, 1, 2), "first_conv": "first"}, (4, 8, 16)),
+    ({"channels": 22, "channel_multipliers": (1.0, 77 / 22), "norm_groups": 11}, (22, 77)),
+])  # fmt: skip
+def test_widths_are_whole_numbers_of_channels(changes, widths):
+    spec = replace(TINY, **changes)
+    assert spec.widths == widths
+    shapes = {p.name: p.shape for p in lower(spec).parameters}
+    for level, width in enumerate(widths):
+        assert shapes[f"down.{level}.0.block.conv1.weight"] == (width, width, 3, 3)
+    assert shapes["conv_in.weight"][0] == (widths[0] if spec.first_conv == "first" else spec.channels)
+    assert shapes["embed.dense1.weight"] == (4 * spec.channels,) * 2
+    assert [type(m) for m in replace(spec, channel_multipliers=(2.0, 0.5)).channel_multipliers] == [int, float]
+
+
+def test_each_step_between_resolutions_may_resample_in_its_own_way():
+    three = {"channel_multipliers": (1, 1, 2), "image_size": 8, "attention_resolutions": ()}
+    spec = replace(TINY, **three, down=("block", "conv"), up=("conv", "nearest"))
+    names = {node.name for node in lower(spec).nodes}
+    assert {"down.0.down.conv0", "down.1.down.conv", "up.1.up.conv", "up.2.up.nearest"} <= names
+    assert not {"down.1.down.conv0", "up.2.up.conv"} & names
+    same = replace(TINY, **three, down=("pool", "pool"))
+    assert lower(same).sha256 == lower(replace(same, down="pool")).sha256
 
 
 SPECS = [TINY, replace(TINY, num_classes=0), replace(TINY, down="block", up="block", time="scale_shift")]
@@ -219,6 +248,13 @@ def test_heads_are_set_by_number_or_by_channels():
     ({"time": "scale-shift"}, "model.time: .* Did you mean 'scale_shift'"),
     ({"down": "stride"}, "model.down: 'stride' was given; it must be one of conv, pool, block"),
     ({"up": "bilinear"}, "model.up: 'bilinear'"),
+    ({"up": ("conv", "bilinear")}, "model.up: 2 ways were given; give one of .* each of the 1 steps"),
+    ({"down": ("stride",)}, "model.down: 'stride' was given"),
+    ({"channel_multipliers": (1, 1.3)}, "model.channel_multipliers: 1.3 was given, which is 5.2 channels for model.ch"),
+    ({"first_conv": "last"}, "model.first_conv: 'last' was given"),
+    ({"up_attention_resolutions": (3,)}, "model.up_attention_resolutions: 3 was given; the resolutions"),
+    ({"activation": "mish"}, "model.activation: 'mish' was given; it must be one of silu, relu, gelu"),
+    ({"embedding_width": 0}, "model.embedding_width: 0"), ({"middle_norm_groups": -1}, "model.middle_norm_groups: -1"),
     ({"embedding_divisor": "third"}, "model.embedding_divisor"),
     ({"down_padding": (2, 2)}, "model.down_padding"),
     ({"down_padding": (0, 2)}, "model.down_padding"),
