@@ -84,8 +84,21 @@ def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:
     Example:
         >>> print(one_of("lr.decay", "cosin", ["linear", "cosine"]))
         lr.decay: 'cosin' was given; it must be one of linear, cosine. Did you mean 'cosine'?
+        >>> print(one_of("data", "Image-Folder", ["digits", "image_folder"]))
+        data: 'Image-Folder' was given; it must be one of digits, image_folder. Did you mean 'image_folder'?
     """
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(given), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = _nearest(str(given), names)
+    hint = f" Did you mean {near!r}?" if near else ""
     return DuetError(f"{what}: {given!r} was given; it must be one of {', '.join(names)}.{hint}")
+
+
+def _nearest(given: str, names: list[str]) -> str | None:
+    """Return the name that is most like a given one; neither case nor the characters between words count."""
+
+    def simplified(name: str) -> str:
+        return re.sub(r"[\s_.-]+", "_", name.casefold())
+
+    by_simplified = {simplified(name): name for name in reversed(names)}
+    near = difflib.get_close_matches(simplified(given), by_simplified, n=1)
+    return by_simplified[near[0]] if near else None

@@ -26,7 +26,9 @@ def one_of(what: str, given: str, allowed: Iterable[str]) -> str:
     """Return `given`, or stop with the nearest name if it is not one of the `allowed` names."""
     allowed = list(allowed)
     if given not in allowed:
-        near = "".join(f" Did you mean {name!r}?" for name in difflib.get_close_matches(given, allowed, n=1))
+        simple = {name.lower().replace("-", "_"): name for name in allowed}
+        close = difflib.get_close_matches(given.lower().replace("-", "_"), simple, n=1)
+        near = "".join(f" Did you mean {simple[name]!r}?" for name in close)
         raise Stop(f"{what}: {given!r} was given; it must be one of {', '.join(allowed)}.{near}")
     return given
 

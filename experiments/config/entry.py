@@ -21,11 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import exclusive_directory
 from diffusion_core.runtime import signals
+from experiments.config.arguments import read_arguments
 from experiments.config.build import process_group
+from experiments.config.composed import check_composed, expand_home
 from experiments.config.from_run import describe_start, use_run
-from experiments.config.hydra_errors import check_flags, describe_error
+from experiments.config.hydra_errors import describe_error
 from experiments.config.schema import register
-from experiments.config.suggest import check_renamed, register_options
+from experiments.config.suggest import register_options
 from experiments.runtime.options import CONFIGS
 from experiments.runtime.processes import main_process_prints
 
@@ -61,10 +63,13 @@ def command(
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
             # Inside Hydra, which adds lines to an exception that reaches it.
-            with one_line_errors(name), main_process_prints(process_group(cfg)), _claimed(cfg, result):
-                if cfg.get("from_run"):
-                    print(describe_start(cfg, name, HydraConfig.get().overrides.task), flush=True)
-                return task(cfg)
+            with one_line_errors(name):
+                check_composed(cfg, name)
+                expand_home(cfg)
+                with main_process_prints(process_group(cfg)), _claimed(cfg, result):
+                    if cfg.get("from_run"):
+                        print(describe_start(cfg, name, HydraConfig.get().overrides.task), flush=True)
+                    return task(cfg)
 
         @functools.wraps(task)
         def main() -> None:
@@ -72,9 +77,7 @@ def command(
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             with one_line_errors(name), signals.raise_on_signal():
-                check_renamed(sys.argv[1:])
-                check_flags(sys.argv[1:], name)
-                sys.argv[1:], config_name = use_run(sys.argv[1:], name)
+                sys.argv[1:], config_name = use_run(read_arguments(sys.argv[1:], name), name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
         main.task = guarded

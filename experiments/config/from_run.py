@@ -11,7 +11,6 @@ experiments and keys on the command line come after it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.checkpoint import list_checkpoints
+from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
 from experiments.config.suggest import RENAMED_KEYS
 from experiments.runtime.options import CONFIGS
@@ -215,5 +215,4 @@ def _key(argument: str) -> str:
 
 def _value(argument: str) -> str:
     value = argument.partition("=")[2].strip()
-    quoted = re.fullmatch(r"(['\"])(.*)\1", value)
-    return quoted.group(2) if quoted else value
+    return unquote(value)

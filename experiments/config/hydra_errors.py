@@ -9,37 +9,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
-from hydra.errors import MissingConfigException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException, OverrideParseException
 
 from diffusion_core.common.errors import DuetError, one_of
+from experiments.config.arguments import quote
 from experiments.config.convert import missing_value
 from experiments.config.schema import MODELS
 from experiments.config.suggest import nearest_key
 
-__all__ = ["check_flags", "describe_error"]
+__all__ = ["describe_error"]
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "dict": "a mapping, as in {a: 1}"}
-
-
-def check_flags(arguments: list[str], command: str) -> None:
-    """Refuse arguments with dashes that are no flags of Hydra, such as ``--batch 32``.
-
-    Raises:
-        DuetError: showing the option without dashes.
-    """
-    if not any(argument.startswith("-") for argument in arguments):
-        return
-    _, unknown = get_args_parser().parse_known_args(arguments)
-    for flag in unknown:
-        if flag.startswith("-"):
-            name, _, value = flag.lstrip("-").partition("=")
-            after = arguments[arguments.index(flag) + 1 :][:1]
-            if not value and after and "=" not in after[0] and not after[0].startswith("-"):
-                value = after[0]
-            name = name.replace("-", "_")
-            key = nearest_key(name, command) or name
-            raise DuetError(f"{flag}: options have no dashes: {key}={value or 'VALUE'}")
 
 
 def describe_error(error: Exception, command: str | None, configs: Path) -> str:
@@ -54,22 +35,82 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
     while cause is not None:
         if isinstance(cause, DuetError):  # raised by an object that Hydra constructed, and wrapped by Hydra
             return str(cause)
+        if isinstance(cause, OverrideParseException):
+            return _unreadable(cause.override)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             # Hydra does not list the options of a group of which several are selected.
-            if available := cause.options or sorted(path.stem for path in (configs / group).glob("*.yaml")):
+            if available := cause.options or _options(group, configs):
                 # `from_run` is the option of a command that starts from a run, not one to type.
-                return str(one_of(group, name, [option for option in available if option != "from_run"]))
+                available = [option for option in available if option != "from_run"]
+                return str(one_of(group or "--config-name", name, available))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("object_type=", "reference_type=", "To append to your"))]
     message = "; ".join(dict.fromkeys(kept))
-    return _known_key(message) or _unknown_key(message, command) or message
+    return (
+        _several_values(message, configs) or _known_key(message) or _unknown_key(message, command, configs) or message
+    )
 
 
-def _unknown_key(message: str, command: str | None) -> str | None:
+def _options(group: str, configs: Path) -> list[str]:
+    """Return the options of a group in every folder of configurations."""
+    if GlobalHydra.instance().is_initialized():
+        return GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def _is_group_of(command: str | None, group: str, configs: Path) -> bool:
+    """Return whether a command has a choice of a group."""
+    file = configs / f"{command}.yaml"
+    return file.is_file() and bool(re.search(rf"^ *- {group}:", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _several_values(message: str, configs: Path) -> str | None:
+    """Return the message for values that only a sweep can have, or None."""
+    ambiguous = re.search(r"Ambiguous value for argument '([^=]*)=(.*?)'; 1\. To use it", message)
+    if not ambiguous:
+        return None
+    key, value = ambiguous.groups()
+    group = key.lstrip("+").partition("@")[0]
+    if options := _options(group, configs):
+        for name in re.split(r"\s*,\s*", value):
+            if name not in options:
+                return str(one_of(group, name, options))
+        return f"{key}: {value!r} was given, which is several choices; add -m to run each of them"
+    return (
+        f"{key}: {value!r} was given, which is several values; write a list as '{key}=[{value}]', one text as "
+        f"\"{key}='{value}'\", or add -m to run each of them"
+    )
+
+
+def _unreadable(argument: str) -> str:
+    """Return the message for an argument that Hydra's grammar cannot read."""
+    key, equals, value = argument.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[\w./@]+", key):
+        return f"{argument}: an option is KEY=VALUE"
+    return (
+        f"{key}: {value!r} cannot be read; a text with any of ( ) [ ] {{ }} = , # & or a letter beyond ASCII needs "
+        f'quotes within the quotes of the shell: "{key}={quote(value)}"'
+    )
+
+
+def _unknown_key(message: str, command: str | None, configs: Path) -> str | None:
     """Return the message for a key or a group that does not exist, or None."""
+    if required := re.search(r"You must specify '([^']+)', e\.g, \S+; Available options:; (.*)", message):
+        group, options = required.group(1), [name for name in required.group(2).split("; ") if name != "from_run"]
+        return f"{group}: nothing was chosen; add {group}=NAME, one of {', '.join(options)}"
+    if twice := re.search(r"Multiple values for ([\w/@.]+)\. To override", message):
+        return f"{twice.group(1)}: the command has a choice of this group already; give it without the +"
+    if forced := re.search(r"force-add of config groups is not supported: '\+\+([^']+)'", message):
+        return f"{forced.group(1).partition('=')[0]}: a group is chosen without ++: {forced.group(1)}"
+    if deleted := re.search(r"Could not delete '([^'=]+)(?:=[^']*)?'\. No match", message):
+        return f"~{deleted.group(1)}: the command has no such choice to remove"
+    if folder := re.search(r"Additional config directory '(.*)' not found", message):
+        return f"--config-dir: {folder.group(1)!r} was given; there is no such folder"
+    if group := re.search(r"Could not override '([^'@]+)@[^']*'\.; Did you mean to override (\S+?)\?", message):
+        return f"{group.group(1)}: {command or 'this command'} has no such group; did you mean {group.group(2)}?"
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
         name = group.group(1)
         near = nearest_key(name, command)
@@ -81,6 +122,11 @@ def _unknown_key(message: str, command: str | None) -> str | None:
     full = re.search(r"full_key: ([\w.\[\]]+)", message)
     override = re.search(r"Could not (?:override|append to config) '([^']+)'", message)
     key = (override or full or unknown).group(1)
+    if re.fullmatch(r"\w+", key) and _is_group_of(command, key, configs) and not override:
+        return (
+            f"{key}: a file of this group says where its keys belong, as in configs/{key}; "
+            "begin it with the line # @package _global_"
+        )
     near = nearest_key(key, command)
     networks = {schema.__name__: name for name, schema in MODELS.items()}
     where = f" in architecture {networks[unknown.group(2)]!r}" if unknown.group(2) in networks else ""
@@ -91,15 +137,8 @@ def _known_key(message: str) -> str | None:
     """Return the message for a value of a wrong type, a missing value or a needless plus sign, or None."""
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", message):
         return str(missing_value(missing.group(1)))
-    if unchosen := re.search(r"You must specify '([^']+)'", message):
-        group = unchosen.group(1)
-        names = re.findall(r"; (\w+)", message.partition("Available options:")[2])
-        options = [name for name in names if name != "from_run"]
-        return f"{group}: nothing was chosen; add {group}=NAME, one of {', '.join(options)}"
     if exists := re.search(r"An item is already at '([^']+)'", message):
         return f"{exists.group(1)}: it exists already; give it without the +"
-    if parsed := re.search(r"Error parsing override '(.*?)'; missing EQUAL", message):
-        return f"{parsed.group(1)}: an option is KEY=VALUE"
     full = re.search(r"full_key: ([\w.\[\]]+)", message)
     if not full:
         return None
@@ -116,5 +155,9 @@ def _known_key(message: str) -> str | None:
         example = "RUN,RUN" if key == "runs" else "A,B"
         return f"{key}: {given.group(1)!r} was given; it must be a list, as in {key}=[{example}]"
     if given and "is not a subclass of" in message:
-        return f"{key}: {given.group(1)!r} was given; it is a group of keys; give one of them, as in {key}.NAME=VALUE"
+        choose = f"; its file is chosen with data@{key}={given.group(1)}" if key == "training" else ""
+        return (
+            f"{key}: {given.group(1)!r} was given; it is a group of keys; give one of them, as in {key}.NAME=VALUE"
+            f"{choose}"
+        )
     return None

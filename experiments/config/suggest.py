@@ -21,7 +21,7 @@ from diffusion_core.sampling import SAMPLERS
 from experiments.config.schema import MODELS, SCHEMAS
 from features import FEATURES
 
-__all__ = ["RENAMED_KEYS", "check_renamed", "nearest_key", "register_options"]
+__all__ = ["RENAMED_KEYS", "check_renamed", "group_functions", "nearest_key", "register_options"]
 
 # Keys of earlier versions, with their present names.
 RENAMED_KEYS: Mapping[str, str] = {
@@ -61,6 +61,11 @@ def register_options(group: str, functions: Mapping[str, Callable[..., Any]]) ->
     The names of their arguments become known keys, as ``mode.strength`` for the group ``mode``.
     """
     _OPTIONS[group] = functions
+
+
+def group_functions(group: str) -> list[Callable[..., Any]]:
+    """Return the functions whose keyword arguments are the options of a configuration group."""
+    return list(_OPTIONS.get(group, {}).values())
 
 
 def check_renamed(overrides: list[str]) -> None:

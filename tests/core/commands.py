@@ -23,10 +23,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from diffusion_core.runtime import signals
+from experiments.config.arguments import read_arguments
 from experiments.config.entry import CONFIGS, one_line_errors
 from experiments.config.from_run import use_run
 from experiments.config.schema import register
-from experiments.config.suggest import check_renamed
 
 
 class Called(NamedTuple):
@@ -47,8 +47,7 @@ def enter(module: str, *words: str) -> None:
             main()
             return
         with one_line_errors(path.rpartition(".")[2]), signals.raise_on_signal():
-            check_renamed(list(words))
-            arguments, name = use_run(words, path.rpartition(".")[2])
+            arguments, name = use_run(read_arguments(words, path.rpartition(".")[2]), path.rpartition(".")[2])
             with composing():
                 config = compose(name, arguments, return_hydra_config=True)
                 with open_dict(config):

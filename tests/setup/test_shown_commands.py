@@ -40,7 +40,7 @@ def shown_commands(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         if found.group(1) in experiments() and "{" not in command:
             yield (
                 found.group(1),
-                tuple(word for word in shlex.split(command) if re.match(r"[\w.@/+~]+=(?!\.\.\.)", word)),
+                tuple(word for word in shlex.split(command) if re.match(r"(?!from=)[\w.@/+~]+=(?!\.\.\.)", word)),
             )
 
 

@@ -1,0 +1,277 @@
+"""The arguments of a command before Hydra reads them: flags first, text taken as it is, groups without a choice.
+
+Hydra's grammar gives a meaning to numbers and to ``( ) [ ] { } = , # & '``, and refuses letters beyond ASCII. A path or
+a title needs none of that: where the schema says that the value of a key is text, it is quoted here, unless it is
+quoted already. Hydra still reads quotes, lists, ``null``, interpolations ``${...}`` and, in a sweep (``-m``), commas
+between values and functions such as ``choice(a, b)``. A comma in the name of an existing file separates nothing.
+
+A ``~`` at the start of a text is the home directory; the shell itself replaces it at the start of a word only.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from diffusion_core.common.errors import DuetError, one_of
+from experiments.config.schema import SCHEMAS
+from experiments.config.suggest import check_renamed, group_functions, nearest_key
+from experiments.runtime.options import CONFIGS
+
+__all__ = ["config_folders", "quote", "read_arguments", "unquote"]
+
+# Keys of no fixed type that hold a text, or a list of texts, among others.
+_TEXTS = {"samples", "sample.labels", "labels"}
+# What Hydra reads as the same text: no number, no reserved word, nothing with a meaning in its grammar.
+_PLAIN = re.compile(r"(?=.*[A-Za-z_/])[A-Za-z_./][\w./:%@+-]*", re.ASCII)
+_RESERVED = re.compile(r"(?i)true|false|null|inf|nan|[\d.]+e[\d.]*")
+_SWEEPS = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\s*\(.*\)", re.DOTALL)
+
+
+def read_arguments(arguments: Sequence[str], command: str) -> list[str]:
+    """Return the arguments of a command as Hydra reads them.
+
+    Args:
+        arguments: as typed, without the program.
+        command: its name.
+
+    Raises:
+        DuetError: for an option with dashes, a renamed key, or a group without a choice that needs one.
+    """
+    check_renamed(list(arguments))
+    flags, overrides = _split_flags(arguments, command)
+    is_sweep = any(flag in ("-m", "--multirun") for flag in flags) or "hydra.mode=MULTIRUN" in overrides
+    folders = config_folders(flags)
+    kept = [override for override in overrides if not _is_no_choice(override, command, folders)]
+    quoted = [_quote_override(override, command, is_sweep) for override in kept]
+    for override in quoted:
+        if override.startswith("hydra.searchpath="):
+            _check_search_path(override)
+    return [*flags, *quoted]
+
+
+def config_folders(flags: Sequence[str]) -> list[Path]:
+    """Return the folders of configurations: that of Duet, and the one that ``--config-dir`` adds."""
+    words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--config-dir=") else [flag])]
+    added = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    return [CONFIGS, *added]
+
+
+def quote(text: str) -> str:
+    """Return a text in quotes, as Hydra's grammar reads it.
+
+    Example:
+        >>> print(quote("it's (1)"))
+        'it\\'s (1)'
+    """
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def unquote(value: str) -> str:
+    """Return the text of a value that may stand in quotes."""
+    return str(OverridesParser.create().parse_override(f"x={value}").value()) if _is_quoted(value) else value
+
+
+def _split_flags(arguments: Sequence[str], command: str) -> tuple[list[str], list[str]]:
+    """Return the flags with their values, and the other arguments; Hydra's parser wants the flags in one place."""
+    actions = get_args_parser()._option_string_actions
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        if name not in actions:
+            raise _unknown_flag(word, rest, command)
+        action = actions[name]
+        takes_value = action.nargs is None or (
+            action.nargs == "?" and not equals and rest[:1] and rest[0] in (action.choices or ())
+        )
+        if equals:
+            flags.append(f"{name}={os.path.expanduser(value)}")
+        else:
+            flags += [word, *([os.path.expanduser(rest.pop(0))] if takes_value and rest else [])]
+    return flags, overrides
+
+
+def _unknown_flag(flag: str, following: Sequence[str], command: str) -> DuetError:
+    """Return the error for an argument with dashes that is no flag of Hydra, such as ``--batch 32``."""
+    name, _, value = flag.lstrip("-").partition("=")
+    if not value and following and "=" not in following[0] and not following[0].startswith("-"):
+        value = following[0]
+    name = name.replace("-", "_")
+    key = nearest_key(name, command) or name
+    shown = key if "=" in key else f"{key}={value or 'VALUE'}"
+    return DuetError(f"{flag}: options have no dashes: {shown}")
+
+
+def _is_no_choice(override: str, command: str, folders: Iterable[Path]) -> bool:
+    """Return whether an override such as ``data=null`` keeps a group empty that is empty by default.
+
+    Raises:
+        DuetError: if the command needs a choice of this group.
+    """
+    key, _, value = override.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    if not options or value.strip().lower() not in ("null", "none") or value.strip() in options:
+        return False
+    file = CONFIGS / f"{command}.yaml"
+    defaults = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if re.search(rf"^\s*- {re.escape(key.lstrip('+'))}: *null\b", defaults, re.MULTILINE):
+        return True
+    raise one_of(key.lstrip("+"), None, options)
+
+
+def _check_search_path(override: str) -> None:
+    """Refuse a folder of configurations that does not exist, about which Hydra only warns."""
+    value = OverridesParser.create().parse_override(override).value()
+    for text in value if isinstance(value, list) else []:
+        scheme, _, path = str(text).rpartition("://")
+        if scheme in ("", "file") and "${" not in path and not Path(path).is_dir():
+            raise DuetError(f"hydra.searchpath: {path!r} was given; there is no such folder")
+
+
+def _quote_override(override: str, command: str, is_sweep: bool) -> str:
+    """Return an override whose value, if its key holds text, is quoted where Hydra would read something else."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if not equals or key.startswith("~") or (_is_plain(value) and not value.startswith("~")):
+        return override
+    kind = _kind(name, command)
+    if kind is None or not value.strip():
+        return override
+    is_list = value.strip().startswith("[") and kind != "text"
+    if kind == "list" and not is_list and not is_sweep:
+        return override  # the error shows how a list is written
+    if is_sweep and _SWEEPS.fullmatch(value.strip()):
+        return override
+    if is_sweep and "," in value:
+        if not is_list and not _is_quoted(value) and os.path.exists(os.path.expanduser(value)):
+            print(f"{name}: {value!r} exists, and is one value and not several", file=sys.stderr)
+        else:
+            parts = _split(value)
+            return f"{key}={','.join(_quote_value(part, kind) for part in parts)}"
+    elif (
+        not is_list
+        and re.search(r",\S", value)
+        and not (_is_quoted(value) or os.path.exists(os.path.expanduser(value)))
+    ):
+        print(f"{name}: {value!r} is taken as one value; -m sweeps over several", file=sys.stderr)
+    return f"{key}={_quote_value(value, kind)}"
+
+
+def _quote_value(value: str, kind: str) -> str:
+    """Return one value, quoted where Hydra would not read it as the text that it is."""
+    stripped = value.strip()
+    if kind != "text" and stripped.startswith("[") and stripped.endswith("]"):
+        inner = stripped[1:-1]
+        parts = _split(inner) if inner.strip() else []
+        element = "any element" if kind == "any" else "text"
+        return f"[{','.join(_quote_value(part.strip(), element) for part in parts)}]"
+    if kind.startswith("any") and re.fullmatch(r"[\w.+-]+", value, re.ASCII):
+        return value
+    expanded = os.path.expanduser(value)
+    if _is_quoted(stripped) or "${" in value or stripped.lower() == "null":
+        return value
+    return expanded if _is_plain(expanded) or _is_escaped(expanded) else quote(expanded)
+
+
+def _is_plain(value: str) -> bool:
+    return bool(_PLAIN.fullmatch(value)) and not _RESERVED.fullmatch(value)
+
+
+def _is_quoted(value: str) -> bool:
+    value = value.strip()
+    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+
+
+def _is_escaped(value: str) -> bool:
+    """Return whether Hydra reads a text in it, with the characters escaped that its grammar would else use."""
+    if "\\" not in value:
+        return False
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"x={value}").value(), str)
+    except HydraException:
+        return False
+
+
+def _split(text: str) -> list[str]:
+    """Return the parts between commas that stand in no quotes and no brackets."""
+    parts, depth, inside, escaped = [""], 0, "", False
+    for c in text:
+        if c == "," and not depth and not inside and not escaped:
+            parts.append("")
+            continue
+        parts[-1] += c
+        if escaped:
+            escaped = False
+        elif c == "\\":
+            escaped = True
+        elif inside:
+            inside = "" if c == inside else inside
+        elif c in "'\"" and not parts[-1][:-1].strip():
+            inside = c
+        else:
+            depth += (c in "([{") - (c in ")]}")
+    return parts if not depth and not inside else text.split(",")
+
+
+@functools.cache
+def _kind(key: str, command: str) -> str | None:
+    """Return ``"text"`` for a text, ``"list"`` for a list of texts, ``"any"`` for the keys of `_TEXTS`, else None."""
+    if key in _TEXTS or key == "from":
+        return "text" if key == "from" else "any"
+    group, _, option = key.rpartition(".")
+    hints = [_hint(function, option) for function in group_functions(group.replace("training.", "data."))]
+    if hint := next((hint for hint in hints if hint is not None), None):
+        return _kind_of_hint(hint)
+    schema = HydraConf if key.startswith("hydra.") else SCHEMAS.get(command)
+    node: Any = None if schema is None else OmegaConf.structured(schema)
+    for part in key.removeprefix("hydra.").split("."):
+        if not OmegaConf.is_dict(node) or part not in node.keys():  # noqa: SIM118 - a missing value is not `in` it
+            return None
+        node = node._get_node(part)
+    if OmegaConf.is_list(node) or OmegaConf.is_dict(node):
+        return "list" if OmegaConf.is_list(node) and node._metadata.element_type is str else None
+    return _kind_of_hint(node._metadata.ref_type)
+
+
+def _hint(function: Any, option: str) -> Any:
+    parameter = inspect.signature(function).parameters.get(option)
+    if parameter is None or parameter.annotation is parameter.empty:
+        return None
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    try:
+        return typing.get_type_hints(function).get(option)
+    except NameError:  # an annotation whose names are imported for type checkers only
+        return None
+
+
+def _kind_of_hint(hint: Any) -> str | None:
+    """Return the kind of value that an annotation describes."""
+    if hint in (str, Path):
+        return "text"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = {_kind_of_hint(member) for member in typing.get_args(hint) if member is not type(None)}
+        return "list" if "list" in kinds and None not in kinds else "text" if kinds == {"text"} else None
+    return "list" if typing.get_origin(hint) in (list, tuple, Sequence) and str in typing.get_args(hint) else None

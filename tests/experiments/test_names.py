@@ -1,0 +1,244 @@
+"""Names, keys and texts on the command line.
+
+A name that does not exist is refused with the nearest one, in every command, and a text is taken as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import call, composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import benchmarks.bench  # noqa: F401  (registers the schema of bench)
+from diffusion_core.common.errors import DuetError
+from duet.cli.experiments import experiments
+from experiments.config.arguments import read_arguments
+from experiments.config.entry import CONFIGS
+
+COMMANDS = {name: command.module for name, command in experiments().items()}
+
+
+def groups_of(command: str) -> dict[str, str | list[str] | None]:
+    """Return the groups of a command with their defaults, as its file lists them."""
+    entries = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text())["defaults"]
+    return {
+        key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key
+    }
+
+
+CHOICES = [(command, group) for command in COMMANDS for group in groups_of(command)]
+
+
+def refused(command: str, *words: str) -> str:
+    """Check that a command refuses its arguments in one line with exit code 2; return the line."""
+    code, out, err = call(COMMANDS.get(command, command), *words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    return err.removeprefix("error: ").rstrip()
+
+
+@pytest.mark.parametrize(("command", "group"), CHOICES, ids=lambda value: value)
+def test_a_choice_that_does_not_exist_is_refused_with_the_nearest_one(command: str, group: str) -> None:
+    folder = group.partition("@")[0]
+    known = sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) or ["onnx", "diffusers"]
+    near = max(known, key=lambda name: (len(name), name))
+    required = {"source": "source=edm", "target": "target=onnx"}
+    others = [required[other] for other, value in groups_of(command).items() if other in required and other != group]
+    for word in (f"{group}={near}q", f"{group}={near.upper().replace('_', '-')}", f"+{group}={near}q"):
+        line = refused(command, word, *others)
+        assert line.startswith(f"{folder}: ") and line.endswith(f"Did you mean {near!r}?"), line
+    assert "it must be one of" in refused(command, f"{group}=", *others)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("train metrics=[frechet,spatil]", "metrics: 'spatil' was given"),
+        ("train experiment=[digits,digitz]", "experiment: 'digitz' was given"),
+        ("train sampler=ddim,eulr", "sampler: 'eulr' was given"),
+        ("train -m sampler=ddim,eulr", "sampler: 'eulr' was given"),
+        ("train sampler=ddim,euler", "sampler: 'ddim,euler' was given, which is several choices; add -m"),
+        ("train sampler=null", "sampler: None was given; it must be one of"),
+        ("train hydra/launcher=locl", "hydra/launcher: 'locl' was given"),
+        ("train sampler@other=ddim", "sampler: train has no such group; did you mean sampler?"),
+        ("train +sampler=euler", "sampler: the command has a choice of this group already; give it without the +"),
+        ("train ++sampler=euler", "sampler: a group is chosen without ++: sampler=euler"),
+        ("train ~sampler=euler", "~sampler: the command has no such choice to remove"),
+        ("train +device=cpu", "device: there is no such key. Did you mean backend.device?"),
+        ("evaluate training=digits", "its file is chosen with data@training=digits"),
+        ("inspect out=x", "data: nothing was chosen; add data=NAME, one of array, "),
+        ("import_weights out=x path=y", "source: nothing was chosen; add source=NAME, one of ddpm_tf, "),
+        ("train --config-name trian", "--config-name: 'trian' was given; it must be one of"),
+        ("train --config-dir=nowhere", "nowhere' was given; there is no such folder"),
+        ("train hydra.searchpath=[file:///nowhere] --multirun", "hydra.searchpath: '/nowhere' was given"),
+        # A plus sign adds a key that nobody reads.
+        ("train +batch=3", "batch: there is no such key. Did you mean trainer.batch?"),
+        ("train ++trainer.btach=3", "trainer.btach: there is no such key. Did you mean trainer.batch?"),
+        ("train +nonsense=1", "nonsense: there is no such key."),
+        ("evaluate +data.optoins.size=8 out=x", "data.optoins: there is no such key"),
+    ],
+)
+def test_a_name_that_would_be_ignored_is_refused(words: str, line: str, tmp_path: Path) -> None:
+    command, *words = words.split()
+    words = [word.replace("out=x", f"out={tmp_path / 'out'}") for word in words]
+    assert line in refused(command, *words, f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("defaults: [{override /sampler: eulr}]", "sampler: 'eulr' was given"),
+        ("defaults: [{override /metrics: [frechet, spatil]}]", "metrics: 'spatil' was given"),
+        ("trainr: {images: 3}", "trainr: there is no such key. Did you mean trainer?"),
+        (None, "experiment: a file of this group says where its keys belong"),
+    ],
+)
+def test_a_name_within_a_file_of_the_user_is_refused(text: str | None, line: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    content = "trainer: {images: 3}" if text is None else f"# @package _global_\n{text}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(content)
+    for flag in (f"--config-dir={tmp_path}", f"hydra.searchpath=[{tmp_path}]"):
+        assert line in refused("train", flag, "experiment=mine", f"hydra.run.dir={tmp_path / 'run'}")
+    assert "Did you mean 'mine'?" in refused("train", f"--config-dir={tmp_path}", "experiment=minee")
+
+
+def test_a_choice_of_an_optional_group_of_the_user_is_refused(tmp_path: Path) -> None:
+    """Hydra leaves out an optional group whose option does not exist; only what was typed must exist."""
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "laptop.yaml").write_text("# @package _global_\nseed: 3\n")
+    defaults = "defaults: [train, {optional local: default}, _self_]\n"
+    (tmp_path / "mine.yaml").write_text(
+        f"{defaults}trainer: {{images: 100}}\nhydra: {{run: {{dir: {tmp_path}/run}}}}\n"
+    )
+    flags = ["--config-dir", str(tmp_path), "--config-name", "mine"]
+    assert "multiple of trainer.batch" in refused("train", *flags)
+    assert "multiple of trainer.batch" in refused("train", *flags, "local=laptop")
+    assert refused("train", *flags, "local=laptob").endswith("Did you mean 'laptop'?")
+
+
+def test_a_group_that_is_empty_by_default_may_be_left_empty() -> None:
+    for command in ("train experiment=null debug=null", "evaluate data=null data@training=none", "sample sampler=null"):
+        name, *words = command.split()
+        assert read_arguments(words, name) == []
+
+
+def test_flags_may_stand_anywhere() -> None:
+    words = read_arguments(
+        ["seed=1", "-m", "data=digits", "--config-dir", "~/x", "backend=tf", "--info", "plugins"], "train"
+    )
+    assert words == [
+        "-m",
+        "--config-dir",
+        os.path.expanduser("~/x"),
+        "--info",
+        "plugins",
+        "seed=1",
+        "data=digits",
+        "backend=tf",
+    ]
+    assert read_arguments(["--info", "seed=1"], "train") == ["--info", "seed=1"]
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "pics (1)", "epoch=9.ckpt", "x#1", "a&b", "lr=0.1", "猫", "größe", "it's", 'say "x"', "[a]", "{a}", "a,b", "a;b",
+    "a^b", "a!b", "100%", "a@b", "a+b", "a:b", "a*", "a$b", "1e3", "007", "true", "1_000", " a",
+    "a\\b(", "~x", "<a>", "`a`",
+]  # fmt: skip
+
+
+def value_of(command: str, override: str, *flags: str) -> object:
+    """Return what Hydra reads for one override."""
+    (word,) = [word for word in read_arguments([override, *flags], command) if not word.startswith("-")]
+    return OverridesParser.create().parse_override(word).value()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_taken_as_it_is(name: str) -> None:
+    keys = ("data.options.path", "data.store", "hydra.run.dir", "features.weights")
+    for command, key in (*(("train", key) for key in keys), ("sample", "checkpoint"), ("evaluate", "out")):
+        assert value_of(command, f"{key}=dir/{name}") == f"dir/{name}"
+        assert value_of(command, f"{key}={name}") == name
+    if "," not in name:
+        assert value_of("compare", f"runs=[dir/{name},b]") == [f"dir/{name}", "b"]
+        assert value_of("evaluate", f"samples=dir/{name}") == f"dir/{name}"
+    assert composed("sample", *read_arguments([f"checkpoint=x/{name}", "out=o"], "sample")).checkpoint == f"x/{name}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(min_size=1))
+def test_every_text_is_taken_as_it_is(name: str) -> None:
+    override = f"checkpoint=x{name}"
+    if "${" not in name and "\\" not in name:
+        assert value_of("sample", override) == f"x{name}"
+
+
+def test_what_is_hydras_stays_hydras() -> None:
+    for word in (
+        "checkpoint='a (1)'", 'checkpoint="a (1)"', "out=${oc.env:HOME}/x (1)", "checkpoint=null", r"out=a\(1\)",
+        "runs=['a','b']", "trainer.batch=32", "data.options={path: a}", "sampler.spacing={name: karras}",
+        "~debug",
+        "model.channel_multipliers=[1,2]", "sample.labels=3", "sample.count=3", "sample.labels=[1,-2]",
+        "++data.options.size=8", "features.weights=download",
+    ):  # fmt: skip
+        assert read_arguments([word], "train" if "runs" not in word else "compare") == [word]
+
+
+def test_classes_are_named_as_they_are() -> None:
+    assert value_of("train", "sample.labels=[Coast,North (sea),Café,3]") == ["Coast", "North (sea)", "Café", 3]
+    assert value_of("train", "sample.labels=North (sea)") == "North (sea)"
+
+
+def test_in_a_sweep_commas_separate_texts(tmp_path: Path, monkeypatch, capsys) -> None:
+    assert read_arguments(["-m", "out=a (1),b"], "sample") == ["-m", "out='a (1)',b"]
+    assert read_arguments(["-m", "out=choice(a,b)"], "sample") == ["-m", "out=choice(a,b)"]
+    assert read_arguments(["-m", "runs=[a (1),b],[c]"], "compare") == ["-m", "runs=['a (1)',b],[c]"]
+    assert capsys.readouterr().err == ""
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_arguments(["-m", "checkpoint=a,b"], "sample") == ["-m", "checkpoint='a,b'"]
+    assert capsys.readouterr().err == "checkpoint: 'a,b' exists, and is one value and not several\n"
+    assert read_arguments(["checkpoint=a,b"], "sample") == ["checkpoint='a,b'"]
+    assert capsys.readouterr().err == ""
+    assert read_arguments(["out=c,d"], "sample") == ["out='c,d'"]
+    assert capsys.readouterr().err == "out: 'c,d' is taken as one value; -m sweeps over several\n"
+
+
+def test_the_home_directory_is_found_in_every_text(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command, key in (("train", "data.options.path"), ("sample", "checkpoint"), ("train", "hydra.run.dir")):
+        assert value_of(command, f"{key}=~/a b") == f"{tmp_path}/a b"
+    assert value_of("compare", "runs=[~/a,~/b (1)]") == [f"{tmp_path}/a", f"{tmp_path}/b (1)"]
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndata: {name: image_folder, options: {path: ~/none}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    words = [f"--config-dir={tmp_path}", "experiment=mine", f"hydra.run.dir={tmp_path / 'run'}", "data=image_folder"]
+    assert f"{tmp_path}/none" in refused("train", *words)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("sampler.spacing=lea(ding", "\"sampler.spacing='lea(ding'\""),
+        ("trainer.batch=3=4", "\"trainer.batch='3=4'\""),
+        ("+tracker.note=größe", "\"+tracker.note='größe'\""),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_shown_with_quotes(word: str, shown: str, tmp_path: Path) -> None:
+    line = refused("train", word, f"hydra.run.dir={tmp_path}")
+    assert line.endswith(shown) and "hydra.cc" not in line
+    (typed,) = shlex.split(shown)
+    assert OverridesParser.create().parse_override(typed).value() == word.split("=", 1)[1]
+
+
+def test_an_argument_that_is_no_option_is_refused(tmp_path: Path) -> None:
+    assert refused("train", "digits") == "digits: an option is KEY=VALUE"
+    with pytest.raises(DuetError, match=r"options have no dashes: trainer\.batch=32"):
+        read_arguments(["--batch", "32"], "train")
