@@ -25,6 +25,7 @@ from diffusion_core.networks import ARCHITECTURES
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from experiments.export.targets import TARGETS
+from experiments.sampling.options import RUN
 from experiments.sampling.plans import shared_options
 
 __all__ = ["MODELS", "SCHEMAS", "add_schema", "register"]
@@ -178,8 +179,12 @@ class ValidationSchema:
 
 @dataclass
 class DrawSchema(SampleSchema):
-    """What is sampled from a checkpoint; with `weights` null, the weights that its run samples with."""
+    """What is sampled from a checkpoint; null, and the labels `run`, stand for the values of its run."""
 
+    count: int | None = None
+    labels: Any = RUN
+    seed: int | None = None
+    batch: int | None = None
     weights: str | None = None
 
 

@@ -15,7 +15,9 @@ from diffusion_core.model.generate import describe_labels, known_labels
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 
-__all__ = ["SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
+__all__ = ["RUN", "SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
+
+RUN = "run"  # the labels that the run of a checkpoint samples
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,16 @@ class SampleOptions:
         labels: one class for all, a list of classes that repeats, or None for every class in turn.
         seed: of the noise.
         batch: samples per network call; it does not change any sample.
-        weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``; None takes those that the run of the
-            checkpoint samples with.
+        weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``.
+
+    For samples of a checkpoint, None, and the labels ``"run"``, stand for the value of its run; `for_checkpoint` looks
+    it up, and takes the default of this class where the checkpoint does not know it.
     """
 
-    count: int = 64
-    labels: int | Sequence[int] | None = None
-    seed: int = 0
-    batch: int = 128
+    count: int | None = 64
+    labels: int | Sequence[int] | str | None = None
+    seed: int | None = 0
+    batch: int | None = 128
     weights: str | None = None
 
     def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
@@ -46,8 +50,16 @@ class SampleOptions:
             check_weights_name("sample.weights", self.weights, averages)
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> SampleOptions:
-        """Return the options with the weights chosen."""
-        return replace(self, weights=choose_weights("sample.weights", self.weights, checkpoint))
+        """Return the options with every value that was left open chosen as in the run of the checkpoint."""
+        own = {} if checkpoint.training is None else checkpoint.training.sample
+        chosen = {name: own.get(name, getattr(SampleOptions, name)) for name in self.left_open if name != "weights"}
+        return replace(self, **chosen, weights=choose_weights("sample.weights", self.weights, checkpoint))
+
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """The options that are those of the run."""
+        unset = [name for name in ("count", "seed", "batch", "weights") if getattr(self, name) is None]
+        return (*unset, *(["labels"] if self.labels == RUN else []))
 
 
 def check_weights_name(key: str, name: str, averages: int) -> None:

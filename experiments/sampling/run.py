@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,7 +23,7 @@ from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import choose_sampler
 
-__all__ = ["SamplingSetup", "sample_checkpoint"]
+__all__ = ["SamplingSetup", "describe_samples", "sample_checkpoint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class SamplingSetup:
         path: of the run directory or the checkpoint.
         checkpoint: what it holds.
         sampler: name and options of the sampler.
-        sampler_line: says which sampler that is and why.
+        lines: say which sampler and samples these are, and why.
         plan: of the sampler.
         options: number, classes, seed and weights of the samples.
         guidance: other networks that guide.
@@ -45,7 +45,7 @@ class SamplingSetup:
     path: str
     checkpoint: Checkpoint
     sampler: Mapping[str, Any]
-    sampler_line: str
+    lines: tuple[str, ...]
     plan: SamplerPlan
     options: SampleOptions
     guidance: GuidanceModels = field(default_factory=GuidanceModels)
@@ -77,16 +77,29 @@ class SamplingSetup:
         checkpoint, guidance = load_checkpoint(path), guidance or GuidanceModels()
         chosen, line = choose_sampler(sampler or {}, checkpoint)
         plan = guidance.plan(checkpoint.model, chosen)
-        options = (options or SampleOptions()).for_checkpoint(checkpoint)
+        given = options or SampleOptions()
+        options = given.for_checkpoint(checkpoint)
         options.check(checkpoint.model, len(checkpoint.state.averages), guidance.classifier_program)
         backend = backend or BackendSetup()
-        return SamplingSetup(str(path), checkpoint, chosen, line, plan, options, guidance, backend, figures)
+        lines = (line, describe_samples(options, given.left_open, checkpoint))
+        return SamplingSetup(str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures)
 
     @property
     def choices(self) -> dict[str, Any]:
         """By configuration key, the values that may have been left open."""
         weights = {key: getattr(self.guidance, key) for key in ("guide_weights", "classifier_weights")}
-        return {"sampler": dict(self.sampler), "sample.weights": self.options.weights, **weights}
+        samples = {f"sample.{name}": value for name, value in asdict(self.options).items()}
+        return {"sampler": dict(self.sampler), **samples, **weights}
+
+
+def describe_samples(options: SampleOptions, left_open: Sequence[str], checkpoint: Checkpoint) -> str:
+    """Return a line on number, classes, seed and weights of samples, and which of them are those of the run."""
+    every = "every class in turn" if checkpoint.model.program.classes else "no classes"
+    labels = every if options.labels is None else f"labels {options.labels}"
+    own = ", ".join(name for name in ("count", "labels", "seed", "weights") if name in left_open)
+    origin = "from the run" if checkpoint.training else "defaults, as the checkpoint names none"
+    text = f"samples: {options.count}, {labels}, seed {options.seed}, weights {options.weights}"
+    return f"{text} ({own}: {origin})" if own else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +121,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
     checkpoint, weights = setup.checkpoint, setup.options.weights
     calls = sampling_calls([(setup.plan, setup.options.count)], setup.options.batch)
     backend = setup.backend.open(calls)
-    print(f"{setup.sampler_line}\nweights: {weights}", flush=True)
+    print("\n".join(setup.lines), flush=True)
     network = backend.network(checkpoint.model.program, checkpoint.state.parts[weights])
     is_main_process = backend.collective.group.is_main_process
     if is_main_process:

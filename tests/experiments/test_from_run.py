@@ -17,12 +17,14 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.runs.run_directory import read_samples
 from diffusion_core.runtime.distributed import ProcessGroup
 from duet.cli.experiments import chosen_backends, experiments
 from experiments.config import build
 from experiments.config.convert import plain
 from experiments.config.from_run import FROM, run_configuration
 from experiments.config.resume_command import resume_command
+from experiments.config.safe_yaml import read_config
 
 RUN = Path(__file__).parent.parent / "data" / "run_v1"  # a run of an earlier version, with its old keys
 
@@ -136,8 +138,18 @@ def test_a_run_is_trained_further_and_sampled_by_one_word_each(tmp_path, backend
                 f"hydra.run.dir={new}")  # fmt: skip
     assert done.code == 0, done.err
     assert load_checkpoint(new).images_seen == 320 and "sampler ddim" in done.out
-    done = call("sample", f"from={new}", *words, "sampler.steps=2", "sample.count=2", f"out={tmp_path / 'samples'}")
+    done = call("sample", f"from={new}", *words, f"out={tmp_path / 'samples'}")
     assert done.code == 0 and f"from {new}: checkpoint={new}" in done.out, done.err
+    assert (
+        "samples: 2, every class in turn, seed 0, weights ema (count, labels, seed, weights: from the run)" in done.out
+    )
+    assert read_config(tmp_path / "samples" / "config.yaml")["sample"]["count"] == 2
+    # A run is sampled as it was configured: these are the samples of the run itself.
+    (ours, labels, _), (theirs, own_labels, _) = (
+        read_samples(folder / "samples.npz") for folder in (tmp_path / "samples", new / "samples")
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(labels, own_labels)
 
 
 def test_an_import_is_a_run_without_data(tmp_path):
