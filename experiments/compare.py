@@ -21,6 +21,7 @@ from experiments.comparison.build import compare, describe_rungs
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write
+from experiments.runtime.progress import heartbeat
 
 
 @command("compare", result=("report.html", "a report"))
@@ -35,7 +36,8 @@ def main(cfg: Any) -> None:
         raise DuetError("compare: nothing was given; add runs=[RUN,RUN], traces=[DIR,DIR] or evaluations=[DIR,DIR]")
     if options["crossed"] and not options["runs"]:
         raise DuetError("crossed: samples were given without runs; add runs=[RUN,RUN]")
-    comparison = compare(**options)
+    with heartbeat("comparing", says_end=False):
+        comparison = compare(**options)
     page = write(comparison.report, comparison.images, out)
     if comparison.agree is None:
         sentence = comparison.report["verdict"]["sentence"]

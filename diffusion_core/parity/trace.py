@@ -7,6 +7,7 @@ It is written as `.npz` files without pickle, one per precision, so the two fram
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -89,8 +90,28 @@ class Trace:
             self.checks.append(check(rung, name, self.precision, self.backend, kind, error))
 
 
+# What each part of `record` measures, in order.
+PARTS = {
+    "tables": "tables and random streams (rung 0)",
+    "forward_noising": "forward noising, targets and losses (rung 1)",
+    "losses": "losses of more than a distance (rungs 1, 3, 4, 6)",
+    "blocks": "every block kind (rung 2)",
+    "micro_batches": "micro-batches (rungs 1, 4)",
+    "optimiser": "optimiser, clip and averages (rung 5)",
+    "guidance": "guidance (rungs 3, 6)",
+    "likelihoods": "likelihoods (rungs 4, 6)",
+    "training": "training in lock step (rung 7)",
+    "sampler_update": "sampler updates (rung 6)",
+    "networks": "networks, forward and gradients (rungs 3, 4, 6)",
+    "sampling": "trajectories and images (rung 6)",
+}
+
+
 def record(
-    backend: Backend, titles: Iterable[str] = tuple(cases.NETWORKS), plans: Iterable[str] = tuple(cases.PLANS)
+    backend: Backend,
+    titles: Iterable[str] = tuple(cases.NETWORKS),
+    plans: Iterable[str] = tuple(cases.PLANS),
+    around: Callable[[str, Trace], AbstractContextManager[None]] = lambda part, trace: nullcontext(),
 ) -> Trace:
     """Climb the ladder with one backend, in the precision of its configuration.
 
@@ -98,14 +119,20 @@ def record(
         backend: the backend.
         titles: titles of the networks.
         plans: names of the plans to sample with, including DDIM-50; the tables of all plans are recorded.
+        around: returns a context manager for each part, given its description and the record so far.
     """
     trace = Trace(backend.describe().backend, backend.config.precision)
     selected = {name: cases.PLANS[name] for name in plans}
-    for rung in (tables, forward_noising, losses, blocks, micro_batches, optimiser, guidance, likelihoods, training):
-        rung(backend, trace)
-    sampler_update(backend, trace, selected)
-    networks(backend, trace, titles)
-    sampling(backend, trace, trace.states[STEPS].ema, selected)
+    measures: dict[str, Callable[[], None]] = {
+        part.__name__: partial(part, backend, trace)
+        for part in (tables, forward_noising, losses, blocks, micro_batches, optimiser, guidance, likelihoods, training)
+    }
+    measures["sampler_update"] = lambda: sampler_update(backend, trace, selected)
+    measures["networks"] = lambda: networks(backend, trace, titles)
+    measures["sampling"] = lambda: sampling(backend, trace, trace.states[STEPS].ema, selected)
+    for part, measure in measures.items():
+        with around(PARTS[part], trace):
+            measure()
     return trace
 
 

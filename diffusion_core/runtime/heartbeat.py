@@ -52,13 +52,14 @@ class Ticker:
 
 
 @contextmanager
-def heartbeat(work: str, at_once: bool = False, every: float = EVERY_SECONDS) -> Iterator[None]:
+def heartbeat(work: str, at_once: bool = False, every: float = EVERY_SECONDS, says_end: bool = True) -> Iterator[None]:
     """Print what is being done and for how long, every `every` seconds while the body runs.
 
     Args:
         work: what the body does, as in "reading the images".
         at_once: whether to print it before the body too, and how long it took after it.
         every: seconds between lines.
+        says_end: whether to print how long it took, if anything was printed before.
     """
     began = time.monotonic()
     if at_once:
@@ -69,5 +70,5 @@ def heartbeat(work: str, at_once: bool = False, every: float = EVERY_SECONDS) ->
 
     with Ticker(lambda: print(f"{work}: {elapsed()}", flush=True), every):
         yield
-    if at_once or time.monotonic() - began >= every:
+    if says_end and (at_once or time.monotonic() - began >= every):
         print(f"{work}: done in {elapsed()}", flush=True)

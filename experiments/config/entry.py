@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import exclusive_directory
 from diffusion_core.runtime import signals
+from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.config.arguments import read_arguments
 from experiments.config.build import process_group
 from experiments.config.composed import check_composed, expand_home
@@ -76,7 +77,8 @@ def command(
             register()
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            with one_line_errors(name), signals.raise_on_signal():
+            # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes.
+            with one_line_errors(name), signals.raise_on_signal(), heartbeat(f"{name}: at work", says_end=False):
                 sys.argv[1:], config_name = use_run(read_arguments(sys.argv[1:], name), name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend
 from diffusion_core.common.errors import one_of
+from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
-from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, continue_training, record, sample_images
+from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, Trace, continue_training, record, sample_images
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
 from experiments.runtime.backends import BackendSetup
-from experiments.runtime.progress import format_seconds
+from experiments.runtime.progress import format_seconds, heartbeat
 
 __all__ = ["LadderSetup", "check_precisions", "record_ladder"]
 
@@ -70,7 +72,8 @@ def record_ladder(setup: LadderSetup, out: Path) -> None:
 
 
 def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> str:
-    trace = record(backend) if whole else record(backend, cases.FEW_NETWORKS, cases.FEW_PLANS)
+    few = () if whole else (cases.FEW_NETWORKS, cases.FEW_PLANS)
+    trace = record(backend, *few, around=_shown)
     _write_arrays(out / f"{precision}.npz", trace.arrays)
     for step in (HANDOVER_STEP, STEPS):
         notes = {"backend": trace.backend, "precision": precision}
@@ -84,12 +87,27 @@ def _write_record(backend: Backend, out: Path, precision: str, whole: bool) -> s
     return f"{len(trace.checks) - len(failed)} of {len(trace.checks)} checks against the reference passed"
 
 
+@contextmanager
+def _shown(part: str, trace: Trace) -> Iterator[None]:
+    """Print what is being measured, and then its checks and how long it took."""
+    before, began = len(trace.checks), perf_counter()
+    with heartbeat(f"  {part}", says_end=False):
+        yield
+    checks = trace.checks[before:]
+    passed = sum(c.passed for c in checks)
+    result = f"{passed} of {pluralize(len(checks), 'check')} passed" if checks else "recorded"
+    print(f"  {part}: {result}, {format_seconds(perf_counter() - began)}", flush=True)
+
+
 def _take_over(backend: Backend, out: Path, precision: str, other: Path, whole: bool) -> str:
     checkpoints = other / precision / "checkpoints"
     middle = load_checkpoint(checkpoints / f"{HANDOVER_STEP * BATCH:012d}", cases.PARITY.program)
     last = load_checkpoint(checkpoints / f"{STEPS * BATCH:012d}", cases.PARITY.program)
     plans = cases.PLANS if whole else {name: cases.PLANS[name] for name in cases.FEW_PLANS}
-    arrays = continue_training(backend, middle.state) | sample_images(backend, last.state.ema, plans)
+    with heartbeat("  hand-over: training on from the other framework's state (rung 8)"):
+        arrays = continue_training(backend, middle.state)
+    with heartbeat("  hand-over: sampling the other framework's weights (rung 8)"):
+        arrays |= sample_images(backend, last.state.ema, plans)
     _write_arrays(out / "handover" / f"{precision}.npz", arrays)
     return f"continued from {other}"
 

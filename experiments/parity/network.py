@@ -16,6 +16,7 @@ from diffusion_core.parity.network import compare_network, record_network
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from experiments.parity.ladder import check_precisions
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.progress import heartbeat
 
 __all__ = ["NetworkSetup", "record_networks"]
 
@@ -57,7 +58,8 @@ def record_networks(setup: NetworkSetup, out: Path) -> bool:
     for precision in setup.precisions:
         backend = setup.backend.with_precision(precision).load()
         print(backend.describe().line(), flush=True)
-        arrays = record_network(backend, setup.spec, setup.batch, setup.gradients)
+        with heartbeat(f"{precision}: the network, forward" + ", and its gradients" * setup.gradients):
+            arrays = record_network(backend, setup.spec, setup.batch, setup.gradients)
         np.savez(out / f"{precision}.npz", **arrays)
         if precision in others:
             found, worst = compare_network(arrays, others[precision], precision, "this–other")

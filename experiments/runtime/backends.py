@@ -9,6 +9,7 @@ from functools import cache
 from diffusion_core.backend.compile_policy import AUTO, should_compile
 from diffusion_core.backend.interface import Backend, BackendConfig, load_backend
 from diffusion_core.runtime.distributed import ProcessGroup
+from diffusion_core.runtime.heartbeat import heartbeat
 from diffusion_core.sampling import SamplerPlan
 
 __all__ = ["BackendSetup", "sampling_calls"]
@@ -47,7 +48,8 @@ class BackendSetup:
 
     def load(self) -> Backend:
         """Return the backend as configured; with ``compile="auto"`` it does not compile."""
-        return load_backend(self.name, self.config, *([] if self.group.kind == "none" else [self.group]))
+        with heartbeat(f"starting {self.name}"):
+            return load_backend(self.name, self.config, *([] if self.group.kind == "none" else [self.group]))
 
     def open(self, calls: int = 0, resumed: bool | None = None) -> Backend:
         """Open the backend and print its device, precision and mode.

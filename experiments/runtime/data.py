@@ -18,6 +18,7 @@ from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import store_parts
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
+from diffusion_core.runtime.heartbeat import heartbeat
 
 __all__ = ["DataSource", "HeldOut", "check_data"]
 
@@ -69,7 +70,8 @@ class DataSource:
             raise DuetError(
                 f"data.max_unreadable: {self.max_unreadable} was given; it must be a fraction, at least 0 and below 1"
             )
-        dataset, lines = self._load()
+        with heartbeat(f"data {self.name}: reading"):
+            dataset, lines = self._load()
         if announce:
             for line in (*lines, *dataset.reading.lines, *self._about(dataset)):
                 print(f"data {self.name}: {line}", flush=True)

@@ -29,6 +29,7 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.run_directory import exclusive_directory, write_json
 from diffusion_core.runtime import signals
+from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.config.launch import JobLauncher, compose_group
 from experiments.studies import energy
 from experiments.studies.plan import COMMANDS, Job, Plan, make_plan, make_study, merge
@@ -83,7 +84,8 @@ def perform_named(options: Mapping[str, Any]) -> int:
             raise DuetError(f"job: {job.name} continues {before.name}, which is not done; run that job first")
     arms = dict.fromkeys(run.arm.name for run in plan.runs if job in run.jobs)
     print(f"  start   {job.name}  ({'; '.join(arms)})", flush=True)
-    code = perform(job, runs)
+    with heartbeat(f"  running {job.name}", says_end=False):
+        code = perform(job, runs)
     facts = job_state(job, runs).facts
     if code:
         print(f"  FAILED  {job.name}  exit code {code}: {facts['said']}", flush=True)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from contextlib import contextmanager
+from functools import partial
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from diffusion_core.parity import trace
+from diffusion_core.runtime.heartbeat import heartbeat
 from diffusion_core.training.loop import Record
 from diffusion_core.training.validation import metric_name
+from experiments.config import entry
 from experiments.config.entry import CONFIGS
+from experiments.parity import ladder
 from experiments.runtime import progress
 from experiments.runtime.progress import Counter
 from experiments.training.callbacks import RunCallbacks
@@ -110,3 +118,53 @@ def test_a_validation_loss_that_is_older_than_the_loss_says_when_it_was_measured
         callbacks.on_log([record], 0.0)
         notes.append(callbacks._note)
     assert notes == ["loss 2.0000, validation 0.5000", "loss 2.0000, validation 0.5000 at 10 images"]
+
+
+def test_the_ladder_shows_each_of_its_rungs_as_it_is_climbed(monkeypatch, capsys):
+    """With the measurements themselves left out, except for one check."""
+
+    def adds_a_check(backend, record):
+        record.add_check(1, "case", "loss", 0.0)
+
+    def trains(backend, record):
+        record.states[trace.STEPS] = SimpleNamespace(ema=None)
+
+    for part in trace.PARTS:
+        measure = {"losses": adds_a_check, "training": trains}.get(part, lambda *_: None)
+        monkeypatch.setattr(trace, part, named(part, measure))
+    backend = SimpleNamespace(
+        describe=lambda: SimpleNamespace(backend="b"), config=SimpleNamespace(precision="float64")
+    )
+    trace.record(backend, around=ladder._shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == list(trace.PARTS.values())
+    assert all("recorded" in line for line in lines if "losses of" not in line)
+    assert any(": 1 of 1 check passed, " in line for line in lines)
+
+
+def named(name, function):
+    """Return a function of its own with this name."""
+    renamed = partial(function)
+    renamed.__name__ = name
+    return renamed
+
+
+def test_a_command_that_prints_nothing_by_itself_is_not_silent(monkeypatch, capsys):
+    """Whatever it does: here it waits until the command's own sign of life has come."""
+    told = Event()
+
+    @contextmanager
+    def quick(work, **options):
+        with heartbeat(work, every=0.01, **options):
+            yield
+
+    @entry.command("inspect")
+    def main(cfg):
+        told.wait(60)
+
+    monkeypatch.setattr(entry, "heartbeat", quick)
+    monkeypatch.setattr(entry.hydra, "main", lambda **_: lambda task: lambda: task({}))
+    monkeypatch.setattr(sys, "argv", ["inspect"])
+    monkeypatch.setattr(sys.stdout, "flush", told.set)
+    main()
+    assert re.match(r"inspect: at work: \d", capsys.readouterr().out)
