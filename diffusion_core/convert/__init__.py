@@ -16,6 +16,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.convert.arrays import Reader
 from diffusion_core.convert.ddpm_tf import import_ddpm_tf
 from diffusion_core.convert.diffusers import export_pipeline, import_diffusers
+from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
 from diffusion_core.convert.guided_diffusion import import_guided_diffusion
 from diffusion_core.convert.names import Imported
@@ -27,6 +28,7 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "guided_diffusion": import_guided_diffusion,
     "ddpm_tf": import_ddpm_tf,
     "edm": import_edm,
+    "dome272": import_dome272,
 }
 
 

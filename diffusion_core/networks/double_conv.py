@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks.blocks import (
     GELU,
     Add,
@@ -42,7 +42,7 @@ __all__ = ["DoubleConvSpec"]
 
 @dataclass(frozen=True, repr=False)
 class DoubleConvSpec(NetworkSpec):
-    """A UNet of double convolutions and attention; the classes are 1 .. num_classes, and the label 0 means "no class".
+    """A UNet of double convolutions and attention.
 
     Args:
         image_size: height and width in pixels, divisible by 2^(resolutions - 1).
@@ -54,6 +54,10 @@ class DoubleConvSpec(NetworkSpec):
         embedding: length of the time embedding, an even number.
         heads: attention heads.
         norm_eps: epsilon of every norm.
+        null_class: embedding of "no class": the ``"first"`` row of the table, so that the classes are
+            1 .. num_classes; or ``"zero"``, the label num_classes after the classes 0 .. num_classes - 1.
+        bottom: widths of the double convolutions at the bottom; None is twice the last width, twice, and the last but
+            one.
 
     Example:
         >>> from diffusion_core.networks import lower
@@ -68,6 +72,8 @@ class DoubleConvSpec(NetworkSpec):
     embedding: int = 256
     heads: int = 4
     norm_eps: float = 1e-5
+    null_class: str = "first"
+    bottom: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self.check("channels", "embedding", "heads")
@@ -83,6 +89,16 @@ class DoubleConvSpec(NetworkSpec):
             )
         if not self.norm_eps > 0:
             raise DuetError(f"model.norm_eps: {self.norm_eps} was given; it must be positive")
+        if self.null_class not in ("first", "zero"):
+            raise one_of("model.null_class", self.null_class, ("first", "zero"))
+        if min(self.bottom_widths, default=0) < 1:
+            raise DuetError(f"model.bottom: {self.bottom} was given; it needs one or more widths >= 1, or null")
+
+    @property
+    def bottom_widths(self) -> tuple[int, ...]:
+        """The widths of the double convolutions at the bottom."""
+        *_, before, last = (self.channels * multiplier for multiplier in self.channel_multipliers)
+        return (2 * last, 2 * last, before) if self.bottom is None else tuple(self.bottom)
 
 
 @lower.register
@@ -107,7 +123,7 @@ class _Lowering(Builder):
             x = self.attention(f"down.{level}.attn", x)
             skips.append(x)
         skips.pop()  # the deepest value is no skip
-        for i, width in enumerate((2 * widths[-1], 2 * widths[-1], widths[-2])):
+        for i, width in enumerate(spec.bottom_widths):
             x = self.double(f"bottom.{i}", x, width)
         for level in reversed(range(len(skips))):
             x = self.add(f"up.{level}.resize", Resample("bilinear_corners"), x)
@@ -115,14 +131,16 @@ class _Lowering(Builder):
             x = self.doubles(f"up.{level}", x, widths[max(level - 1, 0)], self.width(x) // 2)
             x = self.attention(f"up.{level}.attn", x)
         self.conv("out", x, spec.out_channels, kernel=1)
-        return self.program(0 if spec.num_classes else None, spec.num_classes)
+        null = 0 if spec.null_class == "first" else spec.num_classes
+        return self.program(null if spec.num_classes else None, spec.num_classes)
 
     def embedding(self) -> str:
         """Add sines and cosines, the row of the class, and the activation."""
         spec, dim = self.spec, self.spec.embedding
         h = self.add("embed.features", Sinusoid(dim, 10000.0, dim / 2, True), "c_noise")
         if spec.num_classes:
-            label = self.add("embed.label", Embedding(spec.num_classes + 1, dim), "label")
+            zero = spec.null_class == "zero"
+            label = self.add("embed.label", Embedding(spec.num_classes + (not zero), dim, zero), "label")
             h = self.add("embed.add", Add(1.0), h, label)
         return self.add("embed.act", SiLU(), h)
 

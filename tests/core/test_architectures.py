@@ -365,7 +365,7 @@ def test_a_transposed_convolution_of_plain_maps_each_pixel_to_its_own_square():
 CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
     DoubleConvSpec: {
         "in_channels": 3, "out_channels": 4, "num_classes": 5, "channels": 8, "channel_multipliers": (1, 2, 2),
-        "embedding": 6, "heads": 4, "norm_eps": 1e-3,
+        "embedding": 6, "heads": 4, "norm_eps": 1e-3, "null_class": "zero", "bottom": (6, 8),
     },
     SimpleSpec: {
         "in_channels": 3, "out_channels": 4, "channels": (4, 6), "embedding": 6, "norm_eps": 1e-5, "norm_momentum": 0.1,
@@ -406,6 +406,8 @@ def test_every_architecture_is_tested_here():
         ("double_conv", {"channel_multipliers": (1,)}, "model.channel_multipliers: .* it needs two or more entries"),
         ("double_conv", {"channel_multipliers": (1, 0)}, "model.channel_multipliers"),
         ("double_conv", {"embedding": 7}, "model.embedding: 7 was given; .* even"),
+        ("double_conv", {"null_class": "last"}, "model.null_class: 'last' was given; it must be one of first, zero"),
+        ("double_conv", {"bottom": ()}, "model.bottom: .* it needs one or more widths"),
         ("double_conv", {"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),
         ("double_conv", {"heads": 0}, "model.heads: 0 was given; it must be at least 1"),
         ("double_conv", {"norm_eps": 0.0}, "model.norm_eps: 0.0 was given; it must be positive"),

@@ -1,0 +1,95 @@
+"""The networks of widely copied PyTorch projects compute in Duet what they compute there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diffusion_core.backend import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import dome272, import_weights
+from diffusion_core.convert.names import write_weights
+from diffusion_core.networks.weights import parameter_count
+
+T, LABELS = np.array([3, 700]), np.array([2, 0])
+IMAGES = np.random.default_rng(0).standard_normal((2, 16, 16, 3))
+
+
+@pytest.fixture(scope="module")
+def oracles() -> ModuleType:
+    found = importlib.util.spec_from_file_location("tutorial_oracles", Path(__file__).with_name("tutorial_oracles.py"))
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def randomised(net: Any, seed: int = 0) -> Any:
+    """The network in evaluation, with random norms and no layer left at zero."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            draw = torch.randn(p.shape, generator=generator)
+            p.copy_(draw / p[0].numel() ** 0.5 if p.ndim > 1 else 0.3 * draw + 0.5)
+    return net.eval()
+
+
+def theirs(net: Any, x: NDArray, *rest: NDArray) -> NDArray:
+    import torch
+
+    with torch.no_grad():
+        return net(torch.from_numpy(x).permute(0, 3, 1, 2), *map(torch.from_numpy, rest)).permute(0, 2, 3, 1).numpy()
+
+
+def check(found: Any, net: Any, open_backend: Any, label: NDArray, *rest: NDArray) -> None:
+    """The reference in float64, and the backend in both precisions, against the network with the same weights."""
+    program = found.model.program
+    assert parameter_count(program) == sum(p.numel() for p in net.parameters())
+    exact = theirs(net.double(), IMAGES, T, *rest)
+    assert np.abs(exact).max() > 0.3, "an output of unit scale"
+    np.testing.assert_allclose(reference.forward(program, found.weights, IMAGES, T, label), exact, rtol=0, atol=1e-12)
+    for precision, atol in (("float64", 1e-11), ("float32", 2e-5)):
+        network = open_backend(precision).network(program, found.weights)
+        ours = network.forward(IMAGES.astype(precision), T, label)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("classes, deep", [(0, True), (3, True), (0, False)])
+def test_a_network_of_dome272_computes_the_same(classes, deep, tmp_path, open_backend, oracles):
+    import torch
+
+    net = randomised(oracles.Dome272UNet(8, 16, classes, deep))
+    torch.save(net.state_dict(), tmp_path / "ckpt.pt")
+    torch.save({name: value + 1 for name, value in net.state_dict().items()}, tmp_path / "ema_ckpt.pt")
+    options = {"image_size": 16, "ema": str(tmp_path / "ema_ckpt.pt")}
+    read = open_backend("float32").read_arrays
+    found = import_weights("dome272", tmp_path / "ckpt.pt", read, None, options)
+    assert found.model.spec.num_classes == classes
+    assert (found.model.schedule["name"], found.model.prediction) == ("linear", "eps")
+    found.model.plan(**{"sampler": found.sampler["name"], **{k: v for k, v in found.sampler.items() if k != "name"}})
+    for name, value in found.weights.items():
+        np.testing.assert_allclose(found.ema[name], value + 1, rtol=0, atol=1e-6)
+    # Without a label, nothing is added; that is the label after the classes.
+    check(found, net, open_backend, np.full(2, classes))
+    if classes:
+        check(found, net, open_backend, LABELS, LABELS)
+    arrays = write_weights(dome272.make_name_map(found.model.spec, found.model.program), found.weights)
+    assert arrays.keys() == net.state_dict().keys()
+
+
+def test_a_network_of_dome272_at_full_size_has_its_parameters(oracles):
+    arrays = {name: value.numpy() for name, value in oracles.Dome272UNet(64, classes=10).state_dict().items()}
+    spec = dome272.read_spec(arrays, "file")
+    assert spec == dome272.DoubleConvSpec(64, num_classes=10, null_class="zero", init="torch"), (
+        "the network of model=landscape with ten classes"
+    )
+    del arrays["down2.maxpool_conv.2.double_conv.3.weight"]
+    with pytest.raises(DuetError, match=r"file: down2.maxpool_conv.2.double_conv.3.weight is missing"):
+        dome272.read_spec(arrays, "file")
