@@ -27,6 +27,7 @@ from experiments.config.build import process_group
 from experiments.config.composed import check_composed, expand_home
 from experiments.config.from_run import describe_start, use_run
 from experiments.config.hydra_errors import describe_error
+from experiments.config.output_dirs import register_output_directories
 from experiments.config.schema import register
 from experiments.config.suggest import register_options
 from experiments.runtime.options import CONFIGS
@@ -75,6 +76,7 @@ def command(
         @functools.wraps(task)
         def main() -> None:
             register()
+            register_output_directories()
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes.
