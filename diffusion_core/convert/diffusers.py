@@ -555,6 +555,11 @@ def _make_scheduler(model: DiffusionModel, variance: str, clip: float | None) ->
         raise DuetError(
             f"process.schedule: {schedule.name} was given; DDPMScheduler needs a schedule with alpha^2 + sigma^2 = 1"
         )
+    if schedule.timesteps is not None:
+        raise DuetError(
+            f"process.schedule.respacing: {model.schedule['respacing']} was given; the network of a DDPMPipeline reads "
+            "every timestep of its table, so export a model without respacing"
+        )
     signal = schedule.alpha**2
     betas = 1.0 - signal / np.append(1.0, signal[:-1])
     return {

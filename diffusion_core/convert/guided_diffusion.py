@@ -36,6 +36,8 @@ from diffusion_core.convert.names import (
     read_weights,
 )
 from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.diffusion.schedule import make_schedule
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.unet_spec import multipliers
 
@@ -117,7 +119,7 @@ def import_guided_diffusion(
     variance = "learned_range" if spec.out_channels == 2 * spec.in_channels else "fixed"
     model, process_source = make_model(spec, process, variance=variance)
     if rescale_timesteps:
-        model = replace(model, time_scale=1000 / model.process.schedule.steps)
+        model = replace(model, time_scale=1000 / _whole_table(model))
     names = make_name_map(spec, model.program)
     weights = read_weights(names, model.program, found.weights, found.source)
     average, average_source = found.average, found.average_source
@@ -244,3 +246,8 @@ def _shape(arrays: Arrays, name: str, source: str) -> tuple[int, ...]:
             f"{source}: {name} is missing or not a weight; this is not a state dict of guided-diffusion's UNetModel"
         )
     return arrays[name].shape
+
+
+def _whole_table(model: DiffusionModel) -> int:
+    """Return the number of timesteps of the schedule before respacing, as the network counts them."""
+    return make_schedule(**{key: value for key, value in model.schedule.items() if key != "respacing"}).steps

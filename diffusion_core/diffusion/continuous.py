@@ -216,6 +216,15 @@ class ContinuousSchedule:
             wronskian if self.wronskian_at else None,
         )
 
+    def network_t(self, t: ArrayLike) -> Array:
+        """Return the times that the network receives at t: t itself."""
+        return np.asarray(t)
+
+    def respaced(self, kept: NDArray) -> ContinuousSchedule:
+        """Raise an error: there are no levels to keep."""
+        self._refuse()
+        return self
+
     def _refuse(self) -> None:
         raise DuetError(
             f"schedule {self.name}: its time is continuous, but the timesteps of a table are needed here; "
@@ -223,7 +232,7 @@ class ContinuousSchedule:
         )
 
     # The properties of a table.
-    steps = alpha = sigma = log_ratio = log_snr = snr = alphas_cumprod = property(_refuse)
+    steps = alpha = sigma = timesteps = log_ratio = log_snr = snr = alphas_cumprod = property(_refuse)
 
 
 def _alpha_norm(alpha: Array, sigma: Array) -> Array:

@@ -21,10 +21,10 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
-t is the timestep, or the time of a continuous schedule, and every c_noise is multiplied by `time_scale`, for networks
-trained with another unit of time. Timesteps count from t = 0, the least noisy level (one noise step), upward. v is
-defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is eps - x_0 on every schedule; on the
-straight line, alpha = 1 - t and sigma = t, that is dx_t/dt.
+t is the timestep, on a respaced table that of the whole table, or the time of a continuous schedule. Every c_noise is
+multiplied by `time_scale`, for networks trained with another unit of time. Timesteps count from t = 0, the least noisy
+level (one noise step), upward. v is defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is
+eps - x_0 on every schedule; on the straight line, alpha = 1 - t and sigma = t, that is dx_t/dt.
 
 edm, vp, ve and iddpm are the preconditionings of Karras et al., table 1, who add noise of scale sigma_edm = r to
 unscaled data, x_t/alpha. So their c_skip and c_in are divided by alpha here; for edm all columns except c_noise then
@@ -140,7 +140,8 @@ def _columns(
     c_noise: Array | None = None,
 ) -> Columns:
     """Return columns with the shape of t; by default the network receives x_t and t."""
-    columns = (c_skip, c_out, c_in, at.t if c_noise is None else c_noise, target_x0, target_eps)
+    c_noise = at.schedule.network_t(at.t) if c_noise is None else c_noise
+    columns = (c_skip, c_out, c_in, c_noise, target_x0, target_eps)
     return Columns(*(np.broadcast_to(column, at.alpha.shape).astype(np.float64) for column in columns))
 
 
@@ -221,7 +222,9 @@ def _iddpm(at: _NoiseLevel) -> Columns:
     ratio = np.exp(at.schedule.log_ratio)
     nearest = np.searchsorted(0.5 * (ratio[:-1] + ratio[1:]), at.sigma / at.alpha)
     c_in = 1.0 / np.hypot(at.alpha, at.sigma)
-    return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=c_in, c_noise=nearest)
+    return _columns(
+        at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=c_in, c_noise=at.schedule.network_t(nearest)
+    )
 
 
 # What other libraries call them.

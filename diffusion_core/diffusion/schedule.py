@@ -19,8 +19,10 @@ Two transformations apply to every schedule, in this order; they are further opt
 
     log_snr_shift, shift_from, shift_to    log(alpha^2/sigma^2) + shift + 2 log(from/to)
     zero_terminal_snr                      alpha stretched so that alpha_0 stays and alpha_{T-1} = 0
+    respacing                              some of the levels of a table only, see `respacing`
 
-The shift comes first, so that alpha_0 is the shifted one and the last level is pure noise in any case.
+The shift comes first, so that alpha_0 is the shifted one and the last level is pure noise in any case. After respacing
+the process has the levels that are kept, t = 0 .. n-1, and the network receives their timesteps in the whole table.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -56,6 +58,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
 from diffusion_core.diffusion.plot import plot_schedule
+from diffusion_core.diffusion.respacing import Respacing, kept_timesteps
 
 __all__ = [
     "LISTED",
@@ -84,6 +87,7 @@ __all__ = [
     "warmup10",
     "warmup50",
     "with_log_snr_shift",
+    "with_respacing",
     "with_zero_terminal_snr",
 ]
 
@@ -100,6 +104,7 @@ class Schedule:
         name: the name in a configuration.
         alpha: signal scale of each level, with shape (T,).
         sigma: noise scale of each level, with shape (T,).
+        timesteps: the timestep of each level that the network receives, rising, with shape (T,); None for t itself.
 
     Raises:
         DuetError: if the signal-to-noise ratio does not fall from each level to the next.
@@ -118,6 +123,7 @@ class Schedule:
     name: str
     alpha: Array
     sigma: Array
+    timesteps: Array | None = None
 
     def __post_init__(self) -> None:
         alpha, sigma = self.alpha, self.sigma
@@ -127,11 +133,15 @@ class Schedule:
             raise DuetError(f"schedule {self.name}: both must be finite, alpha >= 0 and sigma > 0 at every level")
         if np.any(np.diff(alpha / sigma) >= 0):
             raise DuetError(f"schedule {self.name}: alpha/sigma must fall at every step")
-        for table in (alpha, sigma):
-            table.setflags(write=False)
+        if self.timesteps is not None and (self.timesteps.shape != alpha.shape or np.any(np.diff(self.timesteps) <= 0)):
+            raise DuetError(f"schedule {self.name}: timesteps must rise, with shape {alpha.shape}")
+        for table in (alpha, sigma, self.timesteps):
+            if table is not None:
+                table.setflags(write=False)
 
     def __repr__(self) -> str:
-        return f"Schedule({self.name!r}, T={self.steps})"
+        kept = "" if self.timesteps is None else f", timesteps={self.timesteps[0]:g}..{self.timesteps[-1]:g}"
+        return f"Schedule({self.name!r}, T={self.steps}{kept})"
 
     def __call__(self, t: ArrayLike) -> tuple[Array, Array]:
         """Return (alpha, sigma) at the timesteps t in [0, T-1], integers or between two, both with the shape of t."""
@@ -155,6 +165,14 @@ class Schedule:
             np.where(fractional, scale * ratio, self.alpha[below]),
             np.where(fractional, scale, self.sigma[below]),
         )
+
+    def network_t(self, t: ArrayLike) -> Array:
+        """Return the timesteps that the network receives at t, integers or between two, with the shape of t."""
+        return np.asarray(t) if self.timesteps is None else np.interp(t, np.arange(self.steps), self.timesteps)
+
+    def respaced(self, kept: NDArray[np.int64]) -> Schedule:
+        """Return the table of some of the levels, whose network receives the same timesteps as before."""
+        return Schedule(self.name, self.alpha[kept], self.sigma[kept], np.asarray(self.network_t(kept), np.float64))
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """Return the t, integer or fractional, at which log(sigma/alpha) has these values: the inverse of a call.
@@ -216,7 +234,7 @@ class Schedule:
         """Return the schedule with `by` added to its log-SNR at every level; see `with_log_snr_shift`."""
         alpha = np.exp(0.5 * by) * self.alpha
         scale = self.norm(self.alpha, self.sigma) / self.norm(alpha, self.sigma)
-        return Schedule(self.name, scale * alpha, scale * self.sigma)
+        return Schedule(self.name, scale * alpha, scale * self.sigma, self.timesteps)
 
     @cached_property
     def norm(self) -> Callable[[Array, Array], Array]:
@@ -496,7 +514,8 @@ def with_zero_terminal_snr(schedule: AnySchedule) -> Schedule:
     stretched = first * ((alpha - last) / (first - last))
     # 1 - alpha'^2 as sigma^2 + (alpha - alpha') (alpha + alpha'): accurate for a small sigma.
     lost = last * ((first - alpha) / (first - last))
-    return Schedule(schedule.name, stretched, np.sqrt(schedule.sigma**2 + lost * (alpha + stretched)))
+    sigma = np.sqrt(schedule.sigma**2 + lost * (alpha + stretched))
+    return Schedule(schedule.name, stretched, sigma, schedule.timesteps)
 
 
 def transformed(
@@ -505,8 +524,9 @@ def transformed(
     shift_from: int | None = None,
     shift_to: int | None = None,
     zero_terminal_snr: bool = False,
+    respacing: Respacing = None,
 ) -> AnySchedule:
-    """Return the schedule after the transformations that every schedule takes: first the shift, then the stretch.
+    """Return the schedule after the transformations that every schedule takes: shift, stretch and respacing.
 
     Args:
         schedule: to transform.
@@ -514,6 +534,7 @@ def transformed(
         shift_from: image size in pixels for which the schedule was made.
         shift_to: image size in pixels of the data; adds ``2 log(shift_from / shift_to)`` to the shift.
         zero_terminal_snr: see `with_zero_terminal_snr`.
+        respacing: the levels of a table to keep, see `respacing.kept_timesteps`; None keeps all.
 
     Raises:
         DuetError: if a transformation does not apply, or one of the two sizes is missing or below 1.
@@ -529,7 +550,37 @@ def transformed(
             )
         log_snr_shift += float(2.0 * np.log(shift_from / shift_to))
     shifted = with_log_snr_shift(schedule, log_snr_shift)
-    return with_zero_terminal_snr(shifted) if zero_terminal_snr else shifted
+    stretched = with_zero_terminal_snr(shifted) if zero_terminal_snr else shifted
+    return stretched if respacing is None else with_respacing(stretched, respacing)
+
+
+def with_respacing(schedule: AnySchedule, respacing: Respacing, key: str = "schedule.respacing") -> Schedule:
+    """Return the table of some of the levels (Nichol & Dhariwal, 2021, section 4).
+
+    Args:
+        schedule: a table.
+        respacing: see `respacing.kept_timesteps`.
+        key: the configuration key, for messages.
+
+    Raises:
+        DuetError: for a continuous schedule, fewer than two levels, or numbers that do not fit the table.
+
+    Example:
+        >>> schedule = with_respacing(linear(), 4)
+        >>> schedule
+        Schedule('linear', T=4, timesteps=0..999)
+        >>> schedule.network_t([0, 1.5]).tolist()
+        [0.0, 499.5]
+    """
+    if not schedule.is_table:
+        raise DuetError(
+            f"{key}: {respacing} was given; it keeps some timesteps of a table, but the time of {schedule.name} is "
+            "continuous; leave it out"
+        )
+    kept = kept_timesteps(schedule.steps, respacing, key)
+    if len(kept) < 2:
+        raise DuetError(f"{key}: {respacing} was given; a process needs at least 2 timesteps")
+    return schedule.respaced(kept)
 
 
 def same_levels(one: AnySchedule, other: AnySchedule) -> bool:
@@ -543,7 +594,8 @@ def same_levels(one: AnySchedule, other: AnySchedule) -> bool:
         return False
     low, high = one.span
     t = np.linspace(low, high, 2 * one.steps - 1 if one.is_table else 257)  # on a table, also between two levels
-    return bool(np.allclose(one(t), other(t), rtol=1e-12, atol=0))
+    same_input = np.array_equal(one.network_t(t), other.network_t(t))
+    return same_input and bool(np.allclose(one(t), other(t), rtol=1e-12, atol=0))
 
 
 def make_schedule(name: str, **options: object) -> AnySchedule:

@@ -19,6 +19,9 @@ Here t = 0 is one noise step, so L_t is the paper's L_{t+1}. Each L_t is estimat
 At t = 0 the posterior has no variance, and the small variance there is that of t = 1, as in the code of all three
 papers; so is fixed_large, but not the large end of learned_range.
 
+A respacing evaluates the bound of another process, one with some of the T levels only, by the same network. It has
+fewer terms, and its steps are longer, so it is the looser bound.
+
 If T evaluations per image are too many, n timesteps are drawn from a distribution p(t) over t = 1 .. T-1 and weighted,
 
     sum_t L_t  =  E sum_k L_{t_k} / (n p(t_k)),      t_k where the cumulative p passes (k + u)/n,   k = 0 .. n-1
@@ -50,6 +53,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.diffusion.process import Process, add_noise, eps_from_x0, posterior
+from diffusion_core.diffusion.respacing import Respacing, kept_timesteps
 from diffusion_core.diffusion.schedule import AnySchedule, Schedule
 from diffusion_core.diffusion.variational import LEARNED, STEP_VARIANCES, log_variance, step_log_variances
 from diffusion_core.likelihood.pixels import discretised_gaussian
@@ -166,10 +170,11 @@ def _per_image(column: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _ReverseSteps:
-    """The reverse steps p(x_{t-1} | x_t) of a process, as columns over the timesteps, with shape (T,).
+    """The reverse steps p(x_{t-1} | x_t) of a process, as columns over the levels in use, with shape (T,).
 
     Args:
         process: the process that the network was trained for.
+        kept: the timestep of each level in that process.
         variance: one of `variational.STEP_VARIANCES`.
         clip: the smallest and the largest estimate; None for no bound.
         from_x0: the posterior's coefficient of x_0.
@@ -179,6 +184,7 @@ class _ReverseSteps:
     """
 
     process: Process
+    kept: NDArray[np.int64]
     variance: str
     clip: tuple[float, float] | None
     from_x0: Array
@@ -187,17 +193,19 @@ class _ReverseSteps:
     slope: Array
 
     @staticmethod
-    def from_process(process: Process, variance: str, clip: tuple[float, float] | None) -> _ReverseSteps:
-        """Return the steps of a process with this variance."""
-        alpha, sigma = process.schedule.alpha, process.schedule.sigma
+    def from_process(
+        process: Process, kept: NDArray[np.int64], variance: str, clip: tuple[float, float] | None
+    ) -> _ReverseSteps:
+        """Return the steps between these levels of a process with this variance."""
+        alpha, sigma = process.schedule.alpha[kept], process.schedule.sigma[kept]
         _, from_x0, _, _ = posterior(alpha, sigma, np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1]))
         small, large = step_log_variances(alpha, sigma)
         constant, slope = log_variance(variance, small, large)
-        return _ReverseSteps(process, variance, clip, from_x0, small, constant, slope)
+        return _ReverseSteps(process, kept, variance, clip, from_x0, small, constant, slope)
 
     def predict(self, forward: Forward, x: Array, t: NDArray[np.int64], label: NDArray) -> tuple[Array, Array]:
-        """Return the estimate D of images x at the timesteps t, and the log variance of each pixel."""
-        columns, channels = self.process.columns(t), x.shape[3]
+        """Return the estimate D of images x at the levels t, and the log variance of each pixel."""
+        columns, channels = self.process.columns(self.kept[t]), x.shape[3]
         output = np.asarray(forward(_per_image(columns.c_in) * x, columns.c_noise, label), np.float64)
         check_variance(self.variance, channels, output.shape[3])
         estimate = _per_image(columns.c_skip) * x + _per_image(columns.c_out) * output[..., :channels]
@@ -226,6 +234,7 @@ def variational_bound(
     *,
     variance: str = "fixed_small",
     levels: int | None = None,
+    respacing: Respacing = None,
     distribution: str = "importance",
     clip: bool = True,
     value_range: Sequence[float] = VALUE_RANGE,
@@ -243,6 +252,8 @@ def variational_bound(
         seed: of the streams.
         variance: of the steps, one of `variational.STEP_VARIANCES`.
         levels: the number of timesteps t > 0 to evaluate per image; None for all of them.
+        respacing: the timesteps of the process whose bound it is, see `respacing.kept_timesteps`; None for all of them.
+            The levels of the result then count those that are kept.
         distribution: from which they are drawn, one of `DISTRIBUTIONS`.
         clip: whether to bound the estimate D to the value range, as sampling does by default.
         value_range: the values of the pixels 0 and 255.
@@ -259,6 +270,10 @@ def variational_bound(
             f"likelihood: vlb was given; it needs the timesteps of a table, but the time of {schedule.name} is "
             "continuous; use likelihood=ode"
         )
+    kept = np.arange(schedule.steps)
+    if respacing is not None:
+        kept = kept_timesteps(schedule.steps, respacing, "likelihood.respacing")
+        schedule = schedule.respaced(kept)
     T = schedule.steps
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one timestep; the bound needs at least 2")
@@ -271,14 +286,14 @@ def variational_bound(
     index, name = np.asarray(index), "uniform" if levels is None else distribution
     probability = level_distribution(schedule, name, (high - low) / 4)
     t, weight = _draw(probability, T - 1 if levels is None else levels, seed, index)
-    steps = _ReverseSteps.from_process(process, variance, (low, high) if clip else None)
+    steps = _ReverseSteps.from_process(process, kept, variance, (low, high) if clip else None)
     noise = Stream(seed, "likelihood/noise")
     terms, x0_mse, eps_mse = (np.zeros(t.shape) for _ in range(3))
     # Timestep by timestep over all images, so that a batch has few different timesteps.
     for start in range(0, t.size, batch):
         k, i = np.divmod(np.arange(start, min(start + batch, t.size)), len(t))
         at, x0 = t[i, k], from_uint8(u8[i], np.float64, value_range)
-        eps = noise.normal(index[i], u8.shape[1:], at)
+        eps = noise.normal(index[i], u8.shape[1:], kept[at])
         x = add_noise(x0, eps, *schedule(at))
         estimate, log_var = steps.predict(forward, x, at, label[i])
         divergence = steps.divergence(x0 - estimate, log_var, at)

@@ -39,14 +39,13 @@ References:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.respacing import are_whole, is_whole, kept_timesteps
 
 __all__ = ["SPACINGS", "Spacing", "Steps", "table_timesteps", "continuous_timesteps"]
 
@@ -97,14 +96,11 @@ def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
         return _listed(T, steps, spacing)
     if steps is None:
         steps = T
-    if _is_whole(steps):
+    if is_whole(steps):
         if not 1 <= steps <= T:
             raise DuetError(f"sampler.steps: {steps} was given; a schedule with {T} timesteps takes 1 to {T} steps")
         return _falling(SPACINGS[spacing or "leading"](T, steps))
-    if stride := re.fullmatch(r"ddim(\d+)", str(steps)):
-        rising = _strided(T, int(stride[1]))
-    else:
-        rising = _sections(T, _counts(steps))
+    rising = kept_timesteps(T, steps, "sampler.steps")
     if spacing is not None:
         raise DuetError(
             f"sampler.spacing: {spacing} was given with steps {steps}, which determine it; use spacing=null"
@@ -136,12 +132,12 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
                 f"sampler.spacing: {spacing!r} was given; it must be one of {', '.join(SPACINGS)}, "
                 f"or a list of decreasing times in {low:g}..{high:g}"
             )
-        if steps is not None and (not _is_whole(steps) or steps != len(times)):
+        if steps is not None and (not is_whole(steps) or steps != len(times)):
             raise DuetError(f"sampler.steps: {steps} was given with a list of {len(times)} times; use steps=null")
         return times.astype(np.float64)
     if spacing not in (None, *SPACINGS):
         raise one_of("sampler.spacing", spacing, SPACINGS)
-    if not _is_whole(steps) or steps < 1:
+    if not is_whole(steps) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it must be a whole number, at least 1")
     if spacing in (None, "linspace"):
         return np.linspace(high, low, steps)
@@ -151,69 +147,15 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
 
 def _listed(T: int, steps: Steps, timesteps: Sequence[float]) -> NDArray:
     """Return the listed timesteps, integers or between two."""
-    real = isinstance(timesteps, (list, tuple)) and all(_is_whole(v) or isinstance(v, float) for v in timesteps)
+    real = isinstance(timesteps, (list, tuple)) and all(is_whole(v) or isinstance(v, float) for v in timesteps)
     if not real or not timesteps or timesteps[0] > T - 1 or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
         raise DuetError(
             f"sampler.spacing: {timesteps!r} was given; it must be one of {', '.join(SPACINGS)}, "
             f"or a list of decreasing timesteps in 0..{T - 1}"
         )
-    if steps is not None and (not _is_whole(steps) or steps != len(timesteps)):
+    if steps is not None and (not is_whole(steps) or steps != len(timesteps)):
         raise DuetError(f"sampler.steps: {steps} was given with a list of {len(timesteps)} timesteps; use steps=null")
-    return np.array(timesteps, dtype=np.int64 if _are_whole(timesteps) else np.float64)
-
-
-def _strided(T: int, steps: int) -> NDArray:
-    """Return every k-th timestep, `steps` in all, rising."""
-    if not 1 <= steps <= T:
-        raise DuetError(f"sampler.steps: ddim{steps} was given; a schedule with {T} timesteps takes 1 to {T} steps")
-    # A stride k gives ceil(T/k) timesteps; the smallest k that gives at most `steps` of them is ceil(T/steps).
-    stride = -(-T // steps)
-    rising = np.arange(0, T, stride)
-    if len(rising) != steps:
-        raise DuetError(
-            f"sampler.steps: ddim{steps} was given; no integer stride gives {steps} of {T} timesteps, "
-            f"but ddim{len(rising)} and ddim{-(-T // (stride - 1))} fit"
-        )
-    return rising
-
-
-def _sections(T: int, counts: list[int]) -> NDArray:
-    """Return timesteps with these counts in equal sections, the least noisy first, rising."""
-    sizes = [T // len(counts) + (i < T % len(counts)) for i in range(len(counts))]
-    for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        if not 0 <= count <= size:
-            raise DuetError(
-                f"sampler.steps: {count} was given for section {i + 1} of {len(counts)}; "
-                f"it has {size} of the {T} timesteps"
-            )
-    if not any(counts):
-        raise DuetError(f"sampler.steps: {counts} was given; at least one count must be positive")
-    parts = []
-    for start, size, count in zip(np.cumsum([0, *sizes]), sizes, counts, strict=False):
-        stride = (size - 1) / (count - 1) if count > 1 else 0.0
-        # Summed step by step, as guided-diffusion does: this decides the rounding of multiples that end in a half.
-        parts.append(start + np.round(np.cumsum([0.0] + [stride] * (count - 1))[:count]))
-    return np.concatenate(parts)
-
-
-def _counts(steps: object) -> list[int]:
-    """Return the counts per section."""
-    if isinstance(steps, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", steps):
-        return [int(count) for count in steps.split(",")]
-    if not isinstance(steps, str) and _are_whole(steps) and steps:
-        return list(steps)
-    raise DuetError(
-        f"sampler.steps: {steps!r} was given; it must be a whole number, whole numbers per section ([10, 10, 20]), "
-        "ddimN (ddim25), or null for every timestep"
-    )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _are_whole(values: object) -> bool:
-    return isinstance(values, (list, tuple)) and all(map(_is_whole, values))
+    return np.array(timesteps, dtype=np.int64 if are_whole(timesteps) else np.float64)
 
 
 def _falling(rising: NDArray) -> NDArray[np.int64]:

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
+from diffusion_core.diffusion.respacing import Respacing
+from diffusion_core.diffusion.schedule import with_respacing
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.likelihood import bits_per_dimension, dequantize, flow_density, variational_bound
 from diffusion_core.likelihood.bound import check_variance
@@ -48,6 +50,7 @@ def _vlb(
     batch: int = 128,
     variance: str | None = None,
     levels: int | None = None,
+    respacing: Respacing = None,
     distribution: str = "importance",
     clip: bool = True,
 ) -> Measure:
@@ -59,7 +62,7 @@ def _vlb(
         classes: whether to condition the network on the class of each image; otherwise it gets its null label.
         batch: evaluations per batch.
         variance: see `likelihood.bound`; None means the trained variance, or fixed_small if none was trained.
-        levels: see `likelihood.variational_bound`, as for distribution and clip.
+        levels: see `likelihood.variational_bound`, as for respacing, distribution and clip.
     """
     model = context.checkpoint.model
     variance = variance or ("fixed_small" if model.variance == "fixed" else model.variance)
@@ -70,15 +73,17 @@ def _vlb(
     def bound(forward: Callable[..., NDArray], part: slice, progress: Callable[[int], None] | None = None) -> Any:
         return variational_bound(
             forward, model.process, context.dataset.images[indices[part]], label[part], indices[part], context.seed,
-            variance=variance, levels=levels, distribution=distribution, clip=clip, value_range=model.value_range,
-            batch=batch, progress=progress,
+            variance=variance, levels=levels, respacing=respacing, distribution=distribution, clip=clip,
+            value_range=model.value_range, batch=batch, progress=progress,
         )  # fmt: skip
 
     bound(lambda *inputs: None, slice(0, 0))  # checks the options, without images
-    context.plan_calls(len(indices) * (1 + (levels or model.process.schedule.steps - 1)), batch)
+    schedule = model.process.schedule
+    T = (schedule if respacing is None else with_respacing(schedule, respacing, "likelihood.respacing")).steps
+    context.plan_calls(len(indices) * (1 + (levels or T - 1)), batch)
 
     def measure(out: Path) -> Measurement:
-        forward, T = context.network.forward, model.process.schedule.steps
+        forward = context.network.forward
         own = context.backend.collective.group.slice_of(len(indices), batch)
         with Counter("bound", (own.stop - own.start) * (1 + (levels or T - 1)), unit="evaluations") as progress:
             result = _gather(context, bound(forward, own, progress), len(indices), batch)
@@ -94,7 +99,7 @@ def _vlb(
             "levels": levels or T - 1,
             "law": distribution if levels else None,
             "clip": clip,
-        }
+        } | ({} if respacing is None else {"respacing": respacing})
         return _measurement(context, "vlb", result.total, parts, options | _protocol(context, indices, classes))
 
     return measure
