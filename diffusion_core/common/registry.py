@@ -10,6 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError, one_of
@@ -101,8 +102,7 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint in (int, float):
-        is_number = isinstance(value, int if hint is int else (int, float))
-        return is_number and not isinstance(value, bool)
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     return isinstance(value, hint) if hint in (str, bool) else True
 
 

@@ -1,7 +1,7 @@
 """Samplers: functions that make plans, the tables that a backend executes.
 
     plan, rows           the plan itself, and its rows as a backend takes them
-    grid, spacing        which timesteps a sampler uses
+    grid, spacing        which timesteps a sampler uses, and where it ends
     recurrence           turns a solver's formula into a plan's tables
     declaration          what a sampler declares about itself
     guidance, edit       guidance weights; plans that start from images
@@ -20,9 +20,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import DECLARATIONS, Declaration, Method
@@ -43,6 +46,8 @@ def make_plan(
     process: Process,
     name: str,
     *,
+    sigmas: Sequence[float] | NDArray | None = None,
+    end: float | str | None = None,
     guidance_scale: GuidanceScale = 1.0,
     guidance_convention: str = "from_null",
     interval: Sequence[float] | None = None,
@@ -57,6 +62,8 @@ def make_plan(
     Args:
         process: the process that the network was trained for.
         name: one of `SAMPLERS`.
+        sigmas: the sigma/alpha at which the steps start, in place of steps and spacing; a last 0 stands for clean data.
+        end: the sigma/alpha at which the last step ends, or ``"sigma_min"``; None for clean data. See `grid`.
         guidance_scale: weight of classifier-free guidance: a number, one per row, or a ramp, see `guidance.per_row`.
         guidance_convention: the meaning of that weight, one of `guidance.CONVENTIONS`.
         interval: smallest and largest sigma/alpha with guidance; None for all rows, see `SamplerPlan.with_guidance`.
@@ -74,10 +81,39 @@ def make_plan(
         >>> process = Process(make_schedule("cosine"), "v")
         >>> make_plan(process, "dpm_solver", steps=10, guidance_scale=2.0)
         SamplerPlan('dpm_solver-2-10', rows=10, registers=1, stochastic=False)
+        >>> make_plan(process, "heun", sigmas=[50.0, 5.0, 0.5], end=0.1).sigma[-1].round(4).item()  # 0.1/sqrt(1.01)
+        0.0995
     """
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    options = _with_levels(name, options, sigmas, end)
     plan = build("sampler", SAMPLERS, name, options, process, also_allowed=shared)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
     return replace(plan, threshold=threshold, threshold_max=threshold_max).with_guidance(
         weight, interval, rescale, classifier
     )
+
+
+def _with_levels(
+    name: str, options: Mapping[str, object], sigmas: Sequence[float] | NDArray | None, end: float | str | None
+) -> dict[str, object]:
+    """Return the options of a sampler with sigmas and an end in its spacing."""
+    options = dict(options)
+    if (sigmas is None and end is None) or name not in SAMPLERS:
+        return options
+    own = inspect.signature(SAMPLERS[name]).parameters
+    if "spacing" not in own:
+        if sigmas is not None:
+            raise DuetError(f"sampler.sigmas: {sigmas!r} was given; {name} visits every level, so use sigmas=null")
+        return {**options, "end": end}
+    spacing = options.get("spacing", own["spacing"].default)
+    if sigmas is not None:
+        # They replace steps and spacing, which a configuration always has.
+        options["steps"], spacing = None, {"sigmas": sigmas}
+    elif not isinstance(spacing, Mapping):
+        spacing = {"name" if spacing is None or isinstance(spacing, str) else "timesteps": spacing}
+    if end is not None:
+        if "end" in spacing:
+            raise DuetError(f"sampler.end: {end!r} was given, and {spacing['end']!r} in sampler.spacing; leave out one")
+        spacing = {**spacing, "end": end}
+    options["spacing"] = spacing
+    return options

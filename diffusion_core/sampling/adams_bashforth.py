@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -114,7 +114,7 @@ def _make(
         raise DuetError(f"sampler.order: {order} was given; it must be 1, 2, 3 or 4")
     if variable not in VARIABLES:
         raise one_of("sampler.variable", variable, VARIABLES)
-    levels = plan_levels(process, make_timesteps(process.schedule, steps, spacing))
+    levels = plan_levels(process, *make_grid(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     if variable == "ratio":
         needs_signal(name, alpha)

@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence, split_unclipped
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -63,7 +63,7 @@ def ddim(
     """
     if not 0.0 <= eta <= 1.0:
         raise DuetError(f"sampler.eta: {eta} was given; it must be between 0 (deterministic) and 1 (ancestral)")
-    levels = plan_levels(process, make_timesteps(process.schedule, steps, spacing))
+    levels = plan_levels(process, *make_grid(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     _, _, variance, _ = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     fresh = eta * np.sqrt(variance)

@@ -8,7 +8,7 @@ r"""Ancestral sampling: each row draws from the posterior q(x_s | x_t, x_0 = D).
     learned        variance = exp G                       G from a network with twice the channels of its image
     learned_range  variance = b^((1+G)/2) small^((1-G)/2) between the small variance, G = -1, and b, G = 1
 
-The last row leads to clean data and adds no noise, whatever the variance. Any subset of the timesteps is again a
+A last row that leads to clean data adds no noise, whatever the variance. Any subset of the timesteps is again a
 diffusion process with its own betas, so fewer steps need no other formula.
 
 Some implementations train and sample only t = T-1 .. 1, and return the mean of the row of t = 1, without noise, as the
@@ -30,7 +30,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -77,15 +77,19 @@ def ddpm(
         raise one_of("sampler.variance", variance, STEP_VARIANCES)
     if last_t and not 0 <= last_t < process.schedule.steps:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a timestep, 0..{process.schedule.steps - 1}")
-    t = make_timesteps(process.schedule, steps, spacing)
+    grid = make_grid(process.schedule, steps, spacing)
+    t = grid.t
+    if last_t and grid.end is not None:
+        raise DuetError(f"sampler.last_t: {last_t} was given with sampler.end, which it determines; use last_t=0")
     if last_t and len(t) < process.schedule.steps:
         raise DuetError(f"sampler.last_t: {last_t} was given with {len(t)} steps; use steps=null, every timestep")
     rows = len(t) - last_t
-    levels = plan_levels(process, t[:rows], end=last_t - 1 if last_t else None)
+    levels = plan_levels(process, t[:rows], end=last_t - 1 if last_t else grid.end)
     alpha, sigma = levels["alpha"], levels["sigma"]
     from_x, from_x0, small, large = posterior(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     std, learned = _std(variance, small, large)
-    std[-1] = 0.0
+    if grid.end is None:
+        std[-1] = 0.0
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
         return [from_x[i] * X[0] + from_x0[i] * D[0] + std[i] * z]
@@ -106,7 +110,7 @@ def _std(variance: str, small: Array, large: Array) -> tuple[Array, Array | None
         return np.sqrt(small), None
     if variance == "fixed_large":
         return np.sqrt(large), None
-    # The last row leads to clean data, where the small variance is 0. It adds no noise, so any value will do there.
-    constant, slope = log_variance(variance, np.log(np.append(small[:-1], large[-1])), np.log(large))
+    # On the way to clean data the small variance is 0. That row adds no noise, so any value will do there.
+    constant, slope = log_variance(variance, np.log(np.where(small > 0, small, large)), np.log(large))
     # Half the logarithm of the variance is that of the standard deviation.
     return np.ones_like(small), np.stack([constant, slope], axis=1) / 2

@@ -21,7 +21,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -64,10 +64,11 @@ def deis(
     """
     if order not in (1, 2, 3, 4):
         raise DuetError(f"sampler.order: {order} was given; it must be 1 to 4")
-    integrator = Integrator("deis", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), "eps")
+    integrator = Integrator("deis", plan_levels(process, *make_grid(process.schedule, steps, spacing)), "eps")
+    orders = effective_orders(integrator.rows, order, lower_order_final, integrator.ends_clean)
     return SamplerPlan(
         name=f"deis-{order}-{integrator.rows}",
         **integrator.levels,
-        **multistep(integrator, effective_orders(integrator.rows, order, lower_order_final)),
+        **multistep(integrator, orders),
         clip=clip,
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import add_churn, ancestral_fractions, log_ratio, needs_signal, one_step_plan
@@ -67,10 +67,11 @@ def dpm2(
         >>> dpm2(Process(linear(), "v"), steps=10)
         SamplerPlan('dpm2-10', rows=19, registers=2, stochastic=False)
     """
-    t = make_timesteps(process.schedule, steps, spacing)
-    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    second = _halfway("dpm2", process.schedule, starts, kept)
-    return one_step_plan(process, "dpm2", starts, kept, second, 1.0, s_noise=s_noise, clip=clip)
+    grid = make_grid(process.schedule, steps, spacing)
+    starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
+    raised = Grid(starts, grid.end)
+    second = _halfway("dpm2", process.schedule, raised, kept)
+    return one_step_plan(process, "dpm2", raised, kept, second, 1.0, s_noise=s_noise, clip=clip)
 
 
 @sampler(
@@ -105,19 +106,21 @@ def dpm2_ancestral(
         >>> dpm2_ancestral(Process(linear(), "v"), steps=10)
         SamplerPlan('dpm2_ancestral-10', rows=19, registers=2, stochastic=True)
     """
-    t = make_timesteps(process.schedule, steps, spacing)
-    kept = ancestral_fractions(process.schedule, t, eta)
-    second = _halfway("dpm2_ancestral", process.schedule, t, kept)
-    return one_step_plan(process, "dpm2_ancestral", t, kept, second, 1.0, s_noise=s_noise, clip=clip)
+    grid = make_grid(process.schedule, steps, spacing)
+    kept = ancestral_fractions(process.schedule, grid.points, eta)
+    second = _halfway("dpm2_ancestral", process.schedule, grid, kept)
+    return one_step_plan(process, "dpm2_ancestral", grid, kept, second, 1.0, s_noise=s_noise, clip=clip)
 
 
-def _halfway(name: str, schedule: AnySchedule, starts: NDArray, kept: NDArray) -> NDArray:
+def _halfway(name: str, schedule: AnySchedule, grid: Grid, kept: NDArray) -> NDArray:
     """Return the t halfway between each start and the level that its step leads to; NaN where that is clean data."""
-    alpha, _ = schedule(starts)
+    alpha, _ = schedule(grid.t)
     needs_signal(name, alpha)
-    now = log_ratio(schedule, starts)
-    second = np.full(len(starts), np.nan)
+    now = log_ratio(schedule, grid.points)
+    # An end to which no fraction is given is reached without fresh noise.
+    kept = np.append(kept, np.ones(len(now) - len(kept)))
+    second = np.full(len(now), np.nan)
     noisy = kept[1:] > 0
     down = now[1:][noisy] + np.log(kept[1:][noisy])
     second[:-1][noisy] = schedule.t_at_log_ratio((now[:-1][noisy] + down) / 2)
-    return second
+    return second[: len(grid.t)]

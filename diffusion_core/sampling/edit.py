@@ -117,7 +117,7 @@ def tail(make: Callable[..., SamplerPlan], strength: float) -> SamplerPlan:
     if any(map(full.is_self_contained, inner)) or not _is_made_of_its_timesteps(make, full):
         return full.tail(next(filter(full.is_self_contained, nearest)))
     t = full.t[row:]
-    new = _make_from_timesteps(make, decreasing_timesteps(t[~_is_stage(full)[row:]]))
+    new = _make_from_timesteps(make, full, decreasing_timesteps(t[~_is_stage(full)[row:]]))
     # Each row keeps the guidance scale that its timestep has in the full plan.
     return replace(new, guidance_scale=full.guidance_scale[row:][np.abs(new.t[:, None] - t).argmin(axis=1)])
 
@@ -127,14 +127,16 @@ def decreasing_timesteps(t: NDArray) -> list[float]:
     return t[np.append(True, t[1:] < np.minimum.accumulate(t)[:-1])].tolist()
 
 
-def _make_from_timesteps(make: Callable[..., SamplerPlan], t: list[float]) -> SamplerPlan:
-    """Return the plan whose steps start at these timesteps, without guidance."""
-    return make(steps=None, spacing=t, guidance_scale=1.0, guidance_convention="from_null", interval=None)
+def _make_from_timesteps(make: Callable[..., SamplerPlan], plan: SamplerPlan, t: list[float]) -> SamplerPlan:
+    """Return the plan whose steps start at these timesteps and end where a plan does, without guidance."""
+    noisy = plan.sigma[-1] > 0
+    spacing = {"timesteps": t, "end": plan.sigma[-1] / plan.alpha[-1]} if noisy else t
+    return make(steps=None, spacing=spacing, guidance_scale=1.0, guidance_convention="from_null", interval=None)
 
 
 def _is_made_of_its_timesteps(make: Callable[..., SamplerPlan], plan: SamplerPlan) -> bool:
     """Return whether the timesteps at which its steps start reproduce the plan: the sampler moves and adds none."""
-    return np.array_equal(_make_from_timesteps(make, decreasing_timesteps(plan.t[~_is_stage(plan)])).t, plan.t)
+    return np.array_equal(_make_from_timesteps(make, plan, decreasing_timesteps(plan.t[~_is_stage(plan)])).t, plan.t)
 
 
 def _is_stage(plan: SamplerPlan) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import add_churn, ancestral_fractions, one_step_plan, shift_timesteps
@@ -66,9 +66,9 @@ def euler(
         >>> euler(Process(linear(), "v"), steps=10, s_churn=4.0)
         SamplerPlan('euler-10', rows=10, registers=1, stochastic=True)
     """
-    t = make_timesteps(process.schedule, steps, spacing)
-    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    return one_step_plan(process, "euler", starts, kept, s_noise=s_noise, clip=clip)
+    grid = make_grid(process.schedule, steps, spacing)
+    starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
+    return one_step_plan(process, "euler", Grid(starts, grid.end), kept, s_noise=s_noise, clip=clip)
 
 
 @sampler(
@@ -104,9 +104,9 @@ def euler_ancestral(
         >>> euler_ancestral(Process(linear(), "v"), steps=10)
         SamplerPlan('euler_ancestral-10', rows=10, registers=1, stochastic=True)
     """
-    t = make_timesteps(process.schedule, steps, spacing)
-    kept = ancestral_fractions(process.schedule, t, eta)
-    return one_step_plan(process, "euler_ancestral", t, kept, s_noise=s_noise, clip=clip)
+    grid = make_grid(process.schedule, steps, spacing)
+    kept = ancestral_fractions(process.schedule, grid.points, eta)
+    return one_step_plan(process, "euler_ancestral", grid, kept, s_noise=s_noise, clip=clip)
 
 
 @sampler(
@@ -139,5 +139,5 @@ def flow_euler(
         >>> flow_euler(Process(flow(), "flow"), steps=10, shift=3.0)
         SamplerPlan('flow_euler-10', rows=10, registers=1, stochastic=False)
     """
-    t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
-    return one_step_plan(process, "flow_euler", t, clip=clip)
+    grid = shift_timesteps(process.schedule, make_grid(process.schedule, steps, spacing), shift)
+    return one_step_plan(process, "flow_euler", grid, clip=clip)

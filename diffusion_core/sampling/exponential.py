@@ -41,11 +41,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import one_of
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.steps import needs_signal
 
-__all__ = ["PREDICTS", "WEIGHT_KINDS", "Integrator", "effective_orders", "multistep", "weights"]
+__all__ = ["PREDICTS", "WEIGHT_KINDS", "Integrator", "effective_orders", "multistep", "noise_scales", "weights"]
 
 Array = NDArray[np.float64]
 
@@ -135,10 +135,20 @@ class Integrator:
         """N."""
         return len(self.alpha) - 1
 
+    @property
+    def ends_clean(self) -> bool:
+        """Whether the last row leads to clean data."""
+        return bool(self.sigma[-1] == 0)
+
+    def is_clean(self, level: int) -> bool:
+        """Return whether a level is clean data."""
+        return self.ends_clean and level == self.rows
+
     @cached_property
     def half_log_snr(self) -> Array:
-        """The half log-SNR of every level except the last, which is clean, with shape (N,)."""
-        return np.log(self.alpha[:-1] / self.sigma[:-1])
+        """The half log-SNR of every level that is noisy, with shape (N,) or (N+1,)."""
+        noisy = self.rows if self.ends_clean else self.rows + 1
+        return np.log(self.alpha[:noisy] / self.sigma[:noisy])
 
     def prediction(self, i: int, x: Coefficients, estimate: Coefficients) -> Coefficients:
         """Return the y of level i, from its x and its estimate."""
@@ -175,27 +185,46 @@ class Integrator:
         factors = weights(half[i], half[j], half[list(nodes)], rate, kind)
         return scale * sum(factor * (value - y) for factor, value in zip(factors, values, strict=True))
 
-    def preserves(self, tau: float | Array) -> str:
+    def preserves(self, tau: float | Array, s_noise: float = 1.0) -> str:
         """Return `SamplerPlan.preserves`: with noise, the eps form has the right variance only for small steps."""
-        return "mean" if self.predict == "eps" and np.any(tau) else "marginals"
+        return "mean" if np.any(tau) and (self.predict == "eps" or s_noise != 1) else "marginals"
 
 
-def effective_orders(rows: int, order: int, lower_order_final: bool | None, few: int = 15) -> NDArray[np.int64]:
+def noise_scales(sde: bool, eta: float | None, s_noise: float) -> tuple[float, float]:
+    """Return (tau, s_noise) of the options of a solver that may be an SDE: tau^2 = eta, 1 by default.
+
+    Raises:
+        DuetError: for an eta without sde, or numbers that are out of range.
+    """
+    if eta is not None and not 0 <= eta < np.inf:
+        raise DuetError(f"sampler.eta: {eta} was given; it must be a number, at least 0 (deterministic)")
+    if eta and not sde:
+        raise DuetError(f"sampler.eta: {eta} was given with sde false, which has no noise; use sde=true, or eta=null")
+    if not 0 <= s_noise < np.inf:
+        raise DuetError(f"sampler.s_noise: {s_noise} was given; it must be a number, at least 0")
+    return (float(np.sqrt(1.0 if eta is None else eta)) if sde else 0.0), s_noise
+
+
+def effective_orders(
+    rows: int, order: int, lower_order_final: bool | None, ends_clean: bool = True, few: int = 15
+) -> NDArray[np.int64]:
     """Return the number of values that each row of a multistep solver uses, with shape (N,).
 
-    A row uses at most `order` values and at most as many as exist; the last row, to clean data, uses one.
+    A row uses at most `order` values and at most as many as exist; a last row to clean data uses one.
 
     Args:
         rows: N.
         order: the largest order.
         lower_order_final: whether row N - k has at most order k; None: only with fewer than `few` rows.
+        ends_clean: whether the last row leads to clean data.
         few: see lower_order_final.
     """
     done = np.arange(rows)
     orders = np.minimum(order, done + 1)
     if rows < few if lower_order_final is None else lower_order_final:
         orders = np.minimum(orders, rows - done)
-    orders[-1] = 1
+    if ends_clean:
+        orders[-1] = 1
     return orders
 
 
@@ -206,6 +235,7 @@ def multistep(
     tau: float | Array = 0.0,
     kind: str = "exact",
     kind_corrected: str = "exact",
+    s_noise: float = 1.0,
 ) -> dict[str, Array]:
     """Return the tables of a solver that uses the values of earlier levels, with or without a corrector.
 
@@ -221,6 +251,7 @@ def multistep(
         tau: scale of the noise, one number or one per row.
         kind: of the weights, one of `WEIGHT_KINDS`.
         kind_corrected: of the corrector's weights.
+        s_noise: factor of the fresh noise.
     """
     rows, eps = integrator.rows, integrator.predict == "eps"
     corrected = np.zeros(rows, np.int64) if corrected is None else corrected
@@ -240,8 +271,8 @@ def multistep(
                 i - 1, i, nodes[used], values[used], earlier[0], tau[i - 1], kind_corrected
             )  # fmt: skip
         first, new = np.zeros_like(z), D[0]
-        if i < rows - 1:
-            first = new = integrator.first_order(i, i + 1, x, current, z, tau[i])
+        if not integrator.is_clean(i + 1):
+            first = new = integrator.first_order(i, i + 1, x, current, s_noise * z, tau[i])
             if orders[i] > 1:
                 nodes, values = range(i, i - orders[i], -1), [current, *earlier][: orders[i]]
                 new = first + integrator.higher_order(i, i + 1, nodes, values, current, tau[i], kind)

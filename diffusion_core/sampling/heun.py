@@ -13,11 +13,9 @@ References:
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import add_churn, one_step_plan, shift_timesteps
@@ -63,9 +61,9 @@ def heun(
         >>> heun(Process(make_schedule("edm"), "edm"), steps=18)
         SamplerPlan('heun-18', rows=35, registers=2, stochastic=False)
     """
-    t = make_timesteps(process.schedule, steps, spacing)
-    starts, kept = add_churn(process.schedule, t, s_churn, s_min, s_max)
-    return one_step_plan(process, "heun", starts, kept, np.append(t[1:], np.nan), s_noise=s_noise, clip=clip)
+    grid = make_grid(process.schedule, steps, spacing)
+    starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
+    return one_step_plan(process, "heun", Grid(starts, grid.end), kept, grid.targets, s_noise=s_noise, clip=clip)
 
 
 @sampler(
@@ -98,5 +96,5 @@ def flow_heun(
         >>> flow_heun(Process(flow(), "flow"), steps=10)
         SamplerPlan('flow_heun-10', rows=19, registers=2, stochastic=False)
     """
-    t = shift_timesteps(process.schedule, make_timesteps(process.schedule, steps, spacing), shift)
-    return one_step_plan(process, "flow_heun", t, second=np.append(t[1:], np.nan), variable="flow", clip=clip)
+    grid = shift_timesteps(process.schedule, make_grid(process.schedule, steps, spacing), shift)
+    return one_step_plan(process, "flow_heun", grid, second=grid.targets, variable="flow", clip=clip)

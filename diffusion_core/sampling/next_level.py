@@ -8,11 +8,10 @@ the deterministic row of DDIM: the network's one output determines both x_0 and 
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 
@@ -25,15 +24,16 @@ __all__ = ["next_level"]
     requires="prediction next_level",
     notes="Each row returns the network's output. Without a clip it equals deterministic `ddim` over every timestep.",
 )
-def next_level(process: Process, clip: float | None = None) -> SamplerPlan:
+def next_level(process: Process, clip: float | None = None, end: float | str | None = None) -> SamplerPlan:
     """Make the plan of a network with prediction next_level: one row per timestep, each the network's output.
 
     Args:
         process: the process that the network was trained for.
         clip: bound of the estimates, see `SamplerPlan`. With a clipped estimate a row differs from F.
+        end: where the last row leads, see `grid`: a level of the table; None for clean data.
 
     Raises:
-        DuetError: for another prediction.
+        DuetError: for another prediction, or an end between two timesteps.
 
     Example:
         >>> from diffusion_core.diffusion.schedule import flow
@@ -45,8 +45,13 @@ def next_level(process: Process, clip: float | None = None) -> SamplerPlan:
             f"sampler.name: next_level was given for a network with prediction {process.prediction}; "
             f"use ddim or ddpm, or a network with prediction next_level"
         )
-    rows = process.schedule.steps
-    levels = plan_levels(process, np.arange(rows)[::-1].copy())
+    grid = make_grid(process.schedule, None, {"end": end})
+    if grid.end is not None and abs(grid.end - round(grid.end)) > 1e-6:
+        raise DuetError(
+            f"sampler.end: {end!r} was given; next_level visits the timesteps alone, so use one of their levels"
+        )
+    levels = plan_levels(process, grid.t, None if grid.end is None else round(grid.end))
+    rows = len(grid.t)
     c_skip, c_out = levels["c_skip"], levels["c_out"]
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:

@@ -31,7 +31,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -120,12 +120,13 @@ def _make(
     clip: float | None,
 ) -> SamplerPlan:
     """Make the plan whose first `staged` steps consist of these stages; the step to clean data is never staged."""
-    t = make_timesteps(process.schedule, steps, spacing)
+    grid = make_grid(process.schedule, steps, spacing)
+    t, points = grid.t, grid.points
     nodes, weights = stages
-    staged = min(staged, len(t) - 1)
+    staged = min(staged, len(points) - 1)
     # Interpolated by both weights, so that the last node is exactly the next timestep.
-    within = [(1 - nodes) * t[i] + nodes * t[i + 1] for i in range(staged)]
-    integrator = Integrator(name, plan_levels(process, np.concatenate([*within, t[staged:]])), "eps")
+    within = [(1 - nodes) * points[i] + nodes * points[i + 1] for i in range(staged)]
+    integrator = Integrator(name, plan_levels(process, np.concatenate([*within, t[staged:]]), grid.end), "eps")
     alpha, sigma = integrator.alpha, integrator.sigma
     first = staged * len(nodes)
 

@@ -32,7 +32,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
-from diffusion_core.sampling.grid import karras, make_timesteps
+from diffusion_core.sampling.grid import Grid, karras, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
 from diffusion_core.sampling.steps import log_ratio, one_step_plan
@@ -125,11 +125,17 @@ def restart(
         raise DuetError(f"sampler.restarts: {restarts!r} was given; it must be a list, as [{{low: 0.06, high: 0.3}}]")
     schedule = process.schedule
     intervals = [build("sampler.restarts", {"restart": Restart}, "restart", dict(options)) for options in restarts]
-    t = make_timesteps(schedule, steps, spacing).astype(np.float64)
-    t, lows = _add_low_levels(schedule, t, intervals)
+    grid = make_grid(schedule, steps, spacing)
+    t, lows = _add_low_levels(schedule, grid.t.astype(np.float64), intervals)
+    if grid.end is not None and t[-1] <= grid.end:
+        least, reached = min(one.low for one in intervals), math.exp(log_ratio(schedule, np.array(grid.end)))
+        raise DuetError(
+            f"sampler.restarts: low {least:g} was given, not above sampler.end, sigma/alpha {reached:g}; raise low, or "
+            "lower the end"
+        )
     # Every move as the t at which it starts and the t to which it leads, NaN for clean data.
     moves = []
-    for k, move in enumerate(pairwise(np.append(t, np.nan))):
+    for k, move in enumerate(pairwise(np.append(t, np.nan if grid.end is None else grid.end))):
         moves.append(move)
         for interval, low in zip(intervals, lows, strict=True):
             if low == k + 1:
@@ -139,7 +145,7 @@ def restart(
     raised = starts[1:] != ends[:-1]
     kept[1:][raised] = np.exp(log_ratio(schedule, ends[:-1][raised]) - log_ratio(schedule, starts[1:][raised]))
     second = ends if order == 2 else None
-    return one_step_plan(process, f"restart-{order}", starts, kept, second, s_noise=s_noise, clip=clip)
+    return one_step_plan(process, f"restart-{order}", Grid(starts, grid.end), kept, second, s_noise=s_noise, clip=clip)
 
 
 def _add_low_levels(schedule: AnySchedule, t: NDArray, intervals: list[Restart]) -> tuple[NDArray, list[int]]:

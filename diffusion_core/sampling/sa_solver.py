@@ -26,7 +26,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -83,7 +83,7 @@ def sa_solver(
     if not 0 <= tau < np.inf:
         raise DuetError(f"sampler.tau: {tau} was given; it must be at least 0 (no noise), and 1 is ancestral sampling")
     integrator = Integrator(
-        "sa_solver", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict
+        "sa_solver", plan_levels(process, *make_grid(process.schedule, steps, spacing)), predict
     )  # fmt: skip
     rows = integrator.rows
     taus = np.full(rows, float(tau))
@@ -103,7 +103,14 @@ def sa_solver(
     return SamplerPlan(
         name=f"sa_solver-{predictor}-{corrector}{'' if predict == 'x0' else f'-{predict}'}-{rows}",
         **integrator.levels,
-        **multistep(integrator, effective_orders(rows, predictor, lower_order_final), corrected, taus, kind, kind),
+        **multistep(
+            integrator,
+            effective_orders(rows, predictor, lower_order_final, integrator.ends_clean),
+            corrected,
+            taus,
+            kind,
+            kind,
+        ),
         clip=clip,
         preserves=integrator.preserves(taus),
     )

@@ -28,6 +28,10 @@ In continuous time, from t_min to t_max, a number of steps is required, and no t
 
 or the times themselves. There are no sections and no "ddimN".
 
+With a noisy end e of the last step (`grid`), the N timesteps are above it: linspace has N + 1 from e to T-1 without e,
+leading e + k .. e + N k with k = floor((T - e) / (N + 1)), and trailing N with steps of (T - e)/N; likewise in
+continuous time. steps = null means every timestep above e.
+
 References:
     Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023), table 2,
     https://arxiv.org/abs/2305.08891
@@ -39,6 +43,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,35 +56,43 @@ __all__ = ["SPACINGS", "Spacing", "Steps", "table_timesteps", "continuous_timest
 
 Steps = int | str | list[int] | None
 # A mapping is the name and the options of a grid of noise levels, see `grid`.
-Spacing = str | list[int] | list[float] | Mapping[str, object] | None
+Spacing = str | list[int] | list[float] | NDArray | Mapping[str, object] | None
 
 
-def _leading(T: int, steps: int) -> NDArray:
+def _leading(T: int, steps: int, end: float | None) -> NDArray:
+    if end is not None:
+        return np.round(end + np.arange(1, steps + 1) * ((T - end) // (steps + 1)))
     return np.arange(steps) * (T // steps)
 
 
-def _linspace(T: int, steps: int) -> NDArray:
+def _linspace(T: int, steps: int, end: float | None) -> NDArray:
+    if end is not None:
+        return np.round(np.linspace(end, T - 1, steps + 1))[1:]
     return np.round(np.linspace(0, T - 1, steps)) if steps > 1 else np.array([T - 1])
 
 
-def _half_open(T: int, steps: int) -> NDArray:
-    return np.round(np.linspace(0, T - 1, steps + 1))[1:]
+def _half_open(T: int, steps: int, end: float | None) -> NDArray:
+    if steps == T:
+        return np.arange(T)  # no level is left to leave out
+    return np.round(np.linspace(end or 0, T - 1, steps + 1))[1:]
 
 
-def _trailing(T: int, steps: int) -> NDArray:
-    return np.round(T - np.arange(steps) * (T / steps))[::-1] - 1
+def _trailing(T: int, steps: int, end: float | None) -> NDArray:
+    return np.round(T - np.arange(steps) * ((T - (end or 0)) / steps))[::-1] - 1
 
 
 SPACINGS = {"leading": _leading, "linspace": _linspace, "half_open": _half_open, "trailing": _trailing}
 
 
-def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
+def table_timesteps(T: int, steps: Steps, spacing: Spacing = None, end: float | None = None) -> NDArray:
     """Return timesteps of a table, decreasing, with shape (N,).
 
     Args:
         T: the number of timesteps of the table.
         steps: how many to use: a number, counts per section, ``"ddimN"``, or None for all of them.
         spacing: where they lie: a name of `SPACINGS`, or the timesteps themselves; None for leading.
+        end: the timestep at which the last step ends, an integer or between two, above which a number of steps lies;
+            None for clean data.
 
     Raises:
         DuetError: for an unknown spacing, timesteps or counts beyond T, or a steps and a spacing that contradict.
@@ -95,11 +108,18 @@ def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
     if spacing is not None and not isinstance(spacing, str):
         return _listed(T, steps, spacing)
     if steps is None:
-        steps = T
+        # Every timestep, or every one above the end.
+        steps, spacing = T if end is None else T - 1 - math.floor(end), spacing if end is None else "linspace"
     if is_whole(steps):
         if not 1 <= steps <= T:
             raise DuetError(f"sampler.steps: {steps} was given; a schedule with {T} timesteps takes 1 to {T} steps")
-        return _falling(SPACINGS[spacing or "leading"](T, steps))
+        rising = SPACINGS[spacing or "leading"](T, int(steps), end)
+        if end is not None and not (rising[0] > end and np.all(np.diff(rising) > 0)):
+            raise DuetError(
+                f"sampler.steps: {steps} was given, but only {T - 1 - math.floor(end)} of the {T} timesteps lie above "
+                f"the end at t = {end:g}; use fewer steps, or spacing=linspace"
+            )
+        return _falling(rising)
     rising = kept_timesteps(T, steps, "sampler.steps")
     if spacing is not None:
         raise DuetError(
@@ -108,13 +128,16 @@ def table_timesteps(T: int, steps: Steps, spacing: Spacing = None) -> NDArray:
     return _falling(rising)
 
 
-def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spacing = None) -> NDArray[np.float64]:
+def continuous_timesteps(
+    span: tuple[float, float], steps: Steps, spacing: Spacing = None, end: float | None = None
+) -> NDArray[np.float64]:
     """Return times of a continuous schedule, decreasing, with shape (N,).
 
     Args:
         span: the smallest and the largest time.
         steps: the number of times.
         spacing: where they lie: a name of `SPACINGS`, or the times themselves; None for linspace.
+        end: the time at which the last step ends; None for clean data.
 
     Raises:
         DuetError: for an unknown spacing, times outside the span, or a `steps` that is not a number.
@@ -124,10 +147,12 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     low, high = span
+    if isinstance(spacing, np.ndarray):
+        spacing = spacing.tolist()
     if spacing is not None and not isinstance(spacing, str):
         times = np.asarray(spacing)
         real = times.ndim == 1 and times.size > 0 and times.dtype.kind in "if"
-        if not real or not (high >= times[0] and times[-1] >= low) or np.any(np.diff(times) >= 0):
+        if not real or not (high >= times[0] and times[-1] >= low) or not np.all(np.diff(times) < 0):
             raise DuetError(
                 f"sampler.spacing: {spacing!r} was given; it must be one of {', '.join(SPACINGS)}, "
                 f"or a list of decreasing times in {low:g}..{high:g}"
@@ -139,16 +164,22 @@ def continuous_timesteps(span: tuple[float, float], steps: Steps, spacing: Spaci
         raise one_of("sampler.spacing", spacing, SPACINGS)
     if not is_whole(steps) or steps < 1:
         raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it must be a whole number, at least 1")
+    # With an end there are `steps` times above it.
+    steps, low = int(steps), low if end is None else end
     if spacing in (None, "linspace"):
-        return np.linspace(high, low, steps)
-    even = np.arange(steps) * ((high - low) / steps)
-    return low + even[::-1] if spacing == "leading" else high - even
+        return np.linspace(high, low, steps) if end is None else np.linspace(high, low, steps + 1)[:-1]
+    if spacing in ("trailing", "half_open"):
+        return high - np.arange(steps) * ((high - low) / steps)
+    above = np.arange(steps) if end is None else np.arange(1, steps + 1)
+    return low + above[::-1] * ((high - low) / (steps + (end is not None)))
 
 
 def _listed(T: int, steps: Steps, timesteps: Sequence[float]) -> NDArray:
     """Return the listed timesteps, integers or between two."""
+    if isinstance(timesteps, np.ndarray):
+        timesteps = timesteps.tolist()
     real = isinstance(timesteps, (list, tuple)) and all(is_whole(v) or isinstance(v, float) for v in timesteps)
-    if not real or not timesteps or timesteps[0] > T - 1 or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
+    if not real or not timesteps or timesteps[0] > T - 1 or timesteps[-1] < 0 or not np.all(np.diff(timesteps) < 0):
         raise DuetError(
             f"sampler.spacing: {timesteps!r} was given; it must be one of {', '.join(SPACINGS)}, "
             f"or a list of decreasing timesteps in 0..{T - 1}"

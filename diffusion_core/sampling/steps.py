@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.sampling.grid import Grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 
@@ -62,7 +63,7 @@ VARIABLES: Mapping[str, Callable[[Array, Array], Array]] = {
 def one_step_plan(
     process: Process,
     name: str,
-    starts: NDArray,
+    grid: Grid,
     kept: NDArray | None = None,
     second: NDArray | None = None,
     weight: float = 0.5,
@@ -75,9 +76,9 @@ def one_step_plan(
     Args:
         process: the process that the network was trained for.
         name: of the method.
-        starts: the t at which each step starts, with shape (K,); the last step leads to clean data.
+        grid: the t at which each of K steps starts, and at which the last one ends.
         kept: for each start, the fraction of its sigma/alpha that the step before leads to; fresh noise makes up the
-            rest. With shape (K,); None is 1, no fresh noise.
+            rest. With shape (K,), or (K+1,) for that of a noisy end too; None is 1, no fresh noise.
         second: the t of each step's second evaluation, NaN for a step that has none, with shape (K,); None for no
             second evaluations.
         weight: b, the weight of the slope at the second evaluation.
@@ -90,24 +91,25 @@ def one_step_plan(
     """
     if not 0 <= s_noise < math.inf:
         raise DuetError(f"sampler.s_noise: {s_noise} was given; it must be a number, at least 0")
-    K = len(starts)
+    starts, K = grid.t, len(grid.t)
     second = np.full(K, np.nan) if second is None else second
     kept = np.ones(K) if kept is None else kept
+    kept = np.append(kept, np.ones(K + 1 - len(kept)))
     two = np.isfinite(second)
     # The row of each step's first evaluation; the second evaluations are the rows between.
     first_row = np.arange(K) + np.append(0, np.cumsum(two[:-1]))
     step_of = np.repeat(np.arange(K), 1 + two)
     t = np.empty(K + two.sum())
     t[first_row], t[first_row[two] + 1] = starts, second[two]
-    levels = plan_levels(process, t)
+    levels = plan_levels(process, t, grid.end)
     alpha, sigma = levels["alpha"], levels["sigma"]
     if np.any(two) and variable == "ratio":
         needs_signal(name, alpha)
     norm = VARIABLES[variable](alpha, sigma)
     registers = 1 + bool(np.any(two))
-    # Each step leads to the level at which the next one starts, before its fresh noise; the last to clean data.
+    # Each step leads to the level at which the next one starts, before its fresh noise; the last to the end.
     ends = first_row + 1 + two
-    down = sigma[ends] * np.append(kept[1:], 1.0)
+    down = sigma[ends] * kept[1:]
 
     def euler(i: int, j: int, sigma_j: float, x: Coefficients, D: Coefficients) -> Coefficients:
         """Lead from level i to the signal of level j and the noise sigma_j."""
@@ -151,8 +153,13 @@ def log_ratio(schedule: AnySchedule, t: NDArray) -> Array:
 def ancestral_fractions(schedule: AnySchedule, t: NDArray, eta: float) -> Array:
     """Return the fraction of each level's sigma/alpha that ancestral sampling leads to before it adds fresh noise.
 
+    Args:
+        schedule: of the process.
+        t: of every noisy level, `Grid.points`.
+        eta: fresh noise relative to that of ancestral sampling.
+
     Returns:
-        `kept` of `one_step_plan`, with shape (N,).
+        `kept` of `one_step_plan`, with the shape of t.
 
     Raises:
         DuetError: for a negative eta.
@@ -195,22 +202,25 @@ def add_churn(
     return starts, kept
 
 
-def shift_timesteps(schedule: AnySchedule, t: NDArray, shift: float) -> NDArray:
-    """Return the timesteps whose sigma/alpha is `shift` times as large, limited to the range of the schedule.
+def shift_timesteps(schedule: AnySchedule, grid: Grid, shift: float) -> Grid:
+    """Return the steps whose sigma/alpha is `shift` times as large, limited to the range of the schedule; not the end.
 
     On the straight line of flow matching this is sigma <- shift sigma / (1 + (shift - 1) sigma) (Esser et al., 2024,
     section 5.3.2).
 
     Raises:
-        DuetError: for a shift that is not positive.
+        DuetError: for a shift that is not positive, or one that leads below the end.
     """
     if not 0 < shift < math.inf:
         raise DuetError(f"sampler.shift: {shift} was given; it must be a positive number, 1 for no shift")
     if shift == 1:
-        return t
-    return schedule.t_at_log_ratio(
-        np.clip(log_ratio(schedule, t) + math.log(shift), *log_ratio(schedule, np.array(schedule.span)))
+        return grid
+    t = schedule.t_at_log_ratio(
+        np.clip(log_ratio(schedule, grid.t) + math.log(shift), *log_ratio(schedule, np.array(schedule.span)))
     )
+    if grid.end is not None and t[-1] <= grid.end:
+        raise DuetError(f"sampler.shift: {shift} was given; it moves the last step below sampler.end; use a lower end")
+    return Grid(t, grid.end)
 
 
 def needs_signal(name: str, alpha: Array) -> None:

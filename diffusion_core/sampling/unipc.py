@@ -27,7 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
-from diffusion_core.sampling.grid import make_timesteps
+from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
 
@@ -88,9 +88,9 @@ def unipc(
         raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
     if correct_from is not None and correct_from < 1:
         raise DuetError(f"sampler.correct_from: {correct_from} was given; it must be a row from 1 on, or null for none")
-    integrator = Integrator("unipc", plan_levels(process, make_timesteps(process.schedule, steps, spacing)), predict)
+    integrator = Integrator("unipc", plan_levels(process, *make_grid(process.schedule, steps, spacing)), predict)
     rows = integrator.rows
-    orders = effective_orders(rows, order, lower_order_final)
+    orders = effective_orders(rows, order, lower_order_final, integrator.ends_clean)
     corrected = np.zeros(rows, np.int64)
     if correct_from is not None:
         corrected[correct_from:] = orders[correct_from - 1 : -1] + 1

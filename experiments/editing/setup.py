@@ -109,8 +109,10 @@ class EditContext:
         guidance = self.setup.guidance
         if not options:
             return guidance.plan(self.model, self.sampler)
+        # A spacing has the levels and the end of the part, in place of these two.
+        own = {key: v for key, v in self.sampler.items() if "spacing" not in options or key not in ("sigmas", "end")}
         # Networks that fit the whole plan fit its parts, though a part may have another guidance scale, or none.
-        return make_sampler_plan(self.model, self.sampler | options, guidance.guide and guidance.guide.model)
+        return make_sampler_plan(self.model, own | options, guidance.guide and guidance.guide.model)
 
     @cached_property
     def sources(self) -> SourceImages:

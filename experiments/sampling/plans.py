@@ -70,9 +70,15 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
 def describe_sampler(sampler: Mapping[str, Any]) -> str:
     """Return name and options of a sampler in one line, without the shared options that have their default."""
     defaults = shared_options()
-    differing = {key: value for key, value in sampler.items() if key != "name" and defaults.get(key, ...) != value}
+    replaced = ("name",) if sampler.get("sigmas") is None else ("name", "steps", "spacing")
+    differing = {key: v for key, v in sampler.items() if key not in replaced and not _same(defaults.get(key, ...), v)}
     described = [f"{key} {'null' if value is None else value}" for key, value in differing.items()]
     return f"sampler: {', '.join([sampler['name'], *described])}"
+
+
+def _same(default: Any, value: Any) -> bool:
+    """Return whether an option, which may be an array, has its default."""
+    return not isinstance(value, np.ndarray) and bool(default == value)
 
 
 def default_sampler(model: DiffusionModel) -> dict[str, Any]:

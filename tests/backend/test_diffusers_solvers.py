@@ -75,7 +75,7 @@ def theirs(
     if hasattr(scheduler, "alphas_cumprod"):
         scheduler.alphas_cumprod = torch.from_numpy(PROCESS.schedule.alpha**2)
     scheduler.timesteps = torch.from_numpy(plan.t.copy())
-    scheduler.sigmas = torch.from_numpy(np.append(plan.sigma[:-1] / plan.alpha[:-1], 0.0))
+    scheduler.sigmas = torch.from_numpy(plan.sigma / plan.alpha)  # 0 at clean data
     scheduler.num_inference_steps = plan.rows
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
@@ -298,6 +298,55 @@ def test_dpm_solvers_on_edm_equal_those_of_diffusers(order, sde, kind, monkeypat
         "EDMDPMSolverMultistepScheduler", plan, monkeypatch, algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
         solver_order=order, solver_type=kind, sigma_data=process.sigma_data,
     ) < TOLERANCE  # fmt: skip
+
+
+NOISY = {"final_sigmas_type": "sigma_min"}
+
+
+@pytest.mark.parametrize("steps", [6, 18])
+@pytest.mark.parametrize("sampler, scheduler, options, same", [
+    ("dpm_solver", "DPMSolverMultistepScheduler", {"order": 3}, {"solver_order": 3, **NOISY}),
+    ("dpm_solver", "DPMSolverMultistepScheduler", {"sde": True}, {"algorithm_type": "sde-dpmsolver++", **NOISY}),
+    ("dpm_solver", "DPMSolverMultistepScheduler", {"predict": "eps"}, {"algorithm_type": "dpmsolver", **NOISY}),
+    ("deis", "DEISMultistepScheduler", {}, {"solver_order": 3}),
+    ("unipc", "UniPCMultistepScheduler", {"order": 3, "lower_order_final": True}, {"solver_order": 3, **NOISY}),
+    ("unipc", "UniPCMultistepScheduler", {"predict": "eps", "solver_type": "bh1"},
+     {"predict_x0": False, "solver_type": "bh1", **NOISY}),
+    ("sa_solver", "SASolverScheduler", {"tau": 0.0}, {"tau_func": lambda t: _tau(0)}),
+])  # fmt: skip
+def test_multistep_solvers_that_end_at_noise_equal_those_of_diffusers(
+    sampler, scheduler, options, same, steps, monkeypatch
+):
+    for spacing in ("linspace", "leading", "trailing"):
+        plan = sampled(sampler, steps, spacing=spacing, end="sigma_min", **options)
+        assert difference(scheduler, plan, monkeypatch, **same, **BETAS) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("predict, order, steps, lower", [
+    ("x0", 1, 6, False), ("x0", 2, 6, False), ("x0", 3, 6, False), ("eps", 2, 6, False), ("eps", 3, 9, False),
+    ("x0", 2, 6, True), ("x0", 2, 7, True), ("x0", 3, 6, True), ("eps", 3, 7, True), ("eps", 3, 8, True),
+])  # fmt: skip
+def test_singlestep_solvers_that_end_at_noise_equal_those_of_diffusers(predict, order, steps, lower, kind, monkeypatch):
+    options = {"order": order, "solver_type": kind, "predict": predict, "lower_order_final": lower}
+    plan = sampled("dpm_solver_singlestep", steps, between="visited", end="sigma_min", **options)
+    assert difference(
+        "DPMSolverSinglestepScheduler", plan, monkeypatch, solver_order=order, solver_type=kind,
+        lower_order_final=lower, algorithm_type=f"dpmsolver{'++' if predict == 'x0' else ''}", **NOISY, **BETAS,
+    ) < TOLERANCE  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 50])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_steps_to_the_least_noisy_level_start_where_those_of_diffusers_do(spacing, steps):
+    import diffusers
+
+    scheduler = diffusers.DPMSolverMultistepScheduler(timestep_spacing=spacing, **NOISY, **BETAS)
+    scheduler.set_timesteps(steps)
+    plan = sampled("dpm_solver", steps, spacing=spacing, end="sigma_min")
+    np.testing.assert_array_equal(plan.t, scheduler.timesteps.numpy())
+    # diffusers takes 1 - alpha^2 in float32.
+    np.testing.assert_allclose(plan.sigma / plan.alpha, scheduler.sigmas.numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler, scheduler, options, same", [

@@ -28,13 +28,16 @@ PROCESSES = {
     "next level": Process(make_schedule("linear", T=10), "next_level"),
 }
 SPACINGS = [
-    "leading", "linspace", "trailing", None, "karras", "exponential", "beta", {"name": "polyexponential", "rho": 2.0},
+    "leading", "linspace", "half_open", "trailing", None, "karras", "exponential", "beta",
+    {"name": "polyexponential", "rho": 2.0},
     {"name": "karras", "sigma_min": 0.02, "sigma_max": 40.0, "rho": 3.0}, {"name": "linspace"}, [90, 40, 1],
 ]  # fmt: skip
 # The edges and a middle value of every option; each is valid by itself, for some sampler and process.
 VALUES: dict[str, list[Any]] = {
     "steps": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, None],
     "spacing": SPACINGS,
+    "sigmas": [None, [15.0, 2.0, 0.3], np.array([15.0, 2.0, 0.3, 0.0])],
+    "end": [None, "sigma_min", 0.2, 0],
     "clip": [None, 1.0, 0.5],
     "order": [1, 2, 3, 4],
     "predictor": [1, 2, 3, 4],
@@ -48,11 +51,15 @@ VALUES: dict[str, list[Any]] = {
     "variable": ["flow", "ratio"],
     "variance": ["fixed_small", "fixed_large", "learned", "learned_range"],
     "last_t": [0, 1, 5],
+    "use_clipped_model_output": [False, True],
+    "r": [0.2, 0.5, 1.0],
     "sde": [False, True],
     "solver_type": ["midpoint", "heun", "exact", "bh1", "bh2"],
     "lower_order_final": [None, False, True],
     "predict": ["x0", "eps"],
     "between": ["log_snr", "visited"],
+    "middle": ["same", "exact"],
+    "spaced": ["rows", "steps"],
     "correct_from": [None, 1, 3],
     "tau": [0.0, 0.4, 1.0, 1.6],
     "noisy": [None, [0.05, 5.0]],
@@ -67,6 +74,8 @@ VALUES: dict[str, list[Any]] = {
 REFUSED: dict[str, list[Any]] = {
     "steps": [0, -1, 2.5, True, "many"],
     "spacing": ["karas", [1, 40, 90], {"name": "karras", "sigma_min": 90.0, "sigma_max": 1.0}, {"rho": 7.0}, [], 5],
+    "sigmas": [[], [1.0, 2.0], [1.0, 1.0], [2.0, -1.0], [np.nan], [[2.0, 1.0]], [1e9, 1.0], 3.0, ["a"], [0.0]],
+    "end": ["sigma_max", -0.1, 1e9, np.nan, True, [0.1], 1e-12],
     "clip": [0.0, -1.0, np.nan],
     "order": [0, 5, 1.5],
     "predictor": [0, 5],
@@ -80,11 +89,15 @@ REFUSED: dict[str, list[Any]] = {
     "variable": ["angle"],
     "variance": ["large"],
     "last_t": [-1, 100],
+    "use_clipped_model_output": ["yes"],
+    "r": [0.0, 1.5, np.nan],
     "sde": ["yes"],
     "solver_type": ["bh3"],
     "lower_order_final": ["yes"],
     "predict": ["v"],
     "between": ["even"],
+    "middle": ["other"],
+    "spaced": ["evenly"],
     "correct_from": [0, -1],
     "tau": [-1.0, np.inf],
     "noisy": [[5.0, 0.05], [1.0], 3.0],
@@ -100,7 +113,7 @@ def options_of(name: str) -> dict[str, list[Any]]:
     """Return the values of every option of a sampler, the process among them."""
     parameters = list(inspect.signature(SAMPLERS[name]).parameters)[1:]
     processes = ["next level"] if name == "next_level" else [key for key in PROCESSES if key != "next level"]
-    return {"process": processes} | {option: VALUES[option] for option in parameters}
+    return {"process": processes} | {option: VALUES[option] for option in dict.fromkeys([*parameters, "sigmas", "end"])}
 
 
 def sweep(options: Mapping[str, list[Any]], attempt: Callable[[dict[str, Any]], bool]) -> int:

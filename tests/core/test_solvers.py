@@ -19,7 +19,8 @@ from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.deis import deis
 from diffusion_core.sampling.dpm_ancestral import dpmpp_2s_ancestral, dpmpp_sde
-from diffusion_core.sampling.dpm_solver import dpm_solver, dpm_solver_singlestep
+from diffusion_core.sampling.dpm_singlestep import dpm_solver_singlestep
+from diffusion_core.sampling.dpm_solver import dpm_solver
 from diffusion_core.sampling.exponential import WEIGHT_KINDS, weights
 from diffusion_core.sampling.pndm import plms, pndm
 from diffusion_core.sampling.sa_solver import sa_solver

@@ -176,7 +176,7 @@ def test_steps_null_is_every_timestep(spacing):
     (10, None, [3, "1"], "a list of decreasing timesteps"),
     (10, None, [9.5, 1], "a list of decreasing timesteps"),
     (10, None, [3, False], "a list of decreasing timesteps"),
-    (10, None, 3, "sampler.spacing: 3 was given; it must be one of leading, linspace, trailing, or a list"),
+    (10, None, 3, "sampler.spacing: 3 was given; it must be one of leading, linspace, half_open, trailing, or a list"),
     (10, 4, [3, 1], "sampler.steps: 4 was given with a list of 2 timesteps; use steps=null"),
     (10, "ddim5", [3, 1], "sampler.steps: ddim5 was given with a list of 2 timesteps"),
     (10, [1, 1], [3, 1], r"sampler.steps: \[1, 1\] was given with a list of 2 timesteps"),
