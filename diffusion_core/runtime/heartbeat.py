@@ -38,7 +38,10 @@ class Ticker:
     def _run(self) -> None:
         while not self._stop.wait(self.every):
             if self._entered[-1:] == [self]:
-                self.function()
+                try:
+                    self.function()
+                except BrokenPipeError:  # nobody reads the output; the main thread finds out when it prints
+                    return
 
     def __enter__(self) -> Ticker:
         self._entered.append(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -115,6 +116,10 @@ def one_line_errors(command: str | None = None) -> Iterator[None]:
         _exit(str(error), 2)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _exit(describe_error(error, command, CONFIGS), 2)
+    except BrokenPipeError:
+        # The reader of the output has gone, as `head` does. What is still buffered would raise again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # Hydra makes the output directory before the command runs
         if error.filename is None and error.errno not in _FULL:
             raise

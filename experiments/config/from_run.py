@@ -111,7 +111,7 @@ def describe_start(cfg: DictConfig, command: str, typed: Sequence[str]) -> str:
         "sampler": OmegaConf.select(cfg, "sampler.name"),
     }
     groups = {_key(override) for override in typed}
-    present = [key for key in (*taken.groups, *taken.values) if own.get(key) and key not in groups]
+    present = [key for key in (*taken.groups, *taken.values) if own.get(key) is not None and key not in groups]
     parts = [f"{key} {names[key]}" if names.get(key) else key for key in present]
     parts = [f"{key}={cfg[key]}" for key in ("resume", "checkpoint", "samples", "run") if cfg.get(key)] + parts
     changed = [override for override in typed if _key(override) != _OPTION]
@@ -148,9 +148,12 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
     taken, config, store = FROM[command], run_configuration(run), ConfigStore.instance()
     primary = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{command}.yaml"))
     groups = [group for group in taken.groups if config.get(group)]
+    # Of data that Python code passed as an object, nothing says how to load them.
+    if "data" in groups and "options" not in config["data"]:
+        groups.remove("data")
     for group in groups:
         store.store(group=group, name=_OPTION, node=_group_node(group, config[group]))
-    # An import knows no data: it must be named, rather than be the data of the default configuration.
+    # An import knows no data: they must be named, rather than be the data of the default configuration.
     chosen = {group: _OPTION if group in groups else "???" for group in taken.groups if group in (*groups, "data")}
     backend = (config.get("backend") or {}).get("name")
     if backend and (CONFIGS / "backend" / f"{backend}.yaml").is_file():

@@ -187,6 +187,7 @@ class TrainingSetup:
     def to_dict(self) -> dict[str, Any]:
         """Return the setup as plain data, with the keys that the configuration of `experiments.train` has."""
         model, config = self.model.to_dict(), self.backend.config
+        profile, *extra = (profile_options(profile) for profile in self.ema.profiles)
         network = {"architecture": model.pop("architecture"), **model.pop("spec")}
         return {
             "seed": self.seed,
@@ -201,7 +202,7 @@ class TrainingSetup:
             "trainer": asdict(self.training_config),
             "sampler": dict(self.sampler),
             "sample": asdict(self.sample),
-            "ema": {"profiles": [profile_options(profile) for profile in self.ema.profiles]},
+            "ema": profile | {"extra": extra, "snapshot_images": self.ema.snapshot_images},
         }
 
 

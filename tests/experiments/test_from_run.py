@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from experiments.config.convert import plain
 from experiments.config.from_run import FROM, run_configuration
 from experiments.config.resume_command import resume_command
 from experiments.config.safe_yaml import read_config
+from experiments.training.run import RunRecord
 
 RUN = Path(__file__).parent.parent / "data" / "run_v1"  # a run of an earlier version, with its old keys
 
@@ -176,3 +179,24 @@ def test_an_import_is_a_run_without_data(tmp_path):
     )
     assert (config.sampler.name, config.sampler.variance, config.sampler.clip) == ("ddpm", "fixed_large", 2.5)
     assert load_checkpoint(out).notes["sampler"] == plain(config.sampler)
+
+
+def test_a_run_that_python_code_started_names_no_data(tmp_path):
+    """Its data were an object, so they must be named; everything else is taken."""
+    setup = build.training_setup(composed("train", "experiment=digits", "ema=post_hoc", "lr.peak=0.02"))
+    (tmp_path / "config.yaml").write_text(RunRecord.from_setup(setup).config)
+    done = call("train", f"from={tmp_path}")
+    assert done.code == 2 and "data: nothing was chosen; add data=NAME" in done.err
+    taken = build.training_setup(composed("train", f"from={tmp_path}", "data=digits", "resume=null"))
+    for name in ("adam", "learning_rate", "ema", "sampler", "sample", "training_config", "seed"):
+        assert getattr(taken, name) == getattr(setup, name)
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_traceback():
+    """As in `duet train ... | head -1`."""
+    words = ("inspect", "--help")
+    code = f"import sys; sys.argv = {list(words)!r}; from experiments.inspect import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait()
