@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -33,13 +32,21 @@ import PIL
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.card import PreparedPart, card_text, data_card
+from diffusion_core.data.identity import (
+    content_digest,
+    describe_difference,
+    differs_by_times,
+    fingerprint,
+    same_content,
+    total_digest,
+)
 from diffusion_core.data.reading import check_unreadable
 from diffusion_core.data.source import Source, check_classes_survive
 from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.images.decode import ImageInput, Member
+from diffusion_core.images.decode import ImageInput
 from diffusion_core.runtime.process_pool import spawn_pool
 
 __all__ = ["prepare"]
@@ -92,14 +99,14 @@ def prepare(
         raise DuetError(f"max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1")
     request = {
         "square": asdict(transform),
-        "parts": {part: {"count": len(source), "sha256": _fingerprint(source)} for part, source in parts.items()},
+        "parts": {part: {"count": len(source), "sha256": fingerprint(source)} for part, source in parts.items()},
         "pillow": PIL.__version__,
     }
-    if (card := _existing_card(final, request)) is not None:
+    if (card := _existing_card(final, request, parts)) is not None:
         return card
     unfinished = final.with_name(f".{final.name}.unfinished")
     with _exclusive(unfinished):
-        if (card := _existing_card(final, request)) is not None:  # another process has just finished it
+        if (card := _existing_card(final, request, parts)) is not None:  # another process has just finished it
             shutil.rmtree(unfinished, ignore_errors=True)
             return card
         if not _is_request(unfinished / "request.json", request):
@@ -107,14 +114,17 @@ def prepare(
                 if old.name != _LOCK:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
-        made = {}
+        made, contents = {}, {}
         for part, source in parts.items():
             records = _write_part(source, part, unfinished / part, transform, workers, max_unreadable, progress)
             made[part] = _finish_part(source, unfinished / part, records)
+            if all("digests" in record for record in records) and not isinstance(source.images, np.ndarray):
+                contents[part] = total_digest(source, (digest for record in records for digest in record["digests"]))
         for classes in dict.fromkeys(source.class_names for source in parts.values()):
             same = [part for part in made.values() if part.source.class_names == classes]
             check_classes_survive([part.source for part in same], [part.dataset.labels for part in same])
         card = data_card(made, transform, info, dict(extra or {})) | {"request": request}
+        card |= {"contents": contents} if contents else {}
         write_atomically(unfinished / "card.json", (json.dumps(card, indent=2) + "\n").encode())
         write_atomically(unfinished / "README.md", card_text(card).encode())
         for part in parts:
@@ -129,42 +139,19 @@ def prepare(
     return card
 
 
-def _fingerprint(source: Source) -> str:
-    """Hash a source: the content of pixels, the names, sizes and times of files and archives."""
-    digest = hashlib.sha256(json.dumps([source.name, source.class_names, source.names]).encode())
-    digest.update(source.labels.astype("<i4").tobytes())
-    if isinstance(source.images, np.ndarray):
-        step = max(1, (1 << 24) // source.images[0].size)
-        digest.update(str(source.images.shape).encode())
-        for start in range(0, len(source), step):
-            digest.update(np.ascontiguousarray(source.images[start : start + step]))
-        return digest.hexdigest()
-    archives: dict[Path, str] = {}
-    for image in source.images:
-        if isinstance(image, bytes):
-            digest.update(hashlib.sha256(image).digest())
-            continue
-        file = image.archive if isinstance(image, Member) else image
-        if not isinstance(image, Member) or file not in archives:
-            state = file.stat()
-            archives[file] = f"{state.st_size} {state.st_mtime_ns}"
-        # Without the folder, because the same folder may be given by another path.
-        digest.update(f"{image.name}\0{archives[file]}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _existing_card(final: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+def _existing_card(final: Path, request: Mapping[str, Any], parts: Mapping[str, Source]) -> dict[str, Any] | None:
     """Return the card of a directory that the same request made; None if the directory is missing or empty."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     try:
         card = read_json(final / "card.json")
-        same = card["request"] == json.loads(json.dumps(request))
+        wanted = json.loads(json.dumps(request))
+        same = card["request"] == wanted or (differs_by_times(card, wanted) and same_content(card["contents"], parts))
     except (DuetError, KeyError, TypeError):
         raise DuetError(f"out: {str(final)!r} is not a prepared data set; choose another directory") from None
     if not same:
         raise DuetError(
-            f"out: {str(final)!r} was prepared from other files or with other options; "
+            f"out: {str(final)!r} was prepared {describe_difference(card['request'], wanted)}; "
             f"choose another directory, or delete it"
         )
     for part, kept in card["parts"].items():
@@ -272,6 +259,8 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         write_array(part, np.stack(images))
         part.rename(job.file)
     record = {"seen": len(job.images), "kept": kept, "failed": failed, "remarks": remarks, "sizes": dict(sizes)}
+    if not isinstance(job.images, np.ndarray):
+        record["digests"] = [content_digest(image) for image in job.images]
     write_atomically(job.file.with_name(f"{job.file.name}.record.json"), json.dumps(record).encode())
     return record
 

@@ -29,7 +29,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import read_member
 from diffusion_core.images.metadata import without_metadata
 
-__all__ = ["Decoded", "ImageInput", "Member", "decode", "open_image"]
+__all__ = ["Decoded", "ImageInput", "Member", "decode", "open_image", "read_bytes"]
 
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = {
@@ -84,7 +84,7 @@ def decode(image: ImageInput | str) -> Decoded:
         return Decoded(Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)))
     what = "image" if isinstance(image, bytes) else f"image {str(image)!r}"
     try:
-        file = io.BytesIO(_content(image)) if isinstance(image, Member | bytes) else image
+        file = io.BytesIO(read_bytes(image)) if isinstance(image, Member | bytes) else image
         try:
             return _decode(file)
         except DuetError:
@@ -104,7 +104,8 @@ def _open_zip(archive: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _content(image: Path | Member | bytes | str) -> bytes:
+def read_bytes(image: Path | Member | bytes | str) -> bytes:
+    """Return the content of an image file, which may be a member of an archive."""
     if isinstance(image, Member):
         return read_member(_open_zip(image.archive), image.name)
     return image if isinstance(image, bytes) else Path(image).read_bytes()
@@ -133,7 +134,7 @@ def _decode(file: io.BytesIO | Path | str) -> Decoded:
 def _decode_bare(image: Path | Member | bytes | str, reason: Exception) -> Decoded:
     """Decode an image without its metadata, which may be why it could not be read; raise `reason` if they were not."""
     try:
-        bare, exif = without_metadata(_content(image))
+        bare, exif = without_metadata(read_bytes(image))
         decoded = _decode(io.BytesIO(bare)).image
     except Exception:
         raise reason from None

@@ -6,6 +6,7 @@ This file runs in both environments, so a hash that is written here is one on wh
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import archives
@@ -314,6 +315,27 @@ def test_request_does_not_depend_on_the_path_of_the_folder(tmp_path, monkeypatch
     )
 
 
+def test_files_with_other_times_and_the_same_content_are_the_same_files(tmp_path):
+    folder = tmp_path / "files"
+    folder_of(folder, 5, broken=(2,))
+
+    def again():
+        parts = {"all": SOURCES["image_folder"](folder)["all"]}
+        options = {"workers": 1, "max_unreadable": 0.5}
+        return prepare(parts, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), **options)
+
+    first = again()
+    for file in folder.rglob("*.png"):
+        os.utime(file, (1, 1))
+    assert again() == json.loads(json.dumps(first))
+    file = folder / "a" / "001.png"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of the same size
+    file.write_bytes(content)
+    with pytest.raises(DuetError, match="was prepared from other files; choose another directory"):
+        again()
+
+
 def test_existing_directory_is_never_overwritten(tmp_path):
     first = prepare({"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1)
     before = content(tmp_path / "out")
@@ -321,7 +343,9 @@ def test_existing_directory_is_never_overwritten(tmp_path):
         {"all": images()}, tmp_path / "out", SquareTransform(8), DatasetInfo("toy"), workers=1
     ) == json.loads(json.dumps(first))
     for parts, square in (({"all": images(seed=1)}, SquareTransform(8)), ({"all": images()}, SquareTransform(4))):
-        with pytest.raises(DuetError, match="prepared from other files or with other options"):
+        with pytest.raises(
+            DuetError, match=r"prepared (from other files|with other options .size 8 instead of 4.); choose"
+        ):
             prepare(parts, tmp_path / "out", square, DatasetInfo("toy"), workers=1)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
