@@ -26,7 +26,7 @@ from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import check_safetensors, file_errors, parse_json, read_safetensors
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights, check_finite, check_weights
-from diffusion_core.optim import Combination, Profile, combine, make_profile, profile_options
+from diffusion_core.optim import Combination, Profile, combine, initial_weight, make_profile, profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, max_weight_bytes
 
 __all__ = ["Snapshot", "delete_snapshots_after", "find_snapshots", "reconstruct", "save_snapshots"]
@@ -184,11 +184,18 @@ def reconstruct(
     weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
         "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": combination.error,
+        "initial_weight": _initial_weight(snapshots, combination),
         "coefficients": {
             snapshot.path.name: float(x) for snapshot, x in zip(snapshots, combination.coefficients, strict=True)
         },
     }  # fmt: skip
     return Checkpoint(images_seen, last.model, last.seed, TrainerState.fresh(weights), notes), combination
+
+
+def _initial_weight(snapshots: Sequence[Snapshot], combination: Combination) -> float:
+    """Return the weight of the initial weights in a combination of snapshots."""
+    pairs = zip(snapshots, combination.coefficients, strict=True)
+    return sum(x * initial_weight(one.profile, one.updates, one.batch) for one, x in pairs if x)
 
 
 def _files(parent: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from duet.api.options import unknown_option
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.sampling.classes import named_labels, names_of_checkpoint
+from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
 from experiments.sampling.plans import choose_sampler, shared_options
@@ -30,7 +33,7 @@ def sample(
     checkpoint: Checkpoint | str | Path,
     count: int = 64,
     *,
-    labels: int | Sequence[int] | None = None,
+    labels: int | str | Sequence[int | str] | None = None,
     sampler: str | SamplerPlan | None = None,
     seed: int = 0,
     batch: int = 128,
@@ -52,7 +55,8 @@ def sample(
     Args:
         checkpoint: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint.
         count: number of images.
-        labels: one class for all, a list of classes that repeats, or None for every class in turn.
+        labels: one class for all, a list of classes that repeats, or None for every class in turn. A class is a number
+            or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
         sampler: a name of `duet.SAMPLERS` or a plan of `duet.make_plan`; None is the sampler of the run.
         seed: of the noise.
         batch: images per network call; it does not change any image.
@@ -83,7 +87,15 @@ def sample(
     which = choose_weights("weights", weights, loaded)
     models = _guidance_models(guide=guide, classifier=classifier)
     plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
-    chosen = sample_labels(labels, count, loaded.model, models.classifier_program)
+    numbers = named_labels("sample.labels", labels, names_of_checkpoint(loaded, models.classifier))
+    chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)
+    notes = [
+        *models.check_training(loaded, plan),
+        *check_labels_trained(loaded, chosen),
+        *describe_weights(loaded, which),
+    ]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
     images = generate(

@@ -13,7 +13,6 @@ from diffusion_core.common.registry import build
 from diffusion_core.data import to_uint8
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
-from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import weights_hash
 from diffusion_core.runs.run_directory import describe_environment, write_json, write_samples
@@ -68,18 +67,21 @@ def edit_images(context: EditContext, out: Path, config: str | None = None) -> N
     facts = {"mode": setup.mode["name"], "seed": setup.seed, "images_seen": context.checkpoint.images_seen}
     facts |= {"weights_sha256": weights_hash(setup.checkpoint, context.weights), "backend": setup.backend.name}
     write_samples(out / "edited.npz", images, labels, **facts)
-    render.save_png(out / "edited.png", _sheet(model, plan, images, labels))
+    render.save_png(out / "edited.png", _sheet(context, plan, images, labels))
     return images
 
 
 def _sheet(
-    model: DiffusionModel, plan: EditPlan, images: NDArray[np.uint8], labels: NDArray[np.int32]
+    context: EditContext, plan: EditPlan, images: NDArray[np.uint8], labels: NDArray[np.int32]
 ) -> NDArray[np.uint8]:
     """Return the figure: in each row the source images, then the edited ones, with the class they were drawn with."""
+    model = context.model
     rows, each, null_label = [], len(images) // len(plan.shown), model.program.null_label
+    names = context.label_names
     for k, (name, sources) in enumerate(plan.shown):
         label = labels[k * each]
-        classes = [] if null_label is None else ["no class" if label == null_label else f"class {label}"]
+        own = "no class" if label == null_label else names.get(int(label), f"class {label}")
+        classes = [] if null_label is None else [own]
         rows.append(("\n".join([name, *classes]), np.concatenate([sources, images[k * each : (k + 1) * each]])))
     heads = [*((head, 1) for head in plan.heads[:-1]), (plan.heads[-1], each)]
     return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads)

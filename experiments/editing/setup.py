@@ -23,6 +23,8 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.objective import network_labels
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource, check_data
+from experiments.sampling.classes import named_labels, names_of_checkpoint
+from experiments.sampling.conditions import check_class_names, check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
 from experiments.sampling.plans import choose_sampler, make_sampler_plan
@@ -39,7 +41,8 @@ class EditSetup:
         data: the data set whose images are edited; None if `path` is given.
         path: an image file, or an ``.npz`` file with `images` and, optionally, `labels`.
         images: the positions of the images in the data set or the file.
-        labels: one class for all, a list of classes that repeats, or None for the classes of the images.
+        labels: one class for all, a list of classes that repeats, or None for the classes of the images; a class is a
+            number or its name.
         variants: edited images per source image.
         batch: images per network call.
         seed: of the noise.
@@ -54,7 +57,7 @@ class EditSetup:
     data: DataSource | None = None
     path: str | None = None
     images: int | Sequence[int] = (0, 1, 2, 3)
-    labels: int | Sequence[int] | None = None
+    labels: int | str | Sequence[int | str] | None = None
     variants: int = 1
     batch: int = 64
     seed: int = 0
@@ -91,7 +94,7 @@ class EditContext:
         self.checkpoint = load_checkpoint(setup.checkpoint)
         self.weights = choose_weights("weights", setup.weights, self.checkpoint)
         self.sampler, line = choose_sampler(setup.sampler, self.checkpoint)
-        self.notes = [line]  # printed once everything is known to fit
+        self.notes = [line, *describe_weights(self.checkpoint, self.weights)]  # printed once everything fits
 
     @property
     def model(self) -> DiffusionModel:
@@ -108,7 +111,9 @@ class EditContext:
         """Return the plan of the sampler; with `options` in place of its own, the plan of a part of it."""
         guidance = self.setup.guidance
         if not options:
-            return guidance.plan(self.model, self.sampler)
+            plan = guidance.plan(self.model, self.sampler)
+            self._note(guidance.check_training(self.checkpoint, plan))
+            return plan
         # A spacing has the levels and the end of the part, in place of these two.
         own = {key: v for key, v in self.sampler.items() if "spacing" not in options or key not in ("sigmas", "end")}
         # Networks that fit the whole plan fit its parts, though a part may have another guidance scale, or none.
@@ -128,14 +133,30 @@ class EditContext:
         if images.shape[1:] != model.spec.image_shape:
             raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {model.spec.image_shape}")
         if setup.labels is not None:
-            labels = sample_labels(setup.labels, len(images), model, setup.guidance.classifier_program)
+            numbers = named_labels("labels", setup.labels, self.label_names)
+            labels = sample_labels(numbers, len(images), model, setup.guidance.classifier_program)
         elif labels is None or not model.program.classes:
             labels = np.full(len(images), model.program.null_label or 0, np.int32)
+        self.check_labels(labels)
         return SourceImages(images, labels, names)
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """The name of each label, if they are known."""
+        return names_of_checkpoint(self.checkpoint, self.setup.guidance.classifier)
+
+    def check_labels(self, labels: NDArray[np.int32]) -> None:
+        """Refuse labels that the network was never trained with."""
+        self._note(check_labels_trained(self.checkpoint, labels, "labels"))
+
+    def _note(self, lines: Sequence[str]) -> None:
+        self.notes += [line for line in lines if line not in self.notes]
 
     def _from_data(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], list[str]]:
         dataset, program = self.setup.data.load(), self.model.program
         check_data(dataset, self.model.spec)
+        if self.setup.labels is None:
+            check_class_names("data", self.checkpoint, dataset.class_names, "give the classes by labels=CLASS")
         positions = self._positions(len(dataset))
         labels = network_labels(dataset.labels[positions], program.classes, program.null_label)
         return dataset.images[positions], labels, [f"{self.setup.data.name} {k}" for k in positions]

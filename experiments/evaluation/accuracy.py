@@ -16,6 +16,7 @@ from diffusion_core.metrics.accuracy import correct_predictions
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
+from experiments.sampling.conditions import check_class_names
 
 __all__ = ["ACCURACY_METHODS"]
 
@@ -32,6 +33,7 @@ def _levels(context: EvaluationContext, *, count: int = 10, batch: int = 256) ->
     if not model.classifies:
         raise DuetError("accuracy: this checkpoint is not a classifier; use a checkpoint of a classifier")
     check_data(dataset, model.spec)
+    check_class_names("data", context.checkpoint, dataset.class_names, "use the data set of the run")
     for name, value, least in (("count", count, 2), ("batch", batch, 1)):
         if value < least:
             raise DuetError(f"accuracy.{name}: {value} was given; it must be at least {least}")

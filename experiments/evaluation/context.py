@@ -6,7 +6,7 @@ wrong, and returns a `Measure`, which then computes, writes its files into a dir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from experiments.evaluation.setup import EvaluationSetup
+from experiments.sampling.conditions import describe_weights
 from experiments.sampling.options import choose_weights
 
 __all__ = ["EvaluationContext", "Measure", "Measurement", "dataset_reference"]
@@ -56,6 +57,7 @@ class EvaluationContext:
     def __init__(self, setup: EvaluationSetup) -> None:
         self.setup, self.seed = setup, setup.seed
         self._network_calls = 0
+        self.notes: list[str] = []  # printed once everything is known to fit
 
     def __repr__(self) -> str:
         return f"EvaluationContext(samples={self.setup.samples}, checkpoint={self.setup.checkpoint!r})"
@@ -66,7 +68,8 @@ class EvaluationContext:
         if not self.setup.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
         checkpoint = load_checkpoint(self.setup.checkpoint)
-        choose_weights("weights", self.setup.weights, checkpoint)  # refuses unknown weights early
+        weights = choose_weights("weights", self.setup.weights, checkpoint)  # refuses unknown weights early
+        self.note(describe_weights(checkpoint, weights))
         return checkpoint
 
     @cached_property
@@ -108,6 +111,10 @@ class EvaluationContext:
                 "(or, for samples, reference=FILE)"
             )
         return self.setup.data.load()
+
+    def note(self, lines: Iterable[str]) -> None:
+        """Add lines to print."""
+        self.notes += lines
 
     def plan_calls(self, images: int, batch: int) -> None:
         """Record how many images the network will evaluate, in batches of what size, for `compile=auto`."""

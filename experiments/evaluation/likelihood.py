@@ -36,6 +36,7 @@ from diffusion_core.training.objective import network_labels
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
+from experiments.sampling.conditions import check_class_names, check_labels_trained
 
 __all__ = ["LIKELIHOOD_METHODS"]
 
@@ -215,6 +216,8 @@ def _images(
     model.check_generates()
     program = model.program
     check_data(dataset, model.spec)
+    if classes:
+        check_class_names("data", context.checkpoint, dataset.class_names, "use the data set of the run")
     if count is not None and not 1 <= count <= len(dataset):
         raise DuetError(f"likelihood.count: {count} was given; the data set has 1 to {len(dataset)} images, or null")
     if batch < 1:
@@ -223,7 +226,9 @@ def _images(
         raise DuetError("likelihood.classes: false was context, but the network has no null label; use true")
     order = Stream(context.seed, "likelihood/images").permutation(len(dataset))
     indices = np.sort(order[:count])
-    return indices, _labels(dataset, program, indices, classes)
+    labels = _labels(dataset, program, indices, classes)
+    context.note(check_labels_trained(context.checkpoint, labels, "likelihood.classes"))
+    return indices, labels
 
 
 def _labels(dataset: Dataset, program: Any, indices: NDArray, classes: bool) -> NDArray[np.int32]:

@@ -60,6 +60,8 @@ def evaluate(
     """
     context, out = EvaluationContext(setup), Path(out)
     measures = _prepare(context)
+    for note in context.notes:
+        print(note, flush=True)
     if not setup.backend.group.is_main_process:
         with tempfile.TemporaryDirectory() as discarded:
             for group, measure in measures.items():

@@ -12,6 +12,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.export.targets import TARGETS
 from experiments.runtime.backends import BackendSetup
+from experiments.sampling.conditions import describe_weights
 from experiments.sampling.options import choose_weights
 
 __all__ = ["export_checkpoint"]
@@ -40,6 +41,8 @@ def export_checkpoint(
         raise DuetError(f"out: {str(out)!r} was given and exists already; give another path")
     loaded, setup = load_checkpoint(checkpoint), backend or BackendSetup()
     weights = choose_weights("weights", weights, loaded)
+    for note in describe_weights(loaded, weights):
+        print(note, flush=True)
 
     def open_backend(name: str) -> Backend:
         if setup.name != name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter
 from experiments.sampling.figures import Trajectory
 from experiments.sampling.options import SampleOptions, sample_labels
+from experiments.sampling.sheet import sample_sheet
 
 __all__ = ["save_samples"]
 
@@ -34,6 +35,7 @@ def save_samples(
     figures: bool = True,
     guidance: Guidance | None = None,
     pause: Callable[[], None] | None = None,
+    names: Mapping[int, str] | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
@@ -47,6 +49,7 @@ def save_samples(
         figures: whether to write the denoising strip, the animation and the states too (`Trajectory.save`), with the
             suffix that follows "samples" in the name.
         guidance: see `generate`, as is `pause`.
+        names: the name of each label, for the grid and the facts.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
@@ -62,13 +65,16 @@ def save_samples(
     if not backend.collective.group.is_main_process:
         return images
     scale = max(1, 64 // model.spec.image_size)
-    render.save_png(directory / f"{name}.png", render.grid(images[:100], model.spec.num_classes or 10, scale=scale))
+    sheet = sample_sheet(images, labels, names or {}, model.spec.num_classes or 10, scale)
+    render.save_png(directory / f"{name}.png", sheet)
     if trajectory:
         trajectory.save(directory, name.removeprefix("samples"))
     # Plans of one name may differ, for example in their guidance; the sums tell them apart.
     sums = {name: float(np.abs(table, dtype=np.float64).sum()) for name, table in plan.tables().items()}
     facts |= {"plan": plan.name, "plan_sums": sums, "seed": options.seed, "backend": backend.describe().backend}
     facts["conditional"] = bool(model.program.classes or classifier)
+    if names:
+        facts["class_names"] = {str(label): names[label] for label in np.unique(labels).tolist() if label in names}
     # Written last: if it exists, the other files are complete.
     write_samples(directory / f"{name}.npz", images, labels, **facts)
     return images

@@ -28,6 +28,8 @@ from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.report.gallery import write
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.runtime.progress import Counter
+from experiments.sampling.classes import describe_labels, names_of_checkpoint
+from experiments.sampling.conditions import check_guided, check_labels_trained, describe_weights
 from experiments.sampling.options import SampleOptions, sample_labels
 
 __all__ = ["GallerySetup", "draw_gallery", "method_plan", "plan_entries"]
@@ -99,9 +101,18 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     checkpoint = load_checkpoint(setup.checkpoint)
     model, sample = checkpoint.model, setup.sample.for_checkpoint(checkpoint)
     sample.check(model, len(checkpoint.state.averages))
+    labels = sample_labels(sample.labels, sample.count, model)
     entries, left_out = plan_entries(model, setup.methods, sorted(set(setup.budgets)), setup.options)
     reference = method_plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
     plans = [*(entry.plan for entry in entries), reference]
+    notes = [
+        *check_guided(checkpoint, reference),
+        *check_labels_trained(checkpoint, labels),
+        *describe_weights(checkpoint, sample.weights),
+        *filter(None, [describe_labels(labels, names_of_checkpoint(checkpoint))]),
+    ]
+    for note in notes:
+        print(note, flush=True)
     backend = setup.backend.open(sampling_calls([(plan, sample.count) for plan in plans], sample.batch))
     network = backend.network(model.program, checkpoint.state.parts[sample.weights])
     *images, limit = _draw(sample, backend, network, model, plans)

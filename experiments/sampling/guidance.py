@@ -14,6 +14,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SamplerPlan
+from experiments.sampling.conditions import check_class_names, check_guided
 from experiments.sampling.options import check_weights_name, choose_weights
 from experiments.sampling.plans import make_sampler_plan
 
@@ -75,6 +76,23 @@ class GuidanceModels:
         if self.classifier is not None:
             model.check_classifier(self.classifier.model, plan)
         return plan
+
+    def check_training(self, checkpoint: Checkpoint, plan: SamplerPlan) -> list[str]:
+        """Check that `checkpoint`, the network to sample from, was trained for this guidance, on the same classes.
+
+        Returns:
+            Lines to print where the training is not fully known.
+
+        Raises:
+            DuetError: if its output without a class was never trained, or the classes of the guide or the classifier
+                have other names.
+        """
+        for key, other in (("guide", self.guide), ("classifier", self.classifier)):
+            if other is not None and other.training is not None and other.model.program.classes:
+                check_class_names(
+                    key, checkpoint, other.training.class_names, "use one that was trained on the same data"
+                )
+        return check_guided(checkpoint, plan, self.guide is not None)
 
     @property
     def classifier_program(self) -> Program | None:

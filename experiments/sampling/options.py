@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import describe_labels, known_labels
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
+from experiments.sampling.classes import named_labels, names_of_checkpoint
 
 __all__ = ["RUN", "SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
 
@@ -26,7 +27,8 @@ class SampleOptions:
 
     Args:
         count: number of samples.
-        labels: one class for all, a list of classes that repeats, or None for every class in turn.
+        labels: one class for all, a list of classes that repeats, or None for every class in turn; a class is a
+            number, or the name that it had in the data that the network was trained on.
         seed: of the noise.
         batch: samples per network call; it does not change any sample.
         weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``.
@@ -36,7 +38,7 @@ class SampleOptions:
     """
 
     count: int | None = 64
-    labels: int | Sequence[int] | str | None = None
+    labels: int | str | Sequence[int | str] | None = None
     seed: int | None = 0
     batch: int | None = 128
     weights: str | None = None
@@ -49,11 +51,19 @@ class SampleOptions:
         if self.weights is not None:
             check_weights_name("sample.weights", self.weights, averages)
 
-    def for_checkpoint(self, checkpoint: Checkpoint) -> SampleOptions:
-        """Return the options with every value that was left open chosen as in the run of the checkpoint."""
+    def with_names(self, names: Mapping[int, str]) -> SampleOptions:
+        """Return the options with numbers in place of the names of classes; see `named_labels`."""
+        return replace(self, labels=named_labels("sample.labels", self.labels, names))
+
+    def for_checkpoint(self, checkpoint: Checkpoint, classifier: Checkpoint | None = None) -> SampleOptions:
+        """Return the options with every value that was left open chosen as in the run of the checkpoint.
+
+        Names of classes become numbers.
+        """
         own = {} if checkpoint.training is None else checkpoint.training.sample
         chosen = {name: own.get(name, getattr(SampleOptions, name)) for name in self.left_open if name != "weights"}
-        return replace(self, **chosen, weights=choose_weights("sample.weights", self.weights, checkpoint))
+        weights = choose_weights("sample.weights", self.weights, checkpoint)
+        return replace(self, **chosen, weights=weights).with_names(names_of_checkpoint(checkpoint, classifier))
 
     @property
     def left_open(self) -> tuple[str, ...]:

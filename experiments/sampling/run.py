@@ -18,9 +18,11 @@ from diffusion_core.runtime import signals
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.runtime.processes import stop_check
+from experiments.sampling.classes import describe_labels, names_of_checkpoint
+from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.draw import save_samples
 from experiments.sampling.guidance import GuidanceModels
-from experiments.sampling.options import SampleOptions
+from experiments.sampling.options import SampleOptions, sample_labels
 from experiments.sampling.plans import choose_sampler
 
 __all__ = ["SamplingSetup", "describe_samples", "sample_checkpoint"]
@@ -78,10 +80,18 @@ class SamplingSetup:
         chosen, line = choose_sampler(sampler or {}, checkpoint)
         plan = guidance.plan(checkpoint.model, chosen)
         given = options or SampleOptions()
-        options = given.for_checkpoint(checkpoint)
+        options = given.for_checkpoint(checkpoint, guidance.classifier)
         options.check(checkpoint.model, len(checkpoint.state.averages), guidance.classifier_program)
+        labels = sample_labels(options.labels, options.count, checkpoint.model, guidance.classifier_program)
+        names = names_of_checkpoint(checkpoint, guidance.classifier)
+        notes = [
+            *guidance.check_training(checkpoint, plan),
+            *check_labels_trained(checkpoint, labels),
+            *describe_weights(checkpoint, options.weights),
+            *filter(None, [describe_labels(labels, names)]),
+        ]
         backend = backend or BackendSetup()
-        lines = (line, describe_samples(options, given.left_open, checkpoint))
+        lines = (line, describe_samples(options, given.left_open, checkpoint), *notes)
         return SamplingSetup(str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures)
 
     @property
@@ -133,6 +143,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
         images = save_samples(
             backend, network, checkpoint.model, setup.plan, out, setup.options, figures=setup.figures,
             guidance=setup.guidance.build(backend), pause=pause,
+            names=names_of_checkpoint(checkpoint, setup.guidance.classifier),
             images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
         )  # fmt: skip
     seconds = perf_counter() - began

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffusion_core.backend.interface import Backend, Network, Trainer
-from diffusion_core.images import render
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import save_snapshots
@@ -19,18 +21,26 @@ from experiments.runtime.backends import sampling_calls
 from experiments.runtime.processes import stop_check, stop_requested
 from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
+from experiments.sampling.options import sample_labels
+from experiments.sampling.sheet import sample_sheet
 from experiments.training.record import record_at
 from experiments.training.resume import checkpoint_notes, computed_by
 from experiments.training.setup import TrainingSetup
 from experiments.training.validation import measure_all
 
-__all__ = ["RunCallbacks", "sampling_backend"]
+__all__ = ["RunCallbacks", "grid_of_samples", "sampling_backend"]
 
 
 def sampling_backend(setup: TrainingSetup, backend: Backend) -> Backend:
     """Return the backend in the mode for sampling, which `auto` chooses by the calls of one set of samples."""
     calls = sampling_calls([(setup.plan, setup.sample.count)], setup.sample.batch)
     return setup.backend.choose_mode(backend, calls)
+
+
+def grid_of_samples(setup: TrainingSetup, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the figure of the samples of a run."""
+    labels = sample_labels(setup.sample.labels, len(images), setup.model)
+    return sample_sheet(images, labels, setup.label_names, setup.model.spec.num_classes or 10)
 
 
 @dataclass(eq=False)
@@ -157,14 +167,14 @@ class RunCallbacks:
                 backend, network = self._sampling_network()
                 directory = self.run and self.run.path / "samples"
                 images = draw.save_samples(
-                    backend, network, setup.model, setup.plan, directory, setup.sample, _name(images_seen), pause=pause
-                )
+                    backend, network, setup.model, setup.plan, directory, setup.sample, _name(images_seen), pause=pause,
+                    names=setup.label_names,
+                )  # fmt: skip
         except signals.Stopped as stopped:
             self.stop.number = stopped.number
             return
         if self.run is not None:
-            grid = render.grid(images[:100], setup.model.spec.num_classes or 10)
-            self.run.log_image("samples", grid, images_seen)
+            self.run.log_image("samples", grid_of_samples(setup, images), images_seen)
 
     def _sampling_network(self) -> tuple[Backend, Network]:
         """Return one network with the present weights; TensorFlow would trace a new one and keep every trace."""

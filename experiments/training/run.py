@@ -30,11 +30,14 @@ from diffusion_core.training import loop
 from experiments.runtime.processes import stop_check, stop_if_requested
 from experiments.runtime.progress import Counter, format_seconds, format_speed
 from experiments.sampling import draw
+from experiments.sampling.conditions import check_guided, check_labels_trained
 from experiments.sampling.figures import noising_strip
-from experiments.training.callbacks import RunCallbacks, sampling_backend
+from experiments.sampling.options import sample_labels
+from experiments.training.callbacks import RunCallbacks, grid_of_samples, sampling_backend
 from experiments.training.changes import describe_changes
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.lengths import describe_lengths
+from experiments.training.record import record_at
 from experiments.training.resume import (
     RESUME_IN_PLACE,
     compiled_in,
@@ -142,7 +145,7 @@ def train(
                 f"run: {directory}\nRun complete: {start.images_seen:,} images. To continue, set trainer.images higher."
             )
             return result
-        for line in (*describe_changes(start, setup), *describe_lengths(setup)):
+        for line in (*describe_changes(start, setup), *describe_lengths(setup), *_check_samples(setup, start)):
             print(line)
         is_own = resume in RESUME_IN_PLACE
         if resume == "latest" and not list_checkpoints(directory / "checkpoints"):
@@ -156,6 +159,16 @@ def train(
             except signals.Stopped as stopped:
                 advice = _resume_advice(directory, setup, record) if is_main_process else ""
                 raise signals.Stopped(stopped.number, advice) from None
+
+
+def _check_samples(setup: TrainingSetup, start: Checkpoint) -> list[str]:
+    """Refuse samples of the run that its training gives no meaning; return lines to print."""
+    if setup.plan is None:
+        return []
+    images_seen = setup.training_config.images
+    trained = replace(start, images_seen=images_seen, training=record_at(setup, start, images_seen))
+    labels = sample_labels(setup.sample.labels, setup.sample.count, setup.model)
+    return [*check_guided(trained, setup.plan), *check_labels_trained(trained, labels)]
 
 
 def _with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
@@ -318,12 +331,12 @@ def _sample(
         facts = {} if run is None else {"weights_sha256": weights_hash(run.path, weights)}
         images = draw.save_samples(
             backend, network, model, setup.plan, run and run.path / "samples", setup.sample, pause=pause,
-            images_seen=images_seen, **facts,
+            names=setup.label_names, images_seen=images_seen, **facts,
         )  # fmt: skip
     if run is None:
         return {}
     result: dict[str, Any] = {"sample_seconds": perf_counter() - began, "sampled": len(images)}
-    run.log_image("samples", render.grid(images[:100], model.spec.num_classes or 10), images_seen)
+    run.log_image("samples", grid_of_samples(setup, images), images_seen)
     if evaluation is not None:
         try:
             # The main process evaluates alone; the others wait until it exchanges the stop flag.

@@ -23,6 +23,7 @@ from diffusion_core.training.objective import Objective
 from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import HeldOut, check_data
+from experiments.sampling.classes import label_names
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
 from experiments.training.validation import ValidationOptions, make_validation
@@ -135,8 +136,9 @@ class TrainingSetup:
         plan = None if model.classifies else make_sampler_plan(model, sampler)
         if plan is not None:
             Guidance().check(plan)  # no other network guides the samples of a training
-        sample.check(model, len(ema.profiles))
         check_data(dataset, model.spec)
+        sample = sample.with_names(label_names(model.program, dataset.class_names))
+        sample.check(model, len(ema.profiles))
         _check_augment(augment, model)
         config.check(model.program, backend.group)
         learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
@@ -171,6 +173,11 @@ class TrainingSetup:
     def group(self) -> ProcessGroup:
         """The processes that compute together."""
         return self.backend.group
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """The name of each label of the network, from the data."""
+        return label_names(self.model.program, self.loader.dataset.class_names)
 
     @property
     def training_steps(self) -> int:

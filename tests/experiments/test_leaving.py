@@ -116,7 +116,12 @@ def fit_in_second_process(add: Callable[[NDArray], NDArray]) -> dict[str, float]
     """Train in the second of two processes, with a training loop that takes no step."""
     state = TrainerState.fresh({"w": np.zeros(1, np.float32)}, 1)
     setup = SimpleNamespace(
-        training_config=TrainingConfig(16, 8), batches=nullcontext(), objective=None, learning_rate=None, ema=None
+        training_config=TrainingConfig(16, 8),
+        batches=nullcontext(),
+        objective=None,
+        learning_rate=None,
+        ema=None,
+        validation=None,
     )
     backend = SimpleNamespace(collective=Collective(ProcessGroup(1, 2, kind="ddp"), add))
     with signals.flag_on_signal() as stop:
@@ -177,6 +182,7 @@ def sample_in_second_process(add: Callable[[NDArray], NDArray], save: Callable[.
         training_config=TrainingConfig(16, 8),
         plan=None,
         sample=SimpleNamespace(weights="ema"),
+        label_names={},
     )
     state = SimpleNamespace(parts={"ema": {}})
     with pytest.MonkeyPatch.context() as patch, signals.raise_on_signal(), signals.flag_on_signal() as stop:

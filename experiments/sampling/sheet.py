@@ -1,0 +1,40 @@
+"""The grid of samples: one row for each class, with its name, where the classes have names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.images import render
+
+__all__ = ["sample_sheet"]
+
+_MOST_ROWS, _MOST_COLUMNS, _MOST_IMAGES, _CAPTION = 20, 10, 100, 24
+
+
+def sample_sheet(
+    images: NDArray[np.uint8], labels: NDArray[np.int32], names: Mapping[int, str], columns: int = 10, scale: int = 1
+) -> NDArray[np.uint8]:
+    """Return a figure of at most 100 samples.
+
+    Args:
+        images: uint8 with shape (N, H, W, C).
+        labels: of the samples, with shape (N,).
+        names: the name of each label. Without names, or with more than 20 classes, the samples stand in their order.
+        columns: images per row where they stand in their order.
+        scale: how many times each pixel is repeated.
+    """
+    drawn = np.unique(labels)
+    if not set(drawn.tolist()) <= set(names) or len(drawn) > _MOST_ROWS:
+        return render.grid(images[:_MOST_IMAGES], columns, scale=scale)
+    longest = max(1, min(_MOST_COLUMNS, _MOST_IMAGES // len(drawn)))
+    rows = [(_caption(names[label]), images[labels == label][:longest]) for label in drawn.tolist()]
+    return render.labelled_rows(rows, scale=scale)
+
+
+def _caption(name: str) -> str:
+    """Return a name that can be drawn: names of files need not be valid text, and may be long."""
+    name = name.encode("utf-8", "replace").decode("utf-8")
+    return name if len(name) <= _CAPTION else f"{name[: _CAPTION - 3]}..."
