@@ -34,7 +34,7 @@ def read_sampler(config: Mapping[str, Any], max_ratio: float = math.inf) -> tupl
 
     Example:
         >>> read_sampler({"_class_name": "DDIMScheduler", "clip_sample": False})
-        ({'name': 'ddim', 'steps': 50, 'spacing': 'leading', 'clip': None}, [])
+        ({'name': 'ddim', 'steps': 50, 'use_clipped_model_output': False, 'spacing': 'leading', 'clip': None}, [])
     """
     kind = str(config.get("_class_name", ""))
     method = _METHODS.get(kind)
@@ -45,7 +45,7 @@ def read_sampler(config: Mapping[str, Any], max_ratio: float = math.inf) -> tupl
     if "spacing" not in sampler:
         sampler["spacing"] = _spacing(kind, config, max_ratio, other)
     if "clip" not in sampler:
-        sampler |= _clip(config, kind in _CLIPPED, other)
+        sampler |= _clip(config, kind in _CLIPPED)
     return {"name": sampler.pop("name"), **sampler}, other
 
 
@@ -59,14 +59,12 @@ def _spacing(kind: str, config: Mapping[str, Any], max_ratio: float, other: list
     return "half_open" if spacing == "linspace" and kind in _HALF_OPEN else spacing
 
 
-def _clip(config: Mapping[str, Any], is_default: bool, other: list[str]) -> dict[str, Any]:
+def _clip(config: Mapping[str, Any], is_default: bool) -> dict[str, Any]:
     """Return the bound of the estimates; with its usual upper limit of 1, dynamic thresholding clips to 1."""
-    if config.get("thresholding"):
-        if (limit := config.get("sample_max_value", 1.0)) == 1.0:
-            return {"clip": 1.0}
-        other.append(f"sample_max_value {limit} limits its threshold")
-        return {"clip": None, "threshold": config.get("dynamic_thresholding_ratio", 0.995)}
-    return {"clip": config.get("clip_sample_range", 1.0) if config.get("clip_sample", is_default) else None}
+    if not config.get("thresholding"):
+        return {"clip": config.get("clip_sample_range", 1.0) if config.get("clip_sample", is_default) else None}
+    limit, quantile = config.get("sample_max_value", 1.0), config.get("dynamic_thresholding_ratio", 0.995)
+    return {"clip": 1.0} | ({} if limit == 1.0 else {"threshold": quantile, "threshold_max": limit})
 
 
 def _ddpm(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -77,18 +75,24 @@ def _ddpm(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _ddim(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    clips = config.get("clip_sample", True) or config.get("thresholding")
-    other = ["it keeps eps where it clips the estimate"] if clips else []
-    return {"name": "ddim"}, other + _last_level(config, True)
+    # It keeps the eps of the network where it clips the estimate.
+    return {"name": "ddim", "use_clipped_model_output": False}, _last_step(config, True)
 
 
 def _pndm(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    return {"name": "plms" if config.get("skip_prk_steps") else "pndm"}, _last_level(config, False)
+    name = "plms" if config.get("skip_prk_steps") else "pndm"
+    return {"name": name}, _last_step(config, False)
 
 
-def _last_level(config: Mapping[str, Any], default: bool) -> list[str]:
+def _last_step(config: Mapping[str, Any], default: bool) -> list[str]:
+    """Return what differs in the step from t = 0, which these two leave out without `set_alpha_to_one`."""
     is_clean = config.get("set_alpha_to_one", default)
-    return [] if is_clean else ["its last step ends at the level of t = 0, not at clean data"]
+    return [] if is_clean else ["its last step stays at t = 0; here it leads to clean data"]
+
+
+def _end(is_clean: bool) -> dict[str, Any]:
+    """Return where the last step leads: to clean data, or to the least noisy level of the schedule."""
+    return {} if is_clean else {"end": "sigma_min"}
 
 
 def _dpm_solver(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -100,8 +104,8 @@ def _dpm_solver(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "solver_type": config.get("solver_type", "midpoint"),
         "predict": "x0" if algorithm.endswith("++") else "eps",
     }
-    other = _final_level(config, "zero")
-    other += ["euler_at_final is not set here"] if config.get("euler_at_final") else []
+    options |= _end(config.get("final_sigmas_type", "zero") == "zero")
+    other = ["euler_at_final is not set here"] if config.get("euler_at_final") else []
     if options["sde"] and options["order"] == 3:
         other.append("its third-order SDE has another sign in one weight")
     return options, other
@@ -112,14 +116,8 @@ def _singlestep(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return options | {"name": "dpm_solver_singlestep", "between": "visited"}, other
 
 
-def _final_level(config: Mapping[str, Any], default: str) -> list[str]:
-    is_clean = config.get("final_sigmas_type", default) == "zero"
-    return [] if is_clean else ["its last step ends at sigma_min, not at clean data"]
-
-
 def _deis(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    other = ["its last step ends at the level of t = 0, not at clean data"]
-    return {"name": "deis", "order": config.get("solver_order", 2)}, other
+    return {"name": "deis", "order": config.get("solver_order", 2)} | _end(False), []
 
 
 def _unipc(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -132,7 +130,8 @@ def _unipc(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "predict": "x0" if config.get("predict_x0", True) else "eps",
         "correct_from": first + 1,
     }
-    other = _final_level(config, "zero")
+    options |= _end(config.get("final_sigmas_type", "zero") == "zero")
+    other = []
     if uncorrected != list(range(first)):
         other.append(f"disable_corrector {uncorrected} names steps that are not the first ones")
         options["correct_from"] = 1
@@ -156,7 +155,8 @@ def _edm_grid(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _edm_euler(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    return {"name": "euler", "spacing": _edm_grid(config), "clip": None}, _final_level(config, "zero")
+    end = _end(config.get("final_sigmas_type", "zero") == "zero")
+    return {"name": "euler", "spacing": _edm_grid(config), "clip": None} | end, []
 
 
 def _edm_dpm_solver(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
