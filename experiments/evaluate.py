@@ -7,10 +7,11 @@
     python3 -m duet evaluate checkpoint=RUN data=digits likelihood=ode likelihood.count=256 out=DIR backend=tf
     python3 -m duet launch 2 evaluate parallel=ddp checkpoint=RUN data=digits likelihood=ode out=D
 
-Samples are a run, a `.npz` file of images or features, or a folder of PNG files; several paths are several sets. Every
-metric of the list `metrics` that applies is computed (`diffusion_core.metrics.evaluate`), on the features of the group
-`features`. This opens no backend, and the numbers are the same in every environment. A checkpoint is evaluated by the
-groups
+Samples are a run, a `.npz` file of images or features, or a folder of images, with labels from its class folders;
+several paths are several sets. `reference` is such a path too, or a `.npz` file of published statistics (mu, sigma).
+Every metric of the list `metrics` that applies is computed (`diffusion_core.metrics.evaluate`), on the features of the
+group `features`. This opens no backend, and the numbers are the same in every environment. A checkpoint is evaluated by
+the groups
 
     likelihood    bits per dimension, see `experiments.evaluation.likelihood`
     accuracy      of a classifier at each noise level, see `experiments.evaluation.accuracy`

@@ -184,11 +184,14 @@ class _Reader:
 
     def build(self, parts: dict[str, list[tuple[str | None, Folder]]]) -> Layout:
         """Number the classes of all parts together, and list the images of each part."""
+        # Two folders of one part are two classes, however alike their names.
+        spelled = [[_compared(name) for name, _ in groups if name is not None] for groups in parts.values()]
+        compare = _compared if all(len(set(part)) == len(part) for part in spelled) else str
         names: dict[str, str] = {}  # the first spelling of each class, by how names are compared
         for groups in parts.values():
             for name, _ in groups:
                 if name is not None:
-                    names.setdefault(_compared(name), name)
+                    names.setdefault(compare(name), name)
         order = sorted(names, key=lambda key: self.root.key(names[key]))
         number = {key: k for k, key in enumerate(order)}
         classes = tuple(names[key] for key in order)
@@ -199,7 +202,7 @@ class _Reader:
             for name, folder in groups:
                 images = list(folder.every_image())
                 files[part] += images
-                labels[part] += [0 if name is None else number[_compared(name)]] * len(images)
+                labels[part] += [0 if name is None else number[compare(name)]] * len(images)
             class_names[part] = classes
             if groups[0][0] is None:
                 class_names[part] = (UNLABELLED,) if classes else own
@@ -207,11 +210,6 @@ class _Reader:
                     self.remarks.append(f"{part} has no class folders; its one class is called {UNLABELLED!r}")
             elif missing := [classes[k] for k in range(len(classes)) if k not in set(labels[part])]:
                 self.remarks.append(f"{part} has no image of {', '.join(missing)}")
-        if classes != tuple(sorted(classes)) and self.root.key is natural_order:
-            self.remarks.append(
-                f"the classes are in natural order, {_shortened(classes)}; data.options.order=plain sorts them "
-                f"character by character, as earlier versions did"
-            )
         return Layout(files, labels, class_names, tuple(self.remarks), self.left_out)
 
     def _are_splits(self, folders: Sequence[Folder], named: Sequence[tuple[str, tuple[str, ...]]]) -> bool:

@@ -83,7 +83,8 @@ def agreement(predicted: NDArray[np.integer], labels: ArrayLike, classes: int) -
 
 
 def _fit(reference: Arrays, seed: int) -> Measure:
-    classes = int(reference["labels"].max()) + 1
+    # A part of a data set may lack its last classes.
+    classes = int(reference.get("class_count", reference["labels"].max() + 1))
 
     def measure(samples: Arrays) -> MetricResult:
         probabilities = samples["probabilities"]
@@ -115,5 +116,6 @@ AGREEMENT = Metric(
     ("labels", "probabilities"),
     ("labels",),
     {"rate": NumberInfo("recognised as the requested class", better="higher", bounds=FRACTION)},
+    optional=("class_count",),
     compatibility=_compare_classes,
 )

@@ -1,8 +1,11 @@
-"""Sets of samples in files: saved samples, folders of PNG files, and features that were computed elsewhere.
+"""Sets of samples in files: saved samples, folders of images, and features that were computed elsewhere.
 
 An `.npz` file may hold any arrays of a set (`metrics.metric`) under their own names. uint8 images may also be called
 `pictures` or `arr_0`, labels `arr_1` (as in the reference batches of guided-diffusion), and `logits` can replace
 probabilities. `facts` is JSON text about the file, with the kind of its features under "kind".
+
+A file without samples may hold `mu` (D,) and `sigma` (D, D), the mean and the covariance of the features of a reference,
+as Fréchet distances are published with; `mu_s` and `sigma_s` are those of spatial features.
 """
 
 from __future__ import annotations
@@ -10,38 +13,48 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.special import softmax
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.data.reading import UNREADABLE
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.files.safe_read import file_errors, open_npz, open_regular, parse_json
-from diffusion_core.metrics.metric import ARRAY_NAMES, FEATURE_ARRAYS, FeatureKind, SampleSet
+from diffusion_core.files.safe_read import file_errors, open_npz, parse_json
+from diffusion_core.images.files import natural_order
+from diffusion_core.metrics.frechet import gaussian_from_statistics
+from diffusion_core.metrics.image_files import read_image_files
+from diffusion_core.metrics.metric import ARRAY_NAMES, FEATURE_ARRAYS, STATISTICS, FeatureKind, SampleSet
 
-__all__ = ["join", "read_sample_set", "write_features"]
+__all__ = ["align_labels", "join", "read_sample_set", "write_features", "write_statistics"]
 
 _ALIASES = {"pictures": "images", "arr_0": "images", "arr_1": "labels", "logits": "probabilities"}
 
 
-def read_sample_set(path: str | Path) -> SampleSet:
-    """Read the samples of a file, a folder of PNG files, or a run.
+def read_sample_set(path: str | Path, max_unreadable: float = 0.01) -> SampleSet:
+    """Read the samples of a file, a folder of images, or a run; or the published statistics of a reference.
 
-    Labels that are all 0 are ignored, unless the file says that its samples are conditional.
+    Labels that are all 0 are ignored, unless the file says that its samples are conditional. Images in class folders
+    have those classes as labels.
+
+    Args:
+        path: of a run, a folder of images, or an `.npz` file.
+        max_unreadable: the largest fraction of the images of a folder that may be unreadable.
 
     Raises:
         DuetError: the path does not exist, or its content is not as described above.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         files = [path / "samples" / "samples.npz", path / "samples.npz"]
         existing = next((file for file in files if file.is_file()), None)
-        return _from_file(existing) if existing else _from_folder(path)
+        return _from_file(existing) if existing else _from_folder(path, max_unreadable)
     return _from_file(path)
 
 
@@ -56,18 +69,62 @@ def join(sources: Sequence[SampleSet]) -> SampleSet:
     first = sources[0]
     if any(source.kind != first.kind for source in sources):
         raise DuetError("samples: the sets have features of different kinds; evaluate them separately")
+    classes = first.classes
+    if any(source.classes != classes for source in sources) and all(source.classes for source in sources):
+        names = sorted({name for source in sources for name in source.classes}, key=natural_order)
+        classes = tuple(names)
+        sources = [align_labels(source, replace(first, classes=classes))[0] for source in sources]
+    elif any(source.classes != classes for source in sources):
+        classes = ()
     sample_arrays = {}
     for name in first.arrays:
         arrays = [source.arrays[name] for source in sources if name in source.arrays]
         if len(arrays) < len(sources):
             continue
-        if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
+        if len({(array.shape[1:], array.dtype.kind) for array in arrays}) > 1:
             shapes = ", ".join(str(array.shape[1:]) for array in arrays)
             raise DuetError(f"samples: {name} of shapes {shapes} were given; all sets must have one shape")
         sample_arrays[name] = np.concatenate(arrays)
     return SampleSet(
-        sample_arrays, {"count": sum(map(len, sources)), "sets": [dict(s.facts) for s in sources]}, first.kind
-    )
+        sample_arrays, {"count": sum(map(len, sources)), "sets": [dict(s.facts) for s in sources]}, first.kind, classes,
+        tuple(remark for source in sources for remark in source.remarks),
+    )  # fmt: skip
+
+
+def align_labels(samples: SampleSet, reference: SampleSet) -> tuple[SampleSet, str | None]:
+    """Return samples whose labels are the class ids of a reference, by name, and a remark if that is impossible.
+
+    Class ids of two sets may differ: one may begin at 1, lack a class, or have another order. If both name their
+    classes, the names decide. Names such as "class 3" stand for their numbers if the reference has no names. Samples
+    of classes that the reference does not have lose their labels.
+    """
+    names, ids = samples.classes, reference.classes
+    if "labels" not in samples.arrays or not names or names == ids:
+        return samples, None
+    if not ids:
+        numbers = [re.fullmatch(r"(?:class )?(\d+)", name) for name in names]
+        if not any(numbers):
+            return samples, None
+        by_name = {name: int(number[1]) for name, number in zip(names, numbers, strict=True) if number}
+    else:
+        by_name = {name: k for k, name in enumerate(ids)}
+    used = [names[label] if label < len(names) else "" for label in np.unique(samples.arrays["labels"])]
+    if unknown := [name for name in used if name not in by_name]:
+        arrays = {name: array for name, array in samples.arrays.items() if name != "labels"}
+        listed = ", ".join(repr(name) for name in unknown[:3])
+        remark = f"the labels of the samples are not used: the reference has no class {listed}"
+        return replace(samples, arrays=arrays, classes=()), remark
+    table = np.array([by_name.get(name, 0) for name in names], np.int32)
+    arrays = {**samples.arrays, "labels": table[samples.arrays["labels"]]}
+    return replace(samples, arrays=arrays, classes=ids), None
+
+
+def write_statistics(path: Path, features: NDArray) -> None:
+    """Write the mean and the covariance of features, as `mu` and `sigma`, for `read_sample_set`."""
+    features = np.asarray(features, np.float64)
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=features.mean(axis=0), sigma=np.atleast_2d(np.cov(features, rowvar=False)))
+    write_atomically(path, buffer.getvalue())
 
 
 def write_features(path: Path, source: SampleSet) -> None:
@@ -91,14 +148,21 @@ def _from_file(path: Path) -> SampleSet:
         facts = parse_json(str(arrays.pop("facts", "{}")))
         kind = facts.pop("kind", None)
         kind, classes = kind and FeatureKind(**kind), tuple(facts.pop("classes", ()))
+        by_label = {int(label): name for label, name in facts.pop("class_names", {}).items()}
+        classes = classes or tuple(by_label.get(k, "") for k in range(max(by_label, default=-1) + 1))
     sample_arrays = {
         _ALIASES.get(name, name): array for name, array in arrays.items() if _ALIASES.get(name, name) in ARRAY_NAMES
     }
     if "logits" in arrays:
         sample_arrays["probabilities"] = softmax(arrays["logits"].astype(np.float64), axis=1)
+    statistics = [name for name in STATISTICS if name in arrays]
+    if statistics and not set(sample_arrays) - {"labels"}:
+        return _from_statistics(path, arrays)
     if not set(sample_arrays) - {"labels"}:
         names = ", ".join(arrays) or "nothing"
-        raise DuetError(f"{path}: it holds {names}; it must hold one of images, {', '.join(FEATURE_ARRAYS)}")
+        raise DuetError(
+            f"{path}: it holds {names}; it must hold one of images, {', '.join(FEATURE_ARRAYS)}, or mu and sigma"
+        )
     _check(path, sample_arrays)
     if "labels" in sample_arrays and not facts.get("conditional") and not sample_arrays["labels"].any():
         del sample_arrays["labels"]
@@ -107,28 +171,37 @@ def _from_file(path: Path) -> SampleSet:
         kind = FeatureKind("given", {"kind": "given", "width": widths})
     if "source" in facts:  # written by `write_features`: the facts of the images from which the features were computed
         return SampleSet(sample_arrays, facts["source"], kind, classes)
+    remarks = (f"{path.name}: its images are used, and not its {' and '.join(statistics)}",) if statistics else ()
     own = {"name": path.stem, "count": len(next(iter(sample_arrays.values()))), "sha256": _hash(sample_arrays)}
-    return SampleSet(sample_arrays, own | ({"made": facts} if facts else {}), kind, classes)
+    return SampleSet(sample_arrays, own | ({"made": facts} if facts else {}), kind, classes, remarks)
 
 
-def _from_folder(path: Path) -> SampleSet:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".png")
-    if not files:
-        raise DuetError(f"{path}: it is not a run with samples/samples.npz and not a folder with PNG files")
-    images: NDArray[np.uint8] | None = None
-    for k, file in enumerate(files):
-        with file_errors(file, "it cannot be read"), open_regular(file), Image.open(file) as image:
-            mode, pixels = image.mode, np.asarray(image)
-        if mode not in ("L", "RGB"):
-            raise DuetError(f"{file}: its mode is {mode}; samples must be grey or RGB with 8 bits")
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if images is None:
-            images = np.empty((len(files), *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise DuetError(f"{file}: it is {pixels.shape} (h, w, c) and {files[0].name} {images.shape[1:]}")
-        images[k] = pixels
-    sample_arrays = {"images": images}
-    return SampleSet(sample_arrays, {"name": path.name, "count": len(files), "sha256": _hash(sample_arrays)})
+def _from_folder(path: Path, max_unreadable: float) -> SampleSet:
+    read = read_image_files(path, max_unreadable)
+    sample_arrays = {"images": read.images} | ({} if read.labels is None else {"labels": read.labels})
+    facts = {"name": path.name, "count": len(read.images), "sha256": _hash(sample_arrays)}
+    left_out = {kind: len(names) for kind, names in read.reading.left_out.items() if kind == UNREADABLE}
+    facts |= {"left_out": left_out} if left_out else {}
+    return SampleSet(sample_arrays, facts, classes=read.classes, remarks=read.reading.lines)
+
+
+def _from_statistics(path: Path, arrays: Mapping[str, NDArray]) -> SampleSet:
+    """Return a reference of which only the mean and the covariance of features are known."""
+    found = {name: arrays[name] for name in STATISTICS if name in arrays}
+    for mean, covariance in (STATISTICS[:2], STATISTICS[2:]):
+        if mean in found or covariance in found:
+            if mean not in found or covariance not in found:
+                raise DuetError(f"{path}: it holds {', '.join(found)}; {mean} and {covariance} belong together")
+            with file_errors(path, "it is not a file of statistics"):
+                found[mean] = found[mean].reshape(-1) if found[mean].ndim == 2 else found[mean]
+                gaussian_from_statistics(found[mean], found[covariance], f"{mean} and {covariance}")
+    widths = {name: len(found[name]) for name in STATISTICS[::2] if name in found}
+    facts = {"name": path.stem, "sha256": _hash(found), "statistics": widths}
+    remark = (
+        f"{path.name} holds the mean and the covariance of {' and '.join(map(str, widths.values()))} features; the "
+        f"Fréchet distance is all that can be computed from them, and they must come from the same feature network"
+    )
+    return SampleSet(found, facts, remarks=(remark,))
 
 
 def _check(path: Path, sample_arrays: dict[str, NDArray]) -> None:

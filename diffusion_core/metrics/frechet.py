@@ -33,7 +33,15 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.metrics.blocks import blocks, rows
 from diffusion_core.metrics.metric import NON_NEGATIVE, Arrays, Measure, Metric, MetricResult, NumberInfo
 
-__all__ = ["FRECHET", "SPATIAL_FRECHET", "Gaussian", "distance", "fit_gaussian", "frechet_distance"]
+__all__ = [
+    "FRECHET",
+    "SPATIAL_FRECHET",
+    "Gaussian",
+    "distance",
+    "fit_gaussian",
+    "frechet_distance",
+    "gaussian_from_statistics",
+]
 
 # Every decomposition repeats the factor of the earlier rows, so larger blocks cost less in total.
 _ROWS_PER_FEATURE = 4
@@ -98,6 +106,32 @@ def fit_gaussian(features: ArrayLike, what: str = "features") -> Gaussian:
     return Gaussian(mean, factor / np.sqrt(len(features) - 1))
 
 
+def gaussian_from_statistics(mean: ArrayLike, covariance: ArrayLike, what: str = "statistics") -> Gaussian:
+    """Return the Gaussian with a mean (D,) and a covariance (D, D), as published statistics have them.
+
+    The factor is ``V^T`` scaled by the roots of the eigenvalues, ``S = V diag(w) V^T``. Rounding can make the smallest
+    eigenvalues slightly negative; they count as 0.
+
+    Raises:
+        DuetError: the shapes differ, a value is not finite, or the covariance is not symmetric or not positive.
+    """
+    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        raise DuetError(
+            f"{what} with shapes {mean.shape} and {covariance.shape} were given; they must be the mean (D,) and the "
+            f"covariance (D, D) of D features"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise DuetError(f"{what}: they hold values that are not finite")
+    scale = np.abs(covariance).max()
+    if (apart := np.abs(covariance - covariance.T).max()) > 1e-4 * scale:
+        raise DuetError(f"{what}: the covariance is not symmetric; two of its entries differ by {apart:.3g}")
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    if values[0] < -1e-4 * max(values[-1], 0.0) or (values[-1] <= 0 and scale > 0):
+        raise DuetError(f"{what}: the covariance has the eigenvalue {values[0]:.3g}; none may be negative")
+    return Gaussian(mean, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
+
+
 def distance(a: Gaussian, b: Gaussian) -> float:
     """Return the squared Fréchet distance between two Gaussians.
 
@@ -106,7 +140,8 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     """
     if len(a.mean) != len(b.mean):
         raise DuetError(
-            f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; the widths must be equal"
+            f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; the widths must be equal, so both "
+            f"must come from the same feature network"
         )
     overlap = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
     # Rounding can make the value of two equal sets negative.
@@ -114,8 +149,15 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return max(0.0, float(shift + np.sum(a.factor**2) + np.sum(b.factor**2) - 2.0 * overlap))
 
 
+# What can replace features of the reference.
+_SUBSTITUTES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
 def _fit(name: str, reference: Arrays) -> Measure:
-    real = fit_gaussian(reference[name], f"{name} of the reference")
+    if name in reference:
+        real = fit_gaussian(reference[name], f"{name} of the reference")
+    else:
+        real = gaussian_from_statistics(*(reference[part] for part in _SUBSTITUTES[name]), "the reference")
 
     def measure(samples: Arrays) -> MetricResult:
         return MetricResult({"distance": distance(fit_gaussian(samples[name], f"{name} of the samples"), real)})
@@ -134,5 +176,7 @@ def _fit_spatial(reference: Arrays, seed: int) -> Measure:
 _DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE)
 _SPATIAL_DISTANCE = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
 
-FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE})
-SPATIAL_FRECHET = Metric(_fit_spatial, ("spatial",), ("spatial",), {"distance": _SPATIAL_DISTANCE})
+FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE}, substitutes=_SUBSTITUTES)
+SPATIAL_FRECHET = Metric(
+    _fit_spatial, ("spatial",), ("spatial",), {"distance": _SPATIAL_DISTANCE}, substitutes=_SUBSTITUTES
+)

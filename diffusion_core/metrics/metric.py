@@ -9,8 +9,10 @@ A sample set or a reference is a mapping of named arrays with one row per image:
     probabilities   (N, K), the probability of each class
 
 A sample set has the arrays that were loaded, or computed by a feature network; a metric declares which arrays it
-reads. A reference may also have `training`, the uint8 images that the network was trained on. Without it, the images of
-the reference serve as training images. The entry "training" of its facts describes this array alone.
+reads. A reference of which only mean and covariance of the features were published has `mu` (D,) and `sigma` (D, D), or
+`mu_s` and `sigma_s` for spatial features, and no other array. A reference may also have `training`, the uint8 images
+that the network was trained on, and `class_count`, the number of its classes. Without `training`, the images of the
+reference serve as training images. The entry "training" of its facts describes this array alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from diffusion_core.statistics import Interval
 __all__ = [
     "FEATURE_ARRAYS",
     "OPTIONAL_ARRAYS",
+    "STATISTICS",
     "ARRAY_NAMES",
     "NON_NEGATIVE",
     "FRACTION",
@@ -46,9 +49,11 @@ Arrays = Mapping[str, NDArray]
 FRACTION, NON_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 
 ARRAY_NAMES = ("images", "labels", "features", "spatial", "probabilities")
-OPTIONAL_ARRAYS = ("training",)
+OPTIONAL_ARRAYS = ("training", "class_count")
 # The arrays that depend on the feature network.
 FEATURE_ARRAYS = ("features", "spatial", "probabilities")
+# Mean and covariance of features, and of spatial features: all that is known of some published references.
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 
 
 class NotApplicable(DuetError):
@@ -91,13 +96,15 @@ class SampleSet:
         arrays: the named arrays, see above.
         facts: which images they are, as plain data; those of a reference are part of every protocol.
         kind: the kind of its features, if it has any.
-        classes: the name of each class id of its labels, if they are known.
+        classes: the name of each class id of its labels, if they are known; an empty text for an id that is no class.
+        remarks: what a person should know about how it was read, one line each.
     """
 
     arrays: Arrays
     facts: Mapping[str, Any]
     kind: FeatureKind | None = None
     classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"SampleSet({len(self):,} rows: {', '.join(self.arrays)})"
@@ -172,6 +179,7 @@ class Metric:
         optional: the arrays of the reference that it reads if they exist.
         compatibility: takes the kind of the features and the reference, and returns protocol entries on how they match;
             raises `NotApplicable` if they do not.
+        substitutes: by array of the reference, other arrays of it that together can replace that array.
     """
 
     fit: Callable[..., Measure]
@@ -180,6 +188,7 @@ class Metric:
     numbers: Mapping[str, NumberInfo]
     optional: tuple[str, ...] = ()
     compatibility: Callable[[FeatureKind, SampleSet], Mapping[str, Any]] | None = None
+    substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def reads_features(self) -> bool:
@@ -189,4 +198,8 @@ class Metric:
     def missing(self, samples: Arrays, reference: Arrays) -> tuple[str, ...]:
         """Return the missing arrays, as texts such as "labels of the samples"."""
         missing = [f"{part} of the samples" for part in self.samples if part not in samples]
-        return (*missing, *(f"{part} of the reference" for part in self.reference if part not in reference))
+        for part in self.reference:
+            others = self.substitutes.get(part)
+            if part not in reference and not (others and all(other in reference for other in others)):
+                missing.append(f"{part} of the reference")
+        return tuple(missing)

@@ -218,7 +218,7 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
     """Return the request of a configuration of `experiments.evaluate`."""
     options = _select(
         cfg, "samples", "reference", "features", "metrics", "count", "sets", "confidence", "keep_features",
-        "checkpoint", "weights", "likelihood", "accuracy", "loss", "seed",
+        "checkpoint", "weights", "likelihood", "accuracy", "loss", "seed", "max_unreadable",
     )  # fmt: skip
     samples = options.pop("samples") or ()
     return EvaluationSetup(

@@ -155,13 +155,14 @@ class ParallelSchema:
 
 @dataclass
 class SampleSchema:
-    """What is sampled during and after a training."""
+    """What is sampled during and after a training; `files` png also writes one PNG file per sample, by class."""
 
     count: int = 64
     labels: Any = None
     seed: int = 0
     batch: int = 128
     weights: str = "ema"
+    files: str | None = None
 
 
 @dataclass
@@ -296,6 +297,7 @@ class EvaluateSchema(FromRunSchema):
     sets: int = 5
     confidence: float = 0.95
     keep_features: bool = False
+    max_unreadable: float = "${data.max_unreadable}"
     features: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     likelihood: dict[str, Any] = field(default_factory=dict)

@@ -79,7 +79,18 @@ class EvaluationContext:
 
     @cached_property
     def _sample_files(self) -> list[SampleSet]:
-        return [read_sample_set(path) for path in self.setup.samples]
+        return [self._read(path) for path in self.setup.samples]
+
+    def _read(self, path: str) -> SampleSet:
+        read = read_sample_set(path, self.setup.max_unreadable)
+        self._tell(f"{path}: {remark}" for remark in read.remarks)
+        return read
+
+    def _tell(self, lines: Iterable[str]) -> None:
+        """Print lines, in the main process alone."""
+        if self.setup.backend.group.is_main_process:
+            for line in lines:
+                print(line, flush=True)
 
     @cached_property
     def samples(self) -> SampleSet:
@@ -98,8 +109,8 @@ class EvaluationContext:
         if setup.reference:
             if setup.data is not None:
                 raise DuetError("reference: a file and data were given; give one of them to compare the samples with")
-            return read_sample_set(setup.reference)
-        training = None if setup.training is None else setup.training.load()
+            return self._read(setup.reference)
+        training = None if setup.training is None else setup.training.load(setup.backend.group.is_main_process)
         return dataset_reference(self.dataset, setup.data.options, training)
 
     @cached_property
@@ -110,7 +121,14 @@ class EvaluationContext:
                 "data: none was given; add data=NAME, and data.options.part=PART if it has several parts "
                 "(or, for samples, reference=FILE)"
             )
-        return self.setup.data.load()
+        dataset = self.setup.data.load(self.setup.backend.group.is_main_process)
+        parts = dataset.reading.parts
+        if parts and self.setup.data.options.get("part") is None:
+            raise DuetError(
+                f"data.options.part: none was given for {dataset.name}; choose one of {', '.join(parts)}, or all of "
+                f"them with all"
+            )
+        return dataset
 
     def note(self, lines: Iterable[str]) -> None:
         """Add lines to print."""
@@ -177,8 +195,9 @@ def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Da
         options: its options; the protocol records the part.
         training: the data set on which the network was trained, if it is another one.
     """
-    arrays = {"images": dataset.images, "labels": dataset.labels}
-    split = next((str(options[key]) for key in ("part", "split") if options.get(key)), "all")
+    arrays = {"images": dataset.images, "labels": dataset.labels, "class_count": np.array(dataset.num_classes)}
+    split = dataset.reading.part or "all"
+    split = next((str(options[key]) for key in ("part", "split") if options.get(key)), split)
     facts = {"name": dataset.name, "split": split, "count": len(dataset), "sha256": dataset.sha256}
     if training is not None:
         arrays["training"] = training.images

@@ -19,7 +19,7 @@ from diffusion_core.common.registry import build, check_options
 from diffusion_core.images import render
 from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
-from diffusion_core.metrics.files import write_features
+from diffusion_core.metrics.files import align_labels, write_features, write_statistics
 from diffusion_core.metrics.metric import FEATURE_ARRAYS, SampleSet
 from diffusion_core.runs.run_directory import write_arrays
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
@@ -93,13 +93,35 @@ class SampleEvaluator:
             )
         if self.features is not None and "images" in self.reference.arrays:
             self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
+        self._check_statistics(arrays)
+
+    def _check_statistics(self, arrays: Mapping[str, Any]) -> None:
+        """Refuse samples whose features have another width than the statistics that are the reference."""
+        statistics = self.reference.facts.get("statistics", {})
+        for name, mean in (("features", "mu"), ("spatial", "mu_s")):
+            width = None
+            if mean in statistics and name in arrays:
+                width = arrays[name].shape[1]
+            elif mean in statistics and self.features is not None and "images" in arrays:
+                computed = self.features.compute(np.zeros((1, *np.shape(arrays["images"])[1:]), np.uint8))
+                width = computed[name].shape[1] if name in computed else None
+            if width is not None and width != statistics[mean]:
+                raise DuetError(
+                    f"reference: {self.reference.facts['name']} has the statistics of {statistics[mean]} {name}, and "
+                    f"the samples have {width}; choose the feature network that made it with features=NAME"
+                )
 
     def __call__(self, samples: SampleSet, sets: Partition, name: str = "") -> tuple[Evaluation, SampleSet, SampleSet]:
-        """Evaluate samples. Returns the evaluation, and samples and reference with their features.
+        """Evaluate samples, whose labels are matched to the reference by class name.
+
+        Returns the evaluation, and samples and reference with their features.
 
         Progress messages contain `name`, if one is given.
         """
         suffix = f" ({name})" if name else ""
+        samples, remark = align_labels(samples, self.reference)
+        if remark:
+            print(f"{remark}{suffix}", flush=True)
         samples, reference = (
             _with_features(sample_set, self.features, what, suffix)
             for sample_set, what in ((samples, "samples"), (self.reference, "reference"))
@@ -149,6 +171,8 @@ def measure_samples(context: EvaluationContext) -> Measure:
             for name, sample_set in (("samples", with_features), ("reference", reference)):
                 if set(sample_set.arrays) & set(FEATURE_ARRAYS):
                     write_features(out / "features" / f"{name}.npz", sample_set)
+                if "features" in sample_set.arrays:
+                    write_statistics(out / "features" / f"{name}-statistics.npz", sample_set.arrays["features"])
         facts = {
             "samples": dict(samples.facts), "reference": dict(reference.facts),
             "features": with_features.kind and with_features.kind.plain,

@@ -22,8 +22,8 @@ class EvaluationSetup:
     """The options of an evaluation of saved samples, a checkpoint, or both.
 
     Args:
-        samples: paths of runs, `.npz` files or folders of PNG files; three or more are the sets of the intervals.
-        reference: a path like those of `samples` to compare with, instead of `data`.
+        samples: paths of runs, `.npz` files or folders of images; three or more are the sets of the intervals.
+        reference: a path like those of `samples` to compare with, instead of `data`; or an `.npz` file of mu and sigma.
         data: the data set to compare samples with, or to evaluate a checkpoint on.
         training: the data set on which the network was trained, if that is not `data`; for memorisation.
         features: name and options of a feature network, see `features.FEATURES`; ``{"name": "none"}`` for none.
@@ -38,6 +38,7 @@ class EvaluationSetup:
         accuracy: name and options, see `experiments.evaluation.accuracy`.
         loss: name and options, see `experiments.evaluation.loss`.
         seed: the seed of all random streams.
+        max_unreadable: the largest fraction of the images of a folder that may be unreadable; they are named.
         backend: the backend that evaluates the network of the checkpoint.
     """
 
@@ -57,4 +58,5 @@ class EvaluationSetup:
     accuracy: Mapping[str, Any] = field(default_factory=_none)
     loss: Mapping[str, Any] = field(default_factory=_none)
     seed: int = 0
+    max_unreadable: float = 0.01
     backend: BackendSetup = field(default_factory=BackendSetup)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import Backend, Guidance, Network
 from diffusion_core.data import to_uint8
 from diffusion_core.images import render
+from diffusion_core.metrics.image_files import write_image_files
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.run_directory import write_samples
@@ -39,6 +40,8 @@ def save_samples(
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
+
+    With ``options.files``, each sample is also written as a file of its own, in the directory ``<name>``.
 
     Of several processes that draw together, the main one writes.
 
@@ -75,6 +78,9 @@ def save_samples(
     facts["conditional"] = bool(model.program.classes or classifier)
     if names:
         facts["class_names"] = {str(label): names[label] for label in np.unique(labels).tolist() if label in names}
+    if options.files is not None:
+        by_label = names or {int(label): f"class {label}" for label in np.unique(labels) if facts["conditional"]}
+        write_image_files(directory / name, images, labels, by_label)
     # Written last: if it exists, the other files are complete.
     write_samples(directory / f"{name}.npz", images, labels, **facts)
     return images

@@ -32,6 +32,7 @@ class SampleOptions:
         seed: of the noise.
         batch: samples per network call; it does not change any sample.
         weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``.
+        files: ``"png"`` also writes each sample as a PNG file, in a folder per class; None does not.
 
     For samples of a checkpoint, None, and the labels ``"run"``, stand for the value of its run; `for_checkpoint` looks
     it up, and takes the default of this class where the checkpoint does not know it.
@@ -42,12 +43,17 @@ class SampleOptions:
     seed: int | None = 0
     batch: int | None = 128
     weights: str | None = None
+    files: str | None = None
 
     def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
         """Refuse options that do not fit the network, or name an average that a run with `averages` of them lacks."""
         sample_labels(self.labels, self.count, model, classifier)
         if self.batch < 1:
             raise DuetError(f"sample.batch: {self.batch} was given; it must be at least 1")
+        if self.files not in (None, "png"):
+            raise DuetError(
+                f"sample.files: {self.files!r} was given; it must be png, which keeps every pixel, or null for none"
+            )
         if self.weights is not None:
             check_weights_name("sample.weights", self.weights, averages)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.files.atomic import write_atomically
+from diffusion_core.metrics.image_files import check_image_files
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.runtime import signals
@@ -125,10 +126,13 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
 
     Args:
         setup: what to sample.
-        out: gets samples.npz, samples.png, environment.json, result.json and, with `figures`, the figures.
+        out: gets samples.npz, samples.png, environment.json, result.json, the figures with `figures`, and the folder
+            samples with `SampleOptions.files`.
         config: the configuration as YAML, kept as config.yaml.
     """
     checkpoint, weights = setup.checkpoint, setup.options.weights
+    if setup.options.files is not None:
+        check_image_files(out / "samples")
     calls = sampling_calls([(setup.plan, setup.options.count)], setup.options.batch)
     backend = setup.backend.open(calls)
     print("\n".join(setup.lines), flush=True)

@@ -151,7 +151,8 @@ def test_samples_are_drawn_with_the_selected_weights(finished, open_backend, bac
 
 def configured(name: str):
     """Return the configuration and the objects of an experiment; where its data are the user's, with other data."""
-    cfg = composed("train", f"experiment={name}", *(["data=shapes"] if name == "images32" else []))
+    other = {"images32": ["data=shapes"], "improved_32": ["data.use_fallback=true"]}.get(name, [])
+    cfg = composed("train", f"experiment={name}", *other)
     return cfg, build.training_setup(cfg)
 
 

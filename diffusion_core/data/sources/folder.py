@@ -54,7 +54,13 @@ def image_folder(path: Path, *, layout: str = "auto", order: str = "natural") ->
     left_out: Mapping[str, list[str]] = {**scanned.names, **found.left_out}
     if scanned.by_content:
         left_out = {**left_out, BY_CONTENT: scanned.by_content}
-    reading = Reading(found.remarks, left_out, parts=tuple(found.files) if len(found.files) > 1 else ())
+    remarks = found.remarks
+    if any(list(names) != sorted(names) for names in found.class_names.values()) and order == "natural":
+        remarks += (
+            "the classes are in natural order, so that 2 stands before 10; data.options.order=plain sorts their names "
+            "character by character, as earlier versions did",
+        )
+    reading = Reading(remarks, left_out, parts=tuple(found.files) if len(found.files) > 1 else ())
     name = readable_name(path.resolve().name)
     return {
         part: Source(
