@@ -4,8 +4,8 @@
     FOLDER/Coast/00000.png  Forest/00001.png ...
 
 The number of a file is the index of its sample in the whole set, so names are unique and sort as the samples were
-drawn. A character of a class name that no file system takes everywhere is written as its bytes in hexadecimal after a percent
-sign, as in addresses: "T-shirt/top" is the folder ``T-shirt%2Ftop``.
+drawn. A character of a class name that not every file system takes is written as its bytes in hexadecimal, each after
+a percent sign, as in addresses: "T-shirt/top" is the folder ``T-shirt%2Ftop``.
 
 `read_image_files` reads such a folder, and any other folder of images that have one size, by the rules of
 `images.files` and `data.layout`. PNG files of Duet are read exactly as they were written.
