@@ -51,7 +51,7 @@ FROM: Mapping[str, FromRun] = {
     "train": FromRun(
         "resume",
         ("data", "model", "process", "sampler", "optimiser", "ema", "trainer", "features", "metrics"),
-        ("seed", "precision", "lr", "sample", "sets", "confidence"),
+        ("seed", "precision", "lr", "sample", "validation", "sets", "confidence"),
     ),
     "sample": FromRun("checkpoint", values=("precision",)),
     "edit": FromRun("checkpoint", ("data",), ("precision",)),
