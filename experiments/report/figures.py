@@ -21,7 +21,7 @@ from diffusion_core.common.text import pluralize
 from .text import brief, number
 
 __all__ = [
-    "SERIES", "Axis", "Chart", "Key", "Path", "Plot", "Series", "Tick", "decimate", "line", "linear_axis",
+    "SERIES", "Axis", "Chart", "Key", "Path", "Plot", "Series", "Tick", "compact", "decimate", "line", "linear_axis",
     "loss_chart", "make_ticks", "smooth",
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing with its axes; `kind` is "tall" or "low", and a page has at most one of each."""
+    """A drawing with its axes; `kind` is "tall" or "low", and `key` tells the plots of a page apart."""
 
     kind: str
     title: str
@@ -81,6 +81,7 @@ class Plot:
     y_ticks: Sequence[Tick]
     x_ticks: Sequence[Tick]
     paths: Sequence[Path]
+    key: str = ""
 
     @property
     def grid(self) -> str:
@@ -216,7 +217,7 @@ def loss_chart(loss: Mapping, series: Mapping[str, Series]) -> Chart | None:
     gap = loss.get("relative_difference")
     gap = None if gap is None else np.abs(_read(gap, "relative_difference", len(seen)))
     x_axis = Axis(min(0.0, float(seen.min())), max(float(seen.max()), 1.0))
-    x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, _compact)
+    x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     # The first of several runs is drawn wide and pale, so that a curve that agrees with it lies visibly inside.
     wide = {key: " wide" if len(runs) > 1 and key == next(iter(runs)) else "" for key in runs}
     plots = [_loss_plot(runs, series, wide, x, x_ticks)]
@@ -238,7 +239,8 @@ def _read(values: Sequence[float | None], name: str, length: int) -> NDArray[np.
     return series
 
 
-def _compact(value: float) -> str:
+def compact(value: float) -> str:
+    """Format a count of images in thousands, millions or billions, as in 25k."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
