@@ -10,6 +10,7 @@ checkpoints/         see `checkpoint`
 snapshots/           see `ema_snapshots`; only if ema.snapshot_images is above 0
 non_finite/          see `failure_bundle`; only if a step was not finite
 samples/             uint8 `.npz` and a PNG grid
+report.html          the page of the run, written when it ends; see experiments/report/run.py
 result.json          the results at the end of the run
 """
 

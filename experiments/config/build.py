@@ -58,6 +58,7 @@ __all__ = [
     "network_spec",
     "new_checkpoint_directory",
     "preparation_setup",
+    "run_directory",
     "process_group",
     "sample_options",
     "sampling_setup",
@@ -273,3 +274,15 @@ def new_checkpoint_directory(cfg: DictConfig) -> Path:
     if list_checkpoints(out / "checkpoints"):
         raise DuetError(f"out: {cfg.out!r} was given and holds checkpoints already; give another directory")
     return out
+
+
+def run_directory(cfg: DictConfig) -> Path:
+    """Return the directory of the run in the key `run`.
+
+    Raises:
+        DuetError: if it does not hold a run.
+    """
+    path = directory(cfg, "run", "directory of a run").expanduser()
+    if not (path / "environment.json").is_file():
+        raise DuetError(f"run: {str(path)!r} holds no run (it has no environment.json); give the directory of a run")
+    return path

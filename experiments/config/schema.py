@@ -416,6 +416,13 @@ class ReconstructSchema(FromRunSchema):
 
 
 @dataclass
+class PageSchema:
+    """The configuration of `experiments.page`; `run` is the directory of a run."""
+
+    run: str = MISSING
+
+
+@dataclass
 class ExportSchema(FromRunSchema):
     """The configuration of `experiments.export_weights`; `weights` null selects those that the run samples with."""
 
@@ -477,6 +484,7 @@ SCHEMAS = {
     "import_weights": ImportSchema,
     "export_weights": ExportSchema,
     "reconstruct_ema": ReconstructSchema,
+    "page": PageSchema,
     "study": StudySchema,
     "replay": ReplaySchema,
 }

@@ -76,7 +76,8 @@ def curve_chart(key: str, seen: NDArray[np.float64], total: float, panels: Seque
     x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     plots = [_plot(f"{key}-{k}", panel, x, x_ticks) for k, panel in enumerate(panels)]
     curves = [curve for panel in panels for curve in panel.curves]
-    legend = [Key(f"stroke {curve.mark}", curve.title) for curve in curves] if len(curves) > 1 else []
+    entries = dict.fromkeys((curve.mark, curve.title) for curve in curves)  # panels may share a curve's mark and title
+    legend = [Key(f"stroke {mark}", title) for mark, title in entries] if len(entries) > 1 else []
     return Chart(plots, legend, _points(seen, x, curves), "images seen")
 
 
@@ -97,14 +98,14 @@ def _plot(key: str, panel: Panel, x: NDArray[np.float64], x_ticks: Sequence) -> 
             known = np.unique(np.linspace(0, len(x) - 1, _POINTS).astype(int))
         y = axis.position(drawn[known])
         paths.append(Path(f"line {curve.mark}", line(x[known], y)))
-        if len(known) <= _WINDOWS:  # few enough to see each
+        if len(known) == 1 or (len(known) <= _WINDOWS and not curve.is_noisy):  # few enough to see each
             paths.append(Path(f"points {curve.mark}", _dots(x[known], y)))
         ends.append(f"{curve.title} ends at {number(drawn[known][-1])}")
     label = panel.label + (", log scale" if axis.log else "")
     if window > 1 and any(curve.is_noisy for curve in panel.curves):
         label += f"; line: mean of {window} steps; pale: every step"
     kind = "low" if panel.is_low else "tall"
-    return Plot(kind, panel.title, "; ".join(ends), label, make_ticks(axis, 5, number), x_ticks, paths, key)
+    return Plot(kind, panel.title, "; ".join(ends), label, make_ticks(axis, 5), x_ticks, paths, key)
 
 
 def _axis(values: NDArray[np.float64], is_log: bool) -> Axis:

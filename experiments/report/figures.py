@@ -138,7 +138,7 @@ class Axis:
             first = math.ceil(self.low / step - 1e-9)
             return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        for digits in ((1, 2, 5), (1, 3), (1,)):
+        for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
             fine = [d * 10.0**e for e in range(first, last + 1) for d in digits]
             fine = [t for t in fine if self.low * 0.999 <= t <= self.high * 1.001]
             if len(fine) <= most:

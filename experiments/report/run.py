@@ -25,16 +25,16 @@ from diffusion_core.images import render
 from .curves import Curve, Panel, curve_chart, curves_of
 from .page import Section, render_page
 from .run_facts import RunFacts, Samples
-from .text import DASH, number, text
+from .text import DASH, moment, number, text
 
 __all__ = ["write"]
 
 _TRAINING = ("training", "s7")
 _WEIGHTS = {"weights": ("validation, weights", "s0"), "ema": ("validation, average", "s1")}
 _LEVELS = ("s2", "s5", "s3", "s6")  # from the least noise to the most
-_ROWS, _COLUMNS, _PLAIN = 12, 10, 60  # classes shown, samples of each, samples without classes
+_ROWS, _COLUMNS, _PLAIN = 12, 16, 80  # classes shown, samples of each, samples without classes
 _MOMENTS = 6
-_GIF_BYTES = 4 << 20
+_GIF_BYTES = 1 << 19
 
 
 def write(run: RunFacts) -> Path:
@@ -54,12 +54,12 @@ def _page(run: RunFacts) -> str:
         Section("samples", "Samples", _samples(run), _samples_lead(run)),
         Section("progress", "Samples during training", _progress(run), "The same noise and labels at every moment.",
                 "During training"),
-        Section("generation", "Generation", _generation(run)),
         Section("loss", "Loss", _loss(run), _loss_lead(run)),
         Section("levels", "Validation loss by noise level", _levels(run), _levels_lead(run), "Noise levels"),
         Section("rate", "Learning rate and gradient", _rate(run), "", "Learning rate"),
         Section("quality", "Evaluation", _quality(run), _quality_lead(run)),
         Section("cost", "Speed", _cost(run)),
+        Section("generation", "From noise to images", _generation(run), "", "Noise"),
         Section("experiment", "Experiment", _experiment(run)),
         Section("environment", "Environment", _environment(run)),
         Section("commands", "What to do next", _commands(run), "", "Commands"),
@@ -85,8 +85,9 @@ def _verdict(run: RunFacts) -> dict[str, str]:
                 "sentence": f"{run.problem}\n{checkpoint}"}  # fmt: skip
     if run.is_complete:
         steps = len(run.metrics.get("loss", ()))
+        batch = run.option("trainer", "batch", default=DASH)
         return {"style": "agree", "mark": "✓", "claim": f"Complete: {pluralize(run.images_seen, 'image')} seen",
-                "sentence": f"{pluralize(steps, 'step')} of {run.option('trainer', 'batch', default=DASH)} images"}  # fmt: skip
+                "sentence": f"{pluralize(steps, 'step')} of {batch} images"}  # fmt: skip
     return {"style": "unknown", "mark": "…", "claim": f"Not complete: {seen} of {total} images seen",
             "sentence": _last_checkpoint(run)}  # fmt: skip
 
@@ -152,7 +153,7 @@ def _seconds(value: Any) -> str:
     if value < 10:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 # --- samples ------------------------------------------------------------------------------------------------------
@@ -179,16 +180,17 @@ def _samples(run: RunFacts) -> dict[str, Any] | None:
     groups = _by_class(run, last)
     if _is_points(last):
         return {"points": _points(groups), "legend": [name for name, _ in groups if name][:8]}
-    scale = max(1, 48 // last.images.shape[1])
+    scale = max(1, 56 // last.images.shape[1])
     if groups[0][0] == "":
         return {"grid": render.png_bytes(render.grid(groups[0][1][:_PLAIN], min(_COLUMNS, len(last.images)), scale))}
-    rows = [(name, _strip(images[:_COLUMNS], scale)) for name, images in groups[:_ROWS]]
+    columns = min(_COLUMNS, max(len(images) for _, images in groups))
+    rows = [(name, _strip(images, columns, scale)) for name, images in groups[:_ROWS]]
     return {"rows": rows, "more": max(0, len(groups) - _ROWS)}
 
 
-def _strip(images: NDArray[np.uint8], scale: int) -> bytes:
-    """Return images in a row, filled up so that all rows have one length."""
-    return render.png_bytes(render.grid(images, _COLUMNS, scale))
+def _strip(images: NDArray[np.uint8], columns: int, scale: int) -> bytes:
+    """Return the first images in a row of this many places."""
+    return render.png_bytes(render.grid(images[:columns], columns, scale))
 
 
 def _samples_lead(run: RunFacts) -> str:
@@ -198,7 +200,7 @@ def _samples_lead(run: RunFacts) -> str:
     weights = run.option("sample", "weights", default="ema")
     source = "the weights" if weights == "weights" else f"the moving average ({weights})"
     when = "" if run.is_complete else f" at {last.images_seen:,} images"
-    shown = min(len(last.images), _PLAIN)
+    shown = len(last.images) if _is_points(last) else min(len(last.images), _PLAIN)
     return f"Drawn with {source}{when} by {last.facts.get('plan', DASH)}, seed {last.facts.get('seed', DASH)}. " + (
         f"{pluralize(len(last.images), 'sample')}; the first are shown." if shown < len(last.images) else ""
     )
@@ -219,8 +221,9 @@ def _progress(run: RunFacts) -> list[tuple[str, bytes]] | None:
     if len(moments) < 2:
         return None
     chosen = np.unique(np.linspace(0, len(moments) - 1, _MOMENTS).astype(int))
-    scale = max(1, 48 // moments[0].images.shape[1])
-    return [(f"{moments[k].images_seen:,} images", _strip(moments[k].images[:_COLUMNS], scale)) for k in chosen]
+    scale = max(1, 56 // moments[0].images.shape[1])
+    columns = min(_COLUMNS, max(len(s.images) for s in moments))
+    return [(f"{moments[k].images_seen:,} images", _strip(moments[k].images, columns, scale)) for k in chosen]
 
 
 def _generation(run: RunFacts) -> list[dict[str, Any]] | None:
@@ -284,13 +287,15 @@ def _level_names(run: RunFacts) -> tuple[str, list[tuple[str, str]]]:
     weights = weights if weights in run.weights() else "weights"
     levels = (run.environment.get("validation") or {}).get("levels") or []
     suffix = "" if weights == "weights" else f"_{weights}"
-    return weights, [(f"validation_loss{suffix}_level{k + 1}", _range(level)) for k, level in enumerate(levels)]
+    last = len(levels) - 1
+    ranges = [_range(level, k == 0, k == last) for k, level in enumerate(levels)]
+    return weights, [(f"validation_loss{suffix}_level{k + 1}", name) for k, name in enumerate(ranges)]
 
 
-def _range(level: Mapping[str, Any]) -> str:
-    low, high = level["sigma_over_alpha"]
-    ends = [f"{end:.2g}" if isinstance(end, int | float) else "∞" for end in (low, high)]
-    return f"σ/α {ends[0]} to {ends[1]}"
+def _range(level: Mapping[str, Any], is_first: bool, is_last: bool) -> str:
+    """Return the range of noise over signal of a level; the first and the last are open."""
+    low, high = (f"{end:.2g}" if isinstance(end, int | float) else "∞" for end in level["sigma_over_alpha"])
+    return f"σ/α below {high}" if is_first else f"σ/α above {low}" if is_last else f"σ/α {low} to {high}"
 
 
 def _levels(run: RunFacts) -> Any:
@@ -394,7 +399,8 @@ def _experiment(run: RunFacts) -> list[tuple[str, str]]:
 
 def _environment(run: RunFacts) -> list[tuple[str, str]]:
     env = run.environment
-    rows = [(name.replace("_", " "), env.get(name)) for name in ("started", "device", "precision", "mode", "threads")]
+    rows = [("started", moment(env.get("started")))]
+    rows += [(name, env.get(name)) for name in ("device", "precision", "mode", "threads")]
     rows += [(name, version) for name, version in (env.get("versions") or {}).items()]
     rows += [(name, env.get(name)) for name in ("platform", "processor", "cores", "commit")]
     return [(name, str(value)) for name, value in rows if value not in (None, "")]

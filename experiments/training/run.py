@@ -27,6 +27,7 @@ from diffusion_core.runs.run_directory import (
 )
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
+from diffusion_core.training.objective import network_labels
 from experiments.runtime.processes import stop_check, stop_if_requested
 from experiments.runtime.progress import Counter, format_seconds, format_speed
 from experiments.sampling import draw
@@ -37,6 +38,7 @@ from experiments.training.callbacks import RunCallbacks, grid_of_samples, sampli
 from experiments.training.changes import describe_changes
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.lengths import describe_lengths
+from experiments.training.page import page_at_the_end
 from experiments.training.record import record_at
 from experiments.training.resume import (
     RESUME_IN_PLACE,
@@ -153,7 +155,8 @@ def train(
             print(f"resume: the run was stopped before its first checkpoint; it starts again from {begin}")
         resumed_at = start.images_seen if source or is_own else None
         open_run = RunDirectory(directory, resumed_at, None if is_own else source) if is_main_process else nullcontext()
-        with open_run as run:
+        page = page_at_the_end(directory, record.config, record.options, lambda: _resume_command(directory, record))
+        with page if is_main_process and not record.is_temporary else nullcontext(), open_run as run:
             try:
                 return _run(setup, record, run, start, source, evaluation, tracker)
             except signals.Stopped as stopped:
@@ -275,7 +278,18 @@ def _environment_record(
         "seed": setup.seed,
         "resumed_from": resumed_from,
         "validation": None if setup.validation is None else setup.validation.facts(),
+        "labels": _label_names(setup),
     }
+
+
+def _label_names(setup: TrainingSetup) -> dict[int, str]:
+    """Return the class name of each label that the network takes."""
+    program, names = setup.model.program, setup.loader.dataset.class_names
+    if not program.classes or setup.model.classifies:
+        return {}
+    labels = network_labels(range(program.classes), program.classes, program.null_label).tolist()
+    named = dict(zip(labels, names, strict=True))
+    return named if program.null_label is None else named | {program.null_label: "no class"}
 
 
 def _train(session: _Session) -> dict[str, Any]:
@@ -352,7 +366,13 @@ def _resume_advice(directory: Path, setup: TrainingSetup, record: RunRecord) -> 
     checkpoints = list_checkpoints(directory / "checkpoints")
     seen = f"its last checkpoint is at {int(checkpoints[-1].name):,}" if checkpoints else "it is at 0"
     progress = f"{seen} of {setup.training_config.images:,} images"
+    command = _resume_command(directory, record)
+    return f"{progress}; to resume: {command}" if command else progress
+
+
+def _resume_command(directory: Path, record: RunRecord) -> str:
+    """Return the command that resumes the run in `directory`; empty for a run that Python code started."""
     if record.resume_command is None:
-        return progress
-    has_begun = bool(checkpoints) or (directory / "environment.json").exists()
-    return f"{progress}; to resume: {record.resume_command(has_begun)}"
+        return ""
+    has_checkpoint = bool(list_checkpoints(directory / "checkpoints"))
+    return record.resume_command(has_checkpoint or (directory / "environment.json").exists())
