@@ -26,9 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.pixels import to_uint8
+from diffusion_core.data.pixels import from_uint8, to_uint8
 
-__all__ = ["TOYS", "Mixture", "gaussian_mixture", "image_mixture", "toy", "toy_mixture"]
+__all__ = ["TOYS", "Mixture", "are_points", "gaussian_mixture", "image_mixture", "points_of", "toy", "toy_mixture"]
 
 Array = NDArray[np.float64]
 
@@ -186,6 +186,16 @@ def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
     images = np.full((count, 1, 1, 3), 128, np.uint8)
     images[:, 0, 0, :2] = to_uint8(points)
     return Dataset(images, classes, tuple(str(k) for k in range(int(mixture.classes.max()) + 1)), kind)
+
+
+def are_points(dataset: Dataset) -> bool:
+    """Return whether the images of a data set are points of the plane: one pixel each, blue always 128."""
+    return dataset.images.shape[1:] == (1, 1, 3) and bool(np.all(dataset.images[:, 0, 0, 2] == 128))
+
+
+def points_of(images: NDArray[np.uint8]) -> Array:
+    """Return the points that images of one pixel stand for, x and y in [-1, 1], with shape (N, 2)."""
+    return from_uint8(np.asarray(images)[:, 0, 0, :2], np.float64)
 
 
 def image_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08) -> Mixture:

@@ -4,8 +4,8 @@ An `.npz` file may hold any arrays of a set (`metrics.metric`) under their own n
 `pictures` or `arr_0`, labels `arr_1` (as in the reference batches of guided-diffusion), and `logits` can replace
 probabilities. `facts` is JSON text about the file, with the kind of its features under "kind".
 
-A file without samples may hold `mu` (D,) and `sigma` (D, D), the mean and the covariance of the features of a reference,
-as Fréchet distances are published with; `mu_s` and `sigma_s` are those of spatial features.
+A file without samples may hold `mu` (D,) and `sigma` (D, D), the mean and the covariance of the features of a
+reference, as Fréchet distances are published with; `mu_s` and `sigma_s` are those of spatial features.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from duet.api.options import unknown_option
 from experiments.runtime.backends import BackendSetup, sampling_calls
-from experiments.sampling.classes import named_labels, names_of_checkpoint
+from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
@@ -88,6 +88,7 @@ def sample(
     models = _guidance_models(guide=guide, classifier=classifier)
     plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
     numbers = named_labels("sample.labels", labels, names_of_checkpoint(loaded, models.classifier))
+    numbers = labels_with_images(loaded) if numbers is None else numbers
     chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)
     notes = [
         *models.check_training(loaded, plan),

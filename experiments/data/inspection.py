@@ -18,10 +18,11 @@ from diffusion_core.data.card import card_reading
 from diffusion_core.data.reading import merge_readings
 from diffusion_core.data.store import read_names
 from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
+from diffusion_core.data.toys import are_points, points_of
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
 from diffusion_core.runs.run_directory import describe_environment
-from experiments.report.data import MEAN_CLASSES, write
+from experiments.report.data import MEAN_CLASSES, points_figure, write
 from experiments.runtime.data import DataSource
 from experiments.runtime.progress import Counter
 
@@ -99,23 +100,31 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
         The path of the page.
     """
     parts = {name: _inspect_part(setup, name, dataset) for name, dataset in _load_parts(setup).items()}
-    near, card = _find_pairs(setup, parts), _card(setup.data)
+    card = _card(setup.data)
+    # Points of the plane are stored as pixels; pictures of them, and near-duplicates, would show nothing.
+    are_all_points = all(are_points(part.dataset) for part in parts.values())
+    near = {} if are_all_points else _find_pairs(setup, parts)
     plains = [part.dataset.reading.plain for part in parts.values()]
     report = {
         "title": f"The data set {next(iter(parts.values())).dataset.name}",
         "environment": describe_environment(),
         "parts": {name: _facts(part) for name, part in parts.items()},
         "card": card,
+        "points": are_all_points,
         "reading": card_reading(card) if card else merge_readings(plains),
         "near": {
             "within": setup.max_distance,
-            "compared": {name: len(part.compared) for name, part in parts.items()},
+            "compared": {name: 0 if are_all_points else len(part.compared) for name, part in parts.items()},
             "pairs": [_describe_pairs(names, pairs, parts) for names, pairs in near.items()],
         },
         "seed": setup.seed,
     }
-    sheets = {key: png for name, part in parts.items() for key, png in _sheets(setup, name, part).items()}
-    sheets |= _pair_sheets(near, parts)
+    if are_all_points:
+        drawn = {name: (points_of(part.dataset.images), part.dataset.labels) for name, part in parts.items()}
+        sheets = {f"samples, {name}": points_figure({name: points}, "png") for name, points in drawn.items()}
+    else:
+        sheets = {key: png for name, part in parts.items() for key, png in _sheets(setup, name, part).items()}
+        sheets |= _pair_sheets(near, parts)
     return write(report, {name: part.survey.histograms for name, part in parts.items()}, sheets, Path(out))
 
 

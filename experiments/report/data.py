@@ -18,7 +18,7 @@ from .page import Section, render_page
 from .plots import INK, STYLE, encode, inline
 from .text import number, percent
 
-__all__ = ["MEAN_CLASSES", "histogram_figure", "write"]
+__all__ = ["MEAN_CLASSES", "histogram_figure", "points_figure", "write"]
 
 MEAN_CLASSES = 64  # the page shows the mean image of this many classes
 
@@ -28,6 +28,7 @@ _PAIRS = 12  # pairs in a table
 _PIXELS = "How often each of the 256 pixel values occurs. Mean and standard deviation: over all pixels, from 0 to 1."
 _NEAR = "Pairs of images whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square)."
 _READING = "How the folders were understood, and every file that is no part of the data set, by kind."
+_POINTS = "Every point, with a colour for each class. A point is stored as one pixel: red is x, green is y."
 _BETWEEN = " A pair between parts means that a held-out image was seen in training."
 
 
@@ -80,29 +81,56 @@ def histogram_figure(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> 
         return encode(figure, kind)
 
 
+def points_figure(parts: Mapping[str, tuple[NDArray, NDArray]], kind: str) -> bytes:
+    """Draw the points of each part in the plane, with a colour for each class, as a ``"png"`` or ``"svg"``.
+
+    Args:
+        parts: by part, points with shape (N, 2) and class ids with shape (N,).
+        kind: the format.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(parts), 4.6), layout="constrained")
+        axes = figure.subplots(1, len(parts), squeeze=False).ravel()
+        for axis, (name, (points, labels)) in zip(axes, parts.items(), strict=True):
+            axis.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=5, linewidths=0)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xlabel="x (red)", ylabel="y (green)")
+            if len(parts) > 1:
+                axis.set_title(name, loc="left", fontweight="bold")
+            axis.grid(alpha=0.12, linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+        return encode(figure, kind)
+
+
 def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) -> str:
     parts, near = report["parts"], report["near"]
     first = next(iter(parts.values()))
     total, classes = sum(part["pictures"] for part in parts.values()), len(first["classes"])
     kind = f"{first['size']} x {first['size']} pixels, {'colour' if first['channels'] == 3 else 'grey'}"
+    points = report["points"]
     facts = [
-        f"{pluralize(total, 'image')} of {kind}",
+        f"{pluralize(total, 'point')} of the plane" if points else f"{pluralize(total, 'image')} of {kind}",
         f"{classes:,} {'class' if classes == 1 else 'classes'}",
-        pluralize(sum(pair["count"] for pair in near["pairs"]), "near-duplicate pair"),
     ]
-    sampled = f"Random images, seed {report['seed']}."
+    if not points:
+        facts.append(pluralize(sum(pair["count"] for pair in near["pairs"]), "near-duplicate pair"))
+    sampled = _POINTS if points else f"Random images, seed {report['seed']}."
     first_classes = f"The first {MEAN_CLASSES} classes." if classes > MEAN_CLASSES else ""
     pixels = {"rows": _pixels(parts), "svg": inline(svg)}
     near_lead = _NEAR.format(within=near["within"]) + (_BETWEEN if len(parts) > 1 else "")
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
         Section("reading", "What was read", _reading(report["reading"]), _READING),
-        Section("classes", "Images of each class", _classes(parts), "", "Classes"),
+        Section("classes", f"{'Points' if points else 'Images'} of each class", _classes(parts), "", "Classes"),
         Section("pixels", "Pixel values", pixels, _PIXELS),
         Section("means", "Mean image of each class", _sheets("means", sheets), first_classes),
-        Section("samples", "Images", _sheets("samples", sheets), sampled, "Samples"),
+        Section("samples", "Points" if points else "Images", _sheets("samples", sheets), sampled, "Samples"),
         Section("pairs", "Near-duplicates", _pairs(near, parts, sheets), near_lead),
     ]
+    if points:  # the plot first, the bytes of the coordinates later
+        sections.insert(2, sections.pop([section.key for section in sections].index("samples")))
     header = {"facts": facts, "command": report["environment"]["command"]}
     return render_page("data.html", report["title"], header, sections)
 

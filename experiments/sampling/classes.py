@@ -17,7 +17,15 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 
-__all__ = ["NO_CLASS", "describe_labels", "label_names", "named_labels", "names_of_checkpoint"]
+__all__ = [
+    "NO_CLASS",
+    "describe_labels",
+    "filled_labels",
+    "label_names",
+    "labels_with_images",
+    "named_labels",
+    "names_of_checkpoint",
+]
 
 NO_CLASS = "no class"
 _SHOWN = 12
@@ -37,6 +45,29 @@ def names_of_checkpoint(checkpoint: Checkpoint, classifier: Checkpoint | None = 
         if source is not None and source.model.program.classes:
             return label_names(source.model.program, source.training.class_names if source.training else ())
     return {}
+
+
+def labels_with_images(checkpoint: Checkpoint) -> list[int] | None:
+    """Return the labels of the classes that had images in the training of a checkpoint; None if all had, or unknown.
+
+    Nothing was ever learned about the other classes, so they are not sampled by default.
+    """
+    record = checkpoint.training
+    if record is None or record.earlier_data:
+        return None
+    return filled_labels(checkpoint.model.program, record.data.class_images)
+
+
+def filled_labels(program: Program, class_images: Sequence[int]) -> list[int] | None:
+    """Return the labels of the classes of a network that have images; None if all have, or their number differs.
+
+    Args:
+        program: of the network.
+        class_images: the number of images of each class.
+    """
+    if len(class_images) != program.classes or all(class_images) or not any(class_images):
+        return None
+    return [label for label, count in zip(program.labels, class_images, strict=True) if count]
 
 
 def named_labels(key: str, labels: Any, names: Mapping[int, str]) -> Any:

@@ -14,7 +14,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import describe_labels, known_labels
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
-from experiments.sampling.classes import named_labels, names_of_checkpoint
+from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 
 __all__ = ["RUN", "SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
 
@@ -69,7 +69,12 @@ class SampleOptions:
         own = {} if checkpoint.training is None else checkpoint.training.sample
         chosen = {name: own.get(name, getattr(SampleOptions, name)) for name in self.left_open if name != "weights"}
         weights = choose_weights("sample.weights", self.weights, checkpoint)
-        return replace(self, **chosen, weights=weights).with_names(names_of_checkpoint(checkpoint, classifier))
+        options = replace(self, **chosen, weights=weights).with_names(names_of_checkpoint(checkpoint, classifier))
+        return options.with_classes(labels_with_images(checkpoint))
+
+    def with_classes(self, labels: Sequence[int] | None) -> SampleOptions:
+        """Return the options with these labels in turn if every class was asked for; None changes nothing."""
+        return self if self.labels is not None or labels is None else replace(self, labels=labels)
 
     @property
     def left_open(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from diffusion_core.training.objective import Objective
 from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import HeldOut, check_data
-from experiments.sampling.classes import label_names
+from experiments.sampling.classes import filled_labels, label_names
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
 from experiments.training.validation import ValidationOptions, make_validation
@@ -138,6 +138,7 @@ class TrainingSetup:
             Guidance().check(plan)  # no other network guides the samples of a training
         check_data(dataset, model.spec)
         sample = sample.with_names(label_names(model.program, dataset.class_names))
+        sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
         _check_augment(augment, model)
         config.check(model.program, backend.group)

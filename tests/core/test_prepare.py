@@ -417,3 +417,67 @@ def test_classes_are_selected_before_images_are_read():
     assert chosen.class_names == ("c", "a")
     np.testing.assert_array_equal(chosen.labels, [1, 0] * 4)
     np.testing.assert_array_equal(chosen.images, source.images[source.labels != 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        ([1, 2, 3, 1], ("class 1", "class 2", "class 3"), [0, 1, 2, 0]),
+        ([0, 5, 10, 5], ("class 0", "class 5", "class 10"), [0, 1, 2, 1]),
+        ([[2], [0], [1], [1]], ("class 0", "class 1", "class 2"), [2, 0, 1, 1]),
+        ([1.0, 0.0, 0.0, 1.0], ("class 0", "class 1"), [1, 0, 0, 1]),
+        ([True, False, True, True], ("class 0", "class 1"), [1, 0, 1, 1]),
+        (["dog", "cat", "img10", "img2"], ("cat", "dog", "img2", "img10"), [1, 0, 3, 2]),
+        ([7, 7, 7, 7], ("class 7",), [0, 0, 0, 0]),
+    ],
+)
+def test_labels_never_make_classes_without_images(tmp_path, labels, names, ids):
+    array = np.array(labels)
+    np.savez(tmp_path / "toy.npz", images=images(4).images, labels=array)
+    data = load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8)
+    assert data.class_names == names and data.labels.tolist() == ids and data.empty_classes == ()
+    mapped = array.dtype.kind in "iu" and sorted(set(array.ravel().tolist())) != list(range(len(names)))
+    assert len(data.reading.lines) == mapped
+    if mapped:
+        assert f"data.options.num_classes={array.max() + 1}" in data.reading.lines[0]
+        kept = load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8, num_classes=int(array.max()) + 1)
+        np.testing.assert_array_equal(kept.labels, array.ravel())
+        assert kept.num_classes == array.max() + 1 and len(kept.empty_classes) == kept.num_classes - len(names)
+        with pytest.raises(DuetError, match=rf"num_classes: 1 was given, but .* has label {array.max()}"):
+            load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8, num_classes=1)
+
+
+def test_labels_of_an_array_may_be_a_text_file(tmp_path):
+    np.save(tmp_path / "toy.npy", images(3).images)
+    for text, names in (
+        ("4\n2\n4\n", ("class 2", "class 4")),
+        ("file,label\na.png,dog\nb.png,cat\nc.png,dog\n", ("cat", "dog")),
+    ):
+        (tmp_path / "labels.csv").write_text(text)
+        data = load_dataset("array", path=str(tmp_path / "toy.npy"), labels=str(tmp_path / "labels.csv"), size=8)
+        assert data.class_names == names and data.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(3), r"one-hot rows, save labels\.argmax\(axis=1\)"),
+        (np.array([-1, 0, 1]), "from -1 to 1; they must be class ids"),
+        (np.array([0.5, 0, 1]), "they must be class ids"),
+        (np.array([0, 1]), "one per image"),
+    ],
+)
+def test_labels_that_are_no_class_ids_are_refused(tmp_path, labels, message):
+    np.savez(tmp_path / "toy.npz", images=images(3).images, labels=labels)
+    with pytest.raises(DuetError, match=message):
+        load_dataset("npz", path=str(tmp_path / "toy.npz"), size=8)
+
+
+def test_a_card_states_mean_deviation_and_sigma_data(tmp_path):
+    source = images(9)
+    card = prepare({"all": source}, tmp_path / "out", SquareTransform(8, 3), DatasetInfo("toy"), workers=1)
+    values, statistics = source.images / 255, card["parts"]["all"]["statistics"]
+    np.testing.assert_allclose(statistics["mean"], values.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(statistics["std"], values.std(axis=(0, 1, 2)), rtol=1e-9)
+    assert statistics["sigma_data"] == pytest.approx(2 * np.sqrt(values.var(axis=(0, 1, 2)).mean()), rel=1e-12)
+    assert f"{statistics['sigma_data']:.4f}" in (tmp_path / "out" / "README.md").read_text()

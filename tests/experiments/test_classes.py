@@ -25,6 +25,7 @@ from diffusion_core.training.loop import TrainingConfig
 from duet.api.sampling import sample
 from experiments.sampling.classes import describe_labels, label_names, named_labels
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
+from experiments.sampling.options import SampleOptions, sample_labels
 from experiments.sampling.sheet import sample_sheet
 from experiments.training.run import train
 from experiments.training.setup import TrainingSetup
@@ -191,3 +192,20 @@ def test_sampling_by_name(run, backend_name, tmp_path):
         sample(run, 4, labels="dessert")
     with pytest.raises(DuetError, match="guidance leads away"):
         sample(run, 4, guidance_scale=2)
+
+
+def test_classes_without_images_are_not_sampled_by_default():
+    data = replace(DATA, class_images=(2, 0, 3, 0))
+    options = SampleOptions(count=4).for_checkpoint(checkpoint(record={"data": data}))
+    assert sample_labels(options.labels, 4, MODEL).tolist() == [0, 2, 0, 2]
+    assert SampleOptions(count=4).for_checkpoint(checkpoint()).labels is None
+    assert SampleOptions(labels=1).for_checkpoint(checkpoint(record={"data": data})).labels == 1
+    # What an earlier data set taught counts.
+    earlier = checkpoint(record={"data": data, "earlier_data": (DATA,)})
+    assert SampleOptions(count=4).for_checkpoint(earlier).labels is None
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    dataset = Dataset(images, np.array([0, 2, 2, 0]), NAMES, "part of landscapes")
+    setup = TrainingSetup.create(
+        MODEL, dataset, TrainingConfig(images=8, batch=4), sampler={"name": "ddim", "steps": 2}
+    )
+    assert setup.sample.labels == [0, 2]

@@ -18,6 +18,8 @@ from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
+from diffusion_core.data.toys import are_points as is_planar
+from diffusion_core.data.toys import points_of, toy_mixture
 from experiments.config.build import load_data
 
 
@@ -208,4 +210,25 @@ def test_missing_files_are_never_replaced_in_silence(tmp_path, capsys):
     loaded("experiment=landscape", store, "data.fallback.count=20", "data.fallback.size=8")
     assert "data image_folder: NOT FOUND; 15 images of the data set shapes are used in its place" in (
         capsys.readouterr().out
+    )
+
+
+def test_points_of_the_plane_are_no_pictures(tmp_path):
+    for name, words, are_points in (
+        ("toy", ["data=toy", "data.options.count=40"], True),
+        ("mixture", ["data=gaussian_mixture", "data.options.count=40"], False),
+    ):
+        code, _, err = call("inspect", *words, f"out={tmp_path / name}")
+        assert (code, err) == (0, "")
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        page = (tmp_path / name / "report.html").read_text()
+        assert report["points"] == are_points and ("40 points of the plane" in page) == are_points
+        assert ("near-duplicate" in page) != are_points
+        assert (tmp_path / name / "means-all.png").exists() != are_points
+        drawn = np.asarray(Image.open(tmp_path / name / "samples-all.png"))
+        assert (drawn.shape[0] > 400) == are_points
+    data = loaded("data=toy")
+    assert is_planar(data) and not is_planar(loaded("data=digits"))
+    np.testing.assert_allclose(
+        points_of(data.images), toy_mixture("ring").draw(len(data), 0)[0].clip(-1, 1), atol=1 / 254
     )
