@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.clock import Variable, make_clock
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
@@ -34,7 +35,7 @@ __all__ = ["euler", "euler_ancestral", "flow_euler"]
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithm 2 without its second evaluation",
-    notes="Equal to `ddim`. Stochastic with `s_churn` > 0.",
+    notes="Equal to `ddim`, except with `variable` t, vp or ve, EDM's algorithm 3. Stochastic with `s_churn` > 0.",
 )
 def euler(
     process: Process,
@@ -45,6 +46,7 @@ def euler(
     s_min: float = 0.0,
     s_max: float | None = None,
     s_noise: float = 1.0,
+    variable: Variable = "ratio",
 ) -> SamplerPlan:
     """Make a plan of Euler's method, with churn if s_churn is positive; one evaluation per step.
 
@@ -57,6 +59,7 @@ def euler(
         s_min: smallest sigma/alpha with churn.
         s_max: largest sigma/alpha with churn; None for no bound.
         s_noise: factor of the fresh noise.
+        variable: the time in which steps are straight: ``"ratio"``, ``"t"``, ``"vp"`` or ``"ve"``, see `clock`.
 
     Raises:
         DuetError: if a number is out of range.
@@ -68,7 +71,8 @@ def euler(
     """
     grid = make_grid(process.schedule, steps, spacing)
     starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
-    return one_step_plan(process, "euler", Grid(starts, grid.end), kept, s_noise=s_noise, clip=clip)
+    clock = make_clock(process.schedule, variable)
+    return one_step_plan(process, "euler", Grid(starts, grid.end), kept, s_noise=s_noise, clip=clip, clock=clock)
 
 
 @sampler(

@@ -7,6 +7,7 @@ r_min, with u_i = i/(N-1):
     exponential       exp(log r_max + u (log r_min - log r_max)), that is uniform in log-SNR; also called log_snr
     polyexponential   exp(log r_min + (1 - u)^rho (log r_max - log r_min))             rho = 1: exponential
     beta              r_min + (r_max - r_min) Q(1 - u), Q the quantiles of Beta(a, b)  a = b = 0.6
+    vp                r at equal distances of the t of the VP SDE                    betas 0.1 .. 20
 
 The ends are those of the schedule unless `sigma_min` and `sigma_max` are given, but by default no grid starts above
 r = 100. Beyond that almost nothing of the image is left, and steps would be wasted: the last level of the cosine table
@@ -19,7 +20,7 @@ grid has N + 1 values, linspace and leading N + 1 timesteps, and trailing N step
 listed one by one are kept; the last is the end if it is at its level, and otherwise the end follows.
 
 References:
-    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 5,
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 5 and table 1,
     https://arxiv.org/abs/2206.00364
     k-diffusion (crowsonkb/k-diffusion, k_diffusion/sampling.py), exponential and polyexponential
     Beta Sampling is All You Need (Lee et al., 2024), https://arxiv.org/abs/2407.12173
@@ -72,12 +73,24 @@ def beta(steps: int, low: float, high: float, a: float = 0.6, b: float = 0.6) ->
     return low + quantiles * (high - low)
 
 
+def vp(steps: int, low: float, high: float, beta_min: float = 0.1, beta_max: float = 20.0) -> Array:
+    """Return the ratios of the VP SDE at equal distances of its t (Karras et al., table 1)."""
+    slope = beta_max - beta_min
+    if not (beta_min >= 0 and 0 < slope < math.inf):
+        raise DuetError(f"sampler.spacing: beta_min {beta_min} and beta_max {beta_max} were given; they must rise")
+    # log(1 + r^2) = beta_min t + slope t^2/2.
+    most, least = (np.sqrt(beta_min**2 + 2 * slope * np.log1p(r**2)) - beta_min for r in (high, low))
+    t = (most + _fractions(steps) * (least - most)) / slope
+    return np.sqrt(np.expm1(t * (beta_min + slope * t / 2)))
+
+
 GRIDS: Mapping[str, Callable[..., Array]] = {
     "karras": karras,
     "exponential": exponential,
     "log_snr": exponential,
     "polyexponential": polyexponential,
     "beta": beta,
+    "vp": vp,
 }
 
 

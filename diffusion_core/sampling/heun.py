@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from diffusion_core.diffusion.process import Process
+from diffusion_core.sampling.clock import Variable, make_clock
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
@@ -29,7 +30,7 @@ __all__ = ["flow_heun", "heun"]
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithms 1 and 2",
-    notes="Integrates over sigma/alpha.",
+    notes="Integrates over sigma/alpha, or straight in another time: `variable` t, vp or ve, EDM's algorithm 3.",
 )
 def heun(
     process: Process,
@@ -40,6 +41,7 @@ def heun(
     s_min: float = 0.0,
     s_max: float | None = None,
     s_noise: float = 1.0,
+    variable: Variable = "ratio",
 ) -> SamplerPlan:
     """Make a plan of Heun's method as in EDM, with churn if s_churn is positive; two evaluations per step.
 
@@ -52,6 +54,7 @@ def heun(
         s_min: smallest sigma/alpha with churn.
         s_max: largest sigma/alpha with churn; None for no bound.
         s_noise: factor of the fresh noise.
+        variable: the time in which steps are straight: ``"ratio"``, ``"t"``, ``"vp"`` or ``"ve"``, see `clock`.
 
     Raises:
         DuetError: if a number is out of range, or for a first level without signal.
@@ -63,7 +66,10 @@ def heun(
     """
     grid = make_grid(process.schedule, steps, spacing)
     starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
-    return one_step_plan(process, "heun", Grid(starts, grid.end), kept, grid.targets, s_noise=s_noise, clip=clip)
+    clock = make_clock(process.schedule, variable)
+    return one_step_plan(
+        process, "heun", Grid(starts, grid.end), kept, grid.targets, s_noise=s_noise, clip=clip, clock=clock
+    )
 
 
 @sampler(

@@ -97,7 +97,8 @@ class SamplerPlan:
             (N, 2); given together with `unclipped`.
         unclipped: coefficients of the unclipped estimate in the new registers, with shape (N, R); None for none.
         preserves: what the rows preserve if every estimate is exact, D = x_0: ``"marginals"``, the alpha and sigma of
-            the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, which is not for solvers.
+            the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, for steps that are
+            not straight in x (`clock`, `inversion`).
 
     Raises:
         DuetError: if shapes disagree, a number is not finite or out of range, or a row breaks the identity that an

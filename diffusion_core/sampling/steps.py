@@ -8,8 +8,9 @@ With n a norm of the noise level, u = x/n and tau = sigma/n, the probability-flo
     ratio      alpha           r = sigma/alpha        eps                  the sigma of EDM and k-diffusion
     flow       alpha + sigma   sigma/(alpha+sigma)    eps - D              the velocity of flow matching
 
-Both hold for any schedule. In both variables an x with a known x_0 moves on a straight line, so an exact estimate leads
-from any level to any other. A step from level t to a level d is, with f the slope at t and f_m that at a level m,
+Both hold for any schedule; for steps in another time see `clock`. In both variables an x with a known x_0 moves on a
+straight line, so an exact estimate leads from any level to any other. A step from level t to a level d is, with f the
+slope at t and f_m that at a level m,
 
     one evaluation      u_d = u_t + (tau_d - tau_t) f                                 in x the same for every n:
                         x_d = sigma_d/sigma_t x_t + (alpha_d - alpha_t sigma_d/sigma_t) D
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.sampling.clock import Clock, ClockSteps
 from diffusion_core.sampling.grid import Grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -70,6 +72,7 @@ def one_step_plan(
     variable: str = "ratio",
     s_noise: float = 1.0,
     clip: float | None = None,
+    clock: Clock | None = None,
 ) -> SamplerPlan:
     """Make the plan of K steps, each with one or two network evaluations.
 
@@ -85,6 +88,7 @@ def one_step_plan(
         variable: one of `VARIABLES`.
         s_noise: factor of the fresh noise.
         clip: bound of the estimates, see `SamplerPlan`.
+        clock: the time in which steps are straight, in place of the variable.
 
     Raises:
         DuetError: for a negative or infinite s_noise, or if the first level has no signal and the method needs it.
@@ -103,33 +107,26 @@ def one_step_plan(
     t[first_row], t[first_row[two] + 1] = starts, second[two]
     levels = plan_levels(process, t, grid.end)
     alpha, sigma = levels["alpha"], levels["sigma"]
-    if np.any(two) and variable == "ratio":
+    if (np.any(two) and variable == "ratio") or clock:
         needs_signal(name, alpha)
-    norm = VARIABLES[variable](alpha, sigma)
+    way = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(VARIABLES[variable], alpha, sigma)
     registers = 1 + bool(np.any(two))
     # Each step leads to the level at which the next one starts, before its fresh noise; the last to the end.
     ends = first_row + 1 + two
     down = sigma[ends] * kept[1:]
 
-    def euler(i: int, j: int, sigma_j: float, x: Coefficients, D: Coefficients) -> Coefficients:
-        """Lead from level i to the signal of level j and the noise sigma_j."""
-        decay = sigma_j / sigma[i]
-        return decay * x + (alpha[j] - decay * alpha[i]) * D
-
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
         k = step_of[i]
         start, end, sigma_d = first_row[k], ends[k], down[k]
-        n_d = VARIABLES[variable](alpha[end], sigma_d)
         if i == start and two[k]:
             # u_t + (1 - b) (tau_d - tau_t) f, in units of x at level d.
-            partial = weight * n_d / norm[i] * X[0] + (1 - weight) * euler(i, end, sigma_d, X[0], D[0])
-            return [euler(i, i + 1, sigma[i + 1], X[0], D[0]), partial]
+            partial = way.move(i, alpha[end], sigma_d, X[0], D[0], 1 - weight)
+            return [way.move(i, alpha[i + 1], sigma[i + 1], X[0], D[0]), partial]
         if two[k]:
             # The last term of u_d, b (tau_d - tau_t) f_m.
-            slope = (X[0] - norm[i] * D[0]) / sigma[i]
-            x = X[1] + weight * n_d * (sigma_d / n_d - sigma[start] / norm[start]) * slope
+            x = X[1] + weight * way.add(i, start, alpha[end], sigma_d, X[0], D[0])
         else:
-            x = euler(i, end, sigma_d, X[0], D[0])
+            x = way.move(i, alpha[end], sigma_d, X[0], D[0])
         fresh = s_noise * math.sqrt((sigma[end] - sigma_d) * (sigma[end] + sigma_d))
         return [x + fresh * z, np.zeros_like(z)][:registers]
 
@@ -139,8 +136,29 @@ def one_step_plan(
         **levels,
         **recurrence(len(t), registers, 1, step),
         clip=clip,
-        preserves="marginals" if s_noise == 1 else "mean",
+        preserves="nothing" if clock else "marginals" if s_noise == 1 else "mean",
     )
+
+
+class _Straight:
+    """Steps from the levels of a plan, straight in a variable of `VARIABLES`."""
+
+    def __init__(self, norm: Callable[[Array, Array], Array], alpha: Array, sigma: Array) -> None:
+        self.norm, self.alpha, self.sigma, self.n = norm, alpha, sigma, norm(alpha, sigma)
+
+    def move(
+        self, i: int, alpha: float, sigma: float, x: Coefficients, D: Coefficients, part: float = 1.0
+    ) -> Coefficients:
+        """Return x at the level (alpha, sigma), after this part of the step from level i by the slope there."""
+        decay = sigma / self.sigma[i]
+        whole = decay * x + (alpha - decay * self.alpha[i]) * D
+        # A whole step is the same in x for every n.
+        return whole if part == 1 else (1 - part) * self.norm(alpha, sigma) / self.n[i] * x + part * whole
+
+    def add(self, i: int, start: int, alpha: float, sigma: float, x: Coefficients, D: Coefficients) -> Coefficients:
+        """Return what the slope at level i adds on the whole way from the level `start` to (alpha, sigma)."""
+        n, slope = self.norm(alpha, sigma), (x - self.n[i] * D) / self.sigma[i]
+        return n * (sigma / n - self.sigma[start] / self.n[start]) * slope
 
 
 def log_ratio(schedule: AnySchedule, t: NDArray) -> Array:

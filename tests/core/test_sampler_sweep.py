@@ -28,7 +28,7 @@ PROCESSES = {
     "next level": Process(make_schedule("linear", T=10), "next_level"),
 }
 SPACINGS = [
-    "leading", "linspace", "half_open", "trailing", None, "karras", "exponential", "beta",
+    "leading", "linspace", "half_open", "trailing", None, "karras", "exponential", "beta", "vp",
     {"name": "polyexponential", "rho": 2.0},
     {"name": "karras", "sigma_min": 0.02, "sigma_max": 40.0, "rho": 3.0}, {"name": "linspace"}, [90, 40, 1],
 ]  # fmt: skip
@@ -48,7 +48,7 @@ VALUES: dict[str, list[Any]] = {
     "s_min": [0.0, 0.05],
     "s_max": [None, 10.0],
     "shift": [0.3, 1.0, 5.0],
-    "variable": ["flow", "ratio"],
+    "variable": ["flow", "ratio", "t", "vp", "ve", {"name": "vp", "beta_min": 0.0, "beta_max": 10.0}],
     "variance": ["fixed_small", "fixed_large", "learned", "learned_range"],
     "last_t": [0, 1, 5],
     "use_clipped_model_output": [False, True],
@@ -146,7 +146,9 @@ def test_every_combination_of_options_is_a_plan_or_a_refusal(name):
         case = dict(options)
         try:
             plan = make_plan(PROCESSES[options.pop("process")], name, **options)
-        except DuetError:
+        except DuetError as error:
+            # What is refused is an option, by its name, not a plan that turned out to be wrong.
+            assert "not finite" not in str(error) and "does not lead" not in str(error), (name, case, str(error))
             return False
         except Exception as error:
             raise AssertionError(f"{name} with {case} ended in {error!r}") from error
