@@ -513,6 +513,10 @@ def register() -> None:
         if schema in (SampleRunSchema, EditSchema):
             # Without a name, these are options of the checkpoint's sampler, which checks them when it is built.
             OmegaConf.set_struct(node.sampler, False)
+        if schema is TrainSchema:
+            # Options of the named function, which checks them when it is called.
+            for group in ("schedule", "weighting", "timestep_sampling"):
+                OmegaConf.set_struct(node.process[group], False)
         store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():
         store.store(group="architecture", name=name, node=schema)

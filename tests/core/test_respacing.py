@@ -163,7 +163,7 @@ def test_the_same_levels_with_other_timesteps_are_another_schedule():
         (partial(make_schedule, "linear", T=10, respacing=11), "respacing: 11 was given for section 1 of 1; it has 10"),
         (partial(make_schedule, "linear", respacing=1), "respacing: 1 was given; a process needs at least 2 timesteps"),
         (partial(make_schedule, "linear", respacing="fast"), "schedule.respacing: 'fast' was given; it must be a"),
-        (partial(make_schedule, "linear", respacing="ddim600"), "schedule.respacing: ddim600 was given; no integer stride"),
+        (partial(make_schedule, "linear", respacing="ddim600"), "schedule.respacing: ddim600 was given; no integer"),
         (partial(make_schedule, "linear", respacing=2.5), "schedule.respacing: 2.5 was given; it must be"),
         (partial(make_schedule, "linear", respacing=True), "schedule.respacing: True was given; it must be"),
         (
