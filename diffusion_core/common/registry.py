@@ -10,12 +10,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["build", "check_options", "complete_options"]
+__all__ = ["build", "check_fields", "check_options", "complete_options"]
 
 T = TypeVar("T")
 
@@ -65,7 +67,7 @@ def check_options(
         what: as in `build`, like registry, name, options and also_allowed.
         arguments: the number of leading positional arguments, which are not options.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise one_of(f"{what}.name", name, registry)
     function = registry[name]
     parameters = list(inspect.signature(function).parameters.values())[arguments:]
@@ -77,8 +79,29 @@ def check_options(
         if option in hints and not _has_type(value, hints[option]):
             raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_describe(hints[option])}")
     for p in parameters:
-        if p.default is p.empty and p.name not in options:
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in options:
             raise DuetError(f"{what} {name!r}: no {p.name} was given; it takes {', '.join(allowed)}")
+
+
+def check_fields(what: str, instance: object) -> None:
+    """Refuse values of another type than the fields of a dataclass declare: numbers, text, truth values, mappings.
+
+    Args:
+        what: the configuration group, as in "process"; error messages name it.
+        instance: of the dataclass.
+
+    Raises:
+        DuetError: for the first such value.
+    """
+    for name, hint in _hints(type(instance)).items():
+        if not _has_type(value := getattr(instance, name), hint):
+            raise DuetError(f"{what}.{name}: {value!r} was given; it must be {_describe(hint)}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
 
 
 def complete_options(registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +126,8 @@ def _has_type(value: Any, hint: Any) -> bool:
         return value is None
     if hint in (int, float):
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     return isinstance(value, hint) if hint in (str, bool) else True
 
 
@@ -110,5 +135,7 @@ def _describe(hint: Any) -> str:
     """Return a type hint in words."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Mapping:
+        return "a name with options, such as {name: NAME}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -33,11 +34,13 @@ def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
         DuetError: it is not two finite numbers, the first below the second.
     """
     try:
-        low, high = (float(value) for value in value_range)
+        low, high = (float(value) if isinstance(value, Real) else math.nan for value in value_range)
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise DuetError(f"value range: {value_range!r} was given; it must be two numbers, low and high, as in [-1, 1]")
+        raise DuetError(
+            f"process.value_range: {value_range!r} was given; it must be two numbers, low and high, as in [-1, 1]"
+        )
     return low, high
 
 

@@ -67,6 +67,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.registry import check_fields
 from diffusion_core.diffusion.plot import plot_process
 from diffusion_core.diffusion.schedule import AnySchedule
 
@@ -313,6 +314,12 @@ class Process:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedule, AnySchedule):
+            raise DuetError(
+                f"process.schedule: {self.schedule!r} was given; make it first, as in "
+                'duet.schedule("linear"), or give the name to a model'
+            )
+        check_fields("process", self)
         if own := _OTHER_NAMES.get(str(self.prediction).lower()):
             raise DuetError(f"process.prediction: {self.prediction!r} was given; Duet calls it {own!r}")
         if self.prediction not in PREDICTIONS:

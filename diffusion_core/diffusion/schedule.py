@@ -46,7 +46,7 @@ References:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,7 +55,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.common.registry import build
+from diffusion_core.common.registry import build, check_options
 from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
 from diffusion_core.diffusion.plot import plot_schedule
 from diffusion_core.diffusion.respacing import Respacing, kept_timesteps
@@ -291,10 +291,15 @@ def from_betas(betas: ArrayLike, name: str = "betas") -> Schedule:
         >>> from_betas([0.1, 0.5]).alphas_cumprod.round(12).tolist()
         [0.9, 0.45]
     """
-    betas = np.asarray(betas, dtype=np.float64)
+    try:
+        betas = np.asarray(betas, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DuetError(
+            f"schedule {name}: betas {betas!r} were given; they must be numbers, with shape (T,)"
+        ) from error
     if betas.ndim != 1:
         raise DuetError(f"schedule {name}: betas with shape {betas.shape} were given; they must be (T,)")
-    if np.any(betas <= 0) or np.any(betas >= 1):
+    if not np.all((betas > 0) & (betas < 1)):
         raise DuetError(
             f"schedule {name}: betas {betas.min():g} .. {betas.max():g} were given; every beta must be in (0, 1)"
         )
@@ -308,6 +313,8 @@ def listed(betas: Sequence[float], T: int | None = None) -> Schedule:
     Raises:
         DuetError: if T is given and differs from their number, or a beta is not in (0, 1).
     """
+    if isinstance(betas, (str, Mapping)) or not (isinstance(betas, Sequence) or np.ndim(betas) == 1):
+        raise DuetError(f"schedule.betas: {betas!r} was given; it must be a list of numbers in (0, 1)")
     if T is not None and len(betas) != T:
         raise DuetError(f"schedule.T: {T} was given with {len(betas)} betas; leave T out, or give as many betas")
     if not 2 <= len(betas) <= MAX_LEVELS:
@@ -598,6 +605,38 @@ def same_levels(one: AnySchedule, other: AnySchedule) -> bool:
     return same_input and bool(np.allclose(one(t), other(t), rtol=1e-12, atol=0))
 
 
+# The ranges of the numbers of schedules: the values allowed, and how to say so.
+_BETA = (lambda v: 0 < v < 1, "every beta must be in (0, 1)")
+_POSITIVE = (lambda v: 1e-3 <= v <= 1e3, "it must be positive, from 0.001 to 1000")
+_LOG_SNR = (lambda v: -100 <= v <= 100, "it must be in -100 .. 100")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("beta", "beta_start", "beta_end", "max_beta"), _BETA),
+    **dict.fromkeys(("tau", "t_max"), _POSITIVE),
+    **dict.fromkeys(("b", "power"), (lambda v: v <= 1000, "it must be at most 1000")),
+    "rate": (lambda v: 0 < v <= 1000, "it must be positive and at most 1000, as every beta must be in (0, 1)"),
+    "s": (lambda v: 0 <= v <= 1, "it must be at least 0 and at most 1"),
+    **dict.fromkeys(("mu", "start", "end"), _LOG_SNR),
+}
+
+
+def _check_values(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse numbers of a schedule that are not finite, outside their range, or in the wrong order."""
+    for option, value in options.items():
+        if name not in CONTINUOUS and isinstance(value, float) and not np.isfinite(value):
+            raise DuetError(f"schedule {name}: {option} {value} was given; it must be finite")
+        allowed, words = _RANGES.get(option, (None, ""))
+        if allowed is not None and not allowed(value):
+            raise DuetError(f"schedule {name}: {option} {value:g} was given; {words}")
+    defaults = inspect.signature((SCHEDULES | CONTINUOUS | LISTED)[name]).parameters
+    for first, last in (("beta_start", "beta_end"), ("start", "end")):
+        if first in defaults and last in defaults:
+            low, high = (options.get(option, defaults[option].default) for option in (first, last))
+            if low > high or (low == high and first == "start"):
+                raise DuetError(
+                    f"schedule {name}: {first} {low:g} and {last} {high:g} were given; the first must be the smaller"
+                )
+
+
 def make_schedule(name: str, **options: object) -> AnySchedule:
     """Make a schedule, a table or continuous, by its name.
 
@@ -626,6 +665,8 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
         allowed = [*inspect.signature(known[name]).parameters, *fractiond]
         for option in own.keys() - allowed:
             raise one_of(f"option of schedule {name!r}", option, allowed)
+    check_options("schedule", known, name, own)
+    _check_values(name, own)
     schedule = build("schedule", known, name, own)
     rest = {option: value for option, value in options.items() if option in fractiond}
     return build("schedule", {name: transformed}, name, rest, schedule)

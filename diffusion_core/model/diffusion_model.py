@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.registry import check_fields
 from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
@@ -70,6 +71,12 @@ class DiffusionModel:
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", {"name": self.schedule})
+        if not isinstance(self.schedule, Mapping) or not isinstance(self.schedule.get("name"), str):
+            raise DuetError(
+                f"process.schedule: {self.schedule!r} was given; it must be a name with options, for example "
+                "{name: linear, T: 1000}"
+            )
+        check_fields("process", self)
         channels, image_channels = self.spec.out_channels, self.spec.in_channels
         if self.classifies and self.uncertainty:
             raise DuetError("process.uncertainty: true was given; a classifier predicts logits only, so use false")
@@ -89,7 +96,7 @@ class DiffusionModel:
                 f"process.variance: {self.variance} needs a network with twice the channels of its image; "
                 f"set model.out_channels={2 * image_channels}"
             )
-        check_value_range(self.value_range)
+        object.__setattr__(self, "value_range", check_value_range(self.value_range))
         # Build both now, so that mistakes are found before anything is trained or written.
         _ = self.program, self.process
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.registry import build
+from diffusion_core.common.registry import build, check_options
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import DECLARATIONS, Declaration, Method
 from diffusion_core.sampling.guidance import GuidanceScale, per_row
@@ -87,6 +87,8 @@ def make_plan(
     shared = (p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY)
     options = _with_levels(name, options, sigmas, end)
     plan = build("sampler", SAMPLERS, name, options, process, also_allowed=shared)
+    shown = {"threshold": threshold, "threshold_max": threshold_max, "rescale": rescale, "classifier": classifier}
+    check_options("sampler", {name: make_plan}, name, shown | {"name": name}, arguments=1)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
     return replace(plan, threshold=threshold, threshold_max=threshold_max).with_guidance(
         weight, interval, rescale, classifier

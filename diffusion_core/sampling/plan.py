@@ -160,8 +160,8 @@ class SamplerPlan:
                         f"plan {self.name}: {field.name} is not finite at row {np.argwhere(~np.isfinite(table))[0]}"
                     )
                 table.setflags(write=False)
-        if self.clip is not None and not self.clip > 0:
-            raise DuetError(f"plan {self.name}: clip must be positive or null, not {self.clip}")
+        if self.clip is not None and not 0 < self.clip < np.inf:
+            raise DuetError(f"sampler.clip: {self.clip} was given; clip must be positive or null, which is no bound")
         if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip is not None):
             raise DuetError(
                 f"sampler.threshold: {self.threshold} was given with clip {self.clip}; it must be a quantile, "

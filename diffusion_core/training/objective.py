@@ -59,6 +59,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES, TrainBatch
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
+from diffusion_core.common.registry import check_fields
 from diffusion_core.diffusion.loss_weighting import Weighting, make_weights
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.diffusion.timestep_sampling import (
@@ -124,7 +125,8 @@ class Objective:
         features: the number of additional numbers per image that the network takes; zeros if a batch has none.
         classes: the number of classes; 0 derives it from `null_label` as the last label.
         first_t: the lowest timestep that is trained; 1 leaves out t = 0.
-        weighting: name and options of the loss weights, see `loss_weighting.make_weights`.
+        weighting: name and options of the loss weights, see `loss_weighting.make_weights`; a name alone is given the
+            default options.
         timestep_sampling: name and options of the timestep distribution, see `timestep_sampling.make_timestep_sampler`.
         offset_noise: s, the standard deviation of the noise that all pixels of a channel share.
         input_perturbation: gamma, the standard deviation of noise that is in x_t but not in the target; Ning et al.
@@ -168,6 +170,10 @@ class Objective:
     value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
+        for name in ("weighting", "timestep_sampling"):
+            if isinstance(value := getattr(self, name), str):  # a name alone is given the default options
+                object.__setattr__(self, name, {"name": value})
+        check_fields("process", self)
         if self.distance not in (*DISTANCES, CROSS_ENTROPY):
             raise one_of("process.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
         if not 0 <= self.label_dropout <= 1:

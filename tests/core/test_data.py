@@ -67,7 +67,7 @@ def test_invalid_value_range_is_refused(value_range):
         lambda: to_uint8(np.zeros(1), value_range),
         lambda: Loader(toy(), seed=0, value_range=value_range),
     ):
-        with pytest.raises(DuetError, match=r"value range: .* was given; it must be two numbers, low and high"):
+        with pytest.raises(DuetError, match=r"process.value_range: .* was given; it must be two numbers, low and high"):
             use()
 
 

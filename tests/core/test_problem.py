@@ -74,7 +74,7 @@ def test_a_learned_variance_must_be_sampled_as_it_was_trained(trained, other):
 
 @pytest.mark.parametrize("value_range", [(1.0, 0.0), (0.0, 0.0), (0.0,)])
 def test_white_must_be_above_black(value_range):
-    with pytest.raises(DuetError, match=r"value range: .* it must be two numbers"):
+    with pytest.raises(DuetError, match=r"process.value_range: .* it must be two numbers"):
         DiffusionModel(SPEC, {"name": "linear"}, "eps", value_range)
 
 
