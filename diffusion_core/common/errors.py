@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from diffusion_core.common.synonyms import VALUES
 
 __all__ = ["DuetError", "OutOfMemory", "name_arguments", "name_keys", "one_of", "out_of_memory_error"]
 
@@ -73,13 +75,14 @@ def out_of_memory_error(device: str, reason: object, changes: bool = False) -> D
     )
 
 
-def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:
+def one_of(what: str, given: object, allowed: Iterable[object], synonyms: Mapping[str, str] | None = None) -> DuetError:
     """Return the error for a name that is not among the `allowed` ones; it suggests the most similar name.
 
     Args:
         what: what the name stands for, as in "schedule".
         given: the unknown name.
         allowed: the known names.
+        synonyms: allowed names by other words for them, in lower case; `synonyms.VALUES` has those of the key `what`.
 
     Example:
         >>> print(one_of("lr.decay", "cosin", ["linear", "cosine"]))
@@ -88,17 +91,23 @@ def one_of(what: str, given: object, allowed: Iterable[object]) -> DuetError:
         data: 'Image-Folder' was given; it must be one of digits, image_folder. Did you mean 'image_folder'?
     """
     names = [str(name) for name in allowed]
-    near = _nearest(str(given), names)
+    near = _nearest(str(given), names, {**VALUES.get(what.removesuffix(".name"), {}), **(synonyms or {})})
     hint = f" Did you mean {near!r}?" if near else ""
     return DuetError(f"{what}: {given!r} was given; it must be one of {', '.join(names)}.{hint}")
 
 
-def _nearest(given: str, names: list[str]) -> str | None:
-    """Return the name that is most like a given one; neither case nor the characters between words count."""
+def _nearest(given: str, names: list[str], synonyms: Mapping[str, str]) -> str | None:
+    """Return the name that is meant: that of Duet for another library's, or the most similar one.
+
+    Neither case nor the characters between words count.
+    """
 
     def simplified(name: str) -> str:
         return re.sub(r"[\s_.-]+", "_", name.casefold())
 
+    for word in (given.casefold(), simplified(given)):
+        if synonyms.get(word) in names:
+            return synonyms[word]
     by_simplified = {simplified(name): name for name in reversed(names)}
     near = difflib.get_close_matches(simplified(given), by_simplified, n=1)
     return by_simplified[near[0]] if near else None

@@ -31,7 +31,16 @@ from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import resolve_parts
 from diffusion_core.files.safe_read import read_json, read_npy, read_text
 
-__all__ = ["finish_store", "open_store", "store_parts", "read_names", "save_store", "shard_length", "shard_name"]
+__all__ = [
+    "finish_store",
+    "open_store",
+    "list_stores",
+    "store_parts",
+    "read_names",
+    "save_store",
+    "shard_length",
+    "shard_name",
+]
 
 _FORMAT = 2
 _EXPECTED = "a store is a directory that experiments.prepare wrote"
@@ -133,6 +142,8 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     """
     directory = Path(directory).expanduser()
     parts = store_parts(directory)
+    if not parts and not (directory / "data.json").exists() and (others := list_stores(directory.parent)):
+        raise DuetError(f"store: {str(directory)!r} was given, which is no store; these exist: {', '.join(others)}")
     if not parts or (directory / "data.json").exists():
         return _open_one(directory, verify)
     chosen = resolve_parts(f"store {str(directory)!r}", parts, part)
@@ -173,6 +184,15 @@ def store_parts(directory: str | Path) -> list[str]:
     """Return the names of the stores in a directory, the training part first."""
     names = [path.parent.name for path in Path(directory).expanduser().glob("*/data.json")]
     return sorted(names, key=lambda name: (name != "train", name))
+
+
+def list_stores(folder: str | Path) -> list[str]:
+    """Return the paths of the stores and of the directories of stores in a folder, in alphabetical order."""
+    folder = Path(folder).expanduser()
+    found = {file.parent for file in folder.glob("*/data.json")} | {
+        file.parents[1] for file in folder.glob("*/*/data.json")
+    }
+    return sorted(str(path) for path in found)
 
 
 def read_names(directory: Path | None, count: int) -> list[str]:

@@ -88,7 +88,8 @@ def read_backend(path: Path) -> Backend:
 def get_backend(name: str, *folders: Path) -> Backend:
     """Return the backend of that name, or stop; `folders` are those of `backends`."""
     known = backends(*folders)
-    return known[one_of("backend", name, known)]
+    titles = {backend.title.lower(): backend.name for backend in known.values()}
+    return known[one_of("backend", name, known, titles.get(name.lower()))]
 
 
 def default_backend(command: str) -> str | None:

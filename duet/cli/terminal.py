@@ -22,13 +22,13 @@ def say(line: str, file: TextIO | None = None) -> None:
     print("duet: " + line, file=file, flush=True)
 
 
-def one_of(what: str, given: str, allowed: Iterable[str]) -> str:
-    """Return `given`, or stop with the nearest name if it is not one of the `allowed` names."""
+def one_of(what: str, given: str, allowed: Iterable[str], meant: str | None = None) -> str:
+    """Return `given`, or stop with the nearest name, or the one that is `meant`, if it is not an `allowed` name."""
     allowed = list(allowed)
     if given not in allowed:
         simple = {name.lower().replace("-", "_"): name for name in allowed}
-        close = difflib.get_close_matches(given.lower().replace("-", "_"), simple, n=1)
-        near = "".join(f" Did you mean {simple[name]!r}?" for name in close)
+        close = [meant] if meant else difflib.get_close_matches(given.lower().replace("-", "_"), simple, n=1)
+        near = "".join(f" Did you mean {simple.get(name, name)!r}?" for name in close)
         raise Stop(f"{what}: {given!r} was given; it must be one of {', '.join(allowed)}.{near}")
     return given
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from experiments.config.entry import CONFIGS
 from experiments.config.safe_yaml import check_yaml
+from experiments.runtime.options import CONFIGS
 
 __all__ = ["BackendInfo", "read_backends"]
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError, one_of
 from experiments.config.schema import SCHEMAS
-from experiments.config.suggest import nearest_key
+from experiments.config.suggest import key_hint
 
 __all__ = ["check_composed", "expand_home"]
 
@@ -37,8 +37,7 @@ def check_composed(cfg: DictConfig, command: str) -> None:
         DuetError: naming the key, the group or the folder, and the nearest one that exists.
     """
     for key in _unknown_keys(cfg, command):
-        near = nearest_key(key, command)
-        raise DuetError(f"{key}: there is no such key.{_hint(near)}")
+        raise DuetError(f"{key}: there is no such key.{key_hint(key, command)}")
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         check_sources(hydra.runtime.config_sources)
@@ -66,10 +65,6 @@ def expand_home(node: Any) -> None:
             expand_home(child)
         elif child is not None and isinstance(text := child._value(), str) and text.startswith("~"):
             child._set_value(os.path.expanduser(text))
-
-
-def _hint(near: str | None) -> str:
-    return f" Did you mean {near}?" if near else ""
 
 
 def _unknown_keys(cfg: DictConfig, command: str) -> Iterator[str]:

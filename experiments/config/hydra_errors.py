@@ -14,9 +14,10 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from diffusion_core.common.errors import DuetError, one_of
 from experiments.config.arguments import quote
+from experiments.config.backends import read_backends
 from experiments.config.convert import missing_value
 from experiments.config.schema import MODELS
-from experiments.config.suggest import nearest_key
+from experiments.config.suggest import key_hint, nearest_key
 
 __all__ = ["describe_error"]
 
@@ -43,7 +44,7 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
             if available := cause.options or _options(group, configs):
                 # `from_run` is the option of a command that starts from a run, not one to type.
                 available = [option for option in available if option != "from_run"]
-                return str(one_of(group or "--config-name", name, available))
+                return str(one_of(group or "--config-name", name, available, _titles() if group == "backend" else {}))
         texts.append(str(cause))
         cause = cause.__cause__
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
@@ -52,6 +53,11 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
     return (
         _several_values(message, configs) or _known_key(message) or _unknown_key(message, command, configs) or message
     )
+
+
+def _titles() -> dict[str, str]:
+    """Return the backends by what people call them."""
+    return {info.title.lower(): name for name, info in read_backends().items()}
 
 
 def _options(group: str, configs: Path) -> list[str]:
@@ -127,10 +133,9 @@ def _unknown_key(message: str, command: str | None, configs: Path) -> str | None
             f"{key}: a file of this group says where its keys belong, as in configs/{key}; "
             "begin it with the line # @package _global_"
         )
-    near = nearest_key(key, command)
     networks = {schema.__name__: name for name, schema in MODELS.items()}
     where = f" in architecture {networks[unknown.group(2)]!r}" if unknown.group(2) in networks else ""
-    return f"{key}: there is no such key{where}." + (f" Did you mean {near}?" if near else "")
+    return f"{key}: there is no such key{where}.{key_hint(key, command)}"
 
 
 def _known_key(message: str) -> str | None:
@@ -155,7 +160,9 @@ def _known_key(message: str) -> str | None:
         example = "RUN,RUN" if key == "runs" else "A,B"
         return f"{key}: {given.group(1)!r} was given; it must be a list, as in {key}=[{example}]"
     if given and "is not a subclass of" in message:
-        choose = f"; its file is chosen with data@{key}={given.group(1)}" if key == "training" else ""
+        value, first = given.group(1), {"lr": "peak", "sample": "count", "process.schedule": "name"}
+        choose = f"; its file is chosen with data@{key}={value}" if key == "training" else ""
+        choose = f"; did you mean {key}.{first[key]}={value}?" if key in first else choose
         return (
             f"{key}: {given.group(1)!r} was given; it is a group of keys; give one of them, as in {key}.NAME=VALUE"
             f"{choose}"

@@ -19,9 +19,19 @@ from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import PROFILES
 from diffusion_core.sampling import SAMPLERS
 from experiments.config.schema import MODELS, SCHEMAS
+from experiments.config.synonyms import other_name
+from experiments.sampling.plans import shared_options
 from features import FEATURES
 
-__all__ = ["RENAMED_KEYS", "check_renamed", "group_functions", "nearest_key", "register_options"]
+__all__ = [
+    "RENAMED_KEYS",
+    "check_renamed",
+    "group_functions",
+    "key_hint",
+    "known_keys",
+    "nearest_key",
+    "register_options",
+]
 
 # Keys of earlier versions, with their present names.
 RENAMED_KEYS: Mapping[str, str] = {
@@ -96,11 +106,11 @@ def nearest_key(key: str, command: str | None = None) -> str | None:
     """
     if key in RENAMED_KEYS:
         return RENAMED_KEYS[key]
-    known = _known_keys(command)
+    known = known_keys(command)
     if key in known:
         return None
-    if key in _OTHER_NAMES and _OTHER_NAMES[key] in known:
-        return _OTHER_NAMES[key]
+    if other := other_name(key, known):
+        return other[0]
     last = key.rpartition(".")[2]
     moved = [other for other in known if other.rpartition(".")[2] == last]  # the right name in another group
     if "." in key:
@@ -117,17 +127,21 @@ def nearest_key(key: str, command: str | None = None) -> str | None:
     return near[0] if near else None
 
 
-# By a common name elsewhere, the key of Duet.
-_OTHER_NAMES = {
-    "learning_rate": "lr.peak",
-    "optimiser.lr": "lr.peak",
-    "optimizer": "optimiser",
-    "optimizer.lr": "lr.peak",
-    "trainer.lr": "lr.peak",
-}
+def key_hint(key: str, command: str | None = None) -> str:
+    """Return the sentence that offers the key nearest to one that does not exist, or nothing.
+
+    Args:
+        key: as typed.
+        command: whose keys are known; None takes those of every command.
+    """
+    if (near := nearest_key(key, command)) is None:
+        return ""
+    other = other_name(key, known_keys(command))
+    note = other[1] if other and other[0] == near else ""
+    return f" Did you mean {near} ({note})?" if note else f" Did you mean {near}?"
 
 
-def _known_keys(command: str | None = None) -> list[str]:
+def known_keys(command: str | None = None) -> list[str]:
     """Return every key of a command, or of all; with those of every architecture and of the registered groups."""
 
     def walk(node: Any, path: str) -> list[str]:
@@ -143,4 +157,7 @@ def _known_keys(command: str | None = None) -> list[str]:
     for group, functions in _OPTIONS.items():
         more |= {f"{group}.{option}" for f in functions.values() for option in inspect.signature(f).parameters}
     more |= {f"metrics.{name}.{option}" for name, metric in METRICS.items() for option in metric_options(metric)}
+    more |= {f"sampler.{option}" for option in shared_options()}
+    if command in (None, "train"):
+        keys |= {"hydra.run.dir", "experiment", "debug", "hparams_search"}  # of Hydra, and groups without keys
     return sorted(keys | {key for key in more if key.split(".")[0] in groups})

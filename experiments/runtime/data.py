@@ -15,7 +15,7 @@ from diffusion_core.data import DATASETS, Dataset, load_dataset, read_options
 from diffusion_core.data.held_out import AUTO, GENERATED, GENERATED_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
 from diffusion_core.data.sources import SOURCES
-from diffusion_core.data.store import store_parts
+from diffusion_core.data.store import list_stores, store_parts
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
 from diffusion_core.runtime.heartbeat import heartbeat
@@ -102,6 +102,8 @@ class DataSource:
             f"{self.store} holds no store, and data.options.path is null; make the store once with "
             f"python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
         )
+        if others := list_stores(Path(self.store or "data").parent):
+            missing += f"; the stores that exist (data=store data.options.directory=STORE): {', '.join(others)}"
         if not fallback:
             raise DuetError(f"data {self.name}: {missing}")
         name = fallback.pop("name")

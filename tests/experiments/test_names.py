@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 import benchmarks.bench  # noqa: F401  (registers the schema of bench)
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.synonyms import VALUES
 from duet.cli.experiments import experiments
 from experiments.config.arguments import read_arguments
 from experiments.config.entry import CONFIGS
+from experiments.config.suggest import key_hint, known_keys
+from experiments.config.synonyms import MEANT
 
 COMMANDS = {name: command.module for name, command in experiments().items()}
 
@@ -143,6 +146,95 @@ def test_flags_may_stand_anywhere() -> None:
         "backend=tf",
     ]
     assert read_arguments(["--info", "seed=1"], "train") == ["--info", "seed=1"]
+
+
+# --- hints --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (
+            "train",
+            "lr:lr.peak learning_rate:lr.peak epochs:trainer.images trainer.max_epochs:trainer.images "
+            "steps:trainer.images batch_size:trainer.batch train_batch_size:trainer.batch "
+            "gradient_accumulation_steps:trainer.micro_batch width:model.channels "
+            "dim_mults:model.channel_multipliers num_res_blocks:model.blocks_per_resolution fid:features "
+            "num_workers:data.workers image_size:model.image_size optimizer:optimiser scheduler:sampler "
+            "weight_decay:optimiser.weight_decay max_grad_norm:optimiser.clip ema_decay:ema.decay "
+            "dropout:model.dropout warmup_steps:lr.warmup_images lr_scheduler:lr.decay dataset:data "
+            "data_dir:data.options.path fp16:precision beta_schedule:process.schedule "
+            "num_train_timesteps:process.schedule prediction_type:process.prediction snr_gamma:process.weighting "
+            "p_uncond:process.label_dropout cfg_scale:sampler.guidance_scale wandb:tracker "
+            "output_dir:hydra.run.dir resume_from_checkpoint:resume gpu:backend.device "
+            "torch_compile:backend.compile save_every:trainer.checkpoint_images log_every:trainer.log_images "
+            "num_samples:sample.count xflip:data.flip num_classes:model.num_classes loss_type:process.distance "
+            "learn_sigma:process.variance dtype:precision num_inference_steps:sampler.steps random_seed:seed "
+            "mixed_precision:precision Batch-Size:trainer.batch",
+        ),
+        (
+            "sample",
+            "batch_size:sample.batch "
+            "num_samples:sample.count steps:sampler.steps guidance_scale:sampler.guidance_scale "
+            "outdir:out ckpt:checkpoint class_labels:sample.labels num_inference_steps:sampler.steps seed:sample.seed",
+        ),
+        ("evaluate", "fid:features real:reference fake:samples batch_size:likelihood.batch nll:likelihood out_dir:out"),
+        ("edit", "batch_size:batch ckpt:checkpoint img:path"),
+        ("gallery", "cfg:guidance_scale n_samples:sample.count"),
+        ("prepare", "num_workers:workers dataset:data image_size:data.options.size"),
+    ],
+)
+def test_a_key_of_another_library_is_answered_with_that_of_duet(command: str, names: str) -> None:
+    for pair in names.split():
+        name, meant = pair.split(":")
+        if name not in ("lr", "img"):
+            assert key_hint(name, command).startswith(f" Did you mean {meant}"), (name, key_hint(name, command))
+
+
+def test_every_key_that_a_hint_offers_exists() -> None:
+    for command in ("sample", "edit", "evaluate", "prepare"):
+        __import__(COMMANDS[command])  # registers the options of its groups
+    known = {*known_keys(), "device", "compile"}
+    assert not MEANT - known
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "train lr=1e-3",
+            "it is a group of keys; give one of them, as in lr.NAME=VALUE; did you mean lr.peak=",
+        ),
+        ("train epochs=3", "Did you mean trainer.images (the length of a run is counted in images seen: epochs times"),
+        ("train precision=bfloat16", "float64, float32, bf16. Did you mean 'bf16'?"),
+        ("train precision=fp32", "Did you mean 'float32'?"),
+        ("train precision=half", "Did you mean 'bf16'?"),
+        ("train precision=16", "Did you mean 'bf16'?"),
+        ("train precision=double", "Did you mean 'float64'?"),
+        ("train backend.device=gpu", "Did you mean 'cuda'?"),
+        ("train backend.device=cuda:0", "Did you mean 'cuda'?"),
+        ("train backend=tensorflow", "Did you mean 'tf'?"),
+        ("train backend=pytorch", "Did you mean 'torch'?"),
+        ("train sampler=euler_a", "Did you mean 'euler_ancestral'?"),
+        ("train sampler=dpm++", "Did you mean 'dpm_solver'?"),
+        ("train data=ImageFolder", "Did you mean 'image_folder'?"),
+        ("train metrics=[fid]", "Did you mean 'frechet'?"),
+        ("train tracker=tensorboard", "Did you mean 'none'?"),
+        ("train lr.decay=CosineAnnealingLR", "Did you mean 'cosine'?"),
+        ("train process.distance=mae", "Did you mean 'l1'?"),
+        ("edit mode=img2img", "Did you mean 'image_to_image'?"),
+    ],
+)
+def test_a_value_of_another_library_is_answered_with_that_of_duet(words: str, line: str, tmp_path: Path) -> None:
+    command, *words = words.split()
+    directory = "hydra.run.dir" if command == "train" else "out"
+    assert line in refused(command, f"{directory}={tmp_path}", *words)
+
+
+def test_every_value_that_a_hint_offers_exists() -> None:
+    for key, names in VALUES.items():
+        if "." not in key and key != "precision":
+            assert set(names.values()) <= {path.stem for path in (CONFIGS / key).glob("*.yaml")}, key
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any
 
 import archives
@@ -54,6 +55,11 @@ def test_archive_on_disk_is_prepared_without_a_network_and_trained_on(tmp_path, 
     np.testing.assert_array_equal(both.labels, np.concatenate([train.labels, test.labels]))
     direct = loaded("data=store", directory=str(tmp_path / "cifar10-32"), part="train")
     assert direct.sha256 == train.sha256
+    exists = re.escape(str(tmp_path / "cifar10-32"))
+    with pytest.raises(DuetError, match=rf"cifar-32' was given, which is no store; these exist: {exists}$"):
+        loaded("data=store", directory=str(tmp_path / "cifar-32"))
+    with pytest.raises(DuetError, match=rf"cifar100-32 holds no store.*the stores that exist .*: {exists}$"):
+        loaded("data=cifar100")
     wanted = [train.class_names[k] for k in np.unique(train.labels)[:2]]
     chosen = loaded("data=cifar10", classes=wanted)
     assert chosen.class_names == tuple(wanted)

@@ -1,0 +1,99 @@
+"""What other libraries call the values that Duet chooses by name; errors answer with Duet's own name.
+
+By configuration key or group, names in lower case with ``_`` between words. A name that is not offered where the error
+is raised counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["VALUES"]
+
+_HALF = ("bfloat16", "fp16", "float16", "half", "16", "f16", "mixed", "16_mixed", "bf16_mixed", "bf16_true", "amp")
+_FULL = ("fp32", "single", "float", "32", "f32", "no", "full", "tf32", "32_true", "highest", "high")
+
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "precision": {
+        **dict.fromkeys((*_HALF, "mixed_bfloat16", "mixed_float16"), "bf16"),
+        **dict.fromkeys(_FULL, "float32"),
+        **dict.fromkeys(("fp64", "double", "64", "f64", "64_true"), "float64"),
+    },
+    "backend.device": {
+        **dict.fromkeys(("gpu", "cuda:0", "gpu:0", "nvidia", "0", "1", "/gpu:0", "rocm"), "cuda"),
+        **dict.fromkeys(("none", "cpu:0", "/cpu:0", "mps", "xla", "tpu"), "cpu"),
+    },
+    "data": {
+        **dict.fromkeys(
+            ("folder", "imagefolder", "images", "directory", "dir", "custom", "own", "path"), "image_folder"
+        ),
+        **dict.fromkeys(("numpy", "npy"), "array"),
+        **dict.fromkeys(("cifar", "cifar_10"), "cifar10"),
+        **dict.fromkeys(("fashion", "fashionmnist"), "fashion_mnist"),
+        **dict.fromkeys(("flowers", "oxford_flowers102", "oxford_flowers"), "flowers102"),
+        **dict.fromkeys(
+            ("moons", "swiss_roll", "two_moons", "2d", "points", "spiral", "circles", "checkerboard"), "toy"
+        ),
+    },
+    "ema": {
+        **dict.fromkeys(("constant", "plain", "simple", "standard", "true", "default"), "fixed"),
+        **dict.fromkeys(("karras", "edm2"), "power"),
+        **dict.fromkeys(("edm",), "half_life"),
+        **dict.fromkeys(("diffusers", "k_diffusion"), "inverse_gamma"),
+    },
+    "features": dict.fromkeys(("fid", "inception_v3", "inceptionv3", "inception3"), "inception"),
+    "lr.decay": {
+        **dict.fromkeys(("none", "constant_with_warmup", "fixed", "no"), "constant"),
+        **dict.fromkeys(("cosine_annealing", "cosineannealinglr", "cosine_decay", "cosine_with_restarts"), "cosine"),
+        **dict.fromkeys(("step", "steplr", "multistep", "exponential", "piecewise"), "steps"),
+        **dict.fromkeys(("rsqrt", "inv_sqrt", "sqrt", "noam"), "inverse_sqrt"),
+    },
+    "metrics": {
+        **dict.fromkeys(("fid", "fd", "frechet_inception_distance", "clean_fid"), "frechet"),
+        **dict.fromkeys(("kid", "mmd"), "kernel"),
+        **dict.fromkeys(("is", "inception_score", "isc"), "score"),
+        **dict.fromkeys(("precision", "recall", "prdc", "precision_recall", "density", "coverage"), "manifold"),
+        **dict.fromkeys(("sfid",), "spatial"),
+        **dict.fromkeys(("accuracy",), "agreement"),
+    },
+    "mode": {
+        **dict.fromkeys(("img2img", "sdedit", "i2i", "image2image"), "image_to_image"),
+        **dict.fromkeys(("inpainting", "fill"), "inpaint"),
+        **dict.fromkeys(("interpolation", "lerp", "slerp"), "interpolate"),
+    },
+    "optimiser": {"adam_w": "adamw", **dict.fromkeys(("sgd", "adamax", "radam", "lion"), "adam")},
+    "process": {
+        **dict.fromkeys(("ddpm", "linear", "epsilon", "eps", "noise"), "eps_linear"),
+        **dict.fromkeys(("cosine", "v", "v_prediction", "velocity"), "v_cosine"),
+        **dict.fromkeys(("flow", "flow_matching", "rectified_flow", "rf", "cfm", "fm"), "flow_velocity"),
+        **dict.fromkeys(("vp", "vpsde"), "vp_sde"),
+        **dict.fromkeys(("ve", "vesde", "smld", "ncsn"), "ve_sde"),
+        **dict.fromkeys(("karras",), "edm"),
+        **dict.fromkeys(("x0", "sample", "start"), "x0_cosine"),
+    },
+    "process.distance": {
+        **dict.fromkeys(("l2", "squared", "mean_squared_error"), "mse"),
+        **dict.fromkeys(("mae", "mean_absolute_error"), "l1"),
+        **dict.fromkeys(("smooth_l1",), "huber"),
+    },
+    "sampler": {
+        **dict.fromkeys(("euler_a", "k_euler_a", "euler_ancestral_discrete"), "euler_ancestral"),
+        **dict.fromkeys(("k_euler", "euler_discrete"), "euler"),
+        **dict.fromkeys(
+            ("dpm++", "dpmpp", "dpmpp_2m", "dpm++_2m", "dpm_solver++", "dpmsolver++", "dpmsolver"), "dpm_solver"
+        ),
+        **dict.fromkeys(("dpmpp_2m_karras", "dpm++_2m_karras"), "dpm_solver_karras"),
+        **dict.fromkeys(("dpmpp_2m_sde", "dpm++_2m_sde", "dpm++_sde_2m"), "dpm_solver_sde"),
+        **dict.fromkeys(("dpm++_sde",), "dpmpp_sde"),
+        **dict.fromkeys(("dpmpp_2s_a", "dpm++_2s_a"), "dpmpp_2s_ancestral"),
+        **dict.fromkeys(("edm", "karras", "heun_discrete"), "heun"),
+        **dict.fromkeys(("ancestral",), "ddpm"),
+        **dict.fromkeys(("unipc_multistep", "uni_pc"), "unipc"),
+        **dict.fromkeys(("flow_match_euler", "rectified_flow"), "flow_euler"),
+        **dict.fromkeys(("ab", "adams"), "adams_bashforth"),
+    },
+    "tracker": {
+        **dict.fromkeys(("tensorboard", "false", "off", "no"), "none"),  # every run writes events for TensorBoard
+        **dict.fromkeys(("weights_and_biases", "wb"), "wandb"),
+    },
+}
