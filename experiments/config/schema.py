@@ -3,6 +3,9 @@
 If the core has a dataclass for a group, the schema is derived from it, so a new field of the core is a new key of the
 configuration. Networks have different keys, so each architecture has a schema of its own in the group `architecture`,
 and a file in ``configs/model`` starts from the one that it fills in.
+
+`duet COMMAND --help` describes each key by the comment beside its field, or by the argument of that name in the docstring
+of the core's dataclass or function.
 """
 
 from __future__ import annotations
@@ -63,8 +66,8 @@ def _function_schema(function: Callable[..., Any]) -> type:
 class CompileAfterSchema:
     """The number of network calls beyond which `compile: auto` compiles, by device; null is never."""
 
-    cpu: int | None = None
-    cuda: int | None = None
+    cpu: int | None = None  # on the CPU; null is never
+    cuda: int | None = None  # on a GPU; null is never
 
 
 @dataclass
@@ -77,15 +80,16 @@ class BackendSchema(_dataclass_schema(BackendConfig, "precision")):
     `compile` is true, false or auto: auto compiles beyond `compile_after` network calls; see docs/speed.md.
     """
 
-    name: str = MISSING
-    title: str = MISSING
-    colour: dict[str, str] = field(default_factory=dict)
-    environment: str = MISSING
-    python: str | None = None
-    extras: str | None = None
-    download: str | None = None
-    parallel: str | None = None
-    compile: Any = AUTO
+    name: str = MISSING  # of the backend, as in configs/backend
+    title: str = MISSING  # its name for people
+    colour: dict[str, str] = field(default_factory=dict)  # in reports: #rrggbb for the themes light and dark
+    environment: str = MISSING  # folder of its virtual environment
+    python: str | None = None  # an interpreter to use instead of that environment
+    extras: str | None = None  # extras of pyproject.toml that `duet setup` installs
+    download: str | None = None  # the size of these packages, for people
+    parallel: str | None = None  # the option of the group parallel that joins its processes
+    compile: Any = AUTO  # true, false or auto, which compiles long work; see docs/speed.md
+    # network calls beyond which auto compiles, by device
     compile_after: CompileAfterSchema = field(default_factory=CompileAfterSchema)
 
 
@@ -102,16 +106,16 @@ class DataSchema:
     At most the fraction `max_unreadable` of the files of images may be unreadable; they are left out and listed.
     """
 
-    name: str = MISSING
-    flip: bool = False
-    augment: float = 0.0
-    loader: str = "duet"
-    workers: int = 0
-    store: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    fallback: dict[str, Any] = field(default_factory=dict)
-    use_fallback: bool = False
-    max_unreadable: float = 0.01
+    name: str = MISSING  # of the data set; data=NAME chooses it with its options
+    flip: bool = False  # mirror half of the training images
+    augment: float = 0.0  # probability of EDM's augmentations; needs model.augment_dim=9
+    loader: str = "duet"  # duet, or grain (threads of the package grain)
+    workers: int = 0  # processes that make batches ahead of time; 0 uses a thread
+    store: str | None = None  # the directory that `prepare` writes, read if options.path is null
+    options: dict[str, Any] = field(default_factory=dict)  # options of this data set
+    fallback: dict[str, Any] = field(default_factory=dict)  # name and options of the data set that may take its place
+    use_fallback: bool = False  # whether the fallback is used where the files are missing
+    max_unreadable: float = 0.01  # largest fraction of the image files that may be unreadable
 
 
 @dataclass
@@ -127,42 +131,46 @@ class ProcessSchema:
     fixed_large). With `uncertainty` it has one more output channel, for the uncertainty of its loss.
     """
 
+    # the noise schedule: {name: linear, T: 1000} and its options
     schedule: dict[str, Any] = field(default_factory=dict)
-    prediction: str = "eps"
-    distance: str = "mse"
-    label_dropout: float = 0.0
-    first_t: int = 0
+    prediction: str = "eps"  # what the network predicts: eps, v, x0, score, flow, edm ...
+    distance: str = "mse"  # of prediction and target: mse, l1, huber or pseudo_huber
+    label_dropout: float = 0.0  # probability of training without the class, for guidance
+    first_t: int = 0  # the lowest timestep that is trained
+    # of the loss by noise level: {name: min_snr, gamma: 5} ...
     weighting: dict[str, Any] = field(default_factory=lambda: {"name": "simple"})
+    # how timesteps are drawn: {name: uniform} ...
     timestep_sampling: dict[str, Any] = field(default_factory=lambda: {"name": "uniform"})
-    offset_noise: float = 0.0
-    input_perturbation: float = 0.0
-    variance: str = "fixed"
-    bound: str = "hybrid"
-    bound_weight: float = 0.001
-    uncertainty: bool = False
+    offset_noise: float = 0.0  # standard deviation of a noise that is equal at all pixels
+    input_perturbation: float = 0.0  # standard deviation of additional noise on the input only
+    variance: str = "fixed"  # of the reverse steps: fixed, or learned_range ... for the bound
+    bound: str = "hybrid"  # the variational bound in the loss: hybrid, vlb or kl
+    bound_weight: float = 0.001  # weight of the bound in hybrid
+    uncertainty: bool = False  # whether the network also predicts the uncertainty of its loss
+    # the values of black and white that the network sees
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
-    time_scale: float = 1.0
-    sigma_data: float = 0.5
+    time_scale: float = 1.0  # factor of the timestep that the network sees
+    sigma_data: float = 0.5  # standard deviation of the data, for prediction and weighting edm
 
 
 @dataclass
 class ParallelSchema:
     """Whether several processes compute one run, and how long one waits for another that does not answer."""
 
-    name: str = "none"
-    timeout_seconds: float = 600.0
+    name: str = "none"  # none, ddp (PyTorch) or multiworker (TensorFlow)
+    timeout_seconds: float = 600.0  # how long a process waits for another one
 
 
 @dataclass
 class SampleSchema:
     """What is sampled during and after a training; `files` png also writes one PNG file per sample, by class."""
 
-    count: int = 64
-    labels: Any = None
-    seed: int = 0
-    batch: int = 128
-    weights: str = "ema"
-    files: str | None = None
+    count: int = 64  # number of samples
+    labels: Any = None  # a class by number or name, a list of classes, or null for all in turn
+    seed: int = 0  # of the noise
+    batch: int = 128  # samples per network call; changes no sample
+    weights: str = "ema"  # ema, another average (ema1 ...), or weights for the weights themselves
+    files: str | None = None  # png: also one PNG file per sample, in a folder for each class
 
 
 @dataclass
@@ -173,27 +181,27 @@ class ValidationSchema:
     evaluated several times, with other noise. `trainer.validation_images` is the interval.
     """
 
-    part: str | None = "auto"
-    count: int = 512
-    batch: int = 128
+    part: str | None = "auto"  # auto, the name of a part of the data set, or none
+    count: int = 512  # images and noise levels that are evaluated
+    batch: int = 128  # images per network call
 
 
 @dataclass
 class DrawSchema(SampleSchema):
     """What is sampled from a checkpoint; null, and the labels `run`, stand for the values of its run."""
 
-    count: int | None = None
-    labels: Any = RUN
-    seed: int | None = None
-    batch: int | None = None
-    weights: str | None = None
+    count: int | None = None  # number of samples; null: as the run's
+    labels: Any = RUN  # a class, a list of classes, null for all in turn, or run: as the run's
+    seed: int | None = None  # of the noise; null: as the run's
+    batch: int | None = None  # samples per network call; null: as the run's
+    weights: str | None = None  # ema, ema1 ... or weights; null: as the run's
 
 
 @dataclass
 class FromRunSchema:
     """The run that ``from=RUN`` names, whose configuration is the default of every other key."""
 
-    from_run: str | None = None
+    from_run: str | None = None  # written as from=RUN: a run or an import whose configuration is taken
 
 
 @dataclass
@@ -205,27 +213,32 @@ class TrainSchema(FromRunSchema):
     `change_data` its data, or the order or the names of its classes.
     """
 
-    seed: int = 0
-    precision: str = "float32"
-    resume: str | None = None
-    change_objective: bool = False
-    change_data: bool = False
-    backend: BackendSchema = field(default_factory=BackendSchema)
+    seed: int = 0  # of every random number of the run
+    precision: str = "float32"  # float32, bf16 or float64
+    resume: str | None = None  # a run or a checkpoint; latest, or auto, for that of hydra.run.dir
+    change_objective: bool = False  # let a resumed run change its objective or its averages
+    change_data: bool = False  # let a resumed run change its data or its classes
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    # several processes that compute one run; see docs/scaling.md
     parallel: ParallelSchema = field(default_factory=ParallelSchema)
-    data: DataSchema = field(default_factory=DataSchema)
-    model: Any = MISSING
-    process: ProcessSchema = field(default_factory=ProcessSchema)
-    optimiser: _dataclass_schema(Adam) = field(default_factory=_dataclass_schema(Adam))
-    lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))
-    ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})
+    data: DataSchema = field(default_factory=DataSchema)  # what is trained on
+    model: Any = MISSING  # the network
+    process: ProcessSchema = field(default_factory=ProcessSchema)  # noise schedule, prediction and training objective
+    optimiser: _dataclass_schema(Adam) = field(default_factory=_dataclass_schema(Adam))  # the optimiser
+    lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))  # the learning rate
+    ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})  # the moving average of the weights
+    # length of the run, batch, log, checkpoints
     trainer: _dataclass_schema(TrainingConfig) = field(default_factory=_dataclass_schema(TrainingConfig))
-    sampler: dict[str, Any] = field(default_factory=shared_options)
-    sample: SampleSchema = field(default_factory=SampleSchema)
-    validation: ValidationSchema = field(default_factory=ValidationSchema)
+    sampler: dict[str, Any] = field(default_factory=shared_options)  # how samples are drawn at the end
+    sample: SampleSchema = field(default_factory=SampleSchema)  # what is sampled at the end
+    validation: ValidationSchema = field(default_factory=ValidationSchema)  # the validation loss
+    # the network whose features the metrics compare
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    # measures of the final samples; several as metrics=[frechet,kernel]
     metrics: dict[str, Any] = field(default_factory=dict)
-    sets: int = 3
-    confidence: float = 0.95
+    sets: int = 3  # independent sets that the samples are divided into, for the intervals
+    confidence: float = 0.95  # of the intervals
+    # a service that also gets metrics and images
     tracker: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
@@ -233,44 +246,44 @@ class TrainSchema(FromRunSchema):
 class GuidanceModelsSchema:
     """Checkpoints of networks that guide sampling, and their weights; null selects the weights that their run uses."""
 
-    guide: str | None = None
-    guide_weights: str | None = None
-    classifier: str | None = None
-    classifier_weights: str | None = None
+    guide: str | None = None  # checkpoint of a weaker network, away from which sampling is guided
+    guide_weights: str | None = None  # its weights: ema or weights; null: as its run's
+    classifier: str | None = None  # checkpoint of a classifier that guides towards its class
+    classifier_weights: str | None = None  # its weights: ema or weights; null: as its run's
 
 
 @dataclass
 class SampleRunSchema(GuidanceModelsSchema, FromRunSchema):
     """The configuration of `experiments.sample`."""
 
-    checkpoint: str = MISSING
-    out: str = MISSING
-    precision: str = "float32"
-    backend: BackendSchema = field(default_factory=BackendSchema)
-    parallel: ParallelSchema = field(default_factory=ParallelSchema)
-    sampler: dict[str, Any] = field(default_factory=dict)
-    sample: DrawSchema = field(default_factory=DrawSchema)
-    save_images: bool = True
+    checkpoint: str = MISSING  # a run, or one of its checkpoints
+    out: str = MISSING  # the directory for the results
+    precision: str = "float32"  # float32, bf16 or float64
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)  # several processes; see docs/scaling.md
+    sampler: dict[str, Any] = field(default_factory=dict)  # how samples are drawn; by default the run's own sampler
+    sample: DrawSchema = field(default_factory=DrawSchema)  # what is sampled
+    save_images: bool = True  # whether figures are written too
 
 
 @dataclass
 class EditSchema(GuidanceModelsSchema, FromRunSchema):
     """The configuration of `experiments.edit`; `mode` has a name and options, `weights` null is the run's own."""
 
-    checkpoint: str = MISSING
-    out: str = MISSING
-    weights: str | None = None
-    seed: int = 0
-    precision: str = "float32"
-    backend: BackendSchema = field(default_factory=BackendSchema)
-    data: DataSchema = field(default_factory=DataSchema)
-    path: str | None = None
-    images: Any = field(default_factory=lambda: [0, 1, 2, 3])
-    labels: Any = None
-    variants: int = 1
-    batch: int = 64
-    sampler: dict[str, Any] = field(default_factory=dict)
-    mode: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = MISSING  # a run, or one of its checkpoints
+    out: str = MISSING  # the directory for the results
+    weights: str | None = None  # ema, ema1 ... or weights; null: as the run's
+    seed: int = 0  # of the noise
+    precision: str = "float32"  # float32, bf16 or float64
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    data: DataSchema = field(default_factory=DataSchema)  # the data set whose images are edited
+    path: str | None = None  # an image file or a folder to edit, instead of data
+    images: Any = field(default_factory=lambda: [0, 1, 2, 3])  # numbers of the images in the data set, or a count
+    labels: Any = None  # classes to edit towards; null: those of the images
+    variants: int = 1  # results per image
+    batch: int = 64  # images per network call
+    sampler: dict[str, Any] = field(default_factory=dict)  # by default the run's own sampler
+    mode: dict[str, Any] = field(default_factory=dict)  # what is done with the images
 
 
 @dataclass
@@ -282,45 +295,46 @@ class EvaluateSchema(FromRunSchema):
     that the run of the checkpoint samples with.
     """
 
-    checkpoint: str | None = None
-    out: str = MISSING
-    weights: str | None = None
-    seed: int = 0
-    precision: str = "float32"
-    backend: BackendSchema = field(default_factory=BackendSchema)
-    parallel: ParallelSchema = field(default_factory=ParallelSchema)
-    data: DataSchema = field(default_factory=DataSchema)
+    checkpoint: str | None = None  # a run or a checkpoint, for likelihood, accuracy and loss
+    out: str = MISSING  # the directory for the results
+    weights: str | None = None  # ema, ema1 ... or weights; null: as the run's
+    seed: int = 0  # of every random number
+    precision: str = "float32"  # float32, bf16 or float64
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework, for a checkpoint
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)  # several processes; see docs/scaling.md
+    data: DataSchema = field(default_factory=DataSchema)  # the real images
+    # what the network was trained on, if it is not data; chosen by data@training=NAME
     training: DataSchema = field(default_factory=DataSchema)
-    samples: Any = None
-    reference: str | None = None
-    count: int | None = None
-    sets: int = 5
-    confidence: float = 0.95
-    keep_features: bool = False
-    max_unreadable: float = "${data.max_unreadable}"
-    features: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    likelihood: dict[str, Any] = field(default_factory=dict)
-    accuracy: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
+    samples: Any = None  # a run, an .npz file or a folder of images; a list is several sets
+    reference: str | None = None  # a file or a folder of real images, features or statistics, instead of data
+    count: int | None = None  # samples of each set that are judged; null: all
+    sets: int = 5  # sets that the samples of one path are divided into
+    confidence: float = 0.95  # of the intervals
+    keep_features: bool = False  # whether the features are written too
+    max_unreadable: float = "${data.max_unreadable}"  # largest fraction of the image files that may be unreadable
+    features: dict[str, Any] = field(default_factory=dict)  # the network whose features are compared
+    metrics: dict[str, Any] = field(default_factory=dict)  # several as metrics=[frechet,kernel]
+    likelihood: dict[str, Any] = field(default_factory=dict)  # bits per dimension of the data under the checkpoint
+    accuracy: dict[str, Any] = field(default_factory=dict)  # of a classifier at each noise level
+    loss: dict[str, Any] = field(default_factory=dict)  # the validation loss of the checkpoint
 
 
 @dataclass
 class GallerySchema(FromRunSchema):
     """The configuration of `experiments.gallery`; empty `methods` selects all that the process allows."""
 
-    checkpoint: str = MISSING
-    out: str = MISSING
-    precision: str = "float32"
-    backend: BackendSchema = field(default_factory=BackendSchema)
-    methods: list[str] = field(default_factory=list)
-    budgets: list[int] = field(default_factory=lambda: [5, 8, 12, 20, 50, 100])
-    spacing: Any = field(default_factory=lambda: {"name": "log_snr"})
-    guidance_scale: float = 1.0
-    reference: str = "DPM-Solver++ 3M, exact"
-    reference_steps: int = 500
-    shown: int = 3
-    sample: DrawSchema = field(default_factory=lambda: DrawSchema(count=16))
+    checkpoint: str = MISSING  # a run, or one of its checkpoints
+    out: str = MISSING  # the directory for the results
+    precision: str = "float32"  # float32, bf16 or float64
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    methods: list[str] = field(default_factory=list)  # names of docs/methods.md; [] selects all that the process allows
+    budgets: list[int] = field(default_factory=lambda: [5, 8, 12, 20, 50, 100])  # numbers of network evaluations
+    spacing: Any = field(default_factory=lambda: {"name": "log_snr"})  # where the timesteps lie, for every method
+    guidance_scale: float = 1.0  # weight of classifier-free guidance
+    reference: str = "DPM-Solver++ 3M, exact"  # the method that stands for the exact solution
+    reference_steps: int = 500  # its network evaluations
+    shown: int = 3  # samples in the figure
+    sample: DrawSchema = field(default_factory=lambda: DrawSchema(count=16))  # what is sampled
 
 
 @dataclass
@@ -330,13 +344,13 @@ class PrepareSchema:
     At most the fraction `max_unreadable` of the images of a part may be unreadable; they are skipped.
     """
 
-    data: DataSchema = field(default_factory=DataSchema)
-    out: str | None = "${data.store}"
-    archives: str = "${oc.env:DUET_DATA,data}/archives"
-    download: bool = True
-    workers: int | None = None
-    max_unreadable: float = "${data.max_unreadable}"
-    split: dict[str, Any] = field(default_factory=dict)
+    data: DataSchema = field(default_factory=DataSchema)  # the data set
+    out: str | None = "${data.store}"  # the directory of the store; by default data.store
+    archives: str = "${oc.env:DUET_DATA,data}/archives"  # the folder of downloaded files
+    download: bool = True  # whether missing files are downloaded
+    workers: int | None = None  # processes; null: one per core
+    max_unreadable: float = "${data.max_unreadable}"  # largest fraction of a part that may be unreadable
+    split: dict[str, Any] = field(default_factory=dict)  # how further parts are made
 
 
 @dataclass
@@ -347,127 +361,127 @@ class InspectSchema(FromRunSchema):
     compared.
     """
 
-    out: str = MISSING
-    data: DataSchema = field(default_factory=DataSchema)
-    parts: list[str] = field(default_factory=list)
-    max_distance: float = 4.0
-    max_compared: int = 50_000
-    pairs: int = 100
-    samples: int = 10
-    seed: int = 0
+    out: str = MISSING  # the directory for the results
+    data: DataSchema = field(default_factory=DataSchema)  # the data set
+    parts: list[str] = field(default_factory=list)  # names of parts; [] selects all
+    max_distance: float = 4.0  # largest difference of thumbnails that are near-duplicates
+    max_compared: int = 50_000  # images of a part that are compared
+    pairs: int = 100  # near-duplicates that are shown
+    samples: int = 10  # random images that are shown per class
+    seed: int = 0  # of what is drawn
 
 
 @dataclass
 class TraceSchema:
     """The configuration of `experiments.trace`; `whole` false checks a few networks and plans instead of all."""
 
-    out: str = MISSING
-    handover: str | None = None
-    whole: bool = True
-    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])
-    backend: BackendSchema = field(default_factory=BackendSchema)
+    out: str = MISSING  # the directory for the record
+    handover: str | None = None  # the record of another backend, whose files are read
+    whole: bool = True  # whether all networks and plans are checked, not a few
+    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])  # float64, float32
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
 
 
 @dataclass
 class NetworksSchema(FromRunSchema):
     """The configuration of `experiments.networks`; `other` is the record that another backend wrote."""
 
-    out: str = MISSING
-    other: str | None = None
-    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])
-    gradients: bool = True
-    batch: int = 1
-    backend: BackendSchema = field(default_factory=BackendSchema)
-    model: Any = MISSING
+    out: str = MISSING  # the directory for the record
+    other: str | None = None  # the record that another backend wrote
+    precisions: list[str] = field(default_factory=lambda: ["float64", "float32"])  # float64, float32
+    gradients: bool = True  # whether gradients are computed too
+    batch: int = 1  # images
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    model: Any = MISSING  # the network
 
 
 @dataclass
 class CompareSchema:
     """The configuration of `experiments.compare`."""
 
-    runs: list[str] = field(default_factory=list)
-    crossed: list[str] = field(default_factory=list)
-    evaluations: list[str] = field(default_factory=list)
-    traces: list[str] = field(default_factory=list)
-    out: str = MISSING
+    runs: list[str] = field(default_factory=list)  # run directories, as [RUN,RUN]
+    crossed: list[str] = field(default_factory=list)  # samples that one framework drew from another's checkpoint
+    evaluations: list[str] = field(default_factory=list)  # directories of `evaluate`
+    traces: list[str] = field(default_factory=list)  # directories of `trace`
+    out: str = MISSING  # the directory for the page
     title: str = ""  # by default, it says what is compared
-    command: str | None = None
+    command: str | None = None  # the command that the page names
 
 
 @dataclass
 class ImportSchema:
     """The configuration of `experiments.import_weights`; `process` replaces the process that the source names."""
 
-    path: str = MISSING
-    out: str = MISSING
-    source: Any = MISSING
-    process: Any = None
-    backend: BackendSchema = field(default_factory=BackendSchema)
+    path: str = MISSING  # the file or folder to read
+    out: str = MISSING  # the directory for the run
+    source: Any = MISSING  # the project that the weights come from
+    process: Any = None  # replaces the process that the source names
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework that reads its own formats
 
 
 @dataclass
 class ReconstructSchema(FromRunSchema):
     """The configuration of `experiments.reconstruct_ema`; `images` null is the moment of the last snapshot."""
 
-    run: str = MISSING
-    out: str = MISSING
-    images: int | None = None
-    ema: dict[str, Any] = field(default_factory=dict)
+    run: str = MISSING  # a run with EMA snapshots
+    out: str = MISSING  # the directory for the new run
+    images: int | None = None  # the moment, in images seen; null: the last snapshot
+    ema: dict[str, Any] = field(default_factory=dict)  # the average to make
 
 
 @dataclass
 class PageSchema:
     """The configuration of `experiments.page`; `run` is the directory of a run."""
 
-    run: str = MISSING
+    run: str = MISSING  # a run directory
 
 
 @dataclass
 class ExportSchema(FromRunSchema):
     """The configuration of `experiments.export_weights`; `weights` null selects those that the run samples with."""
 
-    checkpoint: str = MISSING
-    out: str = MISSING
-    target: Any = MISSING
-    weights: str | None = None
-    precision: str = "float32"
-    backend: BackendSchema = field(default_factory=BackendSchema)
+    checkpoint: str = MISSING  # a run, or one of its checkpoints
+    out: str = MISSING  # the file or folder to write
+    target: Any = MISSING  # the format
+    weights: str | None = None  # ema, ema1 ... or weights; null: as the run's
+    precision: str = "float32"  # float32, bf16 or float64
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework that writes its own formats
 
 
 @dataclass
 class StudyFileSchema:
     """A study file; `experiments.studies.plan.Study` checks its nested parts."""
 
-    name: str = MISSING
-    title: str = ""
-    question: str = ""
-    seeds: list[int] = field(default_factory=list)
-    common: list[str] = field(default_factory=list)
-    stages: dict[str, Any] = field(default_factory=dict)
-    factors: dict[str, Any] = field(default_factory=dict)
-    baseline: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    alpha: float = 0.05
+    name: str = MISSING  # of the study
+    title: str = ""  # for people
+    question: str = ""  # what it answers
+    seeds: list[int] = field(default_factory=list)  # of the repetitions
+    common: list[str] = field(default_factory=list)  # overrides of every job
+    stages: dict[str, Any] = field(default_factory=dict)  # the jobs of a run, in order
+    factors: dict[str, Any] = field(default_factory=dict)  # what is compared, with its settings
+    baseline: dict[str, Any] = field(default_factory=dict)  # the setting that others are compared with
+    metrics: dict[str, Any] = field(default_factory=dict)  # what is measured, with margins
+    alpha: float = 0.05  # significance level
 
 
 @dataclass
 class StudySchema:
     """The configuration of `experiments.study`; `job` runs one job of the plan, as a launcher requests it."""
 
-    out: str = MISSING
-    dry_run: bool = False
-    job: str | None = None
-    study: StudyFileSchema = field(default_factory=StudyFileSchema)
+    out: str = MISSING  # the directory of the study
+    dry_run: bool = False  # print the table of runs, and nothing else
+    job: str | None = None  # run this job only, as a launcher requests it
+    study: StudyFileSchema = field(default_factory=StudyFileSchema)  # the study
 
 
 @dataclass
 class ReplaySchema:
     """The configuration of `experiments.replay`; `precision` null is that of the run, `images` are examined."""
 
-    bundle: str = MISSING
-    precision: str | None = None
-    images: int = 4
-    backend: BackendSchema = field(default_factory=BackendSchema)
+    bundle: str = MISSING  # the folder non_finite/N of a run
+    precision: str | None = None  # of the replay; null: as the run's
+    images: int = 4  # images that are examined
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
 
 
 SCHEMAS = {
