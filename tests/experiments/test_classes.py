@@ -23,8 +23,14 @@ from diffusion_core.runs.run_directory import read_samples
 from diffusion_core.runs.training_record import DataRecord, TrainingRecord
 from diffusion_core.training.loop import TrainingConfig
 from duet.api.sampling import sample
+from experiments.editing.setup import EditContext, EditSetup, SourceImages
+from experiments.evaluation.context import EvaluationContext
+from experiments.evaluation.likelihood import LIKELIHOOD_METHODS
+from experiments.evaluation.setup import EvaluationSetup
+from experiments.runtime.data import DataSource
 from experiments.sampling.classes import describe_labels, label_names, named_labels
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
+from experiments.sampling.gallery import GallerySetup, draw_gallery
 from experiments.sampling.options import SampleOptions, sample_labels
 from experiments.sampling.sheet import sample_sheet
 from experiments.training.run import train
@@ -154,14 +160,8 @@ def test_untrained_weights_are_announced_but_imported_ones_are_not():
 def landscape(label_dropout: float = 0.0, **options: Any) -> TrainingSetup:
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
     data, config = Dataset(images, np.arange(8) % 4, NAMES, "landscapes"), TrainingConfig(images=16, batch=8)
+    options = {"sampler": {"name": "ddim", "steps": 2}} | options
     return TrainingSetup.create(MODEL, data, config, objective={"label_dropout": label_dropout}, **options)
-
-
-def test_a_run_whose_own_samples_need_the_null_class_is_refused_before_it_writes(tmp_path):
-    guided = {"sampler": {"name": "ddim", "steps": 2, "guidance_scale": 2.0}}
-    with pytest.raises(DuetError, match=r"guidance_scale: 2 was given, but no image"):
-        train(landscape(**guided), tmp_path / "run")
-    assert not list(tmp_path.glob("run/*"))
 
 
 @pytest.fixture
@@ -169,6 +169,52 @@ def run(tmp_path: Path) -> Path:
     """A run that trained no image without its class."""
     save_checkpoint(tmp_path / "run" / "checkpoints", checkpoint(0))
     return tmp_path / "run"
+
+
+def test_the_samples_of_a_run_are_named_by_class():
+    made = landscape(sample=SampleOptions(4, labels=["forest", "COAST"], weights="ema"))
+    assert made.sample.labels == [2, 0] and made.label_names == LABELS
+    with pytest.raises(DuetError, match=r"Did you mean 'Desert'"):
+        landscape(sample=SampleOptions(4, labels="dessert", weights="ema"))
+
+
+def test_edits_and_galleries_are_named_by_class(run):
+    def labels(**options: Any) -> SourceImages:
+        return EditContext(
+            EditSetup(
+                str(run), DataSource("npz", {"path": str(file), "size": 4, "channels": 1}), images=[0, 1], **options
+            )
+        ).sources
+
+    np.savez(file := run / "data.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=np.arange(4))
+    assert labels(labels="Forest").labels.tolist() == [3, 3] and labels().labels.tolist() == [0, 1]
+    with pytest.raises(DuetError, match=r"^labels: 'Forst' was given.*Did you mean 'forest'"):
+        labels(labels="Forst")
+    with pytest.raises(DuetError, match=r"^labels: 4, no class, was given, but no image"):
+        labels(labels="no class")
+    with pytest.raises(DuetError, match=r"Did you mean 'Coast'"):
+        draw_gallery(GallerySetup(str(run), sample=SampleOptions(2, labels="Caost")), run / "gallery")
+    with pytest.raises(DuetError, match=r"no image was ever trained without its class"):
+        draw_gallery(GallerySetup(str(run), guidance_scale=2.0, reference_steps=5, budgets=[2]), run / "gallery")
+
+
+def test_a_likelihood_without_classes_needs_images_without_a_class(run):
+    np.savez(run / "data.npz", images=np.zeros((4, 4, 4, 1), np.uint8), labels=np.arange(4))
+    data = DataSource("npz", {"path": str(run / "data.npz"), "size": 4, "channels": 1})
+    for classes in (True, False):
+        context = EvaluationContext(EvaluationSetup(checkpoint=str(run), data=data))
+        if classes:
+            LIKELIHOOD_METHODS["vlb"](context, classes=classes)
+            continue
+        with pytest.raises(DuetError, match=r"likelihood.classes: 4, no class, was given, but no image"):
+            LIKELIHOOD_METHODS["vlb"](context, classes=classes)
+
+
+def test_a_run_whose_own_samples_need_the_null_class_is_refused_before_it_writes(tmp_path):
+    guided = {"sampler": {"name": "ddim", "steps": 2, "guidance_scale": 2.0}}
+    with pytest.raises(DuetError, match=r"guidance_scale: 2 was given, but no image"):
+        train(landscape(**guided), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
 
 
 @pytest.mark.backend
