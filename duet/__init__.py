@@ -20,6 +20,7 @@ _PUBLIC = {
     # networks and models
     "ClassifierSpec": "diffusion_core.networks",
     "DoubleConvSpec": "diffusion_core.networks",
+    "LinearAttentionSpec": "diffusion_core.networks",
     "Model": "diffusion_core.model.diffusion_model:DiffusionModel",
     "PlainSpec": "diffusion_core.networks",
     "SimpleSpec": "diffusion_core.networks",

@@ -149,6 +149,14 @@ class LayerNorm(Module):
         return _normalise(tf.cast(x, self.context.dtype), axes, self.block.eps) * self.weight + self.bias
 
 
+class RMSNorm(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(x, self.context.dtype)
+        square = tf.reduce_sum(tf.square(x), -1, keepdims=True)
+        square = tf.maximum(square, tf.constant(self.block.eps**2, x.dtype))
+        return x * (tf.math.rsqrt(square) * tf.constant(self.block.channels**0.5, x.dtype)) * self.weight
+
+
 class BatchNorm(Module):
     def __call__(self, x: tf.Tensor, training: Training | None) -> tf.Tensor:
         x, eps = tf.cast(x, self.context.dtype), tf.constant(self.block.eps, self.context.dtype)
@@ -230,6 +238,33 @@ class Attention(Module):
         logits = tf.matmul(q * tf.constant(size**-0.5, q.dtype), k, transpose_b=True)
         mixed = tf.matmul(tf.nn.softmax(logits), v)
         return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+class MemoryAttention(Module):
+    def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
+        q, k, v = _with_memory(self, qkv)
+        logits = tf.matmul(q * tf.constant(self.block.size**-0.5, q.dtype), k, transpose_b=True)
+        mixed = tf.matmul(tf.nn.softmax(logits), v)
+        return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+class LinearAttention(Module):
+    def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
+        q, k, v = _with_memory(self, qkv)
+        context = tf.matmul(tf.nn.softmax(k, axis=-2), v, transpose_a=True)
+        mixed = tf.matmul(tf.nn.softmax(q) * tf.constant(self.block.size**-0.5, q.dtype), context)
+        return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+def _with_memory(module: Module, qkv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return q, k and v (b n tokens d), where k and v begin with the memory."""
+    (qkv,) = module.context.mixed_precision(qkv)
+    q, k, v = tf.unstack(rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=module.block.heads))
+    k, v = (
+        tf.concat([tf.repeat(tf.cast(first, rest.dtype)[None], tf.shape(rest)[0], axis=0), rest], axis=2)
+        for first, rest in zip(tf.unstack(module.memory), (k, v), strict=True)
+    )
+    return q, k, v
 
 
 class Dropout(Module):

@@ -127,6 +127,14 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.block.shape, self.weight, self.bias, self.block.eps)
 
 
+class RMSNorm(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.context.dtype)
+        square = x.square().sum(dim=1, keepdim=True).clamp_min(self.block.eps**2)
+        weight = self.weight[:, None, None] if x.ndim == 4 else self.weight
+        return x * (torch.rsqrt(square) * self.block.channels**0.5) * weight
+
+
 class BatchNorm(Module):
     def forward(self, x: Tensor, training: Training | None) -> Tensor:
         mean, variance = self.mean, self.variance
@@ -166,6 +174,31 @@ class Attention(Module):
         q, k, v = rearrange(qkv, f"b ({order}) h w -> three b n (h w) d", three=3, n=self.block.heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+
+
+class MemoryAttention(Module):
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k, v = _with_memory(self, qkv)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+
+
+class LinearAttention(Module):
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k, v = _with_memory(self, qkv)
+        context = k.softmax(dim=-2).transpose(-1, -2) @ v
+        mixed = (q.softmax(dim=-1) * self.block.size**-0.5) @ context
+        return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+
+
+def _with_memory(module: Module, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v (b n tokens d), where k and v begin with the memory."""
+    q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=module.block.heads)
+    k, v = (
+        torch.cat([first.to(rest.dtype).expand(len(rest), -1, -1, -1), rest], dim=2)
+        for first, rest in zip(module.memory, (k, v), strict=True)
+    )
+    return q, k, v
 
 
 class Dropout(Module):

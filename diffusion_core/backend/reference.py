@@ -121,6 +121,12 @@ def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Ar
     return _normalised(x, (1, 2, 3), b.eps) * weight + bias
 
 
+@BLOCK_FUNCTIONS(blocks.RMSNorm)
+def _rms_norm(b: blocks.RMSNorm, x: Array, weight: Array) -> Array:
+    length = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
+    return x * np.sqrt(b.channels) / np.maximum(length, b.eps) * weight
+
+
 @BLOCK_FUNCTIONS(blocks.BatchNorm)
 def _batch_norm(
     b: blocks.BatchNorm,
@@ -168,9 +174,39 @@ def _attention(b: blocks.Attention, qkv: Array) -> Array:
     order = blocks.ATTENTION_ORDERS[b.order]
     q, k, v = rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=b.heads)
     logits = q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+    mixed = _softmax(logits, -1) @ v
     return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    weights = np.exp(x - x.max(axis=axis, keepdims=True))
+    return weights / weights.sum(axis=axis, keepdims=True)
+
+
+@BLOCK_FUNCTIONS(blocks.MemoryAttention)
+def _memory_attention(b: blocks.MemoryAttention, qkv: Array, memory: Array) -> Array:
+    q, k, v = _with_memory(b, qkv, memory)
+    mixed = _softmax(q @ k.swapaxes(-1, -2) / np.sqrt(b.size), -1) @ v
+    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+@BLOCK_FUNCTIONS(blocks.LinearAttention)
+def _linear_attention(b: blocks.LinearAttention, qkv: Array, memory: Array) -> Array:
+    q, k, v = _with_memory(b, qkv, memory)
+    mixed = _softmax(q, -1) / np.sqrt(b.size) @ (_softmax(k, -2).swapaxes(-1, -2) @ v)
+    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+
+
+def _with_memory(
+    b: blocks.MemoryAttention | blocks.LinearAttention, qkv: Array, memory: Array
+) -> tuple[Array, Array, Array]:
+    """Return q, k and v (b n tokens d), where k and v begin with the memory."""
+    q, k, v = rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=b.heads)
+    k, v = (
+        np.concatenate([np.broadcast_to(first, (len(rest), *first.shape)), rest], axis=2)
+        for first, rest in zip(memory, (k, v), strict=True)
+    )
+    return q, k, v
 
 
 @BLOCK_FUNCTIONS(blocks.Dropout)

@@ -15,6 +15,7 @@ from typing import Any
 from diffusion_core.common.registry import build
 from diffusion_core.convert.arrays import Reader
 from diffusion_core.convert.ddpm_tf import import_ddpm_tf
+from diffusion_core.convert.denoising_diffusion_pytorch import import_denoising_diffusion_pytorch
 from diffusion_core.convert.diffusers import export_pipeline, import_diffusers
 from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
@@ -29,6 +30,7 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "ddpm_tf": import_ddpm_tf,
     "edm": import_edm,
     "dome272": import_dome272,
+    "denoising_diffusion_pytorch": import_denoising_diffusion_pytorch,
 }
 
 

@@ -194,6 +194,14 @@ def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str)
     return g.add("Add", g.add("Mul", normal, weight), bias)
 
 
+@EMITTERS(blocks.RMSNorm)
+def _rms_norm(g: Graph, b: blocks.RMSNorm, x: Value, weight: str) -> str:
+    length = g.add("ReduceL2", x, _int64(1))
+    bounded = g.add("Max", length, np.array(b.eps, np.float32))
+    normal = g.add("Mul", g.add("Div", x, bounded), np.array(b.channels**0.5, np.float32))
+    return g.add("Mul", normal, _like(g, weight, x))
+
+
 @EMITTERS(blocks.BatchNorm)
 def _batch_norm(g: Graph, b: blocks.BatchNorm, x: Value, weight: str, bias: str, mean: str, variance: str) -> str:
     return g.add("BatchNormalization", x, weight, bias, mean, variance, epsilon=b.eps)
@@ -231,6 +239,38 @@ def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> str:
     weights = g.add("Softmax", g.add("MatMul", _transpose(g, q), k), axis=-1)
     mixed = _transpose(g, g.add("MatMul", weights, _transpose(g, v)))
     return _reshape(g, mixed, b.channels, height, width)
+
+
+@EMITTERS(blocks.MemoryAttention)
+def _memory_attention(g: Graph, b: blocks.MemoryAttention, qkv: Value, memory: str) -> str:
+    q, k, v = _with_memory(g, b, qkv, memory)
+    q = g.add("Mul", q, np.array(b.size**-0.5, np.float32))
+    weights = g.add("Softmax", g.add("MatMul", _transpose(g, q), k), axis=-1)
+    mixed = _transpose(g, g.add("MatMul", weights, _transpose(g, v)))
+    return _reshape(g, mixed, b.channels, *qkv.shape[1:])
+
+
+@EMITTERS(blocks.LinearAttention)
+def _linear_attention(g: Graph, b: blocks.LinearAttention, qkv: Value, memory: str) -> str:
+    q, k, v = _with_memory(g, b, qkv, memory)
+    context = g.add("MatMul", v, _transpose(g, g.add("Softmax", k, axis=-1)))
+    weights = g.add("Mul", g.add("Softmax", q, axis=-2), np.array(b.size**-0.5, np.float32))
+    return _reshape(g, g.add("MatMul", context, weights), b.channels, *qkv.shape[1:])
+
+
+def _with_memory(
+    g: Graph, b: blocks.MemoryAttention | blocks.LinearAttention, qkv: Value, memory: str
+) -> tuple[str, str, str]:
+    """Return q, k and v (b n d tokens), where k and v begin with the memory."""
+    parts = _reshape(g, qkv, 3, b.heads, b.size, qkv.shape[1] * qkv.shape[2])
+    q, k, v = (g.add("Gather", parts, np.array(i), axis=1) for i in range(3))
+    shape = g.add("Concat", g.add("Shape", q, start=0, end=1), _int64(b.heads, b.size, b.memory), axis=0)
+    memory = g.add("Transpose", memory, perm=[0, 1, 3, 2])
+    k, v = (
+        g.add("Concat", g.add("Expand", g.add("Gather", memory, np.array(i), axis=0), shape), rest, axis=3)
+        for i, rest in enumerate((k, v))
+    )
+    return q, k, v
 
 
 def _transpose(g: Graph, x: str) -> str:

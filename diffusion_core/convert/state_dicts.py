@@ -162,7 +162,7 @@ def _note(weights: str, average: str | None, names: Iterable[str]) -> str:
     if not weights:
         return note
     taken = (weights, average or weights)
-    rest = sorted({name.split(".")[0] for name in names if not name.startswith(taken)})
+    rest = sorted({name.split(".")[0] for name in names} - {prefix.split(".")[0] for prefix in taken})
     return note + (f"; not read: {', '.join(rest[:_SHOWN])}" if rest else "")
 
 

@@ -15,6 +15,7 @@ from diffusion_core.networks import unet as _unet  # noqa: F401  registers the l
 from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec
+from diffusion_core.networks.linear_attention import LinearAttentionSpec
 from diffusion_core.networks.plain import PlainSpec
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.simple import SimpleSpec
@@ -25,6 +26,7 @@ __all__ = [
     "ARCHITECTURES",
     "ClassifierSpec",
     "DoubleConvSpec",
+    "LinearAttentionSpec",
     "NetworkSpec",
     "Node",
     "PlainSpec",
@@ -42,6 +44,7 @@ __all__ = [
 ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "unet": UNetSpec,
     "double_conv": DoubleConvSpec,
+    "linear_attention": LinearAttentionSpec,
     "simple": SimpleSpec,
     "sixteen_step": SixteenStepSpec,
     "plain": PlainSpec,

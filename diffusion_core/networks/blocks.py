@@ -16,10 +16,13 @@ Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of Py
     ConvTranspose  its transpose, cropped on every side
     GroupNorm      (x - mean) / sqrt(variance + eps) per group, then scale and shift; biased variance
     LayerNorm      the same over the channels of each pixel, or over a whole image
-    BatchNorm      the same per channel over the batch; running statistics in evaluation
+    RMSNorm        x sqrt(c) / |x| over the c channels of each pixel, then a scale
+    BatchNorm      the same as GroupNorm per channel over the batch; running statistics in evaluation
     SiLU, ReLU     x sigmoid(x), max(x, 0)
     GELU, Sigmoid  x Phi(x) with the normal distribution function Phi, 1 / (1 + exp(-x))
     Attention      softmax(q k^T / sqrt(d)) v over all pixels, per head
+    MemoryAttention  the same with learned keys and values in addition to those of the pixels
+    LinearAttention  softmax_d(q) / sqrt(d) (softmax_n(k)^T v), whose cost is linear in the pixels, with the same memory
     Dropout        zeros from the shared random stream in training, the identity in evaluation
     Add, Multiply  (a + b) scale, a b; a vector acts on every pixel
     Modulate       x (1 + scale) + shift, where one vector holds both
@@ -65,11 +68,14 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Linear",
+    "LinearAttention",
     "MaxPool",
     "Mean",
+    "MemoryAttention",
     "Modulate",
     "Multiply",
     "Number",
+    "RMSNorm",
     "ReLU",
     "Resample",
     "SiLU",
@@ -287,6 +293,19 @@ class LayerNorm(Elementwise):
 
 @register
 @dataclass(frozen=True)
+class RMSNorm(Elementwise):
+    """x sqrt(c) / max(|x|, eps) over the channels of each pixel (Zhang & Sennrich, 2019), with a scale per channel."""
+
+    channels: int
+    eps: float
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return the scale (o,)."""
+        return (Parameter("weight", (self.channels,), "o", ("constant", 1.0)),)
+
+
+@register
+@dataclass(frozen=True)
 class BatchNorm(Elementwise):
     """Batch normalisation (Ioffe & Szegedy, 2015) over batch and pixels.
 
@@ -360,6 +379,62 @@ class Attention(Block):
 
     def multiply_adds(self, qkv: Shape) -> int:
         return 2 * (qkv[0] * qkv[1]) ** 2 * self.channels
+
+
+@dataclass(frozen=True)
+class _WithMemory(Block):
+    """Self-attention over all pixels of a (b, h, w, 3c) value (all of q first, then k, then v) and over a memory.
+
+    The memory is `memory` keys and values per head, which are learned and the same for every image.
+    """
+
+    channels: int
+    heads: int
+    memory: int
+
+    def __post_init__(self) -> None:
+        if self.channels % self.heads:
+            raise DuetError(
+                f"model.heads: {self.heads} heads do not divide {self.channels} channels; "
+                f"give a divisor of {self.channels}"
+            )
+        if self.memory < 1:
+            raise DuetError(f"model.memory: {self.memory} was given; it must be at least 1")
+
+    @property
+    def size(self) -> int:
+        """The channels per head."""
+        return self.channels // self.heads
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return the keys and the values of the memory (2, n, m, d), standard normal."""
+        return (Parameter("memory", (2, self.heads, self.memory, self.size), "two n m d", ("normal", 1.0)),)
+
+    def output_shape(self, qkv: Shape) -> Shape:
+        return *qkv[:-1], self.channels
+
+
+@register
+@dataclass(frozen=True)
+class MemoryAttention(_WithMemory):
+    """softmax(q k^T / sqrt(d)) v, where k and v begin with those of the memory."""
+
+    def multiply_adds(self, qkv: Shape) -> int:
+        pixels = qkv[0] * qkv[1]
+        return 2 * pixels * (pixels + self.memory) * self.channels
+
+
+@register
+@dataclass(frozen=True)
+class LinearAttention(_WithMemory):
+    """q' (k'^T v) / sqrt(d), where q' is softmax(q) over d, and k' is softmax(k) over pixels and memory.
+
+    Nothing of the size pixels x pixels is computed (Shen et al., 2018, https://arxiv.org/abs/1812.01243).
+    """
+
+    def multiply_adds(self, qkv: Shape) -> int:
+        pixels = qkv[0] * qkv[1]
+        return (2 * pixels + self.memory) * self.size * self.channels
 
 
 @register

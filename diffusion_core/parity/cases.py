@@ -20,6 +20,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     ClassifierSpec,
     DoubleConvSpec,
+    LinearAttentionSpec,
     NetworkSpec,
     Node,
     PlainSpec,
@@ -45,13 +46,16 @@ from diffusion_core.networks.blocks import (
     GroupNorm,
     LayerNorm,
     Linear,
+    LinearAttention,
     MaxPool,
     Mean,
+    MemoryAttention,
     Modulate,
     Multiply,
     Number,
     ReLU,
     Resample,
+    RMSNorm,
     Sigmoid,
     SiLU,
     Sinusoid,
@@ -224,6 +228,11 @@ BLOCKS: tuple[BlockCase, ...] = (
     _image("GELU", GELU()),
     _image("Sigmoid", Sigmoid()),
     _image("Attention, head by head", Attention(8, 2, "heads"), size=4, width=24),
+    _image("Attention with a memory", MemoryAttention(8, 2, 3), size=4, width=24),
+    _image("LinearAttention", LinearAttention(8, 2, 3), size=4, width=24),
+    _image("LinearAttention of one head, large logits", LinearAttention(8, 1, 1), size=4, width=24, gain=3.0),
+    _image("RMSNorm", RMSNorm(16, 1e-12), _point(16, 8), width=16),
+    _vector("RMSNorm of a vector", _SINUSOIDS[0], _DENSE, RMSNorm(8, 1e-12), reads="c_noise"),
     _image("Attention, interleaved", Attention(8, 2, "interleaved"), size=4, width=24),
     _image("Dropout", Dropout(0.3, 1)),
     _image("Dropout of almost all", Dropout(0.9, 0)),
@@ -365,6 +374,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "double_conv_attention": DoubleConvSpec(16, 1, 1, channels=8, channel_multipliers=(1, 2, 4), embedding=16),
     "simple": SimpleSpec(8, channels=(4, 8, 16), embedding=8),
     "sixteen_step": SixteenStepSpec(8, channels=8, levels=2, embedding=8, bottleneck=16, bottom_channels=4),
+    "linear attention with a memory": LinearAttentionSpec(
+        8, channels=8, channel_multipliers=(1, 2), heads=2, head_channels=4, memory=3, dropout=0.1
+    ),
     "denoising_autoencoder": PlainSpec(
         16, channels=(4, 8, 16), bottleneck=16, time="none", up="nearest", output="sigmoid"
     ),

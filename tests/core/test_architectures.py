@@ -15,6 +15,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.networks import (
     ARCHITECTURES,
     DoubleConvSpec,
+    LinearAttentionSpec,
     NetworkSpec,
     PlainSpec,
     Program,
@@ -36,6 +37,9 @@ TINY: dict[str, NetworkSpec] = {
         8, 2, 2, channels=4, levels=3, embedding=6, bottleneck=5, bottom_channels=3, norm_eps=1e-5
     ),
     "plain": PlainSpec(8, 2, 2, channels=(4, 6), bottleneck=8, time_scale=0.5),
+    "linear_attention": LinearAttentionSpec(
+        8, 2, 2, channels=4, channel_multipliers=(1, 2), heads=2, head_channels=3, memory=2
+    ),
     "autoencoder": PlainSpec(8, 2, 2, channels=(4, 6), bottleneck=8, time="none", up="nearest", output="sigmoid"),
 }
 
@@ -378,10 +382,15 @@ CHANGES: dict[type[NetworkSpec], dict[str, object]] = {
         "in_channels": 3, "out_channels": 4, "channels": (4,), "bottleneck": 9, "time": "none", "time_scale": 1.0,
         "up": "nearest", "output": "sigmoid",
     },
+    LinearAttentionSpec: {
+        "in_channels": 3, "out_channels": 4, "channels": 6, "channel_multipliers": (1, 3),
+        "first_width": 5, "full_attention": (8,), "heads": 3, "head_channels": 4, "memory": 1, "max_period": 100.0,
+        "dropout": 0.1,
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["landscape", "simple", "sixteen_step", "plain"])
+@pytest.mark.parametrize("name", ["landscape", "simple", "sixteen_step", "plain", "linear_attention"])
 def test_every_option_changes_the_program(name):
     # In a purely convolutional network the image size changes no block; where the weights start never does.
     spec = TINY[name]
@@ -402,6 +411,14 @@ def test_every_architecture_is_tested_here():
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
+        ("linear_attention", {"full_attention": (3,)}, "model.full_attention: 3 was given; .* resolutions .* are 8, 4"),
+        ("linear_attention", {"channels": 5}, "model.channels: 5 was given; the time embedding needs an even"),
+        ("linear_attention", {"channel_multipliers": (1, 0)}, "model.channel_multipliers: .* one or more entries >= 1"),
+        ("linear_attention", {"memory": 0}, "model.memory: 0 was given"),
+        ("linear_attention", {"first_width": 0}, "model.first_width: 0"),
+        ("linear_attention", {"max_period": 1.0}, "model.max_period: 1.0"),
+        ("linear_attention", {"dropout": 1.0}, "model.dropout: 1.0"),
+        ("linear_attention", {"num_classes": 2}, "model.num_classes: 2 was given; this architecture has no class"),
         ("double_conv", {"image_size": 6}, "6 pixels cannot be halved 2 times for 3 resolutions; use 4 or 8"),
         ("double_conv", {"channel_multipliers": (1,)}, "model.channel_multipliers: .* it needs two or more entries"),
         ("double_conv", {"channel_multipliers": (1, 0)}, "model.channel_multipliers"),

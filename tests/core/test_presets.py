@@ -55,6 +55,7 @@ COUNTS = {
     "double_conv_attention": 23_331_457,
     "improved_32": 52_546_438,
     "landscape": 23_334_275,
+    "linear_attention": 35_711_491,
     "ncsnpp_32": 56_397_827,
     "plain": 31_032_451,
     "shapes": 1_192_515,
@@ -257,6 +258,7 @@ def test_only_ncsnpp_filters_with_four_taps():
         ("simple", "simple"),
         ("sixteen_step", "sixteen_step"),
         ("plain", "plain"),
+        ("linear_attention", "linear_attention"),
     ],
 )
 def test_unknown_keys_and_wrong_types_of_an_architecture_are_refused(name, architecture):
