@@ -1,4 +1,4 @@
-"""Make a checkpoint, for both frameworks, from weights of diffusers, guided-diffusion, DDPM or EDM.
+"""Make a checkpoint, for both frameworks, from weights of other projects.
 
     python3 -m duet import_weights source=diffusers path=DIR out=outputs/imported
     python3 -m duet import_weights source=guided_diffusion path=64x64_diffusion.pt out=DIR \\
@@ -6,13 +6,16 @@
         process=eps_linear process.schedule.name=cosine
     python3 -m duet import_weights backend=tf source=ddpm_tf path=model.ckpt-790000 out=DIR source.image_size=32
     python3 -m duet import_weights source=edm path=weights.safetensors out=DIR
+    python3 -m duet import_weights source=dome272 path=ckpt.pt out=DIR source.ema=ema_ckpt.pt
+    python3 -m duet import_weights source=denoising_diffusion_pytorch path=model-10.pt out=DIR source.image_size=32
     python3 -m duet sample backend=tf from=outputs/imported out=outputs/samples
     python3 -m duet train from=outputs/imported data=image_folder data.options.path=FOLDER trainer.images=64000
 
 Files in the format of a framework are read by that framework: `.pt` and `.bin` with backend=torch, TensorFlow's
 checkpoints with backend=tf; `.safetensors` and `.npz` with either. The options of a source are those of its function
-in `diffusion_core.convert`. process=NAME replaces the process that the source names or, if it names none, the default,
-DDPM's; single options are added as in +process.value_range=[0,1]. The process in use is printed.
+in `diffusion_core.convert`; source.key=ema chooses one of several networks in a file. process=NAME replaces the process
+that the source names or, if it names none, the default, DDPM's; single options are added as in
++process.value_range=[0,1]. The process in use is printed.
 """
 
 from __future__ import annotations

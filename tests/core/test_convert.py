@@ -482,7 +482,7 @@ def test_a_unet_without_a_pipeline_is_assumed_to_have_the_process_of_ddpm(tmp_pa
     ({"prediction": "w"}, r"process.prediction: 'w' was given"),
     ({"value_range": "ab"}, r"process.value_range: 'ab' was given; it must be \(black, white\)"),
     ({"value_range": [1, 0]}, r"value.range: \(1.0, 0.0\) was given"),
-    ({"time_scale": "fast"}, r"process: a value has the wrong type"),
+    ({"time_scale": "fast"}, r"process.time_scale: 'fast' was given; it must be a number"),
     ({"time_scale": 0}, r"process.time_scale: 0 was given"),
 ])  # fmt: skip
 def test_an_invalid_process_is_a_one_line_error(changes, words, tmp_path):
