@@ -104,7 +104,9 @@ class RunCallbacks:
         held_out = f", validation {numbers[metric_name()]:.4f}" if metric_name() in numbers else ""
         if held_out and measured_at != records[-1].images_seen:
             held_out += f" at {measured_at:,} images"
-        rate = f", {format_speed(speed)}" if speed else ""  # not known after one step
+        # Not known after one step; at the end, the line on the whole run has the speed.
+        is_last = records[-1].images_seen >= self.setup.training_config.images
+        rate = f", {format_speed(speed)}" if speed and not is_last else ""
         self._note = f"loss {loss:.4f}{held_out}{rate}"
 
     def on_validation(self, images_seen: int) -> dict[str, float]:

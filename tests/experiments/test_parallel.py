@@ -71,6 +71,10 @@ def assert_same_run(one: Path, other: Path, precision: str, after: int = 0) -> N
     assert [line["images_seen"] for line in a] == [line["images_seen"] for line in b] and a
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(*([line[name] for line in run] for run in (a, b)), rtol=ROUNDING[precision])
+    names = [name for name in a[-1] if name.startswith("validation_loss")]
+    assert names, "the run is validated"
+    for name in names:
+        np.testing.assert_allclose(a[-1][name], b[-1][name], rtol=10 * ROUNDING[precision], err_msg=name)
     states = [load_checkpoint(find_checkpoint(run)) for run in (one, other)]
     for part, arrays in states[0].state.parts.items():
         assert l2_of_all(arrays, states[1].state.parts[part]) <= 10 * ROUNDING[precision], part
