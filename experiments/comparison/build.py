@@ -291,6 +291,7 @@ def _add_loss(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
             name, pair = f"{a.config['data']['name']}, {total} steps", f"{a.key}–{b.key}"
             comparison.checks.append(check(7, name, a.config["precision"], pair, _loss_kind(total), largest))
     _check_validation(comparison, runs)
+    _add_validation(comparison, runs)
     largest = f"{max(difference, default=float('inf')):.1e}"
     note = f"over {len(first.metrics['loss']):,} lock-step steps"
     comparison.add_headline("largest relative difference of the loss", largest, note)
@@ -302,11 +303,29 @@ def _check_validation(comparison: Comparison, runs: Sequence[FinishedRun]) -> No
         validated = a.environment.get("validation")
         if not a.has_tolerances or not validated or validated != b.environment.get("validation"):
             continue
-        names = [name for name in a.metrics | b.metrics if name.startswith("validation_loss")]
+        names = dict.fromkeys(name for name in (*a.metrics, *b.metrics) if name.startswith("validation_loss"))
         largest = max((_largest_gap(a.metrics.get(name), b.metrics.get(name)) for name in names), default=math.inf)
         name, pair = f"{a.config['data']['name']}, validation loss", f"{a.key}–{b.key}"
         kind = _loss_kind(len(a.metrics["loss"]))
         comparison.checks.append(check(7, name, a.config["precision"], pair, kind, largest))
+
+
+def _add_validation(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
+    """Add the validation loss of the weights at the moments that all runs have, if they share its images."""
+    curves = {run.key: run.metrics.get("validation_loss") for run in runs}
+    shared = all(run.environment.get("validation") == runs[0].environment.get("validation") for run in runs)
+    if not shared or any(values is None or values.shape != curves[runs[0].key].shape for values in curves.values()):
+        return
+    known = np.all(np.isfinite(list(curves.values())), axis=0)
+    first = curves[runs[0].key][known]
+    if not len(first):
+        return
+    gaps = [np.abs(values[known] - first) / np.abs(first) for values in curves.values()]
+    comparison.report["validation"] = {
+        "images_seen": runs[0].metrics["images_seen"][known].tolist(),
+        "runs": {key: values[known].tolist() for key, values in curves.items()},
+        "relative_difference": np.max(gaps, axis=0).tolist(),
+    }
 
 
 def _loss_kind(steps: int) -> str:

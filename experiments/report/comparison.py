@@ -31,6 +31,10 @@ _LADDER = (
     "Every comparison, from tables of coefficients up to whole training runs. A mark is the worst error of its kind "
     "as a fraction of the tolerance, on a log scale: left of the line passes."
 )
+_VALIDATION = (
+    "Of the weights, on the same held-out images with the same noise at every moment and in every run. The parity "
+    "ladder holds it for the moving averages and at each noise level too."
+)
 _FACTS = {
     "device": "device", "precision": "precision", "seed": "seed", "commit": "commit", "parameters": "parameters",
     "images_seen": "images seen", "images_per_second": "images per second", "peak_memory_mib": "peak memory, MiB",
@@ -89,6 +93,13 @@ def render(report: Mapping, images: Mapping[str, bytes]) -> str:
             "Ladder",
         ),
         Section("loss", "Training loss", loss, _wide_line(report, series), "Loss"),
+        Section(
+            "validation",
+            "Validation loss",
+            loss_chart(report.get("validation") or {}, series, "validation loss", "val"),
+            _VALIDATION,
+            "Validation",
+        ),
         Section("samples", "Samples side by side", _with_images(report.get("samples"), images), "", "Samples"),
         Section("pictures", "Images", _with_images(report.get("pictures"), images)),
         Section("quality", "Quality", _quality(report)),

@@ -109,7 +109,7 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
     first = next(iter(parts.values()))
     total, classes = sum(part["pictures"] for part in parts.values()), len(first["classes"])
     kind = f"{first['size']} x {first['size']} pixels, {'colour' if first['channels'] == 3 else 'grey'}"
-    points = report["points"]
+    points = report.get("points")
     facts = [
         f"{pluralize(total, 'point')} of the plane" if points else f"{pluralize(total, 'image')} of {kind}",
         f"{classes:,} {'class' if classes == 1 else 'classes'}",
@@ -122,7 +122,9 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
     near_lead = _NEAR.format(within=near["within"]) + (_BETWEEN if len(parts) > 1 else "")
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
-        Section("reading", "What was read", _reading(report["reading"]), _READING),
+        Section(
+            "reading", "What was read", _reading(report.get("reading") or {"remarks": (), "left_out": {}}), _READING
+        ),
         Section("classes", f"{'Points' if points else 'Images'} of each class", _classes(parts), "", "Classes"),
         Section("pixels", "Pixel values", pixels, _PIXELS),
         Section("means", "Mean image of each class", _sheets("means", sheets), first_classes),

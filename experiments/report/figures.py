@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -197,12 +197,14 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64], *, closed: bool = False
 # --- the loss of several runs -------------------------------------------------------------------------------------
 
 
-def loss_chart(loss: Mapping, series: Mapping[str, Series]) -> Chart | None:
+def loss_chart(loss: Mapping, series: Mapping[str, Series], what: str = "training loss", key: str = "") -> Chart | None:
     """Return the loss of each run above and their relative difference below, over the images seen; None without data.
 
     Args:
         loss: the report's `loss`: "images_seen", "runs" and optionally "relative_difference", equally long.
         series: how each run is called and drawn.
+        what: which loss it is.
+        key: tells the plots of a page apart; empty for the first.
 
     Raises:
         DuetError: the series differ in length, or a step has no count of images.
@@ -220,9 +222,9 @@ def loss_chart(loss: Mapping, series: Mapping[str, Series]) -> Chart | None:
     x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     # The first of several runs is drawn wide and pale, so that a curve that agrees with it lies visibly inside.
     wide = {key: " wide" if len(runs) > 1 and key == next(iter(runs)) else "" for key in runs}
-    plots = [_loss_plot(runs, series, wide, x, x_ticks)]
+    plots = [replace(_loss_plot(runs, series, wide, x, x_ticks, what), key=key and f"{key}-tall")]
     if gap is not None:
-        plots.append(_difference_plot(gap, seen, x, x_ticks))
+        plots.append(replace(_difference_plot(gap, seen, x, x_ticks), key=key and f"{key}-low"))
     points = []
     for i in np.unique(np.linspace(0, len(seen) - 1, _COLUMNS).astype(int)):
         parts = [f"{seen[i]:,.0f} images", *(f"{series[key].title} {number(run[i])}" for key, run in runs.items())]
@@ -249,7 +251,7 @@ def compact(value: float) -> str:
 
 def _loss_plot(
     runs: Mapping[str, NDArray[np.float64]], series: Mapping[str, Series], wide: Mapping[str, str],
-    x: NDArray[np.float64], x_ticks: list[Tick],
+    x: NDArray[np.float64], x_ticks: list[Tick], what: str,
 ) -> Plot:  # fmt: skip
     """Draw every step of each run pale, and its moving average over it."""
     axis = _loss_axis(np.concatenate(list(runs.values())))
@@ -262,11 +264,11 @@ def _loss_plot(
         kept = np.unique(np.linspace(0, len(x) - 1, _COLUMNS).astype(int))
         means.append(Path(f"line {series[key].mark}{wide[key]}", line(x[kept], axis.position(mean[kept]))))
         ends.append(f"{series[key].title} ends at {number(mean[-1])}")
-    label = f"training loss{', log scale' if axis.log else ''}"
+    label = f"{what}{', log scale' if axis.log else ''}"
     if window > 1:
         label += f"; line: mean of {window} steps; pale: every step"
     ticks = make_ticks(axis, 5)
-    return Plot("tall", "Training loss of every run", "; ".join(ends), label, ticks, x_ticks, [*raw, *means])
+    return Plot("tall", f"{what.capitalize()} of every run", "; ".join(ends), label, ticks, x_ticks, [*raw, *means])
 
 
 def _loss_axis(values: NDArray[np.float64]) -> Axis:

@@ -168,6 +168,8 @@ def _read_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:
         raise DuetError(f"no stage of the arm {outcome.run.arm.name!r} writes {name}")
     node = read_json(file)
     for key in path:
+        if isinstance(node, Mapping) and key.startswith("validation_") and key not in node:
+            return None  # a run without held-out images, or of an earlier version
         if not isinstance(node, Mapping) or key not in node:
             raise one_of(f"{file}: key", key, node if isinstance(node, Mapping) else ())
         node = node[key]

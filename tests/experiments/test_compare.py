@@ -92,6 +92,9 @@ def test_validation_losses_are_held_to_the_tolerance_of_the_loss(runs: dict[str,
     validated(runs["torch"], 0.5, 0.25)
     validated(runs["tf"], 0.5, 0.25 * (1 + 1e-6))
     _, report = compare(tmp_path / "0", runs["torch"], runs["tf"])
+    assert report["validation"]["images_seen"] == [64 * 39, 64 * 40]
+    assert report["validation"]["relative_difference"] == pytest.approx([0.0, 1e-6], rel=1e-3)
+    assert 'id="validation"' in (tmp_path / "0/report/report.html").read_text()
     (one,) = validation_checks(report)
     assert one["passed"] and one["error"] == pytest.approx(1e-6, rel=1e-3) and one["rung"] == 7
     validated(runs["tf"], 0.5, 0.25 * (1 + 1e-3))
