@@ -9,10 +9,11 @@ def pluralize(n: int, noun: str) -> str:
     """Return a number with its noun.
 
     Example:
-        >>> pluralize(1, "check"), pluralize(1200, "check")
-        ('1 check', '1,200 checks')
+        >>> pluralize(1, "check"), pluralize(1200, "check"), pluralize(2, "class")
+        ('1 check', '1,200 checks', '2 classes')
     """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    ending = "" if n == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{n:,} {noun}{ending}"
 
 
 def format_seconds(seconds: float) -> str:
