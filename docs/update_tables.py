@@ -9,13 +9,23 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from diffusion_core.sampling.declaration import methods_table, samplers_table  # noqa: E402
+from diffusion_core.sampling.declaration import families_table, methods_table, samplers_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"
-TABLES = {"samplers": samplers_table, "methods": methods_table}
+
+
+def _families() -> str:
+    """Return the table of families, with the configurations that deviate from their defaults."""
+    files = sorted((ROOT / "configs" / "sampler").glob("*.yaml"))
+    return families_table({file.stem: yaml.safe_load(file.read_text()) for file in files})
+
+
+TABLES = {"families": _families, "samplers": samplers_table, "methods": methods_table}
 
 
 def updated(text: str) -> str:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import FLOW, RATIO
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -39,6 +40,7 @@ __all__ = ["adams_bashforth", "lms"]
 
 @sampler(
     *(Method(f"LMS-{order}", order, {"order": order}, needs_signal=True) for order in (2, 3, 4)),
+    family=RATIO,
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_lms",
@@ -48,8 +50,8 @@ def lms(
     process: Process,
     steps: Steps = 50,
     order: int = 4,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
 ) -> SamplerPlan:
     """Make a plan of the linear multistep method of k-diffusion.
 
@@ -73,6 +75,7 @@ def lms(
 
 @sampler(
     *(Method(f"Adams-Bashforth {order}, flow", order, {"order": order}) for order in (1, 2, 3, 4)),
+    family=FLOW,
     paper="Hairer, Norsett & Wanner 1993",
     equation="section III.5",
     notes="Integrates over sigma/(alpha + sigma). With `variable: ratio` it equals `lms` and needs signal.",
@@ -82,8 +85,8 @@ def adams_bashforth(
     steps: Steps = 50,
     order: int = 2,
     variable: str = "flow",
-    spacing: Spacing = "linspace",
-    clip: float | None = None,
+    spacing: Spacing = FLOW.spacing,
+    clip: float | None = FLOW.clip,
 ) -> SamplerPlan:
     """Make a plan of Adams-Bashforth in either variable.
 

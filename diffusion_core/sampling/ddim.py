@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import TIMESTEPS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence, split_unclipped
@@ -30,6 +31,7 @@ __all__ = ["ddim"]
 @sampler(
     Method("DDIM", order=1),
     Method("DDIM, eta 0.5", order=1, options={"eta": 0.5}, stochastic=True),
+    family=TIMESTEPS,
     paper="Song et al. 2020",
     url="https://arxiv.org/abs/2010.02502",
     equation="eqs. 12 and 16",
@@ -39,8 +41,8 @@ def ddim(
     process: Process,
     steps: Steps = 50,
     eta: float = 0.0,
-    spacing: Spacing = None,
-    clip: float | None = 1.0,
+    spacing: Spacing = TIMESTEPS.spacing,
+    clip: float | None = TIMESTEPS.clip,
     use_clipped_model_output: bool = True,
 ) -> SamplerPlan:
     """Make a DDIM plan.

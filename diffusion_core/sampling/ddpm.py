@@ -30,6 +30,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import TIMESTEPS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -42,6 +43,7 @@ __all__ = ["ddpm"]
 
 @sampler(
     Method("DDPM", order=1, stochastic=True),
+    family=TIMESTEPS,
     paper="Ho et al. 2020",
     url="https://arxiv.org/abs/2006.11239",
     equation="algorithm 2, eqs. 6 and 7, section 3.2",
@@ -50,8 +52,8 @@ def ddpm(
     process: Process,
     steps: Steps = None,
     variance: str = "fixed_small",
-    spacing: Spacing = None,
-    clip: float | None = 1.0,
+    spacing: Spacing = TIMESTEPS.spacing,
+    clip: float | None = TIMESTEPS.clip,
     last_t: int = 0,
 ) -> SamplerPlan:
     """Make a plan of ancestral sampling, as in DDPM.

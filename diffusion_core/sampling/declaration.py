@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.sampling.families import FAMILIES, NETWORK, Family
 
-__all__ = ["DECLARATIONS", "Declaration", "Method", "methods_table", "sampler", "samplers_table"]
+__all__ = ["DECLARATIONS", "Declaration", "Method", "families_table", "methods_table", "sampler", "samplers_table"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Options of nearly every sampler, explained once in the text above the table.
@@ -62,6 +63,7 @@ class Declaration:
 
     make: Callable[..., Any]
     methods: tuple[Method, ...]
+    family: Family | None
     paper: str
     url: str | None
     equation: str
@@ -86,6 +88,7 @@ DECLARATIONS: dict[str, Declaration] = {}
 def sampler(
     *methods: Method,
     paper: str,
+    family: Family | None = None,
     url: str | None = None,
     equation: str = "",
     evaluations: str | None = None,
@@ -99,6 +102,7 @@ def sampler(
             the gallery and the parity checks run all of them. A sampler of another kind (inversion, inpainting) has
             none.
         paper: authors and year of the source.
+        family: whose defaults of spacing and clip its signature has; None for defaults of its own.
         url: where to read it.
         equation: the equations, algorithm or section that the code follows.
         evaluations: network evaluations in N steps; by default taken from the first method.
@@ -118,6 +122,7 @@ def sampler(
         DECLARATIONS[name] = Declaration(
             make,
             tuple(replace(method, sampler=name) for method in methods),
+            family,
             paper,
             url,
             equation,
@@ -170,6 +175,38 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def families_table(configurations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of the defaults of each family in Markdown.
+
+    Args:
+        configurations: the content of every file in configs/sampler, by name; what deviates is listed.
+    """
+    lines = ["| family | samplers | spacing | clip | after | configurations with other values |", "| --- " * 6 + "|"]
+    for family in FAMILIES:
+        members = [one.name for one in DECLARATIONS.values() if one.family is family]
+        other = []
+        for name, options in configurations.items():
+            if options["name"] in members:
+                # None is leading in a table, and linspace in continuous time.
+                expected = {"spacing": family.spacing or "leading", "clip": family.clip}
+                values = {key: options[key] for key in expected if key in options and options[key] != expected[key]}
+                other += (
+                    [f"`{name}`: " + ", ".join(f"{key} {_value(v)}" for key, v in values.items())] if values else []
+                )
+        spacing = f"`{family.spacing}`" if family.spacing else "`leading`; in continuous time `linspace`"
+        lines.append(
+            _row(
+                family.title,
+                ", ".join(f"`{name}`" for name in members),
+                spacing if family is not NETWORK else "every timestep",
+                _value(family.clip),
+                family.source,
+                "; ".join(other),
+            )
+        )
+    return "\n".join(lines)
+
+
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -180,4 +217,6 @@ def _value(value: object) -> str:
         return "{" + ",".join(f"{key}:{_value(v)}" for key, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_value, value)) + "]"
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -21,6 +21,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
+from diffusion_core.sampling.families import SCHEDULERS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -31,6 +32,7 @@ __all__ = ["deis"]
 @sampler(
     Method("DEIS-2", order=2, options={"order": 2}, needs_signal=True),
     Method("DEIS-3", order=3, options={"order": 3}, needs_signal=True),
+    family=SCHEDULERS,
     paper="Zhang & Chen 2022",
     url="https://arxiv.org/abs/2204.13902",
     equation="proposition 3",
@@ -41,8 +43,8 @@ def deis(
     steps: Steps = 20,
     order: int = 3,
     lower_order_final: bool | None = None,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
 ) -> SamplerPlan:
     """Make a DEIS plan, tAB-DEIS of degree `order` - 1.
 

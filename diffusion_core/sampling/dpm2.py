@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import RATIO
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -32,6 +33,7 @@ __all__ = ["dpm2", "dpm2_ancestral"]
 
 @sampler(
     Method("DPM2", order=2, evaluations=2, needs_signal=True),
+    family=RATIO,
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_dpm_2, after Lu et al. 2022a",
@@ -40,8 +42,8 @@ __all__ = ["dpm2", "dpm2_ancestral"]
 def dpm2(
     process: Process,
     steps: Steps = 25,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float | None = None,
@@ -76,6 +78,7 @@ def dpm2(
 
 @sampler(
     Method("DPM2 ancestral", order=1, stochastic=True, evaluations=2, needs_signal=True),
+    family=RATIO,
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_dpm_2_ancestral",
@@ -85,8 +88,8 @@ def dpm2_ancestral(
     steps: Steps = 25,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
 ) -> SamplerPlan:
     """Make a plan of DPM2 with the fresh noise of ancestral sampling; two evaluations per step, one for the last.
 

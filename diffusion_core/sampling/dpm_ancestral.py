@@ -29,6 +29,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import RATIO
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -40,6 +41,7 @@ __all__ = ["dpmpp_2s_ancestral", "dpmpp_sde"]
 
 @sampler(
     Method("DPM-Solver++ 2S ancestral", order=2, stochastic=True, evaluations=2, needs_signal=True),
+    family=RATIO,
     paper="Lu et al. 2022b",
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 1; k-diffusion, sample_dpmpp_2s_ancestral",
@@ -49,8 +51,8 @@ def dpmpp_2s_ancestral(
     process: Process,
     steps: Steps = 25,
     eta: float = 1.0,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
     s_noise: float = 1.0,
 ) -> SamplerPlan:
     """Make a plan of DPM-Solver++(2S) with ancestral noise; two rows per step, one for the last.
@@ -76,6 +78,7 @@ def dpmpp_2s_ancestral(
 
 @sampler(
     Method("DPM-Solver++ SDE", order=2, stochastic=True, evaluations=2, needs_signal=True),
+    family=RATIO,
     paper="Lu et al. 2022b",
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 1; k-diffusion, sample_dpmpp_sde",
@@ -85,8 +88,8 @@ def dpmpp_sde(
     process: Process,
     steps: Steps = 25,
     eta: float = 1.0,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
     s_noise: float = 1.0,
     r: float = 0.5,
 ) -> SamplerPlan:

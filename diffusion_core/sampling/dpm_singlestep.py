@@ -49,6 +49,7 @@ from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.dpm_solver import SOLVER_TYPES, check_order, solver_name
 from diffusion_core.sampling.exponential import Integrator, noise_scales
+from diffusion_core.sampling.families import FAST, SCHEDULERS
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -67,6 +68,7 @@ SPACED = ("rows", "steps")
     Method("DPM-Solver++ 3S", order=3, options={"order": 3}, needs_signal=True),
     Method("DPM-Solver-2", order=2, options={"order": 2, "predict": "eps"}, needs_signal=True),
     Method("DPM-Solver-3", order=3, options={"order": 3, "predict": "eps"}, needs_signal=True),
+    family=SCHEDULERS,
     paper="Lu et al. 2022b",
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 1; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
@@ -80,8 +82,8 @@ def dpm_solver_singlestep(
     sde: bool = False,
     solver_type: str = "midpoint",
     between: str = "log_snr",
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
     predict: str = "x0",
     middle: str = "same",
     lower_order_final: bool = True,
@@ -141,6 +143,7 @@ def dpm_solver_singlestep(
 @sampler(
     Method("DPM-Solver-fast", order=2, needs_signal=True),
     Method("DPM-Solver-fast, ancestral", order=1, options={"eta": 1.0}, stochastic=True, needs_signal=True),
+    family=FAST,
     paper="Lu et al. 2022a",
     url="https://arxiv.org/abs/2206.00927",
     equation="section 3.4; k-diffusion, sample_dpm_fast",
@@ -152,8 +155,8 @@ def dpm_fast(
     steps: int = 20,
     eta: float = 0.0,
     s_noise: float = 1.0,
-    spacing: Spacing = "log_snr",
-    clip: float | None = None,
+    spacing: Spacing = FAST.spacing,
+    clip: float | None = FAST.clip,
     predict: str = "eps",
 ) -> SamplerPlan:
     """Make a plan of DPM-Solver-fast: steps of third order, equal in log-SNR, and one or two of lower order at the end.

@@ -45,6 +45,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep, noise_scales
+from diffusion_core.sampling.families import SCHEDULERS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -61,6 +62,7 @@ SOLVER_TYPES = ("midpoint", "heun", "exact")
     Method("DPM-Solver++ 3M", order=2, options={"order": 3}, needs_signal=True),
     Method("DPM-Solver++ 3M SDE", order=2, options={"order": 3, "sde": True}, stochastic=True, needs_signal=True),
     Method("DPM-Solver 2M", order=2, options={"predict": "eps"}, needs_signal=True),
+    family=SCHEDULERS,
     paper="Lu et al. 2022b",
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 2, section 5 for `sde`; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
@@ -73,8 +75,8 @@ def dpm_solver(
     sde: bool = False,
     solver_type: str = "midpoint",
     lower_order_final: bool | None = None,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
     predict: str = "x0",
     eta: float | None = None,
     s_noise: float = 1.0,

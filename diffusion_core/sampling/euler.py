@@ -22,6 +22,7 @@ from __future__ import annotations
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.clock import Variable, make_clock
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import FLOW, SCHEDULERS
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -32,6 +33,7 @@ __all__ = ["euler", "euler_ancestral", "flow_euler"]
 
 @sampler(
     Method("Euler", order=1),
+    family=SCHEDULERS,
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithm 2 without its second evaluation",
@@ -40,8 +42,8 @@ __all__ = ["euler", "euler_ancestral", "flow_euler"]
 def euler(
     process: Process,
     steps: Steps = 50,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float | None = None,
@@ -77,6 +79,7 @@ def euler(
 
 @sampler(
     Method("Euler ancestral", order=1, stochastic=True),
+    family=SCHEDULERS,
     paper="k-diffusion",
     url="https://github.com/crowsonkb/k-diffusion",
     equation="sample_euler_ancestral",
@@ -87,8 +90,8 @@ def euler_ancestral(
     steps: Steps = 50,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
 ) -> SamplerPlan:
     """Make a plan of Euler's method with the fresh noise of ancestral sampling; one evaluation per step.
 
@@ -115,6 +118,7 @@ def euler_ancestral(
 
 @sampler(
     Method("Flow Euler", order=1),
+    family=FLOW,
     paper="Esser et al. 2024",
     url="https://arxiv.org/abs/2403.03206",
     equation="section 5.3.2",
@@ -123,8 +127,8 @@ def flow_euler(
     process: Process,
     steps: Steps = 50,
     shift: float = 1.0,
-    spacing: Spacing = "linspace",
-    clip: float | None = None,
+    spacing: Spacing = FLOW.spacing,
+    clip: float | None = FLOW.clip,
 ) -> SamplerPlan:
     """Make a plan of Euler's method along the straight line of flow matching; one evaluation per step.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.clock import Variable, make_clock
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import FLOW, RATIO
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -27,6 +28,7 @@ __all__ = ["flow_heun", "heun"]
 @sampler(
     Method("Heun", order=2, evaluations=2, needs_signal=True),
     Method("Heun, churn", order=1, options={"s_churn": 20.0}, stochastic=True, evaluations=2, needs_signal=True),
+    family=RATIO,
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithms 1 and 2",
@@ -35,8 +37,8 @@ __all__ = ["flow_heun", "heun"]
 def heun(
     process: Process,
     steps: Steps = 18,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float | None = None,
@@ -74,6 +76,7 @@ def heun(
 
 @sampler(
     Method("Flow Heun", order=2, evaluations=2),
+    family=FLOW,
     paper="Lipman et al. 2022",
     url="https://arxiv.org/abs/2210.02747",
     notes="Integrates over sigma/(alpha + sigma).",
@@ -82,8 +85,8 @@ def flow_heun(
     process: Process,
     steps: Steps = 25,
     shift: float = 1.0,
-    spacing: Spacing = "linspace",
-    clip: float | None = None,
+    spacing: Spacing = FLOW.spacing,
+    clip: float | None = FLOW.clip,
 ) -> SamplerPlan:
     """Make a plan of Heun's method along the straight line of flow matching; two evaluations per step.
 

@@ -35,6 +35,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.families import INVERSION
 from diffusion_core.sampling.grid import make_timesteps
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence, split_unclipped
@@ -46,6 +47,7 @@ ASKS = ("next", "current")
 
 
 @sampler(
+    family=INVERSION,
     paper="Song et al. 2020",
     url="https://arxiv.org/abs/2010.02502",
     equation="section 4.3",
@@ -57,8 +59,8 @@ def ddim_inversion(
     process: Process,
     steps: Steps = 50,
     ask: str = "next",
-    spacing: Spacing = None,
-    clip: float | None = None,
+    spacing: Spacing = INVERSION.spacing,
+    clip: float | None = INVERSION.clip,
     use_clipped_model_output: bool = True,
 ) -> SamplerPlan:
     """Make the plan that leads images up to the noisiest timestep.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.families import NETWORK
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -19,12 +20,13 @@ __all__ = ["next_level"]
 
 
 @sampler(
+    family=NETWORK,
     paper="a teaching notebook with sixteen noise levels",
     evaluations="T",
     requires="prediction next_level",
     notes="Each row returns the network's output. Without a clip it equals deterministic `ddim` over every timestep.",
 )
-def next_level(process: Process, clip: float | None = None, end: float | str | None = None) -> SamplerPlan:
+def next_level(process: Process, clip: float | None = NETWORK.clip, end: float | str | None = None) -> SamplerPlan:
     """Make the plan of a network with prediction next_level: one row per timestep, each the network's output.
 
     Args:

@@ -31,6 +31,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator
+from diffusion_core.sampling.families import TIMESTEPS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -52,13 +53,18 @@ _RUNGE_KUTTA = (np.array([0.0, 0.5, 0.5, 1.0]), np.array([1.0, 2.0, 2.0, 1.0]) /
 
 @sampler(
     Method("PLMS", order=2, warm_up=1, needs_signal=True),
+    family=TIMESTEPS,
     paper="Liu et al. 2022",
     url="https://arxiv.org/abs/2202.09778",
     equation="eq. 12",
     notes="Order 2; order 3 with equal steps of sigma/alpha.",
 )
 def plms(
-    process: Process, steps: Steps = 50, order: int = 4, spacing: Spacing = None, clip: float | None = 1.0
+    process: Process,
+    steps: Steps = 50,
+    order: int = 4,
+    spacing: Spacing = TIMESTEPS.spacing,
+    clip: float | None = TIMESTEPS.clip,
 ) -> SamplerPlan:
     """Make a plan of the pseudo linear multistep method, PNDM without Runge-Kutta; one row more than steps.
 
@@ -84,12 +90,15 @@ def plms(
 
 @sampler(
     Method("PNDM", order=2, warm_up=9, needs_signal=True),
+    family=TIMESTEPS,
     paper="Liu et al. 2022",
     url="https://arxiv.org/abs/2202.09778",
     equation="eqs. 9 to 13",
     notes="Order 2; order 4 with equal steps of sigma/alpha. Evaluates halfway between timesteps.",
 )
-def pndm(process: Process, steps: Steps = 50, spacing: Spacing = None, clip: float | None = 1.0) -> SamplerPlan:
+def pndm(
+    process: Process, steps: Steps = 50, spacing: Spacing = TIMESTEPS.spacing, clip: float | None = TIMESTEPS.clip
+) -> SamplerPlan:
     """Make a plan of PNDM: three Runge-Kutta steps, then pseudo linear multistep; nine rows more than steps.
 
     Args:

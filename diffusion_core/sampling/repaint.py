@@ -34,6 +34,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.ddpm import ddpm
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.families import TIMESTEPS
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -42,6 +43,7 @@ __all__ = ["add_resampling", "repaint"]
 
 
 @sampler(
+    family=TIMESTEPS,
     paper="Lugmayr et al. 2022",
     url="https://arxiv.org/abs/2201.09865",
     equation="algorithm 1",
@@ -54,8 +56,8 @@ def repaint(
     jump: int = 10,
     resamples: int = 10,
     variance: str = "fixed_large",
-    spacing: Spacing = None,
-    clip: float | None = 1.0,
+    spacing: Spacing = TIMESTEPS.spacing,
+    clip: float | None = TIMESTEPS.clip,
 ) -> SamplerPlan:
     """Make a plan of DDPM with resampling; see `add_resampling` for jump and resamples, and `ddpm` for the rest.
 

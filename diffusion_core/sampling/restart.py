@@ -32,6 +32,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
+from diffusion_core.sampling.families import RATIO
 from diffusion_core.sampling.grid import Grid, karras, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -82,6 +83,7 @@ class Restart:
         evaluations=2,
         needs_signal=True,
     ),
+    family=RATIO,
     paper="Xu et al. 2023",
     url="https://arxiv.org/abs/2306.14878",
     equation="algorithm 1",
@@ -96,8 +98,8 @@ def restart(
     order: int = 2,
     rho: float = 7.0,
     s_noise: float = 1.0,
-    spacing: Spacing = "karras",
-    clip: float | None = None,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
 ) -> SamplerPlan:
     """Make a plan of restart sampling; with order 2 two evaluations per step, and one for the last.
 

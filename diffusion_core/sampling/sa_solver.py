@@ -26,6 +26,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
+from diffusion_core.sampling.families import SCHEDULERS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -36,6 +37,7 @@ __all__ = ["sa_solver"]
 @sampler(
     Method("SA-Solver, tau 0", order=2, options={"tau": 0.0}, needs_signal=True),
     Method("SA-Solver", order=2, stochastic=True, needs_signal=True),
+    family=SCHEDULERS,
     paper="Xue et al. 2023",
     url="https://arxiv.org/abs/2309.05019",
     equation="propositions 4.1 and 4.2",
@@ -50,8 +52,8 @@ def sa_solver(
     noisy: list[float] | None = None,
     predict: str = "x0",
     lower_order_final: bool = True,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
 ) -> SamplerPlan:
     """Make an SA-Solver plan.
 

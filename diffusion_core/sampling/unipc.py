@@ -27,6 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
+from diffusion_core.sampling.families import SCHEDULERS
 from diffusion_core.sampling.grid import make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.spacing import Spacing, Steps
@@ -42,6 +43,7 @@ SOLVER_TYPES = ("bh1", "bh2")
     # Its first rows, of lower order, limit it to third order; with values from before the start it would have fourth.
     Method("UniPC-3", order=3, options={"order": 3}, needs_signal=True),
     Method("UniPC-2, eps", order=3, options={"order": 2, "predict": "eps"}, needs_signal=True),
+    family=SCHEDULERS,
     paper="Zhao et al. 2023",
     url="https://arxiv.org/abs/2302.04867",
     equation="algorithms 1 and 2",
@@ -55,8 +57,8 @@ def unipc(
     predict: str = "x0",
     correct_from: int | None = 1,
     lower_order_final: bool = True,
-    spacing: Spacing = "linspace",
-    clip: float | None = 1.0,
+    spacing: Spacing = SCHEDULERS.spacing,
+    clip: float | None = SCHEDULERS.clip,
 ) -> SamplerPlan:
     """Make a UniPC plan.
 

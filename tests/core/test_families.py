@@ -1,0 +1,62 @@
+"""The default spacing and clip of every sampler is that of its family, in Python, in configurations and in the docs."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import linear
+from diffusion_core.sampling import DECLARATIONS, make_plan
+from diffusion_core.sampling.declaration import families_table
+from diffusion_core.sampling.families import FAMILIES, NETWORK
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
+# Chosen against the family's default, for pixels or as another published example; docs/methods.md lists them.
+DEVIATING = {
+    "ddpm_tutorial": {"clip": None},
+    "dpm_solver_karras": {"spacing": {"name": "karras", "rho": 7.0}},
+    "dpmpp_2s_ancestral": {"clip": 1.0},
+    "dpmpp_sde": {"clip": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_every_sampler_has_the_defaults_of_its_family(name):
+    family, parameters = DECLARATIONS[name].family, inspect.signature(DECLARATIONS[name].make).parameters
+    assert family in FAMILIES
+    assert parameters["clip"].default == family.clip
+    assert family is NETWORK or parameters["spacing"].default == family.spacing
+
+
+def test_no_two_families_have_the_same_name():
+    assert len({family.title for family in FAMILIES}) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_configuration_deviates_from_its_family_only_where_that_is_known(path):
+    options = yaml.safe_load(path.read_text())
+    family = DECLARATIONS[options["name"]].family
+    expected = {"spacing": family.spacing or "leading", "clip": family.clip}
+    found = {key: options[key] for key in expected if key in options and options[key] != expected[key]}
+    assert found == DEVIATING.get(path.stem, {})
+    assert "clip" in options, "a configuration says whether it clips"
+
+
+def test_leading_is_the_default_of_a_table():
+    process = Process(linear(), "eps")
+    np.testing.assert_array_equal(make_plan(process, "ddim").t, make_plan(process, "ddim", spacing="leading").t)
+
+
+def test_the_table_lists_every_sampler_once_and_what_deviates():
+    table = families_table({"mine": {"name": "heun", "spacing": "linspace", "clip": 1.0}})
+    for name in DECLARATIONS:
+        assert table.count(f"`{name}`") == 1
+    assert "`mine`: spacing linspace, clip 1.0" in table
+    with pytest.raises(AttributeError):
+        replace(FAMILIES[0], title="other").clip = 2.0
