@@ -30,7 +30,7 @@ _PUBLIC = {
     # data and images
     "DATASETS": "diffusion_core.data",
     "Dataset": "diffusion_core.data",
-    "load_dataset": "diffusion_core.data",
+    "load_dataset": "duet.api.data",
     "save_grid": "duet.api.images",
     # training
     "Adam": "diffusion_core.optim.adam",

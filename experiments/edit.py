@@ -5,9 +5,10 @@
     python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
     python3 -m duet edit checkpoint=RUN out=DIR path=image.png labels=7 mode=inpaint mode.known=mask.png
 
-The images come from a data set, selected by position, or from a file: one image, or an `.npz` file with uint8 images
-(N, H, W, C) and optional labels, as `experiments.sample` writes it. `sampler`, `guide` and `classifier` are those of
-`experiments.sample`. Writes `edited.npz` and `edited.png`, which shows each image in front of its edited ones.
+The images come from a data set, selected by position, or from a file: one image, a folder of images in the natural
+order of their names, or an `.npz` file with uint8 images (N, H, W, C) and optional labels, as `experiments.sample`
+writes it. `sampler`, `guide` and `classifier` are those of `experiments.sample`. Writes `edited.npz` and `edited.png`,
+which shows each image in front of its edited ones.
 """
 
 from __future__ import annotations

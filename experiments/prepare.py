@@ -5,6 +5,9 @@
     python3 -m duet prepare data=celeba data.options.path=FOLDER split=stream
     python3 -m duet prepare data=image_folder data.options.path=FOLDER split=file split.path=parts.txt
 
+With features=NAME, the mean and the covariance of the features of each part are written too, as reference=FILE of
+`evaluate`.
+
 Files at data.options.path are used as they are. Without a path, the files in the folder of archives are used, and
 missing ones are downloaded there. The same command resumes an interrupted preparation. Every part is prepared, whatever
 data.options.part is.
@@ -35,6 +38,8 @@ def main(cfg: Config) -> None:
         )
         for line in part_lines(facts):
             print(f"{part}: {line}")
+        if part in prepared.statistics:
+            print(f"{part}: mean and covariance of the features: {prepared.statistics[part]}")
     for part in prepared.empty_parts:
         print(f"{part}: skipped, it has no image of these classes")
     print(f"prepared: {cfg.out}")

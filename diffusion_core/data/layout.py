@@ -146,6 +146,8 @@ class _Reader:
         inner = [[split_name(f.name) for f in folder.filled] for folder in folders]
         if all(holds_classes) and all(_clean(names) for names in inner):
             return self._inner_splits(folders)
+        if any(len(names) > 1 and _clean(names) for names in inner):
+            raise self._two_readings(node, "some of its folders hold folders named after splits")
         if len(folders) > 1 and all(holds_classes) and _are_alike(folders):
             raise self._two_readings(node, f"the folders in {_names(folders)} have equal names")
         return {"all": self.classes(node)}

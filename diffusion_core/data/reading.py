@@ -97,6 +97,7 @@ def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, m
     if len(failed) > max_unreadable * total:
         examples = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise DuetError(
-            f"{what}: {len(failed)} of {total} images cannot be read, more than max_unreadable={max_unreadable:g} "
-            f"allows ({examples}); repair them, or raise max_unreadable"
+            f"{what}: {len(failed)} of {total} images cannot be read, more than "
+            f"data.max_unreadable={max_unreadable:g} "
+            f"allows ({examples}); repair them, or raise data.max_unreadable"
         )

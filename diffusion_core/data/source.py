@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset, class_ids
+from diffusion_core.data.layout import split_name
 from diffusion_core.data.reading import METADATA, UNREADABLE, Reading, check_unreadable
 from diffusion_core.data.square import SquareTransform
 from diffusion_core.files.safe_read import read_text
@@ -202,6 +203,9 @@ def resolve_parts(what: str, parts: Sequence[str], part: str | None) -> list[str
         )
     if part in parts:
         return [part]
+    named = split_name(part)  # "val" is the part "validation", as the folder of that name is
+    if named and not named[1] and named[0] in parts:
+        return [named[0]]
     if part != "all":
         raise one_of("data.options.part", part, [*parts, "all"])
     return list(parts)

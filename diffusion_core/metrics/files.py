@@ -119,11 +119,25 @@ def align_labels(samples: SampleSet, reference: SampleSet) -> tuple[SampleSet, s
     return replace(samples, arrays=arrays, classes=ids), None
 
 
-def write_statistics(path: Path, features: NDArray) -> None:
-    """Write the mean and the covariance of features, as `mu` and `sigma`, for `read_sample_set`."""
-    features = np.asarray(features, np.float64)
+def write_statistics(
+    path: Path, arrays: Mapping[str, NDArray], kind: FeatureKind | None = None, source: Mapping[str, Any] | None = None
+) -> None:
+    """Write mean and covariance of features, and of spatial features if there are any, for `read_sample_set`.
+
+    Args:
+        path: the `.npz` file.
+        arrays: `features` with shape (N, D), and optionally `spatial`.
+        kind: the feature network, which a later evaluation must use too.
+        source: facts about the images.
+    """
+    found = {}
+    for name, mean, covariance in (("features", *STATISTICS[:2]), ("spatial", *STATISTICS[2:])):
+        if name in arrays:
+            values = np.asarray(arrays[name], np.float64)
+            found |= {mean: values.mean(axis=0), covariance: np.atleast_2d(np.cov(values, rowvar=False))}
+    facts = {"kind": kind and kind.plain, "source": dict(source or {})}
     buffer = io.BytesIO()
-    np.savez(buffer, mu=features.mean(axis=0), sigma=np.atleast_2d(np.cov(features, rowvar=False)))
+    np.savez(buffer, **found, facts=np.array(json.dumps(facts)))
     write_atomically(path, buffer.getvalue())
 
 
@@ -157,7 +171,7 @@ def _from_file(path: Path) -> SampleSet:
         sample_arrays["probabilities"] = softmax(arrays["logits"].astype(np.float64), axis=1)
     statistics = [name for name in STATISTICS if name in arrays]
     if statistics and not set(sample_arrays) - {"labels"}:
-        return _from_statistics(path, arrays)
+        return _from_statistics(path, arrays, kind, facts.get("source", {}))
     if not set(sample_arrays) - {"labels"}:
         names = ", ".join(arrays) or "nothing"
         raise DuetError(
@@ -185,7 +199,9 @@ def _from_folder(path: Path, max_unreadable: float) -> SampleSet:
     return SampleSet(sample_arrays, facts, classes=read.classes, remarks=read.reading.lines)
 
 
-def _from_statistics(path: Path, arrays: Mapping[str, NDArray]) -> SampleSet:
+def _from_statistics(
+    path: Path, arrays: Mapping[str, NDArray], kind: FeatureKind | None, source: Mapping[str, Any]
+) -> SampleSet:
     """Return a reference of which only the mean and the covariance of features are known."""
     found = {name: arrays[name] for name in STATISTICS if name in arrays}
     for mean, covariance in (STATISTICS[:2], STATISTICS[2:]):
@@ -196,12 +212,13 @@ def _from_statistics(path: Path, arrays: Mapping[str, NDArray]) -> SampleSet:
                 found[mean] = found[mean].reshape(-1) if found[mean].ndim == 2 else found[mean]
                 gaussian_from_statistics(found[mean], found[covariance], f"{mean} and {covariance}")
     widths = {name: len(found[name]) for name in STATISTICS[::2] if name in found}
-    facts = {"name": path.stem, "sha256": _hash(found), "statistics": widths}
+    facts = {"name": path.stem, "sha256": _hash(found)} | source | {"statistics": widths}
+    of = f"{kind.name} features" if kind else "features of a network that the file does not name"
     remark = (
-        f"{path.name} holds the mean and the covariance of {' and '.join(map(str, widths.values()))} features; the "
-        f"Fréchet distance is all that can be computed from them, and they must come from the same feature network"
+        f"mean and covariance of {' and '.join(map(str, widths.values()))} {of}; Fréchet distances are all that can be "
+        f"computed from them"
     )
-    return SampleSet(found, facts, remarks=(remark,))
+    return SampleSet(found, facts, kind, remarks=(remark,))
 
 
 def _check(path: Path, sample_arrays: dict[str, NDArray]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -66,7 +66,11 @@ def check_image_files(directory: Path) -> None:
 
 
 def write_image_files(
-    directory: Path, images: NDArray[np.uint8], labels: NDArray[np.integer], classes: Mapping[int, str] | None = None
+    directory: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    classes: Mapping[int, str] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write samples as PNG files, all of them or none.
 
@@ -75,6 +79,7 @@ def write_image_files(
         images: uint8 with shape (N, H, W, C), where C is 1 or 3.
         labels: a class id for each.
         classes: the name of each class id; without any, there are no folders.
+        progress: called with the number of files that are written.
 
     Raises:
         DuetError: the directory holds other files.
@@ -92,6 +97,7 @@ def write_image_files(
             folder.mkdir(parents=True, exist_ok=True)
             pixels = np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)
             Image.fromarray(pixels).save(folder / f"{index:0{digits}d}.png", format="PNG")
+            progress(index + 1)
         if directory.exists():
             shutil.rmtree(directory)
         part.rename(directory)

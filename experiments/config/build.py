@@ -235,7 +235,7 @@ def preparation_setup(cfg: DictConfig) -> PreparationSetup:
     """Return the request of a configuration of `experiments.prepare`."""
     return PreparationSetup(
         cfg.data.name, cfg.out, plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split), cfg.workers,
-        cfg.max_unreadable,
+        cfg.max_unreadable, plain(cfg.features),
     )  # fmt: skip
 
 

@@ -341,7 +341,8 @@ class GallerySchema(FromRunSchema):
 class PrepareSchema:
     """The configuration of `experiments.prepare`; `split` has a name and options, `workers` null means one per core.
 
-    At most the fraction `max_unreadable` of the images of a part may be unreadable; they are skipped.
+    At most the fraction `max_unreadable` of the images of a part may be unreadable; they are skipped. With `features`,
+    the mean and the covariance of the features of each part are written too, as references of Fréchet distances.
     """
 
     data: DataSchema = field(default_factory=DataSchema)  # the data set
@@ -350,6 +351,8 @@ class PrepareSchema:
     download: bool = True  # whether missing files are downloaded
     workers: int | None = None  # processes; null: one per core
     max_unreadable: float = "${data.max_unreadable}"  # largest fraction of a part that may be unreadable
+    # the network whose mean and covariance are written for each part, as references of Fréchet distances
+    features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     split: dict[str, Any] = field(default_factory=dict)  # how further parts are made
 
 

@@ -15,9 +15,13 @@ from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.store import open_store
+from diffusion_core.metrics.files import read_sample_set, write_statistics
 from diffusion_core.runs.run_directory import describe_environment
 from downloads import fetch
+from experiments.evaluation.samples import make_features
 from experiments.runtime.progress import Counter
+from features import Features, extract
 
 __all__ = ["SPLITS", "PreparationSetup", "PreparedData", "prepare_dataset"]
 
@@ -51,6 +55,7 @@ class PreparationSetup:
         split: name and options of a split of the first part, one of `SPLITS`.
         workers: the number of processes; None means one per core.
         max_unreadable: the largest fraction of the images of a part that may be unreadable; they are skipped.
+        features: name and options of a feature network, whose mean and covariance are written for each part.
     """
 
     name: str
@@ -61,6 +66,7 @@ class PreparationSetup:
     split: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
     workers: int | None = None
     max_unreadable: float = 0.01
+    features: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,12 @@ class PreparedData:
     Args:
         card: the data card, as plain data.
         empty_parts: the parts that have no image of the selected classes.
+        statistics: the files of mean and covariance of features, by part.
     """
 
     card: Mapping[str, Any]
     empty_parts: tuple[str, ...]
+    statistics: Mapping[str, Path] = field(default_factory=dict)
 
 
 def prepare_dataset(setup: PreparationSetup) -> PreparedData:
@@ -88,6 +96,7 @@ def prepare_dataset(setup: PreparationSetup) -> PreparedData:
         raise one_of("data to prepare", name, SOURCES)
     if not setup.out:
         raise DuetError("out: nothing was given; it is the directory to write")
+    features = make_features(setup.features)
     info, (transform_options, _) = DATASET_INFO[name], read_options(name)
     crop = {key: value for key, value in options.items() if key in transform_options}
     transform = build("data", {name: SquareTransform}, name, crop)
@@ -104,7 +113,22 @@ def prepare_dataset(setup: PreparationSetup) -> PreparedData:
     facts = {"files": files, "command": describe_environment()["command"], "options": made}
     with _PartProgress(name) as progress:
         card = prepare(parts, setup.out, transform, info, facts, setup.workers, setup.max_unreadable, progress)
-    return PreparedData(card, empty_parts)
+    statistics = {} if features is None else {part: _write_statistics(setup, features, part) for part in parts}
+    return PreparedData(card, empty_parts, statistics)
+
+
+def _write_statistics(setup: PreparationSetup, features: Features, part: str) -> Path:
+    """Write mean and covariance of the features of a part, unless the file is there; return its path."""
+    directory = Path(setup.out).expanduser()
+    file = directory / "statistics" / f"{part}-{setup.features['name']}.npz"
+    if file.exists() and read_sample_set(file).kind == features.kind:
+        return file
+    dataset = open_store(directory / part, verify=False)
+    with Counter(f"{setup.name}, {part}: {setup.features['name']} features", len(dataset)) as progress:
+        arrays = extract(features, dataset.images, 50, progress)
+    facts = {"name": dataset.name, "split": part, "count": len(dataset), "sha256": dataset.sha256}
+    write_statistics(file, arrays, features.kind, facts)
+    return file
 
 
 def _find_files(setup: PreparationSetup) -> Path:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import from_uint8
+from diffusion_core.data.reading import Reading
 from diffusion_core.data.square import fit_image
 from diffusion_core.files.safe_read import open_npz
 from diffusion_core.images.decode import decode
-from diffusion_core.images.files import is_image_file
+from diffusion_core.images.files import is_image_file, readable_name, scan
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.sampling import SamplerPlan
@@ -39,7 +40,7 @@ class EditSetup:
     Args:
         checkpoint: a run directory or one of its checkpoints.
         data: the data set whose images are edited; None if `path` is given.
-        path: an image file, or an ``.npz`` file with `images` and, optionally, `labels`.
+        path: an image file, a folder of images, or an ``.npz`` file with `images` and, optionally, `labels`.
         images: the positions of the images in the data set or the file.
         labels: one class for all, a list of classes that repeats, or None for the classes of the images; a class is a
             number or its name.
@@ -164,13 +165,27 @@ class EditContext:
     def _from_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
         if is_image_file(path):
             return self.read_image(path, self.model.spec.in_channels)[None], None, [path.stem]
-        with open_npz(path, "an image or an .npz with images") as file:
+        if path.is_dir():
+            return self._from_folder(path)
+        with open_npz(path, "an image, a folder of images or an .npz with images") as file:
             images, labels = file["images"], file.get("labels")
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DuetError(f"path: {path} has {images.dtype} images {images.shape}; they must be uint8 (N, H, W, C)")
         positions = self._positions(len(images))
         labels = None if labels is None else labels[positions].astype(np.int32)
         return images[positions], labels, [f"{path.stem} {k}" for k in positions]
+
+    def _from_folder(self, path: Path) -> tuple[NDArray[np.uint8], None, list[str]]:
+        """Read the images of a folder at the positions that the setup names, at any depth, in natural order."""
+        tree, left_out = scan(path)
+        files = list(tree.every_image())
+        lines = Reading(left_out=left_out.names).lines
+        if not files:
+            raise DuetError(f"path: {path} holds no images{f' ({lines[0]})' if lines else ''}")
+        self._note([f"{path}: {line}" for line in lines])
+        chosen = [files[k] for k in self._positions(len(files))]
+        images = np.stack([self.read_image(file, self.model.spec.in_channels) for file in chosen])
+        return images, None, [readable_name(file.stem) for file in chosen]
 
     def read_image(self, path: Path, channels: int) -> NDArray[np.uint8]:
         """Return an image file in the size of the network, with shape (H, W, channels); note how it was resized."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
+from diffusion_core.images.files import readable_name
 from diffusion_core.metrics.evaluate import jackknife_interval, random_sets
 from diffusion_core.metrics.files import join, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
@@ -83,7 +84,7 @@ class EvaluationContext:
 
     def _read(self, path: str) -> SampleSet:
         read = read_sample_set(path, self.setup.max_unreadable)
-        self._tell(f"{path}: {remark}" for remark in read.remarks)
+        self._tell(f"{readable_name(path)}: {remark}" for remark in read.remarks)
         return read
 
     def _tell(self, lines: Iterable[str]) -> None:
@@ -95,7 +96,13 @@ class EvaluationContext:
     @cached_property
     def samples(self) -> SampleSet:
         """The samples to evaluate: images, features, or both."""
-        return join(self._sample_files)
+        samples = join(self._sample_files)
+        if "statistics" in samples.facts:
+            raise DuetError(
+                f"samples: {self.setup.samples[0]} holds mean and covariance alone; give it as reference=FILE, and "
+                f"images or features as samples"
+            )
+        return samples
 
     @property
     def file_sizes(self) -> tuple[int, ...]:

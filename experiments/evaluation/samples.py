@@ -172,7 +172,8 @@ def measure_samples(context: EvaluationContext) -> Measure:
                 if set(sample_set.arrays) & set(FEATURE_ARRAYS):
                     write_features(out / "features" / f"{name}.npz", sample_set)
                 if "features" in sample_set.arrays:
-                    write_statistics(out / "features" / f"{name}-statistics.npz", sample_set.arrays["features"])
+                    file = out / "features" / f"{name}-statistics.npz"
+                    write_statistics(file, sample_set.arrays, sample_set.kind, sample_set.facts)
         facts = {
             "samples": dict(samples.facts), "reference": dict(reference.facts),
             "features": with_features.kind and with_features.kind.plain,

@@ -80,7 +80,8 @@ def save_samples(
         facts["class_names"] = {str(label): names[label] for label in np.unique(labels).tolist() if label in names}
     if options.files is not None:
         by_label = names or {int(label): f"class {label}" for label in np.unique(labels) if facts["conditional"]}
-        write_image_files(directory / name, images, labels, by_label)
+        with Counter(f"{name}: files", len(images)) as progress:
+            write_image_files(directory / name, images, labels, by_label, progress)
     # Written last: if it exists, the other files are complete.
     write_samples(directory / f"{name}.npz", images, labels, **facts)
     return images

@@ -137,9 +137,9 @@ FAKE = RNG.normal(size=(60, 5))
 
 
 def test_the_distance_to_statistics_is_that_to_the_features(tmp_path: Path) -> None:
-    write_statistics(tmp_path / "stats.npz", FEATURES)
+    write_statistics(tmp_path / "stats.npz", {"features": FEATURES})
     reference, kind = read_sample_set(tmp_path / "stats.npz"), FeatureKind("my", {}, is_published=True)
-    assert "5 features" in reference.remarks[0] and "Fréchet distance is all" in reference.remarks[0]
+    assert "mean and covariance of 5 features" in reference.remarks[0]
     samples = SampleSet({"features": FAKE, "images": RNG.integers(0, 256, (60, 4, 4, 1), np.uint8)}, {}, kind)
     result = evaluate({"frechet": {}, "kernel": {}, "colour": {}}, samples, random_sets(60, 3, 0), reference)
     (number,) = result.numbers
@@ -147,6 +147,20 @@ def test_the_distance_to_statistics_is_that_to_the_features(tmp_path: Path) -> N
     assert number.value == pytest.approx(frechet_distance(FAKE, FEATURES), rel=1e-9)
     assert set(result.skipped) == {"kernel", "colour"}
     assert all("of the reference" in reason or "features" in reason for reason in result.skipped.values())
+
+
+def test_statistics_remember_their_feature_network(tmp_path: Path) -> None:
+    kind, other = FeatureKind("my", {"layer": 1}), FeatureKind("my", {"layer": 2})
+    source = {"name": "birds", "count": 200, "sha256": "0" * 64}
+    write_statistics(tmp_path / "stats.npz", {"features": FEATURES, "spatial": FAKE}, kind, source)
+    reference = read_sample_set(tmp_path / "stats.npz")
+    assert reference.kind == kind and reference.facts == source | {"statistics": {"mu": 5, "mu_s": 5}}
+    sets = random_sets(60, 3, 0)
+    same, different = (SampleSet({"features": FAKE, "spatial": FAKE}, {}, one) for one in (kind, other))
+    numbers = evaluate({"frechet": {}, "spatial": {}}, same, sets, reference).numbers
+    assert numbers[1].value == pytest.approx(0, abs=1e-9)
+    with pytest.raises(DuetError, match="they must be the same"):
+        evaluate({"frechet": {}}, different, sets, reference)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,10 @@ def test_splits_become_parts_with_the_same_classes(tmp_path: Path, names: tuple[
     data = load_dataset("image_folder", path=str(root), size=4)
     assert (data.reading.part, len(data)) == ("train", 4)
     assert len(load_dataset("image_folder", path=str(root), size=4, part="all")) == 12
+    for part in ("val", "Validation", "validation"):
+        assert load_dataset("image_folder", path=str(root), size=4, part=part).reading.part == "validation"
+    with pytest.raises(DuetError, match=r"data\.options\.part: 'holdout' was given"):
+        load_dataset("image_folder", path=str(root), size=4, part="holdout")
     assert described(root / around / names[0]) == {"all": {"Coast": 2, "Forest": 2}}
 
 
@@ -157,6 +161,7 @@ def test_remarks_name_what_cannot_be_seen_from_the_numbers(tmp_path: Path) -> No
         (["train/1.png", "test/1.png", "cat/1.png"], ["layout=classes", "layout=splits"]),
         (["train/a/1.png", "cat/1.png"], ["layout=classes", "layout=splits"]),
         (["val/a/1.png", "validation/a/1.png"], ["layout=classes", "layout=splits: the parts are val, validation"]),
+        (["a/train/1.png", "a/test/1.png", "b/1.png"], ["layout=classes", "layout=splits"]),
         (["1.png", "a/1.png"], ["holds '1.png' and the folder 'a'", "layout=flat", "layout=classes"]),
         (["train/1.png", "train/a/1.png", "test/a/1.png"], ["holds '1.png' and the folder 'a'", "layout=flat"]),
     ],
@@ -369,7 +374,9 @@ def test_reading_tolerates_as_many_unreadable_images_as_preparing(tmp_path: Path
         parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1, max_unreadable=0.05
     )
     assert card["parts"]["all"]["sha256"] == data.sha256
-    with pytest.raises(DuetError, match=r"1 of 20 images cannot be read, more than max_unreadable=0\.04.*a/3\.png"):
+    with pytest.raises(
+        DuetError, match=r"1 of 20 images cannot be read, more than data\.max_unreadable=0\.04.*a/3\.png"
+    ):
         load_dataset("image_folder", path=str(root), size=4, max_unreadable=0.04)
 
 

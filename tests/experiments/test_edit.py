@@ -129,6 +129,20 @@ def test_it_is_printed_how_a_file_is_cropped_and_resized(run, tmp_path, capsys):
     assert "pixels" not in capsys.readouterr().out
 
 
+def test_a_folder_of_images_is_edited_by_the_rules_of_every_folder(run, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "b").mkdir(parents=True)
+    for name, value in (("2.png", 20), ("10.png", 100), ("b/1.png", 200)):
+        save_png(folder / name, np.full((8, 8, 1), value, np.uint8))
+    (folder / "2.png").rename(folder / "2.JPG")  # its content tells what it is
+    (folder / "notes.txt").write_text("no image")
+    words = (f"path={folder}", "images=[0,1,2]", "labels=3", "mode=inpaint", "mode.known=left")
+    made, labels = edited(run, tmp_path / "out", *words)
+    np.testing.assert_array_equal(made[:, 0, 0, 0], [20, 100, 200])
+    assert labels.tolist() == [3, 3, 3]
+    assert "left out: files that are no images: 1 (notes.txt)" in capsys.readouterr().out
+
+
 def test_a_step_of_several_rows_is_not_split(run, tmp_path):
     words = ["data=digits", "images=[3]", "mode=image_to_image"]
     images, _ = edited(run, tmp_path, *words, "sampler=restart", "sampler.steps=18")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import duet
 from diffusion_core.common.errors import DuetError, name_arguments, name_keys
@@ -191,3 +192,16 @@ def test_an_average_by_name_is_the_one_of_the_configuration(tiny):
     common = {"images": 64, "batch": 64, "lr": 1e-3, "sampler": None, "samples": 1, "optimiser": None, "seed": 0}
     common |= {"backend": BackendSetup("none"), "flip": False, "augment": 0.0}
     assert make_setup(model, digits, ema="warmup", **common).ema == make_setup(model, digits, ema=None, **common).ema
+
+
+def test_loading_a_folder_warns_of_what_was_left_out_and_chosen(tmp_path):
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("notes")
+    with pytest.warns(UserWarning) as caught:
+        data = duet.load_dataset("image_folder", path=str(tmp_path), size=8, part="test")
+    said = "\n".join(str(one.message) for one in caught)
+    assert len(data) == 1 and "a/notes.txt" in said and "test has no image of b" in said
+    with pytest.warns(UserWarning, match="part train is used, of train, test; choose with part="):
+        duet.load_dataset("image_folder", path=str(tmp_path), size=8)

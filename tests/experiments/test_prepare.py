@@ -203,7 +203,7 @@ def test_training_preparing_and_inspecting_read_a_folder_alike(tmp_path, capsys)
         assert {name: facts["pictures"] for name, facts in report["parts"].items()} == {"train": 11, "test": 12}
         page = (tmp_path / part / "report.html").read_text()
         assert "notes.txt" in page and "img3.png" in page
-    with pytest.raises(DuetError, match=r"1 of 12 images cannot be read, more than max_unreadable=0\.01"):
+    with pytest.raises(DuetError, match=r"1 of 12 images cannot be read, more than data\.max_unreadable=0\.01"):
         loaded(*words[:3], path)
 
 
@@ -238,3 +238,33 @@ def test_points_of_the_plane_are_no_pictures(tmp_path):
     np.testing.assert_allclose(
         points_of(data.images), toy_mixture("ring").draw(len(data), 0)[0].clip(-1, 1), atol=1 / 254
     )
+
+
+def test_statistics_of_features_are_written_and_used_as_a_reference(tmp_path):
+    words = ["data=npz", f"data.options.path={tmp_path / 'toy.npz'}", "data.options.size=8", "data.options.channels=1"]
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "toy.npz", images=images[:30])
+    np.savez(tmp_path / "fake.npz", images=images[20:])
+    prepare = ["prepare", *words, "features=digits", f"out={tmp_path / 'store'}", "workers=1"]
+    code, out, err = call(*prepare)
+    file = tmp_path / "store" / "statistics" / "all-digits.npz"
+    assert (code, err) == (0, "") and f"all: mean and covariance of the features: {file}" in out and file.exists()
+    before = file.stat().st_mtime_ns
+    assert call(*prepare).code == 0 and file.stat().st_mtime_ns == before
+    values = {}
+    for name, reference in (("data", words), ("file", [f"reference={file}"])):
+        code, out, err = call(
+            "evaluate", f"samples={tmp_path / 'fake.npz'}", *reference, "features=digits", "sets=3",
+            "metrics=[frechet,spatial,kernel]", f"out={tmp_path / name}",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        assert ("skipped: kernel: " in out) == (name == "file")
+        numbers = json.loads((tmp_path / name / "evaluation.json").read_text())["numbers"]
+        values[name] = [numbers[metric]["distance"]["value"] for metric in ("frechet", "spatial")]
+    assert values["file"] == pytest.approx(values["data"], rel=1e-6)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
+    refused = ["evaluate", f"samples={tmp_path / 'fake.npz'}", "features=digits", f"out={tmp_path / 'no'}"]
+    code, _, err = call(*refused, f"reference={tmp_path / 'wide.npz'}")
+    assert code == 2 and "has the statistics of 7 features, and the samples have 64" in err
+    code, _, err = call(refused[0], f"samples={file}", *words, *refused[2:])
+    assert code == 2 and "holds mean and covariance alone; give it as reference=FILE" in err

@@ -19,6 +19,7 @@ from diffusion_core.images.files import natural_order, plain_order, readable_nam
 __all__ = ["FOLDER", "image_folder"]
 
 FOLDER = DatasetInfo("Images of a folder", size=64)
+_PACKED = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 _ORDERS = {"natural": natural_order, "plain": plain_order}
 
 
@@ -39,6 +40,7 @@ def image_folder(path: Path, *, layout: str = "auto", order: str = "natural") ->
     suffixes = ", ".join(sorted(readable_suffixes()))
     if not path.is_dir():
         what = "is not a folder" if Path(path).exists() else "does not exist"
+        what += "; unpack it first" if path.is_file() and path.suffix.lower() in _PACKED else ""
         raise DuetError(
             f"image folder: {str(path)!r} {what}; it must hold images ({suffixes}), or one folder of images per class"
         )
