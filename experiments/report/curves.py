@@ -98,7 +98,7 @@ def _plot(key: str, panel: Panel, x: NDArray[np.float64], x_ticks: Sequence) -> 
             known = np.unique(np.linspace(0, len(x) - 1, _POINTS).astype(int))
         y = axis.position(drawn[known])
         paths.append(Path(f"line {curve.mark}", line(x[known], y)))
-        if len(known) == 1 or (len(known) <= _WINDOWS and not curve.is_noisy):  # few enough to see each
+        if len(known) == 1 or len(known) < min(len(x), _WINDOWS):  # rare, and few enough to see each
             paths.append(Path(f"points {curve.mark}", _dots(x[known], y)))
         ends.append(f"{curve.title} ends at {number(drawn[known][-1])}")
     label = panel.label + (", log scale" if axis.log else "")

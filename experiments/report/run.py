@@ -34,7 +34,7 @@ _WEIGHTS = {"weights": ("validation, weights", "s0"), "ema": ("validation, avera
 _LEVELS = ("s2", "s5", "s3", "s6")  # from the least noise to the most
 _ROWS, _COLUMNS, _PLAIN = 12, 16, 80  # classes shown, samples of each, samples without classes
 _MOMENTS = 6
-_GIF_BYTES = 1 << 19
+_FIGURE_BYTES = 1 << 20
 
 
 def write(run: RunFacts) -> Path:
@@ -49,14 +49,15 @@ def write(run: RunFacts) -> Path:
 
 
 def _page(run: RunFacts) -> str:
-    title = f"{text(run.option('data', 'name'))}, {text(_backend(run))}"
+    data = (run.environment.get("data") or {}).get("name") or run.option("data", "name")
+    title = f"{text(data)}, {text(_backend(run))}"
     sections = [
         Section("samples", "Samples", _samples(run), _samples_lead(run)),
         Section("progress", "Samples during training", _progress(run), "The same noise and labels at every moment.",
-                "During training"),
+                "Progress"),
         Section("loss", "Loss", _loss(run), _loss_lead(run)),
-        Section("levels", "Validation loss by noise level", _levels(run), _levels_lead(run), "Noise levels"),
-        Section("rate", "Learning rate and gradient", _rate(run), "", "Learning rate"),
+        Section("levels", "Validation loss by noise level", _levels(run), _levels_lead(run), "Levels"),
+        Section("rate", "Learning rate and gradient", _rate(run), "", "Rate"),
         Section("quality", "Evaluation", _quality(run), _quality_lead(run)),
         Section("cost", "Speed", _cost(run)),
         Section("generation", "From noise to images", _generation(run), "", "Noise"),
@@ -231,12 +232,11 @@ def _generation(run: RunFacts) -> list[dict[str, Any]] | None:
     titles = {
         "denoising.png": ("Denoising", "The state and the estimate of the image along one trajectory."),
         "noising.png": ("Noising", "Three training images from clean to noise."),
-        "generation.gif": ("Samples as they are drawn", ""),
     }
     found = []
     for name, (title, caption) in titles.items():
         data = run.picture(name) if name == "noising.png" or run.result else None
-        if data and len(data) <= _GIF_BYTES:
+        if data and len(data) <= _FIGURE_BYTES:
             found.append({"title": title, "caption": caption, "data": data})
     return found
 
@@ -301,6 +301,8 @@ def _range(level: Mapping[str, Any], is_first: bool, is_last: bool) -> str:
 def _levels(run: RunFacts) -> Any:
     names = {name: (title, _LEVELS[k % 4]) for k, (name, title) in enumerate(_level_names(run)[1])}
     curves = curves_of(run.metrics, names)
+    if curves and max(np.isfinite(curve.values).sum() for curve in curves) == 1:  # a chart needs a second moment
+        return {"rows": [(curve.title, number(float(np.nansum(curve.values)))) for curve in curves]}
     return _chart(run, "levels", [Panel("Validation loss by noise level", "validation loss", curves)])
 
 
@@ -421,6 +423,7 @@ def _commands(run: RunFacts) -> list[tuple[str, str]]:
         out = shlex.quote(str(run.path / "evaluation"))
         commands.append(("Evaluate the samples", f"python3 -m duet evaluate from={path} out={out}"))
     if any(run.path.glob("events.out.tfevents*")):
-        commands.append(("Watch the curves in TensorBoard", f"tensorboard --logdir {path}"))
+        title = "Open the curves in TensorBoard (of any Python: pip install tensorboard)"
+        commands.append((title, f"tensorboard --logdir {path}"))
     commands.append(("Make this page again", f"python3 -m duet page run={path}"))
     return commands

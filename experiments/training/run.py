@@ -254,7 +254,7 @@ def _start_run(
     print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
     if setup.validation is not None:
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
-        when = f"every {every:,} images" if every else "at the end"
+        when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"
         print(f"validation: {setup.validation.part}, {pluralize(images, 'image')}, {when}", flush=True)
     strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)
