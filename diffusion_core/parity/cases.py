@@ -14,7 +14,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset
 from diffusion_core.diffusion.continuous import edm
 from diffusion_core.diffusion.process import Process
-from diffusion_core.diffusion.schedule import cosine, linear
+from diffusion_core.diffusion.schedule import cosine, linear, make_schedule
 from diffusion_core.diffusion.variational import LEARNED as LEARNED_VARIANCES
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
@@ -459,6 +459,12 @@ PLANS: dict[str, SamplerPlan] = {
     ),
     "DDIM inversion-8, clipped": make_plan(
         PARITY.process, "ddim_inversion", steps=8, clip=1.0, use_clipped_model_output=False
+    ),
+    "DDPM-12 of a respaced process": make_plan(
+        Process(make_schedule("linear", respacing=[4, 4, 4]), PARITY.process.prediction), "ddpm"
+    ),
+    "flow Euler-8, velocity of linear_vp": make_plan(
+        Process(make_schedule("linear_vp"), "velocity", 1000.0), "flow_euler", steps=8, clip=1.0
     ),
     "DDPM-20, large variance": make_plan(
         PARITY.process, "ddpm", steps=20, variance="fixed_large", spacing="linspace"

@@ -456,3 +456,14 @@ def test_alphas_cumprod_is_the_product_of_one_minus_beta():
 def test_schedules_and_processes_print_as_one_short_line():
     for value in (make_schedule("linear"), make_schedule("vp_sde"), Process(make_schedule("edm"), "edm")):
         assert len(repr(value)) < 100 and "\n" not in repr(value)
+
+
+@pytest.mark.parametrize("T", [50, 1000, 4000])
+def test_rescaled_betas_end_at_about_the_same_noise(T):
+    """linear of guided-diffusion: scale = 1000/T times 1e-4 .. 0.02."""
+    schedule = linear(T, rescaled=True)
+    betas = np.linspace(1000 / T * 1e-4, 1000 / T * 0.02, T)
+    np.testing.assert_allclose(schedule.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-10)
+    assert -12 < schedule.log_snr[-1] < -9
+    if T == 1000:
+        np.testing.assert_array_equal(schedule.alpha, linear(T).alpha)

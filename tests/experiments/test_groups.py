@@ -51,6 +51,15 @@ def test_the_name_of_every_process_starts_with_its_prediction(name: str) -> None
     assert name.startswith(process.prediction) and plan.rows == 16
 
 
+def test_options_of_a_schedule_a_weighting_and_timestep_sampling_need_no_plus_sign() -> None:
+    words = ("process.schedule.respacing=[4,3,3]", "process.weighting.name=min_snr", "process.weighting.gamma=3.0")
+    more = ("process.timestep_sampling.name=log_normal", "process.timestep_sampling.std=0.5", "sampler.steps=null")
+    process, plan = composed("process=eps_linear", *words, *more)
+    assert process.schedule.steps == plan.rows == 10
+    with pytest.raises(DuetError, match=r"'betta' was given; .* Did you mean 'beta"):
+        composed("process=eps_linear", "process.schedule.betta=0.1")
+
+
 @pytest.mark.parametrize("name", names("sampler"))
 def test_every_sampler_makes_a_plan(name: str) -> None:
     process = "next_level_16" if name == "next_level" else "eps_linear"
@@ -128,8 +137,9 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_
     (["sampler=next_level", "sampler.rescale=1"], KARRAS,
      {"name": "next_level", "clip": None, "guidance_scale": 1.0, "rescale": 1}, "rescale 1 (as given)"),
     (["sampler.eta=0.5"], None,
-     {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "guidance_scale": 1.0},
-     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0 (a default, as the checkpoint names none; overridden: eta)"),
+     {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "use_clipped_model_output": True,
+      "guidance_scale": 1.0},
+     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0, use_clipped_model_output true (a default, as the checkpoint names none; overridden: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_checkpoint_is_sampled_with_the_sampler_of_its_run_unless_another_is_named(
