@@ -59,10 +59,12 @@ def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> 
     """Run a command in its environment, with Hydra's arguments; `before` are arguments of Python before its module."""
     command = experiments()[name]
     if {"-h", "--help"} & set(args):
-        print(f"{command.doc}\n")
-        if not any(map(environment_exists, backends().values())):
-            print(f"Run `duet setup` first; `duet {name} --help` then also lists all options with their defaults.")
+        existing = list(filter(environment_exists, backends().values()))
+        if not existing:
+            print(f"{command.doc}\n")
+            print(f"Run `duet setup` first; `duet {name} --help` then also describes every group and key.")
             return 0
+        return replace_process([setup(existing[0]), "-m", command.module, *args])
     own = [arg.partition("=")[2] for arg in args if re.match(r"\+*backend\.python=.", arg)]
     if own and own[-1] != "null":
         python = checked_python("backend.python", own[-1], ROOT)

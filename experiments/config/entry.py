@@ -27,6 +27,7 @@ from experiments.config.arguments import read_arguments
 from experiments.config.build import process_group
 from experiments.config.composed import check_composed, expand_home
 from experiments.config.from_run import describe_start, use_run
+from experiments.config.help import help_text
 from experiments.config.hydra_errors import describe_error
 from experiments.config.output_dirs import register_output_directories
 from experiments.config.schema import register
@@ -81,6 +82,11 @@ def command(
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes.
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                with one_line_errors(name):
+                    words = [word for word in sys.argv[1:] if "=" not in word and not word.startswith("-")]
+                    print(help_text(name, sys.modules[task.__module__].__doc__ or "", words))
+                return
             with one_line_errors(name), signals.raise_on_signal(), heartbeat(f"{name}: at work", says_end=False):
                 sys.argv[1:], config_name = use_run(read_arguments(sys.argv[1:], name), name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()

@@ -4,8 +4,8 @@ If the core has a dataclass for a group, the schema is derived from it, so a new
 configuration. Networks have different keys, so each architecture has a schema of its own in the group `architecture`,
 and a file in ``configs/model`` starts from the one that it fills in.
 
-`duet COMMAND --help` describes each key by the comment beside its field, or by the argument of that name in the docstring
-of the core's dataclass or function.
+`duet COMMAND --help` describes each key by the comment beside its field, or by the argument of that name in the
+docstring of the core's dataclass or function.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _dataclass_schema(cls: type, *excluded: str) -> type:
             is_optional = type(None) in typing.get_args(hint)
             hint = list[typing.get_args(tuples[0])[0]] | None if is_optional else Any
         specified.append((f.name, hint, MISSING if default is dataclasses.MISSING else default))
-    return dataclasses.make_dataclass(f"{cls.__name__}Schema", specified)
+    schema = dataclasses.make_dataclass(f"{cls.__name__}Schema", specified)
+    schema.__doc__ = cls.__doc__
+    return schema
 
 
 def _function_schema(function: Callable[..., Any]) -> type:
@@ -59,7 +61,9 @@ def _function_schema(function: Callable[..., Any]) -> type:
     hints = typing.get_type_hints(function)
     arguments = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options = [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in arguments]
-    return dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *options])
+    schema = dataclasses.make_dataclass(f"{function.__name__}_options", [("name", str, MISSING), *options])
+    schema.__doc__ = function.__doc__
+    return schema
 
 
 @dataclass

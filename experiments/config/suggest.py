@@ -29,6 +29,7 @@ __all__ = [
     "group_functions",
     "key_hint",
     "known_keys",
+    "named_functions",
     "nearest_key",
     "register_options",
 ]
@@ -75,7 +76,12 @@ def register_options(group: str, functions: Mapping[str, Callable[..., Any]]) ->
 
 def group_functions(group: str) -> list[Callable[..., Any]]:
     """Return the functions whose keyword arguments are the options of a configuration group."""
-    return list(_OPTIONS.get(group, {}).values())
+    return list(named_functions(group).values())
+
+
+def named_functions(group: str) -> Mapping[str, Callable[..., Any]]:
+    """Return the functions that a configuration group selects, by the name that selects them."""
+    return _OPTIONS.get(group, {})
 
 
 def check_renamed(overrides: list[str]) -> None:

@@ -103,8 +103,8 @@ def test_help_of_an_experiment_needs_no_environment_and_adds_that_of_hydra_where
     assert "Train a diffusion model." in result.stdout and "duet setup" in result.stdout
     checkout.duet("setup", "torch")
     checkout.calls()
-    assert "Train a diffusion model." in checkout.duet("train", "--help").stdout
-    assert checkout.calls() == ["torch|-m experiments.train --help"]
+    checkout.duet("train", "--help", "backend=tf")  # an environment that exists, and nothing is set up
+    assert checkout.calls() == ["torch|-m experiments.train --help backend=tf"]
 
 
 # --- which environment --------------------------------------------------------------------------------------------
