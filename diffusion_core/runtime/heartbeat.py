@@ -5,6 +5,7 @@ Nothing is silent for more than ten seconds. A thread prints, since the call its
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ EVERY_SECONDS = 10.0
 class Ticker:
     """Calls a function every few seconds in a thread, as a context manager.
 
-    Of several that are entered within each other only the innermost calls: it knows best what is being done.
+    Of several that are entered within each other only the innermost calls: it knows best what is being done. After
+    another one has been left, a call waits as long as the others do.
 
     Args:
         function: what is called; it must return quickly.
@@ -30,6 +32,7 @@ class Ticker:
     """
 
     _entered: ClassVar[list[Ticker]] = []
+    _left_at: ClassVar[float] = -math.inf
 
     def __init__(self, function: Callable[[], None], every: float) -> None:
         self.function, self.every = function, every
@@ -37,7 +40,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stop.wait(self.every):
-            if self._entered[-1:] == [self]:
+            if self._entered[-1:] == [self] and time.monotonic() - Ticker._left_at >= 0.9 * self.every:
                 try:
                     self.function()
                 except BrokenPipeError:  # nobody reads the output; the main thread finds out when it prints
@@ -51,6 +54,7 @@ class Ticker:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._entered.remove(self)
+        Ticker._left_at = time.monotonic()
         self._thread.join()
 
 

@@ -18,7 +18,7 @@ from diffusion_core.model.generate import generate
 from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter
-from experiments.sampling.figures import Trajectory
+from experiments.sampling.figures import make_trajectory
 from experiments.sampling.options import SampleOptions, sample_labels
 from experiments.sampling.sheet import sample_sheet
 
@@ -49,15 +49,15 @@ def save_samples(
         directory: where to write; not used by a process other than the main one.
         options: number, classes and seed of the samples.
         name: starts with "samples".
-        figures: whether to write the denoising strip, the animation and the states too (`Trajectory.save`), with the
-            suffix that follows "samples" in the name.
+        figures: whether to write the denoising strip, the animation and the states too (`figures.make_trajectory`), with
+            the suffix that follows "samples" in the name.
         guidance: see `generate`, as is `pause`.
         names: the name of each label, for the grid and the facts.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
     labels = sample_labels(options.labels, options.count, model, classifier)
-    trajectory = Trajectory(model, plan) if figures else None
+    trajectory = make_trajectory(model, plan, network, labels, names or {}) if figures else None
     with Counter(f"{name}: {plan.name}", options.count) as progress:
         samples = generate(
             backend, network, plan, model.spec.image_shape, labels, options.seed,

@@ -1,31 +1,54 @@
 """Figures of noisy images: the forward process on a few images, and the states of a sampler on its way.
 
-Both are drawn as `diffusion_core.model.noise_strip` makes noise visible, with sigma/alpha above each column.
+Images are drawn as `diffusion_core.model.noise_strip` makes noise visible, with sigma/alpha above each column.
+Images of one pixel are points of the plane and are drawn by `plane_figures`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend.interface import StepCallback
+from diffusion_core.backend.interface import Network, StepCallback
 from diffusion_core.common.random import Stream
-from diffusion_core.data import to_uint8
+from diffusion_core.data import Loader, to_uint8
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_timesteps
 from diffusion_core.runs.run_directory import write_arrays
 from diffusion_core.sampling import SamplerPlan
+from experiments.sampling.plane_figures import CORNER, PlaneTrajectory, format_ratio, noising_figure
 
-__all__ = ["Trajectory", "noising_strip"]
-
-_CORNER = "sigma/alpha"
+__all__ = ["ImageTrajectory", "Trajectory", "make_trajectory", "noising_strip"]
 
 
-class Trajectory:
+class Trajectory(Protocol):
+    """Records the first samples while a plan runs, and writes figures of them."""
+
+    @property
+    def callback(self) -> StepCallback:
+        """What `generate` calls after the recorded rows."""
+
+    def save(self, directory: Path, suffix: str = "") -> None:
+        """Write the figures."""
+
+
+def make_trajectory(
+    model: DiffusionModel, plan: SamplerPlan, network: Network, labels: NDArray, names: Mapping[int, str]
+) -> Trajectory:
+    """Return the recorder of samples with these labels and their names: of images, or of points of the plane."""
+    if is_point(model.spec.image_shape):
+        return PlaneTrajectory(model, plan, network, labels, names)
+    return ImageTrajectory(model, plan)
+
+
+class ImageTrajectory:
     """Records the states and estimates of the first samples while a plan runs, and writes them as figures.
 
     Args:
@@ -67,32 +90,33 @@ class Trajectory:
             (name, np.concatenate([frames[row][i][:1] for row in self.strip_rows]))
             for i, name in enumerate(("x_t", "estimate"))
         ]
-        heads = [(_format_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in self.strip_rows]
-        sheet = render.labelled_rows(strips, scale=scale, heads=heads, corner=_CORNER)
+        heads = [(format_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in self.strip_rows]
+        sheet = render.labelled_rows(strips, scale=scale, heads=heads, corner=CORNER)
         render.save_png(directory / f"denoising{suffix}.png", sheet)
         columns = self.model.spec.num_classes or 10
         grids = [render.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in self.animation_rows]
         render.save_gif(directory / f"generation{suffix}.gif", grids)
 
 
-def noising_strip(model: DiffusionModel, images: NDArray, seed: int) -> NDArray[np.uint8]:
-    """Return a figure of the first three images, each without noise and at nine noise levels.
+def noising_strip(model: DiffusionModel, loader: Loader, seed: int) -> NDArray[np.uint8]:
+    """Return a figure of the first three images of the data, each without noise and at nine noise levels.
+
+    Points of the plane are five hundred.
 
     Args:
         model: its schedule gives the noise levels.
-        images: in the value range of the model, with shape (N, H, W, C).
+        loader: the data, in the value range of the model.
         seed: of the noise.
     """
+    if is_point(model.spec.image_shape):
+        batch = loader.batch(0, 500)
+        return noising_figure(model, batch.pixels, batch.labels, seed)
+    images = loader.batch(0, 3).pixels
     levels = np.stack(model.process.schedule(visible_timesteps(model.process.schedule, 9)), axis=1)
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
         noisy = [to_visible(add_noise(image, eps, *level), *level, model.value_range) for level in levels]
         rows.append(("" if k else "x_t", np.stack([to_uint8(image, model.value_range), *noisy])))
-    heads = [("0", 1), *((_format_ratio(*level), 1) for level in levels)]
-    return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads, corner=_CORNER)
-
-
-def _format_ratio(alpha: float, sigma: float) -> str:
-    ratio = sigma / alpha if alpha else np.inf
-    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
+    heads = [("0", 1), *((format_ratio(*level), 1) for level in levels)]
+    return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads, corner=CORNER)

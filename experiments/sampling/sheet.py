@@ -1,4 +1,7 @@
-"""The grid of samples: one row for each class, with its name, where the classes have names."""
+"""The figure of samples: one row for each class, with its name, where the classes have names.
+
+Images of one pixel are points of the plane, which are drawn as such, see `diffusion_core.images.points`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, point_coordinates, scatter
 
 __all__ = ["sample_sheet"]
 
@@ -17,7 +21,7 @@ _MOST_ROWS, _MOST_COLUMNS, _MOST_IMAGES, _CAPTION = 20, 10, 100, 24
 def sample_sheet(
     images: NDArray[np.uint8], labels: NDArray[np.int32], names: Mapping[int, str], columns: int = 10, scale: int = 1
 ) -> NDArray[np.uint8]:
-    """Return a figure of at most 100 samples.
+    """Return a figure of at most 100 samples, or of all points of the plane.
 
     Args:
         images: uint8 with shape (N, H, W, C).
@@ -26,6 +30,8 @@ def sample_sheet(
         columns: images per row where they stand in their order.
         scale: how many times each pixel is repeated.
     """
+    if is_point(images.shape):
+        return scatter(point_coordinates(images), labels, {label: _caption(name) for label, name in names.items()})
     drawn = np.unique(labels)
     if not set(drawn.tolist()) <= set(names) or len(drawn) > _MOST_ROWS:
         return render.grid(images[:_MOST_IMAGES], columns, scale=scale)

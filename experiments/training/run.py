@@ -256,7 +256,7 @@ def _start_run(
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
         when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"
         print(f"validation: {setup.validation.part}, {pluralize(images, 'image')}, {when}", flush=True)
-    strip = noising_strip(model, loader.batch(0, 3).pixels, setup.seed)
+    strip = noising_strip(model, loader, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)
 
 
