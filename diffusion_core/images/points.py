@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["Plane", "class_colours", "is_point", "point_coordinates", "scatter"]
+__all__ = ["Plane", "class_colours", "is_point", "panels", "point_coordinates", "scatter", "shifts"]
 
 Colour = tuple[int, int, int]
 
@@ -192,6 +192,7 @@ def scatter(
     names: Mapping[int, str] | None = None,
     size: int = 420,
     limit: float = 1.25,
+    legend: bool = True,
 ) -> NDArray[np.uint8]:
     """Return a scatter plot of points, coloured by class, with the names of up to twelve classes beside it.
 
@@ -201,6 +202,7 @@ def scatter(
         names: the name of each label; without one, the label is written.
         size: of the plot without the names, in pixels.
         limit: the largest coordinate.
+        legend: whether to write the names.
 
     Example:
         >>> scatter([[0.0, 0.5], [0.5, 0.0]], size=120).shape
@@ -214,10 +216,34 @@ def scatter(
     # Fewer points are drawn larger and denser.
     radius, opacity = (2.6, 0.85) if len(points) <= 300 else (2.0, 0.6) if len(points) <= 2000 else (1.4, 0.4)
     image = plane.dots(points, [colours[k] for k in labels], radius * max(1.0, size / 420), opacity).pixels()
-    if not 1 < len(present) <= _MOST_NAMES:
+    if not legend or not 1 < len(present) <= _MOST_NAMES:
         return image
     named = [((names or {}).get(int(k), str(k)), colours[k]) for k in present]
     return np.concatenate([image, _legend(named, size)], axis=1)
+
+
+def panels(images: NDArray[np.uint8], size: int = 96) -> NDArray[np.uint8]:
+    """Return a small plot of each point, with shape (N, size, size, 3), where images stand side by side.
+
+    Args:
+        images: uint8 with shape (N, 1, 1, 3).
+        size: of a plot, in pixels.
+    """
+    return np.stack([Plane(size).dots(point[None], INK, 3.5, 1.0).pixels() for point in point_coordinates(images)])
+
+
+def shifts(left: NDArray[np.uint8], right: NDArray[np.uint8], gain: float, size: int = 420) -> NDArray[np.uint8]:
+    """Return a plot of how far points are from others: a line from each, `gain` times as long as the way to the other.
+
+    Args:
+        left: uint8 with shape (N, 1, 1, 3).
+        right: uint8 with the shape of `left`.
+        gain: a factor that makes small differences visible.
+        size: of the plot, in pixels.
+    """
+    start, end = point_coordinates(left), point_coordinates(right)
+    ways = np.stack([start, start + gain * (end - start)])
+    return Plane(size, numbers=True).paths(ways, (200, 48, 84), 1.0, 0.6).dots(start, INK, 1.8, 0.8).pixels()
 
 
 def _legend(names: Sequence[tuple[str, Colour]], height: int) -> NDArray[np.uint8]:

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, point_coordinates, scatter
 
 __all__ = ["save_grid"]
 
 
 def save_grid(path: str | Path, images: NDArray[np.uint8], columns: int = 10, scale: int | None = None) -> Path:
     """Write images as one PNG file, row by row; missing folders are created.
+
+    Images of one pixel in three channels are points of the plane (red is x, green is y): they become a scatter plot.
 
     Args:
         path: of the file.
@@ -33,6 +36,9 @@ def save_grid(path: str | Path, images: NDArray[np.uint8], columns: int = 10, sc
         >>> save_grid(Path(tempfile.mkdtemp()) / "grid.png", images).name
         'grid.png'
     """
+    if np.ndim(images) == 4 and is_point(np.shape(images)):
+        render.save_png(Path(path), scatter(point_coordinates(images)))
+        return Path(path)
     height = np.shape(images)[1] if np.ndim(images) == 4 else 64
     scale = max(1, 64 // height) if scale is None else scale
     render.save_png(Path(path), render.grid(images, columns, scale=scale))

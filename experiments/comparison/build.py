@@ -20,6 +20,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, point_coordinates, scatter, shifts
 from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
@@ -402,6 +403,10 @@ def _sample_pairs(
 
 
 def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> dict[str, bytes]:
+    if is_point(left.shape):
+        plots = {name: scatter(point_coordinates(one), labels) for name, one in (("left", left), ("right", right))}
+        plots["difference"] = shifts(left, right, _GAIN)
+        return {f"{key}-{name}": render.png_bytes(plot) for name, plot in plots.items()}
     count, columns = min(100, len(left)), max(len(np.unique(labels)), 5)
     scale = max(1, 32 // left.shape[1])
     shown = {"left": left, "right": right, "difference": render.difference(left, right, gain=_GAIN)}

@@ -21,8 +21,9 @@ from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.data.toys import are_points, points_of
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
+from diffusion_core.images.points import scatter
 from diffusion_core.runs.run_directory import describe_environment
-from experiments.report.data import MEAN_CLASSES, points_figure, write
+from experiments.report.data import MEAN_CLASSES, write
 from experiments.runtime.data import DataSource
 from experiments.runtime.progress import Counter
 
@@ -120,8 +121,7 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
         "seed": setup.seed,
     }
     if are_all_points:
-        drawn = {name: (points_of(part.dataset.images), part.dataset.labels) for name, part in parts.items()}
-        sheets = {f"samples, {name}": points_figure({name: points}, "png") for name, points in drawn.items()}
+        sheets = {f"samples, {name}": _scatter(part.dataset) for name, part in parts.items()}
     else:
         sheets = {key: png for name, part in parts.items() for key, png in _sheets(setup, name, part).items()}
         sheets |= _pair_sheets(near, parts)
@@ -204,6 +204,12 @@ def _describe_pairs(names: tuple[str, str], pairs: Pairs, parts: Mapping[str, _P
             "same": bool(np.array_equal(a.images[i], b.images[j])),
         })  # fmt: skip
     return {"parts": list(names), "count": pairs.count, "nearest": listed}
+
+
+def _scatter(dataset: Dataset) -> bytes:
+    """Draw all points of a data set."""
+    names = dict(enumerate(dataset.class_names))
+    return render.png_bytes(scatter(points_of(dataset.images), dataset.labels, names))
 
 
 def _sheets(setup: InspectionSetup, name: str, part: _Part) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.data import to_uint8
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, panels
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import weights_hash
 from diffusion_core.runs.run_directory import describe_environment, write_json, write_samples
@@ -82,6 +83,7 @@ def _sheet(
         label = labels[k * each]
         own = "no class" if label == null_label else names.get(int(label), f"class {label}")
         classes = [] if null_label is None else [own]
-        rows.append(("\n".join([name, *classes]), np.concatenate([sources, images[k * each : (k + 1) * each]])))
+        shown = np.concatenate([sources, images[k * each : (k + 1) * each]])
+        rows.append(("\n".join([name, *classes]), panels(shown) if is_point(shown.shape) else shown))
     heads = [*((head, 1) for head in plan.heads[:-1]), (plan.heads[-1], each)]
-    return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads)
+    return render.labelled_rows(rows, scale=max(1, 64 // rows[0][1].shape[1]), heads=heads)

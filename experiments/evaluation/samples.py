@@ -17,6 +17,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build, check_options
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, panels
 from diffusion_core.metrics import evaluate as core
 from diffusion_core.metrics.evaluate import METRICS, Evaluation, Partition, evaluate
 from diffusion_core.metrics.files import align_labels, write_features, write_statistics
@@ -192,8 +193,11 @@ def _write_details(evaluation: Evaluation, out: Path) -> None:
     write_arrays(out / "evaluation.npz", **details)
     for name, result in evaluation.results.items():
         if result.image_rows:
-            scale = max(1, 64 // result.image_rows[0][1].shape[1])
-            render.save_png(out / f"{name}.png", render.labelled_rows(result.image_rows, scale=scale))
+            rows = [
+                (caption, panels(images) if is_point(images.shape) else images) for caption, images in result.image_rows
+            ]
+            scale = max(1, 64 // rows[0][1].shape[1])
+            render.save_png(out / f"{name}.png", render.labelled_rows(rows, scale=scale))
 
 
 def select_samples(

@@ -18,7 +18,7 @@ from .page import Section, render_page
 from .plots import INK, STYLE, encode, inline
 from .text import number, percent
 
-__all__ = ["MEAN_CLASSES", "histogram_figure", "points_figure", "write"]
+__all__ = ["MEAN_CLASSES", "histogram_figure", "write"]
 
 MEAN_CLASSES = 64  # the page shows the mean image of this many classes
 
@@ -78,29 +78,6 @@ def histogram_figure(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> 
             axes[0].legend(frameon=False, ncols=3, loc="upper right")
         figure.supxlabel("pixel value", fontsize=10)
         figure.supylabel("fraction", fontsize=10)
-        return encode(figure, kind)
-
-
-def points_figure(parts: Mapping[str, tuple[NDArray, NDArray]], kind: str) -> bytes:
-    """Draw the points of each part in the plane, with a colour for each class, as a ``"png"`` or ``"svg"``.
-
-    Args:
-        parts: by part, points with shape (N, 2) and class ids with shape (N,).
-        kind: the format.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(parts), 4.6), layout="constrained")
-        axes = figure.subplots(1, len(parts), squeeze=False).ravel()
-        for axis, (name, (points, labels)) in zip(axes, parts.items(), strict=True):
-            axis.scatter(*points.T, c=labels, cmap="tab10" if labels.max() < 10 else "turbo", s=5, linewidths=0)
-            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xlabel="x (red)", ylabel="y (green)")
-            if len(parts) > 1:
-                axis.set_title(name, loc="left", fontweight="bold")
-            axis.grid(alpha=0.12, linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
         return encode(figure, kind)
 
 

@@ -49,8 +49,8 @@ def save_samples(
         directory: where to write; not used by a process other than the main one.
         options: number, classes and seed of the samples.
         name: starts with "samples".
-        figures: whether to write the denoising strip, the animation and the states too (`figures.make_trajectory`), with
-            the suffix that follows "samples" in the name.
+        figures: whether to write the figures and the states of a `figures.Trajectory` too, with the suffix that follows
+            "samples" in the name.
         guidance: see `generate`, as is `pause`.
         names: the name of each label, for the grid and the facts.
         facts: are added to the facts in the ``.npz`` file.

@@ -20,6 +20,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.data import to_uint8
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, point_coordinates, scatter
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import load_checkpoint, weights_hash
@@ -130,7 +131,7 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
         "left_out": left_out,
         "methods": [_describe(entry, error) for entry, error in zip(entries, errors, strict=True)],
     }
-    sheet = _sheet(report["methods"], [to_uint8(image[: setup.shown], model.value_range) for image in images])
+    sheet = _sheet(report["methods"], [_shown(setup.shown, sample, model, image) for image in images])
     page = write(report, render.png_bytes(sheet), out)
     write_json(out / "gallery.json", report)
     return page, entries
@@ -207,6 +208,15 @@ def _draw(
             done += plan.rows
             progress(done, plan.name)
     return drawn
+
+
+def _shown(count: int, sample: SampleOptions, model: DiffusionModel, images: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return what a cell of the figure shows: the first samples side by side, or all points of the plane at once."""
+    if not is_point(images.shape):
+        return to_uint8(images[:count], model.value_range)
+    labels = sample_labels(sample.labels, len(images), model)
+    points = point_coordinates(to_uint8(images, model.value_range))
+    return scatter(points, labels, size=140, legend=False)[None]
 
 
 def _sheet(methods: Sequence[Mapping[str, Any]], images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -35,7 +35,7 @@ __all__ = ["CORNER", "PlaneTrajectory", "flow_figure", "format_ratio", "noising_
 CORNER = "sigma/alpha"
 # The plane is drawn to 2.5 standard deviations of the noise; data lie within 1.
 _LIMIT = 2.5
-_FLOW_LIMIT, _FLOW_POINTS, _FLOW_CLASSES = 1.75, 17, 3
+_FLOW_LIMIT, _FLOW_POINTS, _FLOW_CLASSES = 1.4, 17, 3
 _SHOWN, _WAYS = 512, 100
 _PANEL, _FLOW_PANEL, _LARGE = 132, 216, 420
 
@@ -146,8 +146,9 @@ def flow_figure(
 ) -> NDArray[np.uint8]:
     """Return the probability-flow velocity at six noise levels, with a row for each of up to three classes.
 
-    The arrows of a panel are drawn to one scale, the longest to the distance of two of them. Behind them lie the points
-    of the class, moved towards 0 as the noise level does it.
+    In each panel the length of an arrow grows with the square root of the speed, up to the distance of two arrows, so
+    that slow places are seen too. Behind the arrows lie the points of the class, moved towards 0 as the noise level
+    moves them.
 
     Args:
         model: of images of one pixel.
@@ -169,8 +170,9 @@ def flow_figure(
         panels = []
         for time, (alpha, sigma) in zip(t, levels, strict=True):
             velocity = flow_velocity(model, network, grid, time, int(label))
-            longest = np.percentile(np.hypot(*velocity.T), 98)
-            arrows = velocity * (axis[1] - axis[0]) / max(longest, 1e-12)
+            speed = np.maximum(np.hypot(*velocity.T), 1e-12)
+            length = (axis[1] - axis[0]) * np.sqrt(np.minimum(1.0, speed / np.percentile(speed, 98)))
+            arrows = velocity * (length / speed)[:, None]
             behind = own * alpha / np.hypot(alpha, sigma / half)
             plane = Plane(_FLOW_PANEL, _FLOW_LIMIT).dots(behind, colours[label], 1.8, 0.25)
             panels.append(plane.arrows(grid, arrows, (70, 76, 88)).pixels())
@@ -178,8 +180,9 @@ def flow_figure(
     return render.labelled_rows(rows, heads=[(format_ratio(*level), 1) for level in levels], corner=CORNER)
 
 
-def _caption(label: int, names: Sequence[str]) -> str:
-    return names.get(label, f"class {label}")
+def _caption(label: int, names: Mapping[int, str]) -> str:
+    name = names.get(label, str(label))
+    return f"class {label}" if name == str(label) else name
 
 
 def noising_figure(model: DiffusionModel, images: NDArray, labels: NDArray, seed: int) -> NDArray[np.uint8]:

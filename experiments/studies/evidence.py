@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.images import render
+from diffusion_core.images.points import is_point, point_coordinates, scatter, shifts
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.paired import Paired
 from experiments.report.figures import decimate, smooth
@@ -100,13 +101,18 @@ def samples(plan: Plan, complete: Sequence[Outcome], images: dict[str, bytes]) -
         columns, scale = max(5, min(10, len(np.unique(labels)))), max(1, 32 // own.shape[1])
         shown = _selection(labels, columns)
         key = f"sheet{k}"
-        images[key] = render.png_bytes(render.grid(own[shown], columns, scale))
+        points = is_point(own.shape)
+        grid = scatter(point_coordinates(own), labels) if points else render.grid(own[shown], columns, scale)
+        images[key] = render.png_bytes(grid)
         sheet: dict[str, Any] = {"arm": arm.name, "picture": key}
         baseline = plan.baseline_of(arm)
         if baseline != arm and baseline in drawn and drawn[baseline][0].shape == own.shape:
             other = drawn[baseline][0]
-            difference = render.difference(other[shown], own[shown], gain=_GAIN)
-            images[f"{key}d"] = render.png_bytes(render.grid(difference, columns, scale))
+            if points:
+                grid = shifts(other, own, _GAIN)
+            else:
+                grid = render.grid(render.difference(other[shown], own[shown], gain=_GAIN), columns, scale)
+            images[f"{key}d"] = render.png_bytes(grid)
             sheet |= {
                 "difference": f"{key}d",
                 "baseline": baseline.name,
