@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
+from diffusion_core.images.points import point_coordinates, scatter
 
 from .curves import Curve, Panel, curve_chart, curves_of
 from .page import Section, render_page
@@ -217,11 +218,14 @@ def _points(groups: Sequence[tuple[str, NDArray[np.uint8]]], most: int = 2000) -
 
 
 def _progress(run: RunFacts) -> list[tuple[str, bytes]] | None:
-    """Return the first samples of a few moments, if there are several."""
-    moments = [s for s in run.samples if not _is_points(s)]
+    """Return the first samples of a few moments, or all points of each, if there are several."""
+    moments = run.samples
     if len(moments) < 2:
         return None
     chosen = np.unique(np.linspace(0, len(moments) - 1, _MOMENTS).astype(int))
+    if all(map(_is_points, moments)):
+        plots = [scatter(point_coordinates(s.images), s.labels, size=240, legend=False) for s in moments]
+        return [(f"{moments[k].images_seen:,} images", render.png_bytes(plots[k])) for k in chosen]
     scale = max(1, 56 // moments[0].images.shape[1])
     columns = min(_COLUMNS, max(len(s.images) for s in moments))
     return [(f"{moments[k].images_seen:,} images", _strip(moments[k].images, columns, scale)) for k in chosen]
@@ -233,6 +237,19 @@ def _generation(run: RunFacts) -> list[dict[str, Any]] | None:
         "denoising.png": ("Denoising", "The state and the estimate of the image along one trajectory."),
         "noising.png": ("Noising", "Three training images from clean to noise."),
     }
+    if run.samples and _is_points(run.samples[-1]):
+        titles |= {
+            "denoising.png": (
+                "Denoising",
+                "The states of the samples and the estimates of x_0 at falling noise levels.",
+            ),
+            "trajectories.png": (
+                "Trajectories",
+                "From noise (grey) to samples; at every level noise has unit variance.",
+            ),
+            "flow.png": ("Probability flow", "Its velocity at falling noise levels, for up to three classes."),
+            "noising.png": ("Noising", "Points of the data at rising noise levels."),
+        }
     found = []
     for name, (title, caption) in titles.items():
         data = run.picture(name) if name == "noising.png" or run.result else None

@@ -37,7 +37,7 @@ CORNER = "sigma/alpha"
 _LIMIT = 2.5
 _FLOW_LIMIT, _FLOW_POINTS, _FLOW_CLASSES = 1.4, 17, 3
 _SHOWN, _WAYS = 512, 100
-_PANEL, _FLOW_PANEL, _LARGE = 132, 216, 420
+_PANEL, _FLOW_PANEL, _FRAME, _LARGE = 132, 216, 320, 420
 
 
 class PlaneTrajectory:
@@ -133,11 +133,11 @@ class PlaneTrajectory:
         """Return the frames of the animation: every sample as it is, and some with the last part of their ways."""
         ways, frames = self._ways(), []
         for k, row in enumerate(self.animation_rows):
-            plane, tail = Plane(_LARGE, _LIMIT, numbers=True), ways[max(0, k - 12) : k + 1]
+            plane, tail = Plane(_FRAME, _LIMIT, numbers=True), ways[max(0, k - 12) : k + 1]
             if k:
                 plane.paths(tail, self._colours(tail.shape[1]), 0.8, 0.35)
             points = self.states[row]
-            frames.append(plane.dots(points, self._colours(len(points)), 2.0, 0.7).pixels())
+            frames.append(plane.dots(points, self._colours(len(points)), 1.6, 0.7).pixels())
         return frames
 
 

@@ -9,10 +9,10 @@ import pytest
 from commands import call
 from PIL import Image
 
-import duet
 from diffusion_core.data import load_dataset
 from diffusion_core.images.points import point_coordinates
 from diffusion_core.runs.run_directory import read_samples
+from duet.api.images import save_grid
 from experiments.comparison.build import _sample_images
 
 CPU = ("backend.device=cpu", "backend.threads=1")
@@ -50,7 +50,7 @@ def test_a_run_draws_points_ways_flow_and_an_animation(run):
         width, height = size(samples / f"{name}.png")
         assert min(width, height) > 150, name  # no squares of one pixel
     with Image.open(samples / "generation.gif") as animation:
-        assert animation.n_frames == 6 and animation.size == (420, 420)
+        assert animation.n_frames == 6 and animation.size == (320, 320)
     with np.load(samples / "trajectory.npz") as states:
         # The last states are the samples.
         points, pixels = states["points"], read_samples(samples / "samples.npz")[0]
@@ -77,4 +77,4 @@ def test_a_comparison_shows_how_far_points_are_apart():
 
 
 def test_a_grid_of_points_is_a_scatter_plot(tmp_path):
-    assert size(duet.save_grid(tmp_path / "points.png", np.asarray(load_dataset("toy", count=5).images))) == (420, 420)
+    assert size(save_grid(tmp_path / "points.png", np.asarray(load_dataset("toy", count=5).images))) == (420, 420)
