@@ -72,7 +72,11 @@ def describe_sampler(sampler: Mapping[str, Any]) -> str:
     defaults = shared_options()
     replaced = ("name",) if sampler.get("sigmas") is None else ("name", "steps", "spacing")
     differing = {key: v for key, v in sampler.items() if key not in replaced and not _same(defaults.get(key, ...), v)}
-    described = [f"{key} {'null' if value is None else value}" for key, value in differing.items()]
+    words = {None: "null", True: "true", False: "false"}
+    described = [
+        f"{key} {words[value] if value is None or isinstance(value, bool) else value}"
+        for key, value in differing.items()
+    ]
     return f"sampler: {', '.join([sampler['name'], *described])}"
 
 

@@ -139,7 +139,7 @@ KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_
     (["sampler.eta=0.5"], None,
      {"name": "ddim", "steps": 50, "eta": 0.5, "spacing": "leading", "clip": 1.0, "use_clipped_model_output": True,
       "guidance_scale": 1.0},
-     "ddim, steps 50, eta 0.5, spacing leading, clip 1.0, use_clipped_model_output true (a default, as the checkpoint names none; overridden: eta)"),
+     "clip 1.0, use_clipped_model_output true (a default, as the checkpoint names none; overridden: eta)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["sample", "edit"])
 def test_a_checkpoint_is_sampled_with_the_sampler_of_its_run_unless_another_is_named(
