@@ -69,9 +69,8 @@ def check_options(
     """
     if not isinstance(name, str) or name not in registry:
         raise one_of(f"{what}.name", name, registry)
-    function = registry[name]
-    parameters = list(inspect.signature(function).parameters.values())[arguments:]
-    hints = typing.get_type_hints(function)
+    parameters, hints = _schema(registry[name])
+    parameters = parameters[arguments:]
     allowed = {p.name: p for p in parameters}
     for option, value in options.items():
         if option not in allowed:
@@ -116,6 +115,12 @@ def complete_options(registry: Mapping[str, Callable[..., Any]], options: Mappin
     function = registry.get(options.get("name"))
     parameters = inspect.signature(function).parameters.values() if function else ()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
+
+
+@cache
+def _schema(function: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return the parameters of a function and their types, which takes longer to find out than a plan to make."""
+    return list(inspect.signature(function).parameters.values()), typing.get_type_hints(function)
 
 
 def _has_type(value: Any, hint: Any) -> bool:
