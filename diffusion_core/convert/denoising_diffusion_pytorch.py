@@ -52,7 +52,7 @@ from diffusion_core.networks import LinearAttentionSpec, Node, Program
 
 __all__ = ["import_denoising_diffusion_pytorch", "make_name_map", "read_process", "read_spec"]
 
-_ANCHOR, _WHAT = "init_conv.weight", "a Unet of denoising-diffusion-pytorch"
+_FORMAT, _WHAT = "denoising_diffusion_pytorch", "a Unet of denoising-diffusion-pytorch"
 _BLOCK = {
     "time": ".mlp.1", "conv0": ".block1.proj", "norm0": ".block1.norm", "conv1": ".block2.proj",
     "norm1": ".block2.norm", "shortcut": ".res_conv",
@@ -65,7 +65,7 @@ _MISSING = {
 }
 _SCHEDULES = ("sigmoid", "cosine", "linear")
 # How GaussianDiffusion samples with all of its steps.
-_SAMPLER: Mapping[str, Any] = {"name": "ddpm", "variance": "fixed_small", "clip": 1.0}
+_SAMPLER: Mapping[str, Any] = {"name": "ddpm", "steps": None, "variance": "fixed_small", "clip": 1.0}
 
 _VECTOR = Layout(lambda a: a.reshape(-1), lambda a: (a.reshape(1, -1, 1, 1),))
 # The memory of linear attention has its channels before its tokens.
@@ -108,7 +108,7 @@ def import_denoising_diffusion_pytorch(
         DuetError: if the file does not fit; the message names a part that Duet has no block for.
     """
     arrays = read_arrays(path, read)
-    found = choose_state_dicts(arrays, _ANCHOR, _WHAT, str(path), key)
+    found = choose_state_dicts(arrays, _FORMAT, _WHAT, str(path), key)
     spec = read_spec(found.weights, found.source, image_size, dropout, self_condition)
     # The tables of GaussianDiffusion stand next to the network, which is its attribute "model".
     outer = found.prefix.removesuffix("model.")

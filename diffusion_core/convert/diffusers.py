@@ -200,7 +200,7 @@ def import_diffusers(
     def read_one(files: WeightFiles) -> tuple[Weights, Weights | None, str]:
         arrays = {_current_name(name): array for name, array in files.read(read).items()}
         what = "a state dict of UNet2DModel"
-        found = choose_state_dicts(arrays, "time_embedding.linear_1.weight", what, files.source, key)
+        found = choose_state_dicts(arrays, "diffusers", what, files.source, key)
         weights = read_weights(names, model.program, found.weights, found.source)
         average = None
         if found.average is not None:

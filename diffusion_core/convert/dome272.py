@@ -36,19 +36,22 @@ from diffusion_core.convert.names import (
     name_map,
     read_weights,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.convert.state_dicts import ANCHORS, choose_state_dicts
 from diffusion_core.networks import DoubleConvSpec, Node, Program
 
 __all__ = ["import_dome272", "make_name_map", "read_spec"]
 
-_ANCHOR, _WHAT = "inc.double_conv.0.weight", "a state dict of UNet or UNet_conditional of dome272"
+_FORMAT, _WHAT = "dome272", "a state dict of UNet or UNet_conditional of dome272"
+_ANCHOR = ANCHORS[_FORMAT]
 _DOUBLE = {"conv0": ".double_conv.0", "norm0": ".double_conv.1", "conv1": ".double_conv.3", "norm1": ".double_conv.4"}
 _ATTENTION = {
     "norm0": ".ln", "qkv": ".mha.in_proj_", "proj": ".mha.out_proj", "norm1": ".ff_self.0", "dense0": ".ff_self.1",
     "dense1": ".ff_self.3",
 }  # fmt: skip
 # The process with which that project samples; see configs/sampler/ddpm_tutorial.yaml.
-SAMPLER: Mapping[str, Any] = {"name": "ddpm", "variance": "fixed_large", "last_t": 1, "clip": None}
+SAMPLER: Mapping[str, Any] = {
+    "name": "ddpm", "steps": None, "variance": "fixed_large", "last_t": 1, "clip": None,
+}  # fmt: skip
 
 
 def import_dome272(
@@ -75,14 +78,14 @@ def import_dome272(
     Raises:
         DuetError: if a file or an option does not fit.
     """
-    found = choose_state_dicts(read_arrays(path, read), _ANCHOR, _WHAT, str(path), key)
+    found = choose_state_dicts(read_arrays(path, read), _FORMAT, _WHAT, str(path), key)
     spec = read_spec(found.weights, found.source, image_size, heads)
     model, process_source = make_model(spec, process, DDPM)
     names = make_name_map(spec, model.program)
     weights = read_weights(names, model.program, found.weights, found.source)
     average, average_source = found.average, found.average_source
     if ema is not None:
-        second = choose_state_dicts(read_arrays(Path(ema), read), _ANCHOR, _WHAT, ema, key)
+        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
         average, average_source = second.weights, second.source
     averaged = weights if average is None else read_weights(names, model.program, average, average_source)
     kind = "UNet_conditional" if spec.num_classes else "UNet"

@@ -87,7 +87,7 @@ def import_edm(
         DuetError: if the file does not fit, or is a pickle with code.
     """
     everything = read_arrays(path, read)
-    found = choose_state_dicts(everything, "map_layer0.weight", _WHAT, str(path), key, _CONSTANTS)
+    found = choose_state_dicts(everything, "edm", _WHAT, str(path), key, _CONSTANTS)
     arrays = found.weights
     spec = read_spec(arrays, found.source, head_channels, norm_groups=norm_groups, dropout=dropout)
     # The constants of a preconditioning stand next to the network, or among its arrays if that has no prefix.

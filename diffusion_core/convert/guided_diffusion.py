@@ -43,7 +43,7 @@ from diffusion_core.networks.unet_spec import multipliers
 
 __all__ = ["import_guided_diffusion", "make_name_map", "read_spec"]
 
-_ANCHOR, _WHAT = "input_blocks.0.0.weight", "a state dict of guided-diffusion's UNetModel"
+_FORMAT, _WHAT = "guided_diffusion", "a state dict of guided-diffusion's UNetModel"
 # Head by head, or all of q first; these projects have no other order.
 _ORDERS = ("heads", "qkv")
 _LEAVES = {
@@ -105,7 +105,7 @@ def import_guided_diffusion(
         raise DuetError(
             "source.rescale_timesteps, process.time_scale: both were given; they set the same number, so give one"
         )
-    found = choose_state_dicts(read_arrays(path, read), _ANCHOR, _WHAT, str(path), key)
+    found = choose_state_dicts(read_arrays(path, read), _FORMAT, _WHAT, str(path), key)
     spec = read_spec(
         found.weights,
         found.source,
@@ -124,7 +124,7 @@ def import_guided_diffusion(
     weights = read_weights(names, model.program, found.weights, found.source)
     average, average_source = found.average, found.average_source
     if ema is not None:
-        second = choose_state_dicts(read_arrays(Path(ema), read), _ANCHOR, _WHAT, ema, key)
+        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
         average, average_source = (
             (second.weights, second.source) if second.average is None else (second.average, second.average_source)
         )

@@ -27,8 +27,16 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.names import Arrays
 
-__all__ = ["StateDicts", "choose_state_dicts"]
+__all__ = ["ANCHORS", "StateDicts", "choose_state_dicts"]
 
+# By format: a name that all of its networks have, and those of no other format.
+ANCHORS = {
+    "diffusers": "time_embedding.linear_1.weight",
+    "guided_diffusion": "input_blocks.0.0.weight",
+    "edm": "map_layer0.weight",
+    "dome272": "inc.double_conv.0.weight",
+    "denoising_diffusion_pytorch": "init_conv.weight",
+}
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"ema|averag|shadow|polyak|(^|_)swa", re.IGNORECASE)
 _SHOWN = 8
@@ -56,13 +64,13 @@ class StateDicts:
 
 
 def choose_state_dicts(
-    arrays: Arrays, anchor: str, what: str, source: str, key: str | None = None, known: Iterable[str] = ()
+    arrays: Arrays, format: str, what: str, source: str, key: str | None = None, known: Iterable[str] = ()
 ) -> StateDicts:
     """Return the state dict of a network, and that of its moving average, among the arrays of a file.
 
     Args:
         arrays: all arrays of the file.
-        anchor: a name that every state dict of the format has.
+        format: a key of `ANCHORS`.
         what: what the file should be, for errors, as in "a state dict of SongUNet".
         source: what errors call the file.
         key: a part of the prefix, as in "ema"; None decides as the module says.
@@ -72,9 +80,12 @@ def choose_state_dicts(
         DuetError: if there is none, or several of which none was chosen.
     """
     arrays = {_WRAPPERS.sub(r"\1", name): array for name, array in arrays.items()}
-    found = {name.removesuffix(anchor) for name in arrays if name == anchor or name.endswith(f".{anchor}")}
+    anchor = ANCHORS[format]
+    found = _prefixes(arrays, anchor)
     if not found:
-        raise DuetError(f"{source}: {anchor} is missing; this is not {what}; it holds {_describe(arrays)}")
+        others = [f"source={name}" for name, other in ANCHORS.items() if _prefixes(arrays, other)]
+        hint = f"; its names are those of {' or '.join(others)}" if others else ""
+        raise DuetError(f"{source}: {anchor} is missing; this is not {what}{hint}; it holds {_describe(arrays)}")
     inner = {prefix: _below(arrays, prefix, found) for prefix in sorted(found, key=lambda p: (len(p), p))}
     chosen = _with_key(inner, key, source) if key is not None else _without_copies(inner)
     plain = [prefix for prefix in chosen if not _is_average(prefix)]
@@ -96,6 +107,10 @@ def choose_state_dicts(
         f"{source}, {weights.rstrip('.')}" if weights else source,
         f"{source}, {at.rstrip('.')}",
     )
+
+
+def _prefixes(arrays: Arrays, anchor: str) -> set[str]:
+    return {name.removesuffix(anchor) for name in arrays if name == anchor or name.endswith(f".{anchor}")}
 
 
 def _below(arrays: Arrays, prefix: str, prefixes: Iterable[str]) -> dict[str, NDArray]:

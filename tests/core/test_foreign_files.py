@@ -119,6 +119,8 @@ def test_several_networks_are_offered_by_name(tmp_path):
         read(tmp_path, file, key="ema")
     with pytest.raises(DuetError, match=r"input_blocks.0.0.weight is missing; .* it holds a, b"):
         read(tmp_path, {"a.x": np.zeros(1), "b.y": np.zeros(1)})
+    with pytest.raises(DuetError, match=r"UNetModel; its names are those of source=edm; it holds"):
+        read(tmp_path, {"ema.map_layer0.weight": np.zeros(1)})
 
 
 def test_a_moving_average_without_names_is_recognised(tmp_path):
