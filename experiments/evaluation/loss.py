@@ -18,6 +18,7 @@ from diffusion_core.training.validation import Validation
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter
+from experiments.sampling.conditions import check_class_names
 
 __all__ = ["LOSS_METHODS"]
 
@@ -39,6 +40,7 @@ def _validation(context: EvaluationContext, *, count: int = 512, batch: int = 12
     """
     model, dataset, part = context.checkpoint.model, context.dataset, str(context.data_facts()["split"])
     check_data(dataset, model.spec)
+    check_class_names("data", context.checkpoint, dataset.class_names, "use the data set of the run")
     dtype = context.setup.backend.config.host_dtype
     validation = Validation(model, _objective(context.checkpoint), dataset, part, count, batch, dtype)
     context.plan_calls(count, batch)

@@ -6,6 +6,7 @@ average, which is in updates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from diffusion_core.backend.interface import average_names
@@ -14,6 +15,8 @@ from experiments.runtime.options import read_option
 from experiments.training.setup import TrainingSetup
 
 __all__ = ["describe_lengths"]
+
+_TINY = 1e-6  # of the peak: below it, a learning rate changes nothing that matters
 
 
 def describe_lengths(setup: TrainingSetup) -> list[str]:
@@ -33,6 +36,16 @@ def _of_rate(setup: TrainingSetup) -> Iterator[str]:
         yield (
             f"lr.total_images: the decay ends at {rate.total_images:,} images, after the run of {images:,}; the last "
             f"learning rate is {rate(images):.3g}"
+        )
+    if rate.decay == "steps" and rate.floor < _TINY * rate.peak:
+        steps = math.floor(math.log(_TINY) / math.log(rate.factor)) + 1
+        tiny = rate.warmup_images + steps * rate.every_images
+    else:
+        tiny = images
+    if tiny < images:
+        yield (
+            f"lr.factor: from {tiny:,} images on the learning rate is below {_TINY:g} of lr.peak, so that the rest of "
+            f"the run changes next to nothing; give lr.floor, a larger lr.factor or larger lr.every_images"
         )
     begins = {
         "steps": ("lr.every_images", rate.warmup_images + rate.every_images),

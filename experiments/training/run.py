@@ -27,7 +27,6 @@ from diffusion_core.runs.run_directory import (
 )
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
-from diffusion_core.training.objective import network_labels
 from experiments.runtime.processes import stop_check, stop_if_requested
 from experiments.runtime.progress import Counter, format_seconds, format_speed
 from experiments.sampling import draw
@@ -278,18 +277,8 @@ def _environment_record(
         "seed": setup.seed,
         "resumed_from": resumed_from,
         "validation": None if setup.validation is None else setup.validation.facts(),
-        "labels": _label_names(setup),
+        "labels": {} if setup.model.classifies else setup.label_names,
     }
-
-
-def _label_names(setup: TrainingSetup) -> dict[int, str]:
-    """Return the class name of each label that the network takes."""
-    program, names = setup.model.program, setup.loader.dataset.class_names
-    if not program.classes or setup.model.classifies:
-        return {}
-    labels = network_labels(range(program.classes), program.classes, program.null_label).tolist()
-    named = dict(zip(labels, names, strict=True))
-    return named if program.null_label is None else named | {program.null_label: "no class"}
 
 
 def _train(session: _Session) -> dict[str, Any]:

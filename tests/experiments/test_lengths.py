@@ -59,6 +59,11 @@ def test_no_step_has_the_rate_zero_but_the_last(total):
         ({"rate": LearningRate(0.1, 0, "cosine", 128)}, "lr.total_images: the decay ends at 128 images, after"),
         ({"rate": LearningRate(0.1, 0, "steps", factor=0.5, every_images=63)}, None),
         ({"rate": LearningRate(0.1, 0, "steps", factor=0.5, every_images=64)}, "lr.every_images: .* does not decay"),
+        (
+            {"rate": LearningRate(0.1, 0, "steps", factor=0.01, every_images=8)},
+            "lr.factor: from 32 images on the .* 1e-06",
+        ),
+        ({"rate": LearningRate(0.1, 0, "steps", 0, 1e-5, factor=0.01, every_images=8)}, None),
         ({"rate": LearningRate(0.1, 0, "inverse_sqrt", decay_start_images=64)}, "lr.decay_start_images: .* decay"),
         ({"ema": make_ema("fixed", decay=0.9, start=7)}, "ema: .* 90.0% of ema is still"),
         ({"ema": make_ema("fixed", decay=0.9, start=8)}, "ema.start: ema begins to average after 8 updates, .* has 8"),
