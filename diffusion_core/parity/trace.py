@@ -503,6 +503,11 @@ def likelihoods(backend: Backend, trace: Trace) -> None:
     bound = variational_bound(network.forward, *inputs, batch=batch.size)
     wanted = variational_bound(partial(reference.forward, program, weights), *inputs)
     trace.add_check(6, "bound, every term", "likelihood", relative(bound.terms, wanted.terms))
+    respaced, wanted = (
+        variational_bound(forward, *inputs, variance="fixed_large", respacing=5, batch=batch.size)
+        for forward in (network.forward, partial(reference.forward, program, weights))
+    )
+    trace.add_check(6, "bound of a respaced process", "likelihood", relative(respaced.terms, wanted.terms))
     y = dequantize(u8, index, cases.SEED, cases.PARITY.value_range)
     density = flow_density(network.vjp, cases.FEW_LEVELS, y, *inputs[2:], steps=6, method="heun", probes=2)
     trace.arrays["6/likelihood/bound"] = bound.terms

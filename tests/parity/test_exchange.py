@@ -29,7 +29,7 @@ OWN = {
     3: NETWORKS + GIVEN + 1,
     4: 2 + 1,
     5: 10,
-    6: GIVEN + SHORT + NETWORKS + 3,
+    6: GIVEN + SHORT + NETWORKS + 4,
 }
 COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 11, 8: 2 * 6}
 

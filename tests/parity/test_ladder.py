@@ -49,7 +49,7 @@ OPTIMISER = [
       for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip
 PIECES = ["gradients in pieces", *(f"in pieces, {what}" for what in IN_TRAINING)]
-LIKELIHOODS = ["pullback, output", "pullback", "bound, every term"]
+LIKELIHOODS = ["pullback, output", "pullback", "bound, every term", "bound of a respaced process"]
 
 
 @pytest.fixture(scope="module")

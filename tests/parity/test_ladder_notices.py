@@ -1157,6 +1157,28 @@ def test_rung_6_notices_steered(exact, faults):
     assert_noticed(climbed(trace.guidance, exact, faults), "steered")
 
 
+UNCLIPPED = "DDIM-10, eps of the network, dynamic threshold at most 2"
+CLIPPING_FAULTS: dict[str, dict[str, Callable]] = {
+    "no limit of the threshold": told_plan(lambda p: {"threshold_max": None}),
+    "another limit": told_plan(lambda p: {"threshold_max": 1.9}),
+    "eps of the clipped estimate": told_plan(
+        lambda p: {"denoised": p.denoised + p.unclipped[..., None], "clipped": None, "unclipped": None}
+    ),
+    "a little less of the unclipped estimate": told_plan(lambda p: {"unclipped": 0.999 * p.unclipped}),
+}
+
+
+def test_rung_6_passes_with_the_eps_of_the_network(exact):
+    plans = {UNCLIPPED: cases.PLANS[UNCLIPPED]}
+    assert climbed(trace.sampler_update, exact, {}, plans=plans)[f"{UNCLIPPED}, untrained"].passed
+
+
+@pytest.mark.parametrize("faults", CLIPPING_FAULTS.values(), ids=CLIPPING_FAULTS)
+def test_rung_6_notices_another_clip(exact, faults):
+    checks = climbed(trace.sampler_update, exact, faults, plans={UNCLIPPED: cases.PLANS[UNCLIPPED]})
+    assert_noticed(checks, f"{UNCLIPPED}, untrained")
+
+
 # Rungs 4 and 6: vector-Jacobian product and likelihood
 
 
