@@ -31,7 +31,7 @@ def main(cfg: Config) -> None:
         print(line)
     for part, facts in prepared.card["parts"].items():
         skipped = facts["unreadable"]["count"]
-        note = f", {skipped:,} unreadable images skipped (README.md lists them)" if skipped else ""
+        note = f", {pluralize(skipped, 'unreadable image')} skipped (README.md lists them)" if skipped else ""
         print(
             f"{part}: {pluralize(facts['pictures'], 'image')} in {pluralize(len(facts['classes']), 'class')}{note}, "
             f"sha256 {facts['sha256']}"

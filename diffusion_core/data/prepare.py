@@ -46,7 +46,7 @@ from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.images.decode import ImageInput
+from diffusion_core.images.decode import ImageInput, UnreadableImage
 from diffusion_core.runtime.process_pool import spawn_pool
 
 __all__ = ["prepare"]
@@ -246,8 +246,8 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     for index, image in enumerate(job.images, job.first):
         try:
             pixels, (width, height), remark = job.transform(image, index)
-        except DuetError as error:
-            failed.append((index, str(error)))
+        except UnreadableImage as error:
+            failed.append((index, error.reason))
             continue
         images.append(pixels)
         kept.append(index)

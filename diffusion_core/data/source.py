@@ -21,7 +21,7 @@ from diffusion_core.data.layout import split_name
 from diffusion_core.data.reading import METADATA, UNREADABLE, Reading, check_unreadable
 from diffusion_core.data.square import SquareTransform
 from diffusion_core.files.safe_read import read_text
-from diffusion_core.images.decode import ImageInput
+from diffusion_core.images.decode import ImageInput, UnreadableImage
 
 __all__ = [
     "HELD_OUT",
@@ -134,8 +134,8 @@ def gather(
         for index, image in enumerate(source.images):
             try:
                 square = transform(image, index)
-            except DuetError as error:
-                failed.append((source.display_name(index), str(error)))
+            except UnreadableImage as error:
+                failed.append((source.display_name(index), error.reason))
                 continue
             images[len(labels)] = square.pixels
             labels.append(source.labels[index])

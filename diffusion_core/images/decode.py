@@ -58,6 +58,17 @@ class Member:
 ImageInput = Path | Member | bytes | NDArray[np.uint8]
 
 
+class UnreadableImage(DuetError):
+    """An image that cannot be read; `reason` says why, without its name."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return UnreadableImage, (str(self), self.reason)
+
+
 class Decoded(NamedTuple):
     """An image with 8 bits per channel, and a remark on its metadata if they are damaged."""
 
@@ -92,11 +103,13 @@ def decode(image: ImageInput | str) -> Decoded:
         except Exception as error:
             return _decode_bare(image, error)
     except DuetError as error:
-        raise DuetError(f"{what}: {error}") from None
+        raise UnreadableImage(f"{what}: {error}", str(error)) from None
     # On a corrupted file Pillow may raise anything.
     except Exception as error:
         reason = "Pillow does not recognise its format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DuetError(f"{what} cannot be read: {reason}; repair it or delete it") from error
+        raise UnreadableImage(
+            f"{what} cannot be read: {reason}; repair it or delete it", _first_line(reason)
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -153,8 +166,12 @@ def _upright(image: Image.Image, orientation: object) -> Image.Image:
 
 
 def _remark(error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = _first_line(error)
     return f"its metadata are damaged ({reason}); only its pixels, and its orientation if it can be read, are used"
+
+
+def _first_line(error: Exception | str) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _eight_bit(pil_image: Image.Image, is_wide: bool) -> Image.Image:

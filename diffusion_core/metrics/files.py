@@ -95,28 +95,29 @@ def align_labels(samples: SampleSet, reference: SampleSet) -> tuple[SampleSet, s
     """Return samples whose labels are the class ids of a reference, by name, and a remark if that is impossible.
 
     Class ids of two sets may differ: one may begin at 1, lack a class, or have another order. If both name their
-    classes, the names decide. Names such as "class 3" stand for their numbers if the reference has no names. Samples
-    of classes that the reference does not have lose their labels.
+    classes, the names decide. "class 3", the name of a class without one, stands for its number. Samples of classes
+    that the reference does not have lose their labels.
     """
     names, ids = samples.classes, reference.classes
     if "labels" not in samples.arrays or not names or names == ids:
         return samples, None
-    if not ids:
-        numbers = [re.fullmatch(r"(?:class )?(\d+)", name) for name in names]
-        if not any(numbers):
-            return samples, None
-        by_name = {name: int(number[1]) for name, number in zip(names, numbers, strict=True) if number}
+    labels = samples.arrays["labels"]
+    used = {label: names[label] if label < len(names) else "" for label in np.unique(labels).tolist()}
+    numbers = {name: int(match[1]) for name in used.values() if (match := re.fullmatch(r"(?:class )?(\d+)", name))}
+    if set(used.values()) <= set(ids):
+        new = {label: ids.index(name) for label, name in used.items()}
+    elif len(numbers) == len(used) and (not ids or max(numbers.values()) < len(ids)):
+        new = {label: numbers[name] for label, name in used.items()}
+    elif not ids:
+        return samples, None
     else:
-        by_name = {name: k for k, name in enumerate(ids)}
-    used = [names[label] if label < len(names) else "" for label in np.unique(samples.arrays["labels"])]
-    if unknown := [name for name in used if name not in by_name]:
         arrays = {name: array for name, array in samples.arrays.items() if name != "labels"}
-        listed = ", ".join(repr(name) for name in unknown[:3])
+        listed = ", ".join(repr(name) for name in [name for name in used.values() if name not in ids][:3])
         remark = f"the labels of the samples are not used: the reference has no class {listed}"
         return replace(samples, arrays=arrays, classes=()), remark
-    table = np.array([by_name.get(name, 0) for name in names], np.int32)
-    arrays = {**samples.arrays, "labels": table[samples.arrays["labels"]]}
-    return replace(samples, arrays=arrays, classes=ids), None
+    table = np.zeros(max(new) + 1, np.int32)
+    table[list(new)] = list(new.values())
+    return replace(samples, arrays={**samples.arrays, "labels": table[labels]}, classes=ids), None
 
 
 def write_statistics(

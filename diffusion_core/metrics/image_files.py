@@ -28,7 +28,7 @@ from PIL import Image
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.layout import Layout, read_layout
 from diffusion_core.data.reading import BY_CONTENT, METADATA, UNREADABLE, Reading, check_unreadable
-from diffusion_core.images.decode import decode
+from diffusion_core.images.decode import UnreadableImage, decode
 from diffusion_core.images.files import Folder, readable_name, scan
 
 __all__ = ["ImageFiles", "check_image_files", "read_image_files", "write_image_files"]
@@ -128,8 +128,8 @@ def read_image_files(path: Path, max_unreadable: float = 0.01) -> ImageFiles:
         name = readable_name(file.relative_to(path).as_posix())
         try:
             image, remark = decode(file)
-        except DuetError as error:
-            failed.append((name, str(error)))
+        except UnreadableImage as error:
+            failed.append((name, error.reason))
             continue
         pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
         pixels = pixels.reshape(*pixels.shape[:2], -1)

@@ -103,6 +103,8 @@ def labelled(labels: list[int], *classes: str) -> SampleSet:
         (labelled([1, 2], "", "cat", "dog"), labelled([0, 1], "cat", "dog"), [0, 1]),  # label 0 is "no class"
         (labelled([0, 1], "dog", "cat"), labelled([0, 1, 2], "cat", "cow", "dog"), [2, 0]),
         (labelled([0, 1], "class 3", "class 10"), labelled([3, 10]), [3, 10]),
+        (labelled([1, 2], "no class", "class 0", "class 1"), labelled([0, 1], "cat", "dog"), [0, 1]),
+        (labelled([0, 1], "class 0", "class 7"), labelled([0, 1], "cat", "dog"), None),
         (labelled([0, 1], "cat", "dog"), labelled([0, 1]), [0, 1]),
         (labelled([0, 1]), labelled([0, 1], "cat", "dog"), [0, 1]),
         (labelled([0, 1], "cat", "bird"), labelled([0, 1], "cat", "dog"), None),
@@ -111,7 +113,7 @@ def labelled(labels: list[int], *classes: str) -> SampleSet:
 def test_class_ids_are_aligned_by_name(samples: SampleSet, reference: SampleSet, expected: list[int] | None) -> None:
     aligned, remark = align_labels(samples, reference)
     if expected is None:
-        assert "labels" not in aligned.arrays and "'bird'" in remark
+        assert "labels" not in aligned.arrays and ("'bird'" in remark or "'class 7'" in remark)
     else:
         assert aligned.arrays["labels"].tolist() == expected and remark is None
 

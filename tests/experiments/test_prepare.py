@@ -193,7 +193,7 @@ def test_training_preparing_and_inspecting_read_a_folder_alike(tmp_path, capsys)
     code, out, err = call("prepare", *words, path, "workers=1", f"data.store={tmp_path / 'store'}")
     assert (code, err) == (0, "")
     assert "'Testing Data' is test (12 images)" in out and "left out: files that are no images: 1" in out
-    assert "process.sigma_data=" in out and "1 unreadable images skipped" in out
+    assert "process.sigma_data=" in out and "1 unreadable image skipped" in out
     prepared = loaded(*words, f"data.store={tmp_path / 'store'}")
     assert prepared.sha256 == train.sha256
     for words_, part in ((path, "direct"), (f"data.store={tmp_path / 'store'}", "stored")):
