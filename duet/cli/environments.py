@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import TextIO
@@ -190,8 +191,7 @@ def build(backend: Backend, log: TextIO) -> None:
     stamp = venv / "duet-stamp"
 
     def logged(*command: str) -> bool:
-        log.flush()
-        return subprocess.run(command, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=log, check=False).returncode == 0
+        return run_logged(command, log, name)
 
     started, former = time.monotonic(), stamp.read_text() if stamp.is_file() else ""
     complete = former != UNFINISHED and stamp_text(backend) != "" and logged(python, "-m", "pip", "--version")
@@ -217,6 +217,27 @@ def build(backend: Backend, log: TextIO) -> None:
         raise error
     stamp.write_text(stamp_text(backend))
     say(f"{name}: ready after {duration(time.monotonic() - started)}")
+
+
+def run_logged(command: Sequence[str], log: TextIO, name: str, every: float = 10.0) -> bool:
+    """Run a command whose output goes into a log; return whether it succeeded.
+
+    Every `every` seconds, the time and the last line of the log show that it is at work.
+    """
+    log.flush()
+    began = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=log) as process:
+        try:
+            while True:
+                try:
+                    return process.wait(every) == 0
+                except subprocess.TimeoutExpired:
+                    lines = Path(log.name).read_text(errors="replace").split("\n")
+                    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+                    say(f"{name}: {duration(time.monotonic() - began)}, {last[:100]}".rstrip(", "))
+        except BaseException:
+            process.kill()
+            raise
 
 
 def failure(what: str, log: TextIO) -> Stop:

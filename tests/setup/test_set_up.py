@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from duet.cli import environments
+
 
 def test_set_up_builds_every_environment_once(checkout):
     assert checkout.duet("setup").returncode == 0
@@ -191,3 +193,23 @@ def test_a_set_up_that_ends_before_pip_starts_leaves_the_environment_as_it_was(c
     checkout.calls()
     assert checkout.duet("setup", "tf").returncode == 0
     assert checkout.calls() == ["pip"] and checkout.finished("tf")
+
+
+def test_an_installation_that_takes_long_shows_time_and_the_last_line_of_its_log(tmp_path, monkeypatch):
+    """The command ends once something was said."""
+    told, said = tmp_path / "told", []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "Downloading" in line:
+            told.touch()
+
+    monkeypatch.setattr(environments, "say", say)
+    code = (
+        "import pathlib, sys, time; print('Downloading x', flush=True)\nwhile not pathlib.Path(sys.argv[1]).exists(): "
+    )
+    with open(tmp_path / "log", "w+") as log:
+        command = [sys.executable, "-c", code + "time.sleep(0.01)", str(told)]
+        assert environments.run_logged(command, log, "torch", every=0.05)
+        assert not environments.run_logged([sys.executable, "-c", "raise SystemExit(3)"], log, "torch")
+    assert said[-1].startswith("torch: 0:00:0") and said[-1].endswith(", Downloading x")
