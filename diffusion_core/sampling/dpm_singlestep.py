@@ -73,7 +73,9 @@ SPACED = ("rows", "steps")
     url="https://arxiv.org/abs/2211.01095",
     equation="algorithm 1; [Lu et al. 2022a](https://arxiv.org/abs/2206.00927) for `predict: eps`",
     evaluations="N (`steps` counts evaluations)",
-    notes="Singlestep. Stochastic with `sde: true`. Evaluates between timesteps, except with `between: visited`.",
+    notes="Singlestep. Stochastic with `sde: true`, of first order. Evaluates between timesteps, except with "
+    "`between: visited`. `middle: exact` has the weight of the second of three rows in the paper and k-diffusion, "
+    "`same` that in diffusers.",
 )
 def dpm_solver_singlestep(
     process: Process,

@@ -192,7 +192,7 @@ def _of_ratios(
     # Without a sigma_min of its own a grid reaches down to its end, and then one level more than steps.
     reaches = t_end is not None and options.get("sigma_min", end) == end
     if reaches and isinstance(end, Real):
-        least = float(end)
+        least = max(float(end), float(least))
     low, high = float(options.pop("sigma_min", least)), float(options.pop("sigma_max", most))
     if not 0 < low < high < math.inf:
         raise DuetError(
@@ -225,12 +225,13 @@ def _of_sigmas(schedule: AnySchedule, steps: Steps, sigmas: object, end: object)
     if steps is not None and steps != len(ratios):
         raise DuetError(f"sampler.steps: {steps} was given with {len(ratios)} sigmas above 0; use steps=null")
     low, high = np.exp(schedule.log_ratio_range)
-    if not (low * (1 - 1e-9) <= ratios[-1] and ratios[0] <= high * (1 + 1e-9)):
+    # As far beyond the ends as float32 rounds is at the ends.
+    if not (low * (1 - 1e-6) <= ratios[-1] and ratios[0] <= high * (1 + 1e-6)):
         raise DuetError(
             f"sampler.sigmas: {ratios[0]:g} .. {ratios[-1]:g} was given; the schedule has sigma/alpha {high:.6g} .. "
             f"{low:.6g}"
         )
-    return schedule.t_at_log_ratio(np.log(ratios))
+    return schedule.t_at_log_ratio(np.clip(np.log(ratios), *schedule.log_ratio_range))
 
 
 def _end(schedule: AnySchedule, end: float | str | None) -> float | None:
@@ -240,12 +241,12 @@ def _end(schedule: AnySchedule, end: float | str | None) -> float | None:
     low, high = np.exp(schedule.log_ratio_range)
     if isinstance(end, str) and end == "sigma_min":
         return float(schedule.t_at_log_ratio(schedule.log_ratio_range[0]))
-    if isinstance(end, bool) or not isinstance(end, Real) or not low * (1 - 1e-9) <= end < high:
+    if isinstance(end, bool) or not isinstance(end, Real) or not low * (1 - 1e-6) <= end < high:
         raise DuetError(
             f"sampler.end: {end!r} was given; it must be a sigma/alpha of the schedule, {low:.6g} .. {high:.6g}, or "
             "sigma_min for the least noisy one, or null for clean data"
         )
-    return float(schedule.t_at_log_ratio(math.log(end)))
+    return float(schedule.t_at_log_ratio(max(math.log(end), schedule.log_ratio_range[0])))
 
 
 def _until(schedule: AnySchedule, t: NDArray, t_end: float | None) -> Grid:

@@ -48,6 +48,14 @@ def test_a_configuration_deviates_from_its_family_only_where_that_is_known(path)
     assert "clip" in options, "a configuration says whether it clips"
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_configuration_has_every_option_of_its_sampler(path):
+    """Hydra refuses keys that no file has, so an option that is missing there cannot be set on the command line."""
+    options = yaml.safe_load(path.read_text())
+    parameters = inspect.signature(DECLARATIONS[options["name"]].make).parameters
+    assert parameters.keys() - {"process", "spacing", "end"} <= options.keys()
+
+
 def test_leading_is_the_default_of_a_table():
     process = Process(linear(), "eps")
     np.testing.assert_array_equal(make_plan(process, "ddim").t, make_plan(process, "ddim", spacing="leading").t)

@@ -103,6 +103,14 @@ def test_arrays_and_numbers_of_numpy_are_taken_as_lists_and_numbers():
             np.testing.assert_array_equal(same.t, make_plan(PROCESS, "dpm_solver", steps=10, spacing=spacing).t)
 
 
+def test_levels_of_float32_may_be_rounded_beyond_the_ends_of_the_schedule():
+    edm = PROCESSES["edm"]
+    sigmas = np.array([80.0 * (1 + 6e-8), 1.0, 0.002 * (1 - 6e-8)])
+    np.testing.assert_allclose(make_plan(edm, "heun", sigmas=sigmas).t[[0, -1]], [80.0, 0.002], rtol=1e-12)
+    assert make_plan(edm, "heun", steps=3, end=float(np.float32(0.002))).sigma[-1] == pytest.approx(0.002)
+    assert make_plan(edm, "heun", steps=3, end=0.002 * (1 - 6e-8)).sigma[-1] == pytest.approx(0.002, rel=1e-12)
+
+
 def test_a_tail_keeps_the_end():
     for name in ("dpm_solver", "heun", "plms"):
         full = make_plan(PROCESS, name, steps=8, spacing="karras", end=0.2)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from exact import POINTS, TWO_NORMALS, exactly, execute
+from exact import NORMAL, POINTS, TWO_NORMALS, exactly, execute, fitted_order, moments
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
@@ -222,3 +222,30 @@ def test_an_eta_without_noise_is_refused():
             make_plan(PROCESSES["linear"], name, eta=0.5)
         zero = make_plan(PROCESSES["linear"], name, sde=True, eta=0.0)
         np.testing.assert_array_equal(zero.denoised, make_plan(PROCESSES["linear"], name).denoised)
+
+
+GRID = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 150.0}
+
+
+@pytest.mark.parametrize("predict", ["x0", "eps"])
+@pytest.mark.parametrize("spaced", ["rows", "steps"])
+def test_the_weight_of_the_paper_in_the_middle_row_has_third_order_too(predict, spaced):
+    def make(steps: int) -> SamplerPlan:
+        options = {"predict": predict, "middle": "exact", "spaced": spaced, "clip": None}
+        return make_plan(PROCESSES["linear"], "dpm_solver_singlestep", steps=steps, order=3, spacing=GRID, **options)
+
+    assert 2.8 < fitted_order(make, [127, 256, 511]) < 3.4
+
+
+@pytest.mark.parametrize("name, options", [
+    ("dpm_solver", {"sde": True, "eta": 0.4, "solver_type": "heun"}), ("dpmpp_sde", {"r": 0.3}),
+    ("dpmpp_sde", {"r": 0.8}),
+])  # fmt: skip
+def test_samplers_between_ode_and_sde_converge_with_second_order(name, options):
+    """Their means and variances, as those of the declared methods in test_methods.py."""
+    (mean,), (std,), wrong = NORMAL.means, NORMAL.stds, []
+    for steps in (63, 127, 255):
+        plan = make_plan(PROCESSES["linear"], name, steps=steps, spacing=GRID, end="sigma_min", clip=None, **options)
+        alpha, sigma = plan.alpha[-1], plan.sigma[-1]
+        wrong.append(np.abs(np.array(moments(plan)) - [alpha * mean, (alpha * std) ** 2 + sigma**2]).max())
+    assert -np.polyfit(np.log([63, 127, 255]), np.log(wrong), 1)[0] > 1.85

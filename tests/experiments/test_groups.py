@@ -20,7 +20,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SamplerPlan
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.sampling.plans import choose_sampler
+from experiments.sampling.plans import choose_sampler, describe_sampler
 from experiments.training.setup import TrainingSetup
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -123,6 +123,25 @@ def test_nested_options_are_taken_from_the_command_line() -> None:
     np.testing.assert_array_equal(process.schedule.alpha, expected.alpha)
     _, plan = composed("sampler.steps=null", "sampler.spacing=[999,400,7]")
     assert plan.t.tolist() == [999, 400, 7]
+
+
+def test_levels_and_the_end_are_taken_from_the_command_line() -> None:
+    for name in ("dpm_solver", "heun", "ddim"):
+        _, plan = composed(f"sampler={name}", "sampler.sigmas=[50,5,0.5]", "sampler.end=0.1")
+        ratios = plan.sigma / plan.alpha
+        np.testing.assert_allclose(ratios[:: 2 if name == "heun" else 1], [50, 5, 0.5, 0.1], rtol=1e-9)
+    _, plan = composed("sampler=dpm_fast")
+    assert plan.rows == 20 and plan.sigma[-1] > 0
+    _, plan = composed("sampler=dpm_solver", "sampler.end=sigma_min", "sampler.sde=true", "sampler.eta=0.5")
+    assert plan.is_noisy.all() and plan.sigma[-1] > 0
+    _, plan = composed("sampler=heun", "sampler.variable={name:vp,beta_max:10}", "sampler.spacing=vp")
+    assert plan.preserves == "nothing"
+
+
+def test_a_list_of_levels_is_described_without_the_steps_that_it_replaces() -> None:
+    described = describe_sampler({"name": "ddim", "steps": 50, "spacing": "leading", "sigmas": [9.0, 1.0], "end": None})
+    assert described == "sampler: ddim, sigmas [9.0, 1.0]"
+    assert "sigmas [9. 1.]" in describe_sampler({"name": "ddim", "sigmas": np.array([9.0, 1.0])})
 
 
 KARRAS = {"name": "heun", "steps": 18, "spacing": {"name": "karras"}, "guidance_scale": 1.5, "rescale": 0.0}
