@@ -32,6 +32,7 @@ _PUBLIC = {
     "Dataset": "diffusion_core.data",
     "load_dataset": "duet.api.data",
     "save_grid": "duet.api.images",
+    "save_images": "duet.api.images",
     # training
     "Adam": "diffusion_core.optim.adam",
     "Checkpoint": "diffusion_core.runs.checkpoint",

@@ -61,7 +61,7 @@ def check_image_files(directory: Path) -> None:
     """
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise DuetError(
-            f"sample.files: {str(directory)!r} exists already and is left as it is; give another out=DIR, or delete it"
+            f"image files: {str(directory)!r} exists already and is left as it is; give another directory, or delete it"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.metrics.evaluate import METRICS, random_sets
+from diffusion_core.metrics.files import align_labels, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from experiments.evaluation.context import dataset_reference
@@ -55,8 +58,8 @@ class Scores(Mapping[str, Number]):
 
 
 def evaluate(
-    images: NDArray[np.uint8],
-    reference: Dataset,
+    images: NDArray[np.uint8] | str | Path,
+    reference: Dataset | str | Path,
     *,
     metrics: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("frechet",),
     features: str | Mapping[str, Any] | None = None,
@@ -68,9 +71,12 @@ def evaluate(
 ) -> Scores:
     """Compare images with a data set by metrics, each with an interval over disjoint sets of the images.
 
+    What is left out of a folder, and labels that cannot be compared, are warnings.
+
     Args:
-        images: uint8 with shape (N, H, W, C).
-        reference: the data set to compare with; its images have the same shape.
+        images: uint8 with shape (N, H, W, C); or the path of a run, a folder of images or an `.npz` file.
+        reference: the data set to compare with, whose images have the same shape; or such a path, or that of an `.npz`
+            file with published statistics, `mu` and `sigma`.
         metrics: names of `duet.METRICS`, or names with options.
         features: what the metrics read of images: ``"digits"``, ``"inception"`` or ``"onnx"``, or a name with options;
             None for metrics on pixels alone.
@@ -92,14 +98,20 @@ def evaluate(
     if not isinstance(metrics, Mapping):
         metrics = {name: {} for name in metrics}
     features = {"name": features} if isinstance(features, str) else features
-    evaluator = SampleEvaluator(
-        make_features(features or {}), metrics, dataset_reference(reference, {}, training), seed, confidence
-    )
-    arrays = {"images": np.asarray(images)} | ({} if labels is None else {"labels": np.asarray(labels)})
-    evaluator.check(arrays, len(images), sets)
-    samples = SampleSet(arrays, {"name": "array", "count": len(images)})
+    compared = dataset_reference(reference, {}, training) if isinstance(reference, Dataset) else _read(reference)
+    if isinstance(images, str | Path):
+        samples = _read(images)
+    else:
+        samples = SampleSet({"images": np.asarray(images)}, {"name": "array", "count": len(images)})
+    if labels is not None:
+        samples = replace(samples, arrays={**samples.arrays, "labels": np.asarray(labels)}, classes=())
+    samples, remark = align_labels(samples, compared)
+    if remark:
+        warnings.warn(remark, stacklevel=2)
+    evaluator = SampleEvaluator(make_features(features or {}), metrics, compared, seed, confidence)
+    evaluator.check(samples.arrays, len(samples), sets)
     with discard_output():
-        evaluation, _, _ = evaluator(samples, random_sets(len(images), sets, seed))
+        evaluation, _, _ = evaluator(samples, random_sets(len(samples), sets, seed))
     if not evaluation.numbers:
         reading = [name for name in metrics if METRICS[name].reads_features]
         if reading and not features:
@@ -110,3 +122,10 @@ def evaluate(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
         raise DuetError(f"metrics: no metric can be computed: {reasons or 'give the name of at least one'}")
     return Scores({number.name: number for number in evaluation.numbers}, evaluation.skipped)
+
+
+def _read(path: str | Path) -> SampleSet:
+    read = read_sample_set(path)
+    for remark in read.remarks:
+        warnings.warn(f"{path}: {remark}", stacklevel=3)
+    return read

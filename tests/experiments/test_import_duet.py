@@ -205,3 +205,26 @@ def test_loading_a_folder_warns_of_what_was_left_out_and_chosen(tmp_path):
     assert len(data) == 1 and "a/notes.txt" in said and "test has no image of b" in said
     with pytest.warns(UserWarning, match="part train is used, of train, test; choose with part="):
         duet.load_dataset("image_folder", path=str(tmp_path), size=8)
+
+
+def test_images_are_saved_as_files_and_evaluated_from_them(tmp_path):
+    digits = duet.load_dataset("digits", part="held_out")
+    images, labels = digits.images[:60], digits.labels[:60]
+    out = duet.save_images(tmp_path / "out", images, labels, digits.class_names)
+    metrics = ["colour", "spread"]
+    from_files, from_arrays = (
+        duet.evaluate(given, digits, metrics=metrics, **more)
+        for given, more in ((out, {}), (images, {"labels": labels}))
+    )
+    assert {name: number.value for name, number in from_files.items()} == pytest.approx(
+        {name: number.value for name, number in from_arrays.items()}, rel=1e-12
+    )
+    with pytest.raises(duet.DuetError, match="exists already and is left as it is"):
+        duet.save_images(out, images)
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.warns(UserWarning, match="mean and covariance of 64 features"):
+        scores = duet.evaluate(out, tmp_path / "stats.npz", metrics=["frechet", "kernel"], features="digits")
+    assert list(scores) == ["digits Fréchet distance"] and set(scores.skipped) == {"kernel"}
+    other = duet.save_images(tmp_path / "other", images, labels % 2, ["odd", "even"])
+    with pytest.warns(UserWarning, match="the reference has no class 'even', 'odd'"):
+        duet.evaluate(other, digits, metrics=["colour"])
