@@ -3,14 +3,17 @@
     python3 -m duet export_weights target=diffusers checkpoint=RUN out=DIR [target.variance=fixed_large]
 
     diffusers    a directory for `DDPMPipeline.from_pretrained` and, under unet, `UNet2DModel.from_pretrained`
+    state_dict   the names of another project, as safetensors: target.project=guided_diffusion, ddpm_tf, edm, dome272 or
+                 denoising_diffusion_pytorch
     onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
     torch        a state dict as safetensors, with backend=torch
     savedmodel   a SavedModel of TensorFlow, with backend=tf
     native       the format of a backend itself; torch and savedmodel are made from it by their files in configs/target
 
-All but diffusers are read back and compared with the reference on `target.check` images (default 2; 0 skips the check).
-The difference is printed; a file that computes something else is deleted. `weights` selects a moving average
-(ema, ema1 ...) or the last weights (weights). The targets are in `experiments.export.targets`.
+The last four are read back and compared with the reference on `target.check` images (default 2; 0 skips the check). The
+difference is printed; a file that computes something else is deleted. Of the first two, the network is read back.
+`weights` selects a moving average (ema, ema1 ...) or the last weights (weights). The targets are in
+`experiments.export.targets`.
 """
 
 from __future__ import annotations

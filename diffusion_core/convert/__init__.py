@@ -19,10 +19,11 @@ from diffusion_core.convert.denoising_diffusion_pytorch import import_denoising_
 from diffusion_core.convert.diffusers import export_pipeline, import_diffusers
 from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
+from diffusion_core.convert.export_state_dict import export_state_dict
 from diffusion_core.convert.guided_diffusion import import_guided_diffusion
 from diffusion_core.convert.names import Imported
 
-__all__ = ["SOURCES", "Imported", "export_pipeline", "import_weights"]
+__all__ = ["SOURCES", "Imported", "export_pipeline", "export_state_dict", "import_weights"]
 
 SOURCES: dict[str, Callable[..., Imported]] = {
     "diffusers": import_diffusers,

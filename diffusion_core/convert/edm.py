@@ -215,8 +215,37 @@ def _taps(arrays: Arrays, source: str) -> tuple[float, ...]:
     return tuple(float(tap) for tap in np.round(sides / sides[0], 4))
 
 
+def make_filters(spec: UNetSpec, program: Program) -> dict[str, NDArray]:
+    """Return the filters of the resampling layers, which are constants of a state dict: the outer square of the taps."""
+    taps = np.asarray(spec.resample_filter, np.float32)
+    kernel = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    modules = _modules(spec)
+    names = {node.name for node in program.nodes}
+    resampling = [name.removesuffix(".resample") for name in names if name.endswith(".resample")]
+    layers = [f"{modules[f'{name}.conv0'].removesuffix('.conv0')}.{leaf}" for name in resampling
+              for leaf in ("conv0", "skip")]  # fmt: skip
+    layers += [modules[name] for name in names if name.endswith(".image.conv")]
+    return {f"{layer}.resample_filter": kernel for layer in layers}
+
+
 def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
     """Return the name map of a SongUNet or a DhariwalUNet."""
+    is_song, modules = spec.up_attention == "last", _modules(spec)
+
+    def make_entry(node: Node, parameter: str, module: str) -> Entry:
+        if node.name == "embed.features":
+            return Entry((f"{module}.freqs",))
+        if node.name == "embed.label":
+            if is_song:
+                return Entry((f"{module}.weight", f"{module}.bias"), _class_table(spec.num_classes))
+            return Entry((f"{module}.weight",), TRANSPOSED)
+        return Entry((f"{module}.{parameter}",), SAME)
+
+    return name_map(program, modules, make_entry, "edm")
+
+
+def _modules(spec: UNetSpec) -> dict[str, str]:
+    """Return the module of each node."""
     is_song = spec.up_attention == "last"
     last, size = len(spec.channel_multipliers) - 1, spec.image_size
     side = [f"{size >> level}x{size >> level}" for level in range(last + 1)]
@@ -246,18 +275,7 @@ def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
             modules[f"down.{level}.image.conv"] = f"enc.{side[level + 1]}_aux_residual"
         if level:
             residuals[f"up.{level}.up"] = f"dec.{side[level - 1]}_up"
-    modules |= join_names(residuals, _LEAVES) | join_names(attentions, _ATTENTION)
-
-    def make_entry(node: Node, parameter: str, module: str) -> Entry:
-        if node.name == "embed.features":
-            return Entry((f"{module}.freqs",))
-        if node.name == "embed.label":
-            if is_song:
-                return Entry((f"{module}.weight", f"{module}.bias"), _class_table(spec.num_classes))
-            return Entry((f"{module}.weight",), TRANSPOSED)
-        return Entry((f"{module}.{parameter}",), SAME)
-
-    return name_map(program, modules, make_entry, "edm")
+    return modules | join_names(residuals, _LEAVES) | join_names(attentions, _ATTENTION)
 
 
 def _class_table(classes: int) -> Layout:

@@ -16,12 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from safetensors import numpy as tensors
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Backend, Forward
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.convert import export_pipeline
+from diffusion_core.convert import export_pipeline, export_state_dict
 from diffusion_core.convert.onnx import onnx_model, open_onnx, save_onnx
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -55,6 +56,16 @@ def _diffusers(
     if checkpoint.model.spec.num_classes:
         return "a UNet2DModel with classes; DDPMPipeline loads it, but passes no labels to the network when it samples"
     return "a DDPMPipeline"
+
+
+def _state_dict(open_backend: OpenBackend, checkpoint: Checkpoint, weights: Weights, out: Path, *, project: str) -> str:
+    """Write a state dict as safetensors, under the names of the project; `import_weights source=PROJECT` reads it."""
+    if out.suffix != ".safetensors":
+        raise DuetError(f"out: {str(out)!r} was given; target=state_dict writes a file that ends in .safetensors")
+    arrays = export_state_dict(checkpoint.model, weights, project)
+    with _renamed_when_complete(out) as path:
+        path.write_bytes(tensors.save(arrays, metadata={"format": "pt"}))
+    return f"a state dict of {project}"
 
 
 def _onnx(open_backend: OpenBackend, checkpoint: Checkpoint, weights: Weights, out: Path, *, check: int = 2) -> str:
@@ -147,6 +158,7 @@ def _compare(
 # `native`.
 TARGETS: dict[str, Callable[..., str]] = {
     "diffusers": _diffusers,
+    "state_dict": _state_dict,
     "onnx": _onnx,
     "native": _native,
 }

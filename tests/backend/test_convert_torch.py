@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusion_core.backend import reference
-from diffusion_core.convert import Imported, diffusers_process, export_pipeline, import_weights
+from diffusion_core.convert import Imported, diffusers_process, export_pipeline, export_state_dict, import_weights
 from diffusion_core.convert.arrays import read_config
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
@@ -368,6 +368,21 @@ def test_a_state_dict_of_edm_computes_the_same(name, prefix, tmp_path, open_back
     for label, row in ((LABELS, one_hot), (np.full(2, classes), 0 * one_hot)):
         exact = reference.forward(found.model.program, found.weights, IMAGES, c_noise, label, features)
         np.testing.assert_allclose(exact, expected(torch.float64, row), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_an_exported_state_dict_of_edm_has_every_array_of_the_network(name, tmp_path, open_backend, oracles):
+    """The filters too, which are constants, so that it can be loaded strictly."""
+    options = EDM[name]
+    net = oracles.randomised(oracles.EdmUNet(8, 8, (1, 2, 2), 2, (4,), **options))
+    given = {"head_channels": options["head_channels"]} if "head_channels" in options else {}
+    found = import_weights("edm", saved(net, tmp_path / "a.pt"), open_backend("float32").read_arrays, None, given)
+    arrays = export_state_dict(found.model, found.weights, "edm")
+    state = net.state_dict()
+    assert arrays.keys() == state.keys()
+    for array, value in state.items():
+        np.testing.assert_allclose(arrays[array], value.numpy(), rtol=0, atol=1e-6, err_msg=array)
+        assert arrays[array].dtype == np.float32
 
 
 def test_a_state_dict_with_code_is_refused(tmp_path, open_backend):

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.convert import ddpm_tf, diffusers, edm, export_pipeline, guided_diffusion, import_weights
+from diffusion_core.convert import (
+    ddpm_tf,
+    diffusers,
+    edm,
+    export_pipeline,
+    export_state_dict,
+    guided_diffusion,
+    import_weights,
+)
 from diffusion_core.convert.arrays import read_arrays
 from diffusion_core.convert.names import CONV1D, DENSE_1X1, HWIO, SAME, TRANSPOSED, TRANSPOSED_1X1, qkv, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -155,6 +163,33 @@ def test_what_is_written_is_read_as_the_same_network(name, tmp_path):
     for parameter, value in weights_of(spec).items():
         np.testing.assert_array_equal(found.weights[parameter], value, err_msg=parameter)
         np.testing.assert_array_equal(found.ema[parameter], value)
+
+
+@pytest.mark.parametrize("name", [name for name, (source, *_) in CASES.items() if source != "diffusers"])
+def test_a_state_dict_that_is_written_is_imported_unchanged(name, tmp_path):
+    source, spec, options = CASES[name]
+    arrays = export_state_dict(DiffusionModel(spec, "linear", "eps"), weights_of(spec), source)
+    np.savez(tmp_path / "weights.npz", **arrays)
+    found = import_weights(source, tmp_path / "weights.npz", never, None, options)
+    assert found.model.program.sha256 == lower(spec).sha256
+    for parameter, value in weights_of(spec).items():
+        np.testing.assert_array_equal(found.weights[parameter], value, err_msg=parameter)
+
+
+@pytest.mark.parametrize("source, spec, words", [
+    ("guided_diffusion", replace(ADM, norm_eps=1e-6), "model.norm_eps: 1e-06 was given; a network of guided.* 1e-05"),
+    ("guided_diffusion", replace(ADM, skip_scale=0.5), "model.skip_scale: 0.5 was given; .* has 1.0"),
+    ("guided_diffusion", replace(ADM, self_conditioning=True, out_channels=3), "model.self_conditioning: True was given"),
+    ("guided_diffusion", replace(ADM, middle=False), "middle_block.0|model.middle: False"),
+    ("ddpm_tf", replace(SMALL, activation="gelu", down_padding=(0, 1)), "model.activation: gelu .* has silu"),
+    ("ddpm_tf", replace(SMALL, num_classes=3), "this format has no name for embed.label"),
+    ("edm", replace(SONG, norm_eps=1e-5), "model.norm_eps: 1e-05 was given; a network of edm has 1e-06"),
+    ("dome272", SMALL, "target.project: dome272 was given, but the network is a UNetSpec; use guided_diffusion ddpm"),
+    ("edn", SMALL, "target.project: 'edn' was given; .* Did you mean 'edm'"),
+])  # fmt: skip
+def test_a_network_that_a_project_does_not_have_is_refused_by_its_option(source, spec, words):
+    with pytest.raises(DuetError, match=words):
+        export_state_dict(DiffusionModel(spec, "linear", "eps"), weights_of(spec), source)
 
 
 @pytest.mark.parametrize("source, spec, options", [

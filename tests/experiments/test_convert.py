@@ -98,6 +98,8 @@ def test_the_value_range_and_time_scale_of_a_given_process_are_kept(trained, tmp
     ("export_weights", ["target=diffusers", "target.clip=-1"], "target.clip: -1.0 was given"),
     ("export_weights", ["target=native"], "backend: no value was given"),
     ("export_weights", ["target=diffusers", "weights=emaa"], "weights: 'emaa' was given"),
+    ("export_weights", ["target=state_dict", "target.project=edm"], "out: '"),
+    ("export_weights", ["target=state_dict"], "target.project: no value was given; add target.project=VALUE"),
     ("export_weights", ["target=flax"], "target: 'flax' was given"),
     ("export_weights", ["target=diffusers", "target.variance=learned"], "target.variance: 'learned' was given"),
 ])  # fmt: skip
@@ -111,6 +113,23 @@ def test_invalid_input_is_a_one_line_error_and_leaves_no_files(module, words, na
     assert left.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
     assert named in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_state_dict_under_the_names_of_a_project_is_imported_again(tmp_path, capsys):
+    spec = replace(SPEC, num_classes=0, null_class="last", down_padding=(0, 1))
+    model = DiffusionModel(spec, {"name": "linear", "T": 20}, "v")
+    state = TrainerState.fresh(initial_weights(model.program, 0, np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(256, model, 0, state, {}))
+    file = tmp_path / "ddpm.safetensors"
+    enter(
+        "export_weights", "target=state_dict", "target.project=ddpm_tf", f"checkpoint={tmp_path / 'run'}", f"out={file}"
+    )
+    assert "a state dict of ddpm_tf" in capsys.readouterr().out
+    words = ("source.image_size=8", "source.norm_groups=4")
+    enter("import_weights", "source=ddpm_tf", f"path={file}", f"out={tmp_path / 'back'}", *words)
+    found = load_checkpoint(tmp_path / "back")
+    for name, value in state.weights.items():
+        np.testing.assert_array_equal(found.state.weights[name], value)
 
 
 def test_no_file_is_overwritten(trained, tmp_path, capsys):
