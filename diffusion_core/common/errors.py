@@ -71,7 +71,7 @@ def out_of_memory_error(device: str, reason: object, changes: bool = False) -> D
     return (DuetError if changes else OutOfMemory)(
         f"{device}: out of memory; compute fewer images at a time with trainer.micro_batch (or let "
         f"trainer.on_out_of_memory=halve find how many), draw fewer with sample.batch and evaluate fewer with "
-        f"likelihood.batch or accuracy.batch{after} ({quoted})"
+        f"validation.batch, loss.batch, likelihood.batch or accuracy.batch{after} ({quoted})"
     )
 
 

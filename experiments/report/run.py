@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
-from diffusion_core.images.points import point_coordinates, scatter
+from diffusion_core.images.points import class_colours, point_coordinates, scatter
 
 from .curves import Curve, Panel, curve_chart, curves_of
 from .page import Section, render_page
@@ -179,9 +179,9 @@ def _samples(run: RunFacts) -> dict[str, Any] | None:
     if not run.samples:
         return None
     last = run.samples[-1]
-    groups = _by_class(run, last)
     if _is_points(last):
-        return {"points": _points(groups), "legend": [name for name, _ in groups if name][:8]}
+        return {"points": _points(run, last)}
+    groups = _by_class(run, last)
     scale = max(1, 56 // last.images.shape[1])
     if groups[0][0] == "":
         return {"grid": render.png_bytes(render.grid(groups[0][1][:_PLAIN], min(_COLUMNS, len(last.images)), scale))}
@@ -208,27 +208,33 @@ def _samples_lead(run: RunFacts) -> str:
     )
 
 
-def _points(groups: Sequence[tuple[str, NDArray[np.uint8]]], most: int = 2000) -> list[tuple[str, str]]:
-    """Return (mark, path of dots) for the points of each class in [-1, 1]^2."""
-    paths = []
-    for k, (_, images) in enumerate(groups):
-        xy = images[: most // len(groups) + 1, 0, 0, :2].astype(float) / 255
-        paths.append((f"s{k % 8}", "".join(f"M{1000 * x:.0f} {1000 * (1 - y):.0f}h0" for x, y in xy)))
-    return paths
+def _points(run: RunFacts, samples: Samples, most: int = 2000) -> list[dict[str, str]]:
+    """Return name, colour and path of dots for the points of each class in [-1, 1]^2, as `scatter` colours them."""
+    labels = samples.labels if samples.facts.get("conditional") else np.zeros(len(samples.images), int)
+    colours, groups = class_colours(int(labels.max()) + 1), []
+    for label in np.unique(labels):
+        x, y = point_coordinates(samples.images[labels == label])[: most // len(np.unique(labels)) + 1].T
+        dots = "".join(f"M{500 * (a + 1):.0f} {500 * (1 - b):.0f}h0" for a, b in zip(x, y, strict=True))
+        name = run.class_name(int(label)) if samples.facts.get("conditional") else ""
+        groups.append({"name": name, "colour": "rgb({}, {}, {})".format(*colours[label]), "dots": dots})
+    return groups
 
 
-def _progress(run: RunFacts) -> list[tuple[str, bytes]] | None:
+def _progress(run: RunFacts) -> dict[str, Any] | None:
     """Return the first samples of a few moments, or all points of each, if there are several."""
     moments = run.samples
     if len(moments) < 2:
         return None
     chosen = np.unique(np.linspace(0, len(moments) - 1, _MOMENTS).astype(int))
     if all(map(_is_points, moments)):
-        plots = [scatter(point_coordinates(s.images), s.labels, size=240, legend=False) for s in moments]
-        return [(f"{moments[k].images_seen:,} images", render.png_bytes(plots[k])) for k in chosen]
+        shown = [moments[k] for k in chosen]
+        plots = [scatter(point_coordinates(s.images), s.labels, size=240, legend=False) for s in shown]
+        names = [f"{s.images_seen:,} images" for s in shown]
+        return {"plots": [(name, render.png_bytes(plot)) for name, plot in zip(names, plots, strict=True)]}
     scale = max(1, 56 // moments[0].images.shape[1])
     columns = min(_COLUMNS, max(len(s.images) for s in moments))
-    return [(f"{moments[k].images_seen:,} images", _strip(moments[k].images, columns, scale)) for k in chosen]
+    rows = [(f"{moments[k].images_seen:,} images", _strip(moments[k].images, columns, scale)) for k in chosen]
+    return {"rows": rows}
 
 
 def _generation(run: RunFacts) -> list[dict[str, Any]] | None:
