@@ -22,7 +22,7 @@ __all__ = ["check_class_names", "check_guided", "check_labels_trained", "describ
 
 _MOSTLY_INITIAL = 0.99
 _ADVICE = (
-    "train with process.label_dropout=0.1, or continue these weights with it: resume=RUN hydra.run.dir=NEW "
+    "train with process.label_dropout=0.1, or continue these weights with it: from=RUN resume=RUN hydra.run.dir=NEW "
     "process.label_dropout=0.1 change_objective=true trainer.images=MORE"
 )
 
