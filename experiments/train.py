@@ -17,24 +17,25 @@ from experiments.config import build
 from experiments.config.convert import plain
 from experiments.config.entry import Config, command
 from experiments.config.resume_command import output_directory, run_record
-from experiments.training.run import train
+from experiments.training.run import removed_if_refused, train
 from experiments.training.trackers import TRACKERS, make_tracker
 
 
 @command("train", options={"tracker": TRACKERS})
 def main(cfg: Config) -> float:
     """Train, sample and write the run directory; return the mean loss of the last logged steps."""
-    directory, setup = output_directory(), build.training_setup(cfg)
-    result = train(
-        setup,
-        directory,
-        resume=cfg.resume,
-        change_objective=cfg.change_objective,
-        change_data=cfg.change_data,
-        evaluation=build.final_evaluation(cfg, setup),
-        tracker=make_tracker(plain(cfg.tracker)),
-        record=run_record(cfg, directory, setup.group),
-    )
+    with removed_if_refused(directory := output_directory()):
+        setup = build.training_setup(cfg)
+        result = train(
+            setup,
+            directory,
+            resume=cfg.resume,
+            change_objective=cfg.change_objective,
+            change_data=cfg.change_data,
+            evaluation=build.final_evaluation(cfg, setup),
+            tracker=make_tracker(plain(cfg.tracker)),
+            record=run_record(cfg, directory, setup.group),
+        )
     return math.nan if result is None else result["objective"]
 
 

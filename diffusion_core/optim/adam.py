@@ -196,7 +196,14 @@ class LearningRate:
             >>> LearningRate(1e-3, decay="cosine").for_run(1000).total_images
             1000
         """
-        return replace(self, total_images=images) if self.is_finite and self.total_images is None else self
+        if not self.is_finite or self.total_images is not None:
+            return self
+        if images <= self.warmup_images:
+            raise DuetError(
+                f"lr.warmup_images: {self.warmup_images} was given for a run of {images} images, which leaves none for "
+                f"{self.decay} decay; give fewer, such as {images // 10}, or lr.decay=constant"
+            )
+        return replace(self, total_images=images)
 
     def __call__(self, images_seen: int) -> float:
         """Return the rate of the step that ends at `images_seen`."""

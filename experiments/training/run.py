@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from diffusion_core.backend.interface import Backend, Trainer
+from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
@@ -50,7 +51,7 @@ from experiments.training.resume import (
 from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
-__all__ = ["RunRecord", "removed_if_unused", "train"]
+__all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "train"]
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,8 @@ def train(
     is_main_process = setup.group.is_main_process
     # The main process decides; the directory of another one is not that of the run.
     is_begun = not is_main_process or was_begun(directory)
-    locked = exclusive_directory(directory) if is_main_process else nullcontext()
-    # A start that is refused leaves no directory, which would later look like a run that was killed at its start.
-    with nullcontext() if is_main_process and is_begun else removed_if_unused(directory), locked:
+    locked = exclusive_directory(directory) if is_main_process else removed_if_unused(directory)
+    with removed_if_refused(directory), locked:
         start, source = starting_point(setup, directory, resume, change_objective, change_data, is_begun)
         setup = _with_init(setup, start)
         result = previous_result(directory, start.images_seen, setup.training_config)
@@ -183,18 +183,37 @@ def _with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
 def removed_if_unused(directory: Path) -> Iterator[None]:
     """Delete the directory on leaving, if it holds nothing but logs.
 
-    Hydra makes such a directory for each process; those other than the main one, and a refused start, keep nothing.
+    Hydra makes such a directory for each process; those other than the main one keep nothing in theirs.
     """
     try:
         yield
     finally:
-        # Another process may delete it too, and an error here would hide the error that ended the run.
-        with suppress(OSError):
-            files = list(directory.iterdir())
-            if all(path.suffix == ".log" for path in files):
-                for path in files:
-                    path.unlink(missing_ok=True)
-                directory.rmdir()
+        _remove_if_unused(directory)
+
+
+@contextmanager
+def removed_if_refused(directory: Path) -> Iterator[None]:
+    """Delete the directory of a start that is refused, if it holds nothing but logs and no run was begun in it.
+
+    It would later look like a run that was killed while it started.
+    """
+    is_begun = was_begun(directory)
+    try:
+        yield
+    except DuetError:
+        if not is_begun:
+            _remove_if_unused(directory)
+        raise
+
+
+def _remove_if_unused(directory: Path) -> None:
+    # Another process may delete it too, and an error here would hide the error that ended the run.
+    with suppress(OSError):
+        files = list(directory.iterdir())
+        if all(path.suffix == ".log" for path in files):
+            for path in files:
+                path.unlink(missing_ok=True)
+            directory.rmdir()
 
 
 def _run(

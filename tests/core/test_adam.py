@@ -212,7 +212,7 @@ def test_a_decay_without_an_end_ends_with_the_run(decay):
     assert LearningRate(0.1, 20, decay, 0) == rate  # as earlier versions wrote it
     with pytest.raises(DuetError, match=r"lr\.total_images: none was given"):
         rate(10)
-    with pytest.raises(DuetError, match="ends at total_images 20, which must be more than warmup_images 20"):
+    with pytest.raises(DuetError, match=r"lr\.warmup_images: 20 was given for a run of 20 images, which leaves none"):
         rate.for_run(20)
 
 

@@ -116,4 +116,4 @@ def test_cosine_decay_needs_no_length_on_the_command_line():
 def test_a_refused_length_leaves_no_directory(tmp_path: Path):
     words = ("data=digits", "lr.decay=cosine", "lr.total_images=64", "trainer.images=128", "trainer.batch=64")
     done = call("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.code == 2 and "lr.total_images: 64 was given" in done.err
+    assert done.code == 2 and "lr.total_images: 64 was given" in done.err and not list(tmp_path.iterdir())
