@@ -18,7 +18,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
-from duet.api.options import unknown_option
+from duet.api.options import plain_values, unknown_option
 from experiments.runtime.data import HeldOut
 from experiments.runtime.options import read_option
 from experiments.runtime.processes import discard_output
@@ -156,7 +156,7 @@ def make_setup(
         objective={k: v for k, v in options.items() if k in objective_names},
         adam=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
         ema=make_ema(**read_option("ema", ema)) if isinstance(ema, str) else ema,
-        sampler={"name": sampler} if isinstance(sampler, str) else sampler,
+        sampler={"name": sampler} if isinstance(sampler, str) else plain_values(sampler),
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
         held_out=None if validation is None else HeldOut("validation", validation),
     )  # fmt: skip

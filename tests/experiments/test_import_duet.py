@@ -156,6 +156,11 @@ def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, backend_name):
     )
     assert rows == list(range(5)) and images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
     np.testing.assert_array_equal(duet.sample(run, 3, sampler="ddim", steps=5, backend=backend_name, threads=1), images)
+    lists, arrays = (
+        duet.sample(run, 3, sampler="heun", sigmas=sigmas, end=0.1, backend=backend_name, threads=1)
+        for sigmas in ([20.0, 3.0, 0.5], np.array([20.0, 3.0, 0.5]))
+    )
+    np.testing.assert_array_equal(lists, arrays)
 
 
 @pytest.mark.backend
@@ -192,6 +197,16 @@ def test_an_average_by_name_is_the_one_of_the_configuration(tiny):
     common = {"images": 64, "batch": 64, "lr": 1e-3, "sampler": None, "samples": 1, "optimiser": None, "seed": 0}
     common |= {"backend": BackendSetup("none"), "flip": False, "augment": 0.0}
     assert make_setup(model, digits, ema="warmup", **common).ema == make_setup(model, digits, ema=None, **common).ema
+
+
+def test_a_run_stores_arrays_and_numbers_of_numpy_as_plain_values(tiny):
+    sampler = {"name": "heun", "sigmas": np.array([9.0, 0.5]), "steps": np.int64(2), "guidance_scale": (np.float32(2),)}
+    setup = make_setup(
+        *tiny, images=64, batch=64, lr=1e-3, ema="fixed", sampler=sampler, samples=1, optimiser=None,
+        backend=BackendSetup("none"), seed=0, flip=False, augment=0.0,
+    )  # fmt: skip
+    stored = {"name": "heun", "sigmas": [9.0, 0.5], "steps": 2, "guidance_scale": [2.0]}
+    assert repr({key: setup.sampler[key] for key in stored}) == repr(stored)
 
 
 def test_loading_a_folder_warns_of_what_was_left_out_and_chosen(tmp_path):
