@@ -92,8 +92,12 @@ def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, m
         max_unreadable: the largest fraction that may be unreadable.
 
     Raises:
-        DuetError: if there are more; it names the first three.
+        DuetError: if there are more, the first three of which it names; or if that is no fraction.
     """
+    if not 0 <= max_unreadable < 1:
+        raise DuetError(
+            f"data.max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1"
+        )
     if len(failed) > max_unreadable * total:
         examples = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise DuetError(

@@ -177,7 +177,12 @@ def only_classes(parts: Mapping[str, Source], classes: Sequence[int | str]) -> d
     """
     first = next(iter(parts.values()))
     ids = class_ids(f"data set {first.name!r}", first.class_names, classes)
-    nonempty = {part: source for part, source in parts.items() if np.isin(source.labels, ids).any()}
+    nonempty = {
+        part: source
+        for part, source in parts.items()
+        # A part without labels has another class.
+        if source.class_names == first.class_names and np.isin(source.labels, ids).any()
+    }
     # If no part has any, report the first one.
     return {part: source.select_classes(classes) for part, source in (nonempty or parts).items()}
 

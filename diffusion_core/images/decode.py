@@ -13,6 +13,7 @@ that one entry can be read, and is otherwise taken as it lies; a remark says so.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 import zipfile
@@ -151,12 +152,11 @@ def _decode_bare(image: Path | Member | bytes | str, reason: Exception) -> Decod
         decoded = _decode(io.BytesIO(bare)).image
     except Exception:
         raise reason from None
-    try:
-        read = Image.Exif()
+    read, orientation = Image.Exif(), 1
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         read.load(exif)
         orientation = read.get(_ORIENTATION, 1)
-    except Exception:
-        orientation = 1
     return Decoded(_upright(decoded, orientation), _remark(reason))
 
 

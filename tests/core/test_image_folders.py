@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -18,7 +19,7 @@ from diffusion_core.data import load_dataset
 from diffusion_core.data.layout import split_name
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.reading import BY_CONTENT, METADATA, UNREADABLE
-from diffusion_core.data.source import Source
+from diffusion_core.data.source import Source, only_classes
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import SquareTransform
 from diffusion_core.images import files
@@ -317,6 +318,13 @@ def tiff_with_bad_entry(path: Path) -> None:
     path.write_bytes(content[: at + 2] + struct.pack("<HI", 2, 1) + b"x\0\0\0" + content[at + 12 :])
 
 
+def tiff_that_reaches_beyond_its_end(path: Path) -> None:
+    Image.fromarray(RAMP).save(path, "TIFF", tiffinfo={0x112: 6, 0x10F: "maker"})
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH", 0x10F, 2))
+    path.write_bytes(content[: at + 4] + struct.pack("<II", 1 << 30, 1 << 30) + content[at + 12 :])
+
+
 @pytest.mark.parametrize(
     ("write", "is_turned"),
     [
@@ -339,6 +347,7 @@ def tiff_with_bad_entry(path: Path) -> None:
         (png_with(b"eXIf", b"nonsense"), False),
         (webp_with_bad_exif, False),
         (tiff_with_bad_entry, True),
+        (tiff_that_reaches_beyond_its_end, True),
     ],
 )
 def test_damaged_metadata_never_cost_a_sound_image(tmp_path: Path, write: Callable, is_turned: bool) -> None:
@@ -347,6 +356,27 @@ def test_damaged_metadata_never_cost_a_sound_image(tmp_path: Path, write: Callab
     expected = np.rot90(RAMP, -1) if is_turned else RAMP
     assert np.asarray(decoded.image).shape == expected.shape
     assert np.abs(np.asarray(decoded.image).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_random_damage_to_exif_data_never_costs_an_image(kind: str) -> None:
+    rng, image = np.random.default_rng(0), Image.fromarray(RAMP)
+    sound = exif(TURNED, (0x10F, 2, 4, b"abc\0"), (0x11A, 5, 1, None), extra=struct.pack("<II", 72, 1))
+    for _ in range(40):
+        buffer, block = io.BytesIO(), bytearray(sound)
+        for at in rng.integers(6, len(block), rng.integers(1, 12)):
+            block[at] = rng.integers(256)
+        options = {"lossless": True} if kind == "WEBP" else {}
+        if kind == "TIFF":
+            image.save(buffer, kind, tiffinfo={0x112: 6, 0x10F: "maker", 0x132: "2020:01:01", 34675: b"icc"})
+            content = bytearray(buffer.getvalue())
+            for tag in (0x112, 0x10F, 0x132, 34675):
+                at = content.index(struct.pack("<H", tag), 8)
+                content[at + rng.integers(2, 12)] = rng.integers(256)
+        else:
+            image.save(buffer, kind, exif=bytes(block), **options)
+            content = buffer.getvalue()
+        assert sorted(decode(bytes(content)).image.size) == [30, 40]
 
 
 def test_a_remark_says_that_metadata_were_damaged(tmp_path: Path) -> None:
@@ -400,3 +430,25 @@ def test_parts_with_different_classes_are_not_joined(tmp_path: Path) -> None:
     with pytest.raises(DuetError, match="parts of files have different classes; choose one of train, test"):
         load_dataset("image_folder", path=str(root), size=4, part="all")
     assert load_dataset("image_folder", path=str(root), size=4, part="test").class_names == ("unlabelled",)
+
+
+def test_classes_are_selected_in_the_parts_that_have_them(tmp_path: Path) -> None:
+    root = fill(tmp_path / "files", "train/a/1.png", "train/b/1.png", "val/a/1.png", "test/1.png")
+    chosen = only_classes(parts(root), ["b", "a"])
+    assert {part: source.class_names for part, source in chosen.items()} == {
+        "train": ("b", "a"),
+        "validation": ("b", "a"),
+    }
+    assert list(only_classes(parts(root), [1])) == ["train"]
+
+
+def test_a_prepared_data_set_is_no_folder_of_images(tmp_path: Path) -> None:
+    root = fill(tmp_path / "files", "a/1.png")
+    prepare(parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1)
+    with pytest.raises(DuetError, match=r"is a prepared data set, which data=store data\.options\.directory="):
+        parts(tmp_path / "out")
+    with pytest.raises(DuetError, match=r"data\.max_unreadable: 2 was given"):
+        load_dataset("image_folder", path=str(root), size=4, max_unreadable=2)
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(DuetError, match=r"pets\.zip' is not a folder; unpack it first"):
+        parts(tmp_path / "pets.zip")

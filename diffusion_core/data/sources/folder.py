@@ -48,6 +48,8 @@ def image_folder(path: Path, *, layout: str = "auto", order: str = "natural") ->
     if not tree.count:
         seen = Reading(left_out=scanned.names).lines
         found = f" ({'; '.join(seen)})" if seen else ""
+        if any(path.glob("*/data.json")) or (path / "data.json").is_file():
+            found += f"; it is a prepared data set, which data=store data.options.directory={path} reads"
         raise DuetError(
             f"image folder: {str(path)!r} holds no images; it must hold images ({suffixes}), or one folder of images "
             f"per class{found}"
