@@ -19,7 +19,9 @@ is bounded, where t is the level of x_t, and
 
 with the eps of the network (use_clipped_model_output false, as DDIMInverseScheduler of diffusers for "next"), or with
 the eps of the bounded estimate, (x_t - alpha_t x_0)/sigma_t (true, as guided-diffusion for "current"). Clean data has
-no eps, so for "next" the first row keeps that of the network.
+no eps, so for "next" the first row keeps that of the network. From the output of "next" eps follows by the columns of
+the level s at which the network was evaluated; DDIMInverseScheduler takes those of t, so for a network of v or x_0 it
+computes another eps.
 
 References:
     Denoising Diffusion Implicit Models (Song et al., 2020), section 4.3, https://arxiv.org/abs/2010.02502
