@@ -320,7 +320,7 @@ class Process:
         if not isinstance(self.schedule, AnySchedule):
             raise DuetError(
                 f"process.schedule: {self.schedule!r} was given; make it first, as in "
-                'duet.schedule("linear"), or give the name to a model'
+                'make_schedule("linear"), or give the name to a model'
             )
         check_fields("process", self)
         if own := _OTHER_NAMES.get(str(self.prediction).lower()):

@@ -87,6 +87,12 @@ def test_factors_of_a_process_are_positive_numbers(option, value):
             make()
 
 
+@pytest.mark.parametrize("value", ["linear", None, {"name": "linear"}])
+def test_a_process_takes_a_schedule(value):
+    with pytest.raises(DuetError, match="process.schedule: .* was given; make it first, as in make_schedule"):
+        Process(value)
+
+
 def model(**options) -> DiffusionModel:
     return DiffusionModel(SPEC, **({"schedule": {"name": "linear", "T": 10}, "prediction": "eps"} | options))
 
