@@ -115,7 +115,7 @@ def _interpolate(
     # Between images of two classes, neither class is right.
     no_class, is_same = context.model.program.null_label or 0, labels[::2] == labels[1::2]
     shared = np.where(is_same, labels[::2], no_class).astype(np.int32)
-    context.check_labels(shared)
+    context.check_labels(shared, "a pair joins two classes, and is drawn without a class")
     if not np.all(is_same):
         several = f"{np.sum(~is_same)} of {pluralize(len(pairs), 'pair')}"
         context.notes.append(

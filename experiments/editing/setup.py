@@ -138,7 +138,7 @@ class EditContext:
             labels = sample_labels(numbers, len(images), model, setup.guidance.classifier_program)
         elif labels is None or not model.program.classes:
             labels = np.full(len(images), model.program.null_label or 0, np.int32)
-        self.check_labels(labels)
+        self.check_labels(labels, None if setup.labels is not None else "none was given, which draws without a class")
         return SourceImages(images, labels, names)
 
     @property
@@ -146,9 +146,9 @@ class EditContext:
         """The name of each label, if they are known."""
         return names_of_checkpoint(self.checkpoint, self.setup.guidance.classifier)
 
-    def check_labels(self, labels: NDArray[np.int32]) -> None:
-        """Refuse labels that the network was never trained with."""
-        self._note(check_labels_trained(self.checkpoint, labels, "labels"))
+    def check_labels(self, labels: NDArray[np.int32], no_class: str | None = None) -> None:
+        """Refuse labels that the network was never trained with; `no_class` says why some are without a class."""
+        self._note(check_labels_trained(self.checkpoint, labels, "labels", no_class))
 
     def _note(self, lines: Sequence[str]) -> None:
         self.notes += [line for line in lines if line not in self.notes]

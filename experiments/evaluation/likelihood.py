@@ -227,7 +227,7 @@ def _images(
     order = Stream(context.seed, "likelihood/images").permutation(len(dataset))
     indices = np.sort(order[:count])
     labels = _labels(dataset, program, indices, classes)
-    context.note(check_labels_trained(context.checkpoint, labels, "likelihood.classes"))
+    context.note(check_labels_trained(context.checkpoint, labels, "likelihood.classes", "false was given"))
     return indices, labels
 
 

@@ -45,13 +45,16 @@ def check_guided(checkpoint: Checkpoint, plan: SamplerPlan, has_guide: bool = Fa
     )
 
 
-def check_labels_trained(checkpoint: Checkpoint, labels: ArrayLike, key: str = "sample.labels") -> list[str]:
+def check_labels_trained(
+    checkpoint: Checkpoint, labels: ArrayLike, key: str = "sample.labels", no_class: str | None = None
+) -> list[str]:
     """Refuse samples of a class, or without a class, that no image was trained with.
 
     Args:
         checkpoint: the weights with the record of their training.
         labels: of the samples.
         key: the configuration key of the labels, for errors.
+        no_class: what asked for samples without a class, for errors; None is that label itself.
 
     Returns:
         Lines to print where the training is not fully known, or a class has no image in the data.
@@ -65,8 +68,8 @@ def check_labels_trained(checkpoint: Checkpoint, labels: ArrayLike, key: str = "
     lines = []
     null_label = program.null_label
     if null_label is not None and null_label in labels:
-        what = f"{key}: {null_label}, no class, was given"
-        lines += _check_null_class(checkpoint, what, "these would use random weights; name a class, or")
+        what = f"{key}: {no_class or f'{null_label}, no class, was given'}"
+        lines += _check_null_class(checkpoint, what, "the output without a class is random; give a class, or")
     classes = labels[labels != null_label] if null_label is not None else labels
     if record is None or not classes.size:
         return lines
