@@ -164,10 +164,11 @@ class DiffusionModel:
             what: the configuration key of the variance, for the message.
             variance: one of `variational.STEP_VARIANCES`.
         """
-        if self.variance in LEARNED and variance in LEARNED and variance != self.variance:
+        if self.variance != "fixed" and variance in LEARNED and variance != self.variance:
+            own = f"{self.variance}, or " if self.variance in LEARNED else ""
             raise DuetError(
-                f"{what}: {variance} was given, but the network was trained with {self.variance}; use {self.variance}, "
-                "or fixed_small or fixed_large"
+                f"{what}: {variance} was given, but the network was trained with {self.variance}; use {own}fixed_small "
+                "or fixed_large"
             )
 
     def check_guide(self, guide: DiffusionModel, plan: SamplerPlan) -> None:

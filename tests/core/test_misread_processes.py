@@ -89,7 +89,7 @@ def test_factors_of_a_process_are_positive_numbers(option, value):
 
 @pytest.mark.parametrize("value", ["linear", None, {"name": "linear"}])
 def test_a_process_takes_a_schedule(value):
-    with pytest.raises(DuetError, match="process.schedule: .* was given; make it first, as in make_schedule"):
+    with pytest.raises(DuetError, match=r"process.schedule: .* was given; make it first, as in make_schedule"):
         Process(value)
 
 

@@ -303,6 +303,12 @@ def test_a_model_of_a_fixed_variance_samples_with_any_fixed_variance():
     assert DiffusionModel.from_dict(model.to_dict()).variance == "fixed_small"
     for variance in ("fixed_small", "fixed_large"):
         model.plan("ddpm", variance=variance, steps=5)
+    # The second half of a wider output was never trained.
+    wide = DiffusionModel(replace(SPEC, out_channels=2), {"name": "linear"}, "eps", variance="fixed_small")
+    with pytest.raises(
+        DuetError, match="learned_range was given, but the network was trained with fixed_small; use fixed"
+    ):
+        wide.plan("ddpm", variance="learned_range", steps=5)
 
 
 def test_a_learned_variance_needs_output_channels():
