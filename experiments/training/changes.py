@@ -21,6 +21,7 @@ from diffusion_core.common.registry import complete_options
 from diffusion_core.common.text import pluralize
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord
 from experiments.training.record import data_record
@@ -78,13 +79,27 @@ def check_data(
     checkpoint: Checkpoint, setup: TrainingSetup, directory: Path, source: Path, change_data: bool = False
 ) -> None:
     """Refuse to resume a run in its own directory on other data, unless `change_data` allows it."""
-    if change_data or checkpoint.training is None or not _is_own(directory, source):
+    if change_data or not _is_own(directory, source):
         return
-    if difference := _data_difference(checkpoint.training.data, data_record(setup)):
+    current, record = data_record(setup), checkpoint.training
+    difference = _old_difference(directory, current) if record is None else _data_difference(record.data, current)
+    if difference:
         raise DuetError(
             f"resume: {source} was trained on {difference}; give the data that it was trained on, or allow the change "
             f"with change_data=true, or start from it in another directory with resume={source} hydra.run.dir=DIR"
         )
+
+
+def _old_difference(directory: Path, current: DataRecord) -> str:
+    """Return how data differ from those of a run of an earlier version, whose hash stands in environment.json only."""
+    file = Path(directory) / "environment.json"
+    stored = read_json(file).get("data") if file.exists() else None
+    if not isinstance(stored, Mapping) or stored.get("sha256") in (None, current.sha256):
+        return ""
+    return (
+        f"{stored.get('name')} ({stored.get('images')} images, hash {str(stored['sha256'])[:8]}), but "
+        f"{_describe(current)} was given"
+    )
 
 
 def _is_own(directory: Path, source: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.runs.run_directory import read_json
+from diffusion_core.runs.run_directory import read_json, write_json
 from diffusion_core.training.loop import TrainingConfig
 from experiments.training import resume
 from experiments.training.changes import describe_changes, objective_notes
@@ -92,6 +93,19 @@ def test_the_same_data_under_another_name_are_accepted(run):
     moved = replace(PETS, name="moved", images=IMAGES.copy())
     start, _ = resume.starting_point(setup(moved, data_options={"path": "elsewhere"}), run, "latest")
     assert describe_changes(start, setup(moved)) == []
+
+
+def test_a_run_of_an_earlier_version_is_resumed_on_the_data_of_its_environment_only(run, tmp_path):
+    shutil.copytree(run, old := tmp_path / "old")
+    save_checkpoint(old / "checkpoints", replace(load_checkpoint(run), training=None))
+    assert resume.starting_point(setup(), old, "latest")[1] is not None  # nothing is known
+    for dataset, is_same in ((PETS, True), (OTHERS["an image changed"][0], False)):
+        write_json(old / "environment.json", {"data": {"name": "pets", "images": 6, "sha256": dataset.sha256}})
+        if is_same:
+            assert resume.starting_point(setup(), old, "latest")[1] is not None
+            continue
+        with pytest.raises(DuetError, match=r"trained on pets \(6 images, hash .*change_data=true"):
+            resume.starting_point(setup(), old, "latest")
 
 
 @pytest.mark.parametrize(
