@@ -12,20 +12,26 @@ May import: images, files, runtime, diffusion and below.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
+
+from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build
 from diffusion_core.data import digits, shapes, store, toys
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import ImageBatch, Loader
 from diffusion_core.data.pixels import from_uint8, to_uint8
-from diffusion_core.data.source import gather
+from diffusion_core.data.source import Source, gather, only_classes
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.square import SquareTransform
 
-__all__ = ["DATASETS", "Dataset", "ImageBatch", "Loader", "from_uint8", "load_dataset", "read_options", "to_uint8"]
+__all__ = [
+    "DATASETS", "Dataset", "ImageBatch", "Loader", "from_uint8", "gather_some", "load_dataset", "read_options",
+    "source_parts", "to_uint8",
+]  # fmt: skip
 
 
 def read_options(name: str) -> tuple[set[str], set[str]]:
@@ -34,18 +40,55 @@ def read_options(name: str) -> tuple[set[str], set[str]]:
     return set(inspect.signature(SquareTransform).parameters), set(own) - {"path"}
 
 
+def source_parts(name: str, path: str | Path, options: Mapping[str, Any]) -> dict[str, Source]:
+    """Return the parts of a published data set by name; images are read later.
+
+    Args:
+        name: one of `SOURCES`.
+        path: of its files.
+        options: those of the data set; others than `read_options` gives are ignored.
+    """
+    _, own = read_options(name)
+    return SOURCES[name](Path(path).expanduser(), **{k: v for k, v in options.items() if k in own})
+
+
+def gather_some(name: str, source: Source, most: int, options: Mapping[str, Any], max_unreadable: float) -> Dataset:
+    """Load at most `most` images of a part into memory, drawn by stream ``"data/some"`` if it has more.
+
+    Args:
+        name: of the data set, one of `SOURCES`.
+        source: the part.
+        most: the number of images.
+        options: size, channels, crop and classes, as for the data set.
+        max_unreadable: the largest fraction of the images that may be unreadable.
+    """
+    classes = options.get("classes")
+    if classes is not None:
+        source = only_classes({"": source}, classes)[""]
+    if len(source) > most:
+        source = source.select(np.sort(Stream(0, "data/some").permutation(len(source))[:most]))
+    return gather({"": source}, "", _square_transform(name, options), max_unreadable=max_unreadable)
+
+
+def _square_defaults(name: str) -> dict[str, Any]:
+    return {"size": DATASET_INFO[name].size, "channels": DATASET_INFO[name].channels}
+
+
+def _square_transform(name: str, options: Mapping[str, Any]) -> SquareTransform:
+    """Return how the images of a published data set become squares."""
+    keys, _ = read_options(name)
+    return SquareTransform(**_square_defaults(name) | {k: v for k, v in options.items() if k in keys})
+
+
 def _reader(name: str) -> Callable[..., Dataset]:
     """Return a function that reads a published data set into memory. Its signature names every option."""
-    source, about = SOURCES[name], DATASET_INFO[name]
-    transform_options, own = read_options(name)
-    defaults = {"size": about.size, "channels": about.channels}
+    source, defaults = SOURCES[name], _square_defaults(name)
 
     def read(
         path: str, part: str | None = None, classes: Any = None, max_unreadable: float = 0.01, **options: Any
     ) -> Dataset:
-        transform = SquareTransform(**defaults | {k: v for k, v in options.items() if k in transform_options})
-        parts = source(Path(path).expanduser(), **{k: v for k, v in options.items() if k in own})
-        return gather(parts, part, transform, classes, max_unreadable)
+        parts = source_parts(name, path, options)
+        return gather(parts, part, _square_transform(name, options), classes, max_unreadable)
 
     # The registry checks names and types of options against this signature.
     parameters = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 
 from diffusion_core.common.errors import DuetError, one_of
 
-__all__ = ["AUTO", "GENERATED", "GENERATED_COUNT", "choose_held_out"]
+__all__ = ["AUTO", "GENERATED", "HELD_OUT_COUNT", "choose_held_out"]
 
 AUTO = "auto"
 # Data sets that are generated, so that more items than those of the training set exist.
 GENERATED = ("shapes", "toy", "gaussian_mixture")
-# The number of items of their held-out part, and its name.
-GENERATED_COUNT = 1024
+# The number of items of their held-out part; of files, as many images are read, unless more are needed.
+HELD_OUT_COUNT = 1024
 
 _KINDS = (
     ("validation", "valid", "val", "dev", "eval"),

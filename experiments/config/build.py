@@ -194,7 +194,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         augment=data.augment,
         loader=data.loader,
         workers=data.workers,
-        held_out=source.load_held_out(validation.part),
+        held_out=source.load_held_out(validation.part, validation.count),
         validation=validation,
         data_options=plain(data.options),
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import DATASETS, Dataset, load_dataset, read_options
-from diffusion_core.data.held_out import AUTO, GENERATED, GENERATED_COUNT, choose_held_out
+from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
+from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import list_stores, store_parts
@@ -116,10 +116,13 @@ class DataSource:
         line = f"NOT FOUND; {len(dataset):,} images of the data set {name} are used in its place ({missing})"
         return replace(dataset, name=f"{dataset.name}, in place of {self.name}"), (line,)
 
-    def load_held_out(self, part: str | None = AUTO) -> HeldOut | None:
+    def load_held_out(self, part: str | None = AUTO, count: int = 0) -> HeldOut | None:
         """Load the images to validate on; None if the data set has no held-out part.
 
+        Of image files, only as many are read as are needed; see `held_out.HELD_OUT_COUNT`.
+
         Args:
+            count: the number of images that will be used.
             part: the name of a part; "auto" for the one that `held_out.choose_held_out` finds; None or "none" for none.
 
         Raises:
@@ -131,12 +134,17 @@ class DataSource:
         if name in GENERATED:
             chosen = choose_held_out(name, ["train", "held_out"], "train", part)
             return HeldOut(chosen, _generated(name, options))
-        chosen = choose_held_out(name, _parts(name, options), options.get("part"), part)
+        sources = source_parts(name, options["path"], options) if name in SOURCES else {}
+        chosen = choose_held_out(name, list(sources) or _parts(name, options), options.get("part"), part)
         if chosen is None:
             return None
         try:
-            limit = {"max_unreadable": self.max_unreadable} if name in SOURCES else {}
-            dataset = load_dataset(name, **options | {"part": chosen}, **limit)
+            with heartbeat(f"data {self.name}: reading {chosen}"):
+                if sources:
+                    most = max(count, HELD_OUT_COUNT)
+                    dataset = gather_some(name, sources[chosen], most, options, self.max_unreadable)
+                else:
+                    dataset = load_dataset(name, **options | {"part": chosen})
         except DuetError as error:
             raise DuetError(
                 f"{error}\n(in the held-out part {chosen!r}, which the validation loss needs; "
@@ -206,15 +214,13 @@ def _parts(name: str, options: Mapping[str, Any]) -> list[str]:
         return ["train", "held_out"]
     if name not in SOURCES:
         return []
-    _, own = read_options(name)
-    parts = SOURCES[name](Path(options["path"]).expanduser(), **{k: v for k, v in options.items() if k in own})
-    return list(parts)
+    return list(source_parts(name, options["path"], options))
 
 
 def _generated(name: str, options: Mapping[str, Any]) -> Dataset:
     """Return the items of a generated data set that follow those of its training set."""
     count = options.get("count", inspect.signature(DATASETS[name]).parameters["count"].default)
-    whole = {key: value for key, value in options.items() if key != "classes"} | {"count": count + GENERATED_COUNT}
-    later = load_dataset(name, **whole).select(np.arange(count, count + GENERATED_COUNT))
+    whole = {key: value for key, value in options.items() if key != "classes"} | {"count": count + HELD_OUT_COUNT}
+    later = load_dataset(name, **whole).select(np.arange(count, count + HELD_OUT_COUNT))
     classes = options.get("classes")
     return later if classes is None else later.select_classes(classes)

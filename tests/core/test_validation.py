@@ -14,6 +14,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Loader, load_dataset
 from diffusion_core.data.held_out import choose_held_out
 from diffusion_core.data.store import save_store
+from diffusion_core.images import render
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec
 from diffusion_core.networks.weights import initial_weights
@@ -226,6 +227,23 @@ def test_a_store_is_validated_on_its_own_part(tmp_path):
     (tmp_path / "val" / "labels.npy").write_bytes(b"no")
     with pytest.raises(DuetError, match=r"validation.part=none trains without it"):
         source.load_held_out()
+
+
+def test_only_the_images_that_are_needed_are_read_of_a_folder(tmp_path, monkeypatch):
+    for part, count in (("train", 3), ("test", 7)):
+        for kind in ("a", "b"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for k in range(count):
+                render.save_png(tmp_path / part / kind / f"{k}.png", HELD_OUT.images[k])
+    options = {"path": str(tmp_path), "part": "train", "size": 8, "channels": 1}
+    source = DataSource("image_folder", options)
+    assert len(source.load_held_out().dataset) == 14
+    monkeypatch.setattr("experiments.runtime.data.HELD_OUT_COUNT", 5)
+    few, more = source.load_held_out(), source.load_held_out(count=9)
+    assert (len(few.dataset), len(more.dataset)) == (5, 9) and few.part == "test"
+    assert few.dataset.class_names == ("a", "b") and few.dataset.sha256 == source.load_held_out().dataset.sha256
+    only_b = replace(source, options=options | {"classes": ["b"]}).load_held_out(count=100).dataset
+    assert only_b.class_names == ("b",) and len(only_b) == 7
 
 
 def test_data_without_a_held_out_part_train_without_it(tmp_path):
