@@ -1,4 +1,4 @@
-"""Options of the Python interface: the error for one that a function does not have, and NumPy's values as plain ones."""
+"""Options in Python: the error for one that a function does not have, and plain values in place of NumPy's."""
 
 from __future__ import annotations
 

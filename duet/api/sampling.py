@@ -24,7 +24,7 @@ from experiments.sampling.classes import labels_with_images, named_labels, names
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_labels
-from experiments.sampling.plans import choose_sampler, shared_options
+from experiments.sampling.plans import check_levels, choose_sampler, shared_options
 
 __all__ = ["sample"]
 
@@ -132,6 +132,7 @@ def _guidance_models(**checkpoints: Checkpoint | str | Path | None) -> GuidanceM
 def _make_plan(
     checkpoint: Checkpoint, sampler: str | None, models: GuidanceModels, options: dict[str, Any]
 ) -> SamplerPlan:
+    check_levels(options)
     given = options if sampler is None else {"name": sampler, **options}
     return models.plan(checkpoint.model, choose_sampler(given, checkpoint)[0])
 

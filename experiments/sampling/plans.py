@@ -16,7 +16,14 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
 from experiments.runtime.options import read_option
 
-__all__ = ["choose_sampler", "default_sampler", "describe_sampler", "make_sampler_plan", "shared_options"]
+__all__ = [
+    "check_levels",
+    "choose_sampler",
+    "default_sampler",
+    "describe_sampler",
+    "make_sampler_plan",
+    "shared_options",
+]
 
 
 def shared_options() -> dict[str, Any]:
@@ -57,14 +64,31 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
     A sampler that is named is taken as it is. Otherwise it is the sampler of the checkpoint's run, which fits the
     process and its grid. A checkpoint without one, such as imported weights, is sampled by the default: DDIM, or in
     continuous time Heun's method on the grid of EDM. Options without a name replace those of the chosen sampler.
+
+    Raises:
+        DuetError: for steps or a spacing that are given together with sigmas, which replace them.
     """
     chosen, reason = dict(options), "as given"
     if "name" not in chosen:
+        check_levels(options)
         own = checkpoint.notes.get("sampler")
-        chosen = dict(own or default_sampler(checkpoint.model)) | chosen
+        base = dict(own or default_sampler(checkpoint.model))
+        if {"steps", "spacing"} & options.keys():
+            base.pop("sigmas", None)  # of the run, which would replace what is given
+        chosen = base | chosen
         reason = "from the run" if own else "a default, as the checkpoint names none"
         reason += f"; overridden: {', '.join(options)}" if options else ""
     return chosen, f"{describe_sampler(chosen)} ({reason})"
+
+
+def check_levels(options: Mapping[str, Any]) -> None:
+    """Raise an error if a user gave sigmas and also steps or a spacing, which sigmas replace."""
+    for key in ("steps", "spacing"):
+        if options.get("sigmas") is not None and options.get(key) is not None:
+            raise DuetError(
+                f"sampler.{key}: {options[key]} was given with sampler.sigmas, which lists the levels at which steps "
+                f"start; leave out one of them"
+            )
 
 
 def describe_sampler(sampler: Mapping[str, Any]) -> str:

@@ -172,6 +172,19 @@ def test_a_checkpoint_is_sampled_with_the_sampler_of_its_run_unless_another_is_n
     assert sampler == wanted and line.startswith(f"sampler: {wanted['name']}") and said in line
 
 
+def test_levels_that_are_given_replace_those_of_the_run() -> None:
+    own = {"name": "heun", "steps": 18, "spacing": "karras", "sigmas": [9.0, 1.0], "end": 0.5}
+    model = DiffusionModel(UNetSpec(8), {"name": "linear"}, "eps")
+    found = Checkpoint(0, model, 0, TrainerState.fresh({}), {"sampler": own})
+    assert choose_sampler({}, found)[0]["sigmas"] == [9.0, 1.0]
+    for options in ({"steps": 9}, {"spacing": "linspace"}):
+        chosen, _ = choose_sampler(options, found)
+        assert chosen == {key: value for key, value in own.items() if key != "sigmas"} | options
+    assert choose_sampler({"sigmas": [5.0, 2.0]}, found)[0] == own | {"sigmas": [5.0, 2.0]}
+    with pytest.raises(DuetError, match=r"sampler.steps: 9 was given with sampler.sigmas, .* leave out one of them"):
+        choose_sampler({"sigmas": [5.0, 2.0], "steps": 9}, found)
+
+
 def test_imported_weights_in_continuous_time_are_sampled_on_the_grid_of_edm() -> None:
     found = Checkpoint(0, DiffusionModel(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
     options, line = choose_sampler({}, found)
